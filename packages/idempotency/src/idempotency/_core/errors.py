@@ -1,0 +1,168 @@
+"""
+The typed errors: what a client did, what a store could not do, and what to do next.
+
+Each carries the HTTP status and the slug of the problem document it becomes (RFC 9457). None carries a raw key or a
+body; `key_id` is twelve hex digits of a digest. All of them survive `pickle` and `copy` (E10).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "CorruptRecord",
+    "FingerprintMismatch",
+    "IdempotencyError",
+    "InProgress",
+    "InvalidKey",
+    "MissingKey",
+    "NotReplayable",
+    "OutcomeUnknown",
+    "RequestTimeout",
+    "RequestTooLarge",
+    "StoreError",
+    "StoreUnavailable",
+    "UnknownRecordVersion",
+]
+
+
+class IdempotencyError(Exception):
+    """
+    The root of everything this library raises.
+
+    Attributes:
+        status: The HTTP status of the problem document.
+        slug: The stable last part of the problem's `type`.
+        title: A short, stable summary of the problem's type.
+        retry_after: Whole seconds a client should wait before it tries again, or None where waiting does not help.
+    """
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "error"
+    title: ClassVar[str] = "The request could not be made idempotent"
+    retry_after: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception.__reduce__ calls cls(*args): wrong for keyword-only constructors. Rebuild without calling them.
+        return _rebuild, (type(self), self.args), self.__dict__
+
+
+def _rebuild(cls: type[IdempotencyError], args: tuple[Any, ...]) -> IdempotencyError:
+    error = cls.__new__(cls)
+    error.args = args
+    return error
+
+
+class InvalidKey(IdempotencyError):
+    """The Idempotency-Key is there and cannot be read as one key (draft -07, 2.1; RFC 9651, 3.3.3)."""
+
+    status, slug, title = 400, "invalid-key", "The Idempotency-Key header cannot be read"
+
+
+class MissingKey(IdempotencyError):
+    """The operation requires an Idempotency-Key and got none (draft -07, 2.7)."""
+
+    status, slug, title = 400, "missing-key", "An Idempotency-Key header is required"
+
+    def __init__(self, message: str = "send an Idempotency-Key header: a new UUID for each new operation") -> None:
+        super().__init__(message)
+
+
+class FingerprintMismatch(IdempotencyError):
+    """The key was already used for a different request (draft -07, 2.7)."""
+
+    status, slug, title = 422, "key-reused", "The Idempotency-Key was used for a different request"
+
+    def __init__(self, *, key_id: str) -> None:
+        super().__init__(
+            f"idempotency key {key_id} belongs to another request; send this one with a new key, "
+            "or repeat the first one unchanged"
+        )
+        self.key_id = key_id
+
+
+class InProgress(IdempotencyError):
+    """The first request with this key is still running (draft -07, 2.7)."""
+
+    status, slug, title = 409, "in-progress", "The first request with this Idempotency-Key is still running"
+
+    def __init__(self, *, key_id: str, retry_after: int) -> None:
+        super().__init__(
+            f"the first request with idempotency key {key_id} is still running; "
+            f"send it again, unchanged, in {retry_after} s"
+        )
+        self.key_id = key_id
+        self.retry_after = retry_after
+
+
+class OutcomeUnknown(IdempotencyError):
+    """The run that held this key ended without an outcome, and the policy forbids a second one (at most once)."""
+
+    status, slug, title = 409, "outcome-unknown", "The outcome of the first request is unknown"
+
+    def __init__(self, *, key_id: str) -> None:
+        super().__init__(
+            f"the first request with idempotency key {key_id} stopped before its outcome was recorded and will not be "
+            "run again under it; find out whether it took effect before you send it with a new key"
+        )
+        self.key_id = key_id
+
+
+class NotReplayable(IdempotencyError):
+    """The operation is done, and its response was not kept: streamed, endless or larger than the limit (E2)."""
+
+    status, slug, title = 409, "not-replayable", "The first request is done; its response was not kept"
+
+    def __init__(self, *, key_id: str, reason: str) -> None:
+        super().__init__(
+            f"the request with idempotency key {key_id} is done and will not run again, but its response was not kept "
+            f"({reason}); read the result where the operation left it"
+        )
+        self.key_id = key_id
+        self.reason = reason
+
+
+class RequestTooLarge(IdempotencyError):
+    """The body is larger than a keyed request may be; nothing ran."""
+
+    status, slug, title = 413, "request-too-large", "The request body is too large for an idempotent request"
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(f"a request with an Idempotency-Key may have at most {limit} bytes of body")
+        self.limit = limit
+
+
+class RequestTimeout(IdempotencyError):
+    """The body of a keyed request did not arrive in time; nothing ran."""
+
+    status, slug, title = 408, "request-timeout", "The request body did not arrive in time"
+
+    def __init__(self, *, seconds: float) -> None:
+        super().__init__(f"the body was not complete after {seconds:g} s; send the request again with the same key")
+        self.seconds = seconds
+
+
+class StoreError(IdempotencyError):
+    """A store could not do what was asked."""
+
+    status, slug, title = 503, "store-error", "The idempotency store failed"
+
+
+class StoreUnavailable(StoreError):
+    """No answer from the store: the call may or may not have taken effect, and is safe to repeat (R8)."""
+
+    status, slug, title = 503, "store-unavailable", "The idempotency store cannot be reached"
+    retry_after = 1
+
+
+class UnknownRecordVersion(StoreError):
+    """The record was written by a version of this library that this one cannot read; it is left as it is."""
+
+    status, slug, title = 503, "unknown-record-version", "The stored record has an unknown version"
+    retry_after = 5
+
+
+class CorruptRecord(StoreError):
+    """The stored record cannot be read; it is neither run again nor deleted, so that a person can look at it."""
+
+    status, slug, title = 500, "corrupt-record", "The stored record cannot be read"

@@ -1,0 +1,132 @@
+"""The values every layer speaks in: what names a record, what owns it, and what a store may answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import sha256
+from typing import NewType, TypeAlias
+
+__all__ = [
+    "Acquired",
+    "Claim",
+    "Completed",
+    "Fingerprint",
+    "Owner",
+    "Record",
+    "Reply",
+    "Running",
+    "State",
+    "StorageKey",
+    "key_id",
+]
+
+StorageKey = NewType("StorageKey", str)
+"""A record's name in a store, made by `storage_key(tenant, key)`: ASCII, escaped, never a client's raw text."""
+
+Fingerprint = NewType("Fingerprint", bytes)
+"""A digest of the request; two requests under one key are the same operation iff these are equal."""
+
+Owner = NewType("Owner", bytes)
+"""16 random bytes drawn for each acquire: the secret that alone guards a claim's writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """
+    The right to run one operation and to record its outcome: a value to present, not a state to be in.
+
+    Attributes:
+        attempt: 1 for the first run of a record, one more for every takeover of it.
+        fence: Strictly increasing per key over every claim ever granted (R9): hand it to a resource that can
+            refuse smaller numbers, and a stalled owner's late effect is refused there.
+    """
+
+    key: StorageKey
+    owner: Owner
+    attempt: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """The key was free, abandoned or already ours: *claim* may run the operation."""
+
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """
+    Somebody else holds the key.
+
+    Attributes:
+        fingerprint: Of the request that holds it.
+        lease_left: Seconds by the store's clock, 0 where the lease is over and nobody may take over.
+    """
+
+    fingerprint: Fingerprint
+    lease_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """
+    The operation is done.
+
+    Attributes:
+        outcome: What `complete` was given, byte for byte.
+        age: Seconds since completion, by the store's clock.
+        expires_in: Seconds until the record is forgotten, by the store's clock.
+    """
+
+    fingerprint: Fingerprint
+    outcome: bytes
+    age: float
+    expires_in: float
+
+
+Reply: TypeAlias = Acquired | Running | Completed
+"""What `acquire` may answer."""
+
+
+class State(str, Enum):
+    """Where a record stands; an absent record has no state."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """
+    A record as it stands, for people and tests; the only decision that may rest on it is rule E8's.
+
+    Attributes:
+        owner: The token of the claim that wrote it.
+        outcome: None while the operation runs.
+        lease_left: Seconds, negative once the lease has lapsed; 0.0 for a completed record.
+        age: Seconds since completion; 0.0 while running.
+        expires_in: Seconds until the store forgets the record.
+    """
+
+    key: StorageKey
+    state: State
+    fingerprint: Fingerprint
+    owner: Owner
+    attempt: int
+    fence: int
+    outcome: bytes | None
+    lease_left: float
+    age: float
+    expires_in: float
+
+
+def key_id(key: StorageKey) -> str:
+    """
+    The 12 hex digits that stand for *key* in logs, events and errors: 48 bits of its SHA-256.
+
+    >>> key_id(StorageKey("order-1"))
+    '0bafe22156d2'
+    """
+    return sha256(key.encode()).hexdigest()[:12]

@@ -1,0 +1,35 @@
+"""The typed errors, all under `IdempotencyError`; each says what to do next."""
+
+from __future__ import annotations
+
+from idempotency._core.errors import (
+    CorruptRecord,
+    FingerprintMismatch,
+    IdempotencyError,
+    InProgress,
+    InvalidKey,
+    MissingKey,
+    NotReplayable,
+    OutcomeUnknown,
+    RequestTimeout,
+    RequestTooLarge,
+    StoreError,
+    StoreUnavailable,
+    UnknownRecordVersion,
+)
+
+__all__ = [
+    "CorruptRecord",
+    "FingerprintMismatch",
+    "IdempotencyError",
+    "InProgress",
+    "InvalidKey",
+    "MissingKey",
+    "NotReplayable",
+    "OutcomeUnknown",
+    "RequestTimeout",
+    "RequestTooLarge",
+    "StoreError",
+    "StoreUnavailable",
+    "UnknownRecordVersion",
+]
