@@ -1,0 +1,90 @@
+"""
+GET /health and GET /ready: answered from memory, so that neither a slow store nor a slow model ever delays
+them.
+
+/ready stays 200 while Redis is down. Readiness that follows a shared dependency takes every replica out at
+once and turns an outage of the cache into an outage of the service, keyless requests and all; the store's
+state is in the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ml_api.watch import RedisWatch
+
+__all__ = ["SCHEMA_VERSION", "ServedModel", "health_endpoint", "ready_endpoint"]
+
+SCHEMA_VERSION = "1.0"
+"""Of the request and the answer of POST /predict."""
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class ServedModel(Protocol):
+    """
+    What health has to know of the model: its version, and whether it is one or the rules that stand in for
+    it.
+    """
+
+    @property
+    def version(self) -> str:
+        """As answers call it."""
+        ...
+
+    @property
+    def loaded(self) -> bool:
+        """False while fixed rules decide."""
+        ...
+
+
+def health_endpoint(model: ServedModel) -> Endpoint:
+    """
+    The endpoint of GET /health. Each fact is given in both spellings: people read one, the .NET client the
+    other.
+    """
+
+    async def health(_: Request) -> Response:
+        return JSONResponse(
+            {
+                "status": "healthy",
+                "model_loaded": model.loaded,
+                "model_version": model.version,
+                "schema_version": SCHEMA_VERSION,
+                "modelLoaded": model.loaded,
+                "modelVersion": model.version,
+                "schemaVersion": SCHEMA_VERSION,
+            }
+        )
+
+    return health
+
+
+def ready_endpoint(
+    model: ServedModel, store: str, watch: RedisWatch | None, draining: Callable[[], bool]
+) -> Endpoint:
+    """
+    The endpoint of GET /ready.
+
+    Args:
+        store: Which store keeps the answers: "redis" or "sqlite".
+        watch: Whose last look is reported; None for a store that cannot be away.
+        draining: Whether the worker is stopping; then 503, so that nothing new is sent to it.
+    """
+
+    async def ready(_: Request) -> Response:
+        stopping = draining()
+        up = watch.up if watch is not None else True
+        body = {
+            "status": "stopping" if stopping else "ready",
+            "modelVersion": model.version,
+            "store": store,
+            "storeUp": up,
+        }
+        return JSONResponse(body, 503 if stopping else 200)
+
+    return ready

@@ -1,0 +1,88 @@
+"""
+Logs: one line an event, JSON for machines or plain text for people, each with the request it belongs to.
+
+What a record carries beside its message comes from `extra`; every call site passes digests and counts,
+never a key, a header or a body.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+__all__ = ["configure_logging", "request_id", "trace_id"]
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request being answered: the caller's X-Request-ID, or one made here."""
+
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+"""The trace that the request belongs to (W3C Trace Context, 3.2.2.3), where the caller sent one."""
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> None:
+    """
+    Send every logger's records to standard error, in one form.
+
+    Args:
+        style: "auto" is console on a terminal and JSON elsewhere.
+    """
+    plain = style == "console" or (style == "auto" and sys.stderr.isatty())
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"form": {"()": _ConsoleFormatter if plain else _JsonFormatter}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "form"}},
+            "root": {"handlers": ["stderr"], "level": level},
+            "loggers": {
+                # The server's own lines go the same way; its access log gives way to ours, which knows more.
+                "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
+                "uvicorn.error": {"level": "WARNING" if level == "INFO" else level},
+                "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
+            },
+        }
+    )
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _instant(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_context(),
+            **_extras(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={value}" for name, value in (_context() | _extras(record)).items())
+        line = f"{_instant(record)} {record.levelname:<7} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _instant(record: logging.LogRecord) -> str:
+    return (
+        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )
+
+
+def _context() -> dict[str, object]:
+    named = (("request_id", request_id.get()), ("trace_id", trace_id.get()))
+    return {name: value for name, value in named if value}
+
+
+def _extras(record: logging.LogRecord) -> dict[str, object]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}

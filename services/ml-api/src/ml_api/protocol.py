@@ -1,0 +1,115 @@
+"""
+The HTTP/1.1 protocol with limits on headers: their size, and the time they may take to arrive.
+
+uvicorn's own protocol starts its only timer after a first answer, so a client that opens connections and
+says nothing, or says its headers a byte at a time, would hold them for ever; and it reads headers without
+end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, cast
+
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ml_api.problems import problem_response
+
+__all__ = ["limited_protocol"]
+
+
+def limited_protocol(*, max_header_bytes: int, header_timeout: float) -> type[HttpToolsProtocol]:
+    """
+    A protocol class for uvicorn's `http` option.
+
+    Args:
+        max_header_bytes: Of the request line and headers together; more is answered 431.
+        header_timeout: Seconds from the connection, or from the first byte of a later request, to the end
+            of the headers; then 408 where a request had begun, and the connection is closed.
+    """
+    return cast(
+        "type[HttpToolsProtocol]",
+        type(
+            "LimitedProtocol",
+            (_Limited,),
+            {"max_header_bytes": max_header_bytes, "header_timeout": header_timeout},
+        ),
+    )
+
+
+class _Limited(HttpToolsProtocol):
+    max_header_bytes: int
+    header_timeout: float
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_bytes = 0
+        self._in_headers = False
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        were_in_headers = self._in_headers
+        super().data_received(data)
+        # A header that never ends shows in no callback, so reads are counted while the headers stay open.
+        if self._in_headers and not self.transport.is_closing():
+            self._header_bytes += len(data) if were_in_headers else 0
+            if self._header_bytes > self.max_header_bytes:
+                self._break_off(431)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers, self._header_bytes = True, 0
+        if self._header_timer is None:
+            self._start_header_timer()
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._stop_header_timer()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size <= self.max_header_bytes:
+            return super().on_headers_complete()
+        # Through an ordinary cycle, so that body bytes behind these headers find one to be dropped by.
+        app, self.app = self.app, _headers_too_large
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = app
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self.header_timeout, self._headers_late)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _headers_late(self) -> None:
+        self._header_timer = None
+        if self.transport.is_closing():
+            return
+        if self._in_headers:
+            self._break_off(408)
+        else:
+            self.transport.close()  # a connection that never asked anything gets no answer
+
+    def _break_off(self, status: int) -> None:
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode())
+        self.transport.close()
+
+
+async def _headers_too_large(scope: Scope, receive: Receive, send: Send) -> None:
+    detail = "The request line and headers are too large; send fewer or shorter ones"
+    await problem_response(431, "headers-too-large", detail, {"Connection": "close"})(scope, receive, send)

@@ -1,0 +1,221 @@
+"""
+The settings: environment variables under `ML_SERVICE_` and a `.env` file, read once, checked together.
+
+Two names are left out on purpose. `ML_SERVICE_HOST` and `ML_SERVICE_PORT` are command line options only:
+Kubernetes sets `ML_SERVICE_PORT=tcp://...` in every pod beside a Service called `ml-service`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    FilePath,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml_api.keys import ApiKeys, KeysFileError
+
+__all__ = ["PREFIX", "Settings", "SettingsError", "load_settings", "unknown_variables"]
+
+PREFIX = "ML_SERVICE_"
+
+# What Kubernetes injects beside a Service called "ml-service": none of our business, and no typing mistake.
+_SERVICE_LINK = re.compile(r"ML_SERVICE_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)\Z")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message lists every mistake, one a line, and no secret."""
+
+
+def _state_directory() -> Path:
+    """
+    $XDG_STATE_HOME or its default: where a program keeps what should survive a restart (XDG base
+    directories, 0.8).
+    """
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "ml-api"
+
+
+def _redis_scheme(url: SecretStr) -> SecretStr:
+    schemes = ("redis://", "rediss://", "redis+sentinel://", "redis+cluster://")
+    if not url.get_secret_value().startswith(schemes):
+        raise ValueError(f"should start with one of {', '.join(schemes)}")
+    return url
+
+
+def _usable_keys(path: Path) -> Path:
+    try:
+        ApiKeys(file=path)
+    except KeysFileError as error:
+        raise ValueError(str(error)) from None
+    return path
+
+
+class Settings(BaseSettings):
+    """
+    Everything an operator can choose. Durations are in seconds, sizes in bytes.
+
+    Attributes:
+        model_path: A LightGBM text model with its manifest beside it; None serves the model in the package.
+        model_version: What answers call the model; None takes the manifest's.
+        rule_fallback: Whether a missing model file is answered by fixed rules instead of refusing to start.
+        api_key: The single, unnamed key. Its records carry no tenant.
+        api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
+        admin_key: The key of `POST /admin/model`; None leaves that route out.
+        allowed_origin: Origins for CORS, separated by commas; `*` for any.
+        redis_url: Instead of host, port, database and password: TLS, Sentinel, Cluster.
+        redis_ttl_seconds: How long a recorded answer lives, in whichever store.
+        store_path: The embedded SQLite store, used while Redis is not enabled.
+        store_deadline: Longest time one store call may take.
+        on_store_error: `refuse` answers 503 while the store is down; `bypass` decides without protection.
+        fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one body, byte
+            for byte.
+        wait: How long a twin waits for the first request before it is told 409.
+        lease: How long a claim outlives a process that died.
+        max_quantity: Orders above it are not made; the caller's own limit is 1000.
+        cap_orders: Whether orders are cut to the cash or position that the portfolio has.
+        rate_limit: Requests a minute and key in one worker; None sets no limit.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    model_path: FilePath | None = None
+    model_version: str | None = Field(default=None, min_length=1, max_length=100)
+    rule_fallback: bool = False
+
+    api_keys_file: Annotated[FilePath, AfterValidator(_usable_keys)] | None = None
+    api_key: SecretStr | None = Field(default=None, validate_default=True)
+    admin_key: SecretStr | None = None
+    allowed_origin: str = "*"
+
+    redis_enabled: bool = False
+    redis_host: str = Field(default="localhost", min_length=1)
+    redis_port: int = Field(default=6379, ge=1, le=65535)
+    redis_db: NonNegativeInt = 0
+    redis_password: SecretStr | None = None
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_scheme)] | None = None
+    redis_ttl_seconds: PositiveInt = 3600
+    store_path: Path = Field(default_factory=lambda: _state_directory() / "idempotency.sqlite3")
+    store_deadline: PositiveFloat = 1.0
+    on_store_error: Literal["refuse", "bypass"] = "refuse"
+
+    fingerprint: Literal["decision", "body"] = "decision"
+    wait: float = Field(default=25.0, ge=0, le=300)
+    lease: float = Field(default=30.0, ge=1, le=3600)
+
+    max_quantity: PositiveFloat = 1000.0
+    cap_orders: bool = False
+    rate_limit: PositiveInt | None = None
+
+    max_body_bytes: PositiveInt = 1_048_576
+    max_header_bytes: int = Field(default=32_768, ge=1024)
+    header_timeout: PositiveFloat = 10.0
+    body_timeout: PositiveFloat = 30.0
+    handler_timeout: PositiveFloat = 10.0
+    shutdown_timeout: PositiveInt = 30
+    workers: int = Field(default=1, ge=1, le=64)
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @field_validator("api_key", mode="after")
+    @classmethod
+    def _some_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            value = None  # `ML_SERVICE_API_KEY=` in a template is no key: an empty one would let everybody in
+        # A keys file that failed its own check is absent from `data`: one mistake, reported once.
+        if value is None and info.data.get("api_keys_file", ...) is None:
+            raise ValueError(
+                f"an API key is required: set {PREFIX}API_KEY (openssl rand -hex 32 makes one) "
+                f"or {PREFIX}API_KEYS_FILE"
+            )
+        return value
+
+    @field_validator("admin_key", "redis_password", "redis_url", mode="after")
+    @classmethod
+    def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and value.get_secret_value() else None
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("api_keys_file", "model_path", "model_version", "rate_limit", "redis_url", mode="before")
+    @classmethod
+    def _blank_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def redis(self) -> str | None:
+        """The URL of the Redis to use, password included; None where the embedded store serves."""
+        if not self.redis_enabled:
+            return None
+        if self.redis_url is not None:
+            return self.redis_url.get_secret_value()
+        secret = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        return f"redis://{secret}{host}:{self.redis_port}/{self.redis_db}"
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The allowed CORS origins; `("*",)` for any."""
+        return tuple(
+            origin for part in self.allowed_origin.split(",") if (origin := part.strip().rstrip("/"))
+        )
+
+
+def load_settings() -> Settings:
+    """
+    Read the environment and `.env`.
+
+    Raises:
+        SettingsError: With every mistake, named as the variable that holds it, and never its value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"  {_variable(item['loc'])}: {_sentence(item['msg'])}"
+            for item in error.errors(include_input=False)
+        ]
+        count = f"{len(lines)} mistakes" if len(lines) > 1 else "1 mistake"
+        raise SettingsError("\n".join([f"the settings have {count}:", *lines])) from None
+
+
+def unknown_variables() -> Iterator[str]:
+    """
+    A sentence for each `ML_SERVICE_` variable in the environment that means nothing here: most are
+    misspelt.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known and not _SERVICE_LINK.match(name):
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _variable(loc: tuple[int | str, ...]) -> str:
+    return f"{PREFIX}{str(loc[0]).upper()}" if loc else PREFIX
+
+
+def _sentence(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,129 @@
+"""The settings: every variable of the guide, all mistakes at once, no secret in any message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ml_api.settings import SettingsError, load_settings, unknown_variables
+
+GUIDE_DEFAULTS = {
+    "log_level": "INFO",
+    "allowed_origin": "*",
+    "redis_enabled": False,
+    "redis_host": "localhost",
+    "redis_port": 6379,
+    "redis_db": 0,
+    "redis_password": None,
+    "redis_ttl_seconds": 3600,
+}
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_API_KEY", "a-secret-of-the-test")
+
+
+def test_the_defaults_are_those_of_the_guide() -> None:
+    settings = load_settings()
+    assert {name: getattr(settings, name) for name in GUIDE_DEFAULTS} == GUIDE_DEFAULTS
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("ML_SERVICE_REDIS_PORT=7000\nML_SERVICE_REDIS_DB=3\nOTHER=1\n")
+    monkeypatch.setenv("ML_SERVICE_REDIS_DB", "4")
+    settings = load_settings()
+    assert (settings.redis_port, settings.redis_db) == (7000, 4)
+
+
+def test_all_mistakes_are_reported_together_by_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ML_SERVICE_API_KEY")
+    monkeypatch.setenv("ML_SERVICE_REDIS_PORT", "99999")
+    monkeypatch.setenv("ML_SERVICE_ON_STORE_ERROR", "shrug")
+    monkeypatch.setenv("ML_SERVICE_MODEL_PATH", "/no/such/model.txt")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    message = str(refused.value)
+    for name in ("API_KEY", "REDIS_PORT", "ON_STORE_ERROR", "MODEL_PATH"):
+        assert f"ML_SERVICE_{name}: " in message
+    assert "4 mistakes" in message
+
+
+@pytest.mark.parametrize("empty", ["", "   "])
+def test_an_empty_api_key_is_no_key(monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+    monkeypatch.setenv("ML_SERVICE_API_KEY", empty)
+    with pytest.raises(SettingsError, match="an API key is required"):
+        load_settings()
+
+
+def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_PASSWORD", "p4ss/w0rd")
+    monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", "adm1n")
+    shown = repr(load_settings())
+    assert not any(secret in shown for secret in ("a-secret-of-the-test", "p4ss", "adm1n"))
+    monkeypatch.setenv("ML_SERVICE_REDIS_URL", "http://:p4ss@host")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "p4ss" not in str(refused.value)
+    assert "ML_SERVICE_REDIS_URL: should start with" in str(refused.value)
+
+
+def test_redis_is_off_unless_enabled_and_its_password_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_PASSWORD", "p@ss/w:rd")
+    assert load_settings().redis is None
+    monkeypatch.setenv("ML_SERVICE_REDIS_ENABLED", "true")
+    assert load_settings().redis == "redis://:p%40ss%2Fw%3Ard@localhost:6379/0"
+    monkeypatch.setenv("ML_SERVICE_REDIS_HOST", "::1")
+    monkeypatch.setenv("ML_SERVICE_REDIS_PASSWORD", "")
+    assert load_settings().redis == "redis://[::1]:6379/0"
+    monkeypatch.setenv("ML_SERVICE_REDIS_URL", "rediss://:secret@cache:6380/1")
+    assert load_settings().redis == "rediss://:secret@cache:6380/1"
+
+
+def test_a_keys_file_stands_in_for_the_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ML_SERVICE_API_KEY")
+    file = tmp_path / "keys"
+    file.write_text("backend = k1\n")
+    monkeypatch.setenv("ML_SERVICE_API_KEYS_FILE", str(file))
+    assert load_settings().api_keys_file == file
+
+
+def test_a_bad_keys_file_is_one_mistake_with_its_line_and_without_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ML_SERVICE_API_KEY")
+    file = tmp_path / "keys"
+    file.write_text("backend = k1\nsecret-without-name\n")
+    monkeypatch.setenv("ML_SERVICE_API_KEYS_FILE", str(file))
+    with pytest.raises(SettingsError, match="line 2") as refused:
+        load_settings()
+    assert "secret-without-name" not in str(refused.value)
+    assert "1 mistake:" in str(refused.value)
+
+
+def test_a_misspelt_variable_is_named_with_its_likely_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_ENABLE", "true")
+    assert list(unknown_variables()) == [
+        "ML_SERVICE_REDIS_ENABLE is not a setting; did you mean ML_SERVICE_REDIS_ENABLED?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ML_SERVICE_PORT", "tcp://10.0.0.1:8000"),
+        ("ML_SERVICE_SERVICE_HOST", "10.0.0.1"),
+        ("ML_SERVICE_PORT_8000_TCP_ADDR", "10.0.0.1"),
+    ],
+)
+def test_what_kubernetes_injects_beside_a_service_of_this_name_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    load_settings()
+    assert list(unknown_variables()) == []
+
+
+def test_origins_are_split_and_freed_of_blanks_and_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", "https://a.example/, https://b.example")
+    assert load_settings().origins == ("https://a.example", "https://b.example")
