@@ -1,0 +1,360 @@
+"""
+Records in the memory of one process: for tests, for one worker, and for a first try.
+
+Nothing survives the process, so with several workers each guards only the requests that reach it. Every call
+costs the same from no record to a million: expiry is a comparison when a record is met (R7), and the space of
+expired ones is given back a few at a time by the calls that follow.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from idempotency._core.errors import StoreUnavailable
+from idempotency._core.types import (
+    Acquired,
+    Claim,
+    Completed,
+    Fingerprint,
+    Owner,
+    Record,
+    Reply,
+    Running,
+    State,
+    StorageKey,
+)
+from idempotency.store import Page
+
+__all__ = ["MemoryStore", "SyncMemoryStore"]
+
+_SLOT_SECONDS = 16.0  # how coarsely records are shelved by expiry: 24 h of retention makes 5 400 shelves
+_SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One record; *outcome* is None while it runs, and *until* is then the end of its lease."""
+
+    key: StorageKey
+    fingerprint: Fingerprint
+    owner: Owner
+    attempt: int
+    fence: int
+    until: float
+    retention: float
+    expires_at: float
+    outcome: bytes | None = None
+    completed_at: float = 0.0
+    slot: int = 0
+
+
+class _Shelves:
+    """
+    Entries by the slot of time in which they expire; each operation takes constant amortised time.
+
+    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap.
+
+    Attributes:
+        due: When the soonest slot is over, by the store's clock: until then there is nothing to sweep.
+    """
+
+    __slots__ = ("_shelves", "_slots", "due")
+
+    def __init__(self) -> None:
+        self._shelves: dict[int, dict[StorageKey, _Entry]] = {}
+        self._slots: list[int] = []
+        self.due = math.inf
+
+    def put(self, entry: _Entry) -> None:
+        slot = entry.slot = int(entry.expires_at / _SLOT_SECONDS)
+        shelf = self._shelves.get(slot)
+        if shelf is None:
+            shelf = self._shelves[slot] = {}
+            heapq.heappush(self._slots, slot)
+            self._set_due()
+        shelf[entry.key] = entry
+
+    def take(self, entry: _Entry) -> None:
+        # An emptied shelf stays until it is the soonest: dropped and made anew, its slot would fill the heap.
+        del self._shelves[entry.slot][entry.key]
+
+    def take_soonest(self, now: float = math.inf) -> _Entry | None:
+        """Take any entry of the soonest slot that has one, if that slot is over at *now*."""
+        while now >= self.due and self._slots:
+            shelf = self._shelves[self._slots[0]]
+            if shelf:
+                return shelf.popitem()[1]
+            del self._shelves[heapq.heappop(self._slots)]
+            self._set_due()
+        return None
+
+    def _set_due(self) -> None:
+        self.due = (self._slots[0] + 1) * _SLOT_SECONDS if self._slots else math.inf
+
+
+class SyncMemoryStore:
+    """
+    A bounded, thread-safe store for one process.
+
+    Args:
+        max_records: When a new key would exceed it, a completed record near its expiry is forgotten. Running
+            records never are: when all are running, `acquire` raises `StoreUnavailable`.
+        clock: Seconds from any origin, never stepping back; `time.monotonic` knows nothing of the wall clock.
+
+    Atomic: one lock around every method. Cost: a few dictionary operations, whatever the number of records.
+    """
+
+    def __init__(self, *, max_records: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
+        if max_records < 1:
+            raise ValueError(f"max_records must be at least 1, not {max_records}")
+        self.max_records = max_records
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[StorageKey, _Entry] = {}
+        self._running = _Shelves()
+        self._completed = _Shelves()
+        # Wall time in nanoseconds outruns any counter of claims: a new process starts above the last (R9).
+        self._fence = time.time_ns()
+
+    def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. Raises `StoreUnavailable` where all of *max_records* records are running."""
+        with self._lock:
+            now = self._clock()
+            entry = self._entries.get(key)
+            if entry is None or now >= entry.expires_at:
+                if entry is not None:
+                    self._remove(entry)
+                if (
+                    now >= self._completed.due
+                    or now >= self._running.due
+                    or len(self._entries) >= self.max_records
+                ):
+                    self._make_room(now)
+                self._fence = fence = self._fence + 1
+                until = now + lease
+                entry = _Entry(key, fingerprint, owner, 1, fence, until, retention, until + retention)
+                self._entries[key] = entry
+                self._running.put(entry)
+                return Acquired(Claim(key, owner, 1, fence))
+            if entry.outcome is not None:
+                return Completed(
+                    entry.fingerprint, entry.outcome, now - entry.completed_at, entry.expires_at - now
+                )
+            if entry.owner == owner:  # its first reply was lost (R2); the lease counts from this one
+                _push(entry, now + lease)
+                return Acquired(Claim(key, owner, entry.attempt, entry.fence))
+            if now < entry.until:
+                return Running(entry.fingerprint, entry.until - now)
+            if not takeover or entry.fingerprint != fingerprint:
+                return Running(entry.fingerprint, 0.0)
+            self._fence = entry.fence = self._fence + 1
+            entry.owner = owner
+            entry.attempt += 1
+            entry.retention = retention
+            entry.until = now + lease
+            entry.expires_at = entry.until + retention
+            self._running.take(entry)
+            self._running.put(entry)
+            return Acquired(Claim(key, owner, entry.attempt, entry.fence))
+
+    def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        with self._lock:
+            now = self._clock()
+            entry = self._owned(claim, now)
+            if entry is None or entry.outcome is not None:
+                return False
+            _push(entry, now + lease)
+            return True
+
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`."""
+        with self._lock:
+            now = self._clock()
+            entry = self._owned(claim, now)
+            if entry is None:
+                return False
+            if entry.outcome is None:
+                self._running.take(entry)
+                entry.outcome = outcome
+                entry.completed_at = now
+                entry.expires_at = now + retention
+                self._completed.put(entry)
+            return True
+
+    def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        with self._lock:
+            entry = self._owned(claim, self._clock())
+            if entry is None or entry.outcome is not None:
+                return False
+            self._remove(entry)
+            return True
+
+    def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        with self._lock:
+            now = self._clock()
+            entry = self._entries.get(key)
+            return _record(entry, now) if entry is not None and now < entry.expires_at else None
+
+    def close(self) -> None:
+        """Nothing to release: the records live as long as the store object."""
+
+    def purge(self, *, limit: int = 1_000) -> int:
+        """
+        See `Purgeable.purge`.
+
+        Never needed, since `acquire` gives back what has expired; what expired in the last 16 s may stay.
+        """
+        with self._lock:
+            return self._sweep(self._clock(), limit)
+
+    def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. Pages are in key order; each costs one pass over the keys."""
+        with self._lock:
+            keys = list(self._entries)
+        page = heapq.nsmallest(limit, keys if cursor is None else (key for key in keys if key > cursor))
+        records = tuple(record for key in page if (record := self.get(key)) is not None)
+        return Page(records, page[-1] if len(page) == limit else None)
+
+    def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return False
+            self._remove(entry)
+            return self._clock() < entry.expires_at
+
+    def _owned(self, claim: Claim, now: float) -> _Entry | None:
+        entry = self._entries.get(claim.key)
+        if entry is None or entry.owner != claim.owner or now >= entry.expires_at:
+            return None
+        return entry
+
+    def _remove(self, entry: _Entry) -> None:
+        del self._entries[entry.key]
+        (self._running if entry.outcome is None else self._completed).take(entry)
+
+    def _make_room(self, now: float) -> None:
+        self._sweep(now, _SWEEP)
+        if len(self._entries) < self.max_records:
+            return
+        evicted = self._completed.take_soonest()
+        if evicted is None:
+            raise StoreUnavailable(
+                f"all {self.max_records} records of the memory store are running and none may be forgotten; "
+                "raise max_records or admit fewer requests at once"
+            )
+        del self._entries[evicted.key]
+
+    def _sweep(self, now: float, limit: int) -> int:
+        removed = 0
+        for shelves in (self._completed, self._running):
+            while removed < limit and (entry := shelves.take_soonest(now)) is not None:
+                if now < entry.expires_at:  # renewed since it was shelved
+                    shelves.put(entry)
+                else:
+                    del self._entries[entry.key]
+                    removed += 1
+        return removed
+
+
+class MemoryStore:
+    """
+    `SyncMemoryStore` for an event loop: the same store, and no method ever waits.
+
+    Args:
+        max_records: See `SyncMemoryStore`.
+        clock: See `SyncMemoryStore`.
+    """
+
+    def __init__(self, *, max_records: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = SyncMemoryStore(max_records=max_records, clock=clock)
+        self.max_records = max_records
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `SyncMemoryStore.acquire`."""
+        return self._store.acquire(
+            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
+        )
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return self._store.renew(claim, lease=lease)
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`."""
+        return self._store.complete(claim, outcome, retention=retention)
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return self._store.release(claim)
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        return self._store.get(key)
+
+    async def aclose(self) -> None:
+        """Nothing to release: the records live as long as the store object."""
+
+    async def purge(self, *, limit: int = 1_000) -> int:
+        """See `SyncMemoryStore.purge`."""
+        return self._store.purge(limit=limit)
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `SyncMemoryStore.scan`."""
+        return self._store.scan(limit=limit, cursor=cursor)
+
+    async def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        return self._store.forget(key)
+
+
+def _push(entry: _Entry, until: float) -> None:
+    """Move the end of the lease, and with it the end of the record, but never back (R4, R7)."""
+    if until > entry.until:
+        entry.until = until
+        entry.expires_at = (
+            until + entry.retention
+        )  # re-shelved when its old slot comes up: a renewal stays cheap
+
+
+def _record(entry: _Entry, now: float) -> Record:
+    running = entry.outcome is None
+    return Record(
+        key=entry.key,
+        state=State.RUNNING if running else State.COMPLETED,
+        fingerprint=entry.fingerprint,
+        owner=entry.owner,
+        attempt=entry.attempt,
+        fence=entry.fence,
+        outcome=entry.outcome,
+        lease_left=entry.until - now if running else 0.0,
+        age=0.0 if running else now - entry.completed_at,
+        expires_in=entry.expires_at - now,
+    )
