@@ -1,0 +1,185 @@
+"""
+From one request to one decision: candles in, orders, signals and reasons out. Pure: no clock, no chance, no I/O.
+
+An asset that cannot be judged is skipped and the reasoning says why; nothing is computed from nonsense, and no
+older candle stands in for the newest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
+from itertools import pairwise
+from operator import itemgetter
+from typing import Final, Literal
+
+import numpy as np
+
+from ml_api.contract import Candle, Order, Portfolio, PredictRequest, Signal
+from ml_api.trading.indicators import MIN_CANDLES, FloatArray, compute
+from ml_api.trading.rules import Action, rule_decision, signals
+
+__all__ = ["ASSETS", "CLASSES", "Decision", "Predict", "Verdict", "decide"]
+
+Predict = Callable[[FloatArray], FloatArray]
+"""float64[n, 11] -> probabilities float64[n, 3] in the order of `CLASSES`; one call per request."""
+
+Asset = Literal["BTC", "ETH"]
+ASSETS: Final[tuple[Asset, ...]] = ("BTC", "ETH")
+"""The assets that are traded, in the order in which answers list them; candles of others are ignored."""
+
+CLASSES: Final[tuple[Action, ...]] = ("SELL", "HOLD", "BUY")
+"""Model classes 0, 1, 2."""
+
+_STAKE = Decimal("0.1")  # of the portfolio's total value, at full confidence
+_MAX_CONFIDENCE = 0.9
+_MIN_QUANTITY, _MAX_QUANTITY = Decimal("0.00001"), Decimal(1000)  # the client drops orders outside
+_PLACES = Decimal("0.00000001")
+_MONEY = Context(prec=60)  # quotients of money and prices of any size, rounded once
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was concluded about one asset; *row* is float64[11] in the order of `indicators.FEATURES`."""
+
+    asset: Asset
+    row: FloatArray
+    price: Decimal
+    action: Action
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome for one request; *skipped* maps each asset that could not be judged to the reason."""
+
+    orders: tuple[Order, ...]
+    signals: tuple[Signal, ...]
+    reasoning: str
+    verdicts: tuple[Verdict, ...]
+    skipped: dict[str, str]
+
+
+class _Unusable(Exception):
+    """The candles of one asset give no row; the message says why."""
+
+
+def decide(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
+    """
+    Judge each asset that the request has candles of, and size its order.
+
+    Args:
+        predict: The model, called once with one row per usable asset; None decides by the fixed rules alone.
+        cap_to_portfolio: Limit BUY to the cash left and SELL to the quantity held. Off, both are ignored and the
+            caller's own risk check has the last word.
+    Raises:
+        ValueError: The model's answer is not a finite float64[n, 3].
+    """
+    usable: list[tuple[Asset, FloatArray, Decimal]] = []
+    skipped: dict[str, str] = {}
+    for asset in ASSETS:
+        candles = [candle for candle in request.candles if candle["symbol"] == asset]
+        if not candles:
+            continue  # not asked about
+        try:
+            usable.append((asset, *_newest_row(candles)))
+        except _Unusable as reason:
+            skipped[asset] = str(reason)
+    row_signals = [signals(row) for _, row, _ in usable]
+    if predict is None:
+        conclusions = [rule_decision(row, own) for (_, row, _), own in zip(usable, row_signals, strict=True)]
+    else:
+        conclusions = _conclude(predict, [row for _, row, _ in usable])
+    verdicts = tuple(
+        Verdict(asset, row, price, action, confidence)
+        for (asset, row, price), (action, confidence) in zip(usable, conclusions, strict=True)
+    )
+    orders, traded, refused = _size(verdicts, request.portfolio, cap_to_portfolio)
+    remarks = [f"{asset} skipped: {reason}" for asset, reason in skipped.items()] + refused
+    return Decision(
+        orders=tuple(orders),
+        signals=tuple(signal for own in row_signals for signal in own),
+        reasoning="; ".join((traded or ["No trading signals"]) + remarks),
+        verdicts=verdicts,
+        skipped=skipped,
+    )
+
+
+def _newest_row(candles: list[Candle]) -> tuple[FloatArray, Decimal]:
+    """The indicators of the newest candle, and its close; raises _Unusable."""
+    n = len(candles)
+    if n < MIN_CANDLES:
+        raise _Unusable(f"{n} candles, {MIN_CANDLES} needed")
+    candles = sorted(candles, key=itemgetter("timestamp"))
+    times = [candle["timestamp"] for candle in candles]
+    if any(earlier == later for earlier, later in pairwise(times)):
+        raise _Unusable("two candles of one time")
+    closes = np.array([float(candle["close"]) for candle in candles])
+    volumes = np.array([float(candle["volume"]) for candle in candles])
+    # As float64, since that is what is computed with: 1e400 is a finite decimal and not a finite price.
+    if not (np.isfinite(closes).all() and closes.min() > 0):
+        raise _Unusable("a close is not a positive finite price")
+    if not (np.isfinite(volumes).all() and volumes.min() >= 0):
+        raise _Unusable("a volume is negative or not finite")
+    with np.errstate(over="ignore", invalid="ignore"):
+        row = compute(closes, volumes)
+    if not np.isfinite(row).all():
+        raise _Unusable("prices or volumes too extreme for the indicators")
+    return row, candles[-1]["close"]
+
+
+def _conclude(predict: Predict, rows: list[FloatArray]) -> list[tuple[Action, float]]:
+    if not rows:
+        return []
+    chances = predict(np.stack(rows))
+    if chances.shape != (len(rows), len(CLASSES)) or not np.isfinite(chances).all():
+        raise ValueError(f"the model must answer finite float64[{len(rows)}, {len(CLASSES)}]")
+    return [(CLASSES[int(chance.argmax())], float(chance.max())) for chance in chances]
+
+
+def _size(
+    verdicts: tuple[Verdict, ...], portfolio: Portfolio, cap: bool
+) -> tuple[list[Order], list[str], list[str]]:
+    """Orders, a line per order, and a remark per verdict that deserved an order and got none."""
+    orders: list[Order] = []
+    traded: list[str] = []
+    refused: list[str] = []
+    cash = portfolio.cash
+    for verdict in verdicts:
+        if verdict.action == "HOLD":
+            continue
+        with localcontext(_MONEY):
+            quantity = _stake(portfolio.total_value, verdict)
+            if cap and verdict.action == "BUY":
+                quantity = min(quantity, cash / verdict.price)
+            elif cap:
+                held = sum((p.quantity for p in portfolio.positions if p.symbol == verdict.asset), Decimal(0))
+                quantity = min(quantity, held)
+            problem = _outside(quantity)
+            if problem is None:
+                # A capped quantity must not round up past the cap.
+                quantity = quantity.quantize(_PLACES, rounding=ROUND_DOWN if cap else ROUND_HALF_EVEN)
+                cash -= quantity * verdict.price if verdict.action == "BUY" else 0
+        if problem is not None:
+            refused.append(f"{verdict.asset} {verdict.action} not ordered: {problem}")
+            continue
+        orders.append(
+            Order(asset_symbol=verdict.asset, side=verdict.action, quantity=quantity, limit_price=None)
+        )
+        traded.append(f"{verdict.asset}: {verdict.action} (confidence: {verdict.confidence:.0%})")
+    return orders, traded, refused
+
+
+def _stake(total_value: Decimal, verdict: Verdict) -> Decimal:
+    # repr: the shortest decimal of the confidence, so that 0.9 is 0.9 and no digit of binary noise decides a tie.
+    share = Decimal(repr(min(verdict.confidence, _MAX_CONFIDENCE)))
+    return total_value * _STAKE * share / verdict.price
+
+
+def _outside(quantity: Decimal) -> str | None:
+    if quantity < _MIN_QUANTITY:
+        return f"quantity below {_MIN_QUANTITY:f}"
+    if quantity > _MAX_QUANTITY:
+        return f"quantity above {_MAX_QUANTITY}"
+    return None

@@ -1,0 +1,82 @@
+"""
+Fixed rules over the indicators: the nine signals that every answer lists, and a decision from them alone.
+
+The rule texts are stored by the client; they are part of the contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ml_api.contract import Signal
+from ml_api.trading.indicators import FEATURES, FloatArray
+
+__all__ = ["RULES", "Action", "Rule", "rule_decision", "signals"]
+
+Action = Literal["SELL", "HOLD", "BUY"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One strict comparison: *feature* below or above *threshold* speaks for *contribution*."""
+
+    feature: str
+    side: Literal["<", ">"]
+    threshold: float
+    text: str
+    contribution: Literal["bullish", "bearish", "neutral"]
+
+    def fires(self, value: float) -> bool:
+        """Whether the unrounded *value* lies strictly on the rule's side of the threshold."""
+        return value < self.threshold if self.side == "<" else value > self.threshold
+
+
+RULES: Final = (
+    Rule("rsi_14", "<", 40.0, "<40 = oversold zone", "bullish"),
+    Rule("rsi_14", ">", 60.0, ">60 = overbought zone", "bearish"),
+    Rule("macd_diff", ">", 0.0, ">0 = bullish crossover", "bullish"),
+    Rule("macd_diff", "<", 0.0, "<0 = bearish crossover", "bearish"),
+    Rule("returns_7", ">", 0.02, ">2% = uptrend", "bullish"),
+    Rule("returns_7", "<", -0.02, "<-2% = downtrend", "bearish"),
+    Rule("bb_width", ">", 0.1, ">10% = high volatility", "neutral"),
+    Rule("returns_1", ">", 0.005, ">0.5% = short-term momentum up", "bullish"),
+    Rule("returns_1", "<", -0.005, "<-0.5% = short-term momentum down", "bearish"),
+)
+_COLUMNS: Final = tuple(FEATURES.index(rule.feature) for rule in RULES)
+_RSI, _MACD_DIFF = FEATURES.index("rsi_14"), FEATURES.index("macd_diff")
+
+
+def signals(row: FloatArray) -> tuple[Signal, ...]:
+    """Hold one indicator row, float64[11], against all nine rules; fired or not, each is listed."""
+    values = row.tolist()
+    return tuple(
+        Signal(
+            feature=rule.feature,
+            value=round(values[column], 4) + 0.0,  # + 0.0: no negative zero
+            rule=rule.text,
+            fired=rule.fires(values[column]),
+            contribution=rule.contribution,
+        )
+        for rule, column in zip(RULES, _COLUMNS, strict=True)
+    )
+
+
+def rule_decision(row: FloatArray, row_signals: Sequence[Signal]) -> tuple[Action, float]:
+    """
+    Decide without a model: an extreme or confirmed RSI first, else the majority of fired signals.
+
+    Returns:
+        The action and a fixed confidence: 0.7, 0.55 or 0.5, which is not a probability.
+    """
+    rsi, macd_diff = float(row[_RSI]), float(row[_MACD_DIFF])
+    if rsi < 35 or (rsi < 45 and macd_diff > 0):
+        return "BUY", 0.7
+    if rsi > 65 or (rsi > 55 and macd_diff < 0):
+        return "SELL", 0.7
+    fired = [signal.contribution for signal in row_signals if signal.fired]
+    lead = fired.count("bullish") - fired.count("bearish")
+    if lead == 0:
+        return "HOLD", 0.5
+    return ("BUY" if lead > 0 else "SELL"), 0.55
