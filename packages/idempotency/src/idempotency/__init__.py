@@ -1,0 +1,102 @@
+"""
+The HTTP Idempotency-Key header for any ASGI application and any function: one effect per key.
+
+Stores are submodules with dependencies of their own: `idempotency.stores.memory`, `.sqlite`, `.redis`, `.postgres`.
+"""
+
+from __future__ import annotations
+
+from idempotency._context import CurrentClaim, current_claim
+from idempotency._core.fingerprint import (
+    RequestView,
+    canonical_json,
+    exact_bytes,
+    ignoring,
+    multipart_parts,
+)
+from idempotency._core.key import parse_key, storage_key
+from idempotency._core.outcome import Response
+from idempotency._core.policy import HOP_BY_HOP, Policy, always, successes, unless_transient
+from idempotency._core.types import (
+    Acquired,
+    Claim,
+    Completed,
+    Fingerprint,
+    Owner,
+    Record,
+    Running,
+    State,
+    StorageKey,
+)
+from idempotency.asgi import EXPOSED_HEADERS, IdempotencyMiddleware, by_header, one_tenant
+from idempotency.errors import (
+    CorruptRecord,
+    FingerprintMismatch,
+    IdempotencyError,
+    InProgress,
+    InvalidKey,
+    MissingKey,
+    MissingTenant,
+    NotReplayable,
+    OutcomeUnknown,
+    RequestTimeout,
+    RequestTooLarge,
+    StoreError,
+    StoreUnavailable,
+    UnknownRecordVersion,
+)
+from idempotency.events import Event, Hook
+from idempotency.store import Inspectable, Page, Purgeable, Store, SyncStore, Waitable
+
+__all__ = [
+    "EXPOSED_HEADERS",
+    "HOP_BY_HOP",
+    "Acquired",
+    "Claim",
+    "Completed",
+    "CorruptRecord",
+    "CurrentClaim",
+    "Event",
+    "Fingerprint",
+    "FingerprintMismatch",
+    "Hook",
+    "IdempotencyError",
+    "IdempotencyMiddleware",
+    "InProgress",
+    "Inspectable",
+    "InvalidKey",
+    "MissingKey",
+    "MissingTenant",
+    "NotReplayable",
+    "OutcomeUnknown",
+    "Owner",
+    "Page",
+    "Policy",
+    "Purgeable",
+    "Record",
+    "RequestTimeout",
+    "RequestTooLarge",
+    "RequestView",
+    "Response",
+    "Running",
+    "State",
+    "StorageKey",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "SyncStore",
+    "UnknownRecordVersion",
+    "Waitable",
+    "always",
+    "by_header",
+    "canonical_json",
+    "current_claim",
+    "exact_bytes",
+    "ignoring",
+    "multipart_parts",
+    "one_tenant",
+    "parse_key",
+    "storage_key",
+    "successes",
+    "unless_transient",
+]

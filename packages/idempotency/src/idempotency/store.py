@@ -172,7 +172,7 @@ class Inspectable(Protocol):
     """A store that an operator can list and correct."""
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """About *limit* live records from *cursor* on; records that come or go during a scan may be missed or repeated."""
+        """About *limit* live records from *cursor* on; what comes or goes during a scan may be missed or repeated."""
         ...
 
     async def forget(self, key: StorageKey) -> bool:

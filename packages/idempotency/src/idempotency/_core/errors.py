@@ -16,6 +16,7 @@ __all__ = [
     "InProgress",
     "InvalidKey",
     "MissingKey",
+    "MissingTenant",
     "NotReplayable",
     "OutcomeUnknown",
     "RequestTimeout",
@@ -64,8 +65,16 @@ class MissingKey(IdempotencyError):
 
     status, slug, title = 400, "missing-key", "An Idempotency-Key header is required"
 
-    def __init__(self, message: str = "send an Idempotency-Key header: a new UUID for each new operation") -> None:
+    def __init__(
+        self, message: str = "send an Idempotency-Key header: a new UUID for each new operation"
+    ) -> None:
         super().__init__(message)
+
+
+class MissingTenant(IdempotencyError):
+    """The request does not say whose key this is, and strangers must not share one."""
+
+    status, slug, title = 400, "missing-tenant", "The request does not say whose Idempotency-Key this is"
 
 
 class FingerprintMismatch(IdempotencyError):
@@ -138,7 +147,9 @@ class RequestTimeout(IdempotencyError):
     status, slug, title = 408, "request-timeout", "The request body did not arrive in time"
 
     def __init__(self, *, seconds: float) -> None:
-        super().__init__(f"the body was not complete after {seconds:g} s; send the request again with the same key")
+        super().__init__(
+            f"the body was not complete after {seconds:g} s; send the request again with the same key"
+        )
         self.seconds = seconds
 
 

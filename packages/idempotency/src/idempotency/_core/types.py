@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from hashlib import sha256
 from typing import NewType, TypeAlias
 
@@ -90,7 +90,7 @@ Reply: TypeAlias = Acquired | Running | Completed
 """What `acquire` may answer."""
 
 
-class State(str, Enum):
+class State(StrEnum):
     """Where a record stands; an absent record has no state."""
 
     RUNNING = "running"

@@ -1,0 +1,92 @@
+"""What to do: with a store's reply before a run, and with the answer after it. Pure; the engine obeys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from idempotency._core.errors import FingerprintMismatch, IdempotencyError, OutcomeUnknown
+from idempotency._core.policy import Policy, unless_transient
+from idempotency._core.types import (
+    Acquired,
+    Claim,
+    Completed,
+    Fingerprint,
+    Reply,
+    Running,
+    StorageKey,
+    key_id,
+)
+
+__all__ = ["Decision", "Execute", "Refuse", "Replay", "Wait", "decide", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run the operation under *claim*."""
+
+    claim: Claim
+    waited: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Answer with the recorded outcome; run nothing."""
+
+    completed: Completed
+    waited: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A twin runs; its lease has *lease_left* seconds to go."""
+
+    lease_left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer with the error's problem document; run nothing."""
+
+    error: IdempotencyError
+
+
+Decision: TypeAlias = Execute | Replay | Wait | Refuse
+
+
+def decide(reply: Reply, *, key: StorageKey, fingerprint: Fingerprint, takeover: bool) -> Decision:
+    """
+    What a reply of `acquire` means for the request that asked.
+
+    A different fingerprint is a mismatch whatever the record's state (draft -07, 2.7): also while the first request
+    runs, and after its lease.
+    """
+    match reply:
+        case Acquired(claim):
+            return Execute(claim)
+        case Completed(stored) | Running(stored) if stored != fingerprint:
+            return Refuse(FingerprintMismatch(key_id=key_id(key)))
+        case Completed():
+            return Replay(reply)
+        case Running(_, lease_left) if lease_left <= 0 and not takeover:
+            return Refuse(OutcomeUnknown(key_id=key_id(key)))
+        case Running(_, lease_left):
+            return Wait(lease_left)
+
+
+# Refusals that a layer beside the handler gives, before anything happened: they must not use a key up.
+_BEFORE_THE_HANDLER = frozenset({401, 403, 405})
+
+
+def settle(status: int, *, policy: Policy, routed: bool = True) -> Literal["keep", "release"]:
+    """
+    Whether an answer with *status* is recorded or frees its key.
+
+    Args:
+        routed: False where the framework says that no route answered: then a 404 is not an outcome.
+    """
+    if not policy.keep(status):
+        return "release"
+    if policy.keep is unless_transient and (status in _BEFORE_THE_HANDLER or (status == 404 and not routed)):
+        return "release"
+    return "keep"

@@ -1,0 +1,244 @@
+"""
+Fingerprints: what makes two requests under one key the same operation.
+
+A fingerprint function sees the request and returns a digest; the engine adds method, path and query itself (E9), so a
+function speaks of the body alone. Where it raises ValueError (a body it cannot read) the exact bytes are used, and the
+application gives its own error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NoReturn
+
+from idempotency._core.types import Fingerprint
+
+__all__ = [
+    "RequestView",
+    "canonical_json",
+    "digest",
+    "exact_bytes",
+    "ignoring",
+    "multipart_parts",
+    "operation_digest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """
+    The request as a fingerprint function sees it.
+
+    Attributes:
+        path: As the client sent it, with any prefix of a mounted application.
+        query: The raw query string, without its question mark.
+        headers: Ordered pairs, names in lower case.
+        body: Whole, as sent (a Content-Encoding is not undone).
+        tenant: What the middleware's `tenant` callable returned.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+    tenant: str
+
+    def header(self, name: bytes) -> bytes:
+        """All values of a header joined as RFC 9110, 5.3 allows; empty where there is none."""
+        return b", ".join([value for key, value in self.headers if key == name])
+
+
+def digest(*parts: bytes) -> Fingerprint:
+    """
+    SHA-256 over the parts, each preceded by its length, so that no two different lists of parts collide.
+
+    >>> digest(b"ab", b"c") == digest(b"a", b"bc")
+    False
+    """
+    hashed = sha256()
+    for part in parts:
+        hashed.update(b"%d:" % len(part))
+        hashed.update(part)
+    return Fingerprint(hashed.digest())
+
+
+def operation_digest(view: RequestView, function: Callable[[RequestView], Fingerprint]) -> Fingerprint:
+    """The stored fingerprint: the operation (method, path, query) and what *function* makes of the rest (E9)."""
+    try:
+        part = function(view)
+    except ValueError:
+        part = exact_bytes(view)
+    return digest(view.method.encode(), view.path.encode("utf-8", "surrogatepass"), view.query, part)
+
+
+def exact_bytes(view: RequestView) -> Fingerprint:
+    """The body byte for byte, with the two headers that say how to read it: Content-Type and Content-Encoding."""
+    return digest(b"bytes", *_representation(view), view.body)
+
+
+def canonical_json(view: RequestView) -> Fingerprint:
+    """
+    The JSON value: white space, the order of members and the spelling of characters in strings do not count.
+
+    Nothing else is folded. Numbers count as they are written (`1`, `1.0` and `1e0` differ, as do `1e400` and `1e500`).
+
+    Raises:
+        ValueError: Not JSON in UTF-8 (RFC 8259), NaN or Infinity, a repeated member name, or nested too deeply.
+    """
+    return digest(b"json", *_representation(view), _encode(_parse(view.body)))
+
+
+def ignoring(*members: str) -> Callable[[RequestView], Fingerprint]:
+    """
+    `canonical_json` without some members: for a client that retries with a fresh `requestId` in an unchanged body.
+
+    Args:
+        members: Names of members of the top-level object, or JSON Pointers (RFC 6901) such as `/meta/sentAt`.
+    Raises:
+        ValueError: Without any member.
+
+    >>> def order(body: bytes) -> RequestView:
+    ...     return RequestView("POST", "/orders", b"", [], body, "")
+    >>> same = ignoring("requestId")
+    >>> same(order(b'{"requestId": 1, "sum": 5}')) == same(order(b'{"requestId": 2, "sum": 5}'))
+    True
+    """
+    if not members:
+        raise ValueError("ignoring() needs the name of at least one member")
+    paths = [_pointer(member) for member in members]
+
+    def fingerprint(view: RequestView) -> Fingerprint:
+        value = _parse(view.body)
+        for path in paths:
+            _remove(value, path)
+        return digest(b"json-ignoring", *_representation(view), _encode(value))
+
+    return fingerprint
+
+
+def multipart_parts(view: RequestView) -> Fingerprint:
+    """
+    The parts of a multipart body in order, headers and content, whatever the boundary (RFC 2046, 5.1).
+
+    Clients draw a new boundary for each attempt, so the exact bytes of a repeated upload differ.
+
+    Raises:
+        ValueError: Not a well-formed multipart body, or one with a preamble or an epilogue.
+    """
+    content_type = view.header(b"content-type")
+    match = _BOUNDARY.fullmatch(content_type)
+    if match is None:
+        raise ValueError("the Content-Type is not multipart with a boundary")
+    delimiter = b"\r\n--" + (match[2] if match[2] is not None else match[3])
+    head, *parts = (b"\r\n" + view.body).split(delimiter)
+    if head or not parts or parts[-1] not in {b"--", b"--\r\n"}:
+        raise ValueError("the body is not well-formed multipart")
+    contents = [_part(part) for part in parts[:-1]]
+    return digest(b"multipart", match[1].lower(), view.header(b"content-encoding"), *contents)
+
+
+_BOUNDARY = re.compile(
+    rb"""(multipart/[a-z0-9!#$&^_.+-]+)[ \t]*;[ \t]*boundary=(?:"([^"\\\r\n]{1,70})"|([^\s";,]{1,70}))[ \t]*""",
+    re.IGNORECASE,
+)
+
+
+def _part(part: bytes) -> bytes:
+    padding, line_end, content = part.partition(b"\r\n")
+    if padding.strip(b" \t") or not line_end:
+        raise ValueError("a multipart delimiter is followed by text")
+    return content
+
+
+def _representation(view: RequestView) -> tuple[bytes, bytes]:
+    content_type = content_encoding = b""
+    for name, value in view.headers:
+        if name == b"content-type":
+            content_type = value if not content_type else content_type + b", " + value
+        elif name == b"content-encoding":
+            content_encoding = value if not content_encoding else content_encoding + b", " + value
+    return content_type, content_encoding
+
+
+class _Number(str):
+    """A JSON number as it was written."""
+
+    __slots__ = ()
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(
+            body.decode(),
+            object_pairs_hook=_object,
+            parse_float=_Number,
+            parse_int=_Number,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member name is repeated")  # which one counts depends on the reader
+    return members
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _encode(value: Any) -> bytes:
+    return b"".join(_tokens(value))
+
+
+def _tokens(value: Any) -> Iterator[bytes]:
+    """An injective encoding: every value starts with a letter for its type; text and containers carry their length."""
+    # An explicit stack: the parser's depth limit is higher than what nested generators survive.
+    stack = [value]
+    while stack:
+        match stack.pop():
+            case _Number() as number:
+                yield b"n%d:%b" % (len(number), number.encode())
+            case str() as text:
+                encoded = text.encode("utf-8", "surrogatepass")
+                yield b"s%d:%b" % (len(encoded), encoded)
+            case dict() as members:
+                yield b"o%d:" % len(members)
+                for name in sorted(members, reverse=True):
+                    stack += (members[name], name)
+            case list() as items:
+                yield b"a%d:" % len(items)
+                stack += reversed(items)
+            case True:
+                yield b"t"
+            case False:
+                yield b"f"
+            case None:
+                yield b"z"
+
+
+def _pointer(member: str) -> list[str]:
+    if not member.startswith("/"):
+        return [member]
+    return [step.replace("~1", "/").replace("~0", "~") for step in member[1:].split("/")]
+
+
+def _remove(value: Any, path: list[str]) -> None:
+    *parents, last = path
+    for step in parents:
+        if isinstance(value, dict):
+            value = value.get(step)
+        elif isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+        else:
+            return
+    if isinstance(value, dict):
+        value.pop(last, None)

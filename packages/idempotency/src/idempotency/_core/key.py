@@ -1,0 +1,102 @@
+"""
+The Idempotency-Key header, read strictly, and the name its record gets in a store.
+
+draft-ietf-httpapi-idempotency-key-header-07, 2.1: the value is an Item Structured Header whose bare item is a String
+(RFC 9651, 3.3.3). Most clients send the text without its quotes, so that form is read too unless *strict*; `"k"` and
+`k` are one key. Whatever is neither is an error and never "no key".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from idempotency._core.errors import InvalidKey
+from idempotency._core.types import StorageKey
+
+__all__ = ["parse_key", "storage_key"]
+
+# Visible ASCII but for the characters that would make it look like a string, a list or parameters.
+_BARE = re.compile(rb"[!#-+\--:<-\[\]-~]+")
+# sf-string (RFC 9651, 3.3.3); a backslash escapes only a quote or a backslash.
+_QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])*)"')
+# parameters (RFC 9651, 3.1.2), any bare item as a value (3.3); read only to know that the field ends where it should.
+_PARAMETERS = re.compile(
+    rb"(?:; *[a-z*][a-z0-9_.*-]*"
+    rb'(?:=(?:-?[0-9]{1,15}(?:\.[0-9]{1,3})?|"(?:[ !#-\[\]-~]|\\["\\])*"|[A-Za-z*][!#$%&\'*+.^_`|~0-9A-Za-z:/-]*'
+    rb'|:[A-Za-z0-9+/=]*:|\?[01]|@-?[0-9]{1,15}|%"(?:[ !#$&-~]|%[0-9a-f]{2})*"))?)*'
+)
+_UNESCAPE = re.compile(rb"\\(.)")
+_SAFE = re.compile(r"[A-Za-z0-9._~-]*")
+
+
+def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = False) -> str | None:
+    r"""
+    The one key in the Idempotency-Key field lines of a request, or None where there is no such line.
+
+    Args:
+        values: The value of every Idempotency-Key field line, in order.
+        max_chars: The longest key, in characters after unquoting.
+        strict: Refuse the form without quotes.
+    Raises:
+        InvalidKey: More than one line, a list, empty or blank, too long, not ASCII, or not a String.
+
+    >>> parse_key([b'"8e03978e-40d5"']), parse_key([b"8e03978e-40d5"]), parse_key([])
+    ('8e03978e-40d5', '8e03978e-40d5', None)
+    >>> parse_key([b'"open'])
+    Traceback (most recent call last):
+        ...
+    idempotency._core.errors.InvalidKey: the value is neither a quoted string nor a plain token; ...
+    """
+    if not values:
+        return None
+    if len(values) > 1:
+        raise InvalidKey("there is more than one Idempotency-Key header; send exactly one")
+    value = values[0].strip(b" \t")
+    if not value:
+        raise InvalidKey("the Idempotency-Key header is empty; send a new UUID for each new operation")
+    if _BARE.fullmatch(value):
+        if strict:
+            raise InvalidKey(
+                'the value must be a quoted string (RFC 9651, 3.3.3): send "..." in double quotes'
+            )
+        key = value.decode("ascii")
+    else:
+        key = _unquote(value)
+    if len(key) > max_chars:
+        raise InvalidKey(f"the key has {len(key)} characters; at most {max_chars} are accepted")
+    return key
+
+
+def _unquote(value: bytes) -> str:
+    quoted = _QUOTED.match(value)
+    if quoted is None:
+        raise InvalidKey(
+            "the value is neither a quoted string nor a plain token; send one key in double quotes"
+        )
+    if not _PARAMETERS.fullmatch(value, quoted.end()):
+        raise InvalidKey("something follows the quoted string; send one key and nothing else")
+    key = _UNESCAPE.sub(rb"\1", quoted[1]).decode("ascii")
+    if not key.strip():
+        raise InvalidKey("the key is blank; send a new UUID for each new operation")
+    return key
+
+
+def storage_key(tenant: str, key: str) -> StorageKey:
+    """
+    The name of a record: `key`, or `tenant:key` where there is a tenant, each percent-encoded.
+
+    Everything but unreserved characters (RFC 3986, 2.3) is encoded in both parts, so no two pairs share a name, a
+    name holds no control character, and no brace of a client's makes a Redis hash tag.
+
+    Args:
+        tenant: The principal whose key it is; "" where everybody is the same principal.
+
+    >>> storage_key("", "k-1"), storage_key("a:b", "x/{y}")
+    ('k-1', 'a%3Ab:x%2F%7By%7D')
+    """
+    name = key if _SAFE.fullmatch(key) else quote(key, safe="")
+    if not tenant:
+        return StorageKey(name)
+    return StorageKey(f"{tenant if _SAFE.fullmatch(tenant) else quote(tenant, safe='')}:{name}")

@@ -1,0 +1,198 @@
+"""
+The outcome codec: what a run left behind, as one UTF-8 JSON object that a person can read.
+
+    {"format": 1, "outcome": "response", "status_code": 201, "headers": [["content-type", "text/plain"]], "body": "ok"}
+    {"format": 1, "outcome": "value", "value": ...}
+    {"format": 1, "outcome": "unreplayable", "reason": "streamed", "status_code": 200}
+
+A body that is not UTF-8 is in `body_base64`. Stores may put members of their own before these, never parse them, and
+hand back exactly the bytes they were given. The format is public (SemVer): version n reads 1..n.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
+
+__all__ = [
+    "Headers",
+    "Outcome",
+    "Response",
+    "Unreplayable",
+    "Value",
+    "decode",
+    "encode_response",
+    "encode_unreplayable",
+    "encode_value",
+    "recorded_headers",
+    "replay_headers",
+]
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+"""Ordered pairs, names in lower case; repeated names stay repeated (E7)."""
+
+_FORMAT = 1
+_BODILESS = frozenset({204, 304})  # and 1xx, which are never final
+_UNSAFE = re.compile(rb"[\r\n\0]")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """
+    An HTTP response, whole.
+
+    Attributes:
+        traceparent: The trace context (W3C) of the run that made it, where a hook gave one.
+    """
+
+    status: int
+    headers: Headers
+    body: bytes
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a decorated function returned, as its codec wrote it."""
+
+    value: Any
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreplayable:
+    """Done, and not kept: never a second run (E2)."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Response | Value | Unreplayable
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def encode_response(response: Response) -> bytes:
+    """The response as an outcome; headers survive byte for byte (latin-1), the body as text where it is UTF-8."""
+    members: dict[str, Any] = {
+        "format": _FORMAT,
+        "outcome": "response",
+        "status_code": response.status,
+        "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.headers],
+    }
+    try:
+        members["body"] = response.body.decode()
+    except UnicodeDecodeError:
+        members["body_base64"] = b64encode(response.body).decode()
+    if response.traceparent is not None:
+        members["traceparent"] = response.traceparent
+    return _dumps(members).encode()
+
+
+def encode_value(value: Any, traceparent: str | None = None) -> bytes:
+    """
+    A JSON value as an outcome.
+
+    Raises:
+        TypeError: Not made of JSON types.
+        ValueError: NaN or an infinity, or a text that is not Unicode (a lone surrogate).
+    """
+    members: dict[str, Any] = {"format": _FORMAT, "outcome": "value", "value": value}
+    if traceparent is not None:
+        members["traceparent"] = traceparent
+    return _dumps(members).encode()
+
+
+def encode_unreplayable(reason: str, status: int) -> bytes:
+    """A tombstone: the operation is done, and *reason* says why its response was not kept."""
+    return _dumps(
+        {"format": _FORMAT, "outcome": "unreplayable", "reason": reason, "status_code": status}
+    ).encode()
+
+
+def decode(outcome: bytes) -> Outcome:
+    """
+    Read an outcome; members this version does not know are ignored.
+
+    Raises:
+        UnknownRecordVersion: Written by a newer version of this library.
+        CorruptRecord: Not an outcome.
+    """
+    try:
+        members = json.loads(outcome)
+        version = members["format"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CorruptRecord(
+            "the stored outcome is not one of this library's; look at it before deleting it"
+        ) from None
+    if version != _FORMAT:
+        raise UnknownRecordVersion(
+            f"the stored outcome has format {version!r}, this version reads {_FORMAT}; upgrade"
+        )
+    try:
+        return _decode_members(members)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptRecord("the stored outcome lacks a member or has one of a wrong type") from None
+
+
+def _decode_members(members: dict[str, Any]) -> Outcome:
+    match members["outcome"]:
+        case "response":
+            body = members.get("body")
+            content = body.encode() if body is not None else b64decode(members["body_base64"], validate=True)
+            headers = [
+                (name.encode("latin-1"), value.encode("latin-1")) for name, value in members["headers"]
+            ]
+            status = members["status_code"]
+            if type(status) is not int or not 100 <= status <= 599:
+                raise ValueError("status_code")
+            return Response(status, headers, content, members.get("traceparent"))
+        case "value":
+            return Value(members["value"], members.get("traceparent"))
+        case "unreplayable":
+            return Unreplayable(str(members["reason"]))
+        case _:
+            raise ValueError("outcome")
+
+
+def recorded_headers(
+    headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes], length: int
+) -> Headers:
+    """
+    The headers of a response that are worth recording.
+
+    Left out: *drop*, what `Connection` nominates (RFC 9110, 7.6.1), any that could split a message, and a
+    Content-Length that is not *length* (the size of the body in bytes).
+    """
+    kept: Headers = []
+    nominated: set[bytes] = set()
+    for pair in headers:
+        name = pair[0].lower()
+        value = pair[1]
+        if name == b"connection":
+            nominated.update(token.strip().lower() for token in value.split(b","))
+        if name in drop or _UNSAFE.search(value) or _UNSAFE.search(name):
+            continue
+        if name == b"content-length" and value != b"%d" % length:
+            continue
+        kept.append((name, value))
+    if nominated:
+        return [pair for pair in kept if pair[0] not in nominated]
+    return kept
+
+
+def replay_headers(response: Response) -> Headers:
+    """The headers of a replay: as recorded, safe, with one Content-Length where a body is allowed (RFC 9110, 8.6)."""
+    headers = [
+        (name, value)
+        for name, value in response.headers
+        if not (_UNSAFE.search(name) or _UNSAFE.search(value))
+    ]
+    if response.status not in _BODILESS and not any(name == b"content-length" for name, _ in headers):
+        headers.append((b"content-length", b"%d" % len(response.body)))
+    return headers

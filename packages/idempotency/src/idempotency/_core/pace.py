@@ -1,0 +1,45 @@
+"""Delays: how long to wait for a twin, when to show a sign of life, when a client should come back. Pure arithmetic."""
+
+from __future__ import annotations
+
+from math import ceil
+
+__all__ = ["COMPLETE_RETRIES", "RELEASE_RETRIES", "poll_delay", "renew_interval", "retry_after"]
+
+COMPLETE_RETRIES = (0.05, 0.25)
+"""Seconds to pause before each repeat of `complete` (E8): a client is waiting."""
+
+RELEASE_RETRIES = (0.25, 1.0, 4.0)
+"""Seconds to pause before each repeat of a release that nobody waits for."""
+
+_FIRST_POLL, _LAST_POLL = 0.02, 1.0
+
+
+def poll_delay(polls: int, chance: float) -> float:
+    """
+    Seconds before the store is asked again: doubling from 20 ms to 1 s, the upper half of each left to chance.
+
+    Args:
+        polls: How often it was asked already, from 0 on.
+        chance: Uniform in [0, 1), so that many waiters do not ask as one.
+
+    >>> poll_delay(0, 0.0), poll_delay(0, 0.5), poll_delay(40, 0.0)
+    (0.01, 0.015, 0.5)
+    """
+    longest = min(_LAST_POLL, _FIRST_POLL * 2.0 ** min(polls, 10))
+    return longest * (0.5 + chance / 2)
+
+
+def renew_interval(lease: float) -> float:
+    """Seconds between signs of life: two may be lost before a lease is (E3)."""
+    return lease / 3
+
+
+def retry_after(lease_left: float, chance: float) -> int:
+    """
+    Whole seconds for Retry-After beside a running twin: 1 to 4, spread by chance, no later than the lease's end.
+
+    >>> retry_after(0.2, 0.9), retry_after(30.0, 0.0), retry_after(30.0, 0.99)
+    (1, 1, 4)
+    """
+    return max(1, min(ceil(lease_left), 1 + int(chance * 4)))

@@ -1,0 +1,159 @@
+"""The policy of a route: which requests are protected, for how long, and what is kept of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from idempotency._core.fingerprint import RequestView, exact_bytes
+from idempotency._core.outcome import Response
+from idempotency._core.types import Fingerprint
+
+__all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"date",  # not hop-by-hop, but it says when *this* message was made (RFC 9110, 6.6.1)
+    }
+)
+"""Headers that belong to one connection or one message (RFC 9110, 7.6.1) and are never recorded."""
+
+_FIRST_CALLER_ONLY = frozenset({b"set-cookie", b"www-authenticate", b"clear-site-data"})
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def unless_transient(status: int) -> bool:
+    """Keep every answer but those that invite the same request again: 408, 425, 429, 500, 502, 503 and 504."""
+    return status not in _TRANSIENT
+
+
+def always(status: int) -> bool:  # noqa: ARG001
+    """Keep every answer once the handler began, errors included (as Stripe's v1 API does)."""
+    return True
+
+
+def successes(status: int) -> bool:
+    """Keep 2xx alone."""
+    return 200 <= status < 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """
+    What is promised for a route. All durations are in seconds, all sizes in bytes.
+
+    Attributes:
+        methods: The methods whose keys count; a key on any other request is ignored (draft -07, 2.2).
+        required: Refuse a request without a key (400) instead of running it unprotected.
+        max_key_chars: The longest key.
+        fingerprint: What makes two requests the same; the operation is always part of it (E9).
+        lease: How long a claim holds without a sign of life; renewed every lease/3 while the handler runs.
+        takeover: Whether a run that died may be repeated. False: its key answers `OutcomeUnknown` (at most once).
+        retention: How long an outcome is replayed, from its completion on.
+        wait: How long a request waits for its running twin before 409.
+        prefer_wait: The longest wait a client may ask for with `Prefer: wait=N` (RFC 7240, 4.3); 0 ignores it.
+        keep: Which statuses are recorded; the others free the key.
+        on_exception: Whether a handler that raises frees the key or records a 500.
+        on_store_error: Whether a request whose claim cannot be confirmed is refused (503) or runs unprotected.
+        max_request_bytes: The largest body of a keyed request (413 above it).
+        max_response_bytes: The largest body that is recorded; a larger one is recorded as done and not kept (E2).
+        max_hold: How long a response that keeps streaming is held back before it counts as unreplayable (E2).
+        strict_keys: Refuse keys without quotes.
+        documentation_url: Linked from every problem, with the problem's slug as fragment.
+        body_timeout: How long the body of a keyed request may take to arrive (408 after it).
+        drop_headers: Response headers that only the first caller gets.
+        replay_header: The response header that marks a replay.
+        redact: Applied to a response before it is recorded; the first caller still gets the whole one.
+    Raises:
+        ValueError: A duration or size that cannot work, all of them named at once.
+    """
+
+    methods: frozenset[str] = frozenset({"POST", "PATCH"})
+    required: bool = False
+    max_key_chars: int = 255
+    fingerprint: Callable[[RequestView], Fingerprint] = exact_bytes
+    lease: float = 30.0
+    takeover: bool = True
+    retention: float = 86_400.0
+    wait: float = 0.0
+    prefer_wait: float = 0.0
+    keep: Callable[[int], bool] = unless_transient
+    on_exception: Literal["release", "keep"] = "release"
+    on_store_error: Literal["refuse", "bypass"] = "refuse"
+    max_request_bytes: int = 1_048_576
+    max_response_bytes: int = 1_048_576
+    max_hold: float = 5.0
+    strict_keys: bool = False
+    documentation_url: str | None = None
+    body_timeout: float = 30.0
+    drop_headers: frozenset[bytes] = HOP_BY_HOP | _FIRST_CALLER_ONLY
+    replay_header: str = "Idempotency-Replayed"
+    redact: Callable[[Response], Response] | None = None
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} must be > 0"
+            for name in ("lease", "retention", "max_key_chars", "max_hold", "body_timeout")
+            if not getattr(self, name) > 0
+        ]
+        wrong += [
+            f"{name} must be >= 0"
+            for name in ("wait", "prefer_wait", "max_request_bytes", "max_response_bytes")
+            if not getattr(self, name) >= 0
+        ]
+        if self.on_exception not in {"release", "keep"}:
+            wrong.append('on_exception must be "release" or "keep"')
+        if self.on_store_error not in {"refuse", "bypass"}:
+            wrong.append('on_store_error must be "refuse" or "bypass"')
+        if not self.methods:
+            wrong.append("methods must not be empty")
+        if any(name != name.lower() for name in self.drop_headers):
+            wrong.append("drop_headers must be in lower case")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def promise(self) -> Literal["at least once", "at most once"]:
+        """What one live key is promised, transactions aside (docs/concepts.md)."""
+        return "at least once" if self.takeover else "at most once"
+
+    @classmethod
+    def at_least_once(cls, **overrides: Any) -> Policy:
+        """The defaults: a crash or a transient failure frees the key, and the retry runs."""
+        return cls(**overrides)
+
+    @classmethod
+    def at_most_once(cls, **overrides: Any) -> Policy:
+        """
+        Never a second run under one key: every answer and every exception is kept, and after a crash the key answers
+        `OutcomeUnknown` (409) until it expires or a person resolves it.
+        """
+        settings: dict[str, Any] = {"keep": always, "on_exception": "keep", "takeover": False}
+        return cls(**(settings | overrides))
+
+    @classmethod
+    def draft_07(cls, **overrides: Any) -> Policy:
+        """The wire of draft-ietf-httpapi-idempotency-key-header-07: a required, quoted key."""
+        settings: dict[str, Any] = {"required": True, "strict_keys": True}
+        return cls(**(settings | overrides))
+
+    @classmethod
+    def stripe_v1(cls, **overrides: Any) -> Policy:
+        """The wire of Stripe's v1 API: POST only, every answer kept for 24 hours, `Idempotent-Replayed` on replays."""
+        settings: dict[str, Any] = {
+            "methods": frozenset({"POST"}),
+            "keep": always,
+            "on_exception": "keep",
+            "replay_header": "Idempotent-Replayed",
+        }
+        return cls(**(settings | overrides))

@@ -1,0 +1,539 @@
+"""
+The ASGI middleware: read the request, let the engine decide, run the application once, record, then send.
+
+Raw ASGI, so that whatever does not concern it (other types of scope, other methods, requests without a key) passes
+untouched and unbuffered. All state of a request lives in its `_Exchange`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from hashlib import sha256
+from typing import Any, Final, TypeAlias
+
+from idempotency._context import CurrentClaim, active
+from idempotency._core.decide import Refuse, Replay, settle
+from idempotency._core.errors import (
+    IdempotencyError,
+    MissingKey,
+    MissingTenant,
+    NotReplayable,
+    RequestTimeout,
+    RequestTooLarge,
+    UnknownRecordVersion,
+)
+from idempotency._core.fingerprint import RequestView, operation_digest
+from idempotency._core.key import parse_key, storage_key
+from idempotency._core.machine import Bypass, Recorded, Superseded
+from idempotency._core.outcome import (
+    Headers,
+    Response,
+    Unreplayable,
+    decode,
+    encode_response,
+    encode_unreplayable,
+    recorded_headers,
+    replay_headers,
+)
+from idempotency._core.policy import Policy
+from idempotency._core.problem import handler_failed, problem
+from idempotency._core.types import Completed, StorageKey, key_id
+from idempotency._runtime import Runtime, Signal, Timer, running
+from idempotency.engine import Ask, Engine, Run
+from idempotency.events import Hook, Refused, Replayed
+from idempotency.store import Store
+
+__all__ = ["EXPOSED_HEADERS", "IdempotencyMiddleware", "by_header", "one_tenant"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+EXPOSED_HEADERS: Final = (
+    "Idempotency-Replayed",
+    "Idempotency-Age",
+    "Idempotency-Expires-In",
+    "Retry-After",
+    "Link",
+)
+"""For `expose_headers` of a CORS middleware: what this one adds for clients to read."""
+
+_AGE, _EXPIRES_IN = b"idempotency-age", b"idempotency-expires-in"
+_OURS = frozenset({b"idempotency-replayed", _AGE, _EXPIRES_IN})
+
+# Ways for a body to reach the client without passing here (E6).
+_BYPASSING_EXTENSIONS = frozenset(
+    {
+        "http.response.early_hint",
+        "http.response.pathsend",
+        "http.response.push",
+        "http.response.trailers",
+        "http.response.zerocopysend",
+    }
+)
+_PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+_log = logging.getLogger("idempotency")
+
+
+def by_header(name: str) -> Callable[[Scope], str]:
+    """
+    A tenant for each value of a request header, such as `Authorization`: hashed, so that no secret reaches the store.
+
+    Use it for a header that was authenticated. A keyed request without the header is refused (400): strangers must
+    not share a tenant. Repeated header lines count together.
+
+    >>> tenant = by_header("Authorization")
+    >>> alice = tenant({"headers": [(b"authorization", b"Bearer alice")]})
+    >>> bob = tenant({"headers": [(b"authorization", b"Bearer bob")]})
+    >>> alice == bob
+    False
+    """
+    wanted = name.lower().encode("ascii")
+
+    def tenant(scope: Scope) -> str:
+        values = [value for header, value in scope["headers"] if header == wanted]
+        if not values:
+            raise MissingTenant(f"the request has no {name} header, which says whose Idempotency-Key this is")
+        return sha256(b"\n".join(values)).hexdigest()[:32]
+
+    return tenant
+
+
+def one_tenant() -> Callable[[Scope], str]:
+    """Everybody is the same principal: right for one trusted caller, a leak between users otherwise."""
+    return lambda _scope: ""
+
+
+class IdempotencyMiddleware:
+    """
+    One effect per Idempotency-Key, for any ASGI application, after draft-ietf-httpapi-idempotency-key-header-07.
+
+    The application runs to its end once per key whatever the client's connection does; its answer is recorded before
+    the first byte leaves (E1), and repeated to every retry.
+
+    Args:
+        app: The application to protect.
+        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
+        tenant: Whose key it is, from the scope: `by_header("Authorization")`, or what an authentication middleware
+            outside this one left there. It has no default: a replay across principals is a leak. It may raise an
+            `IdempotencyError` to refuse; anything else it raises, or returns but a string, is a 500.
+        policy: What is promised; or a callable that gives the policy for a scope, None to leave it alone.
+        hooks: Called with every event (`idempotency.events`).
+    Raises:
+        TypeError: *tenant* or *policy* is not callable.
+
+    Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: Store,
+        tenant: Callable[[Scope], str],
+        policy: Policy | Callable[[Scope], Policy | None] = Policy(),  # noqa: B008
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        if not callable(tenant):
+            raise TypeError('tenant must be a callable, such as by_header("Authorization") or one_tenant()')
+        if not isinstance(policy, Policy) and not callable(policy):
+            raise TypeError("policy must be a Policy or a callable that gives one for a scope")
+        self.app = app
+        self._engine = Engine(store, hooks=hooks)
+        self._tenant = tenant
+        self._policy = policy
+        promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
+        _log.info("idempotency: %s, in %s", promise, type(store).__name__)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection (ASGI 3)."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        policy = self._policy if isinstance(self._policy, Policy) else self._policy(scope)
+        if policy is None or scope["method"] not in policy.methods:
+            return await self.app(scope, receive, send)
+        lines = [value for name, value in scope["headers"] if name == b"idempotency-key"]
+        if not lines and not policy.required:
+            return await self.app(scope, receive, send)
+        return await _Exchange(self.app, self._engine, policy, scope, receive, send).serve(
+            lines, self._tenant
+        )
+
+
+class _Exchange:
+    """One keyed request and its answer."""
+
+    __slots__ = (
+        "_app",
+        "_body",
+        "_chunks",
+        "_engine",
+        "_flowing",
+        "_hold",
+        "_key",
+        "_lock",
+        "_policy",
+        "_receive",
+        "_recorded",
+        "_recorded_signal",
+        "_run",
+        "_runtime",
+        "_scope",
+        "_send",
+        "_size",
+        "_start",
+        "_swallowing",
+    )
+
+    def __init__(
+        self, app: ASGIApp, engine: Engine, policy: Policy, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._app = app
+        self._engine = engine
+        self._policy = policy
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._runtime: Runtime = running()
+        self._key: StorageKey | None = None
+        self._body: bytes | None = None  # until the application has read it
+        self._run: Run | None = None  # until it is settled
+        self._start: Message | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._hold: Timer | None = None
+        self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
+        self._flowing = False  # the record is made: what the application sends goes straight out
+        self._swallowing = False  # another answer was sent in place of the application's
+        self._recorded = False
+        self._recorded_signal: Signal | None = None
+
+    async def serve(self, lines: list[bytes], tenant_of: Callable[[Scope], str]) -> None:
+        """Guard, read, decide, act."""
+        policy, scope = self._policy, self._scope
+        try:
+            key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
+            if key is None:
+                raise MissingKey
+            tenant = tenant_of(scope)
+            if not isinstance(tenant, str):
+                raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
+            self._key = storage_key(tenant, key)
+            outer = active.get()
+            if outer is not None and outer.claim.key == self._key:
+                return await self._app(scope, self._receive, self._send)  # a claim covers it already (E10)
+            body = await self._read_body()
+        except IdempotencyError as error:
+            return await self._refuse(error)
+        if body is None:
+            return None  # the client left before its request was whole: nothing was claimed, nothing runs
+        self._body = body
+        path = _full_path(scope)
+        view = RequestView(
+            scope["method"], path, scope.get("query_string", b""), scope["headers"], body, tenant
+        )
+        ask = Ask(
+            self._key,
+            operation_digest(view, policy.fingerprint),
+            policy,
+            f"{view.method} {path}",
+            self._wait_seconds(),
+        )
+        verdict = await self._engine.begin(ask)
+        match verdict:
+            case Run():
+                await self._execute(verdict)
+            case Replay(completed, waited):
+                await self._replay(completed, waited)
+            case Refuse():
+                await self._refuse(verdict.error)
+            case Bypass():
+                self._recorded = True  # nothing to protect: disconnects pass
+                await self._app(scope, self._receive_inner, self._send)
+        return None
+
+    # The request.
+
+    async def _read_body(self) -> bytes | None:
+        limit = self._policy.max_request_bytes
+        for name, value in self._scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > limit:
+                raise RequestTooLarge(limit=limit)  # before a byte of it is read
+        try:
+            return await self._runtime.within(self._policy.body_timeout, self._collect_body)
+        except TimeoutError:
+            raise RequestTimeout(seconds=self._policy.body_timeout) from None
+
+    async def _collect_body(self) -> bytes | None:
+        limit, size = self._policy.max_request_bytes, 0
+        chunks: list[bytes] = []
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return None
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise RequestTooLarge(limit=limit)
+            if not message.get("more_body", False):
+                return b"".join((*chunks, chunk)) if chunks else bytes(chunk)
+            chunks.append(chunk)
+
+    def _wait_seconds(self) -> float:
+        policy = self._policy
+        if policy.prefer_wait > 0:
+            for name, value in self._scope["headers"]:
+                if name == b"prefer" and (preferred := _PREFER_WAIT.search(value)):
+                    return min(float(preferred[1]), policy.prefer_wait)
+        return policy.wait
+
+    async def _receive_inner(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if not self._recorded:  # the handler runs to its end whatever the client does (E5)
+            if self._recorded_signal is None:
+                self._recorded_signal = self._runtime.signal()
+            await self._recorded_signal.wait()
+        return await self._receive()
+
+    # The run.
+
+    async def _execute(self, run: Run) -> None:
+        self._run = run
+        token = active.set(CurrentClaim(run.claim))
+        try:
+            await self._app(_without_bypasses(self._scope), self._receive_inner, self._send_inner)
+        except Exception:
+            await self._fail()
+            raise
+        except BaseException:
+            if self._run is not None:
+                self._take_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+            raise
+        else:
+            if self._run is not None:
+                await self._end_incomplete()
+        finally:
+            active.reset(token)
+
+    async def _send_inner(self, message: Message) -> None:
+        if self._flowing:
+            return await self._send(message)
+        if self._lock is None:
+            return await self._hold_back(message)
+        async with self._lock:
+            if self._flowing:
+                return await self._send(message)
+            return await self._hold_back(message)
+
+    async def _hold_back(self, message: Message) -> None:
+        if self._swallowing:
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            self._start = message
+            if _is_event_stream(message):
+                await self._let_flow("an event stream")
+        elif kind == "http.response.body" and self._start is not None:
+            chunk = message.get("body", b"")
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+            if self._size > self._policy.max_response_bytes:
+                await self._let_flow(f"larger than {self._policy.max_response_bytes} bytes")
+            elif not message.get("more_body", False):
+                await self._finish()
+            elif self._hold is None:
+                self._lock = self._runtime.lock()
+                self._hold = self._runtime.after(self._policy.max_hold, self._end_hold)
+        else:
+            await self._send(message)
+
+    async def _finish(self) -> None:
+        """The answer is whole: record it, then send it (E1)."""
+        assert self._start is not None
+        status: int = self._start["status"]
+        if self._hold is not None:
+            self._hold.cancel()
+        if self._settle(status) == "release":
+            await self._take_run().release()
+            return await self._send_own()
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        headers = recorded_headers(
+            self._start.get("headers", ()), drop=self._policy.drop_headers | _OURS, length=len(body)
+        )
+        response = Response(status, headers, bytes(body), self._engine.traceparent())
+        if self._policy.redact is not None:
+            response = self._policy.redact(response)
+        await self._record(encode_response(response), whole=True)
+        return None
+
+    async def _end_hold(self) -> None:
+        async with self._lock:
+            if self._run is not None and not self._flowing:
+                await self._let_flow(f"still streaming after {self._policy.max_hold:g} s")
+
+    async def _let_flow(self, reason: str) -> None:
+        """The answer cannot be kept: say so in the record, then let it go (E2)."""
+        assert self._start is not None
+        status: int = self._start["status"]
+        if self._hold is not None:
+            self._hold.cancel()
+        if self._settle(status) == "release":
+            await self._take_run().release()
+            await self._send_own(more_body=True)
+        else:
+            await self._record(encode_unreplayable(reason, status), whole=False)
+
+    async def _record(self, outcome: bytes, *, whole: bool) -> None:
+        ending = await self._take_run().keep(outcome, result="kept" if whole else "unreplayable")
+        match ending:
+            case Superseded(completed):
+                self._answered_otherwise()
+                await self._replay(completed, 0.0)
+            case Refuse(error):
+                self._answered_otherwise()
+                await self._refuse(error)
+            case _:
+                await self._send_own(stored=isinstance(ending, Recorded) and whole, more_body=not whole)
+
+    async def _send_own(self, *, stored: bool = False, more_body: bool = False) -> None:
+        """Send what was held back, and from now on everything at once."""
+        start = self._start
+        assert start is not None
+        self._flowing = True
+        self._mark_recorded()
+        headers = [pair for pair in start.get("headers", ()) if pair[0].lower() not in _OURS]
+        if stored:
+            headers.append((_EXPIRES_IN, b"%d" % self._policy.retention))
+        await self._send({**start, "headers": headers})
+        chunks, self._chunks = self._chunks, []
+        last = len(chunks) - 1
+        for index, chunk in enumerate(chunks):
+            await self._send(
+                {"type": "http.response.body", "body": chunk, "more_body": more_body or index < last}
+            )
+
+    async def _fail(self) -> None:
+        """The handler raised: free the key or record that it failed; the exception goes on to the server."""
+        if self._run is None:
+            return
+        if self._hold is not None:
+            self._hold.cancel()
+        run = self._take_run()
+        if self._policy.on_exception == "keep":
+            await run.keep(encode_response(handler_failed(self._policy.documentation_url)))
+        else:
+            await run.release()
+        self._mark_recorded()
+
+    async def _end_incomplete(self) -> None:
+        """The handler returned without a whole answer: to the key an exception, to the server a broken answer."""
+        await self._fail()
+        if self._start is not None:
+            await self._send_own(more_body=True)
+
+    def _take_run(self) -> Run:
+        run, self._run = self._run, None
+        assert run is not None
+        return run
+
+    def _settle(self, status: int) -> str:
+        # Starlette's router leaves its mark on the scope, and the endpoint's once a route matched.
+        routed = "endpoint" in self._scope or "router" not in self._scope
+        return settle(status, policy=self._policy, routed=routed)
+
+    def _answered_otherwise(self) -> None:
+        self._swallowing = True
+        self._mark_recorded()
+
+    def _mark_recorded(self) -> None:
+        self._recorded = True
+        if self._recorded_signal is not None:
+            self._recorded_signal.set()
+
+    # Answers that are not the application's.
+
+    async def _replay(self, completed: Completed, waited: float) -> None:
+        assert self._key is not None
+        try:
+            outcome = decode(completed.outcome)
+            if isinstance(outcome, Unreplayable):
+                raise NotReplayable(key_id=key_id(self._key), reason=outcome.reason)
+            if not isinstance(outcome, Response):
+                raise UnknownRecordVersion(
+                    "the stored outcome is a function's value, not a response; use another key"
+                )
+        except IdempotencyError as error:
+            return await self._refuse(error)
+        marker = self._policy.replay_header.lower().encode("ascii")
+        headers = replay_headers(outcome)
+        headers += (
+            (marker, b"true"),
+            (_AGE, b"%d" % completed.age),
+            (_EXPIRES_IN, b"%d" % completed.expires_in),
+        )
+        if self._engine.hooks:
+            self._engine.emit(
+                Replayed(
+                    operation=self._operation(),
+                    key_id=key_id(self._key),
+                    age=completed.age,
+                    waited=waited,
+                    traceparent=outcome.traceparent,
+                )
+            )
+        await self._send_response(outcome.status, headers, outcome.body)
+        return None
+
+    async def _refuse(self, error: IdempotencyError) -> None:
+        if self._engine.hooks:
+            self._engine.emit(
+                Refused(
+                    operation=self._operation(),
+                    key_id=None if self._key is None else key_id(self._key),
+                    problem=error.slug,
+                    status=error.status,
+                )
+            )
+        answer = problem(error, documentation_url=self._policy.documentation_url)
+        if isinstance(error, RequestTooLarge | RequestTimeout):
+            answer.headers.append((b"connection", b"close"))  # the rest of the body is never read
+        await self._send_response(answer.status, answer.headers, answer.body)
+
+    async def _send_response(self, status: int, headers: Headers, body: bytes) -> None:
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        if self._scope["method"] == "HEAD":
+            body = b""
+        await self._send({"type": "http.response.body", "body": body})
+
+    def _operation(self) -> str:
+        return f"{self._scope['method']} {_full_path(self._scope)}"
+
+
+def _full_path(scope: Scope) -> str:
+    """The path as the client sent it; a mounted application's prefix is part of it whatever the mount did to `path`."""
+    root: str = scope.get("root_path", "")
+    raw: bytes = scope.get("raw_path") or b""
+    path: str = raw.partition(b"?")[0].decode("latin-1") if raw else scope["path"]
+    return path if path.startswith(root) else root + path
+
+
+def _without_bypasses(scope: Scope) -> Scope:
+    extensions = scope.get("extensions")
+    if not extensions or _BYPASSING_EXTENSIONS.isdisjoint(extensions):
+        return scope
+    kept = {name: value for name, value in extensions.items() if name not in _BYPASSING_EXTENSIONS}
+    return {**scope, "extensions": kept}
+
+
+def _is_event_stream(start: Message) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
+        for name, value in start.get("headers", ())
+    )

@@ -1,0 +1,123 @@
+"""
+Events: what happened to a keyed request, as values first and log lines, metrics or spans second (`idempotency.hooks`).
+
+No event carries a raw key, a header or a body: `key_id` is twelve hex digits of a digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+__all__ = ["ClaimLost", "Claimed", "Event", "Hook", "Refused", "Replayed", "Settled", "StoreFailed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """
+    A run begins.
+
+    Attributes:
+        operation: "POST /charges", or the name given to a decorator.
+        attempt: 1 for the first run; more where an abandoned one was taken over.
+        waited: Seconds spent waiting for a twin that did not finish; 0.0 where none ran.
+    """
+
+    operation: str
+    key_id: str
+    attempt: int
+    waited: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """
+    A recorded outcome is answered; nothing runs.
+
+    Attributes:
+        age: Seconds since the outcome was recorded.
+        waited: Seconds spent waiting for the running twin; 0.0 where it was done already.
+        traceparent: The trace context (W3C) of the run that made the outcome, where a hook recorded one.
+    """
+
+    operation: str
+    key_id: str
+    age: float
+    waited: float
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """
+    A problem is answered; nothing runs.
+
+    Attributes:
+        key_id: None where the request had no readable key.
+        problem: The slug of the problem, such as "in-progress" or "key-reused".
+        status: Its HTTP status.
+    """
+
+    operation: str
+    key_id: str | None
+    problem: str
+    status: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """
+    A run is over.
+
+    Attributes:
+        result: "kept" (recorded, retries replay it), "unreplayable" (recorded as done, body not kept), "released"
+            (forgotten, a retry runs again) or "abandoned" (cancelled: the outcome is unknown, the lease decides).
+        duration: Seconds from the claim to this event, by a monotonic clock.
+    """
+
+    operation: str
+    key_id: str
+    attempt: int
+    result: Literal["kept", "unreplayable", "released", "abandoned"]
+    duration: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether a retry will be answered from the record instead of running again."""
+        return self.result in {"kept", "unreplayable"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimLost:
+    """A run no longer owns its key: it stalled past its lease, or the record was lost. It may be one of two."""
+
+    operation: str
+    key_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFailed:
+    """
+    The store gave no answer.
+
+    Attributes:
+        step: What was asked of it.
+        action: What was done about it: "refused" (503), "bypassed" (the run is unprotected), "retrying", or
+            "unrecorded" (the true answer was sent, its record is missing: until the lease is over a retry is told to
+            wait, then it runs again or, at most once, is told that the outcome is unknown).
+        error: The class name of the error, for counting.
+    """
+
+    operation: str
+    key_id: str
+    step: Literal["acquire", "renew", "complete", "release"]
+    action: Literal["refused", "bypassed", "retrying", "unrecorded"]
+    error: str
+
+
+Event: TypeAlias = Claimed | Replayed | Refused | Settled | ClaimLost | StoreFailed
+
+Hook: TypeAlias = Callable[[Event], None]
+"""Called for every event, in the request's own task: be quick. What it raises is logged and goes no further."""
