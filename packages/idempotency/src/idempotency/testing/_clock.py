@@ -1,0 +1,77 @@
+"""Clocks that a contract can move: one that only moves when told, and the real one for stores that bring their own."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+__all__ = ["Clock", "FakeClock", "RealClock"]
+
+
+class Clock(Protocol):
+    """
+    Time as the contract sees it: seconds from any origin.
+
+    Attributes:
+        unit: Seconds in the contract's shortest duration.
+        resolution: Seconds by which the store's own reading may differ from this clock's; 0 where they are one.
+    """
+
+    unit: float
+    resolution: float
+
+    def __call__(self) -> float:
+        """Now, in seconds."""
+        ...
+
+    def advance(self, seconds: float) -> None:
+        """Let *seconds* pass."""
+        ...
+
+
+class FakeClock:
+    """
+    A clock that moves only when told.
+
+    >>> clock = FakeClock()
+    >>> before = clock()
+    >>> clock.advance(3600)
+    >>> clock() - before
+    3600.0
+    """
+
+    unit = 1.0
+    resolution = 0.0
+
+    def __init__(self, start: float = 1_000_000.0) -> None:
+        self._now = start
+
+    def __call__(self) -> float:
+        """Now, in seconds."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move *seconds* on; negative seconds step back, as a wall clock may."""
+        self._now += seconds
+
+
+class RealClock:
+    """
+    The machine's clock, for a store whose server keeps its own: `advance` sleeps.
+
+    Args:
+        unit: Seconds in the contract's shortest duration; the shorter, the faster the tests.
+        resolution: Seconds by which the store may round or read late.
+    """
+
+    def __init__(self, *, unit: float = 0.02, resolution: float = 0.005) -> None:
+        self.unit = unit
+        self.resolution = resolution
+
+    def __call__(self) -> float:
+        """Now, in seconds."""
+        return time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        """Sleep, and a resolution longer, so that the store surely sees *seconds* pass."""
+        time.sleep(seconds + 2 * self.resolution)
