@@ -163,7 +163,12 @@ _Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128)]
 
 class _Wire(BaseModel):
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", protected_namespaces=()
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
+        json_schema_serialization_defaults_required=True,  # an answer always has every member
     )
 
 

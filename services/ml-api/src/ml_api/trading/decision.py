@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
-from itertools import pairwise
 from operator import itemgetter
 from typing import Final, Literal
 
@@ -112,8 +111,7 @@ def _newest_row(candles: list[Candle]) -> tuple[FloatArray, Decimal]:
     if n < MIN_CANDLES:
         raise _Unusable(f"{n} candles, {MIN_CANDLES} needed")
     candles = sorted(candles, key=itemgetter("timestamp"))
-    times = [candle["timestamp"] for candle in candles]
-    if any(earlier == later for earlier, later in pairwise(times)):
+    if len({candle["timestamp"] for candle in candles}) < n:
         raise _Unusable("two candles of one time")
     closes = np.array([float(candle["close"]) for candle in candles])
     volumes = np.array([float(candle["volume"]) for candle in candles])
