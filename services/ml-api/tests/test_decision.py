@@ -1,0 +1,331 @@
+"""From candles to orders: which row decides, how an order is sized, and what the reasoning says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ml_api.contract import Candle, Portfolio, PredictRequest, PredictResponse, encode_response, parse_request
+from ml_api.trading.decision import ASSETS, Decision, Predict, decide
+from ml_api.trading.indicators import FEATURES, FloatArray, compute
+
+Make = Callable[..., bytes]
+
+
+def answering(*chances: tuple[float, float, float]) -> Predict:
+    """A model that says SELL, HOLD, BUY with these probabilities, asset by asset."""
+
+    def predict(rows: FloatArray) -> FloatArray:
+        return np.array([chances[i % len(chances)] for i in range(len(rows))])
+
+    return predict
+
+
+SELL, HOLD, BUY = (0.5, 0.3, 0.2), (0.3, 0.4, 0.3), (0.2, 0.34, 0.46)
+
+
+def judged(body: bytes, *chances: tuple[float, float, float], cap: bool = False) -> Decision:
+    return decide(parse_request(body), answering(*(chances or (BUY,))), cap_to_portfolio=cap)
+
+
+def edited(body: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    document = json.loads(body)
+    change(document)
+    return json.dumps(document).encode()
+
+
+class TestTheRow:
+    """The newest candle decides, wherever it stands in the list."""
+
+    def test_candles_are_sorted_by_time_before_anything_is_computed(self, make_body: Make) -> None:
+        newest_first = make_body()
+        oldest_first = edited(newest_first, lambda d: d["candles"].reverse())
+        here, there = judged(newest_first), judged(oldest_first)
+        assert here.orders == there.orders
+        assert all(np.array_equal(a.row, b.row) for a, b in zip(here.verdicts, there.verdicts, strict=True))
+
+    def test_offsets_are_compared_as_instants(self, make_body: Make) -> None:
+        def move(document: dict[str, Any]) -> None:
+            for candle in document["candles"][::2]:
+                candle["timestamp"] = candle["timestamp"].replace("+00:00", "Z")
+            first = document["candles"][0]  # the newest, now written in another zone
+            first["timestamp"] = first["timestamp"].replace("T14:00:00Z", "T04:00:00-10:00")
+
+        assert judged(make_body()).orders == judged(edited(make_body(), move)).orders
+
+    def test_the_row_is_the_shared_indicator_function_over_all_candles(self, make_body: Make) -> None:
+        request = parse_request(make_body(assets=["BTC"]))
+        newest_last = request.candles[::-1]
+        columns = [np.array([float(c[name]) for c in newest_last]) for name in ("close", "volume")]
+        (verdict,) = decide(request, answering(BUY)).verdicts
+        assert np.array_equal(verdict.row, compute(*columns))
+        assert verdict.price == newest_last[-1]["close"]
+
+    def test_both_assets_go_to_the_model_in_one_call_btc_first(self, make_body: Make) -> None:
+        seen: list[FloatArray] = []
+
+        def predict(rows: FloatArray) -> FloatArray:
+            seen.append(rows)
+            return np.array([SELL, BUY])
+
+        decision = decide(parse_request(make_body(assets=["ETH", "DOGE", "BTC"])), predict)
+        assert [rows.shape for rows in seen] == [(2, len(FEATURES))]
+        assert [order.asset_symbol for order in decision.orders] == ["BTC", "ETH"]
+        assert seen[0][0, 0] == decision.verdicts[0].row[0]
+
+    def test_other_assets_are_ignored(self, make_body: Make) -> None:
+        assert judged(make_body(assets=["DOGE", "btc"])).reasoning == "No trading signals"
+
+    def test_the_model_is_not_called_without_a_row(self, make_body: Make) -> None:
+        decision = decide(parse_request(make_body(count=19)), lambda rows: pytest.fail("called"))
+        assert decision.orders == ()
+
+    @pytest.mark.parametrize(
+        "bad",
+        [np.full((2, 3), np.nan), np.ones((1, 3)), np.ones((2, 2)), np.ones(2), np.full((2, 3), np.inf)],
+    )
+    def test_a_model_that_answers_nonsense_raises(self, make_body: Make, bad: FloatArray) -> None:
+        with pytest.raises(ValueError, match="finite float64"):
+            decide(parse_request(make_body()), lambda rows: bad)
+
+
+class TestTheAction:
+    """The largest probability, the first on ties."""
+
+    @pytest.mark.parametrize(
+        ("chances", "side"),
+        [
+            ((0.4, 0.3, 0.3), "SELL"),
+            ((0.3, 0.3, 0.4), "BUY"),
+            ((0.4, 0.2, 0.4), "SELL"),
+            ((0.2, 0.4, 0.4), None),
+            ((0.4, 0.4, 0.2), "SELL"),
+        ],
+    )
+    def test_argmax_first_on_ties(
+        self, make_body: Make, chances: tuple[float, float, float], side: str | None
+    ) -> None:
+        decision = judged(make_body(assets=["BTC"]), chances)
+        assert [order.side for order in decision.orders] == ([side] if side else [])
+
+    def test_no_model_means_the_fixed_rules(self, make_body: Make) -> None:
+        rising = [100.0 + i for i in range(40)]
+        decision = decide(parse_request(make_body(assets=["BTC"], closes={"BTC": rising})), None)
+        assert (decision.verdicts[0].action, decision.verdicts[0].confidence) == ("SELL", 0.7)
+        assert decision.reasoning == "BTC: SELL (confidence: 70%)"
+
+
+class TestSizing:
+    """A tenth of the total value, times the confidence up to 0.9, at the newest close."""
+
+    @pytest.mark.parametrize(("confidence", "share"), [(0.5, "0.5"), (0.9, "0.9"), (0.97, "0.9")])
+    def test_the_quantity(self, make_body: Make, confidence: float, share: str) -> None:
+        request = parse_request(make_body(assets=["BTC"], total_value="123456.78"))
+        rest = (1 - confidence) / 2
+        (order,) = decide(request, answering((confidence, rest, rest))).orders
+        exact = Decimal("123456.78") * Decimal("0.1") * Decimal(share) / request.candles[0]["close"]
+        assert order.quantity == exact.quantize(Decimal("1e-8"), rounding=ROUND_HALF_EVEN)
+        assert order.limit_price is None
+
+    def test_a_tie_rounds_to_even(self, make_body: Make) -> None:
+        closes = [4000.0] * 39 + [4096.0]  # 100000 * 0.1 * 0.9 / 4096 = 2.197265625
+        (order,) = judged(make_body(assets=["BTC"], closes={"BTC": closes}), (0.95, 0.03, 0.02)).orders
+        assert order.quantity == Decimal("2.19726562")
+
+    @pytest.mark.parametrize(
+        ("total", "price", "quantity"),
+        [
+            ("0.0002", 1.0, "0.00001000"),
+            ("0.00019999", 1.0, None),
+            ("0", 1.0, None),
+            ("-5000", 1.0, None),
+            ("20000", 1.0, "1000.00000000"),
+            ("20000.0000002", 1.0, None),
+            ("79228162514264337593543950335", 1e-8, None),
+        ],
+    )
+    def test_an_order_outside_the_clients_limits_is_not_made_and_the_reason_is_said(
+        self, make_body: Make, total: str, price: float, quantity: str | None
+    ) -> None:
+        decision = judged(make_body(assets=["BTC"], total_value=total, closes={"BTC": [price] * 40}), SELL)
+        assert [str(order.quantity) for order in decision.orders] == ([quantity] if quantity else [])
+        if quantity is None:
+            side = "above 1000" if Decimal(total) > 1 else "below 0.00001"
+            assert decision.reasoning == f"No trading signals; BTC SELL not ordered: quantity {side}"
+
+    def test_cash_and_positions_are_ignored_by_default(self, make_body: Make) -> None:
+        rich, poor = make_body(), make_body(cash="0", positions="")
+        assert judged(rich, SELL, BUY).orders == judged(poor, SELL, BUY).orders
+
+
+class TestTheCap:
+    """Optionally an order never asks for more than the portfolio can give."""
+
+    def test_a_sale_stops_at_what_is_held(self, make_body: Make) -> None:
+        held = '{"symbol":"BTC","quantity":0.01,"averagePrice":1},{"symbol":"BTC","quantity":0.02,"averagePrice":1}'
+        (order,) = judged(make_body(assets=["BTC"], positions=held), SELL, cap=True).orders
+        assert order.quantity == Decimal("0.03")
+
+    def test_nothing_held_is_nothing_sold(self, make_body: Make) -> None:
+        decision = judged(make_body(assets=["BTC"], positions=""), SELL, cap=True)
+        assert decision.orders == ()
+        assert "BTC SELL not ordered" in decision.reasoning
+
+    def test_purchases_share_the_cash_and_never_exceed_it(self, make_body: Make) -> None:
+        request = parse_request(make_body(cash="5000"))
+        decision = decide(request, answering(BUY), cap_to_portfolio=True)
+        prices = {verdict.asset: verdict.price for verdict in decision.verdicts}
+        costs = [order.quantity * prices[order.asset_symbol] for order in decision.orders]
+        assert len(costs) == 2
+        assert Decimal(4999) < sum(costs) <= Decimal(5000)
+
+
+class TestSkipping:
+    """What cannot be judged is skipped with its reason, never guessed."""
+
+    @pytest.mark.parametrize(
+        ("count", "usable"), [(1, 0), (6, 0), (7, 0), (19, 0), (20, 2), (26, 2), (33, 2), (34, 2)]
+    )
+    def test_twenty_candles_are_needed(self, make_body: Make, count: int, usable: int) -> None:
+        decision = judged(make_body(count=count))
+        assert len(decision.verdicts) == len(decision.orders) == usable
+        assert len(decision.signals) == 9 * usable
+        if not usable:
+            reason = f"{count} candles, 20 needed"
+            assert decision.reasoning == f"No trading signals; BTC skipped: {reason}; ETH skipped: {reason}"
+            assert decision.skipped == {"BTC": reason, "ETH": reason}
+
+    def test_one_asset_may_be_skipped_and_the_other_not(self, make_body: Make) -> None:
+        decision = judged(make_body(closes={"BTC": [5.0] * 12}))
+        assert decision.reasoning == "ETH: BUY (confidence: 46%); BTC skipped: 12 candles, 20 needed"
+
+    @pytest.mark.parametrize(("where", "value"), [(0, 0), (5, -1), (-1, 0), (3, "1e400"), (0, "1e-400")])
+    def test_a_close_that_is_no_price_skips_the_asset(
+        self, make_body: Make, where: int, value: object
+    ) -> None:
+        body = edited(make_body(assets=["BTC"]), lambda d: d["candles"][where].update(close=value))
+        assert (
+            judged(body).reasoning
+            == "No trading signals; BTC skipped: a close is not a positive finite price"
+        )
+
+    @pytest.mark.parametrize("value", [-0.1, "1e400"])
+    def test_a_volume_that_is_none_skips_the_asset(self, make_body: Make, value: object) -> None:
+        body = edited(make_body(assets=["BTC"]), lambda d: d["candles"][50].update(volume=value))
+        assert "BTC skipped: a volume is negative or not finite" in judged(body).reasoning
+
+    def test_two_candles_of_one_instant_skip_the_asset(self, make_body: Make) -> None:
+        def repeat(document: dict[str, Any]) -> None:
+            twin = dict(document["candles"][7])
+            twin["timestamp"] = twin["timestamp"].replace("+00:00", "Z")
+            document["candles"].append(twin)
+
+        body = edited(make_body(assets=["BTC"]), repeat)
+        assert judged(body).reasoning == "No trading signals; BTC skipped: two candles of one time"
+
+    def test_prices_at_the_edge_of_float64_skip_the_asset(self, make_body: Make) -> None:
+        def stretch(document: dict[str, Any]) -> None:
+            for age, candle in enumerate(document["candles"]):
+                candle["close"] = "1e308" if age % 2 else "1e-300"
+
+        assert "too extreme" in judged(edited(make_body(assets=["BTC"]), stretch)).reasoning
+
+    def test_no_volume_anywhere_still_trades(self, make_body: Make) -> None:
+        decision = judged(make_body(assets=["BTC"], volumes=[0.0] * 100), SELL)
+        assert decision.verdicts[0].row[FEATURES.index("volume_ratio")] == 1
+        assert decision.reasoning == "BTC: SELL (confidence: 50%)"
+
+    def test_flat_prices_still_trade(self, make_body: Make) -> None:
+        decision = judged(make_body(assets=["BTC"], closes={"BTC": [100.0] * 40}), SELL)
+        assert decision.verdicts[0].row[FEATURES.index("rsi_14")] == 100
+        assert len(decision.orders) == 1
+
+
+class TestReasoning:
+    """The texts that the client stores."""
+
+    def test_only_assets_with_an_order_are_named(self, make_body: Make) -> None:
+        assert (
+            judged(make_body(), SELL, BUY).reasoning
+            == "BTC: SELL (confidence: 50%); ETH: BUY (confidence: 46%)"
+        )
+        assert judged(make_body(), HOLD, BUY).reasoning == "ETH: BUY (confidence: 46%)"
+
+    def test_holding_lists_signals_and_no_order(self, make_body: Make) -> None:
+        decision = judged(make_body(), HOLD)
+        assert decision.reasoning == "No trading signals"
+        assert (len(decision.orders), len(decision.signals)) == (0, 18)
+
+    def test_no_candles_at_all_is_no_signal(self, make_body: Make) -> None:
+        decision = judged(make_body(assets=[]))
+        assert (decision.reasoning, decision.skipped) == ("No trading signals", {})
+
+
+NUMBER = st.decimals(
+    allow_nan=False, allow_infinity=False, min_value=Decimal("-1e25"), max_value=Decimal("1e25")
+)
+TIME = st.datetimes(timezones=st.just(UTC))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    columns=st.lists(
+        st.tuples(st.sampled_from([*ASSETS, "XRP"]), TIME, NUMBER | st.just(Decimal(1)), NUMBER), max_size=90
+    ),
+    spread=st.booleans(),
+    money=st.tuples(NUMBER, NUMBER),
+    cap=st.booleans(),
+    model=st.sampled_from([None, answering(SELL, BUY), answering(HOLD)]),
+)
+def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
+    columns: list[tuple[str, datetime, Decimal, Decimal]],
+    spread: bool,
+    money: tuple[Decimal, Decimal],
+    cap: bool,
+    model: Predict | None,
+) -> None:
+    def sane(price: Decimal) -> Decimal:  # half of the runs reach the arithmetic behind the checks
+        return abs(price) + 1 if spread else price
+
+    candles = [
+        Candle(symbol=s, timestamp=t, open=p, high=p, low=p, close=sane(p), volume=sane(v))
+        for s, t, p, v in columns
+    ]
+    request = PredictRequest.model_construct(
+        request_id="r",
+        agent_id="a",
+        portfolio=Portfolio.model_construct(cash=money[0], total_value=money[1], positions=[]),
+        candles=candles,
+        instructions="",
+    )
+    decision = decide(request, model, cap_to_portfolio=cap)
+    answer = PredictResponse(
+        model_version="1",
+        request_id="r",
+        agent_id="a",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        orders=decision.orders,
+        signals=decision.signals,
+        reasoning=decision.reasoning,
+    )
+    read = json.loads(encode_response(answer), parse_constant=pytest.fail)
+    assert len(read["signals"]) == 9 * len(decision.verdicts)
+    assert all(0 < order["quantity"] <= 1000 for order in read["orders"])
+    assert all(math.isfinite(signal["value"]) for signal in read["signals"])
+    assert {v.asset for v in decision.verdicts} | set(decision.skipped) == {
+        c["symbol"] for c in candles
+    } & set(ASSETS)
+
+
+def test_a_decision_is_a_value(make_body: Make) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        judged(make_body()).reasoning = ""  # type: ignore[misc]

@@ -1,0 +1,91 @@
+"""Nine fixed signals and the decision from rules alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_api.trading.indicators import FEATURES, FloatArray
+from ml_api.trading.rules import rule_decision, signals
+
+QUIET = dict.fromkeys(FEATURES, 0.0) | {"rsi_14": 50.0}
+
+
+def row(**values: float) -> FloatArray:
+    return np.array([(QUIET | values)[name] for name in FEATURES])
+
+
+def fired(values: FloatArray) -> list[tuple[str, str]]:
+    return [(signal.rule, signal.contribution) for signal in signals(values) if signal.fired]
+
+
+def test_all_nine_are_listed_in_order_whether_fired_or_not() -> None:
+    assert [(s.feature, s.rule, s.contribution, s.fired) for s in signals(row())] == [
+        ("rsi_14", "<40 = oversold zone", "bullish", False),
+        ("rsi_14", ">60 = overbought zone", "bearish", False),
+        ("macd_diff", ">0 = bullish crossover", "bullish", False),
+        ("macd_diff", "<0 = bearish crossover", "bearish", False),
+        ("returns_7", ">2% = uptrend", "bullish", False),
+        ("returns_7", "<-2% = downtrend", "bearish", False),
+        ("bb_width", ">10% = high volatility", "neutral", False),
+        ("returns_1", ">0.5% = short-term momentum up", "bullish", False),
+        ("returns_1", "<-0.5% = short-term momentum down", "bearish", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("feature", "threshold", "toward", "rule", "contribution"),
+    [
+        ("rsi_14", 40.0, -1, "<40 = oversold zone", "bullish"),
+        ("rsi_14", 60.0, 1, ">60 = overbought zone", "bearish"),
+        ("macd_diff", 0.0, 1, ">0 = bullish crossover", "bullish"),
+        ("macd_diff", 0.0, -1, "<0 = bearish crossover", "bearish"),
+        ("returns_7", 0.02, 1, ">2% = uptrend", "bullish"),
+        ("returns_7", -0.02, -1, "<-2% = downtrend", "bearish"),
+        ("bb_width", 0.1, 1, ">10% = high volatility", "neutral"),
+        ("returns_1", 0.005, 1, ">0.5% = short-term momentum up", "bullish"),
+        ("returns_1", -0.005, -1, "<-0.5% = short-term momentum down", "bearish"),
+    ],
+)
+def test_a_rule_fires_strictly_beyond_its_threshold(
+    feature: str, threshold: float, toward: int, rule: str, contribution: str
+) -> None:
+    assert fired(row(**{feature: threshold})) == []
+    beyond = float(np.nextafter(threshold, toward * np.inf))
+    assert fired(row(**{feature: beyond})) == [(rule, contribution)]
+
+
+def test_the_value_is_rounded_and_the_comparison_is_not() -> None:
+    signal = next(s for s in signals(row(returns_7=0.020_000_1)) if s.rule == ">2% = uptrend")
+    assert (signal.value, signal.fired) == (0.02, True)
+
+
+def test_a_tiny_negative_value_is_written_without_a_sign() -> None:
+    value = signals(row(macd_diff=-1e-9))[3].value
+    assert str(value) == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"rsi_14": 34.9}, ("BUY", 0.7)),
+        ({"rsi_14": 44.9, "macd_diff": 0.1}, ("BUY", 0.7)),
+        ({"rsi_14": 45.0, "macd_diff": 0.1}, ("BUY", 0.55)),
+        ({"rsi_14": 65.1}, ("SELL", 0.7)),
+        ({"rsi_14": 55.1, "macd_diff": -0.1}, ("SELL", 0.7)),
+        ({"rsi_14": 55.0, "macd_diff": -0.1}, ("SELL", 0.55)),
+        ({"rsi_14": 35.0}, ("BUY", 0.55)),
+        ({"rsi_14": 65.0}, ("SELL", 0.55)),
+        ({"returns_1": 0.01}, ("BUY", 0.55)),
+        ({"returns_7": -0.05, "returns_1": -0.01, "macd_diff": 1.0}, ("SELL", 0.55)),
+        ({"returns_7": -0.05, "macd_diff": 1.0}, ("HOLD", 0.5)),
+        ({"bb_width": 0.5}, ("HOLD", 0.5)),
+        ({}, ("HOLD", 0.5)),
+    ],
+)
+def test_the_fallback_takes_an_extreme_rsi_then_the_majority(
+    values: dict[str, Any], expected: tuple[str, float]
+) -> None:
+    numbers = row(**values)
+    assert rule_decision(numbers, signals(numbers)) == expected
