@@ -1,0 +1,45 @@
+"""LightGBM inference that never returns a silently wrong number: verified models, rows checked by name."""
+
+from __future__ import annotations
+
+from predictor._cpus import available_cpus
+from predictor.errors import (
+    GoldenRowMismatch,
+    IntegrityError,
+    ManifestError,
+    ModelError,
+    ModelTextError,
+    PredictorError,
+    SchemaError,
+    Unsupported,
+)
+from predictor.explain import Contribution, Explanation
+from predictor.manifest import Feature, GoldenRow, Manifest, Metric, RowPolicy, manifest_path
+from predictor.manifest_maker import write_manifest
+from predictor.model import Model, ModelInfo
+from predictor.slot import Golden, ModelSlot
+
+__all__ = [
+    "Contribution",
+    "Explanation",
+    "Feature",
+    "Golden",
+    "GoldenRow",
+    "GoldenRowMismatch",
+    "IntegrityError",
+    "Manifest",
+    "ManifestError",
+    "Metric",
+    "Model",
+    "ModelError",
+    "ModelInfo",
+    "ModelSlot",
+    "ModelTextError",
+    "PredictorError",
+    "RowPolicy",
+    "SchemaError",
+    "Unsupported",
+    "available_cpus",
+    "manifest_path",
+    "write_manifest",
+]

@@ -1,0 +1,104 @@
+"""From a model file alone: which features it has, and which labels its pandas categories had."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from predictor._text import ModelText
+from predictor.errors import ManifestError
+from predictor.manifest import Feature, Label
+
+__all__ = ["features_of"]
+
+
+def features_of(
+    text: ModelText,
+    *,
+    names: Sequence[str] | None = None,
+    integers: Collection[str] = (),
+    nullable: Collection[str] = (),
+    categories: Mapping[str, Sequence[Label]] | None = None,
+) -> tuple[Feature, ...]:
+    """
+    Return the features of *text* in model order, as far as the file and the caller know them.
+
+    Args:
+        text: A checked model.
+        names: What rows call the features, in model order; default the model's own names.
+        integers: Names whose values must be whole numbers.
+        nullable: Names that may be missing.
+        categories: Labels by feature name, in the order of the codes 0, 1, 2, ... the model was trained with; default
+            the pandas categories in the file, else the codes themselves.
+
+    Raises:
+        ManifestError: A name that is no feature, or labels that do not cover the learned codes.
+    """
+    labels = dict(categories or {})
+    names = tuple(names) if names is not None else text.feature_names
+    if len(names) != len(text.feature_names):
+        raise ManifestError(f"{len(names)} names for {len(text.feature_names)} features")
+    for name in (*integers, *nullable, *labels):
+        if name not in names:
+            raise ManifestError(f"{name!r} is not a feature of this model")
+    columns = [index for index in range(len(names)) if index in text.codes]
+    if len(text.pandas_categories) == len(columns):
+        for index, found in zip(columns, text.pandas_categories, strict=True):
+            labels.setdefault(names[index], found)
+    elif text.pandas_categories and not all(names[index] in labels for index in columns):
+        raise ManifestError(
+            "the file does not say which of its pandas categories belong to which feature; pass categories"
+        )
+    return tuple(
+        _feature(
+            name,
+            text.feature_names[index],
+            is_integer=name in integers,
+            is_nullable=name in nullable,
+            learned=text.codes.get(index),
+            labels=labels.get(name),
+            span=text.ranges.get(index),
+        )
+        for index, name in enumerate(names)
+    )
+
+
+def _feature(
+    name: str,
+    model_name: str,
+    *,
+    is_integer: bool,
+    is_nullable: bool,
+    learned: tuple[int, ...] | None,
+    labels: Sequence[Label] | None,
+    span: tuple[float, float] | None,
+) -> Feature:
+    if learned is None and labels is None:
+        low, high = span if span is not None else (None, None)
+        kind = "integer" if is_integer else "number"
+        return Feature.model_validate(
+            {
+                "name": name,
+                "model_name": model_name,
+                "kind": kind,
+                "nullable": is_nullable,
+                "min": _finite(low),
+                "max": _finite(high),
+            }
+        )
+    codes = learned or () if labels is None else tuple(range(len(labels)))
+    if not set(learned or ()) <= set(codes):
+        raise ManifestError(
+            f"feature {name!r}: the model learned code {max(learned or ())}, {len(codes)} labels given"
+        )
+    return Feature(
+        name=name,
+        model_name=model_name,
+        kind="category",
+        nullable=is_nullable,
+        categories=tuple(labels) if labels is not None else codes,
+        codes=codes,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and abs(value) != float("inf") else None

@@ -1,0 +1,47 @@
+"""Tables with named columns, recognised by what they can do: no data-frame library is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from predictor.errors import SchemaError
+
+__all__ = ["columns_of"]
+
+
+def columns_of(rows: Any) -> Mapping[str, Any] | None:
+    """
+    Return *rows* as columns by name, or None where it is no table.
+
+    Understood are pandas and Polars frames (`columns`, `frame[name]`), Arrow tables (`column_names`) and NumPy record
+    arrays. A pandas category column gives its labels, never its codes: those change from frame to frame.
+
+    Raises:
+        SchemaError: A column name is repeated or is no text.
+    """
+    names: list[Any]
+    column: Callable[[str], Any]
+    if isinstance(rows, np.ndarray):
+        names, column = list(rows.dtype.names or ()), lambda name: rows[name]
+    elif hasattr(rows, "column_names") and hasattr(rows, "to_pylist"):
+        names, column = list(rows.column_names), lambda name: _values(rows.column(name))
+    elif hasattr(rows, "columns") and hasattr(rows, "__getitem__"):
+        names, column = list(rows.columns), lambda name: _values(rows[name])
+    else:
+        return None
+    for name in names:
+        if not isinstance(name, str):
+            raise SchemaError(f"a column is named by {type(name).__name__}, not by text")
+    if len(set(names)) != len(names):
+        raise SchemaError("a column name is repeated")
+    return {name: column(name) for name in names}
+
+
+def _values(column: Any) -> Any:
+    """Return one column as an array where that is exact, as Python values where it is not."""
+    if getattr(column, "null_count", 0):  # Polars and Arrow would turn whole numbers with nulls into floats
+        return column.to_list() if hasattr(column, "to_list") else column.to_pylist()
+    return column.to_numpy()

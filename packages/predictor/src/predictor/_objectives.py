@@ -1,0 +1,74 @@
+"""What a model's numbers mean: LightGBM's objectives and the kind of output each one gives."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from predictor.errors import ModelTextError
+
+__all__ = ["OutputKind", "output_kind"]
+
+OutputKind = Literal["value", "probability", "probabilities", "one_vs_all", "raw"]
+"""
+`value`: a regression estimate. `probability`: of the second class. `probabilities`: one per class, summing to 1.
+`one_vs_all`: one per class, each in [0, 1], not summing to 1. `raw`: an untransformed score (ranking, own objectives).
+"""
+
+# Names as LightGBM writes them into a model file (its objective factory; parameters page, "objective").
+_KINDS: dict[str, OutputKind] = {
+    "regression": "value",
+    "regression_l1": "value",
+    "huber": "value",
+    "fair": "value",
+    "poisson": "value",
+    "quantile": "value",
+    "mape": "value",
+    "gamma": "value",
+    "tweedie": "value",
+    "cross_entropy_lambda": "value",
+    "binary": "probability",
+    "cross_entropy": "probability",
+    "multiclass": "probabilities",
+    "multiclassova": "one_vs_all",
+    "lambdarank": "raw",
+    "rank_xendcg": "raw",
+}
+_OPTION = re.compile(r"sqrt|num_class:[1-9][0-9]{0,5}|[a-z_]+:[-+0-9.eE]{1,32}")
+
+
+def output_kind(objective: str | None, *, num_class: int) -> OutputKind:
+    """
+    Return what `predict` gives for the *objective* line of a model file (None: the file has none).
+
+    Raises:
+        ModelTextError: An objective or option that LightGBM would not load, or a class count that
+            contradicts the header; LightGBM would then read outside its buffers.
+    """
+    if objective is None:
+        return "raw"
+    name, *options = objective.split(" ")
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise ModelTextError(f"unknown objective {name[:40]!r}")
+    for option in options:
+        if not _OPTION.fullmatch(option):
+            raise ModelTextError(f"unknown objective option {option[:40]!r}")
+        label, _, value = option.partition(":")
+        if label == "num_class" and int(value) != num_class:
+            raise ModelTextError(f"objective names {value} classes, the header {num_class}")
+        if label == "sigmoid" and not _positive(value):
+            raise ModelTextError("sigmoid must be a positive number")
+    if kind in ("probabilities", "one_vs_all"):
+        if f"num_class:{num_class}" not in options:
+            raise ModelTextError("a multiclass objective must name its classes")
+    elif num_class != 1:
+        raise ModelTextError(f"objective {name} gives one score, the header names {num_class} classes")
+    return kind
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < float("inf")
+    except ValueError:
+        return False

@@ -1,0 +1,100 @@
+"""The typed errors, all under `PredictorError`; each says what to do next and carries no row values beyond one cell."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BatcherClosed",
+    "EngineError",
+    "EngineUnavailable",
+    "GoldenRowMismatch",
+    "IntegrityError",
+    "ManifestError",
+    "ModelError",
+    "ModelTextError",
+    "Overloaded",
+    "PredictorError",
+    "SchemaError",
+    "Unsupported",
+]
+
+
+class PredictorError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class ModelError(PredictorError):
+    """The model cannot be trusted, so it was not loaded; whatever was being served stays."""
+
+
+class ManifestError(ModelError):
+    """The manifest is absent, malformed, or describes another model than the file beside it."""
+
+
+class IntegrityError(ModelError):
+    """The model's bytes are not the ones that were promised (SHA-256)."""
+
+
+class ModelTextError(ModelError):
+    """The file is not a LightGBM text model that is safe to hand to LightGBM."""
+
+    def __init__(self, reason: str, *, tree: int | None = None) -> None:
+        where = "" if tree is None else f"tree {tree}: "
+        super().__init__(f"not a loadable LightGBM text model: {where}{reason}; save it again from training")
+        self.reason = reason
+        self.tree = tree
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class GoldenRowMismatch(ModelError):
+    """The loaded model does not give the numbers that were recorded when it was made."""
+
+
+class SchemaError(PredictorError, ValueError):
+    """A row does not fit the manifest; `feature` and `row` say where (None: the table as a whole)."""
+
+    def __init__(self, reason: str, *, feature: str | None = None, row: int | None = None) -> None:
+        where = "".join(
+            (
+                f"row {row}: " if row is not None else "",
+                f"feature {feature!r}: " if feature is not None else "",
+            )
+        )
+        super().__init__(where + reason)
+        self.reason = reason
+        self.feature = feature
+        self.row = row
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class Unsupported(PredictorError):
+    """The model cannot answer this kind of question (for example contributions of a linear-tree model)."""
+
+
+class EngineUnavailable(PredictorError):
+    """LightGBM's shared library was not found or could not be opened."""
+
+
+class EngineError(PredictorError):
+    """LightGBM itself refused a call; its own words are in the message."""
+
+
+class Overloaded(PredictorError):
+    """The batcher's queue is full: shed this request (HTTP 503) or raise `max_queue`."""
+
+
+class BatcherClosed(PredictorError):
+    """The batcher was closed before this row was answered."""
+
+
+def _rebuild(
+    kind: type[PredictorError], args: tuple[object, ...], state: dict[str, object]
+) -> PredictorError:
+    """Recreate an error after pickle or copy without formatting its message twice."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

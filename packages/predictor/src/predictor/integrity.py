@@ -1,0 +1,98 @@
+"""Is this the model that was promised: its bytes by SHA-256, its shape by the manifest, its numbers by golden rows."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor._text import ModelText
+from predictor.errors import GoldenRowMismatch, IntegrityError, ManifestError
+from predictor.manifest import Manifest
+
+__all__ = ["check_bits", "check_manifest", "check_sha256", "check_ulps", "sha256_of"]
+
+OUTPUT_ULPS = 4  # another CPU's libm may round exp differently; trees and their sums may not
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of *data*, 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_sha256(data: bytes, expected: str) -> None:
+    """
+    Refuse *data* unless its SHA-256 is *expected*.
+
+    Raises:
+        IntegrityError: One bit differs, or *expected* is no SHA-256.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", expected):
+        raise IntegrityError("sha256 must be 64 hex digits")
+    found = sha256_of(data)
+    if not hmac.compare_digest(found, expected.lower()):
+        raise IntegrityError(
+            f"the model file was changed: its SHA-256 begins {found[:12]}, {expected[:12].lower()} was promised;"
+            " copy the file again, or make a new manifest if the change is meant"
+        )
+
+
+def check_manifest(text: ModelText, manifest: Manifest) -> None:
+    """
+    Refuse a manifest that describes another model than *text*.
+
+    Raises:
+        ManifestError: A name, order, kind, category code, objective, output kind or number of trees differs.
+    """
+    for what, told, found in (
+        ("features", len(manifest.features), len(text.feature_names)),
+        ("trees (was an early-stopped model saved with all its rounds?)", manifest.n_trees, text.n_trees),
+        ("outputs", manifest.n_outputs, text.n_outputs),
+        ("objective", manifest.objective, text.objective),
+        ("output kind", manifest.output, text.output),
+    ):
+        if told != found:
+            raise ManifestError(f"{what}: the manifest says {told!r}, the model file has {found!r}")
+    for index, (feature, name) in enumerate(zip(manifest.features, text.feature_names, strict=True)):
+        if feature.model_name != name:
+            raise ManifestError(
+                f"feature {index}: the manifest says {feature.model_name!r}, the model has {name!r}"
+            )
+        learned = set(text.codes.get(index, ()))
+        if (feature.kind == "category") != (index in text.codes) and learned:
+            raise ManifestError(
+                f"feature {feature.name!r}: the model learned categories, the manifest says numbers"
+            )
+        if not learned <= set(feature.codes or ()):
+            raise ManifestError(
+                f"feature {feature.name!r}: the model learned codes that the manifest does not list"
+            )
+
+
+def check_bits(what: str, got: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+    """
+    Refuse unless both arrays, float64 [n, k], are equal bit for bit.
+
+    Raises:
+        GoldenRowMismatch: Naming the first row that differs.
+    """
+    _refuse_first(what, (got.view(np.int64) != expected.view(np.int64)).any(axis=1))
+
+
+def check_ulps(what: str, got: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+    """Refuse unless both arrays, float64 [n, k], agree within `OUTPUT_ULPS`; raises as `check_bits`."""
+    unit = np.spacing(np.maximum(np.abs(got), np.abs(expected)))
+    off: NDArray[np.bool_] = np.abs(got - expected) > OUTPUT_ULPS * unit
+    _refuse_first(what, off.any(axis=1))
+
+
+def _refuse_first(what: str, wrong: Any) -> None:
+    if wrong.any():
+        raise GoldenRowMismatch(
+            f"{what}: golden row {int(wrong.argmax())} gives other numbers than when the model was made"
+            f" ({int(wrong.sum())} of {len(wrong)} rows); do not serve this model here"
+        )

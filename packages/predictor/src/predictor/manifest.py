@@ -1,0 +1,196 @@
+"""
+The manifest: what a model file cannot say about itself, in JSON beside it (`<model>.manifest.json`).
+
+A LightGBM text file knows its trees. It does not know which bytes it should have, what its classes are called, which
+features may be missing, or which numbers it gave on the machine that made it; the manifest does, and loading
+checks all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from predictor._objectives import OutputKind
+from predictor.errors import ManifestError
+
+__all__ = ["Feature", "GoldenRow", "Label", "Manifest", "Metric", "Reference", "RowPolicy", "manifest_path"]
+
+Label = str | int | float
+"""A class or category label: JSON keeps text, whole numbers and fractions apart."""
+
+Cell = str | int | float | None
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="strings", strict=False
+    )
+
+
+class Reference(_Frozen):
+    """How one feature was distributed in the sample rows; what drift is measured against."""
+
+    count: int = Field(ge=1, description="rows, null ones included")
+    null_share: Finite = Field(ge=0, le=1)
+    edges: tuple[Finite, ...] = Field(
+        default=(),
+        description="inner bin edges, rising; a value v falls in bin k where edges[k-1] < v <= edges[k]",
+    )
+    shares: tuple[Finite, ...] = Field(description="share of the non-null rows per bin, or per category code")
+
+
+class Feature(_Frozen):
+    """One column, in model order."""
+
+    name: str = Field(min_length=1, description="the name rows use")
+    model_name: str = Field(min_length=1, description="LightGBM's own name, which may have lost its spaces")
+    kind: Literal["number", "integer", "category"] = "number"
+    nullable: bool = False
+    min: Finite | None = Field(default=None, description="smallest value observed in the sample rows")
+    max: Finite | None = Field(default=None, description="largest value observed in the sample rows")
+    categories: tuple[Label, ...] | None = Field(default=None, description="labels that rows may use")
+    codes: tuple[int, ...] | None = Field(
+        default=None, description="the code LightGBM learned for each label"
+    )
+    reference: Reference | None = None
+
+    @model_validator(mode="after")
+    def _categories_have_codes(self) -> Self:
+        if self.kind == "category":
+            if self.categories is None or self.codes is None or len(self.categories) != len(self.codes):
+                raise ValueError("a category feature needs one code for each label")
+            if len(set(self.categories)) != len(self.categories) or len(set(self.codes)) != len(self.codes):
+                raise ValueError("labels and codes must not repeat")
+            if any(not 0 <= code < 2**31 for code in self.codes):
+                raise ValueError("codes are whole numbers from 0")
+        elif self.categories is not None or self.codes is not None:
+            raise ValueError("only a category feature has categories")
+        return self
+
+
+class RowPolicy(_Frozen):
+    """
+    What to do with a row that does not fit. The default refuses; each other word is a decision to write down.
+
+    `DriftMonitor` counts nulls, unseen categories and values out of range, whatever is allowed here.
+    """
+
+    missing: Literal["refuse", "null"] = Field(
+        default="refuse", description="a feature the row does not name"
+    )
+    extra: Literal["refuse", "ignore"] = Field(default="refuse", description="a name the model does not know")
+    null: Literal["refuse", "allow"] = Field(default="refuse", description="None or NaN where not nullable")
+    infinite: Literal["refuse", "allow"] = "refuse"
+    unseen: Literal["refuse", "allow"] = Field(
+        default="refuse", description="a category that training did not have; LightGBM sends it right"
+    )
+    boolean: Literal["refuse", "number"] = Field(default="refuse", description="True and False as 1 and 0")
+    large_integer: Literal["refuse", "round"] = Field(
+        default="refuse", description="a whole number that no float64 equals"
+    )
+
+
+class GoldenRow(_Frozen):
+    """A row and the exact numbers the model gave for it when the manifest was made."""
+
+    row: tuple[Cell, ...] = Field(description="in manifest order; null for a missing value")
+    raw: tuple[Finite, ...] = Field(description="raw scores, compared bit for bit")
+    output: tuple[Finite, ...] = Field(
+        description="transformed outputs, compared within 4 ulp (libm differs by CPU)"
+    )
+
+
+class Metric(_Frozen):
+    """A measured quality, beside what no skill would have reached on the same rows."""
+
+    model: Finite
+    baseline: Finite | None = None
+
+
+class Manifest(_Frozen):
+    """Everything known about one model file; see the module's docstring."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(min_length=1, max_length=200)
+    version: str = Field(min_length=1, max_length=200)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the model file's bytes")
+    lightgbm: str = Field(description="LightGBM's version when the golden rows were recorded")
+    objective: str | None
+    output: OutputKind
+    n_trees: int = Field(ge=1)
+    n_outputs: int = Field(ge=1, description="values per row")
+    classes: tuple[Label, ...] = Field(default=(), description="labels, in the order of the outputs")
+    features: tuple[Feature, ...] = Field(min_length=1)
+    policy: RowPolicy = RowPolicy()
+    golden: tuple[GoldenRow, ...] = ()
+    provenance: Mapping[str, JsonValue] = Field(
+        default_factory=dict, description="data, code, seed, time span"
+    )
+    metrics: Mapping[str, Metric] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        names = [feature.name for feature in self.features]
+        if len(set(names)) != len(names):
+            raise ValueError("feature names must not repeat")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("class labels must not repeat")
+        expected = {"probability": 2, "probabilities": self.n_outputs, "one_vs_all": self.n_outputs}
+        if self.classes and len(self.classes) != expected.get(self.output, 0):
+            raise ValueError(
+                f"{len(self.classes)} class labels do not fit {self.n_outputs} {self.output} outputs"
+            )
+        for golden in self.golden:
+            if (len(golden.row), len(golden.raw), len(golden.output)) != (
+                len(names),
+                self.n_outputs,
+                self.n_outputs,
+            ):
+                raise ValueError("a golden row does not fit the features or the outputs")
+        return self
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """
+        Read and check a manifest file.
+
+        Raises:
+            ManifestError: Absent, not JSON, or a member is wrong; the message names the member.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise ManifestError(
+                f"no manifest at {Path(path).name!r} ({error.strerror}); make one with 'predictor manifest'"
+            ) from error
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"])) or "manifest"
+            raise ManifestError(f"{Path(path).name}: {where}: {first['msg']}") from error
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the manifest as indented JSON; a reader sees the old file or the new one, never half of it."""
+        target = Path(path)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
+            try:
+                file.write(self.model_dump_json(indent=1, exclude_none=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).chmod(0o644)
+                Path(file.name).replace(target)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+
+def manifest_path(model: str | os.PathLike[str]) -> Path:
+    """Return where the manifest of *model* is expected: the whole file name, then `.manifest.json`."""
+    path = Path(model)
+    return path.with_name(path.name + ".manifest.json")

@@ -1,0 +1,353 @@
+"""A verified LightGBM model: load it once, ask it from any thread, get LightGBM's numbers or a typed error."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor._cpus import available_cpus
+from predictor._features import features_of
+from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
+from predictor._objectives import OutputKind
+from predictor._text import ModelText, parse_model_text
+from predictor.errors import IntegrityError, ManifestError, ModelError, Unsupported
+from predictor.explain import Explanation
+from predictor.integrity import check_bits, check_manifest, check_sha256, check_ulps, sha256_of
+from predictor.manifest import Label, Manifest, RowPolicy, manifest_path
+from predictor.schema import RowSchema
+
+__all__ = ["Model", "ModelInfo"]
+
+# Tree walks per call (rows x trees), from about 30 ns a walk: below the first the GIL is kept, because giving it
+# back costs a busy process more than 50 us of waiting others; above the second a batch is worth several threads.
+_HOLD_GIL_BELOW = 1_500
+_SPLIT_ABOVE = 150_000
+_CONTRIB_COST = 50  # one row's contributions against one row's prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a loaded model is, for logs, `/health` and people."""
+
+    name: str
+    version: str  # the manifest's; without one, `sha256:` and 12 hex digits
+    sha256: str
+    features: tuple[str, ...]  # in model order
+    categories: Mapping[str, tuple[Label, ...]]  # category feature -> the labels rows may use
+    classes: tuple[Label, ...]  # in output order; a binary model's probability is that of classes[1]
+    n_classes: int  # values per row: 1 for regression and binary models
+    n_trees: int
+    objective: str | None
+    output: OutputKind
+    engine: str
+
+
+class Model:
+    """
+    A loaded, verified model. Make one with `Model.load`; it is immutable and safe to share among threads.
+
+    Every number is computed by LightGBM's own library and equals `Booster.predict` bit for bit. A model survives
+    `fork`: the child loads its own copy from memory at its first call.
+    """
+
+    def __init__(self, data: bytes, *, manifest: Manifest | None, threads: int) -> None:
+        """Use `Model.load` (from a file) or `Model.from_bytes`."""
+        text = parse_model_text(data)
+        if manifest is not None:
+            check_manifest(text, manifest)
+        features = manifest.features if manifest is not None else features_of(text)
+        self.manifest = manifest
+        self.data = data  # the file's bytes, as they were verified
+        self.threads = min(threads, available_cpus())
+        self._text = text
+        self._schema = RowSchema(features, manifest.policy if manifest is not None else RowPolicy())
+        self._rows_to_split = -(-_SPLIT_ABOVE // text.n_trees)
+        self.info = _info(data, text, self._schema, manifest)
+        self._start()
+        _models.add(self)
+        self._check_golden_rows()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        manifest: Manifest | str | os.PathLike[str] | None = None,
+        sha256: str | None = None,
+        threads: int = 1,
+    ) -> Model:
+        """
+        Load a LightGBM text model after checking its bytes, its structure, its manifest and its golden rows.
+
+        Args:
+            path: A file written by `Booster.save_model`. Never a pickle.
+            manifest: The manifest or its path; default `<path>.manifest.json`.
+            sha256: 64 hex digits the file must have; default the manifest's. A file that nobody
+                vouches for is refused: without a manifest, pass this.
+            threads: Threads that one large batch may be split over, >= 1; never more than `available_cpus()`.
+
+        Raises:
+            IntegrityError: The bytes are not the promised ones, or nobody promised any.
+            ModelTextError: The text would crash, hang or mislead LightGBM.
+            ManifestError: The manifest is malformed or describes another model.
+            GoldenRowMismatch: This machine gives other numbers than the one that made the manifest.
+            EngineUnavailable: LightGBM's library is not installed.
+            OSError: The model file cannot be read.
+
+        The file is read once; what was checked is what is loaded. Cost: about 40 ms for a 1 MB model.
+        """
+        data = Path(path).read_bytes()
+        if manifest is None:
+            beside = manifest_path(path)
+            if beside.is_file() or sha256 is None:
+                manifest = Manifest.read(beside)
+        elif not isinstance(manifest, Manifest):
+            manifest = Manifest.read(manifest)
+        return cls.from_bytes(data, manifest=manifest, sha256=sha256, threads=threads)
+
+    @classmethod
+    def from_bytes(
+        cls, data: bytes, *, manifest: Manifest | None = None, sha256: str | None = None, threads: int = 1
+    ) -> Model:
+        """Load a model whose bytes are at hand; checks and errors as `load`."""
+        if threads < 1:
+            raise ValueError("threads must be at least 1")
+        promised = [
+            promise for promise in (sha256, manifest.sha256 if manifest else None) if promise is not None
+        ]
+        if not promised:
+            raise IntegrityError("nobody vouches for this model: pass a manifest or its sha256")
+        for promise in promised:
+            check_sha256(data, promise)
+        return cls(data, manifest=manifest, threads=threads)
+
+    def predict(self, rows: Any, *, raw: bool = False) -> NDArray[np.float64]:
+        """
+        Predict many rows.
+
+        Args:
+            rows: Array [n, features], data frame, Arrow table, or a sequence of mappings or sequences; n >= 0.
+            raw: Raw scores (before sigmoid, softmax, exp) instead of the objective's outputs.
+
+        Returns:
+            float64 [n], or [n, n_classes] with several outputs; what they mean is `info.output`.
+
+        Raises:
+            SchemaError: A name or cell does not fit the manifest; nothing was predicted.
+        """
+        return self.predict_encoded(self._schema.encode(rows), raw=raw)
+
+    def predict_encoded(self, matrix: NDArray[np.float64], *, raw: bool = False) -> NDArray[np.float64]:
+        """
+        Predict rows that `encode` or `encode_row` made; shapes as `predict`.
+
+        For batching: rows are encoded each on its own, so that a bad one fails alone, and predicted together.
+        """
+        return self._shaped(self._run(matrix, RAW if raw else NORMAL, self._text.n_outputs))
+
+    def predict_row(self, row: Any) -> NDArray[np.float64]:
+        """
+        Predict one row by the shortest way.
+
+        Args:
+            row: A mapping by name, a sequence in manifest order, or an array [features].
+
+        Returns:
+            float64 [n_classes], always one-dimensional; bit for bit the row of `predict`.
+
+        Raises:
+            SchemaError: A name or cell does not fit the manifest.
+        """
+        values = self._schema.encode_row(row)
+        try:
+            call = self._local.call
+        except AttributeError:
+            call = self._new_row_call()
+        answer: NDArray[np.float64] = call(values)
+        return answer
+
+    def leaves(self, rows: Any) -> NDArray[np.int32]:
+        """Return int32 [n, trees]: the leaf each row reaches in each tree; rows and errors as `predict`."""
+        return self._run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(np.int32)
+
+    def explain(self, rows: Any) -> Explanation:
+        """
+        Return SHAP contributions of each feature to each raw score; rows and errors as `predict`.
+
+        Raises:
+            Unsupported: A model with linear leaves; LightGBM has no contributions for them.
+
+        Cost: about 50 to 100 times `predict` per row.
+        """
+        self._refuse_linear()
+        matrix = self._schema.encode(rows)
+        outputs, width = self._text.n_outputs, self._schema.width
+        flat = self._run(matrix, CONTRIB, outputs * (width + 1))
+        # LightGBM concatenates per output: one share per feature, then the expected value.
+        shaped = flat.reshape(len(matrix), outputs, width + 1)
+        if outputs == 1:
+            shaped = shaped[:, 0]
+        return Explanation(shaped[..., :-1], shaped[..., -1], self.info.features, self.info.classes)
+
+    def encode(self, rows: Any) -> NDArray[np.float64]:
+        """Return float64 [n, features] as LightGBM will see it; rows and errors as `predict`."""
+        return self._schema.encode(rows)
+
+    def encode_row(self, row: Any) -> tuple[float, ...]:
+        """Return one row's numbers as LightGBM will see them; row and errors as `predict_row`."""
+        return tuple(self._schema.encode_row(row))
+
+    def importances(self) -> dict[str, tuple[int, float]]:
+        """Return for each feature how often trees split on it, and the total gain of those splits."""
+        pairs = zip(self._text.split_counts, self._text.split_gains, strict=True)
+        return dict(zip(self.info.features, pairs, strict=True))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model holds native memory and cannot be pickled; call Model.load in the other process"
+        )
+
+    def __repr__(self) -> str:
+        info = self.info
+        return f"<Model {info.name} {info.version}: {info.n_trees} trees, {len(info.features)} features>"
+
+    def _start(self) -> None:
+        """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
+        self._booster = Booster(self.data, width=self._schema.width)
+        self._local = threading.local()
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_guard = threading.Lock()
+        if not self._text.is_linear:
+            # The first contributions initialise tables inside the booster; once here, never in a race.
+            self._booster.predict(
+                np.zeros((1, self._schema.width)),
+                CONTRIB,
+                per_row=self._text.n_outputs * (self._schema.width + 1),
+            )
+        self._is_stale = False
+
+    def _new_row_call(self) -> RowCall:
+        self._refresh()
+        self._local.call = call = RowCall(
+            self._booster, per_row=self._text.n_outputs, hold_gil=self._text.n_trees < _HOLD_GIL_BELOW
+        )
+        return call
+
+    def _run(self, matrix: NDArray[np.float64], kind: int, per_row: int) -> NDArray[np.float64]:
+        self._refresh()
+        weight = _CONTRIB_COST if kind == CONTRIB else 1
+        step = max(1, -(-self._rows_to_split // (2 * weight)))
+        if self.threads > 1 and len(matrix) >= 2 * step:
+            return self._split(matrix, kind, per_row, step)
+        hold = len(matrix) * self._text.n_trees * weight < _HOLD_GIL_BELOW
+        return self._booster.predict(matrix, kind, per_row=per_row, hold_gil=hold)
+
+    def _split(self, matrix: NDArray[np.float64], kind: int, per_row: int, step: int) -> NDArray[np.float64]:
+        """Share one batch among threads; rows are independent, so the bits do not depend on the cut."""
+        with self._pool_guard:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="predictor")
+            pool = self._pool
+        booster = self._booster
+        pieces = np.array_split(matrix, min(self.threads, len(matrix) // step))
+        return np.concatenate(
+            list(pool.map(lambda piece: booster.predict(piece, kind, per_row=per_row), pieces))
+        )
+
+    def _refresh(self) -> None:
+        if self._is_stale:
+            with _fork_guard:
+                if self._is_stale:
+                    self._start()
+
+    def _forget(self) -> None:
+        """
+        In a forked child: leave the parent's native objects alone, for ever.
+
+        Even freeing them could wait for a thread that did not survive the fork; their pages are shared anyway.
+        """
+        _abandoned.append((self._booster, self._local))
+        self._is_stale = True
+        self._local = threading.local()
+
+    def _shaped(self, answers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return answers[:, 0] if self._text.n_outputs == 1 else answers
+
+    def _refuse_linear(self) -> None:
+        if self._text.is_linear:
+            raise Unsupported("LightGBM has no contributions for linear trees; explain another model")
+
+    def _check_golden_rows(self) -> None:
+        golden = self.manifest.golden if self.manifest is not None else ()
+        if golden:
+            self.check_golden([g.row for g in golden], [g.raw for g in golden], [g.output for g in golden])
+
+    def check_golden(self, rows: Any, raw: Any, output: Any = None) -> None:
+        """
+        Refuse unless *rows* give *raw* scores [n, n_classes] bit for bit, and *output* within 4 ulp where given.
+
+        Raises:
+            GoldenRowMismatch: Another number; the batch way and the one-row way are both checked.
+            ManifestError: A golden row does not fit the manifest's own features.
+        """
+        try:
+            matrix = self._schema.encode(rows)
+            singles = np.array([self.predict_row(row) for row in rows])
+        except ValueError as error:
+            raise ManifestError(f"golden rows do not fit the manifest: {error}") from error
+        shape = (len(matrix), self._text.n_outputs)
+        if shape[0] == 0:
+            return
+        batch = self._run(matrix, NORMAL, shape[1])
+        check_bits(
+            "raw scores", self._run(matrix, RAW, shape[1]), np.array(raw, dtype=np.float64).reshape(shape)
+        )
+        check_bits("one row against batch", singles, batch)
+        if output is not None:
+            check_ulps("outputs", batch, np.array(output, dtype=np.float64).reshape(shape))
+        if self._text.output == "probabilities" and not np.allclose(
+            batch.sum(axis=1), 1.0, rtol=0, atol=1e-12
+        ):
+            raise ModelError("probabilities do not sum to 1; the model file and its objective do not match")
+
+
+def _info(data: bytes, text: ModelText, schema: RowSchema, manifest: Manifest | None) -> ModelInfo:
+    digest = sha256_of(data)
+    return ModelInfo(
+        name=manifest.name if manifest is not None else "unnamed",
+        version=manifest.version if manifest is not None else f"sha256:{digest[:12]}",
+        sha256=digest,
+        features=schema.names,
+        categories={f.name: f.categories for f in schema.features if f.categories is not None},
+        classes=manifest.classes if manifest is not None else (),
+        n_classes=text.n_outputs,
+        n_trees=text.n_trees,
+        objective=text.objective,
+        output=text.output,
+        engine=engine_name(),
+    )
+
+
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+_fork_guard = threading.Lock()
+_abandoned: list[object] = []
+
+
+def _after_fork() -> None:
+    global _fork_guard  # noqa: PLW0603  the parent's lock may be held for ever in the child
+    _fork_guard = threading.Lock()
+    for model in list(_models):
+        model._forget()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

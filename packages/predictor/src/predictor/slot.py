@@ -1,0 +1,86 @@
+"""One place that holds the model being served, and changes it without a gap."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from predictor.errors import ModelError
+from predictor.manifest import Manifest
+from predictor.model import Model, ModelInfo
+
+__all__ = ["Golden", "ModelSlot"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """Rows and the raw scores a new model must give for them, bit for bit, beyond those in its manifest."""
+
+    rows: Sequence[Any]
+    raw: Sequence[Sequence[float]]  # [n, n_classes]
+
+
+class ModelSlot:
+    """
+    The model being served. Readers take `current` once per request and use that one throughout.
+
+    A swap replaces one reference, so a reader has the old model or the new one. The old model's memory is
+    freed when its last reader lets go; what rollback keeps of it is its text.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._current = model
+        self._previous: tuple[bytes, Manifest | None, int] | None = None
+        self._swapping = threading.Lock()
+
+    @property
+    def current(self) -> Model:
+        """The model being served now."""
+        return self._current
+
+    def swap(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        manifest: Manifest | str | os.PathLike[str] | None = None,
+        sha256: str | None = None,
+        golden: Golden | None = None,
+    ) -> ModelInfo:
+        """
+        Serve the model at *path* from now on, after every check of `Model.load` and *golden*.
+
+        Returns:
+            What is now served.
+
+        Raises:
+            ModelError, OSError: Any check failed; the old model is still served, untouched.
+
+        One swap at a time; readers never wait. Cost: as `Model.load`, on the calling thread.
+        """
+        with self._swapping:
+            new = Model.load(path, manifest=manifest, sha256=sha256, threads=self._current.threads)
+            if golden is not None:
+                new.check_golden(golden.rows, golden.raw)
+            return self._replace(new)
+
+    def rollback(self) -> ModelInfo:
+        """
+        Serve the model before the last swap again, verified anew from memory; a second call swaps forth.
+
+        Raises:
+            ModelError: There was no swap, or the old model no longer verifies.
+        """
+        with self._swapping:
+            if self._previous is None:
+                raise ModelError("nothing to roll back to: this slot has held one model only")
+            data, manifest, threads = self._previous
+            return self._replace(Model(data, manifest=manifest, threads=threads))
+
+    def _replace(self, new: Model) -> ModelInfo:
+        old = self._current
+        self._previous = (old.data, old.manifest, old.threads)
+        self._current = new
+        return new.info
