@@ -37,9 +37,10 @@ class CurrentClaim:
         return digest(b"derive", self.claim.key.encode(), name.encode()).hex()[:32]
 
 
-active: ContextVar[CurrentClaim | None] = ContextVar("idempotency_claim", default=None)
+active: ContextVar[Claim | None] = ContextVar("idempotency_claim", default=None)
 
 
 def current_claim() -> CurrentClaim | None:
     """The claim this code runs under, or None where it runs unprotected (no key, or no middleware or decorator)."""
-    return active.get()
+    claim = active.get()
+    return None if claim is None else CurrentClaim(claim)

@@ -2,7 +2,7 @@
 The ASGI middleware: read the request, let the engine decide, run the application once, record, then send.
 
 Raw ASGI, so that whatever does not concern it (other types of scope, other methods, requests without a key) passes
-untouched and unbuffered. All state of a request lives in its `_Exchange`.
+untouched and unbuffered. A request's state lives in its `_Exchange`, that of a run in its `_Execution`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
 
-from idempotency._context import CurrentClaim, active
+from idempotency._context import active
 from idempotency._core.decide import Refuse, Replay, settle
 from idempotency._core.errors import (
+    CorruptRecord,
     IdempotencyError,
     MissingKey,
     MissingTenant,
     NotReplayable,
     RequestTimeout,
     RequestTooLarge,
-    UnknownRecordVersion,
 )
 from idempotency._core.fingerprint import RequestView, operation_digest
 from idempotency._core.key import parse_key, storage_key
-from idempotency._core.machine import Bypass, Recorded, Superseded
+from idempotency._core.machine import Recorded, Superseded
 from idempotency._core.outcome import (
     Headers,
     Response,
@@ -40,7 +40,8 @@ from idempotency._core.outcome import (
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed, problem
 from idempotency._core.types import Completed, StorageKey, key_id
-from idempotency._runtime import Runtime, Signal, Timer, running
+from idempotency._eager import within
+from idempotency._runtime import Signal, Timer, running
 from idempotency.engine import Ask, Engine, Run
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store
@@ -144,8 +145,8 @@ class IdempotencyMiddleware:
         if not isinstance(policy, Policy) and not callable(policy):
             raise TypeError("policy must be a Policy or a callable that gives one for a scope")
         self.app = app
-        self._engine = Engine(store, hooks=hooks)
-        self._tenant = tenant
+        self.engine = Engine(store, hooks=hooks)
+        self.tenant = tenant
         self._policy = policy
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
         _log.info("idempotency: %s, in %s", promise, type(store).__name__)
@@ -160,117 +161,71 @@ class IdempotencyMiddleware:
         lines = [value for name, value in scope["headers"] if name == b"idempotency-key"]
         if not lines and not policy.required:
             return await self.app(scope, receive, send)
-        return await _Exchange(self.app, self._engine, policy, scope, receive, send).serve(
-            lines, self._tenant
-        )
+        return await _Exchange(self, policy, scope, receive, send).serve(lines)
 
 
 class _Exchange:
-    """One keyed request and its answer."""
+    """One keyed request on its way to an answer."""
 
-    __slots__ = (
-        "_app",
-        "_body",
-        "_chunks",
-        "_engine",
-        "_flowing",
-        "_hold",
-        "_key",
-        "_lock",
-        "_policy",
-        "_receive",
-        "_recorded",
-        "_recorded_signal",
-        "_run",
-        "_runtime",
-        "_scope",
-        "_send",
-        "_size",
-        "_start",
-        "_swallowing",
-    )
+    __slots__ = ("_middleware", "_receive", "engine", "key", "policy", "scope", "send")
 
     def __init__(
-        self, app: ASGIApp, engine: Engine, policy: Policy, scope: Scope, receive: Receive, send: Send
+        self, middleware: IdempotencyMiddleware, policy: Policy, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        self._app = app
-        self._engine = engine
-        self._policy = policy
-        self._scope = scope
+        self._middleware = middleware
         self._receive = receive
-        self._send = send
-        self._runtime: Runtime = running()
-        self._key: StorageKey | None = None
-        self._body: bytes | None = None  # until the application has read it
-        self._run: Run | None = None  # until it is settled
-        self._start: Message | None = None
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._hold: Timer | None = None
-        self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
-        self._flowing = False  # the record is made: what the application sends goes straight out
-        self._swallowing = False  # another answer was sent in place of the application's
-        self._recorded = False
-        self._recorded_signal: Signal | None = None
+        self.engine = middleware.engine
+        self.policy = policy
+        self.scope = scope
+        self.send = send
+        self.key: StorageKey | None = None
 
-    async def serve(self, lines: list[bytes], tenant_of: Callable[[Scope], str]) -> None:
+    async def serve(self, lines: list[bytes]) -> None:
         """Guard, read, decide, act."""
-        policy, scope = self._policy, self._scope
+        policy, scope, app = self.policy, self.scope, self._middleware.app
         try:
             key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
             if key is None:
                 raise MissingKey
-            tenant = tenant_of(scope)
+            tenant = self._middleware.tenant(scope)
             if not isinstance(tenant, str):
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
-            self._key = storage_key(tenant, key)
+            self.key = storage_key(tenant, key)
             outer = active.get()
-            if outer is not None and outer.claim.key == self._key:
-                return await self._app(scope, self._receive, self._send)  # a claim covers it already (E10)
+            if outer is not None and outer.key == self.key:
+                return await app(scope, self._receive, self.send)  # a claim covers it already (E10)
             body = await self._read_body()
         except IdempotencyError as error:
-            return await self._refuse(error)
+            return await self.refuse(error)
         if body is None:
             return None  # the client left before its request was whole: nothing was claimed, nothing runs
-        self._body = body
-        path = _full_path(scope)
-        view = RequestView(
-            scope["method"], path, scope.get("query_string", b""), scope["headers"], body, tenant
-        )
-        ask = Ask(
-            self._key,
-            operation_digest(view, policy.fingerprint),
-            policy,
-            f"{view.method} {path}",
-            self._wait_seconds(),
-        )
-        verdict = await self._engine.begin(ask)
-        match verdict:
-            case Run():
-                await self._execute(verdict)
-            case Replay(completed, waited):
-                await self._replay(completed, waited)
-            case Refuse():
-                await self._refuse(verdict.error)
-            case Bypass():
-                self._recorded = True  # nothing to protect: disconnects pass
-                await self._app(scope, self._receive_inner, self._send)
+        method, path = scope["method"], _full_path(scope)
+        view = RequestView(method, path, scope.get("query_string", b""), scope["headers"], body, tenant)
+        fingerprint = operation_digest(view, policy.fingerprint)
+        wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
+        verdict = await self.engine.begin(Ask(self.key, fingerprint, policy, f"{method} {path}", wait))
+        if isinstance(verdict, Run):
+            await _Execution(self, verdict, body, self._receive).of(app)
+        elif isinstance(verdict, Replay):
+            await self.replay(verdict.completed, verdict.waited)
+        elif isinstance(verdict, Refuse):
+            await self.refuse(verdict.error)
+        else:
+            await app(scope, _body_first(body, self._receive), self.send)
         return None
 
-    # The request.
-
     async def _read_body(self) -> bytes | None:
-        limit = self._policy.max_request_bytes
-        for name, value in self._scope["headers"]:
+        limit = self.policy.max_request_bytes
+        for name, value in self.scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
                 raise RequestTooLarge(limit=limit)  # before a byte of it is read
         try:
-            return await self._runtime.within(self._policy.body_timeout, self._collect_body)
+            return await within(self.policy.body_timeout, self._collect_body(limit))
         except TimeoutError:
-            raise RequestTimeout(seconds=self._policy.body_timeout) from None
+            raise RequestTimeout(seconds=self.policy.body_timeout) from None
 
-    async def _collect_body(self) -> bytes | None:
-        limit, size = self._policy.max_request_bytes, 0
+    async def _collect_body(self, limit: int) -> bytes | None:
+        size = 0
         chunks: list[bytes] = []
         while True:
             message = await self._receive()
@@ -284,31 +239,115 @@ class _Exchange:
                 return b"".join((*chunks, chunk)) if chunks else bytes(chunk)
             chunks.append(chunk)
 
-    def _wait_seconds(self) -> float:
-        policy = self._policy
-        if policy.prefer_wait > 0:
-            for name, value in self._scope["headers"]:
-                if name == b"prefer" and (preferred := _PREFER_WAIT.search(value)):
-                    return min(float(preferred[1]), policy.prefer_wait)
-        return policy.wait
+    def _preferred_wait(self) -> float:
+        for name, value in self.scope["headers"]:
+            if name == b"prefer" and (preferred := _PREFER_WAIT.search(value)):
+                return min(float(preferred[1]), self.policy.prefer_wait)
+        return self.policy.wait
 
-    async def _receive_inner(self) -> Message:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        if not self._recorded:  # the handler runs to its end whatever the client does (E5)
-            if self._recorded_signal is None:
-                self._recorded_signal = self._runtime.signal()
-            await self._recorded_signal.wait()
-        return await self._receive()
+    # Answers that are not the application's.
 
-    # The run.
-
-    async def _execute(self, run: Run) -> None:
-        self._run = run
-        token = active.set(CurrentClaim(run.claim))
+    async def replay(self, completed: Completed, waited: float) -> None:
+        """Send the recorded answer, marked as a replay; or the problem that stands in its way."""
+        assert self.key is not None
         try:
-            await self._app(_without_bypasses(self._scope), self._receive_inner, self._send_inner)
+            outcome = decode(completed.outcome)
+            if isinstance(outcome, Unreplayable):
+                raise NotReplayable(key_id=key_id(self.key), reason=outcome.reason)
+            if not isinstance(outcome, Response):
+                raise CorruptRecord(
+                    "the record is a function's value, not a response: two users share its key"
+                )
+        except IdempotencyError as error:
+            return await self.refuse(error)
+        headers = replay_headers(outcome)
+        headers += (
+            (self.policy.replay_header.lower().encode("ascii"), b"true"),
+            (_AGE, b"%d" % completed.age),
+            (_EXPIRES_IN, b"%d" % completed.expires_in),
+        )
+        if self.engine.hooks:
+            self.engine.emit(
+                Replayed(
+                    operation=self._operation(),
+                    key_id=key_id(self.key),
+                    age=completed.age,
+                    waited=waited,
+                    traceparent=outcome.traceparent,
+                )
+            )
+        return await self._send_response(outcome.status, headers, outcome.body)
+
+    async def refuse(self, error: IdempotencyError) -> None:
+        """Send the problem document of *error*."""
+        if self.engine.hooks:
+            self.engine.emit(
+                Refused(
+                    operation=self._operation(),
+                    key_id=None if self.key is None else key_id(self.key),
+                    problem=error.slug,
+                    status=error.status,
+                )
+            )
+        answer = problem(error, documentation_url=self.policy.documentation_url)
+        if isinstance(error, RequestTooLarge | RequestTimeout):
+            answer.headers.append((b"connection", b"close"))  # the rest of the body is never read
+        await self._send_response(answer.status, answer.headers, answer.body)
+
+    async def _send_response(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        if self.scope["method"] == "HEAD":
+            body = b""
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _operation(self) -> str:
+        return f"{self.scope['method']} {_full_path(self.scope)}"
+
+
+class _Execution:
+    """
+    The application's one run under a claim, and its answer: held back until the record is made (E1).
+
+    Three states: holding back (`_run` is set), recorded (`_flowing`: what the application sends goes straight out),
+    or answered otherwise (`_swallowing`: the record of a successor went out in its place, E8).
+    """
+
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_exchange",
+        "_flowing",
+        "_hold",
+        "_lock",
+        "_receive",
+        "_recorded",
+        "_run",
+        "_scope",
+        "_size",
+        "_start",
+        "_swallowing",
+    )
+
+    def __init__(self, exchange: _Exchange, run: Run, body: bytes, receive: Receive) -> None:
+        self._exchange = exchange
+        self._scope = _without_bypasses(exchange.scope)
+        self._receive = receive
+        self._run: Run | None = run  # until it is settled
+        self._body: bytes | None = body  # until the application has read it
+        self._start: Message | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._flowing = self._swallowing = False
+        self._recorded: Signal | None = None  # only where the application waits for a disconnect
+        self._hold: Timer | None = None
+        self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
+
+    async def of(self, app: ASGIApp) -> None:
+        """Run *app* to its end, whatever the client's connection does."""
+        assert self._run is not None
+        token = active.set(self._run.claim)
+        try:
+            await app(self._scope, self._receive_inner, self._send_inner)
         except Exception:
             await self._fail()
             raise
@@ -322,19 +361,30 @@ class _Exchange:
         finally:
             active.reset(token)
 
+    async def _receive_inner(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if not (self._flowing or self._swallowing):  # no disconnect is seen until the record is made (E5)
+            if self._recorded is None:
+                self._recorded = running().signal()
+            await self._recorded.wait()
+        return await self._receive()
+
     async def _send_inner(self, message: Message) -> None:
-        if self._flowing:
-            return await self._send(message)
         if self._lock is None:
-            return await self._hold_back(message)
-        async with self._lock:
-            if self._flowing:
-                return await self._send(message)
-            return await self._hold_back(message)
+            await self._deliver(message)
+        else:
+            async with self._lock:
+                await self._deliver(message)
+
+    async def _deliver(self, message: Message) -> None:
+        if self._flowing:
+            await self._exchange.send(message)
+        elif not self._swallowing:
+            await self._hold_back(message)
 
     async def _hold_back(self, message: Message) -> None:
-        if self._swallowing:
-            return
         kind = message["type"]
         if kind == "http.response.start":
             self._start = message
@@ -344,93 +394,84 @@ class _Exchange:
             chunk = message.get("body", b"")
             self._chunks.append(chunk)
             self._size += len(chunk)
-            if self._size > self._policy.max_response_bytes:
-                await self._let_flow(f"larger than {self._policy.max_response_bytes} bytes")
+            if self._size > self._exchange.policy.max_response_bytes:
+                await self._let_flow(f"larger than {self._exchange.policy.max_response_bytes} bytes")
             elif not message.get("more_body", False):
                 await self._finish()
             elif self._hold is None:
-                self._lock = self._runtime.lock()
-                self._hold = self._runtime.after(self._policy.max_hold, self._end_hold)
+                runtime = running()
+                self._lock = runtime.lock()
+                self._hold = runtime.after(self._exchange.policy.max_hold, self._end_hold)
         else:
-            await self._send(message)
+            await self._exchange.send(message)
 
     async def _finish(self) -> None:
         """The answer is whole: record it, then send it (E1)."""
         assert self._start is not None
+        policy, engine = self._exchange.policy, self._exchange.engine
         status: int = self._start["status"]
-        if self._hold is not None:
-            self._hold.cancel()
-        if self._settle(status) == "release":
+        if not self._is_kept(status):
             await self._take_run().release()
             return await self._send_own()
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         headers = recorded_headers(
-            self._start.get("headers", ()), drop=self._policy.drop_headers | _OURS, length=len(body)
+            self._start.get("headers", ()), drop=policy.drop_headers | _OURS, length=len(body)
         )
-        response = Response(status, headers, bytes(body), self._engine.traceparent())
-        if self._policy.redact is not None:
-            response = self._policy.redact(response)
-        await self._record(encode_response(response), whole=True)
-        return None
+        response = Response(status, headers, bytes(body), engine.traceparent() if engine.hooks else None)
+        if policy.redact is not None:
+            response = policy.redact(response)
+        return await self._record(encode_response(response), whole=True)
 
     async def _end_hold(self) -> None:
         async with self._lock:
-            if self._run is not None and not self._flowing:
-                await self._let_flow(f"still streaming after {self._policy.max_hold:g} s")
+            if self._run is not None:
+                await self._let_flow(f"still streaming after {self._exchange.policy.max_hold:g} s")
 
     async def _let_flow(self, reason: str) -> None:
         """The answer cannot be kept: say so in the record, then let it go (E2)."""
         assert self._start is not None
         status: int = self._start["status"]
-        if self._hold is not None:
-            self._hold.cancel()
-        if self._settle(status) == "release":
+        if self._is_kept(status):
+            await self._record(encode_unreplayable(reason, status), whole=False)
+        else:
             await self._take_run().release()
             await self._send_own(more_body=True)
-        else:
-            await self._record(encode_unreplayable(reason, status), whole=False)
 
     async def _record(self, outcome: bytes, *, whole: bool) -> None:
         ending = await self._take_run().keep(outcome, result="kept" if whole else "unreplayable")
-        match ending:
-            case Superseded(completed):
-                self._answered_otherwise()
-                await self._replay(completed, 0.0)
-            case Refuse(error):
-                self._answered_otherwise()
-                await self._refuse(error)
-            case _:
-                await self._send_own(stored=isinstance(ending, Recorded) and whole, more_body=not whole)
+        if isinstance(ending, Superseded):
+            self._swallow()
+            await self._exchange.replay(ending.completed, 0.0)
+        elif isinstance(ending, Refuse):
+            self._swallow()
+            await self._exchange.refuse(ending.error)
+        else:
+            await self._send_own(stored=isinstance(ending, Recorded) and whole, more_body=not whole)
 
     async def _send_own(self, *, stored: bool = False, more_body: bool = False) -> None:
         """Send what was held back, and from now on everything at once."""
-        start = self._start
+        start, send = self._start, self._exchange.send
         assert start is not None
         self._flowing = True
-        self._mark_recorded()
+        self._let_disconnects_pass()
         headers = [pair for pair in start.get("headers", ()) if pair[0].lower() not in _OURS]
         if stored:
-            headers.append((_EXPIRES_IN, b"%d" % self._policy.retention))
-        await self._send({**start, "headers": headers})
+            headers.append((_EXPIRES_IN, b"%d" % self._exchange.policy.retention))
+        await send({**start, "headers": headers})
         chunks, self._chunks = self._chunks, []
         last = len(chunks) - 1
         for index, chunk in enumerate(chunks):
-            await self._send(
-                {"type": "http.response.body", "body": chunk, "more_body": more_body or index < last}
-            )
+            await send({"type": "http.response.body", "body": chunk, "more_body": more_body or index < last})
 
     async def _fail(self) -> None:
         """The handler raised: free the key or record that it failed; the exception goes on to the server."""
         if self._run is None:
             return
-        if self._hold is not None:
-            self._hold.cancel()
-        run = self._take_run()
-        if self._policy.on_exception == "keep":
-            await run.keep(encode_response(handler_failed(self._policy.documentation_url)))
+        run, policy = self._take_run(), self._exchange.policy
+        if policy.on_exception == "keep":
+            await run.keep(encode_response(handler_failed(policy.documentation_url)))
         else:
             await run.release()
-        self._mark_recorded()
 
     async def _end_incomplete(self) -> None:
         """The handler returned without a whole answer: to the key an exception, to the server a broken answer."""
@@ -441,79 +482,34 @@ class _Exchange:
     def _take_run(self) -> Run:
         run, self._run = self._run, None
         assert run is not None
+        if self._hold is not None:
+            self._hold.cancel()
         return run
 
-    def _settle(self, status: int) -> str:
+    def _is_kept(self, status: int) -> bool:
         # Starlette's router leaves its mark on the scope, and the endpoint's once a route matched.
         routed = "endpoint" in self._scope or "router" not in self._scope
-        return settle(status, policy=self._policy, routed=routed)
+        return settle(status, policy=self._exchange.policy, routed=routed) == "keep"
 
-    def _answered_otherwise(self) -> None:
+    def _swallow(self) -> None:
         self._swallowing = True
-        self._mark_recorded()
+        self._let_disconnects_pass()
 
-    def _mark_recorded(self) -> None:
-        self._recorded = True
-        if self._recorded_signal is not None:
-            self._recorded_signal.set()
+    def _let_disconnects_pass(self) -> None:
+        if self._recorded is not None:
+            self._recorded.set()
 
-    # Answers that are not the application's.
 
-    async def _replay(self, completed: Completed, waited: float) -> None:
-        assert self._key is not None
-        try:
-            outcome = decode(completed.outcome)
-            if isinstance(outcome, Unreplayable):
-                raise NotReplayable(key_id=key_id(self._key), reason=outcome.reason)
-            if not isinstance(outcome, Response):
-                raise UnknownRecordVersion(
-                    "the stored outcome is a function's value, not a response; use another key"
-                )
-        except IdempotencyError as error:
-            return await self._refuse(error)
-        marker = self._policy.replay_header.lower().encode("ascii")
-        headers = replay_headers(outcome)
-        headers += (
-            (marker, b"true"),
-            (_AGE, b"%d" % completed.age),
-            (_EXPIRES_IN, b"%d" % completed.expires_in),
-        )
-        if self._engine.hooks:
-            self._engine.emit(
-                Replayed(
-                    operation=self._operation(),
-                    key_id=key_id(self._key),
-                    age=completed.age,
-                    waited=waited,
-                    traceparent=outcome.traceparent,
-                )
-            )
-        await self._send_response(outcome.status, headers, outcome.body)
-        return None
+def _body_first(body: bytes, receive: Receive) -> Receive:
+    """*receive*, but for a body that was read from it already."""
+    pending = [body]
 
-    async def _refuse(self, error: IdempotencyError) -> None:
-        if self._engine.hooks:
-            self._engine.emit(
-                Refused(
-                    operation=self._operation(),
-                    key_id=None if self._key is None else key_id(self._key),
-                    problem=error.slug,
-                    status=error.status,
-                )
-            )
-        answer = problem(error, documentation_url=self._policy.documentation_url)
-        if isinstance(error, RequestTooLarge | RequestTimeout):
-            answer.headers.append((b"connection", b"close"))  # the rest of the body is never read
-        await self._send_response(answer.status, answer.headers, answer.body)
+    async def receive_again() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
 
-    async def _send_response(self, status: int, headers: Headers, body: bytes) -> None:
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        if self._scope["method"] == "HEAD":
-            body = b""
-        await self._send({"type": "http.response.body", "body": body})
-
-    def _operation(self) -> str:
-        return f"{self._scope['method']} {_full_path(self._scope)}"
+    return receive_again
 
 
 def _full_path(scope: Scope) -> str:

@@ -8,21 +8,21 @@ coroutine functions; `engine_sync` is its only twin.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from idempotency._core import machine, pace
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError, StoreUnavailable
 from idempotency._core.machine import Bypass, Ending, Forgotten, Recorded, Superseded, Unrecorded, Woken
 from idempotency._core.policy import Policy
-from idempotency._core.types import Claim, Completed, Fingerprint, Owner, StorageKey, key_id
+from idempotency._core.types import Claim, Completed, Fingerprint, StorageKey, key_id
 from idempotency._flights import Flight, Flights, Promoted
-from idempotency._runtime import Runtime, Timer, running
+from idempotency._owner import new_owner
+from idempotency._pulse import Pulse
+from idempotency._runtime import Runtime, running
 from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, StoreFailed
 from idempotency.store import Store, Waitable
 
@@ -35,8 +35,7 @@ _MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
 Step: TypeAlias = Literal["acquire", "renew", "complete", "release"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """
     One keyed request, as the engine sees it.
 
@@ -77,6 +76,7 @@ class Engine:
         self.monotonic = monotonic
         self.flights = Flights()
         self._late_releases = 0
+        self._pulses: tuple[object, dict[float, Pulse]] = (None, {})
 
     async def begin(self, ask: Ask) -> Run | Replay | Refuse | Bypass:
         """
@@ -93,6 +93,17 @@ class Engine:
             attempt.cancel()
             raise
         return attempt.conclude(verdict)
+
+    def pulse(self, runtime: Runtime, lease: float) -> Pulse:
+        """Where a run under *lease* shows signs of life in the running loop."""
+        loop, pulses = self._pulses
+        if loop is not runtime.loop:  # the pulses of another loop live on in its timers
+            pulses = {}
+            self._pulses = (runtime.loop, pulses)
+        pulse = pulses.get(lease)
+        if pulse is None:
+            pulse = pulses[lease] = Pulse(runtime, pace.renew_interval(lease))
+        return pulse
 
     def emit(self, event: Event) -> None:
         """Tell the hooks; with none installed, what must not go unseen is logged."""
@@ -154,7 +165,7 @@ class _Attempt:
         self._engine = engine
         self._ask = ask
         self._runtime = running()
-        self._owner = Owner(os.urandom(16))
+        self._owner = new_owner()
         self._since = engine.monotonic()
         self._asked = False
         self._flight: Flight | None = None  # the flight that this request leads
@@ -270,7 +281,7 @@ class Run:
     Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
     """
 
-    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "_runtime", "_timer", "ask", "claim")
+    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "_pulse", "_runtime", "ask", "claim")
 
     def __init__(
         self, engine: Engine, ask: Ask, claim: Claim, flight: Flight | None, runtime: Runtime
@@ -283,7 +294,8 @@ class Run:
         self._over = False
         self._lost = False
         self._began = engine.monotonic()
-        self._timer: Timer = runtime.after(pace.renew_interval(ask.policy.lease), self._renew)
+        self._pulse = engine.pulse(runtime, ask.policy.lease)
+        self._pulse.add(self._renew)
 
     async def keep(self, outcome: bytes, *, result: Literal["kept", "unreplayable"] = "kept") -> Ending:
         """
@@ -368,14 +380,13 @@ class Run:
             held = True
         if self._over:
             return
-        if held:
-            self._timer = self._runtime.after(pace.renew_interval(self.ask.policy.lease), self._renew)
-        else:
+        if not held:
+            self._pulse.remove(self._renew)
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
 
     def _stop(self) -> None:
         self._over = True
-        self._timer.cancel()
+        self._pulse.remove(self._renew)
 
     def _land(self, completed: Completed | None) -> None:
         flight, self._flight = self._flight, None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from idempotency._core.errors import FingerprintMismatch, IdempotencyError, OutcomeUnknown
 from idempotency._core.policy import Policy, unless_transient
@@ -13,7 +12,6 @@ from idempotency._core.types import (
     Completed,
     Fingerprint,
     Reply,
-    Running,
     StorageKey,
     key_id,
 )
@@ -21,31 +19,27 @@ from idempotency._core.types import (
 __all__ = ["Decision", "Execute", "Refuse", "Replay", "Wait", "decide", "settle"]
 
 
-@dataclass(frozen=True, slots=True)
-class Execute:
+class Execute(NamedTuple):
     """Run the operation under *claim*."""
 
     claim: Claim
     waited: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """Answer with the recorded outcome; run nothing."""
 
     completed: Completed
     waited: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """A twin runs; its lease has *lease_left* seconds to go."""
 
     lease_left: float
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     """Answer with the error's problem document; run nothing."""
 
     error: IdempotencyError
@@ -61,17 +55,15 @@ def decide(reply: Reply, *, key: StorageKey, fingerprint: Fingerprint, takeover:
     A different fingerprint is a mismatch whatever the record's state (draft -07, 2.7): also while the first request
     runs, and after its lease.
     """
-    match reply:
-        case Acquired(claim):
-            return Execute(claim)
-        case Completed(stored) | Running(stored) if stored != fingerprint:
-            return Refuse(FingerprintMismatch(key_id=key_id(key)))
-        case Completed():
-            return Replay(reply)
-        case Running(_, lease_left) if lease_left <= 0 and not takeover:
-            return Refuse(OutcomeUnknown(key_id=key_id(key)))
-        case Running(_, lease_left):
-            return Wait(lease_left)
+    if isinstance(reply, Acquired):
+        return Execute(reply.claim)
+    if reply.fingerprint != fingerprint:
+        return Refuse(FingerprintMismatch(key_id=key_id(key)))
+    if isinstance(reply, Completed):
+        return Replay(reply)
+    if reply.lease_left <= 0 and not takeover:
+        return Refuse(OutcomeUnknown(key_id=key_id(key)))
+    return Wait(reply.lease_left)
 
 
 # Refusals that a layer beside the handler gives, before anything happened: they must not use a key up.

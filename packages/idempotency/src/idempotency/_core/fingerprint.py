@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from idempotency._core.types import Fingerprint
 
@@ -28,8 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestView:
+class RequestView(NamedTuple):
     """
     The request as a fingerprint function sees it.
 
@@ -55,25 +53,24 @@ class RequestView:
 
 def digest(*parts: bytes) -> Fingerprint:
     """
-    SHA-256 over the parts, each preceded by its length, so that no two different lists of parts collide.
+    SHA-256 over the lengths of the parts and the parts, so that no two different lists of parts collide.
 
     >>> digest(b"ab", b"c") == digest(b"a", b"bc")
     False
     """
-    hashed = sha256()
-    for part in parts:
-        hashed.update(b"%d:" % len(part))
-        hashed.update(part)
-    return Fingerprint(hashed.digest())
+    lengths = ",".join([str(len(part)) for part in parts])
+    return Fingerprint(sha256(b"".join((lengths.encode(), b":", *parts))).digest())
 
 
 def operation_digest(view: RequestView, function: Callable[[RequestView], Fingerprint]) -> Fingerprint:
     """The stored fingerprint: the operation (method, path, query) and what *function* makes of the rest (E9)."""
-    try:
-        part = function(view)
-    except ValueError:
-        part = exact_bytes(view)
-    return digest(view.method.encode(), view.path.encode("utf-8", "surrogatepass"), view.query, part)
+    operation = (view.method.encode(), view.path.encode("utf-8", "surrogatepass"), view.query)
+    if function is not exact_bytes:
+        try:
+            return digest(*operation, function(view))
+        except ValueError:
+            pass
+    return digest(*operation, *_representation(view), view.body)  # one pass over a body that may be large
 
 
 def exact_bytes(view: RequestView) -> Fingerprint:

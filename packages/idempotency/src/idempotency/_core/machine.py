@@ -187,7 +187,7 @@ def begin(
         chance: Draws from [0, 1), for delays.
         twin_here: A twin runs in this very process: wait for it before the store is asked (single flight).
     """
-    waited, polls, lease_left = 0.0, 0, 0.0
+    waited, polls = 0.0, 0
     if twin_here:
         woken = yield Await(pace.poll_delay(0, chance()), wait)
         assert isinstance(woken, Woken)
@@ -196,30 +196,28 @@ def begin(
             return Replay(woken.completed, waited)
     while True:
         reply = yield ACQUIRE
+        if isinstance(reply, Acquired):
+            return Execute(reply.claim, waited)
         if isinstance(reply, StoreUnavailable):
             # The claim may have been granted without our hearing of it: free it by its token (fault 3).
             yield RELEASE_LATER
             return Bypass(reply) if policy.on_store_error == "bypass" else Refuse(reply)
         if isinstance(reply, StoreError):
             return Refuse(reply)  # an unreadable record is a fact, not an outage: never run beside it
-        assert isinstance(reply, Acquired | Running | Completed)
-        match decide(reply, key=key, fingerprint=fingerprint, takeover=policy.takeover):
-            case Wait(lease_left) if waited < wait:
-                woken = yield Await(pace.poll_delay(polls, chance()), wait - waited)
-                assert isinstance(woken, Woken)
-                waited, polls = woken.waited, polls + 1
-                if woken.completed is not None:
-                    return Replay(woken.completed, waited)
-            case Wait(lease_left):
-                return Refuse(
-                    InProgress(key_id=key_id(key), retry_after=pace.retry_after(lease_left, chance()))
-                )
-            case Execute(claim):
-                return Execute(claim, waited)
-            case Replay(completed):
-                return Replay(completed, waited)
-            case Refuse() as refuse:
-                return refuse
+        assert isinstance(reply, Running | Completed)
+        decision = decide(reply, key=key, fingerprint=fingerprint, takeover=policy.takeover)
+        if isinstance(decision, Replay):
+            return Replay(decision.completed, waited)
+        if not isinstance(decision, Wait):
+            return decision
+        if waited >= wait:
+            retry_after = pace.retry_after(decision.lease_left, chance())
+            return Refuse(InProgress(key_id=key_id(key), retry_after=retry_after))
+        woken = yield Await(pace.poll_delay(polls, chance()), wait - waited)
+        assert isinstance(woken, Woken)
+        waited, polls = woken.waited, polls + 1
+        if woken.completed is not None:
+            return Replay(woken.completed, waited)
 
 
 def record(claim: Claim, fingerprint: Fingerprint, *, chance: Chance) -> Generator[Action, Event, Ending]:

@@ -1,11 +1,15 @@
-"""The values every layer speaks in: what names a record, what owns it, and what a store may answer."""
+"""
+The values every layer speaks in: what names a record, what owns it, and what a store may answer.
+
+Those made for every request are named tuples: as immutable as frozen dataclasses, and made in half the time.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
-from typing import NewType, TypeAlias
+from typing import NamedTuple, NewType, TypeAlias
 
 __all__ = [
     "Acquired",
@@ -31,8 +35,7 @@ Owner = NewType("Owner", bytes)
 """16 random bytes drawn for each acquire: the secret that alone guards a claim's writes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """
     The right to run one operation and to record its outcome: a value to present, not a state to be in.
 
@@ -48,15 +51,13 @@ class Claim:
     fence: int
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
+class Acquired(NamedTuple):
     """The key was free, abandoned or already ours: *claim* may run the operation."""
 
     claim: Claim
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(NamedTuple):
     """
     Somebody else holds the key.
 
@@ -69,8 +70,7 @@ class Running:
     lease_left: float
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """
     The operation is done.
 
