@@ -8,11 +8,16 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
-from ml_api.protocol import limited_protocol
+from ml_api.protocol import LimitedProtocol
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
+
+
+class LimitedConfig(uvicorn.Config):
+    max_header_bytes: int
+    header_timeout: float
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
@@ -22,10 +27,10 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(*, max_header_bytes: int = 2048, header_timeout: float = 5.0) -> AsyncIterator[int]:
-    protocol = limited_protocol(max_header_bytes=max_header_bytes, header_timeout=header_timeout)
-    config = uvicorn.Config(
-        hello, port=0, http=protocol, lifespan="off", log_config=None, timeout_keep_alive=1
+    config = LimitedConfig(
+        hello, port=0, http=LimitedProtocol, lifespan="off", log_config=None, timeout_keep_alive=1
     )
+    config.max_header_bytes, config.header_timeout = max_header_bytes, header_timeout
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     with contextlib.suppress(AttributeError):

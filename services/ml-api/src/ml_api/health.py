@@ -15,12 +15,10 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ml_api.contract import SCHEMA_VERSION
 from ml_api.watch import RedisWatch
 
-__all__ = ["SCHEMA_VERSION", "ServedModel", "health_endpoint", "ready_endpoint"]
-
-SCHEMA_VERSION = "1.0"
-"""Of the request and the answer of POST /predict."""
+__all__ = ["ServedModel", "health_endpoint", "ready_endpoint"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -64,27 +62,17 @@ def health_endpoint(model: ServedModel) -> Endpoint:
     return health
 
 
-def ready_endpoint(
-    model: ServedModel, store: str, watch: RedisWatch | None, draining: Callable[[], bool]
-) -> Endpoint:
+def ready_endpoint(model: ServedModel, store: str, watch: RedisWatch | None) -> Endpoint:
     """
-    The endpoint of GET /ready.
+    The endpoint of GET /ready: 200 once the worker serves.
 
     Args:
         store: Which store keeps the answers: "redis" or "sqlite".
         watch: Whose last look is reported; None for a store that cannot be away.
-        draining: Whether the worker is stopping; then 503, so that nothing new is sent to it.
     """
 
     async def ready(_: Request) -> Response:
-        stopping = draining()
         up = watch.up if watch is not None else True
-        body = {
-            "status": "stopping" if stopping else "ready",
-            "modelVersion": model.version,
-            "store": store,
-            "storeUp": up,
-        }
-        return JSONResponse(body, 503 if stopping else 200)
+        return JSONResponse({"status": "ready", "modelVersion": model.version, "store": store, "storeUp": up})
 
     return ready

@@ -44,7 +44,6 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             "loggers": {
                 # The server's own lines go the same way; its access log gives way to ours, which knows more.
                 "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
-                "uvicorn.error": {"level": "WARNING" if level == "INFO" else level},
                 "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             },
         }

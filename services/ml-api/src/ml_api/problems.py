@@ -69,5 +69,9 @@ async def render_http_exception(_: Request, error: Exception) -> Response:
     return problem_response(error.status_code, slug, error.detail, error.headers)
 
 
+# RFC 9110's names; Python's own changed with its versions, and a title should not.
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
 def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase
+    return _PHRASES.get(status) or HTTPStatus(status).phrase

@@ -10,41 +10,30 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ml_api.problems import problem_response
 
-__all__ = ["limited_protocol"]
+__all__ = ["LimitedProtocol"]
 
 
-def limited_protocol(*, max_header_bytes: int, header_timeout: float) -> type[HttpToolsProtocol]:
+class LimitedProtocol(HttpToolsProtocol):
     """
-    A protocol class for uvicorn's `http` option.
+    uvicorn's protocol over httptools, with two limits that it reads from its configuration.
 
-    Args:
-        max_header_bytes: Of the request line and headers together; more is answered 431.
-        header_timeout: Seconds from the connection, or from the first byte of a later request, to the end
-            of the headers; then 408 where a request had begun, and the connection is closed.
+    `config.max_header_bytes` bounds the request line and headers together: more is answered 431.
+    `config.header_timeout` bounds, in seconds, the time from the connection, or from the first byte of a
+    later request, to the end of the headers: then 408 where a request had begun, and the connection is
+    closed.
     """
-    return cast(
-        "type[HttpToolsProtocol]",
-        type(
-            "LimitedProtocol",
-            (_Limited,),
-            {"max_header_bytes": max_header_bytes, "header_timeout": header_timeout},
-        ),
-    )
-
-
-class _Limited(HttpToolsProtocol):
-    max_header_bytes: int
-    header_timeout: float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.max_header_bytes: int = self.config.max_header_bytes  # type: ignore[attr-defined]
+        self.header_timeout: float = self.config.header_timeout  # type: ignore[attr-defined]
         self._header_bytes = 0
         self._in_headers = False
         self._header_timer: asyncio.TimerHandle | None = None

@@ -84,11 +84,9 @@ class Settings(BaseSettings):
         store_path: The embedded SQLite store, used while Redis is not enabled.
         store_deadline: Longest time one store call may take.
         on_store_error: `refuse` answers 503 while the store is down; `bypass` decides without protection.
-        fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one body, byte
-            for byte.
+        fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one JSON body.
         wait: How long a twin waits for the first request before it is told 409.
         lease: How long a claim outlives a process that died.
-        max_quantity: Orders above it are not made; the caller's own limit is 1000.
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
         rate_limit: Requests a minute and key in one worker; None sets no limit.
     """
@@ -121,7 +119,6 @@ class Settings(BaseSettings):
     wait: float = Field(default=25.0, ge=0, le=300)
     lease: float = Field(default=30.0, ge=1, le=3600)
 
-    max_quantity: PositiveFloat = 1000.0
     cap_orders: bool = False
     rate_limit: PositiveInt | None = None
 

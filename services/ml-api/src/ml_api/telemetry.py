@@ -12,7 +12,7 @@ import re
 import time
 from uuid import uuid4
 
-from idempotency import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
+from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_api.logs import request_id, trace_id

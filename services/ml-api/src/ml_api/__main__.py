@@ -1,0 +1,122 @@
+"""The `ml-api` command. Each subcommand imports what it needs, so that none waits for another's libraries."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from ml_api.settings import Settings, SettingsError, load_settings
+
+__all__ = ["main"]
+
+_UNUSABLE = 2  # the exit code for settings, models and stores that cannot be used; 1 is a command that failed
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command: exit 0 done, 1 failed, 2 refused before it began (one clear line says why)."""
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+    except SettingsError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from ml_api.app import ModelUnusable
+    from ml_api.server import serve
+    from ml_api.stores import StoreUnusable
+
+    settings = load_settings()
+    try:
+        _check_store(settings)
+        serve(settings, host=options.host, port=options.port, workers=options.workers or settings.workers)
+    except (ModelUnusable, StoreUnusable) as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from ml_api.demo import demo
+
+    return demo(body=options.body)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from ml_api.training import train
+
+    train(options.out)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ml_api.report import write_report
+
+    write_report(options.out)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _check(_: argparse.Namespace) -> int:
+    """Say whether the service would start: settings, then model, then store."""
+    from ml_api.app import ModelUnusable, load_slot
+    from ml_api.stores import StoreUnusable
+
+    settings = load_settings()
+    print("settings  ok")
+    try:
+        slot = load_slot(settings)
+        print(f"model     ok: {slot.current.info.version if slot is not None else 'none, fixed rules'}")
+        print(f"store     ok: {_check_store(settings)}")
+    except (ModelUnusable, StoreUnusable) as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _check_store(settings: Settings) -> str:
+    from ml_api.metrics import Metrics
+    from ml_api.stores import check_store
+
+    return asyncio.run(check_store(settings, Metrics()))
+
+
+def _refuse(reason: str) -> int:
+    print(f"ml-api: {reason}", file=sys.stderr)
+    return _UNUSABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ml-api", description="Trading decisions over HTTP, safe to retry.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="answer requests; settings are ML_SERVICE_* variables or .env")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
+    serve.add_argument("--workers", type=int, help="processes (default ML_SERVICE_WORKERS, else 1)")
+    serve.set_defaults(command=_serve)
+
+    demo = commands.add_parser("demo", help="start a service, send one request twice, show both answers")
+    demo.add_argument("--body", type=Path, help="a request of your own (default: real bars in the package)")
+    demo.set_defaults(command=_demo)
+
+    train = commands.add_parser("train", help="train the model again from real market data")
+    train.add_argument("--out", type=Path, required=True, help="directory for the model and its manifest")
+    train.set_defaults(command=_train)
+
+    report = commands.add_parser("report", help="write a page with pictures about the model's quality")
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="(default %(default)s)")
+    report.set_defaults(command=_report)
+
+    check = commands.add_parser("check", help="say whether settings, model and store are usable")
+    check.set_defaults(command=_check)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""
+The application: every part put together, once, from the settings.
+
+Outermost first: CORS, telemetry, body limit, authentication, route, and on keyed routes idempotency and the
+handler's deadline. So a wrong key learns nothing of the store, and a refused body never reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+
+from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, successes
+from predictor import Model, ModelSlot
+from predictor.errors import PredictorError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from ml_api import routes
+from ml_api.auth import Authentication, caller
+from ml_api.decider import Decider
+from ml_api.fingerprints import fingerprint_of
+from ml_api.health import health_endpoint, ready_endpoint
+from ml_api.keys import ApiKeys
+from ml_api.limits import BodyLimit, HandlerDeadline
+from ml_api.metrics import Metrics
+from ml_api.problems import Problem, render_http_exception, render_problem
+from ml_api.settings import PREFIX, Settings, load_settings, unknown_variables
+from ml_api.stores import Backend, open_backend
+from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
+from ml_api.trading.decision import CLASSES
+from ml_api.trading.indicators import FEATURES
+
+__all__ = ["BUNDLED_MODEL", "ModelUnusable", "create_app", "load_slot", "prediction_policy"]
+
+BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
+"""The model in the package: served unless another is named."""
+
+_PUBLIC = ("/health", "/ready", "/metrics")
+
+_log = logging.getLogger("ml_api")
+
+
+class ModelUnusable(Exception):
+    """The model cannot be served; the message says which and why."""
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """
+    Build the application; also a factory for `uvicorn --factory ml_api.app:create_app`.
+
+    Args:
+        settings: None reads the environment.
+    Raises:
+        SettingsError: The environment has mistakes; all are in the message.
+        ModelUnusable: The model is missing, altered or not one.
+        StoreUnusable: The store cannot be used as it is set up.
+    """
+    settings = settings or load_settings()
+    metrics = Metrics()
+    slot = load_slot(settings)
+    decider = Decider(slot, metrics, version=settings.model_version, cap_orders=settings.cap_orders)
+    backend = open_backend(settings, metrics)
+    metrics.model_workers.labels(decider.version).set(1)
+    keyed = [
+        Middleware(
+            IdempotencyMiddleware,
+            store=backend.store,
+            tenant=caller,
+            policy=prediction_policy(settings),
+            hooks=[CacheEvents(metrics)],
+        ),
+        Middleware(HandlerDeadline, seconds=settings.handler_timeout),
+    ]
+    return Starlette(
+        routes=[
+            Route("/predict", routes.predict_endpoint(decider), methods=["POST"], middleware=keyed),
+            Route("/health", health_endpoint(decider)),
+            Route("/ready", ready_endpoint(decider, backend.kind, backend.watch)),
+            Route("/metrics", routes.metrics_endpoint(metrics)),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=[
+                    "X-API-Key",
+                    "Content-Type",
+                    "Idempotency-Key",
+                    REQUEST_ID_HEADER,
+                    "traceparent",
+                ],
+                expose_headers=[*EXPOSED_HEADERS, REQUEST_ID_HEADER],
+            ),
+            Middleware(Telemetry, metrics=metrics),
+            Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
+            Middleware(
+                Authentication,
+                keys=ApiKeys(
+                    single=settings.api_key.get_secret_value() if settings.api_key else None,
+                    file=settings.api_keys_file,
+                ),
+                public=_PUBLIC,
+                refused=metrics.unauthorized.inc,
+            ),
+        ],
+        exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
+        lifespan=_Life(backend, decider, settings),
+    )
+
+
+def prediction_policy(settings: Settings) -> Policy:
+    """What is promised for POST /predict: at least once, 2xx alone kept, twins wait for each other."""
+    return Policy(
+        methods=frozenset({"POST"}),
+        fingerprint=fingerprint_of(settings.fingerprint),
+        keep=successes,
+        retention=float(settings.redis_ttl_seconds),
+        wait=settings.wait,
+        lease=settings.lease,
+        on_store_error=settings.on_store_error,
+        max_request_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
+    )
+
+
+def load_slot(settings: Settings) -> ModelSlot | None:
+    """
+    Load and check the model that *settings* name; None where they allow the fixed rules and there is no
+    model file.
+
+    Raises:
+        ModelUnusable: Missing, altered, or not a model of this service.
+    """
+    path = settings.model_path or BUNDLED_MODEL
+    if not path.is_file():
+        if settings.rule_fallback:
+            return None
+        raise ModelUnusable(
+            f"there is no model at {path}; set {PREFIX}MODEL_PATH, or {PREFIX}RULE_FALLBACK=true"
+        )
+    try:
+        model = Model.load(path)
+    except (PredictorError, OSError) as error:
+        raise ModelUnusable(f"the model {path} is not served: {error}") from error
+    check_trading_model(model, path)
+    return ModelSlot(model)
+
+
+def check_trading_model(model: Model, path: Path) -> None:
+    """
+    Make sure that *model* answers the question that /predict asks.
+
+    Raises:
+        ModelUnusable: Other features, or other classes, than the decision rules have.
+    """
+    if model.info.features != FEATURES or model.info.n_classes != len(CLASSES):
+        raise ModelUnusable(
+            f"the model {path} is not served: POST /predict needs the features {', '.join(FEATURES)} "
+            f"and the classes {', '.join(CLASSES)}"
+        )
+
+
+class _Life:
+    """The lifespan: what starts before the first request and ends after the last."""
+
+    def __init__(self, backend: Backend, decider: Decider, settings: Settings) -> None:
+        self._backend, self._decider, self._settings = backend, decider, settings
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, _: Starlette) -> AsyncIterator[None]:
+        self._say_what_is_served()
+        watch = self._backend.watch
+        watching = asyncio.create_task(watch.run()) if watch is not None else None
+        try:
+            yield
+        finally:
+            if watching is not None:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+            await self._backend.store.aclose()
+
+    def _say_what_is_served(self) -> None:
+        settings = self._settings
+        _log.info(
+            "ml-api serving",
+            extra={
+                "model": self._decider.version,
+                "model_loaded": self._decider.loaded,
+                "store": self._backend.kind,
+                "promise": prediction_policy(settings).promise,
+                "on_store_error": settings.on_store_error,
+            },
+        )
+        for sentence in unknown_variables():
+            _log.warning(sentence)
+        if settings.origins == ("*",):
+            _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service")
+        if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 16:
+            _log.warning(f"{PREFIX}API_KEY is short; openssl rand -hex 32 makes a better one")

@@ -1,0 +1,76 @@
+"""
+The server: uvicorn with this service's limits and logs, in one process or in several that share port and
+store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from ml_api.logs import configure_logging
+from ml_api.protocol import LimitedProtocol
+from ml_api.settings import Settings
+
+__all__ = ["ServiceConfig", "serve"]
+
+
+class ServiceConfig(uvicorn.Config):
+    """uvicorn's configuration with the limits that `LimitedProtocol` reads; it survives the way to a worker."""
+
+    def __init__(self, app: Any, settings: Settings, **options: Any) -> None:
+        self.max_header_bytes = settings.max_header_bytes
+        self.header_timeout = settings.header_timeout
+        self._log_style = settings.log_level, settings.log_format
+        super().__init__(
+            app,
+            http=LimitedProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+            **options,
+        )
+
+    def configure_logging(self) -> None:
+        """Set up this process's logs; uvicorn calls it in every process."""
+        configure_logging(*self._log_style)
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
+    """
+    Serve until SIGTERM or SIGINT, then finish what was begun within `shutdown_timeout` seconds.
+
+    Args:
+        port: 0 takes a free one; the log says which.
+    Raises:
+        ModelUnusable, StoreUnusable: Nothing was served.
+    """
+    from ml_api.app import create_app, load_slot
+
+    if workers == 1:
+        uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
+        return
+    load_slot(settings)  # a model that no worker can load is one line here, not a traceback from each
+    with _shared_metrics():
+        config = ServiceConfig(
+            "ml_api.app:create_app", settings, factory=True, host=host, port=port, workers=workers
+        )
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
+
+
+@contextlib.contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """A directory where the workers' numbers meet; workers learn of it by their environment."""
+    from ml_api.metrics import MULTIPROCESS_DIRECTORY
+
+    with tempfile.TemporaryDirectory(prefix="ml-api-metrics-") as directory:
+        os.environ[MULTIPROCESS_DIRECTORY] = directory
+        yield

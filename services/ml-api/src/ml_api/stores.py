@@ -1,0 +1,101 @@
+"""Where recorded answers live: Redis where it is enabled, else a SQLite file, so that the promise always holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from idempotency import StorageKey, Store, StoreError
+
+from ml_api.legacy import adopt
+from ml_api.metrics import Metrics
+from ml_api.settings import PREFIX, Settings
+from ml_api.watch import RedisWatch
+
+__all__ = ["Backend", "StoreUnusable", "check_store", "open_backend"]
+
+
+class StoreUnusable(Exception):
+    """The store cannot be used as it is set up; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """
+    The store and what watches it.
+
+    Attributes:
+        watch: None for a store that cannot be away.
+    """
+
+    kind: Literal["redis", "sqlite"]
+    store: Store
+    watch: RedisWatch | None
+
+
+def open_backend(settings: Settings, metrics: Metrics) -> Backend:
+    """
+    Make the store that *settings* ask for; nothing is connected yet.
+
+    Raises:
+        StoreUnusable: The SQLite file cannot be made where it should be, or the Redis URL is malformed.
+    """
+    if settings.redis is None:
+        return Backend("sqlite", _open_sqlite(settings), None)
+    store = _open_redis(settings.redis, settings.store_deadline)
+    return Backend("redis", store, RedisWatch(store, metrics))
+
+
+async def check_store(settings: Settings, metrics: Metrics) -> str:
+    """
+    Ask the store once, before anything is served.
+
+    Returns:
+        What was found, for a person. A Redis that is away is no reason not to start: it is asked again for
+        ever.
+    Raises:
+        StoreUnusable: Waiting will not help: a path that cannot be written, a password that is wrong.
+    """
+    backend = open_backend(settings, metrics)
+    try:
+        await backend.store.get(_PROBE)
+    except StoreError as error:
+        if backend.kind == "sqlite":
+            raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
+        if _is_refusal(error):
+            raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
+        return f"Redis is not reachable yet: {error}"
+    finally:
+        await backend.store.aclose()
+    return "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable"
+
+
+_PROBE = StorageKey("ml-service.probe")  # never written
+
+
+def _open_redis(url: str, deadline: float) -> Store:
+    from idempotency.stores.redis import RedisStore
+    from redis.asyncio import Redis
+
+    return RedisStore(Redis.from_url(url), prefix="idempotency:", deadline=deadline, adopt=adopt)
+
+
+def _is_refusal(error: StoreError) -> bool:
+    """Whether Redis answered, and its answer was no: a wrong password, or no right to the commands."""
+    from redis.exceptions import AuthenticationError, NoPermissionError
+
+    return isinstance(error.__cause__, AuthenticationError | NoPermissionError)
+
+
+def _open_sqlite(settings: Settings) -> Store:
+    from idempotency.stores.sqlite import SQLiteStore
+
+    path = settings.store_path.expanduser()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Answers are in it: the file is its owner's alone, whatever the umask.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreUnusable(f"{PREFIX}STORE_PATH={path} cannot be written: {error.strerror}") from error
+    return SQLiteStore(path)
