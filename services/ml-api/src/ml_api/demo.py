@@ -57,7 +57,7 @@ def demo(*, body: Path | None = None) -> int:
         with log.open("wb") as stderr:
             # In a directory of its own, so that no .env nearby changes what is shown.
             command = [sys.executable, "-m", "ml_api", "serve", "--port", str(port)]
-            service = subprocess.Popen(command, env=environment, cwd=directory, stderr=stderr)
+            service = subprocess.Popen(command, env=environment, cwd=directory, stderr=stderr)  # noqa: S603
         try:
             health = _wait_for(service, port)
             if health is None:
