@@ -1,0 +1,194 @@
+"""Fingerprints: equal exactly where no handler could tell two requests apart."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idempotency import RequestView, canonical_json, exact_bytes, ignoring, multipart_parts
+from idempotency._core.fingerprint import digest, operation_digest
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def view(
+    body: bytes = b"",
+    *,
+    method: str = "POST",
+    path: str = "/pay",
+    query: bytes = b"",
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> RequestView:
+    return RequestView(method, path, query, headers or [(b"content-type", b"application/json")], body, "")
+
+
+def shuffled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: shuffled(value[name]) for name in reversed(value)}
+    return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+
+@given(st.lists(st.binary(max_size=4), max_size=4), st.lists(st.binary(max_size=4), max_size=4))
+def test_different_parts_never_meet_in_one_digest(one: list[bytes], other: list[bytes]) -> None:
+    assert (digest(*one) == digest(*other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        view(b"{}", method="PATCH"),
+        view(b"{}", path="/pay/"),
+        view(b"{}", query=b"x=1"),
+        view(b"{} "),
+        view(b"{}", headers=[(b"content-type", b"text/plain")]),
+        view(b"{}", headers=[(b"content-type", b"application/json"), (b"content-encoding", b"gzip")]),
+    ],
+)
+def test_operation_representation_and_body_all_count(other: RequestView) -> None:
+    assert operation_digest(view(b"{}"), exact_bytes) != operation_digest(other, exact_bytes)
+
+
+@pytest.mark.parametrize("name", [b"traceparent", b"user-agent", b"date", b"accept", b"authorization"])
+def test_headers_that_change_between_retries_do_not_count(name: bytes) -> None:
+    first = view(b"{}", headers=[(b"content-type", b"a/b"), (name, b"1")])
+    retry = view(b"{}", headers=[(name, b"2"), (b"content-type", b"a/b")])
+    assert operation_digest(first, exact_bytes) == operation_digest(retry, exact_bytes)
+
+
+@given(JSON_VALUES)
+def test_white_space_member_order_and_escapes_do_not_count_in_canonical_json(value: Any) -> None:
+    plain = json.dumps(value, ensure_ascii=True).encode()
+    other = json.dumps(shuffled(value), ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass")
+    try:
+        other.decode()
+    except UnicodeDecodeError:
+        return  # a lone surrogate has no spelling but its escape
+    assert canonical_json(view(plain)) == canonical_json(view(other))
+
+
+@given(JSON_VALUES, JSON_VALUES)
+def test_values_a_handler_can_tell_apart_never_meet(one: Any, other: Any) -> None:
+    spelled = [json.dumps(value, sort_keys=True) for value in (one, other)]
+    digests = [canonical_json(view(text.encode())) for text in spelled]
+    assert (digests[0] == digests[1]) == (spelled[0] == spelled[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b"1", b"1.0"),
+        (b"1e400", b"1e500"),
+        (b"0", b"-0"),
+        (b"9007199254740993", b"9007199254740992"),
+        (b'"\\ud800"', b'"\\ud801"'),
+        (b'"1"', b"1"),
+        (b"[[],[]]", b"[[[]]]"),
+        ('"\u00e9"'.encode(), '"e\u0301"'.encode()),
+        (b"[true]", b"[1]"),
+        (b"null", b'"null"'),
+        (b'{"a":{"b":1}}', b'{"a":"b","c":1}'),
+    ],
+)
+def test_pairs_that_naive_canonicalisation_confuses(one: bytes, other: bytes) -> None:
+    assert canonical_json(view(one)) != canonical_json(view(other))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"NaN", b"[Infinity]", b'{"a":1,"a":1}', b"\xff", b"[" * 100_000, b"\xef\xbb\xbf{}", b"1 2"],
+)
+def test_what_is_not_plain_json_counts_by_its_bytes(body: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        canonical_json(view(body))
+    assert operation_digest(view(body), canonical_json) == operation_digest(view(body), exact_bytes)
+
+
+def test_deep_json_within_the_parsers_limit_is_read() -> None:
+    deep = b"[" * 500 + b"]" * 500
+    assert canonical_json(view(deep)) != canonical_json(view(deep[1:-1]))
+
+
+def test_named_members_are_ignored_and_only_they() -> None:
+    same = ignoring("requestId", "/meta/sentAt", "/items/0/nonce")
+    body = {
+        "requestId": 1,
+        "sum": 5,
+        "meta": {"sentAt": "now", "by": "x"},
+        "items": [{"nonce": 1, "sku": "a"}],
+    }
+    first = same(view(json.dumps(body).encode()))
+    body |= {"requestId": 2, "meta": {"by": "x"}, "items": [{"nonce": 9, "sku": "a"}]}
+    assert same(view(json.dumps(body).encode())) == first
+    assert same(view(json.dumps(body | {"sum": 6}).encode())) != first
+    assert same(view(json.dumps(body | {"meta": {"by": "y"}}).encode())) != first
+
+
+@pytest.mark.parametrize("body", [b"[]", b"3", b'{"meta": 3}', b'{"items": []}'])
+def test_a_member_that_is_not_there_is_ignored_too(body: bytes) -> None:
+    assert ignoring("/meta/sentAt", "/items/0/nonce")(view(body)) == ignoring("absent")(view(body))
+
+
+def test_a_member_name_with_a_slash_is_escaped_as_in_a_json_pointer() -> None:
+    same = ignoring("/a~1b/m~0n")
+    assert same(view(b'{"a/b":{"m~n":1}}')) == same(view(b'{"a/b":{}}'))
+
+
+def test_ignoring_nothing_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least one member"):
+        ignoring()
+
+
+def multipart(boundary: bytes, *parts: bytes, end: bytes = b"--\r\n") -> RequestView:
+    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts) + b"--" + boundary + end
+    return view(body, headers=[(b"content-type", b"multipart/form-data; boundary=" + boundary)])
+
+
+FIELD = b'Content-Disposition: form-data; name="a"\r\n\r\n'
+
+
+def test_a_new_boundary_is_the_same_upload() -> None:
+    one = multipart(b"xxx", FIELD + b"1", FIELD + b"\x00\xff\r\n")
+    assert multipart_parts(one) == multipart_parts(multipart(b"yyyy", FIELD + b"1", FIELD + b"\x00\xff\r\n"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        multipart(b"xxx", FIELD + b"2"),
+        multipart(b"xxx", FIELD + b"1", FIELD + b""),
+        multipart(b"xxx", FIELD.replace(b'"a"', b'"b"') + b"1"),
+        multipart(b"xxx"),
+    ],
+)
+def test_other_parts_are_another_upload(other: RequestView) -> None:
+    assert multipart_parts(multipart(b"xxx", FIELD + b"1")) != multipart_parts(other)
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        view(b"{}"),
+        multipart(b"xxx", FIELD + b"1", end=b""),
+        multipart(b"xxx", FIELD + b"1", end=b"--\r\nepilogue"),
+        view(b"preamble\r\n--xxx--", headers=[(b"content-type", b"multipart/mixed; boundary=xxx")]),
+        view(
+            b"--xxx junk\r\nA: b\r\n\r\n1\r\n--xxx--",
+            headers=[(b"content-type", b"multipart/mixed; boundary=xxx")],
+        ),
+    ],
+)
+def test_malformed_multipart_counts_by_its_bytes(malformed: RequestView) -> None:
+    with pytest.raises(ValueError, match="multipart"):
+        multipart_parts(malformed)

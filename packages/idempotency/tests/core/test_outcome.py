@@ -1,0 +1,162 @@
+"""The outcome codec: what goes in comes out, what is not ours is never guessed at."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idempotency import CorruptRecord, IdempotencyError, Policy, Response, UnknownRecordVersion
+from idempotency._core.outcome import (
+    Unreplayable,
+    Value,
+    decode,
+    encode_response,
+    encode_unreplayable,
+    encode_value,
+    recorded_headers,
+    replay_headers,
+)
+
+HEADERS = st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=8)), max_size=4)
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+DROP = Policy().drop_headers
+
+
+@given(
+    st.integers(100, 599), HEADERS, st.binary(max_size=60), st.none() | st.text(st.characters(codec="ascii"))
+)
+def test_a_response_survives_byte_for_byte(
+    status: int, headers: list[tuple[bytes, bytes]], body: bytes, traceparent: str | None
+) -> None:
+    response = Response(status, headers, body, traceparent)
+    assert decode(encode_response(response)) == response
+
+
+@given(HEADERS, st.binary(max_size=60))
+def test_an_outcome_is_one_json_object_in_utf8(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    members = json.loads(encode_response(Response(200, headers, body)).decode())
+    assert (members["format"], members["outcome"], members["status_code"]) == (1, "response", 200)
+
+
+def test_a_text_body_can_be_read_by_a_person() -> None:
+    outcome = encode_response(Response(201, [(b"content-type", b"text/plain")], "größe".encode()))
+    assert outcome.decode() == (
+        '{"format":1,"outcome":"response","status_code":201,"headers":[["content-type","text/plain"]],"body":"größe"}'
+    )
+
+
+@given(JSON_VALUES)
+def test_a_value_survives(value: Any) -> None:
+    assert decode(encode_value(value)) == Value(value)
+
+
+def test_a_tombstone_says_why() -> None:
+    assert decode(encode_unreplayable("an event stream", 200)) == Unreplayable("an event stream")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", object(), {1, 2}])
+def test_a_value_that_json_cannot_carry_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        encode_value(value)
+
+
+@given(st.binary(max_size=80))
+def test_arbitrary_bytes_are_a_typed_error(noise: bytes) -> None:
+    with pytest.raises(IdempotencyError):
+        decode(noise)
+
+
+@pytest.mark.parametrize("version", [0, 2, 1.5, "1", None])
+def test_another_format_is_left_for_a_version_that_can_read_it(version: Any) -> None:
+    with pytest.raises(UnknownRecordVersion):
+        decode(json.dumps({"format": version, "outcome": "response"}).encode())
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"outcome": "spell"},
+        {"outcome": "response"},
+        {"outcome": "response", "status_code": "200", "headers": [], "body": ""},
+        {"outcome": "response", "status_code": True, "headers": [], "body": ""},
+        {"outcome": "response", "status_code": 99, "headers": [], "body": ""},
+        {"outcome": "response", "status_code": 200, "headers": [], "body": 3},
+        {"outcome": "response", "status_code": 200, "headers": [["a"]], "body": ""},
+        {"outcome": "response", "status_code": 200, "headers": [["a", "\u20ac"]], "body": ""},
+        {"outcome": "response", "status_code": 200, "headers": [], "body_base64": "!"},
+        {"outcome": "value"},
+        {"outcome": "unreplayable"},
+    ],
+)
+def test_a_record_with_missing_or_wrong_members_is_corrupt(members: dict[str, Any]) -> None:
+    with pytest.raises(CorruptRecord):
+        decode(json.dumps({"format": 1, **members}).encode())
+
+
+def test_members_of_a_later_minor_version_are_ignored() -> None:
+    outcome = encode_response(Response(200, [], b"x"))
+    assert decode(outcome[:-1] + b',"later":[1]}') == Response(200, [], b"x")
+
+
+def test_what_belongs_to_one_connection_or_caller_is_not_recorded() -> None:
+    headers = [
+        (b"Content-Type", b"text/plain"),
+        (b"connection", b"close, X-Trace"),
+        (b"x-trace", b"1"),
+        (b"transfer-encoding", b"chunked"),
+        (b"date", b"Mon"),
+        (b"set-cookie", b"a=1"),
+        (b"link", b"<a>"),
+        (b"link", b"<b>"),
+        (b"content-length", b"5"),
+    ]
+    assert recorded_headers(headers, drop=DROP, length=5) == [
+        (b"content-type", b"text/plain"),
+        (b"link", b"<a>"),
+        (b"link", b"<b>"),
+        (b"content-length", b"5"),
+    ]
+
+
+def test_a_content_length_that_lies_is_not_recorded() -> None:
+    assert recorded_headers([(b"content-length", b"7")], drop=DROP, length=5) == []
+
+
+@pytest.mark.parametrize("bad", [(b"a", b"1\r\nb: 2"), (b"a\n", b"1"), (b"a", b"\x00")])
+def test_a_header_that_could_split_a_message_is_neither_recorded_nor_replayed(
+    bad: tuple[bytes, bytes],
+) -> None:
+    good = (b"x", b"\xe9")
+    assert recorded_headers([bad, good], drop=DROP, length=0) == [good]
+    assert replay_headers(Response(204, [bad, good], b"")) == [good]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b"abc", [(b"content-length", b"3")]),
+        (200, b"", [(b"content-length", b"0")]),
+        (204, b"", []),
+        (304, b"", []),
+    ],
+)
+def test_a_replay_has_one_framing(status: int, body: bytes, expected: list[tuple[bytes, bytes]]) -> None:
+    assert replay_headers(Response(status, [], body)) == expected
+
+
+def test_a_recorded_content_length_is_not_doubled() -> None:
+    response = Response(200, [(b"content-length", b"3")], b"abc")
+    assert replay_headers(response) == [(b"content-length", b"3")]

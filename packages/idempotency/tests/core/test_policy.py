@@ -1,0 +1,99 @@
+"""Policies: presets, mistakes and what is kept."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from idempotency import IdempotencyError, Policy, always, successes, unless_transient
+from idempotency._core import errors as error_module
+from idempotency._core.decide import settle
+from idempotency._core.pace import poll_delay, renew_interval, retry_after
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_transient_answers_free_the_key_by_default(status: int) -> None:
+    assert settle(status, policy=Policy()) == "release"
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 302, 400, 402, 404, 409, 410, 422, 501])
+def test_final_answers_are_kept_by_default(status: int) -> None:
+    assert settle(status, policy=Policy()) == "keep"
+
+
+@pytest.mark.parametrize("status", [401, 403, 405])
+def test_refusals_beside_the_handler_do_not_use_a_key_up(status: int) -> None:
+    assert unless_transient(status)
+    assert settle(status, policy=Policy()) == "release"
+    assert settle(status, policy=Policy(keep=always)) == "keep"
+
+
+def test_a_404_counts_only_where_a_route_gave_it() -> None:
+    assert settle(404, policy=Policy(), routed=False) == "release"
+    assert settle(404, policy=Policy(keep=always), routed=False) == "keep"
+
+
+def test_successes_keeps_2xx_alone() -> None:
+    assert [status for status in range(100, 600) if successes(status)] == list(range(200, 300))
+
+
+def test_at_most_once_keeps_everything_and_never_takes_over() -> None:
+    policy = Policy.at_most_once(retention=60.0)
+    assert (policy.keep, policy.on_exception, policy.takeover, policy.retention) == (
+        always,
+        "keep",
+        False,
+        60.0,
+    )
+    assert policy.promise == "at most once"
+    assert Policy.at_least_once() == Policy()
+    assert Policy().promise == "at least once"
+
+
+def test_wire_presets_can_be_overridden() -> None:
+    draft = Policy.draft_07(strict_keys=False)
+    assert (draft.required, draft.strict_keys) == (True, False)
+    stripe = Policy.stripe_v1()
+    assert (stripe.replay_header, stripe.methods, stripe.keep) == ("Idempotent-Replayed", {"POST"}, always)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match="must be") as refused:
+        Policy(lease=0, retention=-1, wait=-1, methods=frozenset(), on_exception="retry")  # type: ignore[arg-type]
+    for name in ("lease", "retention", "wait", "methods", "on_exception"):
+        assert name in str(refused.value)
+
+
+def test_errors_survive_pickle_and_copy() -> None:
+    samples: list[IdempotencyError] = [
+        error_module.InProgress(key_id="0123", retry_after=3),
+        error_module.FingerprintMismatch(key_id="0123"),
+        error_module.OutcomeUnknown(key_id="0123"),
+        error_module.NotReplayable(key_id="0123", reason="streamed"),
+        error_module.RequestTooLarge(limit=7),
+        error_module.RequestTimeout(seconds=3),
+        error_module.MissingKey(),
+        error_module.InvalidKey("why"),
+        error_module.StoreUnavailable("gone"),
+    ]
+    for error in samples:
+        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(twin) is type(error)
+            assert (str(twin), vars(twin)) == (str(error), vars(error))
+
+
+def test_every_error_has_a_slug_of_its_own_and_a_status() -> None:
+    classes = [getattr(error_module, name) for name in error_module.__all__]
+    assert len({cls.slug for cls in classes}) == len(classes)
+    assert {cls.status for cls in classes} <= {400, 408, 409, 413, 422, 500, 503}
+
+
+def test_delays_stay_in_their_bounds() -> None:
+    for polls in range(80):
+        for chance in (0.0, 0.5, 0.999):
+            assert 0.01 <= poll_delay(polls, chance) <= 1.0
+    assert poll_delay(3, 0.0) < poll_delay(3, 0.9)
+    assert renew_interval(30.0) == 10.0
+    assert [retry_after(left, 0.99) for left in (0.0, 0.5, 1.5, 2.5, 60.0)] == [1, 1, 2, 3, 4]
