@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from predictor._cpus import available_cpus
+from predictor.batcher import Batcher, Prediction
+from predictor.drift import DriftMonitor, FeatureDrift
 from predictor.errors import (
+    BatcherClosed,
     GoldenRowMismatch,
     IntegrityError,
     ManifestError,
     ModelError,
     ModelTextError,
+    Overloaded,
     PredictorError,
     SchemaError,
     Unsupported,
@@ -20,9 +24,13 @@ from predictor.model import Model, ModelInfo
 from predictor.slot import Golden, ModelSlot
 
 __all__ = [
+    "Batcher",
+    "BatcherClosed",
     "Contribution",
+    "DriftMonitor",
     "Explanation",
     "Feature",
+    "FeatureDrift",
     "Golden",
     "GoldenRow",
     "GoldenRowMismatch",
@@ -35,6 +43,8 @@ __all__ = [
     "ModelInfo",
     "ModelSlot",
     "ModelTextError",
+    "Overloaded",
+    "Prediction",
     "PredictorError",
     "RowPolicy",
     "SchemaError",

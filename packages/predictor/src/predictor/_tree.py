@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from predictor.errors import ModelTextError
 
 __all__ = ["TreeSummary", "check_tree"]
 
-# A closed grammar, because Python's own int() and float() also read "1_0", " 1" and other digits' scripts.
-_INTS = re.compile(r"(?:-?[0-9]{1,10}(?: -?[0-9]{1,10})*)?")
-_FLOAT = r"[-+]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?(?:e[-+]?[0-9]{1,4})?|inf)"
-_FLOATS = re.compile(rf"(?:{_FLOAT}(?: {_FLOAT})*)?")
-_CATEGORICAL, _MISSING = 0b0001, 0b1100  # bits of decision_type (LightGBM's tree.h)
+# Characters first, because Python's own int() and float() also read "1_0", "\t1" and other scripts' digits.
+_INTS = re.compile(r"[-0-9 ]*")
+_FLOATS = re.compile(r"[-+0-9.e inf]*")
+_CATEGORICAL = 0b0001  # bit of decision_type (LightGBM's tree.h)
 _UINT32 = 1 << 32
+_N = TypeVar("_N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,7 @@ class _Tree:
         return int(text)
 
     def ints(self, name: str, size: int, *, low: int, high: int) -> list[int]:
-        text = self._text(name) or ""
-        if not _INTS.fullmatch(text):
-            raise ModelTextError(f"line {name!r} must be whole numbers")
-        values = list(map(int, text.split()))
-        if len(values) != size:
-            raise ModelTextError(f"line {name!r} has {len(values)} entries instead of {size}")
+        values = self._numbers(name, self._text(name) or "", _INTS, int, size)
         if values and not (low <= min(values) and max(values) <= high):
             raise ModelTextError(f"line {name!r} has an entry outside {low}..{high}")
         return values
@@ -106,9 +102,18 @@ class _Tree:
         text = self._text(name, optional=optional)
         if text is None or (empty and not text):
             return []
-        if not _FLOATS.fullmatch(text):
-            raise ModelTextError(f"line {name!r} must be numbers")
-        values = list(map(float, text.split()))
+        return self._numbers(name, text, _FLOATS, float, size)
+
+    def _numbers(
+        self, name: str, text: str, letters: re.Pattern[str], read: Callable[[str], _N], size: int
+    ) -> list[_N]:
+        """Read *size* numbers parted by single spaces, which is how LightGBM counts them."""
+        try:
+            if letters.fullmatch(text) is None:
+                raise ValueError
+            values = list(map(read, text.split(" "))) if text else []
+        except ValueError:
+            raise ModelTextError(f"line {name!r} must be numbers") from None
         if len(values) != size:
             raise ModelTextError(f"line {name!r} has {len(values)} entries instead of {size}")
         return values

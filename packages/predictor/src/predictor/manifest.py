@@ -72,6 +72,12 @@ class Feature(_Frozen):
                 raise ValueError("codes are whole numbers from 0")
         elif self.categories is not None or self.codes is not None:
             raise ValueError("only a category feature has categories")
+        if self.reference is not None:
+            bins = len(self.codes) if self.codes is not None else len(self.reference.edges) + 1
+            if len(self.reference.shares) != bins or sorted(set(self.reference.edges)) != list(
+                self.reference.edges
+            ):
+                raise ValueError("the reference needs rising edges and one share per bin")
         return self
 
 

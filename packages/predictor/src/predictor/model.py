@@ -66,6 +66,7 @@ class Model:
             check_manifest(text, manifest)
         features = manifest.features if manifest is not None else features_of(text)
         self.manifest = manifest
+        self.features = features
         self.data = data  # the file's bytes, as they were verified
         self.threads = min(threads, available_cpus())
         self._text = text
@@ -130,6 +131,11 @@ class Model:
             check_sha256(data, promise)
         return cls(data, manifest=manifest, threads=threads)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether leaves hold regressions, which LightGBM cannot explain."""
+        return self._text.is_linear
+
     def predict(self, rows: Any, *, raw: bool = False) -> NDArray[np.float64]:
         """
         Predict many rows.
@@ -184,7 +190,8 @@ class Model:
         Return SHAP contributions of each feature to each raw score; rows and errors as `predict`.
 
         Raises:
-            Unsupported: A model with linear leaves; LightGBM has no contributions for them.
+            Unsupported: A model with linear leaves, for which LightGBM has no contributions; or one that
+                was stripped of the row counts they are weighed by.
 
         Cost: about 50 to 100 times `predict` per row.
         """
@@ -194,6 +201,10 @@ class Model:
         flat = self._run(matrix, CONTRIB, outputs * (width + 1))
         # LightGBM concatenates per output: one share per feature, then the expected value.
         shaped = flat.reshape(len(matrix), outputs, width + 1)
+        if not np.isfinite(shaped).all():
+            raise Unsupported(
+                "contributions are not finite: the model lacks its leaf_count and internal_count"
+            )
         if outputs == 1:
             shaped = shaped[:, 0]
         return Explanation(shaped[..., :-1], shaped[..., -1], self.info.features, self.info.classes)
@@ -226,7 +237,7 @@ class Model:
         self._local = threading.local()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_guard = threading.Lock()
-        if not self._text.is_linear:
+        if not self.is_linear:
             # The first contributions initialise tables inside the booster; once here, never in a race.
             self._booster.predict(
                 np.zeros((1, self._schema.width)),
@@ -283,7 +294,7 @@ class Model:
         return answers[:, 0] if self._text.n_outputs == 1 else answers
 
     def _refuse_linear(self) -> None:
-        if self._text.is_linear:
+        if self.is_linear:
             raise Unsupported("LightGBM has no contributions for linear trees; explain another model")
 
     def _check_golden_rows(self) -> None:

@@ -1,0 +1,134 @@
+"""
+Concurrent single rows of one event loop, predicted together.
+
+Measure before using it: `Model.predict_row` inline has less overhead, and wins at most loads (README, "When to batch").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor.batching import Due, WaitingRows
+from predictor.errors import BatcherClosed, PredictorError
+from predictor.slot import ModelSlot
+
+__all__ = ["Batcher", "Prediction"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """One row's answer and the model that gave it."""
+
+    values: NDArray[np.float64]  # float64 [n_classes], as `Model.predict_row`
+    version: str  # `ModelInfo.version`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    row: Any
+    answer: asyncio.Future[Prediction]
+
+
+class Batcher:
+    """
+    Collects rows for one turn of the event loop, or *max_wait* seconds, and predicts them in one call.
+
+    A batch is answered by one model, whatever is swapped meanwhile. A bad row fails alone; a cancelled one is not
+    computed. Belongs to the loop of its first call; asyncio only.
+    """
+
+    def __init__(
+        self, slot: ModelSlot, *, max_rows: int = 64, max_wait: float = 0.0, max_queue: int = 1_024
+    ) -> None:
+        """
+        Args:
+            slot: Where the model comes from, asked once per batch.
+            max_rows: Rows per call into LightGBM, >= 1.
+            max_wait: Seconds a first row waits for company; 0.0 is the next turn of the loop. A lone client
+                pays all of it on every request.
+            max_queue: Rows that may wait at once; one more raises `Overloaded`.
+        """
+        if not 0.0 <= max_wait < 60.0:
+            raise ValueError("max_wait is in seconds, from 0 to 60")
+        self._slot = slot
+        self._max_wait = max_wait
+        self._waiting: WaitingRows[_Request] = WaitingRows(max_rows=max_rows, max_queue=max_queue)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.Handle | None = None
+        self._closed = False
+
+    async def predict(self, row: Any) -> Prediction:
+        """
+        Predict one row, as `Model.predict_row` would.
+
+        Raises:
+            SchemaError: This row does not fit; others in the batch are answered.
+            Overloaded: Too many rows wait; try again later.
+            BatcherClosed: `close` was called.
+        """
+        if self._closed:
+            raise BatcherClosed("this batcher is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("a Batcher belongs to one event loop; make one per loop")
+        request = _Request(row, loop.create_future())
+        due = self._waiting.add(request)
+        if due is Due.NOW or (due is Due.LATER and self._max_wait == 0.0):
+            self._flush_at(loop, 0.0)
+        elif due is Due.LATER:
+            self._flush_at(loop, self._max_wait)
+        return await request.answer
+
+    def close(self) -> None:
+        """Fail every waiting row with `BatcherClosed`, and every later one; repeating it does nothing."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while batch := self._waiting.take():
+            for request in batch:
+                if not request.answer.done():
+                    request.answer.set_exception(
+                        BatcherClosed("the batcher was closed before this row's turn")
+                    )
+
+    def _flush_at(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = (
+            loop.call_later(delay, self._flush, loop) if delay else loop.call_soon(self._flush, loop)
+        )
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        model = self._slot.current
+        requests: list[_Request] = []
+        encoded: list[tuple[float, ...]] = []
+        for request in self._waiting.take():
+            if request.answer.done():  # cancelled while it waited
+                continue
+            try:
+                encoded.append(model.encode_row(request.row))
+            except PredictorError as error:
+                request.answer.set_exception(error)
+            else:
+                requests.append(request)
+        if len(self._waiting):
+            self._flush_at(loop, 0.0)
+        if not requests:
+            return
+        try:
+            answers = model.predict_encoded(np.array(encoded, dtype=np.float64)).reshape(len(requests), -1)
+        except PredictorError as error:
+            for request in requests:  # each waiter raises its own, so that tracebacks do not grow together
+                request.answer.set_exception(copy.copy(error))
+            return
+        for request, values in zip(requests, answers, strict=True):
+            request.answer.set_result(Prediction(values.copy(), model.info.version))

@@ -1,0 +1,88 @@
+"""Arguments and exit codes: 0 done, 1 the model or a row was refused, 2 wrong usage or an unreadable file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from predictor.cli import commands
+from predictor.cli.tables import TableError
+from predictor.errors import PredictorError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of *argv* (default: the process's arguments) and return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+    except TableError as error:
+        return _fail(error, 2)
+    except PredictorError as error:
+        return _fail(error, 1)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(error, 2)
+    return status
+
+
+def _fail(error: Exception, status: int) -> int:
+    print(f"predictor: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="predictor", description=commands.__doc__)
+    table = parser.add_subparsers(required=True, metavar="command")
+
+    inspect = _command(table, "inspect", commands.inspect)
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of lines to read")
+    _command(table, "verify", commands.verify)
+    predict = _command(table, "predict", commands.predict, takes_rows=True)
+    predict.add_argument("--raw", action="store_true", help="raw scores instead of the objective's outputs")
+    predict.add_argument("--drift", action="store_true", help="print drift counters to stderr at the end")
+    explain = _command(table, "explain", commands.explain, takes_rows=True)
+    explain.add_argument("--top", type=int, default=5, metavar="K", help="features per row (default 5)")
+    for command in (predict, explain):
+        command.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default CSV to stdout")
+
+    make = _command(table, "manifest", commands.manifest, takes_rows=True, is_described=False)
+    make.add_argument("--name", required=True, help="what the model is for")
+    make.add_argument("--version", required=True, help="the version every prediction carries")
+    make.add_argument("--classes", default="", help="class labels in output order, parted by commas")
+    make.add_argument("--integers", default="", help="features that must be whole, parted by commas")
+    make.add_argument("--golden", type=int, default=8, help="golden rows to record (default 8)")
+    make.add_argument("-o", "--output", type=Path, help="default <model>.manifest.json")
+
+    bench = _command(table, "bench", commands.bench, takes_rows=True)
+    bench.add_argument("--calls", type=int, default=2_000, help="one-row calls to time (default 2000)")
+    report = _command(table, "report", commands.report, takes_rows=True)
+    report.add_argument("--label", help="column with the true label: adds calibration")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default report.html")
+    return parser
+
+
+def _command(
+    table: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: commands.Command,
+    *,
+    takes_rows: bool = False,
+    is_described: bool = True,
+) -> argparse.ArgumentParser:
+    summary = (run.__doc__ or "").strip().splitlines()[0]
+    parser = table.add_parser(name, help=summary, description=summary)
+    parser.add_argument("model", type=Path, help="a LightGBM text model")
+    if takes_rows:
+        parser.add_argument("rows", type=Path, help=".csv, .jsonl or .parquet with the features by name")
+    if is_described:
+        parser.add_argument("--manifest", type=Path, help="default <model>.manifest.json")
+        parser.add_argument("--sha256", help="what the model's bytes must hash to; default the manifest's")
+    parser.set_defaults(run=run)
+    return parser

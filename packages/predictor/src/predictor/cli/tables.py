@@ -1,0 +1,148 @@
+"""Rows from and to files: CSV, JSON lines and Parquet, in blocks, so that a file need not fit in memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from predictor.errors import PredictorError, SchemaError
+from predictor.manifest import Feature
+
+__all__ = ["BLOCK", "Row", "TableError", "read_rows", "writer"]
+
+BLOCK = 8_192  # rows at a time
+
+Row = dict[str, Any]
+Writer = Callable[[list[Row]], None]
+
+
+class TableError(PredictorError):
+    """A file of rows cannot be read or written."""
+
+
+def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row]]:
+    """
+    Yield the rows of *path* as mappings, at most `BLOCK` at a time.
+
+    CSV has no types: a cell of a feature in *features* is read by its kind, other cells as a number where
+    they look like one; an empty cell is None. JSON lines and Parquet say their types themselves.
+
+    Raises:
+        TableError: Unknown suffix, unreadable file, or a line that is no row.
+    """
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise TableError(f"{path.name}: known are {', '.join(sorted(readers))}")
+    try:
+        yield from reader(path, {feature.name: feature for feature in features})
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path.name} cannot be read: {error}") from error
+
+
+def _read_csv(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        names = next(reader, [])
+        if len(set(names)) != len(names):
+            raise TableError(f"{path.name}: a column name is repeated")
+        block: list[Row] = []
+        for number, cells in enumerate(reader):
+            if len(cells) != len(names):
+                raise TableError(
+                    f"{path.name}: line {reader.line_num} has {len(cells)} of {len(names)} cells"
+                )
+            pairs = zip(names, cells, strict=True)
+            block.append({name: _cell(cell, name, features.get(name), number) for name, cell in pairs})
+            if len(block) == BLOCK:
+                yield block
+                block = []
+        if block:
+            yield block
+
+
+def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
+    if text == "":
+        return None
+    if feature is not None and feature.kind == "category":
+        return _label(text, feature)
+    try:
+        return int(text) if text.lstrip("+-").isdigit() and text.isascii() else float(text)
+    except ValueError:
+        if feature is None:
+            return text
+        raise SchemaError(f"{text[:40]!r} is not a number", feature=name, row=row) from None
+
+
+def _label(text: str, feature: Feature) -> Any:
+    """Find the label that *text* writes; text that is no label goes on as it is, for the policy to judge."""
+    return next((label for label in feature.categories or () if str(label) == text), text)
+
+
+def _read_jsonl(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:  # noqa: ARG001
+    with path.open(encoding="utf-8") as file:
+        block: list[Row] = []
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise TableError(f"{path.name}: line {number} is no JSON object")
+            block.append(row)
+            if len(block) == BLOCK:
+                yield block
+                block = []
+        if block:
+            yield block
+
+
+def _read_parquet(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:  # noqa: ARG001
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise TableError(
+            "Parquet needs the 'parquet' extra: pip install 'lightgbm-predictor[parquet]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(BLOCK):
+                yield batch.to_pylist()
+    except pa.ArrowException as error:
+        raise TableError(f"{path.name} cannot be read: {error}") from error
+
+
+@contextmanager
+def writer(path: Path | None, out: IO[str], columns: Sequence[str]) -> Iterator[Writer]:
+    """
+    Open *path* for rows of *columns*, as CSV or JSON lines by its suffix; None writes CSV to *out*.
+
+    Raises:
+        TableError: Another suffix, or the file cannot be written.
+    """
+    if path is None:
+        yield _csv_writer(out, columns)
+        return
+    if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
+        raise TableError(f"{path.name}: output is .csv or .jsonl")
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                yield _csv_writer(file, columns)
+            else:
+                yield lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    except OSError as error:  # of this file: a pipe on stdout is the caller's to close
+        raise TableError(f"{path.name} cannot be written: {error}") from error
+
+
+def _csv_writer(file: IO[str], columns: Sequence[str]) -> Writer:
+    table = csv.DictWriter(file, columns, lineterminator="\n")
+    table.writeheader()
+    return table.writerows
