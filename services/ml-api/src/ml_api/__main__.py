@@ -47,9 +47,12 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ml_api.training import train
+    from ml_api.training import TrainingDataMissing, train
 
-    train(options.out)
+    try:
+        train(options.out)
+    except TrainingDataMissing as error:
+        return _refuse(str(error))
     return 0
 
 

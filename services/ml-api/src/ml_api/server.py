@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -55,6 +57,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
     """
     from ml_api.app import create_app, load_slot
 
+    # uvicorn repeats the signal once it has stopped: a stop that was asked for, and done, is a success.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if workers == 1:
         uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
         return

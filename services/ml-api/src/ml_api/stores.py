@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from idempotency import StorageKey, Store, StoreError
-
 from ml_api.legacy import adopt
 from ml_api.metrics import Metrics
 from ml_api.settings import PREFIX, Settings
@@ -61,11 +60,11 @@ async def check_store(settings: Settings, metrics: Metrics) -> str:
     try:
         await backend.store.get(_PROBE)
     except StoreError as error:
-        if backend.kind == "sqlite":
-            raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
-        if _is_refusal(error):
+        if backend.kind == "redis" and not _is_refusal(error):
+            return f"Redis is not reachable yet: {error}"
+        if backend.kind == "redis":
             raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
-        return f"Redis is not reachable yet: {error}"
+        raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
     finally:
         await backend.store.aclose()
     return "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable"
@@ -98,4 +97,7 @@ def _open_sqlite(settings: Settings) -> Store:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreUnusable(f"{PREFIX}STORE_PATH={path} cannot be written: {error.strerror}") from error
-    return SQLiteStore(path)
+    try:
+        return SQLiteStore(path)
+    except StoreError as error:
+        raise StoreUnusable(f"{PREFIX}STORE_PATH={path} cannot be used: {error}") from error

@@ -1,0 +1,79 @@
+"""The main job end to end, over real sockets and with each store: decide once, replay to every retry."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+Body = Callable[..., bytes]
+Serve = Callable[..., Any]
+
+
+def test_a_retry_gets_the_first_answer_also_after_a_restart(
+    serve: Serve, body: Body, store_variables: Mapping[str, str]
+) -> None:
+    service = serve(**store_variables)
+    first = service.predict(body(), "agent-1-202602201400")
+    again = service.predict(body(cash="17.00"), "agent-1-202602201400")
+    assert first.status_code == 200
+    assert again.content == first.content
+    assert again.headers["idempotency-replayed"] == "true"
+    assert service.stop() == 0
+
+    successor = serve(**store_variables)
+    assert successor.predict(body(), "agent-1-202602201400").content == first.content
+
+
+def test_twins_are_one_run_and_a_wrong_key_sees_nothing(
+    serve: Serve, body: Body, store_variables: Mapping[str, str]
+) -> None:
+    service = serve(**store_variables)
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: service.predict(body(), "twins"), range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert service.metric('ml_service_cache_requests_total{result="miss"}') == 1.0
+    assert service.predict(body(), "twins", **{"X-API-Key": "wrong"}).status_code == 401
+    assert service.predict(body("agent-2"), "twins").status_code == 422
+
+
+def test_several_workers_share_one_decision_and_one_set_of_numbers(serve: Serve, body: Body) -> None:
+    service = serve(workers=2)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: service.predict(body(), "shared"), range(40)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert service.metric('ml_service_cache_requests_total{result="miss"}') == 1.0
+    assert service.metric('ml_service_cache_requests_total{result="hit"}') == 39.0
+    assert service.stop() == 0
+
+
+def test_a_stop_lets_the_running_request_finish_and_then_ends(serve: Serve, body: Body) -> None:
+    service = serve()
+    assert service.predict(body()).status_code == 200
+    assert service.stop(signal.SIGINT) in {0, 130}
+    assert "Traceback" not in service.log
+
+
+def test_the_log_is_json_lines_that_name_each_step_and_no_key(serve: Serve, body: Body) -> None:
+    service = serve()
+    for _ in range(2):
+        service.predict(body(), "raw-key-of-the-client", traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+    service.stop()
+    entries = [json.loads(line) for line in service.log.splitlines()]
+    steps = [entry["message"] for entry in entries if entry["message"].startswith("Cache")]
+    assert steps == ["Cache MISS", "Cache STORE", "Cache HIT"]
+    of_requests = [entry for entry in entries if entry["message"] == "request"]
+    assert [entry["cache"] for entry in of_requests] == ["miss", "hit"]
+    assert {entry["trace_id"] for entry in of_requests} == {"a" * 32}
+    assert "raw-key-of-the-client" not in service.log
+
+
+def test_the_demo_shows_a_decision_and_its_replay(command: Callable[..., Any]) -> None:
+    shown = command("demo")
+    assert shown.returncode == 0, shown.stderr
+    assert "1st answer" in shown.stdout
+    assert "replayed, the same bytes" in shown.stdout

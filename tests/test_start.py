@@ -1,0 +1,107 @@
+"""What keeps the service from starting, each with one clear line and exit code 2; and how fast it starts else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ml_api.app import BUNDLED_MODEL
+from predictor import manifest_path
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+KEY = {"ML_SERVICE_API_KEY": "the-api-key-of-the-system-tests"}
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a refusal."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the shipped model with its manifest."""
+    copy = tmp_path / BUNDLED_MODEL.name
+    shutil.copy(BUNDLED_MODEL, copy)
+    shutil.copy(manifest_path(BUNDLED_MODEL), manifest_path(copy))
+    return copy
+
+
+def test_no_api_key(command: Command) -> None:
+    assert "ML_SERVICE_API_KEY: an API key is required" in refused(command("serve", "--port", "0"))
+
+
+def test_a_model_altered_by_one_byte(command: Command, model: Path) -> None:
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    line = refused(command("serve", "--port", "0", ML_SERVICE_MODEL_PATH=str(model), **KEY))
+    assert line.count("\n") == 0
+    assert str(model) in line
+    assert "sha256" in line.lower() or "sha-256" in line.lower()
+
+
+def test_a_model_without_a_manifest(command: Command, model: Path) -> None:
+    manifest_path(model).unlink()
+    assert "manifest" in refused(command("check", ML_SERVICE_MODEL_PATH=str(model), **KEY))
+
+
+def test_a_store_path_that_cannot_be_written(command: Command) -> None:
+    line = refused(command("serve", "--port", "0", ML_SERVICE_STORE_PATH="/proc/no/store.sqlite3", **KEY))
+    assert "ML_SERVICE_STORE_PATH" in line
+
+
+def test_a_file_that_is_no_database(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "store.sqlite3"
+    file.write_text("not a database, whatever its name says\n" * 100)
+    assert str(file) in refused(command("serve", "--port", "0", ML_SERVICE_STORE_PATH=str(file), **KEY))
+    assert file.read_text().startswith("not a database")
+
+
+def test_a_redis_that_refuses_the_password(command: Command, make_redis: Callable[..., Any]) -> None:
+    server = make_redis("--requirepass", "right")
+    wrong = {**server.variables, "ML_SERVICE_REDIS_PASSWORD": "wrong-one"}
+    line = refused(command("serve", "--port", "0", **wrong, **KEY))
+    assert "Redis refuses this service" in line
+    assert "wrong-one" not in line
+    right = {**server.variables, "ML_SERVICE_REDIS_PASSWORD": "right"}
+    assert "Redis answers" in command("check", **right, **KEY).stdout
+
+
+def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tmp_path: Path) -> None:
+    shown = command("check", ML_SERVICE_STORE_PATH=str(tmp_path / "s.sqlite3"), **KEY)
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["settings", "model", "store"]
+
+
+def test_nothing_heavy_is_imported_to_serve(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from ml_api.app import create_app; create_app();"
+        "print({'scipy', 'pandas', 'lightgbm', 'sklearn', 'matplotlib', 'rich'} & set(sys.modules) or 'none')"
+    )
+    built = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | KEY | {"ML_SERVICE_STORE_PATH": str(tmp_path / "s.sqlite3")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.stdout == "none\n", built.stderr
+
+
+def test_a_start_takes_less_than_the_older_service_needed(serve: Callable[..., Any]) -> None:
+    serve().stop()  # compiles what is not compiled yet
+    begun = time.monotonic()
+    serve()
+    # The goal is 1 s on an idle machine (benchmarks hold it to that); the bound here allows for a busy one.
+    assert time.monotonic() - begun < 4.3
