@@ -1,0 +1,268 @@
+"""
+One database file as a store needs it: opened safely, never silently created anew, never shared across a fork.
+
+SQLite's own errors end here: what leaves is a `StoreError` that says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from idempotency._core.errors import StoreError, StoreUnavailable
+
+__all__ = ["Busy", "DatabaseFile", "translated"]
+
+T = TypeVar("T")
+
+SYNCHRONOUS = ("FULL", "EXTRA", "NORMAL", "OFF")
+_OLDEST = (3, 35, 0)  # RETURNING
+_NETWORK = frozenset(
+    {
+        "afs",
+        "afp",
+        "ceph",
+        "cifs",
+        "fuse.ceph",
+        "fuse.glusterfs",
+        "fuse.sshfs",
+        "gfs2",
+        "glusterfs",
+        "lustre",
+        "nfs",
+    }
+    | {"nfs4", "smb3", "smbfs"}
+)
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full; free some space or purge expired records",
+    sqlite3.SQLITE_READONLY: "the file, its directory or its disk is read-only; make all three writable",
+    sqlite3.SQLITE_IOERR: "reading or writing the file failed; look at the disk and at the system's log",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; check that its directory exists and may be written",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it or move it away, and restart",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database; check the path",
+    sqlite3.SQLITE_SCHEMA: "the schema changed under the store; restart",
+}
+
+
+class Busy(StoreUnavailable):
+    """Another connection holds the write lock; the call had no effect."""
+
+
+class DatabaseFile:
+    """
+    One connection to one file, for one process at a time.
+
+    Args:
+        path: Where the file is, or is to be: created once, on opening; never again.
+        busy_timeout: Seconds to wait for another writer; with 0.0, neither that nor a thread of ours is waited for.
+        set_up: Called with the connection when it is opened, to create what is missing.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_timeout: float,
+        synchronous: str,
+        set_up: Callable[[sqlite3.Connection], None],
+    ) -> None:
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; use 3.35 or newer")
+        if synchronous not in SYNCHRONOUS:
+            raise ValueError(f"synchronous must be one of {', '.join(SYNCHRONOUS)}, not {synchronous!r}")
+        self.path = Path(path).absolute()
+        self._busy_timeout = busy_timeout
+        self._synchronous = synchronous
+        self._lock = threading.Lock()
+        self._closed = False
+        _refuse_network(self.path)
+        connection = self._open("rwc", max(busy_timeout, 5.0), set_up)
+        self._connection: sqlite3.Connection | None = connection
+        self._identity = _identity(self.path)
+        _OPEN.add(self)
+
+    def run(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        """
+        Run *call* with the connection to itself.
+
+        Raises:
+            Busy: Another writer, or another thread of ours, was not done in time; nothing was changed.
+            StoreUnavailable: The file cannot be used; whatever had been written in this call is rolled back.
+        """
+        if not (
+            self._lock.acquire(timeout=self._busy_timeout)
+            if self._busy_timeout
+            else self._lock.acquire(False)
+        ):
+            raise Busy(f"other threads held the SQLite store for {self._busy_timeout:g} s; try again")
+        try:
+            connection = self._usable()
+            try:
+                return call(connection)
+            except BaseException as error:
+                _roll_back(connection)
+                if isinstance(error, sqlite3.Error):
+                    raise translated(error, self._busy_timeout) from error
+                raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Close the connection; a call that runs is waited for, one that comes later is refused."""
+        with self._lock:
+            self._closed = True
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def is_open_on(self, connection: sqlite3.Connection) -> bool:
+        """Whether *connection* has this very file as its main database."""
+        cursor = connection.cursor()
+        cursor.row_factory = None
+        main = os.fsdecode(
+            cursor.execute("PRAGMA database_list").fetchone()[2]
+        )  # bytes, if its text_factory says so
+        return main != "" and _identity(Path(main)) == self._identity
+
+    def _usable(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreUnavailable("the SQLite store is closed; open a new one")
+        # A deleted file lives on for those who have it open, while the next process would start an empty one: two
+        # truths. So the path must still lead to the file that was opened.
+        if _identity(self.path) != self._identity:
+            raise StoreUnavailable(
+                f"{self.path.name} was deleted or replaced while it was in use; put it back or restart"
+            )
+        if self._connection is None:  # after a fork
+            self._connection = self._open("rw", max(self._busy_timeout, 5.0), None)
+        return self._connection
+
+    def _open(
+        self, mode: str, patience: float, set_up: Callable[[sqlite3.Connection], None] | None
+    ) -> sqlite3.Connection:
+        connection = None
+        try:
+            connection = sqlite3.connect(
+                f"{self.path.as_uri()}?mode={mode}",
+                uri=True,
+                timeout=patience,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._use_wal(connection, patience)
+            connection.execute(f"PRAGMA synchronous={self._synchronous}")
+            if set_up is not None:
+                set_up(connection)
+            connection.execute(f"PRAGMA busy_timeout={int(self._busy_timeout * 1_000)}")
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise translated(error, patience) from error
+            raise
+        return connection
+
+    def _use_wal(self, connection: sqlite3.Connection, patience: float) -> None:
+        """Write-ahead logging: readers never wait for the writer, and a commit is one append and one sync."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                # Two first openers of a new file may meet here, and SQLite does not wait for this lock by itself.
+                if not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+                continue
+            if mode != "wal":
+                raise StoreError(
+                    f"SQLite keeps {self.path.name} in journal mode {mode!r} and refuses WAL; put the file on a local "
+                    "disk (an in-memory database cannot be shared: use MemoryStore)"
+                )
+            return
+
+    def _abandon(self) -> None:
+        """In a forked child: leave the parent's connection alone, even unclosed, and open one of our own."""
+        self._lock = threading.Lock()
+        if self._connection is not None:
+            _INHERITED.append(self._connection)
+            self._connection = None
+
+
+def translated(error: sqlite3.Error, busy_timeout: float) -> StoreError:
+    """The error of this library that *error* becomes; SQLite's message is kept as its cause, not in its text."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        waited = f" after {busy_timeout:g} s" if busy_timeout else ""
+        return Busy(f"the SQLite file is still locked by another writer{waited}; try again")
+    advice = _ADVICE.get(code)
+    if advice is not None:
+        return StoreUnavailable(f"the SQLite store failed: {advice}")
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return StoreUnavailable(f"the SQLite store failed with {name}; its cause has the details")
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return isinstance(translated(error, 0.0), Busy)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.rollback()
+    except sqlite3.Error:
+        # Some errors end the transaction themselves; the one that brought us here is the one to report.
+        return
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - on every call; Path.stat costs twice as much
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _refuse_network(path: Path) -> None:
+    """WAL needs memory shared between processes, and locks that hold: neither is there over a network."""
+    kind = _file_system(path)
+    if kind in _NETWORK:
+        raise StoreError(
+            f"{path.name} is on a network file system ({kind}), where SQLite's locks and WAL do not hold; "
+            "put it on a local disk, or use the Redis or PostgreSQL store"
+        )
+
+
+def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The type of the file system below *path*, or None where the system does not say (proc_pid_mountinfo(5))."""
+    try:
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    target = path.parent.resolve()
+    best, kind = -1, None
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4].replace("\\040", " "))
+        if target.is_relative_to(point) and len(point.parts) >= best:  # a later mount hides an earlier one
+            best, kind = len(point.parts), right.split()[0]
+    return kind
+
+
+_OPEN: weakref.WeakSet[DatabaseFile] = weakref.WeakSet()
+_INHERITED: list[sqlite3.Connection] = []  # never closed: closing one drops locks that the parent relies on
+
+
+def _after_fork() -> None:
+    for file in _OPEN:
+        file._abandon()  # noqa: SLF001 - the same module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
