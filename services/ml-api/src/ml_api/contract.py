@@ -284,7 +284,7 @@ def parse_request(body: bytes) -> PredictRequest:
         NestedTooDeep: status 400.
         MalformedBody: status 422; not UTF-8, not JSON (``NaN`` and ``Infinity`` are not JSON), or not this schema.
 
-    Cost: linear in the body, 0.5 ms for 200 candles (``benchmarks/decision.py``).
+    Cost: linear in the body.
     """
     try:
         document = jiter.from_json(body, float_mode="decimal", allow_inf_nan=False)

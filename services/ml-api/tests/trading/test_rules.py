@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ml_api.trading.indicators import FEATURES, FloatArray
 from ml_api.trading.rules import rule_decision, signals
 

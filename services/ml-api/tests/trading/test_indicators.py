@@ -11,6 +11,7 @@ import pytest
 import talib
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ml_api.trading.indicators import FEATURES, MIN_CANDLES, FloatArray, compute
 
 Series = Sequence[float]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from ml_api import contract
 from ml_api.contract import (
     MalformedBody,

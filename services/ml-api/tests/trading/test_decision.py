@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ml_api.contract import Candle, Portfolio, PredictRequest, PredictResponse, encode_response, parse_request
 from ml_api.trading.decision import ASSETS, Decision, Predict, decide
 from ml_api.trading.indicators import FEATURES, FloatArray, compute

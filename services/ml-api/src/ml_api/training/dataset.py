@@ -1,0 +1,104 @@
+"""
+Rows and labels from bars: each row is what the service would have computed on that day, each label what came next.
+
+**Rows** come from `ml_api.trading.indicators.compute`, the function that serves, over the 100 bars up to and
+including the day (the client sends 100; averages depend on where they start).
+
+**Price level** is no information: a share at 30, an index at 2 000 and a coin at 60 000 must read alike, but five of
+the eleven features carry the price's unit. So each window is rescaled to a price drawn evenly in log scale, which
+puts every level a client may send inside the training range and leaves the trees nothing to learn from it.
+
+**Labels** compare the return over the next 5 bars with what the window's one-bar returns make likely over 5: BUY
+above +0.4 sigma sqrt(5), SELL below the negative, HOLD between. Sigma spans the whole window: from 20 returns it is
+so uncertain that a model "forecasts" HOLD on a pure random walk, by seeing from the features that sigma came out low.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_api.trading.indicators import FEATURES, FloatArray, compute
+from ml_api.training.bars import Bars
+
+__all__ = ["HORIZON", "PRICES", "THRESHOLD", "WINDOW", "Dataset", "build", "label"]
+
+WINDOW = 100
+"""Bars behind each row."""
+HORIZON = 5
+"""Bars ahead that a label looks."""
+THRESHOLD = 0.4
+"""Deviations of the expected move beyond which it counts as a move; at 0.4 the three classes are of like size."""
+PRICES = (0.1, 1_000_000.0)
+"""The price levels that windows are rescaled to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """
+    Samples in order of date.
+
+    Attributes:
+        rows: float64[n, 11] in the order of FEATURES.
+        labels: int64[n], 0 SELL, 1 HOLD, 2 BUY.
+        dates: datetime64[D][n], the day of the row's newest bar.
+        known: datetime64[D][n], the day on which the label became known.
+    """
+
+    rows: FloatArray
+    labels: NDArray[np.int64]
+    dates: NDArray[np.datetime64]
+    known: NDArray[np.datetime64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def where(self, mask: NDArray[np.bool_]) -> Dataset:
+        """The samples that *mask*, bool[n], selects."""
+        return Dataset(self.rows[mask], self.labels[mask], self.dates[mask], self.known[mask])
+
+
+def build(bars: Sequence[Bars], *, seed: int, advance: Callable[[int], None] = lambda _: None) -> Dataset:
+    """
+    Turn every day with 100 bars behind it and 5 ahead into a sample.
+
+    Args:
+        seed: Of the price levels; equal seeds give equal datasets.
+        advance: Called with the number of samples just made.
+    """
+    chance = np.random.default_rng(seed)
+    parts = []
+    for one in bars:
+        ends = np.arange(WINDOW - 1, len(one.closes) - HORIZON)
+        levels = np.exp(chance.uniform(math.log(PRICES[0]), math.log(PRICES[1]), len(ends)))
+        rows = np.empty((len(ends), len(FEATURES)))
+        for row, end, level in zip(rows, ends, levels, strict=True):
+            past = slice(end - WINDOW + 1, end + 1)
+            row[:] = compute(one.closes[past] * (level / one.closes[end]), one.volumes[past])
+        # Single precision drops the last bits, which depend on the machine's BLAS; retraining elsewhere sees the
+        # same numbers.
+        rows = rows.astype(np.float32).astype(np.float64)
+        labels = np.array([label(one.closes[: end + HORIZON + 1]) for end in ends])
+        parts.append(Dataset(rows, labels, one.dates[ends], one.dates[ends + HORIZON]))
+        advance(len(ends))
+    order = np.argsort(np.concatenate([part.dates for part in parts]), kind="stable")
+    whole = Dataset(
+        np.concatenate([part.rows for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.dates for part in parts]),
+        np.concatenate([part.known for part in parts]),
+    )
+    return Dataset(whole.rows[order], whole.labels[order], whole.dates[order], whole.known[order])
+
+
+def label(closes: FloatArray) -> int:
+    """Label the bar `HORIZON` before the end of *closes*, float64[n >= WINDOW + HORIZON]: 0 SELL, 1 HOLD, 2 BUY."""
+    past = closes[-HORIZON - WINDOW : -HORIZON]
+    sigma = float(np.std(np.diff(past) / past[:-1], ddof=1))
+    move = float(closes[-1] / past[-1] - 1)
+    limit = THRESHOLD * sigma * HORIZON**0.5
+    return 2 if move > limit else 0 if move < -limit else 1
