@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+
 from idempotency.stores.memory import MemoryStore
 from ml_api.app import create_app
 from ml_api.settings import Settings

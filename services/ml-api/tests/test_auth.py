@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from ml_api.auth import Authentication, caller
-from ml_api.keys import ApiKeys
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+
+from ml_api.auth import Authentication, caller
+from ml_api.keys import ApiKeys
 
 pytestmark = pytest.mark.anyio
 

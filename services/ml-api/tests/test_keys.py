@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 from ml_api.keys import ApiKeys, KeysFileError
 
 

@@ -11,14 +11,15 @@ from collections.abc import Iterable
 import anyio
 import httpx
 import pytest
-from ml_api.limits import BodyLimit, HandlerDeadline
-from ml_api.problems import Problem, render_problem
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
+
+from ml_api.limits import BodyLimit, HandlerDeadline
+from ml_api.problems import Problem, render_problem
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
-from ml_api.protocol import LimitedProtocol
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
+
+from ml_api.protocol import LimitedProtocol
 
 pytestmark = pytest.mark.anyio
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ml_api.settings import SettingsError, load_settings, unknown_variables
 
 GUIDE_DEFAULTS = {

@@ -14,15 +14,13 @@ from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
 
-from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, successes
-from predictor import Model, ModelSlot
-from predictor.errors import PredictorError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, successes
 from ml_api import routes
 from ml_api.auth import Authentication, caller
 from ml_api.decider import Decider
@@ -37,6 +35,8 @@ from ml_api.stores import Backend, open_backend
 from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
 from ml_api.trading.decision import CLASSES
 from ml_api.trading.indicators import FEATURES
+from predictor import Model, ModelSlot
+from predictor.errors import PredictorError
 
 __all__ = ["BUNDLED_MODEL", "ModelUnusable", "create_app", "load_slot", "prediction_policy"]
 
@@ -52,12 +52,13 @@ class ModelUnusable(Exception):
     """The model cannot be served; the message says which and why."""
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
+def create_app(settings: Settings | None = None, *, backend: Backend | None = None) -> Starlette:
     """
     Build the application; also a factory for `uvicorn --factory ml_api.app:create_app`.
 
     Args:
         settings: None reads the environment.
+        backend: A store of the caller's own; None opens the one that *settings* name.
     Raises:
         SettingsError: The environment has mistakes; all are in the message.
         ModelUnusable: The model is missing, altered or not one.
@@ -67,7 +68,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     metrics = Metrics()
     slot = load_slot(settings)
     decider = Decider(slot, metrics, version=settings.model_version, cap_orders=settings.cap_orders)
-    backend = open_backend(settings, metrics)
+    backend = backend or open_backend(settings, metrics)
     metrics.model_workers.labels(decider.version).set(1)
     keyed = [
         Middleware(

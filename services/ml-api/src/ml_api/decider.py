@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from predictor import Model, ModelSlot
-
 from ml_api.contract import MalformedBody, PredictResponse, encode_response, parse_request
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem
 from ml_api.trading.decision import Decision, decide
 from ml_api.trading.indicators import FloatArray
+from predictor import Model, ModelSlot
 
 __all__ = ["RULES_VERSION", "Decider"]
 

@@ -20,6 +20,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ml_api.trading.decision import ASSETS
+from ml_api.trading.rules import RULES
+
 __all__ = ["demo", "example_request"]
 
 _START_SECONDS = 30.0
@@ -83,11 +86,13 @@ def _show(first: _Answer, second: _Answer) -> int:
     print("\ndecision")
     for order in decision["orders"]:
         print(f"  order    {order['side']} {order['quantity']} {order['assetSymbol']}")
-    for signal in decision["signals"]:
+    for index, signal in enumerate(decision["signals"]):
         if signal["fired"]:
-            print(
-                f"  signal   {signal['feature']} = {signal['value']} ({signal['rule']}): {signal['contribution']}"
+            asset = (
+                ASSETS[index // len(RULES)] if len(decision["signals"]) == len(ASSETS) * len(RULES) else ""
             )
+            fact = f"{asset} {signal['feature']} = {signal['value']}".lstrip()
+            print(f"  signal   {fact} ({signal['rule']}): {signal['contribution']}")
     print(f"  reason   {decision['reasoning']}")
     same = "the same bytes" if second.body == first.body else "OTHER BYTES"
     replayed = "replayed" if second.replayed else "NOT REPLAYED"

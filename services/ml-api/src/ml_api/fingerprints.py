@@ -14,7 +14,6 @@ from hashlib import sha256
 from typing import Literal
 
 from idempotency import Fingerprint, RequestView, canonical_json
-
 from ml_api.contract import projection
 
 __all__ = ["decision_fingerprint", "fingerprint_of"]

@@ -60,11 +60,11 @@ async def check_store(settings: Settings, metrics: Metrics) -> str:
     try:
         await backend.store.get(_PROBE)
     except StoreError as error:
-        if backend.kind == "redis" and not _is_refusal(error):
-            return f"Redis is not reachable yet: {error}"
-        if backend.kind == "redis":
+        if backend.kind == "sqlite":
+            raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
+        if _is_refusal(error):
             raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
-        raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
+        return f"Redis is not reachable yet: {error}"
     finally:
         await backend.store.aclose()
     return "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable"
@@ -74,8 +74,9 @@ _PROBE = StorageKey("ml-service.probe")  # never written
 
 
 def _open_redis(url: str, deadline: float) -> Store:
-    from idempotency.stores.redis import RedisStore
     from redis.asyncio import Redis
+
+    from idempotency.stores.redis import RedisStore
 
     return RedisStore(Redis.from_url(url), prefix="idempotency:", deadline=deadline, adopt=adopt)
 

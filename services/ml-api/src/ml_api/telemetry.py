@@ -12,9 +12,9 @@ import re
 import time
 from uuid import uuid4
 
-from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
 from ml_api.logs import request_id, trace_id
 from ml_api.metrics import Metrics
 from ml_api.problems import problem_response

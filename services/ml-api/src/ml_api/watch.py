@@ -12,7 +12,6 @@ import asyncio
 import logging
 
 from idempotency import StorageKey, Store, StoreError
-
 from ml_api.metrics import Metrics
 
 __all__ = ["RedisWatch"]
