@@ -34,7 +34,7 @@ _KINDS: dict[str, OutputKind] = {
     "lambdarank": "raw",
     "rank_xendcg": "raw",
 }
-_OPTION = re.compile(r"sqrt|num_class:[1-9][0-9]{0,5}|[a-z_]+:[-+0-9.eE]{1,32}")
+_OPTION = re.compile(r"sqrt|num_class:[1-9][0-9]{0,5}|(?:sigmoid|alpha):[-+0-9.e]{1,32}")
 
 
 def output_kind(objective: str | None, *, num_class: int) -> OutputKind:

@@ -98,7 +98,8 @@ def parse_model_text(data: bytes) -> ModelText:
         codes=kinds.codes,
         ranges=kinds.ranges,
         pandas_categories=pandas_categories,
-        is_linear=any(tree.is_linear for tree in trees),
+        # LightGBM asks its own parameter, and refuses contributions, also where no tree came out linear.
+        is_linear=any(tree.is_linear for tree in trees) or b"\n[linear_tree: 1]" in data[rest:],
         average_output="average_output" in header,
         split_counts=tuple(counts),
         split_gains=tuple(gains),

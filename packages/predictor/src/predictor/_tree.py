@@ -151,7 +151,7 @@ def _check_shape(tree: _Tree, leaves: int) -> None:
 
 def _check_categories(tree: _Tree, decisions: list[int], thresholds: list[float]) -> None:
     """A categorical split names a slice of a shared bit set; each slice must lie inside it."""
-    num_cat = tree.whole("num_cat", optional=True)
+    num_cat = tree.whole("num_cat")
     chosen = [t for t, decision in zip(thresholds, decisions, strict=True) if decision & _CATEGORICAL]
     if any(not math.isfinite(t) or t != int(t) or not 0 <= t < num_cat for t in chosen):
         raise ModelTextError("a categorical split names a category set that does not exist")

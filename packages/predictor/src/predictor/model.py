@@ -19,7 +19,14 @@ from predictor._features import features_of
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
 from predictor._objectives import OutputKind
 from predictor._text import ModelText, parse_model_text
-from predictor.errors import IntegrityError, ManifestError, ModelError, Unsupported
+from predictor.errors import (
+    EngineError,
+    IntegrityError,
+    ManifestError,
+    ModelError,
+    ModelTextError,
+    Unsupported,
+)
 from predictor.explain import Explanation
 from predictor.integrity import check_bits, check_manifest, check_sha256, check_ulps, sha256_of
 from predictor.manifest import Label, Manifest, RowPolicy, manifest_path
@@ -233,7 +240,10 @@ class Model:
 
     def _start(self) -> None:
         """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
-        self._booster = Booster(self.data, width=self._schema.width)
+        try:
+            self._booster = Booster(self.data, width=self._schema.width)
+        except EngineError as error:  # nothing known passes the checker and fails here
+            raise ModelTextError(str(error)) from error
         self._local = threading.local()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_guard = threading.Lock()

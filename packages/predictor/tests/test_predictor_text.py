@@ -1,0 +1,218 @@
+"""A damaged or hostile model file is a typed error, in this process, which lives on."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from predictor import IntegrityError, Model, ModelTextError
+from predictor._text import parse_model_text
+from predictor.integrity import sha256_of
+
+
+def refused(text: bytes) -> str:
+    """Load *text* with a matching SHA-256, as an attacker who controls both would, and return the complaint."""
+    with pytest.raises(ModelTextError) as caught:
+        Model.from_bytes(text, sha256=sha256_of(text))
+    return str(caught.value)
+
+
+def edit(
+    text: bytes, pattern: str, replacement: str | Callable[[re.Match[str]], str], *, resize: bool = True
+) -> bytes:
+    """Replace the first match; then make `tree_sizes` right again, so that the edit alone is on trial."""
+    changed, count = re.subn(pattern, replacement, text.decode(), count=1, flags=re.MULTILINE)
+    assert count == 1
+    if resize:
+        body = changed[changed.index("Tree=0") : changed.index("end of trees")]
+        sizes = [len(block) for block in re.split(r"(?m)^(?=Tree=)", body) if block]
+        changed = re.sub(r"(?m)^tree_sizes=.*$", "tree_sizes=" + " ".join(map(str, sizes)), changed, count=1)
+    return changed.encode()
+
+
+@pytest.fixture
+def good(trained) -> bytes:
+    return trained("categories_missing").path.read_bytes()
+
+
+CORRUPTIONS: dict[str, Callable[[bytes], bytes]] = {
+    "cut in the header": lambda t: t[:200],
+    "cut in a tree": lambda t: t[: t.index(b"Tree=3") + 90],
+    "cut before the end of trees": lambda t: t[: t.index(b"end of trees")],
+    "cut in the parameters": lambda t: t[: t.index(b"end of parameters")],
+    "a number grew by one digit": lambda t: t.replace(b"leaf_value=", b"leaf_value=1", 1),
+    "carriage returns": lambda t: t.replace(b"\n", b"\r\n"),
+    "a tree was dropped": lambda t: t[: t.index(b"Tree=1\n")] + t[t.index(b"Tree=2\n") :],
+    "another format version": lambda t: t.replace(b"version=v4", b"version=v9"),
+    "empty": lambda t: b"",
+}
+
+
+@pytest.mark.parametrize("damage", CORRUPTIONS)
+def test_the_nine_corruptions_are_refused(good, damage):
+    assert "LightGBM text model" in refused(CORRUPTIONS[damage](good))
+    assert Model.from_bytes(good, sha256=sha256_of(good)).info.n_trees == 18  # and this process still works
+
+
+HOSTILE = {
+    "feature index out of range": (r"^split_feature=\d+", "split_feature=100000000", "outside"),
+    "negative feature index": (r"^split_feature=\d+", "split_feature=-1", "outside"),
+    "child out of range": (r"^left_child=-?\d+", "left_child=12345", "outside"),
+    "child cycle": (r"^left_child=-?\d+", "left_child=0", "cycle"),
+    "leaf reached twice": (r"^(left_child=.*) (-\d+)$", r"\1 -1", "twice"),
+    "more leaves than values": (r"^num_leaves=\d+", "num_leaves=9", "entries instead of"),
+    "absurd number of leaves": (r"^num_leaves=\d+", "num_leaves=999999999", "entries instead of"),
+    "no leaf": (r"^num_leaves=\d+", "num_leaves=0", "at least 1"),
+    "leaf that is no number": (r"^leaf_value=\S+", "leaf_value=nan", "numbers"),
+    "infinite leaf": (r"^leaf_value=\S+", "leaf_value=inf", "finite"),
+    "digits with an underscore": (r"^leaf_value=\S+", "leaf_value=1_0", "numbers"),
+    "unknown missing type": (r"^decision_type=\d+", "decision_type=14", "outside"),
+    "category set that does not exist": (r"^num_cat=\d+", "num_cat=0", "category set"),
+    "category set beyond the bits": (r"^cat_boundaries=0 \d+", "cat_boundaries=0 99", "rise|entries"),
+    "line missing": (r"^num_cat=\d+\n", "", "missing"),
+    "line twice": (r"^shrinkage=1$", "shrinkage=1\nshrinkage=1", "twice"),
+    "line without a name": (r"^shrinkage=1$", "shrinkage", "name=value"),
+    "another number of classes": (r"^num_class=3", "num_class=4", "outputs"),
+    "no class": (r"^num_class=3", "num_class=0", "at least 1"),
+    "objective with other classes": (r"num_class:3", "num_class:30", "classes"),
+    "objective unknown": (r"^objective=multiclass ", "objective=mystery ", "objective"),
+    "objective option unknown": (r"num_class:3", "num_class:3 a=b", "more than one"),
+    "iterations not full": (r"^num_tree_per_iteration=3", "num_tree_per_iteration=0", "at least 1"),
+    "wider than its names": (r"^max_feature_idx=4", "max_feature_idx=5", "names"),
+    "name twice": (r"^feature_names=a b", "feature_names=a a", "repeated"),
+    "infos missing": (r"^feature_infos=\S+ ", "feature_infos=", "feature_infos"),
+    "infos of another kind": (r"^feature_infos=\S+ ", "feature_infos=[0:x] ", "feature_infos"),
+    "header line twice": (r"^label_index=0", "label_index=0\nlabel_index=0", "twice"),
+    "kind of a feature contradicted": (r"(feature_infos=.*) -1:[\d:]+$", r"\1 [0:11]", "kind"),
+    "NUL byte": (r"^shrinkage=1$", "shrinkage=1\0", "NUL"),
+    "early end of trees": (r"^Tree=1$", "end of trees", "fill iterations"),
+    "categories that are no JSON": (r"^pandas_categorical:.*$", "pandas_categorical:[[", "JSON"),
+    "categories of another shape": (
+        r"^pandas_categorical:.*$",
+        'pandas_categorical:[{"a": 1}]',
+        "list of lists",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_hostile_text_is_refused_with_a_reason(good, attack):
+    pattern, replacement, reason = HOSTILE[attack]
+    complaint = refused(edit(good, pattern, replacement))
+    assert re.search(reason, complaint), complaint
+
+
+def test_tree_sizes_that_lie_are_refused(good):
+    assert "tree_sizes" in refused(edit(good, r"^tree_sizes=\d+", "tree_sizes=10", resize=False))
+
+
+def test_linear_leaf_features_are_indices_too(trained):
+    text = trained("linear").path.read_bytes()
+    last = text.rindex(b"num_features=")
+    hostile = text[:last] + re.sub(rb"leaf_features=\d", b"leaf_features=9", text[last:], count=1)
+    assert "outside" in refused(hostile)
+
+
+def test_the_error_names_the_tree(good):
+    text = edit(good, r"(?s)(Tree=4.*?)^left_child=-?\d+", r"\1left_child=0")
+    with pytest.raises(ModelTextError) as caught:
+        parse_model_text(text)
+    assert caught.value.tree == 4
+
+
+def test_the_checker_agrees_with_every_kind_of_model(any_model):
+    text = parse_model_text(any_model.path.read_bytes())
+    assert text.n_trees == any_model.booster.num_trees()
+    assert list(text.feature_names) == any_model.booster.feature_name()
+    assert list(text.split_counts) == list(any_model.booster.feature_importance("split"))
+    assert text.split_gains == pytest.approx(any_model.booster.feature_importance("gain"), rel=1e-4)
+
+
+def test_a_pickle_is_never_read(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path.joinpath("exploded").write_text, ("boom",))
+
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelTextError, match="pickles"):
+        Model.load(path, sha256=sha256_of(path.read_bytes()))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_digit_flipped_in_a_leaf_is_refused_by_its_hash(trained):
+    text = trained("binary").path.read_bytes()
+    at = (
+        text.index(b"leaf_value=0.") + len(b"leaf_value=0.")
+        if b"leaf_value=0." in text
+        else text.index(b"leaf_value=-0.") + 14
+    )
+    flipped = text[:at] + (b"1" if text[at : at + 1] != b"1" else b"2") + text[at + 1 :]
+    assert len(flipped) == len(text)
+    parse_model_text(flipped)  # nothing in its structure is wrong
+    with pytest.raises(IntegrityError, match="changed"):
+        Model.from_bytes(flipped, manifest=trained("binary").load().manifest)
+
+
+FUZZ = """
+import random, sys
+import numpy as np
+from predictor import Model, ModelTextError, PredictorError
+from predictor.integrity import sha256_of
+
+survived = 0
+for path in sys.argv[2:]:
+    good = open(path, "rb").read()
+    chance = random.Random(int(sys.argv[1]))
+    limit = good.index(b"feature_importances")
+    for _ in range(250):
+        text = bytearray(good)
+        for _ in range(chance.choice((1, 1, 2))):
+            at = chance.randrange(limit)
+            match chance.randrange(4):
+                case 0: text[at] = chance.choice(b"0123456789-. =\\n")
+                case 1: del text[at:at + chance.choice((1, 3, 40))]
+                case 2: text[at:at] = chance.choice((b"9", b"-", b" 1", b"e9", b"\\n\\n"))
+                case 3: text[at] ^= 1 << chance.randrange(7)
+        text = bytes(text)
+        try:
+            model = Model.from_bytes(text, sha256=sha256_of(text))
+        except PredictorError:
+            continue
+        rows = np.random.default_rng(0).normal(size=(20, len(model.info.features)))
+        model.predict_encoded(rows)
+        survived += 1
+print("done", survived)
+"""
+
+
+def test_whatever_passes_the_checker_is_safe_for_lightgbm(trained):
+    """Random damage with a matching hash: refused, or loaded and predicted; never an abort, a hang or a crash."""
+    paths = [str(trained(kind).path) for kind in ("categories_missing", "linear", "one_vs_all")]
+    child = subprocess.run(
+        [sys.executable, "-c", FUZZ, "5", *paths], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    assert child.stdout.startswith("done")
+    assert int(child.stdout.split()[1]) > 0  # some damage is harmless text, so LightGBM really was asked
+
+
+def test_errors_survive_pickle_with_their_facts():
+    error = pickle.loads(pickle.dumps(ModelTextError("why", tree=3)))
+    assert (error.reason, error.tree, str(error)) == ("why", 3, str(ModelTextError("why", tree=3)))
+
+
+def test_manifest_members_are_named_in_errors(trained, tmp_path):
+    subject = trained("binary")
+    members = json.loads((subject.path.parent / "binary.txt.manifest.json").read_text())
+    members["features"][1]["kind"] = "colour"
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(members))
+    with pytest.raises(Exception, match=r"features\.1\.kind"):
+        Model.load(subject.path, manifest=path)
