@@ -86,33 +86,36 @@ def running() -> Runtime:
     Raises:
         RuntimeError: Called outside asyncio and trio.
     """
+    global _last  # noqa: PLW0603
     try:
-        asyncio.get_running_loop()
+        loop = (
+            asyncio.get_running_loop()
+        )  # a system call on Python 3.11: ask once a request and hand the answer on
     except RuntimeError:
         return _trio()
-    return _ASYNCIO
+    last = _last
+    if last is None or last.loop is not loop:
+        last = _last = _Asyncio(loop)
+    return last
 
 
 class _Asyncio:
-    """asyncio: timers and futures of the running loop."""
+    """asyncio: timers and futures of one loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._tasks: set[asyncio.Task[None]] = set()  # a loop keeps only weak references to its tasks
 
-    @property
-    def loop(self) -> object:
-        return asyncio.get_running_loop()
-
     def after(self, seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Timer:
-        return asyncio.get_running_loop().call_later(seconds, self.spawn, function)
+        return self.loop.call_later(seconds, self.spawn, function)
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = asyncio.get_running_loop().create_task(_logged(function))
+        task = self.loop.create_task(_logged(function))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def gate(self) -> Gate[Any]:
-        return _AsyncioGate()
+        return _AsyncioGate(self.loop)
 
     def signal(self) -> Signal:
         return asyncio.Event()
@@ -129,11 +132,12 @@ class _Asyncio:
 
 
 class _AsyncioGate(Generic[T]):
-    __slots__ = ("_future", "value")
+    __slots__ = ("_future", "_loop", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.value: T | None = None
-        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = loop
+        self._future: asyncio.Future[None] = loop.create_future()
 
     def give(self, value: T) -> bool:
         if self._future.done():
@@ -143,7 +147,7 @@ class _AsyncioGate(Generic[T]):
         return True
 
     async def wait(self, timeout: float) -> T | None:
-        timer = asyncio.get_running_loop().call_later(timeout, self._shut)
+        timer = self._loop.call_later(timeout, self._shut)
         try:
             await self._future
         finally:
@@ -245,7 +249,7 @@ async def _logged(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         _log.exception("a background task of the idempotency engine failed")
 
 
-_ASYNCIO = _Asyncio()
+_last: _Asyncio | None = None  # of the loop that asked last: a process rarely has two
 _TRIO = _Trio()
 
 

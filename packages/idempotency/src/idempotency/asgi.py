@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import cache
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
 
@@ -194,7 +195,9 @@ class _Exchange:
             outer = active.get()
             if outer is not None and outer.key == self.key:
                 return await app(scope, self._receive, self.send)  # a claim covers it already (E10)
-            body = await self._read_body()
+            body = await within(policy.body_timeout, self._read_body())
+        except TimeoutError:
+            return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
         except IdempotencyError as error:
             return await self.refuse(error)
         if body is None:
@@ -215,17 +218,7 @@ class _Exchange:
         return None
 
     async def _read_body(self) -> bytes | None:
-        limit = self.policy.max_request_bytes
-        for name, value in self.scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > limit:
-                raise RequestTooLarge(limit=limit)  # before a byte of it is read
-        try:
-            return await within(self.policy.body_timeout, self._collect_body(limit))
-        except TimeoutError:
-            raise RequestTimeout(seconds=self.policy.body_timeout) from None
-
-    async def _collect_body(self, limit: int) -> bytes | None:
-        size = 0
+        limit, size = self.policy.max_request_bytes, 0
         chunks: list[bytes] = []
         while True:
             message = await self._receive()
@@ -237,6 +230,8 @@ class _Exchange:
                 raise RequestTooLarge(limit=limit)
             if not message.get("more_body", False):
                 return b"".join((*chunks, chunk)) if chunks else bytes(chunk)
+            if not chunks and _declared_length(self.scope) > limit:
+                raise RequestTooLarge(limit=limit)  # before the rest of it is read
             chunks.append(chunk)
 
     def _preferred_wait(self) -> float:
@@ -372,19 +367,17 @@ class _Execution:
         return await self._receive()
 
     async def _send_inner(self, message: Message) -> None:
-        if self._lock is None:
-            await self._deliver(message)
-        else:
+        if self._lock is not None:
             async with self._lock:
-                await self._deliver(message)
-
-    async def _deliver(self, message: Message) -> None:
-        if self._flowing:
+                await (self._exchange.send if self._flowing else self._hold_back)(message)
+        elif self._flowing:
             await self._exchange.send(message)
-        elif not self._swallowing:
+        else:
             await self._hold_back(message)
 
     async def _hold_back(self, message: Message) -> None:
+        if self._swallowing:
+            return
         kind = message["type"]
         if kind == "http.response.start":
             self._start = message
@@ -414,9 +407,8 @@ class _Execution:
             await self._take_run().release()
             return await self._send_own()
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        headers = recorded_headers(
-            self._start.get("headers", ()), drop=policy.drop_headers | _OURS, length=len(body)
-        )
+        drop = _never_recorded(policy.drop_headers)
+        headers = recorded_headers(self._start.get("headers", ()), drop=drop, length=len(body))
         response = Response(status, headers, bytes(body), engine.traceparent() if engine.hooks else None)
         if policy.redact is not None:
             response = policy.redact(response)
@@ -454,7 +446,9 @@ class _Execution:
         assert start is not None
         self._flowing = True
         self._let_disconnects_pass()
-        headers = [pair for pair in start.get("headers", ()) if pair[0].lower() not in _OURS]
+        headers = list(start.get("headers", ()))
+        if not _OURS.isdisjoint([name for name, _ in headers]):
+            headers = [pair for pair in headers if pair[0] not in _OURS]
         if stored:
             headers.append((_EXPIRES_IN, b"%d" % self._exchange.policy.retention))
         await send({**start, "headers": headers})
@@ -529,7 +523,19 @@ def _without_bypasses(scope: Scope) -> Scope:
 
 
 def _is_event_stream(start: Message) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
-        for name, value in start.get("headers", ())
-    )
+    for name, value in start.get("headers", ()):
+        if name == b"content-type":
+            return bool(value[:17].lower() == b"text/event-stream")
+    return False
+
+
+def _declared_length(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+@cache
+def _never_recorded(drop_headers: frozenset[bytes]) -> frozenset[bytes]:
+    return drop_headers | _OURS

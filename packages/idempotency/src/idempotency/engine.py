@@ -16,9 +16,18 @@ from typing import Literal, NamedTuple, TypeAlias
 from idempotency._core import machine, pace
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError, StoreUnavailable
-from idempotency._core.machine import Bypass, Ending, Forgotten, Recorded, Superseded, Unrecorded, Woken
+from idempotency._core.machine import (
+    RECORDED,
+    Bypass,
+    Ending,
+    Forgotten,
+    Recorded,
+    Superseded,
+    Unrecorded,
+    Woken,
+)
 from idempotency._core.policy import Policy
-from idempotency._core.types import Claim, Completed, Fingerprint, StorageKey, key_id
+from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Owner, StorageKey, key_id
 from idempotency._flights import Flight, Flights, Promoted
 from idempotency._owner import new_owner
 from idempotency._pulse import Pulse
@@ -86,13 +95,41 @@ class Engine:
             `Run`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
-        attempt = _Attempt(self, ask)
+        runtime, owner = running(), new_owner()
+        if ask.wait > 0 and self.flights.find(ask.key, ask.fingerprint, runtime.loop) is not None:
+            return await _Attempt(self, ask, runtime, owner).drive(None)
+        policy = ask.policy
         try:
-            verdict = await attempt.drive()
+            reply: machine.Event = await self.store.acquire(
+                ask.key,
+                fingerprint=ask.fingerprint,
+                owner=owner,
+                lease=policy.lease,
+                retention=policy.retention,
+                takeover=policy.takeover,
+            )
+        except StoreError as error:
+            reply = error
         except BaseException:
-            attempt.cancel()
+            self.spawn_release(machine.unconfirmed(ask.key, owner), ask.operation)
             raise
-        return attempt.conclude(verdict)
+        # Nearly every request is decided by the store's first reply: no machine is set in motion for it.
+        if isinstance(reply, Acquired):
+            return self.start(ask, reply.claim, runtime)
+        if isinstance(reply, Completed) and reply.fingerprint == ask.fingerprint:
+            return Replay(reply)
+        return await _Attempt(self, ask, runtime, owner).drive(reply)
+
+    def start(
+        self, ask: Ask, claim: Claim, runtime: Runtime, *, waited: float = 0.0, flight: Flight | None = None
+    ) -> Run:
+        """A run under *claim*, leading the twins of this process unless another request does."""
+        flight = flight or self.flights.lead(ask.key, ask.fingerprint, runtime.loop)
+        if self.hooks:
+            self.emit(
+                Claimed(operation=ask.operation, key_id=key_id(ask.key), attempt=claim.attempt, waited=waited)
+            )
+        return Run(self, ask, claim, flight, runtime)
 
     def pulse(self, runtime: Runtime, lease: float) -> Pulse:
         """Where a run under *lease* shows signs of life in the running loop."""
@@ -157,34 +194,46 @@ class Engine:
 
 
 class _Attempt:
-    """One request on its way from the question to the verdict."""
+    """One request that the store's first reply did not decide, on its way to the verdict."""
 
-    __slots__ = ("_ask", "_asked", "_engine", "_flight", "_owner", "_runtime", "_since")
+    __slots__ = ("_ask", "_engine", "_flight", "_owner", "_runtime", "_since")
 
-    def __init__(self, engine: Engine, ask: Ask) -> None:
+    def __init__(self, engine: Engine, ask: Ask, runtime: Runtime, owner: Owner) -> None:
         self._engine = engine
         self._ask = ask
-        self._runtime = running()
-        self._owner = new_owner()
-        self._since = engine.monotonic()
-        self._asked = False
+        self._runtime = runtime
+        self._owner = owner
         self._flight: Flight | None = None  # the flight that this request leads
+        self._since = engine.monotonic()
 
-    async def drive(self) -> machine.Verdict:
-        ask, engine = self._ask, self._engine
-        twin_here = (
-            ask.wait > 0 and engine.flights.find(ask.key, ask.fingerprint, self._runtime.loop) is not None
-        )
+    async def drive(self, reply: machine.Event) -> Run | Replay | Refuse | Bypass:
+        """
+        Perform what the machine asks for.
+
+        Args:
+            reply: The answer to its first question; None where a twin is running here, so that none was asked.
+        """
+        try:
+            return self._conclude(await self._walk(reply))
+        except BaseException:
+            self._leave()
+            self._engine.spawn_release(machine.unconfirmed(self._ask.key, self._owner), self._ask.operation)
+            raise
+
+    async def _walk(self, reply: machine.Event) -> machine.Verdict:
+        engine, ask = self._engine, self._ask
         steps = machine.begin(
             ask.key,
             ask.fingerprint,
             policy=ask.policy,
             wait=ask.wait,
             chance=engine.chance,
-            twin_here=twin_here,
+            twin_here=reply is None,
         )
         action = next(steps)
         try:
+            if reply is not None:
+                action = steps.send(reply)
             while True:
                 if action is machine.ACQUIRE:
                     action = steps.send(await self._acquire())
@@ -200,7 +249,6 @@ class _Attempt:
 
     async def _acquire(self) -> machine.Event:
         ask = self._ask
-        self._asked = True
         try:
             return await self._engine.store.acquire(
                 ask.key,
@@ -234,33 +282,18 @@ class _Attempt:
     def _woken(self, completed: Completed | None) -> Woken:
         return Woken(self._engine.monotonic() - self._since, completed)
 
-    def cancel(self) -> None:
-        """Nothing will run: free what the store may have granted, and let another twin lead."""
-        self.leave()
-        if self._asked:
-            self._engine.spawn_release(machine.unconfirmed(self._ask.key, self._owner), self._ask.operation)
-
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Hand the lead to the next twin, if we have it."""
         if self._flight is not None:
             self._engine.flights.leave(self._ask.key, self._flight)
             self._flight = None
 
-    def conclude(self, verdict: machine.Verdict) -> Run | Replay | Refuse | Bypass:
+    def _conclude(self, verdict: machine.Verdict) -> Run | Replay | Refuse | Bypass:
         engine, ask = self._engine, self._ask
         match verdict:
             case Execute(claim, waited):
-                flight = self._flight or engine.flights.lead(ask.key, ask.fingerprint, self._runtime.loop)
-                if engine.hooks:
-                    engine.emit(
-                        Claimed(
-                            operation=ask.operation,
-                            key_id=key_id(ask.key),
-                            attempt=claim.attempt,
-                            waited=waited,
-                        )
-                    )
-                return Run(engine, ask, claim, flight, self._runtime)
+                flight, self._flight = self._flight, None
+                return engine.start(ask, claim, self._runtime, waited=waited, flight=flight)
             case Replay(completed):
                 if self._flight is not None:
                     engine.flights.land(ask.key, self._flight, completed)
@@ -270,7 +303,7 @@ class _Attempt:
             case Refuse(error):
                 if isinstance(error, StoreError):
                     engine.store_failed("acquire", "refused", error, ask.key, ask.operation)
-        self.leave()
+        self._leave()
         return verdict
 
 
@@ -293,7 +326,7 @@ class Run:
         self._runtime = runtime
         self._over = False
         self._lost = False
-        self._began = engine.monotonic()
+        self._began = engine.monotonic() if engine.hooks else 0.0
         self._pulse = engine.pulse(runtime, ask.policy.lease)
         self._pulse.add(self._renew)
 
@@ -306,20 +339,25 @@ class Run:
             own answer, which no retry will see.
         """
         self._stop()
-        steps = machine.record(self.claim, self.ask.fingerprint, chance=self._engine.chance)
-        action = next(steps)
+        ask, engine = self.ask, self._engine
         try:
-            while True:
-                action = steps.send(await self._perform(action, outcome))
-        except StopIteration as end:
-            ending: Ending = end.value
+            try:
+                answer: machine.Event = await engine.store.complete(
+                    self.claim, outcome, retention=ask.policy.retention
+                )
+            except Exception as error:
+                answer = as_store_error(error)
+            if answer is True:
+                self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
+                self._settled(result)
+                return RECORDED
+            ending = await self._walk_record(answer, outcome)
         except BaseException:
             self._land(None)
             raise
-        retention = self.ask.policy.retention
         match ending:
             case Recorded():
-                self._land(Completed(self.ask.fingerprint, outcome, 0.0, retention))
+                self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
                 self._settled(result)
             case Superseded(completed):
                 self._land(completed)
@@ -327,10 +365,22 @@ class Run:
             case Forgotten() | Refuse():
                 self._land(None)
                 self._claim_lost()
-            case Unrecorded(error):
+            case Unrecorded(unanswered):
                 self._land(None)
-                self._engine.store_failed("complete", "unrecorded", error, self.claim.key, self.ask.operation)
+                engine.store_failed("complete", "unrecorded", unanswered, self.claim.key, ask.operation)
         return ending
+
+    async def _walk_record(self, answer: machine.Event, outcome: bytes) -> Ending:
+        """Perform what the machine asks for, its first question answered by *answer*."""
+        steps = machine.record(self.claim, self.ask.fingerprint, chance=self._engine.chance)
+        next(steps)
+        try:
+            action = steps.send(answer)
+            while True:
+                action = steps.send(await self._perform(action, outcome))
+        except StopIteration as end:
+            ending: Ending = end.value
+            return ending
 
     async def release(self) -> None:
         """Free the key: the next request with it runs. Where the store gives no answer the attempt goes on behind."""

@@ -164,6 +164,8 @@ class Unrecorded:
     error: StoreError
 
 
+RECORDED = Recorded()
+
 Ending: TypeAlias = Recorded | Superseded | Forgotten | Unrecorded | Refuse
 
 Begin: TypeAlias = Generator[Action, Event, Verdict]
@@ -225,7 +227,7 @@ def record(claim: Claim, fingerprint: Fingerprint, *, chance: Chance) -> Generat
     for delay in (*pace.COMPLETE_RETRIES, None):
         answer = yield COMPLETE
         if answer is True:
-            return Recorded()
+            return RECORDED
         if answer is False:
             return (yield from _lost(claim, fingerprint, chance))
         assert isinstance(answer, StoreError)

@@ -177,22 +177,21 @@ def recorded_headers(
     Left out: *drop*, what `Connection` nominates (RFC 9110, 7.6.1), any that could split a message, and a
     Content-Length that is not *length* (the size of the body in bytes).
     """
-    pairs = [(name.lower(), value) for name, value in headers]
-    kept = [pair for pair in pairs if pair[0] not in drop]
-    if any(name == b"connection" for name, _ in pairs):
-        nominated = {
-            token.strip().lower()
-            for name, value in pairs
-            if name == b"connection"
-            for token in value.split(b",")
-        }
+    kept: Headers = []
+    nominated: set[bytes] = set()
+    for name, value in headers:
+        name = name.lower()  # noqa: PLW2901
+        if name not in drop and (name != b"content-length" or value == b"%d" % length):
+            kept.append((name, value))
+        elif name == b"connection":
+            nominated.update(token.strip().lower() for token in value.split(b","))
+    if nominated:
         kept = [pair for pair in kept if pair[0] not in nominated]
-    size = b"%d" % length
-    return [pair for pair in _safe(kept) if pair[0] != b"content-length" or pair[1] == size]
+    return _safe(kept)
 
 
 def _safe(headers: Headers) -> Headers:
-    if _UNSAFE(b"".join([part for pair in headers for part in pair])):
+    if _UNSAFE(b"".join([name + value for name, value in headers])):
         return [pair for pair in headers if not (_UNSAFE(pair[0]) or _UNSAFE(pair[1]))]
     return headers
 

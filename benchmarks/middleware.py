@@ -1,0 +1,132 @@
+"""
+What the middleware costs, as ratios to the same application without it, measured side by side in one process.
+
+    uv run python benchmarks/middleware.py            # prints the table
+    uv run python benchmarks/middleware.py --check    # exits 1 where a goal is missed
+
+The application is a Starlette route that answers a small JSON document, called through ASGI with no server between,
+so that the ratios are the harshest there are. Blocks of calls alternate between the variants; the median of the
+blocks is kept, and every block of first runs uses keys never seen before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from idempotency import Fingerprint, IdempotencyMiddleware, Owner, StorageKey, one_tenant
+from idempotency.stores.memory import MemoryStore
+
+BLOCKS, CALLS = 31, 400
+HEADERS = [
+    (b"host", b"example"),
+    (b"user-agent", b"bench"),
+    (b"accept", b"*/*"),
+    (b"content-type", b"application/json"),
+    (b"content-length", b"13"),
+]
+GOALS = {"bypass": 1.03, "first run": 1.5, "first run, 1,000,000 records": 1.5, "replay": 0.8}
+fresh = itertools.count()
+
+
+async def charge(request: Request) -> Response:
+    await request.body()
+    return JSONResponse({"charge": 1}, 201)
+
+
+def scope(headers: list[tuple[bytes, bytes]]) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/charges",
+        "raw_path": b"/charges",
+        "root_path": "",
+        "query_string": b"",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+        "scheme": "http",
+        "extensions": {},
+    }
+
+
+async def receive() -> dict[str, Any]:
+    return {"type": "http.request", "body": b'{"amount": 5}', "more_body": False}
+
+
+async def send(_message: Any) -> None:
+    return None
+
+
+async def block(app: Any, key: Callable[[], bytes | None]) -> float:
+    """Seconds per call."""
+    requests = []
+    for _ in range(CALLS):
+        name = key()
+        requests.append(scope([*HEADERS, (b"idempotency-key", name)] if name else [*HEADERS]))
+    began = time.perf_counter()
+    for request in requests:
+        await app(request, receive, send)
+    return (time.perf_counter() - began) / CALLS
+
+
+async def fill(store: MemoryStore, records: int) -> None:
+    for number in range(records):
+        key, owner = StorageKey(f"old-{number}"), Owner(number.to_bytes(16, "big"))
+        await store.acquire(key, fingerprint=Fingerprint(b"f"), owner=owner, lease=30, retention=86_400)
+
+
+async def measure() -> dict[str, float]:
+    bare = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
+
+    def guarded(store: MemoryStore) -> IdempotencyMiddleware:
+        return IdempotencyMiddleware(bare, store=store, tenant=one_tenant())
+
+    full = MemoryStore(max_records=3_000_000)
+    await fill(full, 1_000_000)
+    small = MemoryStore(max_records=3_000_000)
+    variants: dict[str, tuple[Any, Callable[[], bytes | None]]] = {
+        "bare": (bare, lambda: None),
+        "bypass": (guarded(small), lambda: None),
+        "first run": (guarded(small), lambda: b"k-%d" % next(fresh)),
+        "first run, 1,000,000 records": (guarded(full), lambda: b"k-%d" % next(fresh)),
+        "replay": (guarded(small), lambda: b"replayed"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(BLOCKS):
+        for name, (app, key) in variants.items():
+            times[name].append(await block(app, key))
+    return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    arguments = parser.parse_args()
+    times = asyncio.run(measure())
+    missed = False
+    for name, seconds in times.items():
+        ratio, goal = seconds / times["bare"], GOALS.get(name)
+        verdict = "" if goal is None else f"  goal <= {goal:.2f}  {'ok' if ratio <= goal else 'MISSED'}"
+        missed |= goal is not None and ratio > goal
+        print(f"{name:32} {seconds * 1e6:7.1f} us  {ratio:5.2f} x bare{verdict}")
+    return int(missed and arguments.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
