@@ -1,0 +1,91 @@
+"""Real servers on the loopback, in the test's own event loop, so that they share the test's stores and its counters."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import hypercorn.asyncio
+import hypercorn.config
+import uvicorn
+
+__all__ = ["serve", "serve_hypercorn", "serve_uvicorn"]
+
+
+def _listen() -> socket.socket:
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    return listener
+
+
+@asynccontextmanager
+async def serve_uvicorn(app: Any, *, http: str = "h11", **options: Any) -> AsyncIterator[int]:
+    """Serve *app* by uvicorn; the port."""
+    with _listen() as listener:
+        config = uvicorn.Config(
+            app,
+            http=http,
+            lifespan=options.pop("lifespan", "off"),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            **options,
+        )
+        server = uvicorn.Server(config)
+        # Not serve(): that would take over the signals of the process that runs the tests.
+        task = asyncio.create_task(server._serve(sockets=[listener]))
+        try:
+            while not server.started:
+                await asyncio.sleep(0.005)
+                assert not task.done(), "uvicorn did not start"
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
+    """Serve *app* by hypercorn, HTTP/1.1 and HTTP/2 with prior knowledge; the port."""
+    listener = _listen()
+    config = hypercorn.config.Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = None
+    config.graceful_timeout = 1
+    config.shutdown_timeout = 1
+    stop = asyncio.Event()
+    sockets = config.create_sockets()
+    port = sockets.insecure_sockets[0].getsockname()[1]
+    config.create_sockets = lambda: sockets  # type: ignore[method-assign]
+    task = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait, mode="asgi"))
+    try:
+        await _connectable(port)
+        yield port
+    finally:
+        stop.set()
+        await task
+
+
+async def _connectable(port: int) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.005)
+        else:
+            writer.close()
+            return
+
+
+@asynccontextmanager
+async def serve(app: Any, server: str) -> AsyncIterator[int]:
+    """Serve *app* by "uvicorn-h11", "uvicorn-httptools" or "hypercorn"; the port."""
+    if server == "hypercorn":
+        async with serve_hypercorn(app) as port:
+            yield port
+    else:
+        async with serve_uvicorn(app, http=server.removeprefix("uvicorn-")) as port:
+            yield port

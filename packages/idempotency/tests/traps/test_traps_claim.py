@@ -1,0 +1,221 @@
+"""Traps 1 to 7: who may run. Races, leases, and owners that come back too late."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgi_driver import call
+from effects import Charges, Interposed, guard
+from idempotency import Policy, State, StorageKey
+from idempotency.store import Store
+from stores import open_store
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 0.3
+WORKER = Path(__file__).parents[1] / "support" / "worker.py"
+
+
+async def _frozen(store: Store, *args: Any, **kwargs: Any) -> bool:
+    """A replacement for `renew`: no sign of life reaches the store."""
+    return True
+
+
+@pytest.mark.trap(1)
+async def test_duplicates_spread_over_the_completion_instant_run_once_for_each_key(
+    any_store: Store, key: str
+) -> None:
+    async def work(number: int) -> None:
+        await asyncio.sleep(0.002)
+
+    charges = Charges(work)
+    app = guard(charges, any_store)
+
+    async def duplicate(name: str, delay: float) -> int | None:
+        await asyncio.sleep(delay)
+        return (await call(app, key=name, body=name.encode())).status
+
+    keys = [f"{key}-{number}" for number in range(100)]
+    for start in range(0, len(keys), 10):
+        statuses = await asyncio.gather(
+            *[duplicate(name, 0.0007 * twin) for name in keys[start : start + 10] for twin in range(8)]
+        )
+        assert set(statuses) <= {201, 409}
+    assert sorted(charges.bodies) == sorted(name.encode() for name in keys)
+
+
+@pytest.mark.trap(2)
+async def test_four_processes_with_one_key_run_it_once(
+    shared_kind: str, locate: Any, key: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    async with open_store(shared_kind, locate(shared_kind)):
+        workers = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, WORKER, shared_kind, locate(shared_kind), ledger, key, "50", "0.01"
+            )
+            for _ in range(4)
+        ]
+        assert [await worker.wait() for worker in workers] == [0, 0, 0, 0]
+    assert ledger.read_bytes() == b"1", "208 requests in 4 processes are one effect"
+
+
+@pytest.mark.trap(3)
+async def test_a_killed_process_frees_its_key_when_its_lease_is_over_and_not_when_results_expire(
+    shared_kind: str, locate: Any, key: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    ledger.touch()
+    async with open_store(shared_kind, locate(shared_kind)) as store:
+        worker = await asyncio.create_subprocess_exec(
+            sys.executable, WORKER, shared_kind, locate(shared_kind), ledger, key, "1", "60", str(LEASE)
+        )
+        while not ledger.read_bytes():
+            await asyncio.sleep(0.01)
+        os.kill(worker.pid, signal.SIGKILL)
+        await worker.wait()
+        charges = Charges()
+        app = guard(charges, store, lease=LEASE, wait=3 * LEASE + 5)
+        began = asyncio.get_running_loop().time()
+        assert (await call(app, key=key, body=b"same")).status == 201
+        assert asyncio.get_running_loop().time() - began < LEASE + 2
+        assert charges.runs == 1
+        record = await store.get(StorageKey(key))
+    assert record is not None
+    assert (record.attempt, record.state) == (2, State.COMPLETED)
+    assert record.expires_in > 86_000, "the result outlives the lease by far"
+
+
+@pytest.mark.trap(3)
+def test_the_lease_is_short_and_the_retention_long_by_default() -> None:
+    assert Policy().lease <= 60
+    assert Policy().retention == 24 * 3600
+
+
+@pytest.mark.trap(4)
+async def test_a_running_record_has_a_lease_of_its_own_and_an_end(any_store: Store, key: str) -> None:
+    seen = []
+
+    async def work(number: int) -> None:
+        seen.append(await any_store.get(StorageKey(key)))
+
+    await call(guard(Charges(work), any_store, lease=20, retention=100), key=key)
+    (record,) = seen
+    assert record is not None
+    assert record.state is State.RUNNING
+    assert 0 < record.lease_left <= 20
+    assert record.lease_left < record.expires_in <= 120
+
+
+@pytest.mark.trap(5)
+async def test_a_handler_that_outlives_its_lease_keeps_its_key(any_store: Store, key: str) -> None:
+    async def work(number: int) -> None:
+        await asyncio.sleep(3 * LEASE)
+
+    charges = Charges(work)
+    app, elsewhere = guard(charges, any_store, lease=LEASE), guard(charges, any_store, lease=LEASE)
+    first = asyncio.create_task(call(app, key=key))
+    for _ in range(4):
+        await asyncio.sleep(LEASE / 2)
+        assert (await call(elsewhere, key=key)).status == 409
+    assert (await first).status == 201
+    assert charges.runs == 1
+    again = await call(elsewhere, key=key)
+    assert (again.replayed, again.body) == (True, b'{"charge": 1}')
+
+
+async def _stalled_owner(store: Store, key: str, **policy: Any) -> tuple[Charges, asyncio.Task[Any], asyncio.Event]:
+    """A run whose signs of life stop, and whose lease is over."""
+    go_on = asyncio.Event()
+
+    async def work(number: int) -> None:
+        if number == 1:
+            await go_on.wait()
+
+    charges = Charges(work, **policy)
+    stalled = guard(charges, Interposed(store, renew=_frozen), lease=LEASE)
+    task = asyncio.create_task(call(stalled, key=key))
+    while charges.runs == 0:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(LEASE + 0.05)
+    return charges, task, go_on
+
+
+@pytest.mark.trap(6)
+async def test_a_late_writer_does_not_overwrite_its_successor(any_store: Store, key: str) -> None:
+    charges, late, go_on = await _stalled_owner(any_store, key)
+    app = guard(charges, any_store, lease=LEASE)
+    assert (await call(app, key=key)).body == b'{"charge": 2}'
+    go_on.set()
+    answer = await late
+    assert (answer.replayed, answer.body) == (True, b'{"charge": 2}'), "the successor's record is the answer"
+    assert (await call(app, key=key)).body == b'{"charge": 2}'
+    assert charges.runs == 2
+
+
+@pytest.mark.trap(6)
+async def test_a_late_writer_is_refused_while_its_successor_runs(any_store: Store, key: str) -> None:
+    charges, late, go_on = await _stalled_owner(any_store, key)
+    hold = asyncio.Event()
+
+    async def work(number: int) -> None:
+        await (go_on if number == 1 else hold).wait()
+
+    charges.work = work
+    successor = asyncio.create_task(call(guard(charges, any_store, lease=10), key=key))
+    while charges.runs < 2:
+        await asyncio.sleep(0.005)
+    go_on.set()
+    answer = await late
+    assert answer.status == 409
+    assert answer.header("retry-after") is not None
+    hold.set()
+    assert (await successor).body == b'{"charge": 2}'
+
+
+@pytest.mark.trap(6)
+async def test_a_late_writer_that_nobody_followed_still_records(any_store: Store, key: str) -> None:
+    charges, late, go_on = await _stalled_owner(any_store, key)
+    go_on.set()
+    assert (await late).body == b'{"charge": 1}'
+    assert (await call(guard(charges, any_store), key=key)).replayed
+
+
+@pytest.mark.trap(7)
+async def test_a_late_release_does_not_free_its_successors_key(any_store: Store, key: str) -> None:
+    charges, late, go_on = await _stalled_owner(any_store, key, status=503)
+    charges.status = 201
+    app = guard(charges, any_store, lease=LEASE)
+    assert (await call(app, key=key)).body == b'{"charge": 2}'
+    charges.status = 503
+    go_on.set()
+    assert (await late).status == 503
+    again = await call(app, key=key)
+    assert (again.replayed, again.body) == (True, b'{"charge": 2}')
+
+
+@pytest.mark.trap(7)
+async def test_a_late_release_does_not_free_a_key_that_its_successor_still_runs(any_store: Store, key: str) -> None:
+    charges, late, go_on = await _stalled_owner(any_store, key, status=503)
+    hold = asyncio.Event()
+
+    async def work(number: int) -> None:
+        await (go_on if number == 1 else hold).wait()
+
+    charges.work = work
+    app = guard(charges, any_store, lease=10)
+    successor = asyncio.create_task(call(app, key=key))
+    while charges.runs < 2:
+        await asyncio.sleep(0.005)
+    go_on.set()
+    await late
+    assert (await call(app, key=key)).status == 409
+    hold.set()
+    await successor
+    assert charges.runs == 2

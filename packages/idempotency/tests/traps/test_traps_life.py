@@ -1,0 +1,375 @@
+"""Traps 8 to 17: what happens to a run, its client and its answer on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import anyio
+import pytest
+from asgi_driver import Talk, call, http_scope, key_header
+from effects import Charges, guard, read_body, respond
+from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
+from idempotency.events import ClaimLost, Event, Settled
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
+from servers import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+from stores import open_store
+from wire import Wire, post, request
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 0.3
+SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn"]
+
+
+@pytest.mark.trap(8)
+async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_is_told_so(
+    shared_kind: str, locate: Any, key: str
+) -> None:
+    """The documented outcome: nothing can renew from a loop that stands still, and both callers get one answer."""
+    blocked, events = threading.Event(), list[Event]()
+
+    async def blocking(number: int) -> None:
+        blocked.set()
+        time.sleep(2.5 * LEASE)  # what an async handler must not do
+
+    charges = Charges(blocking)
+
+    async def elsewhere() -> Any:
+        async with open_store(shared_kind, locate(shared_kind)) as store:
+            app = IdempotencyMiddleware(
+                charges, store=store, tenant=one_tenant(), policy=Policy(lease=LEASE), hooks=[events.append]
+            )
+            return await call(app, key=key)
+
+    async with open_store(shared_kind, locate(shared_kind)) as store:
+        other_loop = asyncio.get_running_loop().run_in_executor(None, asyncio.run, elsewhere())
+        while not blocked.is_set():
+            await asyncio.sleep(0.005)
+        charges.work = None
+        await asyncio.sleep(LEASE + 0.1)
+        second = await call(guard(charges, store, lease=LEASE), key=key)
+        first = await other_loop
+    assert charges.runs == 2
+    assert first.body == second.body
+    assert any(isinstance(event, ClaimLost) for event in events)
+
+
+@pytest.mark.trap(8)
+async def test_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, key: str) -> None:
+    runs = []
+
+    def charge(request: Request) -> PlainTextResponse:
+        runs.append(1)
+        time.sleep(2.5 * LEASE)  # in a thread of the pool: harmless
+        return PlainTextResponse("charged", 201)
+
+    inner = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
+    app, elsewhere = guard(inner, any_store, lease=LEASE), guard(inner, any_store, lease=LEASE)
+    first = asyncio.create_task(call(app, key=key))
+    await asyncio.sleep(1.5 * LEASE)
+    assert (await call(elsewhere, key=key)).status == 409
+    assert (await first).status == 201
+    assert len(runs) == 1
+
+
+@pytest.mark.trap(9)
+async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key: str) -> None:
+    async def work(number: int) -> None:
+        if number == 1:
+            await asyncio.sleep(60)
+
+    charges = Charges(work)
+    app = guard(charges, any_store, lease=LEASE)
+    first = asyncio.create_task(call(app, key=key))
+    while charges.runs == 0:
+        await asyncio.sleep(0.005)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert (await call(app, key=key)).status == 409, "its effect may have happened: no second run yet"
+    await asyncio.sleep(LEASE + 0.05)
+    assert (await call(app, key=key)).body == b'{"charge": 2}'
+
+
+@pytest.mark.trap(9)
+async def test_a_cancelled_run_is_never_repeated_at_most_once(any_store: Store, key: str) -> None:
+    async def work(number: int) -> None:
+        await asyncio.sleep(60)
+
+    charges = Charges(work)
+    app = guard(charges, any_store, policy=Policy.at_most_once(lease=LEASE))
+    first = asyncio.create_task(call(app, key=key))
+    while charges.runs == 0:
+        await asyncio.sleep(0.005)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await asyncio.sleep(LEASE + 0.05)
+    answer = await call(app, key=key)
+    assert answer.status == 409
+    assert b"outcome-unknown" in answer.body
+    assert charges.runs == 1
+
+
+@pytest.mark.trap(9)
+async def test_a_request_cancelled_before_its_run_frees_its_key_at_once(any_store: Store, key: str) -> None:
+    from effects import Interposed
+
+    granted = asyncio.Event()
+
+    async def acquire(store: Store, *args: Any, **kwargs: Any) -> Any:
+        await store.acquire(*args, **kwargs)
+        granted.set()
+        await asyncio.sleep(60)  # the reply is on its way
+
+    charges = Charges()
+    waiting = asyncio.create_task(call(guard(charges, Interposed(any_store, acquire=acquire)), key=key))
+    await granted.wait()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    async with asyncio.timeout(5):
+        while await any_store.get(StorageKey(key)) is not None:
+            await asyncio.sleep(0.01)
+    assert (await call(guard(charges, any_store), key=key)).status == 201
+
+
+@pytest.mark.trap(10)
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_client_that_closes_its_socket_mid_handler_finds_its_answer_later(
+    server: str, any_store: Store, key: str
+) -> None:
+    go_on, done = asyncio.Event(), asyncio.Event()
+
+    async def work(number: int) -> None:
+        await go_on.wait()
+        done.set()
+
+    charges = Charges(work)
+    async with serve(guard(charges, any_store, wait=5), server) as port:
+        async with await Wire.connect(port) as wire:
+            await wire.send(request("/charges", key, b"{}"))
+            while charges.runs == 0:
+                await asyncio.sleep(0.005)
+            wire.reset()
+        await asyncio.sleep(0.05)  # the server has noticed
+        go_on.set()
+        await done.wait()
+        again = await post(port, key=key)
+    assert (again.status, again.replayed, again.body) == (201, True, b'{"charge": 1}')
+    assert charges.runs == 1
+
+
+async def _numbers() -> Any:
+    for number in range(5):
+        yield b"%d," % number
+        await anyio.sleep(0)
+
+
+async def _stream(request: Request) -> StreamingResponse:
+    body = await request.body()
+    assert not await request.is_disconnected()
+    return StreamingResponse(_numbers(), headers={"x-body": str(len(body))})
+
+
+@pytest.mark.trap(11)
+@pytest.mark.parametrize("spec_version", ["2.0", "2.4"])  # before 2.4 Starlette listens for a disconnect itself
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_streaming_response_is_whole_and_sees_no_invented_disconnect(
+    method: str, keyed: bool, spec_version: str, key: str
+) -> None:
+    inner = Starlette(routes=[Route("/charges", _stream, methods=["GET", "POST"])])
+    asgi = {"version": "3.0", "spec_version": spec_version}
+    bare = await call(inner, method, asgi=asgi)
+    app = guard(inner, MemoryStore())
+    for _ in range(2):
+        answer = await call(app, method, key=key if keyed else None, asgi=asgi)
+        assert (answer.status, answer.body, answer.complete) == (200, bare.body, True)
+        assert answer.header("x-body") == bare.header("x-body")
+
+
+@pytest.mark.trap(12)
+@pytest.mark.parametrize("keyed", [True, False])
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_client_that_leaves_an_event_stream_ends_its_generator(
+    server: str, keyed: bool, key: str
+) -> None:
+    ended = asyncio.Event()
+
+    async def events() -> Any:
+        try:
+            while True:
+                yield b"data: tick\n\n"
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    async def endpoint(request: Request) -> StreamingResponse:
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    inner = Starlette(routes=[Route("/charges", endpoint, methods=["POST"])])
+    async with serve(guard(inner, MemoryStore()), server) as port:
+        async with await Wire.connect(port) as wire:
+            await wire.send(request("/charges", key if keyed else None, b"{}"))
+            assert (await wire.head())[0] == 200
+            assert b"tick" in await anext(wire.chunks())
+        async with asyncio.timeout(3):
+            await ended.wait()
+
+
+class _Drip:
+    """An application that sends a chunk, and the next one only when it is told to."""
+
+    def __init__(self) -> None:
+        self.go_on = anyio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-one", b"1")]})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await self.go_on.wait()
+        await send({"type": "http.response.body", "body": b"second"})
+
+
+@pytest.mark.trap(13)
+async def test_a_keyless_stream_is_not_held_back() -> None:
+    drip = _Drip()
+    talk = Talk(guard(drip, MemoryStore()), http_scope())
+    talk.give(b"{}")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(talk.run)
+        await anyio.wait_all_tasks_blocked()
+        assert [message.get("body") for message in talk.messages] == [None, b"first"]
+        drip.go_on.set()
+    assert len(talk.messages) == 3, "the chunks are the application's"
+
+
+@pytest.mark.trap(13)
+async def test_a_keyed_stream_is_held_no_longer_than_the_policy_says(any_store: Store, key: str) -> None:
+    drip = _Drip()
+    talk = Talk(guard(drip, any_store, max_hold=0.1), http_scope(headers=key_header(key)))
+    talk.give(b"{}")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(talk.run)
+        began = anyio.current_time()
+        with anyio.fail_after(3):
+            await talk.arrived.wait()
+        assert anyio.current_time() - began >= 0.09
+        drip.go_on.set()
+    assert [message.get("body") for message in talk.messages] == [None, b"first", b"second"]
+    again = await call(guard(drip, any_store), key=key)
+    assert again.status == 409
+    assert b"not-replayable" in again.body
+
+
+@pytest.mark.trap(14)
+async def test_a_stream_that_breaks_off_is_not_kept_as_a_success(any_store: Store, key: str) -> None:
+    runs = []
+
+    async def stump(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        runs.append(1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two", "more_body": True})
+        if len(runs) == 1:
+            raise RuntimeError("the generator failed")
+        await send({"type": "http.response.body", "body": b"three"})
+
+    app = guard(stump, any_store)
+    talk = Talk(app, http_scope(headers=key_header(key)))
+    talk.give(b"{}")
+    with pytest.raises(RuntimeError, match="the generator failed"):
+        await talk.run()
+    assert talk.messages == [], "no byte left, so the server can say 500"
+    again = await call(app, key=key)
+    assert (again.status, again.body, again.replayed) == (200, b"onetwothree", False)
+
+
+@pytest.mark.trap(14)
+async def test_a_stream_that_breaks_off_is_kept_as_a_failure_at_most_once(any_store: Store, key: str) -> None:
+    async def stump(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        raise RuntimeError("the generator failed")
+
+    app = guard(stump, any_store, policy=Policy.at_most_once())
+    with pytest.raises(RuntimeError):
+        await call(app, key=key)
+    again = await call(app, key=key)
+    assert (again.status, again.replayed) == (500, True)
+    assert b"one" != again.body
+
+
+@pytest.mark.trap(15)
+@pytest.mark.parametrize("chunks", [1, 32])
+async def test_an_answer_over_the_limit_goes_out_whole_and_never_runs_again(
+    chunks: int, any_store: Store, key: str
+) -> None:
+    runs, events = [], list[Event]()
+    whole = [bytes([65 + index]) * (2_097_152 // chunks) for index in range(chunks)]
+
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        runs.append(await read_body(receive))
+        await respond(send, whole)
+
+    app = IdempotencyMiddleware(large, store=any_store, tenant=one_tenant(), hooks=[events.append])
+    first = await call(app, key=key)
+    assert (first.status, first.body) == (200, b"".join(whole))
+    assert first.header("idempotency-expires-in") is None, "it is not replayable, and does not say it is"
+    again = await call(app, key=key)
+    assert again.status == 409
+    assert b"not-replayable" in again.body
+    assert len(runs) == 1
+    assert [event.result for event in events if isinstance(event, Settled)] == ["unreplayable"]
+
+
+@pytest.mark.trap(16)
+@pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])
+async def test_a_keyed_body_over_the_limit_is_refused_and_nothing_runs(
+    told: bool, any_store: Store, key: str
+) -> None:
+    charges = Charges()
+    app = guard(charges, any_store, max_request_bytes=1000)
+    headers = [("content-length", "1001")] if told else []
+    answer = await call(app, key=key, headers=headers, body=[b"x" * 500, b"x" * 501])
+    assert answer.status == 413
+    assert charges.runs == 0
+    assert await any_store.get(StorageKey(key)) is None
+    assert (await call(app, key=key, body=b"x" * 1000)).status == 201, "the limit itself is allowed, the key unused"
+
+
+@pytest.mark.trap(17)
+async def test_a_large_keyless_upload_is_handed_through_chunk_by_chunk() -> None:
+    chunk, sizes, held = b"x" * 65_536, [], []
+
+    async def count(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            sizes.append(len(message["body"]))
+            more = message["more_body"]
+        await respond(send, b"done")
+
+    remaining = 1600  # 100 MiB
+
+    async def receive() -> Any:
+        nonlocal remaining
+        remaining -= 1
+        held.append(1600 - remaining - len(sizes))  # what was read and has not reached the application
+        return {"type": "http.request", "body": chunk, "more_body": remaining > 0}
+
+    async def send(message: Any) -> None:
+        pass
+
+    await guard(count, MemoryStore())(http_scope(), receive, send)
+    assert (len(sizes), sum(sizes)) == (1600, 104_857_600)
+    assert max(held) == 1
