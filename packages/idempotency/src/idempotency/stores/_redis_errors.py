@@ -1,0 +1,84 @@
+"""What a failure of Redis means to a caller, and what to do about it."""
+
+from __future__ import annotations
+
+from redis import exceptions as failures
+
+from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
+
+__all__ = ["is_gone", "meaning_of", "unreachable"]
+
+# The first word of an error reply (redis-py keeps it, or has a class for it) -> what to do.
+_ADVICE = {
+    "LOADING": "is loading its data set; ask again when it is up",
+    "MASTERDOWN": "is a replica without its primary; wait for the failover",
+    "CLUSTERDOWN": "serves no part of the cluster that holds this key; wait for the failover",
+    "TRYAGAIN": "is moving this key's slot; ask again",
+    "READONLY": "is a replica; point the client at the primary, or at Sentinel",
+    "OOM": "is out of memory and, rightly, evicts nothing; raise maxmemory or shorten the retention",
+    "BUSY": "is running somebody's long script; wait, or stop that script",
+    "MISCONF": "cannot write to its disk and refuses writes; look at its log",
+    "NOREPLICAS": "has too few replicas for min-replicas-to-write; bring them back",
+    "NOAUTH": "wants a password; give the client its credentials",
+    "WRONGPASS": "refused the credentials; check them",
+    "NOPERM": "does not let this user run the store's commands; allow EVALSHA, EVAL, GET, SET, DEL, PTTL, "
+    "PEXPIREAT, PEXPIRETIME and TIME on the prefix",
+}
+
+_OF_CLASS: tuple[tuple[type[Exception], str], ...] = (  # redis-py takes the word away where it has a class
+    (failures.BusyLoadingError, "LOADING"),
+    (failures.MasterDownError, "MASTERDOWN"),
+    (failures.ClusterDownError, "CLUSTERDOWN"),
+    (failures.TryAgainError, "TRYAGAIN"),
+    (failures.ReadOnlyError, "READONLY"),
+    (failures.OutOfMemoryError, "OOM"),
+    (failures.NoPermissionError, "NOPERM"),
+    (failures.AuthenticationError, "WRONGPASS"),
+)
+
+
+def meaning_of(error: Exception) -> StoreError:
+    """
+    The typed error for what the driver raised.
+
+    An error reply says that the command did nothing; a lost connection or a timeout leaves that open. Both are
+    `StoreUnavailable`, since the answer to both is the same: ask again (R8).
+    """
+    word = _word(error)
+    if word == "WRONGTYPE":
+        return CorruptRecord("the value under this key is not a string; look at it before deleting it")
+    if word in _ADVICE:
+        return StoreUnavailable(f"Redis {_ADVICE[word]} ({word})")
+    if isinstance(error, failures.ResponseError):
+        if "non deterministic" in str(error) or "PEXPIRETIME" in str(error):
+            return StoreUnavailable("this Redis is older than 7.0, the first version the store works with")
+        return StoreUnavailable(
+            f"Redis refused the command ({word or 'ERR'}); look at the error this one was raised from"
+        )
+    return unreachable(error)
+
+
+def unreachable(error: BaseException) -> StoreUnavailable:
+    """No answer: a refused or lost connection, or none in time."""
+    return StoreUnavailable(
+        f"no answer from Redis ({type(error).__name__}); the call may or may not have taken effect, and may be repeated"
+    )
+
+
+def is_gone(error: BaseException) -> bool:
+    """
+    Whether the connection is lost, or leads to a former primary: a new one may find a server that answers.
+
+    A timeout does not count: it has used up the time for another try.
+    """
+    if isinstance(error, failures.ConnectionError):
+        return _word(error) not in _ADVICE
+    return isinstance(error, (failures.ReadOnlyError, failures.InvalidResponse))
+
+
+def _word(error: Exception) -> str:
+    for kind, word in _OF_CLASS:
+        if isinstance(error, kind):
+            return word
+    first = str(error).partition(" ")[0]
+    return first if first.isupper() else ""

@@ -1,0 +1,266 @@
+"""
+How a record is kept in Redis, without any I/O: the scripts, their commands, and what their replies mean.
+
+One string per record, a JSON object that a person can read with `GET` and delete with `DEL`; `TTL` shows its end:
+
+    {"v":1,"state":"running","fingerprint":"<hex>","owner":"<hex>","attempt":1,"fence":1764000000000000,
+     "lease_until_ms":1764000030000,"retention_ms":86400000}
+    {"v":1,"state":"completed","fingerprint":"<hex>","owner":"<hex>","attempt":1,"fence":1764000000000000,
+     "completed_at_ms":1764000001000, ...the members of the outcome, byte for byte...}
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, NamedTuple, TypeAlias
+
+from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
+from idempotency._core.types import (
+    Acquired,
+    Claim,
+    Completed,
+    Fingerprint,
+    Owner,
+    Record,
+    Reply,
+    Running,
+    State,
+    StorageKey,
+)
+
+__all__ = [
+    "Adopt",
+    "Command",
+    "acquire",
+    "complete",
+    "forget",
+    "get",
+    "pack",
+    "read_acquired",
+    "read_cursor",
+    "read_record",
+    "release",
+    "renew",
+    "scan",
+    "write_cursor",
+]
+
+Adopt: TypeAlias = Callable[[bytes], bytes | None]
+"""Turns a value that this library did not write into an outcome, or into None where it cannot."""
+
+_HEAD = re.compile(
+    rb'\{"v":1,"state":"(running|completed)","fingerprint":"([0-9a-f]*)","owner":"([0-9a-f]*)",'
+    rb'"attempt":(\d+),"fence":(\d+),"(?:lease_until_ms|completed_at_ms)":(\d+),?'
+)
+_VERSION = re.compile(rb'\{"v":(\d+)[,}]')
+
+
+class _Script(NamedTuple):
+    """A Lua script and the name a server that has seen it knows it by."""
+
+    name: str
+    text: bytes
+    sha: bytes
+
+
+def _load(name: str) -> _Script:
+    folder = files("idempotency.stores") / "lua"
+    text = (folder / "_record.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    return _Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+_ACQUIRE, _RENEW, _COMPLETE, _RELEASE, _GET = map(_load, ("acquire", "renew", "complete", "release", "get"))
+
+
+class Command(NamedTuple):
+    """
+    What to send about *key*: a script with its arguments, or, without a script, the words of a command.
+
+    A script goes out as EVALSHA, and as EVAL to a server that has not seen it.
+    """
+
+    key: bytes
+    args: tuple[bytes, ...]
+    script: _Script | None = None
+
+    def pack(self, *, whole: bool = False) -> bytes:
+        """The command in the Redis protocol; *whole* sends the script's text."""
+        if self.script is None:
+            return pack(*self.args)
+        verb, script = (b"EVAL", self.script.text) if whole else (b"EVALSHA", self.script.sha)
+        return pack(verb, script, b"1", self.key, *self.args)
+
+
+def pack(*parts: bytes) -> bytes:
+    """Any command in the Redis protocol (RESP2: an array of bulk strings)."""
+    sized = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        sized += (b"$%d\r\n" % len(part), part, b"\r\n")
+    return b"".join(sized)
+
+
+def acquire(
+    key: bytes, fingerprint: Fingerprint, owner: Owner, lease: float, retention: float, takeover: bool
+) -> Command:
+    """The command for rule R1; durations in seconds."""
+    flag = b"1" if takeover else b"0"
+    return Command(key, (_hex(fingerprint), _hex(owner), _ms(lease), _ms(retention), flag), _ACQUIRE)
+
+
+def renew(key: bytes, owner: Owner, lease: float) -> Command:
+    """The command for rule R4."""
+    return Command(key, (_hex(owner), _ms(lease)), _RENEW)
+
+
+def complete(key: bytes, owner: Owner, outcome: bytes, retention: float) -> Command:
+    """
+    The command for rule R3.
+
+    Raises:
+        ValueError: *outcome* is not a JSON object; nothing else can be kept behind a head.
+    """
+    if not outcome.startswith(b"{") or not outcome.endswith(b"}"):
+        raise ValueError("an outcome must be one JSON object in UTF-8, without white space around it")
+    return Command(key, (_hex(owner), outcome[1:], _ms(retention)), _COMPLETE)
+
+
+def release(key: bytes, owner: Owner) -> Command:
+    """The command for rule R5."""
+    return Command(key, (_hex(owner),), _RELEASE)
+
+
+def get(key: bytes) -> Command:
+    """The command that reads a record as it stands."""
+    return Command(key, (), _GET)
+
+
+def read_acquired(
+    reply: list[Any], key: StorageKey, fingerprint: Fingerprint, owner: Owner, adopt: Adopt | None
+) -> Reply:
+    """
+    What `acquire` was answered.
+
+    Raises:
+        UnknownRecordVersion: The record is of a version that this one cannot read.
+        CorruptRecord: The value is not a record, and *adopt* does not know it either.
+    """
+    match reply:
+        case [b"acquired", attempt, fence]:
+            return Acquired(Claim(key, owner, attempt, int(fence)))
+        case [b"completed", value, age, to_live]:
+            head = _HEAD.match(value)
+            if head is None:
+                raise CorruptRecord(_UNREADABLE)
+            stored = Fingerprint(bytes.fromhex(head[2].decode()))
+            return Completed(stored, _outcome(value, head), age / 1000, _seconds(to_live))
+        case [b"running", stored, left]:
+            return Running(Fingerprint(bytes.fromhex(stored.decode())), left / 1000)
+        case [b"foreign", value, to_live]:
+            return Completed(fingerprint, _adopted(value, adopt), 0.0, _seconds(to_live))
+        case _:
+            raise CorruptRecord("Redis gave a reply that the acquire script cannot have made")
+
+
+def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -> Record | None:
+    """
+    What `get` was answered; an adopted value has no owner and no fingerprint.
+
+    Raises:
+        UnknownRecordVersion, CorruptRecord: As `read_acquired`.
+    """
+    if reply is None:
+        return None
+    value, to_live, now = reply
+    head = _HEAD.match(value)
+    if head is None:
+        state, fingerprint, owner, attempt, fence, moment = State.COMPLETED, b"", b"", 0, 0, now
+        outcome: bytes | None = _adopted(value, adopt)
+    else:
+        state = State(head[1].decode())
+        fingerprint, owner = (bytes.fromhex(head[group].decode()) for group in (2, 3))
+        attempt, fence, moment = (int(head[group]) for group in (4, 5, 6))
+        outcome = _outcome(value, head) if state is State.COMPLETED else None
+    return Record(
+        key=key,
+        state=state,
+        fingerprint=Fingerprint(fingerprint),
+        owner=Owner(owner),
+        attempt=attempt,
+        fence=fence,
+        outcome=outcome,
+        lease_left=0.0 if outcome is not None else (moment - now) / 1000,
+        age=0.0 if outcome is None else (now - moment) / 1000,
+        expires_in=_seconds(to_live),
+    )
+
+
+def forget(key: bytes) -> Command:
+    """The command that removes a record, whatever it says."""
+    return Command(key, (b"DEL", key))
+
+
+def scan(prefix: str, position: bytes, limit: int) -> Command:
+    """The command for one step through the keys of a node that begin with *prefix*."""
+    pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", prefix) + "*"
+    return Command(
+        b"", (b"SCAN", position, b"MATCH", pattern.encode(), b"COUNT", b"%d" % limit, b"TYPE", b"string")
+    )
+
+
+def read_cursor(cursor: str | None, places: int) -> tuple[int, bytes]:
+    """
+    Which of *places* nodes a scan has come to, and how far there.
+
+    Raises:
+        ValueError: Not a cursor of a scan over as many nodes.
+    """
+    place, colon, position = (cursor or "0:0").partition(":")
+    if not (colon and place.isdecimal() and position.isdecimal() and int(place) < places):
+        raise ValueError("this is not a cursor of a scan over these nodes; begin again without one")
+    return int(place), position.encode()
+
+
+def write_cursor(place: int, position: bytes, places: int) -> str | None:
+    """The cursor behind *position* on node *place*; None at the end of the last."""
+    if int(position):
+        return f"{place}:{int(position)}"
+    return f"{place + 1}:0" if place + 1 < places else None
+
+
+_UNREADABLE = (
+    "the value under this key is not a record of this library; look at it with GET, and delete it with DEL once you "
+    "know what wrote it"
+)
+
+
+def _adopted(value: bytes, adopt: Adopt | None) -> bytes:
+    version = _VERSION.match(value)
+    if version is not None and version[1] != b"1":
+        raise UnknownRecordVersion(
+            f"the record has version {int(version[1])}, this version of the library reads 1; upgrade"
+        )
+    outcome = adopt(value) if adopt is not None and version is None else None
+    if outcome is None:
+        raise CorruptRecord(_UNREADABLE)
+    return outcome
+
+
+def _outcome(value: bytes, head: re.Match[bytes]) -> bytes:
+    return b"{" + value[head.end() :]
+
+
+def _hex(value: bytes) -> bytes:
+    return value.hex().encode()
+
+
+def _ms(seconds: float) -> bytes:
+    """Whole milliseconds, never fewer than were asked for, and never none: Redis refuses a life of 0."""
+    return b"%d" % max(1, math.ceil(seconds * 1000))
+
+
+def _seconds(to_live: int) -> float:
+    return max(to_live, 0) / 1000  # -1: somebody took its time to live away; how long it stays is unknown

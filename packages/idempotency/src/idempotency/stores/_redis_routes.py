@@ -1,0 +1,73 @@
+"""
+Where the record of a key lives, and how to connect there: one node, Sentinel, or a cluster.
+
+The store opens connections of its own, exactly as the client's pool would make them (address, credentials, TLS), but
+without the driver's retries and decoding: a hidden repeat of a command, or a pool that others have used up, must not
+decide about a claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["Route", "route_of_node", "route_of_pool"]
+
+# Of the client's choices these are not ours: we time, repeat and decode ourselves.
+_NOT_OURS = frozenset(
+    {
+        "retry",
+        "retry_on_error",
+        "retry_on_timeout",
+        "health_check_interval",
+        "decode_responses",
+        "protocol",
+        "socket_timeout",
+        "socket_connect_timeout",
+        "max_connections",
+        "himport_registry",
+        "event_dispatcher",
+    }
+)
+
+
+class Route(NamedTuple):
+    """
+    One place to send commands to.
+
+    Attributes:
+        place: What tells it from other places: (host, port) in a cluster, None where there is one place.
+        connect: Makes a connection that is not open yet.
+    """
+
+    place: Hashable
+    connect: Callable[[], Any]
+
+
+def route_of_pool(pool: Any, **ours: Any) -> Route:
+    """
+    The one place that a client's pool leads to; *ours* are the settings that the store chooses itself.
+
+    Raises:
+        ValueError: The pool leads to replicas, which lag behind and refuse writes.
+    """
+    if getattr(pool, "is_master", True) is False:
+        raise ValueError("this client reads from replicas; make the store with Sentinel.master_for(...)")
+    return Route(None, lambda: _make(pool.connection_class, pool.connection_kwargs, ours))
+
+
+def route_of_node(connection_class: Any, settings: Mapping[str, Any], **ours: Any) -> Route:
+    """One node of a cluster; *ours* are the settings that the store chooses itself."""
+    place = (str(settings["host"]), int(settings["port"]))
+    return Route(place, lambda: _make(connection_class, settings, ours))
+
+
+def _make(connection_class: Any, settings: Mapping[str, Any], ours: Mapping[str, Any]) -> Any:
+    theirs = {
+        name: value
+        for name, value in settings.items()
+        if name not in _NOT_OURS and not name.startswith(("maint_", "maintenance_", "orig_", "oss_"))
+    }
+    if "path" in settings:  # a Unix socket connects at once or not at all, and takes no such setting
+        ours = {name: value for name, value in ours.items() if name != "socket_connect_timeout"}
+    return connection_class(**theirs, **ours, protocol=2)

@@ -1,0 +1,76 @@
+"""What a Redis store was told, and what it checks about the server before it trusts it with a claim."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from idempotency._core.errors import StoreUnavailable
+
+__all__ = ["Answer", "OnEviction", "Settings", "judge_eviction", "too_few_copies"]
+
+OnEviction: TypeAlias = Literal["warn", "refuse"]
+"""What to do about a server that may evict live records."""
+
+_log = logging.getLogger("idempotency.stores.redis")
+
+
+class Settings(NamedTuple):
+    """
+    What a store was told, for whoever talks to the server.
+
+    Attributes:
+        deadline: Seconds for one exchange with the server, connecting included.
+        replicas: How many replicas must have a write before it counts.
+        on_eviction: What to do about a server that may evict live records.
+    """
+
+    deadline: float
+    replicas: int
+    on_eviction: OnEviction
+
+
+class Answer(NamedTuple):
+    """
+    A script's reply.
+
+    Attributes:
+        copies: How many replicas had every write of this connection when it was read; 0 where none was asked for.
+    """
+
+    reply: Any
+    copies: int
+
+
+_POLICY = re.compile(rb"maxmemory_policy:(\S+)")
+
+
+def judge_eviction(info: Any, on_eviction: OnEviction) -> bool:
+    """
+    Whether the server may evict records, from its reply to INFO memory; says so, once for each place.
+
+    Raises:
+        StoreUnavailable: It may, and *on_eviction* is "refuse".
+    """
+    policy = (
+        _POLICY.search(info) if isinstance(info, bytes) else None
+    )  # an error reply: INFO is not allowed here
+    if policy is None or policy[1] == b"noeviction":
+        return False
+    advice = (
+        f"this Redis may evict live records (maxmemory-policy {policy[1].decode()}), and an evicted claim lets an "
+        "operation run twice; set maxmemory-policy to noeviction, or keep the records on a server of their own"
+    )
+    if on_eviction == "refuse":
+        raise StoreUnavailable(advice)
+    _log.warning("%s", advice)
+    return True
+
+
+def too_few_copies(copies: int, wanted: int) -> StoreUnavailable:
+    """A write that too few replicas have may be lost in a failover: it does not count."""
+    return StoreUnavailable(
+        f"only {copies} of the {wanted} replicas asked for have confirmed the write; bring replicas back, or lower "
+        "wait_replicas"
+    )

