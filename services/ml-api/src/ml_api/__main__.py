@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -84,6 +85,17 @@ def _check(_: argparse.Namespace) -> int:
     return 0
 
 
+def _openapi(_: argparse.Namespace) -> int:
+    """Print the document of the service as it is set up; no key is needed for that."""
+    from ml_api.app import prediction_policy
+    from ml_api.openapi import openapi_document
+
+    settings = load_settings(api_key="unused")
+    document = openapi_document(prediction_policy(settings), rate_limit=settings.rate_limit is not None)
+    print(json.dumps(document, indent=2))
+    return 0
+
+
 def _check_store(settings: Settings) -> str:
     from ml_api.metrics import Metrics
     from ml_api.stores import check_store
@@ -122,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="say whether settings, model and store are usable")
     check.set_defaults(command=_check)
+
+    openapi = commands.add_parser("openapi", help="print the OpenAPI 3.1 document")
+    openapi.set_defaults(command=_openapi)
     return parser
 
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +25,7 @@ from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, successe
 from ml_api import routes
 from ml_api.auth import Authentication, caller
 from ml_api.decider import Decider
+from ml_api.docs_page import docs_routes
 from ml_api.fingerprints import fingerprint_of
 from ml_api.health import health_endpoint, ready_endpoint
 from ml_api.keys import ApiKeys
@@ -43,7 +45,7 @@ __all__ = ["BUNDLED_MODEL", "ModelUnusable", "create_app", "load_slot", "predict
 BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
 """The model in the package: served unless another is named."""
 
-_PUBLIC = ("/health", "/ready", "/metrics")
+_PUBLIC = ("/health", "/ready", "/metrics", "/openapi.json")
 
 _log = logging.getLogger("ml_api")
 
@@ -70,6 +72,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     decider = Decider(slot, metrics, version=settings.model_version, cap_orders=settings.cap_orders)
     backend = backend or open_backend(settings, metrics)
     metrics.model_workers.labels(decider.version).set(1)
+    docs = docs_routes()
     keyed = [
         Middleware(
             IdempotencyMiddleware,
@@ -86,6 +89,8 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             Route("/health", health_endpoint(decider)),
             Route("/ready", ready_endpoint(decider, backend.kind, backend.watch)),
             Route("/metrics", routes.metrics_endpoint(metrics)),
+            Route("/openapi.json", routes.openapi_endpoint(lambda: _document(settings))),
+            *docs,
         ],
         middleware=[
             Middleware(
@@ -109,7 +114,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                     single=settings.api_key.get_secret_value() if settings.api_key else None,
                     file=settings.api_keys_file,
                 ),
-                public=_PUBLIC,
+                public=(*_PUBLIC, *(route.path for route in docs)),
                 refused=metrics.unauthorized.inc,
             ),
         ],
@@ -131,6 +136,12 @@ def prediction_policy(settings: Settings) -> Policy:
         max_request_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
     )
+
+
+def _document(settings: Settings) -> dict[str, Any]:
+    from ml_api.openapi import openapi_document  # its schemas take time that a start should not
+
+    return openapi_document(prediction_policy(settings), rate_limit=settings.rate_limit is not None)
 
 
 def load_slot(settings: Settings) -> ModelSlot | None:

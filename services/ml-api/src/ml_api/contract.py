@@ -219,12 +219,21 @@ class PredictRequest(_Wire):
     request_id: Annotated[
         _Name,
         BeforeValidator(_absent_if_null),
-        Field(description="Echoed; a new UUID4 where absent or null."),
+        WithJsonSchema(
+            {
+                "type": ["string", "null"],
+                "minLength": 1,
+                "maxLength": 128,
+                "description": "Echoed; a new UUID4 where absent or null.",
+            }
+        ),
     ] = Field(default_factory=_fresh_id)
     agent_id: _Name
     portfolio: Portfolio
     candles: Annotated[list[Candle], FailFast()]
-    instructions: Annotated[str, BeforeValidator(_empty_if_null)] = ""
+    instructions: Annotated[
+        str, BeforeValidator(_empty_if_null), WithJsonSchema({"type": ["string", "null"]})
+    ] = ""
 
     def projection(self) -> tuple[str, int | None]:
         """The two members that make two requests the same decision; see the function of this name."""

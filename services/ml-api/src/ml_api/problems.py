@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MEDIA_TYPE = "application/problem+json"
-TYPE_PREFIX = "urn:ml-api:problem:"
+TYPE_PREFIX = "urn:problem:ml-api:"
 
 Detail = str | Sequence[Mapping[str, object]]
 

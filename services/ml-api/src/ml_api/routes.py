@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine
+from functools import cache
 from typing import Any
 
 from starlette.requests import Request
@@ -12,7 +14,7 @@ from ml_api.decider import Decider
 from ml_api.metrics import CONTENT_TYPE_LATEST, Metrics
 from ml_api.problems import Problem
 
-__all__ = ["metrics_endpoint", "predict_endpoint"]
+__all__ = ["metrics_endpoint", "openapi_endpoint", "predict_endpoint"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -34,6 +36,19 @@ def metrics_endpoint(metrics: Metrics) -> Endpoint:
         return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return exposition
+
+
+def openapi_endpoint(document: Callable[[], dict[str, Any]]) -> Endpoint:
+    """The endpoint of GET /openapi.json; *document* is asked once, when somebody first wants to see it."""
+
+    @cache
+    def rendered() -> bytes:
+        return json.dumps(document(), separators=(",", ":")).encode()
+
+    async def openapi(_: Request) -> Response:
+        return Response(rendered(), media_type="application/json")
+
+    return openapi
 
 
 def require_json(request: Request) -> None:

@@ -180,15 +180,17 @@ class Settings(BaseSettings):
         )
 
 
-def load_settings() -> Settings:
+def load_settings(**given: object) -> Settings:
     """
     Read the environment and `.env`.
 
+    Args:
+        given: Settings that win over both.
     Raises:
         SettingsError: With every mistake, named as the variable that holds it, and never its value.
     """
     try:
-        return Settings()
+        return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         lines = [
             f"  {_variable(item['loc'])}: {_sentence(item['msg'])}"

@@ -1,0 +1,188 @@
+"""
+The OpenAPI 3.1 document, made from what the service runs on: the wire models and the idempotency policy.
+
+Only what neither can say is written here: which route answers what, and why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from idempotency import Policy
+from idempotency.openapi import add_idempotency
+from ml_api.contract import ErrorItem, PredictRequest, PredictResponse
+from ml_api.demo import example_request
+from ml_api.problems import MEDIA_TYPE, TYPE_PREFIX
+from ml_api.telemetry import REQUEST_ID_HEADER
+
+__all__ = ["openapi_document"]
+
+Schema = dict[str, Any]
+
+_REQUEST_ID = {
+    REQUEST_ID_HEADER: {"description": "Finds this request in the log.", "schema": {"type": "string"}},
+}
+_RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 0}}
+}
+
+
+def openapi_document(policy: Policy, *, rate_limit: bool = False) -> Schema:
+    """
+    Build the document.
+
+    Args:
+        policy: The one that POST /predict is served under.
+        rate_limit: Whether 429 can happen.
+    """
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ml-api",
+            "version": version("ml-api"),
+            "summary": "Trading decisions that are safe to ask for twice.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": {
+            "/predict": {"post": _predict(rate_limit)},
+            "/health": {"get": _plain("health", "Whether the service runs, and with which model", _HEALTH)},
+            "/ready": {"get": _plain("ready", "Whether requests may be sent here", _READY)},
+            "/metrics": {"get": _metrics()},
+        },
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+        },
+    }
+    return add_idempotency(document, policy, operations=[("POST", "/predict")])
+
+
+def _predict(rate_limit: bool) -> Schema:
+    example = json.loads(example_request())
+    responses = {
+        "200": {
+            "description": "The decision.",
+            "headers": _REQUEST_ID,
+            "content": {"application/json": {"schema": _reference("PredictResponse")}},
+        },
+        "400": _problem("The body nests too deep.", "nested-too-deep", violations=True),
+        "401": _problem("The API key is missing or wrong.", "unauthorized"),
+        "408": _problem("The body did not arrive in time.", "request-timeout"),
+        "413": _problem("The body is too large.", "content-too-large"),
+        "415": _problem("The body is not JSON.", "unsupported-media-type"),
+        "422": _problem("The body breaks the schema.", "malformed-body", violations=True),
+        "500": _problem("The service failed; nothing was decided.", "internal-error"),
+        "504": _problem("The answer took too long.", "handler-timeout", headers=_RETRY_AFTER),
+    }
+    if rate_limit:
+        responses["429"] = _problem("Too many requests.", "rate-limited", headers=_RETRY_AFTER)
+    return {
+        "operationId": "predict",
+        "summary": "Decide on orders",
+        "description": (
+            "An `Idempotency-Key` stands for one agent's decision at one newest candle minute: a repetition may carry "
+            "another requestId and another portfolio, and gets the first answer. Its orders are those of the first "
+            "answer: place them once."
+        ),
+        "security": [{"ApiKey": []}],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _reference("PredictRequest"), "example": example}},
+        },
+        "responses": responses,
+    }
+
+
+def _plain(operation: str, summary: str, members: Mapping[str, str]) -> Schema:
+    schema = {
+        "type": "object",
+        "required": list(members),
+        "properties": {name: {"type": kind} for name, kind in members.items()},
+    }
+    ok = {"description": "Yes.", "headers": _REQUEST_ID, "content": {"application/json": {"schema": schema}}}
+    return {"operationId": operation, "summary": summary, "security": [], "responses": {"200": ok}}
+
+
+_HEALTH = {
+    "status": "string",
+    "model_loaded": "boolean",
+    "model_version": "string",
+    "schema_version": "string",
+    "modelLoaded": "boolean",
+    "modelVersion": "string",
+    "schemaVersion": "string",
+}
+_READY = {"status": "string", "modelVersion": "string", "store": "string"}
+
+
+def _metrics() -> Schema:
+    text = {
+        "description": "Prometheus text format.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    }
+    return {
+        "operationId": "metrics",
+        "summary": "Numbers for monitoring",
+        "security": [],
+        "responses": {"200": text},
+    }
+
+
+def _problem(
+    description: str, slug: str, *, violations: bool = False, headers: Mapping[str, Any] | None = None
+) -> Schema:
+    schema = {
+        "allOf": [_reference("Violations" if violations else "Problem")],
+        "properties": {"type": {"const": TYPE_PREFIX + slug}},
+    }
+    return {
+        "description": description,
+        "headers": _REQUEST_ID | dict(headers or {}),
+        "content": {MEDIA_TYPE: {"schema": schema}},
+    }
+
+
+def _schemas() -> Schema:
+    _, generated = models_json_schema(
+        [(PredictRequest, "validation"), (PredictResponse, "serialization")],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: Schema = generated["$defs"]
+    for schema in schemas.values():
+        for member in schema.get("properties", {}).values():
+            member.pop("title", None)  # pydantic's "Agentid" says less than the name it was made from
+    document: Schema = {
+        "type": "object",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string", "format": "uri", "description": "Which problem it is; stable."},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string", "description": "What to do next."},
+        },
+    }
+    violation = {
+        "type": "object",
+        "required": list(ErrorItem.__annotations__),
+        "properties": {
+            "type": {"type": "string"},
+            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "msg": {"type": "string"},
+        },
+    }
+    detail = {"type": "array", "minItems": 1, "items": violation, "description": "Where the body is wrong."}
+    schemas["Problem"] = document | {"description": "A problem document (RFC 9457)."}
+    schemas["Violations"] = document | {
+        "description": "A problem document whose detail lists the violations of the schema, without what was sent.",
+        "properties": document["properties"] | {"detail": detail},
+    }
+    return schemas
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}

@@ -1,0 +1,104 @@
+"""The OpenAPI document: valid, true to the routes, and found true by requests made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from openapi_spec_validator import validate
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from idempotency.stores.memory import MemoryStore
+from ml_api.__main__ import main
+from ml_api.app import create_app
+from ml_api.contract import parse_request
+from ml_api.settings import Settings
+from ml_api.stores import Backend
+
+Service = Callable[..., httpx.AsyncClient]
+
+API_KEY = "the-api-key-of-the-tests"
+
+
+def application() -> Starlette:
+    chosen = Settings.model_validate({"api_key": API_KEY, "store_path": "unused"})
+    return create_app(chosen, backend=Backend("sqlite", MemoryStore(), None))
+
+
+@pytest.mark.anyio
+async def test_the_served_document_is_valid_and_the_printed_one_the_same(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with service() as client:
+        served = (await client.get("/openapi.json")).json()
+    assert main(["openapi"]) == 0
+    assert json.loads(capsys.readouterr().out) == served
+    validate(served)
+    assert served["openapi"] == "3.1.0"
+
+
+@pytest.mark.anyio
+async def test_it_names_every_route_and_no_other(service: Service) -> None:
+    async with service() as client:
+        document = (await client.get("/openapi.json")).json()
+    routes = {route.path for route in application().routes if isinstance(route, Route)}
+    assert set(document["paths"]) == {path for path in routes if not path.startswith(("/docs", "/openapi"))}
+
+
+@pytest.mark.anyio
+async def test_its_example_is_a_request_that_the_service_accepts(service: Service) -> None:
+    async with service() as client:
+        document = (await client.get("/openapi.json")).json()
+    content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    assert parse_request(json.dumps(content["example"]).encode()).agent_id == "demo-agent"
+
+
+@pytest.mark.anyio
+async def test_predict_shows_the_key_and_every_problem(service: Service) -> None:
+    async with service(rate_limit=100) as client:
+        predict = (await client.get("/openapi.json")).json()["paths"]["/predict"]["post"]
+    assert [parameter["name"] for parameter in predict["parameters"]] == ["Idempotency-Key"]
+    assert {"400", "401", "408", "409", "413", "415", "422", "429", "500", "503", "504"} <= set(
+        predict["responses"]
+    )
+    assert "Idempotency-Replayed" in predict["responses"]["200"]["headers"]
+
+
+document = schemathesis.openapi.from_asgi("/openapi.json", application())
+# What a stranger could wrongly expect of this service is not checked: an unknown method answers 401 before 405.
+checks = [
+    schemathesis.checks.not_a_server_error,
+    schemathesis.checks.CHECKS.get_one("status_code_conformance"),
+    schemathesis.checks.CHECKS.get_one("content_type_conformance"),
+    schemathesis.checks.CHECKS.get_one("response_schema_conformance"),
+    schemathesis.checks.CHECKS.get_one("response_headers_conformance"),
+    schemathesis.checks.CHECKS.get_one("negative_data_rejection"),
+]
+
+
+@document.parametrize()
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_requests_made_from_the_document_get_the_answers_it_promises(case: schemathesis.Case) -> None:
+    case.call_and_validate(headers={"X-API-Key": API_KEY}, checks=checks)
+
+
+@pytest.mark.anyio
+async def test_the_page_and_its_files_come_from_here_and_from_nowhere_else(service: Service) -> None:
+    async with service() as client:
+        page = await client.get("/docs")
+        files = [
+            await client.get(f"/docs/{name}")
+            for name in ("docs.js", "swagger-ui-bundle.js", "swagger-ui.css")
+        ]
+        outside = await client.get("/docs/../settings.py")
+    assert page.text.startswith("<!doctype html>")
+    assert '<meta charset="utf-8">' in page.text
+    assert "//" not in page.text.replace("</", "")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert [file.status_code for file in files] == [200, 200, 200]
+    assert outside.status_code in {401, 404}
