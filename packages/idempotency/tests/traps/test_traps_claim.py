@@ -130,7 +130,9 @@ async def test_a_handler_that_outlives_its_lease_keeps_its_key(any_store: Store,
     assert (again.replayed, again.body) == (True, b'{"charge": 1}')
 
 
-async def _stalled_owner(store: Store, key: str, **policy: Any) -> tuple[Charges, asyncio.Task[Any], asyncio.Event]:
+async def _stalled_owner(
+    store: Store, key: str, **policy: Any
+) -> tuple[Charges, asyncio.Task[Any], asyncio.Event]:
     """A run whose signs of life stop, and whose lease is over."""
     go_on = asyncio.Event()
 
@@ -201,7 +203,9 @@ async def test_a_late_release_does_not_free_its_successors_key(any_store: Store,
 
 
 @pytest.mark.trap(7)
-async def test_a_late_release_does_not_free_a_key_that_its_successor_still_runs(any_store: Store, key: str) -> None:
+async def test_a_late_release_does_not_free_a_key_that_its_successor_still_runs(
+    any_store: Store, key: str
+) -> None:
     charges, late, go_on = await _stalled_owner(any_store, key, status=503)
     hold = asyncio.Event()
 

@@ -179,7 +179,9 @@ async def _stream(request: Request) -> StreamingResponse:
 
 
 @pytest.mark.trap(11)
-@pytest.mark.parametrize("spec_version", ["2.0", "2.4"])  # before 2.4 Starlette listens for a disconnect itself
+@pytest.mark.parametrize(
+    "spec_version", ["2.0", "2.4"]
+)  # before 2.4 Starlette listens for a disconnect itself
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_streaming_response_is_whole_and_sees_no_invented_disconnect(
@@ -344,7 +346,9 @@ async def test_a_keyed_body_over_the_limit_is_refused_and_nothing_runs(
     assert answer.status == 413
     assert charges.runs == 0
     assert await any_store.get(StorageKey(key)) is None
-    assert (await call(app, key=key, body=b"x" * 1000)).status == 201, "the limit itself is allowed, the key unused"
+    assert (await call(app, key=key, body=b"x" * 1000)).status == 201, (
+        "the limit itself is allowed, the key unused"
+    )
 
 
 @pytest.mark.trap(17)

@@ -1,0 +1,220 @@
+"""Traps 18 to 23: a replay is the first answer, and a record that cannot be made hides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from asgi_driver import call
+from effects import Charges, Interposed, guard, read_body, respond, unavailable
+from idempotency import IdempotencyMiddleware, Policy, one_tenant
+from idempotency.errors import CorruptRecord
+from idempotency.events import Event, StoreFailed
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
+from servers import serve
+from wire import post
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 0.3
+
+
+def answering(status: int = 200, headers: Any = (), body: bytes | list[bytes] = b"") -> Any:
+    """An application that always gives this answer."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise ValueError(scope["type"])
+        await read_body(receive)
+        await respond(send, body, status=status, headers=headers)
+
+    return app
+
+
+@pytest.mark.trap(18)
+async def test_repeated_headers_stay_repeated_and_in_order(any_store: Store, key: str) -> None:
+    headers = [
+        (b"link", b"</a>; rel=next"),
+        (b"x-between", b"1"),
+        (b"Link", b"</b>; rel=prev"),
+        (b"set-cookie", b"a=1"),
+        (b"set-cookie", b"b=2"),
+        (b"vary", b"accept"),
+        (b"vary", b"origin"),
+    ]
+    app = guard(answering(headers=headers), any_store)
+    first, again = await call(app, key=key), await call(app, key=key)
+    assert first.values("set-cookie") == [b"a=1", b"b=2"]
+    assert first.kept_headers == headers, "the first caller gets what the application sent"
+    kept = [(name.lower(), value) for name, value in headers if name != b"set-cookie"]
+    assert again.kept_headers == [*kept, (b"content-length", b"0")], "cookies are the first caller's alone"
+
+
+@pytest.mark.trap(18)
+async def test_repeated_cookies_are_replayed_where_the_policy_wants_them(any_store: Store, key: str) -> None:
+    app = guard(
+        answering(headers=[(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]),
+        any_store,
+        drop_headers=frozenset(),
+    )
+    await call(app, key=key)
+    assert (await call(app, key=key)).values("set-cookie") == [b"a=1", b"b=2"]
+
+
+@pytest.mark.trap(18)
+async def test_headers_given_as_an_iterator_reach_the_first_caller_and_every_other(key: str) -> None:
+    """ASGI asks for an iterable, so one that can be read but once is allowed."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        def headers() -> Iterator[tuple[bytes, bytes]]:
+            yield b"x-one", b"1"
+
+        await send({"type": "http.response.start", "status": 200, "headers": headers()})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    guarded = guard(app, MemoryStore())
+    first, again = await call(guarded, key=key), await call(guarded, key=key)
+    assert first.values("x-one") == again.values("x-one") == [b"1"]
+
+
+@pytest.mark.trap(19)
+async def test_header_bytes_beyond_ascii_survive(any_store: Store, key: str) -> None:
+    value = bytes([0xE9, 0xFF, 0x80, 0x22, 0x5C])
+    app = guard(answering(headers=[(b"x-name", value)]), any_store)
+    first, again = await call(app, key=key), await call(app, key=key)
+    assert again.replayed
+    assert first.header("x-name") == again.header("x-name") == value
+
+
+@pytest.mark.trap(20)
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b""),
+        (200, b"\x00\xff\xfe not UTF-8"),
+        (200, 'déjà vu \U0001f600\u2028\x00"\\'.encode()),
+        (200, b"\xef\xbb\xbf{}"),
+        (201, b'{"n": 1.0}'),
+        (204, b""),
+        (303, b""),
+        (304, b""),
+        (422, b"no"),
+    ],
+)
+async def test_any_body_and_any_status_is_replayed_as_it_was(
+    status: int, body: bytes, any_store: Store, key: str
+) -> None:
+    app = guard(answering(status, [(b"x-one", b"1")], body), any_store)
+    first, again = await call(app, key=key), await call(app, key=key)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert (again.status, again.body) == (first.status, first.body) == (status, body)
+    if status in {204, 304}:
+        assert again.header("content-length") is None
+    else:
+        assert again.header("content-length") == b"%d" % len(body)
+
+
+@pytest.mark.trap(20)
+@pytest.mark.parametrize("status", [204, 303, 304])
+@pytest.mark.parametrize("server", ["uvicorn-h11", "uvicorn-httptools", "hypercorn"])
+async def test_a_bodiless_answer_is_replayed_over_a_socket(server: str, status: int, key: str) -> None:
+    async with serve(guard(answering(status, [(b"location", b"/x")]), MemoryStore()), server) as port:
+        first, again = await post(port, key=key), await post(port, key=key)
+    assert (again.status, again.body, again.replayed) == (status, b"", True)
+    assert again.values("location") == [b"/x"]
+    if status != 303:
+        assert again.values("content-length") == first.values("content-length") == []
+
+
+@pytest.mark.trap(21)
+@pytest.mark.parametrize("server", ["uvicorn-h11", "uvicorn-httptools", "hypercorn"])
+async def test_a_replay_of_a_chunked_answer_has_one_framing_and_a_date_of_its_own(
+    server: str, any_store: Store, key: str
+) -> None:
+    headers = [
+        (b"transfer-encoding", b"chunked"),
+        (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT"),
+        (b"connection", b"x-hop"),
+        (b"x-hop", b"1"),
+        (b"keep-alive", b"timeout=5"),
+        (b"x-end", b"1"),
+    ]
+    if server == "hypercorn":
+        headers = headers[1:]  # h11 under hypercorn frames the answer itself
+    app = guard(answering(headers=headers, body=[b"one", b"two"]), any_store)
+    async with serve(app, server) as port:
+        first, again = await post(port, key=key), await post(port, key=key)
+    assert first.body == again.body == b"onetwo"
+    assert (again.replayed, again.values("content-length")) == (True, [b"6"])
+    assert again.values("x-end") == [b"1"]
+    for name in ("transfer-encoding", "connection", "x-hop", "keep-alive"):
+        assert again.values(name) == []
+    assert [value for value in again.values("date") if b"1970" in value] == []
+
+
+@pytest.mark.trap(21)
+async def test_a_wrong_content_length_is_not_replayed(key: str) -> None:
+    app = guard(answering(headers=[(b"content-length", b"99")], body=b"short"), MemoryStore())
+    await call(app, key=key)
+    assert (await call(app, key=key)).header("content-length") == b"5"
+
+
+@pytest.mark.trap(22)
+@pytest.mark.parametrize("error", [unavailable, "a driver's error"], ids=["unavailable", "bug"])
+async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_store: Store, key: str) -> None:
+    events: list[Event] = []
+
+    async def broken(store: Store, *args: Any, **kwargs: Any) -> Any:
+        raise OSError("a driver's error")
+
+    charges = Charges()
+    store = Interposed(any_store, complete=unavailable if error is unavailable else broken)
+    app = IdempotencyMiddleware(
+        charges, store=store, tenant=one_tenant(), policy=Policy(lease=1.5), hooks=[events.append]
+    )
+    first = await call(app, key=key)
+    assert (first.status, first.body) == (201, b'{"charge": 1}')
+    assert first.header("idempotency-expires-in") is None, "what is not recorded does not say it is"
+    assert [event.action for event in events if isinstance(event, StoreFailed)] == ["unrecorded"]
+    assert (await call(app, key=key)).status == 409, "its lease decides"
+    assert charges.runs == 1
+
+
+@pytest.mark.trap(22)
+async def test_an_unrecorded_run_is_repeated_once_its_lease_is_over(any_store: Store, key: str) -> None:
+    charges = Charges()
+    await call(guard(charges, Interposed(any_store, complete=unavailable), lease=LEASE), key=key)
+    await asyncio.sleep(LEASE + 0.05)
+    assert (await call(guard(charges, any_store, lease=LEASE), key=key)).body == b'{"charge": 2}'
+
+
+@pytest.mark.trap(22)
+async def test_a_record_that_fails_once_is_made_by_the_second_try(any_store: Store, key: str) -> None:
+    failures = iter([True])
+
+    async def once(store: Store, *args: Any, **kwargs: Any) -> Any:
+        if next(failures, False):
+            return await unavailable(store)
+        return await store.complete(*args, **kwargs)
+
+    app = guard(Charges(), Interposed(any_store, complete=once))
+    assert (await call(app, key=key)).status == 201
+    assert (await call(app, key=key)).replayed
+
+
+@pytest.mark.trap(23)
+async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_for_a_day(
+    any_store: Store, key: str
+) -> None:
+    async def refuse(store: Store, *args: Any, **kwargs: Any) -> Any:
+        raise CorruptRecord("this outcome cannot be stored")
+
+    charges = Charges()
+    assert (
+        await call(guard(charges, Interposed(any_store, complete=refuse), lease=LEASE), key=key)
+    ).status == 201
+    await asyncio.sleep(LEASE + 0.05)
+    assert (await call(guard(charges, any_store, lease=LEASE), key=key)).status == 201
