@@ -380,6 +380,9 @@ class _Execution:
             return
         kind = message["type"]
         if kind == "http.response.start":
+            headers = message.get("headers")
+            if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
+                message = {**message, "headers": list(headers or ())}
             self._start = message
             if _is_event_stream(message):
                 await self._let_flow("an event stream")
