@@ -1,24 +1,55 @@
-"""A worker thread from either event loop, without importing the one that is not running."""
+"""Worker threads from either event loop, without importing the one that is not running."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
 from collections.abc import Callable
-from typing import TypeVar, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar, cast
 
-__all__ = ["in_thread"]
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["Threads"]
 
 T = TypeVar("T")
 
 
-async def in_thread(call: Callable[[], T]) -> T:
+class Threads:
     """
-    Run *call* in a worker thread of the running loop, asyncio or trio.
+    At most *limit* worker threads of a store's own, made when first needed.
 
-    A cancelled caller does not wait: the thread goes on, so the effect is unknown, as after any lost reply (R8).
+    Of its own, so that a store that waits for a lock does not use up the threads that the rest of the program has.
     """
-    trio = sys.modules.get("trio")  # if it is not even imported, it is not running
-    if trio is not None and trio.lowlevel.in_trio_run():
-        return cast("T", await trio.to_thread.run_sync(call, abandon_on_cancel=True))
-    return await asyncio.to_thread(call)
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self._pool: ThreadPoolExecutor | None = None  # under asyncio
+        self._limiter: trio.CapacityLimiter | None = None  # under trio, which keeps the threads itself
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """
+        Run *call* in a thread of the running loop, asyncio or trio.
+
+        A cancelled caller does not wait: the thread goes on, so the effect is unknown, as after any lost reply (R8).
+        """
+        trio = sys.modules.get("trio")  # if it is not even imported, it is not running
+        if trio is not None and trio.lowlevel.in_trio_run():
+            if self._limiter is None:
+                self._limiter = trio.CapacityLimiter(self._limit)
+            return cast(
+                "T", await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
+            )
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix=self._name)
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+
+    def close(self) -> None:
+        """Let the threads end once they are idle; does not wait for them."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            self._pool = None

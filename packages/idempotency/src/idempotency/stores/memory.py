@@ -339,9 +339,8 @@ def _push(entry: _Entry, until: float) -> None:
     """Move the end of the lease, and with it the end of the record, but never back (R4, R7)."""
     if until > entry.until:
         entry.until = until
-        entry.expires_at = (
-            until + entry.retention
-        )  # re-shelved when its old slot comes up: a renewal stays cheap
+        # It stays on its shelf, and moves on when that comes up: a renewal is cheap.
+        entry.expires_at = until + entry.retention
 
 
 def _record(entry: _Entry, now: float) -> Record:

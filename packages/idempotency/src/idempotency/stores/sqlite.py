@@ -15,13 +15,15 @@ from typing import TypeVar
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._bridge import in_thread
+from idempotency.stores._bridge import Threads
 from idempotency.stores._sqlite_file import Busy, DatabaseFile, translated
 from idempotency.stores._sqlite_records import Clocks, Records
 
 __all__ = ["SQLiteStore", "SyncSQLiteStore"]
 
 T = TypeVar("T")
+
+_THREADS = 8  # calls that may wait for another writer at once; they share one connection, so they only wait
 
 
 class SyncSQLiteStore:
@@ -31,7 +33,8 @@ class SyncSQLiteStore:
     Args:
         path: The file, created with its tables on first use; its directory must exist.
         table: A plain SQL identifier; several stores may share a file under different names.
-        busy_timeout: Seconds a call waits for another writer before it raises `StoreUnavailable`.
+        busy_timeout: Seconds to wait for another process, and as long for another thread, before a call raises
+            `StoreUnavailable`.
         synchronous: SQLite's own setting. FULL survives a loss of power; NORMAL may lose the last commits then.
         clock: Seconds from any origin, for tests; by default time since boot for leases, wall time for retention.
 
@@ -160,6 +163,7 @@ class SQLiteStore:
             DatabaseFile(path, busy_timeout=seconds, synchronous=synchronous, set_up=self._records.create)
             for seconds in (0.0, busy_timeout)
         )
+        self._threads = Threads(_THREADS, "idempotency-sqlite")
 
     async def acquire(
         self,
@@ -211,15 +215,18 @@ class SQLiteStore:
     async def aclose(self) -> None:
         """Close both connections; later calls raise `StoreUnavailable`."""
         self._eager.close()
-        await in_thread(self._patient.close)
+        await self._threads.run(self._patient.close)
+        self._threads.close()
 
     async def purge(self, *, limit: int = 1_000) -> int:
         """See `SyncSQLiteStore.purge`; always in a worker thread."""
-        return await in_thread(lambda: self._patient.run(lambda c: self._records.purge(c, limit)))
+        return await self._threads.run(lambda: self._patient.run(lambda c: self._records.purge(c, limit)))
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SyncSQLiteStore.scan`; always in a worker thread."""
-        return await in_thread(lambda: self._patient.run(lambda c: self._records.scan(c, limit, cursor)))
+        return await self._threads.run(
+            lambda: self._patient.run(lambda c: self._records.scan(c, limit, cursor))
+        )
 
     async def forget(self, key: StorageKey) -> bool:
         """See `SyncSQLiteStore.forget`."""
@@ -229,7 +236,7 @@ class SQLiteStore:
         try:
             return self._eager.run(call)
         except Busy:  # nothing was changed, so the call may be made again where waiting hurts nobody
-            return await in_thread(lambda: self._patient.run(call))
+            return await self._threads.run(lambda: self._patient.run(call))
 
 
 def _records(table: str, clock: Callable[[], float] | None) -> Records:

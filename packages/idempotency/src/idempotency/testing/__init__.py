@@ -6,8 +6,21 @@ Needs the extra `testing` (pytest and Hypothesis).
 
 from __future__ import annotations
 
+from idempotency.testing._assert import Checked, assert_idempotent
 from idempotency.testing._clock import Clock, FakeClock, RealClock
 from idempotency.testing._contract import StoreContract
+from idempotency.testing._faults import Fault, FaultyStore, SyncFaultyStore
 from idempotency.testing._subject import OpenStore
 
-__all__ = ["Clock", "FakeClock", "OpenStore", "RealClock", "StoreContract"]
+__all__ = [
+    "Checked",
+    "Clock",
+    "FakeClock",
+    "Fault",
+    "FaultyStore",
+    "OpenStore",
+    "RealClock",
+    "StoreContract",
+    "SyncFaultyStore",
+    "assert_idempotent",
+]

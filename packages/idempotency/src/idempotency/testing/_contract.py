@@ -73,13 +73,13 @@ class R1AcquireIsOneAtomicStep(_Contract):
 
     def test_r1_a_lapsed_key_does_not_pass_to_another_request(self, subject: Subject) -> None:
         claim = subject.claim(subject.key(), lease=subject.short)
-        subject.pass_time(subject.short)
+        subject.pass_time(2 * subject.short)
         assert subject.acquire(claim.key, fingerprint=OTHER) == Running(FINGERPRINT, 0.0)
         assert subject.complete(claim), "the refused request must not have written anything"
 
     def test_r1_a_lapsed_key_does_not_pass_where_takeover_is_forbidden(self, subject: Subject) -> None:
         claim = subject.claim(subject.key(), lease=subject.short)
-        subject.pass_time(subject.short)
+        subject.pass_time(2 * subject.short)
         assert subject.acquire(claim.key, takeover=False) == Running(FINGERPRINT, 0.0)
         assert subject.complete(claim), "the refused request must not have written anything"
 
@@ -260,6 +260,18 @@ class R7RecordsLiveAsLongAsTheyWereGiven(_Contract):
         record, asked = subject.timed(lambda: subject.get(claim.key))
         assert record is not None
         assert record.expires_in in renewed + 3 * subject.long - asked
+
+    def test_r7_a_takeover_brings_its_own_lease_and_retention(self, subject: Subject) -> None:
+        key = subject.claim(subject.key(), lease=subject.short, retention=subject.long).key
+        subject.pass_time(subject.short)
+        claim, granted = subject.timed(lambda: subject.claim(key, retention=5 * subject.long))
+        record, asked = subject.timed(lambda: subject.get(key))
+        assert record is not None
+        assert record.expires_in in granted + 6 * subject.long - asked
+        _, renewed = subject.timed(lambda: subject.renew(claim, lease=2 * subject.long))
+        record, asked = subject.timed(lambda: subject.get(key))
+        assert record is not None
+        assert record.expires_in in renewed + 7 * subject.long - asked
 
     def test_r7_completion_starts_its_own_retention(self, subject: Subject) -> None:
         claim = subject.claim(subject.key(), lease=subject.long, retention=subject.long)

@@ -1,0 +1,70 @@
+"""Any `SyncStore` as a `Store`: for a driver that has no async side, each call runs in a worker thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import SyncStore
+from idempotency.stores._bridge import Threads
+
+__all__ = ["ThreadedStore"]
+
+T = TypeVar("T")
+
+
+class ThreadedStore:
+    """
+    A blocking store for an event loop, asyncio or trio.
+
+    Args:
+        store: Safe to call from several threads. It belongs to this one from now on: `aclose` closes it.
+        max_threads: Calls that may run at once; more wait their turn.
+
+    Rules and errors are those of *store*. A call whose caller is cancelled still runs to its end, unobserved. Cost:
+    the store's own plus a change of threads and back, some tens of microseconds.
+    """
+
+    def __init__(self, store: SyncStore, *, max_threads: int = 8) -> None:
+        if max_threads < 1:
+            raise ValueError(f"max_threads must be at least 1, not {max_threads}")
+        self._store = store
+        self._threads = Threads(max_threads, "idempotency-store")
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`."""
+        call: Callable[[], Reply] = lambda: self._store.acquire(  # noqa: E731 - mypy cannot join the replies otherwise
+            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
+        )
+        return await self._threads.run(call)
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return await self._threads.run(lambda: self._store.renew(claim, lease=lease))
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`."""
+        return await self._threads.run(lambda: self._store.complete(claim, outcome, retention=retention))
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return await self._threads.run(lambda: self._store.release(claim))
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        return await self._threads.run(lambda: self._store.get(key))
+
+    async def aclose(self) -> None:
+        """Close the store and let the threads end."""
+        await self._threads.run(self._store.close)
+        self._threads.close()

@@ -1,0 +1,120 @@
+"""The store that fails on request fails as it says, sync and async alike."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Awaitable
+from typing import Any
+
+import anyio
+import pytest
+
+from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, State, StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+from idempotency.testing import Fault, FaultyStore, SyncFaultyStore
+
+KEY = StorageKey("order-1")
+ASK = {"fingerprint": Fingerprint(b"f"), "owner": Owner(b"o"), "lease": 30.0, "retention": 60.0}
+
+
+@pytest.fixture(params=["async", "sync"])
+def faulty(request: pytest.FixtureRequest) -> FaultyStore | SyncFaultyStore:
+    return FaultyStore(MemoryStore()) if request.param == "async" else SyncFaultyStore(SyncMemoryStore())
+
+
+async def done(result: Any) -> Any:
+    return await result if isinstance(result, Awaitable) else result
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+class TestFaults:
+    async def claim(self, store: FaultyStore | SyncFaultyStore) -> Claim:
+        reply = await done(store.acquire(KEY, **ASK))  # type: ignore[arg-type]
+        assert isinstance(reply, Acquired)
+        return reply.claim
+
+    async def test_fail_before_changes_nothing(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+        faulty.inject("acquire", [Fault.FAIL_BEFORE])
+        with pytest.raises(StoreUnavailable):
+            await self.claim(faulty)
+        assert await done(faulty.get(KEY)) is None
+        assert faulty.calls == [("acquire", KEY), ("get", KEY)]
+
+    async def test_fail_after_has_taken_effect(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+        claim = await self.claim(faulty)
+        faulty.inject("complete", [Fault.FAIL_AFTER])
+        with pytest.raises(StoreUnavailable):
+            await done(faulty.complete(claim, b"{}", retention=60))
+        assert (await done(faulty.get(KEY))).state is State.COMPLETED
+
+    async def test_drop_answers_and_loses_the_record(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+        faulty.inject("acquire", [Fault.DROP])
+        claim = await self.claim(faulty)
+        assert await done(faulty.renew(claim, lease=30)) is False
+
+    async def test_faults_are_met_in_order_and_then_no_more(
+        self, faulty: FaultyStore | SyncFaultyStore
+    ) -> None:
+        claim = await self.claim(faulty)
+        faulty.inject("renew", [None, Fault.FAIL_BEFORE])
+        assert await done(faulty.renew(claim, lease=30)) is True
+        with pytest.raises(StoreUnavailable):
+            await done(faulty.renew(claim, lease=30))
+        assert await done(faulty.renew(claim, lease=30)) is True
+
+    async def test_a_broken_store_stays_broken_until_it_is_mended(
+        self, faulty: FaultyStore | SyncFaultyStore
+    ) -> None:
+        claim = await self.claim(faulty)
+        faulty.inject("release", itertools.repeat(Fault.FAIL_BEFORE))
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await done(faulty.release(claim))
+        faulty.inject("release", [])
+        assert await done(faulty.release(claim)) is True
+
+    async def test_a_delayed_call_takes_effect(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+        faulty.inject("acquire", [0.001])
+        assert (await self.claim(faulty)).attempt == 1
+
+    async def test_a_hung_call_takes_effect_when_it_resumes(self) -> None:
+        store = FaultyStore(MemoryStore())
+        store.inject("acquire", [Fault.HANG])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.claim, store)
+            await anyio.sleep(0.01)
+            assert await store.get(KEY) is None
+            store.resume()
+        assert await store.get(KEY) is not None
+
+
+def test_a_hung_thread_goes_on_when_the_store_resumes() -> None:
+    store = SyncFaultyStore(SyncMemoryStore())
+    store.inject("acquire", [Fault.HANG])
+    thread = threading.Thread(target=lambda: store.acquire(KEY, **ASK))  # type: ignore[arg-type]
+    thread.start()
+    assert store.get(KEY) is None
+    store.resume()
+    thread.join(5)
+    assert store.get(KEY) is not None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_closing_closes_what_is_inside() -> None:
+    closed: list[str] = []
+
+    class Inner(MemoryStore):
+        async def aclose(self) -> None:
+            closed.append("async")
+
+    class SyncInner(SyncMemoryStore):
+        def close(self) -> None:
+            closed.append("sync")
+
+    await FaultyStore(Inner()).aclose()
+    SyncFaultyStore(SyncInner()).close()
+    assert closed == ["async", "sync"]
