@@ -285,7 +285,7 @@ class _Exchange:
                 )
             )
         answer = problem(error, documentation_url=self.policy.documentation_url)
-        if isinstance(error, RequestTooLarge | RequestTimeout):
+        if isinstance(error, RequestTooLarge | RequestTimeout) and not self._is_http2():
             answer.headers.append((b"connection", b"close"))  # the rest of the body is never read
         await self._send_response(answer.status, answer.headers, answer.body)
 
@@ -294,6 +294,10 @@ class _Exchange:
         if self.scope["method"] == "HEAD":
             body = b""
         await self.send({"type": "http.response.body", "body": body})
+
+    def _is_http2(self) -> bool:
+        """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
+        return str(self.scope.get("http_version", "1.1")).startswith(("2", "3"))
 
     def _operation(self) -> str:
         return f"{self.scope['method']} {_full_path(self.scope)}"
@@ -410,7 +414,7 @@ class _Execution:
             await self._take_run().release()
             return await self._send_own()
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        drop = _never_recorded(policy.drop_headers)
+        drop = _never_recorded(policy.drop_headers, policy.replay_header)
         headers = recorded_headers(self._start.get("headers", ()), drop=drop, length=len(body))
         response = Response(status, headers, bytes(body), engine.traceparent() if engine.hooks else None)
         if policy.redact is not None:
@@ -450,8 +454,9 @@ class _Execution:
         self._flowing = True
         self._let_disconnects_pass()
         headers = list(start.get("headers", ()))
-        if not _OURS.isdisjoint([name for name, _ in headers]):
-            headers = [pair for pair in headers if pair[0] not in _OURS]
+        ours = _ours(self._exchange.policy.replay_header)  # an application does not speak for us
+        if not ours.isdisjoint([name.lower() for name, _ in headers]):
+            headers = [pair for pair in headers if pair[0].lower() not in ours]
         if stored:
             headers.append((_EXPIRES_IN, b"%d" % self._exchange.policy.retention))
         await send({**start, "headers": headers})
@@ -540,5 +545,10 @@ def _declared_length(scope: Scope) -> int:
 
 
 @cache
-def _never_recorded(drop_headers: frozenset[bytes]) -> frozenset[bytes]:
-    return drop_headers | _OURS
+def _ours(replay_header: str) -> frozenset[bytes]:
+    return _OURS | {replay_header.lower().encode("ascii")}
+
+
+@cache
+def _never_recorded(drop_headers: frozenset[bytes], replay_header: str) -> frozenset[bytes]:
+    return drop_headers | _ours(replay_header)
