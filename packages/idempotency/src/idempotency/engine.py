@@ -274,7 +274,10 @@ class _Attempt:
             self._flight = engine.flights.lead(ask.key, ask.fingerprint, self._runtime.loop)
         seconds = min(action.poll, action.limit)
         if isinstance(engine.store, Waitable):
-            await engine.store.wait(ask.key, timeout=seconds)
+            try:
+                await engine.store.wait(ask.key, timeout=seconds)
+            except StoreError:  # only a hint failed; what the store can answer, the next acquire will show
+                await self._runtime.sleep(seconds)
         else:
             await self._runtime.sleep(seconds)
         return self._woken(None)
