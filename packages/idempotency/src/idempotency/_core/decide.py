@@ -68,6 +68,8 @@ def decide(reply: Reply, *, key: StorageKey, fingerprint: Fingerprint, takeover:
 
 # Refusals that a layer beside the handler gives, before anything happened: they must not use a key up.
 _BEFORE_THE_HANDLER = frozenset({401, 403, 405})
+# What a router says itself: not found, or try it with a slash at the end (a client repeats that with the same key).
+_NOT_ROUTED = frozenset({307, 404})
 
 
 def settle(status: int, *, policy: Policy, routed: bool = True) -> Literal["keep", "release"]:
@@ -75,10 +77,12 @@ def settle(status: int, *, policy: Policy, routed: bool = True) -> Literal["keep
     Whether an answer with *status* is recorded or frees its key.
 
     Args:
-        routed: False where the framework says that no route answered: then a 404 is not an outcome.
+        routed: False where the framework says that no route answered: then a 404 or a 307 is not an outcome.
     """
     if not policy.keep(status):
         return "release"
-    if policy.keep is unless_transient and (status in _BEFORE_THE_HANDLER or (status == 404 and not routed)):
+    if policy.keep is unless_transient and (
+        status in _BEFORE_THE_HANDLER or (status in _NOT_ROUTED and not routed)
+    ):
         return "release"
     return "keep"
