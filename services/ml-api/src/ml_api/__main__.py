@@ -62,9 +62,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from ml_api.report import write_report
+    from ml_api.report import ReportUnavailable, write_report
 
-    write_report(options.out)
+    try:
+        write_report(options.out)
+    except ReportUnavailable as error:
+        return _refuse(str(error))
     print(f"wrote {options.out}")
     return 0
 
