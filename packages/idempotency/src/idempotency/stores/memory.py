@@ -93,6 +93,14 @@ class _Shelves:
             self._set_due()
         return None
 
+    def take_expired(self, now: float) -> _Entry | None:
+        """Take an entry of the soonest slot that has expired, though the slot is not over: a look at each of them."""
+        shelf = self._shelves[self._slots[0]] if self._slots else {}
+        expired = next((entry for entry in shelf.values() if now >= entry.expires_at), None)
+        if expired is not None:
+            self.take(expired)
+        return expired
+
     def _set_due(self) -> None:
         self.due = (self._slots[0] + 1) * _SLOT_SECONDS if self._slots else math.inf
 
@@ -255,7 +263,7 @@ class SyncMemoryStore:
         self._sweep(now, _SWEEP)
         if len(self._entries) < self.max_records:
             return
-        evicted = self._completed.take_soonest()
+        evicted = self._completed.take_soonest() or self._running.take_expired(now)
         if evicted is None:
             raise StoreUnavailable(
                 f"all {self.max_records} records of the memory store are running and none may be forgotten; "
