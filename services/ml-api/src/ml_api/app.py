@@ -32,6 +32,7 @@ from ml_api.keys import ApiKeys
 from ml_api.limits import BodyLimit, HandlerDeadline
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem, render_http_exception, render_problem
+from ml_api.rate import RateLimit
 from ml_api.settings import PREFIX, Settings, load_settings, unknown_variables
 from ml_api.stores import Backend, open_backend
 from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
@@ -73,7 +74,9 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     backend = backend or open_backend(settings, metrics)
     metrics.model_workers.labels(decider.version).set(1)
     docs = docs_routes()
+    rated = [Middleware(RateLimit, per_minute=settings.rate_limit)] if settings.rate_limit is not None else []
     keyed = [
+        *rated,
         Middleware(
             IdempotencyMiddleware,
             store=backend.store,

@@ -23,7 +23,7 @@ _PROBE = StorageKey("ml-service.probe")  # never written
 
 class RedisWatch:
     """
-    Looks every *interval* seconds, and remembers what it saw.
+    Looks every *interval* seconds, every second while Redis is away, and remembers what it saw.
 
     Args:
         store: What is asked; its own deadline bounds each question.
@@ -55,5 +55,5 @@ class RedisWatch:
     async def run(self) -> None:
         """Look for ever; cancel to stop."""
         while True:
-            await self.look()
-            await asyncio.sleep(self._interval)
+            up = await self.look()
+            await asyncio.sleep(self._interval if up else min(1.0, self._interval))
