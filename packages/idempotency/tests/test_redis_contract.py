@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import redis
 import redis.asyncio
+from redis_servers import Cluster
+
 from idempotency.store import Store, SyncStore
 from idempotency.stores.redis import RedisStore, SyncRedisStore
 from idempotency.testing import Clock, RealClock, StoreContract
-from redis_servers import Cluster
 
 
 class _InRealTime(StoreContract):

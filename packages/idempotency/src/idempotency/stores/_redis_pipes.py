@@ -1,8 +1,9 @@
 """
 Commands that are ready at once go out together: one write, one read, on a connection that nobody else uses.
 
-A task of the store's own, not the caller, talks to the server. So a caller that is cancelled or gives up leaves no
-half-read reply behind, and 64 callers cost a few writes instead of 64.
+A command that comes alone is sent at once, by its caller. What comes while that is under way is gathered and sent by a
+task of the store, so 64 callers cost a few writes instead of 64. A connection whose replies were not read to the end,
+because somebody was cancelled or gave up, is closed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ _BATCH = 256  # commands in one write: bounds what one slow reply holds up
 class _Call(NamedTuple):
     command: Command
     asking: bool
-    answer: asyncio.Future[Answer]
 
 
 class Pipes:
@@ -40,29 +40,25 @@ class Pipes:
     def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
         self._connect = connect
         self._settings = settings
-        self._waiting: deque[_Call] = deque()
+        self._waiting: deque[tuple[_Call, asyncio.Future[Answer]]] = deque()
         self._idle: list[Any] = []
+        self._busy = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._starting = False
         self._may_evict: bool | None = None
 
-    def send(self, command: Command, *, asking: bool = False) -> asyncio.Future[Answer]:
+    async def send(self, command: Command, *, asking: bool = False) -> Answer:
         """
-        The answer to *command*, to be awaited.
+        The answer to *command*, or the driver's own exception. The caller sets the deadline.
 
-        Its exception is the driver's own. Cancelled before it is written, the command is never sent; after that it
-        takes effect, and its reply is read and dropped.
+        Cancelled before the command is written, it is never sent; after that it may take effect.
         """
+        call = _Call(command, asking)
+        if self._busy < _LANES and not self._waiting:
+            return await self._send_alone(call)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(command, asking, answer))
-        if not self._starting and len(self._tasks) < _LANES:
-            self._starting = (
-                True  # it starts with the loop's next turn, and takes what else comes in this one
-            )
-            task = asyncio.create_task(self._work())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        return answer
+        self._waiting.append((call, answer))
+        self._start_worker()
+        return await answer
 
     async def aclose(self) -> None:
         """Close every connection; what is under way fails."""
@@ -73,72 +69,94 @@ class Pipes:
             await connection.disconnect()
         self._idle.clear()
 
+    async def _send_alone(self, call: _Call) -> Answer:
+        # In the caller's own task: a lone command need not wait for the loop to start another.
+        self._busy += 1
+        try:
+            (answer,) = await self._exchange([call])
+        finally:
+            self._busy -= 1
+            self._start_worker()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _start_worker(self) -> None:
+        if self._waiting and self._busy < _LANES:
+            self._busy += 1
+            task = asyncio.create_task(self._work())  # takes what else comes in this turn of the loop
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     async def _work(self) -> None:
-        self._starting = False
-        while batch := self._take():
-            try:
-                await self._exchange(batch)
-            except asyncio.CancelledError:
-                for call in (*batch, *self._waiting):
-                    call.answer.cancel()
-                raise
-            except Exception as error:  # each caller is handed it, and maps it
-                for call in batch:
-                    if not call.answer.done():
-                        call.answer.set_exception(error)
+        try:
+            while batch := self._take():
+                await self._send_together(batch)
+        finally:
+            self._busy -= 1
 
-    def _take(self) -> list[_Call]:
-        batch: list[_Call] = []
-        while self._waiting and len(batch) < _BATCH:
-            call = self._waiting.popleft()
-            if not call.answer.done():  # its caller has given up, and it was never sent
-                batch.append(call)
-        return batch
-
-    async def _exchange(self, batch: list[_Call]) -> None:
-        connection = self._idle.pop() if self._idle else self._connect()
+    async def _send_together(self, batch: list[tuple[_Call, asyncio.Future[Answer]]]) -> None:
         try:
             async with asyncio.timeout(self._settings.deadline):
-                if not connection.is_connected:
-                    await connection.connect()
-                if self._may_evict is None:
-                    self._may_evict = await self._ask_eviction(connection)
-                unknown = await self._ask(connection, batch, whole=False)
-                if unknown:  # a server that has not seen the scripts: restarted, failed over, flushed
-                    await self._ask(connection, unknown, whole=True)
-        except BaseException:
+                answers = await self._exchange([call for call, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in (*batch, *self._waiting):
+                future.cancel()
+            raise
+        except Exception as error:  # each caller is handed it, and maps it
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():  # its caller has given up; the command took effect all the same
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    def _take(self) -> list[tuple[_Call, asyncio.Future[Answer]]]:
+        batch: list[tuple[_Call, asyncio.Future[Answer]]] = []
+        while self._waiting and len(batch) < _BATCH:
+            call, future = self._waiting.popleft()
+            if not future.done():  # its caller has given up, and it was never sent
+                batch.append((call, future))
+        return batch
+
+    async def _exchange(self, calls: list[_Call]) -> list[Answer | Exception]:
+        connection = self._idle.pop() if self._idle else self._connect()
+        try:
+            if not connection.is_connected:
+                await connection.connect()
+            if self._may_evict is None:
+                self._may_evict = await self._ask_eviction(connection)
+            replies, copies = await self._ask(connection, calls, whole=False)
+            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, failures.NoScriptError)]
+            if unknown:  # a server that has not seen the scripts: restarted, failed over, flushed
+                again, copies = await self._ask(connection, [calls[at] for at in unknown], whole=True)
+                for at, reply in zip(unknown, again, strict=True):
+                    replies[at] = reply
+        except BaseException:  # cancelled too: a connection with unread replies is of no use to anybody
             await connection.disconnect(nowait=True)
             await self._drop_idle()
             raise
         self._idle.append(connection)
+        return [reply if isinstance(reply, Exception) else Answer(reply, copies) for reply in replies]
 
-    async def _ask(self, connection: Any, batch: list[_Call], *, whole: bool) -> list[_Call]:
-        """Send *batch* and settle its answers; returns the calls whose script the server does not know."""
+    async def _ask(self, connection: Any, calls: list[_Call], *, whole: bool) -> tuple[list[Any], int]:
+        """The reply to each call, and how many replicas have all writes up to them."""
         replicas = self._settings.replicas
         packed = [
-            _ASKING + call.command.pack(whole=whole) if call.asking else call.command.pack(whole=whole)
-            for call in batch
+            _ASKING + command.pack(whole=whole) if asking else command.pack(whole=whole)
+            for command, asking in calls
         ]
         if replicas:  # on this connection, or it would wait for somebody else's writes
             packed.append(pack(b"WAIT", b"%d" % replicas, b"%d" % (self._settings.deadline * 500)))
         await connection.send_packed_command(b"".join(packed), check_health=False)
-        unknown: list[_Call] = []
-        replies: list[tuple[_Call, Any]] = []
-        for call in batch:
-            if call.asking:
-                await connection.read_response()
-            reply = await _read(connection)
-            if not whole and isinstance(reply, failures.NoScriptError):
-                unknown.append(call)
-            elif replicas:
-                replies.append((call, reply))
-            else:
-                _settle(call, reply, 0)
-        if replicas:
-            copies = await connection.read_response()
-            for call, reply in replies:
-                _settle(call, reply, copies)
-        return unknown
+        replies: list[Any] = []
+        for _, asking in calls:
+            if asking:
+                await _read(connection)
+            replies.append(await _read(connection))
+        return replies, await connection.read_response() if replicas else 0
 
     async def _ask_eviction(self, connection: Any) -> bool:
         await connection.send_packed_command(pack(b"INFO", b"memory"), check_health=False)
@@ -162,12 +180,3 @@ async def _read(connection: Any) -> Any:
         raise  # no longer a primary: this connection has no more to give
     except failures.ResponseError as error:
         return error
-
-
-def _settle(call: _Call, reply: Any, copies: int) -> None:
-    if call.answer.done():  # cancelled meanwhile
-        return
-    if isinstance(reply, Exception):
-        call.answer.set_exception(reply)
-    else:
-        call.answer.set_result(Answer(reply, copies))

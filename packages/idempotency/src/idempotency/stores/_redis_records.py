@@ -69,7 +69,7 @@ class _Script(NamedTuple):
 
 def _load(name: str) -> _Script:
     folder = files("idempotency.stores") / "lua"
-    text = (folder / "_record.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    text = (folder / f"{name}.lua").read_bytes()
     return _Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
@@ -151,12 +151,12 @@ def read_acquired(
     match reply:
         case [b"acquired", attempt, fence]:
             return Acquired(Claim(key, owner, attempt, int(fence)))
-        case [b"completed", value, age, to_live]:
+        case [b"completed", value, now, to_live]:
             head = _HEAD.match(value)
             if head is None:
                 raise CorruptRecord(_UNREADABLE)
             stored = Fingerprint(bytes.fromhex(head[2].decode()))
-            return Completed(stored, _outcome(value, head), age / 1000, _seconds(to_live))
+            return Completed(stored, _outcome(value, head), (now - int(head[6])) / 1000, _seconds(to_live))
         case [b"running", stored, left]:
             return Running(Fingerprint(bytes.fromhex(stored.decode())), left / 1000)
         case [b"foreign", value, to_live]:

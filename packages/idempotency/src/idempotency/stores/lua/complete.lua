@@ -1,15 +1,24 @@
--- R3. ARGV: owner (hex), the outcome without its opening brace, retention (ms). Replies 1, or 0 if not the owner's.
-local record = read()
-if not record or record.owner ~= ARGV[1] then
+-- R3. KEYS: the record. ARGV: owner (hex), the outcome without its opening brace, retention (ms).
+-- Replies 1, or 0 if the record is not the owner's.
+local value = redis.call('GET', KEYS[1])
+local state, rest, owner = string.match(
+  value or '',
+  '^{"v":1,"state":"(%l+)",("fingerprint":"%x*","owner":"(%x*)","attempt":%d+,"fence":%d+,)"'
+)
+if owner ~= ARGV[1] then
   return 0
 end
-if record.state == 'completed' then
-  -- A repeat: the same end of life, written again so that a WAIT behind it covers the first write.
-  redis.call('PEXPIREAT', KEYS[1], whole(redis.call('PEXPIRETIME', KEYS[1])))
+if state == 'completed' then
+  -- A repeat. The same end of life is written again, so that a WAIT behind it covers the first write.
+  redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', redis.call('PEXPIRETIME', KEYS[1])))
   return 1
 end
-record.state = 'completed'
-local separator = string.find(ARGV[2], '^%s*}') and '' or ','
-local value = head(record) .. '"completed_at_ms":' .. whole((clock())) .. separator .. ARGV[2]
-redis.call('SET', KEYS[1], value, 'PX', ARGV[3])
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+local comma = string.find(ARGV[2], '^%s*}') and '' or ','
+redis.call(
+  'SET', KEYS[1],
+  '{"v":1,"state":"completed",' .. rest .. '"completed_at_ms":' .. now .. comma .. ARGV[2],
+  'PX', ARGV[3]
+)
 return 1
