@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeAlias
 from uuid import uuid4
 
@@ -148,6 +149,8 @@ class _Instant:
         return {"type": "string", "pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]}
 
 
+# Assets share their candle times, the short reading and the full one too, and so do successive requests.
+@lru_cache(maxsize=4096)
 def _instant(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
