@@ -1,0 +1,150 @@
+"""
+What the stores without a server cost, as ratios measured side by side in one process.
+
+    uv run python benchmarks/store_local.py            # prints the table
+    uv run python benchmarks/store_local.py --check    # exits 1 where a goal is missed
+    uv run python benchmarks/store_local.py --directory /var/lib/app   # SQLite on that disk
+
+Memory: each call with 10,000 and 1,000,000 records in the store, against the same call in an empty one. SQLite: a
+replay against one bare SELECT of the same row, and a first run (claim, then outcome) against two bare transactions of
+one statement, with the same durability on the same disk. Blocks of calls alternate; the median of the blocks is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from idempotency import Acquired, Fingerprint, Owner, StorageKey, SyncStore
+from idempotency.stores.memory import SyncMemoryStore
+from idempotency.stores.sqlite import SQLiteStore
+
+BLOCKS, CALLS = 21, 200
+FINGERPRINT, OUTCOME = Fingerprint(b"f" * 32), b'{"status":201,"headers":[],"body":"' + b"x" * 300 + b'"}'
+OWNER, OTHER = Owner(b"o" * 16), Owner(b"p" * 16)
+FLAT = 1.5  # a million records against none: caches of the processor are all that may show
+REPLAY_US, FIRST_RUN_US = 40.0, 120.0  # over the bare statements
+fresh = itertools.count()
+
+
+def claim_and_complete(store: SyncStore, key: StorageKey) -> tuple[float, float]:
+    """Seconds of the one and of the other."""
+    began = time.perf_counter()
+    reply = store.acquire(key, fingerprint=FINGERPRINT, owner=OWNER, lease=30.0, retention=86_400.0)
+    claimed = time.perf_counter()
+    assert isinstance(reply, Acquired)
+    store.complete(reply.claim, OUTCOME, retention=86_400.0)
+    return claimed - began, time.perf_counter() - claimed
+
+
+def replay(store: SyncStore, key: StorageKey) -> float:
+    began = time.perf_counter()
+    store.acquire(key, fingerprint=FINGERPRINT, owner=OTHER, lease=30.0, retention=86_400.0)
+    return time.perf_counter() - began
+
+
+def memory() -> bool:
+    stores = {records: SyncMemoryStore(max_records=2_000_000) for records in (0, 10_000, 1_000_000)}
+    for records, store in stores.items():
+        for number in range(records):
+            claim_and_complete(store, StorageKey(f"old-{number}"))
+    names = ("acquire", "complete", "replay")
+    times: dict[tuple[int, str], list[float]] = {(n, name): [] for n in stores for name in names}
+    for _ in range(BLOCKS):
+        for records, store in stores.items():
+            keys = [StorageKey(f"new-{next(fresh)}") for _ in range(CALLS)]
+            claims, completions = zip(*(claim_and_complete(store, key) for key in keys), strict=True)
+            replays = [replay(store, key) for key in keys]
+            for name, samples in zip(names, (claims, completions, replays), strict=True):
+                times[records, name].append(statistics.median(samples))
+    good = True
+    for (records, name), samples in times.items():
+        micros = statistics.median(samples) * 1e6
+        ratio = statistics.median(samples) / statistics.median(times[0, name])
+        good &= ratio <= FLAT
+        verdict = f"goal <= {FLAT} x  {'ok' if ratio <= FLAT else 'MISSED'}"
+        print(f"memory {name:9} {records:9,} records {micros:6.2f} us {ratio:5.2f} x empty  {verdict}")
+    return good
+
+
+async def timed(call: Callable[[StorageKey], Awaitable[object]], keys: list[StorageKey]) -> float:
+    """Seconds per call."""
+    began = time.perf_counter()
+    for key in keys:
+        await call(key)
+    return (time.perf_counter() - began) / len(keys)
+
+
+async def sqlite(directory: Path, synchronous: str) -> bool:
+    store = SQLiteStore(directory / f"{synchronous}.db", synchronous=synchronous)
+    bare = sqlite3.connect(directory / f"bare-{synchronous}.db", isolation_level=None)
+    bare.execute("PRAGMA journal_mode=WAL")
+    bare.execute(f"PRAGMA synchronous={synchronous}")
+    bare.execute("CREATE TABLE record (key TEXT PRIMARY KEY, outcome BLOB)")
+
+    async def transaction(key: StorageKey) -> None:
+        for suffix in "ab":
+            bare.execute("BEGIN IMMEDIATE")
+            bare.execute("INSERT INTO record VALUES (?, ?)", (key + suffix, OUTCOME))
+            bare.execute("COMMIT")
+
+    async def select(key: StorageKey) -> None:
+        bare.execute("SELECT * FROM record WHERE key = ?", (f"{key}a",)).fetchone()
+
+    async def first_run(key: StorageKey) -> None:
+        reply = await store.acquire(key, fingerprint=FINGERPRINT, owner=OWNER, lease=30.0, retention=86_400.0)
+        assert isinstance(reply, Acquired)
+        await store.complete(reply.claim, OUTCOME, retention=86_400.0)
+
+    async def again(key: StorageKey) -> None:
+        await store.acquire(key, fingerprint=FINGERPRINT, owner=OTHER, lease=30.0, retention=86_400.0)
+
+    calls = {"2 transactions": transaction, "first run": first_run, "1 select": select, "replay": again}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(BLOCKS):
+        keys = [StorageKey(f"new-{next(fresh)}") for _ in range(CALLS)]
+        for name, call in calls.items():
+            times[name].append(await timed(call, keys))
+    bare.close()
+    await store.aclose()
+    good = True
+    for name, floor, goal in (
+        ("first run", "2 transactions", FIRST_RUN_US),
+        ("replay", "1 select", REPLAY_US),
+    ):
+        micros, least = statistics.median(times[name]) * 1e6, statistics.median(times[floor]) * 1e6
+        met = micros - least <= goal
+        good &= met
+        print(
+            f"sqlite {synchronous:6} {name:9} {micros:7.1f} us, {floor} {least:6.1f} us: {micros / least:5.2f} x, "
+            f"{micros - least:+6.1f} us  goal <= +{goal:.0f} us  {'ok' if met else 'MISSED'}"
+        )
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    parser.add_argument(
+        "--directory", type=Path, help="where the SQLite files are made; default: a temporary one"
+    )
+    arguments = parser.parse_args()
+    good = memory()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+        for synchronous in ("FULL", "NORMAL"):
+            good &= asyncio.run(sqlite(Path(directory), synchronous))
+    return int(arguments.check and not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
