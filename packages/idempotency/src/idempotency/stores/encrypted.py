@@ -217,7 +217,7 @@ class EncryptedStore(_Sealing):
         TypeError: *keys* is no `KeyRing`.
 
     Cost: as many calls of *store*, but for the completion of a claim that another process acquired, which reads the
-    record first. A sealed outcome takes 4/3 of its size and about 150 bytes.
+    record first. A sealed outcome takes 4/3 of its size and about 110 bytes.
     """
 
     def __init__(self, store: Store, keys: KeyRing, *, accept_plain: bool = False) -> None:
