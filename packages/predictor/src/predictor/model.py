@@ -240,20 +240,18 @@ class Model:
 
     def _start(self) -> None:
         """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
+        outputs, width = self._text.n_outputs, self._schema.width
         try:
-            self._booster = Booster(self.data, width=self._schema.width)
+            booster = Booster(self.data, width=width)
+            if not self.is_linear:
+                # The first contributions fill tables inside the booster; here once, so never in a race.
+                booster.predict(np.zeros((1, width)), CONTRIB, per_row=outputs * (width + 1))
         except EngineError as error:  # nothing known passes the checker and fails here
             raise ModelTextError(str(error)) from error
+        self._booster = booster
         self._local = threading.local()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_guard = threading.Lock()
-        if not self.is_linear:
-            # The first contributions initialise tables inside the booster; once here, never in a race.
-            self._booster.predict(
-                np.zeros((1, self._schema.width)),
-                CONTRIB,
-                per_row=self._text.n_outputs * (self._schema.width + 1),
-            )
         self._is_stale = False
 
     def _new_row_call(self) -> RowCall:

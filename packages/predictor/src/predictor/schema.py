@@ -64,7 +64,7 @@ class RowSchema:
         if self._has_short_way and self._is_plain(values):
             return values
         numbers = [self._number(index, value, None) for index, value in enumerate(values)]
-        self._check(np.array([numbers], dtype=np.float64), one_row=True)
+        self._checked(np.array([numbers], dtype=np.float64), one_row=True)
         return numbers
 
     def encode(self, rows: Any) -> NDArray[np.float64]:
@@ -90,8 +90,7 @@ class RowSchema:
             raise SchemaError(
                 f"rows of type {type(rows).__name__} are not understood; pass an array, a frame or a list"
             )
-        self._check(matrix)
-        return matrix
+        return self._checked(matrix)
 
     def _is_plain(self, values: Sequence[Any]) -> bool:
         """Whether *values* are numbers that need no conversion and no word from the policy; False is no verdict."""
@@ -153,7 +152,7 @@ class RowSchema:
                     raise SchemaError("is not a feature of this model", feature=str(name)[:80], row=index)
 
     def _number(self, index: int, value: Any, row: int | None) -> float:
-        """Convert one cell by its type; what the number may be is `_check`'s question."""
+        """Convert one cell by its type; what the number may be is `_checked`'s question."""
         feature = self.features[index]
         if isinstance(value, np.generic):
             value = value.item()
@@ -244,8 +243,8 @@ class RowSchema:
                     return numbers
         return [self._number(index, value, row) for row, value in enumerate(column)]
 
-    def _check(self, matrix: NDArray[np.float64], *, one_row: bool = False) -> None:
-        """Ask the policy about nulls, infinities, fractions and category codes of an encoded matrix."""
+    def _checked(self, matrix: NDArray[np.float64], *, one_row: bool = False) -> NDArray[np.float64]:
+        """Ask the policy about nulls, infinities and fractions of an encoded matrix, and return it."""
         finite = np.isfinite(matrix)
         if not finite.all():
             nan = np.isnan(matrix)
@@ -258,6 +257,8 @@ class RowSchema:
             self._refuse_column(
                 index, np.isfinite(column) & (column != np.floor(column)), "is not a whole number", one_row
             )
+
+        return matrix
 
     def _refuse(self, wrong: NDArray[np.bool_], reason: str, one_row: bool) -> None:
         if wrong.any():

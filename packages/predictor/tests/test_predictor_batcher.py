@@ -1,0 +1,154 @@
+"""Batched rows get their own answers; a bad, cancelled or surplus row concerns nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from predictor import Batcher, BatcherClosed, ModelSlot, Overloaded, SchemaError
+from predictor.batching import Due, WaitingRows
+from predictor.errors import EngineError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def slot(strict) -> ModelSlot:
+    return ModelSlot(strict.load())
+
+
+async def test_a_thousand_rows_get_their_own_answers_despite_cancels_and_a_bad_row(strict, slot):
+    rows = np.tile(strict.rows, (3, 1))[:1000]
+    expected = slot.current.predict(rows)
+    batcher, chance = Batcher(slot, max_rows=32), random.Random(4)
+    asked = []
+    for index, row in enumerate(rows):
+        asked.append(asyncio.ensure_future(batcher.predict(["bad", 1, 2, 3, 4] if index == 500 else row)))
+        if chance.random() < 0.1:
+            await asyncio.sleep(0)
+        if chance.random() < 0.1:
+            asked[chance.randrange(len(asked))].cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    cancelled = sum(isinstance(answer, asyncio.CancelledError) for answer in answers)
+    assert 0 < cancelled < 200
+    for index, answer in enumerate(answers):
+        if index == 500:
+            assert isinstance(answer, SchemaError | asyncio.CancelledError)
+        elif not isinstance(answer, asyncio.CancelledError):
+            assert answer.values.tolist() == [expected[index]]
+            assert answer.version == "1"
+
+
+async def test_rows_of_one_turn_share_one_call(slot, strict, monkeypatch):
+    sizes = []
+    real = type(slot.current).predict_encoded
+    monkeypatch.setattr(
+        type(slot.current),
+        "predict_encoded",
+        lambda self, m, **k: (sizes.append(len(m)), real(self, m, **k))[1],
+    )
+    batcher = Batcher(slot, max_rows=4)
+    await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:10]))
+    assert sizes == [4, 4, 2]
+
+
+async def test_a_cancelled_row_is_not_computed(slot, strict, monkeypatch):
+    sizes = []
+    real = type(slot.current).predict_encoded
+    monkeypatch.setattr(
+        type(slot.current),
+        "predict_encoded",
+        lambda self, m, **k: (sizes.append(len(m)), real(self, m, **k))[1],
+    )
+    batcher = Batcher(slot)
+    asked = [asyncio.ensure_future(batcher.predict(row)) for row in strict.rows[:3]]
+    await asyncio.sleep(0)
+    asked[1].cancel()
+    await asyncio.wait(asked)
+    assert sizes == [2]
+
+
+async def test_too_many_waiting_rows_are_refused_and_the_others_answered(slot, strict):
+    batcher = Batcher(slot, max_rows=2, max_queue=3)
+    answers = await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:5]), return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == ["Prediction"] * 3 + ["Overloaded"] * 2
+    assert (await batcher.predict(strict.rows[0])).version == "1"
+
+
+async def test_a_timed_batch_goes_when_it_is_full_or_when_its_time_is_up(slot, strict, monkeypatch):
+    loop, delays = asyncio.get_running_loop(), []
+    real = loop.call_later
+    monkeypatch.setattr(loop, "call_later", lambda delay, *a: (delays.append(delay), real(0, *a))[1])
+    batcher = Batcher(slot, max_rows=3, max_wait=5.0)
+    await batcher.predict(strict.rows[0])
+    assert delays == [5.0]
+    await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:3]))
+    assert delays == [5.0, 5.0]  # the third row made it due at once
+
+
+async def test_a_failing_engine_fails_each_waiter_with_its_own_error(slot, strict, monkeypatch):
+    def broken(self, matrix, **options):
+        raise EngineError("LightGBM refused: a test")
+
+    monkeypatch.setattr(type(slot.current), "predict_encoded", broken)
+    batcher = Batcher(slot)
+    answers = await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:2]), return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["LightGBM refused: a test"] * 2
+    assert answers[0] is not answers[1]
+
+
+async def test_closing_fails_the_waiting_and_the_late(slot, strict):
+    batcher = Batcher(slot, max_wait=30.0)
+    waiting = asyncio.ensure_future(batcher.predict(strict.rows[0]))
+    await asyncio.sleep(0)
+    batcher.close()
+    batcher.close()
+    for call in (waiting, batcher.predict(strict.rows[0])):
+        with pytest.raises(BatcherClosed):
+            await call
+
+
+def test_a_batcher_belongs_to_one_loop(slot, strict):
+    batcher = Batcher(slot)
+    asyncio.run(batcher.predict(strict.rows[0]))
+    with pytest.raises(RuntimeError, match="one event loop"):
+        asyncio.run(batcher.predict(strict.rows[0]))
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 0}, {"max_rows": 9, "max_queue": 8}, {"max_wait": -1.0}])
+def test_impossible_settings_are_refused(slot, options):
+    with pytest.raises(ValueError, match="max_"):
+        Batcher(slot, **options)
+
+
+@given(
+    max_rows=st.integers(1, 5),
+    surplus=st.integers(0, 6),
+    steps=st.lists(st.booleans(), max_size=60),
+)
+def test_rows_leave_in_order_once_and_a_flush_is_always_due(max_rows, surplus, steps):
+    waiting = WaitingRows(max_rows=max_rows, max_queue=max_rows + surplus)
+    accepted, taken, is_due = [], [], False
+    for number, adds in enumerate(steps):
+        if adds:
+            try:
+                due = waiting.add(number)
+            except Overloaded:
+                assert len(waiting) == max_rows + surplus
+                continue
+            accepted.append(number)
+            is_due = is_due or due is not Due.SET
+            assert is_due  # nobody waits without a flush on its way
+        else:
+            batch = waiting.take()
+            assert len(batch) <= max_rows
+            taken += batch
+            is_due = len(waiting) > 0  # the shell flushes again while rows remain
+    while waiting:
+        taken += waiting.take()
+    assert accepted == taken

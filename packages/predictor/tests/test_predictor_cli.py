@@ -1,0 +1,200 @@
+"""The command: its output, its exit codes, and that it never serves what it could not verify."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from predictor import manifest_path
+from predictor.cli import main
+from predictor.cli.report import calibration
+from predictor.cli.tables import BLOCK, TableError, read_rows
+
+NAMES = list("abcde")
+
+
+@pytest.fixture
+def subject(train_model):
+    return train_model("multi", {"objective": "multiclass", "num_class": 3, "target": 3}, policy=None)
+
+
+@pytest.fixture
+def frame(subject) -> pd.DataFrame:
+    return pd.DataFrame(subject.rows, columns=NAMES)
+
+
+@pytest.fixture(params=["csv", "jsonl", "parquet"])
+def rows_file(request, frame, tmp_path):
+    path = tmp_path / f"rows.{request.param}"
+    labelled = frame.assign(id=range(len(frame)), label=["SELL", "HOLD", "BUY", "BUY"] * (len(frame) // 4))
+    match request.param:
+        case "csv":
+            labelled.to_csv(path, index=False)
+        case "jsonl":
+            labelled.to_json(path, orient="records", lines=True, double_precision=15)
+        case "parquet":
+            labelled.to_parquet(path)
+    return path
+
+
+def test_predict_writes_one_line_per_row_in_order(subject, rows_file, capsys):
+    assert main(["predict", str(subject.path), str(rows_file)]) == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert list(lines[0]) == ["p_SELL", "p_HOLD", "p_BUY"]
+    answers = [[float(cell) for cell in line.values()] for line in lines]
+    assert answers == subject.truth(subject.rows).tolist()
+
+
+def test_predict_to_json_lines_raw_with_drift(subject, rows_file, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    assert main(["predict", str(subject.path), str(rows_file), "--raw", "--drift", "-o", str(out)]) == 0
+    answers = [list(json.loads(line).values()) for line in out.read_text().splitlines()]
+    assert answers == subject.truth(subject.rows, raw_score=True).tolist()
+    drift = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["feature"] for line in drift] == NAMES
+    assert {line["rows"] for line in drift} == {len(subject.rows)}
+
+
+def test_explain_names_the_features(subject, rows_file, capsys):
+    assert main(["explain", str(subject.path), str(rows_file), "--top", "2"]) == 0
+    lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(lines) == len(subject.rows) * 3 * 2
+    best = subject.load().explain(subject.rows[:1]).top(1, output="SELL")[0]
+    assert (lines[0]["feature"], float(lines[0]["contribution"])) == (best.feature, best.value)
+
+
+def test_verify_says_yes_or_why_not(subject, capsys):
+    assert main(["verify", str(subject.path)]) == 0
+    assert capsys.readouterr().out.startswith("ok: multi 1, 18 trees, 8 golden rows")
+    subject.path.write_bytes(subject.path.read_bytes().replace(b"shrinkage=0.1", b"shrinkage=0.2", 1))
+    assert main(["verify", str(subject.path)]) == 1
+    assert "was changed" in capsys.readouterr().err
+    subject.path.unlink()
+    assert main(["verify", str(subject.path)]) == 2
+
+
+def test_inspect_for_people_and_for_programs(subject, capsys):
+    assert main(["inspect", str(subject.path)]) == 0
+    text = capsys.readouterr().out
+    assert "SELL, HOLD, BUY" in text
+    assert main(["inspect", str(subject.path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["n_trees"] == 18
+    assert facts["importances"]["c"]["splits"] == subject.booster.feature_importance("split")[2]
+
+
+def test_manifest_makes_what_verify_accepts(subject, rows_file, capsys):
+    manifest_path(subject.path).unlink()
+    assert main(["verify", str(subject.path)]) == 1
+    made = ["--name", "again", "--version", "7", "--classes", "SELL, HOLD, BUY"]
+    assert main(["manifest", str(subject.path), str(rows_file), *made]) == 0
+    assert main(["verify", str(subject.path)]) == 0
+    assert "again 7" in capsys.readouterr().out
+
+
+def test_bench_prints_percentiles(subject, rows_file, capsys):
+    assert main(["bench", str(subject.path), str(rows_file), "--calls", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.split(r"\s{2,}", line)[0] for line in lines] == [
+        "call",
+        "one row",
+        "batch 8",
+        "batch 64",
+        "batch 1024",
+        "explain 1",
+    ]
+    assert all(float(line.split()[-1]) > 0 for line in lines[1:])
+
+
+def test_report_is_one_page_that_fetches_nothing(subject, rows_file, tmp_path, capsys):
+    page = tmp_path / "r.html"
+    assert main(["report", str(subject.path), str(rows_file), "--label", "label", "-o", str(page)]) == 0
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 3  # importances, features, calibration
+    assert not re.search(r"https?://|<script|@import|url\(", html)
+    assert "Calibration" in html
+    assert main(["report", str(subject.path), str(rows_file), "--label", "nope", "-o", str(page)]) == 2
+    assert main(["report", str(subject.path), str(rows_file), "--label", "id", "-o", str(page)]) == 1
+
+
+def test_report_escapes_what_it_did_not_write(train_model, tmp_path):
+    subject = train_model("<b>x", {"objective": "regression"}, policy=None)
+    rows = tmp_path / "r.csv"
+    pd.DataFrame(subject.rows, columns=NAMES).assign(y=1.0).to_csv(rows, index=False)
+    assert main(["report", str(subject.path), str(rows), "--label", "y", "-o", str(tmp_path / "r.html")]) == 0
+    html = (tmp_path / "r.html").read_text()
+    assert "&lt;b&gt;x" in html
+    assert "<b>x" not in html
+
+
+def test_a_bad_row_stops_with_its_place(subject, frame, tmp_path, capsys):
+    path = tmp_path / "bad.csv"
+    frame.astype(object).assign(b=["oops", *frame["b"][1:]]).to_csv(path, index=False)
+    assert main(["predict", str(subject.path), str(path)]) == 1
+    assert "row 0: feature 'b': 'oops' is not a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("r.txt", "a\n1\n", "known are"),
+        ("r.csv", "a,a\n1,2\n", "repeated"),
+        ("r.csv", "a,b\n1\n", "line 2 has 1 of 2 cells"),
+        ("r.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("r.jsonl", "{\n", "line 1 is no JSON object"),
+        ("r.parquet", "no parquet", "cannot be read"),
+    ],
+)
+def test_unreadable_tables_are_refused(tmp_path, name, text, reason):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(TableError, match=reason):
+        list(read_rows(path))
+
+
+def test_files_are_read_in_blocks(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("x\n" + "1.5\n" * (BLOCK + 3))
+    assert [len(block) for block in read_rows(path)] == [BLOCK, 3]
+
+
+def test_csv_cells_get_the_type_of_their_feature(train_model, tmp_path):
+    subject = train_model(
+        "cats", {"objective": "binary", "target": 2, "data": {"categories": True}}, policy=None
+    )
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b,c,d,e,note\n1,2.5,,1e3,7,hello\n")
+    (row,) = next(read_rows(path, subject.load().features))
+    assert row == {"a": 1, "b": 2.5, "c": None, "d": 1000.0, "e": 7, "note": "hello"}
+
+
+def test_calibration_counts_every_row_once():
+    probability = np.array([0.0, 0.05, 0.5, 0.55, 1.0])
+    mean, share, count = calibration(probability, np.array([False, True, True, True, True]))
+    assert mean.tolist() == pytest.approx([0.025, 0.525, 1.0])
+    assert share.tolist() == [0.5, 1.0, 1.0]
+    assert count.tolist() == [2, 2, 1]
+
+
+def test_the_installed_command_answers(subject):
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from predictor.cli import main; raise SystemExit(main())",
+            "verify",
+            str(subject.path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (child.returncode, child.stdout[:3]) == (0, "ok:")

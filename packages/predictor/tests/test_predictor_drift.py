@@ -1,0 +1,119 @@
+"""Drift is counted per feature against the manifest, whatever the model's policy would have refused."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from predictor import DriftMonitor, Feature, ManifestError, SchemaError, write_manifest
+from predictor.drift import population_stability_index
+
+
+@pytest.fixture
+def monitor(trained, tmp_path):
+    subject = trained("binary_categories")
+    return DriftMonitor(
+        write_manifest(
+            subject.path, subject.rows, name="x", version="1", path=tmp_path / "m.json", integers=[]
+        )
+    )
+
+
+def by_name(monitor):
+    return {drift.feature: drift for drift in monitor.report()}
+
+
+def test_the_sample_itself_has_not_drifted(monitor, trained):
+    monitor.observe(trained("binary_categories").rows)
+    for drift in monitor.report():
+        assert (drift.rows, drift.nulls, drift.below, drift.above, drift.unseen) == (400, 0, 0, 0, 0)
+        assert drift.psi == pytest.approx(0, abs=1e-12)
+
+
+def test_nulls_ranges_and_unseen_categories_are_counted(monitor, trained):
+    rows = trained("binary_categories").rows[:6].tolist()
+    rows[0][0] = None
+    rows[1][0] = 1e9
+    rows[2][0] = -1e9
+    rows[3][0] = float("inf")
+    rows[4][4] = 77
+    monitor.observe(rows)
+    monitor.observe(
+        [dict(zip("abcd", rows[5], strict=False))]
+    )  # "e" is missing, which is a null to be counted
+    found = by_name(monitor)
+    assert (found["a"].nulls, found["a"].below, found["a"].above) == (1, 1, 2)
+    assert (found["e"].unseen, found["e"].nulls, found["e"].rows) == (1, 1, 7)
+    assert (found["b"].nulls, found["b"].below, found["b"].above) == (0, 0, 0)
+
+
+def test_a_shifted_feature_is_told_from_a_steady_one(monitor, trained):
+    rows = trained("binary_categories").rows.copy()
+    rows[:, 1] += 1.5
+    rows[:, 4] = 3.0
+    monitor.observe(rows)
+    found = by_name(monitor)
+    assert found["a"].psi < 0.01
+    assert found["b"].psi > 0.25
+    assert found["e"].psi > 0.25
+
+
+def test_text_where_a_number_belongs_counts_nothing(monitor):
+    with pytest.raises(SchemaError):
+        monitor.observe([["x", 1, 2, 3, 4]])
+    assert [drift.rows for drift in monitor.report()] == [0] * 5
+    assert [drift.psi for drift in monitor.report()] == [None] * 5
+
+
+def test_reset_forgets(monitor, trained):
+    monitor.observe(trained("binary_categories").rows)
+    monitor.reset()
+    assert by_name(monitor)["a"].rows == 0
+
+
+def test_threads_lose_no_count(monitor, trained):
+    rows = trained("binary_categories").rows[:10]
+    threads = [threading.Thread(target=lambda: [monitor.observe(rows) for _ in range(20)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert by_name(monitor)["a"].rows == 800
+
+
+def test_features_without_a_reference_have_counters_and_no_index(trained, tmp_path):
+    made = trained("regression").load().manifest
+    bare = [Feature(name=f.name, model_name=f.model_name, min=0.0, max=1.0) for f in made.features]
+    monitor = DriftMonitor(made.model_copy(update={"features": tuple(bare)}))
+    monitor.observe([[-1.0, 0.5, 2.0, 0.0, 1.0]])
+    assert [(d.below, d.above, d.psi) for d in monitor.report()][:3] == [
+        (1, 0, None),
+        (0, 0, None),
+        (0, 1, None),
+    ]
+
+
+SHARES = st.lists(st.floats(0.001, 1), min_size=4, max_size=4).map(
+    lambda weights: np.array(weights) / sum(weights)
+)
+
+
+@given(SHARES, SHARES)
+def test_the_index_is_symmetric_never_negative_and_zero_only_for_equals(a, b):
+    index = population_stability_index(a, b)
+    assert index >= 0
+    assert index == pytest.approx(population_stability_index(b, a))
+    assert population_stability_index(a, a) == 0
+    assert index > 0 or np.allclose(a, b)
+
+
+def test_the_index_of_a_worked_example():
+    assert population_stability_index(np.array([0.5, 0.5]), np.array([0.25, 0.75])) == pytest.approx(
+        -0.25 * np.log(0.5) + 0.25 * np.log(1.5)
+    )
+    with pytest.raises(ManifestError, match="bins"):
+        population_stability_index(np.array([1.0]), np.array([0.5, 0.5]))

@@ -1,0 +1,263 @@
+"""A model is served only if it is the promised one: bytes, description, numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import lightgbm as lgb
+import numpy as np
+import pandas as pd
+import pytest
+
+from predictor import (
+    Feature,
+    GoldenRowMismatch,
+    IntegrityError,
+    Manifest,
+    ManifestError,
+    Model,
+    SchemaError,
+    manifest_path,
+    write_manifest,
+)
+from predictor.integrity import check_ulps, sha256_of
+
+
+def rewrite(subject, **changes) -> Manifest:
+    """The subject's manifest with members replaced, as JSON would have it."""
+    members = json.loads(manifest_path(subject.path).read_text())
+    return Manifest.model_validate(members | changes)
+
+
+def test_one_altered_byte_is_refused_and_named(trained, tmp_path):
+    data = bytearray(trained("binary").path.read_bytes())
+    data[-2] ^= 1
+    copy = tmp_path / "binary.txt"
+    copy.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"the model file was changed: its SHA-256 begins [0-9a-f]{12}"):
+        Model.load(copy, manifest=manifest_path(trained("binary").path))
+
+
+def test_a_model_nobody_vouches_for_is_refused(trained, tmp_path):
+    lone = tmp_path / "lone.txt"
+    lone.write_bytes(trained("binary").path.read_bytes())
+    with pytest.raises(ManifestError, match=r"no manifest at .lone\.txt\.manifest\.json."):
+        Model.load(lone)
+    with pytest.raises(IntegrityError, match="nobody vouches"):
+        Model.from_bytes(lone.read_bytes())
+    assert Model.load(lone, sha256=sha256_of(lone.read_bytes())).info.version.startswith("sha256:")
+
+
+def test_a_pinned_hash_counts_beside_the_manifests(trained):
+    subject = trained("binary")
+    with pytest.raises(IntegrityError, match="promised"):
+        subject.load(sha256="0" * 64)
+    with pytest.raises(IntegrityError, match="64 hex digits"):
+        subject.load(sha256="abc")
+    assert subject.load(sha256=sha256_of(subject.path.read_bytes()).upper()).info.name == "binary"
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Model.load(tmp_path / "absent.txt", sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n_trees": 99}, "early-stopped"),
+        ({"objective": "regression"}, "objective"),
+        ({"output": "value", "classes": []}, "output kind"),
+        ({"n_outputs": 2, "golden": []}, "outputs"),
+    ],
+)
+def test_a_manifest_of_another_model_is_refused(trained, changes, reason):
+    subject = trained("binary")
+    with pytest.raises(ManifestError, match=reason):
+        subject.load(manifest=rewrite(subject, **changes))
+
+
+def test_permuted_or_renamed_features_in_the_manifest_are_refused(trained):
+    subject = trained("binary")
+    features = json.loads(manifest_path(subject.path).read_text())["features"]
+    with pytest.raises(ManifestError, match="feature 0: the manifest says 'b', the model has 'a'"):
+        subject.load(manifest=rewrite(subject, features=[features[1], features[0], *features[2:]]))
+    with pytest.raises(ManifestError, match="features"):
+        subject.load(manifest=rewrite(subject, features=features[:-1], golden=[]))
+
+
+def test_category_kinds_in_the_manifest_must_be_the_models(trained):
+    subject = trained("binary_categories")
+    features = json.loads(manifest_path(subject.path).read_text())["features"]
+    plain = {key: features[4][key] for key in ("name", "model_name", "nullable")}
+    with pytest.raises(ManifestError, match="learned categories"):
+        subject.load(manifest=rewrite(subject, features=[*features[:4], plain]))
+    few = features[4] | {"categories": [0, 1], "codes": [0, 1], "reference": None}
+    with pytest.raises(ManifestError, match="does not list"):
+        subject.load(manifest=rewrite(subject, features=[*features[:4], few]))
+
+
+def test_golden_rows_are_compared_bit_for_bit(trained):
+    subject = trained("multiclass")
+    golden = json.loads(manifest_path(subject.path).read_text())["golden"]
+    golden[3]["raw"][1] = float(np.nextafter(golden[3]["raw"][1], 1))
+    with pytest.raises(GoldenRowMismatch, match="raw scores: golden row 3"):
+        subject.load(manifest=rewrite(subject, golden=golden))
+
+
+def test_golden_outputs_may_differ_by_four_ulp_and_no_more(trained):
+    subject = trained("multiclass")
+    golden = json.loads(manifest_path(subject.path).read_text())["golden"]
+    at = golden[0]["output"][0]
+    golden[0]["output"][0] = at + 4 * float(np.spacing(at))
+    assert subject.load(manifest=rewrite(subject, golden=golden)).info.name == "multiclass"
+    golden[0]["output"][0] = at + 6 * float(np.spacing(at))
+    with pytest.raises(GoldenRowMismatch, match="outputs: golden row 0"):
+        subject.load(manifest=rewrite(subject, golden=golden))
+
+
+def test_ulps_are_counted_across_zero():
+    tiny = np.array([[5e-324]])
+    check_ulps("x", tiny, -tiny)
+    with pytest.raises(GoldenRowMismatch):
+        check_ulps("x", np.array([[1e-300]]), np.array([[-1e-300]]))
+
+
+def test_best_iteration_is_pinned_by_the_number_of_trees(tmp_path):
+    """An early-stopped model that was saved with all its rounds predicts with all of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(x, x[:, 0]), 8)
+    booster.save_model(tmp_path / "best.txt", num_iteration=3)
+    made = write_manifest(tmp_path / "best.txt", x, name="best", version="1")
+    assert made.n_trees == 3
+    booster.save_model(tmp_path / "all.txt")
+    with pytest.raises(ManifestError, match="early-stopped"):
+        Model.load(
+            tmp_path / "all.txt",
+            manifest=made.model_copy(update={"sha256": sha256_of((tmp_path / "all.txt").read_bytes())}),
+        )
+
+
+def test_classes_come_from_the_manifest_in_output_order(trained):
+    model = trained("multiclass").load()
+    assert model.info.classes == ("SELL", "HOLD", "BUY")
+    answers = model.predict(trained("multiclass").rows)
+    assert {model.info.classes[index] for index in answers.argmax(axis=1)} == {"SELL", "HOLD", "BUY"}
+    binary = trained("binary").load()
+    assert binary.info.classes == ("no", "yes")
+    assert binary.info.n_classes == 1  # one value per row: the probability of "yes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"classes": ["one"]}, "class labels do not fit"),
+        ({"classes": ["a", "a", "b"]}, "must not repeat"),
+        ({"golden": [{"row": [1.0], "raw": [1.0], "output": [1.0]}]}, "golden row"),
+        ({"sha256": "xyz"}, "sha256"),
+        ({"surprise": 1}, "surprise"),
+        ({"schema_version": 2}, "schema_version"),
+        ({"features": []}, "features"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(trained, tmp_path, changes, reason):
+    members = json.loads(manifest_path(trained("multiclass").path).read_text())
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(members | changes))
+    with pytest.raises(ManifestError, match=reason):
+        Manifest.read(path)
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"kind": "category"},
+        {"kind": "category", "categories": ("a",), "codes": (0, 1)},
+        {"kind": "category", "categories": ("a", "a"), "codes": (0, 1)},
+        {"kind": "category", "categories": ("a", "b"), "codes": (0, -1)},
+        {"kind": "number", "categories": ("a",), "codes": (0,)},
+        {"reference": {"count": 1, "null_share": 0, "edges": (2, 1), "shares": (1, 0, 0)}},
+        {"reference": {"count": 1, "null_share": 0, "edges": (1,), "shares": (1,)}},
+    ],
+)
+def test_a_feature_that_contradicts_itself_is_refused(feature):
+    with pytest.raises(ValueError, match=r"category|labels|codes|reference"):
+        Feature(name="x", model_name="x", **feature)
+
+
+def test_write_manifest_records_what_the_sample_shows(tmp_path, trained):
+    subject = trained("categories_missing")
+    made = write_manifest(
+        subject.path,
+        subject.rows,
+        name="signal",
+        version="2",
+        classes=("SELL", "HOLD", "BUY"),
+        provenance={"seed": 11},
+        metrics={"log_loss": 0.9},
+        baseline={"log_loss": 1.1},
+        path=tmp_path / "m.json",
+    )
+    assert Manifest.read(tmp_path / "m.json") == made
+    assert made.features[0].nullable
+    assert made.features[0].min == np.nanmin(subject.rows[:, 0])
+    assert made.features[4].codes == tuple(range(12))
+    assert sum(made.features[0].reference.shares) == pytest.approx(1)
+    assert (made.metrics["log_loss"].model, made.metrics["log_loss"].baseline) == (0.9, 1.1)
+    assert len(made.golden) == 8
+    assert list(tmp_path.iterdir()) == [tmp_path / "m.json"]  # no half-written file stays
+    if os.name == "posix":
+        assert (tmp_path / "m.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_names_that_lightgbm_changed_are_mapped_one_to_one(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(100, 2)), columns=["close price", "größe"])
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, frame["größe"]), 3)
+    path = tmp_path / "names.txt"
+    booster.save_model(path)
+    assert booster.feature_name() == ["close_price", "größe"]
+    made = write_manifest(path, frame, name="names", version="1", names=tuple(frame.columns))
+    assert [feature.model_name for feature in made.features] == booster.feature_name()
+    model = Model.load(path)
+    assert (model.predict(frame) == booster.predict(frame.to_numpy(), num_threads=1)).all()
+    with pytest.raises(SchemaError, match="close price"):
+        model.predict(frame.rename(columns={"close price": "close_price"}))
+
+
+def test_pandas_categories_are_mapped_by_label(tmp_path):
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame({"x": rng.normal(size=300), "side": rng.choice(list("abcde"), 300)})
+    frame["side"] = frame["side"].astype("category")
+    target = frame["x"] + frame["side"].cat.codes * (frame["side"].cat.codes % 2)
+    booster = lgb.train(
+        {"verbose": -1, "num_threads": 1, "min_data_per_group": 5}, lgb.Dataset(frame, target), 5
+    )
+    path = tmp_path / "side.txt"
+    booster.save_model(path)
+    write_manifest(path, frame, name="side", version="1")
+    model = Model.load(path)
+    assert model.info.categories == {"side": tuple("abcde")}
+    whole = model.predict(frame)
+    assert (whole == booster.predict(frame, num_threads=1)).all()
+    only_d = frame[frame["side"] == "d"].assign(side=lambda f: f["side"].astype(str))
+    assert (model.predict(only_d) == whole[frame["side"] == "d"]).all()
+    with pytest.raises(SchemaError, match="'f' is a category"):
+        model.predict_row({"x": 0.0, "side": "f"})
+
+
+def test_what_was_said_about_a_model_must_fit_it(trained, tmp_path):
+    subject, path = trained("binary_categories"), tmp_path / "m.json"
+    for options, reason in (
+        ({"categories": {"e": ["a"]}}, "learned code"),
+        ({"integers": ["zzz"]}, "not a feature"),
+        ({"names": ["a"]}, "1 names for 5"),
+        ({"baseline": {"auc": 0.5}}, "without a metric"),
+    ):
+        with pytest.raises(ManifestError, match=reason):
+            write_manifest(subject.path, subject.rows, name="x", version="1", path=path, **options)
+    with pytest.raises(ManifestError, match="at least one sample row"):
+        write_manifest(subject.path, subject.rows[:0], name="x", version="1", path=path)
+    assert not path.exists()

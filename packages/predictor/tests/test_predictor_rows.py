@@ -1,0 +1,277 @@
+"""Rows are checked by name and cell; what does not fit is refused with the feature and the row in the error."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from predictor import Feature, RowPolicy, SchemaError
+from predictor.schema import RowSchema
+
+NAMES = ("price", "volume", "hour", "side", "venue")
+FEATURES = (
+    Feature(name="price", model_name="price"),
+    Feature(name="volume", model_name="volume", nullable=True),
+    Feature(name="hour", model_name="hour", kind="integer"),
+    Feature(name="side", model_name="side", kind="category", categories=("buy", "sell"), codes=(0, 1)),
+    Feature(
+        name="venue", model_name="venue", kind="category", categories=(2, 5), codes=(2, 5), nullable=True
+    ),
+)
+GOOD = {"price": 1.5, "volume": 3, "hour": 9, "side": "sell", "venue": 5}
+ENCODED = [1.5, 3.0, 9.0, 1.0, 5.0]
+NUMBERS = tuple(Feature(name=name, model_name=name) for name in "abc")
+
+
+def schema(**policy) -> RowSchema:
+    return RowSchema(FEATURES, RowPolicy(**policy))
+
+
+def numbers(**policy) -> RowSchema:
+    return RowSchema(NUMBERS, RowPolicy(**policy))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        GOOD,
+        dict(reversed(GOOD.items())),
+        list(GOOD.values()),
+        tuple(GOOD.values()),
+        np.array(list(GOOD.values()), dtype=object),
+        pd.Series(GOOD),
+        {**GOOD, "price": np.float32(1.5), "volume": np.int64(3), "venue": 5.0},
+    ],
+    ids=lambda row: type(row).__name__,
+)
+def test_one_row_in_any_form_gives_the_same_numbers(row):
+    assert list(schema().encode_row(row)) == ENCODED
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [GOOD, GOOD],
+        [list(GOOD.values())] * 2,
+        pd.DataFrame([GOOD, GOOD]),
+        pd.DataFrame([GOOD, GOOD])[list(reversed(NAMES))],
+        pd.DataFrame([GOOD, GOOD]).astype({"side": "category", "volume": "Int64"}),
+        pl.DataFrame([GOOD, GOOD]),
+        pl.DataFrame([GOOD, GOOD]).select(reversed(NAMES)).with_columns(pl.col("side").cast(pl.Categorical)),
+        pa.Table.from_pylist([GOOD, GOOD]),
+        np.array(
+            [tuple(GOOD.values())] * 2,
+            dtype=[("price", "f8"), ("volume", "i8"), ("hour", "i4"), ("side", "U4"), ("venue", "u1")],
+        ),
+    ],
+    ids=[
+        "mappings",
+        "lists",
+        "pandas",
+        "pandas reversed",
+        "pandas typed",
+        "polars",
+        "polars reversed",
+        "arrow",
+        "records",
+    ],
+)
+def test_many_rows_in_any_form_give_the_same_matrix(rows):
+    matrix = schema().encode(rows)
+    assert matrix.tolist() == [ENCODED, ENCODED]
+    assert matrix.dtype == np.float64
+    assert matrix.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"price": None}, "null"),
+        ({"price": float("nan")}, "null"),
+        ({"price": "1"}, "str, not a number"),
+        ({"price": "x"}, "str, not a number"),
+        ({"price": True}, "boolean"),
+        ({"price": float("inf")}, "infinite"),
+        ({"price": -float("inf")}, "infinite"),
+        ({"price": 2**53 + 1}, "not exact"),
+        ({"price": 10**400}, "larger than any"),
+        ({"price": decimal.Decimal("1.5")}, "Decimal, not a number"),
+        ({"price": dt.datetime(2024, 1, 1, tzinfo=dt.UTC)}, "datetime, not a number"),
+        ({"price": 1j}, "complex, not a number"),
+        ({"price": [1.0]}, "list, not a number"),
+        ({"hour": 9.5}, "whole"),
+        ({"side": "hold"}, "'hold' is a category"),
+        ({"side": 1}, "1 is a category"),
+        ({"side": None}, "null"),
+        ({"side": b"buy"}, "bytes, not a category"),
+        ({"venue": 3}, "3 is a category"),
+        ({"venue": 5.5}, "5.5 is a category"),
+        ({"venue": "5"}, "'5' is a category"),
+        ({"venue": -1}, "-1 is a category"),
+    ],
+    ids=str,
+)
+def test_a_cell_that_does_not_fit_is_named(change, reason):
+    bad = GOOD | change
+    with pytest.raises(SchemaError, match=reason) as one:
+        schema().encode_row(bad)
+    with pytest.raises(SchemaError, match=reason) as many:
+        schema().encode([GOOD, GOOD, bad])
+    (name,) = change
+    assert (one.value.feature, one.value.row) == (name, None)
+    assert (many.value.feature, many.value.row) == (name, 2)
+    assert "row 2: feature" in str(many.value)
+
+
+def test_names_must_be_the_manifests():
+    with pytest.raises(SchemaError, match="is missing") as caught:
+        schema().encode_row({name: GOOD[name] for name in NAMES[:-1]})
+    assert caught.value.feature == "venue"
+    with pytest.raises(SchemaError, match="is not a feature") as caught:
+        schema().encode_row(GOOD | {"colour": 1})
+    assert caught.value.feature == "colour"
+    renamed = pd.DataFrame([GOOD]).rename(columns={"price": "prize"})
+    with pytest.raises(SchemaError, match="'price': is missing"):
+        schema().encode(renamed)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_width_is_checked_where_there_are_no_names(width):
+    for call in (
+        numbers().encode_row,
+        lambda row: numbers().encode([row]),
+        lambda row: numbers().encode(np.array([row])),
+    ):
+        with pytest.raises(SchemaError, match="for 3 features"):
+            call([1.0] * width)
+
+
+def test_policies_say_otherwise_one_by_one():
+    assert np.isnan(schema(missing="null").encode_row({k: v for k, v in GOOD.items() if k != "venue"})[4])
+    with pytest.raises(SchemaError, match="'price': is null"):  # allowed to be absent, not allowed to be null
+        schema(missing="null").encode_row({k: v for k, v in GOOD.items() if k != "price"})
+    assert schema(extra="ignore").encode_row(GOOD | {"colour": 1}) == ENCODED
+    assert np.isnan(schema(null="allow").encode_row(GOOD | {"price": None})[0])
+    assert schema(infinite="allow").encode_row(GOOD | {"price": float("inf")})[0] == float("inf")
+    assert schema(boolean="number").encode_row(GOOD | {"price": True})[0] == 1.0
+    assert schema(large_integer="round").encode_row(GOOD | {"price": 2**53 + 1})[0] == 2.0**53
+    unseen = schema(unseen="allow").encode([GOOD | {"side": "hold", "venue": 3.9}, GOOD | {"venue": 10**30}])
+    assert unseen[:, 3:].tolist() == [[-1.0, 3.9], [1.0, -1.0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ({"a": 1.0, "b": 2.0, "c": 3.0}, "one mapping is one row"),
+        (np.zeros(3), "two dimensions"),
+        (np.zeros((1, 1, 3)), "two dimensions"),
+        ("abc", "not understood"),
+        (7, "not understood"),
+        ([7], "not understood"),
+        (np.zeros((2, 3), dtype=bool), "'a': is a boolean"),
+        (np.zeros((2, 3), dtype=complex), "complex"),
+        (np.array([["1", "2", "3"]]), "str, not a number"),
+        (np.zeros((2, 3), dtype="M8[s]"), "datetime"),
+        (pd.DataFrame([[1, 2, 3]], columns=["a", "a", "b"]), "repeated"),
+        (pd.DataFrame([[1, 2, 3]]), "named by int"),
+        (pd.DataFrame({"a": ["x"], "b": [1], "c": [2]}), "row 0: feature 'a': is str"),
+        (pl.DataFrame({"a": [1, None], "b": [1, 1], "c": [2, 2]}), "row 1: feature 'a': is null"),
+        (
+            pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [1, 1], "c": [2, 2]}),
+            "row 1: feature 'a'",
+        ),
+        (pa.table({"a": [2**60 + 1, None], "b": [1, 1], "c": [2, 2]}), "not exact"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(rows, reason):
+    with pytest.raises(SchemaError, match=reason):
+        numbers().encode(rows)
+
+
+def test_no_row_is_a_table_too():
+    for nothing in ([], np.empty((0, 3)), pd.DataFrame({"a": [], "b": [], "c": []}, dtype=float)):
+        assert numbers().encode(nothing).shape == (0, 3)
+
+
+def test_strides_and_types_are_converted_not_reinterpreted():
+    wide = np.arange(24, dtype=np.float64).reshape(4, 6)
+    for rows in (
+        wide[:, ::2],
+        wide[::-1, :3],
+        wide.T[:3, :].T,
+        wide[:, :3].astype(np.float32),
+        wide[:, :3].astype(">f8"),
+    ):
+        assert numbers().encode(rows).tolist() == np.asarray(rows, dtype=np.float64).tolist()
+    assert list(numbers().encode_row(wide[0][::2])) == [0.0, 2.0, 4.0]
+    assert list(numbers().encode_row(np.array([0.1, 0.2, 0.3], dtype=np.float32))) == [
+        float(np.float32(value)) for value in (0.1, 0.2, 0.3)
+    ]
+
+
+def test_integers_are_not_rounded_to_float32(strict):
+    """LightGBM's Python layer casts whole numbers to float32: 876999999 becomes 877000000."""
+    model = strict.load()
+    whole = [876999999, 1, 2, 3, 4]
+    expected = strict.truth(np.array([whole], dtype=np.float64))
+    for rows in ([whole], np.array([whole]), np.array([whole], dtype=np.uint64)):
+        assert model.encode(rows).tolist() == [[876999999.0, 1.0, 2.0, 3.0, 4.0]]
+        assert model.predict(rows) == expected
+    with pytest.raises(SchemaError, match="not exact"):
+        model.predict(np.array([[2**53 + 1, 1, 2, 3, 4]]))
+
+
+def test_categories_are_labels_not_codes_of_the_frame_at_hand():
+    """pandas numbers the categories of each frame anew; one row of "sell" alone would become code 0."""
+    alone = pd.DataFrame([GOOD]).astype({"side": "category"})
+    assert alone["side"].cat.codes.tolist() == [0]
+    assert schema().encode(alone).tolist() == [ENCODED]
+
+
+def test_the_short_way_and_the_long_way_agree():
+    """encode_row has a fast path for plain numbers; encode of a frame never takes it."""
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(
+        st.lists(
+            st.one_of(
+                st.floats(),
+                st.integers(-(2**60), 2**60),
+                st.sampled_from([None, True, "1", float("nan"), 2, 5, 5.5, 1e308]),
+            ),
+            min_size=3,
+            max_size=3,
+        )
+    )
+    def check(cells):
+        features = (NUMBERS[0], NUMBERS[1].model_copy(update={"nullable": True}), FEATURES[4])
+        both = RowSchema(features, RowPolicy())
+
+        def outcome(call):
+            try:
+                return repr(list(map(float, call())))
+            except SchemaError as error:
+                return error.feature, error.reason
+
+        columns = {feature.name: [cell] for feature, cell in zip(features, cells, strict=True)}
+
+        def by_columns():
+            return both._checked(both._from_columns(columns))[0]
+
+        def by_rows():
+            return both.encode([cells])[0]
+
+        def by_one_row():
+            return both.encode_row(cells)
+
+        assert outcome(by_one_row) == outcome(by_rows) == outcome(by_columns)
+
+    check()

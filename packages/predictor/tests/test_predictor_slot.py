@@ -1,0 +1,140 @@
+"""The model being served changes without an error, a mixed batch or a leak; a bad one never gets in."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+from predictor import Batcher, Golden, GoldenRowMismatch, ModelError, ModelSlot, manifest_path
+
+
+@pytest.fixture
+def two(train_model):
+    """Two models over the same features that disagree on every row."""
+    a = train_model("a", {"objective": "regression"}, rounds=3)
+    b = train_model("b", {"objective": "regression"}, rounds=9)
+    assert (a.load().predict(a.rows) != b.load().predict(a.rows)).all()
+    return a, b
+
+
+def test_a_swap_serves_the_new_model(two):
+    a, b = two
+    slot = ModelSlot(a.load())
+    info = slot.swap(b.path)
+    assert (info.name, slot.current.info.name) == ("b", "b")
+    assert (slot.current.predict(a.rows) == b.truth(a.rows)).all()
+
+
+def test_two_hundred_swaps_under_load_without_an_error_or_a_mixed_batch(two):
+    a, b = two
+    rows = a.rows[:64]
+    answers = {name: subject.load().predict(rows).tobytes() for name, subject in (("a", a), ("b", b))}
+    slot, stop, faults, seen = ModelSlot(a.load()), threading.Event(), [], set()
+
+    def serve() -> None:
+        while not stop.is_set():
+            try:
+                model = slot.current
+                batch, one = model.predict(rows).tobytes(), model.predict_row(rows[0]).tobytes()
+                if batch != answers[model.info.name] or one != batch[:8]:
+                    faults.append(model.info.name)
+                seen.add(model.info.name)
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for turn in range(200):
+        slot.swap((b, a)[turn % 2].path)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert seen == {"a", "b"}
+
+
+def test_the_old_model_is_freed_after_its_last_call(two):
+    a, b = two
+    slot = ModelSlot(a.load())
+    old = weakref.ref(slot.current)
+    reader = slot.current
+    slot.swap(b.path)
+    gc.collect()
+    assert old() is reader  # someone still predicts with it
+    assert (reader.predict(a.rows) == a.truth(a.rows)).all()
+    del reader
+    gc.collect()
+    assert old() is None
+
+
+def test_a_corrupt_file_leaves_the_old_model_in_place(two):
+    a, b = two
+    slot = ModelSlot(a.load())
+    served = slot.current
+    good = b.path.read_bytes()
+    for damaged in (
+        good[:-300],
+        good.replace(b"leaf_value=", b"leaf_value=1", 1),
+        good.replace(b"\n", b"\r\n"),
+        b"",
+    ):
+        b.path.write_bytes(damaged)
+        with pytest.raises(ModelError):
+            slot.swap(b.path)
+        assert slot.current is served
+    b.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        slot.swap(b.path)
+    assert slot.current is served
+
+
+def test_the_operators_own_golden_rows_are_checked_too(two):
+    a, b = two
+    slot, rows = ModelSlot(a.load()), a.rows[:3].tolist()
+    right = [[score] for score in b.truth(a.rows[:3], raw_score=True)]
+    with pytest.raises(GoldenRowMismatch):
+        slot.swap(b.path, golden=Golden(rows=rows, raw=[[0.0]] * 3))
+    assert slot.current.info.name == "a"
+    assert slot.swap(b.path, golden=Golden(rows=rows, raw=right)).name == "b"
+
+
+def test_rollback_needs_no_file_and_can_be_undone(two):
+    a, b = two
+    slot = ModelSlot(a.load())
+    with pytest.raises(ModelError, match="nothing to roll back to"):
+        slot.rollback()
+    slot.swap(b.path)
+    a.path.unlink()
+    manifest_path(a.path).unlink()
+    assert slot.rollback().name == "a"
+    assert (slot.current.predict(a.rows) == a.truth(a.rows)).all()
+    assert slot.rollback().name == "b"
+
+
+@pytest.mark.anyio
+async def test_a_batch_is_answered_by_one_model_whatever_is_swapped_meanwhile(two):
+    import asyncio
+
+    a, b = two
+    expected = {"a": a.load().predict(a.rows), "b": b.load().predict(a.rows)}
+    members = {name: subject.load().manifest for name, subject in (("a", a), ("b", b))}
+    manifests = {name: m.model_copy(update={"version": name}) for name, m in members.items()}
+    slot = ModelSlot(a.load(manifest=manifests["a"]))
+    batcher = Batcher(slot)
+    seen = set()
+    for turn in range(20):
+        asked = [asyncio.ensure_future(batcher.predict(row)) for row in a.rows[:64]]
+        await asyncio.sleep(0)  # queued, not yet flushed
+        name = "ba"[turn % 2]
+        slot.swap((b, a)[turn % 2].path, manifest=manifests[name])
+        answers = await asyncio.gather(*asked)
+        assert len({answer.version for answer in answers}) == 1
+        version = answers[0].version
+        seen.add(version)
+        assert np.array_equal([answer.values[0] for answer in answers], expected[version][:64])
+    assert seen == {"a", "b"}

@@ -1,0 +1,226 @@
+"""Many threads, forks and spawned processes, short and hard; crashes are looked for in child processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from predictor import available_cpus
+
+LINUX = sys.platform == "linux"
+
+
+def run(script: str, *arguments: object, timeout: float = 60.0) -> str:
+    """Run *script* in a fresh interpreter, so that a crash or a hang is a failure and not the end of the run."""
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:This process:DeprecationWarning",
+            "-c",
+            script,
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert child.returncode == 0, f"exit {child.returncode}: {child.stderr[-2000:]}"
+    return child.stdout.strip()
+
+
+def test_every_thread_gets_its_own_rows_answer(trained):
+    model, rows = trained("multiclass").load(), trained("multiclass").rows
+    expected, contributions = model.predict(rows), model.explain(rows[:50]).contributions
+    barrier = threading.Barrier(8)
+
+    def hammer(seed: int) -> int:
+        order = np.random.default_rng(seed).permutation(len(rows))
+        barrier.wait()
+        wrong = 0
+        for index in order:
+            wrong += bool((model.predict_row(rows[index]) != expected[index]).any())
+            if index % 10 == 0:
+                wrong += bool((model.predict(rows[index : index + 70]) != expected[index : index + 70]).any())
+            if index < 50:
+                wrong += bool(
+                    (model.explain(rows[index : index + 1]).contributions != contributions[index]).any()
+                )
+        return wrong
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(hammer, range(8))) == [0] * 8
+
+
+NO_TEAM = """
+import os, sys
+import numpy as np
+def threads(): return len(os.listdir("/proc/self/task"))
+before = threads()
+from predictor import Model
+model = Model.load(sys.argv[1])
+rows = np.zeros((5000, 5))
+model.predict(rows); model.leaves(rows); model.explain(rows[:5]); model.predict_row(rows[0])
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="counts threads in /proc")
+def test_lightgbm_never_starts_a_thread_of_its_own(trained):
+    """An OpenMP team in the parent is what hangs forked children, and its size is what crashes threads."""
+    assert run(NO_TEAM, trained("multiclass").path) == "0"
+
+
+FORK = """
+import os, sys, threading, time
+import numpy as np
+from predictor import Model
+model = Model.load(sys.argv[1], threads=2)
+model.threads, model._rows_to_split = 2, 100
+rows = np.random.default_rng(0).normal(size=(4000, 5))
+expected = model.predict(rows)
+stop = threading.Event()
+def busy():
+    while not stop.is_set():
+        model.predict(rows)
+threads = [threading.Thread(target=busy) for _ in range(3)]
+[t.start() for t in threads]
+try:
+    for _ in range(12):
+        child = os.fork()
+        if child == 0:
+            same = bool((model.predict(rows) == expected).all())
+            same &= bool((model.predict_row(rows[0]) == expected[0]).all())
+            same &= bool((Model.load(sys.argv[1]).predict(rows) == expected).all())
+            os._exit(0 if same else 7)
+        deadline = time.monotonic() + 20
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done: break
+            if time.monotonic() > deadline:
+                os.kill(child, 9); os.waitpid(child, 0)
+                raise SystemExit("a forked child hung")
+            time.sleep(0.002)
+        if status: raise SystemExit(f"a forked child ended with {status}")
+finally:
+    stop.set(); [t.join() for t in threads]
+print("ok")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_predicts_and_loads_while_the_parent_is_busy(trained):
+    assert run(FORK, trained("multiclass").path) == "ok"
+
+
+FORK_AFTER_LIGHTGBM = """
+import os, sys, time
+import numpy as np, lightgbm as lgb
+from predictor import Model
+rows = np.random.default_rng(0).normal(size=(2000, 5))
+theirs = lgb.Booster(model_file=sys.argv[1])
+theirs.predict(rows, num_threads=2)   # an OpenMP team now exists in the parent
+model = Model.load(sys.argv[1])
+expected = model.predict(rows)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (model.predict(rows) == expected).all() and Model.load(sys.argv[1]).info.n_trees else 7)
+for _ in range(5000):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done: print("ok" if status == 0 else status); break
+    time.sleep(0.002)
+else:
+    os.kill(child, 9); print("hung")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_child_works_even_where_lightgbm_itself_had_started_threads(trained):
+    assert run(FORK_AFTER_LIGHTGBM, trained("multiclass").path) == "ok"
+
+
+SPAWN = """
+import multiprocessing, sys
+import numpy as np
+from predictor import Model
+
+def work(path):
+    return Model.load(path).predict(np.zeros((3, 5))).tolist()
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        answers = pool.map(work, [sys.argv[1]] * 4)
+    assert all(answer == work(sys.argv[1]) for answer in answers)
+    print("ok")
+"""
+
+
+def test_spawned_workers_load_for_themselves(trained, tmp_path):
+    script = tmp_path / "spawn.py"
+    script.write_text(SPAWN)
+    child = subprocess.run(
+        [sys.executable, script, trained("multiclass").path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert child.stdout.strip() == "ok", child.stderr[-2000:]
+
+
+LEAK = """
+import gc, sys
+import psutil
+from predictor import Model
+process = psutil.Process()
+data, row = open(sys.argv[1], "rb").read(), [0.0] * 5
+manifest = Model.load(sys.argv[1]).manifest
+def cycle(times):
+    for _ in range(times):
+        model = Model.from_bytes(data, manifest=manifest)
+        for _ in range(20): model.predict_row(row)
+        model.explain([row])
+    gc.collect()
+    return process.memory_info().rss
+cycle(60)
+before = cycle(60)
+print(cycle(240) - before)
+"""
+
+
+def test_loading_and_predicting_leaks_nothing(trained):
+    assert int(run(LEAK, trained("multiclass").path)) < 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_the_cgroup_quota_limits_threads(tmp_path: Path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    host = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert available_cpus(cgroup=tmp_path) == (host if expected is None else min(host, expected))
+
+
+def test_a_model_never_uses_more_threads_than_there_are_processors(trained):
+    assert trained("binary").load(threads=1_000).threads == available_cpus()
