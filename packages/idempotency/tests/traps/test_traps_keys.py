@@ -1,0 +1,250 @@
+"""Traps 35 to 42: whose key it is, how it is spelled, and what becomes of it in a store and in a log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from asgi_driver import call
+from effects import Charges, guard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from idempotency import IdempotencyMiddleware, Policy, by_header, one_tenant, storage_key
+from idempotency.errors import MissingTenant
+from idempotency.events import Event
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
+from servers import serve
+from wire import post
+
+pytestmark = pytest.mark.anyio
+
+
+def per_user(app: Any, store: Any, **settings: Any) -> IdempotencyMiddleware:
+    return IdempotencyMiddleware(app, store=store, tenant=by_header("Authorization"), policy=Policy(**settings))
+
+
+def as_user(name: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {name}")]
+
+
+@pytest.mark.trap(35)
+async def test_one_key_of_two_principals_is_two_operations(any_store: Store, key: str) -> None:
+    charges = Charges()
+    app = per_user(charges, any_store)
+    alice = await call(app, key=key, headers=as_user("alice"))
+    bob = await call(app, key=key, headers=as_user("bob"))
+    assert (alice.body, bob.body) == (b'{"charge": 1}', b'{"charge": 2}')
+    for user, first in (("alice", alice), ("bob", bob)):
+        again = await call(app, key=key, headers=as_user(user))
+        assert (again.replayed, again.body) == (True, first.body)
+
+
+@pytest.mark.trap(35)
+async def test_another_principals_key_tells_nothing_by_its_answer(any_store: Store, key: str) -> None:
+    app = per_user(Charges(status=202), any_store)
+    await call(app, key=key, headers=as_user("alice"), body=b"secret")
+    used = await call(app, key=key, headers=as_user("bob"), body=b"guess")
+    unused = await call(app, key=f"{key}-unused", headers=as_user("carol"), body=b"guess")
+    assert used.status == unused.status == 202
+
+
+@pytest.mark.trap(35)
+def test_a_middleware_without_a_tenant_does_not_start() -> None:
+    with pytest.raises(TypeError, match="tenant"):
+        IdempotencyMiddleware(Charges(), store=MemoryStore())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="one_tenant"):
+        IdempotencyMiddleware(Charges(), store=MemoryStore(), tenant="everybody")  # type: ignore[arg-type]
+
+
+@pytest.mark.trap(35)
+async def test_a_stranger_without_the_header_shares_no_bucket(key: str) -> None:
+    charges = Charges()
+    answer = await call(per_user(charges, MemoryStore()), key=key)
+    assert (answer.status, charges.runs) == (400, 0)
+    assert b"missing-tenant" in answer.body
+
+
+@pytest.mark.trap(36)
+async def test_users_behind_one_proxy_are_apart_and_a_user_who_moves_is_one(key: str) -> None:
+    charges = Charges()
+    app = per_user(charges, MemoryStore())
+    proxy, home = ("203.0.113.1", 1), ("198.51.100.7", 2)
+    await call(app, key=key, headers=as_user("alice"), client=proxy)
+    await call(app, key=key, headers=as_user("bob"), client=proxy)
+    assert charges.runs == 2
+    assert (await call(app, key=key, headers=as_user("alice"), client=home)).replayed
+
+
+@pytest.mark.trap(37)
+@pytest.mark.parametrize("wrong", [None, b"alice", 7])
+async def test_a_tenant_that_is_no_text_is_an_error_and_nothing_runs(wrong: Any, key: str) -> None:
+    charges, store = Charges(), MemoryStore()
+    app = IdempotencyMiddleware(charges, store=store, tenant=lambda scope: wrong)
+    with pytest.raises(TypeError, match="tenant"):
+        await call(app, key=key)
+    assert charges.runs == 0
+    assert not (await store.scan()).records
+
+
+@pytest.mark.trap(37)
+async def test_a_tenant_callable_that_raises_is_a_500_and_nothing_runs(key: str) -> None:
+    def broken(scope: Any) -> str:
+        raise KeyError("user")
+
+    charges = Charges()
+    async with serve(IdempotencyMiddleware(charges, store=MemoryStore(), tenant=broken), "uvicorn-h11") as port:
+        assert (await post(port, key=key)).status == 500
+        assert (await post(port)).status == 201, "keyless requests have no tenant"
+    assert charges.runs == 1
+
+
+@pytest.mark.trap(37)
+async def test_a_tenant_callable_may_refuse_in_its_own_words(key: str) -> None:
+    def nobody(scope: Any) -> str:
+        raise MissingTenant("sign in first")
+
+    charges = Charges()
+    answer = await call(IdempotencyMiddleware(charges, store=MemoryStore(), tenant=nobody), key=key)
+    assert (answer.status, charges.runs) == (400, 0)
+    assert b"sign in first" in answer.body
+
+
+async def with_key(app: Any, *lines: bytes) -> Any:
+    return await call(app, headers=[("idempotency-key", line) for line in lines])
+
+
+@pytest.mark.trap(38)
+@pytest.mark.parametrize("spelling", [b"%b", b' "%b" ', b'"%b";a=1;b', b'\t"%b"'])
+async def test_a_key_is_one_key_in_every_spelling(spelling: bytes, any_store: Store, key: str) -> None:
+    charges = Charges()
+    app = guard(charges, any_store)
+    assert (await with_key(app, b'"%b"' % key.encode())).status == 201
+    assert (await with_key(app, spelling % key.encode())).replayed
+    assert charges.runs == 1
+
+
+@pytest.mark.trap(38)
+async def test_a_strict_policy_refuses_the_bare_spelling(key: str) -> None:
+    charges = Charges()
+    app = guard(charges, MemoryStore(), strict_keys=True)
+    assert (await with_key(app, key.encode())).status == 400
+    assert (await with_key(app, b'"%b"' % key.encode())).status == 201
+    assert charges.runs == 1
+
+
+MALFORMED = [
+    b'"open',
+    b'open"',
+    b'"a" b',
+    b'"a"b',
+    rb'"\q"',
+    b'"a", "b"',
+    b"a, b",
+    b"a;b",
+    b"a b",
+    b"a\\b",
+    "\u00e9".encode(),
+    "\u00e9".encode("latin-1"),
+    '"\u00e9"'.encode(),
+    b'"a\x00"',
+    b"a\x7f",
+    b'"a\r\nx: y"',
+    b"('a')\x01",
+    b"k" * 10_240,
+    b'"%b"' % (b"k" * 256),
+]
+
+
+@pytest.mark.trap(39)
+@pytest.mark.parametrize("line", MALFORMED, ids=lambda line: ascii(line[:16]))
+async def test_a_malformed_key_is_an_error_and_never_no_key(line: bytes) -> None:
+    charges = Charges()
+    answer = await with_key(guard(charges, MemoryStore()), line)
+    assert (answer.status, charges.runs) == (400, 0)
+    assert answer.header("content-type") == b"application/problem+json"
+    assert b"invalid-key" in answer.body
+
+
+@pytest.mark.trap(39)
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=24))
+def test_any_bytes_are_one_key_or_an_error(line: bytes) -> None:
+    from idempotency import parse_key
+    from idempotency.errors import InvalidKey
+
+    try:
+        key = parse_key([line])
+    except InvalidKey:
+        return
+    assert key is not None
+    assert key.strip(), "a blank key is no key"
+    assert key.isascii()
+    assert key.isprintable()
+
+
+@pytest.mark.trap(40)
+@pytest.mark.parametrize(
+    "lines", [(b'"a"', b'"a"'), (b'"a"', b'"b"'), (b'"a","b"',), (b"",), (b"  ",), (b'""',), (b'"  "',), (b"", b'"a"')]
+)
+async def test_more_or_less_than_one_key_is_an_error(lines: tuple[bytes, ...]) -> None:
+    charges = Charges()
+    answer = await with_key(guard(charges, MemoryStore()), *lines)
+    assert (answer.status, charges.runs) == (400, 0)
+
+
+@pytest.mark.trap(41)
+async def test_the_longest_key_of_the_longest_tenant_fits(any_store: Store, key: str) -> None:
+    long_key = (key + "/" * 255)[:255]  # each slash takes three characters in a record's name
+    app = IdempotencyMiddleware(Charges(), store=any_store, tenant=lambda scope: key + "\u00e9" * 100)
+    assert (await call(app, key=long_key)).status == 201
+    assert (await call(app, key=long_key)).replayed
+    assert (await call(app, key=long_key[:-1] + ".")).status == 201, "two long keys that differ at the end are two"
+
+
+AWKWARD = ["a:b", "a%3Ab", "{a}", "a*", "a'b", "a/../b", "a;DROP", "a\\", 'a"b', "A", "a", "a\u0020b".strip()]
+
+
+@pytest.mark.trap(42)
+async def test_awkward_keys_never_meet_in_a_store(any_store: Store, key: str) -> None:
+    charges = Charges()
+    app = guard(charges, any_store)
+    spelled = [key + text.replace("\\", "\\\\").replace('"', '\\"') for text in AWKWARD]
+    for text in spelled:
+        assert (await call(app, key=text)).status == 201
+    assert charges.runs == len(spelled)
+    for text in spelled:
+        assert (await call(app, key=text)).replayed
+
+
+@pytest.mark.trap(42)
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(st.text(max_size=6), st.text(max_size=6)), st.tuples(st.text(max_size=6), st.text(max_size=6)))
+def test_no_two_pairs_of_tenant_and_key_share_a_name(one: tuple[str, str], two: tuple[str, str]) -> None:
+    assert (storage_key(*one) == storage_key(*two)) == (one == two)
+    assert storage_key(*one).isascii()
+    assert storage_key(*one).isprintable()
+    assert not set(storage_key(*one)) & set("{}*'\"\\;/ ")
+
+
+@pytest.mark.trap(42)
+async def test_no_log_line_event_or_answer_shows_a_key_or_a_credential(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    from effects import Interposed, unavailable
+
+    events: list[Event] = []
+    for store in (MemoryStore(), Interposed(MemoryStore(), complete=unavailable)):
+        for hooks in ([events.append], []):
+            app = IdempotencyMiddleware(Charges(), store=store, tenant=by_header("Authorization"), hooks=hooks)
+            for body in (b"the-body", b"the-body", b"another-body"):
+                answer = await call(app, key=key, headers=as_user("the-secret"), body=body)
+                assert key.encode() not in answer.body
+    app = IdempotencyMiddleware(Charges(), store=MemoryStore(), tenant=one_tenant())
+    assert key.encode() not in (await with_key(app, b'"%b' % key.encode())).body
+    told = caplog.text + repr(events)
+    assert len(events) > 4
+    for secret in (key, "the-secret", "the-body", "another-body"):
+        assert secret not in told

@@ -1,0 +1,341 @@
+"""Traps 43 to 48: failures, short cuts, waiters, background work, and how a replay is known."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from asgi_driver import Talk, call, http_scope, key_header
+from effects import Charges, Interposed, guard, read_body, respond, unavailable
+from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, by_header, successes
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.trap(43)
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+async def test_a_transient_failure_frees_the_key_at_least_once(status: int, any_store: Store, key: str) -> None:
+    charges = Charges(status=status)
+    app = guard(charges, any_store)
+    assert (await call(app, key=key)).status == status
+    charges.status = 201
+    again = await call(app, key=key)
+    assert (again.status, again.replayed, again.body) == (201, False, b'{"charge": 2}')
+
+
+@pytest.mark.trap(43)
+@pytest.mark.parametrize("status", [400, 402, 404, 409, 410, 418, 422, 501])
+async def test_a_lasting_failure_is_kept(status: int, any_store: Store, key: str) -> None:
+    app = guard(Charges(status=status), any_store)
+    await call(app, key=key)
+    again = await call(app, key=key)
+    assert (again.status, again.replayed) == (status, True)
+
+
+@pytest.mark.trap(43)
+@pytest.mark.parametrize("status", [401, 429, 500, 503])
+async def test_every_failure_is_kept_at_most_once(status: int, any_store: Store, key: str) -> None:
+    charges = Charges(status=status)
+    app = guard(charges, any_store, policy=Policy.at_most_once())
+    await call(app, key=key)
+    again = await call(app, key=key)
+    assert (again.status, again.replayed, charges.runs) == (status, True, 1)
+
+
+@pytest.mark.trap(43)
+async def test_successes_alone_are_kept_where_the_policy_says_so(key: str) -> None:
+    charges = Charges(status=422)
+    app = guard(charges, MemoryStore(), keep=successes)
+    await call(app, key=key)
+    charges.status = 201
+    assert (await call(app, key=key)).status == 201
+    assert (await call(app, key=key)).replayed
+
+
+class _Failing(Charges):
+    """Takes money, then raises."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.bodies.append(await read_body(receive))
+        raise LookupError("after the effect")
+
+
+@pytest.mark.trap(43)
+async def test_a_handler_that_raises_frees_its_key_at_least_once(any_store: Store, key: str) -> None:
+    failing, charges = _Failing(), Charges()
+    with pytest.raises(LookupError):
+        await call(guard(failing, any_store), key=key)
+    assert (await call(guard(charges, any_store), key=key)).status == 201, "at once: it is stuck for no lease"
+
+
+@pytest.mark.trap(43)
+@pytest.mark.parametrize("preset", [Policy.at_most_once, Policy.stripe_v1])
+async def test_a_handler_that_raises_uses_its_key_up_at_most_once(preset: Any, any_store: Store, key: str) -> None:
+    failing = _Failing()
+    app = guard(failing, any_store, policy=preset())
+    with pytest.raises(LookupError):
+        await call(app, key=key)
+    for _ in range(2):
+        again = await call(app, key=key)
+        assert again.status == 500
+        assert b"first-run-failed" in again.body
+    assert failing.runs == 1
+
+
+@pytest.mark.trap(44)
+@pytest.mark.parametrize("status", [401, 403, 405])
+async def test_a_refusal_before_the_handler_does_not_use_the_key_up(status: int, any_store: Store, key: str) -> None:
+    """An authentication layer inside the middleware says no first, and yes to the next try."""
+    charges = Charges(status=status)
+    app = guard(charges, any_store)
+    assert (await call(app, key=key, headers=[("authorization", "bad")])).status == status
+    charges.status = 201
+    good = await call(app, key=key, headers=[("authorization", "good")])
+    assert (good.status, good.replayed) == (201, False)
+
+
+@pytest.mark.trap(44)
+async def test_a_refusal_by_a_layer_outside_is_never_kept(any_store: Store, key: str) -> None:
+    charges = Charges()
+    inside = IdempotencyMiddleware(charges, store=any_store, tenant=by_header("Authorization"))
+
+    async def authenticate(scope: Any, receive: Any, send: Any) -> None:
+        if (b"authorization", b"good") not in scope["headers"]:
+            return await respond(send, b"who are you?", status=401)
+        return await inside(scope, receive, send)
+
+    assert (await call(authenticate, key=key, headers=[("authorization", "bad")])).status == 401
+    assert (await call(authenticate, key=key, headers=[("authorization", "good")])).status == 201
+
+
+@pytest.mark.trap(44)
+@pytest.mark.parametrize("path", ["/nowhere", "/charges/"])
+async def test_what_a_router_answers_itself_does_not_use_the_key_up(path: str, key: str) -> None:
+    runs = []
+
+    async def charge(request: Request) -> PlainTextResponse:
+        runs.append(1)
+        return PlainTextResponse("charged", 201)
+
+    app = guard(Starlette(routes=[Route("/charges", charge, methods=["POST"])]), MemoryStore())
+    first = await call(app, path=path, key=key)
+    assert first.status in {404, 307}
+    assert (await call(app, path="/charges", key=key)).status == 201
+    assert runs == [1]
+
+
+@pytest.mark.trap(44)
+async def test_a_404_of_the_handler_itself_is_kept(key: str) -> None:
+    async def missing(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("no such account", 404)
+
+    app = guard(Starlette(routes=[Route("/charges", missing, methods=["POST"])]), MemoryStore())
+    await call(app, key=key)
+    assert (await call(app, key=key)).replayed
+
+
+@pytest.mark.trap(45)
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_one_waiter_takes_over_from_an_owner_that_failed(processes: int, any_store: Store, key: str) -> None:
+    async def work(number: int) -> None:
+        await asyncio.sleep(0.05)
+        charges.status = 500 if number == 1 else 201
+
+    charges = Charges(work)
+    apps = [guard(charges, any_store, wait=5) for _ in range(processes)]  # an engine for each stands for a process
+    owner = asyncio.create_task(call(apps[0], key=key))
+    while charges.runs == 0:
+        await asyncio.sleep(0.005)
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(*[call(apps[number % processes], key=key) for number in range(5)])
+    assert (await owner).status == 500
+    assert charges.runs == 2
+    assert [answer.body for answer in answers] == [b'{"charge": 2}'] * 5
+    assert sorted(answer.replayed for answer in answers) == [False, True, True, True, True]
+
+
+@pytest.mark.trap(45)
+async def test_a_waiter_whose_patience_ends_is_told_to_come_back(any_store: Store, key: str) -> None:
+    go_on = asyncio.Event()
+
+    async def work(number: int) -> None:
+        await go_on.wait()
+
+    app = guard(Charges(work), any_store, wait=0.1)
+    owner = asyncio.create_task(call(app, key=key))
+    await asyncio.sleep(0.02)
+    answers = await asyncio.gather(*[call(app, key=key) for _ in range(3)])
+    assert [answer.status for answer in answers] == [409] * 3
+    for answer in answers:
+        assert 1 <= int(answer.header("retry-after") or 0) <= 30
+    go_on.set()
+    assert (await owner).status == 201
+
+
+@pytest.mark.trap(45)
+async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = asyncio.Event()
+
+    async def work(number: int) -> None:
+        if number == 1:
+            await go_on.wait()
+            charges.status = 500
+        else:
+            charges.status = 201
+
+    charges = Charges(work)
+    app = guard(charges, MemoryStore(), wait=5)
+    owner = asyncio.create_task(call(app, key=key))
+    await asyncio.sleep(0.01)
+    waiters = [asyncio.create_task(call(app, key=key)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    leave = app.engine.flights.leave
+
+    def leave_and_cancel(*args: Any) -> None:
+        leave(*args)
+        waiters[0].cancel()  # in the very moment that promotes it
+
+    monkeypatch.setattr(app.engine.flights, "leave", leave_and_cancel)
+    go_on.set()
+    async with asyncio.timeout(3):
+        results = await asyncio.gather(*waiters, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert [answer.body for answer in results[1:]] == [b'{"charge": 2}'] * 2
+    assert (await owner).status == 500
+    assert not app.engine.flights, "nobody leads when nobody is left"
+
+
+@pytest.mark.trap(46)
+async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: Store, key: str) -> None:
+    go_on = asyncio.Event()
+
+    async def work(number: int) -> None:
+        await go_on.wait()
+
+    store = Interposed(any_store)
+    charges = Charges(work)
+    app = guard(charges, store, wait=10)
+    owner = asyncio.create_task(call(app, key=key))
+    while charges.runs == 0:
+        await asyncio.sleep(0.005)
+    waiters = [asyncio.create_task(call(app, key=key)) for _ in range(500)]
+    await asyncio.sleep(0.1)
+    go_on.set()
+    answers = await asyncio.gather(*waiters)
+    assert {answer.body for answer in answers} == {b'{"charge": 1}'}
+    assert (await owner).status == 201
+    assert store.calls["acquire"] <= 5
+
+
+@pytest.mark.trap(46)
+async def test_waiters_for_another_process_poll_with_growing_pauses(key: str) -> None:
+    go_on = asyncio.Event()
+
+    async def work(number: int) -> None:
+        await go_on.wait()
+
+    shared = MemoryStore()
+    store, charges = Interposed(shared), Charges(work)
+    owner = asyncio.create_task(call(guard(charges, shared), key=key))
+    await asyncio.sleep(0.01)
+    app = guard(charges, store, wait=10)
+    waiters = [asyncio.create_task(call(app, key=key)) for _ in range(100)]
+    await asyncio.sleep(0.6)
+    assert store.calls["acquire"] <= 100 + 10, "each asks once, then one watches for all"
+    go_on.set()
+    assert {answer.status for answer in await asyncio.gather(*waiters)} == {201}
+    await owner
+
+
+@pytest.mark.trap(47)
+async def test_background_work_runs_once_and_does_not_hold_the_key(any_store: Store, key: str) -> None:
+    started, go_on, tasks = asyncio.Event(), asyncio.Event(), []
+
+    async def mail() -> None:
+        tasks.append(1)
+        started.set()
+        await go_on.wait()
+
+    async def charge(request: Request) -> JSONResponse:
+        return JSONResponse({"charged": True}, background=BackgroundTask(mail))
+
+    app = guard(Starlette(routes=[Route("/charges", charge, methods=["POST"])]), any_store)
+    talk = Talk(app, http_scope(headers=key_header(key)))
+    talk.give(b"{}")
+    first = asyncio.create_task(talk.run())
+    await started.wait()
+    assert [message["type"] for message in talk.messages] == ["http.response.start", "http.response.body"]
+    again = await call(app, key=key)
+    assert (again.status, again.replayed) == (200, True)
+    go_on.set()
+    await first
+    assert tasks == [1]
+
+
+@pytest.mark.trap(47)
+async def test_a_background_task_that_fails_does_not_undo_the_record(key: str) -> None:
+    def fail() -> None:
+        raise RuntimeError("no mail today")
+
+    async def charge(request: Request) -> JSONResponse:
+        return JSONResponse({"charged": True}, background=BackgroundTask(fail))
+
+    app = guard(Starlette(routes=[Route("/charges", charge, methods=["POST"])]), MemoryStore())
+    with pytest.raises(RuntimeError):
+        await call(app, key=key)
+    assert (await call(app, key=key)).replayed
+
+
+@pytest.mark.trap(48)
+@pytest.mark.parametrize("spelling", [b"idempotency-replayed", b"Idempotency-Replayed"])
+@pytest.mark.parametrize("preset", [Policy, Policy.stripe_v1])
+async def test_only_a_replay_is_marked_and_the_applications_own_mark_is_dropped(
+    preset: Any, spelling: bytes, key: str
+) -> None:
+    policy = preset()
+    if preset is Policy.stripe_v1:
+        spelling = spelling.replace(b"empotency", b"empotent")
+
+    async def impostor(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await respond(send, b"ok", headers=[(spelling, b"true"), (b"idempotency-age", b"9"), (b"x-one", b"1")])
+
+    app = guard(impostor, MemoryStore(), policy=policy)
+    first, again = await call(app, key=key), await call(app, key=key)
+    assert first.values(policy.replay_header) == []
+    assert first.values("idempotency-age") == []
+    assert again.values(policy.replay_header) == [b"true"]
+    assert first.values("x-one") == again.values("x-one") == [b"1"]
+
+
+@pytest.mark.trap(48)
+async def test_a_replay_tells_its_age_and_its_end_and_cors_exposes_them(any_store: Store, key: str) -> None:
+    inner = guard(Charges(), any_store, retention=100)
+    app = CORSMiddleware(inner, allow_origins=["*"], expose_headers=EXPOSED_HEADERS)
+    first = await call(app, key=key, headers=[("origin", "https://shop.example")])
+    again = await call(app, key=key, headers=[("origin", "https://shop.example")])
+    assert first.header("idempotency-expires-in") == b"100"
+    assert 0 <= int(again.header("idempotency-age") or -1) <= 5
+    assert 90 <= int(again.header("idempotency-expires-in") or -1) <= 100
+    exposed = (again.header("access-control-expose-headers") or b"").decode().lower().split(", ")
+    own = {name.decode() for name, _ in again.headers if name.startswith(b"idempotency-")}
+    assert len(own) == 3
+    assert own <= set(exposed)
+
+
+@pytest.mark.trap(48)
+async def test_refusals_are_not_marked_as_replays(key: str) -> None:
+    app = guard(Charges(), Interposed(MemoryStore(), acquire=unavailable))
+    assert (await call(app, key=key)).header("idempotency-replayed") is None
