@@ -29,9 +29,11 @@ from idempotency._core.types import (
     StorageKey,
 )
 from idempotency.asgi import EXPOSED_HEADERS, IdempotencyMiddleware, by_header, one_tenant
+from idempotency.decorators import idempotent
 from idempotency.errors import (
     CorruptRecord,
     FingerprintMismatch,
+    FirstRunFailed,
     IdempotencyError,
     InProgress,
     InvalidKey,
@@ -59,6 +61,7 @@ __all__ = [
     "Event",
     "Fingerprint",
     "FingerprintMismatch",
+    "FirstRunFailed",
     "Hook",
     "IdempotencyError",
     "IdempotencyMiddleware",
@@ -92,6 +95,7 @@ __all__ = [
     "canonical_json",
     "current_claim",
     "exact_bytes",
+    "idempotent",
     "ignoring",
     "multipart_parts",
     "one_tenant",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from idempotency._core.errors import (
     CorruptRecord,
     FingerprintMismatch,
+    FirstRunFailed,
     IdempotencyError,
     InProgress,
     InvalidKey,
@@ -22,6 +23,7 @@ from idempotency._core.errors import (
 __all__ = [
     "CorruptRecord",
     "FingerprintMismatch",
+    "FirstRunFailed",
     "IdempotencyError",
     "InProgress",
     "InvalidKey",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 __all__ = [
     "CorruptRecord",
     "FingerprintMismatch",
+    "FirstRunFailed",
     "IdempotencyError",
     "InProgress",
     "InvalidKey",
@@ -129,6 +130,20 @@ class NotReplayable(IdempotencyError):
         )
         self.key_id = key_id
         self.reason = reason
+
+
+class FirstRunFailed(IdempotencyError):
+    """The decorated function raised on the first run with this key, and the policy keeps exceptions."""
+
+    status, slug, title = 500, "first-run-failed", "The first request with this Idempotency-Key failed"
+
+    def __init__(self, *, key_id: str, error: str) -> None:
+        super().__init__(
+            f"the first run with idempotency key {key_id} raised {error} and will not be repeated under it; "
+            "find out whether it took effect before you use a new key"
+        )
+        self.key_id = key_id
+        self.error = error
 
 
 class RequestTooLarge(IdempotencyError):

@@ -1,0 +1,197 @@
+"""
+Codecs: how what a decorated function returns becomes JSON in a record, and a value again for its retries.
+
+Each gives back exactly what it was given or refuses: at decoration where the annotation shows it, else when it meets
+the value. None of them can make a record run code: there is no pickle here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import Any, Final, Protocol, TypeVar
+
+from idempotency._core.exact_json import require_exact
+from idempotency._return_types import Plan, json_misfit, plan, show
+
+__all__ = ["JSON", "Codec", "DataclassCodec", "PydanticCodec"]
+
+T = TypeVar("T")
+
+
+class Codec(Protocol[T]):
+    """Two functions that undo each other, chosen for a return type."""
+
+    def bind(self, returns: Any) -> Codec[T]:
+        """
+        The codec for a function with this return annotation.
+
+        Args:
+            returns: The annotation, resolved; `inspect.Signature.empty` where there is none or it cannot be resolved.
+        Raises:
+            TypeError: Values of that type would not come back as they were.
+        """
+        ...
+
+    def encode(self, value: T) -> Any:
+        """
+        *value* as JSON types alone.
+
+        Raises:
+            TypeError, ValueError: It would not come back as it is. It is then recorded as done and not kept.
+        """
+        ...
+
+    def decode(self, stored: Any) -> T:
+        """
+        What `encode` was given.
+
+        Raises:
+            Exception: Any, where *stored* no longer fits: the retry is refused, and nothing runs.
+        """
+        ...
+
+
+class _JSON:
+    """JSON types as they are: None, bool, int, finite float, str, and lists and string-keyed dicts of them."""
+
+    def bind(self, returns: Any) -> Codec[Any]:
+        """See `Codec.bind`."""
+        misfit = json_misfit(returns)
+        if misfit is not None:
+            raise TypeError(
+                f"{misfit} does not come back from JSON as it was; return JSON types, or pass "
+                "codec=DataclassCodec() or codec=PydanticCodec() (idempotency.codecs)"
+            )
+        return self
+
+    def encode(self, value: Any) -> Any:
+        """See `Codec.encode`. Refused: tuples, subclasses of JSON types, NaN, infinities, keys that are not str."""
+        require_exact(value)
+        return value
+
+    def decode(self, stored: Any) -> Any:
+        """See `Codec.decode`."""
+        return stored
+
+    def __repr__(self) -> str:
+        return "JSON"
+
+
+JSON: Final[Codec[Any]] = _JSON()
+"""The default codec: values of JSON types, exactly."""
+
+
+class DataclassCodec:
+    """
+    Dataclasses of JSON types, of each other, and of lists, string-keyed dicts and optional ones of these.
+
+    Standard library alone. Fields that are not init parameters, and unions of two classes, are refused at decoration.
+
+    Args:
+        kind: The type, where the function's return annotation does not say it.
+    """
+
+    def __init__(self, kind: Any = inspect.Signature.empty) -> None:
+        self._kind = kind
+        self._plan: Plan | None = None
+
+    def bind(self, returns: Any) -> DataclassCodec:
+        """See `Codec.bind`."""
+        bound = DataclassCodec(_agreed("DataclassCodec", self._kind, returns))
+        bound._plan = plan(bound._kind)
+        return bound
+
+    def encode(self, value: Any) -> Any:
+        """See `Codec.encode`. A value that its class's `__post_init__` would change on the way back is refused."""
+        assert self._plan is not None, "bind() comes first"
+        stored = self._plan.encode(value)
+        _require_same(self._plan.decode(stored), value)
+        return stored
+
+    def decode(self, stored: Any) -> Any:
+        """See `Codec.decode`."""
+        assert self._plan is not None, "bind() comes first"
+        return self._plan.decode(stored)
+
+
+class PydanticCodec:
+    """
+    Whatever a `pydantic.TypeAdapter` can write as JSON and read back: models, dataclasses, dates, Decimal, bytes, sets.
+
+    Every value is read back before it is recorded; one that comes back different (an excluded field, a secret, NaN)
+    is refused. A time zone survives as its offset. Needs pydantic 2.7 (the `pydantic` extra).
+
+    Args:
+        kind: The type, where the function's return annotation does not say it.
+    """
+
+    def __init__(self, kind: Any = inspect.Signature.empty) -> None:
+        self._kind = kind
+        self._adapter: Any = None
+
+    def bind(self, returns: Any) -> PydanticCodec:
+        """See `Codec.bind`."""
+        from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
+
+        bound = PydanticCodec(_agreed("PydanticCodec", self._kind, returns))
+        try:
+            bound._adapter = TypeAdapter(bound._kind)
+            bound._adapter.json_schema(mode="serialization")  # fails for what has no form in JSON
+        except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+            raise TypeError(f"pydantic cannot write {show(bound._kind)} as JSON: {error.message}") from None
+        return bound
+
+    def encode(self, value: Any) -> Any:
+        """See `Codec.encode`."""
+        # Pydantic's errors quote the value, which has no place in a log: none of them goes further.
+        try:
+            text = self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+            again = self._adapter.validate_json(text)
+        except ValueError:
+            raise TypeError(
+                f"pydantic cannot write this {show(type(value))} as JSON and read it back"
+            ) from None
+        _require_same(again, value)
+        return json.loads(text)
+
+    def decode(self, stored: Any) -> Any:
+        """See `Codec.decode`."""
+        # From text and not from objects: a strict model takes a date from JSON, and never from a str.
+        return self._adapter.validate_json(json.dumps(stored))
+
+
+def _agreed(codec: str, kind: Any, returns: Any) -> Any:
+    """The one type that the codec was given and the function is annotated with."""
+    empty = inspect.Signature.empty
+    if kind is empty and returns is empty:
+        raise TypeError(
+            f"{codec} needs a type: annotate what the function returns (with a name that its module can resolve), "
+            f"or pass {codec}(the type)"
+        )
+    if kind is not empty and returns is not empty and returns is not Any and kind != returns:
+        raise TypeError(f"{codec} was given {show(kind)}, and the function returns {show(returns)}")
+    return returns if kind is empty else kind
+
+
+def _require_same(again: Any, value: Any) -> None:
+    if not _same(again, value):
+        raise TypeError(f"a {show(type(value))} comes back from its record different from what it was")
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equal, and of the same types all the way down: `1 == True == 1.0` is not enough."""
+    if type(left) is not type(right):
+        return False
+    match left:
+        case list() | tuple():
+            return len(left) == len(right) and all(map(_same, left, right))
+        case dict():
+            return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
+    if dataclasses.is_dataclass(left):
+        names = [field.name for field in dataclasses.fields(left)]
+        return all(_same(getattr(left, name), getattr(right, name)) for name in names)
+    if not bool(left == right):
+        return False
+    return not hasattr(left, "model_fields_set") or _same(vars(left), vars(right))
