@@ -1,0 +1,32 @@
+"""Every Python example in the documentation and in docstrings is a test."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
+
+from sybil import Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from sybil.parsers.rest import DocTestParser
+from sybil.sybil import SybilCollection
+
+
+def _as_script(namespace: MutableMapping[str, object]) -> None:
+    namespace["__name__"] = "__main__"  # frameworks ask the module of a handler where it lives
+
+
+pytest_collect_file = SybilCollection(
+    [
+        Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["*.md"], setup=_as_script),
+        *(
+            Sybil(
+                parsers=[DocTestParser(optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)],
+                path=source,
+                pattern="**/*.py",
+                document_types={".py": PythonDocStringDocument},
+            )
+            for source in ("packages/idempotency/src", "packages/predictor/src", "services/ml-api/src")
+        ),
+    ]
+).pytest()
