@@ -39,6 +39,7 @@ from typing_extensions import TypedDict
 __all__ = [
     "SCHEMA_VERSION",
     "Candle",
+    "Contribution",
     "ErrorItem",
     "MalformedBody",
     "NestedTooDeep",
@@ -275,8 +276,26 @@ class Signal(_Wire):
     contribution: Literal["bullish", "bearish", "neutral"]
 
 
+class Contribution(_Wire):
+    """How far one indicator moved the model towards the action it chose for one asset; negative: away from it."""
+
+    asset_symbol: Literal["BTC", "ETH"]
+    feature: str
+    log_odds: Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _optional_contributions(schema: dict[str, Any]) -> None:
+    schema["required"] = [name for name in schema["required"] if name != "contributions"]
+
+
 class PredictResponse(_Wire):
-    """The decision. All members are always present; signals list the assets one after the other, 9 rules each."""
+    """
+    The decision. Signals list the assets one after the other, 9 rules each.
+
+    All members are always present, but for *contributions*: only a service that is set to explain sends those.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_optional_contributions)
 
     schema_version: str = SCHEMA_VERSION
     model_version: str
@@ -286,6 +305,7 @@ class PredictResponse(_Wire):
     orders: tuple[Order, ...]
     signals: tuple[Signal, ...]
     reasoning: str
+    contributions: tuple[Contribution, ...] | None = None
 
 
 def parse_request(body: bytes) -> PredictRequest:
@@ -364,12 +384,17 @@ def encode_response(response: PredictResponse) -> bytes:
         f'"fired":{"true" if signal.fired else "false"},"contribution":"{signal.contribution}"}}'
         for signal in response.signals
     )
+    contributions = ",".join(
+        f'{{"assetSymbol":"{one.asset_symbol}","feature":{_text(one.feature)},"logOdds":{one.log_odds!r}}}'
+        for one in response.contributions or ()
+    )
+    explained = f',"contributions":[{contributions}]' if response.contributions is not None else ""
     created = response.created_at.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")]
     return (
         f'{{"schemaVersion":{_text(response.schema_version)},"modelVersion":{_text(response.model_version)},'
         f'"requestId":{_text(response.request_id)},"agentId":{_text(response.agent_id)},'
         f'"createdAt":"{created}Z","orders":[{orders}],"signals":[{signals}],'
-        f'"reasoning":{_text(response.reasoning)}}}'
+        f'"reasoning":{_text(response.reasoning)}{explained}}}'
     ).encode("ascii")
 
 

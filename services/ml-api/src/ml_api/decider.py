@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ml_api.contract import MalformedBody, PredictResponse, encode_response, parse_request
+from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response, parse_request
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem
+from ml_api.trading.contributions import contributions
 from ml_api.trading.decision import Decision, decide
 from ml_api.trading.indicators import FloatArray
 from predictor import Model, ModelSlot
@@ -31,6 +32,7 @@ class Decider:
         slot: Where the model is; None decides by the fixed rules.
         version: What answers call the model, instead of its own version.
         cap_orders: Whether orders are cut to the portfolio's cash and positions.
+        explain_top: How many of the model's own contributions an answer lists per asset; 0 leaves the member out.
         now: The clock of `createdAt`.
     """
 
@@ -41,10 +43,12 @@ class Decider:
         *,
         version: str | None = None,
         cap_orders: bool = False,
+        explain_top: int = 0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._slot, self._metrics = slot, metrics
         self._version, self._cap_orders, self._now = version, cap_orders, now
+        self._explain_top = explain_top
 
     @property
     def loaded(self) -> bool:
@@ -82,11 +86,19 @@ class Decider:
                 orders=decision.orders,
                 signals=decision.signals,
                 reasoning=decision.reasoning,
+                contributions=self._contributions(decision, model),
             )
         )
         self._count(decision, model)
         self._metrics.decision_seconds.observe(time.perf_counter() - begun)
         return answer
+
+    def _contributions(self, decision: Decision, model: Model | None) -> tuple[Contribution, ...] | None:
+        if model is None or self._explain_top == 0:
+            return None
+        return contributions(
+            decision.verdicts, lambda rows: model.explain(rows).contributions, top=self._explain_top
+        )
 
     def _name(self, model: Model | None) -> str:
         return self._version or (model.info.version if model is not None else RULES_VERSION)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ml_api import contract
 from ml_api.contract import (
+    Contribution,
     MalformedBody,
     NestedTooDeep,
     Order,
@@ -356,6 +357,13 @@ class TestAnswer:
         ]
         assert (read["reasoning"], read["requestId"], read["agentId"]) == (text, text, text)
 
+    def test_contributions_are_a_list_where_asked_for_even_if_empty(self) -> None:
+        assert "contributions" not in json.loads(encode_response(answer()))
+        assert json.loads(encode_response(answer(contributions=())))["contributions"] == []
+        why = Contribution(asset_symbol="BTC", feature="rsi_14", log_odds=-0.25)
+        read = json.loads(encode_response(answer(contributions=(why,))))["contributions"]
+        assert read == [{"assetSymbol": "BTC", "feature": "rsi_14", "logOdds": -0.25}]
+
     @pytest.mark.parametrize(
         "quantity", [0, Decimal(-1), Decimal("1000.00000001"), Decimal("NaN"), Decimal("1e-9")]
     )
@@ -373,8 +381,11 @@ class TestAnswer:
         signal = Signal(feature="f", value=0.5, rule="r", fired=False, contribution="bearish")
         schema = PredictResponse.model_json_schema(mode="serialization")
         read = json.loads(encode_response(answer(orders=(order,), signals=(signal,))))
-        assert set(read) == set(schema["properties"]) == set(schema["required"])
-        for member, name in (("orders", "Order"), ("signals", "Signal")):
+        assert set(read) == set(schema["required"]) == set(schema["properties"]) - {"contributions"}
+        why = Contribution(asset_symbol="ETH", feature="f", log_odds=-0.5)
+        read = json.loads(encode_response(answer(orders=(order,), signals=(signal,), contributions=(why,))))
+        assert set(read) == set(schema["properties"])
+        for member, name in (("orders", "Order"), ("signals", "Signal"), ("contributions", "Contribution")):
             promised = schema["$defs"][name]
             assert set(read[member][0]) == set(promised["properties"]) == set(promised["required"])
         assert schema["$defs"]["Order"]["properties"]["quantity"]["type"] == "number"

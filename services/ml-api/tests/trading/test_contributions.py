@@ -1,0 +1,71 @@
+"""The model's own reasons: the largest contributions towards the action that was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from ml_api.contract import parse_request
+from ml_api.report import BUNDLED
+from ml_api.trading.contributions import contributions
+from ml_api.trading.decision import CLASSES, decide
+from ml_api.trading.indicators import FEATURES
+from predictor import Model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load(Path(BUNDLED))
+
+
+def test_the_largest_come_first_per_asset_towards_its_own_action(
+    make_body: Callable[..., bytes], model: Model
+) -> None:
+    decision = decide(parse_request(make_body()), model.predict)
+    shares = model.explain(np.stack([verdict.row for verdict in decision.verdicts])).contributions
+    found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=3)
+    assert [one.asset_symbol for one in found] == ["BTC"] * 3 + ["ETH"] * 3
+    for index, verdict in enumerate(decision.verdicts):
+        own = [one for one in found if one.asset_symbol == verdict.asset]
+        sizes = [abs(one.log_odds) for one in own]
+        toward = shares[index, CLASSES.index(verdict.action)]
+        assert sizes == sorted(np.abs(toward), reverse=True)[:3]
+        assert all(one.log_odds == toward[FEATURES.index(one.feature)] for one in own)
+
+
+def test_all_of_them_add_up_to_the_raw_score(make_body: Callable[..., bytes], model: Model) -> None:
+    decision = decide(parse_request(make_body(assets=["ETH"])), model.predict)
+    (verdict,) = decision.verdicts
+    explanation = model.explain(verdict.row[None, :])
+    found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=99)
+    column = CLASSES.index(verdict.action)
+    assert {one.feature for one in found} == set(FEATURES)
+    total = explanation.bias[0, column] + sum(one.log_odds for one in found)
+    assert total == pytest.approx(explanation.raw[0, column], rel=1e-9)
+
+
+def test_without_a_verdict_the_model_is_not_asked() -> None:
+    assert contributions((), lambda rows: pytest.fail("asked"), top=3) == ()
+
+
+@pytest.mark.anyio
+async def test_the_setting_adds_the_member_and_nothing_else(
+    service: Callable[..., httpx.AsyncClient],
+    make_body: Callable[..., bytes],
+    headers: Callable[..., dict[str, str]],
+) -> None:
+    answers = []
+    for top in (0, 2):
+        async with service(explain_top=top) as client:
+            answer = await client.post("/predict", content=make_body(), headers=headers())
+        assert answer.status_code == 200
+        answers.append(answer.json())
+    plain, explained = answers
+    assert len(explained.pop("contributions")) == 4
+    for decision in answers:
+        del decision["createdAt"]
+    assert explained == plain
