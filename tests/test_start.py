@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ml_api.app import BUNDLED_MODEL
+from ml_api.catalogue import BUNDLED_MODEL
 from predictor import manifest_path
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -80,7 +80,7 @@ def test_a_redis_that_refuses_the_password(command: Command, make_redis: Callabl
 def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tmp_path: Path) -> None:
     shown = command("check", ML_SERVICE_STORE_PATH=str(tmp_path / "s.sqlite3"), **KEY)
     assert shown.returncode == 0, shown.stderr
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["settings", "model", "store"]
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["settings", "models", "store"]
 
 
 def test_nothing_heavy_is_imported_to_serve(environment: dict[str, str], tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from ml_api.app import ModelUnusable
+    from ml_api.catalogue import ModelUnusable
     from ml_api.server import serve
     from ml_api.stores import StoreUnusable
 
@@ -74,14 +74,15 @@ def _report(options: argparse.Namespace) -> int:
 
 def _check(_: argparse.Namespace) -> int:
     """Say whether the service would start: settings, then model, then store."""
-    from ml_api.app import ModelUnusable, load_slot
+    from ml_api.catalogue import ModelUnusable, load_models
     from ml_api.stores import StoreUnusable
 
     settings = load_settings()
     print("settings  ok")
     try:
-        slot = load_slot(settings)
-        print(f"model     ok: {slot.current.info.version if slot is not None else 'none, fixed rules'}")
+        models = load_models(settings)
+        names = [f"{name} {slot.current.info.version}" for name, slot in models.by_name.items()]
+        print(f"models    ok: {', '.join(names) if models.trading is not None else 'fixed rules'}")
         print(f"store     ok: {_check_store(settings)}")
     except (ModelUnusable, StoreUnusable) as error:
         return _refuse(str(error))
@@ -90,11 +91,9 @@ def _check(_: argparse.Namespace) -> int:
 
 def _openapi(_: argparse.Namespace) -> int:
     """Print the document of the service as it is set up; no key is needed for that."""
-    from ml_api.app import prediction_policy
-    from ml_api.openapi import openapi_document
+    from ml_api.app import document_of
 
-    settings = load_settings(api_key="unused")
-    document = openapi_document(prediction_policy(settings), rate_limit=settings.rate_limit is not None)
+    document = document_of(load_settings(api_key="unused"))
     print(json.dumps(document, indent=2))
     return 0
 

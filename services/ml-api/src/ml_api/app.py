@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from importlib.resources import files
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,13 +20,15 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, successes
+from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, ignoring, successes
 from ml_api import routes
 from ml_api.auth import Authentication, caller
+from ml_api.catalogue import load_models
 from ml_api.decider import Decider
 from ml_api.docs_page import docs_routes
 from ml_api.fingerprints import fingerprint_of
 from ml_api.health import health_endpoint, ready_endpoint
+from ml_api.inference_routes import INFERENCE_PUBLIC, inference_routes
 from ml_api.keys import ApiKeys
 from ml_api.limits import BodyLimit, HandlerDeadline
 from ml_api.metrics import Metrics
@@ -36,23 +37,12 @@ from ml_api.rate import RateLimit
 from ml_api.settings import PREFIX, Settings, load_settings, unknown_variables
 from ml_api.stores import Backend, open_backend
 from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
-from ml_api.trading.decision import CLASSES
-from ml_api.trading.indicators import FEATURES
-from predictor import Model, ModelSlot
-from predictor.errors import PredictorError
 
-__all__ = ["BUNDLED_MODEL", "ModelUnusable", "create_app", "load_slot", "prediction_policy"]
-
-BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
-"""The model in the package: served unless another is named."""
+__all__ = ["create_app", "document_of", "inference_policy", "prediction_policy"]
 
 _PUBLIC = ("/health", "/ready", "/metrics", "/openapi.json")
 
 _log = logging.getLogger("ml_api")
-
-
-class ModelUnusable(Exception):
-    """The model cannot be served; the message says which and why."""
 
 
 def create_app(settings: Settings | None = None, *, backend: Backend | None = None) -> Starlette:
@@ -69,30 +59,45 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     """
     settings = settings or load_settings()
     metrics = Metrics()
-    slot = load_slot(settings)
-    decider = Decider(slot, metrics, version=settings.model_version, cap_orders=settings.cap_orders)
+    models = load_models(settings)
+    decider = Decider(
+        models.trading,
+        metrics,
+        version=settings.model_version,
+        cap_orders=settings.cap_orders,
+        explain_top=settings.explain_top,
+    )
     backend = backend or open_backend(settings, metrics)
     metrics.model_workers.labels(decider.version).set(1)
     docs = docs_routes()
+
+    def keyed(policy: Policy) -> list[Middleware]:
+        return [
+            *rated,
+            Middleware(
+                IdempotencyMiddleware,
+                store=backend.store,
+                tenant=caller,
+                policy=policy,
+                hooks=[CacheEvents(metrics)],
+            ),
+            Middleware(HandlerDeadline, seconds=settings.handler_timeout),
+        ]
+
     rated = [Middleware(RateLimit, per_minute=settings.rate_limit)] if settings.rate_limit is not None else []
-    keyed = [
-        *rated,
-        Middleware(
-            IdempotencyMiddleware,
-            store=backend.store,
-            tenant=caller,
-            policy=prediction_policy(settings),
-            hooks=[CacheEvents(metrics)],
-        ),
-        Middleware(HandlerDeadline, seconds=settings.handler_timeout),
-    ]
     return Starlette(
         routes=[
-            Route("/predict", routes.predict_endpoint(decider), methods=["POST"], middleware=keyed),
+            Route(
+                "/predict",
+                routes.predict_endpoint(decider),
+                methods=["POST"],
+                middleware=keyed(prediction_policy(settings)),
+            ),
+            *inference_routes(models.by_name, metrics, keyed=keyed(inference_policy(settings))),
             Route("/health", health_endpoint(decider)),
             Route("/ready", ready_endpoint(decider, backend.kind, backend.watch)),
             Route("/metrics", routes.metrics_endpoint(metrics)),
-            Route("/openapi.json", routes.openapi_endpoint(lambda: _document(settings))),
+            Route("/openapi.json", routes.openapi_endpoint(lambda: document_of(settings))),
             *docs,
         ],
         middleware=[
@@ -117,7 +122,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                     single=settings.api_key.get_secret_value() if settings.api_key else None,
                     file=settings.api_keys_file,
                 ),
-                public=(*_PUBLIC, *(route.path for route in docs)),
+                public=(*_PUBLIC, *INFERENCE_PUBLIC, *(route.path for route in docs)),
                 refused=metrics.unauthorized.inc,
             ),
         ],
@@ -141,47 +146,18 @@ def prediction_policy(settings: Settings) -> Policy:
     )
 
 
-def _document(settings: Settings) -> dict[str, Any]:
+def inference_policy(settings: Settings) -> Policy:
+    """The same for the Open Inference Protocol, where a request is its tensors: all of it counts but its `id`."""
+    return replace(prediction_policy(settings), fingerprint=ignoring("id"))
+
+
+def document_of(settings: Settings) -> dict[str, Any]:
+    """The OpenAPI document of a service with these settings."""
     from ml_api.openapi import openapi_document  # its schemas take time that a start should not
 
-    return openapi_document(prediction_policy(settings), rate_limit=settings.rate_limit is not None)
-
-
-def load_slot(settings: Settings) -> ModelSlot | None:
-    """
-    Load and check the model that *settings* name; None where they allow the fixed rules and there is no
-    model file.
-
-    Raises:
-        ModelUnusable: Missing, altered, or not a model of this service.
-    """
-    path = settings.model_path or BUNDLED_MODEL
-    if not path.is_file():
-        if settings.rule_fallback:
-            return None
-        raise ModelUnusable(
-            f"there is no model at {path}; set {PREFIX}MODEL_PATH, or {PREFIX}RULE_FALLBACK=true"
-        )
-    try:
-        model = Model.load(path)
-    except (PredictorError, OSError) as error:
-        raise ModelUnusable(f"the model {path} is not served: {error}") from error
-    check_trading_model(model, path)
-    return ModelSlot(model)
-
-
-def check_trading_model(model: Model, path: Path) -> None:
-    """
-    Make sure that *model* answers the question that /predict asks.
-
-    Raises:
-        ModelUnusable: Other features, or other classes, than the decision rules have.
-    """
-    if model.info.features != FEATURES or model.info.n_classes != len(CLASSES):
-        raise ModelUnusable(
-            f"the model {path} is not served: POST /predict needs the features {', '.join(FEATURES)} "
-            f"and the classes {', '.join(CLASSES)}"
-        )
+    return openapi_document(
+        prediction_policy(settings), inference_policy(settings), rate_limit=settings.rate_limit is not None
+    )
 
 
 class _Life:

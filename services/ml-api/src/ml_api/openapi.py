@@ -17,6 +17,7 @@ from idempotency import Policy
 from idempotency.openapi import add_idempotency
 from ml_api.contract import ErrorItem, PredictRequest, PredictResponse
 from ml_api.demo import example_request
+from ml_api.inference import InferRequest, InferResponse
 from ml_api.problems import MEDIA_TYPE, TYPE_PREFIX
 from ml_api.telemetry import REQUEST_ID_HEADER
 
@@ -32,12 +33,13 @@ _RETRY_AFTER = {
 }
 
 
-def openapi_document(policy: Policy, *, rate_limit: bool = False) -> Schema:
+def openapi_document(predict: Policy, infer: Policy, *, rate_limit: bool = False) -> Schema:
     """
     Build the document.
 
     Args:
-        policy: The one that POST /predict is served under.
+        predict: The policy that POST /predict is served under.
+        infer: The policy of the Open Inference Protocol's `infer`.
         rate_limit: Whether 429 can happen.
     """
     document = {
@@ -53,34 +55,29 @@ def openapi_document(policy: Policy, *, rate_limit: bool = False) -> Schema:
             "/health": {"get": _plain("health", "Whether the service runs, and with which model", _HEALTH)},
             "/ready": {"get": _plain("ready", "Whether requests may be sent here", _READY)},
             "/metrics": {"get": _metrics()},
+            **_inference(rate_limit),
         },
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
         },
     }
-    return add_idempotency(document, policy, operations=[("POST", "/predict")])
+    document = add_idempotency(document, predict, operations=[("POST", "/predict")])
+    operations = [("POST", path) for path in document["paths"] if path.endswith("/infer")]
+    return add_idempotency(document, infer, operations=operations)
 
 
 def _predict(rate_limit: bool) -> Schema:
     example = json.loads(example_request())
-    responses = {
+    responses = _refusals(rate_limit) | {
         "200": {
             "description": "The decision.",
             "headers": _REQUEST_ID,
             "content": {"application/json": {"schema": _reference("PredictResponse")}},
         },
         "400": _problem("The body nests too deep.", "nested-too-deep", violations=True),
-        "401": _problem("The API key is missing or wrong.", "unauthorized"),
-        "408": _problem("The body did not arrive in time.", "request-timeout"),
-        "413": _problem("The body is too large.", "content-too-large"),
-        "415": _problem("The body is not JSON.", "unsupported-media-type"),
         "422": _problem("The body breaks the schema.", "malformed-body", violations=True),
-        "500": _problem("The service failed; nothing was decided.", "internal-error"),
-        "504": _problem("The answer took too long.", "handler-timeout", headers=_RETRY_AFTER),
     }
-    if rate_limit:
-        responses["429"] = _problem("Too many requests.", "rate-limited", headers=_RETRY_AFTER)
     return {
         "operationId": "predict",
         "summary": "Decide on orders",
@@ -98,7 +95,90 @@ def _predict(rate_limit: bool) -> Schema:
     }
 
 
-def _plain(operation: str, summary: str, members: Mapping[str, str]) -> Schema:
+def _inference(rate_limit: bool) -> Schema:
+    open_to_all = {
+        "/v2": _plain(
+            "serverMetadata", "Open Inference Protocol: the server", {"name": "string", "version": "string"}
+        ),
+        "/v2/health/live": _plain("serverLive", "Open Inference Protocol: whether the server runs"),
+        "/v2/health/ready": _plain(
+            "serverReady", "Open Inference Protocol: whether requests may be sent here"
+        ),
+    }
+    paths: Schema = {path: {"get": operation} for path, operation in open_to_all.items()}
+    for stem, suffix in (("/v2/models/{name}", ""), ("/v2/models/{name}/versions/{version}", "OfVersion")):
+        names = [name for name in ("name", "version") if f"{{{name}}}" in stem]
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+        metadata = _plain(
+            f"modelMetadata{suffix}", "A model's tensors", {"name": "string", "platform": "string"}
+        )
+        ready = _plain(f"modelReady{suffix}", "Whether a model is served")
+        for operation in (metadata, ready):
+            operation["security"] = [{"ApiKey": []}]
+            operation["responses"] |= {
+                "401": _problem("The API key is missing or wrong.", "unauthorized"),
+                "404": _problem("There is no such model.", "not-found"),
+            }
+        paths[stem] = {"parameters": parameters, "get": metadata}
+        paths[f"{stem}/ready"] = {"parameters": parameters, "get": ready}
+        paths[f"{stem}/infer"] = {"parameters": parameters, "post": _infer(f"infer{suffix}", rate_limit)}
+    return paths
+
+
+def _infer(operation: str, rate_limit: bool) -> Schema:
+    tensor = {"name": "rows", "shape": [1, 11], "datatype": "FP64"}
+    values = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
+    responses = _refusals(rate_limit) | {
+        "200": {
+            "description": "The model's outputs, one row of them for each row.",
+            "headers": _REQUEST_ID,
+            "content": {"application/json": {"schema": _reference("InferResponse")}},
+        },
+        "404": _problem("There is no such model.", "not-found"),
+        "422": {
+            "description": "The body breaks the schema, or its tensors do not fit the model.",
+            "headers": _REQUEST_ID,
+            "content": {MEDIA_TYPE: {"schema": {"anyOf": [_reference("Problem"), _reference("Violations")]}}},
+        },
+    }
+    return {
+        "operationId": operation,
+        "summary": "Ask a model (Open Inference Protocol)",
+        "security": [{"ApiKey": []}],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": _reference("InferRequest"),
+                    "example": {"id": "1", "inputs": [tensor | {"data": values}]},
+                }
+            },
+        },
+        "responses": responses,
+    }
+
+
+def _refusals(rate_limit: bool) -> Schema:
+    """What any guarded POST may be refused with."""
+    refusals = {
+        "401": _problem("The API key is missing or wrong.", "unauthorized"),
+        "408": _problem("The body did not arrive in time.", "request-timeout"),
+        "413": _problem("The body is too large.", "content-too-large"),
+        "415": _problem("The body is not JSON.", "unsupported-media-type"),
+        "500": _problem("The service failed; nothing was decided.", "internal-error"),
+        "504": _problem("The answer took too long.", "handler-timeout", headers=_RETRY_AFTER),
+    }
+    if rate_limit:
+        refusals["429"] = _problem("Too many requests.", "rate-limited", headers=_RETRY_AFTER)
+    return refusals
+
+
+def _plain(operation: str, summary: str, members: Mapping[str, str] | None = None) -> Schema:
+    if members is None:
+        empty = {"description": "Yes.", "headers": _REQUEST_ID}
+        return {"operationId": operation, "summary": summary, "security": [], "responses": {"200": empty}}
     schema = {
         "type": "object",
         "required": list(members),
@@ -149,7 +229,12 @@ def _problem(
 
 def _schemas() -> Schema:
     _, generated = models_json_schema(
-        [(PredictRequest, "validation"), (PredictResponse, "serialization")],
+        [
+            (PredictRequest, "validation"),
+            (PredictResponse, "serialization"),
+            (InferRequest, "validation"),
+            (InferResponse, "serialization"),
+        ],
         ref_template="#/components/schemas/{model}",
     )
     schemas: Schema = generated["$defs"]

@@ -55,14 +55,15 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
     Raises:
         ModelUnusable, StoreUnusable: Nothing was served.
     """
-    from ml_api.app import create_app, load_slot
+    from ml_api.app import create_app
+    from ml_api.catalogue import load_models
 
     # uvicorn repeats the signal once it has stopped: a stop that was asked for, and done, is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if workers == 1:
         uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
         return
-    load_slot(settings)  # a model that no worker can load is one line here, not a traceback from each
+    load_models(settings)  # a model that no worker can load is one line here, not a traceback from each
     with _shared_metrics():
         config = ServiceConfig(
             "ml_api.app:create_app", settings, factory=True, host=host, port=port, workers=workers

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
+    DirectoryPath,
     Field,
     FilePath,
     NonNegativeInt,
@@ -74,6 +75,7 @@ class Settings(BaseSettings):
     Attributes:
         model_path: A LightGBM text model with its manifest beside it; None serves the model in the package.
         model_version: What answers call the model; None takes the manifest's.
+        models_dir: More models for the Open Inference Protocol: every `*.txt` with its manifest.
         rule_fallback: Whether a missing model file is answered by fixed rules instead of refusing to start.
         api_key: The single, unnamed key. Its records carry no tenant.
         api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
@@ -88,6 +90,7 @@ class Settings(BaseSettings):
         wait: How long a twin waits for the first request before it is told 409.
         lease: How long a claim outlives a process that died.
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
+        explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
         rate_limit: Requests a minute and key in one worker; None sets no limit.
     """
 
@@ -97,6 +100,7 @@ class Settings(BaseSettings):
 
     model_path: FilePath | None = None
     model_version: str | None = Field(default=None, min_length=1, max_length=100)
+    models_dir: DirectoryPath | None = None
     rule_fallback: bool = False
 
     api_keys_file: Annotated[FilePath, AfterValidator(_usable_keys)] | None = None
@@ -120,6 +124,7 @@ class Settings(BaseSettings):
     lease: float = Field(default=30.0, ge=1, le=3600)
 
     cap_orders: bool = False
+    explain_top: int = Field(default=0, ge=0, le=11)
     rate_limit: PositiveInt | None = None
 
     max_body_bytes: PositiveInt = 1_048_576
@@ -156,7 +161,9 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("api_keys_file", "model_path", "model_version", "rate_limit", "redis_url", mode="before")
+    @field_validator(
+        "api_keys_file", "model_path", "models_dir", "model_version", "rate_limit", "redis_url", mode="before"
+    )
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         return None if value == "" else value

@@ -1,0 +1,170 @@
+"""The Open Inference Protocol: tensors in, tensors out, for any model, under the same promise as /predict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import lightgbm
+import numpy as np
+import pytest
+
+from ml_api.catalogue import BUNDLED_MODEL
+from predictor import Model, write_manifest
+
+pytestmark = pytest.mark.anyio
+
+Service = Callable[..., httpx.AsyncClient]
+Headers = Callable[..., dict[str, str]]
+
+ROW = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
+INFER = "/v2/models/btc-eth/infer"
+
+
+def tensor(data: list[Any], shape: list[int], name: str = "rows", datatype: str = "FP64") -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
+
+
+def request(*inputs: dict[str, Any], **more: Any) -> bytes:
+    return json.dumps({"inputs": list(inputs)} | more).encode()
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A regression model with a category feature that may be missing: nothing of trading about it."""
+    directory = tmp_path_factory.mktemp("models")
+    random = np.random.default_rng(7)
+    rows = np.column_stack([random.normal(size=400), random.integers(0, 3, 400)])
+    truth = rows[:, 0] + 2 * (rows[:, 1] == 1)
+    data = lightgbm.Dataset(rows, truth, feature_name=["size", "colour"], categorical_feature=["colour"])
+    booster = lightgbm.train({"objective": "regression", "num_leaves": 7, "verbose": -1}, data, 20)
+    booster.save_model(directory / "houses.txt")
+    samples = [{"size": float(size), "colour": "rgb"[int(colour)]} for size, colour in rows]
+    write_manifest(
+        directory / "houses.txt",
+        samples,
+        name="houses",
+        version="2.1",
+        categories={"colour": ["r", "g", "b"]},
+        nullable=["size"],
+    )
+    return directory
+
+
+async def test_a_matrix_gets_exactly_the_models_numbers(service: Service, headers: Headers) -> None:
+    rows = np.array([ROW, [value * 0.9 for value in ROW]])
+    async with service() as client:
+        flat = await client.post(
+            INFER, content=request(tensor(rows.ravel().tolist(), [2, 11])), headers=headers()
+        )
+        nested = await client.post(
+            INFER, content=request(tensor(rows.tolist(), [2, 11]), id="7"), headers=headers()
+        )
+    answer = flat.json()
+    assert (answer["model_name"], answer["model_version"]) == ("btc-eth", "1.0.0")
+    output = answer["outputs"][0]
+    assert (output["name"], output["datatype"], output["shape"]) == ("predict", "FP64", [2, 3])
+    expected = Model.load(BUNDLED_MODEL).predict(rows)
+    assert output["data"] == expected.ravel().tolist()
+    assert nested.json()["id"] == "7"
+    assert nested.json()["outputs"] == answer["outputs"]
+
+
+async def test_a_tensor_for_each_feature_may_carry_categories_and_missing_values(
+    service: Service, headers: Headers, models_dir: Path
+) -> None:
+    columns = (tensor([0.5, None], [2, 1], "size"), tensor(["g", "r"], [2], "colour", "BYTES"))
+    async with service(models_dir=models_dir) as client:
+        answer = await client.post("/v2/models/houses/infer", content=request(*columns), headers=headers())
+    expected = Model.load(models_dir / "houses.txt").predict(
+        [{"size": 0.5, "colour": "g"}, {"size": None, "colour": "r"}]
+    )
+    assert answer.json()["outputs"][0]["shape"] == [2]
+    assert answer.json()["outputs"][0]["data"] == expected.tolist()
+
+
+async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(
+    service: Service, headers: Headers
+) -> None:
+    rows = np.tile(ROW, (200, 1))
+    async with service() as client:
+        answer = await client.post(
+            INFER, content=request(tensor(rows.ravel().tolist(), [200, 11])), headers=headers()
+        )
+    assert answer.json()["outputs"][0]["data"] == Model.load(BUNDLED_MODEL).predict(rows).ravel().tolist()
+
+
+async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refused(
+    service: Service, headers: Headers
+) -> None:
+    async with service() as client:
+        first = await client.post(INFER, content=request(tensor(ROW, [1, 11]), id="1"), headers=headers("k"))
+        again = await client.post(INFER, content=request(tensor(ROW, [1, 11]), id="2"), headers=headers("k"))
+        other = await client.post(INFER, content=request(tensor(ROW[::-1], [1, 11])), headers=headers("k"))
+    assert again.content == first.content
+    assert again.headers["idempotency-replayed"] == "true"
+    assert other.status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"SECRET", "JSON"),
+        (request(), "at least 1"),
+        (request(tensor([1.0], [1, 11])), "1 values for the shape"),
+        (request(tensor([1.0], [1, 1])), "11 features"),
+        (request(tensor(["SECRET"] * 11, [1, 11])), "not a number"),
+        (request(tensor([[[1.0] * 11]], [1, 11])), "shape"),
+        (request(tensor([[1.0] * 11, 3], [2, 11])), "nested"),
+        (request(tensor(["x"] * 11, [1, 11], datatype="BYTES")), "matrix"),
+        (request(tensor([None] * 11, [1, 11])), "sma_7"),
+        (request(tensor([1.0], [1], "sma_7")), "sma_21"),
+        (request(tensor([1.0], [1], "sma_7"), tensor([1.0, 2.0], [2], "sma_21")), "same number"),
+        (request(tensor([1.0], [1], "sma_7"), tensor([1.0], [1], "sma_7")), "different names"),
+        (request(tensor([1.0], [-1, 11])), "greater than or equal"),
+    ],
+)
+async def test_tensors_that_do_not_fit_are_422_with_a_reason_in_both_spellings(
+    service: Service, headers: Headers, body: bytes, said: str
+) -> None:
+    async with service() as client:
+        answer = await client.post(INFER, content=body, headers=headers())
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said.lower() in answer.json()["error"].lower()
+    assert b"SECRET" not in answer.content
+
+
+async def test_the_binary_extension_is_refused_by_name(service: Service, headers: Headers) -> None:
+    async with service() as client:
+        answer = await client.post(
+            INFER, content=b"{}", headers=headers() | {"Inference-Header-Content-Length": "2"}
+        )
+    assert answer.status_code == 415
+    assert "JSON" in answer.json()["error"]
+
+
+async def test_an_unknown_model_or_version_is_404_with_the_names_there_are(
+    service: Service, headers: Headers
+) -> None:
+    async with service() as client:
+        answers = [
+            await client.get(path, headers=headers())
+            for path in ("/v2/models/none", "/v2/models/btc-eth/versions/9", "/v2/models/none/ready")
+        ]
+        known = await client.get("/v2/models/btc-eth/versions/1.0.0", headers=headers())
+    assert {answer.status_code for answer in answers} == {404}
+    assert all("btc-eth" in answer.json()["error"] for answer in answers)
+    assert known.json()["parameters"]["classes"] == "SELL,HOLD,BUY"
+
+
+async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> None:
+    async with service() as client:
+        closed = [await client.get(path) for path in ("/v2/models/btc-eth", "/v2/models/btc-eth/ready")]
+        infer = await client.post(INFER, content=request(tensor(ROW, [1, 11])))
+        opened = [await client.get(path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")]
+    assert {answer.status_code for answer in [*closed, infer]} == {401}
+    assert {answer.status_code for answer in opened} == {200}
