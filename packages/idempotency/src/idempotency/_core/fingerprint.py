@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
+from struct import pack
 from typing import Any, NamedTuple, NoReturn
 
 from idempotency._core.types import Fingerprint
@@ -58,8 +59,9 @@ def digest(*parts: bytes) -> Fingerprint:
     >>> digest(b"ab", b"c") == digest(b"a", b"bc")
     False
     """
-    lengths = ",".join([str(len(part)) for part in parts])
-    return Fingerprint(sha256(b"".join((lengths.encode(), b":", *parts))).digest())
+    # All lengths, then all parts: no list of parts is the beginning of another, so none can be mistaken for another.
+    lengths = pack(f">{len(parts)}Q", *map(len, parts))
+    return Fingerprint(sha256(b"".join((lengths, *parts))).digest())
 
 
 def operation_digest(view: RequestView, function: Callable[[RequestView], Fingerprint]) -> Fingerprint:
