@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._frames import columns_of
+from predictor._frames import columns_of, matrix_of
 from predictor.errors import SchemaError
 from predictor.manifest import Feature, Label, RowPolicy
 
@@ -80,6 +80,8 @@ class RowSchema:
         """
         if isinstance(rows, np.ndarray) and rows.dtype.names is None:
             matrix = self._from_array(rows)
+        elif (plain := matrix_of(rows, self.names)) is not None:
+            matrix = self._from_array(plain)
         elif (columns := columns_of(rows)) is not None:
             matrix = self._from_columns(columns)
         elif isinstance(rows, Mapping):
