@@ -1,4 +1,4 @@
-"""Applications whose effects can be counted, and a store that can be held up: what most tests of the middleware need."""
+"""Applications whose effects can be counted, and a store that can be held up: what most tests need."""
 
 from __future__ import annotations
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import idempotency
 from idempotency.store import Store
 
-__all__ = ["KINDS", "SHARED", "open_store"]
+__all__ = ["KINDS", "SHARED", "background_over", "open_store"]
 
 SHARED = ("sqlite", "redis", "postgres")
 """The kinds that several processes can share."""
@@ -15,9 +18,30 @@ SHARED = ("sqlite", "redis", "postgres")
 KINDS = ("memory", *SHARED)
 
 
+async def background_over(*, cancel: bool = False) -> None:
+    """Return once nothing goes on behind the answers, such as the release of a claim nobody heard of."""
+    package = str(Path(idempotency.__file__).parent)
+    tasks = [task for task in asyncio.all_tasks() if package in task.get_coro().cr_code.co_filename]
+    if cancel:
+        for task in tasks:
+            task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=8)
+
+
 @asynccontextmanager
 async def open_store(kind: str, location: str = "") -> AsyncIterator[Store]:
     """A store of one kind; *location* is a path or URL where it needs one."""
+    async with _opened(kind, location) as store:
+        try:
+            yield store
+        finally:
+            await background_over()
+            await store.aclose()
+
+
+@asynccontextmanager
+async def _opened(kind: str, location: str) -> AsyncIterator[Store]:
     if kind == "memory":
         from idempotency.stores.memory import MemoryStore
 
@@ -25,24 +49,18 @@ async def open_store(kind: str, location: str = "") -> AsyncIterator[Store]:
     elif kind == "sqlite":
         from idempotency.stores.sqlite import SQLiteStore
 
-        store = SQLiteStore(location)
-        try:
-            yield store
-        finally:
-            await store.aclose()
+        yield SQLiteStore(location)
     elif kind == "redis":
-        from idempotency.stores.redis import RedisStore
         from redis.asyncio import Redis
 
+        from idempotency.stores.redis import RedisStore
+
         async with Redis.from_url(location) as client:
-            store = RedisStore(client)
-            try:
-                yield store
-            finally:
-                await store.aclose()
+            yield RedisStore(client)
     else:
-        from idempotency.stores.postgres import PostgresStore
         from psycopg_pool import AsyncConnectionPool
+
+        from idempotency.stores.postgres import PostgresStore
 
         async with AsyncConnectionPool(location, min_size=1, max_size=8, open=False) as pool:
             yield PostgresStore(pool)

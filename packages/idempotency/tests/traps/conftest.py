@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from idempotency.store import Store
 from stores import KINDS, SHARED, open_store
+
+from idempotency.store import Store
 
 
 @pytest.fixture

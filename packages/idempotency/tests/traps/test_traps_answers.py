@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from asgi_driver import call
 from effects import Charges, Interposed, guard, read_body, respond, unavailable
+from servers import serve
+from wire import post
+
 from idempotency import IdempotencyMiddleware, Policy, one_tenant
 from idempotency.errors import CorruptRecord
 from idempotency.events import Event, StoreFailed
 from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore
-from servers import serve
-from wire import post
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from asgi_driver import call
 from effects import Charges, Interposed, guard
+from stores import open_store
+
 from idempotency import Policy, State, StorageKey
 from idempotency.store import Store
-from stores import open_store
 
 pytestmark = pytest.mark.anyio
 

@@ -11,6 +11,7 @@ from asgi_driver import call
 from effects import Charges, guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from idempotency import RequestView, canonical_json, ignoring, multipart_parts
 from idempotency._core.fingerprint import digest
 from idempotency.store import Store

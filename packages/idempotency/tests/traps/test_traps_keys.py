@@ -10,19 +10,22 @@ from asgi_driver import call
 from effects import Charges, guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import serve
+from wire import post
+
 from idempotency import IdempotencyMiddleware, Policy, by_header, one_tenant, storage_key
 from idempotency.errors import MissingTenant
 from idempotency.events import Event
 from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore
-from servers import serve
-from wire import post
 
 pytestmark = pytest.mark.anyio
 
 
 def per_user(app: Any, store: Any, **settings: Any) -> IdempotencyMiddleware:
-    return IdempotencyMiddleware(app, store=store, tenant=by_header("Authorization"), policy=Policy(**settings))
+    return IdempotencyMiddleware(
+        app, store=store, tenant=by_header("Authorization"), policy=Policy(**settings)
+    )
 
 
 def as_user(name: str) -> list[tuple[str, str]]:
@@ -94,7 +97,9 @@ async def test_a_tenant_callable_that_raises_is_a_500_and_nothing_runs(key: str)
         raise KeyError("user")
 
     charges = Charges()
-    async with serve(IdempotencyMiddleware(charges, store=MemoryStore(), tenant=broken), "uvicorn-h11") as port:
+    async with serve(
+        IdempotencyMiddleware(charges, store=MemoryStore(), tenant=broken), "uvicorn-h11"
+    ) as port:
         assert (await post(port, key=key)).status == 500
         assert (await post(port)).status == 201, "keyless requests have no tenant"
     assert charges.runs == 1
@@ -186,7 +191,17 @@ def test_any_bytes_are_one_key_or_an_error(line: bytes) -> None:
 
 @pytest.mark.trap(40)
 @pytest.mark.parametrize(
-    "lines", [(b'"a"', b'"a"'), (b'"a"', b'"b"'), (b'"a","b"',), (b"",), (b"  ",), (b'""',), (b'"  "',), (b"", b'"a"')]
+    "lines",
+    [
+        (b'"a"', b'"a"'),
+        (b'"a"', b'"b"'),
+        (b'"a","b"',),
+        (b"",),
+        (b"  ",),
+        (b'""',),
+        (b'"  "',),
+        (b"", b'"a"'),
+    ],
 )
 async def test_more_or_less_than_one_key_is_an_error(lines: tuple[bytes, ...]) -> None:
     charges = Charges()
@@ -200,7 +215,9 @@ async def test_the_longest_key_of_the_longest_tenant_fits(any_store: Store, key:
     app = IdempotencyMiddleware(Charges(), store=any_store, tenant=lambda scope: key + "\u00e9" * 100)
     assert (await call(app, key=long_key)).status == 201
     assert (await call(app, key=long_key)).replayed
-    assert (await call(app, key=long_key[:-1] + ".")).status == 201, "two long keys that differ at the end are two"
+    assert (await call(app, key=long_key[:-1] + ".")).status == 201, (
+        "two long keys that differ at the end are two"
+    )
 
 
 AWKWARD = ["a:b", "a%3Ab", "{a}", "a*", "a'b", "a/../b", "a;DROP", "a\\", 'a"b', "A", "a", "a\u0020b".strip()]
@@ -220,7 +237,9 @@ async def test_awkward_keys_never_meet_in_a_store(any_store: Store, key: str) ->
 
 @pytest.mark.trap(42)
 @settings(max_examples=300, deadline=None)
-@given(st.tuples(st.text(max_size=6), st.text(max_size=6)), st.tuples(st.text(max_size=6), st.text(max_size=6)))
+@given(
+    st.tuples(st.text(max_size=6), st.text(max_size=6)), st.tuples(st.text(max_size=6), st.text(max_size=6))
+)
 def test_no_two_pairs_of_tenant_and_key_share_a_name(one: tuple[str, str], two: tuple[str, str]) -> None:
     assert (storage_key(*one) == storage_key(*two)) == (one == two)
     assert storage_key(*one).isascii()
@@ -238,7 +257,9 @@ async def test_no_log_line_event_or_answer_shows_a_key_or_a_credential(
     events: list[Event] = []
     for store in (MemoryStore(), Interposed(MemoryStore(), complete=unavailable)):
         for hooks in ([events.append], []):
-            app = IdempotencyMiddleware(Charges(), store=store, tenant=by_header("Authorization"), hooks=hooks)
+            app = IdempotencyMiddleware(
+                Charges(), store=store, tenant=by_header("Authorization"), hooks=hooks
+            )
             for body in (b"the-body", b"the-body", b"another-body"):
                 answer = await call(app, key=key, headers=as_user("the-secret"), body=body)
                 assert key.encode() not in answer.body

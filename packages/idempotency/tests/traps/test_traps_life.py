@@ -11,10 +11,6 @@ import anyio
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
-from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
-from idempotency.events import ClaimLost, Event, Settled
-from idempotency.store import Store
-from idempotency.stores.memory import MemoryStore
 from servers import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,6 +18,11 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from stores import open_store
 from wire import Wire, post, request
+
+from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
+from idempotency.events import ClaimLost, Event, Settled
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -308,7 +309,7 @@ async def test_a_stream_that_breaks_off_is_kept_as_a_failure_at_most_once(any_st
         await call(app, key=key)
     again = await call(app, key=key)
     assert (again.status, again.replayed) == (500, True)
-    assert b"one" != again.body
+    assert again.body != b"one"
 
 
 @pytest.mark.trap(15)

@@ -8,23 +8,25 @@ from typing import Any
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, Interposed, guard, read_body, respond, unavailable
-from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, by_header, successes
-from idempotency.store import Store
-from idempotency.stores.memory import MemoryStore
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
+
+from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, by_header, successes
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.trap(43)
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-async def test_a_transient_failure_frees_the_key_at_least_once(status: int, any_store: Store, key: str) -> None:
+async def test_a_transient_failure_frees_the_key_at_least_once(
+    status: int, any_store: Store, key: str
+) -> None:
     charges = Charges(status=status)
     app = guard(charges, any_store)
     assert (await call(app, key=key)).status == status
@@ -80,7 +82,9 @@ async def test_a_handler_that_raises_frees_its_key_at_least_once(any_store: Stor
 
 @pytest.mark.trap(43)
 @pytest.mark.parametrize("preset", [Policy.at_most_once, Policy.stripe_v1])
-async def test_a_handler_that_raises_uses_its_key_up_at_most_once(preset: Any, any_store: Store, key: str) -> None:
+async def test_a_handler_that_raises_uses_its_key_up_at_most_once(
+    preset: Any, any_store: Store, key: str
+) -> None:
     failing = _Failing()
     app = guard(failing, any_store, policy=preset())
     with pytest.raises(LookupError):
@@ -94,7 +98,9 @@ async def test_a_handler_that_raises_uses_its_key_up_at_most_once(preset: Any, a
 
 @pytest.mark.trap(44)
 @pytest.mark.parametrize("status", [401, 403, 405])
-async def test_a_refusal_before_the_handler_does_not_use_the_key_up(status: int, any_store: Store, key: str) -> None:
+async def test_a_refusal_before_the_handler_does_not_use_the_key_up(
+    status: int, any_store: Store, key: str
+) -> None:
     """An authentication layer inside the middleware says no first, and yes to the next try."""
     charges = Charges(status=status)
     app = guard(charges, any_store)
@@ -146,13 +152,17 @@ async def test_a_404_of_the_handler_itself_is_kept(key: str) -> None:
 
 @pytest.mark.trap(45)
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_one_waiter_takes_over_from_an_owner_that_failed(processes: int, any_store: Store, key: str) -> None:
+async def test_one_waiter_takes_over_from_an_owner_that_failed(
+    processes: int, any_store: Store, key: str
+) -> None:
     async def work(number: int) -> None:
         await asyncio.sleep(0.05)
         charges.status = 500 if number == 1 else 201
 
     charges = Charges(work)
-    apps = [guard(charges, any_store, wait=5) for _ in range(processes)]  # an engine for each stands for a process
+    apps = [
+        guard(charges, any_store, wait=5) for _ in range(processes)
+    ]  # an engine for each stands for a process
     owner = asyncio.create_task(call(apps[0], key=key))
     while charges.runs == 0:
         await asyncio.sleep(0.005)
@@ -310,7 +320,9 @@ async def test_only_a_replay_is_marked_and_the_applications_own_mark_is_dropped(
 
     async def impostor(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
-        await respond(send, b"ok", headers=[(spelling, b"true"), (b"idempotency-age", b"9"), (b"x-one", b"1")])
+        await respond(
+            send, b"ok", headers=[(spelling, b"true"), (b"idempotency-age", b"9"), (b"x-one", b"1")]
+        )
 
     app = guard(impostor, MemoryStore(), policy=policy)
     first, again = await call(app, key=key), await call(app, key=key)
