@@ -24,20 +24,7 @@ T = TypeVar("T")
 SYNCHRONOUS = ("FULL", "EXTRA", "NORMAL", "OFF")
 _OLDEST = (3, 35, 0)  # RETURNING
 _NETWORK = frozenset(
-    {
-        "afs",
-        "afp",
-        "ceph",
-        "cifs",
-        "fuse.ceph",
-        "fuse.glusterfs",
-        "fuse.sshfs",
-        "gfs2",
-        "glusterfs",
-        "lustre",
-        "nfs",
-    }
-    | {"nfs4", "smb3", "smbfs"}
+    ("afp", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "nfs", "nfs4", "smb3", "smbfs")
 )
 _ADVICE = {
     sqlite3.SQLITE_FULL: "the disk is full; free some space or purge expired records",
@@ -232,7 +219,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _refuse_network(path: Path) -> None:
     """WAL needs memory shared between processes, and locks that hold: neither is there over a network."""
     kind = _file_system(path)
-    if kind in _NETWORK:
+    if kind is not None and (kind in _NETWORK or kind.removeprefix("fuse.") in _NETWORK | {"sshfs"}):
         raise StoreError(
             f"{path.name} is on a network file system ({kind}), where SQLite's locks and WAL do not hold; "
             "put it on a local disk, or use the Redis or PostgreSQL store"
