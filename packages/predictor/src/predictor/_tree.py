@@ -42,9 +42,8 @@ def check_tree(block: str, *, width: int) -> TreeSummary:
     if leaves < 1:
         raise ModelTextError("num_leaves must be at least 1")
     nodes = leaves - 1
-    for value in tree.floats("leaf_value", leaves):
-        if not math.isfinite(value):
-            raise ModelTextError("a leaf value is not finite")
+    if not all(map(math.isfinite, tree.floats("leaf_value", leaves))):
+        raise ModelTextError("a leaf value is not finite")
     tree.floats("shrinkage", 1)
     # Not used to predict, but LightGBM aborts where their length is wrong.
     gains = tree.floats("split_gain", nodes, optional=True) or [0.0] * nodes
@@ -142,8 +141,8 @@ def _check_shape(tree: _Tree, leaves: int) -> None:
     nodes = leaves - 1
     left = tree.ints("left_child", nodes, low=-leaves, high=nodes - 1)
     right = tree.ints("right_child", nodes, low=-leaves, high=nodes - 1)
-    for parent, children in enumerate(zip(left, right, strict=True)):
-        if any(0 <= child <= parent for child in children):
+    for parent, (a, b) in enumerate(zip(left, right, strict=True)):
+        if 0 <= a <= parent or 0 <= b <= parent:
             raise ModelTextError("a child points back to its parent (cycle)")
     if nodes and sorted(left + right) != [child for child in range(-leaves, nodes) if child != 0]:
         raise ModelTextError("a node is reached twice or never")

@@ -66,6 +66,15 @@ class ModelSlot:
                 new.check_golden(golden.rows, golden.raw)
             return self._replace(new)
 
+    def adopt(self, model: Model) -> ModelInfo:
+        """
+        Serve *model*, loaded and checked by the caller, from now on.
+
+        For swaps in two steps, where several processes must have loaded a model before any of them serves it.
+        """
+        with self._swapping:
+            return self._replace(model)
+
     def rollback(self) -> ModelInfo:
         """
         Serve the model before the last swap again, verified anew from memory; a second call swaps forth.
