@@ -14,15 +14,15 @@ from functools import partial
 from typing import Literal
 from weakref import ref
 
+from idempotency._ask import Ask
 from idempotency._beats import Beats
 from idempotency._core import machine, pace
 from idempotency._core.decide import Execute, Refuse, Replay
-from idempotency._core.errors import StoreError
+from idempotency._core.errors import StoreError, as_store_error
 from idempotency._core.machine import Bypass, Ending, Forgotten, Recorded, Superseded, Unrecorded, Woken
 from idempotency._core.types import Claim, StorageKey, key_id
 from idempotency._owner import new_owner
-from idempotency.engine import Ask, Step, as_store_error, emit
-from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, StoreFailed
+from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit
 from idempotency.store import SyncStore
 
 __all__ = ["SyncEngine", "SyncRun"]

@@ -6,11 +6,28 @@ No event carries a raw key, a header or a body: `key_id` is twelve hex digits of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["ClaimLost", "Claimed", "Event", "Hook", "Refused", "Replayed", "Settled", "StoreFailed"]
+__all__ = [
+    "ClaimLost",
+    "Claimed",
+    "Event",
+    "Hook",
+    "Refused",
+    "Replayed",
+    "Settled",
+    "Step",
+    "StoreFailed",
+    "emit",
+]
+
+Step: TypeAlias = Literal["acquire", "renew", "complete", "release"]
+"""What a store was asked for."""
+
+_log = logging.getLogger("idempotency")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +129,7 @@ class StoreFailed:
 
     operation: str
     key_id: str
-    step: Literal["acquire", "renew", "complete", "release"]
+    step: Step
     action: Literal["refused", "bypassed", "retrying", "unrecorded"]
     error: str
 
@@ -121,3 +138,18 @@ Event: TypeAlias = Claimed | Replayed | Refused | Settled | ClaimLost | StoreFai
 
 Hook: TypeAlias = Callable[[Event], None]
 """Called for every event, in the request's own task: be quick. What it raises is logged and goes no further."""
+
+
+def emit(hooks: Sequence[Hook], event: Event) -> None:
+    """Tell every hook; what one raises is logged. With no hook a lost claim and a failed store are logged."""
+    for hook in hooks:
+        try:
+            hook(event)
+        except Exception:
+            _log.exception("an idempotency hook failed")
+    if not hooks:
+        match event:
+            case ClaimLost(operation=operation, key_id=name):
+                _log.error("claim lost: %s may have run twice (key %s)", operation, name)
+            case StoreFailed(operation=operation, key_id=name, step=step, action=action, error=error):
+                _log.warning("store failed at %s: %s, %s (key %s, %s)", step, operation, action, name, error)

@@ -25,6 +25,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "UnknownRecordVersion",
+    "as_store_error",
 ]
 
 
@@ -192,3 +193,10 @@ class CorruptRecord(StoreError):
     """The stored record cannot be read; it is neither run again nor deleted, so that a person can look at it."""
 
     status, slug, title = 500, "corrupt-record", "The stored record cannot be read"
+
+
+def as_store_error(error: Exception) -> StoreError:
+    """A StoreError as it is; anything else a store raised is a store that could not answer."""
+    if isinstance(error, StoreError):
+        return error
+    return StoreUnavailable(f"the store raised {type(error).__name__}")

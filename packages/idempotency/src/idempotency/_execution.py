@@ -1,0 +1,280 @@
+"""
+The application's one run under a claim, and its answer on the way out: held back, recorded, then sent (E1).
+
+An answer that cannot be kept (E2) is recorded as done and then flows; one that lost its claim gives way to its
+successor's (E8).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
+from idempotency._context import active
+from idempotency._core.decide import Refuse, settle
+from idempotency._core.errors import IdempotencyError
+from idempotency._core.machine import Recorded, Superseded
+from idempotency._core.outcome import Response, encode_response, encode_unreplayable, recorded_headers
+from idempotency._core.policy import Policy
+from idempotency._core.problem import handler_failed
+from idempotency._core.types import Completed
+from idempotency._run import Run
+from idempotency._runtime import Signal, Timer, running
+from idempotency.engine import Engine
+
+__all__ = ["AGE", "EXPIRES_IN", "Exchange", "Execution"]
+
+AGE, EXPIRES_IN = b"idempotency-age", b"idempotency-expires-in"
+_OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
+
+
+# Ways for a body to reach the client without passing here (E6).
+_BYPASSING_EXTENSIONS = frozenset(
+    {
+        "http.response.early_hint",
+        "http.response.pathsend",
+        "http.response.push",
+        "http.response.trailers",
+        "http.response.zerocopysend",
+    }
+)
+
+
+class Exchange(Protocol):
+    """What a run needs of the request that it answers."""
+
+    engine: Engine
+    policy: Policy
+    scope: Scope
+    send: Send
+
+    async def replay(self, completed: Completed, waited: float) -> None:
+        """Answer with a recorded outcome."""
+
+    async def refuse(self, error: IdempotencyError) -> None:
+        """Answer with a problem."""
+
+
+class Execution:
+    """
+    The application's one run under a claim, and its answer: held back until the record is made (E1).
+
+    Three states: holding back (`_run` is set), recorded (`_flowing`: what the application sends goes straight out),
+    or answered otherwise (`_swallowing`: the record of a successor went out in its place, E8).
+    """
+
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_exchange",
+        "_flowing",
+        "_hold",
+        "_lock",
+        "_receive",
+        "_recorded",
+        "_run",
+        "_scope",
+        "_size",
+        "_start",
+        "_swallowing",
+    )
+
+    def __init__(self, exchange: Exchange, run: Run, body: bytes, receive: Receive) -> None:
+        self._exchange = exchange
+        self._scope = _without_bypasses(exchange.scope)
+        self._receive = receive
+        self._run: Run | None = run  # until it is settled
+        self._body: bytes | None = body  # until the application has read it
+        self._start: Message | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._flowing = self._swallowing = False
+        self._recorded: Signal | None = None  # only where the application waits for a disconnect
+        self._hold: Timer | None = None
+        self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
+
+    async def of(self, app: ASGIApp) -> None:
+        """Run *app* to its end, whatever the client's connection does."""
+        assert self._run is not None
+        token = active.set(self._run.claim)
+        try:
+            await app(self._scope, self._receive_inner, self._send_inner)
+        except Exception:
+            await self._fail()
+            raise
+        except BaseException:
+            if self._run is not None:
+                self._take_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+            raise
+        else:
+            if self._run is not None:
+                await self._end_incomplete()
+        finally:
+            active.reset(token)
+
+    async def _receive_inner(self) -> Message:
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        if not (self._flowing or self._swallowing):  # no disconnect is seen until the record is made (E5)
+            if self._recorded is None:
+                self._recorded = running().signal()
+            await self._recorded.wait()
+        return await self._receive()
+
+    async def _send_inner(self, message: Message) -> None:
+        if self._lock is not None:
+            async with self._lock:
+                await (self._exchange.send if self._flowing else self._hold_back)(message)
+        elif self._flowing:
+            await self._exchange.send(message)
+        else:
+            await self._hold_back(message)
+
+    async def _hold_back(self, message: Message) -> None:
+        if self._swallowing:
+            return
+        kind = message["type"]
+        if kind == "http.response.start":
+            headers = message.get("headers")
+            if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
+                message = {**message, "headers": list(headers or ())}
+            self._start = message
+            if _is_event_stream(message):
+                await self._let_flow("an event stream")
+        elif kind == "http.response.body" and self._start is not None:
+            chunk = message.get("body", b"")
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+            if self._size > self._exchange.policy.max_response_bytes:
+                await self._let_flow(f"larger than {self._exchange.policy.max_response_bytes} bytes")
+            elif not message.get("more_body", False):
+                await self._finish()
+            elif self._hold is None:
+                runtime = running()
+                self._lock = runtime.lock()
+                self._hold = runtime.after(self._exchange.policy.max_hold, self._end_hold)
+        else:
+            await self._exchange.send(message)
+
+    async def _finish(self) -> None:
+        """The answer is whole: record it, then send it (E1)."""
+        assert self._start is not None
+        policy, engine = self._exchange.policy, self._exchange.engine
+        status: int = self._start["status"]
+        if not self._is_kept(status):
+            await self._take_run().release()
+            return await self._send_own()
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        drop = _never_recorded(policy.drop_headers, policy.replay_header)
+        headers = recorded_headers(self._start.get("headers", ()), drop=drop, length=len(body))
+        response = Response(status, headers, bytes(body), engine.traceparent() if engine.hooks else None)
+        if policy.redact is not None:
+            response = policy.redact(response)
+        return await self._record(encode_response(response), whole=True)
+
+    async def _end_hold(self) -> None:
+        async with self._lock:
+            if self._run is not None:
+                await self._let_flow(f"still streaming after {self._exchange.policy.max_hold:g} s")
+
+    async def _let_flow(self, reason: str) -> None:
+        """The answer cannot be kept: say so in the record, then let it go (E2)."""
+        assert self._start is not None
+        status: int = self._start["status"]
+        if self._is_kept(status):
+            await self._record(encode_unreplayable(reason, status), whole=False)
+        else:
+            await self._take_run().release()
+            await self._send_own(more_body=True)
+
+    async def _record(self, outcome: bytes, *, whole: bool) -> None:
+        ending = await self._take_run().keep(outcome, result="kept" if whole else "unreplayable")
+        if isinstance(ending, Superseded):
+            self._swallow()
+            await self._exchange.replay(ending.completed, 0.0)
+        elif isinstance(ending, Refuse):
+            self._swallow()
+            await self._exchange.refuse(ending.error)
+        else:
+            await self._send_own(stored=isinstance(ending, Recorded) and whole, more_body=not whole)
+
+    async def _send_own(self, *, stored: bool = False, more_body: bool = False) -> None:
+        """Send what was held back, and from now on everything at once."""
+        start, send = self._start, self._exchange.send
+        assert start is not None
+        self._flowing = True
+        self._let_disconnects_pass()
+        headers = list(start.get("headers", ()))
+        ours = _ours(self._exchange.policy.replay_header)  # an application does not speak for us
+        if not ours.isdisjoint([name.lower() for name, _ in headers]):
+            headers = [pair for pair in headers if pair[0].lower() not in ours]
+        if stored:
+            headers.append((EXPIRES_IN, b"%d" % self._exchange.policy.retention))
+        await send({**start, "headers": headers})
+        chunks, self._chunks = self._chunks, []
+        last = len(chunks) - 1
+        for index, chunk in enumerate(chunks):
+            await send({"type": "http.response.body", "body": chunk, "more_body": more_body or index < last})
+
+    async def _fail(self) -> None:
+        """The handler raised: free the key or record that it failed; the exception goes on to the server."""
+        if self._run is None:
+            return
+        run, policy = self._take_run(), self._exchange.policy
+        if policy.on_exception == "keep":
+            await run.keep(encode_response(handler_failed(policy.documentation_url)))
+        else:
+            await run.release()
+
+    async def _end_incomplete(self) -> None:
+        """The handler returned without a whole answer: to the key an exception, to the server a broken answer."""
+        await self._fail()
+        if self._start is not None:
+            await self._send_own(more_body=True)
+
+    def _take_run(self) -> Run:
+        run, self._run = self._run, None
+        assert run is not None
+        if self._hold is not None:
+            self._hold.cancel()
+        return run
+
+    def _is_kept(self, status: int) -> bool:
+        # Starlette's router leaves its mark on the scope, and the endpoint's once a route matched.
+        routed = "endpoint" in self._scope or "router" not in self._scope
+        return settle(status, policy=self._exchange.policy, routed=routed) == "keep"
+
+    def _swallow(self) -> None:
+        self._swallowing = True
+        self._let_disconnects_pass()
+
+    def _let_disconnects_pass(self) -> None:
+        if self._recorded is not None:
+            self._recorded.set()
+
+
+def _without_bypasses(scope: Scope) -> Scope:
+    extensions = scope.get("extensions")
+    if not extensions or _BYPASSING_EXTENSIONS.isdisjoint(extensions):
+        return scope
+    kept = {name: value for name, value in extensions.items() if name not in _BYPASSING_EXTENSIONS}
+    return {**scope, "extensions": kept}
+
+
+def _is_event_stream(start: Message) -> bool:
+    for name, value in start.get("headers", ()):
+        if name == b"content-type":
+            return bool(value[:17].lower() == b"text/event-stream")
+    return False
+
+
+@cache
+def _ours(replay_header: str) -> frozenset[bytes]:
+    return _OURS | {replay_header.lower().encode("ascii")}
+
+
+@cache
+def _never_recorded(drop_headers: frozenset[bytes], replay_header: str) -> frozenset[bytes]:
+    return drop_headers | _ours(replay_header)

@@ -1,0 +1,182 @@
+"""A claimed operation while it runs, and its three possible ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from idempotency._ask import Ask
+from idempotency._core import machine
+from idempotency._core.decide import Refuse
+from idempotency._core.errors import as_store_error
+from idempotency._core.machine import RECORDED, Ending, Forgotten, Recorded, Superseded, Unrecorded
+from idempotency._core.types import Claim, Completed, key_id
+from idempotency._flights import Flight
+from idempotency._runtime import Runtime
+from idempotency.events import ClaimLost, Settled
+
+if TYPE_CHECKING:
+    from idempotency.engine import Engine
+
+__all__ = ["Run"]
+
+
+class Run:
+    """
+    A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
+
+    Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
+    """
+
+    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "_pulse", "_runtime", "ask", "claim")
+
+    def __init__(
+        self, engine: Engine, ask: Ask, claim: Claim, flight: Flight | None, runtime: Runtime
+    ) -> None:
+        self.ask = ask
+        self.claim = claim
+        self._engine = engine
+        self._flight = flight
+        self._runtime = runtime
+        self._over = False
+        self._lost = False
+        self._began = engine.monotonic() if engine.hooks else 0.0
+        self._pulse = engine.pulse(runtime, ask.policy.lease)
+        self._pulse.add(self._renew)
+
+    async def keep(self, outcome: bytes, *, result: Literal["kept", "unreplayable"] = "kept") -> Ending:
+        """
+        Record the outcome (E1, E8).
+
+        Returns:
+            `Recorded`, or what to answer instead: `Superseded`, `Refuse`; or `Forgotten`, `Unrecorded`: the caller's
+            own answer, which no retry will see.
+        """
+        self._stop()
+        ask, engine = self.ask, self._engine
+        try:
+            try:
+                answer: machine.Event = await engine.store.complete(
+                    self.claim, outcome, retention=ask.policy.retention
+                )
+            except Exception as error:
+                answer = as_store_error(error)
+            if answer is True:
+                self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
+                self._settled(result)
+                return RECORDED
+            ending = await self._walk_record(answer, outcome)
+        except BaseException:
+            self._land(None)
+            raise
+        match ending:
+            case Recorded():
+                self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
+                self._settled(result)
+            case Superseded(completed):
+                self._land(completed)
+                self._claim_lost()
+            case Forgotten() | Refuse():
+                self._land(None)
+                self._claim_lost()
+            case Unrecorded(unanswered):
+                self._land(None)
+                engine.store_failed("complete", "unrecorded", unanswered, self.claim.key, ask.operation)
+        return ending
+
+    async def _walk_record(self, answer: machine.Event, outcome: bytes) -> Ending:
+        """Perform what the machine asks for, its first question answered by *answer*."""
+        steps = machine.record(self.claim, self.ask.fingerprint, chance=self._engine.chance)
+        next(steps)
+        try:
+            action = steps.send(answer)
+            while True:
+                action = steps.send(await self._perform(action, outcome))
+        except StopIteration as end:
+            ending: Ending = end.value
+            return ending
+
+    async def release(self) -> None:
+        """Free the key: the next request with it runs. Where the store gives no answer the attempt goes on behind."""
+        self._stop()
+        steps = machine.give_up(self.claim)
+        action = next(steps)
+        try:
+            while True:
+                action = steps.send(await self._perform(action, b""))
+        except StopIteration:
+            pass
+        finally:
+            self._land(None)
+        self._settled("released")
+
+    def abandon(self) -> None:
+        """Leave the claim to its lease: the outcome is unknown (E4). Waiters go on and take over once it lapses."""
+        self._stop()
+        self._land(None)
+        self._settled("abandoned")
+
+    async def _perform(self, action: machine.Action, outcome: bytes) -> machine.Event:
+        store, claim = self._engine.store, self.claim
+        try:
+            if action is machine.COMPLETE:
+                return await store.complete(claim, outcome, retention=self.ask.policy.retention)
+            if action is machine.LOOK:
+                return await store.get(claim.key)
+            if action is machine.RELEASE:
+                return await store.release(claim)
+        except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
+            return as_store_error(error)
+        if isinstance(action, machine.Pause):
+            await self._runtime.sleep(action.seconds)
+        else:
+            assert action is machine.RELEASE_LATER
+            self._engine.spawn_release(claim, self.ask.operation)
+        return None
+
+    async def _renew(self) -> None:
+        if self._over:
+            return
+        try:
+            held = await self._engine.store.renew(self.claim, lease=self.ask.policy.lease)
+        except Exception as error:
+            self._engine.store_failed("renew", "retrying", error, self.claim.key, self.ask.operation)
+            held = True
+        if self._over:
+            return
+        if not held:
+            self._pulse.remove(self._renew)
+            self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
+
+    def _stop(self) -> None:
+        self._over = True
+        self._pulse.remove(self._renew)
+
+    def _land(self, completed: Completed | None) -> None:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        if completed is None:
+            self._engine.flights.leave(self.claim.key, flight)
+        else:
+            self._engine.flights.land(self.claim.key, flight, completed)
+
+    def _claim_lost(self) -> None:
+        if not self._lost:
+            self._lost = True
+            self._engine.emit(
+                ClaimLost(
+                    operation=self.ask.operation, key_id=key_id(self.claim.key), attempt=self.claim.attempt
+                )
+            )
+
+    def _settled(self, result: Literal["kept", "unreplayable", "released", "abandoned"]) -> None:
+        if self._engine.hooks:
+            self._engine.emit(
+                Settled(
+                    operation=self.ask.operation,
+                    key_id=key_id(self.claim.key),
+                    attempt=self.claim.attempt,
+                    result=result,
+                    duration=self._engine.monotonic() - self._began,
+                )
+            )
