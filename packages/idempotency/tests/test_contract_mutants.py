@@ -131,7 +131,7 @@ def history_is_broken(contract: StoreContract) -> bool:
             run_state_machine_as_test(
                 machine(subject),
                 settings=settings(
-                    max_examples=300,
+                    max_examples=120,
                     stateful_step_count=40,
                     deadline=None,
                     database=None,

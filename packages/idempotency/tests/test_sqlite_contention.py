@@ -55,6 +55,21 @@ class TestContention:
             other.execute("BEGIN IMMEDIATE")
             assert isinstance(acquire(store), Completed)
 
+    def test_a_thread_that_holds_the_store_too_long_is_not_waited_for(self, store: SyncSQLiteStore) -> None:
+        held, done = threading.Event(), threading.Event()
+
+        def hold(connection: sqlite3.Connection) -> None:
+            held.set()
+            done.wait(5)
+
+        thread = threading.Thread(target=store._file.run, args=(hold,))
+        thread.start()
+        held.wait(5)
+        with pytest.raises(StoreUnavailable, match="other threads"):
+            acquire(store)
+        done.set()
+        thread.join()
+
     def test_threads_take_turns_on_one_store(self, path: Path) -> None:
         with closing(SyncSQLiteStore(path)) as store:
             granted: list[Reply] = []

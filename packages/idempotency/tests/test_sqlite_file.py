@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -153,6 +155,40 @@ class TestFile:
         sql(path, "CREATE TABLE idempotency_record (key TEXT, expires_at REAL)")
         with pytest.raises(StoreError, match="another table"):
             SyncSQLiteStore(path)
+
+    def test_a_file_that_refuses_wal_is_refused(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Refusing(sqlite3.Connection):
+            def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+                return super().execute(sql.replace("journal_mode=WAL", "journal_mode"), *parameters)  # type: ignore[arg-type]
+
+        connect = functools.partial(sqlite3.connect, factory=Refusing)
+        monkeypatch.setattr(sqlite3, "connect", connect)
+        with pytest.raises(StoreError, match="journal mode 'delete'"):
+            SyncSQLiteStore(path)
+
+    def test_a_sqlite_without_returning_is_refused(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+        with pytest.raises(StoreError, match="too old"):
+            SyncSQLiteStore(path)
+
+    def test_a_new_file_that_another_opener_holds_is_waited_for(self, path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute("CREATE TABLE t (x)")
+            other.execute("BEGIN EXCLUSIVE")
+            release = threading.Timer(0.05, other.execute, ["COMMIT"])
+            release.start()
+            with closing(SyncSQLiteStore(path)) as store:
+                assert isinstance(acquire(store), Acquired)
+            release.join()
+
+    def test_errors_name_no_key_and_keep_sqlites_own_as_their_cause(
+        self, store: SyncSQLiteStore, path: Path
+    ) -> None:
+        sql(path, "DROP TABLE idempotency_record")
+        with pytest.raises(StoreUnavailable, match="SQLITE_ERROR") as raised:
+            acquire(store)
+        assert KEY not in str(raised.value)
+        assert isinstance(raised.value.__cause__, sqlite3.OperationalError)
 
     def test_two_tables_in_one_file_are_two_stores(self, path: Path) -> None:
         with (

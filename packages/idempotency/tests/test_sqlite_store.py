@@ -188,6 +188,18 @@ class TestClocks:
             assert store.renew(held, lease=30) is True
             assert isinstance(acquire(store), Running)
 
+    def test_without_a_name_for_the_boot_wall_time_serves(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def absent(path: Path) -> bytes:
+            raise FileNotFoundError(path)
+
+        monkeypatch.setattr(Path, "read_bytes", absent)
+        with closing(SyncSQLiteStore(path)) as store:
+            claim(store, lease=60, retention=60)
+            with time_machine.travel(datetime.now(UTC) + timedelta(seconds=61)):
+                assert claim(store).attempt == 2
+
 
 class TestCompleteIn:
     @pytest.fixture

@@ -54,15 +54,20 @@ class _History(RuleBasedStateMachine):
         what=st.sampled_from(_FINGERPRINTS),
         lease=st.sampled_from(_LEASES),
         retention=st.sampled_from(_RETENTIONS),
-        takeover=st.sampled_from((True, True, True, False)),
+        takeover=st.booleans(),
+        idle=st.sampled_from((0, 0, 1)),
     )
-    def acquire(self, key: int, who: int, what: int, lease: int, retention: int, takeover: bool) -> Any:
+    def acquire(
+        self, key: int, who: int, what: int, lease: int, retention: int, takeover: bool, idle: int
+    ) -> Any:
+        if idle:  # as long as the shortest lease, to the instant: where a claim is just kept, or just lost
+            self._subject.pass_time(idle * self._unit)
         call = Acquire(
             self._keys[key],
             Fingerprint(bytes([what]) * 32),
             Owner(
                 f"owner {who} asks {what} ".encode()
-            ),  # 16 bytes; an owner is drawn for one request, so for one what
+            ),  # an owner is drawn for one request, so for one `what`
             lease * self._unit,
             retention * self._unit,
             takeover,
