@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -150,6 +151,16 @@ class TestTimestamps:
         error = refusal(dump(document(candles=[CANDLE | {"timestamp": text}])))
         assert (error.errors[0]["type"], error.errors[0]["loc"][-1]) == ("datetime", "timestamp")
         assert not text or text not in error.errors[0]["msg"]
+
+    def test_no_offset_means_utc_on_a_machine_in_any_zone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        try:
+            body = dump(document(candles=[CANDLE | {"timestamp": "2026-02-20T14:00:07"}]))
+            assert parse_request(body).candles[0]["timestamp"] == datetime(2026, 2, 20, 14, 0, 7, tzinfo=UTC)
+        finally:
+            monkeypatch.undo()
+            time.tzset()
 
     def test_a_number_is_no_instant(self) -> None:
         assert refusal(dump(document(candles=[CANDLE | {"timestamp": 1_700_000_000}]))).status == 422
