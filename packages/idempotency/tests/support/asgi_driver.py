@@ -95,6 +95,8 @@ class Talk:
     async def _send(self, message: Message) -> None:
         self.messages.append(message)
         self.arrived.set()
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.leave()  # a server has no more to say than that once the answer is whole
 
 
 def key_header(key: str | None) -> list[tuple[str, str]]:

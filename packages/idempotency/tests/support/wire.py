@@ -137,6 +137,7 @@ class Http2:
     def __init__(self, port: int) -> None:
         self._port = port
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+        self._unsent: dict[int, tuple[bytes, bool]] = {}
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -159,9 +160,26 @@ class Http2:
         if key is not None:
             headers.append(("idempotency-key", f'"{key}"'))
         self._h2.send_headers(stream, headers)
-        self._h2.send_data(stream, body, end_stream=end_stream)
-        self._flush()
+        self._unsent[stream] = (body, end_stream)
+        self._send_more(stream)
         return stream
+
+    def _send_more(self, stream: int) -> None:
+        """Send what the server's flow control lets pass."""
+        body, end_stream = self._unsent.pop(stream, (b"", False))
+        while body:
+            room = min(
+                self._h2.local_flow_control_window(stream), self._h2.max_outbound_frame_size, len(body)
+            )
+            if not room:
+                self._unsent[stream] = (body, end_stream)
+                break
+            self._h2.send_data(stream, body[:room])
+            body = body[room:]
+        else:
+            if end_stream:
+                self._h2.end_stream(stream)
+        self._flush()
 
     def reset(self, stream: int) -> None:
         """Give a stream up (RST_STREAM)."""
@@ -175,6 +193,8 @@ class Http2:
             data = await self._reader.read(65_536)
             assert data, "the server closed the connection"
             for event in self._h2.receive_data(data):
+                if isinstance(event, h2.events.WindowUpdated) and stream in self._unsent:
+                    self._send_more(stream)
                 if getattr(event, "stream_id", None) != stream:
                     continue
                 if isinstance(event, h2.events.ResponseReceived):
