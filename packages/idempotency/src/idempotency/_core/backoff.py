@@ -1,0 +1,114 @@
+"""When a client should try again: pure arithmetic, with the clock's reading and chance passed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+__all__ = ["Retry", "next_delay", "parse_date", "parse_retry_after", "worth_retrying"]
+
+_SECONDS = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """
+    How often, and for how long, one logical call is repeated. All durations are in seconds.
+
+    Attributes:
+        attempts: The most requests sent for one call, the first included.
+        timeout: The time that the call may take in all; no attempt begins, and none waits for the server, after it.
+        first_delay: The longest pause before the second attempt; it doubles for each one after that.
+        max_delay: The longest pause, except where the server asks for more.
+        statuses: The answers after which the same request is worth sending again.
+    Raises:
+        ValueError: A number that cannot work, all of them named at once.
+    """
+
+    attempts: int = 4
+    timeout: float = 30.0
+    first_delay: float = 0.25
+    max_delay: float = 8.0
+    statuses: frozenset[int] = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} must be > 0" for name in ("timeout", "first_delay") if not getattr(self, name) > 0]
+        if self.attempts < 1:
+            wrong.append("attempts must be at least 1")
+        if not self.max_delay >= self.first_delay:
+            wrong.append("max_delay must be at least first_delay")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+
+def next_delay(
+    retry: Retry, *, attempt: int, elapsed: float, chance: float, retry_after: float | None = None
+) -> float | None:
+    """
+    Seconds to pause before the next attempt, None where there is none: exponential back-off with full jitter.
+
+    Full jitter draws from the whole of [0, longest), so that clients which failed together do not return together. What
+    the server asks for comes on top: nobody is back sooner.
+
+    Args:
+        attempt: How many requests were sent already, from 1 on.
+        elapsed: Seconds since the call began.
+        chance: Uniform in [0, 1).
+        retry_after: Seconds the server asked to wait.
+
+    >>> next_delay(Retry(), attempt=3, elapsed=1.0, chance=0.5), next_delay(Retry(), attempt=4, elapsed=1.0, chance=0.5)
+    (0.5, None)
+    >>> next_delay(Retry(), attempt=1, elapsed=29.9, chance=0.5, retry_after=1.0) is None
+    True
+    """
+    if attempt >= retry.attempts:
+        return None
+    longest = min(retry.max_delay, retry.first_delay * 2.0 ** min(attempt - 1, 60))
+    delay = longest * chance + (retry_after or 0.0)
+    return delay if elapsed + delay < retry.timeout else None
+
+
+def worth_retrying(retry: Retry, status: int, headers: Mapping[str, str]) -> bool:
+    """
+    Whether the same request may be answered otherwise: a status of *retry*, unless it is a replay, which is final.
+
+    Args:
+        headers: Of the response; names in any case, looked up in lower case.
+    """
+    if status not in retry.statuses:
+        return False
+    replayed = headers.get("idempotency-replayed") or headers.get("idempotent-replayed") or ""
+    return replayed.strip().lower() != "true"
+
+
+def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
+    """
+    Seconds from a Retry-After (RFC 9110, 10.2.3), delay or date; None where there is none or it cannot be read.
+
+    Args:
+        now: By the clock that made the date: the response's own Date where it has one.
+
+    >>> now = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
+    >>> parse_retry_after("120", now=now), parse_retry_after("Mon, 23 Nov 2026 01:00:30 GMT", now=now)
+    (120.0, 30.0)
+    """
+    if value is None:
+        return None
+    if _SECONDS.fullmatch(value.strip()):
+        return float(value)
+    date = parse_date(value)
+    return None if date is None else max(0.0, (date - now).total_seconds())
+
+
+def parse_date(value: str | None) -> datetime | None:
+    """An HTTP-date (RFC 9110, 5.6.7), None where there is none or it cannot be read."""
+    if value is None:
+        return None
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
