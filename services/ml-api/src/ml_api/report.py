@@ -12,20 +12,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Final
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from ml_api.training import MODEL_FILE
+from ml_api.catalogue import BUNDLED_MODEL
 from ml_api.training.evaluation import Evaluation
 from predictor import Manifest, manifest_path
 
 __all__ = ["ReportUnavailable", "render", "write_report"]
-
-BUNDLED: Final = Path(str(files("ml_api"))) / "models" / MODEL_FILE
 
 
 class ReportUnavailable(RuntimeError):
@@ -51,7 +47,7 @@ class _Picture:
     svg: str
 
 
-def write_report(out: Path, model: str | os.PathLike[str] = BUNDLED) -> None:
+def write_report(out: Path, model: str | os.PathLike[str] = BUNDLED_MODEL) -> None:
     """
     Write the page about *model*, by default the one in the package, to *out*.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from ml_api.catalogue import BUNDLED_MODEL
 from ml_api.contract import parse_request
-from ml_api.report import BUNDLED
 from ml_api.trading.contributions import contributions
 from ml_api.trading.decision import CLASSES, decide
 from ml_api.trading.indicators import FEATURES
@@ -19,7 +18,7 @@ from predictor import Model
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model.load(Path(BUNDLED))
+    return Model.load(BUNDLED_MODEL)
 
 
 def test_the_largest_come_first_per_asset_towards_its_own_action(

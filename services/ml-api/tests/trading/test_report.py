@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_api.report import BUNDLED, ReportUnavailable, render, write_report
+from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.report import ReportUnavailable, render, write_report
 from predictor import Manifest, ManifestError, manifest_path
 
 TITLES = [
@@ -26,7 +27,7 @@ TITLES = [
 
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
-    return Manifest.read(manifest_path(BUNDLED))
+    return Manifest.read(manifest_path(BUNDLED_MODEL))
 
 
 @pytest.fixture(scope="module")

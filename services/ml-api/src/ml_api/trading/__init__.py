@@ -1,0 +1,1 @@
+"""Trading decisions, pure: indicators, rules, sizes and reasons; see DECISIONS.md."""
