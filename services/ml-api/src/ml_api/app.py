@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,7 +26,7 @@ from starlette.routing import Route
 from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, ignoring, successes
 from ml_api import routes
 from ml_api.auth import Authentication, caller
-from ml_api.catalogue import load_models
+from ml_api.catalogue import Catalogue, load_models
 from ml_api.decider import Decider
 from ml_api.docs_page import docs_routes
 from ml_api.fingerprints import fingerprint_of
@@ -34,6 +37,7 @@ from ml_api.limits import BodyLimit, HandlerDeadline
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem, render_http_exception, render_problem
 from ml_api.rate import RateLimit
+from ml_api.runtime import RUNTIME_DIRECTORY
 from ml_api.settings import PREFIX, Settings, load_settings, unknown_variables
 from ml_api.stores import Backend, open_backend
 from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
@@ -68,7 +72,9 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         explain_top=settings.explain_top,
     )
     backend = backend or open_backend(settings, metrics)
-    metrics.model_workers.labels(decider.version).set(1)
+    for name, slot in models.by_name.items():
+        metrics.model_workers.labels(name, slot.current.info.version).set(1)
+    admin = _Admin(settings.admin_key.get_secret_value(), models, metrics) if settings.admin_key else None
     docs = docs_routes()
 
     def keyed(policy: Policy) -> list[Middleware]:
@@ -99,6 +105,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             Route("/metrics", routes.metrics_endpoint(metrics)),
             Route("/openapi.json", routes.openapi_endpoint(lambda: document_of(settings))),
             *docs,
+            *(admin.routes if admin else ()),
         ],
         middleware=[
             Middleware(
@@ -123,11 +130,12 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                     file=settings.api_keys_file,
                 ),
                 public=(*_PUBLIC, *INFERENCE_PUBLIC, *(route.path for route in docs)),
+                other={"/admin/": admin.keys} if admin else {},
                 refused=metrics.unauthorized.inc,
             ),
         ],
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
-        lifespan=_Life(backend, decider, settings),
+        lifespan=_Life(backend, decider, settings, admin),
     )
 
 
@@ -156,15 +164,38 @@ def document_of(settings: Settings) -> dict[str, Any]:
     from ml_api.openapi import openapi_document  # its schemas take time that a start should not
 
     return openapi_document(
-        prediction_policy(settings), inference_policy(settings), rate_limit=settings.rate_limit is not None
+        prediction_policy(settings),
+        inference_policy(settings),
+        rate_limit=settings.rate_limit is not None,
+        admin=settings.admin_key is not None,
     )
+
+
+class _Admin:
+    """What POST /admin/model needs; there is none without a key of its own."""
+
+    def __init__(self, key: str, models: Catalogue, metrics: Metrics) -> None:
+        from ml_api.admin import admin_endpoint
+        from ml_api.peers import Peers
+        from ml_api.swap import Participant
+
+        def swapped(name: str, old: str, new: str) -> None:
+            metrics.model_workers.labels(name, old).set(0)
+            metrics.model_workers.labels(name, new).set(1)
+
+        # Without `ml-api serve` there is one worker, which meets itself.
+        directory = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
+        self.keys = ApiKeys(single=key)
+        self.peers = Peers(Path(directory), Participant(models.by_name, check=models.check, swapped=swapped))
+        default = models.trading.current.info.name if models.trading is not None else None
+        self.routes = [Route("/admin/model", admin_endpoint(self.peers, default), methods=["POST"])]
 
 
 class _Life:
     """The lifespan: what starts before the first request and ends after the last."""
 
-    def __init__(self, backend: Backend, decider: Decider, settings: Settings) -> None:
-        self._backend, self._decider, self._settings = backend, decider, settings
+    def __init__(self, backend: Backend, decider: Decider, settings: Settings, admin: _Admin | None) -> None:
+        self._backend, self._decider, self._settings, self._admin = backend, decider, settings, admin
 
     @contextlib.asynccontextmanager
     async def __call__(self, _: Starlette) -> AsyncIterator[None]:
@@ -172,7 +203,8 @@ class _Life:
         watch = self._backend.watch
         watching = asyncio.create_task(watch.run()) if watch is not None else None
         try:
-            yield
+            async with self._admin.peers.joined() if self._admin else contextlib.nullcontext():
+                yield
         finally:
             if watching is not None:
                 watching.cancel()

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ml_api.settings import PREFIX, Settings
+from ml_api.swap import SwapRefused
 from ml_api.trading.decision import CLASSES
 from ml_api.trading.indicators import FEATURES
 from predictor import Model, ModelSlot, PredictorError
@@ -18,7 +19,7 @@ BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
 """The model in the package: behind /predict unless another is named."""
 
 
-class ModelUnusable(Exception):
+class ModelUnusable(SwapRefused):
     """A model cannot be served; the message says which and why."""
 
 
@@ -34,6 +35,16 @@ class Catalogue:
 
     trading: ModelSlot | None
     by_name: Mapping[str, ModelSlot]
+
+    def check(self, name: str, model: Model) -> None:
+        """
+        Make sure that *model* may be in the slot called *name*.
+
+        Raises:
+            ModelUnusable: That slot is behind /predict, and *model* answers another question.
+        """
+        if self.trading is not None and self.trading is self.by_name[name]:
+            check_trading_model(model)
 
 
 def load_models(settings: Settings) -> Catalogue:
@@ -55,7 +66,7 @@ def load_models(settings: Settings) -> Catalogue:
     return Catalogue(trading, by_name)
 
 
-def check_trading_model(model: Model, path: Path) -> None:
+def check_trading_model(model: Model) -> None:
     """
     Make sure that *model* answers the question that /predict asks.
 
@@ -64,7 +75,7 @@ def check_trading_model(model: Model, path: Path) -> None:
     """
     if model.info.features != FEATURES or model.info.n_classes != len(CLASSES):
         raise ModelUnusable(
-            f"the model {path} is not served: POST /predict needs the features {', '.join(FEATURES)} "
+            f"the model {model.info.name} is not served: POST /predict needs the features {', '.join(FEATURES)} "
             f"and the classes {', '.join(CLASSES)}"
         )
 
@@ -78,7 +89,7 @@ def _load_trading(settings: Settings) -> ModelSlot | None:
             f"there is no model at {path}; set {PREFIX}MODEL_PATH, or {PREFIX}RULE_FALLBACK=true"
         )
     model = _load(path)
-    check_trading_model(model, path)
+    check_trading_model(model)
     return ModelSlot(model)
 
 

@@ -9,18 +9,16 @@ state is in the body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ml_api.contract import SCHEMA_VERSION
+from ml_api.routes import Endpoint
 from ml_api.watch import RedisWatch
 
 __all__ = ["ServedModel", "health_endpoint", "ready_endpoint"]
-
-Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class ServedModel(Protocol):

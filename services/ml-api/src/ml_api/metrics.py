@@ -8,6 +8,7 @@ worker answer for all of them; `ml-api serve` sets it up. The names are public: 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -20,9 +21,10 @@ from prometheus_client import (
     multiprocess,
 )
 
-__all__ = ["CONTENT_TYPE_LATEST", "MULTIPROCESS_DIRECTORY", "Metrics"]
+from ml_api.runtime import METRICS_DIRECTORY
 
-MULTIPROCESS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+
 
 # The table's targets are 10 ms for a hit and 500 ms for a miss: both are edges of a bucket.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
@@ -109,17 +111,29 @@ class Metrics:
         )
         self.model_workers = Gauge(
             "ml_service_model_workers",
-            "Workers that serve this version of the model.",
-            ("version",),
+            "Workers that serve this version of a model.",
+            ("model", "version"),
             registry=registry,
             multiprocess_mode="livesum",
         )
         ProcessCollector(registry=registry)
+        _forget_the_dead()
 
     def render(self) -> bytes:
         """The exposition text (Prometheus text format 0.0.4), of all workers where there are several."""
-        if MULTIPROCESS_DIRECTORY not in os.environ:
+        if METRICS_DIRECTORY not in os.environ:
             return generate_latest(self._registry)
         everybody = CollectorRegistry()
         multiprocess.MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
         return generate_latest(everybody)
+
+
+def _forget_the_dead() -> None:
+    """Drop the live gauges of workers that died: whoever replaces them starts here."""
+    directory = os.environ.get(METRICS_DIRECTORY)
+    for file in Path(directory).glob("gauge_live*_*.db") if directory else ():
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from idempotency import Policy
 from idempotency.openapi import add_idempotency
+from ml_api.admin import SwapRequest, SwapResponse
 from ml_api.contract import ErrorItem, PredictRequest, PredictResponse
 from ml_api.demo import example_request
 from ml_api.inference import InferRequest, InferResponse
@@ -33,7 +34,9 @@ _RETRY_AFTER = {
 }
 
 
-def openapi_document(predict: Policy, infer: Policy, *, rate_limit: bool = False) -> Schema:
+def openapi_document(
+    predict: Policy, infer: Policy, *, rate_limit: bool = False, admin: bool = False
+) -> Schema:
     """
     Build the document.
 
@@ -41,6 +44,7 @@ def openapi_document(predict: Policy, infer: Policy, *, rate_limit: bool = False
         predict: The policy that POST /predict is served under.
         infer: The policy of the Open Inference Protocol's `infer`.
         rate_limit: Whether 429 can happen.
+        admin: Whether the model can be swapped.
     """
     document = {
         "openapi": "3.1.0",
@@ -56,10 +60,14 @@ def openapi_document(predict: Policy, infer: Policy, *, rate_limit: bool = False
             "/ready": {"get": _plain("ready", "Whether requests may be sent here", _READY)},
             "/metrics": {"get": _metrics()},
             **_inference(rate_limit),
+            **({"/admin/model": {"post": _swap()}} if admin else {}),
         },
         "components": {
             "schemas": _schemas(),
-            "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+            "securitySchemes": {
+                "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "AdminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
         },
     }
     document = add_idempotency(document, predict, operations=[("POST", "/predict")])
@@ -160,6 +168,35 @@ def _infer(operation: str, rate_limit: bool) -> Schema:
     }
 
 
+def _swap() -> Schema:
+    return {
+        "operationId": "swapModel",
+        "summary": "Serve another model, in every worker or in none",
+        "description": "With the admin key. Every worker loads and checks the model before any of them serves it.",
+        "security": [{"AdminKey": []}],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _reference("SwapRequest")}},
+        },
+        "responses": _refusals(rate_limit=False)
+        | {
+            "200": {
+                "description": "What every worker serves now.",
+                "headers": _REQUEST_ID,
+                "content": {"application/json": {"schema": _reference("SwapResponse")}},
+            },
+            "409": _problem("Another swap is under way.", "swap-busy", headers=_RETRY_AFTER),
+            "422": {
+                "description": "The body breaks the schema, or the model was refused; nothing changed.",
+                "headers": _REQUEST_ID,
+                "content": {
+                    MEDIA_TYPE: {"schema": {"anyOf": [_reference("Problem"), _reference("Violations")]}}
+                },
+            },
+        },
+    }
+
+
 def _refusals(rate_limit: bool) -> Schema:
     """What any guarded POST may be refused with."""
     refusals = {
@@ -234,6 +271,8 @@ def _schemas() -> Schema:
             (PredictResponse, "serialization"),
             (InferRequest, "validation"),
             (InferResponse, "serialization"),
+            (SwapRequest, "validation"),
+            (SwapResponse, "serialization"),
         ],
         ref_template="#/components/schemas/{model}",
     )

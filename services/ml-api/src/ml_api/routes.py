@@ -14,9 +14,10 @@ from ml_api.decider import Decider
 from ml_api.metrics import CONTENT_TYPE_LATEST, Metrics
 from ml_api.problems import Problem
 
-__all__ = ["metrics_endpoint", "openapi_endpoint", "predict_endpoint"]
+__all__ = ["Endpoint", "metrics_endpoint", "openapi_endpoint", "predict_endpoint", "require_json"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+"""What Starlette calls to answer a request."""
 
 
 def predict_endpoint(decider: Decider) -> Endpoint:

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,6 +19,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ml_api.logs import configure_logging
 from ml_api.protocol import LimitedProtocol
+from ml_api.runtime import METRICS_DIRECTORY, RUNTIME_DIRECTORY
 from ml_api.settings import Settings
 
 __all__ = ["ServiceConfig", "serve"]
@@ -60,11 +62,11 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
 
     # uvicorn repeats the signal once it has stopped: a stop that was asked for, and done, is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if workers == 1:
-        uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
-        return
-    load_models(settings)  # a model that no worker can load is one line here, not a traceback from each
-    with _shared_metrics():
+    with _runtime_directory(shared=workers > 1):
+        if workers == 1:
+            uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
+            return
+        load_models(settings)  # a model that no worker can load is one line here, not a traceback from each
         config = ServiceConfig(
             "ml_api.app:create_app", settings, factory=True, host=host, port=port, workers=workers
         )
@@ -72,10 +74,12 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
 
 
 @contextlib.contextmanager
-def _shared_metrics() -> Iterator[None]:
-    """A directory where the workers' numbers meet; workers learn of it by their environment."""
-    from ml_api.metrics import MULTIPROCESS_DIRECTORY
-
-    with tempfile.TemporaryDirectory(prefix="ml-api-metrics-") as directory:
-        os.environ[MULTIPROCESS_DIRECTORY] = directory
+def _runtime_directory(*, shared: bool) -> Iterator[None]:
+    """A private directory where the workers meet; they learn of it by their environment."""
+    with tempfile.TemporaryDirectory(prefix="ml-api-") as directory:
+        os.environ[RUNTIME_DIRECTORY] = directory
+        if shared:
+            metrics = Path(directory) / "metrics"
+            metrics.mkdir()
+            os.environ[METRICS_DIRECTORY] = str(metrics)
         yield

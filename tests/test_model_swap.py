@@ -1,0 +1,122 @@
+"""A hot swap over several real workers: all or none, and a worker that starts later serves the new model too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ml_api.catalogue import BUNDLED_MODEL
+from predictor import Manifest, manifest_path
+
+WORKERS = 2
+ADMIN = "the-admin-key-of-the-system-tests"
+
+Swap = Callable[..., httpx.Response]
+
+
+def model_of(tmp_path: Path, version: str, **changes: Any) -> Path:
+    """The shipped model as another version of itself, or with other *changes* to its manifest."""
+    model = tmp_path / f"model-{version}.txt"
+    shutil.copy(BUNDLED_MODEL, model)
+    manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
+    manifest.model_copy(update={"version": version} | changes).write(manifest_path(model))
+    return model
+
+
+@pytest.fixture
+def service(serve: Callable[..., Any]) -> Any:
+    return serve(workers=WORKERS, ML_SERVICE_ADMIN_KEY=ADMIN)
+
+
+@pytest.fixture
+def swap(service: Any) -> Swap:
+    def to(path: Path, key: str = ADMIN, **more: str) -> httpx.Response:
+        return service.client.post(
+            "/admin/model", json={"path": str(path)} | more, headers={"X-API-Key": key}
+        )
+
+    return to
+
+
+def versions(service: Any) -> set[str]:
+    """The versions that fresh connections, spread over the workers, are told."""
+    with ThreadPoolExecutor(8) as pool:
+        url = f"http://127.0.0.1:{service.port}/health"
+        return {answer.json()["modelVersion"] for answer in pool.map(lambda _: httpx.get(url), range(40))}
+
+
+def test_every_worker_serves_the_new_model_and_the_answer_lists_them(
+    service: Any, swap: Swap, tmp_path: Path, body: Callable[..., bytes]
+) -> None:
+    answer = swap(model_of(tmp_path, "1.1.0"))
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["model"], answer.json()["version"]) == ("btc-eth", "1.1.0")
+    assert [worker["version"] for worker in answer.json()["workers"]] == ["1.1.0"] * WORKERS
+    assert len({worker["pid"] for worker in answer.json()["workers"]}) == WORKERS
+    assert versions(service) == {"1.1.0"}
+    assert service.predict(body()).json()["modelVersion"] == "1.1.0"
+    assert service.metric('ml_service_model_workers{model="btc-eth",version="1.1.0"}') == WORKERS
+    assert service.metric('ml_service_model_workers{model="btc-eth",version="1.0.0"}') == 0.0
+
+
+def test_a_worker_that_dies_comes_back_with_the_new_model_though_its_file_is_gone(
+    service: Any, swap: Swap, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    model = model_of(tmp_path, "1.1.0")
+    workers = swap(model).json()["workers"]
+    model.unlink()
+    os.kill(workers[0]["pid"], signal.SIGKILL)
+    # A later swap is answered by all workers again, one of them new.
+    later = model_of(tmp_path, "1.2.0")
+
+    def all_again() -> bool:
+        try:
+            assert versions(service) <= {"1.1.0", "1.2.0"}
+            return len(swap(later).json()["workers"]) == WORKERS
+        except httpx.TransportError:
+            return False  # a connection that the killed worker had
+
+    eventually(all_again, "all workers again")
+    assert versions(service) == {"1.2.0"}
+    assert service.metric('ml_service_model_workers{model="btc-eth",version="1.2.0"}') == WORKERS
+
+
+def test_a_model_that_is_not_fit_changes_nothing(service: Any, swap: Swap, tmp_path: Path) -> None:
+    altered = model_of(tmp_path, "1.1.0")
+    altered.write_bytes(altered.read_bytes().replace(b"1", b"2", 1))
+    other_name = model_of(tmp_path, "1.1.1", name="houses")
+    wrong_digest = model_of(tmp_path, "1.1.2")
+    golden = Manifest.read(manifest_path(BUNDLED_MODEL)).golden
+    wrong_row = golden[0].model_copy(update={"raw": tuple(value + 1 for value in golden[0].raw)})
+    other_numbers = model_of(tmp_path, "1.1.3", golden=(wrong_row,))
+    answers = [
+        swap(altered),
+        swap(other_name),
+        swap(wrong_digest, sha256="0" * 64),
+        swap(other_numbers),
+        swap(tmp_path / "absent.txt"),
+        swap(wrong_digest, model="unknown"),
+    ]
+    assert {answer.status_code for answer in answers} == {422}
+    assert all(answer.json()["detail"].startswith("Nothing changed: ") for answer in answers)
+    assert versions(service) == {"1.0.0"}
+
+
+def test_the_route_has_a_key_of_its_own(service: Any, swap: Swap, tmp_path: Path) -> None:
+    model = model_of(tmp_path, "1.1.0")
+    assert swap(model, key=service.client.headers["x-api-key"]).status_code == 401
+    assert service.client.post("/predict", headers={"X-API-Key": ADMIN}).status_code == 401
+    assert service.client.get("/admin/model", headers={"X-API-Key": ADMIN}).status_code == 405
+    assert versions(service) == {"1.0.0"}
+
+
+def test_without_an_admin_key_there_is_no_such_route(serve: Callable[..., Any]) -> None:
+    assert serve().client.post("/admin/model", json={"path": "/x"}).status_code == 404
