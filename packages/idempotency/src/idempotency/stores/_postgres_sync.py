@@ -40,6 +40,7 @@ class SyncPostgresStore:
         deadline: See `PostgresStore`. Since the driver cannot be told to stop waiting, each call runs in a thread of
             the store's, as many as the pool has connections; a call given up on keeps its thread until the server or
             the network ends it (`tcp_user_timeout` in the connection string bounds that).
+        owns_pool: See `PostgresStore`.
     """
 
     def __init__(
@@ -48,15 +49,18 @@ class SyncPostgresStore:
         *,
         table: str = "idempotency_record",
         deadline: float = 1.0,
+        owns_pool: bool = False,
     ) -> None:
         self._pool = pool
         self._sql = Statements.for_table(table)
         self._deadline = deadline
+        self._owns_pool = owns_pool
         self._threads = ThreadPoolExecutor(max(pool.max_size, 1), thread_name_prefix="idempotency-postgres")
 
     def create_schema(self) -> None:
         """See `PostgresStore.create_schema`."""
         try:
+            self._open()
             with self._pool.connection() as connection:
                 connection.execute(self._sql.create.encode())
         except psycopg.Error as error:
@@ -127,8 +131,10 @@ class SyncPostgresStore:
         return bool(rows and rows[0][0])
 
     def close(self) -> None:
-        """Let the store's threads end; the pool stays open."""
+        """Let the store's threads end; the pool stays open unless the store owns it."""
         self._threads.shutdown(wait=False)
+        if self._owns_pool:
+            self._pool.close()
 
     def _run(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return self._within_deadline(lambda: self._execute(statement, values))
@@ -153,6 +159,7 @@ class SyncPostgresStore:
         raise AssertionError("the last try returns or raises")
 
     def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        self._open()
         with self._pool.connection(timeout=self._deadline) as connection:
             theirs = connection.autocommit
             # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
@@ -165,3 +172,7 @@ class SyncPostgresStore:
             finally:
                 if not connection.closed:
                     connection.autocommit = theirs
+
+    def _open(self) -> None:
+        if self._owns_pool and self._pool.closed:
+            self._pool.open()

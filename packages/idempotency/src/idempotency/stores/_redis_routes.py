@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Route", "route_of_node", "route_of_pool"]
+__all__ = ["Route", "route_of_node", "route_of_pool", "sentinels_of"]
 
 # Of the client's choices these are not ours: we time, repeat and decode ourselves.
 _NOT_OURS = frozenset(
@@ -60,6 +60,13 @@ def route_of_node(connection_class: Any, settings: Mapping[str, Any], **ours: An
     """One node of a cluster; *ours* are the settings that the store chooses itself."""
     place = (str(settings["host"]), int(settings["port"]))
     return Route(place, lambda: _make(connection_class, settings, ours))
+
+
+def sentinels_of(client: Any) -> list[Any]:
+    """The clients that found the primary for *client*: closing it does not close them."""
+    pool = getattr(client, "connection_pool", None)
+    manager = getattr(pool, "sentinel_manager", None)
+    return list(getattr(manager, "sentinels", ()))
 
 
 def _make(connection_class: Any, settings: Mapping[str, Any], ours: Mapping[str, Any]) -> Any:

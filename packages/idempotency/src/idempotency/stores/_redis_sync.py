@@ -20,7 +20,7 @@ from idempotency.store import Page
 from idempotency.stores import _redis_records as records
 from idempotency.stores._redis_errors import is_gone, meaning_of, unreachable
 from idempotency.stores._redis_records import Adopt, Command, pack
-from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool
+from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool, sentinels_of
 from idempotency.stores._redis_settings import Answer, OnEviction, Settings, judge_eviction, too_few_copies
 
 __all__ = ["SyncRedisStore"]
@@ -40,6 +40,7 @@ class SyncRedisStore:
         wait_replicas: See `RedisStore`.
         on_eviction: See `RedisStore`.
         adopt: See `RedisStore`.
+        owns_client: Whether `close` closes *client* too.
 
     Atomic: one script per call. Safe from any thread, and after a fork.
     """
@@ -53,10 +54,12 @@ class SyncRedisStore:
         wait_replicas: int = 0,
         on_eviction: OnEviction = "warn",
         adopt: Adopt | None = None,
+        owns_client: bool = False,
     ) -> None:
         self._client: Any = client
         self._prefix = prefix
         self._adopt = adopt
+        self._owns_client = owns_client
         self._settings = Settings(deadline, wait_replicas, on_eviction)
         self._ours = {
             "retry": Retry(NoBackoff(), 0),
@@ -119,11 +122,14 @@ class SyncRedisStore:
         )
 
     def close(self) -> None:
-        """Close the store's own connections; the client stays open."""
+        """Close the store's own connections; the client stays open unless the store owns it."""
         with self._lock:
             sockets, self._sockets = self._sockets, {}
         for each in sockets.values():
             each.close()
+        if self._owns_client:
+            for client in (self._client, *sentinels_of(self._client)):
+                client.close()
 
     def _name(self, key: StorageKey) -> bytes:
         return (self._prefix + key).encode()

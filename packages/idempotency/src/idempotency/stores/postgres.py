@@ -47,6 +47,7 @@ class PostgresStore:
         pool: Connections to the primary, opened by the caller; it stays the caller's.
         table: Its name, or schema.name, in lower case.
         deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats.
+        owns_pool: Whether the store opens *pool* when it is first used, and `aclose` closes it.
 
     Every method raises `StoreUnavailable` where there was no answer. Atomic: one statement per call, READ COMMITTED.
     An acknowledged claim outlives a failover only with synchronous replication; see `docs/failure-modes.md`.
@@ -58,15 +59,18 @@ class PostgresStore:
         *,
         table: str = "idempotency_record",
         deadline: float = 1.0,
+        owns_pool: bool = False,
     ) -> None:
         self._pool = pool
         self._sql = Statements.for_table(table)
         self._deadline = deadline
+        self._owns_pool = owns_pool
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def create_schema(self) -> None:
         """Create the table, its index and its sequence where they are missing. For migrations, see `schema_sql`."""
         try:
+            await self._open()
             async with self._pool.connection() as connection:
                 await connection.execute(self._sql.create.encode())
         except psycopg.Error as error:
@@ -150,8 +154,10 @@ class PostgresStore:
         return bool(rows and rows[0][0])
 
     async def aclose(self) -> None:
-        """Wait for calls that were given up on; the pool stays open."""
+        """Wait for calls that were given up on; the pool stays open unless the store owns it."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._owns_pool:
+            await self._pool.close()
 
     async def _run(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         # In a task of its own: psycopg answers a cancellation by asking the server to stop, and may wait for that
@@ -186,6 +192,7 @@ class PostgresStore:
         raise AssertionError("the last try returns or raises")
 
     async def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        await self._open()
         async with self._pool.connection(timeout=self._deadline) as connection:
             theirs = connection.autocommit
             # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
@@ -198,3 +205,7 @@ class PostgresStore:
             finally:
                 if not connection.closed:
                     await connection.set_autocommit(theirs)
+
+    async def _open(self) -> None:
+        if self._owns_pool and self._pool.closed:
+            await self._pool.open()

@@ -29,7 +29,7 @@ from idempotency.stores import _redis_records as records
 from idempotency.stores._redis_errors import is_gone, meaning_of, unreachable
 from idempotency.stores._redis_pipes import Pipes
 from idempotency.stores._redis_records import Adopt, Command
-from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool
+from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool, sentinels_of
 from idempotency.stores._redis_settings import Answer, OnEviction, Settings, too_few_copies
 from idempotency.stores._redis_sync import SyncRedisStore
 
@@ -57,6 +57,7 @@ class RedisStore:
         adopt: Turns a value that something else wrote under one of our keys (an older service, say) into an
             outcome, which then replays to whoever presents the key; None where it does not know it either. Without
             *adopt* such a value is `CorruptRecord`.
+        owns_client: Whether `aclose` closes *client* too.
 
     Every method raises `StoreUnavailable` where there was no answer, and `RuntimeError` in another event loop.
     Atomic: one script per call. Fences are the server's time in microseconds, so R9 holds while its clock is not set
@@ -72,10 +73,12 @@ class RedisStore:
         wait_replicas: int = 0,
         on_eviction: OnEviction = "warn",
         adopt: Adopt | None = None,
+        owns_client: bool = False,
     ) -> None:
         self._client: Any = client
         self._prefix = prefix
         self._adopt = adopt
+        self._owns_client = owns_client
         self._settings = Settings(deadline, wait_replicas, on_eviction)
         self._ours = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None, "socket_connect_timeout": None}
         self._only: Route | None = None
@@ -143,10 +146,13 @@ class RedisStore:
         )
 
     async def aclose(self) -> None:
-        """Close the store's own connections; the client stays open."""
+        """Close the store's own connections; the client stays open unless the store owns it."""
         for pipes in self._pipes.values():
             await pipes.aclose()
         self._pipes.clear()
+        if self._owns_client:
+            for client in (self._client, *sentinels_of(self._client)):
+                await client.aclose()
 
     def _name(self, key: StorageKey) -> bytes:
         return (self._prefix + key).encode()

@@ -1,0 +1,139 @@
+"""Stores named by a URL: what is understood, what is refused, and that no password shows."""
+
+from __future__ import annotations
+
+import secrets
+import traceback
+from pathlib import Path
+
+import pytest
+from redis_servers import Cluster, Sentinels
+
+from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
+from idempotency.stores.url import open_store, open_sync_store
+
+pytestmark = pytest.mark.anyio
+
+ASK = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def lives_a_life(url: str) -> bool:
+    """Whether a record can be claimed, completed and replayed through the store that *url* names."""
+    store = open_store(url)
+    try:
+        key = StorageKey(f"url-{secrets.token_hex(8)}")
+        reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        assert isinstance(reply, Acquired)
+        assert await store.complete(reply.claim, b'{"n":1}', retention=60.0)
+        again = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        return isinstance(again, Completed) and again.outcome == b'{"n":1}'
+    finally:
+        await store.aclose()
+
+
+def lives_a_sync_life(url: str) -> bool:
+    store = open_sync_store(url)
+    try:
+        key = StorageKey(f"url-{secrets.token_hex(8)}")
+        reply = store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        assert isinstance(reply, Acquired)
+        assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
+        again = store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        return isinstance(again, Completed) and again.outcome == b'{"n":1}'
+    finally:
+        store.close()
+
+
+async def test_memory_needs_nothing() -> None:
+    assert await lives_a_life("memory:?max_records=5")
+    assert lives_a_sync_life("memory:")
+
+
+async def test_sqlite_takes_three_slashes_and_a_path(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/records.db?busy_timeout=2"
+    assert await lives_a_life(url)
+    assert lives_a_sync_life(url)
+    assert (tmp_path / "records.db").exists()
+
+
+async def test_redis_takes_the_stores_options(redis_url: str) -> None:
+    url = f"{redis_url}?prefix=url:&deadline=2&on_eviction=refuse"
+    assert await lives_a_life(url)
+    assert lives_a_sync_life(url)
+
+
+async def test_sentinel_takes_hosts_and_a_service(redis_sentinels: Sentinels) -> None:
+    port, name = redis_sentinels.sentinel.port, redis_sentinels.name
+    url = f"redis+sentinel://127.0.0.1:{port}/{name}/0?wait_replicas=1"
+    assert await lives_a_life(url)
+    assert lives_a_sync_life(url)
+
+
+async def test_cluster_takes_any_of_its_nodes(redis_cluster: Cluster) -> None:
+    hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[1:])
+    assert await lives_a_life(f"redis+cluster://{hosts}")
+    assert lives_a_sync_life(f"redis+cluster://{hosts}")
+
+
+async def test_postgresql_keeps_libpqs_own_options(postgres_url: str) -> None:
+    mark = "&" if "?" in postgres_url else "?"
+    url = f"{postgres_url}{mark}pool_size=2&deadline=5&application_name=records"
+    assert await lives_a_life(url)
+    assert lives_a_sync_life(url)
+
+
+@pytest.mark.parametrize("open_any", [open_store, open_sync_store])
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("mongodb://host/db", "redis+sentinel"),
+        ("records.db", "sqlite"),
+        ("memory:?size=3", "max_records"),
+        ("memory:?max_records=many", "max_records"),
+        ("memory://host", "neither a host"),
+        ("sqlite://host/x.db", "sqlite:////absolute.db"),
+        ("sqlite:///", "a path"),
+        ("sqlite:///x.db?timeout=3", "busy_timeout"),
+        ("redis://localhost/first", "number of a database"),
+        ("redis://localhost:port/0", "ports"),
+        ("redis://a,b/0", "redis+sentinel"),
+        ("redis://localhost/0?on_eviction=ignore", "on_eviction"),
+        ("redis://localhost/0?ssl_certfile=x", "deadline"),
+        ("redis+sentinel://localhost:26379", "name of the service"),
+        ("redis+cluster:", "hosts"),
+        ("postgresql://localhost/db?sslmod=require", "libpq"),
+        ("postgresql://localhost/db?pool_size=large", "pool_size"),
+        ("postgresql://localhost/db?table=Drop%20it", "plain lower-case name"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_what_can(open_any, url: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refused:
+        open_any(url)
+    assert hint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hunter2@localhost:x/0",
+        "redis://user:hunter2@localhost/0?nope=1",
+        "redis+sentinel://user:hunter2@localhost:26379/s/zero",
+        "postgresql://user:hunter2@localhost/db?nope=1",
+        "nope://user:hunter2@localhost",
+    ],
+)
+def test_no_password_is_quoted(url: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refused:
+        open_store(url)
+    printed = "".join(traceback.format_exception(refused.value))
+    assert "hunter2" not in printed.replace(url, "")  # the traceback quotes this test's own lines
+
+
+def test_an_opened_store_does_not_show_its_password() -> None:
+    for url in ("redis://user:hunter2@localhost/0", "postgresql://user:hunter2@localhost/db"):
+        assert "hunter2" not in repr(open_store(url))
