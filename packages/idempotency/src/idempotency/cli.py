@@ -1,0 +1,323 @@
+"""
+The `idempotency` command: look at the records of any store, free a key, give back space, examine a set-up.
+
+Exit codes are the interface:
+
+    0   done, or found
+    1   there is no such record
+    2   the store cannot be reached, or its driver is not installed
+    3   something is wrong: a refused release, a record that cannot be read, a doctor's finding
+    64  the command line itself is wrong
+
+The answer is on standard output, as text or with `--json` as one JSON object a line; what went wrong is on standard
+error. Neither shows a response body unless `show --show-outcome` asks for it, and nothing shows an owner's token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final, NoReturn
+from urllib.parse import unquote, urlsplit
+
+from idempotency._core.errors import InvalidKey, StoreError, StoreUnavailable
+from idempotency._core.key import parse_key, storage_key
+from idempotency._core.types import Claim, Record, State, StorageKey, key_id
+from idempotency.store import SyncInspectable, SyncPurgeable, SyncStore
+
+__all__ = ["main"]
+
+OK, ABSENT, UNAVAILABLE, WRONG, USAGE = 0, 1, 2, 3, 64
+
+_STATES: Final = ("running", "abandoned", "completed")
+_KINDS: Final = ("response", "value", "unreplayable", "sealed")
+_EPILOG: Final = "Exit codes: 0 done or found, 1 absent, 2 store unavailable, 3 something is wrong, 64 usage."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as end:  # after --help, or a usage error
+        return OK if end.code is None else int(end.code)
+    try:
+        with closing(_open(args.store)) as store:
+            code: int = args.run(store, args)
+        sys.stdout.flush()
+    except StoreUnavailable as error:
+        return _fail(UNAVAILABLE, str(error))
+    except StoreError as error:
+        return _fail(WRONG, str(error))
+    except ImportError as error:
+        return _fail(UNAVAILABLE, str(error))
+    except (ValueError, InvalidKey) as error:
+        return _fail(USAGE, str(error))
+    except BrokenPipeError:  # `idempotency list | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    return code
+
+
+def _open(url: str | None) -> SyncStore:
+    from idempotency.stores.url import open_sync_store
+
+    if not url:
+        raise ValueError("which store? give --store URL, or set IDEMPOTENCY_STORE")
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite" and not Path(unquote(parts.path.removeprefix("/"))).exists():
+        # A store makes its file; a command that only looks must not hide a misspelt path behind an empty one.
+        raise StoreUnavailable(f"there is no file {parts.path.removeprefix('/')}")
+    return open_sync_store(url)
+
+
+# The commands.
+
+
+def _show(store: SyncStore, args: argparse.Namespace) -> int:
+    key = _key(args)
+    record = store.get(key)
+    if record is None:
+        return _fail(ABSENT, f"there is no record {key_id(key)}")
+    described = _described(record)
+    if args.show_outcome and record.outcome is not None:
+        described["outcome_text"] = record.outcome.decode("utf-8", "backslashreplace")
+    _print([described], args, upright=True)
+    return OK
+
+
+def _list(store: SyncStore, args: argparse.Namespace) -> int:
+    _print(list(_listed(_inspectable(store), args)), args)
+    return OK
+
+
+def _listed(store: SyncInspectable, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    prefix = storage_key(args.tenant, "") if args.tenant else ""
+    left: int = args.limit
+    cursor: str | None = None
+    while left > 0:
+        page = store.scan(limit=500, cursor=cursor)
+        for record in page.records:
+            if (
+                record.key.startswith(prefix)
+                and args.state in {None, _state(record)}
+                and args.id in {None, key_id(record.key)}
+            ):
+                yield _described(record)
+                left -= 1
+                if left == 0:
+                    return
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _release(store: SyncStore, args: argparse.Namespace) -> int:
+    key = _key(args)
+    try:
+        record = store.get(key)
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        if not args.force:
+            return _fail(WRONG, f"{error} (--force deletes it)")
+        return _done(args, key, "unreadable", freed=_inspectable(store).forget(key))
+    if record is None:
+        return _fail(ABSENT, f"there is no record {key_id(key)}")
+    state = _state(record)
+    if state == "completed":
+        if not args.force:
+            return _fail(
+                WRONG,
+                f"record {key_id(key)} is completed and retries are answered from it; --force forgets it, and the "
+                "next request with its key runs again",
+            )
+        return _done(args, key, state, freed=_inspectable(store).forget(key))
+    if state == "running" and not args.force:
+        return _fail(
+            WRONG,
+            f"record {key_id(key)} is running, with {record.lease_left:.1f} s of its lease left; wait until it is "
+            "over, or use --force if its process is known to be gone: a second run may begin at once",
+        )
+    # By its owner, so that whoever took over since we looked is left alone.
+    claim = Claim(key, record.owner, record.attempt, record.fence)
+    return _done(args, key, state, freed=store.release(claim))
+
+
+def _done(args: argparse.Namespace, key: StorageKey, state: str, *, freed: bool) -> int:
+    if not freed:
+        return _fail(WRONG, f"record {key_id(key)} changed while it was looked at; look again")
+    _print([{"key_id": key_id(key), "was": state, "freed": True}], args, upright=True)
+    return OK
+
+
+def _purge(store: SyncStore, args: argparse.Namespace) -> int:
+    deleted = 0
+    if isinstance(store, SyncPurgeable):  # others give back the space themselves
+        while batch := store.purge(limit=args.batch):
+            deleted += batch
+    _print([{"deleted": deleted}], args, upright=True)
+    return OK
+
+
+def _doctor(store: SyncStore, args: argparse.Namespace) -> int:
+    from idempotency._doctor import examine
+
+    findings = []
+    for finding in examine(store, args.store):
+        findings.append(finding)
+        if args.json:
+            _print([finding._asdict()], args)
+    if not args.json:
+        _print([finding._asdict() for finding in findings], args)
+    return WRONG if any(finding.verdict in {"warn", "fail"} for finding in findings) else OK
+
+
+# Records for people.
+
+
+def _key(args: argparse.Namespace) -> StorageKey:
+    if args.stored:
+        return StorageKey(args.key)
+    key: str = args.key
+    if key.startswith('"'):  # as it stands in the header
+        key = parse_key([key.encode()]) or ""
+    return storage_key(args.tenant, key)
+
+
+def _state(record: Record) -> str:
+    if record.state is State.COMPLETED:
+        return "completed"
+    return "running" if record.lease_left > 0 else "abandoned"
+
+
+def _described(record: Record) -> dict[str, Any]:
+    """What may be shown of a record: its name and figures, never its owner's token or its outcome's content."""
+    described: dict[str, Any] = {
+        "key": record.key,
+        "key_id": key_id(record.key),
+        "state": _state(record),
+        "attempt": record.attempt,
+        "fence": record.fence,
+        "expires_in_s": round(record.expires_in, 3),
+    }
+    if record.outcome is None:
+        return described | {"lease_left_s": round(record.lease_left, 3)}
+    return described | {
+        "age_s": round(record.age, 3),
+        "outcome": _kind(record.outcome),
+        "outcome_bytes": len(record.outcome),
+    }
+
+
+def _kind(outcome: bytes) -> str:
+    try:
+        members = json.loads(outcome)
+        kind, status = members["outcome"], members.get("status_code")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "unreadable"
+    if kind not in _KINDS:  # only known words: the rest of an outcome is a response's content
+        return "unreadable"
+    return f"{kind} {status}" if type(status) is int else str(kind)
+
+
+def _inspectable(store: SyncStore) -> SyncInspectable:
+    if not isinstance(store, SyncInspectable):
+        raise StoreError(f"{type(store).__name__} can neither list nor forget records")
+    return store
+
+
+def _print(rows: Iterable[dict[str, Any]], args: argparse.Namespace, *, upright: bool = False) -> None:
+    rows = list(rows)
+    if args.json:
+        for row in rows:
+            print(json.dumps(row))
+    elif upright:
+        for row in rows:
+            width = max(map(len, row))
+            for name, value in row.items():
+                print(f"{name.ljust(width)}  {value}")
+    elif rows:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+        widths = [max(len(line[column]) for line in table) for column in range(len(names))]
+        for line in table:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"idempotency: {message}", file=sys.stderr)
+    return code
+
+
+# The command line.
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Argparse would exit with 2, which says here that the store is unavailable."""
+        self.print_usage(sys.stderr)
+        raise SystemExit(_fail(USAGE, message))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="idempotency", description="Look after the records of an idempotency store.", epilog=_EPILOG
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[SyncStore, argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG
+        )
+        added.set_defaults(run=run)
+        added.add_argument(
+            "--store",
+            metavar="URL",
+            default=os.environ.get("IDEMPOTENCY_STORE"),
+            help="sqlite:///path, redis://..., postgresql://...; default: the variable IDEMPOTENCY_STORE",
+        )
+        added.add_argument("--json", action="store_true", help="one JSON object a line")
+        return added
+
+    def one_key(added: argparse.ArgumentParser) -> None:
+        added.add_argument("key", metavar="KEY", help="the client's key, with or without its quotes")
+        added.add_argument(
+            "--tenant", default="", help="whose key it is; for a decorated function its operation"
+        )
+        added.add_argument("--stored", action="store_true", help="KEY is a record's name, as `list` shows it")
+
+    show = command("show", _show, "show one record")
+    one_key(show)
+    show.add_argument(
+        "--show-outcome", action="store_true", help="also what is recorded: headers and body of a response"
+    )
+    listing = command("list", _list, "list records")
+    listing.add_argument("--tenant", default="", help="only this tenant's")
+    listing.add_argument(
+        "--state", choices=_STATES, help="only these; abandoned: the lease is over, nothing recorded"
+    )
+    listing.add_argument("--id", metavar="KEY_ID", help="only the record with this key_id, as logs show it")
+    listing.add_argument("--limit", type=_positive, default=100, help="at most so many; default: 100")
+    release = command("release", _release, "free the key of a run that was abandoned")
+    one_key(release)
+    release.add_argument(
+        "--force", action="store_true", help="also one that runs, is completed or cannot be read"
+    )
+    purge = command("purge", _purge, "delete expired records")
+    purge.add_argument("--batch", type=_positive, default=1_000, help="so many a transaction; default: 1000")
+    command("doctor", _doctor, "examine a set-up and say which promises it can keep")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
