@@ -151,6 +151,10 @@ class TestFile:
         with pytest.raises(ValueError, match="synchronous"):
             SyncSQLiteStore(path, synchronous="full; DROP TABLE x")
 
+    def test_a_negative_patience_is_refused(self, path: Path) -> None:
+        with pytest.raises(ValueError, match="busy_timeout"):
+            SyncSQLiteStore(path, busy_timeout=-1)
+
     def test_a_table_of_other_columns_is_refused(self, path: Path) -> None:
         sql(path, "CREATE TABLE idempotency_record (key TEXT, expires_at REAL)")
         with pytest.raises(StoreError, match="another table"):

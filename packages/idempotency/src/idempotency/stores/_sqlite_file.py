@@ -63,6 +63,8 @@ class DatabaseFile:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; use 3.35 or newer")
         if synchronous not in SYNCHRONOUS:
             raise ValueError(f"synchronous must be one of {', '.join(SYNCHRONOUS)}, not {synchronous!r}")
+        if busy_timeout < 0:
+            raise ValueError(f"busy_timeout must not be negative: {busy_timeout}")
         self.path = Path(path).absolute()
         self._busy_timeout = busy_timeout
         self._synchronous = synchronous
@@ -82,11 +84,7 @@ class DatabaseFile:
             Busy: Another writer, or another thread of ours, was not done in time; nothing was changed.
             StoreUnavailable: The file cannot be used; whatever had been written in this call is rolled back.
         """
-        if not (
-            self._lock.acquire(timeout=self._busy_timeout)
-            if self._busy_timeout
-            else self._lock.acquire(False)
-        ):
+        if not self._lock.acquire(timeout=self._busy_timeout):
             raise Busy(f"other threads held the SQLite store for {self._busy_timeout:g} s; try again")
         try:
             connection = self._usable()

@@ -31,7 +31,7 @@ class Fault(Enum):
     """`StoreUnavailable`, though the call took effect: its reply was lost."""
 
     DROP = "drop"
-    """The call takes effect and is answered; then the record is lost, as by eviction or failover."""
+    """The call takes effect and is answered; then the record is lost, as by eviction or failover (needs `forget`)."""
 
     HANG = "hang"
     """Nothing happens until `resume`; then the call takes effect, however late."""
