@@ -21,6 +21,11 @@ API_KEY = "the-api-key-of-the-tests"
 NEWEST = datetime(2026, 2, 20, 14, 0, tzinfo=UTC)
 
 
+def memory_backend() -> Backend:
+    store = MemoryStore()
+    return Backend("sqlite", store, None, store.aclose)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """The service runs on asyncio: uvicorn knows no other loop."""
@@ -91,7 +96,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Callable[..., httpx.AsyncClient]
         *, backend: Backend | None = None, base: str = "http://service", **settings: object
     ) -> httpx.AsyncClient:
         chosen = Settings.model_validate({"api_key": API_KEY} | settings)
-        app = create_app(chosen, backend=backend or Backend("sqlite", MemoryStore(), None))
+        app = create_app(chosen, backend=backend or memory_backend())
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url=base)
 

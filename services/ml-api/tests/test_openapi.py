@@ -27,7 +27,8 @@ API_KEY = "the-api-key-of-the-tests"
 
 def application() -> Starlette:
     chosen = Settings.model_validate({"api_key": API_KEY, "store_path": "unused"})
-    return create_app(chosen, backend=Backend("sqlite", MemoryStore(), None))
+    store = MemoryStore()
+    return create_app(chosen, backend=Backend("sqlite", store, None, store.aclose))
 
 
 @pytest.mark.anyio

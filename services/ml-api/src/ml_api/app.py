@@ -209,7 +209,7 @@ class _Life:
             if watching is not None:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-            await self._backend.store.aclose()
+            await self._backend.close()
 
     def _say_what_is_served(self) -> None:
         settings = self._settings

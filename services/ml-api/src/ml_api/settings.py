@@ -54,7 +54,7 @@ def _state_directory() -> Path:
 
 
 def _redis_scheme(url: SecretStr) -> SecretStr:
-    schemes = ("redis://", "rediss://", "redis+sentinel://", "redis+cluster://")
+    schemes = tuple(f"redis{tls}{kind}://" for kind in ("", "+sentinel", "+cluster") for tls in ("", "s"))
     if not url.get_secret_value().startswith(schemes):
         raise ValueError(f"should start with one of {', '.join(schemes)}")
     return url

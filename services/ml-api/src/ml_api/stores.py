@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from idempotency import StorageKey, Store, StoreError
 from ml_api.legacy import adopt
@@ -26,11 +27,13 @@ class Backend:
 
     Attributes:
         watch: None for a store that cannot be away.
+        close: Closes the store and what was opened for it.
     """
 
     kind: Literal["redis", "sqlite"]
     store: Store
     watch: RedisWatch | None
+    close: Callable[[], Coroutine[Any, Any, None]]
 
 
 def open_backend(settings: Settings, metrics: Metrics) -> Backend:
@@ -41,9 +44,9 @@ def open_backend(settings: Settings, metrics: Metrics) -> Backend:
         StoreUnusable: The SQLite file cannot be made where it should be, or the Redis URL is malformed.
     """
     if settings.redis is None:
-        return Backend("sqlite", _open_sqlite(settings), None)
-    store = _open_redis(settings.redis, settings.store_deadline)
-    return Backend("redis", store, RedisWatch(store, metrics))
+        store = _open_sqlite(settings)
+        return Backend("sqlite", store, None, store.aclose)
+    return _open_redis(settings.redis, settings.store_deadline, metrics)
 
 
 async def check_store(settings: Settings, metrics: Metrics) -> str:
@@ -66,19 +69,38 @@ async def check_store(settings: Settings, metrics: Metrics) -> str:
             raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
         return f"Redis is not reachable yet: {error}"
     finally:
-        await backend.store.aclose()
+        await backend.close()
     return "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable"
 
 
 _PROBE = StorageKey("ml-service.probe")  # never written
 
 
-def _open_redis(url: str, deadline: float) -> Store:
+def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
+    if "+" in url.partition("://")[0]:
+        # Sentinel or Cluster: topologies that the older service, whose records are adopted, never had.
+        from idempotency.stores.url import open_store
+
+        try:
+            store = open_store(f"{url}{'&' if '?' in url else '?'}deadline={deadline:g}")
+        except ValueError as error:
+            raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
+        return Backend("redis", store, RedisWatch(store, metrics), store.aclose)
     from redis.asyncio import Redis
 
     from idempotency.stores.redis import RedisStore
 
-    return RedisStore(Redis.from_url(url), prefix="idempotency:", deadline=deadline, adopt=adopt)
+    try:
+        client = Redis.from_url(url)
+    except ValueError as error:
+        raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
+    store = RedisStore(client, prefix="idempotency:", deadline=deadline, adopt=adopt)
+
+    async def close() -> None:
+        await store.aclose()
+        await client.aclose()
+
+    return Backend("redis", store, RedisWatch(store, metrics), close)
 
 
 def _is_refusal(error: StoreError) -> bool:
