@@ -11,6 +11,7 @@ teaches the branch predictor and reads up to three times too fast. Ratios carry 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ctypes
 import lzma
 import tempfile
@@ -27,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from predictor_models import PARAMETERS, trading3
 
-from predictor import Model, RowPolicy, write_manifest
+from predictor import Batcher, Model, ModelSlot, RowPolicy, write_manifest
 
 PUBLIC = Path(__file__).parents[1] / "packages/predictor/tests/models"
 BLOCK, ROUNDS = 100, 20
@@ -221,6 +222,42 @@ def explain_time(model: Model, rows: NDArray[np.float64]) -> float:
     return float(np.median(times))
 
 
+async def requests_per_second(
+    predict: Callable[[Any], Any], rows: list[list[float]], *, clients: int
+) -> float:
+    """Closed loop: each of *clients* coroutines asks for its next row when it has its answer."""
+    count = 6_000
+
+    async def client(offset: int) -> None:
+        for step in range(count // clients):
+            await predict(rows[(offset + step) % len(rows)])
+
+    start = perf_counter()
+    await asyncio.gather(*(client(index * 61) for index in range(clients)))
+    return count / (perf_counter() - start)
+
+
+def batching(model: Model, rows: NDArray[np.float64]) -> None:
+    """Print requests a second of one event loop: inline against the batcher."""
+    lists = rows.tolist()
+
+    async def inline(row: list[float]) -> Any:
+        await asyncio.sleep(0)  # what a request handler does between rows
+        return model.predict_row(row)
+
+    print("  one event loop, requests a second")
+    for clients in (1, 64):
+        rates: dict[str, list[float]] = {"inline": [], "Batcher": [], "Batcher, 1 ms": []}
+        for _ in range(5):
+            for name, wait in (("inline", None), ("Batcher", 0.0), ("Batcher, 1 ms", 0.001)):
+                if wait and clients == 1:
+                    continue  # a lone client waits its millisecond out: a thousand a second, by arithmetic
+                call = inline if wait is None else Batcher(ModelSlot(model), max_wait=wait).predict
+                rates[name].append(asyncio.run(requests_per_second(call, lists, clients=clients)))
+        medians = (f"{name} {np.median(values):8.0f}" for name, values in rates.items() if values)
+        print(f"    {clients:>3} clients   " + "   ".join(medians))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -252,6 +289,7 @@ def main() -> int:
         )
         ratios = batches(model, booster, rows)
         print(f"  explain, one row: {explain_time(model, rows):.0f} us")
+        batching(model, rows)
         load, unverified = load_times(path)
         megabytes = path.stat().st_size / 1e6
         print(f"  load {megabytes:.1f} MB: verified {load:.0f} ms, lgb.Booster {unverified:.1f} ms")
@@ -288,6 +326,8 @@ def main() -> int:
         for name in ("NYC_taxi", "airline", "multiclass", "mtpl2"):
             other, theirs, drawn = public(name, folder)
             found = one_row(name, other, theirs, drawn, {})
+            if name == "mtpl2":
+                batching(other, drawn)
             # Where a thousand trees are walked, every way costs the walk: only the cost over C fast is gated.
             least = 2.0 if other.info.n_trees <= 300 else 1.0
             gates.append(

@@ -18,6 +18,7 @@ from predictor.errors import (
     Unsupported,
 )
 from predictor.explain import Contribution, Explanation
+from predictor.integrity import sha256_of
 from predictor.manifest import Feature, GoldenRow, Manifest, Metric, RowPolicy, manifest_path
 from predictor.manifest_maker import write_manifest
 from predictor.model import Model, ModelInfo
@@ -51,5 +52,6 @@ __all__ = [
     "Unsupported",
     "available_cpus",
     "manifest_path",
+    "sha256_of",
     "write_manifest",
 ]
