@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pydantic
 import pytest
+from typing_extensions import TypeAliasType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,6 +128,7 @@ class TestJSONAnnotations:
             Literal["a", 1, True],
             Annotated[int, "cents"],
             OrderId,
+            TypeAliasType("Names", list[str]),
             T,
             list[T],
             "NotKnownYet",
@@ -153,6 +155,7 @@ class TestJSONAnnotations:
             (Line, "Line"),
             (Model, "Model"),
             (Annotated[UUID, []], "UUID"),
+            (TypeAliasType("Times", list[datetime]), "datetime"),
             (Callable[[], int], "Callable[[], int]"),
         ],
         ids=str,

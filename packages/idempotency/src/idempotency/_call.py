@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from idempotency._core.exact_json import canonical
 from idempotency._core.fingerprint import digest
 from idempotency._core.key import storage_key
 from idempotency._core.types import Fingerprint, StorageKey
+from idempotency._return_types import signature
 
 __all__ = ["CallReader"]
 
@@ -37,7 +37,7 @@ class CallReader:
         self._key = key
         self._fingerprint = fingerprint
         self._max_key_chars = max_key_chars
-        self._signature = inspect.signature(function)
+        self._signature = signature(function)
         self._defaults = {
             parameter.name: _Default(parameter.default)
             for parameter in self._signature.parameters.values()

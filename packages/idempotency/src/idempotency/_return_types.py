@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, ForwardRef, Literal, NamedTuple, NewType, TypeVar, Union
 
 from idempotency._core.exact_json import require_exact
 
-__all__ = ["Plan", "json_misfit", "plan", "resolve", "show"]
+__all__ = ["Plan", "json_misfit", "plan", "resolve", "show", "signature"]
 
 _EMPTY = inspect.Signature.empty
 _SCALARS: frozenset[Any] = frozenset({str, int, float, bool, None, type(None)})
@@ -23,10 +24,19 @@ _SEQUENCES = {list, collections.abc.Sequence, collections.abc.MutableSequence, c
 _MAPPINGS = {dict, collections.abc.Mapping, collections.abc.MutableMapping}
 
 
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature; annotations with names that are not known yet do no harm."""
+    if sys.version_info >= (3, 14):  # there an annotation is code that runs when it is looked at (PEP 649)
+        from annotationlib import Format
+
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function)
+
+
 def resolve(function: Callable[..., Any]) -> Any:
     """The return annotation, `Signature.empty` where there is none or its names are not known yet."""
     try:
-        annotation = inspect.signature(function).return_annotation
+        annotation = signature(function).return_annotation
         holder = types.SimpleNamespace(__annotations__={"return": annotation})
         if annotation is None or annotation is _EMPTY:
             return annotation
