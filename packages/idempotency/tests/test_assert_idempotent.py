@@ -59,7 +59,8 @@ class Handmade:
         free_on_cancel: bool = False,
         stop_on_disconnect: bool = False,
         change: Callable[[bytes], bytes] = bytes,
-        answer_when_cancelled: bytes | None = None,
+        running: int = 409,
+        when_cancelled: tuple[int, bytes] | None = None,
     ) -> None:
         self.app = app
         self.answers: dict[bytes, list[Any] | None] = {}
@@ -67,7 +68,8 @@ class Handmade:
         self.free_on_cancel = free_on_cancel
         self.stop_on_disconnect = stop_on_disconnect
         self.change = change
-        self.answer_when_cancelled = answer_when_cancelled
+        self.running = running
+        self.when_cancelled = when_cancelled
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         key = dict(scope["headers"])[b"idempotency-key"]
@@ -77,10 +79,7 @@ class Handmade:
         if key in self.answers:
             answer = self.answers[key]
             if answer is None:
-                answer = [
-                    {"type": "http.response.start", "status": 409, "headers": []},
-                    {"type": "http.response.body", "body": b"running"},
-                ]
+                answer = _messages(self.running, b"running")
             for message in answer:
                 body = {"body": self.change(message["body"])} if "body" in message else {}
                 await send({**message, **body})
@@ -104,10 +103,8 @@ class Handmade:
         except asyncio.CancelledError:
             if self.free_on_cancel:
                 del self.answers[key]
-            elif self.answer_when_cancelled is not None:
-                start = {"type": "http.response.start", "status": 200, "headers": []}
-                end = {"type": "http.response.body", "body": self.answer_when_cancelled}
-                self.answers[key] = [start, end]
+            elif self.when_cancelled is not None:
+                self.answers[key] = _messages(*self.when_cancelled)
             raise
         self.answers[key] = messages
         for message in messages:
@@ -120,6 +117,13 @@ class Handmade:
         if not serving.done():
             serving.cancel()
         await serving
+
+
+def _messages(status: int, body: bytes) -> list[Any]:
+    return [
+        {"type": "http.response.start", "status": status, "headers": []},
+        {"type": "http.response.body", "body": body},
+    ]
 
 
 async def check(app: Any, charges: Any, **more: Any) -> Checked:
@@ -255,7 +259,21 @@ async def test_an_answer_without_its_effect_is_found() -> None:
     with pytest.raises(
         AssertionError, match=r"cancelled at step .*: 0 effects, expected 1; the answer tells of"
     ):
-        await check(Handmade(charges, answer_when_cancelled=b"done"), charges)
+        await check(Handmade(charges, when_cancelled=(200, b"done")), charges)
+
+
+async def test_twins_that_are_told_anything_but_to_wait_are_found() -> None:
+    charges = Charges()
+
+    with pytest.raises(AssertionError, match="answered 500 running, expected the first answer, 201"):
+        await check(Handmade(charges, running=500), charges)
+
+
+async def test_a_retry_that_fails_for_good_after_a_cancellation_is_found() -> None:
+    charges = Charges()
+
+    with pytest.raises(AssertionError, match=r"cancelled at .* answered 500: expected the answer, or 409"):
+        await check(Handmade(charges, when_cancelled=(500, b"")), charges)
 
 
 async def test_starlettes_base_class_around_the_middleware_does_no_harm() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -389,6 +390,24 @@ def test_a_server_that_is_not_there_is_exit_code_2_and_its_password_is_not_shown
     for command in (["show", "k"], ["list"], ["release", "k"], ["doctor"]):
         assert shop.run(*command, url="redis://:hunter2@127.0.0.1:9/0") == 2
     assert "hunter2" not in shop.error()
+
+
+def test_a_driver_that_is_not_installed_is_exit_code_2_and_named(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("idempotency.stores.") and "redis" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "redis", None)
+
+    assert shop.run("list", url="redis://localhost") == 2
+    assert "asgi-idempotency[redis]" in shop.error()
+
+
+def test_help_is_no_error(shop: Shop) -> None:
+    assert main(["--help"]) == 0
+    assert "doctor" in shop.capsys.readouterr().out
 
 
 def test_a_wrong_command_line_is_exit_code_64(shop: Shop) -> None:

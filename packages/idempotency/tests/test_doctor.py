@@ -125,6 +125,19 @@ def test_a_store_that_breaks_down_half_way_is_left_clean() -> None:
     assert store.scan().records == ()
 
 
+def test_a_store_that_cannot_forget_is_probed_too() -> None:
+    class Bare:
+        """The protocol and nothing more."""
+
+        def __init__(self) -> None:
+            inner = SyncMemoryStore()
+            for name in ("acquire", "renew", "complete", "release", "get", "close"):
+                setattr(self, name, getattr(inner, name))
+
+    found = verdicts(list(probe(Bare(), sleep=lambda _: None, monotonic=FakeClock())))  # type: ignore[arg-type]
+    assert (found["claim"], found["record"]) == ("ok", "ok")
+
+
 # SQLite.
 
 
@@ -141,6 +154,21 @@ def test_a_setting_that_may_lose_the_last_records_is_a_warning(tmp_path: Path) -
     SyncSQLiteStore(path).close()
 
     assert verdicts(list(sqlite_settings(path, synchronous="normal")))["durability"] == "warn"
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE some (thing)")
+    connection.executemany("INSERT INTO some VALUES (?)", [("x" * 500,)] * 100)
+    connection.commit()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    content[4096 + 8 : 4096 + 100] = b"\xff" * 92
+    path.write_bytes(content)
+
+    (file, *_) = sqlite_settings(path, synchronous="FULL")
+    assert (file.check, file.verdict) == ("file", "fail")
 
 
 def test_a_file_that_is_no_database_or_has_another_journal_is_named(tmp_path: Path) -> None:
@@ -222,6 +250,46 @@ def test_each_setting_of_redis_has_its_verdict(
 
 
 # PostgreSQL.
+
+
+class Database:
+    """A PostgreSQL that answers as told: what cannot be had as a real one here."""
+
+    def __init__(self, **answers: object) -> None:
+        self.answers = {
+            "SHOW server_version": "18",
+            "to_regclass": True,
+            "pg_is_in_recovery": False,
+            "SHOW fsync": "on",
+            "SHOW synchronous_commit": "on",
+            "pg_stat_replication": 0,
+            "SHOW synchronous_standby_names": "",
+            **answers,
+        }
+
+    def execute(self, query: str, values: tuple[object, ...] = ()) -> Any:
+        (answer,) = (answer for part, answer in self.answers.items() if part in query)
+
+        class Cursor:
+            def fetchone(self) -> tuple[object]:
+                return (answer,)
+
+        return Cursor()
+
+
+@pytest.mark.parametrize(
+    ("answers", "check", "verdict"),
+    [
+        ({"pg_is_in_recovery": True}, "role", "fail"),
+        ({"SHOW fsync": "off"}, "durability", "fail"),
+        ({"pg_stat_replication": 2}, "failover", "warn"),
+        ({"pg_stat_replication": 2, "SHOW synchronous_standby_names": "a"}, "failover", "ok"),
+    ],
+)
+def test_each_setting_of_postgres_has_its_verdict(
+    answers: dict[str, object], check: str, verdict: str
+) -> None:
+    assert verdicts(list(postgres_settings(Database(**answers), table="t")))[check] == verdict
 
 
 def test_a_postgres_with_its_schema_is_sound_and_without_it_is_told_what_to_do(postgres_url: str) -> None:
