@@ -160,6 +160,40 @@ class TestAsync:
         assert not await store.complete(reply.claim._replace(owner=Owner(b"x" * 16)), b"{}", retention=60.0)
 
 
+def test_over_redis_a_replay_is_the_outcome_and_the_value_is_still_json(redis_url: str) -> None:
+    import redis
+
+    from idempotency.stores.redis import SyncRedisStore
+
+    with redis.Redis.from_url(redis_url) as client:
+        store = SyncEncryptedStore(SyncRedisStore(client, prefix="sealed:"), RING)
+        completed(store)
+        reply = acquire(store, owner=b"p" * 16)
+        stored = client.get("sealed:k-1")
+        store.close()
+        client.delete("sealed:k-1")
+
+    assert isinstance(reply, Completed)
+    assert reply.outcome == OUTCOME
+    assert isinstance(stored, bytes)
+    assert json.loads(stored)["sealed_by"] == "new"
+    assert b"a secret" not in stored
+
+
+def test_over_postgres_a_replay_is_the_outcome(postgres_url: str) -> None:
+    from idempotency.stores.url import open_sync_store
+
+    store: Any = SyncEncryptedStore(open_sync_store(postgres_url), RING)
+    key = StorageKey("sealed-k-1")
+    completed(store, key)
+    reply = acquire(store, key, owner=b"p" * 16)
+    store.forget(key)
+    store.close()
+
+    assert isinstance(reply, Completed)
+    assert reply.outcome == OUTCOME
+
+
 def test_a_store_offers_what_its_inner_store_offers() -> None:
     plain, sealed = MemoryStore(), EncryptedStore(MemoryStore(), RING)
 
