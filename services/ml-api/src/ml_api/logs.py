@@ -33,6 +33,10 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
     Args:
         style: "auto" is console on a terminal and JSON elsewhere.
     """
+    # Nothing here prints them, and gathering them is a good part of what a line costs.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
     plain = style == "console" or (style == "auto" and sys.stderr.isatty())
     logging.config.dictConfig(
         {
@@ -50,6 +54,9 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
     )
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -62,7 +69,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _encode(line)
 
 
 class _ConsoleFormatter(logging.Formatter):

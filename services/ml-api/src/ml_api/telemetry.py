@@ -78,7 +78,10 @@ class Telemetry:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, str(seen.status)).inc()
         self._metrics.response_seconds.labels(route, seen.cache).observe(seconds)
-        level = logging.DEBUG if route in _QUIET else logging.INFO
+        # A hit has its line already, `Cache HIT`; health checks come every few seconds, from machines.
+        level = logging.DEBUG if route in _QUIET or seen.cache == "hit" else logging.INFO
+        if not _log.isEnabledFor(level):
+            return
         _log.log(
             level,
             "request",
@@ -93,7 +96,7 @@ class Telemetry:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds by machines
+_QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
 class _Seen:
