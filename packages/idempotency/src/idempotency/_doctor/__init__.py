@@ -95,7 +95,8 @@ def _redis_primaries(url: str) -> list[Any]:
 
     if kind == "cluster":
         first = urlunsplit((scheme, user + at + hosts.partition(",")[0], "", tls, ""))
-        with closing(redis.RedisCluster.from_url(first, **waits)) as cluster:
+        cluster: Any = redis.RedisCluster.from_url(first, **waits)
+        with closing(cluster):
             return [server(f"{user}{at}{node.host}:{node.port}") for node in cluster.get_primaries()]
     if kind == "sentinel":
         service, _, database = parts.path.removeprefix("/").partition("/")
