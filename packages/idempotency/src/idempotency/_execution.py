@@ -23,11 +23,17 @@ from idempotency._run import Run
 from idempotency._runtime import Signal, Timer, running
 from idempotency.engine import Engine
 
-__all__ = ["AGE", "EXPIRES_IN", "Exchange", "Execution"]
+__all__ = ["AGE", "COVERED_BY", "EXPIRES_IN", "Exchange", "Execution"]
 
 AGE, EXPIRES_IN = b"idempotency-age", b"idempotency-expires-in"
 _OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
 
+COVERED_BY = "idempotency.covered_by"
+"""
+In the scope of a running request: the storage key of its claim, for a second middleware on its way (E10).
+
+Not the context: a request that its handler makes, or the next one of a pipelined connection, inherits that.
+"""
 
 # Ways for a body to reach the client without passing here (E6).
 _BYPASSING_EXTENSIONS = frozenset(
@@ -97,7 +103,9 @@ class Execution:
     async def of(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
         assert self._run is not None
-        token = active.set(self._run.claim)
+        claim = self._run.claim
+        token = active.set(claim)
+        self._scope[COVERED_BY] = claim.key
         try:
             await app(self._scope, self._receive_inner, self._send_inner)
         except Exception:
@@ -111,6 +119,7 @@ class Execution:
             if self._run is not None:
                 await self._end_incomplete()
         finally:
+            self._scope.pop(COVERED_BY, None)  # whoever serves this scope again is not covered
             active.reset(token)
 
     async def _receive_inner(self) -> Message:
@@ -126,11 +135,19 @@ class Execution:
     async def _send_inner(self, message: Message) -> None:
         if self._lock is not None:
             async with self._lock:
-                await (self._exchange.send if self._flowing else self._hold_back)(message)
+                await (self._send_out if self._flowing else self._hold_back)(message)
         elif self._flowing:
-            await self._exchange.send(message)
+            await self._send_out(message)
         else:
             await self._hold_back(message)
+
+    async def _send_out(self, message: Message) -> None:
+        # Not under our claim: a server begins the connection's next request in here, which inherits the context.
+        token = active.set(None)
+        try:
+            await self._exchange.send(message)
+        finally:
+            active.reset(token)
 
     async def _hold_back(self, message: Message) -> None:
         if self._swallowing:
@@ -191,14 +208,23 @@ class Execution:
 
     async def _record(self, outcome: bytes, *, whole: bool) -> None:
         ending = await self._take_run().keep(outcome, result="kept" if whole else "unreplayable")
-        if isinstance(ending, Superseded):
-            self._swallow()
-            await self._exchange.replay(ending.completed, 0.0)
-        elif isinstance(ending, Refuse):
-            self._swallow()
-            await self._exchange.refuse(ending.error)
+        if isinstance(ending, Superseded | Refuse):
+            await self._give_way(ending)
         else:
             await self._send_own(stored=isinstance(ending, Recorded) and whole, more_body=not whole)
+
+    async def _give_way(self, ending: Superseded | Refuse) -> None:
+        """The claim was lost: answer what is true now, and swallow what the application still sends."""
+        self._swallowing = True
+        self._let_disconnects_pass()
+        token = active.set(None)  # see _send_out
+        try:
+            if isinstance(ending, Superseded):
+                await self._exchange.replay(ending.completed, 0.0)
+            else:
+                await self._exchange.refuse(ending.error)
+        finally:
+            active.reset(token)
 
     async def _send_own(self, *, stored: bool = False, more_body: bool = False) -> None:
         """Send what was held back, and from now on everything at once."""
@@ -212,11 +238,17 @@ class Execution:
             headers = [pair for pair in headers if pair[0].lower() not in ours]
         if stored:
             headers.append((EXPIRES_IN, b"%d" % self._exchange.policy.retention))
-        await send({**start, "headers": headers})
         chunks, self._chunks = self._chunks, []
         last = len(chunks) - 1
-        for index, chunk in enumerate(chunks):
-            await send({"type": "http.response.body", "body": chunk, "more_body": more_body or index < last})
+        token = active.set(None)  # see _send_out
+        try:
+            await send({**start, "headers": headers})
+            for index, chunk in enumerate(chunks):
+                await send(
+                    {"type": "http.response.body", "body": chunk, "more_body": more_body or index < last}
+                )
+        finally:
+            active.reset(token)
 
     async def _fail(self) -> None:
         """The handler raised: free the key or record that it failed; the exception goes on to the server."""
@@ -245,10 +277,6 @@ class Execution:
         # Starlette's router leaves its mark on the scope, and the endpoint's once a route matched.
         routed = "endpoint" in self._scope or "router" not in self._scope
         return settle(status, policy=self._exchange.policy, routed=routed) == "keep"
-
-    def _swallow(self) -> None:
-        self._swallowing = True
-        self._let_disconnects_pass()
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:

@@ -14,7 +14,6 @@ from hashlib import sha256
 from typing import Final
 
 from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
-from idempotency._context import active
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
     CorruptRecord,
@@ -32,7 +31,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
 from idempotency._core.types import Completed, StorageKey, key_id
 from idempotency._eager import within
-from idempotency._execution import AGE, EXPIRES_IN, Execution
+from idempotency._execution import AGE, COVERED_BY, EXPIRES_IN, Execution
 from idempotency._run import Run
 from idempotency.engine import Ask, Engine
 from idempotency.events import Hook, Refused, Replayed
@@ -165,9 +164,8 @@ class _Exchange:
             if not isinstance(tenant, str):
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
             self.key = storage_key(tenant, key)
-            outer = active.get()
-            if outer is not None and outer.key == self.key:
-                return await app(scope, self._receive, self.send)  # a claim covers it already (E10)
+            if scope.get(COVERED_BY) == self.key:
+                return await app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
             body = await within(policy.body_timeout, self._read_body())
         except TimeoutError:
             return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
