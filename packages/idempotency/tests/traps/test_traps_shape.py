@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from asgi_driver import call, http_scope
+from asgi_driver import call, http_scope, key_header
 from effects import Charges, guard
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -132,6 +132,49 @@ async def test_a_middleware_and_a_decorator_on_one_route_do_not_wait_for_each_ot
         assert await charge(key) == 1, "the function's own key is kept too"
     assert (first.body, again.body, again.replayed) == (b"1", b"1", True)
     assert charged == [key]
+
+
+@pytest.mark.trap(55)
+async def test_a_request_that_a_handler_makes_with_its_own_key_is_a_request_of_its_own(key: str) -> None:
+    answers = []
+
+    async def work(number: int) -> None:
+        answers.append(await call(app, key=key))
+        answers.append(await call(app, path="/refunds", key=key))
+
+    charges = Charges(work)
+    app = guard(charges, MemoryStore())
+    assert (await call(app, key=key)).status == 201
+    assert [answer.status for answer in answers] == [409, 422]
+    assert charges.runs == 1
+
+
+@pytest.mark.trap(55)
+async def test_a_scope_that_is_served_twice_is_covered_once(key: str) -> None:
+    """A dispatcher that tries one application after the other hands both the same scope."""
+    charges = Charges(status=503)
+    app = guard(guard(charges, MemoryStore()), MemoryStore())
+
+    async def dispatch(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            pending = [{"type": "http.request", "body": b"{}"}]
+
+            async def again() -> Any:
+                return pending.pop()  # noqa: B023
+
+            await app(scope, again, sent.append_message)
+            charges.status = 201
+
+    class Sent(list[Any]):
+        async def append_message(self, message: Any) -> None:
+            self.append(message)
+
+    sent = Sent()
+    await dispatch(http_scope(headers=key_header(key)), None, None)
+    assert [message["status"] for message in sent if "status" in message] == [503, 201]
+    assert any(name == b"idempotency-expires-in" for name, _ in sent[2]["headers"]), (
+        "the second run is recorded"
+    )
 
 
 @pytest.mark.trap(56)
