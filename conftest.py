@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import MutableMapping
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
@@ -12,8 +17,16 @@ from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
 
 
-def _as_script(namespace: MutableMapping[str, object]) -> None:
+def _enter(namespace: MutableMapping[str, object]) -> None:
     namespace["__name__"] = "__main__"  # frameworks ask the module of a handler where it lives
+    directory = TemporaryDirectory(prefix="example-", ignore_cleanup_errors=True)
+    namespace["_leave"] = [partial(os.chdir, Path.cwd()), directory.cleanup]
+    os.chdir(directory.name)  # a page may make files
+
+
+def _leave(namespace: MutableMapping[str, Any]) -> None:
+    for step in namespace["_leave"]:
+        step()
 
 
 pytest_collect_file = SybilCollection(

@@ -1,4 +1,4 @@
-"""The service uses the libraries as anybody could: public modules and exported names (import-linter checks the rest)."""
+"""The service uses the libraries as anybody could: public modules, exported names (import-linter checks the rest)."""
 
 from __future__ import annotations
 
