@@ -34,8 +34,9 @@ pytest_collect_file = SybilCollection(
         Sybil(
             parsers=[PythonCodeBlockParser(), SkipParser()],
             patterns=["*.md"],
-            exclude="packages/predictor/README.md",  # writes files: its own conftest gives it a folder
-            setup=_as_script,
+            exclude="packages/predictor/README.md",  # its own conftest runs its commands too
+            setup=_enter,
+            teardown=_leave,
         ),
         *(
             Sybil(
