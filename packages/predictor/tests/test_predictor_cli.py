@@ -198,3 +198,47 @@ def test_the_installed_command_answers(subject):
         check=False,
     )
     assert (child.returncode, child.stdout[:3]) == (0, "ok:")
+
+
+def test_a_terminal_sees_progress(subject, rows_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    out = tmp_path / "out.csv"
+    assert main(["predict", str(subject.path), str(rows_file), "-o", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == len(subject.rows) + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("pyarrow", ["predict", "rows.parquet"], "parquet"),
+        ("matplotlib.figure", ["report", "rows.csv"], "report"),
+    ],
+)
+def test_a_missing_extra_is_named(subject, frame, tmp_path, monkeypatch, capsys, module, arguments, extra):
+    command, name = arguments
+    path = tmp_path / name
+    frame.to_csv(path, index=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main([command, str(subject.path), str(path)]) in (1, 2)
+    assert f"lightgbm-predictor[{extra}]" in capsys.readouterr().err
+
+
+def test_output_of_another_kind_is_refused(subject, rows_file, tmp_path, capsys):
+    assert main(["predict", str(subject.path), str(rows_file), "-o", str(tmp_path / "out.xml")]) == 2
+    assert main(["predict", str(subject.path), str(rows_file), "-o", str(tmp_path / "no" / "out.csv")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+PIPE = "import sys; from predictor.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_a_reader_that_leaves_early_is_no_error(subject, rows_file):
+    with subprocess.Popen(
+        [sys.executable, "-c", PIPE, "explain", str(subject.path), str(rows_file), "--top", "5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        assert child.stdout.readline() == b"row,output,rank,feature,contribution\n"
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 0

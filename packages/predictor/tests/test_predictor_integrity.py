@@ -261,3 +261,42 @@ def test_what_was_said_about_a_model_must_fit_it(trained, tmp_path):
     with pytest.raises(ManifestError, match="at least one sample row"):
         write_manifest(subject.path, subject.rows[:0], name="x", version="1", path=path)
     assert not path.exists()
+
+
+def test_rare_categories_of_the_sample_count_as_known(tmp_path):
+    """LightGBM drops rare categories from its file; rows may still have them."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=2_000), rng.integers(0, 3, 2_000)])
+    x[0, 1] = 7
+    data = lgb.Dataset(x, x[:, 1] * x[:, 0], categorical_feature=[1], feature_name=["x", "venue"])
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, data, 3)
+    path = tmp_path / "rare.txt"
+    booster.save_model(path)
+    assert "7" not in booster.dump_model()["feature_infos"]["venue"]["values"]
+    made = write_manifest(path, x, name="rare", version="1")
+    assert made.features[1].codes == (0, 1, 2, 7)
+    assert Model.load(path).predict(x).tolist() == booster.predict(x, num_threads=1).tolist()
+    for odd in (-3.0, 2.5):
+        x[0, 1] = odd
+        with pytest.raises(SchemaError, match="'venue': a sample row has a category"):
+            write_manifest(path, x, name="rare", version="1")
+
+
+def test_a_failed_write_leaves_no_file_behind(trained, tmp_path):
+    made = trained("binary").load().manifest
+    folder = tmp_path / "taken.json"
+    folder.mkdir()
+    with pytest.raises(OSError):  # noqa: PT011  the platform's word for "is a directory" differs
+        made.write(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_pandas_categories_that_cannot_be_placed_must_be_passed(trained, tmp_path):
+    text = trained("binary_categories").path.read_bytes()
+    path = tmp_path / "m.txt"
+    path.write_bytes(text.replace(b"pandas_categorical:null", b'pandas_categorical:[["a"], ["b"]]'))
+    rows = trained("binary_categories").rows
+    with pytest.raises(ManifestError, match="pass categories"):
+        write_manifest(path, rows, name="x", version="1")
+    made = write_manifest(path, np.zeros((1, 5)), name="x", version="1", categories={"e": list(range(12))})
+    assert made.features[4].categories == tuple(range(12))
