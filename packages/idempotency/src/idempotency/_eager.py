@@ -11,7 +11,7 @@ from functools import partial
 from types import coroutine
 from typing import Any, TypeVar
 
-from idempotency._runtime import running
+from idempotency._runtime import on_trio, running
 
 __all__ = ["within"]
 
@@ -25,6 +25,8 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         TimeoutError: It waited longer than *seconds*.
     """
+    if on_trio():  # no head start there: its deadline must enclose every scope that the work opens
+        return await running().within(seconds, lambda: work)
     try:
         waiting_for = work.send(None)
     except StopIteration as end:

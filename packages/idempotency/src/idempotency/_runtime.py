@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     import trio
 
-__all__ = ["Gate", "Runtime", "Signal", "Timer", "running"]
+__all__ = ["Gate", "Runtime", "Signal", "Timer", "on_trio", "running"]
 
 T = TypeVar("T")
 _log = logging.getLogger("idempotency")
@@ -97,6 +98,11 @@ def running() -> Runtime:
     if last is None or last.loop is not loop:
         last = _last = _Asyncio(loop)
     return last
+
+
+def on_trio() -> bool:
+    """Whether this is called from trio; nearly free where nobody has imported it."""
+    return "trio" in sys.modules and running() is _TRIO
 
 
 class _Asyncio:
