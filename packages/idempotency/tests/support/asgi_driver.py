@@ -88,8 +88,11 @@ class Talk:
         return Answer(self.messages)
 
     async def _receive(self) -> Message:
-        if self.left.is_set():
-            return {"type": "http.disconnect"}
+        try:
+            return self._take.receive_nowait()
+        except anyio.WouldBlock:
+            if self.left.is_set():
+                return {"type": "http.disconnect"}
         return await self._take.receive()
 
     async def _send(self, message: Message) -> None:
