@@ -46,7 +46,7 @@ def openapi_document(
         rate_limit: Whether 429 can happen.
         admin: Whether the model can be swapped.
     """
-    document = {
+    document: Schema = {
         "openapi": "3.1.0",
         "info": {
             "title": "ml-api",
@@ -70,9 +70,19 @@ def openapi_document(
             },
         },
     }
+    for path, item in document["paths"].items():
+        for method in ("get", "post"):
+            if method in item:
+                item[method]["tags"] = [_tag(path)]
     document = add_idempotency(document, predict, operations=[("POST", "/predict")])
     operations = [("POST", path) for path in document["paths"] if path.endswith("/infer")]
     return add_idempotency(document, infer, operations=operations)
+
+
+def _tag(path: str) -> str:
+    if path == "/predict":
+        return "Decisions"
+    return "Open Inference Protocol" if path.startswith("/v2") else "Operations"
 
 
 def _predict(rate_limit: bool) -> Schema:
