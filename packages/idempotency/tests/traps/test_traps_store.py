@@ -109,7 +109,7 @@ async def test_a_server_that_accepts_and_never_answers_is_given_up(kind: str, ke
         from idempotency.stores.postgres import PostgresStore
 
         pool = AsyncConnectionPool(
-            f"postgresql://u@127.0.0.1:{port}/d", min_size=0, open=False, reconnect_timeout=0.1
+            f"postgresql://u@127.0.0.1:{port}/d", min_size=0, max_size=2, open=False, reconnect_timeout=0.1
         )
         await pool.open()
         answer, took = await _timed(call(guard(charges, PostgresStore(pool, deadline=0.3)), key=key))
