@@ -148,6 +148,7 @@ def test_a_bad_row_stops_with_its_place(subject, frame, tmp_path, capsys):
         ("r.csv", "a,a\n1,2\n", "repeated"),
         ("r.csv", "a,b\n1\n", "line 2 has 1 of 2 cells"),
         ("r.jsonl", "[1]\n", "line 1 is no JSON object"),
+        ("r.jsonl", '{"a": 1, "a": 2}\n', "line 1 is no JSON object"),
         ("r.jsonl", "{\n", "line 1 is no JSON object"),
         ("r.parquet", "no parquet", "cannot be read"),
     ],

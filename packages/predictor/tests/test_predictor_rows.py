@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime as dt
 import decimal
 
@@ -194,6 +195,26 @@ def test_policies_say_otherwise_one_by_one():
 def test_tables_that_do_not_fit_are_refused(rows, reason):
     with pytest.raises(SchemaError, match=reason):
         numbers().encode(rows)
+
+
+def test_a_mapping_that_makes_up_what_it_lacks_is_not_asked_to():
+    row = collections.defaultdict(float, {"a": 1.0, "b": 2.0, "x": 3.0})
+    with pytest.raises(SchemaError, match="'c': is missing"):
+        numbers().encode_row(row)
+    assert set(row) == {"a", "b", "x"}
+
+
+def test_a_repeated_name_in_a_row_is_refused():
+    with pytest.raises(SchemaError, match="repeated"):
+        numbers().encode_row(pd.Series([1.0, 2.0, 3.0, 4.0], index=["a", "b", "c", "c"]))
+
+
+def test_a_masked_cell_is_null_not_the_number_under_the_mask():
+    masked = np.ma.MaskedArray([[1.0, 2.0, 3.0]], mask=[[False, True, False]])
+    for call in (lambda: numbers().encode(masked), lambda: numbers().encode_row(masked[0])):
+        with pytest.raises(SchemaError, match="'b': is null"):
+            call()
+    assert np.isnan(numbers(null="allow").encode(masked)).tolist() == [[False, True, False]]
 
 
 def test_no_row_is_a_table_too():

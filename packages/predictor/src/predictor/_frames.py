@@ -59,6 +59,7 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
 
 def _values(column: Any) -> Any:
     """Return one column as an array where that is exact, as Python values where it is not."""
-    if getattr(column, "null_count", 0):  # Polars and Arrow would turn whole numbers with nulls into floats
+    nulls = getattr(column, "null_count", 0)  # a number in Arrow, a method in Polars
+    if nulls() if callable(nulls) else nulls:  # both would turn whole numbers with nulls into floats
         return column.to_list() if hasattr(column, "to_list") else column.to_pylist()
     return column.to_numpy()

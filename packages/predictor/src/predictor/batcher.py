@@ -40,7 +40,7 @@ class Batcher:
     Collects rows for one turn of the event loop, or *max_wait* seconds, and predicts them in one call.
 
     A batch is answered by one model, whatever is swapped meanwhile. A bad row fails alone; a cancelled one is not
-    computed. Belongs to the loop of its first call; asyncio only.
+    computed. Belongs to the loop of its first call, on whose thread it predicts; asyncio only.
     """
 
     def __init__(

@@ -78,7 +78,9 @@ class RowSchema:
         Raises:
             SchemaError: A name, width or cell does not fit; the first such cell in row order is not promised.
         """
-        if isinstance(rows, np.ndarray) and rows.dtype.names is None:
+        if isinstance(rows, np.ma.MaskedArray):
+            matrix = self._from_rows(rows.tolist())  # a masked cell becomes None
+        elif isinstance(rows, np.ndarray) and rows.dtype.names is None:
             matrix = self._from_array(rows)
         elif (plain := matrix_of(rows, self.names)) is not None:
             matrix = self._from_array(plain)
@@ -116,7 +118,9 @@ class RowSchema:
         if kind is list or kind is tuple:
             values: Sequence[Any] = row
         elif isinstance(row, Mapping):
-            if len(row) == self.width:
+            if (
+                kind is dict and len(row) == self.width
+            ):  # another mapping may make up what it lacks (defaultdict)
                 try:
                     found: Sequence[Any] = self._get(row) if self.width > 1 else (self._get(row),)
                 except KeyError:
@@ -131,7 +135,7 @@ class RowSchema:
         elif isinstance(row, Sequence) and not isinstance(row, str | bytes | bytearray):
             values = list(row)
         elif hasattr(row, "to_dict") and hasattr(row, "index"):  # a row of a pandas frame
-            return self._in_order(row.to_dict(), index)
+            return self._in_order(_once(row.to_dict(), len(row), index), index)
         else:
             raise SchemaError(f"a row of type {kind.__name__} is not understood", row=index)
         if len(values) != self.width:
@@ -270,3 +274,9 @@ class RowSchema:
     def _refuse_column(self, index: int, wrong: NDArray[np.bool_], reason: str, one_row: bool) -> None:
         if wrong.any():
             raise SchemaError(reason, feature=self.names[index], row=None if one_row else int(wrong.argmax()))
+
+
+def _once(row: dict[Any, Any], size: int, index: int | None) -> dict[Any, Any]:
+    if len(row) != size:
+        raise SchemaError("a name is repeated", row=index)
+    return row

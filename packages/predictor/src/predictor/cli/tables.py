@@ -90,7 +90,7 @@ def _read_jsonl(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Ro
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_unrepeated)
             except ValueError:
                 row = None
             if not isinstance(row, dict):
@@ -101,6 +101,14 @@ def _read_jsonl(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Ro
                 block = []
         if block:
             yield block
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> Row:
+    """Build an object, refusing a name that occurs twice: the reader would not know which value was meant."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("a name is repeated")
+    return row
 
 
 def _read_parquet(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:  # noqa: ARG001
