@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from effects import Charges, Interposed, guard, read_body, respond, unavailable
 from servers import serve
 from wire import post
 
-from idempotency import IdempotencyMiddleware, Policy, one_tenant
+from idempotency import IdempotencyMiddleware, NotReplayable, Policy, idempotent, one_tenant
 from idempotency.errors import CorruptRecord
 from idempotency.events import Event, StoreFailed
 from idempotency.store import Store
@@ -219,3 +220,27 @@ async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_f
     ).status == 201
     await asyncio.sleep(LEASE + 0.05)
     assert (await call(guard(charges, any_store, lease=LEASE), key=key)).status == 201
+
+
+@pytest.mark.trap(23)
+async def test_a_return_type_that_cannot_be_kept_is_refused_at_decoration(any_store: Store) -> None:
+    async def charge(name: str) -> datetime:
+        return datetime.now(UTC)
+
+    with pytest.raises(TypeError, match="datetime"):
+        idempotent(store=any_store, operation="charge", key=lambda name: name)(charge)
+
+
+@pytest.mark.trap(23)
+async def test_a_result_that_cannot_be_kept_is_recorded_as_done(any_store: Store, key: str) -> None:
+    charged: list[str] = []
+
+    @idempotent(store=any_store, operation="charge", key=lambda name: name)
+    async def charge(name: str) -> Any:
+        charged.append(name)
+        return datetime.now(UTC)
+
+    assert isinstance(await charge(key), datetime), "the caller gets what was returned"
+    with pytest.raises(NotReplayable):
+        await charge(key)
+    assert charged == [key]

@@ -241,7 +241,7 @@ async def test_nothing_brings_an_expired_claim_back(any_store: Store, key: str) 
     assert (later.attempt, later.fence > claim.fence) == (1, True)
 
 
-@pytest.mark.trap(50)
+@pytest.mark.trap(50, store="memory")
 def test_a_miss_among_many_records_costs_what_it_costs_among_none() -> None:
     """The best of several batches: what the machine can do, whatever else it is doing."""
 
@@ -275,7 +275,7 @@ def test_a_miss_among_many_records_costs_what_it_costs_among_none() -> None:
     assert best(full) < 2 * best(SyncMemoryStore(max_records=100_000))
 
 
-@pytest.mark.trap(50)
+@pytest.mark.trap(50, store="memory")
 async def test_a_full_memory_store_forgets_answers_and_never_a_running_claim(key: str) -> None:
     go_on = asyncio.Event()
 
@@ -318,7 +318,7 @@ async def test_a_wall_clock_that_steps_an_hour_moves_no_lease(step: int, any_sto
     assert charges.runs == 1
 
 
-@pytest.mark.trap(52)
+@pytest.mark.trap(52, store="sqlite")
 async def test_eight_writers_on_one_file_meet_no_locked_database(tmp_path: Path, key: str) -> None:
     def writer(number: int) -> list[int | None]:
         async def write() -> list[int | None]:
@@ -334,7 +334,7 @@ async def test_eight_writers_on_one_file_meet_no_locked_database(tmp_path: Path,
     assert list(itertools.chain(*statuses)) == [201] * 96
 
 
-@pytest.mark.trap(52)
+@pytest.mark.trap(52, store="sqlite")
 async def test_a_purge_of_a_file_is_bounded(tmp_path: Path, key: str) -> None:
     store = SQLiteStore(tmp_path / "records.db", synchronous="NORMAL")
     app = guard(Charges(), store, lease=0.01, retention=0.01)

@@ -1,0 +1,16 @@
+"""docs/traps.md says what these tests are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[4]
+
+
+def test_the_page_of_the_traps_is_up_to_date() -> None:
+    """`uv run scripts/traps` writes it; a trap without a test and a blank without a reason fail here, too."""
+    command = [sys.executable, str(ROOT / "scripts" / "traps"), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert checked.returncode == 0, checked.stderr
