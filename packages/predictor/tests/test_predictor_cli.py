@@ -139,6 +139,9 @@ def test_a_bad_row_stops_with_its_place(subject, frame, tmp_path, capsys):
     frame.astype(object).assign(b=["oops", *frame["b"][1:]]).to_csv(path, index=False)
     assert main(["predict", str(subject.path), str(path)]) == 1
     assert "row 0: feature 'b': 'oops' is not a number" in capsys.readouterr().err
+    before = set(tmp_path.iterdir())
+    assert main(["predict", str(subject.path), str(path), "-o", str(tmp_path / "out.csv")]) == 1
+    assert set(tmp_path.iterdir()) == before  # no half of an answer
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ class _Library:
             self.held: Any = ctypes.PyDLL(str(path))
         except OSError as error:
             raise EngineUnavailable(
-                f"LightGBM's library could not be opened ({error}); reinstall lightgbm"
+                f"LightGBM's library could not be opened ({error}); reinstall lightgbm, and on Linux the OpenMP"
+                " runtime (Debian: libgomp1)"
             ) from error
         handle, pointer, integer = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
         for library in (self.free, self.held):

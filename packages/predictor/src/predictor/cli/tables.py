@@ -132,6 +132,8 @@ def writer(path: Path | None, out: IO[str], columns: Sequence[str]) -> Iterator[
     """
     Open *path* for rows of *columns*, as CSV or JSON lines by its suffix; None writes CSV to *out*.
 
+    The file appears when everything was written; after an error there is no half of it.
+
     Raises:
         TableError: Another suffix, or the file cannot be written.
     """
@@ -140,14 +142,18 @@ def writer(path: Path | None, out: IO[str], columns: Sequence[str]) -> Iterator[
         return
     if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
         raise TableError(f"{path.name}: output is .csv or .jsonl")
+    unfinished = path.with_name(f"{path.name}.part")
     try:
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
             if path.suffix.lower() == ".csv":
                 yield _csv_writer(file, columns)
             else:
                 yield lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        unfinished.replace(path)
     except OSError as error:  # of this file: a pipe on stdout is the caller's to close
         raise TableError(f"{path.name} cannot be written: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _csv_writer(file: IO[str], columns: Sequence[str]) -> Writer:
