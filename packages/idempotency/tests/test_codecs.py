@@ -15,9 +15,9 @@ from zoneinfo import ZoneInfo
 
 import pydantic
 import pytest
-from typing_extensions import TypeAliasType
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typing_extensions import TypeAliasType
 
 from idempotency import UnknownRecordVersion, idempotent
 from idempotency._return_types import json_misfit, resolve
