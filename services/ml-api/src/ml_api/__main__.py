@@ -35,12 +35,13 @@ def _serve(options: argparse.Namespace) -> int:
     from ml_api.catalogue import ModelUnusable
     from ml_api.server import serve
     from ml_api.stores import StoreUnusable
+    from ml_api.tracing import TracingUnusable
 
     settings = load_settings()
     try:
         _check_store(settings)
         serve(settings, host=options.host, port=options.port, workers=options.workers or settings.workers)
-    except (ModelUnusable, StoreUnusable) as error:
+    except (ModelUnusable, StoreUnusable, TracingUnusable) as error:
         return _refuse(str(error))
     return 0
 

@@ -23,7 +23,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, ignoring, successes
+from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, ignoring, successes
+from idempotency.hooks import OpenTelemetryHook
 from ml_api import routes
 from ml_api.auth import Authentication, caller
 from ml_api.catalogue import Catalogue, load_models
@@ -41,6 +42,7 @@ from ml_api.runtime import RUNTIME_DIRECTORY
 from ml_api.settings import PREFIX, Settings, load_settings, unknown_variables
 from ml_api.stores import Backend, open_backend
 from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
+from ml_api.tracing import Tracing, start_tracing, tracing_wanted
 
 __all__ = ["create_app", "document_of", "inference_policy", "prediction_policy"]
 
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         SettingsError: The environment has mistakes; all are in the message.
         ModelUnusable: The model is missing, altered or not one.
         StoreUnusable: The store cannot be used as it is set up.
+        TracingUnusable: Spans should be sent, and the libraries for it are not installed.
     """
     settings = settings or load_settings()
     metrics = Metrics()
@@ -77,6 +80,11 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     admin = _Admin(settings.admin_key.get_secret_value(), models, metrics) if settings.admin_key else None
     docs = docs_routes()
 
+    tracer = start_tracing() if tracing_wanted() else None
+    hooks: list[Hook] = [CacheEvents(metrics)]
+    if tracer is not None:
+        hooks.append(OpenTelemetryHook())
+
     def keyed(policy: Policy) -> list[Middleware]:
         return [
             *rated,
@@ -85,7 +93,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                 store=backend.store,
                 tenant=caller,
                 policy=policy,
-                hooks=[CacheEvents(metrics)],
+                hooks=hooks,
             ),
             Middleware(HandlerDeadline, seconds=settings.handler_timeout),
         ]
@@ -121,6 +129,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                 ],
                 expose_headers=[*EXPOSED_HEADERS, REQUEST_ID_HEADER],
             ),
+            *([Middleware(Tracing, tracer=tracer)] if tracer is not None else ()),
             Middleware(Telemetry, metrics=metrics),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
             Middleware(

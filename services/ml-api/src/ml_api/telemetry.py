@@ -47,7 +47,7 @@ class Telemetry:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         begun, seen = time.perf_counter(), _Seen(scope["headers"])
-        id_token, trace_token = request_id.set(seen.request_id), trace_id.set(seen.trace_id)
+        id_token, trace_token = request_id.set(seen.request_id), trace_id.set(seen.trace_id or trace_id.get())
         id_header = (REQUEST_ID_HEADER.lower().encode(), seen.request_id.encode())
 
         async def send_with_id(message: Message) -> None:
