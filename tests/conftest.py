@@ -7,6 +7,7 @@ none, the tests that need one fail under CI=true and are skipped with the reason
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -268,3 +270,51 @@ def body() -> Callable[..., bytes]:
         ).encode()
 
     return of
+
+
+@pytest.fixture
+def lossy() -> Iterator[Callable[[int], int]]:
+    """A network to a port that loses the answer of the first connection, after the service has given it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads: list[threading.Thread] = []
+
+    def relay(client: socket.socket, port: int, *, lose: bool) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            back = threading.Thread(target=pump, args=(server, client), kwargs={"lose": lose})
+            back.start()
+            pump(client, server, lose=False)
+            back.join()
+
+    def pump(source: socket.socket, sink: socket.socket, *, lose: bool) -> None:
+        try:
+            while data := source.recv(65536):
+                if lose:
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept(port: int) -> None:
+        first = True
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=relay, args=(client, port), kwargs={"lose": first}))
+            threads[-1].start()
+            first = False
+
+    def to(port: int) -> int:
+        threads.append(threading.Thread(target=accept, args=(port,)))
+        threads[-1].start()
+        return int(listener.getsockname()[1])
+
+    yield to
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    for thread in threads:
+        thread.join(10)

@@ -7,14 +7,11 @@ It needs `mcs` (Debian: mono-mcs) to compile and a .NET 8 runtime: `dotnet` on t
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,54 +85,6 @@ def smoke(tmp_path: Path, dotnet: str) -> list[str]:
     program = compile_to("smoke.dll", "exe", *references, *map(str, files))
     shutil.copy(SOURCE / "smoke" / "smoke.runtimeconfig.json", tmp_path)
     return [dotnet, program]
-
-
-@pytest.fixture
-def lossy() -> Iterator[Callable[[int], int]]:
-    """A network to a port that loses the answer of the first connection, after the service has given it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    threads: list[threading.Thread] = []
-
-    def relay(client: socket.socket, port: int, *, lose: bool) -> None:
-        with client, socket.create_connection(("127.0.0.1", port)) as server:
-            back = threading.Thread(target=pump, args=(server, client), kwargs={"lose": lose})
-            back.start()
-            pump(client, server, lose=False)
-            back.join()
-
-    def pump(source: socket.socket, sink: socket.socket, *, lose: bool) -> None:
-        try:
-            while data := source.recv(65536):
-                if lose:
-                    break
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def accept(port: int) -> None:
-        first = True
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            threads.append(threading.Thread(target=relay, args=(client, port), kwargs={"lose": first}))
-            threads[-1].start()
-            first = False
-
-    def to(port: int) -> int:
-        threads.append(threading.Thread(target=accept, args=(port,)))
-        threads[-1].start()
-        return int(listener.getsockname()[1])
-
-    yield to
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    for thread in threads:
-        thread.join(10)
 
 
 @needs_dotnet

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -51,11 +53,24 @@ def test_several_workers_share_one_decision_and_one_set_of_numbers(serve: Serve,
     assert service.stop() == 0
 
 
-def test_a_stop_lets_the_running_request_finish_and_then_ends(serve: Serve, body: Body) -> None:
+def test_a_stop_lets_the_request_under_way_finish_and_then_ends(serve: Serve, body: Body) -> None:
     service = serve()
-    assert service.predict(body()).status_code == 200
-    assert service.stop(signal.SIGINT) in {0, 130}
+    content = body()
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: k\r\n"
+        f"X-API-Key: {service.client.headers['x-api-key']}\r\nContent-Length: {len(content)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
+        connection.sendall(head + content[:1000])
+        service.process.send_signal(signal.SIGTERM)
+        while "Shutting down" not in service.log:
+            time.sleep(0.02)
+        connection.sendall(content[1000:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert service.process.wait(30) == 0
     assert "Traceback" not in service.log
+    assert serve().predict(body(), "k").headers["idempotency-replayed"] == "true"
 
 
 def test_the_log_is_json_lines_that_name_each_step_and_no_key(serve: Serve, body: Body) -> None:
