@@ -49,6 +49,17 @@ def test_a_model_nobody_vouches_for_is_refused(trained, tmp_path):
     assert Model.load(lone, sha256=sha256_of(lone.read_bytes())).info.version.startswith("sha256:")
 
 
+def test_without_a_manifest_the_file_tells_what_may_be_missing(trained):
+    data = trained("binary_missing").path.read_bytes()
+    model = Model.from_bytes(data, sha256=sha256_of(data))
+    rows = trained("binary_missing").rows
+    assert np.isnan(rows).any()
+    assert (model.predict(rows) == trained("binary_missing").truth(rows)).all()
+    data = trained("binary").path.read_bytes()
+    with pytest.raises(SchemaError, match="is null"):
+        Model.from_bytes(data, sha256=sha256_of(data)).predict(rows)
+
+
 def test_a_pinned_hash_counts_beside_the_manifests(trained):
     subject = trained("binary")
     with pytest.raises(IntegrityError, match="promised"):

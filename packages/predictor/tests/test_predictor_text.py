@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from predictor import IntegrityError, Model, ModelTextError
@@ -164,6 +165,12 @@ def test_the_checker_agrees_with_every_kind_of_model(any_model):
     assert text.n_trees == any_model.booster.num_trees()
     assert list(text.feature_names) == any_model.booster.feature_name()
     assert list(text.split_counts) == list(any_model.booster.feature_importance("split"))
+    split = {text.feature_names[index] for index, count in enumerate(text.split_counts) if count}
+    had_missing = {
+        name for name, column in zip("abcde", any_model.rows.T, strict=True) if np.isnan(column).any()
+    }
+    if "zero_as_missing" not in any_model.path.name:
+        assert {text.feature_names[index] for index in text.missing} == split & had_missing
     assert text.split_gains == pytest.approx(any_model.booster.feature_importance("gain"), rel=1e-4)
 
 

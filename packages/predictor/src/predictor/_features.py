@@ -16,7 +16,7 @@ def features_of(
     *,
     names: Sequence[str] | None = None,
     integers: Collection[str] = (),
-    nullable: Collection[str] = (),
+    nullable: Collection[str] | None = None,
     categories: Mapping[str, Sequence[Label]] | None = None,
 ) -> tuple[Feature, ...]:
     """
@@ -26,7 +26,8 @@ def features_of(
         text: A checked model.
         names: What rows call the features, in model order; default the model's own names.
         integers: Names whose values must be whole numbers.
-        nullable: Names that may be missing.
+        nullable: Names that may be missing; default those whose splits tell that training had missing values, and
+            those that no tree reads.
         categories: Labels by feature name, in the order of the codes 0, 1, 2, ... the model was trained with; default
             the pandas categories in the file, else the codes themselves.
 
@@ -37,6 +38,9 @@ def features_of(
     names = tuple(names) if names is not None else text.feature_names
     if len(names) != len(text.feature_names):
         raise ManifestError(f"{len(names)} names for {len(text.feature_names)} features")
+    if nullable is None:
+        unread = {index for index, count in enumerate(text.split_counts) if count == 0}
+        nullable = [names[index] for index in text.missing | unread]
     for name in (*integers, *nullable, *labels):
         if name not in names:
             raise ManifestError(f"{name!r} is not a feature of this model")

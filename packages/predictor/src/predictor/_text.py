@@ -44,6 +44,7 @@ class ModelText:
     ranges: Mapping[
         int, tuple[float, float]
     ]  # numeric feature -> smallest and largest value seen in training
+    missing: frozenset[int]  # features that were missing somewhere in training, as their splits tell
     pandas_categories: tuple[tuple[Any, ...], ...]
     is_linear: bool
     average_output: bool
@@ -78,11 +79,13 @@ def parse_model_text(data: bytes) -> ModelText:
         raise ModelTextError(f"{len(trees)} trees do not fill iterations of {n_outputs}")
     pandas_categories = _tail(_decode(data[rest:]))
 
-    counts, gains = [0] * len(names), [0.0] * len(names)
+    counts, gains, missing = [0] * len(names), [0.0] * len(names), set[int]()
     for index, tree in enumerate(trees):
-        for feature, gain, categorical in tree.splits:
+        for feature, gain, categorical, saw_missing in tree.splits:
             counts[feature] += 1
             gains[feature] += gain
+            if saw_missing:
+                missing.add(feature)
             if categorical != (feature in kinds.codes):
                 told = "categorical" if feature in kinds.codes else "numeric"
                 raise ModelTextError(
@@ -97,6 +100,7 @@ def parse_model_text(data: bytes) -> ModelText:
         feature_names=names,
         codes=kinds.codes,
         ranges=kinds.ranges,
+        missing=frozenset(missing),
         pandas_categories=pandas_categories,
         # LightGBM asks its own parameter, and refuses contributions, also where no tree came out linear.
         is_linear=any(tree.is_linear for tree in trees) or b"\n[linear_tree: 1]" in data[rest:],

@@ -16,7 +16,7 @@ __all__ = ["TreeSummary", "check_tree"]
 # Characters first, because Python's own int() and float() also read "1_0", "\t1" and other scripts' digits.
 _INTS = re.compile(r"[-0-9 ]*")
 _FLOATS = re.compile(r"[-+0-9.e inf]*")
-_CATEGORICAL = 0b0001  # bit of decision_type (LightGBM's tree.h)
+_CATEGORICAL, _MISSING = 0b0001, 0b1100  # bits of decision_type (LightGBM's tree.h)
 _UINT32 = 1 << 32
 _N = TypeVar("_N", int, float)
 
@@ -25,7 +25,9 @@ _N = TypeVar("_N", int, float)
 class TreeSummary:
     """What the rest of the model needs to know about one tree."""
 
-    splits: tuple[tuple[int, float, bool], ...]  # (feature index, gain, categorical?)
+    splits: tuple[
+        tuple[int, float, bool, bool], ...
+    ]  # (feature index, gain, categorical?, missing values seen?)
     is_linear: bool
 
 
@@ -64,7 +66,7 @@ def check_tree(block: str, *, width: int) -> TreeSummary:
     is_linear = _check_linear(tree, leaves, width)
     return TreeSummary(
         splits=tuple(
-            (feature, gain, bool(decision & _CATEGORICAL))
+            (feature, gain, bool(decision & _CATEGORICAL), bool(decision & _MISSING))
             for feature, gain, decision in zip(features, gains, decisions, strict=True)
         ),
         is_linear=is_linear,

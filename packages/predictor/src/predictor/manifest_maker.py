@@ -86,7 +86,7 @@ def write_manifest(
     """
     data = Path(model).read_bytes()
     text = parse_model_text(data)
-    drafts = features_of(text, names=names, integers=integers, nullable=nullable or (), categories=categories)
+    drafts = features_of(text, names=names, integers=integers, nullable=nullable, categories=categories)
     sample = RowSchema(drafts, _SAMPLE).encode(rows)
     if len(sample) == 0:
         raise ManifestError("a manifest needs at least one sample row")

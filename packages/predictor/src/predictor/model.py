@@ -100,7 +100,8 @@ class Model:
             path: A file written by `Booster.save_model`. Never a pickle.
             manifest: The manifest or its path; default `<path>.manifest.json`.
             sha256: 64 hex digits the file must have; default the manifest's. A file that nobody
-                vouches for is refused: without a manifest, pass this.
+                vouches for is refused: without a manifest, pass this. Names, categories and which
+                features may be missing are then what the file itself tells.
             threads: Threads that one large batch may be split over, >= 1; never more than `available_cpus()`.
 
         Raises:
