@@ -138,6 +138,7 @@ class TestJSONAnnotations:
     def test_what_json_may_hold_passes(self, returns: Any) -> None:
         assert json_misfit(returns) is None
         assert JSON.bind(returns) is JSON
+        assert repr(JSON) == "JSON"  # what a signature shows
 
     @pytest.mark.parametrize(
         ("returns", "misfit"),

@@ -394,6 +394,31 @@ class TestValues:
             b'{"format":1,"outcome":"value","value":{"returned":{"order":"o-1","cents":5}}}'
         )
 
+    async def test_a_replay_names_the_trace_of_the_run_that_made_it(self, world: World) -> None:
+        class Hook:
+            def __call__(self, event: Event) -> None:
+                world.events.append(event)
+
+            def traceparent(self) -> str:
+                return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+        guarded = world.guard(charge, hooks=(Hook(),))
+        await world.call(guarded, "o-1")
+        await world.call(guarded, "o-1")
+        assert isinstance(world.events[-1], Replayed)
+        assert world.events[-1].traceparent == Hook().traceparent()
+
+    async def test_a_hook_that_cannot_name_its_trace_costs_nobody_a_value(self, world: World) -> None:
+        class Hook:
+            def __call__(self, event: Event) -> None: ...
+
+            def traceparent(self) -> str:
+                raise RuntimeError("no trace")
+
+        guarded = world.guard(charge, hooks=(Hook(),))
+        first = await world.call(guarded, "o-1")
+        assert await world.call(guarded, "o-1") == first
+
     async def test_a_response_under_the_same_name_is_never_taken_for_a_value(self, world: World) -> None:
         guarded = world.guard(charge, fingerprint=lambda *_: b"same")
         await world.call(guarded, "o-1")
@@ -660,6 +685,17 @@ class TestSync:
             with pytest.raises(TypeError, match="define it by `async def`"):
                 guarded("o-1")
         assert ran == []
+
+    async def test_a_future_is_no_value_either(self) -> None:
+        world = World("sync")
+        guarded = world.guard(lambda order: _Future())
+        with pytest.raises(TypeError, match="define it by `async def`"):
+            guarded("o-1")
+
+
+class _Future:
+    def __await__(self) -> Iterator[None]:
+        yield
 
 
 class _CallableObject:

@@ -25,7 +25,7 @@ from idempotency._owner import new_owner
 from idempotency._pulse import Pulse
 from idempotency._run import Run
 from idempotency._runtime import Runtime, running
-from idempotency.events import Claimed, Event, Hook, Step, StoreFailed, emit
+from idempotency.events import Claimed, Event, Hook, Step, StoreFailed, emit, traceparent
 from idempotency.store import Store
 
 __all__ = ["Ask", "Engine", "Run"]
@@ -121,12 +121,7 @@ class Engine:
 
     def traceparent(self) -> str | None:
         """The trace context to record with an outcome, from the first hook that has one (`hooks.OpenTelemetryHook`)."""
-        for hook in self.hooks:
-            current = getattr(hook, "traceparent", None)
-            if current is not None:
-                value: str | None = current()
-                return value
-        return None
+        return traceparent(self.hooks)
 
     async def release_late(self, claim: Claim, operation: str) -> None:
         """Try for a while to have the store forget *claim*; then its lease decides."""

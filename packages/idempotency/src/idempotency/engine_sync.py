@@ -22,7 +22,7 @@ from idempotency._core.errors import StoreError, as_store_error
 from idempotency._core.machine import Bypass, Ending, Forgotten, Recorded, Superseded, Unrecorded, Woken
 from idempotency._core.types import Claim, StorageKey, key_id
 from idempotency._owner import new_owner
-from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit
+from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit, traceparent
 from idempotency.store import SyncStore
 
 __all__ = ["SyncEngine", "SyncRun"]
@@ -83,12 +83,7 @@ class SyncEngine:
 
     def traceparent(self) -> str | None:
         """The trace context to record with an outcome, from the first hook that has one (`hooks.OpenTelemetryHook`)."""
-        for hook in self.hooks:
-            current = getattr(hook, "traceparent", None)
-            if current is not None:
-                value: str | None = current()
-                return value
-        return None
+        return traceparent(self.hooks)
 
     def release_late(self, claim: Claim, operation: str) -> None:
         """Have the store forget *claim*, from the engine's thread, trying for a while; then its lease decides."""

@@ -22,6 +22,7 @@ __all__ = [
     "Step",
     "StoreFailed",
     "emit",
+    "traceparent",
 ]
 
 Step: TypeAlias = Literal["acquire", "renew", "complete", "release"]
@@ -153,3 +154,16 @@ def emit(hooks: Sequence[Hook], event: Event) -> None:
                 _log.error("claim lost: %s may have run twice (key %s)", operation, name)
             case StoreFailed(operation=operation, key_id=name, step=step, action=action, error=error):
                 _log.warning("store failed at %s: %s, %s (key %s, %s)", step, operation, action, name, error)
+
+
+def traceparent(hooks: Sequence[Hook]) -> str | None:
+    """The trace context to record with an outcome, from the first hook that has one; what it raises is logged."""
+    for hook in hooks:
+        current: Callable[[], str | None] | None = getattr(hook, "traceparent", None)
+        if current is not None:
+            try:
+                return current()
+            except Exception:
+                _log.exception("an idempotency hook failed")
+                return None
+    return None
