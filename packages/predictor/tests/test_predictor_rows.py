@@ -217,6 +217,38 @@ def test_a_masked_cell_is_null_not_the_number_under_the_mask():
     assert np.isnan(numbers(null="allow").encode(masked)).tolist() == [[False, True, False]]
 
 
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.sampled_from(NAMES)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=6),
+        st.dictionaries(st.one_of(st.sampled_from(NAMES), st.text(max_size=2)), inner, max_size=6),
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON)
+def test_anything_at_all_is_numbers_or_a_schema_error(anything):
+    for policy in (
+        {},
+        {"unseen": "allow", "null": "allow", "missing": "null", "extra": "ignore", "boolean": "number"},
+    ):
+        for call in (schema(**policy).encode_row, schema(**policy).encode):
+            try:
+                encoded = call(anything)
+            except SchemaError:
+                continue
+            assert np.asarray(encoded, dtype=np.float64).size % len(NAMES) == 0
+
+
+def test_a_query_that_has_not_run_is_no_table():
+    with pytest.raises(SchemaError, match="LazyFrame are not understood"):
+        numbers().encode(pl.LazyFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
+
+
 def test_no_row_is_a_table_too():
     for nothing in ([], np.empty((0, 3)), pd.DataFrame({"a": [], "b": [], "c": []}, dtype=float)):
         assert numbers().encode(nothing).shape == (0, 3)

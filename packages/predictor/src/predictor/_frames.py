@@ -31,7 +31,7 @@ def columns_of(rows: Any) -> Mapping[str, Any] | None:
         names, column = list(rows.dtype.names or ()), lambda name: rows[name]
     elif hasattr(rows, "column_names") and hasattr(rows, "to_pylist"):
         names, column = list(rows.column_names), lambda name: _values(rows.column(name))
-    elif hasattr(rows, "columns") and hasattr(rows, "__getitem__"):
+    elif hasattr(rows, "to_numpy") and hasattr(rows, "columns"):
         names, column = list(rows.columns), lambda name: _values(rows[name])
     else:
         return None
@@ -49,7 +49,7 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
 
     Column by column is right for every frame; this is five times faster for the plainest ones.
     """
-    if not hasattr(rows, "dtypes") or not hasattr(rows, "columns") or not hasattr(rows, "to_numpy"):
+    if not hasattr(rows, "to_numpy") or not hasattr(rows, "columns") or not hasattr(rows, "dtypes"):
         return None
     if tuple(rows.columns) != names or not _FLOATS.issuperset(map(str, rows.dtypes)):
         return None
