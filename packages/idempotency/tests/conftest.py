@@ -17,6 +17,7 @@ from typing import NoReturn
 import postgres_server
 import psycopg
 import pytest
+from redis_proxy import Proxy, start_proxy
 from redis_servers import (
     Cluster,
     Sentinels,
@@ -80,6 +81,13 @@ def redis_sentinels(redis_binary: Path) -> Iterator[Sentinels]:
     """A primary, a replica and a Sentinel of one test's own."""
     with start_sentinels(redis_binary) as sentinels:
         yield sentinels
+
+
+@pytest.fixture
+def redis_proxy(redis_server: Server) -> Iterator[Proxy]:
+    """A faulty way to the session's Redis."""
+    with start_proxy(redis_server.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,7 @@ _ADVICE = {
     "BUSY": "is running somebody's long script; wait, or stop that script",
     "MISCONF": "cannot write to its disk and refuses writes; look at its log",
     "NOREPLICAS": "has too few replicas for min-replicas-to-write; bring them back",
-    "NOAUTH": "wants a password; give the client its credentials",
-    "WRONGPASS": "refused the credentials; check them",
+    "AUTH": "wants other credentials than the client's; check its user and password",
     "NOPERM": "does not let this user run the store's commands; allow EVALSHA, EVAL, GET, SET, DEL, PTTL, "
     "PEXPIREAT, PEXPIRETIME and TIME on the prefix",
 }
@@ -33,7 +32,7 @@ _OF_CLASS: tuple[tuple[type[Exception], str], ...] = (  # redis-py takes the wor
     (failures.ReadOnlyError, "READONLY"),
     (failures.OutOfMemoryError, "OOM"),
     (failures.NoPermissionError, "NOPERM"),
-    (failures.AuthenticationError, "WRONGPASS"),
+    (failures.AuthenticationError, "AUTH"),
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from redis import exceptions as failures
 
 from idempotency.stores._redis_records import Command, pack
-from idempotency.stores._redis_settings import Answer, Settings, judge_eviction
+from idempotency.stores._redis_settings import Answer, Settings, judge_eviction, wait_command
 
 __all__ = ["Pipes"]
 
@@ -143,20 +143,20 @@ class Pipes:
 
     async def _ask(self, connection: Any, calls: list[_Call], *, whole: bool) -> tuple[list[Any], int]:
         """The reply to each call, and how many replicas have all writes up to them."""
-        replicas = self._settings.replicas
+        confirm = self._settings.replicas > 0 and any(call.command.writes for call in calls)
         packed = [
             _ASKING + command.pack(whole=whole) if asking else command.pack(whole=whole)
             for command, asking in calls
         ]
-        if replicas:  # on this connection, or it would wait for somebody else's writes
-            packed.append(pack(b"WAIT", b"%d" % replicas, b"%d" % (self._settings.deadline * 500)))
+        if confirm:  # on this connection, or it would wait for somebody else's writes
+            packed.append(wait_command(self._settings))
         await connection.send_packed_command(b"".join(packed), check_health=False)
         replies: list[Any] = []
         for _, asking in calls:
             if asking:
                 await _read(connection)
             replies.append(await _read(connection))
-        return replies, await connection.read_response() if replicas else 0
+        return replies, await connection.read_response() if confirm else 0
 
     async def _ask_eviction(self, connection: Any) -> bool:
         await connection.send_packed_command(pack(b"INFO", b"memory"), check_health=False)

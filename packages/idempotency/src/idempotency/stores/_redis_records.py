@@ -81,11 +81,15 @@ class Command(NamedTuple):
     What to send about *key*: a script with its arguments, or, without a script, the words of a command.
 
     A script goes out as EVALSHA, and as EVAL to a server that has not seen it.
+
+    Attributes:
+        writes: Whether replicas may have to confirm it.
     """
 
     key: bytes
     args: tuple[bytes, ...]
     script: _Script | None = None
+    writes: bool = True
 
     def pack(self, *, whole: bool = False) -> bytes:
         """The command in the Redis protocol; *whole* sends the script's text."""
@@ -135,7 +139,7 @@ def release(key: bytes, owner: Owner) -> Command:
 
 def get(key: bytes) -> Command:
     """The command that reads a record as it stands."""
-    return Command(key, (), _GET)
+    return Command(key, (), _GET, writes=False)
 
 
 def read_acquired(
@@ -218,7 +222,7 @@ def read_cursor(cursor: str | None, places: int) -> tuple[int, bytes]:
     Raises:
         ValueError: Not a cursor of a scan over as many nodes.
     """
-    place, colon, position = (cursor or "0:0").partition(":")
+    place, colon, position = ("0:0" if cursor is None else cursor).partition(":")
     if not (colon and place.isdecimal() and position.isdecimal() and int(place) < places):
         raise ValueError("this is not a cursor of a scan over these nodes; begin again without one")
     return int(place), position.encode()

@@ -7,8 +7,9 @@ import re
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from idempotency._core.errors import StoreUnavailable
+from idempotency.stores._redis_records import pack
 
-__all__ = ["Answer", "OnEviction", "Settings", "judge_eviction", "too_few_copies"]
+__all__ = ["Answer", "OnEviction", "Settings", "judge_eviction", "too_few_copies", "wait_command"]
 
 OnEviction: TypeAlias = Literal["warn", "refuse"]
 """What to do about a server that may evict live records."""
@@ -44,6 +45,15 @@ class Answer(NamedTuple):
 
 
 _POLICY = re.compile(rb"maxmemory_policy:(\S+)")
+
+
+def wait_command(settings: Settings) -> bytes:
+    """
+    Asks how many replicas have every write of this connection; answered once enough do, or at a third of the deadline.
+
+    A third, so that a second try with the script's whole text still fits.
+    """
+    return pack(b"WAIT", b"%d" % settings.replicas, b"%d" % (settings.deadline * 1000 / 3))
 
 
 def judge_eviction(info: Any, on_eviction: OnEviction) -> bool:

@@ -14,14 +14,21 @@ from redis import exceptions as failures
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from idempotency._core.errors import CorruptRecord, StoreUnavailable
+from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores import _redis_records as records
 from idempotency.stores._redis_errors import is_gone, meaning_of, unreachable
 from idempotency.stores._redis_records import Adopt, Command, pack
 from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool, sentinels_of
-from idempotency.stores._redis_settings import Answer, OnEviction, Settings, judge_eviction, too_few_copies
+from idempotency.stores._redis_settings import (
+    Answer,
+    OnEviction,
+    Settings,
+    judge_eviction,
+    too_few_copies,
+    wait_command,
+)
 
 __all__ = ["SyncRedisStore"]
 
@@ -145,14 +152,15 @@ class SyncRedisStore:
         if answer.copies >= wanted:
             return
         if granted is not None:
+            release = records.release(self._name(granted.key), granted.owner)
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
-                self._call(records.release(self._name(granted.key), granted.owner))
+                self._call(release._replace(writes=False))
         raise too_few_copies(answer.copies, wanted)
 
     def _get_or_none(self, key: StorageKey) -> Record | None:
         try:
             return self.get(key)
-        except CorruptRecord:
+        except (CorruptRecord, UnknownRecordVersion):
             return None
 
     def _call(self, command: Command, route: Route | None = None) -> Answer:
@@ -261,14 +269,14 @@ class _Sockets:
             return self._connect()
 
     def _run(self, connection: Any, command: Command, end: float, *, asking: bool, whole: bool) -> Answer:
-        replicas = self._settings.replicas
+        confirm = self._settings.replicas > 0 and command.writes
         packed = [command.pack(whole=whole)]
         if asking:
             packed.insert(0, pack(b"ASKING"))
-        if replicas:  # on this connection, or it would wait for somebody else's writes
-            packed.append(pack(b"WAIT", b"%d" % replicas, b"%d" % (self._settings.deadline * 500)))
+        if confirm:  # on this connection, or it would wait for somebody else's writes
+            packed.append(wait_command(self._settings))
         replies = self._ask(connection, packed, end)
-        return Answer(replies[int(asking)], replies[-1] if replicas else 0)
+        return Answer(replies[int(asking)], replies[-1] if confirm else 0)
 
     def _ask(self, connection: Any, packed: list[bytes], end: float) -> list[Any]:
         connection.send_packed_command([b"".join(packed)], check_health=False)

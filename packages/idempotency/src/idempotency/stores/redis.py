@@ -22,7 +22,7 @@ from redis import exceptions as failures
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from idempotency._core.errors import CorruptRecord, StoreUnavailable
+from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores import _redis_records as records
@@ -50,8 +50,8 @@ class RedisStore:
             TLS; the client's retries, timeouts and decoding do not apply to them.
         prefix: What every key begins with.
         deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection.
-        wait_replicas: How many replicas must confirm a write (WAIT) before it counts. Where fewer do in half the
-            deadline, the call raises `StoreUnavailable`, and a claim just granted is released.
+        wait_replicas: How many replicas must confirm a write (WAIT) before it counts. Where fewer do in a third of
+            the deadline, the call raises `StoreUnavailable`, and a claim just granted is released.
         on_eviction: What to do where the server's maxmemory-policy is not noeviction, which is asked at the first
             connection: "warn" in the log, or "refuse" with `StoreUnavailable`.
         adopt: Turns a value that something else wrote under one of our keys (an older service, say) into an
@@ -168,14 +168,15 @@ class RedisStore:
         if answer.copies >= wanted:
             return
         if granted is not None:
+            release = records.release(self._name(granted.key), granted.owner)
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
-                await self._call(records.release(self._name(granted.key), granted.owner))
+                await self._call(release._replace(writes=False))
         raise too_few_copies(answer.copies, wanted)
 
     async def _get_or_none(self, key: StorageKey) -> Record | None:
         try:
             return await self.get(key)
-        except CorruptRecord:
+        except (CorruptRecord, UnknownRecordVersion):
             return None
 
     async def _call(self, command: Command, route: Route | None = None) -> Answer:

@@ -1,0 +1,444 @@
+"""The Redis store when the network or the server fails: no call outlives its deadline, no claim is granted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import redis
+import redis.asyncio
+from redis_proxy import Action, Proxy
+from redis_servers import Server
+
+from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
+from idempotency.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+
+pytestmark = pytest.mark.anyio
+
+FINGERPRINT = Fingerprint(b"f" * 32)
+OUTCOME = b'{"n":1}'
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"fault-{secrets.token_hex(8)}")
+
+
+@pytest.fixture
+async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
+    """A store behind the faulty proxy, its connection open and its scripts known."""
+    async with opened(redis_proxy.port) as store:
+        await warm_up(store)
+        redis_proxy.commands.clear()
+        yield store
+
+
+@pytest.fixture
+def sync_store(redis_proxy: Proxy) -> Iterator[SyncRedisStore]:
+    with redis.Redis(port=redis_proxy.port) as client:
+        store = SyncRedisStore(client, deadline=0.5)
+        store.get(StorageKey("warm-up"))
+        reply = ask_sync(store, StorageKey(f"warm-up-{secrets.token_hex(8)}"))
+        assert isinstance(reply, Acquired)
+        store.complete(reply.claim, OUTCOME, retention=60.0)
+        redis_proxy.commands.clear()
+        yield store
+        store.close()
+
+
+class opened:
+    """A store with a short deadline on a port of the loopback, closed at the end."""
+
+    def __init__(self, port: int, **settings: object) -> None:
+        self.client = redis.asyncio.Redis(port=port)
+        self.store = RedisStore(self.client, **({"deadline": 0.5, "owns_client": True} | settings))
+
+    async def __aenter__(self) -> RedisStore:
+        return self.store
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.store.aclose()
+
+
+def new_owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+async def ask(store: RedisStore, key: StorageKey, owner: Owner | None = None) -> object:
+    return await store.acquire(
+        key, fingerprint=FINGERPRINT, owner=owner or new_owner(), lease=30.0, retention=60.0
+    )
+
+
+def ask_sync(store: SyncRedisStore, key: StorageKey, owner: Owner | None = None) -> object:
+    return store.acquire(key, fingerprint=FINGERPRINT, owner=owner or new_owner(), lease=30.0, retention=60.0)
+
+
+async def claim(store: RedisStore, key: StorageKey) -> Claim:
+    reply = await ask(store, key)
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+async def warm_up(store: RedisStore) -> None:
+    granted = await claim(store, StorageKey(f"warm-up-{secrets.token_hex(8)}"))
+    await store.renew(granted, lease=30.0)
+    await store.complete(granted, OUTCOME, retention=60.0)
+    await store.release(granted)
+    await store.get(granted.key)
+
+
+class TestRoundTrips:
+    async def test_a_first_run_is_two_and_a_replay_one(
+        self, store: RedisStore, redis_proxy: Proxy, key
+    ) -> None:
+        await store.complete(await claim(store, key), OUTCOME, retention=60.0)
+        assert redis_proxy.commands == ["EVALSHA", "EVALSHA"]
+        assert isinstance(await ask(store, key), Completed)
+        assert redis_proxy.commands == ["EVALSHA"] * 3
+
+    def test_the_same_without_an_event_loop(
+        self, sync_store: SyncRedisStore, redis_proxy: Proxy, key
+    ) -> None:
+        reply = ask_sync(sync_store, key)
+        assert isinstance(reply, Acquired)
+        sync_store.complete(reply.claim, OUTCOME, retention=60.0)
+        assert isinstance(ask_sync(sync_store, key), Completed)
+        assert redis_proxy.commands == ["EVALSHA"] * 3
+
+    async def test_a_server_that_forgot_the_scripts_is_sent_each_once(self, own_redis: Server, key) -> None:
+        async with opened(own_redis.port) as store:
+            await warm_up(store)
+            with own_redis.client() as client:
+                client.script_flush()
+                client.config_resetstat()
+                for number in range(3):
+                    await claim(store, StorageKey(f"{key}-{number}"))
+                calls = {name: stat["calls"] for name, stat in client.info("commandstats").items()}
+        assert (calls["cmdstat_evalsha"], calls["cmdstat_eval"]) == (4 - 1, 1)
+
+    async def test_sixty_four_at_once_share_a_few_connections(self, own_redis: Server) -> None:
+        async with opened(own_redis.port, deadline=5.0) as store:
+            keys = [StorageKey(f"many-{number}") for number in range(64)]
+            replies = await asyncio.gather(*(ask(store, each) for each in keys))
+            with own_redis.client() as client:
+                others = [
+                    each for each in client.client_list() if each["cmd"] == "evalsha" or "eval" in each["cmd"]
+                ]
+        assert all(isinstance(reply, Acquired) for reply in replies)
+        assert len(others) <= 2
+
+
+class TestLostReplies:
+    @pytest.mark.parametrize("fault", ["lose request", "lose reply"])
+    async def test_an_acquire_is_repeated_for_the_same_owner(
+        self, store, redis_proxy: Proxy, key, fault: Action
+    ) -> None:
+        redis_proxy.fail_next("EVALSHA", fault)
+        owner = new_owner()
+        reply = await ask(store, key, owner)
+        assert isinstance(reply, Acquired)
+        assert reply.claim.owner == owner
+        assert reply.claim.attempt == 1
+
+    @pytest.mark.parametrize("fault", ["lose request", "lose reply"])
+    def test_the_same_without_an_event_loop(self, sync_store, redis_proxy: Proxy, key, fault: Action) -> None:
+        redis_proxy.fail_next("EVALSHA", fault)
+        assert isinstance(ask_sync(sync_store, key), Acquired)
+
+    async def test_a_completion_is_repeated_and_true(self, store, redis_proxy: Proxy, key) -> None:
+        granted = await claim(store, key)
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        assert await store.complete(granted, OUTCOME, retention=60.0) is True
+
+    async def test_a_second_loss_in_one_call_is_reported(self, store, redis_proxy: Proxy, key) -> None:
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        with pytest.raises(StoreUnavailable, match="may be repeated"):
+            await ask(store, key)
+        assert isinstance(await ask(store, key), Running), "the claim was granted, and its answer lost"
+
+    async def test_a_connection_that_died_in_between_is_not_noticed(
+        self, store, redis_proxy: Proxy, key
+    ) -> None:
+        redis_proxy.cut()
+        assert isinstance(await ask(store, key), Acquired)
+
+    async def test_garbage_for_a_reply_drops_the_connection(self, store, redis_proxy: Proxy, key) -> None:
+        redis_proxy.fail_next("EVALSHA", b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        assert isinstance(await ask(store, key), Acquired)
+
+    async def test_everybody_in_a_lost_batch_gets_an_answer(self, store, redis_proxy: Proxy, key) -> None:
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        keys = [StorageKey(f"{key}-{number}") for number in range(32)]
+        replies = await asyncio.gather(*(ask(store, each) for each in keys), return_exceptions=True)
+        refused = [reply for reply in replies if isinstance(reply, StoreUnavailable)]
+        granted = [reply for reply in replies if isinstance(reply, Acquired)]
+        assert len(refused) + len(granted) == 32
+        assert len(granted) >= 30
+
+
+class TestDeadlines:
+    async def test_a_frozen_server_is_answered_for_within_the_deadline(self, own_redis: Server, key) -> None:
+        async with opened(own_redis.port, deadline=0.3) as store:
+            await warm_up(store)
+            own_redis.freeze()
+            started = time.monotonic()
+            outcomes = await asyncio.gather(*(ask(store, key) for _ in range(20)), return_exceptions=True)
+            took = time.monotonic() - started
+            own_redis.thaw()
+            assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+            assert took < 0.3 + 0.3
+            assert await store.get(StorageKey("thawed")) is None
+
+    def test_the_same_without_an_event_loop(self, own_redis: Server, key) -> None:
+        with own_redis.client() as client:
+            store = SyncRedisStore(client, deadline=0.3)
+            store.get(key)
+            own_redis.freeze()
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                ask_sync(store, key)
+            took = time.monotonic() - started
+            own_redis.thaw()
+            assert took < 0.3 + 0.3
+            assert store.get(StorageKey("thawed")) is None
+            store.close()
+
+    async def test_a_server_that_is_not_there_is_refused_at_once(self, key) -> None:
+        async with opened(1) as store:
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await ask(store, key)
+            assert time.monotonic() - started < 0.25
+
+    async def test_a_lost_owner_gets_its_claim_after_the_thaw(self, own_redis: Server, key) -> None:
+        async with opened(own_redis.port, deadline=0.2) as store:
+            await warm_up(store)
+            owner = new_owner()
+            own_redis.freeze()
+            with pytest.raises(StoreUnavailable):
+                await ask(store, key, owner)
+            own_redis.thaw()
+            assert isinstance(await ask(store, key, owner), Acquired)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("reply", "advice"),
+        [
+            (b"-LOADING Redis is loading the dataset in memory\r\n", "loading"),
+            (b"-MASTERDOWN Link with MASTER is down\r\n", "failover"),
+            (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", "maxmemory"),
+            (b"-BUSY Redis is busy running a script.\r\n", "long script"),
+            (b"-NOREPLICAS Not enough good replicas to write.\r\n", "min-replicas-to-write"),
+            (b"-NOAUTH Authentication required.\r\n", "password"),
+            (b"-NOPERM this user has no permissions\r\n", "allow EVALSHA"),
+            (b"-MISCONF Redis is configured to save RDB snapshots\r\n", "disk"),
+            (b"-ERR something else\r\n", "refused the command"),
+        ],
+    )
+    async def test_an_error_reply_says_what_to_do(
+        self, store, redis_proxy: Proxy, key, reply, advice
+    ) -> None:
+        redis_proxy.fail_next("EVALSHA", reply)
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=advice):
+            await ask(store, key)
+        assert time.monotonic() - started < 0.1
+        assert isinstance(await ask(store, key), Acquired), "nothing was granted, and the store goes on"
+
+    async def test_one_refusal_in_a_batch_fails_its_own_call_alone(
+        self, store, redis_proxy: Proxy, key
+    ) -> None:
+        redis_proxy.fail_next("EVALSHA", b"-OOM command not allowed\r\n")
+        keys = [StorageKey(f"{key}-{number}") for number in range(16)]
+        replies = await asyncio.gather(*(ask(store, each) for each in keys), return_exceptions=True)
+        assert [type(reply) for reply in replies].count(StoreUnavailable) == 1
+        assert [type(reply) for reply in replies].count(Acquired) == 15
+
+    async def test_a_demoted_primary_is_left(self, store, redis_proxy: Proxy, key) -> None:
+        redis_proxy.fail_next("EVALSHA", b"-READONLY You can't write against a read only replica.\r\n")
+        assert isinstance(await ask(store, key), Acquired)
+
+    async def test_a_wrong_password_is_said_and_not_shown(self, own_redis: Server, key) -> None:
+        with own_redis.client() as client:
+            client.config_set("requirepass", "open sesame")
+        client = redis.asyncio.Redis(port=own_redis.port, password="hunter2")
+        store = RedisStore(client, owns_client=True)
+        with pytest.raises(StoreUnavailable, match="password") as refused:
+            await ask(store, key)
+        assert "hunter2" not in repr(refused.value)
+        await store.aclose()
+
+
+class TestCancellation:
+    async def test_a_cancelled_call_leaves_no_reply_for_the_next(self, own_redis: Server) -> None:
+        """Cancelled at every point of its way, among others that go on: no answer ever reaches another's caller."""
+        async with opened(own_redis.port, deadline=5.0) as store:
+            await warm_up(store)
+
+            async def own_key(number: int) -> bool:
+                name = StorageKey(f"cancel-{number}")
+                granted = await claim(store, name)
+                seen = await store.get(name)
+                return granted.key == name and seen is not None and seen.owner == granted.owner
+
+            for delay in range(40):
+                doomed = [
+                    asyncio.create_task(ask(store, StorageKey(f"doomed-{delay}-{n}"))) for n in range(4)
+                ]
+                alive = [asyncio.create_task(own_key(delay * 4 + n)) for n in range(4)]
+                for _ in range(delay % 8):
+                    await asyncio.sleep(0)
+                for task in doomed:
+                    task.cancel()
+                await asyncio.gather(*doomed, return_exceptions=True)
+                assert await asyncio.gather(*alive) == [True] * 4
+
+    async def test_a_caller_that_gave_up_while_queued_is_never_sent(self, own_redis: Server) -> None:
+        async with opened(own_redis.port, deadline=5.0) as store:
+            await warm_up(store)
+            tasks = [asyncio.create_task(ask(store, StorageKey(f"queued-{n}"))) for n in range(10)]
+            await asyncio.sleep(0)
+            tasks[-1].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert await store.get(StorageKey("queued-9")) is None
+            assert await store.get(StorageKey("queued-8")) is not None
+
+
+class TestPlacesItMustNotBeUsed:
+    def test_a_second_event_loop_is_refused(self, redis_server: Server, key) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=redis_server.port))
+
+        async def use() -> None:
+            await store.get(key)
+
+        first = asyncio.new_event_loop()
+        first.run_until_complete(use())
+        with pytest.raises(RuntimeError, match="one store for each loop"):
+            asyncio.run(use())
+        first.run_until_complete(store.aclose())
+        first.close()
+
+    def test_a_forked_process_opens_connections_of_its_own(self, redis_server: Server, key) -> None:
+        with redis_server.client() as client:
+            store = SyncRedisStore(client)
+            reply = ask_sync(store, key)
+            assert isinstance(reply, Acquired)
+            readable, writable = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    seen = [store.get(key) is not None for _ in range(50)]
+                    os.write(writable, pickle.dumps(all(seen)))
+                finally:
+                    os._exit(0)
+            mine = [store.get(StorageKey(f"{key}-absent")) for _ in range(50)]
+            os.waitpid(child, 0)
+            assert pickle.loads(os.read(readable, 100)) is True
+            assert mine == [None] * 50
+            os.close(readable), os.close(writable)
+            store.close()
+
+    def test_a_client_that_reads_from_replicas_is_refused(self) -> None:
+        sentinel = redis.asyncio.Sentinel([("127.0.0.1", 1)])
+        with pytest.raises(ValueError, match="master_for"):
+            RedisStore(sentinel.slave_for("records"))
+
+
+class TestEviction:
+    async def test_a_server_that_may_evict_is_warned_about(self, own_redis: Server, key, caplog) -> None:
+        with own_redis.client() as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        async with opened(own_redis.port) as store:
+            assert isinstance(await ask(store, key), Acquired)
+            await store.get(key)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "noeviction" in caplog.text
+
+    async def test_or_refused_until_it_no_longer_does(self, own_redis: Server, key) -> None:
+        with own_redis.client() as client:
+            client.config_set("maxmemory-policy", "volatile-ttl")
+            async with opened(own_redis.port, on_eviction="refuse") as store:
+                with pytest.raises(StoreUnavailable, match="noeviction"):
+                    await ask(store, key)
+                client.config_set("maxmemory-policy", "noeviction")
+                assert isinstance(await ask(store, key), Acquired)
+
+
+class TestValuesOfOthers:
+    LEGACY = b'{"status_code": 200, "headers": {}, "body": "ok"}'
+
+    async def put(self, server: Server, key: StorageKey, value: bytes) -> None:
+        with server.client() as client:
+            client.set(f"idempotency:{key}", value, ex=60)
+
+    async def test_a_value_that_is_adopted_replays_to_whoever_asks(self, redis_server: Server, key) -> None:
+        await self.put(redis_server, key, self.LEGACY)
+        async with opened(redis_server.port, adopt=lambda value: b'{"old":true}') as store:
+            reply = await ask(store, key)
+            assert isinstance(reply, Completed)
+            assert (reply.fingerprint, reply.outcome) == (FINGERPRINT, b'{"old":true}')
+            assert 50 < reply.expires_in <= 60
+            record = await store.get(key)
+            assert record is not None
+            assert record.outcome == b'{"old":true}'
+            stranger = Claim(key, new_owner(), 1, 1)
+            assert not await store.complete(stranger, OUTCOME, retention=60.0)
+            assert not await store.release(stranger)
+
+    async def test_a_value_that_nobody_knows_is_corrupt_and_left_alone(
+        self, redis_server: Server, key
+    ) -> None:
+        await self.put(redis_server, key, self.LEGACY)
+        for adopt in (None, lambda value: None):
+            async with opened(redis_server.port, adopt=adopt) as store:
+                with pytest.raises(CorruptRecord):
+                    await ask(store, key)
+                with pytest.raises(CorruptRecord):
+                    await store.get(key)
+        with redis_server.client() as client:
+            assert client.get(f"idempotency:{key}") == self.LEGACY
+
+    async def test_a_record_of_a_newer_version_is_left_alone(self, redis_server: Server, key) -> None:
+        newer = b'{"v":2,"state":"completed","body":"ok"}'
+        await self.put(redis_server, key, newer)
+        async with opened(redis_server.port, adopt=lambda value: b"{}") as store:
+            with pytest.raises(UnknownRecordVersion, match="version 2"):
+                await ask(store, key)
+            with pytest.raises(UnknownRecordVersion, match="version 2"):
+                await store.get(key)
+            assert not await store.complete(Claim(key, new_owner(), 1, 1), OUTCOME, retention=60.0)
+        with redis_server.client() as client:
+            assert client.get(f"idempotency:{key}") == newer
+
+    @pytest.mark.parametrize(
+        "damage", [b'{"v":1,"state":"completed","fi', b'{"v":1,"state":"running"}', b"{}", b""]
+    )
+    async def test_a_damaged_record_is_corrupt_and_never_adopted_or_run(
+        self, redis_server, key, damage
+    ) -> None:
+        await self.put(redis_server, key, damage)
+        async with opened(redis_server.port, adopt=lambda value: b"{}" if b"v" in value else None) as store:
+            with pytest.raises(CorruptRecord):
+                await ask(store, key)
+
+    async def test_a_value_of_another_type_is_corrupt(self, redis_server: Server, key) -> None:
+        with redis_server.client() as client:
+            client.lpush(f"idempotency:{key}", "x")
+        async with opened(redis_server.port) as store:
+            with pytest.raises(CorruptRecord):
+                await ask(store, key)

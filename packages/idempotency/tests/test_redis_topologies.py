@@ -1,0 +1,183 @@
+"""Clusters that move a slot, primaries that fail over, and replicas that must confirm."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+import redis.asyncio
+from redis.crc import key_slot
+from redis_servers import Cluster, Sentinels, Server
+
+from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+
+pytestmark = pytest.mark.anyio
+
+ASK = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def cluster_store(redis_cluster: Cluster) -> AsyncIterator[RedisStore]:
+    client = redis.asyncio.RedisCluster.from_url(redis_cluster.url)
+    store = RedisStore(client, deadline=3.0, owns_client=True)
+    yield store
+    await store.aclose()
+
+
+def new_owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+async def claim(store: RedisStore, key: StorageKey) -> Claim:
+    reply = await store.acquire(key, owner=new_owner(), **ASK)
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+class Move:
+    """A slot on its way from the node that has it to another."""
+
+    def __init__(self, cluster: Cluster, key: StorageKey) -> None:
+        self.slot = key_slot(f"idempotency:{key}".encode())
+        number = self.slot * 3 // 16384
+        self.source, self.target = cluster.nodes[number], cluster.nodes[(number + 1) % 3]
+        self.others = cluster.nodes
+        self.name = f"idempotency:{key}"
+
+    def begin(self) -> None:
+        self._set(self.target, "IMPORTING", self._id(self.source))
+        self._set(self.source, "MIGRATING", self._id(self.target))
+
+    def carry(self) -> None:
+        with self.source.client() as client:
+            client.execute_command("MIGRATE", "127.0.0.1", self.target.port, self.name, 0, 1000)
+
+    def end(self, at: Server) -> None:
+        for node in (at, *self.others):
+            self._set(node, "NODE", self._id(at))
+
+    def _set(self, node: Server, *state: object) -> None:
+        with node.client() as client:
+            client.execute_command("CLUSTER SETSLOT", self.slot, *state)
+
+    def _id(self, node: Server) -> str:
+        with node.client() as client:
+            return str(client.execute_command("CLUSTER MYID").decode())
+
+
+class TestCluster:
+    async def test_keys_of_every_node_are_served_at_once(self, cluster_store: RedisStore) -> None:
+        keys = [StorageKey(f"spread-{secrets.token_hex(6)}") for _ in range(60)]
+        claims = await asyncio.gather(*(claim(cluster_store, key) for key in keys))
+        done = await asyncio.gather(*(cluster_store.complete(each, b"{}", retention=60.0) for each in claims))
+        assert all(done)
+
+    async def test_a_slot_that_moves_is_followed(
+        self, redis_cluster: Cluster, cluster_store: RedisStore
+    ) -> None:
+        key = StorageKey(f"moving-{secrets.token_hex(6)}")
+        granted = await claim(cluster_store, key)
+        move = Move(redis_cluster, key)
+        try:
+            move.begin()
+            move.carry()  # from here on the source answers ASK, for this key
+            assert await cluster_store.renew(granted, lease=30.0)
+            move.end(move.target)  # and from here on MOVED
+            assert await cluster_store.complete(granted, b'{"n":1}', retention=60.0)
+            reply = await cluster_store.acquire(key, owner=new_owner(), **ASK)
+            assert isinstance(reply, Completed)
+        finally:
+            await cluster_store.forget(key)
+            move.end(move.source)
+
+    def test_the_same_without_an_event_loop(self, redis_cluster: Cluster) -> None:
+        with redis_cluster.client() as client:
+            store = SyncRedisStore(client, deadline=3.0)
+            key = StorageKey(f"moving-{secrets.token_hex(6)}")
+            reply = store.acquire(key, owner=new_owner(), **ASK)
+            assert isinstance(reply, Acquired)
+            move = Move(redis_cluster, key)
+            try:
+                move.begin()
+                move.carry()
+                assert store.renew(reply.claim, lease=30.0)
+                move.end(move.target)
+                assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
+            finally:
+                store.forget(key)
+                move.end(move.source)
+                store.close()
+
+
+class TestSentinel:
+    async def test_a_failover_is_survived_with_the_record(self, redis_sentinels: Sentinels) -> None:
+        sentinel = redis.asyncio.Sentinel([("127.0.0.1", redis_sentinels.sentinel.port)])
+        client = sentinel.master_for(redis_sentinels.name)
+        store = RedisStore(client, deadline=0.5, wait_replicas=1, owns_client=True)
+        granted = await claim(store, StorageKey("survives"))
+        redis_sentinels.primary.stop()
+        lonely = RedisStore(client, deadline=0.5)
+        for _ in range(100):
+            try:
+                reply = await lonely.renew(granted, lease=30.0)
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.1)
+        assert reply is True, "the claim that a replica confirmed outlived its primary"
+        await lonely.aclose()
+        await store.aclose()
+
+
+class TestReplicas:
+    async def test_a_write_counts_once_a_replica_has_it(self, redis_sentinels: Sentinels) -> None:
+        store = self.open(redis_sentinels)
+        granted = await claim(store, StorageKey("copied"))
+        with redis_sentinels.replica.client() as replica:
+            assert replica.exists("idempotency:copied")
+        assert await store.complete(granted, b"{}", retention=60.0)
+        assert await store.complete(granted, b"{}", retention=60.0), "a repeat is confirmed anew"
+        await store.aclose()
+
+    async def test_a_claim_that_too_few_have_is_given_back(self, redis_sentinels: Sentinels) -> None:
+        store = self.open(redis_sentinels)
+        first = await claim(store, StorageKey("known"))
+        redis_sentinels.replica.stop()
+        with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
+            await claim(store, StorageKey("lonely"))
+        assert await store.get(StorageKey("lonely")) is None
+        with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
+            await store.complete(first, b'{"n":1}', retention=60.0)
+        await store.aclose()
+
+    async def test_a_replay_needs_no_replica(self, redis_sentinels: Sentinels) -> None:
+        store = self.open(redis_sentinels)
+        granted = await claim(store, StorageKey("done"))
+        await store.complete(granted, b'{"n":1}', retention=60.0)
+        redis_sentinels.replica.stop()
+        reply = await store.acquire(granted.key, owner=new_owner(), **ASK)
+        assert isinstance(reply, Completed)
+        await store.aclose()
+
+    def test_the_same_without_an_event_loop(self, redis_sentinels: Sentinels) -> None:
+        with redis_sentinels.primary.client() as client:
+            store = SyncRedisStore(client, deadline=1.2, wait_replicas=1)
+            assert isinstance(store.acquire(StorageKey("a"), owner=new_owner(), **ASK), Acquired)
+            redis_sentinels.replica.stop()
+            with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
+                store.acquire(StorageKey("b"), owner=new_owner(), **ASK)
+            assert store.get(StorageKey("b")) is None
+            store.close()
+
+    def open(self, sentinels: Sentinels) -> RedisStore:
+        client = redis.asyncio.Redis(port=sentinels.primary.port)
+        return RedisStore(client, deadline=1.2, wait_replicas=1, owns_client=True)
