@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from idempotency._core.fingerprint import digest
 from idempotency._core.types import Claim
 
-__all__ = ["CurrentClaim", "active", "current_claim"]
+__all__ = ["CurrentClaim", "Frame", "active", "current_claim"]
+
+
+class Frame(Protocol):
+    """The run around the current code, as a shell keeps it."""
+
+    @property
+    def claim(self) -> Claim:
+        """The claim that it runs under."""
+
+    @property
+    def retention(self) -> float:
+        """Seconds that its record is kept."""
+
+    def outcome(self, answer: Any) -> bytes:
+        """*answer* as the shell would record it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +32,7 @@ class CurrentClaim:
     """What a running handler may know of its claim, and hand on."""
 
     claim: Claim
+    _frame: Frame = field(repr=False, compare=False)
 
     @property
     def attempt(self) -> int:
@@ -36,11 +53,30 @@ class CurrentClaim:
         """
         return digest(b"derive", self.claim.key.encode(), name.encode()).hex()[:32]
 
+    # For `complete_in` of a store, which commits the record in the transaction of the effect itself.
 
-active: ContextVar[Claim | None] = ContextVar("idempotency_claim", default=None)
+    @property
+    def retention(self) -> float:
+        """Seconds that the record is kept, as the policy has it."""
+        return self._frame.retention
+
+    def outcome(self, answer: Any) -> bytes:
+        """
+        *answer* as it would be recorded if it were returned now, by the same policy or codec. It must then be returned.
+
+        Args:
+            answer: Under the middleware an `idempotency.Response`; under the decorator the function's value. One that
+                cannot be kept is recorded as done (E2), as ever.
+        Raises:
+            TypeError: *answer* is no `Response`, under the middleware.
+        """
+        return self._frame.outcome(answer)
+
+
+active: ContextVar[Frame | None] = ContextVar("idempotency_claim", default=None)
 
 
 def current_claim() -> CurrentClaim | None:
     """The claim this code runs under, or None where it runs unprotected (no key, or no middleware or decorator)."""
-    claim = active.get()
-    return None if claim is None else CurrentClaim(claim)
+    frame = active.get()
+    return None if frame is None else CurrentClaim(frame.claim, frame)

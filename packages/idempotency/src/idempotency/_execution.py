@@ -7,8 +7,9 @@ successor's (E8).
 
 from __future__ import annotations
 
+import logging
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from idempotency._context import active
@@ -18,12 +19,14 @@ from idempotency._core.machine import Recorded, Superseded
 from idempotency._core.outcome import Response, encode_response, encode_unreplayable, recorded_headers
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
-from idempotency._core.types import Completed
+from idempotency._core.types import Completed, key_id
 from idempotency._run import Run
 from idempotency._runtime import Signal, Timer, running
 from idempotency.engine import Engine
 
 __all__ = ["AGE", "COVERED_BY", "EXPIRES_IN", "Exchange", "Execution"]
+
+_log = logging.getLogger("idempotency")
 
 AGE, EXPIRES_IN = b"idempotency-age", b"idempotency-expires-in"
 _OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
@@ -84,6 +87,7 @@ class Execution:
         "_size",
         "_start",
         "_swallowing",
+        "claim",
     )
 
     def __init__(self, exchange: Exchange, run: Run, body: bytes, receive: Receive) -> None:
@@ -91,6 +95,7 @@ class Execution:
         self._scope = _without_bypasses(exchange.scope)
         self._receive = receive
         self._run: Run | None = run  # until it is settled
+        self.claim = run.claim
         self._body: bytes | None = body  # until the application has read it
         self._start: Message | None = None
         self._chunks: list[bytes] = []
@@ -102,14 +107,12 @@ class Execution:
 
     async def of(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
-        assert self._run is not None
-        claim = self._run.claim
-        token = active.set(claim)
-        self._scope[COVERED_BY] = claim.key
+        token = active.set(self)
+        self._scope[COVERED_BY] = self.claim.key
         try:
             await app(self._scope, self._receive_inner, self._send_inner)
         except Exception:
-            await self._fail()
+            await (self._until_sent() if self._run is None else self._fail())
             raise
         except BaseException:
             if self._run is not None:
@@ -118,9 +121,29 @@ class Execution:
         else:
             if self._run is not None:
                 await self._end_incomplete()
+            elif self._lock is not None:
+                await self._until_sent()
         finally:
             self._scope.pop(COVERED_BY, None)  # whoever serves this scope again is not covered
             active.reset(token)
+
+    # What `current_claim()` shows of the run (`_context.Frame`).
+
+    @property
+    def retention(self) -> float:
+        """Seconds, from the policy."""
+        return self._exchange.policy.retention
+
+    def outcome(self, answer: Any) -> bytes:
+        """*answer*, a `Response`, as `_finish` would record it."""
+        if not isinstance(answer, Response):
+            raise TypeError(
+                f"outcome() takes an idempotency.Response(status, headers, body), not a {type(answer).__qualname__}"
+            )
+        limit = self._exchange.policy.max_response_bytes
+        if len(answer.body) > limit:
+            return encode_unreplayable(f"larger than {limit} bytes", answer.status)
+        return self._encode(answer)[0]
 
     async def _receive_inner(self) -> Message:
         if self._body is not None:
@@ -161,12 +184,13 @@ class Execution:
             if _is_event_stream(message):
                 await self._let_flow("an event stream")
         elif kind == "http.response.body" and self._start is not None:
-            chunk = message.get("body", b"")
+            chunk, more_body = message.get("body", b""), message.get("more_body", False)
             self._chunks.append(chunk)
             self._size += len(chunk)
-            if self._size > self._exchange.policy.max_response_bytes:
-                await self._let_flow(f"larger than {self._exchange.policy.max_response_bytes} bytes")
-            elif not message.get("more_body", False):
+            limit = self._exchange.policy.max_response_bytes
+            if self._size > limit:
+                await self._let_flow(f"larger than {limit} bytes", more_body=more_body)
+            elif not more_body:
                 await self._finish()
             elif self._hold is None:
                 runtime = running()
@@ -178,40 +202,54 @@ class Execution:
     async def _finish(self) -> None:
         """The answer is whole: record it, then send it (E1)."""
         assert self._start is not None
-        policy, engine = self._exchange.policy, self._exchange.engine
         status: int = self._start["status"]
         if not self._is_kept(status):
             await self._take_run().release()
             return await self._send_own()
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        outcome, result = self._encode(Response(status, self._start["headers"], bytes(body)))
+        return await self._record(outcome, result)
+
+    def _encode(self, answer: Response) -> tuple[bytes, Literal["kept", "unreplayable"]]:
+        """The record of an answer; a tombstone where redaction fails, since the effect is there already (E2)."""
+        policy, engine = self._exchange.policy, self._exchange.engine
         drop = _never_recorded(policy.drop_headers, policy.replay_header)
-        headers = recorded_headers(self._start.get("headers", ()), drop=drop, length=len(body))
-        response = Response(status, headers, bytes(body), engine.traceparent() if engine.hooks else None)
-        if policy.redact is not None:
-            response = policy.redact(response)
-        return await self._record(encode_response(response), whole=True)
+        headers = recorded_headers(answer.headers, drop=drop, length=len(answer.body))
+        traceparent = engine.traceparent() if engine.hooks else None
+        response = Response(answer.status, headers, answer.body, traceparent)
+        if policy.redact is None:
+            return encode_response(response), "kept"
+        try:
+            return encode_response(policy.redact(response)), "kept"
+        except Exception as error:
+            reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
+        _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(self.claim.key))
+        return encode_unreplayable(reason, answer.status), "unreplayable"
 
     async def _end_hold(self) -> None:
         async with self._lock:
             if self._run is not None:
                 await self._let_flow(f"still streaming after {self._exchange.policy.max_hold:g} s")
 
-    async def _let_flow(self, reason: str) -> None:
+    async def _let_flow(self, reason: str, *, more_body: bool = True) -> None:
         """The answer cannot be kept: say so in the record, then let it go (E2)."""
         assert self._start is not None
         status: int = self._start["status"]
         if self._is_kept(status):
-            await self._record(encode_unreplayable(reason, status), whole=False)
+            await self._record(encode_unreplayable(reason, status), "unreplayable", more_body=more_body)
         else:
             await self._take_run().release()
-            await self._send_own(more_body=True)
+            await self._send_own(more_body=more_body)
 
-    async def _record(self, outcome: bytes, *, whole: bool) -> None:
-        ending = await self._take_run().keep(outcome, result="kept" if whole else "unreplayable")
+    async def _record(
+        self, outcome: bytes, result: Literal["kept", "unreplayable"], *, more_body: bool = False
+    ) -> None:
+        ending = await self._take_run().keep(outcome, result=result)
         if isinstance(ending, Superseded | Refuse):
             await self._give_way(ending)
         else:
-            await self._send_own(stored=isinstance(ending, Recorded) and whole, more_body=not whole)
+            stored = result == "kept" and isinstance(ending, Recorded)
+            await self._send_own(stored=stored, more_body=more_body)
 
     async def _give_way(self, ending: Superseded | Refuse) -> None:
         """The claim was lost: answer what is true now, and swallow what the application still sends."""
@@ -252,8 +290,6 @@ class Execution:
 
     async def _fail(self) -> None:
         """The handler raised: free the key or record that it failed; the exception goes on to the server."""
-        if self._run is None:
-            return
         run, policy = self._take_run(), self._exchange.policy
         if policy.on_exception == "keep":
             await run.keep(encode_response(handler_failed(policy.documentation_url)))
@@ -265,6 +301,12 @@ class Execution:
         await self._fail()
         if self._start is not None:
             await self._send_own(more_body=True)
+
+    async def _until_sent(self) -> None:
+        """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""
+        if self._lock is not None:
+            async with self._lock:
+                pass
 
     def _take_run(self) -> Run:
         run, self._run = self._run, None

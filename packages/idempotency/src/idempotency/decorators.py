@@ -169,7 +169,7 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell: _Shell) ->
         if isinstance(run, Replay | Refuse):
             return shell.answer(ask, run)
         try:
-            with _under(run.claim):
+            with _under(run.claim, shell):
                 value = await function(*args, **kwargs)
         except Exception as error:
             if shell.keeps_exceptions:
@@ -198,7 +198,7 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell: _Shell)
         if isinstance(run, Replay | Refuse):
             return shell.answer(ask, run)
         try:
-            with _under(run.claim):
+            with _under(run.claim, shell):
                 value = function(*args, **kwargs)
                 _require_done(value, ask.operation)
         except Exception as error:
@@ -232,6 +232,7 @@ class _Shell:
         self._operation = operation
         self._codec = codec
         self._policy = policy
+        self.retention = policy.retention
         self.keeps_exceptions = policy.on_exception == "keep"
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ask:
@@ -324,27 +325,39 @@ class _Shell:
 # Nesting (E10).
 
 
-class _OwnClaim(Claim):
-    """The claim of a decorated function; it knows when its run is over, for tasks inherit it and outlive the run."""
+class _Frame:
+    """The run of a decorated function; it knows when it is over, for tasks inherit it and outlive it."""
 
-    over: bool = False
+    __slots__ = ("_shell", "claim", "over")
+
+    def __init__(self, claim: Claim, shell: _Shell) -> None:
+        self.claim = claim
+        self.over = False
+        self._shell = shell
+
+    @property
+    def retention(self) -> float:
+        return self._shell.retention
+
+    def outcome(self, answer: Any) -> bytes:
+        return self._shell.encode(answer, self.claim.key)[0]
 
 
 def _covered(key: StorageKey) -> bool:
     """Whether this call is part of a run under the same storage key: it joins that claim."""
     outer = active.get()
-    return outer is not None and outer.key == key and not (isinstance(outer, _OwnClaim) and outer.over)
+    return outer is not None and outer.claim.key == key and not (isinstance(outer, _Frame) and outer.over)
 
 
 @contextmanager
-def _under(claim: Claim) -> Iterator[None]:
-    current = _OwnClaim(*claim)
-    token = active.set(current)
+def _under(claim: Claim, shell: _Shell) -> Iterator[None]:
+    frame = _Frame(claim, shell)
+    token = active.set(frame)
     try:
         yield
     finally:
         active.reset(token)
-        current.over = True
+        frame.over = True
 
 
 # Decoration: what can be known to go wrong is refused here.
