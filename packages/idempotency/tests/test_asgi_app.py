@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,43 @@ async def test_exception_after_a_tombstone_does_not_run_again(store: Store) -> N
     assert (await call(app, key="k")).status == 409
 
 
+@pytest.mark.parametrize("status", [200, 503])
+async def test_oversized_answer_ends_where_the_application_ended_it(status: int, store: Store) -> None:
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, [b"x" * 8, b"y" * 8], status=status)
+
+    answer = await call(guard(large, store, max_response_bytes=10), key="k")
+    assert (answer.status, answer.body, answer.complete) == (status, b"x" * 8 + b"y" * 8, True)
+
+
+@pytest.mark.parametrize("ends", ["by returning", "by raising"])
+async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: Store) -> None:
+    """It ends while the hold's timer records that it streams: whoever serves it is told all it will ever be told."""
+    recording = anyio.Event()
+
+    async def slowly(real: Store, *args: Any, **kwargs: Any) -> bool:
+        recording.set()
+        await anyio.sleep(0.05)
+        return await real.complete(*args, **kwargs)
+
+    async def drip(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"drop", "more_body": True})
+        await recording.wait()
+        if ends == "by raising":
+            raise LookupError("half-way")
+
+    app = guard(drip, Interposed(store, complete=slowly), max_hold=0.02)
+    talk = Talk(app, http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    with contextlib.suppress(LookupError):
+        await talk.run()
+    sent = len(talk.messages)
+    await anyio.sleep(0.1)
+    assert [len(talk.messages), sent] == [2, 2]
+    assert (await call(app, key="k")).status == 409, "what was recorded stays"
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 async def test_base_exception_is_not_swallowed_and_leaves_the_key(error: type[BaseException]) -> None:
     async def dying(scope: Any, receive: Any, send: Any) -> None:
@@ -326,14 +364,19 @@ async def test_redaction_shows_the_first_caller_all_and_the_record_less(store: S
     assert (await call(app, key="k")).body == b"[redacted]"
 
 
-async def test_redaction_that_raises_is_a_failure_of_the_run(store: Store) -> None:
+async def test_redaction_that_raises_neither_hides_the_answer_nor_frees_the_key(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(response: Any) -> Any:
-        raise LookupError("no such field")
+        raise LookupError(response.body)
 
     charges = Charges()
-    with pytest.raises(LookupError):
-        await call(guard(charges, store, redact=broken), key="k")
-    assert (await call(guard(charges, store), key="k")).status == 201
+    app = guard(charges, store, redact=broken)
+    first, again = await call(app, key="k"), await call(app, key="k")
+    assert (first.status, first.body, first.complete) == (201, b'{"charge": 1}', True)
+    assert (again.status, charges.runs) == (409, 1), "the effect is there: nothing may run again"
+    assert "LookupError" in caplog.text
+    assert "charge" not in caplog.text, "what was raised may quote the body"
 
 
 async def test_fingerprint_function_that_fails_badly_runs_nothing(store: Store) -> None:
@@ -357,14 +400,19 @@ async def test_store_that_breaks_its_contract_runs_nothing(store: Store) -> None
     assert charges.runs == 0
 
 
-async def test_errors_of_the_handler_are_its_own(store: Store) -> None:
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("error", [IdempotencyError, TimeoutError])
+async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers: int, store: Store) -> None:
     """A handler that uses this library itself may raise its errors: they are not taken for the middleware's."""
 
     async def failing(scope: Any, receive: Any, send: Any) -> None:
-        raise IdempotencyError("of another operation")
+        raise error("of another operation")
 
-    with pytest.raises(IdempotencyError, match="of another operation"):
-        await call(guard(failing, store), key="k")
+    app: Any = failing
+    for _ in range(layers):
+        app = guard(app, store)
+    with pytest.raises(error, match="of another operation"):
+        await call(app, key="k")
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 

@@ -164,12 +164,15 @@ class _Exchange:
             if not isinstance(tenant, str):
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
             self.key = storage_key(tenant, key)
-            if scope.get(COVERED_BY) == self.key:
-                return await app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
+        except IdempotencyError as error:
+            return await self.refuse(error)
+        if scope.get(COVERED_BY) == self.key:
+            return await app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
+        try:
             body = await within(policy.body_timeout, self._read_body())
         except TimeoutError:
             return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
-        except IdempotencyError as error:
+        except RequestTooLarge as error:
             return await self.refuse(error)
         if body is None:
             return None  # the client left before its request was whole: nothing was claimed, nothing runs
