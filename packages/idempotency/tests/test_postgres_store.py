@@ -1,0 +1,398 @@
+"""What is PostgreSQL's own: the effect's transaction, races of many connections, locks, and servers that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.store import Inspectable, Purgeable, SyncInspectable, SyncPurgeable
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore, schema_sql
+
+pytestmark = pytest.mark.anyio
+
+FINGERPRINT = Fingerprint(b"\x00\xff" * 16)
+OUTCOME = b'{"body":"caf\xc3\xa9"}'
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"record-{secrets.token_hex(8)}")
+
+
+@pytest.fixture
+async def pool(postgres_url: str) -> AsyncIterator[AsyncConnectionPool]:
+    async with AsyncConnectionPool(postgres_url, min_size=1, max_size=10, open=False) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def store(pool: AsyncConnectionPool) -> AsyncIterator[PostgresStore]:
+    store = PostgresStore(pool, deadline=5.0)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def own_table(pool: AsyncConnectionPool) -> AsyncIterator[PostgresStore]:
+    """A store whose table is this test's alone."""
+    table = f"t_{secrets.token_hex(6)}"
+    store = PostgresStore(pool, table=table, deadline=5.0)
+    await store.create_schema()
+    yield store
+    await store.aclose()
+    async with pool.connection() as connection:
+        await connection.execute(f"DROP TABLE {table}; DROP SEQUENCE {table}_fence".encode())
+
+
+def new_owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+async def claim(
+    store: PostgresStore, key: StorageKey, *, lease: float = 30.0, retention: float = 60.0
+) -> Claim:
+    reply = await store.acquire(
+        key, fingerprint=FINGERPRINT, owner=new_owner(), lease=lease, retention=retention
+    )
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+class TestCompleteIn:
+    @pytest.fixture
+    async def ledger(self, pool: AsyncConnectionPool) -> AsyncIterator[str]:
+        name = f"ledger_{secrets.token_hex(6)}"
+        async with pool.connection() as connection:
+            await connection.execute(f"CREATE TABLE {name} (entry text)".encode())
+        yield name
+        async with pool.connection() as connection:
+            await connection.execute(f"DROP TABLE {name}".encode())
+
+    async def entries(self, pool: AsyncConnectionPool, ledger: str) -> int:
+        async with pool.connection() as connection:
+            row = await (await connection.execute(f"SELECT count(*) FROM {ledger}".encode())).fetchone()
+        return int(row[0])
+
+    async def test_the_effect_and_the_record_are_committed_together(self, store, pool, key, ledger) -> None:
+        granted = await claim(store, key)
+        async with pool.connection() as connection, connection.transaction():
+            await connection.execute(f"INSERT INTO {ledger} VALUES ('once')".encode())
+            assert await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+            record = await store.get(key)
+            assert record is not None
+            assert record.outcome is None, "nobody sees it before the commit"
+        record = await store.get(key)
+        assert record is not None
+        assert record.outcome == OUTCOME
+        assert await self.entries(pool, ledger) == 1
+
+    async def test_or_neither_is(self, store, pool, key, ledger) -> None:
+        granted = await claim(store, key)
+        async with pool.connection() as connection, connection.transaction(force_rollback=True):
+            await connection.execute(f"INSERT INTO {ledger} VALUES ('once')".encode())
+            assert await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+        record = await store.get(key)
+        assert record is not None
+        assert record.outcome is None
+        assert await self.entries(pool, ledger) == 0
+
+    async def test_a_stale_owner_is_told_to_roll_back(self, store, pool, key) -> None:
+        stale = await claim(store, key, lease=0.01)
+        await asyncio.sleep(0.02)
+        await claim(store, key)
+        async with pool.connection() as connection, connection.transaction():
+            assert not await store.complete_in(connection, stale, OUTCOME, retention=60.0)
+
+    async def test_a_takeover_waits_for_the_transaction_and_then_replays(self, store, pool, key) -> None:
+        """The late owner holds the row: whoever would take over must see how that ends."""
+        granted = await claim(store, key, lease=0.01)
+        await asyncio.sleep(0.02)
+        async with pool.connection() as connection, connection.transaction():
+            assert await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+            successor = asyncio.create_task(
+                store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0)
+            )
+            done, _ = await asyncio.wait({successor}, timeout=0.2)
+            assert not done
+        assert isinstance(await successor, Completed)
+
+    async def test_a_connection_without_a_transaction_is_refused(self, store, pool, key) -> None:
+        granted = await claim(store, key)
+        async with pool.connection() as connection:
+            await connection.set_autocommit(True)
+            with pytest.raises(ValueError, match="transaction"):
+                await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+            await connection.set_autocommit(False)
+
+    def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
+        with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
+            store = SyncPostgresStore(pool, deadline=5.0)
+            reply = store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0)
+            assert isinstance(reply, Acquired)
+            with pool.connection() as connection, connection.transaction():
+                assert store.complete_in(connection, reply.claim, OUTCOME, retention=60.0)
+            assert isinstance(
+                store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=9.0, retention=9.0),
+                Completed,
+            )
+            store.close()
+
+
+class TestRaces:
+    async def test_eight_tasks_at_a_hundred_keys_run_each_once(self, store: PostgresStore) -> None:
+        runs: dict[StorageKey, int] = {}
+        keys = [StorageKey(f"race-{secrets.token_hex(6)}") for _ in range(100)]
+
+        async def task() -> None:
+            for key in keys:
+                while True:
+                    reply = await store.acquire(
+                        key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0
+                    )
+                    if isinstance(reply, Completed):
+                        break
+                    if isinstance(reply, Running):
+                        continue
+                    runs[key] = runs.get(key, 0) + 1
+                    assert await store.complete(reply.claim, OUTCOME, retention=60.0)
+
+        await asyncio.gather(*(task() for _ in range(8)))
+        assert runs == dict.fromkeys(keys, 1)
+
+    async def test_fences_rise_in_the_order_of_the_grants(self, store: PostgresStore) -> None:
+        """Leases of a few milliseconds: takeovers, releases and expiries, by ten connections at once."""
+        key = StorageKey(f"fence-{secrets.token_hex(6)}")
+        grants: list[tuple[float, float, int]] = []
+
+        async def contender(number: int) -> None:
+            for turn in range(40):
+                asked = time.monotonic()
+                reply = await store.acquire(
+                    key, fingerprint=FINGERPRINT, owner=new_owner(), lease=0.002, retention=0.003
+                )
+                if isinstance(reply, Acquired):
+                    grants.append((asked, time.monotonic(), reply.claim.fence))
+                    if (number + turn) % 3 == 0:
+                        await store.release(reply.claim)
+
+        await asyncio.gather(*(contender(number) for number in range(10)))
+        assert len(grants) > 40
+        assert len({fence for *_, fence in grants}) == len(grants)
+        for _, answered, fence in grants:
+            later = [other for asked, _, other in grants if asked > answered]
+            assert all(other > fence for other in later)
+
+
+class TestLocksAndClocks:
+    async def test_a_completion_that_waited_for_a_lock_counts_from_when_it_got_it(
+        self, store, pool, key
+    ) -> None:
+        granted = await claim(store, key)
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1 FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
+            completing = asyncio.create_task(store.complete(granted, OUTCOME, retention=60.0))
+            await asyncio.sleep(0.3)
+        assert await completing
+        record = await store.get(key)
+        assert record is not None
+        assert record.age < 0.25
+
+    async def test_a_call_gives_up_at_its_deadline(self, pool, key) -> None:
+        store = PostgresStore(pool, deadline=0.2)
+        granted = await claim(store, key)
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1 FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="may be repeated"):
+                await store.complete(granted, OUTCOME, retention=60.0)
+            assert time.monotonic() - started < 0.2 + 0.2
+        assert await store.complete(granted, OUTCOME, retention=60.0)
+        await store.aclose()
+
+    def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
+        with ConnectionPool(postgres_url, min_size=2, max_size=3, open=False) as pool:
+            store = SyncPostgresStore(pool, deadline=0.2)
+            reply = store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0)
+            assert isinstance(reply, Acquired)
+            with pool.connection() as connection:
+                connection.execute("SELECT 1 FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
+                started = time.monotonic()
+                with pytest.raises(StoreUnavailable, match="may be repeated"):
+                    store.complete(reply.claim, OUTCOME, retention=60.0)
+                assert time.monotonic() - started < 0.2 + 0.2
+            store.close()
+
+    async def test_a_replay_waits_for_nobody(self, store, pool, key) -> None:
+        granted = await claim(store, key)
+        await store.complete(granted, OUTCOME, retention=60.0)
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1 FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
+            reply = await store.acquire(
+                key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0
+            )
+        assert isinstance(reply, Completed)
+
+
+class TestServerThatGoesAway:
+    async def test_connections_that_were_ended_are_replaced(
+        self, store, pool, postgres_url: str, key
+    ) -> None:
+        granted = await claim(store, key)
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            )
+        assert await store.complete(granted, OUTCOME, retention=60.0)
+
+    async def test_a_server_that_is_not_there_is_reported_in_time(self, key) -> None:
+        async with AsyncConnectionPool("host=127.0.0.1 port=1", min_size=0, max_size=1, open=False) as pool:
+            store = PostgresStore(pool, deadline=0.3)
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await store.get(key)
+            assert time.monotonic() - started < 0.3 + 0.2
+            await store.aclose()
+
+    async def test_a_cancelled_call_leaves_the_pool_whole(self, store, pool) -> None:
+        for turn in range(20):
+            doomed = [
+                asyncio.create_task(claim(store, StorageKey(f"doomed-{secrets.token_hex(6)}")))
+                for _ in range(3)
+            ]
+            for _ in range(turn):
+                await asyncio.sleep(0)
+            for task in doomed:
+                task.cancel()
+            await asyncio.gather(*doomed, return_exceptions=True)
+            key = StorageKey(f"alive-{secrets.token_hex(6)}")
+            granted = await claim(store, key)
+            assert await store.complete(granted, OUTCOME, retention=60.0)
+
+
+class TestSchema:
+    async def test_it_may_be_created_by_many_at_once(self, pool) -> None:
+        table = f"t_{secrets.token_hex(6)}"
+        stores = [PostgresStore(pool, table=table) for _ in range(8)]
+        await asyncio.gather(*(store.create_schema() for store in stores))
+        await claim(stores[0], StorageKey("k"))
+        async with pool.connection() as connection:
+            await connection.execute(f"DROP TABLE {table}; DROP SEQUENCE {table}_fence".encode())
+
+    async def test_a_missing_table_is_said_to_be_missing(self, pool, key) -> None:
+        store = PostgresStore(pool, table="nowhere")
+        with pytest.raises(StoreUnavailable, match="create_schema"):
+            await store.get(key)
+
+    @pytest.mark.parametrize("table", ["", "Upper", "a b", "a;b", 'a"b', "a.b.c", "1a"])
+    def test_a_name_that_would_need_quoting_is_refused(self, table: str) -> None:
+        with pytest.raises(ValueError, match="plain lower-case name"):
+            schema_sql(table)
+
+    def test_a_schema_may_qualify_it(self) -> None:
+        assert "CREATE TABLE IF NOT EXISTS app.records" in schema_sql("app.records")
+
+    async def test_the_pools_own_habits_change_nothing(self, postgres_url: str, key) -> None:
+        """Rows as dicts, no prepared statements (a pooler of transactions), autocommit either way."""
+        for autocommit in (False, True):
+            kwargs = {"row_factory": dict_row, "prepare_threshold": None, "autocommit": autocommit}
+            async with AsyncConnectionPool(
+                postgres_url, min_size=1, max_size=1, open=False, kwargs=kwargs
+            ) as pool:
+                store = PostgresStore(pool)
+                name = StorageKey(f"{key}-{autocommit}")
+                for _ in range(8):
+                    granted = await claim(store, name)
+                    assert await store.release(granted)
+                async with pool.connection() as connection:
+                    assert connection.autocommit is autocommit
+
+
+class TestHousekeeping:
+    async def test_a_purge_deletes_what_has_expired_and_nothing_else(self, own_table: PostgresStore) -> None:
+        assert isinstance(own_table, Purgeable)
+        for number in range(7):
+            await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
+        granted = await claim(own_table, StorageKey("young"))
+        await asyncio.sleep(0.02)
+        assert await own_table.purge(limit=5) == 5
+        assert await own_table.purge(limit=5) == 2
+        assert await own_table.renew(granted, lease=30.0)
+
+    async def test_purges_by_many_at_once_count_each_record_once(self, own_table: PostgresStore) -> None:
+        for number in range(20):
+            await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
+        await asyncio.sleep(0.02)
+        purged = await asyncio.gather(*(own_table.purge(limit=10) for _ in range(6)))
+        assert sum(purged) == 20
+
+    async def test_a_completion_sweeps_two_that_have_expired(self, own_table: PostgresStore) -> None:
+        for number in range(5):
+            await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
+        granted = await claim(own_table, StorageKey("young"))
+        await asyncio.sleep(0.02)
+        await own_table.complete(granted, OUTCOME, retention=60.0)
+        assert await own_table.purge() == 3
+
+    async def test_a_scan_goes_through_the_keys_in_order(self, own_table: PostgresStore) -> None:
+        assert isinstance(own_table, Inspectable)
+        keys = [StorageKey(f"k{number:02}") for number in range(25)]
+        await asyncio.gather(*(claim(own_table, key) for key in keys))
+        await claim(own_table, StorageKey("k99"), lease=0.001, retention=0.001)
+        await asyncio.sleep(0.02)
+        seen, cursor, first = [], None, True
+        while first or cursor is not None:
+            page = await own_table.scan(limit=10, cursor=cursor)
+            seen += [record.key for record in page.records]
+            cursor, first = page.cursor, False
+        assert seen == keys
+
+    async def test_forgetting_frees_a_key_whatever_its_state(self, store, key) -> None:
+        granted = await claim(store, key)
+        await store.complete(granted, OUTCOME, retention=60.0)
+        assert await store.forget(key) is True
+        assert await store.forget(key) is False
+        assert (await claim(store, key)).fence > granted.fence
+
+    def test_the_store_without_an_event_loop_can_all_that(self, postgres_url: str, key) -> None:
+        with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
+            store = SyncPostgresStore(pool, deadline=5.0)
+            store.create_schema()
+            assert isinstance(store, SyncInspectable)
+            assert isinstance(store, SyncPurgeable)
+            store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=9.0, retention=9.0)
+            assert store.scan(limit=1, cursor=key[:-1]).records[0].key == key
+            assert store.forget(key) is True
+            assert store.purge(limit=0) == 0
+            store.close()
+
+
+@pytest.mark.parametrize(
+    "outcome", [b"{}", b'{"a":"\\u0000"}', b'{"raw":"\xff\x00"}', b"{" + b" " * 100_000 + b"}"]
+)
+async def test_any_outcome_comes_back_byte_for_byte(store, key, outcome: bytes) -> None:
+    granted = await claim(store, key)
+    assert await store.complete(granted, outcome, retention=60.0)
+    record = await store.get(key)
+    assert record is not None
+    assert (record.outcome, record.fingerprint, record.owner) == (outcome, FINGERPRINT, granted.owner)
+
+
+async def test_an_empty_outcome_is_refused(store, key) -> None:
+    granted = await claim(store, key)
+    with pytest.raises(ValueError, match="empty"):
+        await store.complete(granted, b"", retention=60.0)
