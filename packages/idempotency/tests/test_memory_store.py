@@ -80,6 +80,14 @@ class TestBounds:
         claim(store, "new")
         assert keys(store) == ["late", "new", "running"]
 
+    def test_of_records_made_together_a_full_store_forgets_the_oldest(self, clock: FakeClock) -> None:
+        """The newest is the one whose answer may still be on its way, and its client about to ask again."""
+        store = SyncMemoryStore(max_records=3, clock=clock)
+        for key in "abc":
+            complete(store, key)
+        claim(store, "d")
+        assert keys(store) == ["b", "c", "d"]
+
     def test_a_full_store_never_forgets_a_running_record(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=2, clock=clock)
         claims = [claim(store, "a"), claim(store, "b")]

@@ -12,6 +12,7 @@ import heapq
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class _Entry:
 
 class _Shelves:
     """
-    Entries by the slot of time in which they expire; each operation takes constant amortised time.
+    Entries by the slot of time in which they expire, first in first out; each operation takes constant amortised time.
 
     A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap.
 
@@ -66,7 +67,7 @@ class _Shelves:
     __slots__ = ("_shelves", "_slots", "due")
 
     def __init__(self) -> None:
-        self._shelves: dict[int, dict[StorageKey, _Entry]] = {}
+        self._shelves: dict[int, OrderedDict[StorageKey, _Entry]] = {}
         self._slots: list[int] = []
         self.due = math.inf
 
@@ -74,7 +75,7 @@ class _Shelves:
         slot = entry.slot = int(entry.expires_at / _SLOT_SECONDS)
         shelf = self._shelves.get(slot)
         if shelf is None:
-            shelf = self._shelves[slot] = {}
+            shelf = self._shelves[slot] = OrderedDict()
             heapq.heappush(self._slots, slot)
             self._set_due()
         shelf[entry.key] = entry
@@ -84,11 +85,13 @@ class _Shelves:
         del self._shelves[entry.slot][entry.key]
 
     def take_soonest(self, now: float = math.inf) -> _Entry | None:
-        """Take any entry of the soonest slot that has one, if that slot is over at *now*."""
+        """Take the first entry of the soonest slot that has one, if that slot is over at *now*."""
         while now >= self.due and self._slots:
             shelf = self._shelves[self._slots[0]]
             if shelf:
-                return shelf.popitem()[1]
+                return shelf.popitem(last=False)[
+                    1
+                ]  # not the newest, which is the likeliest to be asked for again
             del self._shelves[heapq.heappop(self._slots)]
             self._set_due()
         return None
