@@ -66,6 +66,14 @@ def test_all_mistakes_are_named_at_once() -> None:
         assert name in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["lease", "retention"])
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
+def test_a_record_for_ever_is_refused_at_once(name: str, seconds: float) -> None:
+    """No store can keep it, and that would come to light with the first request."""
+    with pytest.raises(ValueError, match=name):
+        Policy(**{name: seconds})  # type: ignore[arg-type]
+
+
 def test_errors_survive_pickle_and_copy() -> None:
     samples: list[IdempotencyError] = [
         error_module.InProgress(key_id="0123", retry_after=3),

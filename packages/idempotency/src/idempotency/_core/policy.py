@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from idempotency._core.fingerprint import RequestView, exact_bytes
@@ -106,6 +107,8 @@ class Policy:
             for name in ("lease", "retention", "max_key_chars", "max_hold", "body_timeout")
             if not getattr(self, name) > 0
         ]
+        # Stores count in milliseconds, or put an end on a calendar: neither knows "for ever".
+        wrong += [f"{name} must be finite" for name in ("lease", "retention") if getattr(self, name) == inf]
         wrong += [
             f"{name} must be >= 0"
             for name in ("wait", "prefer_wait", "max_request_bytes", "max_response_bytes")
