@@ -20,13 +20,13 @@ from idempotency.stores._redis_settings import Answer, Settings, judge_eviction,
 
 __all__ = ["Pipes"]
 
-_LANES = 2  # batches under way at once: while one waits for its replies, the next need not wait for it
 _BATCH = 256  # commands in one write: bounds what one slow reply holds up
 
 
 class _Call(NamedTuple):
     command: Command
     asking: bool
+    due: float
 
 
 class Pipes:
@@ -42,18 +42,18 @@ class Pipes:
         self._settings = settings
         self._waiting: deque[tuple[_Call, asyncio.Future[Answer]]] = deque()
         self._idle: list[Any] = []
-        self._busy = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._busy = False
+        self._worker: asyncio.Task[None] | None = None
         self._may_evict: bool | None = None
 
-    async def send(self, command: Command, *, asking: bool = False) -> Answer:
+    async def send(self, command: Command, due: float, *, asking: bool = False) -> Answer:
         """
-        The answer to *command*, or the driver's own exception. The caller sets the deadline.
+        The answer to *command*, or the driver's own exception, or `TimeoutError` at *due* (seconds of the loop).
 
         Cancelled before the command is written, it is never sent; after that it may take effect.
         """
-        call = _Call(command, asking)
-        if self._busy < _LANES and not self._waiting:
+        call = _Call(command, asking, due)
+        if not self._busy and not self._waiting:
             return await self._send_alone(call)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, answer))
@@ -62,42 +62,40 @@ class Pipes:
 
     async def aclose(self) -> None:
         """Close every connection; what is under way fails."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait({self._worker})
         for connection in self._idle:
             await connection.disconnect()
         self._idle.clear()
 
     async def _send_alone(self, call: _Call) -> Answer:
         # In the caller's own task: a lone command need not wait for the loop to start another.
-        self._busy += 1
+        self._busy = True
         try:
-            (answer,) = await self._exchange([call])
+            async with asyncio.timeout_at(call.due):
+                (answer,) = await self._exchange([call])
         finally:
-            self._busy -= 1
-            self._start_worker()
+            self._busy = False
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def _start_worker(self) -> None:
-        if self._waiting and self._busy < _LANES:
-            self._busy += 1
-            task = asyncio.create_task(self._work())  # takes what else comes in this turn of the loop
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())  # takes what else comes in this turn of the loop
 
     async def _work(self) -> None:
         try:
             while batch := self._take():
                 await self._send_together(batch)
         finally:
-            self._busy -= 1
+            self._worker = None
 
     async def _send_together(self, batch: list[tuple[_Call, asyncio.Future[Answer]]]) -> None:
         try:
-            async with asyncio.timeout(self._settings.deadline):
+            # No call waits longer than its own deadline for this: what went before it was due before it.
+            async with asyncio.timeout_at(min(call.due for call, _ in batch)):
                 answers = await self._exchange([call for call, _ in batch])
         except asyncio.CancelledError:
             for _, future in (*batch, *self._waiting):
@@ -134,9 +132,12 @@ class Pipes:
                 again, copies = await self._ask(connection, [calls[at] for at in unknown], whole=True)
                 for at, reply in zip(unknown, again, strict=True):
                     replies[at] = reply
-        except BaseException:  # cancelled too: a connection with unread replies is of no use to anybody
+        except (
+            BaseException
+        ) as error:  # cancelled too: a connection with unread replies is of no use to anybody
             await connection.disconnect(nowait=True)
-            await self._drop_idle()
+            if not isinstance(error, asyncio.CancelledError):
+                await self._drop_idle()
             raise
         self._idle.append(connection)
         return [reply if isinstance(reply, Exception) else Answer(reply, copies) for reply in replies]
@@ -146,13 +147,13 @@ class Pipes:
         confirm = self._settings.replicas > 0 and any(call.command.writes for call in calls)
         packed = [
             _ASKING + command.pack(whole=whole) if asking else command.pack(whole=whole)
-            for command, asking in calls
+            for command, asking, _ in calls
         ]
         if confirm:  # on this connection, or it would wait for somebody else's writes
             packed.append(wait_command(self._settings))
         await connection.send_packed_command(b"".join(packed), check_health=False)
         replies: list[Any] = []
-        for _, asking in calls:
+        for _, asking, _ in calls:
             if asking:
                 await _read(connection)
             replies.append(await _read(connection))

@@ -254,7 +254,7 @@ def _adopted(value: bytes, adopt: Adopt | None) -> bytes:
 
 
 def _outcome(value: bytes, head: re.Match[bytes]) -> bytes:
-    return b"{" + value[head.end() :]
+    return b"".join((b"{", memoryview(value)[head.end() :]))  # copied once, not twice
 
 
 def _hex(value: bytes) -> bytes:

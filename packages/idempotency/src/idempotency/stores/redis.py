@@ -181,32 +181,32 @@ class RedisStore:
 
     async def _call(self, command: Command, route: Route | None = None) -> Answer:
         """Deliver *command* to the node of its key, or to *route*, within the deadline."""
-        self._bind()
+        due = self._bind().time() + self._settings.deadline
         try:
-            async with asyncio.timeout(self._settings.deadline):
-                if self._only is not None:
-                    return await self._deliver(command, self._only)
-                return await self._deliver_in_cluster(command, route)
+            if self._only is not None:
+                return await self._deliver(command, self._only, due)
+            async with asyncio.timeout_at(due):  # the client itself talks to the cluster, too
+                return await self._deliver_in_cluster(command, route, due)
         except TimeoutError as error:
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise meaning_of(error) from error
 
-    async def _deliver(self, command: Command, route: Route, *, asking: bool = False) -> Answer:
+    async def _deliver(self, command: Command, route: Route, due: float, *, asking: bool = False) -> Answer:
         try:
-            return await self._to(route).send(command, asking=asking)
+            return await self._to(route).send(command, due, asking=asking)
         except failures.RedisError as error:
             if not is_gone(error):
                 raise
         # Every call may be repeated (R8); the connection may have died long before we used it.
-        return await self._to(route).send(command, asking=asking)
+        return await self._to(route).send(command, due, asking=asking)
 
-    async def _deliver_in_cluster(self, command: Command, route: Route | None) -> Answer:
+    async def _deliver_in_cluster(self, command: Command, route: Route | None, due: float) -> Answer:
         await self._client.initialize()
         asking = False
         for _ in range(_REDIRECTS):
             try:
-                return await self._deliver(command, route or self._route(command.key), asking=asking)
+                return await self._deliver(command, route or self._route(command.key), due, asking=asking)
             except failures.MovedError:
                 route, asking = None, False
                 await self._client.nodes_manager.initialize()
@@ -240,8 +240,8 @@ class RedisStore:
             pipes = self._pipes[route.place] = Pipes(route.connect, self._settings)
         return pipes
 
-    def _bind(self) -> None:
-        """Refuse a second loop, whose connections would hang; start anew in a forked process."""
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        """The running loop. A second one is refused, since it would hang; a forked process starts anew."""
         loop = asyncio.get_running_loop()
         if self._pid != os.getpid():
             # The sockets are the parent's too. To close them, or to let them be collected, would take them out of
@@ -254,3 +254,4 @@ class RedisStore:
                     "this RedisStore is bound to another event loop; make one store for each loop"
                 )
             self._loop = loop
+        return loop
