@@ -53,7 +53,7 @@ class Pipes:
         Cancelled before the command is written, it is never sent; after that it may take effect.
         """
         call = _Call(command, asking, due)
-        if not self._busy and not self._waiting:
+        if not self._busy and self._worker is None:
             return await self._send_alone(call)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, answer))
