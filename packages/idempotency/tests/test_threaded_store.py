@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -85,6 +89,27 @@ class TestThreads:
         )
         assert isinstance(reply, Acquired)
         await store.aclose()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_store_used_before_a_fork_has_threads_in_the_child_too() -> None:
+    script = """
+        import asyncio, os, time
+        from idempotency.stores.memory import SyncMemoryStore
+        from idempotency.stores.threaded import ThreadedStore
+        store = ThreadedStore(SyncMemoryStore())
+        asyncio.run(store.get("k"))
+        time.sleep(0.1)  # until its thread is idle: that is the one the child would wait for
+        child = os.fork()
+        if child == 0:
+            asyncio.run(asyncio.wait_for(store.get("k"), 5))
+            os._exit(0)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pool_of_no_threads_is_refused() -> None:

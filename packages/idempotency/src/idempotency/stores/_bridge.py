@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ class Threads:
         self._limit = limit
         self._name = name
         self._pool: ThreadPoolExecutor | None = None  # under asyncio
+        self._pid = 0  # of the process that made the pool
         self._limiter: trio.CapacityLimiter | None = None  # under trio, which keeps the threads itself
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -43,7 +45,8 @@ class Threads:
             return cast(
                 "T", await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
             )
-        if self._pool is None:
+        if self._pool is None or self._pid != os.getpid():  # a fork leaves the pool and takes its threads away
+            self._pid = os.getpid()
             self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix=self._name)
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
