@@ -392,6 +392,12 @@ async def test_any_outcome_comes_back_byte_for_byte(store, key, outcome: bytes) 
     assert (record.outcome, record.fingerprint, record.owner) == (outcome, FINGERPRINT, granted.owner)
 
 
+@pytest.mark.parametrize("deadline", [0.0, -1.0, float("inf")])
+async def test_a_deadline_that_is_none_is_refused(pool: AsyncConnectionPool, deadline: float) -> None:
+    with pytest.raises(ValueError, match="deadline"):
+        PostgresStore(pool, deadline=deadline)
+
+
 async def test_an_empty_outcome_is_refused(store, key) -> None:
     granted = await claim(store, key)
     with pytest.raises(ValueError, match="empty"):

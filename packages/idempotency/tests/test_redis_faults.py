@@ -8,6 +8,7 @@ import pickle
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -352,6 +353,36 @@ class TestPlacesItMustNotBeUsed:
             assert mine == [None] * 50
             os.close(readable), os.close(writable)
             store.close()
+
+    def test_a_forked_process_may_use_a_loop_of_its_own(self, redis_server: Server, key) -> None:
+        """The parent's sockets stay the parent's: neither closed nor taken out of its selector by the child."""
+        store = RedisStore(redis.asyncio.Redis(port=redis_server.port), deadline=5.0)
+        loop = asyncio.new_event_loop()
+        granted = loop.run_until_complete(claim(store, key))
+        readable, writable = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                found = asyncio.new_event_loop().run_until_complete(store.get(key))
+                os.write(writable, b"found" if found is not None else b"nothing")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(readable, 100) == b"found"
+        assert loop.run_until_complete(store.complete(granted, OUTCOME, retention=60.0))
+        os.close(readable), os.close(writable)
+        loop.run_until_complete(store.aclose())
+        loop.close()
+
+    @pytest.mark.parametrize(
+        "setting",
+        [{"deadline": 0.0}, {"deadline": float("inf")}, {"wait_replicas": -1}, {"on_eviction": "hope"}],
+    )
+    def test_settings_that_make_no_sense_are_refused(self, setting: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            RedisStore(redis.asyncio.Redis(), **setting)
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            SyncRedisStore(redis.Redis(), **setting)
 
     def test_a_client_that_reads_from_replicas_is_refused(self) -> None:
         sentinel = redis.asyncio.Sentinel([("127.0.0.1", 1)])

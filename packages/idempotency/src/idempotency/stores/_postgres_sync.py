@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -51,6 +52,8 @@ class SyncPostgresStore:
         deadline: float = 1.0,
         owns_pool: bool = False,
     ) -> None:
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
         self._pool = pool
         self._sql = Statements.for_table(table)
         self._deadline = deadline

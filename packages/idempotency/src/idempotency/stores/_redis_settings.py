@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from idempotency._core.errors import StoreUnavailable
 from idempotency.stores._redis_records import pack
@@ -30,6 +31,24 @@ class Settings(NamedTuple):
     deadline: float
     replicas: int
     on_eviction: OnEviction
+
+    @classmethod
+    def checked(cls, deadline: float, replicas: int, on_eviction: OnEviction) -> Settings:
+        """
+        Settings that make sense.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
+        if replicas < 0:
+            raise ValueError(f"wait_replicas must be 0 or more, not {replicas}")
+        if on_eviction not in get_args(OnEviction):
+            raise ValueError(
+                f"on_eviction must be one of {', '.join(get_args(OnEviction))}, not {on_eviction!r}"
+            )
+        return cls(deadline, replicas, on_eviction)
 
 
 class Answer(NamedTuple):

@@ -67,7 +67,7 @@ class SyncRedisStore:
         self._prefix = prefix
         self._adopt = adopt
         self._owns_client = owns_client
-        self._settings = Settings(deadline, wait_replicas, on_eviction)
+        self._settings = Settings.checked(deadline, wait_replicas, on_eviction)
         self._ours = {
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": deadline,

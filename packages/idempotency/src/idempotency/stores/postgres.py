@@ -9,6 +9,7 @@ is one statement and one round trip, holds no session state, and works behind a 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,8 @@ class PostgresStore:
         deadline: float = 1.0,
         owns_pool: bool = False,
     ) -> None:
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
         self._pool = pool
         self._sql = Statements.for_table(table)
         self._deadline = deadline

@@ -79,7 +79,7 @@ class RedisStore:
         self._prefix = prefix
         self._adopt = adopt
         self._owns_client = owns_client
-        self._settings = Settings(deadline, wait_replicas, on_eviction)
+        self._settings = Settings.checked(deadline, wait_replicas, on_eviction)
         self._ours = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None, "socket_connect_timeout": None}
         self._only: Route | None = None
         if not isinstance(client, redis.asyncio.RedisCluster):
