@@ -441,6 +441,18 @@ class TestHeartbeat:
         assert len(failed) == 64
         assert store.calls.count("release") == 64 * 4
 
+    @pytest.mark.parametrize(("granted", "releases"), [(True, 1), (False, 4)])
+    def test_a_claim_that_may_still_be_granted_is_released_again(
+        self, granted: bool, releases: int, sync: Sync, store: Faults, clock: FakeClock, events: list[Event]
+    ) -> None:
+        """A store that knows no such claim may learn of it yet, from a call that is still on its way."""
+        (store.after if granted else store.before)["acquire"] = [StoreUnavailable("down")]
+        sync.engine.begin(ask())
+        self.pass_time(sync, clock, 10)
+        assert store.calls.count("release") == releases
+        assert (len(sync.beats), store.inner.get(KEY)) == (0, None)
+        assert not any(isinstance(event, StoreFailed) and event.step == "release" for event in events)
+
 
 class TestBeats:
     def test_one_thread_serves_every_run_and_ends_when_idle(self) -> None:

@@ -45,7 +45,6 @@ class Attempt:
             return self._conclude(await self._walk(reply))
         except BaseException:
             self._leave()
-            self._engine.spawn_release(machine.unconfirmed(self._ask.key, self._owner), self._ask.operation)
             raise
 
     async def _walk(self, reply: machine.Event) -> machine.Verdict:
@@ -88,6 +87,9 @@ class Attempt:
             )
         except StoreError as error:
             return error
+        except BaseException:  # cancelled: the claim may be granted all the same
+            self._engine.spawn_release(machine.unconfirmed(ask.key, self._owner), ask.operation)
+            raise
 
     async def _await(self, action: machine.Await) -> Woken:
         engine, ask = self._engine, self._ask

@@ -7,7 +7,6 @@ exactly one follower takes its place.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from idempotency._core.types import Completed, Fingerprint, StorageKey
@@ -31,7 +30,7 @@ class Flight:
     def __init__(self, fingerprint: Fingerprint, loop: object) -> None:
         self.fingerprint = fingerprint
         self.loop = loop
-        self.followers: deque[Gate[Completed | Promoted]] | None = None
+        self.followers: dict[Gate[Completed | Promoted], None] = {}  # in the order they came
 
 
 class Flights:
@@ -49,37 +48,35 @@ class Flights:
 
     def lead(self, key: StorageKey, fingerprint: Fingerprint, loop: object) -> Flight | None:
         """A new flight, or None where the key has a leader already."""
-        if key in self._by_key:
-            return None
-        flight = self._by_key[key] = Flight(fingerprint, loop)
-        return flight
+        flight = Flight(fingerprint, loop)
+        # One step: loops of other threads may ask at the same time.
+        return flight if self._by_key.setdefault(key, flight) is flight else None
 
     async def follow(
         self, flight: Flight, key: StorageKey, runtime: Runtime, limit: float
     ) -> Completed | Promoted | None:
         """What the leader learned, `Promoted` where the caller is to lead now, None after *limit* seconds."""
         gate: Gate[Completed | Promoted] = runtime.gate()
-        if flight.followers is None:
-            flight.followers = deque()
-        flight.followers.append(gate)
+        flight.followers[gate] = None
         try:
             return await gate.wait(limit)
         except BaseException:
             if gate.value is _PROMOTED:  # cancelled in the moment of promotion: the next one leads
                 self.leave(key, flight)
             raise
+        finally:
+            flight.followers.pop(gate, None)  # a run may outlast any number of followers
 
     def land(self, key: StorageKey, flight: Flight, completed: Completed) -> None:
         """The outcome is known: everybody has it."""
         del self._by_key[key]
-        for gate in flight.followers or ():
+        for gate in flight.followers:
             gate.give(completed)
 
     def leave(self, key: StorageKey, flight: Flight) -> None:
         """The leader goes without an outcome: the first follower still there leads."""
-        while flight.followers:
-            if flight.followers.popleft().give(_PROMOTED):
-                return
+        if any(gate.give(_PROMOTED) for gate in flight.followers):
+            return
         del self._by_key[key]
 
     def __len__(self) -> int:

@@ -129,14 +129,15 @@ class Engine:
         try:
             for delay in (*pace.RELEASE_RETRIES, None):
                 try:
-                    await self.store.release(claim)
+                    released = await self.store.release(claim)
                 except Exception as error:
                     if delay is None:
                         self.store_failed("release", "unrecorded", error, claim.key, operation)
-                        return
-                    await running().sleep(delay)
                 else:
-                    return
+                    if released or machine.is_confirmed(claim):
+                        return
+                if delay is not None:
+                    await running().sleep(delay)
         finally:
             self._late_releases -= 1
 

@@ -94,12 +94,15 @@ class SyncEngine:
 
         def release() -> None:
             try:
-                self.store.release(claim)
+                over = self.store.release(claim) or machine.is_confirmed(claim)
+                failure = None
             except Exception as error:
-                delay = next(delays, None)
-                if delay is not None:
-                    return self.beats.after(delay, release)
-                self.store_failed("release", "unrecorded", error, claim.key, operation)
+                over, failure = False, error
+            delay = None if over else next(delays, None)
+            if delay is not None:
+                return self.beats.after(delay, release)
+            if failure is not None:
+                self.store_failed("release", "unrecorded", failure, claim.key, operation)
             self._late.discard(claim)
             return None
 

@@ -36,7 +36,7 @@ async def open_store(kind: str, location: str = "") -> AsyncIterator[Store]:
         try:
             yield store
         finally:
-            await background_over()
+            await background_over(cancel=True)  # the test is over, and so is what nobody waits for
             await store.aclose()
 
 

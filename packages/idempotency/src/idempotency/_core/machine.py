@@ -50,6 +50,7 @@ __all__ = [
     "Woken",
     "begin",
     "give_up",
+    "is_confirmed",
     "record",
     "unconfirmed",
 ]
@@ -264,3 +265,12 @@ def give_up(claim: Claim) -> Generator[Action, Event, bool]:  # noqa: ARG001
 def unconfirmed(key: StorageKey, owner: Owner) -> Claim:
     """A claim that may have been granted without an answer: the owner alone guards its release."""
     return Claim(key, owner, attempt=0, fence=0)
+
+
+def is_confirmed(claim: Claim) -> bool:
+    """
+    Whether the claim was granted for certain: then a store that does not know it has nothing to release.
+
+    One that is not may be granted yet, by a call that nobody waits for any more: it is worth asking again.
+    """
+    return claim.attempt > 0

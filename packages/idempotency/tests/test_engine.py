@@ -1,0 +1,219 @@
+"""The async engine where requests are cancelled, at every step of theirs, and twins follow one another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from asgi_driver import Answer, call
+from effects import Charges, Interposed, guard, respond
+
+from idempotency import IdempotencyMiddleware, Policy, StorageKey
+from idempotency._core.types import Fingerprint, Owner, State
+from idempotency._runtime import running
+from idempotency.engine import Ask, Engine, Run
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+from idempotency.stores.threaded import ThreadedStore
+from idempotency.testing import FakeClock, SyncFaultyStore
+
+pytestmark = pytest.mark.anyio
+
+LEASE = 0.06  # s: a sign of life every 20 ms
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def stepwise(store: MemoryStore) -> Interposed:
+    """A store whose every call may be cancelled before and after it took effect."""
+
+    def around(name: str) -> Any:
+        async def method(real: Any, *args: Any, **kwargs: Any) -> Any:
+            await anyio.lowlevel.checkpoint()
+            result = await getattr(real, name)(*args, **kwargs)
+            await anyio.lowlevel.checkpoint()
+            return result
+
+        return method
+
+    return Interposed(
+        store, **{name: around(name) for name in ("acquire", "renew", "complete", "release", "get")}
+    )
+
+
+class Steps(Charges):
+    """
+    Charges in several steps, with an answer in several parts.
+
+    Attributes:
+        starts: How often it was called; it may have been cancelled before its effect.
+    """
+
+    starts = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.starts += 1
+        await receive()
+        await anyio.lowlevel.checkpoint()
+        self.bodies.append(b"")
+        await anyio.lowlevel.checkpoint()
+        await respond(send, [b"one", b"two"], status=self.status)
+        await anyio.lowlevel.checkpoint()
+
+
+async def cancelled_after(steps: int, app: IdempotencyMiddleware) -> bool:
+    """Whether a request was still under way after so many steps; it is cancelled then."""
+    answered = False
+
+    async def request() -> None:
+        nonlocal answered
+        await call(app, key="k")
+        answered = True
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(request)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    return not answered
+
+
+async def every_step(
+    policy: Policy, status: int
+) -> AsyncIterator[tuple[IdempotencyMiddleware, Any, Any, Any]]:
+    """A middleware with its application, store and clock, whose one request was cancelled: at each step in turn."""
+    for steps in range(100):
+        clock = FakeClock()
+        store = stepwise(MemoryStore(clock=clock))
+        charges = Steps(status=status)
+        app = guard(charges, store, policy=policy)
+        if not await cancelled_after(steps, app):
+            assert steps > 6, "the request ended before it could be cancelled at all"
+            return
+        yield app, charges, store, clock
+    raise AssertionError("the request never ended")
+
+
+@pytest.mark.parametrize("status", [201, 503])
+async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) -> None:
+    stores = []
+    async for app, _, store, _ in every_step(Policy(lease=LEASE), status):
+        assert len(app.engine.flights) == 0
+        stores.append(store)
+    renewals = [store.calls.get("renew", 0) for store in stores]
+    await anyio.sleep(LEASE)
+    assert [store.calls.get("renew", 0) for store in stores] == renewals, "what is over shows no sign of life"
+
+
+@pytest.mark.parametrize("status", [201, 503])
+async def test_request_cancelled_at_any_step_is_repeated_once_its_lease_is_over(status: int) -> None:
+    async for app, charges, store, clock in every_step(Policy(lease=LEASE), status):
+        await anyio.sleep(0.005)  # for a claim that nobody heard of to be released
+        record = await store.get(StorageKey("k"))
+        kept = record is not None and record.state is State.COMPLETED
+        before = charges.runs
+        if not charges.starts:
+            assert record is None, "nothing ran, so the key is free at once"
+        clock.advance(LEASE + 0.001)
+        again = await call(app, key="k")
+        assert (again.status, again.replayed, charges.runs) == (status, kept, before + (not kept))
+
+
+async def test_request_cancelled_at_any_step_never_runs_twice_at_most_once() -> None:
+    seen = set()
+    async for app, charges, _, clock in every_step(Policy.at_most_once(lease=LEASE), 201):
+        await anyio.sleep(0.005)
+        started = charges.starts == 1
+        clock.advance(LEASE + 0.001)
+        again = await call(app, key="k")
+        assert charges.starts == 1
+        seen.add((started, again.status, again.replayed))
+    # Not started: it runs now. Started: its answer, or that its outcome is unknown.
+    assert seen == {(False, 201, False), (True, 201, True), (True, 409, False)}
+
+
+@pytest.mark.parametrize("victim", ["the leader", "the first follower"])
+@pytest.mark.parametrize("status", [201, 503])
+async def test_twins_of_a_request_cancelled_at_any_step_are_all_answered(status: int, victim: str) -> None:
+    for steps in range(30):
+        clock = FakeClock()
+        charges = Steps(status=status)
+        app = guard(charges, stepwise(MemoryStore(clock=clock)), lease=LEASE, wait=5)
+        answers: list[Answer] = []
+
+        async def twin(scope: anyio.CancelScope, app: Any = app, answers: list[Answer] = answers) -> None:
+            with scope:
+                answers.append(await call(app, key="k"))
+
+        scopes = [anyio.CancelScope() for _ in range(4)]
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                for scope in scopes:
+                    tasks.start_soon(twin, scope)
+                for _ in range(steps):
+                    await anyio.lowlevel.checkpoint()
+                scopes[0 if victim == "the leader" else 1].cancel()
+                await anyio.sleep(0.002)
+                clock.advance(LEASE + 0.001)
+        assert len(answers) >= 3
+        assert {(answer.status, answer.body) for answer in answers} == {(status, b"onetwo")}
+        assert len(app.engine.flights) == 0
+        if status == 201:
+            assert charges.runs <= 2, "one that was cancelled, one that took over"
+
+
+def question(wait: float = 0.0, **policy: Any) -> Ask:
+    return Ask(StorageKey("k"), Fingerprint(b"f"), Policy(**policy), "POST /charges", wait)
+
+
+async def test_followers_that_gave_up_are_not_remembered() -> None:
+    engine = Engine(MemoryStore())
+    run = await engine.begin(question())
+    assert isinstance(run, Run)
+    for _ in range(20):
+        await engine.begin(question(wait=0.001))
+    flight = engine.flights.find(run.ask.key, run.ask.fingerprint, running().loop)
+    assert flight is not None
+    assert len(flight.followers) == 0
+    await run.release()
+    assert len(engine.flights) == 0
+
+
+async def test_claim_granted_after_its_caller_left_is_released_all_the_same() -> None:
+    """The thread of a cancelled call goes on: a first release may come before the claim that it is to release."""
+    records = SyncMemoryStore()
+    slow = SyncFaultyStore(records)
+    slow.inject("acquire", [0.05])
+    engine = Engine(ThreadedStore(slow))
+    with anyio.move_on_after(0.01):
+        await engine.begin(question(takeover=False))
+    with anyio.fail_after(2):
+        while not slow.calls.count(("release", StorageKey("k"))) >= 2:
+            await anyio.sleep(0.01)
+        while records.get(StorageKey("k")) is not None:
+            await anyio.sleep(0.01)
+    reply = records.acquire(
+        StorageKey("k"),
+        fingerprint=Fingerprint(b"f"),
+        owner=Owner(b"o"),
+        lease=1,
+        retention=1,
+        takeover=False,
+    )
+    assert type(reply).__name__ == "Acquired"
+
+
+async def test_waiter_that_is_cancelled_asks_the_store_for_nothing() -> None:
+    store = stepwise(MemoryStore())
+    first = await Engine(store).begin(question())
+    assert isinstance(first, Run)
+    with anyio.move_on_after(0.05):
+        await Engine(store).begin(question(wait=5))
+    await anyio.sleep(0.01)
+    assert store.calls.get("release", 0) == 0, "it held nothing that could be released"
+    await first.release()
