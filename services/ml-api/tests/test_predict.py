@@ -246,6 +246,32 @@ async def test_a_fault_is_500_without_internals_and_logged_with_the_request_id(
     assert retry.status_code == 200
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault_and_leaves_its_key_free(
+    service: Service, body: Body, headers: Headers, caplog: pytest.LogCaptureFixture, key: str | None
+) -> None:
+    content = body()
+    parts = [
+        {"type": "http.request", "body": content[:100], "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, object]:
+        return parts.pop(0)
+
+    async def send(_: object) -> None:
+        raise AssertionError("nobody is there to answer")
+
+    async with service() as client:
+        application = client._transport.app
+        lines = [(name.lower().encode(), value.encode()) for name, value in headers(key).items()]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": lines}
+        await application(scope, receive, send)
+        later = await client.post("/predict", content=content, headers=headers(key))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "idempotency-replayed" not in later.headers
+
+
 async def test_browsers_may_send_the_key_and_read_the_replay(
     service: Service, body: Body, headers: Headers
 ) -> None:

@@ -57,6 +57,15 @@ def test_an_empty_api_key_is_no_key(monkeypatch: pytest.MonkeyPatch, empty: str)
         load_settings()
 
 
+def test_a_key_from_a_file_loses_the_line_feed_that_no_header_could_carry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ML_SERVICE_API_KEY", "a-key-of-the-test\n")
+    key = load_settings().api_key
+    assert key is not None
+    assert key.get_secret_value() == "a-key-of-the-test"
+
+
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_PASSWORD", "p4ss/w0rd")
     monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", "adm1n")
@@ -104,8 +113,10 @@ def test_a_bad_keys_file_is_one_mistake_with_its_line_and_without_its_content(
 
 def test_a_misspelt_variable_is_named_with_its_likely_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_ENABLE", "true")
+    Path(".env").write_text("ML_SERVICE_SHOE_SIZE=44\nML_SERVICE_REDIS_DB=1\n")
     assert list(unknown_variables()) == [
-        "ML_SERVICE_REDIS_ENABLE is not a setting; did you mean ML_SERVICE_REDIS_ENABLED?"
+        "ML_SERVICE_REDIS_ENABLE is not a setting; did you mean ML_SERVICE_REDIS_ENABLED?",
+        "ML_SERVICE_SHOE_SIZE is not a setting",
     ]
 
 
@@ -128,3 +139,15 @@ def test_what_kubernetes_injects_beside_a_service_of_this_name_is_ignored(
 def test_origins_are_split_and_freed_of_blanks_and_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", "https://a.example/, https://b.example")
     assert load_settings().origins == ("https://a.example", "https://b.example")
+
+
+def test_the_template_gives_the_defaults_once_it_has_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = (Path(__file__).parents[1] / ".env.example").read_text()
+    Path(".env").write_text(template)
+    monkeypatch.delenv("ML_SERVICE_API_KEY")
+    with pytest.raises(SettingsError, match="1 mistake:\n  ML_SERVICE_API_KEY"):
+        load_settings()
+    Path(".env").write_text(template.replace("API_KEY=", "API_KEY=a-key-of-the-test"))
+    assert list(unknown_variables()) == []
+    settings = load_settings()
+    assert {name: getattr(settings, name) for name in GUIDE_DEFAULTS} == GUIDE_DEFAULTS

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     DirectoryPath,
@@ -146,8 +147,11 @@ class Settings(BaseSettings):
     @field_validator("api_key", mode="after")
     @classmethod
     def _some_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().strip():
-            value = None  # `ML_SERVICE_API_KEY=` in a template is no key: an empty one would let everybody in
+        # A secret from a file ends in a line feed, which no header can carry; and `ML_SERVICE_API_KEY=` in a template
+        # is no key: an empty one would let everybody in.
+        value = SecretStr(value.get_secret_value().strip()) if value is not None else None
+        if value is not None and not value.get_secret_value():
+            value = None
         # A keys file that failed its own check is absent from `data`: one mistake, reported once.
         if value is None and info.data.get("api_keys_file", ...) is None:
             raise ValueError(
@@ -213,15 +217,13 @@ def load_settings(**given: object) -> Settings:
 
 
 def unknown_variables() -> Iterator[str]:
-    """
-    A sentence for each `ML_SERVICE_` variable in the environment that means nothing here: most are
-    misspelt.
-    """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    for name in sorted(os.environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known and not _SERVICE_LINK.match(name):
-            near = difflib.get_close_matches(name.upper(), known, n=1)
-            yield f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    """A sentence for each `ML_SERVICE_` variable, or line of `.env`, that means nothing here: most are misspelt."""
+    known = {name.upper() for name in Settings.model_fields}
+    for name in sorted({*os.environ, *dotenv_values(".env")}):
+        setting = name.upper().removeprefix(PREFIX)
+        if setting != name.upper() and setting not in known and not _SERVICE_LINK.match(name):
+            near = difflib.get_close_matches(setting, known, n=1, cutoff=0.7)
+            yield f"{name} is not a setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else "")
 
 
 def _variable(loc: tuple[int | str, ...]) -> str:

@@ -12,6 +12,7 @@ import re
 import time
 from uuid import uuid4
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
@@ -59,6 +60,8 @@ class Telemetry:
         try:
             try:
                 await self.app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                seen.status = _CLIENT_LEFT  # before its request was whole: nobody is there to answer
             except Exception:
                 _log.exception("ERROR in the handler")
                 if seen.status:
@@ -95,6 +98,7 @@ class Telemetry:
         )
 
 
+_CLIENT_LEFT = 499  # in logs and metrics alone; nginx's number for it
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
