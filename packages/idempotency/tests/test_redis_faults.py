@@ -319,6 +319,17 @@ class TestCancellation:
             assert await store.get(StorageKey("queued-9")) is None
             assert await store.get(StorageKey("queued-8")) is not None
 
+    async def test_closing_the_store_under_its_callers_cancels_none_of_them(self, own_redis: Server) -> None:
+        async with opened(own_redis.port) as store:
+            await warm_up(store)
+            own_redis.freeze()
+            calls = [asyncio.create_task(ask(store, StorageKey(f"k-{number}"))) for number in range(4)]
+            await asyncio.sleep(0.05)
+            await store.aclose()
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            own_redis.thaw()
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 4
+
 
 class TestPlacesItMustNotBeUsed:
     def test_a_second_event_loop_is_refused(self, redis_server: Server, key) -> None:

@@ -99,7 +99,8 @@ class Pipes:
                 answers = await self._exchange([call for call, _ in batch])
         except asyncio.CancelledError:
             for _, future in (*batch, *self._waiting):
-                future.cancel()
+                if not future.done():  # nobody cancelled these callers, so that is not what they are told
+                    future.set_exception(failures.RedisError("the store was closed"))
             raise
         except Exception as error:  # each caller is handed it, and maps it
             answers = [error] * len(batch)
