@@ -143,9 +143,18 @@ async def test_stream_is_held_and_then_flows(store: Store) -> None:
 async def test_slow_body_times_out(store: Store) -> None:
     talk = Talk(guard(Charges(), store, body_timeout=0.05), http_scope(headers=key_header("k")))
     talk.give(b"half", more_body=True)
-    answer = await talk.run()
+    with anyio.fail_after(5):
+        answer = await talk.run()
     assert answer.status == 408
     assert await store.get(StorageKey("k")) is None
+
+
+async def test_connection_is_closed_where_the_protocol_has_such_a_header(store: Store) -> None:
+    """Connection may not be sent over HTTP/2 (RFC 9113, 8.2.2); some servers would take it out, others fail."""
+    app = guard(Charges(), store, max_request_bytes=1)
+    for version, closes in (("1.1", [b"close"]), ("2", []), ("3", [])):
+        answer = await call(app, key="k", body=b"{}", http_version=version)
+        assert (answer.status, answer.values("connection")) == (413, closes)
 
 
 async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) -> None:

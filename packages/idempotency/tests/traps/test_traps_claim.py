@@ -220,7 +220,8 @@ async def test_a_late_release_does_not_free_a_key_that_its_successor_still_runs(
         await asyncio.sleep(0.005)
     go_on.set()
     await late
-    assert (await call(app, key=key)).status == 409
+    async with asyncio.timeout(5):
+        assert (await call(app, key=key)).status == 409
     hold.set()
     await successor
     assert charges.runs == 2

@@ -80,9 +80,9 @@ async def test_a_frozen_redis_is_given_up_within_the_deadline(own_redis: Server,
             began = time.monotonic()
             answer = await call(app, key=key)
             assert answer.status == 503
-            assert time.monotonic() - began < 0.2 + 0.15
+            assert time.monotonic() - began < 0.2 + 0.3
         own_redis.thaw()
-        await background_over()
+        await background_over(cancel=True)
         await store.aclose()
 
 
@@ -310,7 +310,8 @@ async def test_a_wall_clock_that_steps_an_hour_moves_no_lease(step: int, any_sto
     while charges.runs == 0:
         await asyncio.sleep(0.005)
     with time_machine.travel(time.time() + step):
-        assert (await call(app, key=key)).status == 409
+        async with asyncio.timeout(5):
+            assert (await call(app, key=key)).status == 409
         go_on.set()
         assert (await first).status == 201
         assert (await call(app, key=key)).replayed
