@@ -15,6 +15,7 @@ from idempotency import IdempotencyMiddleware, Policy, StorageKey
 from idempotency._core.types import Fingerprint, Owner, State
 from idempotency._runtime import running
 from idempotency.engine import Ask, Engine, Run
+from idempotency.events import Claimed, Event, Settled
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 from idempotency.stores.threaded import ThreadedStore
 from idempotency.testing import FakeClock, SyncFaultyStore
@@ -66,6 +67,16 @@ class Steps(Charges):
         await anyio.lowlevel.checkpoint()
 
 
+class Log:
+    """A hook that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+
 async def cancelled_after(steps: int, app: IdempotencyMiddleware) -> bool:
     """Whether a request was still under way after so many steps; it is cancelled then."""
     answered = False
@@ -92,6 +103,7 @@ async def every_step(
         store = stepwise(MemoryStore(clock=clock))
         charges = Steps(status=status)
         app = guard(charges, store, policy=policy)
+        app.engine.hooks = (Log(),)
         if not await cancelled_after(steps, app):
             assert steps > 6, "the request ended before it could be cancelled at all"
             return
@@ -104,6 +116,11 @@ async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) ->
     stores = []
     async for app, _, store, _ in every_step(Policy(lease=LEASE), status):
         assert len(app.engine.flights) == 0
+        begun, ended = (
+            [event for event in app.engine.hooks[0].events if isinstance(event, kind)]  # type: ignore[attr-defined]
+            for kind in (Claimed, Settled)
+        )
+        assert len(begun) == len(ended), "of every run that begins an end is told"
         stores.append(store)
     renewals = [store.calls.get("renew", 0) for store in stores]
     await anyio.sleep(LEASE)

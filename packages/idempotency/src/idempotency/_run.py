@@ -65,8 +65,8 @@ class Run:
                 self._settled(result)
                 return RECORDED
             ending = await self._walk_record(answer, outcome)
-        except BaseException:
-            self._land(None)
+        except BaseException:  # cancelled on the way to the store
+            self.abandon()
             raise
         match ending:
             case Recorded():
@@ -104,10 +104,11 @@ class Run:
             while True:
                 action = steps.send(await self._perform(action, b""))
         except StopIteration:
-            pass
-        finally:
             self._land(None)
-        self._settled("released")
+            self._settled("released")
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Leave the claim to its lease: the outcome is unknown (E4). Waiters go on and take over once it lapses."""

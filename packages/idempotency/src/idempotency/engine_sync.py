@@ -232,6 +232,9 @@ class SyncRun:
                 action = steps.send(self._perform(action, outcome))
         except StopIteration as end:
             ending: Ending = end.value
+        except BaseException:  # interrupted on the way to the store
+            self.abandon()
+            raise
         match ending:
             case Recorded():
                 self._settled(result)
@@ -251,6 +254,9 @@ class SyncRun:
                 action = steps.send(self._perform(action, b""))
         except StopIteration:
             self._settled("released")
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Leave the claim to its lease: the outcome is unknown (E4). Waiters go on and take over once it lapses."""
