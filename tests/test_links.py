@@ -1,0 +1,97 @@
+"""Every link between the pages of the repository leads somewhere: files and anchors alike."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOT_OURS = {"node_modules", "site-packages", "venv"}
+CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
+HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+ANCHOR = re.compile(r"<a\s+(?:id|name)=\"([^\"]+)\"", re.IGNORECASE)
+
+
+def pages() -> list[Path]:
+    """Every Markdown file of the project's own: none of tools, caches and installed packages."""
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in NOT_OURS)
+        found += [Path(folder, name) for name in sorted(files) if name.endswith(".md")]
+    return found
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets where Markdown is shown (GitHub's rule)."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # of a link, its text
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+def anchors(page: Path) -> set[str]:
+    text = page.read_text(encoding="utf-8")
+    found = set(ANCHOR.findall(text))
+    times: dict[str, int] = {}
+    for heading in HEADING.findall(re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.DOTALL | re.MULTILINE)):
+        name = slug(heading)
+        times[name] = times.get(name, -1) + 1
+        found.add(f"{name}-{times[name]}" if times[name] else name)
+    return found
+
+
+def links(page: Path) -> list[str]:
+    """Its links within the repository; no test of ours may depend on another site."""
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    every = [inline or reference for inline, reference in LINK.findall(text)]
+    return [link for link in every if not re.match(r"[a-z][a-z0-9+.-]*:", link)]
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for link in links(page):
+        path, _, anchor = unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.is_relative_to(ROOT) or not target.exists():
+            broken.append(f"{link}: no such file")
+        elif anchor and (target.suffix != ".md" or anchor not in anchors(target)):
+            broken.append(f"{link}: no such heading")
+    return broken
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_every_page_of_the_documentation_is_in_its_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    documentation = {page for page in pages() if page.is_relative_to(index.parent)}
+    assert documentation - listed - {index} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[there](#a-heading-it-has) [`code`](other.md#second)", []),
+        ("[gone](gone.md)", ["gone.md: no such file"]),
+        ("[gone](other.md#third)", ["other.md#third: no such heading"]),
+        ("[gone](#second)", ["#second: no such heading"]),
+        ("[name][r]\n\n[r]: gone.md", ["gone.md: no such file"]),
+        ("[out](../../../outside.md)", ["../../../outside.md: no such file"]),
+        ("`[code](gone.md)`\n\n```\n[code](gone.md)\n```\n", []),
+        ("[site](https://example.org/x) [mail](mailto:a@example.org)", []),
+    ],
+)
+def test_a_broken_link_is_found(
+    text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"# A heading, it *has*\n\n{text}\n")
+    (tmp_path / "other.md").write_text("# First\n\n## Second\n")
+    assert broken_links(page) == expected
