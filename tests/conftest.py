@@ -153,7 +153,7 @@ def serve(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     yield start
     for service in running:
         service.stop()
-        print(service.log)  # shown where the test failed
+        print(service.log.replace("\n\n", "\n")[-4000:])  # shown where the test failed
 
 
 @dataclass

@@ -32,8 +32,10 @@ def model_of(tmp_path: Path, version: str, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def service(serve: Callable[..., Any]) -> Any:
-    return serve(workers=WORKERS, ML_SERVICE_ADMIN_KEY=ADMIN)
+def service(serve: Callable[..., Any], eventually: Callable[..., None]) -> Any:
+    service = serve(workers=WORKERS, ML_SERVICE_ADMIN_KEY=ADMIN)
+    eventually(lambda: service.log.count("Application startup complete") == WORKERS, "all workers are there")
+    return service
 
 
 @pytest.fixture
