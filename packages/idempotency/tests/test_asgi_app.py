@@ -1,4 +1,4 @@
-"""Faults of the application and of the layers around it, at ASGI: under asyncio and, where it can be, under trio."""
+"""Faults of the application, at ASGI: under asyncio and, where it can be, under trio."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ import anyio
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, Interposed, guard, read_body, respond
-from starlette.applications import Starlette
-from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Route
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
 from idempotency.errors import IdempotencyError
@@ -423,92 +416,6 @@ async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers:
     with pytest.raises(error, match="of another operation"):
         await call(app, key="k")
     assert (await call(guard(Charges(), store), key="k")).status == 201
-
-
-# Layers on either side.
-
-
-def _site(streaming: bool) -> tuple[Any, list[int]]:
-    runs: list[int] = []
-
-    async def charge(request: Request) -> Any:
-        body = await request.body()
-        runs.append(len(body))
-        if streaming:
-            return StreamingResponse(iter([b"a" * 2000, b"b" * 2000]), 201)
-        return PlainTextResponse("a" * 4000, 201)
-
-    return Starlette(routes=[Route("/charges", charge, methods=["POST"])]), runs
-
-
-async def _pass_on(request: Request, call_next: Any) -> Any:
-    response = await call_next(request)
-    response.headers["x-layer"] = "1"
-    return response
-
-
-LAYERS = {
-    "gzip": lambda app: GZipMiddleware(app, minimum_size=100),
-    "cors": lambda app: CORSMiddleware(app, allow_origins=["*"]),
-    "base": lambda app: BaseHTTPMiddleware(app, dispatch=_pass_on),
-}
-
-
-@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
-@pytest.mark.parametrize("side", ["outside", "inside"])
-@pytest.mark.parametrize("layer", LAYERS)
-async def test_layer_on_either_side(layer: str, side: str, streaming: bool, store: Store) -> None:
-    site, runs = _site(streaming)
-    wrap = LAYERS[layer]
-    app = wrap(guard(site, store)) if side == "outside" else guard(wrap(site), store)
-    headers = [("accept-encoding", "gzip"), ("origin", "https://shop.example")]
-    first = await call(app, key="k", headers=headers)
-    again = await call(app, key="k", headers=headers)
-    assert (first.status, again.status, again.replayed) == (201, 201, True)
-    assert runs == [2]
-    for answer in (first, again):
-        assert len(answer.values("content-encoding")) == (layer == "gzip")
-        assert len(answer.values("access-control-allow-origin")) == (layer == "cors")
-        assert len(answer.values("x-layer")) == (layer == "base")
-        assert len(answer.values("content-length")) <= 1
-        if layer != "gzip":
-            assert len(answer.body) == 4000
-    if layer == "gzip" and side == "inside":
-        assert again.body == first.body, "inside, what was compressed is what is kept"
-    plain = await call(app, key="k")
-    if layer == "gzip" and side == "outside":
-        assert (plain.values("content-encoding"), len(plain.body)) == ([], 4000), (
-            "outside, each caller is asked"
-        )
-    assert plain.replayed
-
-
-@pytest.mark.parametrize("side", ["outside", "inside"])
-async def test_client_that_leaves_under_a_base_http_middleware(side: str, store: Store) -> None:
-    """It hides and invents disconnects; the run goes to its end all the same."""
-    go_on, done = anyio.Event(), anyio.Event()
-
-    async def charge(request: Request) -> PlainTextResponse:
-        await request.body()
-        await go_on.wait()
-        done.set()
-        return PlainTextResponse("charged", 201)
-
-    site = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
-    wrap = LAYERS["base"]
-    app = wrap(guard(site, store)) if side == "outside" else guard(wrap(site), store)
-    talk = Talk(app, http_scope(headers=key_header("k")))
-    talk.give(b"{}")
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(talk.run)
-            await anyio.wait_all_tasks_blocked()
-            talk.leave()
-            await anyio.wait_all_tasks_blocked()
-            go_on.set()
-            await done.wait()
-    again = await call(app, key="k")
-    assert (again.status, again.body, again.replayed) == (201, b"charged", True)
 
 
 # Loops and threads.
