@@ -36,7 +36,7 @@ def test_a_keyed_request_is_refused_in_time_and_the_rest_goes_on(
     assert service.predict(body()).status_code == 200  # without a key there is nothing to protect
     took, health = seconds(lambda: service.client.get("/health"))
     assert health.status_code == 200
-    assert took < 0.5
+    assert took < DEADLINE  # it waits for nothing; the bound allows for a busy machine
     assert service.client.get("/ready").status_code == 200
 
 
