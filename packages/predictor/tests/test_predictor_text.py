@@ -153,6 +153,14 @@ def test_linear_leaf_features_are_indices_too(trained):
     assert "outside" in refused(hostile)
 
 
+@pytest.mark.parametrize("line", ["leaf_const", "leaf_coeff"])
+@pytest.mark.parametrize("number", ["1e-320", "-2e-308", "1e-400", "inf", "1e400"])
+def test_a_linear_leaf_that_no_normal_float64_holds_is_refused(trained, line, number):
+    """LightGBM reads these two lines by std::stod, which throws, inside a parallel region: an abort."""
+    text = trained("linear").path.read_bytes()
+    assert "subnormal" in refused(edit(text, rf"(?s)(Tree=5.*?^{line}=)\S+", rf"\g<1>{number}"))
+
+
 def test_the_error_names_the_tree(good):
     text = edit(good, r"(?s)(Tree=4.*?)^left_child=-?\d+", r"\1left_child=0")
     with pytest.raises(ModelTextError) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -168,13 +169,20 @@ def _check_linear(tree: _Tree, leaves: int, width: int) -> bool:
     """Linear trees add a small regression to each leaf; its features are indices too."""
     if tree.whole("is_linear", optional=True) == 0:
         return False
-    if not all(map(math.isfinite, tree.floats("leaf_const", leaves))):
-        raise ModelTextError("a linear leaf's constant is not finite")
+    tree.floats("leaf_const", leaves)
     counts = tree.ints("num_features", leaves, low=0, high=width)
     squeezed = _Tree(
         {name: " ".join(tree.lines.get(name, "").split()) for name in ("leaf_features", "leaf_coeff")}
     )
     squeezed.ints("leaf_features", sum(counts), low=0, high=width - 1)
-    if not all(map(math.isfinite, squeezed.floats("leaf_coeff", sum(counts)))):
-        raise ModelTextError("a linear leaf's coefficient is not finite")
+    squeezed.floats("leaf_coeff", sum(counts))
+    # These two lines are read by std::stod, which aborts on what a normal float64 cannot hold, however small.
+    if not all(map(_is_normal, f"{tree.lines['leaf_const']} {squeezed.lines['leaf_coeff']}".split())):
+        raise ModelTextError("a linear leaf's constant or coefficient is infinite, not a number or subnormal")
     return True
+
+
+def _is_normal(text: str) -> bool:
+    """Whether *text* is zero or finite and larger than the smallest normal float64, also before rounding."""
+    size = abs(float(text))
+    return sys.float_info.min < size < math.inf or re.match(r"[-+]?[0.]+(?:e|$)", text) is not None
