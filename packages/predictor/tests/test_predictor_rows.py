@@ -106,6 +106,9 @@ def test_many_rows_in_any_form_give_the_same_matrix(rows):
         ({"price": 10**400}, "larger than any"),
         ({"price": decimal.Decimal("1.5")}, "Decimal, not a number"),
         ({"price": dt.datetime(2024, 1, 1, tzinfo=dt.UTC)}, "datetime, not a number"),
+        ({"price": np.datetime64("2024-01-01", "ns")}, "datetime64, not a number"),
+        ({"price": np.timedelta64(5, "ns")}, "timedelta64, not a number"),
+        ({"side": np.datetime64("2024-01-01", "ns")}, "datetime64, not a category"),
         ({"price": 1j}, "complex, not a number"),
         ({"price": [1.0]}, "list, not a number"),
         ({"hour": 9.5}, "whole"),
@@ -195,6 +198,29 @@ def test_policies_say_otherwise_one_by_one():
 def test_tables_that_do_not_fit_are_refused(rows, reason):
     with pytest.raises(SchemaError, match=reason):
         numbers().encode(rows)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pd.date_range("2024-01-01", periods=2, unit="ns"),
+        np.array([1, 2], dtype="m8[ns]"),
+        pl.Series([1, 2]).cast(pl.Datetime("ns")),
+        pa.array([1, 2], pa.timestamp("ns")),
+        pd.Series(pd.NaT, index=[0, 1]),
+    ],
+    ids=["pandas", "durations", "polars", "arrow", "not a time"],
+)
+def test_a_time_is_no_number_of_nanoseconds(times):
+    """NumPy gives a time in nanoseconds as a whole number, which would pass for one."""
+    columns = {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+    frame_of = {pl.Series: pl.DataFrame, pa.TimestampArray: pa.table}.get(type(times), pd.DataFrame)
+    with pytest.raises(SchemaError, match=r"feature 'c': is \w+, not a number"):
+        numbers(null="allow").encode(frame_of({**columns, "c": times}))
+    nanoseconds = np.asarray(times).astype("M8[ns]")
+    for call in (numbers().encode_row, lambda row: numbers().encode([row])):
+        with pytest.raises(SchemaError, match="'a': is datetime64, not a number"):
+            call(np.resize(nanoseconds, 3))
 
 
 def test_a_mapping_that_makes_up_what_it_lacks_is_not_asked_to():

@@ -131,7 +131,7 @@ class RowSchema:
         elif isinstance(row, np.ndarray):
             if row.ndim != 1:
                 raise SchemaError(f"one row has one dimension, this array has {row.ndim}", row=index)
-            values = row.tolist()
+            values = list(row) if row.dtype.kind in "mM" else row.tolist()
         elif isinstance(row, Sequence) and not isinstance(row, str | bytes | bytearray):
             values = list(row)
         elif hasattr(row, "to_dict") and hasattr(row, "index"):  # a row of a pandas frame
@@ -161,7 +161,8 @@ class RowSchema:
         """Convert one cell by its type; what the number may be is `_checked`'s question."""
         feature = self.features[index]
         if isinstance(value, np.generic):
-            value = value.item()
+            # NumPy gives a time in nanoseconds as a plain whole number.
+            value = value if value.dtype.kind in "mM" else value.item()
         if value is None or type(value).__name__ == "NAType":  # pandas.NA, without importing pandas
             return math.nan
         if isinstance(value, bool):
