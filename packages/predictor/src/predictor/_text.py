@@ -188,6 +188,8 @@ class _FeatureInfos:
                 found.ranges[index] = (float(span[1]), float(span[2]))
             elif _CATEGORY_INFO.fullmatch(info):  # -1 stands for "missing", which is no category
                 found.codes[index] = tuple(sorted({code for code in map(int, info.split(":")) if code >= 0}))
+                if max(found.codes[index], default=0) >= 1 << 31:  # LightGBM keeps categories in 32 bits
+                    raise ModelTextError(f"feature_infos of {names[index]!r} has a category too large")
             else:
                 raise ModelTextError(f"feature_infos of {names[index]!r} cannot be read")
         return found
