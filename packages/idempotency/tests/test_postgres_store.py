@@ -236,6 +236,17 @@ class TestLocksAndClocks:
                 assert time.monotonic() - started < 0.2 + 0.2
             store.close()
 
+    async def test_an_owner_that_asks_again_for_less_loses_nothing(self, store, key) -> None:
+        granted = await claim(store, key)
+        reply = await store.acquire(
+            key, fingerprint=FINGERPRINT, owner=granted.owner, lease=1.0, retention=1.0
+        )
+        record = await store.get(key)
+        assert reply == Acquired(granted)
+        assert record is not None
+        assert record.lease_left > 25
+        assert record.expires_in > 85
+
     async def test_a_replay_waits_for_nobody(self, store, pool, key) -> None:
         granted = await claim(store, key)
         await store.complete(granted, OUTCOME, retention=60.0)

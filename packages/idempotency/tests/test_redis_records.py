@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -182,6 +183,32 @@ async def test_eight_tasks_at_a_hundred_keys_run_each_once(store) -> None:
 
     await asyncio.gather(*(task() for _ in range(8)))
     assert runs == dict.fromkeys(keys, 1)
+
+
+class TestLeases:
+    async def test_a_lease_holds_to_its_last_milliseconds(self, store) -> None:
+        for _ in range(50):
+            key = StorageKey(f"lease-{secrets.token_hex(6)}")
+            started = time.monotonic()
+            await claim(store, key, lease=0.018)
+            reply = await store.acquire(
+                key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0
+            )
+            if time.monotonic() - started < 0.018:  # else the machine was too slow to tell
+                assert isinstance(reply, Running)
+                return
+        pytest.fail("two calls never fitted into 18 ms")
+
+    async def test_an_owner_that_asks_again_for_less_loses_nothing(self, store, key) -> None:
+        granted = await claim(store, key, lease=30.0)
+        reply = await store.acquire(
+            key, fingerprint=FINGERPRINT, owner=granted.owner, lease=1.0, retention=1.0
+        )
+        record = await store.get(key)
+        assert reply == Acquired(granted)
+        assert record is not None
+        assert record.lease_left > 25
+        assert record.expires_in > 85
 
 
 class TestOperators:
