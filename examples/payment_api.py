@@ -1,4 +1,4 @@
-"""
+r"""
 A payment API in which a payment and the record of its answer are one transaction: effectively once.
 
 A client that got no answer, or a worse one, sends the request again under the same Idempotency-Key. Wherever the
@@ -6,6 +6,8 @@ first request was killed, the money has moved once or not at all, and the answer
 A receipt goes out by an outbox: a row of the same transaction, sent afterwards.
 
     DATABASE_URL=postgresql://localhost/payments uvicorn --factory payment_api:create_app
+    psql postgresql://localhost/payments -c \
+        "INSERT INTO account VALUES ('alice', sha256('alice-token'), 700), ('bob', sha256('bob-token'), 0)"
     curl -X POST localhost:8000/payments -H 'Authorization: Bearer alice-token' -H 'Idempotency-Key: "order-1"' \
         -H 'Content-Type: application/json' -d '{"payee": "bob", "cents": 500}'
 """
