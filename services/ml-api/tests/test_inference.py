@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import lightgbm
 import numpy as np
 import pytest
 
+from idempotency.stores.memory import MemoryStore
 from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.stores import Backend
 from predictor import Model, write_manifest
 
 pytestmark = pytest.mark.anyio
@@ -95,6 +98,27 @@ async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(
             INFER, content=request(tensor(rows.ravel().tolist(), [200, 11])), headers=headers()
         )
     assert answer.json()["outputs"][0]["data"] == Model.load(BUNDLED_MODEL).predict(rows).ravel().tolist()
+
+
+async def test_a_batch_over_the_handlers_time_is_cut_off_and_its_key_is_free_again(
+    service: Service, headers: Headers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+    body = request(tensor(np.tile(ROW, (65, 1)).ravel().tolist(), [65, 11]))
+
+    def stuck(*_: object) -> None:
+        done.wait(30)
+
+    store = MemoryStore()
+    shared = Backend("sqlite", store, None, store.aclose)
+    async with service(backend=shared, handler_timeout=0.05) as hurried, service(backend=shared) as patient:
+        monkeypatch.setattr(Model, "predict", stuck)
+        cut = await hurried.post(INFER, content=body, headers=headers("k"))
+        monkeypatch.undo()
+        done.set()
+        again = await patient.post(INFER, content=body, headers=headers("k"))
+    assert (cut.status_code, again.status_code) == (504, 200)
+    assert "idempotency-replayed" not in again.headers
 
 
 async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refused(

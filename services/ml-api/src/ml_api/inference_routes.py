@@ -66,7 +66,7 @@ def inference_routes(
                 if len(rows) <= _INLINE_ROWS:
                     values = model.predict(rows)
                 else:
-                    values = await to_thread.run_sync(model.predict, rows)
+                    values = await to_thread.run_sync(model.predict, rows, abandon_on_cancel=True)
         except SchemaError as error:
             raise Problem(422, "row-does-not-fit", str(error)) from None
         return Response(encode_inference(asked, model, name, values), media_type="application/json")
