@@ -193,6 +193,8 @@ class _Exchange:
 
     async def _read_body(self) -> bytes | None:
         limit, size = self.policy.max_request_bytes, 0
+        if _declared_length(self.scope) > limit:
+            raise RequestTooLarge(limit=limit)  # before a byte is read, or invited by a 100 (Continue)
         chunks: list[bytes] = []
         while True:
             message = await self._receive()
@@ -204,8 +206,6 @@ class _Exchange:
                 raise RequestTooLarge(limit=limit)
             if not message.get("more_body", False):
                 return b"".join((*chunks, chunk)) if chunks else bytes(chunk)
-            if not chunks and _declared_length(self.scope) > limit:
-                raise RequestTooLarge(limit=limit)  # before the rest of it is read
             chunks.append(chunk)
 
     def _preferred_wait(self) -> float:
