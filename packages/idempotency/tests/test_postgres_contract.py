@@ -16,7 +16,7 @@ from idempotency.testing import Clock, RealClock, StoreContract
 class _InRealTime(StoreContract):
     """The server keeps the time."""
 
-    max_examples = 6
+    max_examples = 4
     steps = 20
 
     def make_clock(self) -> Clock:

@@ -18,7 +18,7 @@ from idempotency.testing import Clock, RealClock, StoreContract
 class _InRealTime(StoreContract):
     """The server keeps the time, in whole milliseconds."""
 
-    max_examples = 12
+    max_examples = 8
     steps = 20
 
     def make_clock(self) -> Clock:

@@ -73,8 +73,9 @@ class SyncRedisStore:
             "socket_timeout": deadline,
             "socket_connect_timeout": deadline,
         }
-        cluster = isinstance(client, redis.RedisCluster)
-        self._only = None if cluster else route_of_pool(self._client.connection_pool, **self._ours)
+        self._only: Route | None = None
+        if not isinstance(client, redis.RedisCluster):
+            self._only = route_of_pool(client.connection_pool, **self._ours)
         self._sockets: dict[Hashable, _Sockets] = {}
         self._lock = threading.Lock()
 
