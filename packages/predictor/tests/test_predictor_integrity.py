@@ -266,12 +266,43 @@ def test_what_was_said_about_a_model_must_fit_it(trained, tmp_path):
         ({"integers": ["zzz"]}, "not a feature"),
         ({"names": ["a"]}, "1 names for 5"),
         ({"baseline": {"auc": 0.5}}, "without a metric"),
+        ({"classes": ["yes"]}, r"the manifest to write: .*1 class labels do not fit"),
+        ({"metrics": {"auc": float("nan")}}, "finite number"),
+        ({"categories": {"e": [0] * 12}}, "labels and codes must not repeat"),
     ):
         with pytest.raises(ManifestError, match=reason):
             write_manifest(subject.path, subject.rows, name="x", version="1", path=path, **options)
     with pytest.raises(ManifestError, match="at least one sample row"):
         write_manifest(subject.path, subject.rows[:0], name="x", version="1", path=path)
     assert not path.exists()
+
+
+def test_a_model_with_a_loss_of_its_own_can_be_described(tmp_path):
+    """Its file has no objective line, and a manifest leaves out what is null."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3))
+    data = lgb.Dataset(x, (x[:, 0] > 0).astype(float))
+    booster = lgb.train(
+        {"objective": lambda s, d: (s - d.get_label(), np.ones_like(s)), "verbose": -1, "num_threads": 1},
+        data,
+        3,
+    )
+    path = tmp_path / "own.txt"
+    booster.save_model(path)
+    made = write_manifest(path, x, name="own", version="1")
+    model = Model.load(path)
+    assert model.manifest == made
+    assert (model.info.objective, model.info.output) == (None, "raw")
+    assert (model.predict(x) == booster.predict(x, num_threads=1)).all()
+
+
+@pytest.mark.parametrize("golden", [0, -1, 1, 10_000])
+def test_any_number_of_golden_rows_may_be_asked_for(trained, tmp_path, golden):
+    subject, path = trained("binary"), tmp_path / "m.json"
+    write_manifest(subject.path, subject.rows, name="x", version="1", golden=golden, path=path)
+    loaded = Model.load(subject.path, manifest=path)
+    assert loaded.manifest is not None
+    assert len(loaded.manifest.golden) == min(max(golden, 0), len(subject.rows))
 
 
 def test_rare_categories_of_the_sample_count_as_known(tmp_path):

@@ -122,7 +122,7 @@ HOSTILE = {
     "name twice": (r"^feature_names=a b", "feature_names=a a", "repeated"),
     "infos missing": (r"^feature_infos=\S+ ", "feature_infos=", "feature_infos"),
     "infos of another kind": (r"^feature_infos=\S+ ", "feature_infos=[0:x] ", "feature_infos"),
-    "category beyond 32 bits": (r"-1:0:", "-1:4294967296:", "too large"),
+    "category beyond 32 bits": (r"^(feature_infos=.* -1):", r"\1:4294967296:", "too large"),
     "header line twice": (r"^label_index=0", "label_index=0\nlabel_index=0", "twice"),
     "kind of a feature contradicted": (r"(feature_infos=.*) -1:[\d:]+$", r"\1 [0:11]", "kind"),
     "NUL byte": (r"^shrinkage=1$", "shrinkage=1\0", "NUL"),

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from predictor._text import ModelText
 from predictor.errors import ManifestError
-from predictor.manifest import Feature, Label
+from predictor.manifest import Feature, Label, named_members
 
 __all__ = ["features_of"]
 
 
+@named_members("the model's features")
 def features_of(
     text: ModelText,
     *,
@@ -32,7 +33,7 @@ def features_of(
             the pandas categories in the file, else the codes themselves.
 
     Raises:
-        ManifestError: A name that is no feature, or labels that do not cover the learned codes.
+        ManifestError: A name that is no feature, or labels that repeat or do not cover the learned codes.
     """
     labels = dict(categories or {})
     names = tuple(names) if names is not None else text.feature_names

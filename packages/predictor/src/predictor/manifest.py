@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,7 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from predictor._objectives import OutputKind
 from predictor.errors import ManifestError
 
-__all__ = ["Feature", "GoldenRow", "Label", "Manifest", "Metric", "Reference", "RowPolicy", "manifest_path"]
+__all__ = [
+    "Feature",
+    "GoldenRow",
+    "Label",
+    "Manifest",
+    "Metric",
+    "Reference",
+    "RowPolicy",
+    "manifest_path",
+    "named_members",
+]
 
 Label = str | int | float
 """A class or category label: JSON keeps text, whole numbers and fractions apart."""
@@ -127,7 +138,7 @@ class Manifest(_Frozen):
     version: str = Field(min_length=1, max_length=200)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the model file's bytes")
     lightgbm: str = Field(description="LightGBM's version when the golden rows were recorded")
-    objective: str | None
+    objective: str | None = None
     output: OutputKind
     n_trees: int = Field(ge=1)
     n_outputs: int = Field(ge=1, description="values per row")
@@ -170,15 +181,13 @@ class Manifest(_Frozen):
             ManifestError: Absent, not JSON, or a member is wrong; the message names the member.
         """
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
+            data = Path(path).read_bytes()
         except OSError as error:
             raise ManifestError(
                 f"no manifest at {Path(path).name!r} ({error.strerror}); make one with 'predictor manifest'"
             ) from error
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"])) or "manifest"
-            raise ManifestError(f"{Path(path).name}: {where}: {first['msg']}") from error
+        with named_members(Path(path).name):
+            return cls.model_validate_json(data)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the manifest as indented JSON; a reader sees the old file or the new one, never half of it."""
@@ -193,6 +202,17 @@ class Manifest(_Frozen):
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
+
+
+@contextmanager
+def named_members(source: str) -> Iterator[None]:
+    """Raise `ManifestError`, naming *source* and the member that is wrong, where pydantic finds one."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise ManifestError(f"{source}: {where}: {first['msg']}") from error
 
 
 def manifest_path(model: str | os.PathLike[str]) -> Path:

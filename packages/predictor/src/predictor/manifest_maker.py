@@ -26,6 +26,7 @@ from predictor.manifest import (
     Reference,
     RowPolicy,
     manifest_path,
+    named_members,
 )
 from predictor.model import Model
 from predictor.schema import RowSchema
@@ -36,6 +37,7 @@ _BINS = 10  # deciles, the usual grid of a population stability index
 _SAMPLE = RowPolicy(null="allow", unseen="allow", boolean="number", large_integer="round", extra="ignore")
 
 
+@named_members("the manifest to write")
 def write_manifest(
     model: str | os.PathLike[str],
     rows: Any,
@@ -165,8 +167,9 @@ def _metrics(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dic
 
 
 def _golden_rows(model: Model, matrix: NDArray[np.float64]) -> tuple[GoldenRow, ...]:
-    raw = model.predict_encoded(matrix, raw=True).reshape(len(matrix), -1)
-    output = model.predict_encoded(matrix).reshape(len(matrix), -1)
+    shape = (len(matrix), model.info.n_classes)
+    raw = model.predict_encoded(matrix, raw=True).reshape(shape)
+    output = model.predict_encoded(matrix).reshape(shape)
     features = model.manifest.features if model.manifest is not None else ()
     return tuple(
         GoldenRow(
