@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import re
+from binascii import hexlify
 from collections.abc import Callable
 from hashlib import sha1
 from importlib.resources import files
@@ -101,10 +102,7 @@ class Command(NamedTuple):
 
 def pack(*parts: bytes) -> bytes:
     """Any command in the Redis protocol (RESP2: an array of bulk strings)."""
-    sized = [b"*%d\r\n" % len(parts)]
-    for part in parts:
-        sized += (b"$%d\r\n" % len(part), part, b"\r\n")
-    return b"".join(sized)
+    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 def acquire(
@@ -112,12 +110,12 @@ def acquire(
 ) -> Command:
     """The command for rule R1; durations in seconds."""
     flag = b"1" if takeover else b"0"
-    return Command(key, (_hex(fingerprint), _hex(owner), _ms(lease), _ms(retention), flag), _ACQUIRE)
+    return Command(key, (hexlify(fingerprint), hexlify(owner), _ms(lease), _ms(retention), flag), _ACQUIRE)
 
 
 def renew(key: bytes, owner: Owner, lease: float) -> Command:
     """The command for rule R4."""
-    return Command(key, (_hex(owner), _ms(lease)), _RENEW)
+    return Command(key, (hexlify(owner), _ms(lease)), _RENEW)
 
 
 def complete(key: bytes, owner: Owner, outcome: bytes, retention: float) -> Command:
@@ -129,12 +127,12 @@ def complete(key: bytes, owner: Owner, outcome: bytes, retention: float) -> Comm
     """
     if not outcome.startswith(b"{") or not outcome.endswith(b"}"):
         raise ValueError("an outcome must be one JSON object in UTF-8, without white space around it")
-    return Command(key, (_hex(owner), outcome[1:], _ms(retention)), _COMPLETE)
+    return Command(key, (hexlify(owner), outcome[1:], _ms(retention)), _COMPLETE)
 
 
 def release(key: bytes, owner: Owner) -> Command:
     """The command for rule R5."""
-    return Command(key, (_hex(owner),), _RELEASE)
+    return Command(key, (hexlify(owner),), _RELEASE)
 
 
 def get(key: bytes) -> Command:
@@ -255,10 +253,6 @@ def _adopted(value: bytes, adopt: Adopt | None) -> bytes:
 
 def _outcome(value: bytes, head: re.Match[bytes]) -> bytes:
     return b"".join((b"{", memoryview(value)[head.end() :]))  # copied once, not twice
-
-
-def _hex(value: bytes) -> bytes:
-    return value.hex().encode()
 
 
 def _ms(seconds: float) -> bytes:
