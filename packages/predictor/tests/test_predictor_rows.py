@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import decimal
+import sqlite3
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -235,12 +237,78 @@ def test_a_repeated_name_in_a_row_is_refused():
         numbers().encode_row(pd.Series([1.0, 2.0, 3.0, 4.0], index=["a", "b", "c", "c"]))
 
 
-def test_a_masked_cell_is_null_not_the_number_under_the_mask():
-    masked = np.ma.MaskedArray([[1.0, 2.0, 3.0]], mask=[[False, True, False]])
-    for call in (lambda: numbers().encode(masked), lambda: numbers().encode_row(masked[0])):
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i8", object])
+def test_a_masked_cell_is_null_not_the_number_under_the_mask(dtype):
+    masked = np.ma.MaskedArray(np.array([[1, 2, 3]], dtype=dtype), mask=[[False, True, False]])
+    record = np.ma.MaskedArray(
+        [(1, 2, 3)], mask=[(False, True, False)], dtype=[(name, dtype) for name in "abc"]
+    )
+    for call in (
+        lambda: numbers().encode(masked),
+        lambda: numbers().encode_row(masked[0]),
+        lambda: numbers().encode(record),
+    ):
         with pytest.raises(SchemaError, match="'b': is null"):
             call()
-    assert np.isnan(numbers(null="allow").encode(masked)).tolist() == [[False, True, False]]
+    for rows in (masked, record):
+        assert np.isnan(numbers(null="allow").encode(rows)).tolist() == [[False, True, False]]
+
+
+class Permuted(NamedTuple):
+    c: float
+    b: float
+    a: float
+
+
+def _sqlite_row(names: str) -> sqlite3.Row:
+    connection = sqlite3.connect(":memory:")
+    connection.row_factory = sqlite3.Row
+    try:
+        row: sqlite3.Row = connection.execute(f"select {names}").fetchone()
+        return row
+    finally:
+        connection.close()
+
+
+def test_a_sequence_with_names_is_read_by_name():
+    for row in (Permuted(c=3.0, b=2.0, a=1.0), _sqlite_row("3.0 as c, 2.0 as b, 1.0 as a")):
+        assert list(numbers().encode_row(row)) == [1.0, 2.0, 3.0]
+        assert numbers().encode([row]).tolist() == [[1.0, 2.0, 3.0]]
+    frame = pd.DataFrame({"c": [3.0], "b": [2.0], "a": [1.0]})
+    assert numbers().encode(list(frame.itertuples(index=False))).tolist() == [[1.0, 2.0, 3.0]]
+    with pytest.raises(SchemaError, match="'c': is missing"):
+        numbers().encode_row(next(frame.rename(columns={"c": "d"}).itertuples(index=False)))
+    with pytest.raises(SchemaError, match="repeated"):
+        numbers().encode_row(_sqlite_row("1.0 as a, 2.0 as b, 3.0 as b"))
+
+
+def test_records_are_read_by_name_also_where_masked():
+    records = np.array([(3.0, 2.0, 1.0)], dtype=[("c", "f8"), ("b", "f8"), ("a", "f8")])
+    for rows in (records, np.ma.MaskedArray(records), records.view(np.recarray)):
+        assert numbers().encode(rows).tolist() == [[1.0, 2.0, 3.0]]
+
+
+def test_a_column_of_several_values_per_row_is_refused():
+    for wide in (
+        np.zeros(2, dtype=[("a", "f8"), ("b", "f8"), ("c", "f8", (2,))]),
+        pl.DataFrame({"a": [1.0], "b": [2.0], "c": [[3.0]]}, schema_overrides={"c": pl.Array(pl.Float64, 1)}),
+    ):
+        with pytest.raises(SchemaError, match="'c': has several values per row"):
+            numbers().encode(wide)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "UInt64", "int64[pyarrow]"])
+def test_whole_numbers_beside_nulls_stay_exact(dtype):
+    """pandas gives such a column as floats, already rounded."""
+    frame = pd.DataFrame({"a": pd.array([2**53 + 1, None], dtype=dtype), "b": 1.0, "c": 2.0})
+    with pytest.raises(SchemaError, match="row 0: feature 'a': 9007199254740993 is not exact"):
+        numbers(null="allow").encode(frame)
+
+
+def test_a_matrix_of_whole_numbers_is_an_array():
+    with pytest.warns(PendingDeprecationWarning):
+        matrix = np.matrix([[1, 2, 3], [4, 5, 6]])
+    assert numbers().encode(matrix).tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
 
 
 JSON = st.recursive(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from predictor.errors import SchemaError
 
-__all__ = ["columns_of", "matrix_of"]
+__all__ = ["columns_of", "matrix_of", "plain"]
 
 _FLOATS = frozenset({"float64", "float32", "Float64", "Float32"})  # pandas, pandas nullable, Polars
 
@@ -28,7 +28,7 @@ def columns_of(rows: Any) -> Mapping[str, Any] | None:
     names: list[Any]
     column: Callable[[str], Any]
     if isinstance(rows, np.ndarray):
-        names, column = list(rows.dtype.names or ()), lambda name: rows[name]
+        names, column = list(rows.dtype.names or ()), lambda name: plain(rows[name])
     elif hasattr(rows, "column_names") and hasattr(rows, "to_pylist"):
         names, column = list(rows.column_names), lambda name: _values(rows.column(name))
     elif hasattr(rows, "to_numpy") and hasattr(rows, "columns"):
@@ -57,8 +57,21 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
     return matrix if matrix.ndim == 2 and matrix.dtype.kind == "f" else None
 
 
+def plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Return *values* as an array of no subclass, its masked cells null; most conversions would drop the mask."""
+    if not isinstance(values, np.ma.MaskedArray) or values.dtype.kind in "mM":  # times are refused anyway
+        return np.asarray(values)
+    if values.dtype.kind == "f":
+        return np.asarray(values.filled(np.nan))
+    cells = values.data.astype(object)
+    cells[np.ma.getmaskarray(values)] = None
+    return cells
+
+
 def _values(column: Any) -> Any:
     """Return one column as an array where that is exact, as Python values where it is not."""
+    if getattr(column, "hasnans", False) and not isinstance(column.dtype, np.dtype):
+        return column.to_numpy(dtype=object)  # pandas, too, would turn whole numbers with nulls into floats
     nulls = getattr(column, "null_count", 0)  # a number in Arrow, a method in Polars
     if nulls() if callable(nulls) else nulls:  # both would turn whole numbers with nulls into floats
         return column.to_list() if hasattr(column, "to_list") else column.to_pylist()

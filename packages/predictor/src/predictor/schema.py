@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._frames import columns_of, matrix_of
+from predictor._frames import columns_of, matrix_of, plain
 from predictor.errors import SchemaError
 from predictor.manifest import Feature, Label, RowPolicy
 
@@ -55,7 +55,7 @@ class RowSchema:
         Return one row's numbers in model order.
 
         Args:
-            row: A mapping by name, a sequence in manifest order, or a one-dimensional array.
+            row: A mapping or named tuple by name, a sequence in manifest order, or a one-dimensional array.
 
         Raises:
             SchemaError: A name or cell does not fit.
@@ -78,12 +78,10 @@ class RowSchema:
         Raises:
             SchemaError: A name, width or cell does not fit; the first such cell in row order is not promised.
         """
-        if isinstance(rows, np.ma.MaskedArray):
-            matrix = self._from_rows(rows.tolist())  # a masked cell becomes None
-        elif isinstance(rows, np.ndarray) and rows.dtype.names is None:
+        if isinstance(rows, np.ndarray) and rows.dtype.names is None:
             matrix = self._from_array(rows)
-        elif (plain := matrix_of(rows, self.names)) is not None:
-            matrix = self._from_array(plain)
+        elif (floats := matrix_of(rows, self.names)) is not None:
+            matrix = self._from_array(floats)
         elif (columns := columns_of(rows)) is not None:
             matrix = self._from_columns(columns)
         elif isinstance(rows, Mapping):
@@ -132,6 +130,10 @@ class RowSchema:
             if row.ndim != 1:
                 raise SchemaError(f"one row has one dimension, this array has {row.ndim}", row=index)
             values = list(row) if row.dtype.kind in "mM" else row.tolist()
+        elif hasattr(row, "_asdict"):  # a named tuple
+            return self._in_order(_once(row._asdict(), len(row), index), index)
+        elif isinstance(row, Sequence) and hasattr(row, "keys"):  # sqlite3.Row
+            return self._in_order(_once(dict(zip(row.keys(), row, strict=True)), len(row), index), index)
         elif isinstance(row, Sequence) and not isinstance(row, str | bytes | bytearray):
             values = list(row)
         elif hasattr(row, "to_dict") and hasattr(row, "index"):  # a row of a pandas frame
@@ -216,6 +218,7 @@ class RowSchema:
         return matrix
 
     def _from_array(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        rows = plain(rows)
         if rows.ndim != 2:
             raise SchemaError(
                 f"rows have two dimensions, this array has {rows.ndim}; for one row use predict_row"
@@ -238,6 +241,8 @@ class RowSchema:
         return matrix
 
     def _column(self, index: int, column: Any) -> NDArray[np.float64] | list[float]:
+        if getattr(column, "ndim", 1) != 1:
+            raise SchemaError("has several values per row", feature=self.names[index])
         if isinstance(column, np.ndarray) and index in self._own_codes and column.dtype.kind in "fiu":
             if np.isin(column, list(self._own_codes[index].values())).all():
                 return column.astype(np.float64)
