@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import pickle
 
@@ -55,7 +56,24 @@ def test_the_top_features_are_named_largest_first(trained):
     assert explained.top(0) == []
     with pytest.raises(IndexError, match="'WAIT'"):
         explained.top(1, output="WAIT")
-    assert len(trained("binary").load().explain(subject.rows[:1]).top(3)) == 3
+    for position in (3, -1):
+        with pytest.raises(IndexError):
+            explained.top(1, output=position)
+
+
+def test_the_one_output_of_a_binary_model_is_its_second_class(trained):
+    """Its contributions are towards "yes"; handing them out for "no" would turn every sign around."""
+    subject = trained("binary")
+    explained = subject.load().explain(subject.rows[:1])
+    assert len(explained.top(3)) == 3
+    assert explained.top(3) == explained.top(3, output="yes") == explained.top(3, output=0)
+    for nonsense in ("no", "maybe", 1):
+        with pytest.raises(IndexError, match="the outputs are 'yes'"):
+            explained.top(3, output=nonsense)
+    by_number = dataclasses.replace(explained, classes=(0, 1))
+    assert by_number.top(3, output=1) == explained.top(3)
+    with pytest.raises(IndexError, match="the outputs are 1"):
+        by_number.top(3, output=0)
 
 
 def test_contributions_without_row_counts_are_refused_not_nan(trained):

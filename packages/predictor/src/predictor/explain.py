@@ -40,27 +40,32 @@ class Explanation:
         scores: NDArray[np.float64] = self.bias + self.contributions.sum(axis=-1)
         return scores
 
-    def top(self, k: int, *, row: int = 0, output: int | Label = 0) -> list[Contribution]:
+    def top(self, k: int, *, row: int = 0, output: Label | None = None) -> list[Contribution]:
         """
         Return the *k* features that moved one raw score most, largest magnitude first; ties in feature order.
 
         Args:
             k: At most this many, >= 0.
             row: Which row of the explained ones.
-            output: With several outputs, the class label, or its position where it is no label.
+            output: A class label, or a position where it is no label; default the first, or only, output. The one
+                output of a binary model is that of its second class.
 
         Raises:
             IndexError: No such row or output.
         """
-        shares = self.contributions[row]
-        if shares.ndim == 2:
-            shares = shares[self._position(output)]
+        shares = np.atleast_2d(self.contributions[row])
+        shares = shares[self._position(output, len(shares))]
         order = np.argsort(-np.abs(shares), kind="stable")[: max(k, 0)]
         return [Contribution(self.features[index], float(shares[index])) for index in order]
 
-    def _position(self, output: int | Label) -> int:
-        if output in self.classes:
-            return self.classes.index(output)
-        if isinstance(output, int):
+    def _position(self, output: Label | None, outputs: int) -> int:
+        if output is None:
+            return 0
+        labels = self.classes if outputs > 1 else self.classes[1:]
+        if output in labels:
+            return labels.index(output)
+        if isinstance(output, int) and 0 <= output < outputs and output not in self.classes:
             return output
-        raise IndexError(f"no output {output!r}; the classes are {', '.join(map(repr, self.classes))}")
+        raise IndexError(
+            f"no output {output!r}; the outputs are {', '.join(map(repr, labels or range(outputs)))}"
+        )

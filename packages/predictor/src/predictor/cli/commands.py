@@ -76,7 +76,7 @@ def predict(args: argparse.Namespace) -> int:
 def explain(args: argparse.Namespace) -> int:
     """Write the features that moved each row's raw scores most (SHAP)."""
     model = _load(args)
-    labels = model.info.classes if model.info.n_classes > 1 else ()
+    labels = model.info.classes if model.info.n_classes > 1 else model.info.classes[1:]
     outputs = labels or tuple(range(model.info.n_classes))
     number = 0
     with writer(args.output, sys.stdout, ("row", "output", "rank", "feature", "contribution")) as write:
