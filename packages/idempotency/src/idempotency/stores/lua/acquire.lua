@@ -11,7 +11,7 @@ if value and string.find(value, '^{"v":1,"state":"completed","') then
   return {'completed', value, now, redis.call('PTTL', KEYS[1])}
 end
 
-local attempt, fence = 1, time[1] * 1000000 + time[2]
+local request, attempt, fence = ARGV[1], 1, time[1] * 1000000 + time[2]
 local lease_until, retention = now + ARGV[3], ARGV[4]
 if value then
   local fingerprint, owner, attempt_before, fence_before, lease_end, kept = string.match(
@@ -25,7 +25,7 @@ if value then
   lease_end = tonumber(lease_end)
   if owner == ARGV[2] then
     -- Its first reply was lost. Written even if nothing moves, so that a WAIT behind it covers the claim.
-    attempt, fence, retention = attempt_before, fence_before, kept
+    request, attempt, fence, retention = fingerprint, attempt_before, fence_before, kept
     lease_until = math.max(lease_until, lease_end)
   elseif lease_end > now then
     return {'running', fingerprint, lease_end - now}
@@ -43,7 +43,7 @@ redis.call(
   string.format(
     '{"v":1,"state":"running","fingerprint":"%s","owner":"%s","attempt":%.0f,"fence":%.0f,'
       .. '"lease_until_ms":%.0f,"retention_ms":%.0f}',
-    ARGV[1], ARGV[2], attempt, fence, lease_until, retention
+    request, ARGV[2], attempt, fence, lease_until, retention
   ),
   'PX', string.format('%.0f', lease_until - now + retention)
 )
