@@ -23,7 +23,7 @@ IMAGE = "localhost/ai-trading-ml"
 _NOISE = ("systemd", "syslog")
 
 
-def podman(*arguments: str, check: bool = True, binary: str = "podman", timeout: float = 180) -> str:
+def podman(*arguments: str, check: bool = True, binary: str = "podman", timeout: float = 60) -> str:
     """Run podman and return what it printed; both streams, since a container's log is in either."""
     done = subprocess.run(
         [binary, *arguments],
@@ -165,5 +165,12 @@ def compose_up(
         until("health", service.healthy)
         until("the connection to Redis", service.connected)
         yield service
+    except Exception:
+        for name in podman("ps", "--all", "--format", "{{.Names}}").split():
+            state = podman("inspect", name, "--format", "{{.State.Status}} {{.State.ExitCode}}", check=False)
+            lines = podman("logs", "--tail", "5", name, check=False)
+            print(f"  {name} ({state}):\n    " + lines.replace("\n", "\n    "), flush=True)
+        raise
     finally:
+        podman("unpause", "--all", check=False)
         podman(*base, "down", "-v", "-t", "5", binary="podman-compose", check=False)
