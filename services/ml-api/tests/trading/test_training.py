@@ -52,7 +52,7 @@ class TestBars:
         ]
         for one in bars:
             assert len(one.dates) == len(one.closes) == len(one.volumes) > WINDOW
-            assert np.all(np.diff(one.dates) > np.timedelta64(0))
+            assert np.all(np.diff(one.dates) > np.timedelta64(0, "D"))
             assert np.all(one.closes > 0)
             assert np.all(one.volumes >= 0)
 
@@ -117,7 +117,7 @@ class TestDataset:
 
     def test_samples_are_in_order_of_date(self) -> None:
         dates = build([walking("x", 1, 400), walking("y", 2, 300)], seed=1).dates
-        assert np.all(np.diff(dates) >= np.timedelta64(0))
+        assert np.all(np.diff(dates) >= np.timedelta64(0, "D"))
 
 
 class TestWalkForward:
