@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from predictor import manifest_path
+from predictor import SchemaError, manifest_path, sha256_of
 from predictor.cli import main
 from predictor.cli.report import calibration
 from predictor.cli.tables import BLOCK, TableError, read_rows
@@ -111,6 +111,9 @@ def test_bench_prints_percentiles(subject, rows_file, capsys):
         "explain 1",
     ]
     assert all(float(line.split()[-1]) > 0 for line in lines[1:])
+    with pytest.raises(SystemExit):
+        main(["bench", str(subject.path), str(rows_file), "--calls", "0"])
+    assert "must be at least 1" in capsys.readouterr().err
 
 
 def test_report_is_one_page_that_fetches_nothing(subject, rows_file, tmp_path, capsys):
@@ -144,6 +147,29 @@ def test_a_bad_row_stops_with_its_place(subject, frame, tmp_path, capsys):
     assert set(tmp_path.iterdir()) == before  # no half of an answer
 
 
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_a_bad_row_is_counted_from_the_start_of_the_file(subject, tmp_path, capsys, command):
+    path = tmp_path / "late.csv"
+    path.write_text("a,b,c,d,e\n" + "1,2,3,4,5\n" * (BLOCK + 2) + "1,,3,4,5\n")
+    assert main([command, str(subject.path), str(path), "-o", str(tmp_path / "out.csv")]) == 1
+    assert f"row {BLOCK + 2}: feature 'b': is null" in capsys.readouterr().err
+
+
+def test_drift_without_a_manifest_is_refused_not_left_out(subject, rows_file, capsys):
+    digest = sha256_of(subject.path.read_bytes())
+    manifest_path(subject.path).unlink()
+    rows = [str(subject.path), str(rows_file), "--sha256", digest]
+    assert main(["predict", *rows]) == 0
+    assert main(["predict", *rows, "--drift"]) == 1
+    assert "drift is measured against a manifest" in capsys.readouterr().err
+
+
+def test_a_manifest_that_cannot_be_is_refused_in_one_line(subject, rows_file, capsys):
+    made = ["--name", "again", "--version", "7", "--classes", "SELL,HOLD"]
+    assert main(["manifest", str(subject.path), str(rows_file), *made]) == 1
+    assert re.fullmatch(r"predictor: .*2 class labels do not fit.*\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
@@ -153,6 +179,7 @@ def test_a_bad_row_stops_with_its_place(subject, frame, tmp_path, capsys):
         ("r.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("r.jsonl", '{"a": 1, "a": 2}\n', "line 1 is no JSON object"),
         ("r.jsonl", "{\n", "line 1 is no JSON object"),
+        ("r.jsonl", "[" * 100_000, "line 1 is no JSON object"),
         ("r.parquet", "no parquet", "cannot be read"),
     ],
 )
@@ -177,6 +204,16 @@ def test_csv_cells_get_the_type_of_their_feature(train_model, tmp_path):
     path.write_text("a,b,c,d,e,note\n1,2.5,,1e3,7,hello\n")
     (row,) = next(read_rows(path, subject.load().features))
     assert row == {"a": 1, "b": 2.5, "c": None, "d": 1000.0, "e": 7, "note": "hello"}
+    path.write_text("e\n7.0\n99.0\n7_0\nx\n")  # whole numbers with gaps are often written so
+    assert [row["e"] for row in next(read_rows(path, subject.load().features))] == [7, "99.0", "7_0", "x"]
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0663", "\uff11", "0x10", "1e", "+-1", "9" * 5_000])
+def test_what_only_python_calls_a_number_is_none(subject, tmp_path, text):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"a\n{text}\n", "utf-8")
+    with pytest.raises(SchemaError, match=r"row 0: feature 'a': .* is not a number"):
+        next(read_rows(path, subject.load().features))
 
 
 def test_calibration_counts_every_row_once():

@@ -7,11 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from predictor.cli.tables import Row, TableError, read_rows, writer
 from predictor.drift import DriftMonitor
+from predictor.errors import ManifestError, SchemaError
 from predictor.manifest_maker import write_manifest
 from predictor.model import Model
 
@@ -59,13 +61,20 @@ def verify(args: argparse.Namespace) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Predict every row of a file; the output keeps the order."""
     model = _load(args)
-    monitor = DriftMonitor(model.manifest) if args.drift and model.manifest is not None else None
+    monitor = None
+    if args.drift:
+        if model.manifest is None:
+            raise ManifestError("drift is measured against a manifest; make one with 'predictor manifest'")
+        monitor = DriftMonitor(model.manifest)
     names = _output_names(model, is_raw=args.raw)
+    number = 0
     with writer(args.output, sys.stdout, names) as write:
         for block in _progress(_blocks(model, args.rows), quiet=args.output is None):
-            if monitor is not None:
-                monitor.observe(block)
-            answers = model.predict(block, raw=args.raw).reshape(len(block), -1)
+            with _rows_from(number):
+                if monitor is not None:
+                    monitor.observe(block)
+                answers = model.predict(block, raw=args.raw).reshape(len(block), -1)
+            number += len(block)
             write([dict(zip(names, answer, strict=True)) for answer in answers.tolist()])
     if monitor is not None:
         for drift in monitor.report():
@@ -81,7 +90,8 @@ def explain(args: argparse.Namespace) -> int:
     number = 0
     with writer(args.output, sys.stdout, ("row", "output", "rank", "feature", "contribution")) as write:
         for block in _progress(_blocks(model, args.rows), quiet=args.output is None):
-            explanation = model.explain(block)
+            with _rows_from(number):
+                explanation = model.explain(block)
             write(
                 [
                     {
@@ -157,6 +167,17 @@ def _blocks(model: Model, path: Path) -> Iterator[list[Row]]:
     """Read rows, dropping columns such as ids and labels that are no features: a file often has more than the model."""
     for block in read_rows(path, model.features):
         yield [_known(row, model) for row in block]
+
+
+@contextmanager
+def _rows_from(first: int) -> Iterator[None]:
+    """Count the row of an error from the start of the file, not of its block."""
+    try:
+        yield
+    except SchemaError as error:
+        if error.row is None:
+            raise
+        raise SchemaError(error.reason, feature=error.feature, row=first + error.row) from error
 
 
 def _known(row: Row, model: Model) -> Row:

@@ -32,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
+
 def _fail(error: Exception, status: int) -> int:
     print(f"predictor: {error}", file=sys.stderr)
     return status
@@ -61,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("-o", "--output", type=Path, help="default <model>.manifest.json")
 
     bench = _command(table, "bench", commands.bench, takes_rows=True)
-    bench.add_argument("--calls", type=int, default=2_000, help="one-row calls to time (default 2000)")
+    bench.add_argument("--calls", type=_positive, default=2_000, help="one-row calls to time (default 2000)")
     report = _command(table, "report", commands.report, takes_rows=True)
     report.add_argument("--label", help="column with the true label: adds calibration")
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default report.html")

@@ -70,17 +70,34 @@ def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
         return None
     if feature is not None and feature.kind == "category":
         return _label(text, feature)
+    number = _number(text)
+    if number is None and feature is not None:
+        raise SchemaError(f"{text[:40]!r} is not a number", feature=name, row=row)
+    return text if number is None else number
+
+
+def _number(text: str) -> int | float | None:
+    """Read a number as programs write one: Python would also take `1_0` and other scripts' digits."""
+    if "_" in text or not text.isascii():
+        return None
     try:
-        return int(text) if text.lstrip("+-").isdigit() and text.isascii() else float(text)
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError:
-        if feature is None:
-            return text
-        raise SchemaError(f"{text[:40]!r} is not a number", feature=name, row=row) from None
+        return None
 
 
 def _label(text: str, feature: Feature) -> Any:
-    """Find the label that *text* writes; text that is no label goes on as it is, for the policy to judge."""
-    return next((label for label in feature.categories or () if str(label) == text), text)
+    """
+    Find the label that *text* writes; what is no label goes on as it is, for the policy to judge.
+
+    A number counts as equal, because a column of whole numbers with gaps is often written as 1.0, 2.0.
+    """
+    labels = feature.categories or ()
+    number = _number(text)
+    return next(
+        (label for label in labels if str(label) == text),
+        next((label for label in labels if label == number), text),
+    )
 
 
 def _read_jsonl(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:  # noqa: ARG001
@@ -91,7 +108,7 @@ def _read_jsonl(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Ro
                 continue
             try:
                 row = json.loads(line, object_pairs_hook=_unrepeated)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise TableError(f"{path.name}: line {number} is no JSON object")
