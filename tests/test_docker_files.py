@@ -1,0 +1,196 @@
+"""What can be held of docker/ without an engine: the files against their schemas, the queries against the metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from kubernetes_validate import validate
+from pycep import BicepParser
+
+from ml_api.app import document_of
+from ml_api.metrics import Metrics
+from ml_api.settings import Settings, load_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKER = ROOT / "docker"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+COMPOSE_FILES = sorted(DOCKER.glob("compose*.yaml"))
+VARIABLE = re.compile(r"\bML_SERVICE_[A-Z][A-Z_]+\b")
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """YAML with Compose's `!reset`, which removes a value in an override file."""
+
+
+ComposeLoader.add_constructor("!reset", lambda loader, node: None)
+
+
+def compose(name: str) -> Any:
+    return yaml.load((DOCKER / name).read_text(), ComposeLoader)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
+def test_compose_file_follows_the_specification(file: Path, tmp_path: Path) -> None:
+    plain = tmp_path / file.name  # the schema does not know `!reset`
+    plain.write_text("\n".join(line for line in file.read_text().splitlines() if "!reset" not in line))
+    checked = run(SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", plain)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_dockerfile_has_no_lint() -> None:
+    linted = run(SCRIPTS / "hadolint", DOCKER / "Dockerfile")
+    assert linted.returncode == 0, linted.stdout
+
+
+@pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
+def test_every_container_is_hardened(file: Path) -> None:
+    base = compose("compose.yaml")["services"]
+    for name, service in compose(file.name)["services"].items():
+        whole = {**base.get(name, {}), **service}
+        assert whole["read_only"] is True, name
+        assert whole["cap_drop"] == ["ALL"], name
+        assert "no-new-privileges:true" in whole["security_opt"], name
+        assert "mem_limit" in whole, name
+
+
+def test_redis_is_reachable_by_the_service_alone() -> None:
+    file = compose("compose.yaml")
+    assert file["networks"]["store"]["internal"] is True
+    assert list(file["services"]["redis"]["networks"]) == ["store"]
+    assert "ports" not in file["services"]["redis"]
+    assert {name for name, one in file["services"].items() if "store" in one["networks"]} == {
+        "redis",
+        "ml-service",
+    }
+
+
+def test_redis_keeps_what_it_was_told() -> None:
+    settings = dict(
+        line.split(maxsplit=1)
+        for line in (DOCKER / "redis/redis.conf").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "always")
+
+
+def test_no_orchestrator_kills_before_the_service_is_done() -> None:
+    service = compose("compose.yaml")["services"]["ml-service"]
+    shutdown = int(service["environment"]["ML_SERVICE_SHUTDOWN_TIMEOUT"])
+    assert int(service["stop_grace_period"].removesuffix("s")) > shutdown
+    pod = next(part for part in kubernetes() if part["kind"] == "Deployment")["spec"]["template"]["spec"]
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > shutdown + sleep
+
+
+def test_every_setting_named_in_a_file_is_one_of_the_service() -> None:
+    known = {f"ML_SERVICE_{name.upper()}" for name in Settings.model_fields}
+    for file in [path for path in DOCKER.rglob("*") if path.is_file() and path.suffix != ".pyc"]:
+        unknown = set(VARIABLE.findall(file.read_text())) - known
+        assert not unknown, f"{file.relative_to(ROOT)}: {unknown}"
+
+
+def kubernetes() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DOCKER / "kubernetes/ml-service.yaml").read_text()))
+
+
+def test_kubernetes_manifest_follows_the_schemas() -> None:
+    for part in kubernetes():
+        validate(part, "1.37", strict=True)
+
+
+def test_probes_ask_paths_that_the_service_has() -> None:
+    pod = next(part for part in kubernetes() if part["kind"] == "Deployment")["spec"]["template"]["spec"]
+    paths = {
+        pod["containers"][0][f"{kind}Probe"]["httpGet"]["path"]
+        for kind in ("startup", "liveness", "readiness")
+    }
+    assert paths <= set(document_of(load_settings(api_key="unused"))["paths"])
+
+
+def test_bicep_template_parses_and_holds_no_secret() -> None:
+    resources = BicepParser().parse(text=(DOCKER / "azure/main.bicep").read_text())["resources"]
+    database = resources["database"]["config"]["config"]["properties"]
+    assert (database["evictionPolicy"], database["clientProtocol"]) == ("NoEviction", "Encrypted")
+    configuration = resources["service"]["config"]["properties"]["configuration"]
+    assert all({"keyVaultUrl", "identity"} <= set(secret) for secret in configuration["secrets"])
+    (container,) = resources["service"]["config"]["properties"]["template"]["containers"]
+    by_name = {variable["name"]: variable for variable in container["env"]}
+    assert {name for name, variable in by_name.items() if "secretRef" in variable} == {
+        "ML_SERVICE_API_KEY",
+        "ML_SERVICE_REDIS_URL",
+    }
+
+
+def dashboard_queries() -> Iterator[str]:
+    dashboard = json.loads((DOCKER / "monitoring/grafana/dashboards/ml-service.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$__rate_interval", "1m")
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((DOCKER / "monitoring/alerts.yaml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def exported() -> set[str]:
+    """Every series name that the service can export, histograms and counters with their suffixes."""
+    names = set()
+    for line in Metrics().render().decode().splitlines():
+        if line.startswith("# TYPE "):
+            name, kind = line.split()[2:]
+            names |= (
+                {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}
+            )
+    return names
+
+
+def named_in(query: str) -> set[str]:
+    """The series that *query* selects; raises where it is not PromQL."""
+    promql_parser.parse(query)
+    return set(
+        re.findall(r"\b(?:ml_service[a-z_]*:[a-z0-9_:]+|ml_service_[a-z_]+|process_[a-z_]+|up)\b", query)
+    )
+
+
+def test_every_query_selects_what_is_exported_or_recorded() -> None:
+    known = exported() | {rule["record"] for rule in rules() if "record" in rule} | {"up"}
+    queries = [*dashboard_queries(), *(rule["expr"] for rule in rules())]
+    assert len(queries) > 20
+    for query in queries:
+        named = named_in(query)
+        assert named, query
+        assert named <= known, query
+
+
+def test_every_alert_says_what_to_do_and_is_tested() -> None:
+    tested = (DOCKER / "monitoring/alerts.test.yaml").read_text()
+    alerts = [rule for rule in rules() if "alert" in rule]
+    for alert in alerts:
+        assert alert["annotations"]["summary"], alert["alert"]
+        assert alert["annotations"]["action"], alert["alert"]
+        assert tested.count(f"alertname: {alert['alert']}}}") == 1, alert["alert"]
+        assert f'alertname="{alert["alert"]}"' in tested, alert["alert"]
+
+
+def test_dashboard_uses_the_provisioned_data_source() -> None:
+    source = yaml.safe_load(
+        (DOCKER / "monitoring/grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )
+    text = (DOCKER / "monitoring/grafana/dashboards/ml-service.json").read_text()
+    assert set(re.findall(r'"uid": "(\w+)"', text)) == {source["datasources"][0]["uid"]}
