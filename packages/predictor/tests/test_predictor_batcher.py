@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -91,14 +92,42 @@ async def test_a_timed_batch_goes_when_it_is_full_or_when_its_time_is_up(slot, s
     assert delays == [5.0, 5.0]  # the third row made it due at once
 
 
-async def test_a_failing_engine_fails_each_waiter_with_its_own_error(slot, strict, monkeypatch):
+class Broken(Mapping[str, float]):
+    """A row that raises when it is read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, name: str) -> float:
+        raise self.error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter("abcde")
+
+    def __len__(self) -> int:
+        return 5
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret"), StopIteration(), MemoryError()], ids=repr)
+async def test_a_row_that_raises_on_its_own_fails_alone(slot, strict, error):
+    rows = [strict.rows[0], Broken(error), strict.rows[1]]
+    batcher = Batcher(slot)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(batcher.predict(row) for row in rows), return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == ["Prediction", "SchemaError", "Prediction"]
+    assert str(answers[1]) == f"the row cannot be read: it raises {type(error).__name__}"
+    assert answers[1].__cause__ is error
+
+
+@pytest.mark.parametrize("error", [EngineError("LightGBM refused: a test"), MemoryError()], ids=repr)
+async def test_a_failing_engine_fails_each_waiter_with_its_own_error(slot, strict, monkeypatch, error):
     def broken(self, matrix, **options):
-        raise EngineError("LightGBM refused: a test")
+        raise error
 
     monkeypatch.setattr(type(slot.current), "predict_encoded", broken)
     batcher = Batcher(slot)
     answers = await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:2]), return_exceptions=True)
-    assert [str(answer) for answer in answers] == ["LightGBM refused: a test"] * 2
+    assert [repr(answer) for answer in answers] == [repr(error)] * 2
     assert answers[0] is not answers[1]
 
 

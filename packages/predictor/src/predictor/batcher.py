@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.batching import Due, WaitingRows
-from predictor.errors import BatcherClosed, PredictorError
+from predictor.errors import BatcherClosed, PredictorError, SchemaError
 from predictor.slot import ModelSlot
 
 __all__ = ["Batcher", "Prediction"]
@@ -118,6 +118,10 @@ class Batcher:
                 encoded.append(model.encode_row(request.row))
             except PredictorError as error:
                 request.answer.set_exception(error)
+            except Exception as error:  # a row's own code may raise anything; the others wait
+                unreadable = SchemaError(f"the row cannot be read: it raises {type(error).__name__}")
+                unreadable.__cause__ = error
+                request.answer.set_exception(unreadable)
             else:
                 requests.append(request)
         if len(self._waiting):
@@ -126,7 +130,7 @@ class Batcher:
             return
         try:
             answers = model.predict_encoded(np.array(encoded, dtype=np.float64)).reshape(len(requests), -1)
-        except PredictorError as error:
+        except Exception as error:  # also such as MemoryError
             for request in requests:  # each waiter raises its own, so that tracebacks do not grow together
                 request.answer.set_exception(copy.copy(error))
             return
