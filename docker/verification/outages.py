@@ -16,18 +16,18 @@ _REDIS, _SERVICE = "ai-trading-redis", "ml-service"
 
 # The DNS server of Debian 12's podman (aardvark-dns 1.4) now and then stops answering on a network when one of its
 # containers comes back. Fixed addresses keep that apart from what is tested: whether the service finds Redis again.
-_ADDRESS = "10.89.200.10"
+_ADDRESS = "10.89.200.200"
 _FIXED_ADDRESS = f"""
 services:
   ml-service:
     extra_hosts: ["redis:{_ADDRESS}"]
   redis:
     networks:
-      store: {{ipv4_address: {_ADDRESS}, mac_address: "02:00:0a:59:c8:0a"}}
+      store: {{ipv4_address: {_ADDRESS}, mac_address: "02:00:0a:59:c8:c8"}}
 networks:
   store:
     ipam:
-      config: [{{subnet: 10.89.200.0/24}}]
+      config: [{{subnet: 10.89.200.0/24, ip_range: 10.89.200.0/25}}]
 """
 
 
