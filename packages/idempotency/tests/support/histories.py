@@ -1,0 +1,92 @@
+"""
+Whether what callers saw of one record can be put in an order that the specification allows (linearizability).
+
+The search is that of Wing and Gong with Lowe's memory of what was seen before: a call takes effect at one instant
+between its start and its return, and one without an answer at any instant after its start, or never.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from idempotency._core.types import Acquired, Claim, Reply
+from idempotency.testing._spec import Acquire, Call, Complete, Held, Release, Renew, Span, SpecState, step
+
+__all__ = ["Seen", "explains", "fences_rise"]
+
+_UNKNOWN = -1  # the fence of a claim that nobody was told of
+_MOST = 500_000  # states; a history that needs more is made of too many calls at once
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One call as its caller saw it: *reply* is None where there was no answer; seconds by the caller's clock."""
+
+    call: Call
+    reply: Reply | bool | None
+    began: float
+    ended: float
+
+
+def explains(history: Sequence[Seen], *, resolution: float) -> bool:
+    """Whether some order of the calls explains every answer; the store's clock reads to *resolution* seconds."""
+    calls = sorted(history, key=lambda seen: seen.began)
+    everything = (1 << len(calls)) - 1
+    unanswered = sum(1 << at for at, seen in enumerate(calls) if seen.reply is None)
+    seen_before: set[tuple[int, SpecState]] = set()
+    stack: list[tuple[int, SpecState, float]] = [(0, None, -math.inf)]
+    while stack:
+        done, state, earliest = stack.pop()
+        if done | unanswered == everything:
+            return True
+        waiting = [(at, seen) for at, seen in enumerate(calls) if not done >> at & 1]
+        horizon = min(seen.ended for _, seen in waiting if seen.reply is not None)
+        nexts = []
+        for at, seen in waiting:
+            if seen.began > horizon:
+                break
+            instant = max(earliest, seen.began)
+            now = Span(instant - resolution, horizon + resolution)
+            for after in _outcomes(state, seen, now):
+                place = (done | 1 << at, after)
+                if place not in seen_before:
+                    seen_before.add(place)
+                    nexts.append((seen.reply is not None, (*place, instant)))
+        nexts.sort(key=lambda item: item[0])  # what was answered is tried first
+        stack += [item for _, item in nexts]
+        assert len(seen_before) < _MOST, "too many calls at once to judge"
+    return False
+
+
+def fences_rise(history: Sequence[Seen]) -> bool:
+    """Whether a claim that was granted after another was told of has the higher fence (R9)."""
+    grants = [(seen, seen.reply.claim) for seen in history if isinstance(seen.reply, Acquired)]
+    return all(
+        earlier.fence < later.fence
+        for told, earlier in grants
+        for asked, later in grants
+        if earlier.owner != later.owner and told.ended < asked.began
+    )
+
+
+def _outcomes(state: SpecState, seen: Seen, now: Span) -> Iterator[SpecState]:
+    call, reply = seen.call, seen.reply
+    if reply is not None:
+        if isinstance(reply, Acquired) and _is_nameless(state) and state.owner == reply.claim.owner:
+            state = replace(state, fence=reply.claim.fence)  # now we know
+        yield from step(state, call, reply, now)
+    elif isinstance(call, Acquire):
+        before = state if isinstance(state, Held) else None
+        for attempt in {1} if before is None else {1, before.attempt, before.attempt + 1}:
+            ours = before is not None and before.owner == call.owner
+            fence = before.fence if ours and before is not None else _UNKNOWN
+            granted = Acquired(Claim(call.key, call.owner, attempt, fence))
+            yield from step(state, call, granted, now)
+    elif isinstance(call, Renew | Complete | Release):
+        yield from step(state, call, True, now)
+
+
+def _is_nameless(state: SpecState) -> bool:
+    return isinstance(state, Held) and state.fence == _UNKNOWN

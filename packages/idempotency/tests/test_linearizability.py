@@ -1,0 +1,241 @@
+"""
+Sixteen callers, faults and leases of milliseconds: what they saw is explained by the rules, on every store.
+
+Takeovers, expiries and lost replies are frequent here, so that each history holds some of them; the test that nothing
+of the kind was missing is part of it. A checker counts only if it finds broken stores out: those are at the end.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from histories import Seen, explains, fences_rise
+from stores import KINDS, open_store
+
+from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Owner, Reply, Running, StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+from idempotency.testing import Fault, FaultyStore
+from idempotency.testing._spec import Acquire, Complete, Release, Renew
+
+pytestmark = pytest.mark.anyio
+
+CALLERS, CALLERS_A_KEY = 16, 4
+RESOLUTION = 0.003  # s: Redis counts in milliseconds, at both ends
+# PostgreSQL reads the clock after the snapshot that it answers from; on a busy machine it may be stopped in between.
+COARSE = 0.05
+FINGERPRINTS = (Fingerprint(b"\x01" * 32), Fingerprint(b"\x01" * 32), Fingerprint(b"\x02" * 32))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=KINDS)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    location = ""
+    if request.param == "sqlite":
+        location = str(tmp_path / "records.db")
+    elif request.param != "memory":
+        location = request.getfixturevalue(f"{request.param}_url")
+    async with open_store(request.param, location) as store:
+        yield store
+
+
+def weather(chance: random.Random) -> Iterator[Fault | float | None]:
+    """Of a hundred calls ten are lost, half of them after they took effect, and ten are late."""
+    while True:
+        drawn = chance.random()
+        if drawn < 0.05:
+            yield Fault.FAIL_BEFORE
+        elif drawn < 0.10:
+            yield Fault.FAIL_AFTER
+        else:
+            yield chance.uniform(0.0, 0.005) if drawn < 0.20 else None
+
+
+class Caller:
+    """One of those who share a key: it claims, dawdles, and shows signs of life, settles or gives up."""
+
+    def __init__(self, store: Store, key: StorageKey, chance: random.Random, history: list[Seen]) -> None:
+        self.store = store
+        self.key = key
+        self.chance = chance
+        self.history = history
+
+    async def live(self, turns: int) -> None:
+        for _ in range(turns):
+            owner = Owner(secrets.token_bytes(16))
+            reply = await self.acquire(owner)
+            if reply is None and self.chance.random() < 0.5:
+                reply = await self.acquire(
+                    owner
+                )  # its answer was lost: the claim is as it was granted then (R2)
+            if isinstance(reply, Acquired):
+                await self.run(reply.claim)
+            elif reply is None:
+                await self.release(Claim(self.key, owner, 0, 0))
+            await anyio.sleep(self.chance.uniform(0.0, 0.01))
+
+    async def run(self, claim: Claim) -> None:
+        await anyio.sleep(self.chance.choice([0.0, 0.002, 0.02]))
+        for _ in range(self.chance.choice([0, 1, 2, 2])):
+            act = self.chance.choice([self.renew, self.renew, self.release, self.complete, self.complete])
+            await act(claim)
+
+    async def acquire(self, owner: Owner) -> Reply | None:
+        chance = self.chance
+        call = Acquire(
+            self.key,
+            chance.choice(FINGERPRINTS),
+            owner,
+            lease=chance.uniform(0.004, 0.02),
+            retention=chance.uniform(0.02, 0.05),
+            takeover=chance.random() < 0.9,
+        )
+        return await self.note(
+            call,
+            self.store.acquire(
+                self.key,
+                fingerprint=call.fingerprint,
+                owner=owner,
+                lease=call.lease,
+                retention=call.retention,
+                takeover=call.takeover,
+            ),
+        )
+
+    async def renew(self, claim: Claim) -> None:
+        lease = self.chance.uniform(0.004, 0.02)
+        await self.note(Renew(self.key, claim.owner, lease), self.store.renew(claim, lease=lease))
+
+    async def complete(self, claim: Claim) -> None:
+        outcome, retention = b'{"n":%d}' % self.chance.randrange(10**9), self.chance.uniform(0.01, 0.05)
+        await self.note(
+            Complete(self.key, claim.owner, outcome, retention),
+            self.store.complete(claim, outcome, retention=retention),
+        )
+
+    async def release(self, claim: Claim) -> None:
+        await self.note(Release(self.key, claim.owner), self.store.release(claim))
+
+    async def note(self, call: Any, asked: Any) -> Any:
+        began = time.monotonic()
+        try:
+            reply = await asked
+        except StoreUnavailable:
+            reply = None
+        self.history.append(Seen(call, reply, began, time.monotonic()))
+        return reply
+
+
+async def histories(store: Store, *, seed: int, rounds: int, turns: int = 3) -> list[list[Seen]]:
+    """What was seen of each key, some keys at a time."""
+    chance = random.Random(seed)
+    faulty = FaultyStore(store)
+    for method in ("acquire", "renew", "complete", "release"):
+        faulty.inject(method, weather(chance))
+    found: list[list[Seen]] = []
+    for _ in range(rounds):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(CALLERS // CALLERS_A_KEY):
+                key, history = StorageKey(f"linear-{secrets.token_hex(8)}"), []
+                found.append(history)
+                for _ in range(CALLERS_A_KEY):
+                    tasks.start_soon(Caller(faulty, key, chance, history).live, turns)
+    return found
+
+
+async def test_what_sixteen_callers_saw_is_explained_by_the_rules(store: Store) -> None:
+    resolution = COARSE if type(store).__name__ == "PostgresStore" else RESOLUTION
+    found = await histories(store, seed=7, rounds=16)
+    kinds = Counter(
+        "lost" if seen.reply is None else type(seen.reply).__name__ for history in found for seen in history
+    )
+    takeovers = sum(
+        isinstance(seen.reply, Acquired) and seen.reply.claim.attempt > 1
+        for history in found
+        for seen in history
+    )
+    assert min(kinds["lost"], kinds["Running"], kinds["Completed"], kinds["bool"], takeovers) > 10, kinds
+    for history in found:
+        told = "\n".join(map(repr, history))
+        assert explains(history, resolution=resolution), told
+        assert fences_rise(history), told
+
+
+# Broken stores.
+
+
+class _AnyOwnerCompletes(SyncMemoryStore):
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        record = self.get(claim.key)
+        owner = claim.owner if record is None else record.owner
+        return super().complete(claim._replace(owner=owner), outcome, retention=retention)
+
+
+class _ReleaseRemovesCompleted(SyncMemoryStore):
+    def release(self, claim: Claim) -> bool:
+        record = self.get(claim.key)
+        return record is not None and record.owner == claim.owner and self.forget(claim.key)
+
+
+class _GrantsUnderALease(SyncMemoryStore):
+    def acquire(self, key: StorageKey, **asked: Any) -> Reply:
+        reply = super().acquire(key, **asked)
+        if isinstance(reply, Running) and reply.lease_left > 0.002:
+            self.forget(key)
+            reply = super().acquire(key, **asked)
+        return reply
+
+
+class _LastOutcomeStays(SyncMemoryStore):
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        with self._lock:
+            entry = self._owned(claim, self._clock())
+            if entry is not None and entry.outcome is not None:
+                entry.outcome = outcome
+        return super().complete(claim, outcome, retention=retention)
+
+
+class _ForgetsAnothersFingerprint(SyncMemoryStore):
+    def acquire(self, key: StorageKey, *, fingerprint: Fingerprint, **asked: Any) -> Reply:
+        reply = super().acquire(key, fingerprint=fingerprint, **asked)
+        return reply._replace(fingerprint=fingerprint) if isinstance(reply, Completed) else reply
+
+
+class _FenceStandsStill(SyncMemoryStore):
+    def acquire(self, key: StorageKey, **asked: Any) -> Reply:
+        reply = super().acquire(key, **asked)
+        return Acquired(reply.claim._replace(fence=1)) if isinstance(reply, Acquired) else reply
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        _AnyOwnerCompletes,
+        _ReleaseRemovesCompleted,
+        _GrantsUnderALease,
+        _LastOutcomeStays,
+        _ForgetsAnothersFingerprint,
+        _FenceStandsStill,
+    ],
+)
+async def test_a_broken_store_is_found_out(broken: type[SyncMemoryStore]) -> None:
+    store = MemoryStore()
+    store._store = broken()
+    for seed in range(5):
+        found = await histories(store, seed=seed, rounds=6)
+        if not all(explains(history, resolution=RESOLUTION) and fences_rise(history) for history in found):
+            return
+    pytest.fail("every history of it was explained")
