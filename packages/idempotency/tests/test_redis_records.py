@@ -96,6 +96,20 @@ class TestLayout:
         await store.renew(granted, lease=50.0)
         assert 140 < server.ttl(f"idempotency:{key}") <= 150
 
+    async def test_an_outcome_is_never_of_the_future_though_the_clock_was_set_back(
+        self, store, server, key
+    ) -> None:
+        await store.complete(await claim(store, key), b'{"n":1}', retention=60.0)
+        name = f"idempotency:{key}"
+        record = json.loads(server.get(name))
+        later = server.get(name).replace(
+            b"%d" % record["completed_at_ms"], b"%d" % (record["completed_at_ms"] + 5_000)
+        )
+        server.set(name, later, keepttl=True)
+        reply = await store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=1, retention=1)
+        assert isinstance(reply, Completed)
+        assert (reply.age, (await store.get(key)).age) == (0.0, 0.0)
+
     async def test_deleting_the_key_by_hand_frees_it(self, store, server, key) -> None:
         first = await claim(store, key)
         server.delete(f"idempotency:{key}")

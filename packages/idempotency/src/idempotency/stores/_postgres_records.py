@@ -283,7 +283,7 @@ def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
     """What `acquire` was answered."""
     _, fingerprint, holder, attempt, fence, outcome, lease_left, age, expires_in = row
     if outcome is not None:
-        return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), age, max(expires_in, 0.0))
+        return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), max(age, 0.0), max(expires_in, 0.0))
     if bytes(holder) == owner:
         return Acquired(Claim(key, owner, attempt, fence))
     return Running(Fingerprint(bytes(fingerprint)), max(lease_left, 0.0))
@@ -302,6 +302,6 @@ def read_record(row: tuple[Any, ...]) -> Record:
         fence=fence,
         outcome=None if running else bytes(outcome),
         lease_left=lease_left if running else 0.0,
-        age=0.0 if running else age,
+        age=0.0 if running else max(age, 0.0),  # below 0: the server's clock was set back
         expires_in=expires_in,
     )

@@ -158,7 +158,7 @@ def read_acquired(
             if head is None:
                 raise CorruptRecord(_UNREADABLE)
             stored = Fingerprint(bytes.fromhex(head[2].decode()))
-            return Completed(stored, _outcome(value, head), (now - int(head[6])) / 1000, _seconds(to_live))
+            return Completed(stored, _outcome(value, head), _seconds(now - int(head[6])), _seconds(to_live))
         case [b"running", stored, left]:
             return Running(Fingerprint(bytes.fromhex(stored.decode())), left / 1000)
         case [b"foreign", value, to_live]:
@@ -195,7 +195,7 @@ def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -
         fence=fence,
         outcome=outcome,
         lease_left=0.0 if outcome is not None else (moment - now) / 1000,
-        age=0.0 if outcome is None else (now - moment) / 1000,
+        age=0.0 if outcome is None else _seconds(now - moment),
         expires_in=_seconds(to_live),
     )
 
@@ -260,5 +260,6 @@ def _ms(seconds: float) -> bytes:
     return b"%d" % max(1, math.ceil(seconds * 1000))
 
 
-def _seconds(to_live: int) -> float:
-    return max(to_live, 0) / 1000  # -1: somebody took its time to live away; how long it stays is unknown
+def _seconds(milliseconds: int) -> float:
+    # Below 0: the server's clock was set back; or somebody took a time to live away, and its end is unknown (-1).
+    return max(milliseconds, 0) / 1000
