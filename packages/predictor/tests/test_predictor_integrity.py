@@ -333,6 +333,25 @@ def test_a_failed_write_leaves_no_file_behind(trained, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_an_ordered_pandas_category_is_not_read_by_its_labels_as_numbers(tmp_path):
+    """LightGBM trains on the codes of an ordered category as plain numbers, and its file does not say so."""
+    rng = np.random.default_rng(0)
+    stars = rng.integers(0, 5, 400)
+    frame = pd.DataFrame(
+        {"x": rng.normal(size=400), "rating": pd.Categorical((stars + 1) * 10, ordered=True)}
+    )
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, frame["x"] + stars), 5)
+    path = tmp_path / "ordered.txt"
+    booster.save_model(path)
+    with pytest.raises(ManifestError, match="ordered ones too"):
+        write_manifest(path, frame, name="x", version="1")
+    with pytest.raises(ManifestError, match="ordered ones too"):
+        Model.load(path, sha256=sha256_of(path.read_bytes()))
+    write_manifest(path, frame, name="x", version="1", categories={"rating": [10, 20, 30, 40, 50]})
+    expected = booster.predict(frame, num_threads=1)
+    assert Model.load(path).predict(frame).tolist() == expected.tolist()
+
+
 def test_pandas_categories_that_cannot_be_placed_must_be_passed(trained, tmp_path):
     text = trained("binary_categories").path.read_bytes()
     path = tmp_path / "m.txt"
@@ -340,5 +359,9 @@ def test_pandas_categories_that_cannot_be_placed_must_be_passed(trained, tmp_pat
     rows = trained("binary_categories").rows
     with pytest.raises(ManifestError, match="pass categories"):
         write_manifest(path, rows, name="x", version="1")
-    made = write_manifest(path, np.zeros((1, 5)), name="x", version="1", categories={"e": list(range(12))})
+    twelve = list(range(12))
+    with pytest.raises(ManifestError, match="has 2 pandas categories"):
+        write_manifest(path, rows, name="x", version="1", categories={"e": twelve})
+    row = [["x", 0, 0, 0, 0]]
+    made = write_manifest(path, row, name="x", version="1", categories={"a": ["x"], "e": twelve})
     assert made.features[4].categories == tuple(range(12))

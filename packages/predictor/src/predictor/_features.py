@@ -49,9 +49,14 @@ def features_of(
     if len(text.pandas_categories) == len(columns):
         for index, found in zip(columns, text.pandas_categories, strict=True):
             labels.setdefault(names[index], found)
-    elif text.pandas_categories and not all(names[index] in labels for index in columns):
+    # LightGBM trains on the codes of an ordered pandas category as plain numbers, and its file does not say which
+    # column that was. Its labels, read as numbers, would give other answers without a word.
+    elif text.pandas_categories and (
+        len(labels) < len(text.pandas_categories) or not all(names[index] in labels for index in columns)
+    ):
         raise ManifestError(
-            "the file does not say which of its pandas categories belong to which feature; pass categories"
+            f"the file has {len(text.pandas_categories)} pandas categories and does not say of which features;"
+            " pass categories for each, ordered ones too"
         )
     return tuple(
         _feature(

@@ -70,7 +70,7 @@ def write_manifest(
         integers: Features that must be whole numbers.
         nullable: Features that may be missing; default those that are missing somewhere in *rows*.
         categories: Labels by feature name, in code order; default the pandas categories in the model file, else
-            the codes themselves are the labels.
+            the codes themselves are the labels. Needed where a pandas category was an ordered one.
         policy: What to do with rows that do not fit; default refuse everything.
         provenance: Free JSON: data, span, code version, seed, parameters.
         metrics: Measured qualities by name, such as `{"log_loss": 0.91}`.
