@@ -418,6 +418,13 @@ async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers:
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 
+async def test_claim_covers_its_request_through_a_layer_of_another_tenant(store: Store) -> None:
+    charges = Charges()
+    inner = IdempotencyMiddleware(guard(charges, store), store=store, tenant=lambda scope: "another")
+    answer = await call(guard(inner, store), key="k")
+    assert (answer.status, charges.runs) == (201, 1)
+
+
 # Loops and threads.
 
 

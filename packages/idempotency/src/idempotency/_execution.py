@@ -33,7 +33,7 @@ _OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
 
 COVERED_BY = "idempotency.covered_by"
 """
-In the scope of a running request: the storage key of its claim, for a second middleware on its way (E10).
+In the scope of a running request: the storage keys of its claims, for another middleware on its way (E10).
 
 Not the context: a request that its handler makes, or the next one of a pipelined connection, inherits that.
 """
@@ -108,7 +108,8 @@ class Execution:
     async def of(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
         token = active.set(self)
-        self._scope[COVERED_BY] = self.claim.key
+        outer = self._scope.get(COVERED_BY, ())
+        self._scope[COVERED_BY] = (*outer, self.claim.key)
         try:
             await app(self._scope, self._receive_inner, self._send_inner)
         except Exception:
@@ -124,7 +125,7 @@ class Execution:
             elif self._lock is not None:
                 await self._until_sent()
         finally:
-            self._scope.pop(COVERED_BY, None)  # whoever serves this scope again is not covered
+            self._scope[COVERED_BY] = outer  # whoever serves this scope again is not covered
             active.reset(token)
 
     # What `current_claim()` shows of the run (`_context.Frame`).

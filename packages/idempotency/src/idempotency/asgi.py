@@ -166,7 +166,7 @@ class _Exchange:
             self.key = storage_key(tenant, key)
         except IdempotencyError as error:
             return await self.refuse(error)
-        if scope.get(COVERED_BY) == self.key:
+        if self.key in scope.get(COVERED_BY, ()):
             return await app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
         try:
             body = await within(policy.body_timeout, self._read_body())
