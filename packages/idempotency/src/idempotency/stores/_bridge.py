@@ -45,8 +45,8 @@ class Threads:
             return cast(
                 "T", await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
             )
-        if self._pool is None or self._pid != os.getpid():  # a fork leaves the pool and takes its threads away
-            self._pid = os.getpid()
+        if self._pool is None or self._pid != os.getpid():
+            self._pid = os.getpid()  # a fork leaves the pool and takes its threads away
             self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix=self._name)
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
