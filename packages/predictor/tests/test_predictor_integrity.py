@@ -305,6 +305,15 @@ def test_any_number_of_golden_rows_may_be_asked_for(trained, tmp_path, golden):
     assert len(loaded.manifest.golden) == min(max(golden, 0), len(subject.rows))
 
 
+def test_labels_of_numpy_stay_whole(trained, tmp_path):
+    subject, path = trained("binary_categories"), tmp_path / "m.json"
+    options = {"classes": np.array([-1, 7]), "categories": {"e": np.arange(10, 22)}}
+    write_manifest(subject.path, [[0, 0, 0, 0, 10]], name="x", version="1", path=path, **options)
+    info = Model.load(subject.path, manifest=path).info
+    assert [repr(label) for label in info.classes] == ["-1", "7"]
+    assert [repr(label) for label in info.categories["e"][:2]] == ["10", "11"]
+
+
 def test_rare_categories_of_the_sample_count_as_known(tmp_path):
     """LightGBM drops rare categories from its file; rows may still have them."""
     rng = np.random.default_rng(0)

@@ -88,7 +88,8 @@ def write_manifest(
     """
     data = Path(model).read_bytes()
     text = parse_model_text(data)
-    drafts = features_of(text, names=names, integers=integers, nullable=nullable, categories=categories)
+    labels = {name: _labels(column) for name, column in (categories or {}).items()}
+    drafts = features_of(text, names=names, integers=integers, nullable=nullable, categories=labels)
     sample = RowSchema(drafts, _SAMPLE).encode(rows)
     if len(sample) == 0:
         raise ManifestError("a manifest needs at least one sample row")
@@ -105,7 +106,7 @@ def write_manifest(
         output=text.output,
         n_trees=text.n_trees,
         n_outputs=text.n_outputs,
-        classes=tuple(classes),
+        classes=_labels(classes),
         features=features,
         policy=policy or RowPolicy(),
         provenance=dict(provenance or {}),
@@ -117,6 +118,11 @@ def write_manifest(
     Model.from_bytes(data, manifest=manifest)
     manifest.write(path if path is not None else manifest_path(model))
     return manifest
+
+
+def _labels(labels: Sequence[Label]) -> tuple[Label, ...]:
+    """Return *labels* as Python values: a whole number of NumPy's, as in `classes_`, is none to pydantic."""
+    return tuple(label.item() if isinstance(label, np.generic) else label for label in labels)
 
 
 def _observed(feature: Feature, column: NDArray[np.float64], *, decide_nullable: bool) -> Feature:
