@@ -58,8 +58,8 @@ def verify_capacity(tally: Tally, scratch: Path) -> None:
                 binary="wrk",
             )
             rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
-            slow = re.search(r"99%\s+(\S+)", text)
-            half = re.search(r"50%\s+(\S+)", text)
+            slow = re.search(r"^\s+99%\s+(\S+)", text, re.MULTILINE)
+            half = re.search(r"^\s+50%\s+(\S+)", text, re.MULTILINE)
             tally.check(f"{name}: no request fails", "bad 0 of" in text)
             if rate and slow and half:
                 tally.figure(

@@ -79,15 +79,17 @@ def _starts_without_redis(tally: Tally, composed: Service) -> None:
     podman(
         "run", "-d", "--name", "early", *networks, "-p", f"127.0.0.1:{service.port}:8000", *environment, IMAGE
     )
-    until("health", service.healthy)
-    answer = service.predict("early")
-    tally.check(
-        "the service starts while Redis is not there", answer.status == 503, f"{answer.seconds:.2f} s"
-    )
-    podman("start", _REDIS)
-    until("the connection", service.connected)
-    tally.check("and serves as soon as it is", service.predict("early").status == 200)
-    podman("rm", "-f", "-t", "1", "-v", "early")
+    try:
+        until("health", service.healthy)
+        answer = service.predict("early")
+        tally.check(
+            "the service starts while Redis is not there", answer.status == 503, f"{answer.seconds:.2f} s"
+        )
+        podman("start", _REDIS)
+        until("the connection", service.connected)
+        tally.check("and serves as soon as it is", service.predict("early").status == 200)
+    finally:
+        podman("rm", "-f", "-t", "1", "-v", "early")
 
 
 def _while_redis_is_away(tally: Tally, service: Service, how: str) -> None:
