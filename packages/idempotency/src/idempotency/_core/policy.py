@@ -74,7 +74,8 @@ class Policy:
         body_timeout: How long the body of a keyed request may take to arrive (408 after it).
         drop_headers: Response headers that only the first caller gets.
         replay_header: The response header that marks a replay.
-        redact: Applied to a response before it is recorded; the first caller still gets the whole one.
+        redact: Applied to a response before it is recorded; the first caller still gets the whole one. Where it
+            raises, the response is recorded as done and not kept (E2).
     Raises:
         ValueError: A duration or size that cannot work, all of them named at once.
     """
