@@ -7,15 +7,16 @@ import sys
 from typing import Any
 
 import pytest
-from idempotency import IdempotencyMiddleware, Policy, StoreUnavailable, by_header
-from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
-from idempotency.hooks import LoggingHook, OpenTelemetryHook, PrometheusHook
-from idempotency.stores.memory import MemoryStore
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry, generate_latest
+
+from idempotency import IdempotencyMiddleware, Policy, StoreUnavailable, by_header
+from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
+from idempotency.hooks import LoggingHook, OpenTelemetryHook, PrometheusHook
+from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
 

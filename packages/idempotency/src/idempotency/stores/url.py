@@ -262,7 +262,9 @@ def _open_postgres(parts: _Parts, sync: bool) -> Any:
         names = ", ".join(sorted(readers))
         _refuse(parts, f"has an option that is neither {names}, nor one of libpq's")
     size = options.pop("pool_size", 8)
-    pool: Any = (ConnectionPool if sync else AsyncConnectionPool)(conninfo, min_size=1, max_size=size, open=False)
+    pool: Any = (ConnectionPool if sync else AsyncConnectionPool)(
+        conninfo, min_size=1, max_size=size, open=False
+    )
     return (SyncPostgresStore if sync else PostgresStore)(pool, owns_pool=True, **options)
 
 
