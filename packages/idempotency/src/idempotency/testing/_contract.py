@@ -111,6 +111,12 @@ class R2AcquireIsIdempotentPerOwner(_Contract):
         assert subject.acquire(claim.key, owner=claim.owner, lease=subject.long) == Acquired(claim)
         assert isinstance(subject.acquire(claim.key), Running), "the lease counts from the repeated call"
 
+    def test_r2_a_repeated_call_never_shortens_the_lease(self, subject: Subject) -> None:
+        claim = subject.claim(subject.key(), lease=subject.long)
+        assert subject.acquire(claim.key, owner=claim.owner, lease=subject.short) == Acquired(claim)
+        subject.pass_time(subject.short)
+        assert isinstance(subject.acquire(claim.key), Running)
+
     def test_r2_one_owner_asking_many_times_at_once_has_one_claim(self, subject: Subject) -> None:
         owner = subject.owner()
         replies = subject.race([owner] * 8, subject.key())
