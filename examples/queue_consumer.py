@@ -29,6 +29,7 @@ from idempotency import (
     OutcomeUnknown,
     Policy,
     StoreError,
+    SyncStore,
     current_claim,
     idempotent,
 )
@@ -66,12 +67,11 @@ class Account:
             return rows.execute("SELECT charged, cents FROM charge ORDER BY rowid").fetchall()
 
 
-def make_handler(spool: Path) -> Callable[..., Receipt]:
-    """The protected function; its records are in the spool, where every consumer finds them."""
-    account = Account(spool / "account.db")
+def make_handler(account: Account, store: SyncStore) -> Callable[..., Receipt]:
+    """The protected function."""
 
     @idempotent(
-        store=SyncSQLiteStore(spool / "records.db"),
+        store=store,
         operation="charge-order",
         key=lambda order, **_: order,
         codec=DataclassCodec(),
@@ -92,7 +92,13 @@ def make_handler(spool: Path) -> Callable[..., Receipt]:
 
 def consume(spool: Path) -> Iterator[str]:
     """Handle every message that is there, and say what became of it."""
-    charge = make_handler(spool)
+    # The records are in the spool, where every consumer finds them.
+    with closing(SyncSQLiteStore(spool / "records.db")) as store:
+        charge = make_handler(Account(spool / "account.db"), store)
+        yield from _handle_all(spool, charge)
+
+
+def _handle_all(spool: Path, charge: Callable[..., Receipt]) -> Iterator[str]:
     for message in sorted(spool.glob("*.json")):
         try:
             receipt = charge(**json.loads(message.read_text()))
