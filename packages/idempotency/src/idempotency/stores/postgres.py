@@ -19,6 +19,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
+from idempotency.stores._asyncio_only import asyncio_loop
 from idempotency.stores._postgres_errors import is_gone, is_transient, meaning_of, too_late
 from idempotency.stores._postgres_records import (
     SWEEP,
@@ -165,7 +166,8 @@ class PostgresStore:
     async def _run(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         # In a task of its own: psycopg answers a cancellation by asking the server to stop, and may wait for that
         # longer than the caller is willing to.
-        task: asyncio.Task[list[tuple[Any, ...]]] = asyncio.create_task(self._execute(statement, values))
+        loop = asyncio_loop(self)
+        task: asyncio.Task[list[tuple[Any, ...]]] = loop.create_task(self._execute(statement, values))
         self._tasks.add(task)
         task.add_done_callback(self._forget_task)
         try:

@@ -26,6 +26,7 @@ from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRec
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores import _redis_records as records
+from idempotency.stores._asyncio_only import asyncio_loop
 from idempotency.stores._redis_errors import is_gone, meaning_of, unreachable
 from idempotency.stores._redis_pipes import Pipes
 from idempotency.stores._redis_records import Adopt, Command
@@ -242,7 +243,7 @@ class RedisStore:
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         """The running loop. A second one is refused, since it would hang; a forked process starts anew."""
-        loop = asyncio.get_running_loop()
+        loop = asyncio_loop(self)
         if self._pid != os.getpid():
             # The sockets are the parent's too. To close them, or to let them be collected, would take them out of
             # its selector: so they are kept, and not used.
