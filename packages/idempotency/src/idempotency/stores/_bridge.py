@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import trio
@@ -38,18 +37,19 @@ class Threads:
 
         A cancelled caller does not wait: the thread goes on, so the effect is unknown, as after any lost reply (R8).
         """
-        trio = sys.modules.get("trio")  # if it is not even imported, it is not running
-        if trio is not None and trio.lowlevel.in_trio_run():
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            import trio
+
             if self._limiter is None:
                 self._limiter = trio.CapacityLimiter(self._limit)
-            return cast(
-                "T", await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
-            )
+            return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
         if self._pool is None or self._pid != os.getpid():
             self._pid = os.getpid()  # a fork leaves the pool and takes its threads away
             self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix=self._name)
         context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+        return await loop.run_in_executor(self._pool, context.run, call)
 
     def close(self) -> None:
         """Let the threads end once they are idle; does not wait for them."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from enum import Enum
@@ -11,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime import running
 from idempotency.store import Store, SyncStore
 
 __all__ = ["Fault", "FaultyStore", "SyncFaultyStore"]
@@ -128,9 +127,9 @@ class FaultyStore(_Plan):
     async def _call(self, method: Method, key: StorageKey, send: Callable[[], Awaitable[T]]) -> T:
         fault = self._next(method, key)
         if isinstance(fault, float):
-            await _sleep(fault)
+            await running().sleep(fault)
         while fault is Fault.HANG and self._hung:
-            await _sleep(_TICK)
+            await running().sleep(_TICK)
         result = await send()
         if fault is Fault.DROP:
             await self.forget(key)
@@ -203,11 +202,3 @@ class SyncFaultyStore(_Plan):
         if fault is Fault.FAIL_AFTER:
             raise StoreUnavailable(f"injected: the reply to {method} was lost")
         return result
-
-
-async def _sleep(seconds: float) -> None:
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_run():
-        await trio.sleep(seconds)
-    else:
-        await asyncio.sleep(seconds)
