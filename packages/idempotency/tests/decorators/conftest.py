@@ -1,0 +1,17 @@
+"""Both kinds of functions, under both event loops."""
+
+from __future__ import annotations
+
+import pytest
+from decorated import World
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["async", "sync"])
+def world(request: pytest.FixtureRequest) -> World:
+    return World(request.param)

@@ -1,0 +1,221 @@
+"""What only coroutine functions have, and only plain ones: cancellation, threads, loops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from decorated import World, charge
+
+from idempotency import (
+    IdempotencyMiddleware,
+    InProgress,
+    Policy,
+    current_claim,
+    idempotent,
+    storage_key,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+class TestAsync:
+    """What only coroutine functions have: cancellation, twins in one loop, tasks that outlive their run."""
+
+    async def test_a_cancelled_run_leaves_its_key_to_the_lease(self) -> None:
+        world, started = World("async"), anyio.Event()
+
+        @idempotent(store=world.store, operation="slow", key=lambda order: order)
+        async def slow(order: str) -> str:
+            started.set()
+            await anyio.sleep_forever()
+            return order
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(slow, "o-1")
+            await started.wait()
+            group.cancel_scope.cancel()
+        with pytest.raises(InProgress):
+            await slow("o-1")
+        record = await world.record(operation="slow")
+        assert record.attempt == 1
+
+    async def test_twenty_twins_run_once_and_all_get_the_value(self) -> None:
+        world, values = World("async"), []
+
+        @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
+        async def slow(order: str) -> str:
+            world.runs.append(order)
+            await anyio.sleep(0.02)
+            return order
+
+        async def call() -> None:
+            values.append(await slow("o-1"))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(call)
+        assert values == ["o-1"] * 20
+        assert world.runs == ["o-1"]
+
+    async def test_without_a_wait_a_twin_is_told_to_come_back(self) -> None:
+        world, started, go = World("async"), anyio.Event(), anyio.Event()
+
+        @idempotent(store=world.store, operation="slow", key=lambda order: order)
+        async def slow(order: str) -> str:
+            started.set()
+            await go.wait()
+            return order
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(slow, "o-1")
+            await started.wait()
+            with pytest.raises(InProgress):
+                await slow("o-1")
+            go.set()
+        assert await slow("o-1") == "o-1"
+
+    async def test_a_task_that_outlives_its_run_is_no_part_of_it(self) -> None:
+        world, go, late = World("async"), anyio.Event(), []
+
+        async with anyio.create_task_group() as group:
+
+            @idempotent(store=world.store, operation="send", key=lambda order: order)
+            async def send(order: str) -> int:
+                world.runs.append(order)
+
+                async def retry_later() -> None:
+                    await go.wait()
+                    late.append(await send(order))
+
+                group.start_soon(retry_later)
+                return len(world.runs)
+
+            assert await send("o-1") == 1
+            go.set()
+        assert late == [1]
+        assert world.runs == ["o-1"]
+
+    async def test_a_decorator_under_a_middleware_is_another_operation_unless_the_names_are_equal(
+        self,
+    ) -> None:
+        world, guarded = World("async"), []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            guarded.append(await charge_once("k-1"))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"%d" % guarded[-1]})
+
+        @idempotent(store=world.store, operation="charges", key=lambda key: key)
+        async def charge_once(key: str) -> int:
+            current = current_claim()
+            assert current is not None
+            world.runs.append(current.claim.key)
+            return len(world.runs)
+
+        for tenant in ("alice", "charges"):
+            world.runs.clear()
+            guard = IdempotencyMiddleware(app, store=world.store, tenant=lambda _, tenant=tenant: tenant)
+            if tenant == "charges":
+                await world.store.forget(storage_key("charges", "k-1"))
+            bodies = [await _post(guard) for _ in range(2)]
+            assert bodies == [b"1", b"1"]
+            assert world.runs == [storage_key("charges", "k-1")]
+        records = (await world.store.scan()).records
+        assert sorted(record.key for record in records) == ["alice:k-1", "charges:k-1"]
+
+
+async def _post(app: Any) -> bytes:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"idempotency-key", b'"k-1"')]
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    return b"".join(message.get("body", b"") for message in sent)
+
+
+class TestSync:
+    """What only plain functions have: threads, and loops they may block."""
+
+    def test_threads_with_one_key_run_once(self) -> None:
+        world, values = World("sync"), []
+
+        @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
+        def slow(order: str) -> str:
+            world.runs.append(order)
+            time.sleep(0.02)
+            return order
+
+        threads = [threading.Thread(target=lambda: values.append(slow("o-1"))) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert values == ["o-1"] * 10
+        assert world.runs == ["o-1"]
+
+    async def test_a_plain_function_works_inside_a_running_loop_and_in_its_threads(self) -> None:
+        world = World("sync")
+        guarded = world.guard(charge)
+        first = guarded("o-1")
+        assert await anyio.to_thread.run_sync(guarded, "o-1") == first
+        assert len(world.runs) == 1
+
+    def test_an_awaitable_that_no_annotation_announced_is_the_functions_own_error(self) -> None:
+        world = World("sync")
+        ran = []
+
+        async def work(order: str) -> None:
+            ran.append(order)
+
+        guarded = world.guard(work)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="define it by `async def`"):
+                guarded("o-1")
+        assert ran == []
+
+    async def test_a_future_is_no_value_either(self) -> None:
+        world = World("sync")
+        guarded = world.guard(lambda order: _Future())
+        with pytest.raises(TypeError, match="define it by `async def`"):
+            guarded("o-1")
+
+
+class _Future:
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_twin() -> None:
+    """A waiter that is cancelled neither runs nor disturbs the run it waited for."""
+    world = World("async")
+
+    @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
+    async def slow(order: str) -> str:
+        world.runs.append(order)
+        await asyncio.sleep(0.05)
+        return order
+
+    async def main() -> str:
+        first = asyncio.create_task(slow("o-1"))
+        await asyncio.sleep(0.01)
+        waiter = asyncio.create_task(slow("o-1"))
+        await asyncio.sleep(0.01)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        return await first
+
+    assert asyncio.run(main()) == "o-1"
+    assert world.runs == ["o-1"]

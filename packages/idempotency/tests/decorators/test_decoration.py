@@ -1,0 +1,121 @@
+"""What can be known to go wrong is refused where a function is decorated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+from decorated import charge
+
+from idempotency import (
+    idempotent,
+)
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+
+pytestmark = pytest.mark.anyio
+
+
+class _CallableObject:
+    async def __call__(self, order: str) -> str:
+        return order
+
+
+class TestDecoration:
+    """What can be known to go wrong is refused where it is written."""
+
+    def decorate(self, function: Any, *, store: Any = None, **options: Any) -> Any:
+        settings: dict[str, Any] = {"operation": "op", "key": lambda *_: "k"}
+        return idempotent(store=store or SyncMemoryStore(), **(settings | options))(function)
+
+    def test_async_over_a_sync_store_and_the_reverse(self) -> None:
+        async def coroutine(order: str) -> str:
+            return order
+
+        with pytest.raises(TypeError, match="`async def` needs a Store, and SyncMemoryStore is none"):
+            self.decorate(coroutine)
+        with pytest.raises(TypeError, match="`def` needs a SyncStore, and MemoryStore is none"):
+            self.decorate(charge, store=MemoryStore())
+
+    async def test_partials_and_objects_are_what_they_call(self) -> None:
+        async def coroutine(prefix: str, order: str) -> str:
+            return prefix + order
+
+        partial = self.decorate_partial(functools.partial(coroutine, "a"))
+        assert await partial("b") == "ab"
+        with pytest.raises(TypeError, match="needs a Store"):
+            self.decorate(functools.partial(coroutine, "a"))
+        with pytest.raises(TypeError, match="needs a Store"):
+            self.decorate(_CallableObject())
+
+    def decorate_partial(self, function: Any) -> Any:
+        return self.decorate(function, store=MemoryStore())
+
+    def test_generators(self) -> None:
+        def generator(order: str) -> Any:
+            yield order
+
+        async def async_generator(order: str) -> Any:
+            yield order
+
+        for function, store in ((generator, SyncMemoryStore()), (async_generator, MemoryStore())):
+            with pytest.raises(TypeError, match="return a list"):
+                self.decorate(function, store=store)
+
+    @pytest.mark.parametrize(
+        "returns",
+        [
+            Awaitable[int],
+            Coroutine[Any, Any, int],
+            Iterator[int],
+            AsyncIterator[int],
+            Generator[int, None, None],
+        ],
+    )
+    def test_functions_that_announce_to_work_later(self, returns: Any) -> None:
+        def function(order: str) -> Any: ...
+
+        function.__annotations__["return"] = returns
+        with pytest.raises(TypeError, match="before its work is done"):
+            self.decorate(function)
+
+    def test_static_and_class_methods_from_above(self) -> None:
+        with pytest.raises(TypeError, match="below any other decorator"):
+            self.decorate(staticmethod(charge))
+
+    def test_an_operation_without_a_name(self) -> None:
+        with pytest.raises(ValueError, match="operation must be a name"):
+            self.decorate(charge, operation="")
+
+    def test_a_key_that_is_no_plain_function(self) -> None:
+        async def key(order: str) -> str:
+            return order
+
+        for wrong in (key, "order"):
+            with pytest.raises(TypeError, match="key= must be a plain function"):
+                self.decorate(charge, key=wrong)
+
+    def test_a_return_annotation_that_json_would_change(self) -> None:
+        def when(order: str) -> datetime: ...
+
+        with pytest.raises(TypeError, match="datetime does not come back from JSON"):
+            self.decorate(when)
+
+    def test_a_method_is_protected_with_a_fingerprint_of_its_own(self) -> None:
+        class Till:
+            runs = 0
+
+            @idempotent(
+                store=SyncMemoryStore(),
+                operation="charge",
+                key=lambda self, order: order,
+                fingerprint=lambda self, order: order,
+            )
+            def charge(self, order: str) -> int:
+                self.runs += 1
+                return self.runs
+
+        till = Till()
+        assert (till.charge("o-1"), till.charge("o-1"), till.charge("o-2")) == (1, 1, 2)
