@@ -60,8 +60,8 @@ SCHEMA_VERSION = "1.0"
 _MAX_MONEY = Decimal(79_228_162_514_264_337_593_543_950_335)
 _DECIMAL_TEXT = r"^[+-]?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?$"
 _INSTANT_TEXT = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?"
-    r"(Z|[+-][0-9]{2}:?[0-9]{2})?$"
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?"
+    r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?$"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -153,7 +153,7 @@ class _Instant:
 # Assets share their candle times, the short reading and the full one too, and so do successive requests.
 @lru_cache(maxsize=4096)
 def _instant(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    moment = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z, fromisoformat no z
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 

@@ -133,13 +133,13 @@ def test_talib_seeds_rsi_otherwise_on_a_hundred_candles() -> None:
 class TestOddSeries:
     """Inputs that divide by zero in other hands."""
 
-    def test_flat_prices_read_as_rsi_100_and_no_movement(self) -> None:
-        ours = indicators([3_100.1] * 40, [5.0] * 40)
+    @given(st.floats(1e-8, 1e12), st.integers(MIN_CANDLES, 150))
+    def test_flat_prices_read_as_rsi_100_and_no_movement_at_all(self, price: float, n: int) -> None:
+        ours = indicators([price] * n, [5.0] * n)
         assert ours["rsi_14"] == 100
-        for name in ("macd", "macd_signal", "macd_diff", "bb_width"):
-            assert ours[name] == pytest.approx(0, abs=1e-9)
-        for name in ("returns_1", "returns_7", "volatility_7"):
-            assert ours[name] == 0
+        # Exactly: macd_diff is held strictly against 0, and a rounding error of either sign is no crossover.
+        still = ("macd", "macd_signal", "macd_diff", "bb_width", "returns_1", "returns_7", "volatility_7")
+        assert {name: ours[name] for name in still} == dict.fromkeys(still, 0.0)
         assert ours["volume_ratio"] == pytest.approx(1)
 
     def test_only_rises_read_as_rsi_100_and_only_falls_as_0(self) -> None:

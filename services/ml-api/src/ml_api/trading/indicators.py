@@ -66,8 +66,11 @@ def compute(closes: FloatArray, volumes: FloatArray) -> FloatArray:
     moves = np.diff(closes)
     up = float(weights.wilder @ np.maximum(moves, 0.0))
     down = float(weights.wilder @ np.maximum(-moves, 0.0))
-    macd = float(weights.macd @ closes) if n >= _MACD_FROM else 0.0
-    signal = float(weights.signal @ closes) if n >= _SIGNAL_FROM else 0.0
+    # These weights sum to 0 and so do not see the level of prices. Without it, flat prices give exactly 0, and the
+    # strict rules do not fire on rounding.
+    level = closes - closes[0]
+    macd = float(weights.macd @ level) if n >= _MACD_FROM else 0.0
+    signal = float(weights.signal @ level) if n >= _SIGNAL_FROM else 0.0
     last = float(closes[-1])
     recent_returns = moves[-7:] / closes[-8:-1]
     mean_volume = float(volumes[-7:].sum()) / 7
@@ -90,7 +93,8 @@ def compute(closes: FloatArray, volumes: FloatArray) -> FloatArray:
 
 
 def _deviation(values: FloatArray, *, ddof: int) -> float:
-    centred = values - float(values.sum()) / len(values)
+    shifted = values - values[0]  # equal values: exactly 0, and their mean too
+    centred = shifted - float(shifted.sum()) / len(values)
     return math.sqrt(float(centred @ centred) / (len(values) - ddof))
 
 
