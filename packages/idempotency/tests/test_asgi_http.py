@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 from effects import Charges, guard, read_body, respond
-from servers import serve
+from servers import SERVERS, serve
 from wire import Wire, post, request
 
 from idempotency import IdempotencyMiddleware, Policy, by_header, current_claim
 from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
-
-SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn"]
 
 
 @pytest.fixture
@@ -104,17 +102,12 @@ async def test_huge_body_is_refused_as_soon_as_it_begins(site: Site) -> None:
 async def test_endless_chunks_are_cut_off(site: Site) -> None:
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     async with await Wire.connect(site.port) as wire:
-        await wire.send(head)
-        sent = 0
-        answer = asyncio.ensure_future(wire.response())
-        while not answer.done() and sent < 200:
-            try:
-                await wire.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
-            except ConnectionError:
-                break
-            sent += 1
-            await asyncio.sleep(0)
-        assert (await answer).status == 413
+        # One chunk too many and no last one. More would be unread when the server closes, and the reset which that
+        # causes may overtake the answer (RFC 9112, 9.6).
+        await wire.send(head + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 25)
+        async with asyncio.timeout(3):
+            answer = await wire.response()
+        assert answer.status == 413
     assert site.charges.runs == 0
     assert await site.is_free()
 
@@ -180,7 +173,9 @@ async def test_kept_alive_connection_serves_a_refusal_and_goes_on(site: Site) ->
         assert (await wire.response()).status == 201
 
 
-@pytest.mark.parametrize("server", ["uvicorn-h11", "hypercorn"], indirect=True)  # httptools makes it a header
+@pytest.mark.parametrize(
+    "server", ["uvicorn-h11", "hypercorn", "granian"], indirect=True
+)  # httptools makes it a header
 async def test_key_in_a_trailer_is_no_key(site: Site) -> None:
     head = request("/charges", None, b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     for number in (1, 2):

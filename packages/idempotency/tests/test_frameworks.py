@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 from asgi_driver import Talk, call, http_scope
 from frameworks import FRAMEWORKS, Ledger, build
-from servers import serve, serve_hypercorn
+from servers import SERVERS, serve, serve_hypercorn
 from wire import Http2, Response, Wire, post, request
 
 from idempotency import Policy
 from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
-
-SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn"]
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def framework(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[*SERVERS, "hypercorn-h2"])
+@pytest.fixture(params=[*SERVERS, "hypercorn-h2", "granian-h2"])
 async def served(
     request: pytest.FixtureRequest, framework: str, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[tuple[Any, Ledger]]:

@@ -11,8 +11,13 @@ from typing import Any
 import hypercorn.asyncio
 import hypercorn.config
 import uvicorn
+from granian.constants import Interfaces
+from granian.server.embed import Server as Granian
 
-__all__ = ["serve", "serve_hypercorn", "serve_uvicorn"]
+__all__ = ["SERVERS", "serve", "serve_granian", "serve_hypercorn", "serve_uvicorn"]
+
+SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian"]
+"""What `serve` knows."""
 
 
 def _listen() -> socket.socket:
@@ -69,6 +74,21 @@ async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
         await task
 
 
+@asynccontextmanager
+async def serve_granian(app: Any) -> AsyncIterator[int]:
+    """Serve *app* by granian, HTTP/1.1 and HTTP/2 with prior knowledge; the port."""
+    with _listen() as listener:
+        port: int = listener.getsockname()[1]
+    server = Granian(app, port=port, interface=Interfaces.ASGINL, log_enabled=False)
+    task = asyncio.create_task(server.serve())
+    try:
+        await _connectable(port)
+        yield port
+    finally:
+        server.stop()
+        await task
+
+
 async def _connectable(port: int) -> None:
     while True:
         try:
@@ -82,9 +102,12 @@ async def _connectable(port: int) -> None:
 
 @asynccontextmanager
 async def serve(app: Any, server: str) -> AsyncIterator[int]:
-    """Serve *app* by "uvicorn-h11", "uvicorn-httptools" or "hypercorn"; the port."""
+    """Serve *app* by "uvicorn-h11", "uvicorn-httptools", "hypercorn" or "granian"; the port."""
     if server == "hypercorn":
         async with serve_hypercorn(app) as port:
+            yield port
+    elif server == "granian":
+        async with serve_granian(app) as port:
             yield port
     else:
         async with serve_uvicorn(app, http=server.removeprefix("uvicorn-")) as port:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from asgi_driver import call
 from effects import Charges, Interposed, guard, read_body, respond, unavailable
-from servers import serve
+from servers import SERVERS, serve
 from wire import post
 
 from idempotency import IdempotencyMiddleware, NotReplayable, Policy, idempotent, one_tenant
@@ -121,7 +121,7 @@ async def test_any_body_and_any_status_is_replayed_as_it_was(
 
 @pytest.mark.trap(20)
 @pytest.mark.parametrize("status", [204, 303, 304])
-@pytest.mark.parametrize("server", ["uvicorn-h11", "uvicorn-httptools", "hypercorn"])
+@pytest.mark.parametrize("server", SERVERS)
 async def test_a_bodiless_answer_is_replayed_over_a_socket(server: str, status: int, key: str) -> None:
     async with serve(guard(answering(status, [(b"location", b"/x")]), MemoryStore()), server) as port:
         first, again = await post(port, key=key), await post(port, key=key)
@@ -132,7 +132,7 @@ async def test_a_bodiless_answer_is_replayed_over_a_socket(server: str, status: 
 
 
 @pytest.mark.trap(21)
-@pytest.mark.parametrize("server", ["uvicorn-h11", "uvicorn-httptools", "hypercorn"])
+@pytest.mark.parametrize("server", SERVERS)
 async def test_a_replay_of_a_chunked_answer_has_one_framing_and_a_date_of_its_own(
     server: str, any_store: Store, key: str
 ) -> None:

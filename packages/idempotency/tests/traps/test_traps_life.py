@@ -11,7 +11,7 @@ import anyio
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
-from servers import serve
+from servers import SERVERS, serve
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -27,7 +27,6 @@ from idempotency.stores.memory import MemoryStore
 pytestmark = pytest.mark.anyio
 
 LEASE = 0.3
-SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn"]
 
 
 @pytest.mark.trap(8)
