@@ -33,7 +33,7 @@ FEATURES = 11
 
 cache = redis.Redis(port=int(os.environ["REDIS_PORT"]), decode_responses=True)
 _random = np.random.default_rng(0)
-forest = RandomForestClassifier(100, n_jobs=-1, random_state=0).fit(
+forest = RandomForestClassifier(100, random_state=0).fit(
     _random.normal(size=(3000, FEATURES)), _random.integers(0, 3, 3000)
 )
 

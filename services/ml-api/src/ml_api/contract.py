@@ -12,6 +12,7 @@ shows come from these classes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -36,6 +37,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
+from ml_api.bars import Bars
+
 __all__ = [
     "SCHEMA_VERSION",
     "Candle",
@@ -50,6 +53,9 @@ __all__ = [
     "PredictResponse",
     "Signal",
     "encode_response",
+    "fresh_id",
+    "parse_instant",
+    "parse_portfolio",
     "parse_request",
     "projection",
 ]
@@ -150,6 +156,16 @@ class _Instant:
         return {"type": "string", "pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]}
 
 
+_is_instant = re.compile(_INSTANT_TEXT).fullmatch
+
+
+def parse_instant(text: str) -> datetime:
+    """A candle's time; ValueError where the contract would refuse *text*."""
+    if not _is_instant(text):
+        raise ValueError("not an instant of the contract")
+    return _instant(text)
+
+
 # Assets share their candle times, the short reading and the full one too, and so do successive requests.
 @lru_cache(maxsize=4096)
 def _instant(text: str) -> datetime:
@@ -204,12 +220,13 @@ class Portfolio(_Wire):
     positions: Annotated[list[Position], FailFast()] = []
 
 
-def _fresh_id() -> str:
+def fresh_id() -> str:
+    """A requestId for a request that brought none."""
     return str(uuid4())
 
 
 def _absent_if_null(value: object) -> object:
-    return _fresh_id() if value is None else value
+    return fresh_id() if value is None else value
 
 
 def _empty_if_null(value: object) -> object:
@@ -231,7 +248,7 @@ class PredictRequest(_Wire):
                 "description": "Echoed; a new UUID4 where absent or null.",
             }
         ),
-    ] = Field(default_factory=_fresh_id)
+    ] = Field(default_factory=fresh_id)
     agent_id: _Name
     portfolio: Portfolio
     candles: Annotated[list[Candle], FailFast()]
@@ -242,6 +259,16 @@ class PredictRequest(_Wire):
     def projection(self) -> tuple[str, int | None]:
         """The two members that make two requests the same decision; see the function of this name."""
         return _project(self.agent_id, self.candles)
+
+    def bars(self, asset: str) -> Bars:
+        """The candles of one asset."""
+        candles = [candle for candle in self.candles if candle["symbol"] == asset]
+        return Bars(
+            [candle["timestamp"] for candle in candles],
+            [float(candle["close"]) for candle in candles],
+            [float(candle["volume"]) for candle in candles],
+            lambda position: candles[position]["close"],
+        )
 
 
 class _CandleTime(TypedDict):
@@ -326,6 +353,19 @@ def parse_request(body: bytes) -> PredictRequest:
         return PredictRequest.model_validate(document)
     except ValidationError as error:
         raise _not_schema(error) from None
+
+
+def parse_portfolio(text: bytes) -> Portfolio:
+    """
+    Read the value of a request's `portfolio` alone.
+
+    Raises:
+        MalformedBody: `parse_request` would refuse it too, and says better where.
+    """
+    try:
+        return Portfolio.model_validate(jiter.from_json(text, float_mode="decimal", allow_inf_nan=False))
+    except ValueError as error:
+        raise MalformedBody([{"type": "portfolio", "loc": ["body", "portfolio"], "msg": ""}]) from error
 
 
 def projection(body: bytes) -> tuple[str, int | None]:

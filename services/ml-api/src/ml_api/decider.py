@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response, parse_request
+from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem
+from ml_api.quick import read_request
 from ml_api.trading.contributions import contributions
 from ml_api.trading.decision import Decision, decide
 from ml_api.trading.indicators import FloatArray
@@ -70,7 +71,7 @@ class Decider:
         """
         begun = time.perf_counter()
         try:
-            request = parse_request(body)
+            request = read_request(body)
         except MalformedBody as error:
             raise Problem(error.status, error.slug, error.errors) from None
         model = self._slot.current if self._slot is not None else None  # one model for the whole request

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import Literal
 
 from idempotency import Fingerprint, RequestView, canonical_json
-from ml_api.contract import projection
+from ml_api.quick import projection
 
 __all__ = ["decision_fingerprint", "fingerprint_of"]
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
-from operator import itemgetter
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 
-from ml_api.contract import Candle, Order, Portfolio, PredictRequest, Signal
+from ml_api.bars import Bars
+from ml_api.contract import Order, Portfolio, Signal
 from ml_api.trading.indicators import MIN_CANDLES, FloatArray, compute
 from ml_api.trading.rules import Action, rule_decision, signals
 
-__all__ = ["ASSETS", "CLASSES", "Decision", "Predict", "Verdict", "decide"]
+__all__ = ["ASSETS", "CLASSES", "Decision", "Predict", "Question", "Verdict", "decide"]
 
 Predict = Callable[[FloatArray], FloatArray]
 """float64[n, 11] -> probabilities float64[n, 3] in the order of `CLASSES`; one call per request."""
@@ -60,11 +60,24 @@ class Decision:
     skipped: dict[str, str]
 
 
+class Question(Protocol):
+    """What a decision is made from; `contract.PredictRequest` is one."""
+
+    @property
+    def portfolio(self) -> Portfolio:
+        """The agent's money."""
+        ...
+
+    def bars(self, asset: str) -> Bars:
+        """The candles of one asset, in any order, none where it was not asked about."""
+        ...
+
+
 class _Unusable(Exception):
     """The candles of one asset give no row; the message says why."""
 
 
-def decide(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
+def decide(request: Question, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
     """
     Judge each asset that the request has candles of, and size its order.
 
@@ -78,11 +91,11 @@ def decide(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio
     usable: list[tuple[Asset, FloatArray, Decimal]] = []
     skipped: dict[str, str] = {}
     for asset in ASSETS:
-        candles = [candle for candle in request.candles if candle["symbol"] == asset]
-        if not candles:
+        bars = request.bars(asset)
+        if not bars.times:
             continue  # not asked about
         try:
-            usable.append((asset, *_newest_row(candles)))
+            usable.append((asset, *_newest_row(bars)))
         except _Unusable as reason:
             skipped[asset] = str(reason)
     row_signals = [signals(row) for _, row, _ in usable]
@@ -105,16 +118,15 @@ def decide(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio
     )
 
 
-def _newest_row(candles: list[Candle]) -> tuple[FloatArray, Decimal]:
+def _newest_row(bars: Bars) -> tuple[FloatArray, Decimal]:
     """The indicators of the newest candle, and its close; raises _Unusable."""
-    n = len(candles)
+    n = len(bars.times)
     if n < MIN_CANDLES:
         raise _Unusable(f"{n} candles, {MIN_CANDLES} needed")
-    candles = sorted(candles, key=itemgetter("timestamp"))
-    if len({candle["timestamp"] for candle in candles}) < n:
+    if len(set(bars.times)) < n:
         raise _Unusable("two candles of one time")
-    closes = np.array([float(candle["close"]) for candle in candles])
-    volumes = np.array([float(candle["volume"]) for candle in candles])
+    oldest_first = sorted(range(n), key=bars.times.__getitem__)
+    closes, volumes = np.array(bars.closes)[oldest_first], np.array(bars.volumes)[oldest_first]
     # As float64, since that is what is computed with: 1e400 is a finite decimal and not a finite price.
     if not (np.isfinite(closes).all() and closes.min() > 0):
         raise _Unusable("a close is not a positive finite price")
@@ -124,7 +136,7 @@ def _newest_row(candles: list[Candle]) -> tuple[FloatArray, Decimal]:
         row = compute(closes, volumes)
     if not np.isfinite(row).all():
         raise _Unusable("prices or volumes too extreme for the indicators")
-    return row, candles[-1]["close"]
+    return row, bars.exact_close(oldest_first[-1])
 
 
 def _conclude(predict: Predict, rows: list[FloatArray]) -> list[tuple[Action, float]]:
