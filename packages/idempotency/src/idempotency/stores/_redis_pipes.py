@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from redis import exceptions as failures
 
+from idempotency.stores._redis_openings import Openings
 from idempotency.stores._redis_records import Command, pack
 from idempotency.stores._redis_settings import Answer, Settings, judge_eviction, wait_command
 
@@ -38,10 +39,10 @@ class Pipes:
     """
 
     def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
-        self._connect = connect
         self._settings = settings
         self._waiting: deque[tuple[_Call, asyncio.Future[Answer]]] = deque()
         self._idle: list[Any] = []
+        self._openings = Openings(connect, self._idle.append)
         self._busy = False
         self._worker: asyncio.Task[None] | None = None
         self._may_evict: bool | None = None
@@ -65,6 +66,7 @@ class Pipes:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait({self._worker})
+        await self._openings.aclose()
         for connection in self._idle:
             await connection.disconnect()
         self._idle.clear()
@@ -121,10 +123,8 @@ class Pipes:
         return batch
 
     async def _exchange(self, calls: list[_Call]) -> list[Answer | Exception]:
-        connection = self._idle.pop() if self._idle else self._connect()
+        connection = self._idle.pop() if self._idle else await self._openings.open()
         try:
-            if not connection.is_connected:
-                await connection.connect()
             if self._may_evict is None:
                 self._may_evict = await self._ask_eviction(connection)
             replies, copies = await self._ask(connection, calls, whole=False)
@@ -166,9 +166,8 @@ class Pipes:
 
     async def _drop_idle(self) -> None:
         # They lead to the server that has just failed: most likely they are dead as well.
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.disconnect(nowait=True)
+        while self._idle:
+            await self._idle.pop().disconnect(nowait=True)
 
 
 _ASKING = pack(b"ASKING")

@@ -47,10 +47,12 @@ class RedisStore:
 
     Args:
         client: Says where Redis is: `redis.asyncio.Redis` (also from `Sentinel.master_for`) or `RedisCluster`. The
-            store opens at most two connections of its own to each node, with the client's address, credentials and
-            TLS; the client's retries, timeouts and decoding do not apply to them.
+            store opens two connections of its own to each node, a third where one was slow to open, with the client's
+            address, credentials and TLS; the client's retries, timeouts and decoding do not apply to them.
         prefix: What every key begins with.
-        deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection.
+        deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. A connection that
+            takes longer, because a name is slow to look up, is opened behind the call and serves a later one; what
+            Sentinel and a cluster ask their own nodes has no such second chance, so give those by address.
         wait_replicas: How many replicas must confirm a write (WAIT) before it counts. Where fewer do in a third of
             the deadline, the call raises `StoreUnavailable`, and a claim just granted is released.
         on_eviction: What to do where the server's maxmemory-policy is not noeviction, which is asked at the first
