@@ -82,3 +82,17 @@ def test_it_starts_before_redis_does_and_says_when_it_is_there(
     assert service.predict(body(), "k").status_code == 200
     assert service.metric("ml_service_redis_connection_errors_total") >= 1.0
     assert service.metric("ml_service_redis_up") == 1.0
+
+
+def test_a_redis_that_answers_and_refuses_is_an_outage_in_log_and_metrics_too(
+    serve: Serve, body: Body, redis_server: Any
+) -> None:
+    service = serve(**redis_server.variables)
+    with redis_server.client() as client:
+        client.config_set("maxmemory", "1")
+        assert service.predict(body(), "during").status_code == 503
+        client.config_set("maxmemory", "0")
+    assert service.predict(body(), "after").status_code == 200
+    assert "out of memory" in service.log
+    assert service.metric("ml_service_redis_connection_errors_total") >= 1.0
+    assert service.metric('ml_service_store_errors_total{action="refused",step="acquire"}') >= 1.0

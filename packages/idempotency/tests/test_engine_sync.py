@@ -279,7 +279,8 @@ class TestBothEngines:
     ) -> None:
         store.before["acquire"] = [StoreUnavailable("down")]
         assert isinstance(await engine.begin(ask(on_store_error="bypass")), Bypass)
-        assert [event.action for event in events if isinstance(event, StoreFailed)] == ["bypassed"]
+        failed = [event for event in events if isinstance(event, StoreFailed)]
+        assert [(event.action, event.reason) for event in failed] == [("bypassed", "down")]
         await engine.background()
 
     async def test_an_unreadable_record_is_never_run_beside(self, engine: Any, store: Faults) -> None:

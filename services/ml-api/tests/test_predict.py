@@ -250,6 +250,7 @@ async def test_a_fault_is_500_without_internals_and_logged_with_the_request_id(
 async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault_and_leaves_its_key_free(
     service: Service, body: Body, headers: Headers, caplog: pytest.LogCaptureFixture, key: str | None
 ) -> None:
+    caplog.set_level(logging.INFO, "ml_api")
     content = body()
     parts = [
         {"type": "http.request", "body": content[:100], "more_body": True},
@@ -269,6 +270,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault_and
         await application(scope, receive, send)
         later = await client.post("/predict", content=content, headers=headers(key))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.status for record in caplog.records if record.name == "ml_api.request"] == [499, 200]
     assert "idempotency-replayed" not in later.headers
 
 

@@ -119,7 +119,12 @@ class SyncEngine:
         """Tell of a store that gave no answer."""
         self.emit(
             StoreFailed(
-                operation=operation, key_id=key_id(key), step=step, action=action, error=type(error).__name__
+                operation=operation,
+                key_id=key_id(key),
+                step=step,
+                action=action,
+                error=type(error).__name__,
+                reason=str(error) if isinstance(error, StoreError) else "",
             )
         )
 

@@ -126,6 +126,8 @@ class StoreFailed:
             "unrecorded" (the true answer was sent, its record is missing: until the lease is over a retry is told to
             wait, then it runs again or, at most once, is told that the outcome is unknown).
         error: The class name of the error, for counting.
+        reason: What the store said, and what to do about it, for the person who reads the log; "" where the store
+            raised something else than a `StoreError`, which might quote anything.
     """
 
     operation: str
@@ -133,6 +135,7 @@ class StoreFailed:
     step: Step
     action: Literal["refused", "bypassed", "retrying", "unrecorded"]
     error: str
+    reason: str = ""
 
 
 Event: TypeAlias = Claimed | Replayed | Refused | Settled | ClaimLost | StoreFailed
@@ -153,7 +156,8 @@ def emit(hooks: Sequence[Hook], event: Event) -> None:
             case ClaimLost(operation=operation, key_id=name):
                 _log.error("claim lost: %s may have run twice (key %s)", operation, name)
             case StoreFailed(operation=operation, key_id=name, step=step, action=action, error=error):
-                _log.warning("store failed at %s: %s, %s (key %s, %s)", step, operation, action, name, error)
+                why = event.reason or error
+                _log.warning("store failed at %s: %s, %s (key %s): %s", step, operation, action, name, why)
 
 
 def traceparent(hooks: Sequence[Hook]) -> str | None:

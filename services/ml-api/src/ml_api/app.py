@@ -81,7 +81,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     docs = docs_routes()
 
     tracer = start_tracing() if tracing_wanted() else None
-    hooks: list[Hook] = [CacheEvents(metrics)]
+    hooks: list[Hook] = [CacheEvents(metrics, redis=backend.kind == "redis")]
     if tracer is not None:
         hooks.append(OpenTelemetryHook())
 

@@ -77,7 +77,9 @@ class Metrics:
             registry=registry,
         )
         self.redis_connection_errors = Counter(
-            "ml_service_redis_connection_errors", "Failed attempts to reach Redis.", registry=registry
+            "ml_service_redis_connection_errors",
+            "Times that Redis gave no usable answer, to a request or to the watch.",
+            registry=registry,
         )
         self.redis_up = Gauge(
             "ml_service_redis_up",
@@ -117,7 +119,17 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         ProcessCollector(registry=registry)
+        self._start_at_zero()
         _forget_the_dead()
+
+    def _start_at_zero(self) -> None:
+        """Have what is alerted on there from the start: a series that begins at 5 is, to `rate`, no increase."""
+        for result in ("hit", "miss"):
+            self.cache_requests.labels(result)
+        for result in ("stored", "failed"):
+            self.cache_writes.labels(result)
+        for action in ("refused", "bypassed"):
+            self.store_errors.labels("acquire", action)
 
     def render(self) -> bytes:
         """The exposition text (Prometheus text format 0.0.4), of all workers where there are several."""

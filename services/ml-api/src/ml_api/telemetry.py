@@ -15,6 +15,7 @@ from uuid import uuid4
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from idempotency.errors import StoreUnavailable
 from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
 from ml_api.logs import request_id, trace_id
 from ml_api.metrics import Metrics
@@ -60,8 +61,9 @@ class Telemetry:
         try:
             try:
                 await self.app(scope, receive, send_with_id)
+                seen.status = seen.status or _CLIENT_LEFT
             except ClientDisconnect:
-                seen.status = _CLIENT_LEFT  # before its request was whole: nobody is there to answer
+                seen.status = _CLIENT_LEFT
             except Exception:
                 _log.exception("ERROR in the handler")
                 if seen.status:
@@ -98,7 +100,8 @@ class Telemetry:
         )
 
 
-_CLIENT_LEFT = 499  # in logs and metrics alone; nginx's number for it
+# Before its request was whole, so that nobody is there to answer: in logs and metrics alone; nginx's number for it.
+_CLIENT_LEFT = 499
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
@@ -126,10 +129,15 @@ class _Seen:
 
 
 class CacheEvents:
-    """The hook: one log line and one count for each event of the idempotency middleware."""
+    """
+    The hook: one log line and one count for each event of the idempotency middleware.
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    Args:
+        redis: Whether the store is Redis, whose outages are counted by that name too.
+    """
+
+    def __init__(self, metrics: Metrics, *, redis: bool) -> None:
+        self._metrics, self._redis = metrics, redis
 
     def __call__(self, event: Event) -> None:
         """Log and count *event*. It carries a digest of the key, never the key."""
@@ -156,9 +164,16 @@ class CacheEvents:
                 )
             case StoreFailed():
                 self._metrics.store_errors.labels(event.step, event.action).inc()
+                if self._redis and event.error == StoreUnavailable.__name__:
+                    self._metrics.redis_connection_errors.inc()
                 if event.action == "unrecorded":
                     self._metrics.cache_writes.labels("failed").inc()
                 _cache_log.error(
                     f"ERROR idempotency store failed, {event.action}",
-                    extra={"key_id": event.key_id, "step": event.step, "error": event.error},
+                    extra={
+                        "key_id": event.key_id,
+                        "step": event.step,
+                        "error": event.error,
+                        "reason": event.reason,
+                    },
                 )
