@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from redis_servers import Cluster, Sentinels
+from redis_servers import Cluster, Sentinels, Server
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
 from idempotency.stores.url import open_store, open_sync_store
@@ -137,3 +137,18 @@ def test_no_password_is_quoted(url: str) -> None:
 def test_an_opened_store_does_not_show_its_password() -> None:
     for url in ("redis://user:hunter2@localhost/0", "postgresql://user:hunter2@localhost/db"):
         assert "hunter2" not in repr(open_store(url))
+
+
+async def test_redis_adopts_what_it_is_told_to_and_nothing_else_has_values_of_others(
+    redis_server: Server,
+) -> None:
+    store = open_store(redis_server.url, adopt=lambda value: b'{"n":%b}' % value)
+    with redis_server.client() as client:
+        key = StorageKey(f"url-{secrets.token_hex(8)}")
+        client.set(f"idempotency:{key}", "7", ex=60)
+    reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+    await store.aclose()
+    assert isinstance(reply, Completed)
+    assert reply.outcome == b'{"n":7}'
+    with pytest.raises(ValueError, match="adopts nothing"):
+        open_store("memory:", adopt=lambda value: value)

@@ -348,3 +348,14 @@ async def test_a_minute_is_one_decision_whatever_its_seconds(
             "/predict", content=body(newest=LATER + timedelta(seconds=59)), headers=headers("k")
         )
     assert second.content == first.content
+
+
+async def test_fixed_rules_decide_where_the_model_file_is_missing_and_may_be(
+    service: Service, body: Body, headers: Headers
+) -> None:
+    async with service(model_path="/no/such/model.txt", rule_fallback=True) as client:
+        answer = await client.post("/predict", content=body(), headers=headers())
+        health = (await client.get("/health")).json()
+    assert (answer.status_code, answer.json()["modelVersion"]) == (200, "rules")
+    assert len(answer.json()["signals"]) == 18
+    assert (health["modelLoaded"], health["model_loaded"], health["modelVersion"]) == (False, False, "rules")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -88,6 +89,58 @@ def test_redis_is_off_unless_enabled_and_its_password_is_escaped(monkeypatch: py
     assert load_settings().redis == "redis://[::1]:6379/0"
     monkeypatch.setenv("ML_SERVICE_REDIS_URL", "rediss://:secret@cache:6380/1")
     assert load_settings().redis == "rediss://:secret@cache:6380/1"
+
+
+@pytest.mark.parametrize("host", ["redis", "cache-1.internal", "10.0.0.7", "a b/c@d", "h#1"])
+def test_any_host_makes_a_url_that_leads_there(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_ENABLED", "true")
+    monkeypatch.setenv("ML_SERVICE_REDIS_HOST", host)
+    url = load_settings().redis
+    assert url is not None
+    assert unquote(urlsplit(url).netloc.rpartition(":")[0]) == host
+
+
+def test_an_address_of_redis_that_nothing_uses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().unused is None
+    monkeypatch.setenv("ML_SERVICE_REDIS_URL", "redis://cache:6379/0")
+    assert load_settings().unused == "ML_SERVICE_REDIS_URL"
+    monkeypatch.setenv("ML_SERVICE_REDIS_ENABLED", "true")
+    assert load_settings().unused is None
+
+
+def test_a_missing_model_file_is_a_mistake_unless_rules_may_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_MODEL_PATH", "/no/such/model.txt")
+    with pytest.raises(SettingsError, match="MODEL_PATH: there is no such file"):
+        load_settings()
+    monkeypatch.setenv("ML_SERVICE_RULE_FALLBACK", "true")
+    assert load_settings().model_path == Path("/no/such/model.txt")
+
+
+@pytest.mark.parametrize("admin", ["a-secret-of-the-test", "a-secret-of-the-test\n", "k1"])
+def test_the_admin_key_is_no_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, admin: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text("backend = k1\n")
+    monkeypatch.setenv("ML_SERVICE_API_KEYS_FILE", str(file))
+    monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", admin)
+    with pytest.raises(SettingsError, match="ADMIN_KEY: should not be the key of a caller"):
+        load_settings()
+
+
+@pytest.mark.parametrize("name", ["STORE_DEADLINE", "HANDLER_TIMEOUT", "BODY_TIMEOUT", "HEADER_TIMEOUT"])
+@pytest.mark.parametrize("value", ["inf", "nan", "0", "-1"])
+def test_a_duration_is_a_positive_and_finite_number(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"ML_SERVICE_{name}", value)
+    with pytest.raises(SettingsError, match=name):
+        load_settings()
+
+
+@pytest.mark.parametrize("seconds", ["0", "315360001", "1e30"])
+def test_an_answer_is_kept_for_a_second_to_ten_years(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_TTL_SECONDS", seconds)
+    with pytest.raises(SettingsError, match="REDIS_TTL_SECONDS"):
+        load_settings()
 
 
 def test_a_keys_file_stands_in_for_the_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

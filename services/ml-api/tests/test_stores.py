@@ -42,7 +42,16 @@ async def test_each_redis_topology_opens_a_watched_store_and_connects_to_nothing
     await backend.close()
 
 
-@pytest.mark.parametrize("url", ["redis://:s3cret@h:port/0", "redis+sentinel://:s3cret@h:1/service?wrong=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret@h:port/0",
+        "redis://:s3cret@h:1/zero",
+        "redis://:s3cret@h:1/0?wrong=s3cret",
+        "rediss://:s3cret@h:1/0?ssl_cert_reqs=perhaps",
+        "redis+sentinel://:s3cret@h:1/service?wrong=1",
+    ],
+)
 def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(StoreUnusable, match="REDIS_URL") as refused:
         open_backend(settings(redis_enabled=True, redis_url=url), Metrics())

@@ -234,6 +234,10 @@ class _Life:
         )
         for sentence in unknown_variables():
             _log.warning(sentence)
+        if not self._decider.loaded:
+            _log.warning("no model file: fixed rules decide, as %sRULE_FALLBACK asks", PREFIX)
+        if (name := settings.unused) is not None:
+            _log.warning("%s is set and not used: %sREDIS_ENABLED is not true", name, PREFIX)
         if settings.origins == ("*",):
             _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service")
         if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 16:

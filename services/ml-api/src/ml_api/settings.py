@@ -22,7 +22,6 @@ from pydantic import (
     Field,
     FilePath,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -69,6 +68,9 @@ def _usable_keys(path: Path) -> Path:
     return path
 
 
+_Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
 class Settings(BaseSettings):
     """
     Everything an operator can choose. Durations are in seconds, sizes in bytes.
@@ -104,10 +106,10 @@ class Settings(BaseSettings):
         protected_namespaces=(),
     )
 
-    model_path: FilePath | None = None
+    rule_fallback: bool = False
+    model_path: Path | None = None
     model_version: str | None = Field(default=None, min_length=1, max_length=100)
     models_dir: DirectoryPath | None = None
-    rule_fallback: bool = False
 
     api_keys_file: Annotated[FilePath, AfterValidator(_usable_keys)] | None = None
     api_key: SecretStr | None = Field(default=None, validate_default=True)
@@ -120,9 +122,9 @@ class Settings(BaseSettings):
     redis_db: NonNegativeInt = 0
     redis_password: SecretStr | None = None
     redis_url: Annotated[SecretStr, AfterValidator(_redis_scheme)] | None = None
-    redis_ttl_seconds: PositiveInt = 3600
+    redis_ttl_seconds: int = Field(default=3600, ge=1, le=315_360_000)
     store_path: Path = Field(default_factory=lambda: _state_directory() / "idempotency.sqlite3")
-    store_deadline: PositiveFloat = 1.0
+    store_deadline: _Seconds = 1.0
     on_store_error: Literal["refuse", "bypass"] = "refuse"
 
     fingerprint: Literal["decision", "body"] = "decision"
@@ -135,9 +137,9 @@ class Settings(BaseSettings):
 
     max_body_bytes: PositiveInt = 1_048_576
     max_header_bytes: int = Field(default=32_768, ge=1024)
-    header_timeout: PositiveFloat = 10.0
-    body_timeout: PositiveFloat = 30.0
-    handler_timeout: PositiveFloat = 10.0
+    header_timeout: _Seconds = 10.0
+    body_timeout: _Seconds = 30.0
+    handler_timeout: _Seconds = 10.0
     shutdown_timeout: PositiveInt = 30
     workers: int = Field(default=1, ge=1, le=64)
 
@@ -160,7 +162,26 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("admin_key", "redis_password", "redis_url", mode="after")
+    @field_validator("model_path", mode="after")
+    @classmethod
+    def _there_or_not_needed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not value.is_file() and not info.data.get("rule_fallback"):
+            raise ValueError(
+                f"there is no such file; {PREFIX}RULE_FALLBACK=true decides by fixed rules without one"
+            )
+        return value
+
+    @field_validator("admin_key", mode="after")
+    @classmethod
+    def _not_every_callers(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        key = value.get_secret_value().strip() if value is not None else ""
+        single, file = info.data.get("api_key"), info.data.get("api_keys_file")
+        callers = ApiKeys(single=single.get_secret_value() if single else None, file=file)
+        if key and callers.name_of(key.encode()) is not None:
+            raise ValueError("should not be the key of a caller, who could then replace the model")
+        return SecretStr(key) if key else None
+
+    @field_validator("redis_password", "redis_url", mode="after")
     @classmethod
     def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and value.get_secret_value() else None
@@ -185,8 +206,15 @@ class Settings(BaseSettings):
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
         secret = f":{quote(self.redis_password.get_secret_value(), safe='')}@" if self.redis_password else ""
-        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else quote(self.redis_host, safe="")
         return f"redis://{secret}{host}:{self.redis_port}/{self.redis_db}"
+
+    @property
+    def unused(self) -> str | None:
+        """A setting that says where Redis is, while Redis is not enabled; None where all is used."""
+        said = {"redis_url", "redis_host", "redis_password"} & self.model_fields_set
+        name = next((name for name in sorted(said) if getattr(self, name) is not None), None)
+        return f"{PREFIX}{name.upper()}" if name is not None and not self.redis_enabled else None
 
     @property
     def origins(self) -> tuple[str, ...]:

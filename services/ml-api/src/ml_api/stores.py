@@ -77,30 +77,13 @@ _PROBE = StorageKey("ml-service.probe")  # never written
 
 
 def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
-    if "+" in url.partition("://")[0]:
-        # Sentinel or Cluster: topologies that the older service, whose records are adopted, never had.
-        from idempotency.stores.url import open_store
-
-        try:
-            store = open_store(f"{url}{'&' if '?' in url else '?'}deadline={deadline:g}")
-        except ValueError as error:
-            raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
-        return Backend("redis", store, RedisWatch(store, metrics), store.aclose)
-    from redis.asyncio import Redis
-
-    from idempotency.stores.redis import RedisStore
+    from idempotency.stores.url import open_store
 
     try:
-        client = Redis.from_url(url)
+        store = open_store(f"{url}{'&' if '?' in url else '?'}deadline={deadline:g}", adopt=adopt)
     except ValueError as error:
         raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
-    store = RedisStore(client, prefix="idempotency:", deadline=deadline, adopt=adopt)
-
-    async def close() -> None:
-        await store.aclose()
-        await client.aclose()
-
-    return Backend("redis", store, RedisWatch(store, metrics), close)
+    return Backend("redis", store, RedisWatch(store, metrics), store.aclose)
 
 
 def _is_refusal(error: StoreError) -> bool:

@@ -23,10 +23,12 @@ from idempotency.store import Store, SyncStore
 __all__ = ["open_store", "open_sync_store"]
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None) -> Store:
     """
     The store that *url* names; nothing is connected yet. `aclose` closes everything it opens.
 
+    Args:
+        adopt: See `RedisStore`; for its schemes alone.
     Raises:
         ValueError: An unknown scheme or option, or a value that cannot be read. No password is ever quoted.
         ImportError: The driver is not installed; the message names the extra.
@@ -34,7 +36,7 @@ def open_store(url: str) -> Store:
     >>> type(open_store("memory:?max_records=500")).__name__
     'MemoryStore'
     """
-    store: Store = _open(url, sync=False)
+    store: Store = _open(url, sync=False, adopt=adopt)
     return store
 
 
@@ -58,13 +60,16 @@ class _Parts(NamedTuple):
     query: tuple[tuple[str, str], ...]
 
 
-def _open(url: str, *, sync: bool) -> Any:
+def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None = None) -> Any:
     parts = _split(url)
     opener = _OPENERS.get(parts.scheme)
     if opener is None:
         raise ValueError(f"unknown store scheme {parts.scheme!r}; there are {', '.join(_OPENERS)}")
+    extra = {"adopt": adopt} if adopt is not None else {}
+    if extra and opener is not _open_redis:
+        raise ValueError(f"a {parts.scheme}: store adopts nothing; only Redis holds values of others")
     try:
-        return opener(parts, sync)
+        return opener(parts, sync, **extra)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
@@ -164,7 +169,7 @@ _TLS_OPTIONS: dict[str, Callable[[str], Any]] = {
 _SENTINEL_OPTIONS: dict[str, Callable[[str], Any]] = {"sentinel_username": str, "sentinel_password": str}
 
 
-def _open_redis(parts: _Parts, sync: bool) -> Any:
+def _open_redis(parts: _Parts, sync: bool, **extra: Any) -> Any:
     from idempotency.stores.redis import RedisStore, SyncRedisStore
 
     kind = parts.scheme.partition("+")[2]
@@ -185,7 +190,7 @@ def _open_redis(parts: _Parts, sync: bool) -> Any:
     if tls:
         client_options["ssl"] = True
     client = _REDIS_CLIENTS[kind](parts, client_options, sync)
-    return (SyncRedisStore if sync else RedisStore)(client, owns_client=True, **ours)
+    return (SyncRedisStore if sync else RedisStore)(client, owns_client=True, **ours, **extra)
 
 
 def _node(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
@@ -278,7 +283,7 @@ def _refuse(parts: _Parts, reason: str) -> NoReturn:
     raise ValueError(f"a {parts.scheme}: store {reason}") from None
 
 
-_OPENERS: dict[str, Callable[[_Parts, bool], Any]] = {
+_OPENERS: dict[str, Callable[..., Any]] = {
     "memory": _open_memory,
     "sqlite": _open_sqlite,
     "redis": _open_redis,
