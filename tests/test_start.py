@@ -77,6 +77,13 @@ def test_a_redis_that_refuses_the_password(command: Command, make_redis: Callabl
     assert "Redis answers" in command("check", **right, **KEY).stdout
 
 
+def test_check_fails_where_redis_is_away_and_says_so(command: Command, redis_server: Any) -> None:
+    redis_server.kill()
+    shown = command("check", **redis_server.variables, **KEY)
+    assert shown.returncode == 1
+    assert "store     away: Redis is not reachable yet" in shown.stdout
+
+
 def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tmp_path: Path) -> None:
     shown = command("check", ML_SERVICE_STORE_PATH=str(tmp_path / "s.sqlite3"), **KEY)
     assert shown.returncode == 0, shown.stderr

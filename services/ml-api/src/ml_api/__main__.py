@@ -84,10 +84,11 @@ def _check(_: argparse.Namespace) -> int:
         models = load_models(settings)
         names = [f"{name} {slot.current.info.version}" for name, slot in models.by_name.items()]
         print(f"models    ok: {', '.join(names) if models.trading is not None else 'fixed rules'}")
-        print(f"store     ok: {_check_store(settings)}")
+        answered, found = _check_store(settings)
+        print(f"store     {'ok' if answered else 'away'}: {found}")
     except (ModelUnusable, StoreUnusable) as error:
         return _refuse(str(error))
-    return 0
+    return 0 if answered else 1  # the service would start, and wait for its store
 
 
 def _openapi(_: argparse.Namespace) -> int:
@@ -99,7 +100,7 @@ def _openapi(_: argparse.Namespace) -> int:
     return 0
 
 
-def _check_store(settings: Settings) -> str:
+def _check_store(settings: Settings) -> tuple[bool, str]:
     from ml_api.metrics import Metrics
     from ml_api.stores import check_store
 

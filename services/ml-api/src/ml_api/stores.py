@@ -49,13 +49,13 @@ def open_backend(settings: Settings, metrics: Metrics) -> Backend:
     return _open_redis(settings.redis, settings.store_deadline, metrics)
 
 
-async def check_store(settings: Settings, metrics: Metrics) -> str:
+async def check_store(settings: Settings, metrics: Metrics) -> tuple[bool, str]:
     """
     Ask the store once, before anything is served.
 
     Returns:
-        What was found, for a person. A Redis that is away is no reason not to start: it is asked again for
-        ever.
+        Whether it answered, and what was found, for a person. A Redis that is away is no reason not to start: it is
+        asked again for ever.
     Raises:
         StoreUnusable: Waiting will not help: a path that cannot be written, a password that is wrong.
     """
@@ -67,10 +67,13 @@ async def check_store(settings: Settings, metrics: Metrics) -> str:
             raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
         if _is_refusal(error):
             raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
-        return f"Redis is not reachable yet: {error}"
+        return False, f"Redis is not reachable yet: {error}"
     finally:
         await backend.close()
-    return "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable"
+    return (
+        True,
+        "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable",
+    )
 
 
 _PROBE = StorageKey("ml-service.probe")  # never written
