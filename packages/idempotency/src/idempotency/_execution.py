@@ -317,9 +317,7 @@ class Execution:
         return run
 
     def _is_kept(self, status: int) -> bool:
-        # Starlette's router leaves its mark on the scope, and the endpoint's once a route matched.
-        routed = "endpoint" in self._scope or "router" not in self._scope
-        return settle(status, policy=self._exchange.policy, routed=routed) == "keep"
+        return settle(status, policy=self._exchange.policy, routed=_is_routed(self._scope)) == "keep"
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:
@@ -332,6 +330,16 @@ def _without_bypasses(scope: Scope) -> Scope:
         return scope
     kept = {name: value for name, value in extensions.items() if name not in _BYPASSING_EXTENSIONS}
     return {**scope, "extensions": kept}
+
+
+def _is_routed(scope: Scope) -> bool:
+    """Whether a route answers, as far as can be known: Starlette's routers leave their marks on the scope."""
+    if "router" not in scope:
+        return True  # some other framework
+    endpoint = scope.get("endpoint")
+    while hasattr(endpoint, "app") and not hasattr(endpoint, "routes"):  # the middleware of a mount
+        endpoint = endpoint.app
+    return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
 
 
 def _is_event_stream(start: Message) -> bool:

@@ -10,12 +10,13 @@ from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, Interposed, guard, read_body, respond, unavailable
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route, Router
 
-from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, by_header, successes
+from idempotency import EXPOSED_HEADERS, IdempotencyMiddleware, Policy, by_header, one_tenant, successes
 from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore
 
@@ -138,6 +139,27 @@ async def test_what_a_router_answers_itself_does_not_use_the_key_up(path: str, k
     assert first.status in {404, 307}
     assert (await call(app, path="/charges", key=key)).status == 201
     assert runs == [1]
+
+
+@pytest.mark.trap(44)
+@pytest.mark.parametrize("guarded", ["outside", "mount", "mounted"])
+@pytest.mark.parametrize("kind", [Starlette, Router])
+async def test_what_a_mounted_router_answers_itself_does_not_use_the_key_up(
+    kind: Any, guarded: str, key: str
+) -> None:
+    """A mount has matched then, and left its mark as the endpoint."""
+
+    async def charge(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("charged", 201)
+
+    layers = [Middleware(IdempotencyMiddleware, store=MemoryStore(), tenant=one_tenant())]
+    at = {name: layers if guarded == name else [] for name in ("outside", "mount", "mounted")}
+    mounted = kind(middleware=at["mounted"])
+    app = Starlette(routes=[Mount("/v1", mounted, middleware=at["mount"])], middleware=at["outside"])
+    assert (await call(app, path="/v1/charges", key=key)).status == 404
+    mounted.routes.append(Route("/charges", charge, methods=["POST"]))  # the next release has it
+    assert (await call(app, path="/v1/charges", key=key)).status == 201
+    assert (await call(app, path="/v1/charges", key=key)).replayed
 
 
 @pytest.mark.trap(44)
