@@ -207,6 +207,20 @@ async def test_partial_response_stays_partial_and_is_not_kept(store: Store) -> N
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 
+async def test_second_start_is_refused_as_a_server_refuses_it(store: Store) -> None:
+    """Such as an error page that a layer sends after a stream which had begun: half of each is no answer."""
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await respond(send, b"an error page", status=400)
+
+    with pytest.raises(RuntimeError, match="twice"):
+        await call(guard(twice, store), key="k")
+    assert (await call(guard(Charges(), store), key="k")).status == 201
+
+
 async def test_exception_after_the_whole_response_does_not_undo_the_record(store: Store) -> None:
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)

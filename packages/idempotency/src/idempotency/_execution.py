@@ -178,6 +178,8 @@ class Execution:
             return
         kind = message["type"]
         if kind == "http.response.start":
+            if self._start is not None:  # as a server says it: two answers must not be recorded as one
+                raise RuntimeError("the application sent http.response.start twice")
             headers = message.get("headers")
             if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
                 message = {**message, "headers": list(headers or ())}
