@@ -338,7 +338,7 @@ def _is_routed(scope: Scope) -> bool:
     """Whether a route answers, as far as can be known: Starlette's routers leave their marks on the scope."""
     if "router" not in scope:
         return True  # some other framework
-    endpoint = scope.get("endpoint")
+    endpoint: Any = scope.get("endpoint")
     while hasattr(endpoint, "app") and not hasattr(endpoint, "routes"):  # the middleware of a mount
         endpoint = endpoint.app
     return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
