@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,16 @@ def test_nothing_heavy_is_imported_to_serve(environment: dict[str, str], tmp_pat
     assert built.stdout == "none\n", built.stderr
 
 
-def test_a_start_takes_less_than_the_older_service_needed(serve: Callable[..., Any]) -> None:
+def test_a_start_takes_less_work_than_the_older_service_needed(serve: Callable[..., Any]) -> None:
     serve().stop()  # compiles what is not compiled yet
-    begun = time.monotonic()
-    serve()
-    # The goal is 1 s on an idle machine (benchmarks hold it to that); the bound here allows for a busy one.
-    assert time.monotonic() - begun < 4.3
+    begun = children_cpu()
+    serve().stop()
+    # The goal is 1 s to the first answer (benchmarks hold it to that). CPU seconds, since other work on the machine
+    # stretches every other clock.
+    assert children_cpu() - begun < 4.3
+
+
+def children_cpu() -> float:
+    """CPU seconds of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
