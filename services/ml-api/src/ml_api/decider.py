@@ -31,7 +31,8 @@ class Decider:
 
     Args:
         slot: Where the model is; None decides by the fixed rules.
-        version: What answers call the model, instead of its own version.
+        version: What answers call the model that is there at the start, instead of its own version; one that is
+            swapped in later has its own.
         cap_orders: Whether orders are cut to the portfolio's cash and positions.
         explain_top: How many of the model's own contributions an answer lists per asset; 0 leaves the member out.
         now: The clock of `createdAt`.
@@ -49,6 +50,7 @@ class Decider:
     ) -> None:
         self._slot, self._metrics = slot, metrics
         self._version, self._cap_orders, self._now = version, cap_orders, now
+        self._first = slot.current if slot is not None else None
         self._explain_top = explain_top
 
     @property
@@ -102,7 +104,9 @@ class Decider:
         )
 
     def _name(self, model: Model | None) -> str:
-        return self._version or (model.info.version if model is not None else RULES_VERSION)
+        if self._version is not None and model is self._first:
+            return self._version
+        return model.info.version if model is not None else RULES_VERSION
 
     def _predictor(self, model: Model) -> Callable[[FloatArray], FloatArray]:
         def predict(rows: FloatArray) -> FloatArray:

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
 
     Attributes:
         model_path: A LightGBM text model with its manifest beside it; None serves the model in the package.
-        model_version: What answers call the model; None takes the manifest's.
+        model_version: What answers call the model of the start; None takes the manifest's.
         models_dir: More models for the Open Inference Protocol: every `*.txt` with its manifest.
         rule_fallback: Whether a missing model file is answered by fixed rules instead of refusing to start.
         api_key: The single, unnamed key. Its records carry no tenant.
