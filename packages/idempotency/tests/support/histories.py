@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from idempotency._core.types import Acquired, Claim, Reply
 from idempotency.testing._spec import Acquire, Call, Complete, Held, Release, Renew, Span, SpecState, step
@@ -18,6 +19,15 @@ __all__ = ["Seen", "explains", "fences_rise"]
 
 _UNKNOWN = -1  # the fence of a claim that nobody was told of
 _MOST = 500_000  # states; a history that needs more is made of too many calls at once
+
+
+class _Place(NamedTuple):
+    """How far the search has come: the calls done, as bits, and what that makes of the record and of the time."""
+
+    done: int
+    state: SpecState
+    reached: float  # no call to come takes effect before this
+    written: float  # nor did the last write
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +40,53 @@ class Seen:
     ended: float
 
 
-def explains(history: Sequence[Seen], *, resolution: float) -> bool:
-    """Whether some order of the calls explains every answer; the store's clock reads to *resolution* seconds."""
+def explains(history: Sequence[Seen], *, resolution: float, apart: bool = False) -> bool:
+    """
+    Whether some order of the calls explains every answer.
+
+    Args:
+        resolution: Seconds to which the store's clock can be compared with the callers'.
+        apart: Whether a call may read the clock at another instant than it takes effect: what it writes is judged
+            before that, under a lock that the writes of a key hold one after another until they take effect; what it
+            only reads is judged afterwards. Both instants lie within the call.
+    """
     calls = sorted(history, key=lambda seen: seen.began)
     everything = (1 << len(calls)) - 1
     unanswered = sum(1 << at for at, seen in enumerate(calls) if seen.reply is None)
-    seen_before: set[tuple[int, SpecState]] = set()
-    stack: list[tuple[int, SpecState, float]] = [(0, None, -math.inf)]
+    start = _Place(0, None, -math.inf, -math.inf)
+    seen_before, stack = {start}, [start]
     while stack:
-        done, state, earliest = stack.pop()
-        if done | unanswered == everything:
+        place = stack.pop()
+        if place.done | unanswered == everything:
             return True
-        waiting = [(at, seen) for at, seen in enumerate(calls) if not done >> at & 1]
+        waiting = [(at, seen) for at, seen in enumerate(calls) if not place.done >> at & 1]
         horizon = min(seen.ended for _, seen in waiting if seen.reply is not None)
-        nexts = []
+        nexts: list[tuple[bool, _Place]] = []
         for at, seen in waiting:
             if seen.began > horizon:
                 break
-            instant = max(earliest, seen.began)
-            now = Span(instant - resolution, horizon + resolution)
-            for after in _outcomes(state, seen, now):
-                place = (done | 1 << at, after)
-                if place not in seen_before:
-                    seen_before.add(place)
-                    nexts.append((seen.reply is not None, (*place, instant)))
+            instant = max(place.reached, seen.began)
+            writing = Span(instant - resolution, horizon + resolution)
+            reading = writing
+            if apart:
+                writing = Span(max(place.written, seen.began) - resolution, horizon + resolution)
+                reading = Span(instant - resolution, seen.ended + resolution)
+            done, answered = place.done | 1 << at, seen.reply is not None
+            if answered and place.state in _outcomes(place.state, seen, reading):
+                nexts.append((True, place._replace(done=done, reached=instant)))
+                if (
+                    seen.began <= place.reached
+                ):  # it changes nothing, neither record nor time: later is no better
+                    nexts = nexts[-1:]
+                    break
+            for after in _outcomes(place.state, seen, writing):
+                if after != place.state:
+                    nexts.append((answered, _Place(done, after, instant, instant)))
         nexts.sort(key=lambda item: item[0])  # what was answered is tried first
-        stack += [item for _, item in nexts]
+        for _, after_it in nexts:
+            if after_it not in seen_before:
+                seen_before.add(after_it)
+                stack.append(after_it)
         assert len(seen_before) < _MOST, "too many calls at once to judge"
     return False
 

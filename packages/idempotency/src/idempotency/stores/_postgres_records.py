@@ -1,9 +1,18 @@
 """
 How a record is kept in PostgreSQL, without any I/O: the table, the statements, and what their rows mean.
 
-Every statement judges by `clock_timestamp()`, read after it holds the row: `now()` is the start of the transaction,
-and may be long past. Each call of the store is one statement, so it needs no session and works behind a pooler of
-transactions.
+Each call of the store is one statement, so it needs no session and works behind a pooler of transactions. Why each is
+one step all the same, in READ COMMITTED, is a matter of two locks and of when the clock is read:
+
+- Who makes or removes a row holds the advisory lock of its key (`_KEY_LOCK`), who changes one holds the row. Both are
+  held until the statement is committed, so the writes of one key come one after another.
+- A write reads `clock_timestamp()` after it got these locks and waits for nothing between that and its write. So the
+  writes of a key judge time in the order in which they take effect, and a lease counts from an instant at which the
+  key was the caller's to take. `now()` would be the start of the transaction, long past after a wait.
+- A read (a replay, a running twin) locks nothing. It is true of the statement's snapshot, and the clock is read after
+  that; where this is the later instant at which the record is over, the statement goes on as a write.
+- A write takes effect when it is committed, after it read the clock. Both instants lie within the call; whoever comes
+  in between either waits for the lock or reads the record as it was.
 """
 
 from __future__ import annotations
@@ -25,6 +34,7 @@ from idempotency._core.types import (
 )
 
 __all__ = [
+    "PURGE_BATCH",
     "SWEEP",
     "TRIES",
     "Statements",
@@ -37,6 +47,9 @@ __all__ = [
 
 TRIES = 3
 """How often a call is tried: after a restart every connection of a pool is dead; of two in a deadlock one goes on."""
+
+PURGE_BATCH = 500
+"""Rows that one statement of a purge deletes: each takes a place in the server's table of locks until it is over."""
 
 SWEEP = 2
 """Expired rows that a completion deletes: more than it adds, so that the table shrinks under load."""
@@ -64,13 +77,14 @@ CREATE SEQUENCE IF NOT EXISTS {table}_fence;
 # IF NOT EXISTS does not keep two processes that start at once from colliding.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('{table}', 1));"
 
-# One statement, and one instant at which it takes effect:
-# - what nobody can change now (completed, or under another's lease) is answered as this statement's snapshot has it,
-#   without a lock;
-# - everything else is decided on the locked, latest version of the row, and the row that results is the answer. A
+# Where only the fence is to be ordered (R9), or a row that is not there yet is to be held: two statements could draw
+# their numbers in one order and insert in the other, and one that found no row would insert long after it read the
+# clock, if it had to wait for the row's removal. As text, since void cannot be compared.
+_KEY_LOCK = "pg_advisory_xact_lock(hashtextextended(%(key)s, 0))::text"
+
+# - What nobody can change now (completed, or under another's lease) is answered as this statement's snapshot has it.
+# - Everything else is decided on the locked, latest version of the row, and the row that results is the answer. A
 #   lapsed claim that may not be taken over is written back as it was.
-# The advisory lock makes the fences of one key rise in the order of its grants (R9): two statements could otherwise
-# draw their numbers in one order and insert, or take over, in the other. It ends with the statement.
 _ACQUIRE = """
 WITH standing AS MATERIALIZED (
     SELECT r.*, c.now
@@ -82,7 +96,7 @@ WITH standing AS MATERIALIZED (
     SELECT %(key)s, %(fingerprint)s, %(owner)s, 1, c.fence, c.now + l.lease, %(retention)s,
         c.now + l.lease + l.retention
     FROM (
-        SELECT pg_advisory_xact_lock(hashtextextended(%(key)s, 0))::text AS locked,
+        SELECT {key_lock} AS locked,
             make_interval(secs => %(lease)s) AS lease, make_interval(secs => %(retention)s) AS retention
         OFFSET 0
     ) AS l, LATERAL (
@@ -135,11 +149,14 @@ _COLUMNS = """key, fingerprint, owner, attempt, fence, outcome,
 # The row is locked first, in a step of its own; what follows reads the clock, so it is read after the lock.
 _MINE = """
 mine AS MATERIALIZED (
-    SELECT key, outcome IS NOT NULL AS done, expires_at FROM {table}
-    WHERE key = %(key)s AND owner = %(owner)s FOR UPDATE
+    SELECT r.key, r.outcome IS NOT NULL AS done, r.expires_at FROM {table} AS r{locked}
+    WHERE r.key = %(key)s AND r.owner = %(owner)s {after} FOR UPDATE OF r
 ), live AS MATERIALIZED (
     SELECT key, done FROM mine WHERE expires_at > clock_timestamp()
 )"""
+
+# For who removes a row: the key's lock comes before the row's, as it does in acquire.
+_LOCKED = "locked AS MATERIALIZED (SELECT {key_lock} AS key)"
 
 _RENEW = """
 WITH {mine}
@@ -150,23 +167,30 @@ UPDATE {table} AS r SET (lease_until, expires_at) = (
 RETURNING true
 """
 
+# Expired rows that nobody holds. The locks are tried, never waited for: who waits while it holds others' rows could
+# wait for itself.
+_SWEEP = """
+DELETE FROM {table} WHERE key IN (
+    SELECT key FROM (
+        SELECT key FROM {table} WHERE expires_at <= statement_timestamp() {others}
+        ORDER BY expires_at LIMIT %({limit})s FOR UPDATE SKIP LOCKED
+    ) AS expired
+    WHERE pg_try_advisory_xact_lock(hashtextextended(key, 0))
+)
+"""
+
 _COMPLETE = """
 WITH {mine}, written AS (
     UPDATE {table} AS r SET (outcome, completed_at, expires_at) = (
         SELECT %(outcome)s::bytea, c.now, c.now + make_interval(secs => %(retention)s)
         FROM (SELECT clock_timestamp() AS now OFFSET 0) AS c
     ) FROM live WHERE r.key = live.key AND NOT live.done
-), swept AS (
-    DELETE FROM {table} WHERE key IN (
-        SELECT key FROM {table} WHERE expires_at <= statement_timestamp() AND key <> %(key)s
-        ORDER BY expires_at LIMIT %(sweep)s FOR UPDATE SKIP LOCKED
-    )
-)
+), swept AS ({sweep})
 SELECT true FROM live
 """
 
 _RELEASE = """
-WITH {mine}
+WITH {locked}, {mine_locked}
 DELETE FROM {table} AS r USING live WHERE r.key = live.key AND NOT live.done
 RETURNING true
 """
@@ -178,13 +202,8 @@ SELECT {columns} FROM (
 """
 
 _PURGE = """
-WITH gone AS (
-    DELETE FROM {table} WHERE key IN (
-        SELECT key FROM {table} WHERE expires_at <= statement_timestamp()
-        ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ) RETURNING 1
-)
-SELECT count(*) FROM gone
+WITH swept AS ({purge} RETURNING 1)
+SELECT count(*) FROM swept
 """
 
 _SCAN = """
@@ -195,7 +214,9 @@ SELECT {columns} FROM (
 """
 
 _FORGET = """
-DELETE FROM {table} WHERE key = %(key)s RETURNING expires_at > clock_timestamp()
+WITH {locked}
+DELETE FROM {table} AS r USING locked WHERE r.key = %(key)s AND locked.key IS NOT NULL
+RETURNING r.expires_at > clock_timestamp()
 """
 
 
@@ -223,29 +244,30 @@ class Statements(NamedTuple):
         """
         if not _NAME.fullmatch(table):
             raise ValueError(f"table must be a plain lower-case name, or schema.name, not {table!r}")
-        plain = table.rpartition(".")[2]
-        mine = _MINE.format(table=table)
-
-        def filled(statement: str) -> str:
-            return statement.format(table=table, plain=plain, columns=_COLUMNS, mine=mine)
-
-        return cls(
-            *map(
-                filled,
-                (
-                    _SCHEMA,
-                    _LOCK + _SCHEMA,
-                    _ACQUIRE,
-                    _RENEW,
-                    _COMPLETE,
-                    _RELEASE,
-                    _GET,
-                    _PURGE,
-                    _SCAN,
-                    _FORGET,
-                ),
-            )
+        names = {
+            "table": table,
+            "plain": table.rpartition(".")[2],
+            "columns": _COLUMNS,
+            "key_lock": _KEY_LOCK,
+            "locked": _LOCKED.format(key_lock=_KEY_LOCK),
+            "mine": _MINE.format(table=table, locked="", after=""),
+            "mine_locked": _MINE.format(table=table, locked=", locked", after="AND locked.key IS NOT NULL"),
+            "sweep": _SWEEP.format(table=table, limit="sweep", others="AND key <> %(key)s"),
+            "purge": _SWEEP.format(table=table, limit="limit", others=""),
+        }
+        statements = (
+            _SCHEMA,
+            _LOCK + _SCHEMA,
+            _ACQUIRE,
+            _RENEW,
+            _COMPLETE,
+            _RELEASE,
+            _GET,
+            _PURGE,
+            _SCAN,
+            _FORGET,
         )
+        return cls(*(statement.format(**names) for statement in statements))
 
 
 def acquire_values(

@@ -15,6 +15,7 @@ from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, St
 from idempotency.store import Page
 from idempotency.stores._postgres_errors import is_gone, is_transient, meaning_of, too_late
 from idempotency.stores._postgres_records import (
+    PURGE_BATCH,
     SWEEP,
     TRIES,
     Statements,
@@ -119,8 +120,14 @@ class SyncPostgresStore:
 
     def purge(self, *, limit: int = 1_000) -> int:
         """See `PostgresStore.purge`."""
-        ((count,),) = self._run(self._sql.purge, {"limit": limit})
-        return int(count)
+        purged = 0
+        while purged < limit:
+            batch = min(limit - purged, PURGE_BATCH)
+            ((count,),) = self._run(self._sql.purge, {"limit": batch})
+            purged += count
+            if count < batch:
+                break
+        return purged
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `Inspectable.scan`. In key order."""

@@ -22,6 +22,7 @@ from idempotency.store import Page
 from idempotency.stores._asyncio_only import asyncio_loop
 from idempotency.stores._postgres_errors import is_gone, is_transient, meaning_of, too_late
 from idempotency.stores._postgres_records import (
+    PURGE_BATCH,
     SWEEP,
     TRIES,
     Statements,
@@ -142,9 +143,15 @@ class PostgresStore:
         return read_record(rows[0]) if rows else None
 
     async def purge(self, *, limit: int = 1_000) -> int:
-        """See `Purgeable.purge`. Rows that others hold are left for the next time."""
-        ((count,),) = await self._run(self._sql.purge, {"limit": limit})
-        return int(count)
+        """See `Purgeable.purge`. In batches, each within the deadline; what others hold is left for the next time."""
+        purged = 0
+        while purged < limit:
+            batch = min(limit - purged, PURGE_BATCH)
+            ((count,),) = await self._run(self._sql.purge, {"limit": batch})
+            purged += count
+            if count < batch:
+                break
+        return purged
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `Inspectable.scan`. In key order."""
