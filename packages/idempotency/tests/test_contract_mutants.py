@@ -84,7 +84,10 @@ MUTANTS = {
         "        entry.expires_at = until + entry.retention",
         "        pass",
     ),
-    "a running record dies with its lease": ("retention, until + retention)", "retention, until)"),
+    "a running record dies with its lease": (
+        "self.expires_at = until + retention",
+        "self.expires_at = until",
+    ),
     "a replay extends the record": (
         "if entry.outcome is not None:\n                return Completed",
         "if entry.outcome is not None:\n                entry.expires_at += 1\n                return Completed",

@@ -185,6 +185,37 @@ class TestSweeping:
         clock.advance(40)
         assert store.purge() == 1
 
+    def test_a_record_kept_for_less_than_its_claim_said_leaves_on_its_own_time(
+        self, clock: FakeClock
+    ) -> None:
+        store = SyncMemoryStore(clock=clock)
+        held = claim(store, "k", retention=3600)
+        assert store.complete(held, b"{}", retention=60)
+        clock.advance(60 + 16)
+        assert store.purge() == 1
+
+    def test_a_completed_record_outstays_its_expiry_by_little_more_than_a_minute(
+        self, clock: FakeClock
+    ) -> None:
+        store = SyncMemoryStore(clock=clock)
+        for number, lease in enumerate((1, 30, 60, 70, 300)):
+            held = claim(store, str(number), lease=lease, retention=60)
+            assert store.complete(held, b"{}", retention=60)
+        clock.advance(60 + 5 * 16)
+        assert store.purge() == 5
+
+    def test_a_running_record_that_was_passed_over_leaves_like_any_other_once_it_is_done(
+        self, clock: FakeClock
+    ) -> None:
+        store = SyncMemoryStore(max_records=2, clock=clock)
+        passed = claim(store, "passed", lease=10, retention=10)
+        complete(store, "done")
+        claim(store, "new", lease=10, retention=10)
+        assert keys(store) == ["new", "passed"]
+        assert store.complete(passed, b"{}", retention=10)
+        claim(store, "newer")
+        assert keys(store) == ["new", "newer"]
+
     def test_purge_keeps_to_its_limit(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         for number in range(5):
@@ -197,7 +228,7 @@ class TestSweeping:
         for number in range(10_000):
             complete(store, f"k{number}", retention=60 + number % 7)
             clock.advance(1)
-        shelves = [shelf for both in (store._running, store._completed) for shelf in both._shelves.values()]
+        shelves = [shelf for both in (store._shelves, store._aside) for shelf in both._shelves.values()]
         assert sum(map(len, shelves)) == len(store._entries) <= 10
         assert len(shelves) < 600, "a shelf for each 16 s of an hour, in each of the two"
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import (
@@ -35,30 +34,56 @@ __all__ = ["MemoryStore", "SyncMemoryStore"]
 
 _SLOT_SECONDS = 16.0  # how coarsely records are shelved by expiry: 24 h of retention makes 5 400 shelves
 _SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
+_LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be shelved twice
 
 
-@dataclass(slots=True, eq=False)
 class _Entry:
     """One record; *outcome* is None while it runs, and *until* is then the end of its lease."""
 
-    key: StorageKey
-    fingerprint: Fingerprint
-    owner: Owner
-    attempt: int
-    fence: int
-    until: float
-    retention: float
-    expires_at: float
-    outcome: bytes | None = None
-    completed_at: float = 0.0
-    slot: int = 0
+    __slots__ = (
+        "attempt",
+        "completed_at",
+        "expires_at",
+        "fence",
+        "fingerprint",
+        "key",
+        "outcome",
+        "owner",
+        "retention",
+        "shelves",
+        "slot",
+        "until",
+    )
+
+    def __init__(
+        self,
+        key: StorageKey,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        fence: int,
+        until: float,
+        retention: float,
+    ) -> None:
+        self.key = key
+        self.fingerprint = fingerprint
+        self.owner = owner
+        self.attempt = 1
+        self.fence = fence
+        self.until = until
+        self.retention = retention
+        self.expires_at = until + retention
+        self.outcome: bytes | None = None
+        self.completed_at: float
+        self.shelves: _Shelves  # where it is, and in which slot
+        self.slot: int
 
 
 class _Shelves:
     """
     Entries by the slot of time in which they expire, first in first out; each operation takes constant amortised time.
 
-    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap.
+    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap. An entry's
+    expiry may move while it is shelved: whoever takes it looks.
 
     Attributes:
         due: When the soonest slot is over, by the store's clock: until then there is nothing to sweep.
@@ -72,13 +97,15 @@ class _Shelves:
         self.due = math.inf
 
     def put(self, entry: _Entry) -> None:
-        slot = entry.slot = int(entry.expires_at / _SLOT_SECONDS)
+        slot = int(entry.expires_at / _SLOT_SECONDS)
         shelf = self._shelves.get(slot)
         if shelf is None:
             shelf = self._shelves[slot] = OrderedDict()
             heapq.heappush(self._slots, slot)
             self._set_due()
         shelf[entry.key] = entry
+        entry.slot = slot
+        entry.shelves = self
 
     def take(self, entry: _Entry) -> None:
         # An emptied shelf stays until it is the soonest: dropped and made anew, its slot would fill the heap.
@@ -89,9 +116,8 @@ class _Shelves:
         while now >= self.due and self._slots:
             shelf = self._shelves[self._slots[0]]
             if shelf:
-                return shelf.popitem(last=False)[
-                    1
-                ]  # not the newest, which is the likeliest to be asked for again
+                _, oldest = shelf.popitem(last=False)  # the newest is the likeliest to be asked for again
+                return oldest
             del self._shelves[heapq.heappop(self._slots)]
             self._set_due()
         return None
@@ -127,8 +153,9 @@ class SyncMemoryStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[StorageKey, _Entry] = {}
-        self._running = _Shelves()
-        self._completed = _Shelves()
+        # A record is shelved once, when it is claimed; one that a search for space finds running is set aside.
+        self._shelves = _Shelves()
+        self._aside = _Shelves()
         # Wall time in nanoseconds outruns any counter of claims: a new process starts above the last (R9).
         self._fence = time.time_ns()
 
@@ -150,16 +177,14 @@ class SyncMemoryStore:
                 if entry is not None:
                     self._remove(entry)
                 if (
-                    now >= self._completed.due
-                    or now >= self._running.due
+                    now >= self._shelves.due
+                    or now >= self._aside.due
                     or len(self._entries) >= self.max_records
                 ):
                     self._make_room(now)
                 self._fence = fence = self._fence + 1
-                until = now + lease
-                entry = _Entry(key, fingerprint, owner, 1, fence, until, retention, until + retention)
-                self._entries[key] = entry
-                self._running.put(entry)
+                entry = self._entries[key] = _Entry(key, fingerprint, owner, fence, now + lease, retention)
+                self._shelves.put(entry)
                 return Acquired(Claim(key, owner, 1, fence))
             if entry.outcome is not None:
                 return Completed(
@@ -178,8 +203,7 @@ class SyncMemoryStore:
             entry.retention = retention
             entry.until = now + lease
             entry.expires_at = entry.until + retention
-            self._running.take(entry)
-            self._running.put(entry)
+            self._shelve_again(entry)
             return Acquired(Claim(key, owner, entry.attempt, entry.fence))
 
     def renew(self, claim: Claim, *, lease: float) -> bool:
@@ -200,11 +224,12 @@ class SyncMemoryStore:
             if entry is None:
                 return False
             if entry.outcome is None:
-                self._running.take(entry)
                 entry.outcome = outcome
                 entry.completed_at = now
                 entry.expires_at = now + retention
-                self._completed.put(entry)
+                late = entry.slot - entry.expires_at / _SLOT_SECONDS
+                if late > _LATE_SLOTS or entry.shelves is not self._shelves:
+                    self._shelve_again(entry)
             return True
 
     def release(self, claim: Claim) -> bool:
@@ -230,7 +255,7 @@ class SyncMemoryStore:
         """
         See `Purgeable.purge`.
 
-        Never needed, since `acquire` gives back what has expired; what expired in the last 16 s may stay.
+        Never needed, since `acquire` gives back what has expired; what expired in the last minute may stay.
         """
         with self._lock:
             return self._sweep(self._clock(), limit)
@@ -260,13 +285,17 @@ class SyncMemoryStore:
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.key]
-        (self._running if entry.outcome is None else self._completed).take(entry)
+        entry.shelves.take(entry)
+
+    def _shelve_again(self, entry: _Entry) -> None:
+        entry.shelves.take(entry)
+        self._shelves.put(entry)
 
     def _make_room(self, now: float) -> None:
         self._sweep(now, _SWEEP)
         if len(self._entries) < self.max_records:
             return
-        evicted = self._completed.take_soonest() or self._running.take_expired(now)
+        evicted = self._take_evictable(now)
         if evicted is None:
             raise StoreUnavailable(
                 f"all {self.max_records} records of the memory store are running and none may be forgotten; "
@@ -274,9 +303,17 @@ class SyncMemoryStore:
             )
         del self._entries[evicted.key]
 
+    def _take_evictable(self, now: float) -> _Entry | None:
+        """A completed record near its expiry, or one that has expired; each running one is passed once."""
+        while (entry := self._shelves.take_soonest()) is not None:
+            if entry.outcome is not None or now >= entry.expires_at:
+                return entry
+            self._aside.put(entry)
+        return self._aside.take_expired(now)
+
     def _sweep(self, now: float, limit: int) -> int:
         removed = 0
-        for shelves in (self._completed, self._running):
+        for shelves in (self._shelves, self._aside):
             while removed < limit and (entry := shelves.take_soonest(now)) is not None:
                 if now < entry.expires_at:  # renewed since it was shelved
                     shelves.put(entry)
