@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any, NamedTuple, TypeAlias
@@ -28,6 +28,7 @@ __all__ = [
     "Unreplayable",
     "Value",
     "decode",
+    "encode_answer",
     "encode_response",
     "encode_unreplayable",
     "encode_value",
@@ -75,26 +76,41 @@ class Unreplayable:
 Outcome: TypeAlias = Response | Value | Unreplayable
 
 _text = encode_basestring
-_parse = json.JSONDecoder().raw_decode
+_parse: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def encode_response(response: Response) -> bytes:
     """The response as an outcome; headers survive byte for byte (latin-1), the body as text where it is UTF-8."""
-    # Written out, member by member: a general encoder takes five times as long, before every first byte.
-    headers = ",".join(
-        [
-            f"[{_text(name.decode('latin-1'))},{_text(value.decode('latin-1'))}]"
-            for name, value in response.headers
-        ]
+    return _encode(response.status, _header_text(response.headers), response.body, response.traceparent)
+
+
+def encode_answer(response: Response, *, drop: frozenset[bytes]) -> bytes:
+    """`encode_response` of what `recorded_headers` leaves of it; faster than the two."""
+    headers = _kept_headers(response.headers, drop, len(response.body))
+    text = _header_text(headers)
+    if "\\" in text:  # what could split a message is escaped, and little else is
+        text = _header_text(_safe(headers))
+    return _encode(response.status, text, response.body, response.traceparent)
+
+
+# Written out, member by member: a general encoder takes five times as long, before every first byte.
+
+
+def _header_text(headers: Headers) -> str:
+    return ",".join(
+        [f"[{_text(name.decode('latin-1'))},{_text(value.decode('latin-1'))}]" for name, value in headers]
     )
+
+
+def _encode(status: int, headers: str, content: bytes, traceparent: str | None) -> bytes:
     try:
-        body = f'"body":{_text(response.body.decode())}'
+        body = f'"body":{_text(content.decode())}'
     except UnicodeDecodeError:
-        body = f'"body_base64":"{b64encode(response.body).decode()}"'
-    trace = "" if response.traceparent is None else f',"traceparent":{_text(response.traceparent)}'
+        body = f'"body_base64":"{b64encode(content).decode()}"'
+    trace = "" if traceparent is None else f',"traceparent":{_text(traceparent)}'
     return (
-        f'{{"format":{_FORMAT},"outcome":"response","status_code":{response.status:d},'
+        f'{{"format":{_FORMAT},"outcome":"response","status_code":{status:d},'
         f'"headers":[{headers}],{body}{trace}}}'
     ).encode()
 
@@ -130,11 +146,11 @@ def decode(outcome: bytes) -> Outcome:
     """
     try:
         text = outcome.decode()
-        members, end = _parse(text)
+        members, end = _parse(text, 0)
         if end != len(text):
             raise ValueError("something follows the outcome")
         version = members["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, StopIteration):
         raise CorruptRecord(
             "the stored outcome is not one of this library's; look at it before deleting it"
         ) from None
@@ -143,29 +159,25 @@ def decode(outcome: bytes) -> Outcome:
             f"the stored outcome has format {version!r}, this version reads {_FORMAT}; upgrade"
         )
     try:
-        return _decode_members(members)
+        if members["outcome"] == "response":
+            return _decode_response(members)
+        if members["outcome"] == "value":
+            return Value(members["value"], members.get("traceparent"))
+        if members["outcome"] == "unreplayable":
+            return Unreplayable(str(members["reason"]))
+        raise ValueError("outcome")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CorruptRecord("the stored outcome lacks a member or has one of a wrong type") from None
 
 
-def _decode_members(members: dict[str, Any]) -> Outcome:
-    match members["outcome"]:
-        case "response":
-            body = members.get("body")
-            content = body.encode() if body is not None else b64decode(members["body_base64"], validate=True)
-            headers = [
-                (name.encode("latin-1"), value.encode("latin-1")) for name, value in members["headers"]
-            ]
-            status = members["status_code"]
-            if type(status) is not int or not 100 <= status <= 599:
-                raise ValueError("status_code")
-            return Response(status, headers, content, members.get("traceparent"))
-        case "value":
-            return Value(members["value"], members.get("traceparent"))
-        case "unreplayable":
-            return Unreplayable(str(members["reason"]))
-        case _:
-            raise ValueError("outcome")
+def _decode_response(members: dict[str, Any]) -> Response:
+    body = members.get("body")
+    content = body.encode() if body is not None else b64decode(members["body_base64"], validate=True)
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in members["headers"]]
+    status = members["status_code"]
+    if type(status) is not int or not 100 <= status <= 599:
+        raise ValueError("status_code")
+    return Response(status, headers, content, members.get("traceparent"))
 
 
 def recorded_headers(
@@ -177,17 +189,20 @@ def recorded_headers(
     Left out: *drop*, what `Connection` nominates (RFC 9110, 7.6.1), any that could split a message, and a
     Content-Length that is not *length* (the size of the body in bytes).
     """
+    return _safe(_kept_headers(headers, drop, length))
+
+
+def _kept_headers(headers: Iterable[tuple[bytes, bytes]], drop: frozenset[bytes], length: int) -> Headers:
     kept: Headers = []
     nominated: set[bytes] = set()
     for name, value in headers:
         name = name.lower()  # noqa: PLW2901
-        if name not in drop and (name != b"content-length" or value == b"%d" % length):
-            kept.append((name, value))
+        if name not in drop:
+            if name != b"content-length" or value == b"%d" % length:
+                kept.append((name, value))
         elif name == b"connection":
             nominated.update(token.strip().lower() for token in value.split(b","))
-    if nominated:
-        kept = [pair for pair in kept if pair[0] not in nominated]
-    return _safe(kept)
+    return [pair for pair in kept if pair[0] not in nominated] if nominated else kept
 
 
 def _safe(headers: Headers) -> Headers:
@@ -198,7 +213,10 @@ def _safe(headers: Headers) -> Headers:
 
 def replay_headers(response: Response) -> Headers:
     """The headers of a replay: as recorded, safe, with one Content-Length where a body is allowed (RFC 9110, 8.6)."""
-    headers = list(_safe(response.headers))
-    if response.status not in _BODILESS and b"content-length" not in [name for name, _ in headers]:
-        headers.append((b"content-length", b"%d" % len(response.body)))
-    return headers
+    headers = _safe(response.headers)
+    if response.status in _BODILESS:
+        return headers
+    for name, _ in headers:
+        if name == b"content-length":
+            return headers
+    return [*headers, (b"content-length", b"%d" % len(response.body))]
