@@ -204,7 +204,7 @@ def question(wait: float = 0.0, **policy: Any) -> Ask:
 
 async def test_followers_that_gave_up_are_not_remembered() -> None:
     engine = Engine(MemoryStore())
-    run = await engine.begin(question())
+    run = await engine.begin(question(wait=0.001))
     assert isinstance(run, Run)
     for _ in range(20):
         await engine.begin(question(wait=0.001))
@@ -213,6 +213,14 @@ async def test_followers_that_gave_up_are_not_remembered() -> None:
     assert len(flight.followers) == 0
     await run.release()
     assert len(engine.flights) == 0
+
+
+def test_a_claim_is_given_back_where_no_loop_could_keep_it_alive() -> None:
+    store = MemoryStore()
+    beginning = Engine(store).begin(question())
+    with pytest.raises(RuntimeError, match=r"asyncio or trio|async"):
+        beginning.send(None)
+    assert store._store.get(StorageKey("k")) is None
 
 
 class GrantsLate(SyncMemoryStore):

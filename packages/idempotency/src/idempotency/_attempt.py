@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from idempotency._ask import Ask
+from idempotency._ask import Question
 from idempotency._core import machine
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError
@@ -26,7 +26,7 @@ class Attempt:
 
     __slots__ = ("_ask", "_engine", "_flight", "_owner", "_runtime", "_since")
 
-    def __init__(self, engine: Engine, ask: Ask, runtime: Runtime, owner: Owner) -> None:
+    def __init__(self, engine: Engine, ask: Question, runtime: Runtime, owner: Owner) -> None:
         self._engine = engine
         self._ask = ask
         self._runtime = runtime

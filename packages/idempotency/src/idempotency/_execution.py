@@ -8,15 +8,21 @@ successor's (E8).
 from __future__ import annotations
 
 import logging
-from functools import cache
 from typing import Any, Literal, Protocol
 
 from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from idempotency._context import active
 from idempotency._core.decide import Refuse, settle
 from idempotency._core.errors import IdempotencyError
-from idempotency._core.machine import Recorded, Superseded
-from idempotency._core.outcome import Response, encode_response, encode_unreplayable, recorded_headers
+from idempotency._core.machine import Ending, Recorded, Superseded
+from idempotency._core.outcome import (
+    Headers,
+    Response,
+    encode_answer,
+    encode_response,
+    encode_unreplayable,
+    recorded_headers,
+)
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
 from idempotency._core.types import Completed, key_id
@@ -24,12 +30,9 @@ from idempotency._run import Run
 from idempotency._runtime import Signal, Timer, running
 from idempotency.engine import Engine
 
-__all__ = ["AGE", "COVERED_BY", "EXPIRES_IN", "Exchange", "Execution"]
+__all__ = ["COVERED_BY", "Exchange", "Execution"]
 
 _log = logging.getLogger("idempotency")
-
-AGE, EXPIRES_IN = b"idempotency-age", b"idempotency-expires-in"
-_OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
 
 COVERED_BY = "idempotency.covered_by"
 """
@@ -107,11 +110,12 @@ class Execution:
 
     async def of(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
+        scope = self._scope
         token = active.set(self)
-        outer = self._scope.get(COVERED_BY, ())
-        self._scope[COVERED_BY] = (*outer, self.claim.key)
+        outer = scope.get(COVERED_BY, ())
+        scope[COVERED_BY] = (*outer, self.claim.key)
         try:
-            await app(self._scope, self._receive_inner, self._send_inner)
+            await app(scope, self._receive_inner, self._send_inner)
         except Exception:
             await (self._until_sent() if self._run is None else self._fail())
             raise
@@ -125,7 +129,7 @@ class Execution:
             elif self._lock is not None:
                 await self._until_sent()
         finally:
-            self._scope[COVERED_BY] = outer  # whoever serves this scope again is not covered
+            scope[COVERED_BY] = outer  # whoever serves this scope again is not covered
             active.reset(token)
 
     # What `current_claim()` shows of the run (`_context.Frame`).
@@ -184,7 +188,7 @@ class Execution:
             if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
                 message = {**message, "headers": list(headers or ())}
             self._start = message
-            if _is_event_stream(message):
+            if _is_event_stream(message["headers"]):
                 await self._let_flow("an event stream")
         elif kind == "http.response.body" and self._start is not None:
             chunk, more_body = message.get("body", b""), message.get("more_body", False)
@@ -194,7 +198,7 @@ class Execution:
             if self._size > limit:
                 await self._let_flow(f"larger than {limit} bytes", more_body=more_body)
             elif not more_body:
-                await self._finish()
+                await self._finish(self._start)
             elif self._hold is None:
                 runtime = running()
                 self._lock = runtime.lock()
@@ -202,28 +206,28 @@ class Execution:
         else:
             await self._exchange.send(message)
 
-    async def _finish(self) -> None:
+    async def _finish(self, start: Message) -> None:
         """The answer is whole: record it, then send it (E1)."""
-        assert self._start is not None
-        status: int = self._start["status"]
+        status: int = start["status"]
         if not self._is_kept(status):
             await self._take_run().release()
-            return await self._send_own()
+            return await self._send_own(start)
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        outcome, result = self._encode(Response(status, self._start["headers"], bytes(body)))
-        return await self._record(outcome, result)
+        outcome, result = self._encode(Response(status, start["headers"], bytes(body)))
+        ending = await self._take_run().keep(outcome, result=result)
+        return await self._answer(start, ending, stored=result == "kept")
 
     def _encode(self, answer: Response) -> tuple[bytes, Literal["kept", "unreplayable"]]:
         """The record of an answer; a tombstone where redaction fails, since the effect is there already (E2)."""
         policy, engine = self._exchange.policy, self._exchange.engine
-        drop = _never_recorded(policy.drop_headers, policy.replay_header)
-        headers = recorded_headers(answer.headers, drop=drop, length=len(answer.body))
-        traceparent = engine.traceparent() if engine.hooks else None
-        response = Response(answer.status, headers, answer.body, traceparent)
+        drop = policy.wire.never_recorded
+        if engine.hooks:
+            answer = answer._replace(traceparent=engine.traceparent())
         if policy.redact is None:
-            return encode_response(response), "kept"
+            return encode_answer(answer, drop=drop), "kept"
+        headers = recorded_headers(answer.headers, drop=drop, length=len(answer.body))
         try:
-            return encode_response(policy.redact(response)), "kept"
+            return encode_response(policy.redact(answer._replace(headers=headers))), "kept"
         except Exception as error:
             reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
         _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(self.claim.key))
@@ -236,23 +240,22 @@ class Execution:
 
     async def _let_flow(self, reason: str, *, more_body: bool = True) -> None:
         """The answer cannot be kept: say so in the record, then let it go (E2)."""
-        assert self._start is not None
-        status: int = self._start["status"]
+        start = self._start
+        assert start is not None
+        status: int = start["status"]
         if self._is_kept(status):
-            await self._record(encode_unreplayable(reason, status), "unreplayable", more_body=more_body)
+            outcome = encode_unreplayable(reason, status)
+            ending = await self._take_run().keep(outcome, result="unreplayable")
+            await self._answer(start, ending, stored=False, more_body=more_body)
         else:
             await self._take_run().release()
-            await self._send_own(more_body=more_body)
+            await self._send_own(start, more_body=more_body)
 
-    async def _record(
-        self, outcome: bytes, result: Literal["kept", "unreplayable"], *, more_body: bool = False
-    ) -> None:
-        ending = await self._take_run().keep(outcome, result=result)
+    async def _answer(self, start: Message, ending: Ending, *, stored: bool, more_body: bool = False) -> None:
         if isinstance(ending, Superseded | Refuse):
             await self._give_way(ending)
         else:
-            stored = result == "kept" and isinstance(ending, Recorded)
-            await self._send_own(stored=stored, more_body=more_body)
+            await self._send_own(start, stored=stored and isinstance(ending, Recorded), more_body=more_body)
 
     async def _give_way(self, ending: Superseded | Refuse) -> None:
         """The claim was lost: answer what is true now, and swallow what the application still sends."""
@@ -267,18 +270,16 @@ class Execution:
         finally:
             active.reset(token)
 
-    async def _send_own(self, *, stored: bool = False, more_body: bool = False) -> None:
+    async def _send_own(self, start: Message, *, stored: bool = False, more_body: bool = False) -> None:
         """Send what was held back, and from now on everything at once."""
-        start, send = self._start, self._exchange.send
-        assert start is not None
+        send, wire = self._exchange.send, self._exchange.policy.wire
         self._flowing = True
         self._let_disconnects_pass()
-        headers = list(start.get("headers", ()))
-        ours = _ours(self._exchange.policy.replay_header)  # an application does not speak for us
-        if not ours.isdisjoint([name.lower() for name, _ in headers]):
-            headers = [pair for pair in headers if pair[0].lower() not in ours]
+        headers = start["headers"]
+        if not wire.ours.isdisjoint([name.lower() for name, _ in headers]):
+            headers = [pair for pair in headers if pair[0].lower() not in wire.ours]
         if stored:
-            headers.append((EXPIRES_IN, b"%d" % self._exchange.policy.retention))
+            headers = [*headers, wire.expires_in]
         chunks, self._chunks = self._chunks, []
         last = len(chunks) - 1
         token = active.set(None)  # see _send_out
@@ -303,7 +304,7 @@ class Execution:
         """The handler returned without a whole answer: to the key an exception, to the server a broken answer."""
         await self._fail()
         if self._start is not None:
-            await self._send_own(more_body=True)
+            await self._send_own(self._start, more_body=True)
 
     async def _until_sent(self) -> None:
         """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""
@@ -344,18 +345,8 @@ def _is_routed(scope: Scope) -> bool:
     return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
 
 
-def _is_event_stream(start: Message) -> bool:
-    for name, value in start.get("headers", ()):
+def _is_event_stream(headers: Headers) -> bool:
+    for name, value in headers:
         if name == b"content-type":
-            return bool(value[:17].lower() == b"text/event-stream")
+            return value[:17].lower() == b"text/event-stream"
     return False
-
-
-@cache
-def _ours(replay_header: str) -> frozenset[bytes]:
-    return _OURS | {replay_header.lower().encode("ascii")}
-
-
-@cache
-def _never_recorded(drop_headers: frozenset[bytes], replay_header: str) -> frozenset[bytes]:
-    return drop_headers | _ours(replay_header)

@@ -7,48 +7,53 @@ is due.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from typing import Protocol
 
+from idempotency._core import pace
 from idempotency._runtime import Runtime
 
-__all__ = ["Pulse"]
+__all__ = ["Beating", "Pulse"]
 
-Beat: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+class Beating(Protocol):
+    """What shows signs of life; hashed by identity."""
+
+    async def beat(self) -> None:
+        """Show one."""
 
 
 class Pulse:
     """
-    Calls each registered beat every *interval* seconds; the first time after half of it to the whole (E3).
+    Lets each registered run beat every lease/3; the first time after half of that to the whole (E3).
 
     The timer ticks twice an interval and stops by itself once nothing is registered.
     """
 
-    __slots__ = ("_armed", "_interval", "_runtime", "_ticks")
+    __slots__ = ("_armed", "_half", "_runtime", "_ticks")
 
-    def __init__(self, runtime: Runtime, interval: float) -> None:
+    def __init__(self, runtime: Runtime, lease: float) -> None:
         self._runtime = runtime
-        self._interval = interval
-        self._ticks: dict[Beat, int] = {}
+        self._half = pace.renew_interval(lease) / 2
+        self._ticks: dict[Beating, int] = {}
         self._armed = False
 
-    def add(self, beat: Beat) -> None:
-        """Call *beat*, in a task of its own, until it is removed."""
-        self._ticks[beat] = 0
+    def add(self, run: Beating) -> None:
+        """Let *run* beat, in a task of its own, until it is removed."""
+        self._ticks[run] = 0
         if not self._armed:
             self._armed = True
-            self._runtime.after(self._interval / 2, self._tick)
+            self._runtime.after(self._half, self._tick)
 
-    def remove(self, beat: Beat) -> None:
-        """Call *beat* no more; harmless if it was removed before."""
-        self._ticks.pop(beat, None)
+    def remove(self, run: Beating) -> None:
+        """Let *run* beat no more; harmless if it was removed before."""
+        self._ticks.pop(run, None)
 
     async def _tick(self) -> None:
         if not self._ticks:
             self._armed = False
             return
-        self._runtime.after(self._interval / 2, self._tick)
-        for beat, ticks in list(self._ticks.items()):
-            self._ticks[beat] = ticks + 1
+        self._runtime.after(self._half, self._tick)
+        for run, ticks in list(self._ticks.items()):
+            self._ticks[run] = ticks + 1
             if ticks % 2:
-                self._runtime.spawn(beat)
+                self._runtime.spawn(run.beat)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from idempotency._ask import Ask
+from idempotency._ask import Question
 from idempotency._core import machine
 from idempotency._core.decide import Refuse
 from idempotency._core.errors import as_store_error
 from idempotency._core.machine import RECORDED, Ending, Forgotten, Recorded, Superseded, Unrecorded
 from idempotency._core.types import Claim, Completed, key_id
 from idempotency._flights import Flight
-from idempotency._runtime import Runtime
+from idempotency._pulse import Pulse
+from idempotency._runtime import running
 from idempotency.events import ClaimLost, Settled
 
 if TYPE_CHECKING:
@@ -27,21 +28,19 @@ class Run:
     Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
     """
 
-    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "_pulse", "_runtime", "ask", "claim")
+    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "_pulse", "ask", "claim")
 
     def __init__(
-        self, engine: Engine, ask: Ask, claim: Claim, flight: Flight | None, runtime: Runtime
+        self, engine: Engine, ask: Question, claim: Claim, flight: Flight | None, pulse: Pulse
     ) -> None:
         self.ask = ask
         self.claim = claim
         self._engine = engine
         self._flight = flight
-        self._runtime = runtime
-        self._over = False
-        self._lost = False
+        self._over = self._lost = False
         self._began = engine.monotonic() if engine.hooks else 0.0
-        self._pulse = engine.pulse(runtime, ask.policy.lease)
-        self._pulse.add(self._renew)
+        self._pulse = pulse
+        pulse.add(self)
 
     async def keep(self, outcome: bytes, *, result: Literal["kept", "unreplayable"] = "kept") -> Ending:
         """
@@ -54,24 +53,23 @@ class Run:
         self._stop()
         ask, engine = self.ask, self._engine
         try:
-            try:
-                answer: machine.Event = await engine.store.complete(
-                    self.claim, outcome, retention=ask.policy.retention
-                )
-            except Exception as error:
-                answer = as_store_error(error)
-            if answer is True:
-                self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
-                self._settled(result)
-                return RECORDED
-            ending = await self._walk_record(answer, outcome)
+            answer: machine.Event = await engine.store.complete(
+                self.claim, outcome, retention=ask.policy.retention
+            )
+        except Exception as error:
+            answer = as_store_error(error)
         except BaseException:  # cancelled on the way to the store
             self.abandon()
             raise
-        match ending:
-            case Recorded():
+        # Nearly every record is made by the first question: no machine is set in motion for it.
+        ending = RECORDED if answer is True else await self._walk_record(answer, outcome)
+        if isinstance(ending, Recorded):
+            if self._flight is not None:
                 self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
+            if engine.hooks:
                 self._settled(result)
+            return ending
+        match ending:
             case Superseded(completed):
                 self._land(completed)
                 self._claim_lost()
@@ -94,6 +92,9 @@ class Run:
         except StopIteration as end:
             ending: Ending = end.value
             return ending
+        except BaseException:  # cancelled on the way to the store
+            self.abandon()
+            raise
 
     async def release(self) -> None:
         """Free the key: the next request with it runs. Where the store gives no answer the attempt goes on behind."""
@@ -128,13 +129,14 @@ class Run:
         except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
             return as_store_error(error)
         if isinstance(action, machine.Pause):
-            await self._runtime.sleep(action.seconds)
+            await running().sleep(action.seconds)
         else:
             assert action is machine.RELEASE_LATER
             self._engine.spawn_release(claim, self.ask.operation)
         return None
 
-    async def _renew(self) -> None:
+    async def beat(self) -> None:
+        """Show a sign of life: called by the pulse."""
         if self._over:
             return
         try:
@@ -142,15 +144,13 @@ class Run:
         except Exception as error:
             self._engine.store_failed("renew", "retrying", error, self.claim.key, self.ask.operation)
             held = True
-        if self._over:
-            return
-        if not held:
-            self._pulse.remove(self._renew)
+        if not (held or self._over):
+            self._pulse.remove(self)
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
 
     def _stop(self) -> None:
         self._over = True
-        self._pulse.remove(self._renew)
+        self._pulse.remove(self)
 
     def _land(self, completed: Completed | None) -> None:
         flight, self._flight = self._flight, None

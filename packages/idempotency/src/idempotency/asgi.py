@@ -24,16 +24,22 @@ from idempotency._core.errors import (
     RequestTimeout,
     RequestTooLarge,
 )
-from idempotency._core.fingerprint import RequestView, operation_digest
+from idempotency._core.fingerprint import (
+    RequestView,
+    exact_bytes,
+    exact_operation_digest,
+    operation_digest,
+)
 from idempotency._core.key import parse_key, storage_key
 from idempotency._core.outcome import Headers, Response, Unreplayable, decode, replay_headers
 from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
-from idempotency._core.types import Completed, StorageKey, key_id
+from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
+from idempotency._core.wire import AGE, EXPIRES_IN
 from idempotency._eager import within
-from idempotency._execution import AGE, COVERED_BY, EXPIRES_IN, Execution
+from idempotency._execution import COVERED_BY, Execution
 from idempotency._run import Run
-from idempotency.engine import Ask, Engine
+from idempotency.engine import Engine
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store
 
@@ -120,7 +126,8 @@ class IdempotencyMiddleware:
         self.app = app
         self.engine = Engine(store, hooks=hooks)
         self.tenant = tenant
-        self._policy = policy
+        self._policy = policy if isinstance(policy, Policy) else None
+        self._policy_of = (lambda _scope: policy) if isinstance(policy, Policy) else policy
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
         _log.info("idempotency: %s, in %s", promise, type(store).__name__)
 
@@ -128,7 +135,7 @@ class IdempotencyMiddleware:
         """Serve one connection (ASGI 3)."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        policy = self._policy if isinstance(self._policy, Policy) else self._policy(scope)
+        policy = self._policy or self._policy_of(scope)
         if policy is None or scope["method"] not in policy.methods:
             return await self.app(scope, receive, send)
         lines = [value for name, value in scope["headers"] if name == b"idempotency-key"]
@@ -138,9 +145,13 @@ class IdempotencyMiddleware:
 
 
 class _Exchange:
-    """One keyed request on its way to an answer."""
+    """One keyed request on its way to an answer: the question that its engine is asked."""
 
-    __slots__ = ("_middleware", "_receive", "engine", "key", "policy", "scope", "send")
+    __slots__ = ("_middleware", "_receive", "engine", "fingerprint", "key", "policy", "scope", "send", "wait")
+
+    key: StorageKey
+    fingerprint: Fingerprint
+    wait: float
 
     def __init__(
         self, middleware: IdempotencyMiddleware, policy: Policy, scope: Scope, receive: Receive, send: Send
@@ -151,23 +162,22 @@ class _Exchange:
         self.policy = policy
         self.scope = scope
         self.send = send
-        self.key: StorageKey | None = None
 
     async def serve(self, lines: list[bytes]) -> None:
         """Guard, read, decide, act."""
-        policy, scope, app = self.policy, self.scope, self._middleware.app
+        policy, scope, middleware = self.policy, self.scope, self._middleware
         try:
             key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
             if key is None:
                 raise MissingKey
-            tenant = self._middleware.tenant(scope)
+            tenant = middleware.tenant(scope)
             if not isinstance(tenant, str):
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
             self.key = storage_key(tenant, key)
         except IdempotencyError as error:
-            return await self.refuse(error)
+            return await self.refuse(error, named=False)
         if self.key in scope.get(COVERED_BY, ()):
-            return await app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
+            return await middleware.app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
         try:
             body = await within(policy.body_timeout, self._read_body())
         except TimeoutError:
@@ -176,20 +186,30 @@ class _Exchange:
             return await self.refuse(error)
         if body is None:
             return None  # the client left before its request was whole: nothing was claimed, nothing runs
-        method, path = scope["method"], _full_path(scope)
-        view = RequestView(method, path, scope.get("query_string", b""), scope["headers"], body, tenant)
-        fingerprint = operation_digest(view, policy.fingerprint)
-        wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
-        verdict = await self.engine.begin(Ask(self.key, fingerprint, policy, f"{method} {path}", wait))
+        self.fingerprint = self._fingerprint(body, tenant)
+        self.wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
+        verdict = await self.engine.begin(self)
         if isinstance(verdict, Run):
-            await Execution(self, verdict, body, self._receive).of(app)
+            await Execution(self, verdict, body, self._receive).of(middleware.app)
         elif isinstance(verdict, Replay):
             await self.replay(verdict.completed, verdict.waited)
         elif isinstance(verdict, Refuse):
             await self.refuse(verdict.error)
         else:
-            await app(scope, _body_first(body, self._receive), self.send)
+            await middleware.app(scope, _body_first(body, self._receive), self.send)
         return None
+
+    @property
+    def operation(self) -> str:
+        """The request's name in events."""
+        return f"{self.scope['method']} {_full_path(self.scope)}"
+
+    def _fingerprint(self, body: bytes, tenant: str) -> Fingerprint:
+        scope, function = self.scope, self.policy.fingerprint
+        method, path, query = scope["method"], _full_path(scope), scope.get("query_string", b"")
+        if function is exact_bytes:
+            return exact_operation_digest(method, path, query, scope["headers"], body)
+        return operation_digest(RequestView(method, path, query, scope["headers"], body, tenant), function)
 
     async def _read_body(self) -> bytes | None:
         limit, size = self.policy.max_request_bytes, 0
@@ -218,7 +238,6 @@ class _Exchange:
 
     async def replay(self, completed: Completed, waited: float) -> None:
         """Send the recorded answer, marked as a replay; or the problem that stands in its way."""
-        assert self.key is not None
         try:
             outcome = decode(completed.outcome)
             if isinstance(outcome, Unreplayable):
@@ -229,16 +248,16 @@ class _Exchange:
                 )
         except IdempotencyError as error:
             return await self.refuse(error)
-        headers = replay_headers(outcome)
-        headers += (
-            (self.policy.replay_header.lower().encode("ascii"), b"true"),
+        headers = [
+            *replay_headers(outcome),
+            self.policy.wire.mark,
             (AGE, b"%d" % completed.age),
             (EXPIRES_IN, b"%d" % completed.expires_in),
-        )
+        ]
         if self.engine.hooks:
             self.engine.emit(
                 Replayed(
-                    operation=self._operation(),
+                    operation=self.operation,
                     key_id=key_id(self.key),
                     age=completed.age,
                     waited=waited,
@@ -247,13 +266,13 @@ class _Exchange:
             )
         return await self._send_response(outcome.status, headers, outcome.body)
 
-    async def refuse(self, error: IdempotencyError) -> None:
-        """Send the problem document of *error*."""
+    async def refuse(self, error: IdempotencyError, *, named: bool = True) -> None:
+        """Send the problem document of *error*; *named* unless the key could not be read."""
         if self.engine.hooks:
             self.engine.emit(
                 Refused(
-                    operation=self._operation(),
-                    key_id=None if self.key is None else key_id(self.key),
+                    operation=self.operation,
+                    key_id=key_id(self.key) if named else None,
                     problem=error.slug,
                     status=error.status,
                 )
@@ -272,9 +291,6 @@ class _Exchange:
     def _is_http2(self) -> bool:
         """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
         return str(self.scope.get("http_version", "1.1")).startswith(("2", "3"))
-
-    def _operation(self) -> str:
-        return f"{self.scope['method']} {_full_path(self.scope)}"
 
 
 def _body_first(body: bytes, receive: Receive) -> Receive:

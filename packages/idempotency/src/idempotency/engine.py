@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from idempotency._ask import Ask
+from idempotency._ask import Ask, Question
 from idempotency._attempt import Attempt
 from idempotency._core import machine, pace
 from idempotency._core.decide import Refuse, Replay
@@ -28,7 +28,7 @@ from idempotency._runtime import Runtime, running
 from idempotency.events import Claimed, Event, Hook, Step, StoreFailed, emit, traceparent
 from idempotency.store import Store
 
-__all__ = ["Ask", "Engine", "Run"]
+__all__ = ["Ask", "Engine", "Question", "Run"]
 
 _MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
 
@@ -60,7 +60,7 @@ class Engine:
         self._late_releases = 0
         self._pulses: tuple[object, dict[float, Pulse]] = (None, {})
 
-    async def begin(self, ask: Ask) -> Run | Replay | Refuse | Bypass:
+    async def begin(self, ask: Question) -> Run | Replay | Refuse | Bypass:
         """
         Claim the operation, or learn why not.
 
@@ -68,9 +68,11 @@ class Engine:
             `Run`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
-        runtime, owner = running(), new_owner()
-        if ask.wait > 0 and self.flights.find(ask.key, ask.fingerprint, runtime.loop) is not None:
-            return await Attempt(self, ask, runtime, owner).drive(None)
+        owner = new_owner()
+        if ask.wait > 0:
+            runtime = running()
+            if self.flights.find(ask.key, ask.fingerprint, runtime.loop) is not None:
+                return await Attempt(self, ask, runtime, owner).drive(None)
         policy = ask.policy
         try:
             reply: machine.Event = await self.store.acquire(
@@ -88,23 +90,36 @@ class Engine:
             raise
         # Nearly every request is decided by the store's first reply: no machine is set in motion for it.
         if isinstance(reply, Acquired):
+            try:
+                runtime = running()  # not asked before, since a replay can do without
+            except RuntimeError:
+                await self.store.release(reply.claim)  # nothing could keep it alive
+                raise
             return self.start(ask, reply.claim, runtime)
         if isinstance(reply, Completed) and reply.fingerprint == ask.fingerprint:
             return Replay(reply)
-        return await Attempt(self, ask, runtime, owner).drive(reply)
+        return await Attempt(self, ask, running(), owner).drive(reply)
 
     def start(
-        self, ask: Ask, claim: Claim, runtime: Runtime, *, waited: float = 0.0, flight: Flight | None = None
+        self,
+        ask: Question,
+        claim: Claim,
+        runtime: Runtime,
+        *,
+        waited: float = 0.0,
+        flight: Flight | None = None,
     ) -> Run:
-        """A run under *claim*, leading the twins of this process unless another request does."""
-        flight = flight or self.flights.lead(ask.key, ask.fingerprint, runtime.loop)
+        """A run under *claim*, leading the twins of this process, if they may wait, unless another request does."""
+        policy = ask.policy
+        if flight is None and (ask.wait > 0 or policy.wait > 0 or policy.prefer_wait > 0):
+            flight = self.flights.lead(ask.key, ask.fingerprint, runtime.loop)
         if self.hooks:
             self.emit(
                 Claimed(operation=ask.operation, key_id=key_id(ask.key), attempt=claim.attempt, waited=waited)
             )
-        return Run(self, ask, claim, flight, runtime)
+        return Run(self, ask, claim, flight, self._pulse(runtime, policy.lease))
 
-    def pulse(self, runtime: Runtime, lease: float) -> Pulse:
+    def _pulse(self, runtime: Runtime, lease: float) -> Pulse:
         """Where a run under *lease* shows signs of life in the running loop."""
         loop, pulses = self._pulses
         if loop is not runtime.loop:  # the pulses of another loop live on in its timers
@@ -112,7 +127,7 @@ class Engine:
             self._pulses = (runtime.loop, pulses)
         pulse = pulses.get(lease)
         if pulse is None:
-            pulse = pulses[lease] = Pulse(runtime, pace.renew_interval(lease))
+            pulse = pulses[lease] = Pulse(runtime, lease)
         return pulse
 
     def emit(self, event: Event) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
 from idempotency._core.fingerprint import RequestView, exact_bytes
 from idempotency._core.outcome import Response
 from idempotency._core.types import Fingerprint
+from idempotency._core.wire import Wire, wire
 
 __all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
 
@@ -101,6 +102,7 @@ class Policy:
     drop_headers: frozenset[bytes] = HOP_BY_HOP | _FIRST_CALLER_ONLY
     replay_header: str = "Idempotency-Replayed"
     redact: Callable[[Response], Response] | None = None
+    wire: Wire = field(init=False, repr=False, compare=False)  # derived from the others
 
     def __post_init__(self) -> None:
         wrong = [
@@ -125,6 +127,10 @@ class Policy:
             wrong.append("drop_headers must be in lower case")
         if wrong:
             raise ValueError("; ".join(wrong))
+        derived = wire(
+            replay_header=self.replay_header, drop_headers=self.drop_headers, retention=self.retention
+        )
+        object.__setattr__(self, "wire", derived)  # the way of a frozen dataclass
 
     @property
     def promise(self) -> Literal["at least once", "at most once"]:
