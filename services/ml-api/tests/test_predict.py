@@ -299,6 +299,18 @@ async def test_browsers_may_send_the_key_and_read_the_replay(
     assert "Idempotency-Replayed" in refused.headers["access-control-expose-headers"]
 
 
+@pytest.mark.parametrize("allowed", ["*", "https://app.example"])
+async def test_a_backend_without_an_origin_is_told_that_pages_are_answered_otherwise(
+    service: Service, body: Body, headers: Headers, allowed: str
+) -> None:
+    async with service(allowed_origin=allowed) as client:
+        first, again = [await client.post("/predict", content=body(), headers=headers("k")) for _ in range(2)]
+    assert (first.status_code, again.headers["idempotency-replayed"]) == (200, "true")
+    for answer in (first, again):
+        assert answer.headers["vary"] == "Origin"
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 async def test_the_logs_tell_hit_from_miss_and_never_the_key(
     service: Service, body: Body, headers: Headers, caplog: pytest.LogCaptureFixture
 ) -> None:

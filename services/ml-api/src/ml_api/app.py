@@ -20,14 +20,16 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, ignoring, successes
 from idempotency.hooks import OpenTelemetryHook
 from ml_api import routes
 from ml_api.auth import Authentication, caller
 from ml_api.catalogue import Catalogue, load_models
+from ml_api.cors import CORS
 from ml_api.decider import Decider
 from ml_api.docs_page import docs_routes
 from ml_api.fingerprints import fingerprint_of
@@ -99,7 +101,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         ]
 
     rated = [Middleware(RateLimit, per_minute=settings.rate_limit)] if settings.rate_limit is not None else []
-    return Starlette(
+    return _Application(
         routes=[
             Route(
                 "/predict",
@@ -117,7 +119,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         ],
         middleware=[
             Middleware(
-                CORSMiddleware,
+                CORS,
                 allow_origins=settings.origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=[
@@ -178,6 +180,14 @@ def document_of(settings: Settings) -> dict[str, Any]:
         rate_limit=settings.rate_limit is not None,
         admin=settings.admin_key is not None,
     )
+
+
+class _Application(Starlette):
+    def build_middleware_stack(self) -> ASGIApp:
+        """Leave out Starlette's own answer to a fault: `Telemetry` gives one, and each layer costs every request."""
+        outermost = super().build_middleware_stack()
+        assert isinstance(outermost, ServerErrorMiddleware)
+        return outermost.app
 
 
 class _Admin:

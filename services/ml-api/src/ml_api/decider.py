@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+import numpy as np
+
 from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem
@@ -111,7 +113,8 @@ class Decider:
     def _predictor(self, model: Model) -> Callable[[FloatArray], FloatArray]:
         def predict(rows: FloatArray) -> FloatArray:
             begun = time.perf_counter()
-            chances = model.predict(rows)
+            # One row and then the other: two of these calls cost half of one for a matrix.
+            chances = np.stack([model.predict_row(row) for row in rows])
             self._metrics.model_seconds.observe(time.perf_counter() - begun)
             return chances
 

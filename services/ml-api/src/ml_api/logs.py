@@ -13,7 +13,10 @@ import logging.config
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
+
+import msgspec
 
 __all__ = ["configure_logging", "request_id", "trace_id"]
 
@@ -54,7 +57,8 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
     )
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+_encode_anything = json.JSONEncoder(default=str, skipkeys=True).encode
 
 
 class _JsonFormatter(logging.Formatter):
@@ -69,7 +73,13 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _encode(line)
+        try:
+            return _encode(line).decode()
+        except (
+            ValueError,
+            TypeError,
+        ):  # a text that is no Unicode, a number of more than 64 bits: never no line
+            return _encode_anything(line)
 
 
 class _ConsoleFormatter(logging.Formatter):
@@ -80,14 +90,19 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def _instant(record: logging.LogRecord) -> str:
-    return (
-        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    )
+    second, millisecond = divmod(int(record.created * 1000), 1000)
+    return f"{_second(second)}.{millisecond:03}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat()
 
 
 def _context() -> dict[str, object]:
-    named = (("request_id", request_id.get()), ("trace_id", trace_id.get()))
-    return {name: value for name, value in named if value}
+    request, trace = request_id.get(), trace_id.get()
+    context: dict[str, object] = {"request_id": request} if request else {}
+    return context | {"trace_id": trace} if trace else context
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:

@@ -48,8 +48,7 @@ def projection(body: bytes) -> tuple[str, int | None]:
     reading = _read(body)
     if reading is None:
         return contract.projection(body)
-    newest = max(reading.times, default=None)
-    return reading.sent.agent_id, None if newest is None else newest // _MINUTE
+    return reading.sent.agent_id, None if reading.newest is None else reading.newest // _MINUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class QuickRequest:
         places = [place for place, candle in enumerate(reading.sent.candles) if candle.symbol == asset]
         candles = [reading.sent.candles[place] for place in places]
         return Bars(
-            [reading.times[place] for place in places],
+            [_microseconds(candle.timestamp) for candle in candles],
             [candle.close for candle in candles],
             [candle.volume for candle in candles],
             lambda position: _close(reading.texts.candles[places[position]]).close,
@@ -124,17 +123,12 @@ _close = msgspec.json.Decoder(_Close).decode
 
 
 class _Reading:
-    """
-    One body.
+    """One body; *newest* is the time of its newest candle, in microseconds since 1970 UTC."""
 
-    Attributes:
-        times: Of its candles, in microseconds since 1970 UTC.
-    """
+    __slots__ = ("_texts", "body", "newest", "sent")
 
-    __slots__ = ("_texts", "body", "sent", "times")
-
-    def __init__(self, body: bytes, sent: _Sent, times: list[int]) -> None:
-        self.body, self.sent, self.times = body, sent, times
+    def __init__(self, body: bytes, sent: _Sent, newest: int | None) -> None:
+        self.body, self.sent, self.newest = body, sent, newest
         self._texts: _Texts | None = None
 
     @property
@@ -158,10 +152,11 @@ def _read(body: bytes) -> _Reading | None:
         return None  # the client escapes what is not; UTF-8 is the contract's to judge
     try:
         sent = _sent(body)
-        times = [_microseconds(candle.timestamp) for candle in sent.candles]
+        # Each is read, since a bad one must be found; once, since assets share them.
+        newest = max(map(_microseconds, {candle.timestamp for candle in sent.candles}), default=None)
     except ValueError:
         return None
-    reading = _Reading(body, sent, times)
+    reading = _Reading(body, sent, newest)
     _last_reading.set(reading)
     return reading
 

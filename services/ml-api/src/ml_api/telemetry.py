@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from uuid import uuid4
+from functools import cache
+from random import getrandbits
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,7 +43,9 @@ class Telemetry:
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
-        self._metrics = metrics
+        # What labels lead to is looked up in every request, and there are few of them.
+        self._requests = cache(metrics.requests.labels)
+        self._response_seconds = cache(metrics.response_seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Observe HTTP; pass everything else."""
@@ -81,8 +84,8 @@ class Telemetry:
         # The route's template, never the path: a label has few values, and a path may be anything.
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(route, method, str(seen.status)).inc()
-        self._metrics.response_seconds.labels(route, seen.cache).observe(seconds)
+        self._requests(route, method, str(seen.status)).inc()
+        self._response_seconds(route, seen.cache).observe(seconds)
         # A hit has its line already, `Cache HIT`; health checks come every few seconds, from machines.
         level = logging.DEBUG if route in _QUIET or seen.cache == "hit" else logging.INFO
         if not _log.isEnabledFor(level):
@@ -120,7 +123,8 @@ class _Seen:
                 self.request_id = value.decode()
             elif name == b"traceparent" and (found := _TRACEPARENT.match(value)):
                 self.trace_id = found[1].decode()
-        self.request_id = self.request_id or uuid4().hex
+        # To find a line again, not to be a secret: no system call for it.
+        self.request_id = self.request_id or f"{getrandbits(128):032x}"
 
     def answer(self, message: Message) -> None:
         self.status = message["status"]
