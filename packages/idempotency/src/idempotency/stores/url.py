@@ -6,7 +6,7 @@ A store from one line of configuration.
     redis://user:password@host:6379/0  rediss:// (TLS)   prefix, deadline, wait_replicas, on_eviction
     redis+sentinel://host:26379,host:26379/service/0     the same, sentinel_username, sentinel_password
     redis+cluster://host:6379,host:6379                  the same as redis://
-    postgresql://user:password@host/database             table, deadline, pool_size, and libpq's own
+    postgresql://user:password@host/database             table, deadline, pool_size, prepare_threshold, and libpq's own
 
 Options are query parameters. `rediss+sentinel` and `rediss+cluster` use TLS, and every `rediss` scheme takes
 ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs and ssl_check_hostname.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from idempotency.store import Store, SyncStore
 
@@ -256,19 +256,26 @@ def _open_postgres(parts: _Parts, sync: bool) -> Any:
 
     from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
 
-    readers: dict[str, Callable[[str], Any]] = {"table": str, "deadline": float, "pool_size": int}
+    readers: dict[str, Callable[[str], Any]] = {
+        "table": str,
+        "deadline": float,
+        "pool_size": int,
+        "prepare_threshold": lambda text: None if text == "none" else int(text),
+    }
     options = _options(
         parts._replace(query=tuple(pair for pair in parts.query if pair[0] in readers)), readers
     )
     rest = urlencode([pair for pair in parts.query if pair[0] not in readers])
-    try:
-        conninfo = make_conninfo(urlunsplit(urlsplit(parts.url)._replace(query=rest)))
+    split = urlsplit(parts.url)
+    try:  # by hand: urlunsplit drops the slashes where there is no host, as with a socket
+        conninfo = make_conninfo(f"{split.scheme}://{split.netloc}{split.path}?{rest}")
     except psycopg.ProgrammingError:
         names = ", ".join(sorted(readers))
         _refuse(parts, f"has an option that is neither {names}, nor one of libpq's")
     size = options.pop("pool_size", 8)
+    prepare = {name: options.pop(name) for name in {"prepare_threshold"} & options.keys()}
     pool: Any = (ConnectionPool if sync else AsyncConnectionPool)(
-        conninfo, min_size=1, max_size=size, open=False
+        conninfo, min_size=1, max_size=size, open=False, kwargs=prepare
     )
     return (SyncPostgresStore if sync else PostgresStore)(pool, owns_pool=True, **options)
 
