@@ -11,7 +11,9 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +89,43 @@ def smoke(tmp_path: Path, dotnet: str) -> list[str]:
     return [dotnet, program]
 
 
+class ComeBackInAMinute(BaseHTTPRequestHandler):
+    """Answers every POST with 429, and counts them."""
+
+    seen = 0
+
+    def do_POST(self) -> None:
+        type(self).seen += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(429)
+        self.send_header("Retry-After", "60")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ComeBackInAMinute) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
 @needs_dotnet
 def test_the_client_keeps_its_promises(
-    serve: Callable[..., Any], smoke: list[str], lossy: Callable[[int], int], redis_server: Any
+    serve: Callable[..., Any],
+    smoke: list[str],
+    lossy: Callable[[int], int],
+    busy_port: int,
+    redis_server: Any,
 ) -> None:
     service = serve(**redis_server.variables)
-    arguments = [f"http://127.0.0.1:{service.port}", f"http://127.0.0.1:{lossy(service.port)}"]
+    arguments = [f"http://127.0.0.1:{port}" for port in (service.port, lossy(service.port), busy_port)]
     ran = subprocess.run(
         [*smoke, *arguments, service.client.headers["x-api-key"]],
         env=os.environ | {"DOTNET_EnableDiagnostics": "0", "DOTNET_gcServer": "0"},
@@ -103,4 +136,5 @@ def test_the_client_keeps_its_promises(
     )
     print(ran.stdout)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.count("ok ") == 10
+    assert ran.stdout.count("ok ") == 11
+    assert ComeBackInAMinute.seen == 1

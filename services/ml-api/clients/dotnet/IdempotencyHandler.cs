@@ -13,7 +13,8 @@ namespace MlApi
     /// <remarks>
     /// Repeated are: no connection, a connection that broke before the answer was whole, an attempt that took longer
     /// than <see cref="AttemptTimeout"/>, and the statuses 408, 409, 425, 429, 500, 502, 503 and 504. Retry-After is
-    /// obeyed. Anything else is final, and so is the caller's own cancellation.
+    /// obeyed up to 10 s; who is told to wait longer gets the answer that says so. Anything else is final, and so is
+    /// the caller's own cancellation.
     /// <para>
     /// A key that the caller set on the request is kept: <c>PredictRequest.IdempotencyKey()</c> makes the one that
     /// stands for an agent's decision at a candle minute. Otherwise each call of SendAsync gets a new GUID.
@@ -143,10 +144,14 @@ namespace MlApi
             return copy;
         }
 
-        /// <summary>A 409 without Retry-After will not become another answer by asking again.</summary>
+        /// <summary>
+        /// A 409 without Retry-After will not become another answer by asking again, and one that is told to come
+        /// back later than a caller can wait will not either.
+        /// </summary>
         private static bool IsFinal(HttpResponseMessage response)
         {
-            return (int)response.StatusCode == 409 && response.Headers.RetryAfter == null;
+            return ((int)response.StatusCode == 409 && response.Headers.RetryAfter == null)
+                || response.Headers.RetryAfter?.Delta > LongestDelay;
         }
 
         private static bool IsLost(Exception error, CancellationToken callers)
@@ -161,7 +166,7 @@ namespace MlApi
             TimeSpan? asked = response?.Headers.RetryAfter?.Delta;
             if (asked != null)
             {
-                return asked.Value < LongestDelay ? asked.Value : LongestDelay;
+                return asked.Value;
             }
             double full = Math.Min(
                 FirstDelay.TotalMilliseconds * Math.Pow(2, attempt - 1), LongestDelay.TotalMilliseconds);

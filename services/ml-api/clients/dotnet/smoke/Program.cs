@@ -8,8 +8,8 @@ using System.Threading.Tasks;
 using MlApi;
 
 /// <summary>
-/// The client against a running service: Program URL LOSSY_URL API_KEY. Behind LOSSY_URL the answer to the first
-/// attempt of each request is lost. Prints a line for each fact; the exit code is the number of those that fail.
+/// The client against a running service: Program URL LOSSY_URL BUSY_URL API_KEY. Behind LOSSY_URL the answer to the
+/// first attempt of each request is lost; BUSY_URL tells everybody to come back in a minute. Prints a line for each fact; the exit code is the number of those that fail.
 /// </summary>
 public static class Program
 {
@@ -20,11 +20,11 @@ public static class Program
 
     public static int Main(string[] args)
     {
-        Run(args[0], args[1], args[2]).GetAwaiter().GetResult();
+        Run(args[0], args[1], args[2], args[3]).GetAwaiter().GetResult();
         return _failures;
     }
 
-    private static async Task Run(string url, string lossyUrl, string apiKey)
+    private static async Task Run(string url, string lossyUrl, string busyUrl, string apiKey)
     {
         HttpClient http = Client(url, apiKey);
         PredictRequest first = Request("agent-1", 40);
@@ -66,6 +66,9 @@ public static class Program
 
         Answer unknown = await Predict(Client(url, "wrong"), first, first.IdempotencyKey());
         Check("a wrong API key is 401, and no replay", unknown.Status == 401 && !unknown.Replayed);
+
+        Answer busy = await Predict(Client(busyUrl, apiKey), first, first.IdempotencyKey());
+        Check("who is told to come back in a minute is told so", busy.Status == 429);
 
         PredictRequest nameless = Request(null, 40);
         Answer invalid = await Predict(http, nameless, "nameless");
