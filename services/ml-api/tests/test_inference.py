@@ -192,3 +192,32 @@ async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> 
         opened = [await client.get(path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")]
     assert {answer.status_code for answer in [*closed, infer]} == {401}
     assert {answer.status_code for answer in opened} == {200}
+
+
+async def test_whoever_refuses_says_so_in_the_protocols_own_member(
+    service: Service, headers: Headers
+) -> None:
+    body, other = request(tensor(ROW, [1, 11])), request(tensor([0.5] * 11, [1, 11]))
+    async with service(max_body_bytes=2000, rate_limit=4) as client:
+        refusals = [
+            await client.post(INFER, content=body),  # no API key
+            await client.post(INFER, content=b" " * 3000, headers=headers()),
+            await client.post(INFER, content=body, headers=headers('"unterminated')),
+            await client.post(INFER, content=body, headers=headers() | {"Content-Encoding": "gzip"}),
+            await client.get(INFER, headers=headers()),
+        ]
+        assert (await client.post(INFER, content=body, headers=headers("k"))).status_code == 200
+        refusals.append(await client.post(INFER, content=other, headers=headers("k")))
+        refusals.append(await client.post(INFER, content=body, headers=headers()))
+    assert [answer.status_code for answer in refusals] == [401, 413, 400, 415, 405, 422, 429]
+    for answer in refusals:
+        assert answer.json()["error"] == answer.json()["detail"]
+        assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+async def test_a_reason_keeps_the_names_that_the_caller_gave(service: Service, headers: Headers) -> None:
+    async with service() as client:
+        answer = await client.post(
+            INFER, content=request(tensor(["x"] * 11, [1, 11], "MyRows")), headers=headers()
+        )
+    assert answer.json()["error"].startswith("Tensor 'MyRows' has a value that is not a number; GET the")

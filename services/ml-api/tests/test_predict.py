@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -210,6 +211,15 @@ class TestABadRequest:
                 "/predict", content=body(), headers=headers() | {"Content-Type": "text/csv"}
             )
         assert answer.status_code == 415
+
+    async def test_that_is_compressed_is_415_and_says_so(
+        self, service: Service, body: Body, headers: Headers
+    ) -> None:
+        async with service() as client:
+            answer = await client.post(
+                "/predict", content=gzip.compress(body()), headers=headers() | {"Content-Encoding": "gzip"}
+            )
+        assert (answer.status_code, answer.json()["detail"]) == (415, "Send the body uncompressed")
 
     async def test_to_another_path_or_method_is_404_or_405_with_allow(
         self, service: Service, headers: Headers

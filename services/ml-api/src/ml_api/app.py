@@ -1,8 +1,8 @@
 """
 The application: every part put together, once, from the settings.
 
-Outermost first: CORS, telemetry, body limit, authentication, route, and on keyed routes idempotency and the
-handler's deadline. So a wrong key learns nothing of the store, and a refused body never reaches it.
+Outermost first: CORS, the /v2 dialect of errors, telemetry, body limit, authentication, route, and on keyed routes
+idempotency and the handler's deadline. So a wrong key learns nothing of the store, and a refused body never reaches it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ml_api.decider import Decider
 from ml_api.docs_page import docs_routes
 from ml_api.fingerprints import fingerprint_of
 from ml_api.health import health_endpoint, ready_endpoint
+from ml_api.inference_errors import InferenceErrors
 from ml_api.inference_routes import INFERENCE_PUBLIC, inference_routes
 from ml_api.keys import ApiKeys
 from ml_api.limits import BodyLimit, HandlerDeadline
@@ -132,6 +133,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                 expose_headers=[*EXPOSED_HEADERS, REQUEST_ID_HEADER],
             ),
             *([Middleware(Tracing, tracer=tracer)] if tracer is not None else ()),
+            Middleware(InferenceErrors),
             Middleware(Telemetry, metrics=metrics),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
             Middleware(

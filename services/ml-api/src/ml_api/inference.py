@@ -179,6 +179,5 @@ def model_metadata(name: str, model: Model) -> dict[str, Any]:
 
 
 def _unfit(detail: str) -> Problem:
-    return Problem(
-        422, "tensors-do-not-fit", f"{detail}; GET the model's metadata for its shape".capitalize()
-    )
+    sentence = f"{detail[0].upper()}{detail[1:]}; GET the model's metadata for its shape"
+    return Problem(422, "tensors-do-not-fit", sentence)

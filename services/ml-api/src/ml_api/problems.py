@@ -52,41 +52,24 @@ def problem_response(
     slug: str,
     detail: Detail,
     headers: Mapping[str, str] | None = None,
-    *,
-    also: Mapping[str, object] | None = None,
 ) -> Response:
-    """The document as a response; `title` is the status's own phrase, *also* are members beside the usual ones."""
+    """The document as a response; `title` is the status's own phrase."""
     document = {"type": TYPE_PREFIX + slug, "title": _phrase(status), "status": status, "detail": detail}
-    body = json.dumps(document | dict(also or {}), ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     return Response(body, status, headers, media_type=MEDIA_TYPE)
 
 
-async def render_problem(request: Request, error: Exception) -> Response:
+async def render_problem(_: Request, error: Exception) -> Response:
     """Answer a `Problem` that a route, or a guard around it, raised."""
     assert isinstance(error, Problem)
-    also = _for_inference(request, error.detail)
-    return problem_response(error.status, error.slug, error.detail, error.headers, also=also)
+    return problem_response(error.status, error.slug, error.detail, error.headers)
 
 
-async def render_http_exception(request: Request, error: Exception) -> Response:
+async def render_http_exception(_: Request, error: Exception) -> Response:
     """Answer what Starlette itself refuses: 404, and 405 with its `Allow`."""
     assert isinstance(error, HTTPException)
     slug = _phrase(error.status_code).lower().replace(" ", "-")
-    also = _for_inference(request, error.detail)
-    return problem_response(error.status_code, slug, error.detail, error.headers, also=also)
-
-
-def _for_inference(request: Request, detail: Detail) -> dict[str, str]:
-    """The member that clients of the Open Inference Protocol read an error from."""
-    if not request.url.path.startswith("/v2"):
-        return {}
-    if isinstance(detail, str):
-        return {"error": detail}
-    return {"error": "; ".join(f"{'.'.join(map(str, _list(item['loc'])))}: {item['msg']}" for item in detail)}
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
+    return problem_response(error.status_code, slug, error.detail, error.headers)
 
 
 # RFC 9110's names; Python's own changed with its versions, and a title should not.

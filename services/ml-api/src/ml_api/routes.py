@@ -53,7 +53,9 @@ def openapi_endpoint(document: Callable[[], dict[str, Any]]) -> Endpoint:
 
 
 def require_json(request: Request) -> None:
-    """Refuse (415) a body that says it is something else than JSON; one that says nothing is read as JSON."""
+    """Refuse (415) a body that says it is no plain JSON; one that says nothing is read as JSON."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise Problem(415, "unsupported-media-type", "Send the body as application/json")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Problem(415, "unsupported-media-type", "Send the body uncompressed")
