@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from idempotency import Acquired, Claim, Fingerprint, StorageKey
 from idempotency.store import SyncStore
 from idempotency.stores import memory
 from idempotency.testing import Clock, FakeClock, StoreContract
@@ -160,6 +162,58 @@ RARE = {"a takeover keeps the old retention"}
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - RARE))
 def test_random_histories_catch_the_mutant_in_which(name: str) -> None:
     assert history_is_broken(contract_of(mutated(*MUTANTS[name])))
+
+
+# What a database does to what it is given, if it is told the wrong column types.
+
+
+def kept_whole(anything: Any) -> Any:
+    return anything
+
+
+COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "keys are compared without their case": {"key": lambda key: StorageKey(key.lower())},
+    "keys are cut": {"key": lambda key: StorageKey(key[:255])},
+    "fingerprints are text": {"fingerprint": lambda it: Fingerprint(it.decode(errors="replace").encode())},
+    "fingerprints are cut": {"fingerprint": lambda it: Fingerprint(it[:16])},
+    "outcomes are cut": {"outcome": lambda outcome: outcome[:65_535]},
+}
+
+
+class LossyStore:
+    """A memory store behind columns that do not hold what they are given."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        key: Callable[[Any], Any] = kept_whole,
+        fingerprint: Callable[[Any], Any] = kept_whole,
+        outcome: Callable[[Any], Any] = kept_whole,
+    ) -> None:
+        self._store = memory.SyncMemoryStore(clock=clock)
+        self._key, self._fingerprint, self._outcome = key, fingerprint, outcome
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def acquire(self, key: StorageKey, *, fingerprint: Fingerprint, **rest: Any) -> Any:
+        reply = self._store.acquire(self._key(key), fingerprint=self._fingerprint(fingerprint), **rest)
+        return Acquired(reply.claim._replace(key=key)) if isinstance(reply, Acquired) else reply
+
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        claim = claim._replace(key=self._key(claim.key))
+        return self._store.complete(claim, self._outcome(outcome), retention=retention)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_named_rule_catches_the_column_in_which(name: str) -> None:
+    class LossyContract(StoreContract):
+        @contextmanager
+        def open_store(self, clock: Clock) -> Iterator[SyncStore]:
+            yield LossyStore(clock, **COLUMNS[name])
+
+    assert (first_broken_rule(LossyContract()) or "").startswith("test_r1_")
 
 
 def test_the_store_as_it_is_breaks_no_rule() -> None:
