@@ -175,7 +175,7 @@ def _decode_response(members: dict[str, Any]) -> Response:
     content = body.encode() if body is not None else b64decode(members["body_base64"], validate=True)
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in members["headers"]]
     status = members["status_code"]
-    if type(status) is not int or not 100 <= status <= 599:
+    if type(status) is not int or not 100 <= status <= 999:  # what HTTP can carry, defined or not
         raise ValueError("status_code")
     return Response(status, headers, content, members.get("traceparent"))
 
