@@ -104,7 +104,7 @@ def start_server(binary: Path, *options: str) -> Iterator[Server]:
         command = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
         server = _spawn([*command, *options], port)
         try:
-            _until(lambda: server.client().ping(), server)
+            _until(lambda: _answers(server), server)
             yield server
         finally:
             server.stop()
@@ -158,6 +158,11 @@ def _spawn(command: list[str], port: int) -> Server:
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env={**os.environ, "TZ": "UTC"})
     return Server(process, port)
+
+
+def _answers(server: Server) -> bool:
+    with server.client() as client:  # closed, so that tests may count connections
+        return bool(client.ping())
 
 
 def _free_port() -> int:

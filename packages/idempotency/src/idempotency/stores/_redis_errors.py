@@ -6,7 +6,7 @@ from redis import exceptions as failures
 
 from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
 
-__all__ = ["is_gone", "meaning_of", "unreachable"]
+__all__ = ["closed", "is_gone", "meaning_of", "unreachable"]
 
 # The first word of an error reply (redis-py keeps it, or has a class for it) -> what to do.
 _ADVICE = {
@@ -20,6 +20,7 @@ _ADVICE = {
     "MISCONF": "cannot write to its disk and refuses writes; look at its log",
     "NOREPLICAS": "has too few replicas for min-replicas-to-write; bring them back",
     "AUTH": "wants other credentials than the client's; check its user and password",
+    "NOAUTH": "wants credentials; give the client a password",
     "NOPERM": "does not let this user run the store's commands; allow EVALSHA, EVAL, GET, SET, DEL, PTTL, "
     "PEXPIREAT, PEXPIRETIME and TIME on the prefix",
 }
@@ -62,6 +63,11 @@ def unreachable(error: BaseException) -> StoreUnavailable:
     return StoreUnavailable(
         f"no answer from Redis ({type(error).__name__}); the call may or may not have taken effect, and may be repeated"
     )
+
+
+def closed() -> StoreUnavailable:
+    """The store was closed: nothing was sent."""
+    return StoreUnavailable("the Redis store is closed; open a new one")
 
 
 def is_gone(error: BaseException) -> bool:

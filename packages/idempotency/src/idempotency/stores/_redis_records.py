@@ -61,20 +61,12 @@ _VERSION = re.compile(rb'\{"v":(\d+)[,}]')
 
 
 class _Script(NamedTuple):
-    """A Lua script and the name a server that has seen it knows it by."""
+    """A Lua script of one key: its text, the name a server that has seen it knows it by, and how a call begins."""
 
-    name: str
     text: bytes
     sha: bytes
-
-
-def _load(name: str) -> _Script:
-    folder = files("idempotency.stores") / "lua"
-    text = (folder / f"{name}.lua").read_bytes()
-    return _Script(name, text, sha1(text, usedforsecurity=False).hexdigest().encode())
-
-
-_ACQUIRE, _RENEW, _COMPLETE, _RELEASE, _GET = map(_load, ("acquire", "renew", "complete", "release", "get"))
+    eval: bytes
+    evalsha: bytes
 
 
 class Command(NamedTuple):
@@ -96,13 +88,27 @@ class Command(NamedTuple):
         """The command in the Redis protocol; *whole* sends the script's text."""
         if self.script is None:
             return pack(*self.args)
-        verb, script = (b"EVAL", self.script.text) if whole else (b"EVALSHA", self.script.sha)
-        return pack(verb, script, b"1", self.key, *self.args)
+        begin = self.script.eval if whole else self.script.evalsha
+        return b"*%d\r\n%b%b" % (4 + len(self.args), begin, _bulk(self.key, *self.args))
 
 
 def pack(*parts: bytes) -> bytes:
     """Any command in the Redis protocol (RESP2: an array of bulk strings)."""
-    return b"*%d\r\n" % len(parts) + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+    return b"*%d\r\n%b" % (len(parts), _bulk(*parts))
+
+
+def _bulk(*parts: bytes) -> bytes:
+    return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+
+
+def _load(name: str) -> _Script:
+    folder = files("idempotency.stores") / "lua"
+    text = (folder / f"{name}.lua").read_bytes()
+    sha = sha1(text, usedforsecurity=False).hexdigest().encode()
+    return _Script(text, sha, _bulk(b"EVAL", text, b"1"), _bulk(b"EVALSHA", sha, b"1"))
+
+
+_ACQUIRE, _RENEW, _COMPLETE, _RELEASE, _GET = map(_load, ("acquire", "renew", "complete", "release", "get"))
 
 
 def acquire(
@@ -151,14 +157,14 @@ def read_acquired(
         CorruptRecord: The value is not a record, and *adopt* does not know it either.
     """
     match reply:
-        case [b"acquired", attempt, fence]:
-            return Acquired(Claim(key, owner, attempt, int(fence)))
         case [b"completed", value, now, to_live]:
             head = _HEAD.match(value)
             if head is None:
                 raise CorruptRecord(_UNREADABLE)
             stored = Fingerprint(bytes.fromhex(head[2].decode()))
             return Completed(stored, _outcome(value, head), _seconds(now - int(head[6])), _seconds(to_live))
+        case [b"acquired", attempt, fence]:
+            return Acquired(Claim(key, owner, attempt, int(fence)))
         case [b"running", stored, left]:
             return Running(Fingerprint(bytes.fromhex(stored.decode())), left / 1000)
         case [b"foreign", value, to_live]:

@@ -7,6 +7,8 @@ import math
 import re
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
+from redis import exceptions as failures
+
 from idempotency._core.errors import StoreUnavailable
 from idempotency.stores._redis_records import pack
 
@@ -75,16 +77,18 @@ def wait_command(settings: Settings) -> bytes:
     return pack(b"WAIT", b"%d" % settings.replicas, b"%d" % (settings.deadline * 1000 / 3))
 
 
-def judge_eviction(info: Any, on_eviction: OnEviction) -> bool:
+def judge_eviction(info: Any, on_eviction: OnEviction) -> bool | None:
     """
     Whether the server may evict records, from its reply to INFO memory; says so, once for each place.
+
+    None where it would not say just now; the next connection asks again. A user who never may ask is told nothing.
 
     Raises:
         StoreUnavailable: It may, and *on_eviction* is "refuse".
     """
-    policy = (
-        _POLICY.search(info) if isinstance(info, bytes) else None
-    )  # an error reply: INFO is not allowed here
+    if not isinstance(info, bytes):
+        return False if isinstance(info, failures.NoPermissionError) else None
+    policy = _POLICY.search(info)
     if policy is None or policy[1] == b"noeviction":
         return False
     advice = (

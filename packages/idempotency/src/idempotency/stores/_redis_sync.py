@@ -18,7 +18,7 @@ from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRec
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores import _redis_records as records
-from idempotency.stores._redis_errors import is_gone, meaning_of, unreachable
+from idempotency.stores._redis_errors import closed, is_gone, meaning_of, unreachable
 from idempotency.stores._redis_records import Adopt, Command, pack
 from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool, sentinels_of
 from idempotency.stores._redis_settings import (
@@ -78,6 +78,7 @@ class SyncRedisStore:
             self._only = route_of_pool(client.connection_pool, **self._ours)
         self._sockets: dict[Hashable, _Sockets] = {}
         self._lock = threading.Lock()
+        self._closed = False
 
     def acquire(
         self,
@@ -130,8 +131,13 @@ class SyncRedisStore:
         )
 
     def close(self) -> None:
-        """Close the store's own connections; the client stays open unless the store owns it."""
+        """
+        Close the store's own connections; the client stays open unless the store owns it.
+
+        A call under way ends first, and its connection with it. Every later call raises `StoreUnavailable`.
+        """
         with self._lock:
+            self._closed = True
             sockets, self._sockets = self._sockets, {}
         for each in sockets.values():
             each.close()
@@ -220,6 +226,8 @@ class SyncRedisStore:
 
     def _to(self, route: Route) -> _Sockets:
         with self._lock:
+            if self._closed:
+                raise closed()
             sockets = self._sockets.get(route.place)
             if sockets is None:
                 sockets = self._sockets[route.place] = _Sockets(route.connect, self._settings)
@@ -234,6 +242,7 @@ class _Sockets:
         self._settings = settings
         self._idle: list[Any] = []
         self._pid = os.getpid()
+        self._closed = False
         self._may_evict: bool | None = None
 
     def send(self, command: Command, end: float, *, asking: bool) -> Answer:
@@ -249,21 +258,29 @@ class _Sockets:
                 answer = self._run(connection, command, end, asking=asking, whole=True)
         except BaseException:
             connection.disconnect()
-            self.close()  # the idle ones lead to the server that has just failed
+            self._drop_idle()  # they lead to the server that has just failed
             raise
         self._idle.append(connection)
+        if self._closed:  # meanwhile
+            self._drop_idle()
         if isinstance(answer.reply, Exception):
             raise answer.reply
         return answer
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().disconnect()
+        """Close every connection; those of calls under way, as soon as they are over."""
+        self._closed = True
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread may take the last
+            while True:
+                self._idle.pop().disconnect()
 
     def _take(self) -> Any:
         if self._pid != os.getpid():  # the parent's sockets; its driver closes only our copies of them
             self._pid = os.getpid()
-            self.close()
+            self._drop_idle()
         try:
             return self._idle.pop()
         except IndexError:

@@ -1,8 +1,8 @@
 """
 Records in Redis (7.0 or newer) or Valkey: one node, Sentinel, or a cluster.
 
-A replay is one round trip and a first run two. Operations that are ready in the same turn of the loop share a
-write. Each is one Lua script, so it is atomic, and judged by the server's clock alone.
+A replay is one round trip and a first run two. All callers share a connection, and what is ready in the same turn of
+the loop shares a write. Each operation is one Lua script, so it is atomic, and judged by the server's clock alone.
 
 What Redis cannot promise: a failover may lose the last writes, a claim among them, and the operation may then run
 twice. `wait_replicas` makes a claim count only once that many replicas have it; see `docs/failure-modes.md`.
@@ -27,8 +27,8 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record,
 from idempotency.store import Page
 from idempotency.stores import _redis_records as records
 from idempotency.stores._asyncio_only import asyncio_loop
-from idempotency.stores._redis_errors import is_gone, meaning_of, unreachable
-from idempotency.stores._redis_pipes import Pipes
+from idempotency.stores._redis_errors import closed, is_gone, meaning_of, unreachable
+from idempotency.stores._redis_pipe import Pipe
 from idempotency.stores._redis_records import Adopt, Command
 from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool, sentinels_of
 from idempotency.stores._redis_settings import Answer, OnEviction, Settings, too_few_copies
@@ -47,7 +47,7 @@ class RedisStore:
 
     Args:
         client: Says where Redis is: `redis.asyncio.Redis` (also from `Sentinel.master_for`) or `RedisCluster`. The
-            store opens two connections of its own to each node, a third where one was slow to open, with the client's
+            store opens one connection of its own to each node, another where one was slow to open, with the client's
             address, credentials and TLS; the client's retries, timeouts and decoding do not apply to them.
         prefix: What every key begins with.
         deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. A connection that
@@ -87,10 +87,11 @@ class RedisStore:
         self._only: Route | None = None
         if not isinstance(client, redis.asyncio.RedisCluster):
             self._only = route_of_pool(client.connection_pool, **self._ours)
-        self._pipes: dict[Hashable, Pipes] = {}
+        self._pipes: dict[Hashable, Pipe] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
         self._pid = os.getpid()
-        self._of_parent: list[dict[Hashable, Pipes]] = []
+        self._of_parent: list[dict[Hashable, Pipe]] = []
 
     async def acquire(
         self,
@@ -149,9 +150,14 @@ class RedisStore:
         )
 
     async def aclose(self) -> None:
-        """Close the store's own connections; the client stays open unless the store owns it."""
-        for pipes in self._pipes.values():
-            await pipes.aclose()
+        """
+        Close the store's own connections; the client stays open unless the store owns it.
+
+        What is under way and every later call raises `StoreUnavailable`, a late release of the engine too.
+        """
+        self._closed = True
+        for pipe in self._pipes.values():
+            await pipe.aclose()
         self._pipes.clear()
         if self._owns_client:
             for client in (self._client, *sentinels_of(self._client)):
@@ -237,11 +243,13 @@ class RedisStore:
         nodes = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
         return [route_of_node(node.connection_class, node.connection_kwargs, **self._ours) for node in nodes]
 
-    def _to(self, route: Route) -> Pipes:
-        pipes = self._pipes.get(route.place)
-        if pipes is None:
-            pipes = self._pipes[route.place] = Pipes(route.connect, self._settings)
-        return pipes
+    def _to(self, route: Route) -> Pipe:
+        if self._closed:
+            raise closed()
+        pipe = self._pipes.get(route.place)
+        if pipe is None:
+            pipe = self._pipes[route.place] = Pipe(route.connect, self._settings)
+        return pipe
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         """The running loop. A second one is refused, since it would hang; a forked process starts anew."""

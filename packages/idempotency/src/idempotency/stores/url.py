@@ -76,7 +76,7 @@ def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None
         raise ImportError(f"a {parts.scheme}: store needs asgi-idempotency[{_EXTRAS[error.name]}]") from error
 
 
-_EXTRAS = {"redis": "redis", "psycopg": "postgres", "psycopg_pool": "postgres"}
+_EXTRAS = {"redis": "redis", "hiredis": "redis", "psycopg": "postgres", "psycopg_pool": "postgres"}
 
 
 def _split(url: str) -> _Parts:
