@@ -90,6 +90,24 @@ def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tm
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["settings", "models", "store"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("serve", "--workers", "0"), "--workers: should be 1 to 64"),
+        (("serve", "--workers", "-3"), "--workers: should be 1 to 64"),
+        (("serve", "--port", "99999"), "--port: should be 0 to 65535"),
+        (("serve", "--port", "http"), "--port: invalid"),
+        (("demo", "--body", "/no/such/body.json"), "/no/such/body.json cannot be read: No such file"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_in_one_line(
+    command: Command, arguments: tuple[str, ...], said: str
+) -> None:
+    refusal = command(*arguments, **KEY)
+    assert refusal.returncode == 2
+    assert said in refusal.stderr.splitlines()[-1]
+
+
 def test_nothing_heavy_is_imported_to_serve(environment: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import sys; from ml_api.app import create_app; create_app();"

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_api.settings import Settings, SettingsError, load_settings
@@ -49,7 +50,11 @@ def _serve(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from ml_api.demo import demo
 
-    return demo(body=options.body)
+    try:
+        body = options.body.read_bytes() if options.body is not None else None
+    except OSError as error:
+        return _refuse(f"{options.body} cannot be read: {error.strerror}")
+    return demo(body=body)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -112,6 +117,15 @@ def _refuse(reason: str) -> int:
     return _UNUSABLE
 
 
+def _between(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"should be {least} to {most}")
+        return int(text)
+
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ml-api", description="Trading decisions over HTTP, safe to retry.", allow_abbrev=False
@@ -120,8 +134,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="answer requests; settings are ML_SERVICE_* variables or .env")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
-    serve.add_argument("--workers", type=int, help="processes (default ML_SERVICE_WORKERS, else 1)")
+    serve.add_argument(
+        "--port", type=_between(0, 65535), default=8000, help="0 takes a free one (default %(default)s)"
+    )
+    serve.add_argument(
+        "--workers", type=_between(1, 64), help="processes (default ML_SERVICE_WORKERS, else 1)"
+    )
     serve.set_defaults(command=_serve)
 
     demo = commands.add_parser("demo", help="start a service, send one request twice, show both answers")

@@ -41,9 +41,9 @@ def example_request() -> bytes:
     return (files("ml_api") / "examples" / "request.json").read_bytes()
 
 
-def demo(*, body: Path | None = None) -> int:
-    """Run the demo and print what happened: 0 if the second answer replayed the first, else 1."""
-    request = body.read_bytes() if body is not None else example_request()
+def demo(*, body: bytes | None = None) -> int:
+    """Run the demo with *body*, or the example, and print what happened: 0 if the second answer replayed the first."""
+    request = body if body is not None else example_request()
     api_key, key = secrets.token_hex(32), f"demo-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="ml-api-demo-") as directory:
         environment = {
