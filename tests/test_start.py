@@ -98,6 +98,9 @@ def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tm
         (("serve", "--port", "99999"), "--port: should be 0 to 65535"),
         (("serve", "--port", "http"), "--port: invalid"),
         (("demo", "--body", "/no/such/body.json"), "/no/such/body.json cannot be read: No such file"),
+        (("report", "--out", "/no/such/page.html"), "/no/such/page.html cannot be written: No such file"),
+        (("report", "--model", "/no/such/model.txt"), "no manifest at"),
+        (("train", "--out", "/dev/null/models"), "/dev/null/models cannot be written: Not a directory"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_in_one_line(

@@ -64,16 +64,22 @@ def _train(options: argparse.Namespace) -> int:
         train(options.out)
     except TrainingDataMissing as error:
         return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{options.out} cannot be written: {error.strerror}")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
+    from ml_api.catalogue import BUNDLED_MODEL
     from ml_api.report import ReportUnavailable, write_report
+    from predictor import PredictorError
 
     try:
-        write_report(options.out)
-    except ReportUnavailable as error:
+        write_report(options.out, options.model or BUNDLED_MODEL)
+    except (ReportUnavailable, PredictorError) as error:
         return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{options.out} cannot be written: {error.strerror}")
     print(f"wrote {options.out}")
     return 0
 
@@ -152,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write a page with pictures about the model's quality")
     report.add_argument("--out", type=Path, default=Path("report.html"), help="(default %(default)s)")
+    report.add_argument(
+        "--model", type=Path, help="a model that train wrote (default: the one in the package)"
+    )
     report.set_defaults(command=_report)
 
     check = commands.add_parser("check", help="say whether settings, model and store are usable")

@@ -66,12 +66,14 @@ def train(out: Path, *, seed: int = SEED, console: Console | None = None) -> Man
         The manifest as written; its metrics are the walk-forward figures, its provenance says the rest.
     Raises:
         TrainingDataMissing: LightGBM's training half or a data package is not installed.
+        OSError: *out* cannot be made or written.
 
     Cost: some ten seconds of one core (eight training runs). Files appear only when all of it succeeded.
     """
     console = console or Console(stderr=True)
     with _progress(console) as steps:
         bars = load_bars()
+        out.mkdir(parents=True, exist_ok=True)  # before the work, which a bad path should not cost
         total = sum(max(0, len(one.dates) - dataset.WINDOW + 1 - dataset.HORIZON) for one in bars)
         data = dataset.build(bars, seed=seed, advance=steps("indicators", total))
         evaluation = evaluate(
@@ -79,7 +81,6 @@ def train(out: Path, *, seed: int = SEED, console: Console | None = None) -> Man
         )
         done = steps("final model", 1)
         booster = fit(data, seed)
-        out.mkdir(parents=True, exist_ok=True)
         booster.save_model(out / MODEL_FILE)
         manifest = write_manifest(
             out / MODEL_FILE,
