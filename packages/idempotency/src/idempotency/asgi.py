@@ -64,8 +64,8 @@ def by_header(name: str) -> Callable[[Scope], str]:
     """
     A tenant for each value of a request header, such as `Authorization`: hashed, so that no secret reaches the store.
 
-    Use it for a header that was authenticated. A keyed request without the header is refused (400): strangers must
-    not share a tenant. Repeated header lines count together.
+    Use it for a header that was authenticated. A keyed request without the header, or with a blank one, is refused
+    (400): strangers must not share a tenant. Repeated header lines count together.
 
     >>> tenant = by_header("Authorization")
     >>> alice = tenant({"headers": [(b"authorization", b"Bearer alice")]})
@@ -77,7 +77,7 @@ def by_header(name: str) -> Callable[[Scope], str]:
 
     def tenant(scope: Scope) -> str:
         values = [value for header, value in scope["headers"] if header == wanted]
-        if not values:
+        if not b"".join(values).strip():  # a blank one names nobody, and many may send it
             raise MissingTenant(f"the request has no {name} header, which says whose Idempotency-Key this is")
         return sha256(b"\n".join(values)).hexdigest()[:32]
 
@@ -101,7 +101,8 @@ class IdempotencyMiddleware:
         store: Where records live, such as `idempotency.stores.redis.RedisStore`.
         tenant: Whose key it is, from the scope: `by_header("Authorization")`, or what an authentication middleware
             outside this one left there. It has no default: a replay across principals is a leak. It may raise an
-            `IdempotencyError` to refuse; anything else it raises, or returns but a string, is a 500.
+            `IdempotencyError`, such as `MissingTenant`, to refuse; anything else it raises, or returns but a string, is
+            a 500. The empty string is a tenant like any other, shared by all for whom it is returned (`one_tenant`).
         policy: What is promised; or a callable that gives the policy for a scope, None to leave it alone.
         hooks: Called with every event (`idempotency.events`).
     Raises:

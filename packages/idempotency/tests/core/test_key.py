@@ -156,3 +156,17 @@ def test_a_record_name_is_plain_ascii_and_can_be_read_back(tenant: str, key: str
     assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-%:")
     parts = [unquote(part) for part in name.split(":")]
     assert parts == ([tenant, key] if tenant else [key])
+
+
+@pytest.mark.parametrize("part", ["t" * 801, "\u00e9" * 134], ids=["plain", "encoded"])
+def test_a_part_too_long_for_an_index_is_named_by_its_digest(part: str) -> None:
+    name = storage_key(part, "k")
+    assert len(name) < 100
+    assert name.endswith(":k")
+    assert len({name, storage_key(part + "t", "k"), storage_key(name.removesuffix(":k"), "k")}) == 3
+    assert storage_key("", part) == name.removesuffix(":k")
+
+
+def test_every_key_of_a_client_keeps_its_name() -> None:
+    assert len(storage_key("", "{" * 255)) == 765
+    assert storage_key("t" * 800, "k") == "t" * 800 + ":k"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from secrets import token_bytes
 from typing import Any
 
 import pytest
@@ -64,9 +65,10 @@ def test_a_middleware_without_a_tenant_does_not_start() -> None:
 @pytest.mark.trap(35)
 async def test_a_stranger_without_the_header_shares_no_bucket(key: str) -> None:
     charges = Charges()
-    answer = await call(per_user(charges, MemoryStore()), key=key)
-    assert (answer.status, charges.runs) == (400, 0)
-    assert b"missing-tenant" in answer.body
+    for headers in ([], [("authorization", "")], [("authorization", " "), ("authorization", "")]):
+        answer = await call(per_user(charges, MemoryStore()), key=key, headers=headers)
+        assert (answer.status, charges.runs) == (400, 0)
+        assert b"missing-tenant" in answer.body
 
 
 @pytest.mark.trap(36)
@@ -218,6 +220,16 @@ async def test_the_longest_key_of_the_longest_tenant_fits(any_store: Store, key:
     assert (await call(app, key=long_key[:-1] + ".")).status == 201, (
         "two long keys that differ at the end are two"
     )
+
+
+@pytest.mark.trap(41)
+async def test_a_tenant_of_any_length_fits(any_store: Store, key: str) -> None:
+    """Such as a whole token, which does not compress: more than a database's index takes."""
+    tenants = iter(["token-" + token_bytes(4000).hex(), "token-" + token_bytes(4000).hex()] * 2)
+    app = IdempotencyMiddleware(Charges(), store=any_store, tenant=lambda scope: next(tenants))
+    answers = [await call(app, key=key) for _ in range(4)]
+    assert [(answer.status, answer.replayed) for answer in answers] == [(201, False)] * 2 + [(201, True)] * 2
+    assert answers[0].body != answers[1].body
 
 
 AWKWARD = ["a:b", "a%3Ab", "{a}", "a*", "a'b", "a/../b", "a;DROP", "a\\", 'a"b', "A", "a", "a\u0020b".strip()]

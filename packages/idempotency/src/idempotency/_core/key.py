@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from hashlib import sha256
 from urllib.parse import quote
 
 from idempotency._core.errors import InvalidKey
@@ -28,7 +29,10 @@ _PARAMETERS = re.compile(
     rb'|:[A-Za-z0-9+/=]*:|\?[01]|@-?[0-9]{1,15}|%"(?:[ !#$&-~]|%[0-9a-f]{2})*"))?)*'
 )
 _UNESCAPE = re.compile(rb"\\(.)")
-_SAFE = re.compile(r"[A-Za-z0-9._~-]*")
+_LONGEST = (
+    800  # characters of either part of a name: 255 of a client's, each percent-encoded, and some to spare
+)
+_SAFE = re.compile(r"[A-Za-z0-9._~-]{0,800}")
 
 
 def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = False) -> str | None:
@@ -88,7 +92,8 @@ def storage_key(tenant: str, key: str) -> StorageKey:
     The name of a record: `key`, or `tenant:key` where there is a tenant, each percent-encoded.
 
     Everything but unreserved characters (RFC 3986, 2.3) is encoded in both parts, so no two pairs share a name, a
-    name holds no control character, and no brace of a client's makes a Redis hash tag.
+    name holds no control character, and no brace of a client's makes a Redis hash tag. A part that comes to more than
+    800 characters, such as a whole token as a tenant, is named by its SHA-256: what a database indexes has a limit.
 
     Args:
         tenant: The principal whose key it is; "" where everybody is the same principal.
@@ -96,7 +101,13 @@ def storage_key(tenant: str, key: str) -> StorageKey:
     >>> storage_key("", "k-1"), storage_key("a:b", "x/{y}")
     ('k-1', 'a%3Ab:x%2F%7By%7D')
     """
-    name = key if _SAFE.fullmatch(key) else quote(key, safe="")
+    name = key if _SAFE.fullmatch(key) else _encoded(key)
     if not tenant:
         return StorageKey(name)
-    return StorageKey(f"{tenant if _SAFE.fullmatch(tenant) else quote(tenant, safe='')}:{name}")
+    return StorageKey(f"{tenant if _SAFE.fullmatch(tenant) else _encoded(tenant)}:{name}")
+
+
+def _encoded(part: str) -> str:
+    text = quote(part, safe="")
+    # An equals sign is in no encoded text, so that a digest is nobody's name.
+    return text if len(text) <= _LONGEST else f"sha256={sha256(text.encode()).hexdigest()}"
