@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+import broken_line
 import pgbouncer
 import postgres_server
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from redis_proxy import Proxy, start_proxy
 from redis_servers import (
     Cluster,
@@ -104,6 +106,17 @@ def postgres_url() -> Iterator[str]:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(schema_sql().encode())
         yield url
+
+
+@pytest.fixture
+async def postgres_line(postgres_url: str) -> AsyncIterator[tuple[broken_line.Line, str]]:
+    """A line to that server which breaks when told, and the connection string through it."""
+    given = conninfo_to_dict(postgres_url)
+    directory, port = str(given.get("host")), given.get("port", 5432)
+    if not directory.startswith("/"):
+        _cannot_run("$TEST_POSTGRES_URL names no socket, which the line that breaks needs")
+    async with broken_line.open_line(Path(directory, f".s.PGSQL.{port}")) as (line, here):
+        yield line, make_conninfo(postgres_url, host=here)
 
 
 @pytest.fixture(scope="session")

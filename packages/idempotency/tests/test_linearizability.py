@@ -12,18 +12,23 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import anyio
+import psycopg
 import pytest
+from broken_line import Break, Line
 from histories import Seen, explains, fences_rise
+from psycopg_pool import AsyncConnectionPool
 from stores import KINDS, open_store
 
 from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Owner, Reply, Running, StorageKey
 from idempotency.errors import StoreUnavailable
 from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+from idempotency.stores.postgres import PostgresStore
 from idempotency.testing import Fault, FaultyStore
 from idempotency.testing._spec import Acquire, Complete, Release, Renew
 
@@ -60,6 +65,23 @@ def weather(chance: random.Random) -> Iterator[Fault | float | None]:
             yield Fault.FAIL_AFTER
         else:
             yield chance.uniform(0.0, 0.005) if drawn < 0.20 else None
+
+
+_UNHEARD: ContextVar[list[tuple[float, float]]] = ContextVar(
+    "tries of the present call that lost their connection"
+)
+
+
+class Retelling(PostgresStore):
+    """Tells of each try whose answer was lost: it was a call of its own, whose effect may be over before the next."""
+
+    async def _execute_once(self, statement: str, values: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return await super()._execute_once(statement, values)
+        except psycopg.Error:
+            _UNHEARD.get().append((began, time.monotonic()))
+            raise
 
 
 class Caller:
@@ -128,12 +150,16 @@ class Caller:
         await self.note(Release(self.key, claim.owner), self.store.release(claim))
 
     async def note(self, call: Any, asked: Any) -> Any:
+        unheard: list[tuple[float, float]] = []
+        _UNHEARD.set(unheard)
         began = time.monotonic()
         try:
             reply = await asked
         except StoreUnavailable:
             reply = None
         self.history.append(Seen(call, reply, began, time.monotonic()))
+        if not isinstance(call, Release):  # that one is never to be answered as if its first try had not been
+            self.history += [Seen(call, None, *tried) for tried in unheard]
         return reply
 
 
@@ -169,6 +195,30 @@ async def test_what_sixteen_callers_saw_is_explained_by_the_rules(store: Store) 
     for history in found:
         told = "\n".join(map(repr, history))
         assert explains(history, resolution=RESOLUTION, apart=apart), told
+        assert fences_rise(history), told
+
+
+def storm(chance: random.Random) -> Iterator[Break | None]:
+    while True:
+        yield chance.choice(list(Break)) if chance.random() < 0.02 else None
+
+
+async def test_what_they_saw_over_a_line_that_breaks_is_explained_too(
+    postgres_line: tuple[Line, str],
+) -> None:
+    """The driver finds its connection gone, and the store asks again: nothing may have happened twice or be denied."""
+    line, url = postgres_line
+    async with AsyncConnectionPool(url, min_size=4, max_size=8, open=False) as pool:
+        store = Retelling(pool, deadline=2.0)
+        await pool.wait()
+        line.weather = storm(random.Random(1))
+        found = await histories(store, seed=3, rounds=12)
+        line.weather = iter(())
+        await store.aclose()
+    assert min(line.breaks[kind] for kind in Break) > 5, line.breaks
+    for history in found:
+        told = "\n".join(map(repr, history))
+        assert explains(history, resolution=RESOLUTION, apart=True), told
         assert fences_rise(history), told
 
 

@@ -111,7 +111,7 @@ class SyncPostgresStore:
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
-        return bool(self._run(self._sql.release, claim_values(claim)))
+        return bool(self._run(self._sql.release, claim_values(claim), removes=True))
 
     def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
@@ -137,7 +137,7 @@ class SyncPostgresStore:
 
     def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
-        rows = self._run(self._sql.forget, {"key": key})
+        rows = self._run(self._sql.forget, {"key": key}, removes=True)
         return bool(rows and rows[0][0])
 
     def close(self) -> None:
@@ -146,8 +146,10 @@ class SyncPostgresStore:
         if self._owns_pool:
             self._pool.close()
 
-    def _run(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        return self._within_deadline(lambda: self._execute(statement, values))
+    def _run(
+        self, statement: str, values: Mapping[str, Any], *, removes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        return self._within_deadline(lambda: self._execute(statement, values, removes))
 
     def _within_deadline(self, call: Callable[[], T]) -> T:
         future = self._threads.submit(call)
@@ -157,15 +159,21 @@ class SyncPostgresStore:
             future.cancel()  # if it has not begun, it never will
             raise too_late(self._deadline) from None
 
-    def _execute(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    def _execute(self, statement: str, values: Mapping[str, Any], removes: bool) -> list[tuple[Any, ...]]:
+        unheard: psycopg.Error | None = None
         for tries_left in reversed(range(TRIES)):
             try:
-                return self._execute_once(statement, values)
+                rows = self._execute_once(statement, values)
             except psycopg.Error as error:
                 if not (tries_left and (is_gone(error) or is_transient(error))):
                     raise meaning_of(error) from error
                 if is_gone(error):
+                    unheard = error
                     self._pool.check()
+            else:
+                if removes and unheard is not None and not rows:
+                    raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
+                return rows
         raise AssertionError("the last try returns or raises")
 
     def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:

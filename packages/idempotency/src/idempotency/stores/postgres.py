@@ -135,7 +135,7 @@ class PostgresStore:
 
     async def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
-        return bool(await self._run(self._sql.release, claim_values(claim)))
+        return bool(await self._run(self._sql.release, claim_values(claim), removes=True))
 
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
@@ -161,7 +161,7 @@ class PostgresStore:
 
     async def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
-        rows = await self._run(self._sql.forget, {"key": key})
+        rows = await self._run(self._sql.forget, {"key": key}, removes=True)
         return bool(rows and rows[0][0])
 
     async def aclose(self) -> None:
@@ -170,11 +170,15 @@ class PostgresStore:
         if self._owns_pool:
             await self._pool.close()
 
-    async def _run(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    async def _run(
+        self, statement: str, values: Mapping[str, Any], *, removes: bool = False
+    ) -> list[tuple[Any, ...]]:
         # In a task of its own: psycopg answers a cancellation by asking the server to stop, and may wait for that
         # longer than the caller is willing to.
         loop = asyncio_loop(self)
-        task: asyncio.Task[list[tuple[Any, ...]]] = loop.create_task(self._execute(statement, values))
+        task: asyncio.Task[list[tuple[Any, ...]]] = loop.create_task(
+            self._execute(statement, values, removes)
+        )
         self._tasks.add(task)
         task.add_done_callback(self._forget_task)
         try:
@@ -192,15 +196,23 @@ class PostgresStore:
         if not task.cancelled():
             task.exception()  # of a call given up on: nobody else will look at it
 
-    async def _execute(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    async def _execute(
+        self, statement: str, values: Mapping[str, Any], removes: bool
+    ) -> list[tuple[Any, ...]]:
+        unheard: psycopg.Error | None = None
         for tries_left in reversed(range(TRIES)):
             try:
-                return await self._execute_once(statement, values)
+                rows = await self._execute_once(statement, values)
             except psycopg.Error as error:
                 if not (tries_left and (is_gone(error) or is_transient(error))):
                     raise meaning_of(error) from error
                 if is_gone(error):
+                    unheard = error
                     await self._pool.check()  # the others have most likely gone with it
+            else:
+                if removes and unheard is not None and not rows:
+                    raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
+                return rows
         raise AssertionError("the last try returns or raises")
 
     async def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:

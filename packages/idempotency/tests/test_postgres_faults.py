@@ -1,0 +1,255 @@
+"""PostgreSQL cut off in the middle, by lost replies, other transactions and administrators."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from broken_line import Break, Line
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
+from idempotency._core.types import Reply
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+FINGERPRINT = Fingerprint(b"f" * 32)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"faults-{secrets.token_hex(8)}")
+
+
+async def ask(store: PostgresStore, key: StorageKey, owner: Owner | None = None) -> Reply:
+    owner = owner or Owner(secrets.token_bytes(16))
+    return await store.acquire(key, fingerprint=FINGERPRINT, owner=owner, lease=30.0, retention=60.0)
+
+
+async def granted(store: PostgresStore, key: StorageKey) -> Claim:
+    reply = await ask(store, key)
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+class TestLostReplies:
+    """The statement is carried out and the connection breaks before its answer."""
+
+    @pytest.fixture
+    async def store(self, postgres_line: tuple[Line, str]) -> AsyncIterator[PostgresStore]:
+        async with AsyncConnectionPool(postgres_line[1], min_size=1, max_size=1, open=False) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            await pool.wait()
+            yield store
+            await store.aclose()
+
+    async def test_a_claim_is_asked_for_again_and_is_the_same(self, store, postgres_line, key) -> None:
+        postgres_line[0].weather = iter([Break.AFTER])
+        reply = await ask(store, key)
+        assert isinstance(reply, Acquired)
+        assert reply.claim.attempt == 1
+        assert postgres_line[0].breaks == {Break.AFTER: 1}
+
+    async def test_an_outcome_is_recorded_once(self, store, postgres_line, key) -> None:
+        claim = await granted(store, key)
+        postgres_line[0].weather = iter([Break.AFTER])
+        assert await store.complete(claim, b"{}", retention=60.0) is True
+
+    async def test_a_release_that_may_have_been_made_before_is_not_denied(
+        self, store, postgres_line, key
+    ) -> None:
+        claim = await granted(store, key)
+        postgres_line[0].weather = iter([Break.AFTER])
+        with pytest.raises(StoreUnavailable, match="may or may not"):
+            await store.release(claim)
+        assert await store.release(claim) is False
+        assert await store.get(key) is None
+
+    async def test_a_release_that_did_not_arrive_is_made(self, store, postgres_line, key) -> None:
+        claim = await granted(store, key)
+        postgres_line[0].weather = iter([Break.BEFORE])
+        assert await store.release(claim) is True
+
+    def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
+        with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
+            store = SyncPostgresStore(pool, deadline=5.0)
+            asked: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
+            reply = store.acquire(key, owner=Owner(b"o" * 16), **asked)
+            assert isinstance(reply, Acquired)
+            truly, lost = store._execute_once, [True]
+
+            def losing(statement: str, values: Any) -> Any:
+                rows = truly(statement, values)
+                if lost and lost.pop():
+                    raise psycopg.OperationalError("the connection was lost")
+                return rows
+
+            store._execute_once = losing  # type: ignore[method-assign]
+            with pytest.raises(StoreUnavailable, match="may or may not"):
+                store.release(reply.claim)
+            assert store.release(reply.claim) is False
+            store.close()
+
+    @pytest.mark.parametrize("lost", Break)
+    async def test_after_a_lost_commit_effect_and_record_agree(
+        self, lost: Break, store, postgres_line, postgres_url: str, key
+    ) -> None:
+        claim = await granted(store, key)
+        table = f"effect_{secrets.token_hex(6)}"
+        async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as hand:
+            await hand.execute(f"CREATE TABLE {table} (x int)".encode())
+            connection = await psycopg.AsyncConnection.connect(postgres_line[1])
+            await connection.execute(f"INSERT INTO {table} VALUES (1)".encode())
+            assert await store.complete_in(connection, claim, b"{}", retention=60.0)
+            postgres_line[0].weather = iter([lost])
+            with pytest.raises(psycopg.OperationalError):
+                await connection.commit()
+            await connection.close()
+            async with asyncio.timeout(10):  # a server that was cut off rolls back when it finds out
+                while await scalar(
+                    hand, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+                ):
+                    await asyncio.sleep(0.01)
+            reply, effects = await ask(store, key), await scalar(hand, f"SELECT count(*) FROM {table}")
+            assert (type(reply), effects) == ((Completed, 1) if lost is Break.AFTER else (Running, 0))
+            await hand.execute(f"DROP TABLE {table}".encode())
+
+
+async def scalar(connection: psycopg.AsyncConnection[Any], query: str) -> Any:
+    row = await (await connection.execute(query.encode())).fetchone()
+    assert row is not None
+    return row[0]
+
+
+class TestOtherTransactions:
+    @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+    async def test_under_any_isolation_each_key_is_granted_once(
+        self, level: str, postgres_url: str, key
+    ) -> None:
+        """What cannot be serialized has had no effect, and is tried again; a caller may hear of it, and asks again."""
+        runs: list[StorageKey] = []
+
+        async def insisting(call: Callable[[], Awaitable[T]]) -> T:
+            while True:
+                try:
+                    return await call()
+                except StoreUnavailable as error:
+                    if "40001" not in str(error):
+                        raise
+
+        async def worker(store: PostgresStore) -> None:
+            for name in keys:
+                while not isinstance(reply := await insisting(lambda name=name: ask(store, name)), Completed):
+                    if isinstance(reply, Running):
+                        continue
+                    runs.append(name)
+                    claim = reply.claim
+                    assert await insisting(lambda claim=claim: store.complete(claim, b"{}", retention=60.0))
+
+        keys = [StorageKey(f"{key}-{number}") for number in range(15)]
+        options = f"-c default_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
+        async with AsyncConnectionPool(
+            postgres_url, max_size=6, open=False, kwargs={"options": options}
+        ) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            await asyncio.gather(*(worker(store) for _ in range(6)))
+            await store.aclose()
+        assert sorted(runs) == sorted(keys)
+
+    async def test_a_claim_made_after_the_snapshot_of_a_transaction_is_not_completed_in_it(
+        self, postgres_url: str, key
+    ) -> None:
+        async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            async with pool.connection() as connection:
+                await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+                await connection.execute("SELECT 1 FROM idempotency_record LIMIT 1")
+                claim = await granted(store, key)
+                assert await store.complete_in(connection, claim, b"{}", retention=60.0) is False
+                await connection.rollback()
+                assert await store.complete_in(connection, claim, b"{}", retention=60.0) is True
+                await connection.commit()
+                await connection.set_isolation_level(None)
+            assert isinstance(await ask(store, key), Completed)
+            await store.aclose()
+
+    async def test_the_victim_of_a_deadlock_tries_again(self, postgres_url: str, key) -> None:
+        async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            truly, fail = (
+                store._execute_once,
+                [psycopg.errors.DeadlockDetected(), psycopg.errors.DeadlockDetected()],
+            )
+
+            async def unlucky(statement: str, values: Any) -> Any:
+                if fail:
+                    raise fail.pop()
+                return await truly(statement, values)
+
+            store._execute_once = unlucky  # type: ignore[method-assign]
+            assert isinstance(await ask(store, key), Acquired)
+            await store.aclose()
+
+    async def test_a_call_that_an_administrator_ends_is_made_again(self, postgres_url: str, key) -> None:
+        async with (
+            await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as hand,
+            AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool,
+        ):
+            store = PostgresStore(pool, deadline=5.0)
+            claim = await granted(store, key)
+            async with pool.connection() as other, other.transaction():
+                await other.execute("SELECT FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
+                completing = asyncio.create_task(store.complete(claim, b"{}", retention=60.0))
+                ended = 0
+                async with asyncio.timeout(5):
+                    while not ended:
+                        ended = await scalar(
+                            hand,
+                            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                            "WHERE wait_event_type = 'Lock'",
+                        )
+            assert await completing is True
+            await store.aclose()
+
+
+def test_two_loops_one_after_the_other_have_a_pool_and_a_store_each(postgres_url: str, key) -> None:
+
+    async def use() -> Reply:
+        async with AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            reply = await ask(store, key, Owner(b"o" * 16))
+            await store.aclose()
+            return reply
+
+    assert asyncio.run(use()) == asyncio.run(use())
+
+
+def test_thirty_two_threads_grant_a_key_once(postgres_url: str, key) -> None:
+    with ConnectionPool(postgres_url, min_size=4, max_size=8, open=False) as pool:
+        store = SyncPostgresStore(pool, deadline=10.0)
+
+        def work(thread: int) -> int:
+            owner, won = Owner(bytes([thread]) * 16), 0
+            for number in range(10):
+                asked: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
+                won += isinstance(
+                    store.acquire(StorageKey(f"{key}-{number}"), owner=owner, **asked), Acquired
+                )
+            return won
+
+        with ThreadPoolExecutor(32) as threads:
+            assert sum(threads.map(work, range(32))) == 10
+        store.close()
