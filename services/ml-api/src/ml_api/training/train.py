@@ -71,9 +71,9 @@ def train(out: Path, *, seed: int = SEED, console: Console | None = None) -> Man
     Cost: some ten seconds of one core (eight training runs). Files appear only when all of it succeeded.
     """
     console = console or Console(stderr=True)
+    out.mkdir(parents=True, exist_ok=True)  # before the work, which a bad path should not cost
     with _progress(console) as steps:
         bars = load_bars()
-        out.mkdir(parents=True, exist_ok=True)  # before the work, which a bad path should not cost
         total = sum(max(0, len(one.dates) - dataset.WINDOW + 1 - dataset.HORIZON) for one in bars)
         data = dataset.build(bars, seed=seed, advance=steps("indicators", total))
         evaluation = evaluate(
