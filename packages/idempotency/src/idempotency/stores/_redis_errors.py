@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from redis import exceptions as failures
 
 from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
@@ -44,6 +46,11 @@ def meaning_of(error: Exception) -> StoreError:
     An error reply says that the command did nothing; a lost connection or a timeout leaves that open. Both are
     `StoreUnavailable`, since the answer to both is the same: ask again (R8).
     """
+    if _is_about_tls(error):
+        return StoreUnavailable(
+            "Redis has no certificate that this client accepts; point ssl_ca_certs at the authority that signed it, "
+            "and connect to a name that it was signed for"
+        )
     word = _word(error)
     if word == "WRONGTYPE":
         return CorruptRecord("the value under this key is not a string; look at it before deleting it")
@@ -79,6 +86,14 @@ def is_gone(error: BaseException) -> bool:
     if isinstance(error, failures.ConnectionError):
         return _word(error) not in _ADVICE
     return isinstance(error, (failures.ReadOnlyError, failures.InvalidResponse))
+
+
+def _is_about_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _word(error: Exception) -> str:

@@ -221,6 +221,8 @@ def _sentinel(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
         "socket_connect_timeout": options["socket_timeout"] / len(parts.hosts),
         "retry": (Retry if sync else AsyncRetry)(NoBackoff(), 0),
     }
+    # Who answers for a Sentinel says where the claims go: it has to show who it is, like the primary.
+    guard |= {name: value for name, value in options.items() if name == "ssl" or name in _TLS_OPTIONS}
     hosts = [(host, port or 26379) for host, port in parts.hosts]
     sentinel = (redis if sync else redis.asyncio).Sentinel(hosts, sentinel_kwargs=guard)
     return sentinel.master_for(unquote(service), db=_number(parts, database), **options)
