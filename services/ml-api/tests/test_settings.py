@@ -101,6 +101,7 @@ def test_any_host_makes_a_url_that_leads_there(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_an_address_of_redis_that_nothing_uses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_HOST", "localhost")  # as the template has it
     assert load_settings().unused is None
     monkeypatch.setenv("ML_SERVICE_REDIS_URL", "redis://cache:6379/0")
     assert load_settings().unused == "ML_SERVICE_REDIS_URL"

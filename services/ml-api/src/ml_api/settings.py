@@ -212,9 +212,12 @@ class Settings(BaseSettings):
     @property
     def unused(self) -> str | None:
         """A setting that says where Redis is, while Redis is not enabled; None where all is used."""
-        said = {"redis_url", "redis_host", "redis_password"} & self.model_fields_set
-        name = next((name for name in sorted(said) if getattr(self, name) is not None), None)
-        return f"{PREFIX}{name.upper()}" if name is not None and not self.redis_enabled else None
+        if self.redis_enabled:
+            return None
+        for name in ("redis_url", "redis_host", "redis_password"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                return f"{PREFIX}{name.upper()}"
+        return None
 
     @property
     def origins(self) -> tuple[str, ...]:
