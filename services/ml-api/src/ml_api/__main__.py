@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ml_api.settings import Settings, SettingsError, load_settings
+if TYPE_CHECKING:
+    from ml_api.settings import Settings
 
 __all__ = ["main"]
 
@@ -20,6 +23,10 @@ _UNUSABLE = 2  # the exit code for settings, models and stores that cannot be us
 def main(argv: list[str] | None = None) -> int:
     """Run one command: exit 0 done, 1 failed, 2 refused before it began (one clear line says why)."""
     options = _parser().parse_args(argv)
+    # Imports make much that stays and hardly any garbage: no looking through it two hundred times over.
+    gc.set_threshold(1_000_000)
+    from ml_api.settings import SettingsError
+
     try:
         code: int = options.command(options)
     except SettingsError as error:
@@ -35,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from ml_api.catalogue import ModelUnusable
     from ml_api.server import serve
+    from ml_api.settings import load_settings
     from ml_api.stores import StoreUnusable
     from ml_api.tracing import TracingUnusable
 
@@ -87,6 +95,7 @@ def _report(options: argparse.Namespace) -> int:
 def _check(_: argparse.Namespace) -> int:
     """Say whether the service would start: settings, then model, then store."""
     from ml_api.catalogue import ModelUnusable, load_models
+    from ml_api.settings import load_settings
     from ml_api.stores import StoreUnusable
 
     settings = load_settings()
@@ -105,6 +114,7 @@ def _check(_: argparse.Namespace) -> int:
 def _openapi(_: argparse.Namespace) -> int:
     """Print the document of the service as it is set up; no key is needed for that."""
     from ml_api.app import document_of
+    from ml_api.settings import load_settings
 
     document = document_of(load_settings(api_key="unused"))
     print(json.dumps(document, indent=2))
