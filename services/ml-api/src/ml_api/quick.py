@@ -48,7 +48,8 @@ def projection(body: bytes) -> tuple[str, int | None]:
     reading = _read(body)
     if reading is None:
         return contract.projection(body)
-    return reading.sent.agent_id, None if reading.newest is None else reading.newest // _MINUTE
+    newest = max(reading.moments.values(), default=None)
+    return reading.sent.agent_id, None if newest is None else newest // _MINUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class QuickRequest:
         places = [place for place, candle in enumerate(reading.sent.candles) if candle.symbol == asset]
         candles = [reading.sent.candles[place] for place in places]
         return Bars(
-            [_microseconds(candle.timestamp) for candle in candles],
+            [reading.moments[candle.timestamp] for candle in candles],
             [candle.close for candle in candles],
             [candle.volume for candle in candles],
             lambda position: _close(reading.texts.candles[places[position]]).close,
@@ -123,12 +124,17 @@ _close = msgspec.json.Decoder(_Close).decode
 
 
 class _Reading:
-    """One body; *newest* is the time of its newest candle, in microseconds since 1970 UTC."""
+    """
+    One body.
 
-    __slots__ = ("_texts", "body", "newest", "sent")
+    Attributes:
+        moments: Its candles' timestamps, each once, and what they mean in microseconds since 1970 UTC.
+    """
 
-    def __init__(self, body: bytes, sent: _Sent, newest: int | None) -> None:
-        self.body, self.sent, self.newest = body, sent, newest
+    __slots__ = ("_texts", "body", "moments", "sent")
+
+    def __init__(self, body: bytes, sent: _Sent, moments: dict[str, int]) -> None:
+        self.body, self.sent, self.moments = body, sent, moments
         self._texts: _Texts | None = None
 
     @property
@@ -152,11 +158,10 @@ def _read(body: bytes) -> _Reading | None:
         return None  # the client escapes what is not; UTF-8 is the contract's to judge
     try:
         sent = _sent(body)
-        # Each is read, since a bad one must be found; once, since assets share them.
-        newest = max(map(_microseconds, {candle.timestamp for candle in sent.candles}), default=None)
+        moments = {text: _microseconds(text) for text in {candle.timestamp for candle in sent.candles}}
     except ValueError:
         return None
-    reading = _Reading(body, sent, newest)
+    reading = _Reading(body, sent, moments)
     _last_reading.set(reading)
     return reading
 

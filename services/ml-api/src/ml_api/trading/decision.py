@@ -7,6 +7,7 @@ older candle stands in for the newest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
@@ -128,9 +129,9 @@ def _newest_row(bars: Bars) -> tuple[FloatArray, Decimal]:
     oldest_first = sorted(range(n), key=bars.times.__getitem__)
     closes, volumes = np.array(bars.closes)[oldest_first], np.array(bars.volumes)[oldest_first]
     # As float64, since that is what is computed with: 1e400 is a finite decimal and not a finite price.
-    if not (np.isfinite(closes).all() and closes.min() > 0):
+    if not 0 < closes.min() <= closes.max() < math.inf:
         raise _Unusable("a close is not a positive finite price")
-    if not (np.isfinite(volumes).all() and volumes.min() >= 0):
+    if not 0 <= volumes.min() <= volumes.max() < math.inf:
         raise _Unusable("a volume is negative or not finite")
     with np.errstate(over="ignore", invalid="ignore"):
         row = compute(closes, volumes)

@@ -63,7 +63,7 @@ def compute(closes: FloatArray, volumes: FloatArray) -> FloatArray:
             f"need at least {MIN_CANDLES} closes and as many volumes; got {n} and {len(volumes)}"
         )
     weights = _weights(n)
-    moves = np.diff(closes)
+    moves = closes[1:] - closes[:-1]
     up = float(weights.wilder @ np.maximum(moves, 0.0))
     down = float(weights.wilder @ np.maximum(-moves, 0.0))
     # These weights sum to 0 and so do not see the level of prices. Without it, flat prices give exactly 0, and the

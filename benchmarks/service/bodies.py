@@ -1,0 +1,27 @@
+"""The body that the client sends: 100 candles of two assets, newest first, and a requestId of its own each time."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from datetime import UTC, datetime, timedelta
+
+numbers = itertools.count()
+
+
+def body() -> bytes:
+    newest = datetime(2026, 2, 20, 14, 0, tzinfo=UTC)
+    candles = []
+    for age in range(100):
+        moment = (newest - timedelta(hours=age)).isoformat()
+        for symbol, price in (("BTC", 66000.0), ("ETH", 2900.0)):
+            close = price * (1 + 0.02 * math.sin(age / 3) - 0.0005 * age)
+            prices = ",".join(f'"{name}":{close:.8f}' for name in ("open", "high", "low", "close"))
+            candles.append(
+                f'{{"symbol":"{symbol}","timestamp":"{moment}",{prices},"volume":{1000 + age}.50000000}}'
+            )
+    return (
+        f'{{"schemaVersion":"1.0","requestId":"request-{next(numbers):08}","agentId":"bench",'
+        '"portfolio":{"cash":50000.00,"totalValue":100000.00,"positions":[]},'
+        f'"candles":[{",".join(candles)}],"instructions":""}}'
+    ).encode()
