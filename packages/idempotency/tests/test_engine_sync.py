@@ -112,6 +112,11 @@ class Async:
         answer = getattr(run, how)(*args, **kwargs)
         return answer if how == "abandon" else await answer
 
+    async def beat(self, run: Run) -> None:
+        """Show a sign of life, if one is due."""
+        for registered in list(run._pulse._ticks):
+            await registered.beat()
+
     async def background(self) -> None:
         """Let work that nobody waits for be done."""
         await anyio.wait_all_tasks_blocked()
@@ -147,6 +152,10 @@ class Sync:
 
     async def end(self, run: SyncRun, how: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(run, how)(*args, **kwargs)
+
+    async def beat(self, run: SyncRun) -> None:
+        self.now.advance(10)
+        self.beats.run_due()
 
     async def background(self) -> None:
         self.beats.run_due()
@@ -348,6 +357,46 @@ class TestBothEngines:
         store.inner.forget(KEY)
         assert isinstance(await engine.end(run, "keep", OUTCOME), Forgotten)
         assert isinstance(events[-1], ClaimLost)
+
+    async def test_a_handler_that_recorded_its_outcome_itself_has_lost_nothing(
+        self, engine: Any, store: Faults, events: list[Event]
+    ) -> None:
+        """Between its own commit (`complete_in`) and the engine's, a sign of life finds the record completed."""
+        run = await engine.begin(ask())
+        assert store.inner.complete(run.claim, OUTCOME, retention=60)
+        await engine.beat(run)
+        await engine.beat(run)
+        assert store.calls == ["acquire", "renew", "get"], "what is recorded needs no more signs of life"
+        assert isinstance(await engine.end(run, "keep", OUTCOME), Recorded)
+        assert [type(event) for event in events] == [Claimed, Settled]
+
+    @pytest.mark.parametrize("taken_over", [True, False])
+    async def test_a_claim_that_is_lost_while_the_handler_runs_is_told_at_once(
+        self, taken_over: bool, engine: Any, store: Faults, clock: FakeClock, events: list[Event]
+    ) -> None:
+        run = await engine.begin(ask())
+        if taken_over:
+            clock.advance(31)
+            store.settle_for_another(outcome=None)
+        else:
+            store.inner.forget(KEY)
+        await engine.beat(run)
+        await engine.beat(run)
+        assert [type(event) for event in events] == [Claimed, ClaimLost]
+        assert store.calls.count("renew") == 1
+        await engine.end(run, "abandon")
+
+    async def test_what_became_of_a_claim_is_asked_again_where_the_store_did_not_say(
+        self, engine: Any, store: Faults, events: list[Event]
+    ) -> None:
+        run = await engine.begin(ask())
+        store.inner.forget(KEY)
+        store.before["get"] = [StoreUnavailable("down")]
+        await engine.beat(run)
+        assert [type(event) for event in events] == [Claimed, StoreFailed]
+        await engine.beat(run)
+        assert isinstance(events[-1], ClaimLost)
+        await engine.end(run, "abandon")
 
     async def test_a_release_without_an_answer_is_repeated_behind(self, engine: Any, store: Faults) -> None:
         run = await engine.begin(ask())

@@ -139,13 +139,18 @@ class Run:
         """Show a sign of life: called by the pulse."""
         if self._over:
             return
+        store, claim = self._engine.store, self.claim
         try:
-            held = await self._engine.store.renew(self.claim, lease=self.ask.policy.lease)
+            if await store.renew(claim, lease=self.ask.policy.lease):
+                return
+            lost = machine.is_lost(claim, await store.get(claim.key))
         except Exception as error:
-            self._engine.store_failed("renew", "retrying", error, self.claim.key, self.ask.operation)
-            held = True
-        if not (held or self._over):
-            self._pulse.remove(self)
+            self._engine.store_failed("renew", "retrying", error, claim.key, self.ask.operation)
+            return
+        if self._over:
+            return
+        self._pulse.remove(self)
+        if lost:
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
 
     def _stop(self) -> None:

@@ -294,16 +294,20 @@ class SyncRun:
         """Show a sign of life, and plan the next; for the engine's thread."""
         if self._over:
             return
+        store, claim = self._engine.store, self.claim
+        lost = False
         try:
-            held = self._engine.store.renew(self.claim, lease=self.ask.policy.lease)
+            held = store.renew(claim, lease=self.ask.policy.lease)
+            if not held:
+                lost = machine.is_lost(claim, store.get(claim.key))
         except Exception as error:
-            self._engine.store_failed("renew", "retrying", error, self.claim.key, self.ask.operation)
+            self._engine.store_failed("renew", "retrying", error, claim.key, self.ask.operation)
             held = True
         if self._over:
             return
         if held:
             self._renew_later()
-        else:
+        elif lost:
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
 
     def _claim_lost(self) -> None:

@@ -51,6 +51,7 @@ __all__ = [
     "begin",
     "give_up",
     "is_confirmed",
+    "is_lost",
     "record",
     "unconfirmed",
 ]
@@ -260,6 +261,15 @@ def give_up(claim: Claim) -> Generator[Action, Event, bool]:  # noqa: ARG001
         yield RELEASE_LATER
         return False
     return True
+
+
+def is_lost(claim: Claim, found: Record | None) -> bool:
+    """
+    Whether *claim* no longer holds its key, given the record that was *found* after a renewal was refused.
+
+    A renewal is refused too where the handler itself recorded its outcome (`complete_in`): then nothing is lost.
+    """
+    return found is None or found.owner != claim.owner
 
 
 def unconfirmed(key: StorageKey, owner: Owner) -> Claim:

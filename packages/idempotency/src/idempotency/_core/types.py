@@ -100,7 +100,8 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """
-    A record as it stands, for people and tests; the only decision that may rest on it is rule E8's.
+    A record as it stands, for people and tests, and for a run to learn what became of its claim (E8); no other
+    decision may rest on it.
 
     Attributes:
         owner: The token of the claim that wrote it.
