@@ -52,6 +52,18 @@ async def test_it_names_every_route_and_no_other(service: Service) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("admin_key", [None, "an-admin-key-of-the-tests"])
+async def test_the_admin_key_is_asked_for_only_where_there_is_one(
+    service: Service, admin_key: str | None
+) -> None:
+    async with service(admin_key=admin_key) as client:
+        document = (await client.get("/openapi.json")).json()
+    validate(document)
+    assert ("AdminKey" in document["components"]["securitySchemes"]) == (admin_key is not None)
+    assert ("/admin/model" in document["paths"]) == (admin_key is not None)
+
+
+@pytest.mark.anyio
 async def test_its_example_is_a_request_that_the_service_accepts(service: Service) -> None:
     async with service() as client:
         document = (await client.get("/openapi.json")).json()

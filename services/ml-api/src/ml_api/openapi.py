@@ -66,7 +66,7 @@ def openapi_document(
             "schemas": _schemas(),
             "securitySchemes": {
                 "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "AdminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                **({"AdminKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}} if admin else {}),
             },
         },
     }
@@ -298,6 +298,7 @@ def _schemas() -> Schema:
             "title": {"type": "string"},
             "status": {"type": "integer"},
             "detail": {"type": "string", "description": "What to do next."},
+            "error": {"type": "string", "description": "The detail again, as a text; under /v2 alone."},
         },
     }
     violation = {
