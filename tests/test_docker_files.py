@@ -178,6 +178,17 @@ def test_every_query_selects_what_is_exported_or_recorded() -> None:
         assert named <= known, query
 
 
+def test_what_a_rule_counts_by_label_is_there_before_it_happens() -> None:
+    # increase() sees changes alone: of a series that is born at 1 it never sees the 1.
+    fresh = Metrics().render().decode()
+    counted = {
+        found for rule in rules() for found in re.findall(r'(\w+_total)\{(\w+="\w+")\}\[', rule["expr"])
+    }
+    assert len(counted) >= 3
+    for name, label in counted:
+        assert re.search(rf"^{name}\{{[^}}]*{label}[^}}]*\}} 0.0$", fresh, re.MULTILINE), f"{name}{{{label}}}"
+
+
 def test_every_alert_says_what_to_do_and_is_tested() -> None:
     tested = (DOCKER / "monitoring/alerts.test.yaml").read_text()
     alerts = [rule for rule in rules() if "alert" in rule]
