@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine import BODY, Tally, compose_up, podman
+from engine import BODY, compose_up, podman
+from tally import Tally
 
 __all__ = ["verify_capacity"]
 
@@ -37,7 +38,7 @@ _KINDS = {
 
 
 def verify_capacity(tally: Tally, scratch: Path) -> None:
-    """Replays, first runs, and requests without a key, from 16 connections for 8 s each."""
+    """16 connections for 8 s each, by wrk: replays, first runs, requests without a key."""
     body = scratch / "body.json"
     body.write_bytes(BODY)
     with compose_up(scratch) as service:

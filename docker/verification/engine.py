@@ -1,4 +1,4 @@
-"""What the checks are made with: podman and podman-compose, an HTTP client without retries, and a tally."""
+"""What the checks are made with: podman and podman-compose, and an HTTP client without retries."""
 
 from __future__ import annotations
 
@@ -13,27 +13,49 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["IMAGE", "Answer", "Service", "Tally", "call", "compose_up", "free_port", "podman", "until"]
+__all__ = [
+    "BODY",
+    "DOCKER",
+    "IMAGE",
+    "Answer",
+    "Service",
+    "call",
+    "compose_up",
+    "composition",
+    "free_port",
+    "podman",
+    "until",
+]
 
 DOCKER = Path(__file__).resolve().parent.parent
 BODY = (DOCKER.parent / "services/ml-api/src/ml_api/examples/request.json").read_bytes()
 IMAGE = "localhost/ai-trading-ml"
 
+# How long something may take to come (back) on a machine that is busy with other work. How long it took is printed.
+PATIENCE = 120.0
+
 # podman would have systemd run its health checks, and says so where there is none; here they are called by hand.
 _NOISE = ("systemd", "syslog")
 
 
-def podman(*arguments: str, check: bool = True, binary: str = "podman", timeout: float = 60) -> str:
+def podman(
+    *arguments: str,
+    check: bool = True,
+    binary: str = "podman",
+    timeout: float = PATIENCE,
+    given: bytes | None = None,
+) -> str:
     """Run podman and return what it printed; both streams, since a container's log is in either."""
     done = subprocess.run(
         [binary, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        input=given,
         timeout=timeout,
         check=False,
     )
-    text = "\n".join(line for line in done.stdout.splitlines() if not any(word in line for word in _NOISE))
+    lines = done.stdout.decode(errors="replace").splitlines()
+    text = "\n".join(line for line in lines if not any(word in line for word in _NOISE))
     if check and done.returncode != 0:
         raise RuntimeError(f"{binary} {' '.join(arguments)} failed with {done.returncode}:\n{text}")
     return text.strip()
@@ -79,7 +101,7 @@ def call(
     return Answer(response.status, named, content, time.perf_counter() - begun)
 
 
-def until(what: str, condition: Callable[[], bool], *, seconds: float = 30) -> float:
+def until(what: str, condition: Callable[[], bool], *, seconds: float = PATIENCE) -> float:
     """Ask again and again until *condition* holds; return the seconds that it took."""
     begun = time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -92,31 +114,14 @@ def until(what: str, condition: Callable[[], bool], *, seconds: float = 30) -> f
     raise AssertionError(f"{what} did not happen within {seconds:g} s")
 
 
-@dataclass(slots=True)
-class Tally:
-    """Each check, with the figure that it measured; a check that fails does not stop the rest."""
-
-    passed: int = 0
-    failed: list[str] = field(default_factory=list)
-
-    def check(self, name: str, holds: bool, figure: object = "") -> None:
-        if holds:
-            self.passed += 1
-        else:
-            self.failed.append(name)
-        print(f"  {'ok  ' if holds else 'FAIL'} {name}{f': {figure}' if figure != '' else ''}", flush=True)
-
-    def figure(self, name: str, value: str) -> None:
-        print(f"  ---- {name}: {value}", flush=True)
-
-
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service under test: where it listens, and its key."""
+    """A service under test: where it listens, its key, and, where it is composed, with what settings and files."""
 
     port: int
     api_key: str
-    more: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    compose_options: tuple[str, ...] = ()
 
     def predict(
         self, key: str | None = None, *, body: bytes = BODY, timeout: float = 40, **headers: str
@@ -135,35 +140,40 @@ class Service:
     def connected(self) -> bool:
         return self.ready()["storeUp"] is True
 
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        return podman(
+            *self.compose_options, *arguments, check=check, binary="podman-compose", timeout=PATIENCE
+        )
+
+    def wait(self) -> None:
+        until("health", self.healthy)
+        until("the connection to Redis", self.connected)
+
 
 @contextmanager
-def compose_up(
+def composition(
     scratch: Path, *overrides: str, profile: str | None = None, **settings: str
 ) -> Iterator[Service]:
-    """Bring compose.yaml up, with *overrides*, on ports and with secrets of its own; take everything down again."""
-    service = Service(free_port(), secrets.token_hex(32))
+    """compose.yaml with *overrides*, ports and secrets of its own, not yet up; taken down at the end."""
+    port, api_key = free_port(), secrets.token_hex(32)
     values = {
-        "ML_SERVICE_API_KEY": service.api_key,
+        "ML_SERVICE_API_KEY": api_key,
         "ML_SERVICE_REDIS_PASSWORD": secrets.token_hex(32),
+        "BASE_IMAGE": "localhost/python-base",
         "ML_IMAGE": IMAGE,
         "REDIS_IMAGE": "localhost/redis",
         "HAPROXY_IMAGE": "localhost/haproxy",
         "PROMETHEUS_IMAGE": "localhost/prometheus",
-        "PUBLISH_PORT": str(service.port),
+        "PUBLISH_PORT": str(port),
         "PROMETHEUS_PORT": str(free_port()),
         **settings,
     }
-    service.more.update(values)
     environment = scratch / "compose.env"
     environment.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
     files = [word for name in ("compose.yaml", *overrides) for word in ("-f", str(DOCKER / name))]
-    base = ["--env-file", str(environment), *(["--profile", profile] if profile else []), *files]
-    # Grafana is in no package archive that this can use: of the monitoring profile, Prometheus is started.
-    only = ["ml-service", "redis", "prometheus"] if profile == "monitoring" else []
+    options = ("--env-file", str(environment), *(["--profile", profile] if profile else []), *files)
+    service = Service(port, api_key, values, options)
     try:
-        podman(*base, "up", "-d", "--no-build", *only, binary="podman-compose")
-        until("health", service.healthy)
-        until("the connection to Redis", service.connected)
         yield service
     except Exception:
         for name in podman("ps", "--all", "--format", "{{.Names}}").split():
@@ -173,4 +183,15 @@ def compose_up(
         raise
     finally:
         podman("unpause", "--all", check=False)
-        podman(*base, "down", "-v", "-t", "5", binary="podman-compose", check=False)
+        service.compose("down", "-v", "-t", "5", check=False)
+
+
+@contextmanager
+def compose_up(scratch: Path, *overrides: str, profile: str | None = None) -> Iterator[Service]:
+    """A `composition` that is up and serves."""
+    with composition(scratch, *overrides, profile=profile) as service:
+        # Grafana is in no package archive that this can use: of the monitoring profile, Prometheus is started.
+        only = ["ml-service", "redis", "prometheus"] if profile == "monitoring" else []
+        service.compose("up", "-d", "--no-build", *only)
+        service.wait()
+        yield service

@@ -1,63 +1,93 @@
-"""The monitoring profile: its files by promtool, and its queries by a Prometheus that scrapes the running service."""
+"""The monitoring profile: a Prometheus that scrapes the running service, asked what the dashboard asks."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from urllib.parse import quote
 
-from engine import DOCKER, Tally, call, compose_up, podman, until
+from engine import BODY, DOCKER, Service, call, compose_up, podman, until
+from tally import Tally
 
 __all__ = ["verify_monitoring"]
 
-_FILES = DOCKER / "monitoring"
+# Of a healthy service this is 0, and a record that cannot be written, but could be claimed, is hard to arrange.
+_ALWAYS_ZERO = {"ml_service:cache_write_failed:ratio_rate5m"}
 
 
 def verify_monitoring(tally: Tally, scratch: Path) -> None:
-    """Check the files, then ask Prometheus each query of the dashboard."""
-    checked = podman("check", "config", str(_FILES / "prometheus.yaml"), binary="promtool", check=False)
-    tally.check(
-        "promtool accepts the configuration and the rules", "FAILED" not in checked and "SUCCESS" in checked
-    )
-    tested = podman("test", "rules", str(_FILES / "alerts.test.yaml"), binary="promtool", check=False)
-    tally.check("the rules pass their tests", "SUCCESS" in tested and "FAILED" not in tested)
-
+    """Prometheus scrapes the service under load and without Redis: every query of the dashboard has data."""
     with compose_up(scratch, profile="monitoring") as service:
-        port = int(service.more["PROMETHEUS_PORT"])
+        port = int(service.settings["PROMETHEUS_PORT"])
         until("Prometheus", lambda: call(port, "GET", "/-/ready").status == 200)
-        until("the scrape", lambda: _value(port, 'up{job="ml-service"}') == 1)
-        keys = (f"watched-{number}" for number in itertools.count())
-
-        def asked_and_seen() -> bool:
-            key = next(keys)
-            for _ in range(3):
-                service.predict(key)
-            return (_value(port, "sum(rate(ml_service_cache_requests_total[5m]))") or 0) > 0
-
-        until("a rate", asked_and_seen)  # which takes two scrapes that saw different counts
+        until("the scrape", lambda: _values(port, 'up{job="ml-service"}') == [1.0])
         queries = _queries()
-        failed = [query for query in queries if not _answered(port, query)]
+        waiting = set(queries)
+        numbers = itertools.count()
+
+        def asked() -> None:
+            _mixed_traffic(service, next(numbers))
+            waiting.difference_update([query for query in waiting if _has_data(port, query)])
+
+        ratio = "ml_service:cache_hit:ratio_rate5m"
+
+        def watched() -> bool:
+            asked()
+            return ratio not in waiting and len(_values(port, "ml_service:response_seconds:p99_rate5m")) >= 2
+
+        until("recorded ratios", watched)
+        (kept,) = _values(port, ratio)
         tally.check(
-            "Prometheus answers every query of the dashboard", failed == [], f"{len(queries)} queries"
+            "two of three keyed requests are repeats, and the hit rate says so",
+            0.5 < kept < 0.8,
+            f"{kept:.2f}",
         )
-        until("the recorded ratios", lambda: _value(port, "ml_service:cache_hit:ratio_rate5m") is not None)
-        kept = _value(port, "ml_service:cache_hit:ratio_rate5m")
+
+        podman("stop", "-t", "5", "ai-trading-redis")
+        firing = 'ALERTS{alertname="MlServiceRedisDown",alertstate="firing"}'
+
+        def alerted() -> bool:
+            asked()
+            return _values(port, firing) == [1.0]
+
+        seconds = until("the alert", alerted)
+        tally.check("a Redis that is stopped raises MlServiceRedisDown", True, f"{seconds:.0f} s later")
         tally.check(
-            "two of three requests were repeats, and it says so", kept is not None and 0.4 < kept < 0.9, kept
+            "every query of the dashboard returned data, other than 0 but for one",
+            not waiting,
+            f"{len(queries)} queries" + "".join(f"; not: {query}" for query in sorted(waiting)),
         )
-        _alert(tally, port)
 
 
-def _alert(tally: Tally, port: int) -> None:
-    podman("stop", "-t", "5", "ai-trading-redis")
-    firing = 'ALERTS{alertname="MlServiceRedisDown",alertstate="firing"}'
-    seconds = until("the alert", lambda: _value(port, firing) == 1, seconds=120)
-    tally.check("a Redis that is stopped raises MlServiceRedisDown", True, f"{seconds:.0f} s later")
+def _mixed_traffic(service: Service, number: int) -> None:
+    """One of everything that a panel shows."""
+    key = f"watched-{number}"
+    for _ in range(3):
+        service.predict(key)
+    service.predict()
+    service.predict(key, body=_changed(agentId="somebody-else"))  # another decision under the same key
+    service.predict(body=_changed(candles=_wild()))
+    service.predict(body=_changed(candles=json.loads(BODY)["candles"][:1]))  # too few to decide
+    Service(service.port, "wrong").predict()
+
+
+def _changed(**members: object) -> bytes:
+    return json.dumps({**json.loads(BODY), **members}).encode()
+
+
+def _wild() -> list[dict[str, object]]:
+    """The example's candles with prices that no market has seen: features far outside the training range."""
+    candles: list[dict[str, object]] = json.loads(BODY)["candles"]
+    for number, candle in enumerate(candles):
+        low = 1.0 if number % 4 < 2 else 1_000_000.0
+        candle.update(open=low, high=low * 3, low=low / 2, close=low * 2)
+    return candles
 
 
 def _queries() -> list[str]:
-    dashboard = json.loads((_FILES / "grafana/dashboards/ml-service.json").read_text())
+    dashboard = json.loads((DOCKER / "monitoring/grafana/dashboards/ml-service.json").read_text())
     return [
         target["expr"].replace("$__rate_interval", "1m")
         for panel in dashboard["panels"]
@@ -65,16 +95,14 @@ def _queries() -> list[str]:
     ]
 
 
-def _ask(port: int, query: str) -> dict[str, object]:
-    reply: dict[str, object] = json.loads(call(port, "GET", f"/api/v1/query?query={quote(query)}").body)
-    return reply
+def _values(port: int, query: str) -> list[float]:
+    """What Prometheus answers to an instant query; raises where it does not answer."""
+    reply = json.loads(call(port, "GET", f"/api/v1/query?query={quote(query)}").body)
+    if reply["status"] != "success":
+        raise RuntimeError(f"Prometheus refuses {query}: {reply}")
+    return [float(one["value"][1]) for one in reply["data"]["result"]]
 
 
-def _answered(port: int, query: str) -> bool:
-    return _ask(port, query)["status"] == "success"
-
-
-def _value(port: int, query: str) -> float | None:
-    data = _ask(port, query).get("data")
-    result = data["result"] if isinstance(data, dict) else []
-    return float(result[0]["value"][1]) if result else None
+def _has_data(port: int, query: str) -> bool:
+    values = [value for value in _values(port, query) if not math.isnan(value)]
+    return any(values) or (query in _ALWAYS_ZERO and bool(values))
