@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from engine import IMAGE, Service, compose_up, podman, until
+from engine import IMAGE, Service, compose_up, patient, podman, until
 from tally import Tally
 
 __all__ = ["verify_replicas"]
@@ -16,7 +16,7 @@ __all__ = ["verify_replicas"]
 
 def verify_replicas(tally: Tally, scratch: Path) -> None:
     """Three services behind HAProxy make one decision for a key; one of them is killed."""
-    with compose_up(scratch, "compose.replicas.yaml") as service:
+    with compose_up(scratch, "compose.replicas.yaml", patient(scratch)) as service:
         replicas = podman("ps", "--filter", f"ancestor={IMAGE}", "--format", "{{.Names}}").split()
         tally.check("three services run", len(replicas) == 3, ", ".join(replicas))
         bodies: set[bytes] = set()

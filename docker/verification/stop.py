@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from engine import BODY, Service, compose_up, podman, until
+from engine import BODY, Service, compose_up, patient, podman, until
 from tally import Tally
 
 __all__ = ["verify_stop"]
@@ -23,7 +23,7 @@ _SHUTDOWN_TIMEOUT = 30  # as compose.yaml sets it
 
 def verify_stop(tally: Tally, scratch: Path) -> None:
     """SIGTERM and SIGKILL under load: what was answered is answered again, what was begun is finished or repeated."""
-    with compose_up(scratch) as service:
+    with compose_up(scratch, patient(scratch)) as service:
         _terminated_under_load(tally, service)
         _terminated_in_the_middle(tally, service)
         _killed_under_load(tally, service)
