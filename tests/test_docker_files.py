@@ -13,6 +13,8 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from kubernetes_validate import validate
 from pycep import BicepParser
 
@@ -197,6 +199,33 @@ def test_every_alert_says_what_to_do_and_is_tested() -> None:
         assert alert["annotations"]["action"], alert["alert"]
         assert tested.count(f"alertname: {alert['alert']}}}") == 1, alert["alert"]
         assert f'alertname="{alert["alert"]}"' in tested, alert["alert"]
+
+
+def unknown_to_grafana(written: Any, understood: Any, place: str = "dashboard") -> Iterator[str]:
+    """Where *understood*, the dashboard as Grafana's own models read it, lacks or changes what was written."""
+    match written, understood:
+        case dict(), dict():
+            for name, value in written.items():
+                yield from unknown_to_grafana(value, understood.get(name, ...), f"{place}.{name}")
+        case list(), list() if len(written) == len(understood):
+            for number, (one, other) in enumerate(zip(written, understood, strict=True)):
+                yield from unknown_to_grafana(one, other, f"{place}[{number}]")
+        case _ if written != understood:
+            yield place
+
+
+def test_dashboard_is_all_understood_by_the_models_of_grafana() -> None:
+    written = json.loads((DOCKER / "monitoring/grafana/dashboards/ml-service.json").read_text())
+    assert list(unknown_to_grafana(written, as_grafana_reads(written))) == []
+    misspelt = {**written, "refesh": "10s", "panels": [{**written["panels"][0], "titel": "x"}]}
+    assert list(unknown_to_grafana(misspelt, as_grafana_reads(misspelt))) == [
+        "dashboard.panels[0].titel",
+        "dashboard.refesh",
+    ]
+
+
+def as_grafana_reads(dashboard: dict[str, Any]) -> Any:
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(dashboard)))
 
 
 def test_dashboard_uses_the_provisioned_data_source() -> None:
