@@ -28,13 +28,6 @@ __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 # The table's targets are 10 ms for a hit and 500 ms for a miss: both are edges of a bucket.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
-_STORE_ERRORS = (
-    ("acquire", "refused"),
-    ("acquire", "bypassed"),
-    ("renew", "retrying"),
-    ("complete", "unrecorded"),
-    ("release", "unrecorded"),
-)
 _MODEL_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0)
 
 
@@ -128,16 +121,6 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._start_at_zero()
         _forget_the_dead()
-        self._start_at_zero()
-
-    def _start_at_zero(self) -> None:
-        # Prometheus' increase() sees changes alone: a series that is born at 1 would hide the first bypassed request.
-        for result in ("hit", "miss"):
-            self.cache_requests.labels(result)
-        for result in ("stored", "released", "abandoned", "lost", "failed"):
-            self.cache_writes.labels(result)
-        for step, action in _STORE_ERRORS:
-            self.store_errors.labels(step, action)
 
     def _start_at_zero(self) -> None:
         """Have what is alerted on there from the start: a series that begins at 5 is, to `rate`, no increase."""
