@@ -31,6 +31,11 @@ def test_the_defaults_are_those_of_the_guide() -> None:
     assert {name: getattr(settings, name) for name in GUIDE_DEFAULTS} == GUIDE_DEFAULTS
 
 
+def test_who_waits_for_a_process_that_died_takes_over_and_is_not_told_to_come_back() -> None:
+    settings = load_settings()
+    assert settings.handler_timeout < settings.lease < settings.wait
+
+
 def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("ML_SERVICE_REDIS_PORT=7000\nML_SERVICE_REDIS_DB=3\nOTHER=1\n")
     monkeypatch.setenv("ML_SERVICE_REDIS_DB", "4")

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         on_store_error: `refuse` answers 503 while the store is down; `bypass` decides without protection.
         fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one JSON body.
         wait: How long a twin waits for the first request before it is told 409.
-        lease: How long a claim outlives a process that died.
+        lease: How long a claim outlives a process that died. Shorter than *wait*, so that a twin which waits takes over.
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
         explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
         rate_limit: Requests a minute and key in one worker; None sets no limit.
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
 
     fingerprint: Literal["decision", "body"] = "decision"
     wait: float = Field(default=25.0, ge=0, le=300)
-    lease: float = Field(default=30.0, ge=1, le=3600)
+    lease: float = Field(default=15.0, ge=1, le=3600)
 
     cap_orders: bool = False
     explain_top: int = Field(default=0, ge=0, le=11)
