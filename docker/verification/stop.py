@@ -121,7 +121,7 @@ def _killed_under_load(tally: Tally, service: Service) -> None:
     with ThreadPoolExecutor(_CLIENTS) as pool:
         tries = list(pool.map(lambda key: _repeated(service, key), load.unanswered))
     tally.check(
-        "SIGKILL under load: who got no answer gets it by asking again, within the lease of 30 s and a little",
+        "SIGKILL under load: who got no answer gets it by asking again, within the lease of 15 s and a little",
         all(tries),
         f"{len(tries)} after {time.perf_counter() - begun:.1f} s",
     )

@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         on_store_error: `refuse` answers 503 while the store is down; `bypass` decides without protection.
         fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one JSON body.
         wait: How long a twin waits for the first request before it is told 409.
-        lease: How long a claim outlives a process that died. Shorter than *wait*, so that a twin which waits takes over.
+        lease: How long a claim outlives a process that died. Below *wait*: a twin that waits takes over.
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
         explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
         rate_limit: Requests a minute and key in one worker; None sets no limit.
