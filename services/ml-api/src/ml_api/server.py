@@ -47,8 +47,7 @@ class ServiceConfig(uvicorn.Config):
     def load(self) -> None:
         """Load the application, in every process; what that made stays, so no later collection walks over it."""
         super().load()
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # a thousand objects of garbage among them: looking for those takes longer than they are worth
         gc.set_threshold(10_000, 20, 20)  # a request makes thousands of objects and hardly a cycle
 
     def configure_logging(self) -> None:

@@ -142,18 +142,20 @@ class CacheEvents:
 
     def __init__(self, metrics: Metrics, *, redis: bool) -> None:
         self._metrics, self._redis = metrics, redis
+        self._hits, self._misses = (metrics.cache_requests.labels(result) for result in ("hit", "miss"))
+        self._writes = cache(metrics.cache_writes.labels)
 
     def __call__(self, event: Event) -> None:
         """Log and count *event*. It carries a digest of the key, never the key."""
         match event:
             case Replayed():
-                self._metrics.cache_requests.labels("hit").inc()
+                self._hits.inc()
                 _cache_log.info("Cache HIT", extra={"key_id": event.key_id, "age_s": round(event.age, 3)})
             case Claimed():
-                self._metrics.cache_requests.labels("miss").inc()
+                self._misses.inc()
                 _cache_log.info("Cache MISS", extra={"key_id": event.key_id, "attempt": event.attempt})
             case Settled():
-                self._metrics.cache_writes.labels("stored" if event.kept else event.result).inc()
+                self._writes("stored" if event.kept else event.result).inc()
                 text = "Cache STORE" if event.kept else f"Cache {event.result}"
                 _cache_log.info(
                     text, extra={"key_id": event.key_id, "run_ms": round(event.duration * 1000, 3)}
@@ -162,7 +164,7 @@ class CacheEvents:
                 self._metrics.cache_refusals.labels(event.problem).inc()
                 _cache_log.info("Cache REFUSED", extra={"key_id": event.key_id, "problem": event.problem})
             case ClaimLost():
-                self._metrics.cache_writes.labels("lost").inc()
+                self._writes("lost").inc()
                 _cache_log.error(
                     "ERROR claim lost: the decision may have been made twice", extra={"key_id": event.key_id}
                 )
@@ -171,7 +173,7 @@ class CacheEvents:
                 if self._redis and event.error == StoreUnavailable.__name__:
                     self._metrics.redis_connection_errors.inc()
                 if event.action == "unrecorded":
-                    self._metrics.cache_writes.labels("failed").inc()
+                    self._writes("failed").inc()
                 _cache_log.error(
                     f"ERROR idempotency store failed, {event.action}",
                     extra={
