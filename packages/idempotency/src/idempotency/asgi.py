@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Final
 
 from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
+from idempotency._checks import is_async_store
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
     CorruptRecord,
@@ -30,6 +31,7 @@ from idempotency._core.fingerprint import (
     exact_operation_digest,
     operation_digest,
 )
+from idempotency._core.functions import is_plain
 from idempotency._core.key import parse_key, storage_key
 from idempotency._core.outcome import Headers, Response, Unreplayable, decode, replay_headers
 from idempotency._core.policy import Policy
@@ -89,6 +91,12 @@ def one_tenant() -> Callable[[Scope], str]:
     return lambda _scope: ""
 
 
+_MAKERS: Final[tuple[object, ...]] = (
+    by_header,
+    one_tenant,
+)  # of callables; given themselves, they were not called
+
+
 class IdempotencyMiddleware:
     """
     One effect per Idempotency-Key, for any ASGI application, after draft-ietf-httpapi-idempotency-key-header-07.
@@ -106,7 +114,7 @@ class IdempotencyMiddleware:
         policy: What is promised; or a callable that gives the policy for a scope, None to leave it alone.
         hooks: Called with every event (`idempotency.events`).
     Raises:
-        TypeError: *tenant* or *policy* is not callable.
+        TypeError: *store*, *tenant*, *policy* or a hook is not of its kind.
 
     Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
     """
@@ -120,10 +128,18 @@ class IdempotencyMiddleware:
         policy: Policy | Callable[[Scope], Policy | None] = Policy(),  # noqa: B008
         hooks: Sequence[Hook] = (),
     ) -> None:
-        if not callable(tenant):
-            raise TypeError('tenant must be a callable, such as by_header("Authorization") or one_tenant()')
-        if not isinstance(policy, Policy) and not callable(policy):
-            raise TypeError("policy must be a Policy or a callable that gives one for a scope")
+        if isinstance(store, type) or not is_async_store(store):
+            raise TypeError(
+                f"store must be a Store, such as MemoryStore(), and this {type(store).__name__} is none; "
+                "open_store() makes one of a URL"
+            )
+        if not is_plain(tenant) or tenant in _MAKERS:
+            raise TypeError(
+                'tenant must be a plain function of the scope, such as by_header("Authorization") or one_tenant(); '
+                "leave what needs an await in the scope, by a middleware outside this one"
+            )
+        if not isinstance(policy, Policy) and not is_plain(policy):
+            raise TypeError("policy must be a Policy, or a plain function that gives one for a scope")
         self.app = app
         self.engine = Engine(store, hooks=hooks)
         self.tenant = tenant

@@ -24,6 +24,7 @@ from functools import wraps
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_origin, overload
 
 from idempotency._call import CallReader
+from idempotency._checks import is_async_store
 from idempotency._context import active
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
@@ -32,6 +33,7 @@ from idempotency._core.errors import (
     NotReplayable,
     UnknownRecordVersion,
 )
+from idempotency._core.functions import is_async
 from idempotency._core.machine import Bypass, Ending, Superseded
 from idempotency._core.outcome import Unreplayable, Value, decode, encode_unreplayable, encode_value
 from idempotency._core.policy import Policy
@@ -135,7 +137,7 @@ def idempotent(
             'operation must be a name such as "charge-card": it keeps the keys of functions apart'
         )
     for name, function in (("key", key), ("fingerprint", fingerprint)):
-        if (function is not None or name == "key") and (not callable(function) or _is_async(function)):
+        if (function is not None or name == "key") and (not callable(function) or is_async(function)):
             raise TypeError(f"{name}= must be a plain function of the decorated function's arguments")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,7 +150,7 @@ def idempotent(
             fingerprint=fingerprint,
             max_key_chars=policy.max_key_chars,
         )
-        if _is_async_store(store):
+        if is_async_store(store):
             engine = Engine(store, hooks=hooks)  # type: ignore[arg-type]
             return _guard_async(function, engine, _Shell(engine, reader, operation, bound, policy))
         sync_engine = SyncEngine(store, hooks=hooks)  # type: ignore[arg-type]
@@ -371,8 +373,8 @@ def _require_kind(function: Any, store: Any, operation: str) -> None:
         inspect.isgeneratorfunction(item) or inspect.isasyncgenfunction(item) for item in (function, call)
     ):
         raise TypeError(f"{operation}: a generator hands its values out one by one; return a list of them")
-    if _is_async(function) != _is_async_store(store):
-        mine, wanted = ("async def", "Store") if _is_async(function) else ("def", "SyncStore")
+    if is_async(function) != is_async_store(store):
+        mine, wanted = ("async def", "Store") if is_async(function) else ("def", "SyncStore")
         raise TypeError(
             f"{operation}: a function defined by `{mine}` needs a {wanted}, and {type(store).__name__} is none; "
             "each store module has both, such as MemoryStore and SyncMemoryStore"
@@ -395,15 +397,3 @@ def _require_done(value: object, operation: str) -> None:
         if inspect.iscoroutine(value):
             value.close()
         raise TypeError(f"{operation} returned an awaitable: define it by `async def`, over a Store")
-
-
-def _is_async(function: object) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004
-    )
-
-
-def _is_async_store(store: object) -> bool:
-    """The protocols differ in one name; a store with both, or neither, is judged by `acquire`."""
-    is_async, is_sync = hasattr(store, "aclose"), hasattr(store, "close")
-    return inspect.iscoroutinefunction(getattr(store, "acquire", None)) if is_async == is_sync else is_async

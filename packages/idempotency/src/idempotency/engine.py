@@ -15,6 +15,7 @@ from typing import Literal
 
 from idempotency._ask import Ask, Question
 from idempotency._attempt import Attempt
+from idempotency._checks import checked_hooks
 from idempotency._core import machine, pace
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import StoreError
@@ -53,7 +54,7 @@ class Engine:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
-        self.hooks = tuple(hooks)
+        self.hooks = checked_hooks(hooks)
         self.chance = chance
         self.monotonic = monotonic
         self.flights = Flights()

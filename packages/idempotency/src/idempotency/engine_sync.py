@@ -16,6 +16,7 @@ from weakref import ref
 
 from idempotency._ask import Ask
 from idempotency._beats import Beats
+from idempotency._checks import checked_hooks
 from idempotency._core import machine, pace
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError, as_store_error
@@ -54,7 +55,7 @@ class SyncEngine:
         beats: Beats | None = None,
     ) -> None:
         self.store = store
-        self.hooks = tuple(hooks)
+        self.hooks = checked_hooks(hooks)
         self.chance = chance
         self.monotonic = monotonic
         self.sleep = sleep

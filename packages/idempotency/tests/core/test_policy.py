@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,43 @@ def test_at_most_once_keeps_everything_and_never_takes_over() -> None:
     assert policy.promise == "at most once"
     assert Policy.at_least_once() == Policy()
     assert Policy().promise == "at least once"
+
+
+@pytest.mark.parametrize(
+    "weaker",
+    [{"takeover": True}, {"keep": successes}, {"on_exception": "release"}, {"on_store_error": "bypass"}],
+)
+def test_at_most_once_is_not_promised_where_one_setting_lets_a_second_run_begin(
+    weaker: dict[str, Any],
+) -> None:
+    assert Policy.at_most_once(**weaker).promise == "at least once"
+
+
+async def later(_: Any) -> Any:
+    """No policy function: it is not done when it returns."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"methods": frozenset({"post"})}, "methods must be a set of names in upper case"),
+        ({"methods": "POST"}, "methods must be a set of names in upper case"),
+        ({"drop_headers": frozenset({"set-cookie"})}, "drop_headers must be bytes"),
+        ({"drop_headers": frozenset({b"Set-Cookie"})}, "drop_headers must be bytes in lower case"),
+        ({"keep": {200, 201}}, "keep must be a plain function"),
+        ({"keep": later}, "keep must be a plain function"),
+        ({"fingerprint": later}, "fingerprint must be a plain function"),
+        ({"redact": later}, "redact must be a plain function"),
+        ({"replay_header": "Replayed: yes"}, "replay_header must be the name of a header"),
+        ({"documentation_url": "https://example.org/a>b"}, "documentation_url must be a URI"),
+        ({"documentation_url": "https://example.org/\r\nx: y"}, "documentation_url must be a URI"),
+    ],
+)
+def test_a_setting_that_would_protect_less_than_it_says_is_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(**wrong)
 
 
 def test_wire_presets_can_be_overridden() -> None:

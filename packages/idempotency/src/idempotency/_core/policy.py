@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
 from idempotency._core.fingerprint import RequestView, exact_bytes
+from idempotency._core.functions import is_plain
 from idempotency._core.outcome import Response
 from idempotency._core.types import Fingerprint
 from idempotency._core.wire import Wire, wire
@@ -31,6 +33,8 @@ HOP_BY_HOP = frozenset(
 """Headers that belong to one connection or one message (RFC 9110, 7.6.1) and are never recorded."""
 
 _FIRST_CALLER_ONLY = frozenset({b"set-cookie", b"www-authenticate", b"clear-site-data"})
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_URI = re.compile(r"[!-;=?-~]+")  # what can stand in the angle brackets of a Link (RFC 8288, 3)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -78,7 +82,7 @@ class Policy:
         redact: Applied to a response before it is recorded; the first caller still gets the whole one. Where it
             raises, the response is recorded as done and not kept (E2).
     Raises:
-        ValueError: A duration or size that cannot work, all of them named at once.
+        ValueError: Settings that cannot work, all of them named at once.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -121,10 +125,21 @@ class Policy:
             wrong.append('on_exception must be "release" or "keep"')
         if self.on_store_error not in {"refuse", "bypass"}:
             wrong.append('on_store_error must be "refuse" or "bypass"')
-        if not self.methods:
-            wrong.append("methods must not be empty")
-        if any(name != name.lower() for name in self.drop_headers):
-            wrong.append("drop_headers must be in lower case")
+        # What follows would be taken as it is, and protect less than it says: a key ignored, a cookie replayed.
+        methods: Any = self.methods
+        if not methods or isinstance(methods, str) or any(name != name.upper() for name in methods):
+            wrong.append("methods must be a set of names in upper case")
+        if any(name != name.lower() for name in self.drop_headers) or not _all_bytes(self.drop_headers):
+            wrong.append("drop_headers must be bytes in lower case")
+        wrong += [
+            f"{name} must be a plain function"
+            for name in ("fingerprint", "keep", "redact")
+            if not is_plain(getattr(self, name)) and (name, getattr(self, name)) != ("redact", None)
+        ]
+        if not _TOKEN.fullmatch(self.replay_header):
+            wrong.append("replay_header must be the name of a header")
+        if self.documentation_url is not None and not _URI.fullmatch(self.documentation_url):
+            wrong.append("documentation_url must be a URI, in ASCII")
         if wrong:
             raise ValueError("; ".join(wrong))
         derived = wire(
@@ -134,8 +149,14 @@ class Policy:
 
     @property
     def promise(self) -> Literal["at least once", "at most once"]:
-        """What one live key is promised, transactions aside (docs/concepts.md)."""
-        return "at least once" if self.takeover else "at most once"
+        """
+        What one live key is promised, transactions aside (docs/concepts.md).
+
+        At most once needs all four settings of `at_most_once`: each of the others has a way to a second run.
+        """
+        keeps_all = self.keep is always and self.on_exception == "keep"
+        confirmed = self.on_store_error == "refuse"
+        return "at most once" if keeps_all and confirmed and not self.takeover else "at least once"
 
     @classmethod
     def at_least_once(cls, **overrides: Any) -> Policy:
@@ -167,3 +188,7 @@ class Policy:
             "replay_header": "Idempotent-Replayed",
         }
         return cls(**(settings | overrides))
+
+
+def _all_bytes(names: Iterable[object]) -> bool:
+    return all(isinstance(name, bytes) for name in names)

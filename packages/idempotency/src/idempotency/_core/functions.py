@@ -1,0 +1,19 @@
+"""Which callables of a user can be called and are done when they return."""
+
+from __future__ import annotations
+
+import inspect
+
+__all__ = ["is_async", "is_plain"]
+
+
+def is_async(function: object) -> bool:
+    """Whether a call of *function* has to be awaited."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def is_plain(function: object) -> bool:
+    """Whether *function* is done when it returns, and no class in place of one of its objects."""
+    return callable(function) and not isinstance(function, type) and not is_async(function)
