@@ -91,8 +91,8 @@ MUTANTS = {
         "self.expires_at = until",
     ),
     "a replay extends the record": (
-        "if entry.outcome is not None:\n                return Completed",
-        "if entry.outcome is not None:\n                entry.expires_at += 1\n                return Completed",
+        "if entry.outcome is not None:\n                age",
+        "if entry.outcome is not None:\n                entry.expires_at += 1\n                age",
     ),
     "an expired record is still shown": (
         "if entry is not None and now < entry.expires_at else",

@@ -12,7 +12,6 @@ import heapq
 import math
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from idempotency._core.errors import StoreUnavailable
@@ -36,11 +35,28 @@ _SLOT_SECONDS = 16.0  # how coarsely records are shelved by expiry: 24 h of rete
 _SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
 _LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be shelved twice
 
+_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
-class _Entry:
+
+class _Link:
+    """A place in a ring: of a shelf's entries, the shelf itself among them as its beginning and end."""
+
+    __slots__ = ("after", "before")
+
+    def __init__(self) -> None:
+        self.before: _Link = self
+        self.after: _Link = self
+
+    def unlink(self) -> None:
+        """Leave the ring."""
+        self.before.after, self.after.before = self.after, self.before
+
+
+class _Entry(_Link):
     """One record; *outcome* is None while it runs, and *until* is then the end of its lease."""
 
     __slots__ = (
+        "aside",
         "attempt",
         "completed_at",
         "expires_at",
@@ -50,7 +66,6 @@ class _Entry:
         "outcome",
         "owner",
         "retention",
-        "shelves",
         "slot",
         "until",
     )
@@ -74,7 +89,7 @@ class _Entry:
         self.expires_at = until + retention
         self.outcome: bytes | None = None
         self.completed_at: float
-        self.shelves: _Shelves  # where it is, and in which slot
+        self.aside = False  # passed over by a search for space: on the other shelves
         self.slot: int
 
 
@@ -82,8 +97,8 @@ class _Shelves:
     """
     Entries by the slot of time in which they expire, first in first out; each operation takes constant amortised time.
 
-    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap. An entry's
-    expiry may move while it is shelved: whoever takes it looks.
+    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap, and an entry
+    knows its neighbours. Its expiry may move while it is shelved: whoever takes it looks.
 
     Attributes:
         due: When the soonest slot is over, by the store's clock: until then there is nothing to sweep.
@@ -92,43 +107,42 @@ class _Shelves:
     __slots__ = ("_shelves", "_slots", "due")
 
     def __init__(self) -> None:
-        self._shelves: dict[int, OrderedDict[StorageKey, _Entry]] = {}
+        self._shelves: dict[int, _Link] = {}
         self._slots: list[int] = []
         self.due = math.inf
 
     def put(self, entry: _Entry) -> None:
-        slot = int(entry.expires_at / _SLOT_SECONDS)
+        entry.slot = slot = int(entry.expires_at / _SLOT_SECONDS)
         shelf = self._shelves.get(slot)
         if shelf is None:
-            shelf = self._shelves[slot] = OrderedDict()
+            shelf = self._shelves[slot] = _Link()
             heapq.heappush(self._slots, slot)
             self._set_due()
-        shelf[entry.key] = entry
-        entry.slot = slot
-        entry.shelves = self
-
-    def take(self, entry: _Entry) -> None:
-        # An emptied shelf stays until it is the soonest: dropped and made anew, its slot would fill the heap.
-        del self._shelves[entry.slot][entry.key]
+        entry.before = last = shelf.before
+        entry.after = shelf
+        last.after = shelf.before = entry
 
     def take_soonest(self, now: float = math.inf) -> _Entry | None:
         """Take the first entry of the soonest slot that has one, if that slot is over at *now*."""
         while now >= self.due and self._slots:
-            shelf = self._shelves[self._slots[0]]
-            if shelf:
-                _, oldest = shelf.popitem(last=False)  # the newest is the likeliest to be asked for again
-                return oldest
+            first = self._shelves[self._slots[0]].after
+            if isinstance(first, _Entry):
+                first.unlink()  # not the newest, which is the likeliest to be asked for again
+                return first
+            # Emptied shelves go only here: dropped and made anew, a slot would fill the heap.
             del self._shelves[heapq.heappop(self._slots)]
             self._set_due()
         return None
 
     def take_expired(self, now: float) -> _Entry | None:
         """Take an entry of the soonest slot that has expired, though the slot is not over: a look at each of them."""
-        shelf = self._shelves[self._slots[0]] if self._slots else {}
-        expired = next((entry for entry in shelf.values() if now >= entry.expires_at), None)
-        if expired is not None:
-            self.take(expired)
-        return expired
+        link = self._shelves[self._slots[0]].after if self._slots else None
+        while isinstance(link, _Entry):
+            if now >= link.expires_at:
+                link.unlink()
+                return link
+            link = link.after
+        return None
 
     def _set_due(self) -> None:
         self.due = (self._slots[0] + 1) * _SLOT_SECONDS if self._slots else math.inf
@@ -185,11 +199,10 @@ class SyncMemoryStore:
                 self._fence = fence = self._fence + 1
                 entry = self._entries[key] = _Entry(key, fingerprint, owner, fence, now + lease, retention)
                 self._shelves.put(entry)
-                return Acquired(Claim(key, owner, 1, fence))
+                return _new(Acquired, (_new(Claim, (key, owner, 1, fence)),))
             if entry.outcome is not None:
-                return Completed(
-                    entry.fingerprint, entry.outcome, now - entry.completed_at, entry.expires_at - now
-                )
+                age, expires_in = now - entry.completed_at, entry.expires_at - now
+                return _new(Completed, (entry.fingerprint, entry.outcome, age, expires_in))
             if entry.owner == owner:  # its first reply was lost (R2); the lease counts from this one
                 _push(entry, now + lease)
                 return Acquired(Claim(key, owner, entry.attempt, entry.fence))
@@ -228,7 +241,7 @@ class SyncMemoryStore:
                 entry.completed_at = now
                 entry.expires_at = now + retention
                 late = entry.slot - entry.expires_at / _SLOT_SECONDS
-                if late > _LATE_SLOTS or entry.shelves is not self._shelves:
+                if late > _LATE_SLOTS or entry.aside:
                     self._shelve_again(entry)
             return True
 
@@ -285,10 +298,11 @@ class SyncMemoryStore:
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.key]
-        entry.shelves.take(entry)
+        entry.unlink()
 
     def _shelve_again(self, entry: _Entry) -> None:
-        entry.shelves.take(entry)
+        entry.unlink()
+        entry.aside = False
         self._shelves.put(entry)
 
     def _make_room(self, now: float) -> None:
@@ -308,6 +322,7 @@ class SyncMemoryStore:
         while (entry := self._shelves.take_soonest()) is not None:
             if entry.outcome is not None or now >= entry.expires_at:
                 return entry
+            entry.aside = True
             self._aside.put(entry)
         return self._aside.take_expired(now)
 
