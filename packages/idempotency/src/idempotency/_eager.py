@@ -6,6 +6,7 @@ The body of most requests is there when it is asked for; arming a timer for each
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Coroutine, Generator
 from functools import partial
 from types import coroutine
@@ -13,25 +14,37 @@ from typing import Any, TypeVar
 
 from idempotency._runtime import on_trio, running
 
-__all__ = ["within"]
+__all__ = ["head_start", "within"]
 
 T = TypeVar("T")
+_NOT_BEGUN = object()
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+def head_start(work: Coroutine[Any, Any, T]) -> tuple[bool, Any]:
     """
-    Run *work* in the caller's task, under a deadline from the moment it first has to wait.
+    Begin *work* in the caller's task, up to where it first has to wait.
+
+    Returns:
+        True and its result, if it never had to; False and what to hand to `within`.
+    """
+    # Not on trio: its deadline must enclose every scope that the work opens.
+    if "trio" in sys.modules and on_trio():
+        return False, _NOT_BEGUN
+    try:
+        return False, work.send(None)
+    except StopIteration as end:
+        return True, end.value
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T], waiting_for: Any) -> T:
+    """
+    The result of *work* that got a head start, under a deadline from now on.
 
     Raises:
         TimeoutError: It waited longer than *seconds*.
     """
-    if on_trio():  # no head start there: its deadline must enclose every scope that the work opens
+    if waiting_for is _NOT_BEGUN:
         return await running().within(seconds, lambda: work)
-    try:
-        waiting_for = work.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
     return await running().within(seconds, partial(_resume, work, waiting_for))
 
 

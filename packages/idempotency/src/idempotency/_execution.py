@@ -8,13 +8,14 @@ successor's (E8).
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from typing import Any, Literal, Protocol
 
 from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from idempotency._context import active
-from idempotency._core.decide import Refuse, settle
+from idempotency._core.decide import NOT_ROUTED, Refuse, settle
 from idempotency._core.errors import IdempotencyError
-from idempotency._core.machine import Ending, Recorded, Superseded
+from idempotency._core.machine import RECORDED, Ending, Superseded
 from idempotency._core.outcome import (
     Headers,
     Response,
@@ -148,7 +149,7 @@ class Execution:
         limit = self._exchange.policy.max_response_bytes
         if len(answer.body) > limit:
             return encode_unreplayable(f"larger than {limit} bytes", answer.status)
-        return self._encode(answer)[0]
+        return self._encode(answer.status, answer.headers, answer.body)[0]
 
     async def _receive_inner(self) -> Message:
         if self._body is not None:
@@ -161,13 +162,15 @@ class Execution:
         return await self._receive()
 
     async def _send_inner(self, message: Message) -> None:
-        if self._lock is not None:
-            async with self._lock:
-                await (self._send_out if self._flowing else self._hold_back)(message)
-        elif self._flowing:
-            await self._send_out(message)
+        if self._lock is None:
+            due = self._send_out(message) if self._flowing else self._hold_back(message)
+            if due is not None:
+                await due
         else:
-            await self._hold_back(message)
+            async with self._lock:
+                due = self._send_out(message) if self._flowing else self._hold_back(message)
+                if due is not None:
+                    await due
 
     async def _send_out(self, message: Message) -> None:
         # Not under our claim: a server begins the connection's next request in here, which inherits the context.
@@ -177,9 +180,10 @@ class Execution:
         finally:
             active.reset(token)
 
-    async def _hold_back(self, message: Message) -> None:
+    def _hold_back(self, message: Message) -> Awaitable[None] | None:
+        """Keep a message; what is due by it, if anything is."""
         if self._swallowing:
-            return
+            return None
         kind = message["type"]
         if kind == "http.response.start":
             if self._start is not None:  # as a server says it: two answers must not be recorded as one
@@ -188,23 +192,22 @@ class Execution:
             if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
                 message = {**message, "headers": list(headers or ())}
             self._start = message
-            if _is_event_stream(message["headers"]):
-                await self._let_flow("an event stream")
-        elif kind == "http.response.body" and self._start is not None:
-            chunk, more_body = message.get("body", b""), message.get("more_body", False)
-            self._chunks.append(chunk)
-            self._size += len(chunk)
-            limit = self._exchange.policy.max_response_bytes
-            if self._size > limit:
-                await self._let_flow(f"larger than {limit} bytes", more_body=more_body)
-            elif not more_body:
-                await self._finish(self._start)
-            elif self._hold is None:
-                runtime = running()
-                self._lock = runtime.lock()
-                self._hold = runtime.after(self._exchange.policy.max_hold, self._end_hold)
-        else:
-            await self._exchange.send(message)
+            return self._let_flow("an event stream") if _is_event_stream(message["headers"]) else None
+        if kind != "http.response.body" or self._start is None:
+            return self._exchange.send(message)
+        chunk, more_body = message.get("body", b""), message.get("more_body", False)
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        limit = self._exchange.policy.max_response_bytes
+        if self._size > limit:
+            return self._let_flow(f"larger than {limit} bytes", more_body=more_body)
+        if not more_body:
+            return self._finish(self._start)
+        if self._hold is None:
+            runtime = running()
+            self._lock = runtime.lock()
+            self._hold = runtime.after(self._exchange.policy.max_hold, self._end_hold)
+        return None
 
     async def _finish(self, start: Message) -> None:
         """The answer is whole: record it, then send it (E1)."""
@@ -213,25 +216,26 @@ class Execution:
             await self._take_run().release()
             return await self._send_own(start)
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        outcome, result = self._encode(Response(status, start["headers"], bytes(body)))
+        outcome, result = self._encode(status, start["headers"], bytes(body))
         ending = await self._take_run().keep(outcome, result=result)
         return await self._answer(start, ending, stored=result == "kept")
 
-    def _encode(self, answer: Response) -> tuple[bytes, Literal["kept", "unreplayable"]]:
+    def _encode(
+        self, status: int, headers: Headers, body: bytes
+    ) -> tuple[bytes, Literal["kept", "unreplayable"]]:
         """The record of an answer; a tombstone where redaction fails, since the effect is there already (E2)."""
         policy, engine = self._exchange.policy, self._exchange.engine
         drop = policy.wire.never_recorded
-        if engine.hooks:
-            answer = answer._replace(traceparent=engine.traceparent())
+        traceparent = engine.traceparent() if engine.hooks else None
         if policy.redact is None:
-            return encode_answer(answer, drop=drop), "kept"
-        headers = recorded_headers(answer.headers, drop=drop, length=len(answer.body))
+            return encode_answer(status, headers, body, traceparent, drop=drop), "kept"
+        kept = recorded_headers(headers, drop=drop, length=len(body))
         try:
-            return encode_response(policy.redact(answer._replace(headers=headers))), "kept"
+            return encode_response(policy.redact(Response(status, kept, body, traceparent))), "kept"
         except Exception as error:
             reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
         _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(self.claim.key))
-        return encode_unreplayable(reason, answer.status), "unreplayable"
+        return encode_unreplayable(reason, status), "unreplayable"
 
     async def _end_hold(self) -> None:
         async with self._lock:
@@ -251,11 +255,12 @@ class Execution:
             await self._take_run().release()
             await self._send_own(start, more_body=more_body)
 
-    async def _answer(self, start: Message, ending: Ending, *, stored: bool, more_body: bool = False) -> None:
+    def _answer(
+        self, start: Message, ending: Ending, *, stored: bool, more_body: bool = False
+    ) -> Awaitable[None]:
         if isinstance(ending, Superseded | Refuse):
-            await self._give_way(ending)
-        else:
-            await self._send_own(start, stored=stored and isinstance(ending, Recorded), more_body=more_body)
+            return self._give_way(ending)
+        return self._send_own(start, stored=stored and ending is RECORDED, more_body=more_body)
 
     async def _give_way(self, ending: Superseded | Refuse) -> None:
         """The claim was lost: answer what is true now, and swallow what the application still sends."""
@@ -276,8 +281,10 @@ class Execution:
         self._flowing = True
         self._let_disconnects_pass()
         headers = start["headers"]
-        if not wire.ours.isdisjoint([name.lower() for name, _ in headers]):
-            headers = [pair for pair in headers if pair[0].lower() not in wire.ours]
+        for name, _ in headers:
+            if name.lower() in wire.ours:
+                headers = [pair for pair in headers if pair[0].lower() not in wire.ours]
+                break
         if stored:
             headers = [*headers, wire.expires_in]
         chunks, self._chunks = self._chunks, []
@@ -320,7 +327,8 @@ class Execution:
         return run
 
     def _is_kept(self, status: int) -> bool:
-        return settle(status, policy=self._exchange.policy, routed=_is_routed(self._scope)) == "keep"
+        routed = status not in NOT_ROUTED or _is_routed(self._scope)
+        return settle(status, policy=self._exchange.policy, routed=routed) == "keep"
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:

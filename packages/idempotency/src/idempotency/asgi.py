@@ -30,6 +30,7 @@ from idempotency._core.fingerprint import (
     exact_bytes,
     exact_operation_digest,
     operation_digest,
+    representation,
 )
 from idempotency._core.functions import is_plain
 from idempotency._core.key import parse_key, storage_key
@@ -38,7 +39,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency._core.wire import AGE, EXPIRES_IN
-from idempotency._eager import within
+from idempotency._eager import head_start, within
 from idempotency._execution import COVERED_BY, Execution
 from idempotency._run import Run
 from idempotency.engine import Engine
@@ -155,7 +156,10 @@ class IdempotencyMiddleware:
         policy = self._policy or self._policy_of(scope)
         if policy is None or scope["method"] not in policy.methods:
             return await self.app(scope, receive, send)
-        lines = [value for name, value in scope["headers"] if name == b"idempotency-key"]
+        lines: list[bytes] = []
+        for name, value in scope["headers"]:
+            if name == b"idempotency-key":
+                lines.append(value)
         if not lines and not policy.required:
             return await self.app(scope, receive, send)
         return await _Exchange(self, policy, scope, receive, send).serve(lines)
@@ -195,15 +199,29 @@ class _Exchange:
             return await self.refuse(error, named=False)
         if self.key in scope.get(COVERED_BY, ()):
             return await middleware.app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
+        headers = scope["headers"]
+        content_type, content_encoding, declared = representation(headers)
         try:
-            body = await within(policy.body_timeout, self._read_body())
+            if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
+                raise RequestTooLarge(limit=policy.max_request_bytes)
+            reading = self._read_body()
+            read, body = head_start(reading)
+            if not read:
+                body = await within(policy.body_timeout, reading, body)
         except TimeoutError:
             return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
         except RequestTooLarge as error:
             return await self.refuse(error)
         if body is None:
             return None  # the client left before its request was whole: nothing was claimed, nothing runs
-        self.fingerprint = self._fingerprint(body, tenant)
+        method, path, query = scope["method"], _full_path(scope), scope.get("query_string", b"")
+        if policy.fingerprint is exact_bytes:
+            self.fingerprint = exact_operation_digest(
+                method, path, query, content_type, content_encoding, body
+            )
+        else:
+            view = RequestView(method, path, query, headers, body, tenant)
+            self.fingerprint = operation_digest(view, policy.fingerprint)
         self.wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
         verdict = await self.engine.begin(self)
         if isinstance(verdict, Run):
@@ -221,17 +239,8 @@ class _Exchange:
         """The request's name in events."""
         return f"{self.scope['method']} {_full_path(self.scope)}"
 
-    def _fingerprint(self, body: bytes, tenant: str) -> Fingerprint:
-        scope, function = self.scope, self.policy.fingerprint
-        method, path, query = scope["method"], _full_path(scope), scope.get("query_string", b"")
-        if function is exact_bytes:
-            return exact_operation_digest(method, path, query, scope["headers"], body)
-        return operation_digest(RequestView(method, path, query, scope["headers"], body, tenant), function)
-
     async def _read_body(self) -> bytes | None:
         limit, size = self.policy.max_request_bytes, 0
-        if _declared_length(self.scope) > limit:
-            raise RequestTooLarge(limit=limit)  # before a byte is read, or invited by a 100 (Continue)
         chunks: list[bytes] = []
         while True:
             message = await self._receive()
@@ -242,7 +251,9 @@ class _Exchange:
             if size > limit:
                 raise RequestTooLarge(limit=limit)
             if not message.get("more_body", False):
-                return b"".join((*chunks, chunk)) if chunks else bytes(chunk)
+                if chunks or type(chunk) is not bytes:  # a server may hand out views of its buffer
+                    return b"".join((*chunks, chunk))
+                return chunk
             chunks.append(chunk)
 
     def _preferred_wait(self) -> float:
@@ -325,13 +336,6 @@ def _body_first(body: bytes, receive: Receive) -> Receive:
 def _full_path(scope: Scope) -> str:
     """The path as the client sent it; a mounted application's prefix is part of it whatever the mount did to `path`."""
     root: str = scope.get("root_path", "")
-    raw: bytes = scope.get("raw_path") or b""
-    path: str = raw.partition(b"?")[0].decode("latin-1") if raw else scope["path"]
+    raw: bytes | None = scope.get("raw_path")
+    path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
     return path if path.startswith(root) else root + path
-
-
-def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0

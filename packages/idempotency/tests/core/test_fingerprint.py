@@ -60,6 +60,25 @@ def test_operation_representation_and_body_all_count(other: RequestView) -> None
     assert operation_digest(view(b"{}"), exact_bytes) != operation_digest(other, exact_bytes)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"content-type", b"content-encoding", b"content-length", b"x"]), st.binary()
+        ),
+        max_size=4,
+    ),
+    st.binary(max_size=8),
+)
+def test_the_digest_of_every_request_is_that_of_its_six_parts(
+    headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    request = view(body, path="/größe", query=b"x=1", headers=headers or [(b"x", b"")])
+    parts = (request.header(b"content-type"), request.header(b"content-encoding"), body)
+    if all(value for _, value in headers):  # of an empty line nothing is joined
+        expected = digest(b"POST", "/größe".encode(), b"x=1", *parts)
+        assert operation_digest(request, exact_bytes) == expected
+
+
 @pytest.mark.parametrize("name", [b"traceparent", b"user-agent", b"date", b"accept", b"authorization"])
 def test_headers_that_change_between_retries_do_not_count(name: bytes) -> None:
     first = view(b"{}", headers=[(b"content-type", b"a/b"), (name, b"1")])

@@ -14,6 +14,7 @@ from idempotency._core.outcome import (
     Unreplayable,
     Value,
     decode,
+    encode_answer,
     encode_response,
     encode_unreplayable,
     encode_value,
@@ -129,6 +130,22 @@ def test_what_belongs_to_one_connection_or_caller_is_not_recorded() -> None:
         (b"link", b"<b>"),
         (b"content-length", b"5"),
     ]
+
+
+NAMES = st.sampled_from(
+    [b"Content-Length", b"connection", b"x", b"X-Y", b"set-cookie", b"etag", b"date", b"a\n"]
+)
+VALUES = st.sampled_from([b"3", b"x, close", b'"e"', b"1\r\n2", b"\xe9", b"\\", b""])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=5), st.sampled_from([b"abc", b"", b"\xff"]))
+def test_an_answer_is_encoded_as_what_is_recorded_of_it(
+    headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    kept = recorded_headers(headers, drop=DROP, length=len(body))
+    assert encode_answer(201, headers, body, "00-1", drop=DROP) == encode_response(
+        Response(201, kept, body, "00-1")
+    )
 
 
 def test_a_content_length_that_lies_is_not_recorded() -> None:

@@ -16,7 +16,7 @@ from idempotency._core.types import (
     key_id,
 )
 
-__all__ = ["Decision", "Execute", "Refuse", "Replay", "Wait", "decide", "settle"]
+__all__ = ["NOT_ROUTED", "Decision", "Execute", "Refuse", "Replay", "Wait", "decide", "settle"]
 
 
 class Execute(NamedTuple):
@@ -68,8 +68,9 @@ def decide(reply: Reply, *, key: StorageKey, fingerprint: Fingerprint, takeover:
 
 # Refusals that a layer beside the handler gives, before anything happened: they must not use a key up.
 _BEFORE_THE_HANDLER = frozenset({401, 403, 405})
-# What a router says itself: not found, or try it with a slash at the end (a client repeats that with the same key).
-_NOT_ROUTED = frozenset({307, 404})
+
+NOT_ROUTED = frozenset({307, 404})
+"""What a router says itself: not found, or try it with a slash at the end (a client repeats that with the same key)."""
 
 
 def settle(status: int, *, policy: Policy, routed: bool = True) -> Literal["keep", "release"]:
@@ -82,7 +83,7 @@ def settle(status: int, *, policy: Policy, routed: bool = True) -> Literal["keep
     if not policy.keep(status):
         return "release"
     if policy.keep is unless_transient and (
-        status in _BEFORE_THE_HANDLER or (status in _NOT_ROUTED and not routed)
+        status in _BEFORE_THE_HANDLER or (status in NOT_ROUTED and not routed)
     ):
         return "release"
     return "keep"

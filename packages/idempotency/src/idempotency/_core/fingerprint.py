@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from struct import Struct, pack
 from typing import Any, NamedTuple, NoReturn
@@ -26,6 +26,7 @@ __all__ = [
     "ignoring",
     "multipart_parts",
     "operation_digest",
+    "representation",
 ]
 
 
@@ -69,22 +70,23 @@ def operation_digest(view: RequestView, function: Callable[[RequestView], Finger
     """The stored fingerprint: the operation (method, path, query) and what *function* makes of the rest (E9)."""
     if function is not exact_bytes:
         try:
-            return digest(view.method.encode(), _encoded(view.path), view.query, function(view))
+            return digest(
+                view.method.encode(), view.path.encode("utf-8", "surrogatepass"), view.query, function(view)
+            )
         except ValueError:
             pass
-    return exact_operation_digest(view.method, view.path, view.query, view.headers, view.body)
+    return exact_operation_digest(view.method, view.path, view.query, *_representation(view), view.body)
 
 
 _six_lengths = Struct(">6Q").pack
 
 
 def exact_operation_digest(
-    method: str, path: str, query: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    method: str, path: str, query: bytes, content_type: bytes, content_encoding: bytes, body: bytes
 ) -> Fingerprint:
     """`operation_digest` by `exact_bytes`, in one pass over the body: `digest` of six parts, for every request."""
-    content_type, content_encoding = _representation(headers)
     # `digest`, written out: of what the default policy does to a request this was the costliest.
-    verb, target = method.encode(), _encoded(path)
+    verb, target = method.encode(), path.encode("utf-8", "surrogatepass")
     lengths = _six_lengths(
         len(verb), len(target), len(query), len(content_type), len(content_encoding), len(body)
     )
@@ -94,7 +96,7 @@ def exact_operation_digest(
 
 def exact_bytes(view: RequestView) -> Fingerprint:
     """The body byte for byte, with the two headers that say how to read it: Content-Type and Content-Encoding."""
-    return digest(b"bytes", *_representation(view.headers), view.body)
+    return digest(b"bytes", *_representation(view), view.body)
 
 
 def canonical_json(view: RequestView) -> Fingerprint:
@@ -106,7 +108,7 @@ def canonical_json(view: RequestView) -> Fingerprint:
     Raises:
         ValueError: Not JSON in UTF-8 (RFC 8259), NaN or Infinity, a repeated member name, or nested too deeply.
     """
-    return digest(b"json", *_representation(view.headers), _encode(_parse(view.body)))
+    return digest(b"json", *_representation(view), _encode(_parse(view.body)))
 
 
 def ignoring(*members: str) -> Callable[[RequestView], Fingerprint]:
@@ -132,7 +134,7 @@ def ignoring(*members: str) -> Callable[[RequestView], Fingerprint]:
         value = _parse(view.body)
         for path in paths:
             _remove(value, path)
-        return digest(b"json-ignoring", *_representation(view.headers), _encode(value))
+        return digest(b"json-ignoring", *_representation(view), _encode(value))
 
     return fingerprint
 
@@ -171,23 +173,27 @@ def _part(part: bytes) -> bytes:
     return content
 
 
-def _encoded(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")
+_OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-length"})
 
 
-_REPRESENTATION = frozenset({b"content-type", b"content-encoding"})
-
-
-def _representation(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, int]:
+    """What headers say of the body: its Content-Type, its Content-Encoding, and its length (0 where they do not)."""
     content_type = content_encoding = b""
+    length = 0
     for name, value in headers:
-        if name not in _REPRESENTATION:
+        if name not in _OF_THE_BODY:
             continue
         if name == b"content-type":
             content_type = value if not content_type else content_type + b", " + value
-        else:
+        elif name == b"content-encoding":
             content_encoding = value if not content_encoding else content_encoding + b", " + value
-    return content_type, content_encoding
+        elif value.isdigit():
+            length = int(value)
+    return content_type, content_encoding, length
+
+
+def _representation(view: RequestView) -> tuple[bytes, bytes]:
+    return representation(view.headers)[:2]
 
 
 class _Number(str):

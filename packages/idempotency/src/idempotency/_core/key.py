@@ -19,7 +19,7 @@ from idempotency._core.types import StorageKey
 __all__ = ["parse_key", "storage_key"]
 
 # Visible ASCII but for the characters that would make it look like a string, a list or parameters.
-_BARE = re.compile(rb"[!#-+\--:<-\[\]-~]+")
+_is_bare = re.compile(rb"[!#-+\--:<-\[\]-~]+").fullmatch
 # sf-string (RFC 9651, 3.3.3); a backslash escapes only a quote or a backslash.
 _QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])*)"')
 # parameters (RFC 9651, 3.1.2), any bare item as a value (3.3); read only to know that the field ends where it should.
@@ -32,7 +32,7 @@ _UNESCAPE = re.compile(rb"\\(.)")
 _LONGEST = (
     800  # characters of either part of a name: 255 of a client's, each percent-encoded, and some to spare
 )
-_SAFE = re.compile(r"[A-Za-z0-9._~-]{0,800}")
+_is_safe = re.compile(r"[A-Za-z0-9._~-]{0,800}").fullmatch
 
 
 def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = False) -> str | None:
@@ -60,7 +60,7 @@ def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = F
     value = values[0].strip(b" \t")
     if not value:
         raise InvalidKey("the Idempotency-Key header is empty; send a new UUID for each new operation")
-    if _BARE.fullmatch(value):
+    if _is_bare(value):
         if strict:
             raise InvalidKey(
                 'the value must be a quoted string (RFC 9651, 3.3.3): send "..." in double quotes'
@@ -101,10 +101,10 @@ def storage_key(tenant: str, key: str) -> StorageKey:
     >>> storage_key("", "k-1"), storage_key("a:b", "x/{y}")
     ('k-1', 'a%3Ab:x%2F%7By%7D')
     """
-    name = key if _SAFE.fullmatch(key) else _encoded(key)
+    name = key if _is_safe(key) else _encoded(key)
     if not tenant:
         return StorageKey(name)
-    return StorageKey(f"{tenant if _SAFE.fullmatch(tenant) else _encoded(tenant)}:{name}")
+    return StorageKey(f"{tenant if _is_safe(tenant) else _encoded(tenant)}:{name}")
 
 
 def _encoded(part: str) -> str:
