@@ -29,9 +29,7 @@ _PARAMETERS = re.compile(
     rb'|:[A-Za-z0-9+/=]*:|\?[01]|@-?[0-9]{1,15}|%"(?:[ !#$&-~]|%[0-9a-f]{2})*"))?)*'
 )
 _UNESCAPE = re.compile(rb"\\(.)")
-_LONGEST = (
-    800  # characters of either part of a name: 255 of a client's, each percent-encoded, and some to spare
-)
+_LONGEST = 800  # characters of either part of a name: 255 of a client's, each percent-encoded, and more
 _is_safe = re.compile(r"[A-Za-z0-9._~-]{0,800}").fullmatch
 
 
