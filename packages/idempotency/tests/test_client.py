@@ -291,6 +291,16 @@ class TestAnswers:
         assert answer.content == b"recorded"
         assert len(shop.seen) == 2
 
+    async def test_an_operation_that_is_done_and_whose_answer_was_not_kept_is_final(
+        self, caller: Caller, shop: Shop
+    ) -> None:
+        shop.policy = Policy(max_response_bytes=3)
+        shop.faults.append("lost")
+        answer = await caller.post()
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:problem:idempotency:not-replayable")
+        assert len(shop.seen) == 2
+        assert shop.charges == 1
+
     async def test_an_encoded_answer_is_decoded_once(self, caller: Caller, shop: Shop) -> None:
         shop.faults.append((200, [(b"content-encoding", b"gzip")], gzip.compress(b"packed")))
         answer = await caller.post()

@@ -56,7 +56,7 @@ EXPOSED_HEADERS: Final = (
     "Retry-After",
     "Link",
 )
-"""For `expose_headers` of a CORS middleware: what this one adds for clients to read."""
+"""For `expose_headers` of a CORS middleware: what this one adds; a policy's own `replay_header` comes on top."""
 
 _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
 

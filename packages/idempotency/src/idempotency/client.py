@@ -111,11 +111,13 @@ class _Call:
         self._monotonic = monotonic
         self._began = monotonic()
         self._attempts = 0
+        self._content = b""  # of the last answer, where it was read ahead
         self.errors: type[Exception] = self._library.TransportError
 
     def attempt(self) -> _Request:
         """The request for the next attempt: the same bytes, its timeouts cut to the time that is left."""
         self._attempts += 1
+        self._content = b""
         request, left = self._request, max(0.001, self._retry.timeout - self._elapsed())
         given = request.extensions.get("timeout", {})
         cut = {
@@ -146,7 +148,7 @@ class _Call:
     def after_response(self, response: _Response) -> float | None:
         """Seconds until the next attempt, None where *response* is the caller's."""
         headers = response.headers
-        if not worth_retrying(self._retry, response.status_code, headers):
+        if not worth_retrying(self._retry, response.status_code, headers, self._content):
             return None
         now = parse_date(headers.get("date")) or datetime.now(UTC)
         return self._next_delay(parse_retry_after(headers.get("retry-after"), now=now))
@@ -158,6 +160,7 @@ class _Call:
 
     def whole(self, response: _Response, content: bytes) -> _Response:
         """*response* with the body that was read, still encoded as it was sent."""
+        self._content = content
         return self._library.Response(
             response.status_code,
             headers=response.headers,
@@ -184,8 +187,9 @@ class IdempotencyTransport(_Transport):
 
     Every POST and PATCH gets an Idempotency-Key unless the caller set one; its body is read once and is the same in
     every attempt. Transport errors are retried, and the answers of `Retry.statuses`, at the pace of `Retry`, never
-    before a Retry-After. A replayed answer is final, whatever its status. When attempts or time are used up the last
-    answer is returned, or the last error raised. Requests of other methods pass untouched.
+    before a Retry-After. A replayed answer is final, whatever its status, and so is the 409 of an operation that is
+    done. When attempts or time are used up the last answer is returned, or the last error raised. Requests of other
+    methods pass untouched.
 
     Args:
         transport: What sends; it is closed with this one.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from idempotency._core.errors import NotReplayable
+from idempotency._core.problem import problem_type
+
 __all__ = ["Retry", "next_delay", "parse_date", "parse_retry_after", "worth_retrying"]
 
+_NOT_REPLAYABLE = problem_type(NotReplayable.slug)
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -71,17 +76,30 @@ def next_delay(
     return delay if elapsed + delay < retry.timeout else None
 
 
-def worth_retrying(retry: Retry, status: int, headers: Mapping[str, str]) -> bool:
+def worth_retrying(retry: Retry, status: int, headers: Mapping[str, str], content: bytes = b"") -> bool:
     """
-    Whether the same request may be answered otherwise: a status of *retry*, unless it is a replay, which is final.
+    Whether the same request may be answered otherwise: a status of *retry*, unless the answer is final.
+
+    Final are a replay, and the problem which says that the operation is done and its response was not kept.
 
     Args:
         headers: Of the response; names in any case, looked up in lower case.
+        content: Its body, where it was read.
     """
-    if status not in retry.statuses:
+    if status not in retry.statuses or _says_done(headers.get("content-type", ""), content):
         return False
     replayed = headers.get("idempotency-replayed") or headers.get("idempotent-replayed") or ""
     return replayed.strip().lower() != "true"
+
+
+def _says_done(content_type: str, content: bytes) -> bool:
+    if not content_type.lower().startswith("application/problem+json"):
+        return False
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("type") == _NOT_REPLAYABLE
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:

@@ -180,7 +180,12 @@ class Policy:
 
     @classmethod
     def stripe_v1(cls, **overrides: Any) -> Policy:
-        """The wire of Stripe's v1 API: POST only, every answer kept for 24 hours, `Idempotent-Replayed` on replays."""
+        """
+        After Stripe's v1 API: POST only, every answer kept for 24 hours, `Idempotent-Replayed` on replays.
+
+        Refusals stay problem documents with the statuses of draft -07: Stripe's SDKs retry the 409 of a running twin,
+        and show the 422 of a reused key as an `APIError`, where Stripe itself answers 400.
+        """
         settings: dict[str, Any] = {
             "methods": frozenset({"POST"}),
             "keep": always,
