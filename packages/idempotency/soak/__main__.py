@@ -156,7 +156,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1_800.0, help="begin nothing new after so long")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--at-once", type=int, default=64, help="operations under way at a time")
+    parser.add_argument("--at-once", type=int, default=24, help="operations under way at a time")
     parser.add_argument("--lease", type=float, default=1.0, help="seconds")
     parser.add_argument(
         "--slow", type=float, default=0.02, help="share of operations that take about a lease"

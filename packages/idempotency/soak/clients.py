@@ -22,7 +22,9 @@ from wire import Response, Wire, request
 __all__ = ["Answer", "Clients", "Operation", "Seen", "Traffic", "load"]
 
 _UNMARKED = (b"date", b"connection", b"server")  # of one message, not of the answer
-_PAUSE = (0.005, 0.05)  # s between two tries: harsher than any Retry-After, so that more tries meet a fault
+# Seconds between two tries: far fewer than Retry-After asks for, so that more of them meet a fault. After a 503 more,
+# or many clients would hold a store down that has only been slow.
+_PAUSE, _LONGER_PAUSE = (0.005, 0.05), (0.1, 0.4)
 
 
 @dataclass
@@ -174,7 +176,8 @@ class Clients:
                 }:
                     operation.unexpected.append(f"{response.status} {problem}")
                     break
-            await asyncio.sleep(self._chance.uniform(*_PAUSE))
+            is_down = response is not None and response.status == 503
+            await asyncio.sleep(self._chance.uniform(*(_LONGER_PAUSE if is_down else _PAUSE)))
         else:
             operation.stuck += 1
         if not late:

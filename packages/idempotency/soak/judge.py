@@ -34,7 +34,7 @@ class Run:
         signs: When the signs of life that the store confirmed were asked for, the claim itself among them.
         effects: The names of the effects made under it.
         ended: When the store was told of its end, whatever it answered; None where the process died before.
-        held, released, refused: Whether the store took the outcome, freed the key, or knew of another owner.
+        held, released, refused: Whether the store took the outcome, freed the key (or may have), knew of another owner.
     """
 
     key: str
@@ -133,7 +133,8 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
             run.ended = event["at"]
             run.held = run.held or (what == "completed" and bool(event["held"]))
             run.refused = run.refused or (what == "completed" and event["held"] is False)
-            run.released = run.released or (what == "released" and bool(event["held"]))
+            # No answer: the key may be free.
+            run.released = run.released or (what == "released" and event["held"] is not False)
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(by_owner.values(), key=lambda run: run.fence):
         runs[run.key].append(run)

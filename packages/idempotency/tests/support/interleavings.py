@@ -1,48 +1,31 @@
 """
 Every interleaving of a few clients with a store that obeys R1 to R5, lost replies, crashes and lapsing leases.
 
-A client is the core's own machine, known only by the events it was sent, so a state of the world is a plain value and
-equal states are explored once. The explorer knows nothing of how the machine decides; it checks what must hold
-whatever happens (the invariants are numbered in docs/concepts.md).
+A client is the core's own machine, known only by the events it was sent, so a state of the world is a plain value,
+equal states are explored once, and since nothing can be undone the complete schedules can be counted. The explorer
+knows nothing of how the machine decides; it checks what must hold whatever happens (the invariants are numbered in
+docs/concepts.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import interleaved_store as store
+from interleaved_store import KEY, Kept
+
 from idempotency._core import machine as shipped
-from idempotency._core.errors import InProgress, OutcomeUnknown, StoreUnavailable
+from idempotency._core.errors import InProgress, OutcomeUnknown, StoreError, StoreUnavailable
 from idempotency._core.policy import Policy
-from idempotency._core.types import (
-    Acquired,
-    Claim,
-    Completed,
-    Fingerprint,
-    Owner,
-    Record,
-    Running,
-    State,
-    StorageKey,
-)
+from idempotency._core.types import Claim, Completed, Fingerprint, Owner, Record, Running
 
-KEY = StorageKey("k")
+__all__ = ["Client", "Found", "Violated", "World", "explore"]
+
 DOWN = StoreUnavailable("no reply")
-WAIT = 1.0
-
-
-class Kept(NamedTuple):
-    """The store's record of the one key there is; *life* numbers the records it ever had."""
-
-    life: int
-    fingerprint: bytes
-    owner: bytes
-    attempt: int
-    lapsed: bool
-    outcome: bytes | None
+_NAP = 0.6  # s that pass in one wait
 
 
 class Client(NamedTuple):
@@ -66,11 +49,18 @@ class Client(NamedTuple):
     asleep: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):
+    """
+    All there is; what ends in `_left` may still happen so many times.
+
+    Attributes:
+        late: The owners whose release is still under way.
+        raised: The handlers that raised after their effect.
+    """
+
     clients: tuple[Client, ...]
     kept: Kept | None = None
-    late: frozenset[bytes] = frozenset()  # owners whose release is still under way
+    late: frozenset[bytes] = frozenset()
     lives: int = 0
     effects: int = 0
     takeovers: int = 0
@@ -83,11 +73,17 @@ class World:
     raises_left: int = 0
 
 
-@dataclass
-class Found:
-    """What an exploration saw; `sometimes` proves that it reached what it claims to have checked."""
+class Found(NamedTuple):
+    """
+    What an exploration saw.
+
+    Attributes:
+        schedules: The complete orders of events, from the start to where nothing more can happen.
+        sometimes: What happened on the way, which proves that the exploration reached what it claims to have checked.
+    """
 
     states: int
+    schedules: int
     sometimes: set[str]
 
 
@@ -95,61 +91,76 @@ class Violated(AssertionError):
     """An invariant does not hold; the message says which and how it came about."""
 
 
-def explore(start: World, policy: Policy, *, core: ModuleType = shipped, limit: int = 2_000_000) -> Found:
+class _Visit:
+    """A state on the current path: what may still be tried from it, and the schedules found so far."""
+
+    __slots__ = ("schedules", "step", "steps", "world")
+
+    def __init__(self, world: World, step: str, steps: Iterator[tuple[str, World]]) -> None:
+        self.world = world
+        self.step = step
+        self.steps = steps
+        self.schedules = 0
+
+
+def explore(
+    start: World,
+    policy: Policy,
+    *,
+    core: ModuleType = shipped,
+    transactional: bool = False,
+    limit: int = 10_000_000,
+) -> Found:
     """
     Visit every state reachable from *start*.
 
+    Args:
+        transactional: Effect and record are one commit (`complete_in`); else an effect precedes its record.
     Raises:
         Violated: With the steps that led there.
     """
-    machines = Machines(core, policy)
-    seen: set[World] = {start}
-    stack: list[tuple[World, tuple[str, ...]]] = [(start, ())]
+    machines = Machines(core, policy, transactional=transactional)
+    schedules: dict[World, int] = {start: 0}  # from each state on; 0 while it is on the path
+    path = [_Visit(start, "", machines.steps(start))]
     sometimes: set[str] = set()
-    while stack:
-        world, path = stack.pop()
-        final = True
-        for step, after in machines.steps(world):
-            final = False
-            try:
-                check(after, policy)
-            except Violated as violated:
-                raise Violated(f"{violated}: {'; '.join((*path, step))}") from None
+    try:
+        while path:
+            visit = path[-1]
+            step, after = next(visit.steps, (None, None))
+            if after is None:
+                if not visit.schedules:  # nothing more can happen
+                    machines.check_retry(visit.world)
+                    visit.schedules = 1
+                schedules[visit.world] = visit.schedules
+                path.pop()
+                if path:
+                    path[-1].schedules += visit.schedules
+                continue
+            assert step is not None
             sometimes.add(step.partition(" ")[2])
-            if after not in seen:
-                seen.add(after)
-                stack.append((after, (*path, step)))
-        if final:
-            try:
-                machines.check_retry(world)
-            except Violated as violated:
-                raise Violated(f"{violated}: {'; '.join(path)}") from None
-        if len(seen) > limit:
-            raise AssertionError(f"more than {limit} states: the scenario is too large to be exhaustive")
-    return Found(len(seen), sometimes)
-
-
-def check(world: World, policy: Policy) -> None:
-    """What holds in every state (I2, I3, I7)."""
-    allowed = 1 + world.losses + (world.takeovers if policy.takeover else 0)
-    if world.effects > allowed + world.raised:  # a handler that raised freed its key: the policy says so
-        raise Violated(f"I2: {world.effects} effects, {allowed + world.raised} allowed")
-    answers: dict[int, set[bytes]] = {}
-    for client in world.clients:
-        if client.answer is not None and client.life:
-            answers.setdefault(client.life, set()).add(client.answer)
-            if not client.answer.startswith(client.fingerprint):
-                raise Violated("I7: a request was answered with another one's outcome")
-    if any(len(seen) > 1 for seen in answers.values()):
-        raise Violated(f"I3: one record, {answers} answered")
+            known = schedules.get(after)
+            if known is None:
+                schedules[after] = 0
+                path.append(_Visit(after, step, machines.steps(after)))
+                machines.check(after)
+            elif known:
+                visit.schedules += known
+            else:
+                raise Violated("I10: it goes round in circles")
+            if len(schedules) > limit:
+                raise AssertionError(f"more than {limit} states: the scenario is too large to be exhaustive")
+    except Violated as violated:
+        raise Violated(f"{violated}: {'; '.join(visit.step for visit in path[1:])}") from None
+    return Found(len(schedules), schedules[start], sometimes)
 
 
 class Machines:
-    """The step relation over worlds."""
+    """The step relation over worlds, and what must hold in them."""
 
-    def __init__(self, core: ModuleType, policy: Policy) -> None:
+    def __init__(self, core: ModuleType, policy: Policy, *, transactional: bool) -> None:
         self.core = core
         self.policy = policy
+        self.transactional = transactional
         # A generator cannot be copied: each client is brought to its place again from what it was sent.
         self.at = lru_cache(maxsize=None)(self._at)
 
@@ -176,139 +187,174 @@ class Machines:
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
         """Everything that may happen next."""
         for number, client in enumerate(world.clients):
-            for what, after in self._client_steps(world, number, client):
-                yield f"{number}: {what}", after
-        if (
-            world.kept is not None
-            and world.kept.outcome is None
-            and not world.kept.lapsed
-            and world.lapses_left
-        ):
-            yield (
-                "- lease lapses",
-                replace(world, kept=world.kept._replace(lapsed=True), lapses_left=world.lapses_left - 1),
-            )
-        if world.kept is not None and world.losses_left:
+            if client.phase not in {"done", "dead"}:
+                for what, after in self._client_steps(world, number, client):
+                    yield f"{number}: {what}", after
+        kept = world.kept
+        if kept is not None and kept.outcome is None and not kept.lapsed and world.lapses_left:
+            lapsed = kept._replace(lapsed=True)
+            yield "- lease lapses", world._replace(kept=lapsed, lapses_left=world.lapses_left - 1)
+        if kept is not None and world.losses_left:
             yield (
                 "- record lost",
-                replace(world, kept=None, losses=world.losses + 1, losses_left=world.losses_left - 1),
+                world._replace(kept=None, losses=world.losses + 1, losses_left=world.losses_left - 1),
             )
         for owner in world.late:
-            yield (
-                f"- late release {owner.decode()}",
-                replace(release(world, Claim(KEY, Owner(owner), 0, 0))[1], late=world.late - {owner}),
-            )
+            released = store.release(world, Claim(KEY, Owner(owner), 0, 0))[1]
+            yield f"- late release {owner.decode()}", released._replace(late=world.late - {owner})
 
     def _client_steps(self, world: World, number: int, client: Client) -> Iterator[tuple[str, World]]:
-        if client.phase in {"done", "dead"}:
-            return
-
-        def becomes(changed: Client, elsewhere: World = world) -> World:
-            clients = list(elsewhere.clients)
-            clients[number] = changed
-            return replace(elsewhere, clients=tuple(clients))
+        def becomes(elsewhere: World = world, **changes: Any) -> World:
+            clients = elsewhere.clients
+            changed = client._replace(**changes)
+            return elsewhere._replace(clients=(*clients[:number], changed, *clients[number + 1 :]))
 
         if world.crashes_left:
-            yield (
-                "crashes",
-                replace(becomes(client._replace(phase="dead")), crashes_left=world.crashes_left - 1),
-            )
+            yield "crashes", becomes(phase="dead")._replace(crashes_left=world.crashes_left - 1)
         if client.phase == "run":
-            effected = replace(world, effects=world.effects + 1)
-            yield "effect, then records", becomes(client._replace(phase="record", events=()), effected)
-            if world.raises_left:
-                raised = replace(effected, raised=world.raised + 1, raises_left=world.raises_left - 1)
-                yield "effect, then raises", becomes(client._replace(phase="give up", events=()), raised)
+            yield from self._run(world, number, client, becomes)
             return
         action, over = self.at(client.phase, client.fingerprint, client.claim, client.events)
         if over:
             yield self._verdict(world, client, number, action, becomes)
             return
-        name = type(action).__name__
-        if name in {"Await", "Pause"}:
-            slept = client.asleep + 0.6
-            event = self.core.Woken(slept) if name == "Await" else None
-            yield name, becomes(client._replace(events=(*client.events, event), asleep=slept))
+        name, events = type(action).__name__, client.events
+        if name == "Await":
+            slept = client.asleep + _NAP
+            yield name, becomes(events=(*events, self.core.Woken(slept)), asleep=slept)
+            return
+        if name == "Pause":
+            yield name, becomes(events=(*events, None))
             return
         if name == "ReleaseLater":
-            owner = self._owner(number) if client.claim is None else client.claim.owner
-            told = replace(world, late=world.late | {owner})
-            yield name, becomes(client._replace(events=(*client.events, None)), told)
+            owner = _owner(number) if client.claim is None else client.claim.owner
+            yield name, becomes(world._replace(late=world.late | {owner}), events=(*events, None))
             return
         reply, applied = self._apply(world, number, client, name)
-        yield (
-            f"{name} -> {type(reply).__name__} {reply is True}",
-            becomes(client._replace(events=(*client.events, reply)), applied),
-        )
+        told = becomes(applied, events=(*events, reply))
+        yield f"{name} -> {type(reply).__name__} {reply is True}", told
         if world.faults_left:
-            unanswered = client._replace(events=(*client.events, DOWN))
-            yield (
-                f"{name} applied, reply lost",
-                replace(becomes(unanswered, applied), faults_left=world.faults_left - 1),
-            )
-            yield f"{name} not applied", replace(becomes(unanswered), faults_left=world.faults_left - 1)
+            left = world.faults_left - 1
+            lost = becomes(applied, events=(*events, DOWN))
+            yield f"{name} applied, reply lost", lost._replace(faults_left=left)
+            yield f"{name} not applied", becomes(events=(*events, DOWN))._replace(faults_left=left)
 
-    @staticmethod
-    def _owner(number: int) -> Owner:
-        return Owner(b"o%d" % number)
+    def _run(
+        self, world: World, number: int, client: Client, becomes: Callable[..., World]
+    ) -> Iterator[tuple[str, World]]:
+        """The handler: its effect, and where that shares a transaction with the record, the record too."""
+        if not self.transactional:
+            effected = world._replace(effects=world.effects + 1)
+            yield "effect, then records", becomes(effected, phase="record", events=())
+            if world.raises_left:
+                raised = effected._replace(raised=world.raised + 1, raises_left=world.raises_left - 1)
+                yield "effect, then raises", becomes(raised, phase="give up", events=())
+            return
+        assert client.claim is not None
+        held, committed = store.complete(world, client.claim, outcome_of(client, number))
+        if not held:
+            yield "rolls back, superseded", becomes(phase="give up", events=())
+            return
+        committed = committed._replace(effects=world.effects + 1)
+        yield "commits", becomes(committed, phase="record", events=())
+        if world.faults_left:
+            left = world.faults_left - 1
+            lost = becomes(committed, phase="give up", events=())
+            yield "commits, reply lost", lost._replace(faults_left=left)
+            aborted = becomes(phase="give up", events=())
+            yield "commit fails", aborted._replace(faults_left=left)
 
     def _apply(self, world: World, number: int, client: Client, name: str) -> tuple[Any, World]:
         if name == "Acquire":
-            return acquire(world, client.fingerprint, self._owner(number), takeover=self.policy.takeover)
+            return store.acquire(world, client.fingerprint, _owner(number), takeover=self.policy.takeover)
         assert client.claim is not None
         if name == "Complete":
-            return complete(world, client.claim, outcome_of(client, number))
+            return store.complete(world, client.claim, outcome_of(client, number))
         if name == "Release":
-            return release(world, client.claim)
+            return store.release(world, client.claim)
         assert name == "Look", name
-        return look(world), world
+        return store.look(world), world
 
     def _verdict(
-        self, world: World, client: Client, number: int, verdict: Any, becomes: Any
+        self, world: World, client: Client, number: int, verdict: Any, becomes: Callable[..., World]
     ) -> tuple[str, World]:
-        name = type(verdict).__name__
-        done = client._replace(phase="done", events=())
-        life = world.kept.life if world.kept else 0
+        """Where the machine ended, held against the last thing that it was told."""
+        name, last = type(verdict).__name__, client.events[-1] if client.events else None
+        own = outcome_of(client, number)
+        done: dict[str, Any] = {"phase": "done", "events": ()}
         if name == "Execute":
+            life = client.life
             if world.kept is not None and world.kept.owner == verdict.claim.owner:
                 life = world.kept.life
-            return "runs", becomes(client._replace(phase="run", events=(), claim=verdict.claim, life=life))
-        if name == "Replay":
-            return "replays", becomes(
-                done._replace(answer=verdict.completed.outcome, life=life_of(world, verdict.completed))
-            )
-        if name == "Superseded":
-            return "answers with its successor's", becomes(
-                done._replace(answer=verdict.completed.outcome, life=life_of(world, verdict.completed))
-            )
+            return "runs", becomes(phase="run", events=(), claim=verdict.claim, life=life)
+        if name in {"Replay", "Superseded"}:
+            completed = verdict.completed
+            what = "replays" if name == "Replay" else "answers with its successor's"
+            return what, becomes(**done, answer=completed.outcome, life=_life_of(world, completed))
+        if name == "Bypass":
+            raise Violated("I11: it runs unprotected, and the policy refuses that")
         if name == "Refuse":
-            return f"refuses {type(verdict.error).__name__}", becomes(
-                done._replace(refused=type(verdict.error))
-            )
-        if name == "Recorded":
-            return "answers, recorded", becomes(done._replace(answer=outcome_of(client, number)))
-        if name == "Forgotten" and isinstance(client.events[-1], Record):
-            seen = client.events[-1]
-            if seen.fingerprint == client.fingerprint:
-                raise Violated("E8: its own answer went out although it saw its successor's record")
+            self._check_refusal(client, verdict.error, last)
+            return f"refuses {type(verdict.error).__name__}", becomes(**done, refused=type(verdict.error))
         if client.phase == "give up":
-            return "raised", becomes(done._replace(refused=RuntimeError))
-        return f"answers, {name}", becomes(done._replace(answer=outcome_of(client, number), life=0))
+            return "raised", becomes(**done, refused=RuntimeError)
+        if name == "Recorded":
+            kept = world.kept
+            if not world.losses and (kept is None or kept.outcome != own):
+                raise Violated("I9: its answer is marked as recorded, and is not")
+            return "answers, recorded", becomes(**done, answer=own)
+        if name == "Unrecorded" and not isinstance(last, StoreError):
+            raise Violated("E8: it was told that its claim is lost, and did not look for its successor")
+        if name == "Forgotten" and isinstance(last, Record) and last.fingerprint == client.fingerprint:
+            raise Violated("E8: its own answer went out although it saw its successor's record")
+        return f"answers, {name}", becomes(**done, answer=own, life=0)
+
+    @staticmethod
+    def _check_refusal(client: Client, error: Exception, last: Any) -> None:
+        is_other = isinstance(last, Running | Completed) and last.fingerprint != client.fingerprint
+        if is_other and isinstance(error, InProgress | OutcomeUnknown):
+            raise Violated("I7: a stranger was told of the first request's state")
+
+    def check(self, world: World) -> None:
+        """What holds in every state (I2, I3, I7, I13, I14)."""
+        allowed = 1 + world.losses + world.raised  # a handler that raised freed its key: the policy says so
+        if self.policy.takeover and not self.transactional:
+            allowed += world.takeovers
+        if world.effects > allowed:
+            raise Violated(f"I2: {world.effects} effects, {allowed} allowed")
+        if self.transactional and not world.losses:
+            recorded = world.kept is not None and world.kept.outcome is not None
+            if recorded != bool(world.effects):
+                raise Violated(f"I14: {world.effects} effects, and the record is {world.kept}")
+        answers: dict[int, bytes] = {}
+        for client in world.clients:
+            if client.asleep > self.policy.wait + _NAP:
+                raise Violated(f"I13: a request has waited {client.asleep:g} s")
+            if client.answer is not None and client.life:
+                if answers.setdefault(client.life, client.answer) != client.answer:
+                    raise Violated("I3: one record, two answers")
+                if not client.answer.startswith(client.fingerprint):
+                    raise Violated("I7: a request was answered with another one's outcome")
 
     def check_retry(self, world: World) -> None:
         """I10: once all is quiet, a later retry of the first request gets a final answer."""
-        if world.kept is not None and world.kept.outcome is None:
-            world = replace(world, kept=world.kept._replace(lapsed=True))  # time passes
-        if world.kept is not None and world.kept.fingerprint != world.clients[0].fingerprint:
+        kept = world.kept
+        if kept is not None and kept.outcome is None:
+            if any(
+                kept.owner == _owner(n) and c.refused is RuntimeError for n, c in enumerate(world.clients)
+            ):
+                raise Violated("I10: a handler raised, and its key was not freed")
+            world = world._replace(kept=kept._replace(lapsed=True))  # time passes
+        if kept is not None and kept.fingerprint != world.clients[0].fingerprint:
             return
         retry = Client(world.clients[0].fingerprint)
-        world = replace(world, clients=(*world.clients, retry), faults_left=0, crashes_left=0, losses_left=0)
+        world = world._replace(clients=(*world.clients, retry), faults_left=0, crashes_left=0, losses_left=0)
         number = len(world.clients) - 1
         for _ in range(6):
             client = world.clients[number]
             if client.phase in {"run", "done"}:
                 break
-            _, world = next(iter(self._client_steps(world, number, client)))
+            _, world = next(self._client_steps(world, number, client))
         client = world.clients[number]
         if client.phase == "run" or client.answer is not None:
             return
@@ -318,13 +364,16 @@ class Machines:
 
     def _may_have_run(self, world: World) -> bool:
         """Whether the owner of the record died, or ran its handler."""
-        owners = [self._owner(number) for number in range(len(world.clients))]
         return any(
             world.kept is not None
-            and world.kept.owner == owner
+            and world.kept.owner == _owner(number)
             and (client.phase == "dead" or client.claim is not None)
-            for owner, client in zip(owners, world.clients, strict=True)
+            for number, client in enumerate(world.clients)
         )
+
+
+def _owner(number: int) -> Owner:
+    return Owner(b"o%d" % number)
 
 
 def outcome_of(client: Client, number: int) -> bytes:
@@ -332,66 +381,7 @@ def outcome_of(client: Client, number: int) -> bytes:
     return client.fingerprint + b"/%d/%d" % (number, attempt)
 
 
-def life_of(world: World, completed: Completed) -> int:
+def _life_of(world: World, completed: Completed) -> int:
     if world.kept is not None and world.kept.outcome == completed.outcome:
         return world.kept.life
     return 0
-
-
-# The store, as the rules have it; each function is one atomic step.
-
-
-def acquire(world: World, fingerprint: bytes, owner: Owner, *, takeover: bool) -> tuple[Any, World]:
-    kept = world.kept
-    if kept is None:
-        lives = world.lives + 1
-        kept = Kept(lives, fingerprint, owner, 1, lapsed=False, outcome=None)
-        return Acquired(Claim(KEY, owner, 1, lives)), replace(world, kept=kept, lives=lives)
-    if kept.outcome is not None:
-        return Completed(Fingerprint(kept.fingerprint), kept.outcome, 0.0, 1.0), world
-    if kept.owner == owner:
-        return Acquired(Claim(KEY, owner, kept.attempt, kept.life)), world
-    if not kept.lapsed:
-        return Running(Fingerprint(kept.fingerprint), 1.0), world
-    if kept.fingerprint == fingerprint and takeover:
-        kept = kept._replace(owner=owner, attempt=kept.attempt + 1, lapsed=False)
-        claim = Claim(KEY, owner, kept.attempt, kept.life)
-        return Acquired(claim), replace(world, kept=kept, takeovers=world.takeovers + 1)
-    return Running(Fingerprint(kept.fingerprint), 0.0), world
-
-
-def complete(world: World, claim: Claim, outcome: bytes) -> tuple[bool, World]:
-    kept = world.kept
-    if kept is None or kept.owner != claim.owner:
-        return False, world
-    if kept.outcome is not None:
-        return True, world
-    return True, replace(world, kept=kept._replace(outcome=outcome))
-
-
-def release(world: World, claim: Claim) -> tuple[bool, World]:
-    kept = world.kept
-    if kept is None or kept.owner != claim.owner or kept.outcome is not None:
-        return False, world
-    return True, replace(world, kept=None)
-
-
-def look(world: World) -> Record | None:
-    kept = world.kept
-    if kept is None:
-        return None
-    return Record(
-        key=KEY,
-        state=State.RUNNING if kept.outcome is None else State.COMPLETED,
-        fingerprint=Fingerprint(kept.fingerprint),
-        owner=Owner(kept.owner),
-        attempt=kept.attempt,
-        fence=kept.life,
-        outcome=kept.outcome,
-        lease_left=0.0 if kept.lapsed else 1.0,
-        age=0.0,
-        expires_in=1.0,
-    )
-
-
-__all__ = ["Client", "Found", "InProgress", "Violated", "World", "explore"]

@@ -1,0 +1,221 @@
+"""What the explorer is let loose on: scenarios, small ones for every test run and deep ones, and broken cores."""
+
+from __future__ import annotations
+
+import inspect
+from types import ModuleType
+from typing import NamedTuple
+
+from interleavings import Client, Found, World, explore
+
+from idempotency import Policy
+from idempotency._core import decide as decide_module
+from idempotency._core import machine as machine_module
+from idempotency._core.types import Claim, Owner, Running
+
+__all__ = ["DEEP", "MUTANTS", "SCENARIOS", "Scenario"]
+
+AT_LEAST = Policy(wait=1.0)
+AT_MOST = Policy.at_most_once(wait=1.0)
+
+ONE, TWINS, THREE = ((Client(b"f"),) * count for count in (1, 2, 3))
+STRANGER = (Client(b"g"),)
+
+
+class Scenario(NamedTuple):
+    """Who asks, what may befall them, and what they are promised."""
+
+    world: World
+    policy: Policy = AT_LEAST
+    transactional: bool = False
+
+    def explore(self, core: ModuleType = machine_module) -> Found:
+        """All of it."""
+        return explore(self.world, self.policy, core=core, transactional=self.transactional)
+
+
+SCENARIOS = {
+    "three twins, a crash and a lapse": Scenario(World(THREE, crashes_left=1, lapses_left=1)),
+    "twins, three lost replies and a lapse": Scenario(World(TWINS, faults_left=3, lapses_left=1)),
+    "twins, a stall, a lost reply and a handler that raises": Scenario(
+        World(TWINS, faults_left=1, lapses_left=2, raises_left=1)
+    ),
+    "twins, a lost record, a lapse and a lost reply": Scenario(
+        World(TWINS, losses_left=1, lapses_left=1, faults_left=1)
+    ),
+    "a twin and a stranger under one key": Scenario(World((*TWINS, *STRANGER), faults_left=1, lapses_left=1)),
+    "a stranger under a key whose record is lost": Scenario(
+        World((*ONE, *STRANGER), losses_left=1, lapses_left=1, faults_left=2)
+    ),
+    "at most once: twins, a crash, lapses and lost replies": Scenario(
+        World(TWINS, crashes_left=1, lapses_left=2, faults_left=2), AT_MOST
+    ),
+    "at most once: a lost record": Scenario(
+        World(TWINS, losses_left=1, lapses_left=1, faults_left=1), AT_MOST
+    ),
+    "one transaction: twins, a crash, a lapse and lost replies": Scenario(
+        World(TWINS, crashes_left=1, lapses_left=1, faults_left=2), transactional=True
+    ),
+}
+
+DEEP = {
+    "three twins, two crashes, two lapses and a lost reply": Scenario(
+        World(THREE, crashes_left=2, lapses_left=2, faults_left=1)
+    ),
+    "four twins, a crash and a lapse": Scenario(World((*TWINS, *TWINS), crashes_left=1, lapses_left=1)),
+    "twins, six lost replies and three lapses": Scenario(World(TWINS, faults_left=6, lapses_left=3)),
+    "twins, two lost records, two lapses, two lost replies and a handler that raises": Scenario(
+        World(TWINS, losses_left=2, lapses_left=2, faults_left=2, raises_left=1)
+    ),
+    "three twins and a stranger, a lost reply and a lapse": Scenario(
+        World((*THREE, *STRANGER), faults_left=1, lapses_left=1)
+    ),
+    "at most once: three twins, two crashes, two lapses and two lost replies": Scenario(
+        World(THREE, crashes_left=2, lapses_left=2, faults_left=2), AT_MOST
+    ),
+    "one transaction: three twins, a crash, two lapses and a lost reply": Scenario(
+        World(THREE, crashes_left=1, lapses_left=2, faults_left=1), transactional=True
+    ),
+}
+
+
+def _mutated(module: ModuleType, old: str, new: str) -> ModuleType:
+    source = inspect.getsource(module)
+    assert old in source, f"the mutant's line is gone: {old}"
+    mutant = ModuleType(module.__name__)
+    exec(compile(source.replace(old, new, 1), module.__name__, "exec"), mutant.__dict__)
+    return mutant
+
+
+def _machine(old: str, new: str) -> ModuleType:
+    return _mutated(machine_module, old, new)
+
+
+def _decide(old: str, new: str) -> ModuleType:
+    """The machine, around a broken `decide`."""
+    decide, machine = _mutated(decide_module, old, new), _mutated(machine_module, "", "")
+    decide.__dict__.update(Claim=Claim, Owner=Owner, Running=Running)
+    for name in ("decide", "Execute", "Replay", "Refuse", "Wait"):
+        setattr(machine, name, getattr(decide, name))
+    return machine
+
+
+_LOST_REPLIES = "twins, three lost replies and a lapse"
+_AT_MOST_ONCE = "at most once: twins, a crash, lapses and lost replies"
+_STALL = "twins, a stall, a lost reply and a handler that raises"
+_STRANGER = "a twin and a stranger under one key"
+_STRANGER_AFTER = "a stranger under a key whose record is lost"
+_TRANSACTION = "one transaction: twins, a crash, a lapse and lost replies"
+_MISMATCH = "    if reply.fingerprint != fingerprint:\n        return Refuse(FingerprintMismatch(key_id=key_id(key)))\n"
+_UNKNOWN = "    if reply.lease_left <= 0 and not takeover:\n        return Refuse(OutcomeUnknown(key_id=key_id(key)))\n"
+_CLAIM = "Execute(Claim(key, Owner(b'o0'), 1, 1))"
+
+MUTANTS: dict[str, tuple[str, ModuleType]] = {
+    # The claim.
+    "a claim that nobody confirmed is not released": (
+        _AT_MOST_ONCE,
+        _machine("            yield RELEASE_LATER\n            return Bypass", "            return Bypass"),
+    ),
+    "a claim that nobody confirmed runs": (
+        _LOST_REPLIES,
+        _machine(
+            'return Bypass(reply) if policy.on_store_error == "bypass" else Refuse(reply)',
+            f"return {_CLAIM}",
+        ),
+    ),
+    "a store that fails is bypassed where the policy refuses": (
+        _LOST_REPLIES,
+        _machine('policy.on_store_error == "bypass" else', 'policy.on_store_error != "bypass" else'),
+    ),
+    "a twin runs beside the first": (
+        _LOST_REPLIES,
+        _machine(
+            "assert isinstance(reply, Running | Completed)", f"if isinstance(reply, Running): return {_CLAIM}"
+        ),
+    ),
+    "a recorded operation runs again": (
+        _LOST_REPLIES,
+        _machine(
+            "assert isinstance(reply, Running | Completed)",
+            f"if isinstance(reply, Completed): return {_CLAIM}",
+        ),
+    ),
+    "a twin waits for ever": (_LOST_REPLIES, _machine("if waited >= wait:", "if False:")),
+    # The decision.
+    "a mismatch is let through": (_STRANGER, _decide("if reply.fingerprint != fingerprint:", "if False:")),
+    "a stranger is answered from the record": (
+        _STRANGER,
+        _decide(
+            _MISMATCH, f"    if isinstance(reply, Completed):\n        return Replay(reply)\n{_MISMATCH}"
+        ),
+    ),
+    "a stranger waits for the first request": (
+        _STRANGER,
+        _decide(
+            _MISMATCH,
+            f"    if isinstance(reply, Running):\n        return Wait(reply.lease_left)\n{_MISMATCH}",
+        ),
+    ),
+    "an abandoned run is taken over where that is forbidden": (
+        _AT_MOST_ONCE,
+        _decide(_UNKNOWN, f"    if reply.lease_left <= 0:\n        return {_CLAIM}\n"),
+    ),
+    "an abandoned run leaves its retries waiting for ever": (
+        _AT_MOST_ONCE,
+        _decide("return Refuse(OutcomeUnknown(key_id=key_id(key)))", "return Wait(0.0)"),
+    ),
+    # The record.
+    "a lost claim counts as recorded": (
+        _STALL,
+        _machine("        if answer is False:", "        if answer is False:\n            return RECORDED"),
+    ),
+    "a lost claim is taken for a store that did not answer": (
+        _STALL,
+        _machine(
+            "            return (yield from _lost(claim, fingerprint, chance))",
+            "            return Unrecorded(StoreUnavailable('lost'))",
+        ),
+    ),
+    "an answer that no store confirmed counts as recorded": (
+        _LOST_REPLIES,
+        _machine("            return Unrecorded(answer)", "            return RECORDED"),
+    ),
+    "a key is freed after its effect because the record was not confirmed": (
+        _LOST_REPLIES,
+        _machine("        yield Pause(delay)", "        yield RELEASE"),
+    ),
+    # What a lost claim finds.
+    "its own answer goes out beside its successor's record": (
+        _STALL,
+        _machine(
+            "return Superseded(Completed(fingerprint, outcome, found.age, found.expires_in))",
+            "return Forgotten()",
+        ),
+    ),
+    "its own answer goes out while its successor runs": (
+        _STALL,
+        _machine(
+            "case Record(state=State.RUNNING) if found", "case Record(state=State.RUNNING) if False and found"
+        ),
+    ),
+    "it is answered from a stranger's record": (
+        _STRANGER_AFTER,
+        _machine("outcome=bytes(outcome)) if found.fingerprint == fingerprint:", "outcome=bytes(outcome)):"),
+    ),
+    "a store that fails at the look is taken for an empty one": (
+        _STALL,
+        _machine(
+            "        case StoreError():\n            return Refuse(found)",
+            "        case StoreError():\n            return RECORDED",
+        ),
+    ),
+    # The release.
+    "a run that raised keeps its key": (
+        _STALL,
+        _machine("    answer = yield RELEASE\n", "    answer = True\n    yield Pause(0.0)\n"),
+    ),
+    "a release that no store confirmed is not repeated": (
+        _STALL,
+        _machine("        yield RELEASE_LATER\n        return False", "        return False"),
+    ),
+}
