@@ -98,7 +98,9 @@ def test_another_format_is_left_for_a_version_that_can_read_it(version: Any) -> 
         {"outcome": "response", "status_code": 200, "headers": [["a"]], "body": ""},
         {"outcome": "response", "status_code": 200, "headers": [["a", "\u20ac"]], "body": ""},
         {"outcome": "response", "status_code": 200, "headers": [], "body_base64": "!"},
+        {"outcome": "response", "status_code": 200, "headers": [], "body": "", "traceparent": [1]},
         {"outcome": "value"},
+        {"outcome": "value", "value": 1, "traceparent": 5},
         {"outcome": "unreplayable"},
     ],
 )

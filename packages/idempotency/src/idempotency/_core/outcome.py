@@ -168,7 +168,7 @@ def decode(outcome: bytes) -> Outcome:
         if members["outcome"] == "response":
             return _decode_response(members)
         if members["outcome"] == "value":
-            return Value(members["value"], members.get("traceparent"))
+            return Value(members["value"], _traceparent(members))
         if members["outcome"] == "unreplayable":
             return Unreplayable(str(members["reason"]))
         raise ValueError("outcome")
@@ -183,7 +183,14 @@ def _decode_response(members: dict[str, Any]) -> Response:
     status = members["status_code"]
     if type(status) is not int or not 100 <= status <= 999:  # what HTTP can carry, defined or not
         raise ValueError("status_code")
-    return _new(Response, (status, headers, content, members.get("traceparent")))
+    return _new(Response, (status, headers, content, _traceparent(members)))
+
+
+def _traceparent(members: dict[str, Any]) -> str | None:
+    traceparent = members.get("traceparent")
+    if traceparent is not None and type(traceparent) is not str:
+        raise TypeError("traceparent")  # or a hook would be handed whatever it is
+    return traceparent
 
 
 def recorded_headers(
