@@ -125,7 +125,12 @@ def _check_store(settings: Settings) -> tuple[bool, str]:
     from ml_api.metrics import Metrics
     from ml_api.stores import check_store
 
-    return asyncio.run(check_store(settings, Metrics()))
+    # Not asyncio.run, which at its end waits for what has not ended: the lookup of a name, say, in a thread.
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(check_store(settings, Metrics()))
+    finally:
+        loop.close()
 
 
 def _refuse(reason: str) -> int:
