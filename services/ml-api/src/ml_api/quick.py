@@ -10,7 +10,6 @@ the contract is asked, which also has all the refusals to itself.
 from __future__ import annotations
 
 import re
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -145,15 +144,13 @@ class _Reading:
         return self._texts
 
 
-# A request's fingerprint and its handler read the same body, one after the other in one task.
-_last_reading: ContextVar[_Reading | None] = ContextVar("last_reading", default=None)
-
-
 def _read(body: bytes) -> _Reading | None:
-    """None where the contract must read."""
-    last = _last_reading.get()
-    if last is not None and last.body == body:
-        return last
+    """
+    None where the contract must read.
+
+    A fingerprint and its handler each read anew: a reading kept for all that time, with what it fills of the
+    processor's caches and of memory, was measured to cost more than a second one.
+    """
     if not body.isascii():
         return None  # the client escapes what is not; UTF-8 is the contract's to judge
     try:
@@ -161,9 +158,7 @@ def _read(body: bytes) -> _Reading | None:
         moments = {text: _microseconds(text) for text in {candle.timestamp for candle in sent.candles}}
     except ValueError:
         return None
-    reading = _Reading(body, sent, moments)
-    _last_reading.set(reading)
-    return reading
+    return _Reading(body, sent, moments)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
