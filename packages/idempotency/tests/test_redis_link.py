@@ -42,7 +42,7 @@ def key() -> StorageKey:
 @pytest.fixture
 async def proxied(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
     """A store behind the faulty proxy, its connection open."""
-    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=0.6, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=2.0, owns_client=True)
     await claim(store, StorageKey(f"warm-up-{secrets.token_hex(8)}"))
     yield store
     await store.aclose()
@@ -107,7 +107,7 @@ class TestSharing:
     ) -> None:
         redis_proxy.fail_next("EVALSHA", "hang")
         early = asyncio.create_task(ask(proxied, StorageKey(f"{key}-early")))
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.0)
         late = asyncio.create_task(ask(proxied, StorageKey(f"{key}-late")))
         with pytest.raises(StoreUnavailable, match="may be repeated"):
             await early
@@ -149,7 +149,7 @@ class TestSharing:
     async def test_a_server_that_does_not_read_is_not_written_to_without_end(
         self, own_redis: Server, key
     ) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=1.0, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=20.0, owns_client=True)
         granted = await claim(store, key)
         own_redis.freeze()
         outcome = b'{"body":"' + b"x" * 16_000_000 + b'"}'
@@ -207,7 +207,7 @@ class TestClosing:
         unhandled: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
         events: list[Event] = []
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=0.3, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=2.0, owns_client=True)
         await claim(store, StorageKey("warm-up"))
         engine = Engine(store, hooks=[events.append])
         own_redis.freeze()

@@ -53,8 +53,9 @@ def _version(path: str) -> int:
 class Server:
     """A server process of ours."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process = process
+    def __init__(self, command: list[str], port: int) -> None:
+        self._command = command
+        self.process = _run(command)
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
 
@@ -70,15 +71,20 @@ class Server:
             self.process.kill()
             self.process.wait()
 
+    def start(self) -> None:
+        """Once more, with what is left in its directory."""
+        self.process = _run(self._command)
+
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=5)
 
 
 class Cluster:
-    """Three primaries that share the slots."""
+    """Three primaries that share the slots, and as many replicas of each as were asked for."""
 
-    def __init__(self, nodes: list[Server]) -> None:
+    def __init__(self, nodes: list[Server], replicas: list[Server]) -> None:
         self.nodes = nodes
+        self.replicas = replicas
         self.url = nodes[0].url
 
     def client(self) -> redis.RedisCluster:
@@ -86,14 +92,16 @@ class Cluster:
 
 
 class Sentinels:
-    """A primary, its replica and a Sentinel that watches them under the name `records`."""
+    """A primary, its replicas and the Sentinels that watch them under the name `records`."""
 
     name = "records"
 
-    def __init__(self, primary: Server, replica: Server, sentinel: Server) -> None:
+    def __init__(self, primary: Server, replicas: list[Server], sentinels: list[Server]) -> None:
         self.primary = primary
-        self.replica = replica
-        self.sentinel = sentinel
+        self.replicas = replicas
+        self.replica = replicas[0]
+        self.sentinels = sentinels
+        self.sentinel = sentinels[0]
 
 
 @contextmanager
@@ -102,7 +110,7 @@ def start_server(binary: Path, *options: str) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as directory:
         port = _free_port()
         command = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
-        server = _spawn([*command, *options], port)
+        server = Server([*command, *options], port)
         try:
             _until(lambda: _answers(server), server)
             yield server
@@ -111,53 +119,77 @@ def start_server(binary: Path, *options: str) -> Iterator[Server]:
 
 
 @contextmanager
-def start_cluster(binary: Path) -> Iterator[Cluster]:
-    """Three nodes; ready when each says that all slots are served."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+def start_cluster(binary: Path, *, replicas: int = 0) -> Iterator[Cluster]:
+    """Three primaries, each with as many *replicas*; ready when each says that all slots are served."""
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *_AT_ONCE)
     with ExitStack() as stack:
-        nodes = [stack.enter_context(start_server(binary, *options)) for _ in range(3)]
+        nodes = [stack.enter_context(start_server(binary, *options)) for _ in range(3 * (1 + replicas))]
         for number, node in enumerate(nodes):
-            first, last = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
             with node.client() as client:
                 client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-                client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+                if number < 3:
+                    first, last = number * 16384 // 3, (number + 1) * 16384 // 3 - 1
+                    client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
                 for other in nodes[:number]:
                     client.execute_command("CLUSTER MEET", "127.0.0.1", other.port)
         for node in nodes:
             with node.client() as client:
+                _until(lambda client=client: len(client.cluster("NODES")) == len(nodes), node)
+        for number, node in enumerate(nodes[3:]):
+            with nodes[number % 3].client() as primary, node.client() as client:
+                client.execute_command("CLUSTER REPLICATE", primary.cluster("MYID").decode())
+                _until(lambda client=client: _is_in_step(client), node)
+        for node in nodes:
+            with node.client() as client:
                 _until(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok", node)
-                _until(lambda client=client: len(client.cluster("NODES")) == 3, node)
-        yield Cluster(nodes)
+        yield Cluster(nodes[:3], nodes[3:])
 
 
 @contextmanager
-def start_sentinels(binary: Path) -> Iterator[Sentinels]:
-    """One primary, one replica in step with it, one Sentinel whose word alone decides."""
+def start_sentinels(binary: Path, *, replicas: int = 1, sentinels: int = 1) -> Iterator[Sentinels]:
+    """One primary, *replicas* in step with it, and *sentinels* of whom more than half decide."""
     with ExitStack() as stack:
-        primary = stack.enter_context(start_server(binary, "--repl-diskless-sync-delay", "0"))
-        replica = stack.enter_context(start_server(binary, "--replicaof", "127.0.0.1", str(primary.port)))
-        with replica.client() as client:
-            _until(lambda: client.info("replication")["master_link_status"] == "up", replica)
-        directory = stack.enter_context(tempfile.TemporaryDirectory())
-        port = _free_port()
-        config = Path(directory) / "sentinel.conf"
-        config.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
-            f"sentinel monitor {Sentinels.name} 127.0.0.1 {primary.port} 1\n"
-            f"sentinel down-after-milliseconds {Sentinels.name} 300\n"
-            f"sentinel failover-timeout {Sentinels.name} 2000\n"
-        )
-        sentinel = _spawn([str(binary), str(config), "--sentinel"], port)
-        stack.callback(sentinel.stop)
-        with sentinel.client() as client:
-            _until(lambda: len(client.sentinel_slaves(Sentinels.name)) == 1, sentinel)
-        yield Sentinels(primary, replica, sentinel)
+        primary = stack.enter_context(start_server(binary, *_AT_ONCE))
+        of_primary = ("--replicaof", "127.0.0.1", str(primary.port))
+        copies = [stack.enter_context(start_server(binary, *_AT_ONCE, *of_primary)) for _ in range(replicas)]
+        for copy in copies:
+            with copy.client() as client:
+                _until(lambda client=client: _is_in_step(client), copy)
+        # Several Sentinels that lose patience sooner each take the lead, and promote one replica after the other.
+        patience, timeout = (300, 2_000) if sentinels == 1 else (1_500, 20_000)  # ms
+        watchers = []
+        for _ in range(sentinels):
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            port = _free_port()
+            config = Path(directory) / "sentinel.conf"
+            config.write_text(
+                f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
+                f"sentinel monitor {Sentinels.name} 127.0.0.1 {primary.port} {sentinels // 2 + 1}\n"
+                f"sentinel down-after-milliseconds {Sentinels.name} {patience}\n"
+                f"sentinel failover-timeout {Sentinels.name} {timeout}\n"
+            )
+            watchers.append(Server([str(binary), str(config), "--sentinel"], port))
+            stack.callback(watchers[-1].stop)
+        for watcher in watchers:
+            with watcher.client() as client:
+                _until(lambda client=client: len(client.sentinel_slaves(Sentinels.name)) == replicas, watcher)
+                _until(
+                    lambda client=client: len(client.sentinel_sentinels(Sentinels.name)) == sentinels - 1,
+                    watcher,
+                )
+        yield Sentinels(primary, copies, watchers)
 
 
-def _spawn(command: list[str], port: int) -> Server:
+_AT_ONCE = ("--repl-diskless-sync-delay", "0")
+
+
+def _is_in_step(replica: redis.Redis) -> bool:
+    return bool(replica.info("replication")["master_link_status"] == "up")
+
+
+def _run(command: list[str]) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env={**os.environ, "TZ": "UTC"})
-    return Server(process, port)
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, env={**os.environ, "TZ": "UTC"})
 
 
 def _answers(server: Server) -> bool:

@@ -79,6 +79,7 @@ class SyncRedisStore:
         self._sockets: dict[Hashable, _Sockets] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._has_stalled = False  # a node of the cluster
 
     def acquire(
         self,
@@ -92,10 +93,11 @@ class SyncRedisStore:
     ) -> Reply:
         """See `Store.acquire`. 1 round trip."""
         command = records.acquire(self._name(key), fingerprint, owner, lease, retention, takeover)
-        answer = self._call(command)
+        end = self._end()
+        answer = self._call(command, end)
         reply = records.read_acquired(answer.reply, key, fingerprint, owner, self._adopt)
         if isinstance(reply, Acquired):
-            self._confirm(answer, reply.claim)
+            self._confirm(answer, end, reply.claim)
         return reply
 
     def renew(self, claim: Claim, *, lease: float) -> bool:
@@ -112,7 +114,9 @@ class SyncRedisStore:
 
     def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`. An adopted value has an empty owner and fingerprint. 1 round trip."""
-        return records.read_record(self._call(records.get(self._name(key))).reply, key, self._adopt)
+        return records.read_record(
+            self._call(records.get(self._name(key)), self._end()).reply, key, self._adopt
+        )
 
     def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
@@ -122,7 +126,9 @@ class SyncRedisStore:
         """See `RedisStore.scan`."""
         places = self._places()
         at, position = records.read_cursor(cursor, len(places))
-        next_position, names = self._call(records.scan(self._prefix, position, limit), places[at]).reply
+        next_position, names = self._call(
+            records.scan(self._prefix, position, limit), self._end(), places[at]
+        ).reply
         keys = [StorageKey(name.decode()[len(self._prefix) :]) for name in names]
         seen = map(self._get_or_none, keys)
         return Page(
@@ -149,19 +155,20 @@ class SyncRedisStore:
         return (self._prefix + key).encode()
 
     def _write(self, command: Command) -> bool:
-        answer = self._call(command)
+        end = self._end()
+        answer = self._call(command, end)
         if answer.reply == 1:
-            self._confirm(answer, None)
+            self._confirm(answer, end)
         return bool(answer.reply)
 
-    def _confirm(self, answer: Answer, granted: Claim | None) -> None:
+    def _confirm(self, answer: Answer, end: float, granted: Claim | None = None) -> None:
         wanted = self._settings.replicas
         if answer.copies >= wanted:
             return
         if granted is not None:
             release = records.release(self._name(granted.key), granted.owner)
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
-                self._call(release._replace(writes=False))
+                self._call(release._replace(writes=False), end)
         raise too_few_copies(answer.copies, wanted)
 
     def _get_or_none(self, key: StorageKey) -> Record | None:
@@ -170,13 +177,17 @@ class SyncRedisStore:
         except (CorruptRecord, UnknownRecordVersion):
             return None
 
-    def _call(self, command: Command, route: Route | None = None) -> Answer:
-        end = time.monotonic() + self._settings.deadline
+    def _end(self) -> float:
+        """When a call that begins now has to end, in monotonic seconds."""
+        return time.monotonic() + self._settings.deadline
+
+    def _call(self, command: Command, end: float, route: Route | None = None) -> Answer:
         try:
             if self._only is not None:
                 return self._deliver(command, self._only, end)
             return self._deliver_in_cluster(command, route, end)
         except failures.TimeoutError as error:
+            self._has_stalled = True
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise meaning_of(error) from error
@@ -191,6 +202,9 @@ class SyncRedisStore:
 
     def _deliver_in_cluster(self, command: Command, route: Route | None, end: float) -> Answer:
         asking = False
+        if self._has_stalled:  # the call that met it had no time left to ask who has taken its place
+            self._has_stalled = False
+            self._client.nodes_manager.initialize()
         for _ in range(_REDIRECTS):
             try:
                 return self._deliver(command, route or self._route(command.key), end, asking=asking)

@@ -28,6 +28,7 @@ from idempotency.store import Page
 from idempotency.stores import _redis_records as records
 from idempotency.stores._asyncio_only import asyncio_loop
 from idempotency.stores._redis_errors import closed, is_gone, meaning_of, unreachable
+from idempotency.stores._redis_layout import Layout
 from idempotency.stores._redis_pipe import Pipe
 from idempotency.stores._redis_records import Adopt, Command
 from idempotency.stores._redis_routes import Route, route_of_node, route_of_pool, sentinels_of
@@ -87,6 +88,7 @@ class RedisStore:
         self._only: Route | None = None
         if not isinstance(client, redis.asyncio.RedisCluster):
             self._only = route_of_pool(client.connection_pool, **self._ours)
+        self._layout = Layout(client)
         self._pipes: dict[Hashable, Pipe] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -105,10 +107,11 @@ class RedisStore:
     ) -> Reply:
         """See `Store.acquire`. 1 round trip."""
         command = records.acquire(self._name(key), fingerprint, owner, lease, retention, takeover)
-        answer = await self._call(command)
+        due = self._due()
+        answer = await self._call(command, due)
         reply = records.read_acquired(answer.reply, key, fingerprint, owner, self._adopt)
         if isinstance(reply, Acquired):
-            await self._confirm(answer, reply.claim)
+            await self._confirm(answer, due, reply.claim)
         return reply
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
@@ -125,7 +128,7 @@ class RedisStore:
 
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`. An adopted value has an empty owner and fingerprint. 1 round trip."""
-        answer = await self._call(records.get(self._name(key)))
+        answer = await self._call(records.get(self._name(key)), self._due())
         return records.read_record(answer.reply, key, self._adopt)
 
     async def forget(self, key: StorageKey) -> bool:
@@ -140,7 +143,7 @@ class RedisStore:
         """
         places = await self._places()
         at, position = records.read_cursor(cursor, len(places))
-        found = await self._call(records.scan(self._prefix, position, limit), places[at])
+        found = await self._call(records.scan(self._prefix, position, limit), self._due(), places[at])
         next_position, names = found.reply
         keys = [StorageKey(name.decode()[len(self._prefix) :]) for name in names]
         seen = await asyncio.gather(*map(self._get_or_none, keys))
@@ -156,6 +159,7 @@ class RedisStore:
         What is under way and every later call raises `StoreUnavailable`, a late release of the engine too.
         """
         self._closed = True
+        await self._layout.aclose()
         for pipe in self._pipes.values():
             await pipe.aclose()
         self._pipes.clear()
@@ -167,19 +171,20 @@ class RedisStore:
         return (self._prefix + key).encode()
 
     async def _write(self, command: Command) -> bool:
-        answer = await self._call(command)
+        due = self._due()
+        answer = await self._call(command, due)
         if answer.reply == 1:
-            await self._confirm(answer, None)
+            await self._confirm(answer, due)
         return bool(answer.reply)
 
-    async def _confirm(self, answer: Answer, granted: Claim | None) -> None:
+    async def _confirm(self, answer: Answer, due: float, granted: Claim | None = None) -> None:
         wanted = self._settings.replicas
         if answer.copies >= wanted:
             return
         if granted is not None:
             release = records.release(self._name(granted.key), granted.owner)
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
-                await self._call(release._replace(writes=False))
+                await self._call(release._replace(writes=False), due)
         raise too_few_copies(answer.copies, wanted)
 
     async def _get_or_none(self, key: StorageKey) -> Record | None:
@@ -188,15 +193,20 @@ class RedisStore:
         except (CorruptRecord, UnknownRecordVersion):
             return None
 
-    async def _call(self, command: Command, route: Route | None = None) -> Answer:
-        """Deliver *command* to the node of its key, or to *route*, within the deadline."""
-        due = self._bind().time() + self._settings.deadline
+    def _due(self) -> float:
+        """When a call that begins now has to end, in seconds of the loop."""
+        return self._bind().time() + self._settings.deadline
+
+    async def _call(self, command: Command, due: float, route: Route | None = None) -> Answer:
+        """Deliver *command* to the node of its key, or to *route*, until *due*."""
         try:
             if self._only is not None:
                 return await self._deliver(command, self._only, due)
             async with asyncio.timeout_at(due):  # the client itself talks to the cluster, too
                 return await self._deliver_in_cluster(command, route, due)
         except TimeoutError as error:
+            if self._only is None:
+                self._layout.renew_behind()
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise meaning_of(error) from error
@@ -218,13 +228,13 @@ class RedisStore:
                 return await self._deliver(command, route or self._route(command.key), due, asking=asking)
             except failures.MovedError:
                 route, asking = None, False
-                await self._client.nodes_manager.initialize()
+                await self._layout.renew()
             except failures.AskError as error:  # this once, and only there
                 route, asking = self._route_to(error.host, error.port), True
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
-                await self._client.nodes_manager.initialize()  # a failover? the layout says
+                await self._layout.renew()  # a failover? the layout says
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 
     def _route(self, key: bytes) -> Route:
@@ -259,6 +269,7 @@ class RedisStore:
             # its selector: so they are kept, and not used.
             self._of_parent.append(self._pipes)
             self._pipes, self._loop, self._pid = {}, None, os.getpid()
+            self._layout = Layout(self._client)
         if self._loop is not loop:
             if self._loop is not None:
                 raise RuntimeError(

@@ -1,0 +1,67 @@
+"""
+Claims under load while a primary of Redis fails: what is refused, for how long, and what is lost.
+
+    uv run python benchmarks/failover.py              # every topology and fault, once with and once without WAIT
+    uv run python benchmarks/failover.py --rounds 5
+    uv run python benchmarks/failover.py --check      # exits 1 where a call took too long or a confirmed claim was lost
+
+Servers of its own on the loopback: a primary with two replicas and three Sentinels, or a cluster of three primaries
+with a replica each. Sixteen callers claim new keys over four stores; a primary is killed, or frozen, or killed 0.2 s
+after its replicas lost touch with it (lag), and comes back.
+In the end every granted key is claimed again, by a stranger: who gets it shows that the first claim was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "packages/idempotency/tests/support"))
+from redis_failover import DEADLINE, Failover, Fault, cluster_url, fail_over, sentinel_url
+from redis_servers import find_binary, start_cluster, start_sentinels
+
+BEFORE, DOWN, AFTER = 1.0, 8.0, 4.0  # seconds
+SLACK = 0.25  # seconds: callers are woken one after the other
+
+
+def once(binary: Path, topology: str, fault: Fault, wait_replicas: int) -> Failover:
+    if topology == "sentinel":
+        with start_sentinels(binary, replicas=2, sentinels=3) as sentinels:
+            url, victim = sentinel_url(sentinels, wait_replicas), sentinels.primary
+            return asyncio.run(fail_over(url, victim, fault, before=BEFORE, down=DOWN, after=AFTER))
+    with start_cluster(binary, replicas=1) as cluster:
+        url, victim = cluster_url(cluster, wait_replicas), cluster.nodes[0]
+        return asyncio.run(fail_over(url, victim, fault, before=BEFORE, down=DOWN, after=AFTER))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What a failover of Redis costs.")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--check", action="store_true", help="exit 1 where a promise was broken")
+    options = parser.parse_args()
+    binary = find_binary()
+    if binary is None:
+        parser.error("no server binary found")
+    broken = 0
+    for topology in ("sentinel", "cluster"):
+        for fault in get_args(Fault):
+            for wait_replicas in (0, 1):
+                for _ in range(options.rounds):
+                    seen = once(binary, topology, fault, wait_replicas)
+                    broken += seen.longest > DEADLINE + seen.late + SLACK or (
+                        wait_replicas > 0 and seen.lost > 0
+                    )
+                    print(
+                        f"{topology:<9}{fault:<7} wait_replicas={wait_replicas}  granted {len(seen.granted):6}  "
+                        f"refused {seen.refused:5}  outage {seen.outage:5.2f} s  longest call {seen.longest:4.2f} s  "
+                        f"(timers late by {seen.late:4.2f} s)  lost {seen.lost}",
+                        flush=True,
+                    )
+    return 1 if options.check and broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

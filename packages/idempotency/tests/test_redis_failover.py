@@ -1,0 +1,64 @@
+"""
+Primaries that fail under load: every call ends in time, service comes back by itself, and no confirmed claim is lost.
+
+The long form, with more faults and figures, is `benchmarks/failover.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from redis_failover import DEADLINE, cluster_url, fail_over, sentinel_url
+from redis_servers import start_cluster, start_sentinels
+
+from idempotency import StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.url import open_sync_store
+
+pytestmark = pytest.mark.anyio
+
+SLACK = 0.25  # seconds: callers are woken one after the other
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def test_sentinels_promote_a_replica_and_no_confirmed_claim_is_lost(redis_binary: Path) -> None:
+    with start_sentinels(redis_binary, replicas=2, sentinels=3) as sentinels:
+        url = sentinel_url(sentinels, wait_replicas=1)
+        seen = await fail_over(url, sentinels.primary, "kill", before=0.5, down=5.0, after=0.5)
+    assert seen.granted_after > 0
+    assert seen.refused > 0, "the fault was felt"
+    assert seen.longest < DEADLINE + seen.late + SLACK
+    assert seen.lost == 0
+
+
+async def test_a_cluster_replaces_a_primary_that_is_silent(redis_binary: Path) -> None:
+    """Frozen, not gone: nobody is told that its connections are dead."""
+    with start_cluster(redis_binary, replicas=1) as cluster:
+        url = cluster_url(cluster, wait_replicas=0)
+        seen = await fail_over(url, cluster.nodes[0], "freeze", before=0.5, down=9.0, after=0.0)
+    assert seen.refused > 0, "the fault was felt"
+    assert seen.outage < 9.0, "it was over while the primary was still frozen"
+    assert seen.longest < DEADLINE + seen.late + SLACK
+
+
+def test_the_same_without_an_event_loop(redis_binary: Path) -> None:
+    with start_cluster(redis_binary, replicas=1) as cluster:
+        store = open_sync_store(cluster_url(cluster, wait_replicas=0))
+        keys = [StorageKey(f"slot-{number}") for number in range(12)]  # of every node
+        assert [store.get(key) for key in keys] == [None] * 12
+        cluster.nodes[0].freeze()
+        answered, end = 0, time.monotonic() + 20.0
+        while answered < len(keys) and time.monotonic() < end:
+            try:
+                assert store.get(keys[answered]) is None
+                answered += 1
+            except StoreUnavailable:
+                time.sleep(0.1)
+        assert answered == len(keys), "another node answers for the frozen one"
+        store.close()
