@@ -1,8 +1,8 @@
 """
 The engine for code without an event loop: the same machine, performed with a sync store, threads and the clock.
 
-The twin of `engine`, step for step. What differs: a wait is a short sleep at the machine's pace, and the signs of life
-of all runs, like releases that nobody waits for, are the work of one daemon thread (`idempotency._beats`).
+The twin of `engine`, step for step. What differs: who waits for a twin blocks its thread, and the signs of life of all
+runs, like releases that nobody waits for, are the work of one daemon thread (`idempotency._beats`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from idempotency._core import machine, pace
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError, as_store_error
 from idempotency._core.machine import Bypass, Ending, Forgotten, Recorded, Superseded, Unrecorded, Woken
-from idempotency._core.types import Claim, StorageKey, key_id
+from idempotency._core.types import Claim, Completed, StorageKey, key_id
+from idempotency._flights_sync import SyncFlight, SyncFlights
 from idempotency._owner import new_owner
 from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit, traceparent
 from idempotency.store import SyncStore
@@ -60,6 +61,7 @@ class SyncEngine:
         self.monotonic = monotonic
         self.sleep = sleep
         self.beats = Beats() if beats is None else beats
+        self.flights = SyncFlights()
         self._late: set[Claim] = set()
 
     def begin(self, ask: Ask) -> SyncRun | Replay | Refuse | Bypass:
@@ -133,9 +135,10 @@ class SyncEngine:
 class _Attempt:
     """One call on its way from the question to the verdict."""
 
-    __slots__ = ("_ask", "_asked", "_engine", "_owner", "_since")
+    __slots__ = ("_ask", "_asked", "_engine", "_flight", "_owner", "_since")
 
     def __init__(self, engine: SyncEngine, ask: Ask) -> None:
+        self._flight: SyncFlight | None = None  # the flight that this call leads
         self._engine = engine
         self._ask = ask
         self._owner = new_owner()
@@ -145,7 +148,12 @@ class _Attempt:
     def drive(self) -> machine.Verdict:
         ask, engine = self._ask, self._engine
         steps = machine.begin(
-            ask.key, ask.fingerprint, policy=ask.policy, wait=ask.wait, chance=engine.chance
+            ask.key,
+            ask.fingerprint,
+            policy=ask.policy,
+            wait=ask.wait,
+            chance=engine.chance,
+            twin_here=ask.wait > 0 and engine.flights.find(ask.key, ask.fingerprint) is not None,
         )
         action = next(steps)
         try:
@@ -153,8 +161,8 @@ class _Attempt:
                 if action is machine.ACQUIRE:
                     action = steps.send(self._acquire())
                 elif isinstance(action, machine.Await):
-                    engine.sleep(min(action.poll, action.limit))
-                    action = steps.send(Woken(engine.monotonic() - self._since))
+                    completed = self._await(action)
+                    action = steps.send(Woken(engine.monotonic() - self._since, completed))
                 else:
                     assert action is machine.RELEASE_LATER
                     engine.release_late(machine.unconfirmed(ask.key, self._owner), ask.operation)
@@ -178,8 +186,28 @@ class _Attempt:
         except StoreError as error:
             return error
 
+    def _await(self, action: machine.Await) -> Completed | None:
+        engine, ask = self._engine, self._ask
+        if self._flight is None:
+            twin = engine.flights.find(ask.key, ask.fingerprint)
+            if twin is not None:
+                completed, promoted = engine.flights.follow(twin, ask.key, action.limit)
+                if promoted:
+                    self._flight = twin
+                return completed
+            self._flight = engine.flights.lead(ask.key, ask.fingerprint)
+        engine.sleep(min(action.poll, action.limit))
+        return None
+
+    def _leave(self) -> None:
+        """Hand the lead to the next twin, if we have it."""
+        if self._flight is not None:
+            self._engine.flights.leave(self._ask.key, self._flight)
+            self._flight = None
+
     def cancel(self) -> None:
         """Nothing will run: free what the store may have granted."""
+        self._leave()
         if self._asked:
             self._engine.release_late(machine.unconfirmed(self._ask.key, self._owner), self._ask.operation)
 
@@ -196,11 +224,17 @@ class _Attempt:
                             waited=waited,
                         )
                     )
-                return SyncRun(engine, ask, claim)
+                flight = self._flight or engine.flights.lead(ask.key, ask.fingerprint)
+                return SyncRun(engine, ask, claim, flight)
+            case Replay(completed):
+                if self._flight is not None:
+                    engine.flights.land(ask.key, self._flight, completed)
+                return verdict
             case Bypass(error):
                 engine.store_failed("acquire", "bypassed", error, ask.key, ask.operation)
             case Refuse(error) if isinstance(error, StoreError):
                 engine.store_failed("acquire", "refused", error, ask.key, ask.operation)
+        self._leave()
         return verdict
 
 
@@ -211,12 +245,13 @@ class SyncRun:
     Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
     """
 
-    __slots__ = ("__weakref__", "_began", "_engine", "_lost", "_over", "ask", "claim")
+    __slots__ = ("__weakref__", "_began", "_engine", "_flight", "_lost", "_over", "ask", "claim")
 
-    def __init__(self, engine: SyncEngine, ask: Ask, claim: Claim) -> None:
+    def __init__(self, engine: SyncEngine, ask: Ask, claim: Claim, flight: SyncFlight | None) -> None:
         self.ask = ask
         self.claim = claim
         self._engine = engine
+        self._flight = flight  # where this run leads the twins of this process
         self._over = False
         self._lost = False
         self._began = engine.monotonic()
@@ -243,10 +278,16 @@ class SyncRun:
             raise
         match ending:
             case Recorded():
+                self._land(Completed(self.ask.fingerprint, outcome, 0.0, self.ask.policy.retention))
                 self._settled(result)
-            case Superseded() | Forgotten() | Refuse():
+            case Superseded(completed):
+                self._land(completed)
+                self._claim_lost()
+            case Forgotten() | Refuse():
+                self._land(None)
                 self._claim_lost()
             case Unrecorded(error):
+                self._land(None)
                 self._engine.store_failed("complete", "unrecorded", error, self.claim.key, self.ask.operation)
         return ending
 
@@ -259,6 +300,7 @@ class SyncRun:
             while True:
                 action = steps.send(self._perform(action, b""))
         except StopIteration:
+            self._land(None)
             self._settled("released")
         except BaseException:
             self.abandon()
@@ -267,6 +309,7 @@ class SyncRun:
     def abandon(self) -> None:
         """Leave the claim to its lease: the outcome is unknown (E4). Waiters go on and take over once it lapses."""
         self._over = True
+        self._land(None)
         self._settled("abandoned")
 
     def _perform(self, action: machine.Action, outcome: bytes) -> machine.Event:
@@ -310,6 +353,15 @@ class SyncRun:
             self._renew_later()
         elif lost:
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
+
+    def _land(self, completed: Completed | None) -> None:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        if completed is None:
+            self._engine.flights.leave(self.claim.key, flight)
+        else:
+            self._engine.flights.land(self.claim.key, flight, completed)
 
     def _claim_lost(self) -> None:
         if not self._lost:
