@@ -2,7 +2,7 @@
 A quick reading of the body that the client sends all day; whatever else a body may be, the contract reads it.
 
 `ml_api.contract` says what a request is, and reads every one digit for digit. Of most digits a decision needs the
-nearest float64 alone, and that takes a tenth of the time. So bodies of one shape are read here: ASCII, camelCase, no
+nearest float64 alone, and that takes a fifth of the time. So bodies of one shape are read here: ASCII, camelCase, no
 unknown member, numbers that are numbers. What comes of it is exactly what the contract would give; for any other body
 the contract is asked, which also has all the refusals to itself.
 """
