@@ -1,0 +1,168 @@
+"""What a real server refuses, in its own words: the caller is told what to do, at once, and nothing was claimed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import redis
+import redis.asyncio
+from redis.crc import key_slot
+from redis_servers import Cluster, Server
+
+from idempotency import Acquired, Fingerprint, Owner, StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+
+pytestmark = pytest.mark.anyio
+
+KEY = StorageKey("refused")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
+    """A store whose connection is open and whose scripts are known."""
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=5.0, owns_client=True)
+    assert isinstance(await ask(store, StorageKey("warm-up")), Acquired)
+    yield store
+    await store.aclose()
+
+
+def question() -> dict[str, object]:
+    owner = Owner(secrets.token_bytes(16))
+    return {"fingerprint": Fingerprint(b"f" * 32), "owner": owner, "lease": 30.0, "retention": 60.0}
+
+
+async def ask(store: RedisStore, key: StorageKey = KEY) -> object:
+    return await store.acquire(key, **question())
+
+
+def no_memory(client: redis.Redis) -> None:
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", "1")
+
+
+def no_replicas(client: redis.Redis) -> None:
+    client.config_set("min-replicas-to-write", "1")
+
+
+def demoted(client: redis.Redis) -> None:
+    client.config_set("replica-serve-stale-data", "yes")
+    client.replicaof("127.0.0.1", 1)
+
+
+def without_primary(client: redis.Redis) -> None:
+    client.config_set("replica-serve-stale-data", "no")
+    client.replicaof("127.0.0.1", 1)
+
+
+def no_rights(client: redis.Redis) -> None:
+    client.execute_command("ACL SETUSER default -evalsha -eval")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "advice"),
+    [
+        (no_memory, r"raise maxmemory.*\(OOM\)"),
+        (no_replicas, r"min-replicas-to-write.*\(NOREPLICAS\)"),
+        (demoted, r"point the client at the primary.*\(READONLY\)"),
+        (without_primary, r"wait for the failover \(MASTERDOWN\)"),
+        (no_rights, r"allow EVALSHA.*\(NOPERM\)"),
+    ],
+)
+async def test_a_refusal_says_what_to_do_and_claims_nothing(
+    store: RedisStore, own_redis: Server, refuse: Callable[[redis.Redis], None], advice: str
+) -> None:
+    sync_store = SyncRedisStore(redis.Redis(port=own_redis.port), owns_client=True)
+    with own_redis.client() as client:
+        refuse(client)
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=advice):
+            await ask(store)
+        assert time.monotonic() - started < 1.0
+        with pytest.raises(StoreUnavailable, match=advice):
+            sync_store.acquire(KEY, **question())
+        client.replicaof("NO", "ONE")
+        client.execute_command("ACL SETUSER default +@all")
+        client.config_set("maxmemory", "0")
+        client.config_set("min-replicas-to-write", "0")
+        assert client.exists(f"idempotency:{KEY}") == 0
+    assert isinstance(await ask(store), Acquired), "it goes on by itself"
+    sync_store.close()
+
+
+async def test_a_server_that_runs_a_long_script_is_busy_and_its_script_is_left_alone(
+    store: RedisStore, own_redis: Server
+) -> None:
+    with own_redis.client() as client:
+        client.config_set("busy-reply-threshold", "50")
+        ended: list[object] = []
+
+        def run() -> None:
+            long = "local n = 0 while n < 1e9 do n = n + 1 if redis.call('TIME')[1] > ARGV[1] then return 1 end end"
+            with redis.Redis(port=own_redis.port, socket_timeout=20) as other:
+                ended.append(other.eval(long, 0, int(time.time()) + 1))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        await asyncio.sleep(0.3)
+        with pytest.raises(StoreUnavailable, match=r"long script.*\(BUSY\)"):
+            await ask(store)
+        await asyncio.to_thread(thread.join)
+        assert ended == [1]
+    assert isinstance(await ask(store), Acquired)
+
+
+async def test_a_user_whose_rights_are_just_enough_needs_no_more(own_redis: Server) -> None:
+    """The list that the advice gives."""
+    with own_redis.client() as client:
+        rights = "+evalsha +eval +get +set +del +pttl +pexpireat +pexpiretime +time ~idempotency:*"
+        client.execute_command(f"ACL SETUSER keeper on >s3cret resetkeys nocommands {rights}")
+    keeper = redis.asyncio.Redis(port=own_redis.port, username="keeper", password="s3cret")
+    store = RedisStore(keeper, owns_client=True)
+    reply = await ask(store)
+    assert isinstance(reply, Acquired)
+    assert await store.renew(reply.claim, lease=30.0)
+    assert await store.complete(reply.claim, b"{}", retention=60.0)
+    assert await store.complete(reply.claim, b"{}", retention=60.0), "a repeat"
+    assert await store.get(KEY) is not None
+    assert await store.release(reply.claim) is False
+    await store.aclose()
+
+
+async def test_nodes_that_send_each_other_the_same_key_are_not_followed_for_ever(
+    redis_cluster: Cluster,
+) -> None:
+    """Two nodes that each say that the other has the slot, as while a layout spreads."""
+    client = redis.asyncio.RedisCluster.from_url(redis_cluster.url)
+    store = RedisStore(client, deadline=5.0, owns_client=True)
+    key = StorageKey(f"moving-{secrets.token_hex(6)}")
+    reply = await ask(store, key)
+    assert isinstance(reply, Acquired)
+    slot = key_slot(f"idempotency:{key}".encode())
+    number = slot * 3 // 16384
+    source, target = redis_cluster.nodes[number], redis_cluster.nodes[(number + 1) % 3]
+    with source.client() as at_source, target.client() as at_target:
+        ids = [each.execute_command("CLUSTER MYID").decode() for each in (at_source, at_target)]
+        try:
+            # The source sends whoever asks for what it has not got to the target, which was not told, and sends back.
+            at_source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
+            at_source.delete(f"idempotency:{key}")
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="keeps redirecting"):
+                await ask(store, key)
+            assert time.monotonic() - started < 5.0
+        finally:
+            at_source.execute_command("CLUSTER SETSLOT", slot, "STABLE")
+    assert isinstance(await ask(store, key), Acquired), "nothing was claimed, and it goes on by itself"
+    await store.forget(key)
+    await store.aclose()
