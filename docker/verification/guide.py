@@ -20,6 +20,7 @@ _EXAMPLE = DOCKER.parent / "services/ml-api/src/ml_api/examples/request.json"
 # Each command as it is typed, with what has to be seen. `localhost:8000` is the port that is published.
 _FIRST = (
     ("docker-compose up --build -d", r""),
+    ("@connected", r""),
     ("docker-compose ps", r"ai-trading-redis[\s\S]*ml-service"),
     (
         "curl -s http://localhost:8000/health",
@@ -87,7 +88,6 @@ def verify_guide(tally: Tally, scratch: Path) -> None:
         typed = _Terminal(tally, service, scratch)
         for line, expected in _FIRST:
             typed.check(line, expected)
-        service.wait()
         for name in ("ml-service", "ai-trading-redis"):
             passes = podman("healthcheck", "run", name, check=False) == ""
             tally.check(f"the health check of {name} passes", passes)
