@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -67,7 +69,7 @@ async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
     config.create_sockets = lambda: sockets  # type: ignore[method-assign]
     task = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait, mode="asgi"))
     try:
-        await _connectable(port)
+        await _connectable(port, task)
         yield port
     finally:
         stop.set()
@@ -77,20 +79,28 @@ async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
 @asynccontextmanager
 async def serve_granian(app: Any) -> AsyncIterator[int]:
     """Serve *app* by granian, HTTP/1.1 and HTTP/2 with prior knowledge; the port."""
-    with _listen() as listener:
-        port: int = listener.getsockname()[1]
+    port = _free_port()
     server = Granian(app, port=port, interface=Interfaces.ASGINL, log_enabled=False)
     task = asyncio.create_task(server.serve())
     try:
-        await _connectable(port)
+        await _connectable(port, task)
         yield port
     finally:
         server.stop()
         await task
 
 
-async def _connectable(port: int) -> None:
+def _free_port() -> int:
+    """For a server that takes no socket: not one of those that outgoing connections are given meanwhile."""
     while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+async def _connectable(port: int, task: asyncio.Task[Any]) -> None:
+    while True:
+        assert not task.done(), "the server did not start"
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
