@@ -26,6 +26,11 @@ from ml_api.settings import Settings
 __all__ = ["ServiceConfig", "serve"]
 
 
+# s: until a worker says that it is there. uvicorn's 5 are less than several workers take to start on half a processor,
+# and who takes longer is killed and started again, for ever.
+_WORKER_PATIENCE = 20
+
+
 class ServiceConfig(uvicorn.Config):
     """uvicorn's configuration with the limits that `LimitedProtocol` reads; it survives the way to a worker."""
 
@@ -41,6 +46,7 @@ class ServiceConfig(uvicorn.Config):
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=settings.shutdown_timeout,
+            timeout_worker_healthcheck=_WORKER_PATIENCE,
             **options,
         )
 
