@@ -31,8 +31,12 @@ class Authority:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        builder = _builder(self._name, self._name, self._key).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # to sign others
+        builder = (
+            _builder(self._name, self._name, self._key)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .add_extension(usage, critical=True)
         )
         signed = builder.sign(self._key, hashes.SHA256())
         self.certificate = directory / f"{name}.pem"
@@ -46,8 +50,11 @@ class Authority:
         except ValueError:
             name = x509.DNSName(host)
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
-        builder = _builder(subject, self._name, key).add_extension(
-            x509.SubjectAlternativeName([name]), critical=False
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = (
+            _builder(subject, self._name, key)
+            .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+            .add_extension(authority, critical=False)
         )
         signed = builder.sign(self._key, hashes.SHA256())
         path = self._directory / f"{host}.pem"

@@ -46,10 +46,11 @@ def meaning_of(error: Exception) -> StoreError:
     An error reply says that the command did nothing; a lost connection or a timeout leaves that open. Both are
     `StoreUnavailable`, since the answer to both is the same: ask again (R8).
     """
-    if _is_about_tls(error):
+    refusal = _refused_certificate(error)
+    if refusal is not None:
         return StoreUnavailable(
-            "Redis has no certificate that this client accepts; point ssl_ca_certs at the authority that signed it, "
-            "and connect to a name that it was signed for"
+            f"Redis has no certificate that this client accepts ({refusal.verify_message}); point ssl_ca_certs at the "
+            "authority that signed it, and connect to a name that it was signed for"
         )
     word = _word(error)
     if word == "WRONGTYPE":
@@ -88,12 +89,10 @@ def is_gone(error: BaseException) -> bool:
     return isinstance(error, (failures.ReadOnlyError, failures.InvalidResponse))
 
 
-def _is_about_tls(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
+def _refused_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
-    return False
+    return error
 
 
 def _word(error: Exception) -> str:
