@@ -136,6 +136,10 @@ def soak(
         "kills_by_step": board.kills | {"at random": workers.shots},
         "freezes_by_step": board.freezes | {"at random": workers.stops},
     }
+    shown = " ".join(violations[:_SHOWN])
+    for event in read(directory / "journal") if violations else ():
+        if f" {event.get('key')} " in f" {shown} ":
+            print(json.dumps(event), file=sys.stderr)
     return report, violations
 
 

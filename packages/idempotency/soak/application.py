@@ -90,6 +90,10 @@ class WatchedStore:
             self._note("released", claim, asked, held=held)
         return held
 
+    def note_refusal(self, claim: Any) -> None:
+        """The store did not take an outcome into the effect's own transaction."""
+        self._note("completed", claim, time.monotonic(), held=False)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
@@ -200,6 +204,7 @@ def _in_sqlite(path: str, store: WatchedStore, fate: Fate) -> Effect:
             outcome = current.outcome(answer)
             if not store.complete_in(connection, current.claim, outcome, retention=current.retention):
                 connection.execute("ROLLBACK")
+                store.note_refusal(current.claim)
                 return False
             fate.at("before the commit")
             with fate.during("in the commit"):
@@ -224,6 +229,7 @@ def _in_postgres(pool: AsyncConnectionPool[Any], store: WatchedStore, fate: Fate
             outcome = current.outcome(answer)
             if not await store.complete_in(connection, current.claim, outcome, retention=current.retention):
                 await connection.rollback()
+                store.note_refusal(current.claim)
                 return False
             fate.at("before the commit")
             with fate.during("in the commit"):

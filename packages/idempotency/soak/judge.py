@@ -3,7 +3,7 @@ Whether the promise was kept, from what the workers, their parent and the client
 
 Pure: the tests feed it lies.
 
-The invariants are numbered as in docs/concepts.md and docs/reliability.md.
+The invariants are numbered as in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -81,12 +81,14 @@ class History:
         killed: When each process that was killed was found dead.
         unheard: The keys that somebody asked for and got no answer: it died, or the store was not there in time. The
             claim may have been granted all the same, and is released, or lapses.
+        freed: When such a claim on a key was released; before that it may have taken the key over.
         impossible: What cannot have happened.
     """
 
     runs: dict[str, list[Run]]
     killed: dict[int, float]
     unheard: set[str]
+    freed: dict[str, list[float]]
     impossible: list[str]
 
 
@@ -95,6 +97,7 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
     by_owner: dict[str, Run] = {}
     killed: dict[int, float] = {}
     asking: dict[str, str] = {}
+    freed: dict[str, list[float]] = defaultdict(list)
     impossible = []
     for event in events:
         what = event["what"]
@@ -123,6 +126,8 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
         elif "owner" in event and event["owner"] not in by_owner:
             if what != "released":  # an unconfirmed claim is released by its owner's name alone
                 impossible.append(f"I11: {what} without a confirmed claim on {event['key']}")
+            elif event["held"] is not False:
+                freed[event["key"]].append(event["at"])
         elif what == "effect":
             by_owner[event["owner"]].effects.append(event["id"])
         elif what == "renewed":
@@ -138,8 +143,7 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(by_owner.values(), key=lambda run: run.fence):
         runs[run.key].append(run)
-    unheard = set(asking.values())
-    return History(runs, killed, unheard, impossible)
+    return History(runs, killed, set(asking.values()), freed, impossible)
 
 
 def judge(
@@ -183,7 +187,7 @@ def _judge_store(key: str, runs: list[Run], lease: float, history: History, verd
     for earlier, later in pairwise(runs):
         if earlier.fence >= later.fence or earlier.asked > later.granted:
             verdict.violated("fences", f"I4: the fences of {key} do not rise with its grants")
-        if later.attempt > 1:
+        if _took_over(earlier, later, history):
             verdict.counts["takeovers"] += 1
             last = max(sign for sign in earlier.signs if sign <= later.granted)
             if later.granted - last < lease - _RESOLUTION:
@@ -216,7 +220,7 @@ def _judge_effects(key: str, effects: list[str], mode: str, history: History, ve
         return
     runs = history.runs[key]
     # An owner that died or stalled was taken over, and not before its lease was over: that is checked above.
-    replaced = [run for run, after in pairwise(runs) if after.attempt > 1 and run.effects]
+    replaced = [run for run, after in pairwise(runs) if run.effects and _took_over(run, after, history)]
     for run in replaced:
         verdict.counts["after_a_kill" if _died(run, history) else "after_a_stall"] += 1
     if len(effects) - len(replaced) > 1:
@@ -253,6 +257,13 @@ def _judge_unknown(
         verdict.violated("unexpected", f"I10: {key} was answered outcome-unknown")
     elif key not in history.unheard and not any(_lapsed(run, lease, history) for run in history.runs[key]):
         verdict.violated("untraced", f"I10: {key} is unknown, and its owner neither died nor stalled")
+
+
+def _took_over(earlier: Run, later: Run, history: History) -> bool:
+    """Whether the key passed on because the lease was over: to the later one, or by a claim that nobody heard of."""
+    return later.attempt > 1 or any(
+        earlier.asked <= at <= later.granted for at in history.freed.get(later.key, ())
+    )
 
 
 def _died(run: Run, history: History) -> bool:

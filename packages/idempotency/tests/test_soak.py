@@ -152,6 +152,19 @@ def test_a_repeat_after_a_stall_is_counted_and_explained() -> None:
     assert (verdict.counts["after_a_stall"], verdict.counts["late_writes_refused"]) == (1, 1)
 
 
+def test_a_claim_that_nobody_heard_of_may_take_over_and_be_released() -> None:
+    story = Story().run(1, 0.0, effect="e1", end=1.9, held=False)
+    unheard = {"key": KEY, "owner": "9", "pid": 9}
+    story.events += [
+        {"what": "asked", "at": 1.1} | unheard,
+        {"what": "told", "at": 1.2, "answered": False} | unheard,
+        {"what": "released", "at": 1.3, "asked": 1.3, "held": True} | unheard,
+    ]
+    verdict = story.run(2, 1.4, effect="e2", end=1.5).judged(told("e2"))
+    assert verdict.violations == []
+    assert (verdict.counts["takeovers"], verdict.counts["after_a_stall"]) == (1, 1)
+
+
 def test_at_most_once_may_not_know_what_a_dead_owner_did() -> None:
     died = Story().run(1, 0.0, effect="e1", killed=0.2)
     verdict = died.judged(told(**UNKNOWN), mode="M")

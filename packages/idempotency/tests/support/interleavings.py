@@ -4,7 +4,7 @@ Every interleaving of a few clients with a store that obeys R1 to R5, lost repli
 A client is the core's own machine, known only by the events it was sent, so a state of the world is a plain value,
 equal states are explored once, and since nothing can be undone the complete schedules can be counted. The explorer
 knows nothing of how the machine decides; it checks what must hold whatever happens (the invariants are numbered in
-docs/concepts.md).
+docs/reliability.md).
 """
 
 from __future__ import annotations
