@@ -117,9 +117,8 @@ class Clients:
             for _ in range(self._traffic.at_once):
                 senders.create_task(send_operations())
         self._board.calm_down()
-        await asyncio.sleep(
-            4 * self._traffic.lease
-        )  # the last frozen worker thaws, and does what it was about to
+        # Frozen workers thaw at once, and do what they were about to.
+        await asyncio.sleep(2 * self._traffic.lease)
         left = list(self.operations)
 
         async def replay_operations() -> None:
