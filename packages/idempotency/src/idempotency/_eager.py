@@ -1,51 +1,39 @@
 """
-A deadline that costs nothing where there is nothing to wait for.
+A head start for what is nearly always there at once, so that no deadline is armed for it.
 
-The body of most requests is there when it is asked for; arming a timer for each would cost more than reading it.
+The body of most requests is there when it is asked for; a timer for each would cost more than reading it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from functools import partial
-from types import coroutine
+from types import CoroutineType, coroutine
 from typing import Any, TypeVar
 
-from idempotency._runtime import on_trio, running
+from idempotency._runtime import on_trio
 
-__all__ = ["head_start", "within"]
+__all__ = ["head_start"]
 
 T = TypeVar("T")
-_NOT_BEGUN = object()
 
 
-def head_start(work: Coroutine[Any, Any, T]) -> tuple[bool, Any]:
+def head_start(work: Awaitable[T]) -> tuple[bool, Any]:
     """
     Begin *work* in the caller's task, up to where it first has to wait.
 
     Returns:
-        True and its result, if it never had to; False and what to hand to `within`.
+        True and its result, if it never had to; False and what to await for it, under a deadline if there is one.
     """
-    # Not on trio: its deadline must enclose every scope that the work opens.
-    if "trio" in sys.modules and on_trio():
-        return False, _NOT_BEGUN
+    # On trio a deadline must enclose every scope that the work opens, so it may not begin before.
+    if type(work) is not CoroutineType or ("trio" in sys.modules and on_trio()):
+        return False, work
     try:
-        return False, work.send(None)
+        waiting_for = work.send(None)
     except StopIteration as end:
         return True, end.value
-
-
-async def within(seconds: float, work: Coroutine[Any, Any, T], waiting_for: Any) -> T:
-    """
-    The result of *work* that got a head start, under a deadline from now on.
-
-    Raises:
-        TimeoutError: It waited longer than *seconds*.
-    """
-    if waiting_for is _NOT_BEGUN:
-        return await running().within(seconds, lambda: work)
-    return await running().within(seconds, partial(_resume, work, waiting_for))
+    return False, _resume(work, waiting_for)
 
 
 @coroutine

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 from idempotency._asgi_types import ASGIApp, Message, Receive, Scope, Send
 from idempotency._checks import is_async_store
@@ -39,9 +40,10 @@ from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency._core.wire import AGE, EXPIRES_IN
-from idempotency._eager import head_start, within
+from idempotency._eager import head_start
 from idempotency._execution import COVERED_BY, Execution
 from idempotency._run import Run
+from idempotency._runtime import running
 from idempotency.engine import Engine
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store
@@ -204,10 +206,13 @@ class _Exchange:
         try:
             if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
                 raise RequestTooLarge(limit=policy.max_request_bytes)
-            reading = self._read_body()
-            read, body = head_start(reading)
-            if not read:
-                body = await within(policy.body_timeout, reading, body)
+            there, message = head_start(self._receive())
+            body = _whole(message) if there else None
+            if body is None:
+                read = partial(self._read_body, there, message)
+                body = await running().within(policy.body_timeout, read)
+            elif len(body) > policy.max_request_bytes:
+                raise RequestTooLarge(limit=policy.max_request_bytes)
         except TimeoutError:
             return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
         except RequestTooLarge as error:
@@ -239,22 +244,20 @@ class _Exchange:
         """The request's name in events."""
         return f"{self.scope['method']} {_full_path(self.scope)}"
 
-    async def _read_body(self) -> bytes | None:
+    async def _read_body(self, there: bool, first: Any) -> bytes | None:
         limit, size = self.policy.max_request_bytes, 0
         chunks: list[bytes] = []
-        while True:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                return None
+        message: Message = first if there else await first
+        while message["type"] == "http.request":
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
                 raise RequestTooLarge(limit=limit)
-            if not message.get("more_body", False):
-                if chunks or type(chunk) is not bytes:  # a server may hand out views of its buffer
-                    return b"".join((*chunks, chunk))
-                return chunk
             chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+            message = await self._receive()
+        return None
 
     def _preferred_wait(self) -> float:
         for name, value in self.scope["headers"]:
@@ -319,6 +322,14 @@ class _Exchange:
     def _is_http2(self) -> bool:
         """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
         return str(self.scope.get("http_version", "1.1")).startswith(("2", "3"))
+
+
+def _whole(message: Message) -> bytes | None:
+    """The body, if this message is all of it."""
+    if message["type"] != "http.request" or message.get("more_body", False):
+        return None
+    body = message.get("body", b"")
+    return body if type(body) is bytes else bytes(body)  # a server may hand out a view of its buffer
 
 
 def _body_first(body: bytes, receive: Receive) -> Receive:
