@@ -12,12 +12,10 @@ shows come from these classes.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import jiter
@@ -27,17 +25,14 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
     ValidationError,
     WithJsonSchema,
 )
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
 from ml_api.bars import Bars
+from ml_api.fields import Moment, Money, Name, Price, Symbol
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -54,7 +49,6 @@ __all__ = [
     "Signal",
     "encode_response",
     "fresh_id",
-    "parse_instant",
     "parse_portfolio",
     "parse_request",
     "projection",
@@ -62,13 +56,6 @@ __all__ = [
 
 SCHEMA_VERSION = "1.0"
 
-# The largest System.Decimal of .NET, the caller's money type; beyond it arithmetic stops being exact money.
-_MAX_MONEY = Decimal(79_228_162_514_264_337_593_543_950_335)
-_DECIMAL_TEXT = r"^[+-]?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?$"
-_INSTANT_TEXT = (
-    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?"
-    r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?$"
-)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -106,81 +93,6 @@ class NestedTooDeep(MalformedBody):
     slug = "nested-too-deep"
 
 
-class _Number:
-    """A finite decimal: a JSON number, kept to its last digit, or the same digits in a string. Never a boolean."""
-
-    def __init__(self, limit: Decimal | None = None) -> None:
-        self._limit = limit
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        low = None if self._limit is None else -self._limit
-        exact = core_schema.decimal_schema(strict=True, allow_inf_nan=False, ge=low, le=self._limit)
-        convert = core_schema.decimal_schema(allow_inf_nan=False, ge=low, le=self._limit)
-        return core_schema.custom_error_schema(
-            core_schema.union_schema(
-                [
-                    exact,  # a number with a fraction or exponent, as the parser gives it
-                    core_schema.chain_schema([core_schema.int_schema(strict=True), convert]),
-                    # Decimal() itself takes "1_000", " 1" and digits of other scripts; money should not.
-                    core_schema.chain_schema(
-                        [core_schema.str_schema(strict=True, pattern=_DECIMAL_TEXT), convert]
-                    ),
-                ],
-                mode="left_to_right",
-            ),
-            custom_error_type="decimal",
-            custom_error_message="Input should be a finite decimal number of a sensible size, or one as a string",
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DECIMAL_TEXT}]}
-
-
-class _Instant:
-    """A point in time: ISO 8601 with Z, an offset or neither (then UTC). Digits beyond a microsecond are cut."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.custom_error_schema(
-            core_schema.no_info_after_validator_function(
-                _instant, core_schema.str_schema(strict=True, pattern=_INSTANT_TEXT)
-            ),
-            custom_error_type="datetime",
-            custom_error_message="Input should be an ISO 8601 date and time such as 2026-02-20T14:00:00Z",
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"type": "string", "pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]}
-
-
-_is_instant = re.compile(_INSTANT_TEXT).fullmatch
-
-
-def parse_instant(text: str) -> datetime:
-    """A candle's time; ValueError where the contract would refuse *text*."""
-    if not _is_instant(text):
-        raise ValueError("not an instant of the contract")
-    return _instant(text)
-
-
-# Assets share their candle times, the short reading and the full one too, and so do successive requests.
-@lru_cache(maxsize=4096)
-def _instant(text: str) -> datetime:
-    moment = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z, fromisoformat no z
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-_Money: TypeAlias = Annotated[Decimal, _Number(_MAX_MONEY)]
-# Candles are checked for sense where they are used (trading.decision): a bound here would cost a comparison each.
-_Price: TypeAlias = Annotated[Decimal, _Number()]
-_Moment: TypeAlias = Annotated[datetime, _Instant()]
-_Symbol: TypeAlias = Annotated[str, Field(min_length=1, max_length=32)]
-_Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128)]
-
-
 class _Wire(BaseModel):
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -195,28 +107,28 @@ class _Wire(BaseModel):
 class Candle(TypedDict):
     """One bar of one asset. Order in the list does not matter. A dict, because 200 of them come per request."""
 
-    symbol: _Symbol
-    timestamp: _Moment
-    open: _Price
-    high: _Price
-    low: _Price
-    close: _Price
-    volume: _Price
+    symbol: Symbol
+    timestamp: Moment
+    open: Price
+    high: Price
+    low: Price
+    close: Price
+    volume: Price
 
 
 class Position(_Wire):
     """What the agent holds of one asset."""
 
-    symbol: _Symbol
-    quantity: _Money
-    average_price: _Money
+    symbol: Symbol
+    quantity: Money
+    average_price: Money
 
 
 class Portfolio(_Wire):
     """The agent's money, in one currency."""
 
-    cash: _Money
-    total_value: _Money
+    cash: Money
+    total_value: Money
     positions: Annotated[list[Position], FailFast()] = []
 
 
@@ -238,7 +150,7 @@ class PredictRequest(_Wire):
 
     schema_version: Annotated[str, Field(pattern=r"^1(\.[0-9]{1,4})?$")] = SCHEMA_VERSION
     request_id: Annotated[
-        _Name,
+        Name,
         BeforeValidator(_absent_if_null),
         WithJsonSchema(
             {
@@ -249,7 +161,7 @@ class PredictRequest(_Wire):
             }
         ),
     ] = Field(default_factory=fresh_id)
-    agent_id: _Name
+    agent_id: Name
     portfolio: Portfolio
     candles: Annotated[list[Candle], FailFast()]
     instructions: Annotated[
@@ -272,11 +184,11 @@ class PredictRequest(_Wire):
 
 
 class _CandleTime(TypedDict):
-    timestamp: _Moment
+    timestamp: Moment
 
 
 class _Projection(_Wire):
-    agent_id: _Name
+    agent_id: Name
     candles: Annotated[list[_CandleTime], FailFast()]
 
 

@@ -21,6 +21,7 @@ import msgspec
 from ml_api import contract
 from ml_api.bars import Bars
 from ml_api.contract import MalformedBody, Portfolio, PredictRequest
+from ml_api.fields import parse_instant
 
 __all__ = ["QuickRequest", "projection", "read_request"]
 
@@ -168,7 +169,7 @@ _MINUTE = 60_000_000  # microseconds
 # Assets share their candle times, and so do successive requests.
 @lru_cache(maxsize=4096)
 def _microseconds(text: str) -> int:
-    return (contract.parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
+    return (parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
 
 
 # Written with either letter; two searches for one byte are quicker than one for a class.
