@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -41,6 +42,21 @@ def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.Monk
     monkeypatch.setenv("ML_SERVICE_REDIS_DB", "4")
     settings = load_settings()
     assert (settings.redis_port, settings.redis_db) == (7000, 4)
+
+
+def test_a_dotenv_file_that_is_no_text_is_refused_by_name() -> None:
+    Path(".env").write_bytes(b"ML_SERVICE_REDIS_PASSWORD=\xff")
+    with pytest.raises(SettingsError, match=r"^\.env cannot be read: it is not UTF-8$"):
+        load_settings()
+
+
+def test_a_dotenv_file_that_may_not_be_looked_at_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # as in a directory of another user's
+    with pytest.raises(SettingsError, match=r"^\.env cannot be read: Permission denied$"):
+        load_settings()
 
 
 def test_all_mistakes_are_reported_together_by_variable(monkeypatch: pytest.MonkeyPatch) -> None:

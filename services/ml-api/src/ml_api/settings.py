@@ -245,6 +245,9 @@ def load_settings(**given: object) -> Settings:
         ]
         count = f"{len(lines)} mistakes" if len(lines) > 1 else "1 mistake"
         raise SettingsError("\n".join([f"the settings have {count}:", *lines])) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f".env cannot be read: {reason}") from None
 
 
 def unknown_variables() -> Iterator[str]:
