@@ -2,8 +2,9 @@
 One connection that many callers share: commands go out as they come, replies come back in the same order.
 
 Redis answers a connection strictly in order, so nobody waits for a turn: a command that finds the connection silent
-is written at once, and what comes while others are under way is written together, once in a turn of the loop. A
-caller who gives up leaves a place in the order behind, and the reply that comes for it is thrown away.
+is written at once, and what comes while others are under way is written together, once in a turn of the loop or as
+soon as it is much. A caller who gives up leaves a place in the order behind, and the reply that comes for it is thrown
+away.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from idempotency.stores._redis_settings import Answer, Settings, wait_command
 __all__ = ["Link", "is_open"]
 
 _WINDOW = 256  # commands under way: bounds what a lost connection leaves in doubt
+_SHARE = 16  # commands that need not wait for more: the server works on them while the loop makes the next
 _ASKING = pack(b"ASKING")
 
 
@@ -106,7 +108,9 @@ class Link(asyncio.Protocol):
         self._waiting.append(_Call(command, due, asking, answer))
         if self._alarm is None or due < self._alarm.when():
             self._set_alarm(due)
-        if self._expected or len(self._waiting) > 1:
+        if len(self._waiting) >= _SHARE:
+            self._write()
+        elif self._expected or len(self._waiting) > 1:
             self._plan_write()
         else:
             self._write()
