@@ -44,12 +44,24 @@ def read_request(body: bytes) -> QuickRequest | PredictRequest:
 
 
 def projection(body: bytes) -> tuple[str, int | None]:
-    """What `contract.projection` gives, the quick way if that will do."""
-    reading = _read(body)
-    if reading is None:
-        return contract.projection(body)
-    newest = max(reading.moments.values(), default=None)
-    return reading.sent.agent_id, None if newest is None else newest // _MINUTE
+    """
+    What `contract.projection` gives, the quick way if that will do.
+
+    As there, only bodies that are a request have to give the right one: of what else stands in a body, this looks
+    past what is nested too deeply or is half a character.
+
+    Raises:
+        MalformedBody: As `contract.projection`, which gives it.
+    """
+    if body.isascii():
+        try:
+            sent = _asks(body)
+            newest = max(map(_microseconds, {candle.timestamp for candle in sent.candles}), default=None)
+        except ValueError:
+            pass
+        else:
+            return sent.agent_id, None if newest is None else newest // _MINUTE
+    return contract.projection(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +130,19 @@ class _Close(msgspec.Struct, gc=False):
     close: Decimal
 
 
+class _Time(msgspec.Struct, gc=False):
+    timestamp: str
+
+
+class _Asks(msgspec.Struct, rename="camel", gc=False):
+    agent_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    candles: list[_Time]
+
+
 _sent = msgspec.json.Decoder(_Sent).decode
 _texts = msgspec.json.Decoder(_Texts).decode
 _close = msgspec.json.Decoder(_Close).decode
+_asks = msgspec.json.Decoder(_Asks).decode
 
 
 class _Reading:
