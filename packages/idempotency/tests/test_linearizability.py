@@ -180,18 +180,22 @@ async def histories(store: Store, *, seed: int, rounds: int, turns: int = 3) -> 
     return found
 
 
+def scarcest(found: list[list[Seen]]) -> int:
+    """How often the rarest of what must be seen was seen."""
+    replies = [seen.reply for history in found for seen in history]
+    kinds = Counter("lost" if reply is None else type(reply).__name__ for reply in replies)
+    takeovers = sum(isinstance(reply, Acquired) and reply.claim.attempt > 1 for reply in replies)
+    return min(kinds["lost"], kinds["Running"], kinds["Completed"], kinds["bool"], takeovers)
+
+
 async def test_what_sixteen_callers_saw_is_explained_by_the_rules(store: Store) -> None:
     apart = type(store).__name__ == "PostgresStore"  # see `_postgres_records`
-    found = await histories(store, seed=7, rounds=16)
-    kinds = Counter(
-        "lost" if seen.reply is None else type(seen.reply).__name__ for history in found for seen in history
-    )
-    takeovers = sum(
-        isinstance(seen.reply, Acquired) and seen.reply.claim.attempt > 1
-        for history in found
-        for seen in history
-    )
-    assert min(kinds["lost"], kinds["Running"], kinds["Completed"], kinds["bool"], takeovers) > 10, kinds
+    found: list[list[Seen]] = []
+    for seed in range(7, 11):  # on a busy machine most leases lapse before their work is done: then once more
+        found += await histories(store, seed=seed, rounds=16)
+        if scarcest(found) > 10:
+            break
+    assert scarcest(found) > 10, "these histories say too little"
     for history in found:
         told = "\n".join(map(repr, history))
         assert explains(history, resolution=RESOLUTION, apart=apart), told
