@@ -133,7 +133,7 @@ class TestBounds:
     ) -> None:
         clock = FakeClock()
         store = SyncMemoryStore(max_records=4, clock=clock)
-        live: dict[str, tuple[Claim, float]] = {}  # the claim, and when it may be forgotten at the earliest
+        live: dict[str, tuple[Claim, float, int]] = {}  # the claim, the end of its lease, and its retention
         for step, key, seconds in history:
             held = live.get(key)
             if step == "claim":
@@ -142,21 +142,23 @@ class TestBounds:
                 except StoreUnavailable:
                     assert len(live) == 4
                 else:
-                    if isinstance(reply, Acquired):
-                        live[key] = (reply.claim, clock() + 2 * seconds)
+                    if isinstance(reply, Acquired):  # of one owner: who asks again gets its own claim (R2)
+                        _, end, kept = held or (None, 0.0, seconds)
+                        live[key] = (reply.claim, max(end, clock() + seconds), kept)
             elif step == "complete" and held:
                 assert store.complete(live.pop(key)[0], b"{}", retention=seconds)
             elif step == "release" and held:
                 assert store.release(live.pop(key)[0])
             elif step == "renew" and held:
                 assert store.renew(held[0], lease=seconds)
+                live[key] = (held[0], max(held[1], clock() + seconds), held[2])
             elif step == "forget":
                 store.forget(StorageKey(key))
                 live.pop(key, None)
             elif step == "purge":
                 clock.advance(seconds)
                 store.purge()
-            live = {k: (c, until) for k, (c, until) in live.items() if clock() < until}
+            live = {k: (c, end, kept) for k, (c, end, kept) in live.items() if clock() < end + kept}
             assert len(store._entries) <= 4
             assert set(live) <= set(keys(store))
 

@@ -9,7 +9,6 @@ expired ones is given back a few at a time by the calls that follow.
 from __future__ import annotations
 
 import heapq
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -28,124 +27,14 @@ from idempotency._core.types import (
     StorageKey,
 )
 from idempotency.store import Page
+from idempotency.stores._memory_shelves import SLOT_SECONDS, Entry, Shelves
 
 __all__ = ["MemoryStore", "SyncMemoryStore"]
 
-_SLOT_SECONDS = 16.0  # how coarsely records are shelved by expiry: 24 h of retention makes 5 400 shelves
 _SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
 _LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be shelved twice
 
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
-
-
-class _Link:
-    """A place in a ring: of a shelf's entries, the shelf itself among them as its beginning and end."""
-
-    __slots__ = ("after", "before")
-
-    def __init__(self) -> None:
-        self.before: _Link = self
-        self.after: _Link = self
-
-    def unlink(self) -> None:
-        """Leave the ring."""
-        self.before.after, self.after.before = self.after, self.before
-
-
-class _Entry(_Link):
-    """One record; *outcome* is None while it runs, and *until* is then the end of its lease."""
-
-    __slots__ = (
-        "aside",
-        "attempt",
-        "completed_at",
-        "expires_at",
-        "fence",
-        "fingerprint",
-        "key",
-        "outcome",
-        "owner",
-        "retention",
-        "slot",
-        "until",
-    )
-
-    def __init__(
-        self,
-        key: StorageKey,
-        fingerprint: Fingerprint,
-        owner: Owner,
-        fence: int,
-        until: float,
-        retention: float,
-    ) -> None:
-        self.key = key
-        self.fingerprint = fingerprint
-        self.owner = owner
-        self.attempt = 1
-        self.fence = fence
-        self.until = until
-        self.retention = retention
-        self.expires_at = until + retention
-        self.outcome: bytes | None = None
-        self.completed_at: float
-        self.aside = False  # passed over by a search for space: on the other shelves
-        self.slot: int
-
-
-class _Shelves:
-    """
-    Entries by the slot of time in which they expire, first in first out; each operation takes constant amortised time.
-
-    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap, and an entry
-    knows its neighbours. Its expiry may move while it is shelved: whoever takes it looks.
-
-    Attributes:
-        due: When the soonest slot is over, by the store's clock: until then there is nothing to sweep.
-    """
-
-    __slots__ = ("_shelves", "_slots", "due")
-
-    def __init__(self) -> None:
-        self._shelves: dict[int, _Link] = {}
-        self._slots: list[int] = []
-        self.due = math.inf
-
-    def put(self, entry: _Entry) -> None:
-        entry.slot = slot = int(entry.expires_at / _SLOT_SECONDS)
-        shelf = self._shelves.get(slot)
-        if shelf is None:
-            shelf = self._shelves[slot] = _Link()
-            heapq.heappush(self._slots, slot)
-            self._set_due()
-        entry.before = last = shelf.before
-        entry.after = shelf
-        last.after = shelf.before = entry
-
-    def take_soonest(self, now: float = math.inf) -> _Entry | None:
-        """Take the first entry of the soonest slot that has one, if that slot is over at *now*."""
-        while now >= self.due and self._slots:
-            first = self._shelves[self._slots[0]].after
-            if isinstance(first, _Entry):
-                first.unlink()  # not the newest, which is the likeliest to be asked for again
-                return first
-            # Emptied shelves go only here: dropped and made anew, a slot would fill the heap.
-            del self._shelves[heapq.heappop(self._slots)]
-            self._set_due()
-        return None
-
-    def take_expired(self, now: float) -> _Entry | None:
-        """Take an entry of the soonest slot that has expired, though the slot is not over: a look at each of them."""
-        link = self._shelves[self._slots[0]].after if self._slots else None
-        while isinstance(link, _Entry):
-            if now >= link.expires_at:
-                link.unlink()
-                return link
-            link = link.after
-        return None
-
-    def _set_due(self) -> None:
-        self.due = (self._slots[0] + 1) * _SLOT_SECONDS if self._slots else math.inf
 
 
 class SyncMemoryStore:
@@ -166,10 +55,10 @@ class SyncMemoryStore:
         self.max_records = max_records
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: dict[StorageKey, _Entry] = {}
+        self._entries: dict[StorageKey, Entry] = {}
         # A record is shelved once, when it is claimed; one that a search for space finds running is set aside.
-        self._shelves = _Shelves()
-        self._aside = _Shelves()
+        self._shelves = Shelves()
+        self._aside = Shelves()
         # Wall time in nanoseconds outruns any counter of claims: a new process starts above the last (R9).
         self._fence = time.time_ns()
 
@@ -197,7 +86,7 @@ class SyncMemoryStore:
                 ):
                     self._make_room(now)
                 self._fence = fence = self._fence + 1
-                entry = self._entries[key] = _Entry(key, fingerprint, owner, fence, now + lease, retention)
+                entry = self._entries[key] = Entry(key, fingerprint, owner, fence, now + lease, retention)
                 self._shelves.put(entry)
                 return _new(Acquired, (_new(Claim, (key, owner, 1, fence)),))
             if entry.outcome is not None:
@@ -240,7 +129,7 @@ class SyncMemoryStore:
                 entry.outcome = outcome
                 entry.completed_at = now
                 entry.expires_at = now + retention
-                late = entry.slot - entry.expires_at / _SLOT_SECONDS
+                late = entry.slot - entry.expires_at / SLOT_SECONDS
                 if late > _LATE_SLOTS or entry.aside:
                     self._shelve_again(entry)
             return True
@@ -290,17 +179,17 @@ class SyncMemoryStore:
             self._remove(entry)
             return self._clock() < entry.expires_at
 
-    def _owned(self, claim: Claim, now: float) -> _Entry | None:
+    def _owned(self, claim: Claim, now: float) -> Entry | None:
         entry = self._entries.get(claim.key)
         if entry is None or entry.owner != claim.owner or now >= entry.expires_at:
             return None
         return entry
 
-    def _remove(self, entry: _Entry) -> None:
+    def _remove(self, entry: Entry) -> None:
         del self._entries[entry.key]
         entry.unlink()
 
-    def _shelve_again(self, entry: _Entry) -> None:
+    def _shelve_again(self, entry: Entry) -> None:
         entry.unlink()
         entry.aside = False
         self._shelves.put(entry)
@@ -317,7 +206,7 @@ class SyncMemoryStore:
             )
         del self._entries[evicted.key]
 
-    def _take_evictable(self, now: float) -> _Entry | None:
+    def _take_evictable(self, now: float) -> Entry | None:
         """A completed record near its expiry, or one that has expired; each running one is passed once."""
         while (entry := self._shelves.take_soonest()) is not None:
             if entry.outcome is not None or now >= entry.expires_at:
@@ -398,7 +287,7 @@ class MemoryStore:
         return self._store.forget(key)
 
 
-def _push(entry: _Entry, until: float) -> None:
+def _push(entry: Entry, until: float) -> None:
     """Move the end of the lease, and with it the end of the record, but never back (R4, R7)."""
     if until > entry.until:
         entry.until = until
@@ -406,7 +295,7 @@ def _push(entry: _Entry, until: float) -> None:
         entry.expires_at = until + entry.retention
 
 
-def _record(entry: _Entry, now: float) -> Record:
+def _record(entry: Entry, now: float) -> Record:
     running = entry.outcome is None
     return Record(
         key=entry.key,
