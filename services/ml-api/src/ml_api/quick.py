@@ -57,7 +57,7 @@ def projection(body: bytes) -> tuple[str, int | None]:
         try:
             sent = _asks(body)
             newest = max(map(_microseconds, {candle.timestamp for candle in sent.candles}), default=None)
-        except ValueError:
+        except _NOT_QUICK:
             pass
         else:
             return sent.agent_id, None if newest is None else newest // _MINUTE
@@ -143,6 +143,7 @@ _sent = msgspec.json.Decoder(_Sent).decode
 _texts = msgspec.json.Decoder(_Texts).decode
 _close = msgspec.json.Decoder(_Close).decode
 _asks = msgspec.json.Decoder(_Asks).decode
+_NOT_QUICK = (msgspec.MsgspecError, ValueError)  # the first is not always one of the second
 
 
 class _Reading:
@@ -179,7 +180,7 @@ def _read(body: bytes) -> _Reading | None:
     try:
         sent = _sent(body)
         moments = {text: _microseconds(text) for text in {candle.timestamp for candle in sent.candles}}
-    except ValueError:
+    except _NOT_QUICK:
         return None
     return _Reading(body, sent, moments)
 
