@@ -255,11 +255,21 @@ async def test_claim_granted_after_its_caller_left_is_released_all_the_same() ->
 
 
 async def test_waiter_that_is_cancelled_asks_the_store_for_nothing() -> None:
-    store = stepwise(MemoryStore())
-    first = await Engine(store).begin(question())
+    waiting = anyio.Event()
+
+    class Waited(Interposed):
+        async def wait(self, _key: StorageKey, *, timeout: float) -> None:
+            waiting.set()
+            await anyio.sleep_forever()
+
+    watched = Waited(MemoryStore())
+    first = await Engine(watched).begin(question())
     assert isinstance(first, Run)
-    with anyio.move_on_after(0.05):
-        await Engine(store).begin(question(wait=5))
-    await anyio.sleep(0.01)
-    assert store.calls.get("release", 0) == 0, "it held nothing that could be released"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Engine(watched).begin, question(wait=5))
+        with anyio.fail_after(5):
+            await waiting.wait()
+        tasks.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint()
+    assert watched.calls == {"acquire": 2}, "it held nothing that could be released"
     await first.release()
