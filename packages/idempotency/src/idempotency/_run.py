@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from idempotency._ask import Question
 from idempotency._core import machine
-from idempotency._core.decide import Refuse
 from idempotency._core.errors import as_store_error
-from idempotency._core.machine import RECORDED, Ending, Forgotten, Recorded, Superseded, Unrecorded
-from idempotency._core.types import Claim, Completed, key_id
+from idempotency._core.machine import RECORDED, Ending
+from idempotency._core.types import Claim
+from idempotency._engine_base import RunBase
 from idempotency._flights import Flight
 from idempotency._pulse import Pulse
 from idempotency._runtime import running
-from idempotency.events import ClaimLost, Settled
 
 if TYPE_CHECKING:
     from idempotency.engine import Engine
@@ -21,14 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 
-class Run:
+class Run(RunBase[Flight]):
     """
     A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
 
     Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
     """
 
-    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "_pulse", "ask", "claim")
+    __slots__ = ("_pulse",)
+
+    _engine: Engine
 
     def __init__(
         self, engine: Engine, ask: Question, claim: Claim, flight: Flight | None, pulse: Pulse
@@ -63,23 +64,7 @@ class Run:
             raise
         # Nearly every record is made by the first question: no machine is set in motion for it.
         ending = RECORDED if answer is True else await self._walk_record(answer, outcome)
-        if isinstance(ending, Recorded):
-            if self._flight is not None:
-                self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
-            if engine.hooks:
-                self._settled(result)
-            return ending
-        match ending:
-            case Superseded(completed):
-                self._land(completed)
-                self._claim_lost()
-            case Forgotten() | Refuse():
-                self._land(None)
-                self._claim_lost()
-            case Unrecorded(unanswered):
-                self._land(None)
-                engine.store_failed("complete", "unrecorded", unanswered, self.claim.key, ask.operation)
-        return ending
+        return self._conclude(ending, outcome, result)
 
     async def _walk_record(self, answer: machine.Event, outcome: bytes) -> Ending:
         """Perform what the machine asks for, its first question answered by *answer*."""
@@ -156,33 +141,3 @@ class Run:
     def _stop(self) -> None:
         self._over = True
         self._pulse.remove(self)
-
-    def _land(self, completed: Completed | None) -> None:
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return
-        if completed is None:
-            self._engine.flights.leave(self.claim.key, flight)
-        else:
-            self._engine.flights.land(self.claim.key, flight, completed)
-
-    def _claim_lost(self) -> None:
-        if not self._lost:
-            self._lost = True
-            self._engine.emit(
-                ClaimLost(
-                    operation=self.ask.operation, key_id=key_id(self.claim.key), attempt=self.claim.attempt
-                )
-            )
-
-    def _settled(self, result: Literal["kept", "unreplayable", "released", "abandoned"]) -> None:
-        if self._engine.hooks:
-            self._engine.emit(
-                Settled(
-                    operation=self.ask.operation,
-                    key_id=key_id(self.claim.key),
-                    attempt=self.claim.attempt,
-                    result=result,
-                    duration=self._engine.monotonic() - self._began,
-                )
-            )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from idempotency._ask import Ask, Question
 from idempotency._attempt import Attempt
@@ -20,13 +19,14 @@ from idempotency._core import machine, pace
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import StoreError
 from idempotency._core.machine import Bypass
-from idempotency._core.types import Acquired, Claim, Completed, StorageKey, key_id
+from idempotency._core.types import Acquired, Claim, Completed, key_id
+from idempotency._engine_base import EngineBase
 from idempotency._flights import Flight, Flights
 from idempotency._owner import new_owner
 from idempotency._pulse import Pulse
 from idempotency._run import Run
 from idempotency._runtime import Runtime, running
-from idempotency.events import Claimed, Event, Hook, Step, StoreFailed, emit, traceparent
+from idempotency.events import Claimed, Hook
 from idempotency.store import Store
 
 __all__ = ["Ask", "Engine", "Question", "Run"]
@@ -34,7 +34,7 @@ __all__ = ["Ask", "Engine", "Question", "Run"]
 _MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
 
 
-class Engine:
+class Engine(EngineBase[Flight]):
     """
     Begins runs for one store. Safe to share between requests and between loops; one per application is enough.
 
@@ -44,6 +44,8 @@ class Engine:
         chance: Draws from [0, 1); injected by tests.
         monotonic: A clock for durations in events, never for leases; injected by tests.
     """
+
+    flights: Flights
 
     def __init__(
         self,
@@ -131,14 +133,6 @@ class Engine:
             pulse = pulses[lease] = Pulse(runtime, lease)
         return pulse
 
-    def emit(self, event: Event) -> None:
-        """Tell the hooks; with none installed, what must not go unseen is logged."""
-        emit(self.hooks, event)
-
-    def traceparent(self) -> str | None:
-        """The trace context to record with an outcome, from the first hook that has one (`hooks.OpenTelemetryHook`)."""
-        return traceparent(self.hooks)
-
     async def release_late(self, claim: Claim, operation: str) -> None:
         """Try for a while to have the store forget *claim*; then its lease decides."""
         self._late_releases += 1
@@ -161,23 +155,3 @@ class Engine:
         """`release_late` in a task of its own."""
         if self._late_releases < _MAX_LATE_RELEASES:
             running().spawn(lambda: self.release_late(claim, operation))
-
-    def store_failed(
-        self,
-        step: Step,
-        action: Literal["refused", "bypassed", "retrying", "unrecorded"],
-        error: BaseException,
-        key: StorageKey,
-        operation: str,
-    ) -> None:
-        """Tell of a store that gave no answer."""
-        self.emit(
-            StoreFailed(
-                operation=operation,
-                key_id=key_id(key),
-                step=step,
-                action=action,
-                error=type(error).__name__,
-                reason=str(error) if isinstance(error, StoreError) else "",
-            )
-        )

@@ -20,11 +20,12 @@ from idempotency._checks import checked_hooks
 from idempotency._core import machine, pace
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError, as_store_error
-from idempotency._core.machine import Bypass, Ending, Forgotten, Recorded, Superseded, Unrecorded, Woken
-from idempotency._core.types import Claim, Completed, StorageKey, key_id
+from idempotency._core.machine import Bypass, Ending, Woken
+from idempotency._core.types import Claim, Completed, key_id
+from idempotency._engine_base import EngineBase, RunBase
 from idempotency._flights_sync import SyncFlight, SyncFlights
 from idempotency._owner import new_owner
-from idempotency.events import Claimed, ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit, traceparent
+from idempotency.events import Claimed, Hook
 from idempotency.store import SyncStore
 
 __all__ = ["SyncEngine", "SyncRun"]
@@ -32,7 +33,7 @@ __all__ = ["SyncEngine", "SyncRun"]
 _MAX_LATE_RELEASES = 64  # per engine, as they share its one thread; past it the lease decides
 
 
-class SyncEngine:
+class SyncEngine(EngineBase[SyncFlight]):
     """
     Begins runs for one store, from any thread.
 
@@ -44,6 +45,8 @@ class SyncEngine:
         sleep: Lets seconds pass; injected by tests.
         beats: Performs heartbeats and late releases; injected by tests.
     """
+
+    flights: SyncFlights
 
     def __init__(
         self,
@@ -80,14 +83,6 @@ class SyncEngine:
             raise
         return attempt.conclude(verdict)
 
-    def emit(self, event: Event) -> None:
-        """Tell the hooks; with none installed, what must not go unseen is logged."""
-        emit(self.hooks, event)
-
-    def traceparent(self) -> str | None:
-        """The trace context to record with an outcome, from the first hook that has one (`hooks.OpenTelemetryHook`)."""
-        return traceparent(self.hooks)
-
     def release_late(self, claim: Claim, operation: str) -> None:
         """Have the store forget *claim*, from the engine's thread, trying for a while; then its lease decides."""
         if len(self._late) >= _MAX_LATE_RELEASES:
@@ -110,26 +105,6 @@ class SyncEngine:
             return None
 
         self.beats.after(0.0, release)
-
-    def store_failed(
-        self,
-        step: Step,
-        action: Literal["refused", "bypassed", "retrying", "unrecorded"],
-        error: BaseException,
-        key: StorageKey,
-        operation: str,
-    ) -> None:
-        """Tell of a store that gave no answer."""
-        self.emit(
-            StoreFailed(
-                operation=operation,
-                key_id=key_id(key),
-                step=step,
-                action=action,
-                error=type(error).__name__,
-                reason=str(error) if isinstance(error, StoreError) else "",
-            )
-        )
 
 
 class _Attempt:
@@ -238,20 +213,22 @@ class _Attempt:
         return verdict
 
 
-class SyncRun:
+class SyncRun(RunBase[SyncFlight]):
     """
     A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
 
     Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
     """
 
-    __slots__ = ("__weakref__", "_began", "_engine", "_flight", "_lost", "_over", "ask", "claim")
+    __slots__ = ("__weakref__",)
+
+    _engine: SyncEngine
 
     def __init__(self, engine: SyncEngine, ask: Ask, claim: Claim, flight: SyncFlight | None) -> None:
         self.ask = ask
         self.claim = claim
         self._engine = engine
-        self._flight = flight  # where this run leads the twins of this process
+        self._flight = flight
         self._over = False
         self._lost = False
         self._began = engine.monotonic()
@@ -276,20 +253,7 @@ class SyncRun:
         except BaseException:  # interrupted on the way to the store
             self.abandon()
             raise
-        match ending:
-            case Recorded():
-                self._land(Completed(self.ask.fingerprint, outcome, 0.0, self.ask.policy.retention))
-                self._settled(result)
-            case Superseded(completed):
-                self._land(completed)
-                self._claim_lost()
-            case Forgotten() | Refuse():
-                self._land(None)
-                self._claim_lost()
-            case Unrecorded(error):
-                self._land(None)
-                self._engine.store_failed("complete", "unrecorded", error, self.claim.key, self.ask.operation)
-        return ending
+        return self._conclude(ending, outcome, result)
 
     def release(self) -> None:
         """Free the key: the next call with it runs. Where the store gives no answer the attempt goes on behind."""
@@ -353,36 +317,6 @@ class SyncRun:
             self._renew_later()
         elif lost:
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
-
-    def _land(self, completed: Completed | None) -> None:
-        flight, self._flight = self._flight, None
-        if flight is None:
-            return
-        if completed is None:
-            self._engine.flights.leave(self.claim.key, flight)
-        else:
-            self._engine.flights.land(self.claim.key, flight, completed)
-
-    def _claim_lost(self) -> None:
-        if not self._lost:
-            self._lost = True
-            self._engine.emit(
-                ClaimLost(
-                    operation=self.ask.operation, key_id=key_id(self.claim.key), attempt=self.claim.attempt
-                )
-            )
-
-    def _settled(self, result: Literal["kept", "unreplayable", "released", "abandoned"]) -> None:
-        if self._engine.hooks:
-            self._engine.emit(
-                Settled(
-                    operation=self.ask.operation,
-                    key_id=key_id(self.claim.key),
-                    attempt=self.claim.attempt,
-                    result=result,
-                    duration=self._engine.monotonic() - self._began,
-                )
-            )
 
 
 def _renew(alive: ref[SyncRun]) -> None:
