@@ -215,6 +215,16 @@ async def test_whoever_refuses_says_so_in_the_protocols_own_member(
         assert int(answer.headers["content-length"]) == len(answer.content)
 
 
+async def test_a_path_that_only_begins_like_the_protocols_is_not_in_it(
+    service: Service, headers: Headers
+) -> None:
+    async with service() as client:
+        within, beside = [await client.get(path, headers=headers()) for path in ("/v2/nothing", "/v2nothing")]
+    assert (within.status_code, beside.status_code) == (404, 404)
+    assert "error" in within.json()
+    assert "error" not in beside.json()
+
+
 async def test_a_reason_keeps_the_names_that_the_caller_gave(service: Service, headers: Headers) -> None:
     async with service() as client:
         answer = await client.post(

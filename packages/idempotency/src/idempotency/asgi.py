@@ -94,10 +94,8 @@ def one_tenant() -> Callable[[Scope], str]:
     return lambda _scope: ""
 
 
-_MAKERS: Final[tuple[object, ...]] = (
-    by_header,
-    one_tenant,
-)  # of callables; given themselves, they were not called
+# They make callables; given themselves, they were not called.
+_MAKERS: Final[tuple[object, ...]] = (by_header, one_tenant)
 
 
 class IdempotencyMiddleware:

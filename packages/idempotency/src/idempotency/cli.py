@@ -162,9 +162,8 @@ def _purge(store: SyncStore, args: argparse.Namespace) -> int:
         began = time.monotonic()
         while batch := store.purge(limit=args.batch):
             deleted += batch
-            time.sleep(
-                time.monotonic() - began
-            )  # SQLite's writers do not queue: leave them every other moment
+            # SQLite's writers do not queue: leave them every other moment.
+            time.sleep(time.monotonic() - began)
             began = time.monotonic()
     _print([{"deleted": deleted}], args, upright=True)
     return OK

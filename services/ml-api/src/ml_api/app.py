@@ -20,9 +20,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, ignoring, successes
 from idempotency.hooks import OpenTelemetryHook
@@ -102,7 +100,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         ]
 
     rated = [Middleware(RateLimit, per_minute=settings.rate_limit)] if settings.rate_limit is not None else []
-    return _Application(
+    return Starlette(
         routes=[
             Route(
                 "/predict",
@@ -182,14 +180,6 @@ def document_of(settings: Settings) -> dict[str, Any]:
         rate_limit=settings.rate_limit is not None,
         admin=settings.admin_key is not None,
     )
-
-
-class _Application(Starlette):
-    def build_middleware_stack(self) -> ASGIApp:
-        """Leave out Starlette's own answer to a fault: `Telemetry` gives one, and each layer costs every request."""
-        outermost = super().build_middleware_stack()
-        assert isinstance(outermost, ServerErrorMiddleware)
-        return outermost.app
 
 
 class _Admin:

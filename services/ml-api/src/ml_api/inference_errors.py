@@ -27,7 +27,7 @@ class InferenceErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Watch the answers under /v2; pass everything else."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v2"):
+        if scope["type"] != "http" or not f"{scope['path']}/".startswith("/v2/"):
             return await self.app(scope, receive, send)
         start: Message | None = None
         document = b""

@@ -75,10 +75,8 @@ class _JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         try:
             return _encode(line).decode()
-        except (
-            ValueError,
-            TypeError,
-        ):  # a text that is no Unicode, a number of more than 64 bits: never no line
+        except (ValueError, TypeError):
+            # A text that is no Unicode, a number of more than 64 bits: never no line.
             return _encode_anything(line)
 
 

@@ -57,9 +57,8 @@ class _Call:
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
-            self.answer.set_exception(
-                type(error)(*error.args)
-            )  # its own: an exception collects where it was raised
+            own = type(error)(*error.args)  # an exception collects where it was raised
+            self.answer.set_exception(own)
 
 
 class _Extra(Enum):

@@ -13,9 +13,8 @@ from typing import Any
 
 __all__ = ["Openings"]
 
-_LONGEST = (
-    30.0  # s: a resolver's default patience, three servers asked twice for 5 s; a new try is better then
-)
+# s: a resolver's default patience, three servers asked twice for 5 s; a new try is better then.
+_LONGEST = 30.0
 
 
 class Openings:

@@ -43,10 +43,8 @@ class Replies:
         try:
             while (reply := self._reader.gets()) is not _NONE_YET:
                 replies.append(reply)
-        except (
-            MemoryError,
-            SystemError,
-        ) as error:  # a list longer than any memory; hiredis 3.0 is confused by it
+        except (MemoryError, SystemError) as error:
+            # A list longer than any memory; hiredis 3.0 is confused by it.
             raise failures.InvalidResponse("a reply announces a size that cannot be") from error
         return replies
 

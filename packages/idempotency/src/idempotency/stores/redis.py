@@ -37,9 +37,8 @@ from idempotency.stores._redis_sync import SyncRedisStore
 
 __all__ = ["Adopt", "OnEviction", "RedisStore", "SyncRedisStore"]
 
-_REDIRECTS = (
-    5  # a slot on the move answers with a redirect; more than this is a cluster that disagrees with itself
-)
+# A slot on the move answers with a redirect; more than this is a cluster that disagrees with itself.
+_REDIRECTS = 5
 
 
 class RedisStore:
