@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
 
-from ml_api.limits import BodyLimit, HandlerDeadline
+from ml_api.limits import BODY_IS_HERE, BodyLimit, HandlerDeadline
 from ml_api.problems import Problem, render_problem
 
 pytestmark = pytest.mark.anyio
@@ -115,6 +115,24 @@ async def test_waiting_for_the_disconnect_is_no_slow_body() -> None:
     assert await client.call(BodyLimit(after_the_body, max_bytes=10, timeout=0.01)) == 200
 
 
+async def test_no_clock_is_set_for_a_body_that_is_here() -> None:
+    class Slow(Client):
+        async def receive(self) -> Message:
+            await asyncio.sleep(0.03)
+            return await super().receive()
+
+    late, here = Slow([b"1"]), Slow([b"1"])
+    here.scope[BODY_IS_HERE] = True
+    assert await late.call(limited(timeout=0.01)) == 408
+    assert await here.call(limited(timeout=0.01)) == 200
+
+
+async def test_a_body_that_is_here_may_still_be_too_large() -> None:
+    client = Client([b"x" * 11])
+    client.scope[BODY_IS_HERE] = True
+    assert await client.call(limited()) == 413
+
+
 async def nap(_: Request) -> PlainTextResponse:
     await asyncio.sleep(30)
     return PlainTextResponse("late")
@@ -143,6 +161,17 @@ async def test_a_handler_over_its_time_is_cut_off_with_504() -> None:
     answer = await on_the_clock(nap, 0.01).post("/")
     assert answer.status_code == 504
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_a_handler_whose_body_was_here_is_cut_off_too() -> None:
+    client = Client([b"1"])
+    client.scope[BODY_IS_HERE] = True
+    assert (
+        await client.call(
+            HandlerDeadline(Starlette(routes=[Route("/", nap, methods=["POST"])]), seconds=0.01)
+        )
+        == 504
+    )
 
 
 async def test_an_answer_that_has_begun_may_take_its_time() -> None:

@@ -1,10 +1,12 @@
-"""Log lines: JSON a machine can read, whatever is said in them."""
+"""Log lines: JSON a machine can read, whatever is said in them; and when they are written."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -70,3 +72,88 @@ def test_no_value_costs_the_line(line: Line, odd: object) -> None:
 
 def test_text_beyond_ascii_and_line_feeds_stay_in_their_line(line: Line) -> None:
     assert line("coût\nERROR forged")["message"] == "coût\nERROR forged"
+
+
+class Pipe:
+    """A stream that notes each write."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def write(self, text: str) -> None:
+        self.written.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    """Where the service logs, while it is set up to."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.setattr(sys, "stderr", pipe := Pipe())
+    configure_logging("INFO", "json")
+    yield pipe
+    root.handlers[:], root.level = handlers, level
+
+
+log = logging.getLogger("ml_api.test")
+
+
+def test_what_one_turn_of_the_loop_logs_is_written_together_and_in_order(pipe: Pipe) -> None:
+    async def turns() -> None:
+        log.info("one")
+        log.info("two")
+        assert pipe.written == []
+        await asyncio.sleep(0)
+        log.info("three")
+
+    asyncio.run(turns())
+    assert [[json.loads(line)["message"] for line in text.splitlines()] for text in pipe.written] == [
+        ["one", "two"],
+        ["three"],
+    ]
+
+
+def test_an_error_is_written_at_once_behind_what_led_to_it(pipe: Pipe) -> None:
+    async def fails() -> None:
+        log.info("one")
+        log.error("ERROR two")
+        (text,) = pipe.written
+        assert [json.loads(line)["message"] for line in text.splitlines()] == ["one", "ERROR two"]
+
+    asyncio.run(fails())
+
+
+def test_without_a_loop_each_line_is_written_at_once(pipe: Pipe) -> None:
+    log.info("one")
+    log.info("two")
+    assert len(pipe.written) == 2
+
+
+def test_what_a_loop_left_behind_is_written_with_what_the_next_one_logs(pipe: Pipe) -> None:
+    async def leaves(text: str) -> None:
+        log.info(text)
+
+    cut_off = leaves("one")
+    loop = asyncio.new_event_loop()
+    asyncio._set_running_loop(loop)  # one that never gets to its next turn
+    with pytest.raises(StopIteration):
+        cut_off.send(None)
+    asyncio._set_running_loop(None)
+    loop.close()
+    assert pipe.written == []
+    asyncio.run(leaves("two"))
+    assert "".join(pipe.written).count("\n") == 2
+
+
+def test_no_write_is_larger_than_a_pipe_takes_at_once_so_that_workers_lines_do_not_mix(pipe: Pipe) -> None:
+    async def much() -> None:
+        for _ in range(100):
+            log.info("a line of a hundred letters or so, " + "\N{GREEK SMALL LETTER ALPHA}" * 50)
+
+    asyncio.run(much())
+    assert all(len(text.encode()) <= 4096 and text.endswith("\n") for text in pipe.written)
+    assert 1 < len(pipe.written) < 20
+    assert "".join(pipe.written).count("\n") == 100

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from ml_api.limits import BODY_IS_HERE
 from ml_api.protocol import LimitedProtocol
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +24,7 @@ class LimitedConfig(uvicorn.Config):
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await PlainTextResponse("hello")(scope, receive, send)
+        await PlainTextResponse("here" if BODY_IS_HERE in scope else "hello")(scope, receive, send)
 
 
 @contextlib.asynccontextmanager
@@ -95,6 +96,13 @@ async def test_headers_that_dawdle_are_408() -> None:
     assert answer.startswith(b"HTTP/1.1 408")
 
 
+async def test_headers_of_a_later_request_that_dawdle_are_408_too() -> None:
+    async with serving(header_timeout=0.1) as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost:")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 408" in answer
+
+
 async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
     async with serving(header_timeout=0.1) as port:
         assert await talk(port) == b""
@@ -104,3 +112,10 @@ async def test_a_body_may_be_larger_than_headers_may() -> None:
     async with serving() as port:
         head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5000\r\n\r\n"
         assert (await talk(port, head, b"b" * 5000)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_request_says_whether_its_body_came_with_its_headers() -> None:
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\n"
+    async with serving() as port:
+        assert (await talk(port, head + b"body")).endswith(b"here")
+        assert (await talk(port, head + b"bo")).endswith(b"hello")

@@ -14,7 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_api.problems import Problem, problem_response
 
-__all__ = ["BodyLimit", "HandlerDeadline"]
+__all__ = ["BODY_IS_HERE", "BodyLimit", "HandlerDeadline"]
+
+BODY_IS_HERE = "ml_api.body_is_here"
+"""
+Is in the scope of a request whose body had arrived, all of it, before anybody asked: no clock is set for such a body.
+
+Most are of this kind, and clocks would be a good part of what a replay costs. A server that does not say so loses
+nothing but that time.
+"""
 
 _DRAIN_BYTES = (
     8  # times the limit: read and dropped, so that the client reads its 413 and not a connection reset
@@ -39,7 +47,7 @@ class BodyLimit:
         """Guard HTTP; pass everything else."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body = _Body(receive, self._max_bytes, self._timeout)
+        body = _Body(receive, self._max_bytes, None if BODY_IS_HERE in scope else self._timeout)
         if _declared_length(scope) > self._max_bytes:
             if not _expects_continue(scope):  # such a client has not begun to send, and now will not
                 await body.drain()
@@ -50,9 +58,9 @@ class BodyLimit:
 
 
 class _Body:
-    """The body of one request: what has arrived, and until when the rest may."""
+    """The body of one request: what has been read, and until when the rest may arrive; None sets no clock."""
 
-    def __init__(self, receive: Receive, max_bytes: int, timeout: float) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, timeout: float | None) -> None:
         self._receive, self._max_bytes, self._timeout = receive, max_bytes, timeout
         self._arrived, self._whole = 0, False
         self._deadline: float | None = None
@@ -60,20 +68,22 @@ class _Body:
     async def receive(self) -> Message:
         if self._whole:
             return await self._receive()  # waits for the disconnect, which has no deadline
-        loop = asyncio.get_running_loop()
-        if self._deadline is None:
-            self._deadline = loop.time() + self._timeout
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
-        except TimeoutError:
-            detail = f"The body was not complete after {self._timeout:g} s; send the request again"
-            raise Problem(408, "request-timeout", detail, _CLOSE) from None
+        message = await (self._receive() if self._timeout is None else self._receive_within(self._timeout))
         self._note(message)
         if self._arrived > self._max_bytes:
             await self.drain()
             raise self.too_large()
         return message
+
+    async def _receive_within(self, seconds: float) -> Message:
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            detail = f"The body was not complete after {seconds:g} s; send the request again"
+            raise Problem(408, "request-timeout", detail, _CLOSE) from None
 
     def too_large(self) -> Problem:
         detail = f"The body is larger than {self._max_bytes} bytes; send fewer candles"
@@ -126,7 +136,8 @@ class HandlerDeadline:
 
         try:
             async with asyncio.timeout(self._seconds) as clock:
-                await self.app(scope, receive_off_the_clock, send_and_stop_the_clock)
+                slow = BODY_IS_HERE not in scope
+                await self.app(scope, receive_off_the_clock if slow else receive, send_and_stop_the_clock)
         except TimeoutError:
             if not clock.expired():
                 raise  # the handler's own

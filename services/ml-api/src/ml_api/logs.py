@@ -7,14 +7,17 @@ never a key, a header or a body.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import logging.config
 import sys
+from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Literal
+from itertools import islice
+from typing import Literal, TextIO
 
 import msgspec
 
@@ -26,6 +29,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 trace_id: ContextVar[str] = ContextVar("trace_id", default="")
 """The trace that the request belongs to (W3C Trace Context, 3.2.2.3), where the caller sent one."""
 
+_BY_RECORD = len(vars(logging.makeLogRecord({})))
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -36,8 +40,10 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
     Args:
         style: "auto" is console on a terminal and JSON elsewhere.
     """
-    # Nothing here prints them, and gathering them is a good part of what a line costs.
+    # Nothing here prints them, and gathering them is a good part of what a line costs (logging's own page on its
+    # optimization names all of these).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - its documented switch
     if sys.version_info >= (3, 12):
         logging.logAsyncioTasks = False
     plain = style == "console" or (style == "auto" and sys.stderr.isatty())
@@ -46,7 +52,7 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"form": {"()": _ConsoleFormatter if plain else _JsonFormatter}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "form"}},
+            "handlers": {"stderr": {"()": _OneWriteHandler, "formatter": "form"}},
             "root": {"handlers": ["stderr"], "level": level},
             "loggers": {
                 # The server's own lines go the same way; its access log gives way to ours, which knows more.
@@ -55,6 +61,68 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             },
         }
     )
+
+
+# Bytes that a pipe takes whole (PIPE_BUF of Linux): so lines of several workers never mix.
+_AT_ONCE = 4096
+
+
+class _OneWriteHandler(logging.StreamHandler[TextIO]):
+    """
+    Writes what one turn of the event loop logs together: under load a line costs little but its system call.
+
+    Errors, and what is logged where no loop runs, are written at once, behind all that was logged before. Whoever
+    kills the process without a signal that it can see loses the lines of the turn that it was in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[str] = []
+        self._flushed_by: asyncio.AbstractEventLoop | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            loop = None if record.levelno >= logging.ERROR else _running_loop()
+            if loop is None:
+                self.flush()
+            elif self._flushed_by is not loop:
+                self._flushed_by = loop
+                loop.call_soon(self.flush)
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            lines, self._lines, self._flushed_by = self._lines, [], None
+            for text in _joined(lines):
+                self.stream.write(text)
+            super().flush()
+        finally:
+            self.release()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """*lines* in as few texts as can be written at once; one that is too long by itself stays whole."""
+    together: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line) if line.isascii() else len(line.encode(errors="replace"))
+        if size + length > _AT_ONCE and together:
+            yield "".join(together)
+            together, size = [], 0
+        together.append(line)
+        size += length
+    if together:
+        yield "".join(together)
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -104,4 +172,6 @@ def _context() -> dict[str, object]:
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    # Behind what every record has; other formatters may have left their texts there.
+    added = islice(vars(record).items(), _BY_RECORD, None)
+    return {name: value for name, value in added if name not in _STANDARD}

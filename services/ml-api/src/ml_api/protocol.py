@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from itertools import chain
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ml_api.limits import BODY_IS_HERE
 from ml_api.one_write import OneWrite
 from ml_api.problems import problem_response
 
@@ -51,8 +53,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         were_in_headers = self._in_headers
         super().data_received(data)
-        # A header that never ends shows in no callback, so reads are counted while the headers stay open.
+        # A header that never ends shows in no callback, so reads are counted while the headers stay open. Most come
+        # in one read, and no timer was armed for those.
         if self._in_headers and not self.transport.is_closing():
+            if self._header_timer is None:
+                self._start_header_timer()
             self._header_bytes += len(data) if were_in_headers else 0
             if self._header_bytes > self.max_header_bytes:
                 self._break_off(431)
@@ -60,13 +65,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers, self._header_bytes = True, 0
-        if self._header_timer is None:
-            self._start_header_timer()
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._stop_header_timer()
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        separators = 4 * len(self.headers)  # ": " and the end of the line
+        size = len(self.url) + separators + sum(map(len, chain.from_iterable(self.headers)))
         if size <= self.max_header_bytes:
             return super().on_headers_complete()
         # Through an ordinary cycle, so that body bytes behind these headers find one to be dropped by.
@@ -75,6 +79,11 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         finally:
             self.app = app
+
+    def on_message_complete(self) -> None:
+        # What began in this read is answered from the next turn on, and so sees it.
+        self.scope[BODY_IS_HERE] = True  # type: ignore[literal-required]
+        super().on_message_complete()
 
     def _start_header_timer(self) -> None:
         self._header_timer = self.loop.call_later(self.header_timeout, self._headers_late)
