@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import numpy as np
 from bodies import body
 
 from ml_api.catalogue import BUNDLED_MODEL
@@ -42,7 +41,7 @@ def parts() -> dict[str, Callable[[], object]]:
     request = read_request(content)
     decision = decide(request, model.predict)
     rows = [verdict.row for verdict in decision.verdicts]
-    chances = model.predict(np.stack(rows))
+    chances = model.predict(rows)
     answer = PredictResponse(
         model_version=model.info.version,
         request_id=request.request_id,

@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import numpy as np
-
 from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem
 from ml_api.quick import read_request
 from ml_api.trading.contributions import contributions
-from ml_api.trading.decision import Decision, decide
-from ml_api.trading.indicators import FloatArray
+from ml_api.trading.decision import Decision, Predict, decide
+from ml_api.trading.indicators import FloatArray, Row
 from predictor import Model, ModelSlot
 
 __all__ = ["RULES_VERSION", "Decider"]
@@ -110,11 +108,11 @@ class Decider:
             return self._version
         return model.info.version if model is not None else RULES_VERSION
 
-    def _predictor(self, model: Model) -> Callable[[FloatArray], FloatArray]:
-        def predict(rows: FloatArray) -> FloatArray:
+    def _predictor(self, model: Model) -> Predict:
+        def predict(rows: list[Row]) -> list[FloatArray]:
             begun = time.perf_counter()
             # One row and then the other: two of these calls cost half of one for a matrix.
-            chances = np.stack([model.predict_row(row) for row in rows])
+            chances = [model.predict_row(row) for row in rows]
             self._metrics.model_seconds.observe(time.perf_counter() - begun)
             return chances
 
@@ -124,7 +122,7 @@ class Decider:
         for verdict in decision.verdicts:
             self._metrics.predictions.labels(verdict.asset, verdict.action).inc()
             if model is not None and model.manifest is not None:
-                for feature, value in zip(model.manifest.features, verdict.row.tolist(), strict=True):
+                for feature, value in zip(model.manifest.features, verdict.row, strict=True):
                     if (feature.min is not None and value < feature.min) or (
                         feature.max is not None and value > feature.max
                     ):

@@ -25,7 +25,7 @@ def test_the_largest_come_first_per_asset_towards_its_own_action(
     make_body: Callable[..., bytes], model: Model
 ) -> None:
     decision = decide(parse_request(make_body()), model.predict)
-    shares = model.explain(np.stack([verdict.row for verdict in decision.verdicts])).contributions
+    shares = model.explain([verdict.row for verdict in decision.verdicts]).contributions
     found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=3)
     assert [one.asset_symbol for one in found] == ["BTC"] * 3 + ["ETH"] * 3
     for index, verdict in enumerate(decision.verdicts):
@@ -39,7 +39,7 @@ def test_the_largest_come_first_per_asset_towards_its_own_action(
 def test_all_of_them_add_up_to_the_raw_score(make_body: Callable[..., bytes], model: Model) -> None:
     decision = decide(parse_request(make_body(assets=["ETH"])), model.predict)
     (verdict,) = decision.verdicts
-    explanation = model.explain(verdict.row[None, :])
+    explanation = model.explain([verdict.row])
     found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=99)
     column = CLASSES.index(verdict.action)
     assert {one.feature for one in found} == set(FEATURES)

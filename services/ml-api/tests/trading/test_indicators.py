@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import talib
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ml_api.trading.indicators import FEATURES, MIN_CANDLES, FloatArray, compute
@@ -57,8 +57,7 @@ def reference(c: Series, v: Series) -> dict[str, float]:
 
 
 def indicators(closes: Series | FloatArray, volumes: Series | FloatArray) -> dict[str, float]:
-    row = compute(np.asarray(closes, dtype=np.float64), np.asarray(volumes, dtype=np.float64))
-    return dict(zip(FEATURES, row.tolist(), strict=True))
+    return dict(zip(FEATURES, compute([*map(float, closes)], [*map(float, volumes)]), strict=True))
 
 
 def walk(n: int, *, seed: int = 3, start: float = 64_000.0) -> tuple[list[float], list[float]]:
@@ -156,15 +155,31 @@ class TestOddSeries:
         closes, _ = walk(40)
         assert indicators(closes, [9.0] * 39 + [0.0])["volume_ratio"] == 0
 
+    @given(
+        st.lists(
+            st.tuples(
+                st.floats(0, exclude_min=True, allow_infinity=False), st.floats(0, allow_infinity=False)
+            ),
+            min_size=MIN_CANDLES,
+            max_size=60,
+        )
+    )
+    @example([(5e-324, 0.0), (1.7e308, 1.7e308)] * 20)
+    @example([(1.7e308, 1.7e308), (5e-324, 5e-324)] * 20)
+    def test_prices_at_the_edge_of_float64_give_a_row_finite_or_not(
+        self, candles: list[tuple[float, float]]
+    ) -> None:
+        row = compute([close for close, _ in candles], [volume for _, volume in candles])
+        assert [type(value) for value in row] == [float] * len(FEATURES)
+
     @pytest.mark.parametrize(("closes", "volumes"), [(19, 19), (0, 0), (20, 19), (30, 31)])
     def test_too_few_candles_or_unequal_columns_are_refused(self, closes: int, volumes: int) -> None:
         with pytest.raises(ValueError, match="at least 20"):
-            compute(np.ones(closes), np.ones(volumes))
+            compute([1.0] * closes, [1.0] * volumes)
 
 
 def test_the_inputs_are_left_alone() -> None:
-    closes, volumes = (np.array(column) for column in walk(50))
+    closes, volumes = walk(50)
     before = closes.copy(), volumes.copy()
     compute(closes, volumes)
-    assert np.array_equal(closes, before[0])
-    assert np.array_equal(volumes, before[1])
+    assert (closes, volumes) == before

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import pytest
 
-from ml_api.trading.indicators import FEATURES, FloatArray
+from ml_api.trading.indicators import FEATURES, Row
 from ml_api.trading.rules import rule_decision, signals
 
 QUIET = dict.fromkeys(FEATURES, 0.0) | {"rsi_14": 50.0}
 
 
-def row(**values: float) -> FloatArray:
-    return np.array([(QUIET | values)[name] for name in FEATURES])
+def row(**values: float) -> Row:
+    return tuple((QUIET | values)[name] for name in FEATURES)
 
 
-def fired(values: FloatArray) -> list[tuple[str, str]]:
+def fired(values: Row) -> list[tuple[str, str]]:
     return [(signal.rule, signal.contribution) for signal in signals(values) if signal.fired]
 
 
@@ -53,7 +53,7 @@ def test_a_rule_fires_strictly_beyond_its_threshold(
     feature: str, threshold: float, toward: int, rule: str, contribution: str
 ) -> None:
     assert fired(row(**{feature: threshold})) == []
-    beyond = float(np.nextafter(threshold, toward * np.inf))
+    beyond = math.nextafter(threshold, toward * math.inf)
     assert fired(row(**{feature: beyond})) == [(rule, contribution)]
 
 

@@ -95,7 +95,8 @@ class TestDataset:
         assert len(data) == 160 - WINDOW + 1 - HORIZON
         for index in (0, 30, len(data) - 1):
             end = WINDOW + index
-            row = compute(bars.closes[end - WINDOW : end], bars.volumes[end - WINDOW : end])
+            closes, volumes = (column[end - WINDOW : end].tolist() for column in (bars.closes, bars.volumes))
+            row = compute(closes, volumes)
             level = data.rows[index, 0] / row[0]
             assert level > 0
             for name, ours, theirs in zip(FEATURES, data.rows[index], row, strict=True):
@@ -202,7 +203,7 @@ class TestTheCommittedModel:
         assert [verdict.asset for verdict in decision.verdicts] == ["BTC", "ETH"]
         booster = lightgbm.Booster(model_file=str(MODEL))
         for verdict in decision.verdicts:
-            (chances,) = np.asarray(booster.predict(verdict.row[None, :], num_threads=1))
+            (chances,) = np.asarray(booster.predict([verdict.row], num_threads=1))
             assert CLASSES[int(chances.argmax())] == verdict.action
             assert verdict.confidence == chances.max()
             assert model.manifest is not None

@@ -25,7 +25,7 @@ def contributions(verdicts: Sequence[Verdict], explain: Explain, *, top: int) ->
     """
     if not verdicts:
         return ()
-    shares = explain(np.stack([verdict.row for verdict in verdicts]))
+    shares = explain(np.array([verdict.row for verdict in verdicts]))
     return tuple(
         Contribution(asset_symbol=verdict.asset, feature=FEATURES[column], log_odds=float(toward[column]))
         for verdict, toward in _chosen(verdicts, shares)

@@ -11,19 +11,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
+from operator import gt
 from typing import Final, Literal, Protocol
-
-import numpy as np
 
 from ml_api.bars import Bars
 from ml_api.contract import Order, Portfolio, Signal
-from ml_api.trading.indicators import MIN_CANDLES, FloatArray, compute
+from ml_api.trading.indicators import MIN_CANDLES, FloatArray, Row, compute
 from ml_api.trading.rules import Action, rule_decision, signals
 
 __all__ = ["ASSETS", "CLASSES", "Decision", "Predict", "Question", "Verdict", "decide"]
 
-Predict = Callable[[FloatArray], FloatArray]
-"""float64[n, 11] -> probabilities float64[n, 3] in the order of `CLASSES`; one call per request."""
+Predict = Callable[[list[Row]], FloatArray | list[FloatArray]]
+"""Rows -> for each of them probabilities float64[3] in the order of `CLASSES`; one call per request."""
 
 Asset = Literal["BTC", "ETH"]
 ASSETS: Final[tuple[Asset, ...]] = ("BTC", "ETH")
@@ -41,10 +40,10 @@ _MONEY = Context(prec=60)  # quotients of money and prices of any size, rounded 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was concluded about one asset; *row* is float64[11] in the order of `indicators.FEATURES`."""
+    """What was concluded about one asset."""
 
     asset: Asset
-    row: FloatArray
+    row: Row
     price: Decimal
     action: Action
     confidence: float
@@ -87,9 +86,9 @@ def decide(request: Question, predict: Predict | None, *, cap_to_portfolio: bool
         cap_to_portfolio: Limit BUY to the cash left and SELL to the quantity held. Off, both are ignored and the
             caller's own risk check has the last word.
     Raises:
-        ValueError: The model's answer is not a finite float64[n, 3].
+        ValueError: The model's answer is not a finite float64[3] for each row.
     """
-    usable: list[tuple[Asset, FloatArray, Decimal]] = []
+    usable: list[tuple[Asset, Row, Decimal]] = []
     skipped: dict[str, str] = {}
     for asset in ASSETS:
         bars = request.bars(asset)
@@ -119,34 +118,51 @@ def decide(request: Question, predict: Predict | None, *, cap_to_portfolio: bool
     )
 
 
-def _newest_row(bars: Bars) -> tuple[FloatArray, Decimal]:
+def _newest_row(bars: Bars) -> tuple[Row, Decimal]:
     """The indicators of the newest candle, and its close; raises _Unusable."""
-    n = len(bars.times)
+    times, closes, volumes = bars.times, bars.closes, bars.volumes
+    n = len(times)
     if n < MIN_CANDLES:
         raise _Unusable(f"{n} candles, {MIN_CANDLES} needed")
-    if len(set(bars.times)) < n:
-        raise _Unusable("two candles of one time")
-    oldest_first = sorted(range(n), key=bars.times.__getitem__)
-    closes, volumes = np.array(bars.closes)[oldest_first], np.array(bars.volumes)[oldest_first]
+    if all(map(gt, times, times[1:])):  # newest first, as the client sends them
+        newest, closes, volumes = 0, closes[::-1], volumes[::-1]
+    else:
+        oldest_first = sorted(range(n), key=times.__getitem__)
+        if len(set(times)) < n:
+            raise _Unusable("two candles of one time")
+        newest = oldest_first[-1]
+        closes, volumes = [closes[i] for i in oldest_first], [volumes[i] for i in oldest_first]
     # As float64, since that is what is computed with: 1e400 is a finite decimal and not a finite price.
-    if not 0 < closes.min() <= closes.max() < math.inf:
+    if not 0 < min(closes) <= max(closes) < math.inf:
         raise _Unusable("a close is not a positive finite price")
-    if not 0 <= volumes.min() <= volumes.max() < math.inf:
+    if not 0 <= min(volumes) <= max(volumes) < math.inf:
         raise _Unusable("a volume is negative or not finite")
-    with np.errstate(over="ignore", invalid="ignore"):
-        row = compute(closes, volumes)
-    if not np.isfinite(row).all():
+    row = compute(closes, volumes)
+    if not all(map(math.isfinite, row)):
         raise _Unusable("prices or volumes too extreme for the indicators")
-    return row, bars.exact_close(oldest_first[-1])
+    return row, bars.exact_close(newest)
 
 
-def _conclude(predict: Predict, rows: list[FloatArray]) -> list[tuple[Action, float]]:
+def _conclude(predict: Predict, rows: list[Row]) -> list[tuple[Action, float]]:
     if not rows:
         return []
-    chances = predict(np.stack(rows))
-    if chances.shape != (len(rows), len(CLASSES)) or not np.isfinite(chances).all():
-        raise ValueError(f"the model must answer finite float64[{len(rows)}, {len(CLASSES)}]")
-    return [(CLASSES[int(chance.argmax())], float(chance.max())) for chance in chances]
+    answers = predict(rows)
+    if len(answers) != len(rows):
+        raise _nonsense(f"{len(answers)} answers to {len(rows)} rows")
+    return [_likeliest(chances) for chances in answers]
+
+
+def _likeliest(chances: FloatArray) -> tuple[Action, float]:
+    """The action with the largest probability, the first on ties, and that probability."""
+    values = chances.tolist()
+    if chances.shape != (len(CLASSES),) or not all(map(math.isfinite, values)):
+        raise _nonsense(f"{values!r}")
+    confidence = max(values)
+    return CLASSES[values.index(confidence)], confidence
+
+
+def _nonsense(answer: str) -> ValueError:
+    return ValueError(f"the model must answer a finite float64[{len(CLASSES)}] for each row, not {answer}")
 
 
 def _size(
@@ -157,28 +173,26 @@ def _size(
     traded: list[str] = []
     refused: list[str] = []
     cash = portfolio.cash
-    for verdict in verdicts:
-        if verdict.action == "HOLD":
-            continue
-        with localcontext(_MONEY):
+    with localcontext(_MONEY):
+        for verdict in verdicts:
+            if verdict.action == "HOLD":
+                continue
             quantity = _stake(portfolio.total_value, verdict)
             if cap and verdict.action == "BUY":
                 quantity = min(quantity, cash / verdict.price)
             elif cap:
                 held = sum((p.quantity for p in portfolio.positions if p.symbol == verdict.asset), Decimal(0))
                 quantity = min(quantity, held)
-            problem = _outside(quantity)
-            if problem is None:
-                # A capped quantity must not round up past the cap.
-                quantity = quantity.quantize(_PLACES, rounding=ROUND_DOWN if cap else ROUND_HALF_EVEN)
-                cash -= quantity * verdict.price if verdict.action == "BUY" else 0
-        if problem is not None:
-            refused.append(f"{verdict.asset} {verdict.action} not ordered: {problem}")
-            continue
-        orders.append(
-            Order(asset_symbol=verdict.asset, side=verdict.action, quantity=quantity, limit_price=None)
-        )
-        traded.append(f"{verdict.asset}: {verdict.action} (confidence: {verdict.confidence:.0%})")
+            if (problem := _outside(quantity)) is not None:
+                refused.append(f"{verdict.asset} {verdict.action} not ordered: {problem}")
+                continue
+            # A capped quantity must not round up past the cap.
+            quantity = quantity.quantize(_PLACES, rounding=ROUND_DOWN if cap else ROUND_HALF_EVEN)
+            cash -= quantity * verdict.price if verdict.action == "BUY" else 0
+            orders.append(
+                Order(asset_symbol=verdict.asset, side=verdict.action, quantity=quantity, limit_price=None)
+            )
+            traded.append(f"{verdict.asset}: {verdict.action} (confidence: {verdict.confidence:.0%})")
     return orders, traded, refused
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ml_api.contract import Signal
-from ml_api.trading.indicators import FEATURES, FloatArray
+from ml_api.trading.indicators import FEATURES, Row
 
 __all__ = ["RULES", "Action", "Rule", "rule_decision", "signals"]
 
@@ -48,29 +48,28 @@ _COLUMNS: Final = tuple(FEATURES.index(rule.feature) for rule in RULES)
 _RSI, _MACD_DIFF = FEATURES.index("rsi_14"), FEATURES.index("macd_diff")
 
 
-def signals(row: FloatArray) -> tuple[Signal, ...]:
-    """Hold one indicator row, float64[11], against all nine rules; fired or not, each is listed."""
-    values = row.tolist()
+def signals(row: Row) -> tuple[Signal, ...]:
+    """Hold one row against all nine rules; fired or not, each is listed."""
     return tuple(
         Signal(
             feature=rule.feature,
-            value=round(values[column], 4) + 0.0,  # + 0.0: no negative zero
+            value=round(row[column], 4) + 0.0,  # + 0.0: no negative zero
             rule=rule.text,
-            fired=rule.fires(values[column]),
+            fired=rule.fires(row[column]),
             contribution=rule.contribution,
         )
         for rule, column in zip(RULES, _COLUMNS, strict=True)
     )
 
 
-def rule_decision(row: FloatArray, row_signals: Sequence[Signal]) -> tuple[Action, float]:
+def rule_decision(row: Row, row_signals: Sequence[Signal]) -> tuple[Action, float]:
     """
     Decide without a model: an extreme or confirmed RSI first, else the majority of fired signals.
 
     Returns:
         The action and a fixed confidence: 0.7, 0.55 or 0.5, which is not a probability.
     """
-    rsi, macd_diff = float(row[_RSI]), float(row[_MACD_DIFF])
+    rsi, macd_diff = row[_RSI], row[_MACD_DIFF]
     if rsi < 35 or (rsi < 45 and macd_diff > 0):
         return "BUY", 0.7
     if rsi > 65 or (rsi > 55 and macd_diff < 0):

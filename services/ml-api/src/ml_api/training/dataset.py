@@ -78,7 +78,8 @@ def build(bars: Sequence[Bars], *, seed: int, advance: Callable[[int], None] = l
         rows = np.empty((len(ends), len(FEATURES)))
         for row, end, level in zip(rows, ends, levels, strict=True):
             past = slice(end - WINDOW + 1, end + 1)
-            row[:] = compute(one.closes[past] * (level / one.closes[end]), one.volumes[past])
+            closes = one.closes[past] * (level / one.closes[end])
+            row[:] = compute(closes.tolist(), one.volumes[past].tolist())
         # Single precision drops the last bits, which depend on the machine's BLAS; retraining elsewhere sees the
         # same numbers.
         rows = rows.astype(np.float32).astype(np.float64)
