@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ml_api import contract
 from ml_api.contract import MalformedBody, NestedTooDeep, PredictRequest
+from ml_api.market import divide, market_of
 from ml_api.quick import QuickRequest, projection, read_request
 
 Outcome = tuple[object, ...]
@@ -24,14 +25,15 @@ def outcome(read: Callable[[bytes], Any], body: bytes) -> Outcome:
         request = read(body)
     except MalformedBody as error:
         return type(error), error.errors
-    return request if isinstance(request, tuple) else described(request)
+    return request if isinstance(request, tuple) else described(request, body)
 
 
-def described(request: QuickRequest | PredictRequest) -> Outcome:
+def described(request: QuickRequest | PredictRequest, body: bytes) -> Outcome:
     """Everything that a decision looks at, each number as text, and times by their order."""
+    bars_of = request.bars if isinstance(request, PredictRequest) else market_of(divide(body)[1]).bars()
     assets = []
     for asset in ("BTC", "ETH", "X"):
-        bars = request.bars(asset)
+        bars = bars_of(asset)
         ranks = sorted(set(bars.times))
         exact = [bars.exact_close(position) for position in range(len(bars.times))]
         assets.append(
@@ -100,20 +102,25 @@ class TestTheCommonBody:
         assert is_quick(sent)
         agree(sent)
 
-    @pytest.mark.parametrize("sent", ["", ',"requestId":null', ',"instructions":null'])
+    @pytest.mark.parametrize("sent", ["", '"requestId":null,', '"instructions":null,'])
     def test_with_members_left_out_or_null(self, sent: str) -> None:
-        assert is_quick(text(tail=sent))
-        first, second = request_id(text(tail=sent)), request_id(text(tail=sent))
-        assert first != second  # a fresh one each time
+        body = text(agent=sent + '"agentId":"alice"')
+        assert is_quick(body)
+        assert request_id(body) != request_id(body)  # a fresh one each time
+
+    def test_with_null_instructions_at_the_end(self) -> None:
+        assert is_quick(text(tail=',"instructions":null'))
 
     def test_the_id_it_brings_is_its_own(self) -> None:
-        assert request_id(text(tail=',"requestId":"\\u0041-1"')) == "A-1"
+        body = text(agent='"requestId":"\\u0041-1","agentId":"alice"')
+        assert is_quick(body)
+        assert request_id(body) == "A-1"
 
     def test_a_close_keeps_every_digit(self) -> None:
         digits = "66000.10000000000000000000000000000001"
-        request = read_request(text(close=f'"close":{digits}'))
-        assert isinstance(request, QuickRequest)
-        assert request.bars("BTC").exact_close(0) == Decimal(digits)
+        body = text(close=f'"close":{digits}')
+        assert is_quick(body)
+        assert market_of(divide(body)[1]).bars()("BTC").exact_close(0) == Decimal(digits)
 
 
 NUMBERS = [
@@ -163,6 +170,16 @@ ODD = [
     text(portfolio='"portfolio":{"cash":1,"totalValue":2,"x":' + "[" * 199 + "]" * 199 + "}"),
     text(portfolio='"portfolio":{"cash":1,"totalValue":2,"x":' + "[" * 200 + "]" * 200 + "}"),
     text(portfolio='"portfolio":{"cash":1,"totalValue":2,"x":' + '{"":' * 199 + "1" + "}" * 199 + "}"),
+    # A list of candles in another place.
+    text(portfolio='"portfolio":{"cash":1,"totalValue":2,"candles":[]}'),
+    text(portfolio='"portfolio":{"cash":1,"totalValue":2},"candles":[]'),
+    text(portfolio='"portfolio":{"cash":1,"totalValue":2},"candles":[],"instructions":"\\"candles\\":["'),
+    text(agent='"candles":[],"agentId":"alice"'),
+    text(agent='"agentId":"\\"candles\\":["'),
+    text(tail=',"agentId":"bob"'),
+    text(tail=',"agent_id":"bob"'),
+    text(tail=',"portfolio":{"cash":1,"totalValue":2,"candles":[]}'),
+    text().replace(b'"candles":[', b'"candles" : ['),
     # Members of another version.
     text(more=',"trades":7'),
     text(tail=',"future":{"a":[1]}'),

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response
 from ml_api.metrics import Metrics
 from ml_api.problems import Problem
-from ml_api.quick import read_request
+from ml_api.quick import QuickRequest, read_request
 from ml_api.trading.contributions import contributions
-from ml_api.trading.decision import Decision, Predict, decide
+from ml_api.trading.decision import Decision, Predict, decide, look
 from ml_api.trading.indicators import FloatArray, Row
 from predictor import Model, ModelSlot
 
@@ -78,7 +78,10 @@ class Decider:
             raise Problem(error.status, error.slug, error.errors) from None
         model = self._slot.current if self._slot is not None else None  # one model for the whole request
         decision = decide(
-            request, self._predictor(model) if model is not None else None, cap_to_portfolio=self._cap_orders
+            request.outlook if isinstance(request, QuickRequest) else look(request.bars),
+            request.portfolio,
+            self._predictor(model) if model is not None else None,
+            cap_to_portfolio=self._cap_orders,
         )
         answer = encode_response(
             PredictResponse(

@@ -11,7 +11,7 @@ import pytest
 from ml_api.catalogue import BUNDLED_MODEL
 from ml_api.contract import parse_request
 from ml_api.trading.contributions import contributions
-from ml_api.trading.decision import CLASSES, decide
+from ml_api.trading.decision import CLASSES, decide, look
 from ml_api.trading.indicators import FEATURES
 from predictor import Model
 
@@ -24,7 +24,8 @@ def model() -> Model:
 def test_the_largest_come_first_per_asset_towards_its_own_action(
     make_body: Callable[..., bytes], model: Model
 ) -> None:
-    decision = decide(parse_request(make_body()), model.predict)
+    request = parse_request(make_body())
+    decision = decide(look(request.bars), request.portfolio, model.predict)
     shares = model.explain([verdict.row for verdict in decision.verdicts]).contributions
     found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=3)
     assert [one.asset_symbol for one in found] == ["BTC"] * 3 + ["ETH"] * 3
@@ -37,7 +38,8 @@ def test_the_largest_come_first_per_asset_towards_its_own_action(
 
 
 def test_all_of_them_add_up_to_the_raw_score(make_body: Callable[..., bytes], model: Model) -> None:
-    decision = decide(parse_request(make_body(assets=["ETH"])), model.predict)
+    request = parse_request(make_body(assets=["ETH"]))
+    decision = decide(look(request.bars), request.portfolio, model.predict)
     (verdict,) = decision.verdicts
     explanation = model.explain([verdict.row])
     found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=99)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_api.contract import Candle, Portfolio, PredictRequest, PredictResponse, encode_response, parse_request
-from ml_api.trading.decision import ASSETS, Decision, Predict, decide
+from ml_api.trading.decision import ASSETS, Decision, Predict, decide, look
 from ml_api.trading.indicators import FEATURES, FloatArray, Row, compute
 
 Make = Callable[..., bytes]
@@ -35,8 +35,12 @@ def answering(*chances: tuple[float, float, float]) -> Predict:
 SELL, HOLD, BUY = (0.5, 0.3, 0.2), (0.3, 0.4, 0.3), (0.2, 0.34, 0.46)
 
 
+def decided(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
+    return decide(look(request.bars), request.portfolio, predict, cap_to_portfolio=cap_to_portfolio)
+
+
 def judged(body: bytes, *chances: tuple[float, float, float], cap: bool = False) -> Decision:
-    return decide(parse_request(body), answering(*(chances or (BUY,))), cap_to_portfolio=cap)
+    return decided(parse_request(body), answering(*(chances or (BUY,))), cap_to_portfolio=cap)
 
 
 def edited(body: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -70,7 +74,7 @@ class TestTheRow:
         request = parse_request(make_body(assets=["BTC"]))
         newest_last = request.candles[::-1]
         columns = [[float(c[name]) for c in newest_last] for name in ("close", "volume")]
-        (verdict,) = decide(request, answering(BUY)).verdicts
+        (verdict,) = decided(request, answering(BUY)).verdicts
         assert verdict.row == compute(*columns)
         assert verdict.price == newest_last[-1]["close"]
 
@@ -81,7 +85,7 @@ class TestTheRow:
             seen.append(rows)
             return np.array([SELL, BUY])
 
-        decision = decide(parse_request(make_body(assets=["ETH", "DOGE", "BTC"])), predict)
+        decision = decided(parse_request(make_body(assets=["ETH", "DOGE", "BTC"])), predict)
         assert [order.asset_symbol for order in decision.orders] == ["BTC", "ETH"]
         assert seen == [[verdict.row for verdict in decision.verdicts]]
 
@@ -89,7 +93,7 @@ class TestTheRow:
         assert judged(make_body(assets=["DOGE", "btc"])).reasoning == "No trading signals"
 
     def test_the_model_is_not_called_without_a_row(self, make_body: Make) -> None:
-        decision = decide(parse_request(make_body(count=19)), lambda rows: pytest.fail("called"))
+        decision = decided(parse_request(make_body(count=19)), lambda rows: pytest.fail("called"))
         assert decision.orders == ()
 
     @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ class TestTheRow:
     )
     def test_a_model_that_answers_nonsense_raises(self, make_body: Make, bad: FloatArray) -> None:
         with pytest.raises(ValueError, match="finite float64"):
-            decide(parse_request(make_body()), lambda rows: bad)
+            decided(parse_request(make_body()), lambda rows: bad)
 
 
 class TestTheAction:
@@ -122,7 +126,7 @@ class TestTheAction:
 
     def test_no_model_means_the_fixed_rules(self, make_body: Make) -> None:
         rising = [100.0 + i for i in range(40)]
-        decision = decide(parse_request(make_body(assets=["BTC"], closes={"BTC": rising})), None)
+        decision = decided(parse_request(make_body(assets=["BTC"], closes={"BTC": rising})), None)
         assert (decision.verdicts[0].action, decision.verdicts[0].confidence) == ("SELL", 0.7)
         assert decision.reasoning == "BTC: SELL (confidence: 70%)"
 
@@ -134,7 +138,7 @@ class TestSizing:
     def test_the_quantity(self, make_body: Make, confidence: float, share: str) -> None:
         request = parse_request(make_body(assets=["BTC"], total_value="123456.78"))
         rest = (1 - confidence) / 2
-        (order,) = decide(request, answering((confidence, rest, rest))).orders
+        (order,) = decided(request, answering((confidence, rest, rest))).orders
         exact = Decimal("123456.78") * Decimal("0.1") * Decimal(share) / request.candles[0]["close"]
         assert order.quantity == exact.quantize(Decimal("1e-8"), rounding=ROUND_HALF_EVEN)
         assert order.limit_price is None
@@ -185,7 +189,7 @@ class TestTheCap:
 
     def test_purchases_share_the_cash_and_never_exceed_it(self, make_body: Make) -> None:
         request = parse_request(make_body(cash="5000"))
-        decision = decide(request, answering(BUY), cap_to_portfolio=True)
+        decision = decided(request, answering(BUY), cap_to_portfolio=True)
         prices = {verdict.asset: verdict.price for verdict in decision.verdicts}
         costs = [order.quantity * prices[order.asset_symbol] for order in decision.orders]
         assert len(costs) == 2
@@ -310,7 +314,7 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
         candles=candles,
         instructions="",
     )
-    decision = decide(request, model, cap_to_portfolio=cap)
+    decision = decided(request, model, cap_to_portfolio=cap)
     answer = PredictResponse(
         model_version="1",
         request_id="r",

@@ -16,7 +16,7 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 from ml_api.contract import parse_request
-from ml_api.trading.decision import CLASSES, decide
+from ml_api.trading.decision import CLASSES, decide, look
 from ml_api.trading.indicators import FEATURES, compute
 from ml_api.training import MODEL_FILE, TrainingDataMissing, train
 from ml_api.training.bars import Bars, load_bars
@@ -199,7 +199,8 @@ class TestTheCommittedModel:
         self, make_body: Callable[..., bytes]
     ) -> None:
         model = Model.load(MODEL)
-        decision = decide(parse_request(make_body()), model.predict)
+        request = parse_request(make_body())
+        decision = decide(look(request.bars), request.portfolio, model.predict)
         assert [verdict.asset for verdict in decision.verdicts] == ["BTC", "ETH"]
         booster = lightgbm.Booster(model_file=str(MODEL))
         for verdict in decision.verdicts:

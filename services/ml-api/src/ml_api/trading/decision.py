@@ -11,15 +11,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
+from itertools import chain
 from operator import gt
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from ml_api.bars import Bars
 from ml_api.contract import Order, Portfolio, Signal
 from ml_api.trading.indicators import MIN_CANDLES, FloatArray, Row, compute
 from ml_api.trading.rules import Action, rule_decision, signals
 
-__all__ = ["ASSETS", "CLASSES", "Decision", "Predict", "Question", "Verdict", "decide"]
+__all__ = ["ASSETS", "CLASSES", "Decision", "Outlook", "Predict", "Verdict", "decide", "look"]
 
 Predict = Callable[[list[Row]], FloatArray | list[FloatArray]]
 """Rows -> for each of them probabilities float64[3] in the order of `CLASSES`; one call per request."""
@@ -50,6 +51,22 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlook:
+    """
+    What the candles of one moment say, whoever asks.
+
+    Attributes:
+        rows: Of each asset that can be judged its indicators and the newest close, in the order of `ASSETS`.
+        signals: The nine fixed rules held against each of these rows.
+        skipped: Each asset that cannot be judged, and why.
+    """
+
+    rows: tuple[tuple[Asset, Row, Decimal], ...]
+    signals: tuple[tuple[Signal, ...], ...]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The outcome for one request; *skipped* maps each asset that could not be judged to the reason."""
 
@@ -60,26 +77,30 @@ class Decision:
     skipped: dict[str, str]
 
 
-class Question(Protocol):
-    """What a decision is made from; `contract.PredictRequest` is one."""
-
-    @property
-    def portfolio(self) -> Portfolio:
-        """The agent's money."""
-        ...
-
-    def bars(self, asset: str) -> Bars:
-        """The candles of one asset, in any order, none where it was not asked about."""
-        ...
-
-
 class _Unusable(Exception):
     """The candles of one asset give no row; the message says why."""
 
 
-def decide(request: Question, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
+def look(bars: Callable[[str], Bars]) -> Outlook:
+    """Compute all that does not depend on who asks, for each asset that has candles."""
+    rows: list[tuple[Asset, Row, Decimal]] = []
+    skipped: dict[str, str] = {}
+    for asset in ASSETS:
+        own = bars(asset)
+        if not own.times:
+            continue  # not asked about
+        try:
+            rows.append((asset, *_newest_row(own)))
+        except _Unusable as reason:
+            skipped[asset] = str(reason)
+    return Outlook(tuple(rows), tuple(signals(row) for _, row, _ in rows), skipped)
+
+
+def decide(
+    outlook: Outlook, portfolio: Portfolio, predict: Predict | None, *, cap_to_portfolio: bool = False
+) -> Decision:
     """
-    Judge each asset that the request has candles of, and size its order.
+    Judge each asset, and size its order.
 
     Args:
         predict: The model, called once with one row per usable asset; None decides by the fixed rules alone.
@@ -88,33 +109,24 @@ def decide(request: Question, predict: Predict | None, *, cap_to_portfolio: bool
     Raises:
         ValueError: The model's answer is not a finite float64[3] for each row.
     """
-    usable: list[tuple[Asset, Row, Decimal]] = []
-    skipped: dict[str, str] = {}
-    for asset in ASSETS:
-        bars = request.bars(asset)
-        if not bars.times:
-            continue  # not asked about
-        try:
-            usable.append((asset, *_newest_row(bars)))
-        except _Unusable as reason:
-            skipped[asset] = str(reason)
-    row_signals = [signals(row) for _, row, _ in usable]
     if predict is None:
-        conclusions = [rule_decision(row, own) for (_, row, _), own in zip(usable, row_signals, strict=True)]
+        conclusions = [
+            rule_decision(row, own) for (_, row, _), own in zip(outlook.rows, outlook.signals, strict=True)
+        ]
     else:
-        conclusions = _conclude(predict, [row for _, row, _ in usable])
+        conclusions = _conclude(predict, [row for _, row, _ in outlook.rows])
     verdicts = tuple(
         Verdict(asset, row, price, action, confidence)
-        for (asset, row, price), (action, confidence) in zip(usable, conclusions, strict=True)
+        for (asset, row, price), (action, confidence) in zip(outlook.rows, conclusions, strict=True)
     )
-    orders, traded, refused = _size(verdicts, request.portfolio, cap_to_portfolio)
-    remarks = [f"{asset} skipped: {reason}" for asset, reason in skipped.items()] + refused
+    orders, traded, refused = _size(verdicts, portfolio, cap_to_portfolio)
+    remarks = [f"{asset} skipped: {reason}" for asset, reason in outlook.skipped.items()] + refused
     return Decision(
         orders=tuple(orders),
-        signals=tuple(signal for own in row_signals for signal in own),
+        signals=tuple(chain.from_iterable(outlook.signals)),
         reasoning="; ".join((traded or ["No trading signals"]) + remarks),
         verdicts=verdicts,
-        skipped=skipped,
+        skipped=outlook.skipped,
     )
 
 

@@ -1,0 +1,166 @@
+"""
+The end of a body, from its candles on: what all agents share that are asked for at the same moment.
+
+Such requests differ in what stands before the candles: who asks, and with which money. So a body is read as two texts,
+and what follows from the second is kept for the last few of them. One is known again by all its bytes; nothing is
+taken for what it is not. The shape that is read here is the one of `ml_api.quick`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cached_property, lru_cache
+from typing import Annotated
+
+import msgspec
+
+from ml_api.bars import Bars
+from ml_api.fields import parse_instant
+from ml_api.trading.decision import Outlook, look
+
+__all__ = ["NOT_QUICK", "Market", "divide", "market_of"]
+
+NOT_QUICK = (msgspec.MsgspecError, ValueError)
+"""What a text of another shape raises; the first is not always one of the second."""
+
+_START = b'"candles":['
+
+
+def divide(body: bytes) -> tuple[bytes, bytes]:
+    """
+    One object's text as two: what stands before its candles, with none of them, and the rest.
+
+    If both are JSON objects then *body* is one too, and has the members of the first and then those of the second: up
+    to the place of division a reader cannot tell *body* from the first, and from there on not from the second.
+
+    Raises:
+        ValueError: There is no list of candles, or nothing before it.
+    """
+    place = body.index(_START)
+    return body[:place] + b'"candles":[]}', b"{" + body[place:]
+
+
+class Market:
+    """
+    What a list of candles says.
+
+    Args:
+        text: A JSON object of ASCII, `candles` its first member.
+    Raises:
+        NOT_QUICK: Another shape.
+
+    Attributes:
+        newest_minute: The newest candle's, since 1970 UTC; None where there is no candle.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        newest = max(map(_microseconds, {candle.timestamp for candle in _times(text).candles}), default=None)
+        self.newest_minute = None if newest is None else newest // _MINUTE
+
+    @cached_property
+    def outlook(self) -> Outlook:
+        """What can be said about each asset, made once; raises NOT_QUICK for a candle of another shape."""
+        return look(self.bars())
+
+    def bars(self) -> Callable[[str], Bars]:
+        """The candles by their asset; raises NOT_QUICK for one of another shape."""
+        candles = _candles(self.text).candles
+        if not _numbers_are_small(self.text, candles):
+            raise ValueError("an exponent beyond that of a decimal")
+
+        def exact_close(place: int) -> Decimal:
+            return _close(_texts(self.text).candles[place]).close
+
+        def bars(asset: str) -> Bars:
+            places = [place for place, candle in enumerate(candles) if candle.symbol == asset]
+            own = [candles[place] for place in places]
+            return Bars(
+                [_microseconds(candle.timestamp) for candle in own],
+                [candle.close for candle in own],
+                [candle.volume for candle in own],
+                lambda position: exact_close(places[position]),
+            )
+
+        return bars
+
+
+_recent: deque[Market] = deque(maxlen=4)
+_KEPT = 262_144  # bytes of a text that is kept; a request has an eighth of it
+
+
+def market_of(text: bytes) -> Market:
+    """The market of *text*, one of the last few if it was among them; raises NOT_QUICK as `Market`."""
+    for market in _recent:
+        if market.text == text:
+            return market
+    market = Market(text)
+    if len(text) <= _KEPT:
+        _recent.appendleft(market)
+    return market
+
+
+class _Candle(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    timestamp: str
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+
+
+class _Candles(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    candles: list[_Candle]
+    instructions: str | None = None
+
+
+class _Time(msgspec.Struct, gc=False):
+    timestamp: str
+
+
+class _Times(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    candles: list[_Time]
+    instructions: str | None = None
+
+
+class _Texts(msgspec.Struct, gc=False):
+    candles: list[msgspec.Raw]
+
+
+class _Close(msgspec.Struct, gc=False):
+    close: Decimal
+
+
+_candles = msgspec.json.Decoder(_Candles).decode
+_times = msgspec.json.Decoder(_Times).decode
+_texts = msgspec.json.Decoder(_Texts).decode
+_close = msgspec.json.Decoder(_Close).decode
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE = 60_000_000  # microseconds
+
+
+# Assets share their candle times, and so do successive requests.
+@lru_cache(maxsize=4096)
+def _microseconds(text: str) -> int:
+    return (parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
+
+
+# Written with either letter; two searches for one byte are quicker than one for a class.
+_LONG_EXPONENTS = (re.compile(rb"e[-+]?[0-9]{9}").search, re.compile(rb"E[-+]?[0-9]{9}").search)
+
+
+def _numbers_are_small(text: bytes, candles: list[_Candle]) -> bool:
+    """
+    Whether no exponent is beyond what a decimal can have.
+
+    As a float64 such a number is infinite, which is refused above, or 0; so one is looked for where there is a 0.
+    """
+    return all(
+        candle.open and candle.high and candle.low and candle.close and candle.volume for candle in candles
+    ) or not any(search(text) for search in _LONG_EXPONENTS)

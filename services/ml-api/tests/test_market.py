@@ -1,0 +1,110 @@
+"""What agents share: where a body is divided, and what is known again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from ml_api.market import NOT_QUICK, Market, divide, market_of
+from ml_api.quick import QuickRequest, read_request
+
+NAMES = st.sampled_from(["candles", "agentId", "a", '"candles":[', '\\"candles\\":[', "é"])
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3) | NAMES | st.just([]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def members(text: bytes) -> list[tuple[str, object]]:
+    """The members of an object in their order, also those whose names come twice; ValueError where it is none."""
+    pairs = json.loads(text, object_pairs_hook=list)
+    if not text.startswith(b"{"):
+        raise ValueError("no object")
+    return [tuple(pair) for pair in pairs]
+
+
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=5))
+@example([("a", {"candles": [1]}), ("candles", [2])])
+@example([("candles", [1]), ("a", 1), ("candles", [2]), ("a", 2)])
+def test_if_both_parts_are_objects_the_whole_has_the_members_of_both(pairs: list[tuple[str, object]]) -> None:
+    written = [f"{json.dumps(name)}:{json.dumps(value, separators=(',', ':'))}" for name, value in pairs]
+    whole = f"{{{','.join(written)}}}"
+    try:
+        before, rest = divide(whole.encode())
+        first, second = members(before), members(rest)
+    except ValueError:
+        return
+    assert first[-1] == ("candles", [])
+    assert first[:-1] + second == members(whole.encode())
+
+
+@given(
+    cut=st.integers(0, 200), put=st.sampled_from([b"", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"x"])
+)
+def test_two_objects_are_never_made_of_a_text_that_is_none(cut: int, put: bytes) -> None:
+    whole = b'{"agentId":"a \\"b\\"","portfolio":{"cash":[1,{"x":"}"}]},"candles":[{"a":["]"]}],"instructions":"[{"}'
+    damaged = whole[:cut] + put + whole[cut + 1 :]
+    try:
+        parts = [members(part) for part in divide(damaged)]
+    except ValueError:
+        return
+    assert parts[0][:-1] + parts[1] == members(damaged)
+
+
+def test_agents_that_send_the_same_candles_share_what_follows_from_them(body: Callable[..., bytes]) -> None:
+    first, second = (read_request(body(agent=agent)) for agent in ("alice", "bob"))
+    assert isinstance(first, QuickRequest)
+    assert isinstance(second, QuickRequest)
+    assert (first.agent_id, second.agent_id) == ("alice", "bob")
+    assert first.outlook is second.outlook
+
+
+def test_one_digit_in_the_last_candle_makes_it_another_market(body: Callable[..., bytes]) -> None:
+    text = divide(body())[1]
+    place = text.rindex(b'"close":') + len(b'"close":')
+    digit = b"1" if text[place : place + 1] != b"1" else b"2"
+    other = text[:place] + digit + text[place + 1 :]
+    assert len(other) == len(text)
+    assert market_of(text) is market_of(text)
+    assert market_of(other) is not market_of(text)
+
+
+def test_only_the_last_few_are_kept(body: Callable[..., bytes]) -> None:
+    first = market_of(text := divide(body())[1])
+    for number in range(4):
+        market_of(b'{"candles":[],"instructions":"%d"}' % number)
+    assert market_of(text) is not first
+
+
+def test_a_text_beyond_all_measure_is_not_kept() -> None:
+    text = b'{"candles":[],"instructions":"%b"}' % (b"x" * 262_144)
+    assert market_of(text) is not market_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b'{"candles":[]',
+        b'{"candles":[{}]}',
+        b'{"candles":[],"agentId":"bob"}',
+        b'{"candles":[]}x',
+    ],
+)
+def test_another_shape_is_refused_and_not_kept(text: bytes) -> None:
+    for _ in range(2):
+        with pytest.raises(NOT_QUICK):
+            market_of(text)
+
+
+def test_the_newest_minute_is_that_of_the_latest_instant_whatever_its_zone() -> None:
+    times = ["2026-02-20T14:00:59.999Z", "2026-02-20T13:59:00", "2026-02-20T17:01:00+03:00"]
+    candles = ",".join(f'{{"timestamp":"{time}"}}' for time in times)
+    assert Market(b'{"candles":[%b]}' % candles.encode()).newest_minute == 29_526_601
+    assert Market(b'{"candles":[]}').newest_minute is None
