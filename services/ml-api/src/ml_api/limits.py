@@ -130,8 +130,9 @@ class HandlerDeadline:
 
         async def send_and_stop_the_clock(message: Message) -> None:
             nonlocal begun
-            begun = True
-            clock.reschedule(None)
+            if not begun:
+                begun = True
+                clock.reschedule(None)
             await send(message)
 
         try:
