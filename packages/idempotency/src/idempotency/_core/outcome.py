@@ -15,7 +15,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, NamedTuple, TypeAlias
 
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
@@ -75,15 +75,20 @@ class Unreplayable:
 
 Outcome: TypeAlias = Response | Value | Unreplayable
 
-_text = encode_basestring
 _parse: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_ascii = encode_basestring_ascii  # takes half to nine tenths of the time of the one below
+
+
+def _text(text: str) -> str:
+    """*text* as a JSON string that a person can read."""
+    return _ascii(text) if text.isascii() else encode_basestring(text)
 
 
 def encode_response(response: Response) -> bytes:
     """The response as an outcome; headers survive byte for byte (latin-1), the body as text where it is UTF-8."""
     lines = [
-        f"[{_text(name.decode('latin-1'))},{_text(value.decode('latin-1'))}]"
+        f"[{_ascii(name.decode('latin-1'))},{_ascii(value.decode('latin-1'))}]"
         for name, value in response.headers
     ]
     return _encode(response.status, ",".join(lines), response.body, response.traceparent)
@@ -97,7 +102,7 @@ def encode_answer(
     for name, value in headers:
         name = name.lower()  # noqa: PLW2901
         if name not in drop and (name != b"content-length" or value == b"%d" % len(body)):
-            lines.append(f"[{_text(name.decode('latin-1'))},{_text(value.decode('latin-1'))}]")
+            lines.append(f"[{_ascii(name.decode('latin-1'))},{_ascii(value.decode('latin-1'))}]")
         elif name == b"connection":
             break  # it names others that are not recorded
     else:
