@@ -475,7 +475,28 @@ class TestValuesOfOthers:
             assert client.get(f"idempotency:{key}") == newer
 
     @pytest.mark.parametrize(
-        "damage", [b'{"v":1,"state":"completed","fi', b'{"v":1,"state":"running"}', b"{}", b""]
+        "damage",
+        [
+            b'{"v":1,"state":"completed","fi',
+            b'{"v":1,"state":"running"}',
+            b"{}",
+            b"",
+            b'{"v":1,"state":"completed","fingerprint":"abc","owner":"ab","attempt":1,"fence":1,'
+            b'"completed_at_ms":1}',
+            b'{"v":1,"state":"running","fingerprint":"abc","owner":"ab","attempt":1,"fence":1,'
+            b'"lease_until_ms":99999999999999,"retention_ms":1}',
+            b'{"v":1,"state":"completed","fingerprint":"ab","owner":"ab","attempt":1,"fence":1,'
+            b'"completed_at_ms":%b}' % (b"9" * 5000),
+        ],
+        ids=[
+            "cut off",
+            "too short",
+            "empty",
+            "nothing",
+            "half a byte",
+            "half a byte, running",
+            "no such time",
+        ],
     )
     async def test_a_damaged_record_is_corrupt_and_never_adopted_or_run(
         self, redis_server, key, damage

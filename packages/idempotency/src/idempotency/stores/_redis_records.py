@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import re
-from binascii import hexlify
+from binascii import hexlify, unhexlify
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias
@@ -55,7 +56,7 @@ Adopt: TypeAlias = Callable[[bytes], bytes | None]
 
 _HEAD = re.compile(
     rb'\{"v":1,"state":"(running|completed)","fingerprint":"([0-9a-f]*)","owner":"([0-9a-f]*)",'
-    rb'"attempt":(\d+),"fence":(\d+),"(?:lease_until_ms|completed_at_ms)":(\d+),?'
+    rb'"attempt":(\d{1,18}),"fence":(\d{1,18}),"(?:lease_until_ms|completed_at_ms)":(\d{1,18})(?!\d),?'
 )
 _VERSION = re.compile(rb'\{"v":(\d+)[,}]')
 
@@ -161,12 +162,12 @@ def read_acquired(
             head = _HEAD.match(value)
             if head is None:
                 raise CorruptRecord(_UNREADABLE)
-            stored = Fingerprint(bytes.fromhex(head[2].decode()))
+            stored = Fingerprint(_unhex(head[2]))
             return Completed(stored, _outcome(value, head), _seconds(now - int(head[6])), _seconds(to_live))
         case [b"acquired", attempt, fence]:
             return Acquired(Claim(key, owner, attempt, int(fence)))
         case [b"running", stored, left]:
-            return Running(Fingerprint(bytes.fromhex(stored.decode())), left / 1000)
+            return Running(Fingerprint(_unhex(stored)), left / 1000)
         case [b"foreign", value, to_live]:
             return Completed(fingerprint, _adopted(value, adopt), 0.0, _seconds(to_live))
         case _:
@@ -189,7 +190,7 @@ def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -
         outcome: bytes | None = _adopted(value, adopt)
     else:
         state = State(head[1].decode())
-        fingerprint, owner = (bytes.fromhex(head[group].decode()) for group in (2, 3))
+        fingerprint, owner = (_unhex(head[group]) for group in (2, 3))
         attempt, fence, moment = (int(head[group]) for group in (4, 5, 6))
         outcome = _outcome(value, head) if state is State.COMPLETED else None
     return Record(
@@ -261,6 +262,14 @@ def _outcome(value: bytes, head: re.Match[bytes]) -> bytes:
     return b"".join((b"{", memoryview(value)[head.end() :]))  # copied once, not twice
 
 
+def _unhex(digits: bytes) -> bytes:
+    try:
+        return unhexlify(digits)
+    except ValueError:  # an odd number of them: not of our making
+        raise CorruptRecord(_UNREADABLE) from None
+
+
+@lru_cache(maxsize=64)  # the few durations that policies have
 def _ms(seconds: float) -> bytes:
     """Whole milliseconds, never fewer than were asked for, and never none: Redis refuses a life of 0."""
     return b"%d" % max(1, math.ceil(seconds * 1000))
