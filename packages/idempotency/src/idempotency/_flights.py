@@ -79,5 +79,8 @@ class Flights:
             return
         del self._by_key[key]
 
+    def __contains__(self, key: StorageKey) -> bool:
+        return key in self._by_key
+
     def __len__(self) -> int:
         return len(self._by_key)

@@ -168,7 +168,18 @@ class IdempotencyMiddleware:
 class _Exchange:
     """One keyed request on its way to an answer: the question that its engine is asked."""
 
-    __slots__ = ("_middleware", "_receive", "engine", "fingerprint", "key", "policy", "scope", "send", "wait")
+    __slots__ = (
+        "_middleware",
+        "_receive",
+        "engine",
+        "fingerprint",
+        "key",
+        "path",
+        "policy",
+        "scope",
+        "send",
+        "wait",
+    )
 
     key: StorageKey
     fingerprint: Fingerprint
@@ -180,6 +191,7 @@ class _Exchange:
         self._middleware = middleware
         self._receive = receive
         self.engine = middleware.engine
+        self.path = _full_path(scope)
         self.policy = policy
         self.scope = scope
         self.send = send
@@ -217,7 +229,7 @@ class _Exchange:
             return await self.refuse(error)
         if body is None:
             return None  # the client left before its request was whole: nothing was claimed, nothing runs
-        method, path, query = scope["method"], _full_path(scope), scope.get("query_string", b"")
+        method, path, query = scope["method"], self.path, scope.get("query_string", b"")
         if policy.fingerprint is exact_bytes:
             self.fingerprint = exact_operation_digest(
                 method, path, query, content_type, content_encoding, body
@@ -240,7 +252,7 @@ class _Exchange:
     @property
     def operation(self) -> str:
         """The request's name in events."""
-        return f"{self.scope['method']} {_full_path(self.scope)}"
+        return f"{self.scope['method']} {self.path}"
 
     async def _read_body(self, there: bool, first: Any) -> bytes | None:
         limit, size = self.policy.max_request_bytes, 0

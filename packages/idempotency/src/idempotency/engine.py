@@ -72,7 +72,7 @@ class Engine(EngineBase[Flight]):
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
         owner = new_owner()
-        if ask.wait > 0:
+        if ask.wait > 0 and ask.key in self.flights:  # rare: only then is it asked which loop this is
             runtime = running()
             if self.flights.find(ask.key, ask.fingerprint, runtime.loop) is not None:
                 return await Attempt(self, ask, runtime, owner).drive(None)

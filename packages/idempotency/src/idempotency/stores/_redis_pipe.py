@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis import exceptions as failures
@@ -33,7 +33,7 @@ class Pipe:
         self._opening: asyncio.Task[Link] | None = None
         self._may_evict: bool | None = None
 
-    async def send(self, command: Command, due: float, *, asking: bool = False) -> Answer:
+    def send(self, command: Command, due: float, *, asking: bool = False) -> Awaitable[Answer]:
         """
         The answer to *command*, or the driver's own exception, or `TimeoutError` at *due* (seconds of the loop).
 
@@ -41,8 +41,8 @@ class Pipe:
         """
         link = self._link
         if link is None or link.lost:
-            link = await self._open(due)
-        return await link.send(command, due, asking=asking)
+            return self._open_and_send(command, due, asking)
+        return link.send(command, due, asking=asking)
 
     async def aclose(self) -> None:
         """Close the connection; what is under way fails."""
@@ -55,6 +55,10 @@ class Pipe:
         if self._link is not None:
             self._link.close(closed())
             await asyncio.sleep(0)  # the loop closes the socket in its next turn
+
+    async def _open_and_send(self, command: Command, due: float, asking: bool) -> Answer:
+        link = await self._open(due)
+        return await link.send(command, due, asking=asking)
 
     async def _open(self, due: float) -> Link:
         """A new connection: one, however many ask for it; it is opened to its end though they be cancelled."""
