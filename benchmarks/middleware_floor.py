@@ -16,7 +16,7 @@ import threading
 import time
 from contextvars import ContextVar
 from hashlib import sha256
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 __all__ = ["Floor"]
@@ -86,7 +86,7 @@ class Floor:
 
 
 def _encode(status: int, headers: Any, body: bytes) -> bytes:
-    text = encode_basestring
+    text = encode_basestring_ascii
     lines = ",".join(
         [f"[{text(name.decode('latin-1'))},{text(value.decode('latin-1'))}]" for name, value in headers]
     )
