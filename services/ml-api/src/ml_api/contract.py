@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from math import isfinite
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -27,6 +29,7 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    with_config,
 )
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
@@ -100,7 +103,6 @@ class _Wire(BaseModel):
         frozen=True,
         extra="ignore",
         protected_namespaces=(),
-        json_schema_serialization_defaults_required=True,  # an answer always has every member
     )
 
 
@@ -196,17 +198,43 @@ def _plain_number(places: int) -> WithJsonSchema:
     return WithJsonSchema({"type": "number", "description": f"At most {places} decimal places, no exponent."})
 
 
-class Order(_Wire):
+# What an answer consists of. Plain dataclasses, since the service makes each of them and pydantic need not check its
+# work: it reads the schema off them, where it says that all members are always there.
+_ANSWER = ConfigDict(alias_generator=to_camel, json_schema_serialization_defaults_required=True)
+_MAX_QUANTITY, _QUANTITY_PLACES = 1000, 8
+
+
+@with_config(_ANSWER)
+@dataclass(slots=True)
+class Order:
     """One market order. limitPrice is always null."""
 
     asset_symbol: Literal["BTC", "ETH"]
     side: Literal["BUY", "SELL"]
-    quantity: Annotated[Decimal, Field(gt=0, le=1000, decimal_places=8), _plain_number(8)]
+    quantity: Annotated[
+        Decimal,
+        Field(gt=0, le=_MAX_QUANTITY, decimal_places=_QUANTITY_PLACES),
+        _plain_number(_QUANTITY_PLACES),
+    ]
     limit_price: None = None
 
+    def __post_init__(self) -> None:
+        """ValueError for a quantity that the client would drop or could not read."""
+        quantity = self.quantity
+        if not (
+            quantity.is_finite()
+            and 0 < quantity <= _MAX_QUANTITY
+            and quantity == round(quantity, _QUANTITY_PLACES)
+        ):
+            raise ValueError(
+                f"quantity must be above 0, at most {_MAX_QUANTITY} and of {_QUANTITY_PLACES} places"
+            )
 
-class Signal(_Wire):
-    """One fixed rule held against one indicator of one asset."""
+
+@with_config(_ANSWER)
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One fixed rule held against one indicator of one asset; answers share it."""
 
     feature: str
     value: Annotated[float, Field(allow_inf_nan=False, description="Rounded to 4 places.")]
@@ -214,8 +242,15 @@ class Signal(_Wire):
     fired: bool
     contribution: Literal["bullish", "bearish", "neutral"]
 
+    def __post_init__(self) -> None:
+        """ValueError for a value that JSON has no number for."""
+        if not isfinite(self.value):
+            raise ValueError("a signal's value must be finite")
 
-class Contribution(_Wire):
+
+@with_config(_ANSWER)
+@dataclass(slots=True)
+class Contribution:
     """How far one indicator moved the model towards the action it chose for one asset; negative: away from it."""
 
     asset_symbol: Literal["BTC", "ETH"]
@@ -227,14 +262,14 @@ def _optional_contributions(schema: dict[str, Any]) -> None:
     schema["required"] = [name for name in schema["required"] if name != "contributions"]
 
 
-class PredictResponse(_Wire):
+@with_config(ConfigDict(**_ANSWER, json_schema_extra=_optional_contributions))
+@dataclass(slots=True, kw_only=True)
+class PredictResponse:
     """
     The decision. Signals list the assets one after the other, 9 rules each.
 
     All members are always present, but for *contributions*: only a service that is set to explain sends those.
     """
-
-    model_config = ConfigDict(json_schema_extra=_optional_contributions)
 
     schema_version: str = SCHEMA_VERSION
     model_version: str
@@ -332,9 +367,11 @@ def encode_response(response: PredictResponse) -> bytes:
         for order in response.orders
     )
     signals = ",".join(
-        f'{{"feature":{_text(signal.feature)},"value":{signal.value!r},"rule":{_text(signal.rule)},'
-        f'"fired":{"true" if signal.fired else "false"},"contribution":"{signal.contribution}"}}'
-        for signal in response.signals
+        [
+            f'{{"feature":{_text(signal.feature)},"value":{signal.value!r},"rule":{_text(signal.rule)},'
+            f'"fired":{"true" if signal.fired else "false"},"contribution":"{signal.contribution}"}}'
+            for signal in response.signals
+        ]
     )
     contributions = ",".join(
         f'{{"assetSymbol":"{one.asset_symbol}","feature":{_text(one.feature)},"logOdds":{one.log_odds!r}}}'

@@ -6,8 +6,9 @@ Synchronous, about a millisecond, and so run in the event loop: a thread would c
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from ml_api.contract import Contribution, MalformedBody, PredictResponse, encode_response
@@ -15,9 +16,9 @@ from ml_api.metrics import Metrics
 from ml_api.problems import Problem
 from ml_api.quick import QuickRequest, read_request
 from ml_api.trading.contributions import contributions
-from ml_api.trading.decision import Decision, Predict, decide, look
+from ml_api.trading.decision import ASSETS, CLASSES, Decision, Predict, decide, look
 from ml_api.trading.indicators import FloatArray, Row
-from predictor import Model, ModelSlot
+from predictor import Manifest, Model, ModelSlot
 
 __all__ = ["RULES_VERSION", "Decider"]
 
@@ -52,6 +53,13 @@ class Decider:
         self._version, self._cap_orders, self._now = version, cap_orders, now
         self._first = slot.current if slot is not None else None
         self._explain_top = explain_top
+        # Looked up once; and counted from zero, so that the first of a kind is an increase.
+        self._predictions = {
+            (asset, action): metrics.predictions.labels(asset, action)
+            for asset in ASSETS
+            for action in CLASSES
+        }
+        self._ranges: tuple[Manifest | None, Sequence[tuple[str, float, float]]] = (None, ())
 
     @property
     def loaded(self) -> bool:
@@ -122,13 +130,26 @@ class Decider:
         return predict
 
     def _count(self, decision: Decision, model: Model | None) -> None:
+        ranges = self._ranges_of(model.manifest if model is not None else None)
         for verdict in decision.verdicts:
-            self._metrics.predictions.labels(verdict.asset, verdict.action).inc()
-            if model is not None and model.manifest is not None:
-                for feature, value in zip(model.manifest.features, verdict.row, strict=True):
-                    if (feature.min is not None and value < feature.min) or (
-                        feature.max is not None and value > feature.max
-                    ):
-                        self._metrics.out_of_range.labels(feature.name).inc()
+            self._predictions[verdict.asset, verdict.action].inc()
+            for (feature, least, most), value in zip(ranges, verdict.row, strict=False):
+                if not least <= value <= most:
+                    self._metrics.out_of_range.labels(feature).inc()
         for asset in decision.skipped:
             self._metrics.skipped.labels(asset).inc()
+
+    def _ranges_of(self, manifest: Manifest | None) -> Sequence[tuple[str, float, float]]:
+        """Each feature's name and range in training, made once for each manifest; empty without one."""
+        if manifest is not self._ranges[0]:
+            features = manifest.features if manifest is not None else ()
+            ranges = [
+                (
+                    feature.name,
+                    feature.min if feature.min is not None else -math.inf,
+                    feature.max if feature.max is not None else math.inf,
+                )
+                for feature in features
+            ]
+            self._ranges = manifest, ranges
+        return self._ranges[1]

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -59,7 +60,7 @@ class Market:
 
     def __init__(self, text: bytes) -> None:
         self.text = text
-        newest = max(map(_microseconds, {candle.timestamp for candle in _times(text).candles}), default=None)
+        newest = max([_moments[candle.timestamp] for candle in _times(text).candles], default=None)
         self.newest_minute = None if newest is None else newest // _MINUTE
 
     @cached_property
@@ -70,20 +71,20 @@ class Market:
     def bars(self) -> Callable[[str], Bars]:
         """The candles by their asset; raises NOT_QUICK for one of another shape."""
         candles = _candles(self.text).candles
-        if not _numbers_are_small(self.text, candles):
+        # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0.
+        if not all(map(_volume, candles)) and _has_long_exponent(self.text):
             raise ValueError("an exponent beyond that of a decimal")
 
-        def exact_close(place: int) -> Decimal:
-            return _close(_texts(self.text).candles[place]).close
+        texts = cache(lambda: _texts(self.text).candles)
 
         def bars(asset: str) -> Bars:
             places = [place for place, candle in enumerate(candles) if candle.symbol == asset]
             own = [candles[place] for place in places]
             return Bars(
-                [_microseconds(candle.timestamp) for candle in own],
+                [_moments[candle.timestamp] for candle in own],
                 [candle.close for candle in own],
                 [candle.volume for candle in own],
-                lambda position: exact_close(places[position]),
+                lambda position: _close(texts()[places[position]]).close,
             )
 
         return bars
@@ -104,13 +105,17 @@ def market_of(text: bytes) -> Market:
     return market
 
 
+# Above 0, because a 0 may stand for a number too small for a decimal, which the contract refuses.
+_Price = Annotated[float, msgspec.Meta(gt=0)]
+
+
 class _Candle(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
     timestamp: str
-    open: float
-    high: float
-    low: float
-    close: float
+    open: _Price
+    high: _Price
+    low: _Price
+    close: _Price
     volume: float
 
 
@@ -141,26 +146,27 @@ _times = msgspec.json.Decoder(_Times).decode
 _texts = msgspec.json.Decoder(_Texts).decode
 _close = msgspec.json.Decoder(_Close).decode
 
+_volume = attrgetter("volume")
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = 60_000_000  # microseconds
 
 
-# Assets share their candle times, and so do successive requests.
-@lru_cache(maxsize=4096)
-def _microseconds(text: str) -> int:
-    return (parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
+class _Moments(dict[str, int]):
+    """What timestamps mean, in microseconds since 1970 UTC. Assets share them, and so do successive requests."""
 
+    def __missing__(self, text: str) -> int:
+        if len(self) >= 4096:
+            self.clear()
+        self[text] = moment = (parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
+        return moment
+
+
+_moments = _Moments()
 
 # Written with either letter; two searches for one byte are quicker than one for a class.
 _LONG_EXPONENTS = (re.compile(rb"e[-+]?[0-9]{9}").search, re.compile(rb"E[-+]?[0-9]{9}").search)
 
 
-def _numbers_are_small(text: bytes, candles: list[_Candle]) -> bool:
-    """
-    Whether no exponent is beyond what a decimal can have.
-
-    As a float64 such a number is infinite, which is refused above, or 0; so one is looked for where there is a 0.
-    """
-    return all(
-        candle.open and candle.high and candle.low and candle.close and candle.volume for candle in candles
-    ) or not any(search(text) for search in _LONG_EXPONENTS)
+def _has_long_exponent(text: bytes) -> bool:
+    return any(search(text) for search in _LONG_EXPONENTS)

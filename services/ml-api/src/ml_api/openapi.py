@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from idempotency import Policy
 from idempotency.openapi import add_idempotency
@@ -275,14 +275,14 @@ def _problem(
 
 
 def _schemas() -> Schema:
-    _, generated = models_json_schema(
+    _, generated = TypeAdapter.json_schemas(
         [
-            (PredictRequest, "validation"),
-            (PredictResponse, "serialization"),
-            (InferRequest, "validation"),
-            (InferResponse, "serialization"),
-            (SwapRequest, "validation"),
-            (SwapResponse, "serialization"),
+            ("predict", "validation", TypeAdapter(PredictRequest)),
+            ("predict", "serialization", TypeAdapter(PredictResponse)),
+            ("infer", "validation", TypeAdapter(InferRequest)),
+            ("infer", "serialization", TypeAdapter(InferResponse)),
+            ("swap", "validation", TypeAdapter(SwapRequest)),
+            ("swap", "serialization", TypeAdapter(SwapResponse)),
         ],
         ref_template="#/components/schemas/{model}",
     )

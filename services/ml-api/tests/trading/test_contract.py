@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from ml_api import contract
 from ml_api.contract import (
@@ -377,7 +378,7 @@ class TestAnswer:
         assert read == [{"assetSymbol": "BTC", "feature": "rsi_14", "logOdds": -0.25}]
 
     @pytest.mark.parametrize(
-        "quantity", [0, Decimal(-1), Decimal("1000.00000001"), Decimal("NaN"), Decimal("1e-9")]
+        "quantity", [Decimal(0), Decimal(-1), Decimal("1000.00000001"), Decimal("NaN"), Decimal("1e-9")]
     )
     def test_an_order_the_client_would_drop_cannot_be_built(self, quantity: Decimal) -> None:
         with pytest.raises(ValueError, match="quantity"):
@@ -391,7 +392,7 @@ class TestAnswer:
     def test_the_encoder_writes_what_the_schema_promises(self) -> None:
         order = Order(asset_symbol="ETH", side="SELL", quantity=Decimal("0.00001000"))
         signal = Signal(feature="f", value=0.5, rule="r", fired=False, contribution="bearish")
-        schema = PredictResponse.model_json_schema(mode="serialization")
+        schema = TypeAdapter(PredictResponse).json_schema(mode="serialization")
         read = json.loads(encode_response(answer(orders=(order,), signals=(signal,))))
         assert set(read) == set(schema["required"]) == set(schema["properties"]) - {"contributions"}
         why = Contribution(asset_symbol="ETH", feature="f", log_odds=-0.5)

@@ -44,22 +44,23 @@ RULES: Final = (
     Rule("returns_1", ">", 0.005, ">0.5% = short-term momentum up", "bullish"),
     Rule("returns_1", "<", -0.005, "<-0.5% = short-term momentum down", "bearish"),
 )
-_COLUMNS: Final = tuple(FEATURES.index(rule.feature) for rule in RULES)
+_RULED: Final = tuple((rule, FEATURES.index(rule.feature)) for rule in RULES)  # and the column it looks at
 _RSI, _MACD_DIFF = FEATURES.index("rsi_14"), FEATURES.index("macd_diff")
 
 
 def signals(row: Row) -> tuple[Signal, ...]:
     """Hold one row against all nine rules; fired or not, each is listed."""
-    return tuple(
+    found = [
         Signal(
-            feature=rule.feature,
-            value=round(row[column], 4) + 0.0,  # + 0.0: no negative zero
-            rule=rule.text,
-            fired=rule.fires(row[column]),
-            contribution=rule.contribution,
+            rule.feature,
+            round(row[column], 4) + 0.0,  # + 0.0: no negative zero
+            rule.text,
+            rule.fires(row[column]),
+            rule.contribution,
         )
-        for rule, column in zip(RULES, _COLUMNS, strict=True)
-    )
+        for rule, column in _RULED
+    ]
+    return tuple(found)
 
 
 def rule_decision(row: Row, row_signals: Sequence[Signal]) -> tuple[Action, float]:
