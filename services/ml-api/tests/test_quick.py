@@ -29,8 +29,9 @@ def outcome(read: Callable[[bytes], Any], body: bytes) -> Outcome:
 
 
 def described(request: QuickRequest | PredictRequest, body: bytes) -> Outcome:
-    """Everything that a decision looks at, each number as text, and times by their order."""
+    """Everything that a decision looks at, each number of the candles as text, and times by their order."""
     bars_of = request.bars if isinstance(request, PredictRequest) else market_of(divide(body)[1]).bars()
+    first = [bars_of(asset).exact_close(0) for asset in ("BTC", "ETH") if bars_of(asset).times]
     assets = []
     for asset in ("BTC", "ETH", "X"):
         bars = bars_of(asset)
@@ -43,7 +44,9 @@ def described(request: QuickRequest | PredictRequest, body: bytes) -> Outcome:
                 [str(close.normalize()) for close in exact],
             )
         )
-    return request.agent_id, repr(request.portfolio), *assets
+    money = request.portfolio
+    positions = [(held.symbol, held.quantity, held.average_price) for held in money.positions]
+    return request.agent_id, money.cash, money.total_value, positions, *first, *assets
 
 
 def request_id(body: bytes) -> str:
@@ -82,6 +85,22 @@ def text(
     return f'{{{agent},{portfolio},"candles":[{first},{second}]{tail}}}'.encode("utf-8", "surrogatepass")
 
 
+def candle(age: int, *, symbol: str = '"BTC"', close: str = "1.50", more: str = "") -> str:
+    return (
+        f'{{"symbol":{symbol},"timestamp":"2026-02-20T14:00:{59 - age:02}Z","open":1,"high":1,"low":1,'
+        f'"close":{close},"volume":1{more}}}'
+    )
+
+
+def several(*candles: str, tail: str = "") -> bytes:
+    return (
+        f'{{"agentId":"alice","portfolio":{{"cash":1,"totalValue":2}},"candles":[{",".join(candles)}]{tail}}}'
+    ).encode()
+
+
+POSITION = '{"symbol":"BTC","quantity":1,"averagePrice":1}'
+
+
 class TestTheCommonBody:
     """What the client sends is read quickly, or all of this is for nothing."""
 
@@ -116,11 +135,33 @@ class TestTheCommonBody:
         assert is_quick(body)
         assert request_id(body) == "A-1"
 
-    def test_a_close_keeps_every_digit(self) -> None:
-        digits = "66000.10000000000000000000000000000001"
-        body = text(close=f'"close":{digits}')
+    def test_in_utf8_that_nobody_escaped(self) -> None:
+        sent = text(agent='"agentId":"Zoë"', symbol='"symbol":"Ƀ"', tail=',"instructions":"🚀"')
+        assert is_quick(sent)
+        agree(sent)
+
+    @pytest.mark.parametrize("instructions", ["[1] {x} ]}", "1]", "}", '\\"candles\\":['])
+    def test_with_brackets_in_its_text(self, instructions: str) -> None:
+        sent = several(*map(candle, range(4)), tail=f',"instructions":"{instructions}"')
+        assert is_quick(sent)
+        agree(sent)
+
+    def test_a_close_keeps_every_digit_wherever_it_stands(self) -> None:
+        digits = [f"66000.1000000000000000000000000000000{place}" for place in range(6)]
+        body = several(*(candle(place, close=close) for place, close in enumerate(digits)))
         assert is_quick(body)
-        assert market_of(divide(body)[1]).bars()("BTC").exact_close(0) == Decimal(digits)
+        bars = market_of(divide(body)[1]).bars()("BTC")
+        assert [bars.exact_close(place) for place in (0, 5, 1)] == [
+            Decimal(digits[place]) for place in (0, 5, 1)
+        ]
+
+    def test_money_keeps_every_digit(self) -> None:
+        digits = "0.10000000000000000000000000000000001"
+        held = f'[{{"symbol":"BTC","quantity":{digits},"averagePrice":1}}]'
+        sent = text(portfolio=f'"portfolio":{{"cash":{digits},"totalValue":{digits},"positions":{held}}}')
+        assert is_quick(sent)
+        money = read_request(sent).portfolio
+        assert [money.cash, money.total_value, money.positions[0].quantity] == [Decimal(digits)] * 3
 
 
 NUMBERS = [
@@ -180,6 +221,39 @@ ODD = [
     text(tail=',"agent_id":"bob"'),
     text(tail=',"portfolio":{"cash":1,"totalValue":2,"candles":[]}'),
     text().replace(b'"candles":[', b'"candles" : ['),
+    # What may look like the end of the candles.
+    *(
+        several(*map(candle, range(count)), tail=tail)
+        for count in (0, 1, 2, 3)
+        for tail in (
+            f',"portfolio":{{"cash":1,"totalValue":2,"positions":[{",".join([POSITION] * 3)}]}}',
+            ',"agentId":"[}}","portfolio":{"cash":3,"totalValue":2},"instructions":"]"',
+            ',"portfolio":{"cash":3,"totalValue":2},"instructions":"]"',
+            ',"instructions":"\\"candles\\":["',
+            f',"candles":[{",".join(candle(age, close="2.50") for age in range(4))}]',
+        )
+    ),
+    *(
+        several(candle(0, symbol=first), candle(1, symbol=second), candle(2))
+        for first in ('"BTC"', '"}"', '"]"', '"["')
+        for second in ('"ETH"', '"}"', '"]"', '"["')
+    ),
+    *(
+        text(portfolio=f'"portfolio":{{"cash":1,"totalValue":2,"positions":[{position}]}}')
+        for position in (
+            POSITION.replace("BTC", ""), POSITION.replace("BTC", "B" * 33), POSITION.replace(":1", ":null"),
+            POSITION.replace("}", r',"x":"\ud800"}'), POSITION.replace("}", ',"x":1}'), POSITION + ",{}",
+            POSITION.replace(":1", ":1e29"), POSITION.replace("averageP", "average_p"),
+        )
+    ),
+    # A member that comes again, and would be refused if it did not.
+    *(
+        text(portfolio=f'"portfolio":{bad},"portfolio":{{"cash":1,"totalValue":2}}')
+        for bad in (
+            '{"cash":1e99999999999999999999}', "[" * 250 + "]" * 250, "1e-99999999999999999999", "7" * 5000, "null",
+            '{"cash":1,"totalValue":2}', '{"cash":"\\ud800","totalValue":2}', '{"cash":"1","totalValue":2}',
+        )
+    ),
     # Members of another version.
     text(more=',"trades":7'),
     text(tail=',"future":{"a":[1]}'),
@@ -188,6 +262,20 @@ ODD = [
     *(text(tail=f',"requestId":{value}') for value in ('""', "7", '"' + "r" * 128 + '"', '"' + "r" * 129 + '"')),
     *(text(tail=f',"schemaVersion":{value}') for value in ('"1.0"', '"1"', '"1.0\\n"', '"2.0"', "1.0", "null")),
     *(text(tail=f',"instructions":{value}') for value in ('""', "7", '"\\ud83d\\ude80"', '"\\ude80"', '"\\x"')),
+    # Not UTF-8, in what is read and in what is skipped.
+    *(
+        body.replace(b"?", bad)
+        for bad in (b"\xff", b"\xe9", b"\xc0\x80", b"\xed\xa0\x80", b"\xf0\x9f\x9a", "é".encode())
+        for body in (
+            text(agent='"agentId":"?"'), text(symbol='"symbol":"?"'), text(tail=',"instructions":"?"'),
+            text(time='"timestamp":"2026-02-20T14:00:00Z?"'), text(more=',"?":1'), text(tail=',"?":1'),
+            text(tail=',"requestId":"?","requestId":"r"'),
+            text(portfolio=f'"portfolio":{{"cash":1,"totalValue":2,"positions":[{POSITION[:-1]},"x":"?"}}]}}'),
+            text(portfolio='"portfolio":{"cash":"?"},"portfolio":{"cash":1,"totalValue":2}'),
+        )
+    ),
+    *(text(agent=f'"agentId":"{"é" * length}"') for length in (128, 129)),
+    *(text(symbol=f'"symbol":"{"é" * length}"') for length in (32, 33)),
     # Not JSON, or not quite.
     b"", b"{", b"[]", b"null", b"{}", b"\xef\xbb\xbf" + text(), text() + b"x", b" \n\t\r" + text() + b" \n",
     text()[:-1], text().replace(b"}]", b"},]"), text().replace(b"alice", b"al\xff"), text().replace(b"alice", b"a\nb"),
@@ -230,6 +318,55 @@ def test_both_readings_agree_on_generated_bodies(
     name = json.dumps(agent, ensure_ascii=ascii_only)
     body = f'{{"agentId":{name},"portfolio":{{"cash":{cash},"totalValue":{total}}},"candles":[{",".join(candles)}]}}'
     agree(body.encode("utf-8", "surrogatepass"))
+
+
+# What a text may hold that looks like the structure around it; as it would be written in JSON.
+STRUCTURE = st.lists(
+    st.sampled_from(
+        [
+            *"[]{},:1",
+            r"\"",
+            r"\\",
+            r"\"candles\":[",
+            r"\u0022",
+            "candles",
+            '}],"instructions":"',
+            "BTC",
+        ]
+    ),
+    max_size=4,
+).map("".join)
+CLOSES = st.sampled_from(["1.5", "1.50000000000000000000000001", "1.50000000000000000000000002"])
+
+
+@given(data=st.data(), compact=st.booleans())
+def test_both_readings_agree_where_texts_look_like_structure_and_members_come_twice(
+    data: st.DataObject, compact: bool
+) -> None:
+    comma = "," if compact else " ,  "
+
+    def candles() -> str:
+        symbols = st.sampled_from(["BTC", "ETH"]) | STRUCTURE
+        ages = range(data.draw(st.integers(0, 5)))
+        own = [candle(age, symbol=f'"{data.draw(symbols)}"', close=data.draw(CLOSES)) for age in ages]
+        return f"[{comma.join(own)}]"
+
+    def portfolio() -> str:
+        held = POSITION.replace("BTC", data.draw(STRUCTURE) or "B")
+        positions = data.draw(st.sampled_from(["", ',"positions":[]', f',"positions":[{held}]']))
+        return f'{{"cash":{data.draw(CLOSES)},"totalValue":2{positions}}}'
+
+    members = [
+        f'"agentId":"{data.draw(STRUCTURE) or "a"}"',
+        *(f'"portfolio":{portfolio()}' for _ in range(data.draw(st.integers(1, 2)))),
+        *(f'"candles":{candles()}' for _ in range(data.draw(st.integers(1, 2)))),
+        *data.draw(st.sampled_from([[], [f'"\\u0063andles":{candles()}']])),
+        f'"instructions":"{data.draw(STRUCTURE)}"',
+    ]
+    if data.draw(st.booleans()):
+        members = data.draw(st.permutations(members))
+    body = f"{{{comma.join(members)}}}"
+    agree((body if compact else body.replace(":[", ": [")).encode())
 
 
 @given(

@@ -52,7 +52,6 @@ __all__ = [
     "Signal",
     "encode_response",
     "fresh_id",
-    "parse_portfolio",
     "parse_request",
     "projection",
 ]
@@ -232,9 +231,9 @@ class Order:
 
 
 @with_config(_ANSWER)
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)  # answers share it
 class Signal:
-    """One fixed rule held against one indicator of one asset; answers share it."""
+    """One fixed rule held against one indicator of one asset."""
 
     feature: str
     value: Annotated[float, Field(allow_inf_nan=False, description="Rounded to 4 places.")]
@@ -300,19 +299,6 @@ def parse_request(body: bytes) -> PredictRequest:
         return PredictRequest.model_validate(document)
     except ValidationError as error:
         raise _not_schema(error) from None
-
-
-def parse_portfolio(text: bytes) -> Portfolio:
-    """
-    Read the value of a request's `portfolio` alone.
-
-    Raises:
-        MalformedBody: `parse_request` would refuse it too, and says better where.
-    """
-    try:
-        return Portfolio.model_validate(jiter.from_json(text, float_mode="decimal", allow_inf_nan=False))
-    except ValueError as error:
-        raise MalformedBody([{"type": "portfolio", "loc": ["body", "portfolio"], "msg": ""}]) from error
 
 
 def projection(body: bytes) -> tuple[str, int | None]:

@@ -9,12 +9,12 @@ taken for what it is not. The shape that is read here is the one of `ml_api.quic
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import cache, cached_property
-from operator import attrgetter
+from functools import cached_property, partial
+from itertools import islice
 from typing import Annotated
 
 import msgspec
@@ -50,7 +50,7 @@ class Market:
     What a list of candles says.
 
     Args:
-        text: A JSON object of ASCII, `candles` its first member.
+        text: A JSON object, `candles` its first member.
     Raises:
         NOT_QUICK: Another shape.
 
@@ -71,23 +71,21 @@ class Market:
     def bars(self) -> Callable[[str], Bars]:
         """The candles by their asset; raises NOT_QUICK for one of another shape."""
         candles = _candles(self.text).candles
+        columns = _columns(candles)
         # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0.
-        if not all(map(_volume, candles)) and _has_long_exponent(self.text):
+        if not all(all(volumes) for _, _, volumes in columns.values()) and _has_long_exponent(self.text):
             raise ValueError("an exponent beyond that of a decimal")
+        texts = _first_texts(self.text)
 
-        texts = cache(lambda: _texts(self.text).candles)
+        def exact_close(asset: str, position: int) -> Decimal:
+            nonlocal texts
+            places = (place for place, candle in enumerate(candles) if candle.symbol == asset)
+            place = next(islice(places, position, None))
+            if place >= len(texts):
+                texts = _texts(self.text).candles
+            return _close(texts[place]).close
 
-        def bars(asset: str) -> Bars:
-            places = [place for place, candle in enumerate(candles) if candle.symbol == asset]
-            own = [candles[place] for place in places]
-            return Bars(
-                [_moments[candle.timestamp] for candle in own],
-                [candle.close for candle in own],
-                [candle.volume for candle in own],
-                lambda position: _close(texts()[places[position]]).close,
-            )
-
-        return bars
+        return lambda asset: Bars(*columns.get(asset, ([], [], [])), partial(exact_close, asset))
 
 
 _recent: deque[Market] = deque(maxlen=4)
@@ -146,8 +144,6 @@ _times = msgspec.json.Decoder(_Times).decode
 _texts = msgspec.json.Decoder(_Texts).decode
 _close = msgspec.json.Decoder(_Close).decode
 
-_volume = attrgetter("volume")
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE = 60_000_000  # microseconds
 
@@ -163,6 +159,44 @@ class _Moments(dict[str, int]):
 
 
 _moments = _Moments()
+
+_Columns = tuple[list[int], list[float], list[float]]
+"""The times, closes and volumes of one asset; times in microseconds since 1970 UTC."""
+
+
+def _columns(candles: list[_Candle]) -> Mapping[str, _Columns]:
+    """The columns of each symbol; ValueError where a timestamp is none."""
+    columns: defaultdict[str, _Columns] = defaultdict(lambda: ([], [], []))
+    for candle in candles:
+        times, closes, volumes = columns[candle.symbol]
+        times.append(_moments[candle.timestamp])
+        closes.append(candle.close)
+        volumes.append(candle.volume)
+    return columns
+
+
+_FIRST = 2  # the newest candle of each asset, in the client's order
+
+
+def _first_texts(text: bytes) -> list[msgspec.Raw]:
+    """
+    The texts of a market's first two candles, or of all; *text* has been read as `_candles`.
+
+    All between the second candle and the end of them is cut out, which saves most of a second reading: from the second
+    } to the last ], if no [ follows that could open another list. Either may belong to a string instead of the
+    structure. But then that string is cut in two, and one quotation mark is missing: what follows is read inside out,
+    a member's name without its quotation marks or a string without an end. That is no JSON, and the whole text is read.
+    """
+    if text.rfind(b"[") == text.find(b"["):
+        end = 0
+        for _ in range(_FIRST):
+            end = text.find(b"}", end) + 1
+        try:
+            return _texts(text[:end] + text[text.rfind(b"]") :]).candles
+        except NOT_QUICK:
+            pass
+    return _texts(text).candles
+
 
 # Written with either letter; two searches for one byte are quicker than one for a class.
 _LONG_EXPONENTS = (re.compile(rb"e[-+]?[0-9]{9}").search, re.compile(rb"E[-+]?[0-9]{9}").search)

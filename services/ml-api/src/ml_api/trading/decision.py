@@ -8,19 +8,30 @@ older candle stands in for the newest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
 from itertools import chain
 from operator import gt
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from ml_api.bars import Bars
-from ml_api.contract import Order, Portfolio, Signal
+from ml_api.contract import Order, Signal
 from ml_api.trading.indicators import MIN_CANDLES, FloatArray, Row, compute
 from ml_api.trading.rules import Action, rule_decision, signals
 
-__all__ = ["ASSETS", "CLASSES", "Decision", "Outlook", "Predict", "Verdict", "decide", "look"]
+__all__ = [
+    "ASSETS",
+    "CLASSES",
+    "Decision",
+    "Holding",
+    "Money",
+    "Outlook",
+    "Predict",
+    "Verdict",
+    "decide",
+    "look",
+]
 
 Predict = Callable[[list[Row]], FloatArray | list[FloatArray]]
 """Rows -> for each of them probabilities float64[3] in the order of `CLASSES`; one call per request."""
@@ -77,6 +88,39 @@ class Decision:
     skipped: dict[str, str]
 
 
+class Holding(Protocol):
+    """What the agent holds of one asset; `contract.Position` is one."""
+
+    @property
+    def symbol(self) -> str:
+        """The asset."""
+        ...
+
+    @property
+    def quantity(self) -> Decimal:
+        """How much of it."""
+        ...
+
+
+class Money(Protocol):
+    """The agent's money; `contract.Portfolio` is one."""
+
+    @property
+    def cash(self) -> Decimal:
+        """What is left to buy with."""
+        ...
+
+    @property
+    def total_value(self) -> Decimal:
+        """What orders are a share of."""
+        ...
+
+    @property
+    def positions(self) -> Sequence[Holding]:
+        """What can be sold."""
+        ...
+
+
 class _Unusable(Exception):
     """The candles of one asset give no row; the message says why."""
 
@@ -97,7 +141,7 @@ def look(bars: Callable[[str], Bars]) -> Outlook:
 
 
 def decide(
-    outlook: Outlook, portfolio: Portfolio, predict: Predict | None, *, cap_to_portfolio: bool = False
+    outlook: Outlook, portfolio: Money, predict: Predict | None, *, cap_to_portfolio: bool = False
 ) -> Decision:
     """
     Judge each asset, and size its order.
@@ -145,14 +189,19 @@ def _newest_row(bars: Bars) -> tuple[Row, Decimal]:
         newest = oldest_first[-1]
         closes, volumes = [closes[i] for i in oldest_first], [volumes[i] for i in oldest_first]
     # As float64, since that is what is computed with: 1e400 is a finite decimal and not a finite price.
-    if not 0 < min(closes) <= max(closes) < math.inf:
+    if not (min(closes) > 0 and _are_finite(closes)):
         raise _Unusable("a close is not a positive finite price")
-    if not 0 <= min(volumes) <= max(volumes) < math.inf:
+    if not (min(volumes) >= 0 and _are_finite(volumes)):
         raise _Unusable("a volume is negative or not finite")
     row = compute(closes, volumes)
     if not all(map(math.isfinite, row)):
         raise _Unusable("prices or volumes too extreme for the indicators")
     return row, bars.exact_close(newest)
+
+
+def _are_finite(values: Sequence[float]) -> bool:
+    """Whether *values*, none negative, are finite: so they are if their sum is, which is quicker to have."""
+    return sum(values) < math.inf or max(values) < math.inf
 
 
 def _conclude(predict: Predict, rows: list[Row]) -> list[tuple[Action, float]]:
@@ -178,7 +227,7 @@ def _nonsense(answer: str) -> ValueError:
 
 
 def _size(
-    verdicts: tuple[Verdict, ...], portfolio: Portfolio, cap: bool
+    verdicts: tuple[Verdict, ...], portfolio: Money, cap: bool
 ) -> tuple[list[Order], list[str], list[str]]:
     """Orders, a line per order, and a remark per verdict that deserved an order and got none."""
     orders: list[Order] = []
