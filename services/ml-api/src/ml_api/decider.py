@@ -1,7 +1,7 @@
 """
 The decision on one body, with the model that is current: parse, decide, encode, and count what the model saw.
 
-Synchronous, about a millisecond, and so run in the event loop: a thread would cost more than it frees.
+Synchronous, a fraction of a millisecond, and so run in the event loop: a thread would cost more than it frees.
 """
 
 from __future__ import annotations
