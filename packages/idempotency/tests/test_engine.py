@@ -13,9 +13,10 @@ from asgi_driver import Answer, call
 from effects import Charges, Interposed, guard, respond
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
+from idempotency._core.outcome import Response, encode_response
 from idempotency._core.types import Claim, Fingerprint, Reply, State
 from idempotency._runtime import running
-from idempotency.engine import Ask, Engine, Run
+from idempotency.engine import Ask, Engine, Replay, Run
 from idempotency.events import Claimed, Event, Settled
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 from idempotency.stores.threaded import ThreadedStore
@@ -200,6 +201,25 @@ async def test_twins_of_a_request_cancelled_at_any_step_are_all_answered(status:
 
 def question(wait: float = 0.0, **policy: Any) -> Ask:
     return Ask(StorageKey("k"), Fingerprint(b"f"), Policy(**policy), "POST /charges", wait)
+
+
+async def test_twins_in_one_process_replay_without_asking_the_store() -> None:
+    store, verdicts = Interposed(MemoryStore()), []
+    engine = Engine(store)
+    run = await engine.begin(question(wait=5))
+    assert isinstance(run, Run)
+
+    async def twin() -> None:
+        verdicts.append(await engine.begin(question(wait=5)))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(twin)
+            await background()
+            await run.keep(encode_response(Response(201, (), b"done")))
+    assert [type(verdict) for verdict in verdicts] == [Replay] * 8
+    assert store.calls == {"acquire": 1, "complete": 1}
 
 
 async def test_followers_that_gave_up_are_not_remembered() -> None:
