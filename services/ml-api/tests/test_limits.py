@@ -178,6 +178,19 @@ async def test_an_answer_that_has_begun_may_take_its_time() -> None:
     assert (await on_the_clock(slow_stream, 0.02).post("/")).text == "ab"
 
 
+async def test_an_answer_that_has_begun_may_take_its_time_though_nobody_asks_for_more_of_the_request() -> (
+    None
+):
+    async def slow(scope: Scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.05)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    client = Client([b"1"])
+    assert await client.call(HandlerDeadline(slow, seconds=0.02)) == 200
+    assert client.sent[1]["body"] == b"whole"
+
+
 async def test_a_timeout_of_the_handler_is_not_taken_for_the_deadline() -> None:
     with pytest.raises(TimeoutError, match="own"):
         await on_the_clock(own_timeout, 5).post("/")

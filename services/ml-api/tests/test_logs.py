@@ -116,6 +116,13 @@ def test_what_one_turn_of_the_loop_logs_is_written_together_and_in_order(pipe: P
     ]
 
 
+def test_what_another_formatter_leaves_in_a_record_is_no_field_of_its_line(pipe: Pipe) -> None:
+    record = logging.makeLogRecord({"msg": "x", "levelno": logging.INFO, "key_id": "ab"})
+    logging.Formatter("%(asctime)s %(message)s").format(record)
+    logging.getLogger().handle(record)
+    assert set(json.loads(pipe.written[0])) == {"time", "level", "logger", "message", "key_id"}
+
+
 def test_an_error_is_written_at_once_behind_what_led_to_it(pipe: Pipe) -> None:
     async def fails() -> None:
         log.info("one")

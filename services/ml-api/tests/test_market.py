@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ml_api import market
 from ml_api.market import NOT_QUICK, Market, divide, market_of
 from ml_api.quick import QuickRequest, read_request
 
@@ -108,3 +110,11 @@ def test_the_newest_minute_is_that_of_the_latest_instant_whatever_its_zone() -> 
     candles = ",".join(f'{{"timestamp":"{time}"}}' for time in times)
     assert Market(b'{"candles":[%b]}' % candles.encode()).newest_minute == 29_526_601
     assert Market(b'{"candles":[]}').newest_minute is None
+
+
+def test_of_the_timestamps_there_ever_were_few_thousands_are_kept() -> None:
+    start = datetime(2026, 2, 20, tzinfo=UTC)
+    times = [(start + timedelta(minutes=minute)).isoformat() for minute in range(10_000)]
+    candles = ",".join(f'{{"timestamp":"{time}"}}' for time in times)
+    assert Market(b'{"candles":[%b]}' % candles.encode()).newest_minute == 29_525_760 + 9_999
+    assert len(market._moments) <= 4096

@@ -78,6 +78,12 @@ async def test_headers_over_the_limit_are_431() -> None:
     assert b"connection: close" in answer.lower()
 
 
+async def test_what_stands_between_names_and_values_counts_too() -> None:
+    async with serving() as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 400 + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 431")
+
+
 async def test_one_header_without_end_is_431_before_it_ends() -> None:
     async with serving() as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nx: ", *[b"y" * 1000] * 5)

@@ -185,7 +185,8 @@ def _first_texts(text: bytes) -> list[msgspec.Raw]:
     All between the second candle and the end of them is cut out, which saves most of a second reading: from the second
     } to the last ], if no [ follows that could open another list. Either may belong to a string instead of the
     structure. But then that string is cut in two, and one quotation mark is missing: what follows is read inside out,
-    a member's name without its quotation marks or a string without an end. That is no JSON, and the whole text is read.
+    a member's name without its quotation marks or a string without an end. And if both do, no ] is left to end the
+    list. Neither is JSON, and the whole text is read.
     """
     if text.rfind(b"[") == text.find(b"["):
         end = 0

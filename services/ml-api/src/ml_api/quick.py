@@ -19,7 +19,7 @@ import msgspec
 from ml_api import contract
 from ml_api.contract import PredictRequest
 from ml_api.market import NOT_QUICK, divide, market_of
-from ml_api.trading.decision import Outlook
+from ml_api.trading.decision import Outlook, PortfolioLike
 
 __all__ = ["QuickRequest", "projection", "read_request"]
 
@@ -30,7 +30,7 @@ class QuickRequest:
 
     request_id: str
     agent_id: str
-    portfolio: _Portfolio[Decimal]
+    portfolio: PortfolioLike
     outlook: Outlook
 
 

@@ -8,7 +8,7 @@ older candle stands in for the newest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
 from itertools import chain
@@ -24,9 +24,9 @@ __all__ = [
     "ASSETS",
     "CLASSES",
     "Decision",
-    "Holding",
-    "Money",
     "Outlook",
+    "PortfolioLike",
+    "PositionLike",
     "Predict",
     "Verdict",
     "decide",
@@ -74,7 +74,7 @@ class Outlook:
 
     rows: tuple[tuple[Asset, Row, Decimal], ...]
     signals: tuple[tuple[Signal, ...], ...]
-    skipped: dict[str, str]
+    skipped: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,10 @@ class Decision:
     signals: tuple[Signal, ...]
     reasoning: str
     verdicts: tuple[Verdict, ...]
-    skipped: dict[str, str]
+    skipped: Mapping[str, str]
 
 
-class Holding(Protocol):
+class PositionLike(Protocol):
     """What the agent holds of one asset; `contract.Position` is one."""
 
     @property
@@ -102,7 +102,7 @@ class Holding(Protocol):
         ...
 
 
-class Money(Protocol):
+class PortfolioLike(Protocol):
     """The agent's money; `contract.Portfolio` is one."""
 
     @property
@@ -116,7 +116,7 @@ class Money(Protocol):
         ...
 
     @property
-    def positions(self) -> Sequence[Holding]:
+    def positions(self) -> Sequence[PositionLike]:
         """What can be sold."""
         ...
 
@@ -141,7 +141,7 @@ def look(bars: Callable[[str], Bars]) -> Outlook:
 
 
 def decide(
-    outlook: Outlook, portfolio: Money, predict: Predict | None, *, cap_to_portfolio: bool = False
+    outlook: Outlook, portfolio: PortfolioLike, predict: Predict | None, *, cap_to_portfolio: bool = False
 ) -> Decision:
     """
     Judge each asset, and size its order.
@@ -227,7 +227,7 @@ def _nonsense(answer: str) -> ValueError:
 
 
 def _size(
-    verdicts: tuple[Verdict, ...], portfolio: Money, cap: bool
+    verdicts: tuple[Verdict, ...], portfolio: PortfolioLike, cap: bool
 ) -> tuple[list[Order], list[str], list[str]]:
     """Orders, a line per order, and a remark per verdict that deserved an order and got none."""
     orders: list[Order] = []
