@@ -2,7 +2,8 @@
 A service of the older shape, to measure the present one against: FastAPI, a synchronous Redis client in a middleware
 that looks first and stores afterwards, indicators in pandas, and a scikit-learn forest asked once for each asset.
 
-Written for the comparison; it has the older one's costs and none of its code.
+Written for the comparison; it has the older one's costs and none of its code. RSI, MACD and Bollinger bands are those
+of `ta`: its averages start where the contract has them start, and its RSI is 100 where there was no loss.
 
     REDIS_PORT=6379 python -m uvicorn --app-dir benchmarks/service older:app
 """
@@ -24,17 +25,23 @@ from pydantic.alias_generators import to_camel
 from sklearn.ensemble import RandomForestClassifier
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.cors import CORSMiddleware
+from ta.momentum import RSIIndicator
+from ta.trend import MACD, SMAIndicator
+from ta.volatility import BollingerBands
 
 logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
 log = logging.getLogger(__name__)
 
 API_KEY = os.environ.get("API_KEY", "k" * 32)
-FEATURES = 11
+FEATURES = [
+    *("sma_7", "sma_21", "rsi_14", "macd", "macd_signal", "macd_diff", "bb_width"),
+    *("returns_1", "returns_7", "volatility_7", "volume_ratio"),
+]
 
 cache = redis.Redis(port=int(os.environ["REDIS_PORT"]), decode_responses=True)
 _random = np.random.default_rng(0)
 forest = RandomForestClassifier(100, random_state=0).fit(
-    _random.normal(size=(3000, FEATURES)), _random.integers(0, 3, 3000)
+    pd.DataFrame(_random.normal(size=(3000, len(FEATURES))), columns=FEATURES), _random.integers(0, 3, 3000)
 )
 
 
@@ -58,6 +65,32 @@ class Body(Wire):
     portfolio: dict[str, Any]
     candles: list[Candle]
     instructions: str = ""
+
+
+class Order(Wire):
+    asset_symbol: str
+    side: str
+    quantity: float
+    limit_price: float | None
+
+
+class Signal(Wire):
+    feature: str
+    value: float
+    rule: str
+    fired: bool
+    contribution: str
+
+
+class Answer(Wire):
+    schema_version: str = "1.0"
+    model_version: str = "1.0.0"
+    request_id: str
+    agent_id: str
+    created_at: datetime
+    orders: list[Order]
+    signals: list[Signal]
+    reasoning: str
 
 
 def key_checked(x_api_key: str = Header("")) -> None:
@@ -99,43 +132,68 @@ async def empty(request: Request) -> dict[str, int]:
 
 
 @app.post("/predict", dependencies=[Depends(key_checked)])
-async def predict(body: Body) -> dict[str, Any]:
+async def predict(body: Body) -> Answer:
     frame = pd.DataFrame([candle.model_dump() for candle in body.candles])
-    signals = []
+    orders, signals, lines = [], [], []
     for asset in ("BTC", "ETH"):
         rows = indicators(frame[frame["symbol"] == asset].sort_values("timestamp"))
-        chances = forest.predict_proba(rows.iloc[[-1]].to_numpy())[0]
-        signals.append({"feature": asset, "value": float(chances.max())})
-    return {
-        "requestId": body.request_id,
-        "agentId": body.agent_id,
-        "createdAt": datetime.now(UTC).isoformat(),
-        "orders": [],
-        "signals": signals,
-        "reasoning": "",
-    }
+        newest = rows[FEATURES].iloc[[-1]]
+        chances = forest.predict_proba(newest)[0]
+        side, confidence = ("SELL", "HOLD", "BUY")[chances.argmax()], float(chances.max())
+        signals += judged(newest.iloc[0])
+        if side != "HOLD":
+            stake = float(body.portfolio["totalValue"]) * 0.1 * min(confidence, 0.9)
+            quantity = round(stake / float(rows["close"].iloc[-1]), 8)
+            orders.append(Order(asset_symbol=asset, side=side, quantity=quantity, limit_price=None))
+            lines.append(f"{asset}: {side} (confidence: {confidence:.0%})")
+    return Answer(
+        request_id=body.request_id,
+        agent_id=body.agent_id,
+        created_at=datetime.now(UTC),
+        orders=orders,
+        signals=signals,
+        reasoning="; ".join(lines) or "No trading signals",
+    )
 
 
 def indicators(candles: pd.DataFrame) -> pd.DataFrame:
     close, volume = candles["close"], candles["volume"]
-    moves = close.diff()
-    up = moves.clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
-    down = (-moves.clip(upper=0)).ewm(alpha=1 / 14, adjust=False).mean()
-    macd = close.ewm(span=12, adjust=False).mean() - close.ewm(span=26, adjust=False).mean()
-    signal = macd.ewm(span=9, adjust=False).mean()
+    macd, bands = MACD(close), BollingerBands(close, window=20, window_dev=2)
     returns = close.pct_change()
-    return pd.DataFrame(
-        {
-            "sma_7": close.rolling(7).mean(),
-            "sma_21": close.rolling(21).mean(),
-            "rsi_14": 100 - 100 / (1 + up / down),
-            "macd": macd,
-            "macd_signal": signal,
-            "macd_diff": macd - signal,
-            "bb_width": 4 * close.rolling(20).std(ddof=0) / close,
-            "returns_1": returns,
-            "returns_7": close.pct_change(7),
-            "volatility_7": returns.rolling(7).std(),
-            "volume_ratio": volume / volume.rolling(7).mean(),
-        }
+    return candles.assign(
+        sma_7=SMAIndicator(close, window=7).sma_indicator(),
+        sma_21=SMAIndicator(close, window=21, fillna=True).sma_indicator(),
+        rsi_14=RSIIndicator(close, window=14).rsi(),
+        macd=macd.macd().fillna(0.0),
+        macd_signal=macd.macd_signal().fillna(0.0),
+        macd_diff=macd.macd_diff().fillna(0.0),
+        bb_width=(bands.bollinger_hband() - bands.bollinger_lband()) / close,
+        returns_1=returns,
+        returns_7=close.pct_change(7),
+        volatility_7=returns.rolling(7).std(),
+        volume_ratio=volume / volume.rolling(7).mean(),
     ).dropna()
+
+
+RULES: tuple[tuple[str, str, float, str, str], ...] = (
+    ("rsi_14", "<", 40, "<40 = oversold zone", "bullish"),
+    ("rsi_14", ">", 60, ">60 = overbought zone", "bearish"),
+    ("macd_diff", ">", 0, ">0 = bullish crossover", "bullish"),
+    ("macd_diff", "<", 0, "<0 = bearish crossover", "bearish"),
+    ("returns_7", ">", 0.02, ">2% = uptrend", "bullish"),
+    ("returns_7", "<", -0.02, "<-2% = downtrend", "bearish"),
+    ("bb_width", ">", 0.1, ">10% = high volatility", "neutral"),
+    ("returns_1", ">", 0.005, ">0.5% = short-term momentum up", "bullish"),
+    ("returns_1", "<", -0.005, "<-0.5% = short-term momentum down", "bearish"),
+)
+
+
+def judged(row: pd.Series) -> list[Signal]:
+    found = []
+    for feature, than, limit, rule, contribution in RULES:
+        value = float(row[feature])
+        fired = value < limit if than == "<" else value > limit
+        found.append(
+            Signal(feature=feature, value=round(value, 4), rule=rule, fired=fired, contribution=contribution)
+        )
+    return found
