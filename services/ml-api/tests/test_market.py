@@ -30,6 +30,12 @@ def members(text: bytes) -> list[tuple[str, object]]:
     return [tuple(pair) for pair in pairs]
 
 
+def parts(body: bytes) -> tuple[bytes, bytes]:
+    """Both objects that a body is divided into."""
+    before, place = divide(body)
+    return before, b"{" + body[place:]
+
+
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=5))
 @example([("a", {"candles": [1]}), ("candles", [2])])
 @example([("candles", [1]), ("a", 1), ("candles", [2]), ("a", 2)])
@@ -37,8 +43,7 @@ def test_if_both_parts_are_objects_the_whole_has_the_members_of_both(pairs: list
     written = [f"{json.dumps(name)}:{json.dumps(value, separators=(',', ':'))}" for name, value in pairs]
     whole = f"{{{','.join(written)}}}"
     try:
-        before, rest = divide(whole.encode())
-        first, second = members(before), members(rest)
+        first, second = (members(part) for part in parts(whole.encode()))
     except ValueError:
         return
     assert first[-1] == ("candles", [])
@@ -52,10 +57,19 @@ def test_two_objects_are_never_made_of_a_text_that_is_none(cut: int, put: bytes)
     whole = b'{"agentId":"a \\"b\\"","portfolio":{"cash":[1,{"x":"}"}]},"candles":[{"a":["]"]}],"instructions":"[{"}'
     damaged = whole[:cut] + put + whole[cut + 1 :]
     try:
-        parts = [members(part) for part in divide(damaged)]
+        first, second = (members(part) for part in parts(damaged))
     except ValueError:
         return
-    assert parts[0][:-1] + parts[1] == members(damaged)
+    assert first[:-1] + second == members(damaged)
+
+
+def of(body: bytes) -> Market:
+    """The market that a body ends with."""
+    return market_of(body, divide(body)[1])
+
+
+def candle(time: str) -> str:
+    return f'{{"symbol":"BTC","timestamp":"{time}","open":1,"high":1,"low":1,"close":1,"volume":1}}'
 
 
 def test_agents_that_send_the_same_candles_share_what_follows_from_them(body: Callable[..., bytes]) -> None:
@@ -67,54 +81,54 @@ def test_agents_that_send_the_same_candles_share_what_follows_from_them(body: Ca
 
 
 def test_one_digit_in_the_last_candle_makes_it_another_market(body: Callable[..., bytes]) -> None:
-    text = divide(body())[1]
+    text = body()
     place = text.rindex(b'"close":') + len(b'"close":')
     digit = b"1" if text[place : place + 1] != b"1" else b"2"
     other = text[:place] + digit + text[place + 1 :]
     assert len(other) == len(text)
-    assert market_of(text) is market_of(text)
-    assert market_of(other) is not market_of(text)
+    assert of(text) is of(text)
+    assert of(other) is not of(text)
 
 
 def test_only_the_last_few_are_kept(body: Callable[..., bytes]) -> None:
-    first = market_of(text := divide(body())[1])
+    first = of(text := body())
     for number in range(4):
-        market_of(b'{"candles":[],"instructions":"%d"}' % number)
-    assert market_of(text) is not first
+        market_of(b'"candles":[],"instructions":"%d"}' % number, 0)
+    assert of(text) is not first
 
 
 def test_a_text_beyond_all_measure_is_not_kept() -> None:
-    text = b'{"candles":[],"instructions":"%b"}' % (b"x" * 262_144)
-    assert market_of(text) is not market_of(text)
+    text = b'"candles":[],"instructions":"%b"}' % (b"x" * 262_144)
+    assert market_of(text, 0) is not market_of(text, 0)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         b"",
-        b"{}",
-        b'{"candles":[]',
-        b'{"candles":[{}]}',
-        b'{"candles":[],"agentId":"bob"}',
-        b'{"candles":[]}x',
+        b"}",
+        b'"candles":[]',
+        b'"candles":[{}]}',
+        b'"candles":[],"agentId":"bob"}',
+        b'"candles":[]}x',
     ],
 )
 def test_another_shape_is_refused_and_not_kept(text: bytes) -> None:
     for _ in range(2):
         with pytest.raises(NOT_QUICK):
-            market_of(text)
+            market_of(text, 0)
 
 
 def test_the_newest_minute_is_that_of_the_latest_instant_whatever_its_zone() -> None:
     times = ["2026-02-20T14:00:59.999Z", "2026-02-20T13:59:00", "2026-02-20T17:01:00+03:00"]
-    candles = ",".join(f'{{"timestamp":"{time}"}}' for time in times)
-    assert Market(b'{"candles":[%b]}' % candles.encode()).newest_minute == 29_526_601
-    assert Market(b'{"candles":[]}').newest_minute is None
+    rest = b'"candles":[%b]}' % ",".join(candle(time) for time in times).encode()
+    assert Market(rest).newest_minute == 29_526_601
+    assert Market(b'"candles":[]}').newest_minute is None
 
 
 def test_of_the_timestamps_there_ever_were_few_thousands_are_kept() -> None:
     start = datetime(2026, 2, 20, tzinfo=UTC)
     times = [(start + timedelta(minutes=minute)).isoformat() for minute in range(10_000)]
-    candles = ",".join(f'{{"timestamp":"{time}"}}' for time in times)
-    assert Market(b'{"candles":[%b]}' % candles.encode()).newest_minute == 29_525_760 + 9_999
+    rest = b'"candles":[%b]}' % ",".join(candle(time) for time in times).encode()
+    assert Market(rest).newest_minute == 29_525_760 + 9_999
     assert len(market._moments) <= 4096

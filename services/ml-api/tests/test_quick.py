@@ -30,7 +30,7 @@ def outcome(read: Callable[[bytes], Any], body: bytes) -> Outcome:
 
 def described(request: QuickRequest | PredictRequest, body: bytes) -> Outcome:
     """Everything that a decision looks at, each number of the candles as text, and times by their order."""
-    bars_of = request.bars if isinstance(request, PredictRequest) else market_of(divide(body)[1]).bars()
+    bars_of = request.bars if isinstance(request, PredictRequest) else market_of(body, divide(body)[1]).bars
     first = [bars_of(asset).exact_close(0) for asset in ("BTC", "ETH") if bars_of(asset).times]
     assets = []
     for asset in ("BTC", "ETH", "X"):
@@ -150,7 +150,7 @@ class TestTheCommonBody:
         digits = [f"66000.1000000000000000000000000000000{place}" for place in range(6)]
         body = several(*(candle(place, close=close) for place, close in enumerate(digits)))
         assert is_quick(body)
-        bars = market_of(divide(body)[1]).bars()("BTC")
+        bars = market_of(body, divide(body)[1]).bars("BTC")
         assert [bars.exact_close(place) for place in (0, 5, 1)] == [
             Decimal(digits[place]) for place in (0, 5, 1)
         ]

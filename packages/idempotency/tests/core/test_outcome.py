@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idempotency import CorruptRecord, IdempotencyError, Policy, Response, UnknownRecordVersion
+from idempotency._core import quick_response
 from idempotency._core.outcome import (
     Unreplayable,
     Value,
@@ -112,6 +115,80 @@ def test_a_record_with_missing_or_wrong_members_is_corrupt(members: dict[str, An
 def test_members_of_a_later_minor_version_are_ignored() -> None:
     outcome = encode_response(Response(200, [], b"x"))
     assert decode(outcome[:-1] + b',"later":[1]}') == Response(200, [], b"x")
+
+
+TEXTS = st.text(max_size=5) | st.sampled_from(
+    ["\x00", "\n", '"', "\\", "é", "\u20ac", "\U0001f600", "\ud800"]
+)
+WRITTEN = st.fixed_dictionaries(
+    {
+        "format": st.sampled_from([1, 1, 1, 1.0, True, "1"]),
+        "outcome": st.just("response"),
+        "status_code": st.integers(99, 1000) | st.sampled_from([200.0, "200", True, None]),
+        "headers": st.lists(st.lists(TEXTS, min_size=1, max_size=3), max_size=2) | st.none(),
+        "body": TEXTS | st.none() | st.integers(),
+    },
+    optional={"traceparent": TEXTS | st.none() | st.integers(), "body_base64": TEXTS, "later": JSON_VALUES},
+)
+
+
+def decoded(outcome: bytes) -> Any:
+    try:
+        return decode(outcome)
+    except IdempotencyError as error:
+        return type(error), str(error)
+
+
+OUTCOMES = st.one_of(
+    st.builds(
+        lambda *parts: encode_response(Response(*parts)),
+        st.integers(100, 999),
+        HEADERS,
+        st.binary(max_size=20) | TEXTS.map(lambda text: text.encode("utf-8", "surrogatepass")),
+        st.none() | st.text(max_size=5),
+    ),
+    st.builds(
+        lambda members, readable: json.dumps(
+            members, ensure_ascii=not readable, separators=(",", ":")
+        ).encode("utf-8", "surrogatepass"),
+        WRITTEN,
+        st.booleans(),
+    ),
+)
+
+
+@settings(max_examples=500)
+@given(
+    OUTCOMES,
+    st.none() | st.tuples(st.integers(0, 150), st.binary(max_size=2)),
+    st.sampled_from([b"", b" ", b"x", b"}", b',"body":"twice"}']),
+)
+def test_an_outcome_means_the_same_whether_or_not_msgspec_is_there_to_read_it(
+    outcome: bytes, damage: tuple[int, bytes] | None, behind: bytes
+) -> None:
+    if damage is not None:
+        place, put = damage
+        outcome = outcome[:place] + put + outcome[place + len(put) :]
+    outcome += behind
+    with_msgspec = decoded(outcome)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quick_response, "read", lambda _: None)
+        assert decoded(outcome) == with_msgspec
+
+
+def test_a_response_as_it_is_written_is_read_the_quick_way() -> None:
+    response = Response(200, [(b"content-type", b"text/plain")], "größe".encode(), "00-trace")
+    assert quick_response.read(encode_response(response)) == response
+    assert quick_response.read(encode_response(Response(200, [], b"\xff"))) is None
+
+
+def test_without_msgspec_the_standard_library_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    try:
+        assert importlib.reload(quick_response).read(encode_response(Response(200, [], b"x"))) is None
+    finally:
+        monkeypatch.undo()
+        importlib.reload(quick_response)
 
 
 def test_what_belongs_to_one_connection_or_caller_is_not_recorded() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property, partial
@@ -31,18 +31,19 @@ NOT_QUICK = (msgspec.MsgspecError, ValueError)
 _START = b'"candles":['
 
 
-def divide(body: bytes) -> tuple[bytes, bytes]:
+def divide(body: bytes) -> tuple[bytes, int]:
     """
-    One object's text as two: what stands before its candles, with none of them, and the rest.
+    One object's text as two: what stands before its candles, with none of them; and where the rest begins.
 
-    If both are JSON objects then *body* is one too, and has the members of the first and then those of the second: up
-    to the place of division a reader cannot tell *body* from the first, and from there on not from the second.
+    The rest becomes an object too with a { before it (`Market` does that). If both are JSON objects then *body* is one,
+    and has the members of the first and then those of the second: up to the place of division a reader cannot tell
+    *body* from the first, and from there on not from the second.
 
     Raises:
         ValueError: There is no list of candles, or nothing before it.
     """
     place = body.index(_START)
-    return body[:place] + b'"candles":[]}', b"{" + body[place:]
+    return body[:place] + b'"candles":[]}', place
 
 
 class Market:
@@ -50,7 +51,7 @@ class Market:
     What a list of candles says.
 
     Args:
-        text: A JSON object, `candles` its first member.
+        rest: A JSON object without its {, `candles` its first member.
     Raises:
         NOT_QUICK: Another shape.
 
@@ -58,47 +59,57 @@ class Market:
         newest_minute: The newest candle's, since 1970 UTC; None where there is no candle.
     """
 
-    def __init__(self, text: bytes) -> None:
-        self.text = text
-        newest = max([_moments[candle.timestamp] for candle in _times(text).candles], default=None)
-        self.newest_minute = None if newest is None else newest // _MINUTE
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
+        text = b"{" + rest
+        self._candles = _candles(text).candles
+        self._columns = _columns(self._candles)
+        times = [max(times) for times, _, _ in self._columns.values()]
+        self.newest_minute = max(times) // _MINUTE if times else None
+        # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0.
+        if not all(all(volumes) for _, _, volumes in self._columns.values()) and _has_long_exponent(text):
+            raise ValueError("an exponent beyond that of a decimal")
 
     @cached_property
     def outlook(self) -> Outlook:
-        """What can be said about each asset, made once; raises NOT_QUICK for a candle of another shape."""
-        return look(self.bars())
+        """What can be said about each asset, made once."""
+        return look(self.bars)
 
-    def bars(self) -> Callable[[str], Bars]:
-        """The candles by their asset; raises NOT_QUICK for one of another shape."""
-        candles = _candles(self.text).candles
-        columns = _columns(candles)
-        # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0.
-        if not all(all(volumes) for _, _, volumes in columns.values()) and _has_long_exponent(self.text):
-            raise ValueError("an exponent beyond that of a decimal")
-        texts = _first_texts(self.text)
+    def bars(self, asset: str) -> Bars:
+        """The candles of one asset."""
+        return Bars(*self._columns.get(asset, ([], [], [])), partial(self._exact_close, asset))
 
-        def exact_close(asset: str, position: int) -> Decimal:
-            nonlocal texts
-            places = (place for place, candle in enumerate(candles) if candle.symbol == asset)
-            place = next(islice(places, position, None))
-            if place >= len(texts):
-                texts = _texts(self.text).candles
-            return _close(texts[place]).close
+    def _exact_close(self, asset: str, position: int) -> Decimal:
+        places = (place for place, candle in enumerate(self._candles) if candle.symbol == asset)
+        place = next(islice(places, position, None))
+        texts = self._first_texts if place < len(self._first_texts) else self._texts
+        return _close(texts[place]).close
 
-        return lambda asset: Bars(*columns.get(asset, ([], [], [])), partial(exact_close, asset))
+    @cached_property
+    def _first_texts(self) -> list[msgspec.Raw]:
+        return _first_texts(b"{" + self.rest)
+
+    @cached_property
+    def _texts(self) -> list[msgspec.Raw]:
+        return _texts(b"{" + self.rest).candles
 
 
 _recent: deque[Market] = deque(maxlen=4)
 _KEPT = 262_144  # bytes of a text that is kept; a request has an eighth of it
 
 
-def market_of(text: bytes) -> Market:
-    """The market of *text*, one of the last few if it was among them; raises NOT_QUICK as `Market`."""
+def market_of(body: bytes, place: int) -> Market:
+    """
+    The market of *body* from *place* on, one of the last few if it was among them; raises NOT_QUICK as `Market`.
+
+    Cost: where it was, a comparison of its bytes, and not even a copy of them.
+    """
+    length = len(body) - place
     for market in _recent:
-        if market.text == text:
+        if len(market.rest) == length and body.endswith(market.rest):
             return market
-    market = Market(text)
-    if len(text) <= _KEPT:
+    market = Market(body[place:])
+    if length <= _KEPT:
         _recent.appendleft(market)
     return market
 
@@ -122,15 +133,6 @@ class _Candles(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     instructions: str | None = None
 
 
-class _Time(msgspec.Struct, gc=False):
-    timestamp: str
-
-
-class _Times(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    candles: list[_Time]
-    instructions: str | None = None
-
-
 class _Texts(msgspec.Struct, gc=False):
     candles: list[msgspec.Raw]
 
@@ -140,7 +142,6 @@ class _Close(msgspec.Struct, gc=False):
 
 
 _candles = msgspec.json.Decoder(_Candles).decode
-_times = msgspec.json.Decoder(_Times).decode
 _texts = msgspec.json.Decoder(_Texts).decode
 _close = msgspec.json.Decoder(_Close).decode
 

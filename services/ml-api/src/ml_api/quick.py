@@ -42,9 +42,9 @@ def read_request(body: bytes) -> QuickRequest | PredictRequest:
         MalformedBody: As `contract.parse_request`, which gives it.
     """
     try:
-        before, rest = divide(body)
+        before, place = divide(body)
         sent, money = _sent(before), _exact(before).portfolio
-        outlook = market_of(rest).outlook
+        outlook = market_of(body, place).outlook
     except NOT_QUICK:
         return contract.parse_request(body)
     return QuickRequest(sent.request_id or contract.fresh_id(), sent.agent_id, money, outlook)
@@ -61,8 +61,8 @@ def projection(body: bytes) -> tuple[str, int | None]:
         MalformedBody: As `contract.projection`, which gives it.
     """
     try:
-        before, rest = divide(body)
-        sent, market = _sent(before), market_of(rest)
+        before, place = divide(body)
+        sent, market = _sent(before), market_of(body, place)
     except NOT_QUICK:
         return contract.projection(body)
     return sent.agent_id, market.newest_minute

@@ -71,7 +71,7 @@ def compute(closes: Sequence[float], volumes: Sequence[float]) -> Row:
             f"need at least {MIN_CANDLES} closes and as many volumes; got {n} and {len(volumes)}"
         )
     weights = _weights(n)
-    prices = np.array(closes)
+    prices = np.array(closes, np.float64)
     moves = prices[1:] - prices[:-1]
     rises = np.maximum(moves, 0.0)
     up, down = float(weights.wilder.dot(rises)), float(weights.wilder.dot(rises - moves))

@@ -45,19 +45,15 @@ RULES: Final = (
     Rule("returns_1", "<", -0.005, "<-0.5% = short-term momentum down", "bearish"),
 )
 _RULED: Final = tuple((rule, FEATURES.index(rule.feature)) for rule in RULES)  # and the column it looks at
+_COLUMNS: Final = frozenset(column for _, column in _RULED)  # most are looked at twice
 _RSI, _MACD_DIFF = FEATURES.index("rsi_14"), FEATURES.index("macd_diff")
 
 
 def signals(row: Row) -> tuple[Signal, ...]:
     """Hold one row against all nine rules; fired or not, each is listed."""
+    rounded = {column: round(row[column], 4) + 0.0 for column in _COLUMNS}  # + 0.0: no negative zero
     found = [
-        Signal(
-            rule.feature,
-            round(row[column], 4) + 0.0,  # + 0.0: no negative zero
-            rule.text,
-            rule.fires(row[column]),
-            rule.contribution,
-        )
+        Signal(rule.feature, rounded[column], rule.text, rule.fires(row[column]), rule.contribution)
         for rule, column in _RULED
     ]
     return tuple(found)
