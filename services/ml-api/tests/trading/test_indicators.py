@@ -1,4 +1,4 @@
-"""Eleven indicators, each held against its definition spelled out as a loop, and against TA-Lib where the two agree."""
+"""Eleven indicators, each held against its definition spelled out as a loop, and against two public libraries."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 import talib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ta.momentum import RSIIndicator
+from ta.trend import MACD, SMAIndicator
+from ta.volatility import BollingerBands
 
 from ml_api.trading.indicators import FEATURES, MIN_CANDLES, FloatArray, compute
 
@@ -98,6 +102,44 @@ def test_prices_in_another_currency_leave_every_ratio_alone(factor: float, n: in
     for name in FEATURES:
         expected = here[name] * (factor if name.startswith(("sma", "macd")) else 1)
         assert there[name] == pytest.approx(expected, rel=1e-8, abs=1e-9 * factor), name
+
+
+def of_ta(closes: Series, volumes: Series) -> dict[str, float]:
+    """The newest row as `ta` has it, whose averages start where the contract has them start."""
+    close, volume = pd.Series(closes), pd.Series(volumes)
+    macd, bands = MACD(close), BollingerBands(close, window=20, window_dev=2)
+    returns = close.pct_change()
+    columns = {
+        "sma_7": SMAIndicator(close, window=7).sma_indicator(),
+        "sma_21": SMAIndicator(close, window=21, fillna=True).sma_indicator(),
+        "rsi_14": RSIIndicator(close, window=14).rsi(),
+        "macd": macd.macd().fillna(0.0),
+        "macd_signal": macd.macd_signal().fillna(0.0),
+        "macd_diff": macd.macd_diff().fillna(0.0),
+        "bb_width": (bands.bollinger_hband() - bands.bollinger_lband()) / close,
+        "returns_1": returns,
+        "returns_7": close.pct_change(7),
+        "volatility_7": returns.rolling(7).std(),
+        "volume_ratio": volume / volume.rolling(7).mean(),
+    }
+    return {name: float(column.iloc[-1]) for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("n", [20, 21, 25, 26, 27, 33, 34, 35, 60, 100, 500])
+def test_ta_agrees_on_every_indicator_at_every_length_that_changes_it(n: int) -> None:
+    for seed in range(8):
+        closes, volumes = walk(n, seed=seed)
+        theirs = of_ta(closes, volumes)
+        # pandas keeps running sums and subtracts what leaves the window: the digits that this loses are its own.
+        for name, value in indicators(closes, volumes).items():
+            unit = max(closes) if name.startswith(("sma", "macd")) else 100 if name == "rsi_14" else 1
+            assert value == pytest.approx(theirs[name], rel=1e-9, abs=1e-11 * unit), name
+
+
+def test_ta_too_reads_prices_that_never_fell_as_rsi_100() -> None:
+    rising = [float(c) for c in range(100, 140)]
+    for closes in (rising, [100.0] * 40):
+        assert indicators(closes, [1.0] * 40)["rsi_14"] == of_ta(closes, [1.0] * 40)["rsi_14"] == 100
 
 
 def test_talib_agrees_where_its_window_is_the_same() -> None:
