@@ -10,7 +10,7 @@ before; those "of one market" share theirs, as agents do that are asked for at t
 
 The older service itself cannot be had. Its figures were 42 ms of CPU for a decision, and with 64 connections 0.59 for a
 replay, which is next to an empty handler: 71 times as much. The older shape is held to that: it counts if its own ratio
-lies within 30 % of it.
+lies within 30 % of it. That both say the same of all candles is checked first.
 
 CPU is the server's own, by the kernel's count. The load comes from this process, so on two cores it takes part of what
 the servers could have; every goal but the two memory and start figures is a ratio. Both are measured in turns, an
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import json
 import os
 import socket
 import subprocess
@@ -83,12 +84,12 @@ def request(content: bytes, key: str, path: str = "/predict") -> bytes:
     return head.encode() + content
 
 
-async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes) -> None:
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes) -> bytes:
     writer.write(message)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     if not head.startswith(b"http/1.1 200"):
         raise RuntimeError(head.decode())
-    await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+    return await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
 
 
 async def load(
@@ -143,6 +144,15 @@ async def twins(server: Server, count: int) -> None:
     await asyncio.gather(*(one() for _ in range(count)))
 
 
+async def signals(server: Server, market: int) -> object:
+    """What the service reads out of the candles of one market."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    answer = await exchange(reader, writer, request(body(market), f"{server.name}-{next(numbers)}"))
+    writer.close()
+    await writer.wait_closed()
+    return json.loads(answer)["signals"]
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
@@ -191,6 +201,9 @@ async def decided(server: Server) -> int:
 async def compare(
     ours: Server, older: Server, seconds: float
 ) -> tuple[dict[str, tuple[Measured, Measured]], int]:
+    for market in range(MARKETS):
+        if await signals(ours, market) != await signals(older, market):
+            raise RuntimeError("the services disagree on what candles say: they do not do the same work")
     table: dict[str, tuple[Measured, Measured]] = {}
     for connections in (1, 64):
         for name, key, markets in (
