@@ -75,7 +75,7 @@ def soak(
     board, journal = Board(steps), Journal(directory / "journal")
 
     async def worker(listener: socket.socket, chance: random.Random) -> None:
-        fate = Fate(board, journal, chance, every=options.every)
+        fate = Fate(board, journal, chance, every=options.every, freezes=options.freezes)
         async with application(mode, place.url, options.lease, fate, journal) as app:
             await serve(app, listener)
 
@@ -84,6 +84,7 @@ def soak(
         count=options.workers,
         lease=options.lease,
         harm_every=options.harm_every,
+        freezes=options.freezes,
         seed=options.seed,
         board=board,
         journal=journal,
@@ -169,6 +170,12 @@ def _options() -> argparse.Namespace:
         "--every", type=int, default=25, help="a worker is struck after about so many passages"
     )
     parser.add_argument("--harm-every", type=float, default=2.0, help="mean seconds between random harms")
+    parser.add_argument(
+        "--freezes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="freeze workers too, not only kill them",
+    )
     options = parser.parse_args()
     if unknown := set(options.runs) - set(RUNS):
         parser.error(f"{', '.join(unknown)}: there are {', '.join(RUNS)}")

@@ -92,19 +92,23 @@ class Fate:
 
     Args:
         every: How often, on average, a process passes its step before it is struck.
+        freezes: Whether there are freezes at all.
     """
 
-    def __init__(self, board: Board, journal: Journal, chance: random.Random, *, every: int) -> None:
+    def __init__(
+        self, board: Board, journal: Journal, chance: random.Random, *, every: int, freezes: bool
+    ) -> None:
         self._board = board
         self._journal = journal
         self._chance = chance
         self._every = every
+        self._freezes = freezes
         self._plan()
 
     def _plan(self) -> None:
         rounds, turn = divmod(self._board.next_plan(), len(self._board.steps))
         self._step = self._board.steps[turn]
-        self._kills = rounds % 4 != 3
+        self._kills = not self._freezes or rounds % 4 != 3
         # Few requests run long enough to be renewed.
         self._left = 1 if self._step == RENEWAL else self._chance.randint(1, 2 * self._every - 1)
 

@@ -64,6 +64,7 @@ class Workers:
     Args:
         main: Serves on a socket until it is asked to stop; called in each child.
         harm_every: Mean seconds between two random harms, each to one worker.
+        freezes: Whether there are freezes among them.
     Attributes:
         shots, stops, drains: How many were killed, frozen and asked to stop at random.
         crashes: How many ended by themselves: each is a mistake.
@@ -76,6 +77,7 @@ class Workers:
         count: int,
         lease: float,
         harm_every: float,
+        freezes: bool,
         seed: int,
         board: Board,
         journal: Journal,
@@ -83,6 +85,7 @@ class Workers:
         self._main = main
         self._lease = lease
         self._harm_every = harm_every
+        self._harms = ("shoot", "stop", "drain") if freezes else ("shoot", "drain")
         self._seed = seed
         self._chance = random.Random(f"{seed} workers")
         self._board = board
@@ -141,7 +144,7 @@ class Workers:
             self._journal.write("thawed", worker=worker.pid)
 
     def _harm(self, worker: _Worker) -> None:
-        harm = self._chance.choice(["shoot", "stop", "drain"])
+        harm = self._chance.choice(self._harms)
         if harm == "shoot":
             self.shots += 1
             os.kill(worker.pid, signal.SIGKILL)
