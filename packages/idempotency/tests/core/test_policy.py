@@ -140,6 +140,7 @@ def test_delays_stay_in_their_bounds() -> None:
     for polls in range(80):
         for chance in (0.0, 0.5, 0.999):
             assert 0.01 <= poll_delay(polls, chance) <= 1.0
+            assert 0.01 <= poll_delay(polls, chance, lease_left=0.0) <= 0.03
     assert poll_delay(3, 0.0) < poll_delay(3, 0.9)
     assert renew_interval(30.0) == 10.0
     assert [retry_after(left, 0.99) for left in (0.0, 0.5, 1.5, 2.5, 60.0)] == [1, 1, 2, 3, 4]

@@ -217,7 +217,8 @@ def begin(
         if waited >= wait:
             retry_after = pace.retry_after(decision.lease_left, chance())
             return Refuse(InProgress(key_id=key_id(key), retry_after=retry_after))
-        woken = yield Await(pace.poll_delay(polls, chance()), wait - waited)
+        poll = pace.poll_delay(polls, chance(), decision.lease_left)
+        woken = yield Await(poll, wait - waited)
         assert isinstance(woken, Woken)
         waited, polls = woken.waited, polls + 1
         if woken.completed is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 
 __all__ = ["COMPLETE_RETRIES", "RELEASE_RETRIES", "poll_delay", "renew_interval", "retry_after"]
 
@@ -15,19 +15,24 @@ RELEASE_RETRIES = (0.25, 1.0, 4.0)
 _FIRST_POLL, _LAST_POLL = 0.02, 1.0
 
 
-def poll_delay(polls: int, chance: float) -> float:
+def poll_delay(polls: int, chance: float, lease_left: float = inf) -> float:
     """
     Seconds before the store is asked again: doubling from 20 ms to 1 s, the upper half of each left to chance.
+
+    Never later than 30 ms behind the end of the lease: a live owner has renewed it by then, a dead one is succeeded.
 
     Args:
         polls: How often it was asked already, from 0 on.
         chance: Uniform in [0, 1), so that many waiters do not ask as one.
+        lease_left: Seconds that the twin's lease still had when the store was asked.
 
     >>> poll_delay(0, 0.0), poll_delay(0, 0.5), poll_delay(40, 0.0)
     (0.01, 0.015, 0.5)
+    >>> poll_delay(40, 0.5, lease_left=0.25)
+    0.27
     """
     longest = min(_LAST_POLL, _FIRST_POLL * 2.0 ** min(polls, 10))
-    return longest * (0.5 + chance / 2)
+    return min(longest * (0.5 + chance / 2), lease_left + _FIRST_POLL * (0.5 + chance))
 
 
 def renew_interval(lease: float) -> float:
