@@ -54,9 +54,6 @@ def projection(body: bytes) -> tuple[str, int | None]:
     """
     What `contract.projection` gives, the quick way if that will do.
 
-    As there, only bodies that are a request have to give the right one: of what else stands in a body, this looks
-    past what is nested too deeply or is half a character.
-
     Raises:
         MalformedBody: As `contract.projection`, which gives it.
     """
