@@ -13,6 +13,7 @@ from asgi_driver import Answer, call
 from effects import Charges, Interposed, guard, respond
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
+from idempotency._core.decide import Refuse
 from idempotency._core.outcome import Response, encode_response
 from idempotency._core.types import Claim, Fingerprint, Reply, State
 from idempotency._runtime import running
@@ -220,6 +221,52 @@ async def test_twins_in_one_process_replay_without_asking_the_store() -> None:
             await run.keep(encode_response(Response(201, (), b"done")))
     assert [type(verdict) for verdict in verdicts] == [Replay] * 8
     assert store.calls == {"acquire": 1, "complete": 1}
+
+
+async def test_what_a_watcher_finds_recorded_by_another_process_is_everybodys() -> None:
+    store, verdicts = Interposed(MemoryStore()), []
+    here, elsewhere = Engine(store), Engine(store)
+    run = await elsewhere.begin(question())
+    assert isinstance(run, Run)
+
+    async def twin() -> None:
+        verdicts.append(await here.begin(question(wait=5)))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(twin)
+            await background()
+            asked = store.calls["acquire"]
+            await run.keep(encode_response(Response(201, [], b"done")))
+    assert [type(verdict) for verdict in verdicts] == [Replay] * 8
+    assert store.calls["acquire"] == asked + 1
+    assert len(here.flights) == 0
+
+
+async def test_watcher_whose_patience_ends_hands_the_lead_on() -> None:
+    store, verdicts = MemoryStore(), []
+    here, elsewhere = Engine(store), Engine(store)
+    run = await elsewhere.begin(question())
+    assert isinstance(run, Run)
+    gone = anyio.Event()
+
+    async def leader() -> None:
+        verdicts.append(await here.begin(question(wait=0.03)))
+        gone.set()
+
+    async def follower() -> None:
+        verdicts.append(await here.begin(question(wait=5)))
+
+    with anyio.fail_after(4):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leader)
+            await background()
+            tasks.start_soon(follower)
+            await gone.wait()
+            await run.keep(encode_response(Response(201, [], b"done")))
+    assert [type(verdict) for verdict in verdicts] == [Refuse, Replay]
+    assert len(here.flights) == 0
 
 
 async def test_followers_that_gave_up_are_not_remembered() -> None:

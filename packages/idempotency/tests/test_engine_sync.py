@@ -257,12 +257,56 @@ class TestBothEngines:
         assert verdict.completed.outcome == OUTCOME
         assert 0 < verdict.waited < 10
 
-    async def test_a_waiter_takes_over_when_its_twin_gives_up(self, engine: Any, store: Faults) -> None:
+    async def test_a_waiter_takes_over_when_its_twin_gives_up(
+        self, engine: Any, store: Faults, events: list[Event]
+    ) -> None:
         reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         assert isinstance(reply, Acquired)
         run = await engine.begin_and(ask(wait=10.0), lambda: store.inner.release(reply.claim))
         assert run.claim.attempt == 1
+        assert isinstance(events[0], Claimed)
+        assert 0 < events[0].waited < 10
         await engine.end(run, "keep", OUTCOME)
+
+    async def test_a_waiter_does_not_take_over_either_at_most_once(
+        self, engine: Any, store: Faults, clock: FakeClock
+    ) -> None:
+        store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
+        verdict = await engine.begin_and(ask(wait=10.0, takeover=False), lambda: clock.advance(31))
+        assert isinstance(verdict.error, OutcomeUnknown)
+
+    async def test_a_waiter_that_the_store_leaves_without_an_answer_may_hold_the_claim(
+        self, engine: Any, store: Faults
+    ) -> None:
+        reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
+        assert isinstance(reply, Acquired)
+
+        def free_the_key_and_lose_the_next_reply() -> None:
+            store.inner.release(reply.claim)
+            store.after["acquire"] = [StoreUnavailable("reply lost")]
+
+        verdict = await engine.begin_and(ask(wait=10.0), free_the_key_and_lose_the_next_reply)
+        assert isinstance(verdict.error, StoreUnavailable)
+        await engine.background()
+        assert store.inner.get(KEY) is None
+
+    async def test_a_waiter_interrupted_as_it_asks_again_may_hold_the_claim(
+        self, engine: Any, store: Faults
+    ) -> None:
+        class Interrupt(BaseException):
+            pass
+
+        reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
+        assert isinstance(reply, Acquired)
+
+        def free_the_key_and_interrupt_the_next_call() -> None:
+            store.inner.release(reply.claim)
+            store.after["acquire"] = [Interrupt()]
+
+        with pytest.raises((Interrupt, BaseExceptionGroup)):
+            await engine.begin_and(ask(wait=10.0), free_the_key_and_interrupt_the_next_call)
+        await engine.background()
+        assert store.inner.get(KEY) is None
 
     async def test_waiting_ends_with_in_progress_and_a_hint_when_to_come_back(
         self, engine: Any, store: Faults
@@ -281,7 +325,9 @@ class TestBothEngines:
         assert isinstance(verdict, Refuse)
         await engine.background()
         assert store.inner.get(KEY) is None
-        assert [event.action for event in events if isinstance(event, StoreFailed)] == ["refused"]
+        assert [(event.step, event.action) for event in events if isinstance(event, StoreFailed)] == [
+            ("acquire", "refused")
+        ]
 
     async def test_a_store_without_an_answer_is_bypassed_where_the_policy_says_so(
         self, engine: Any, store: Faults, events: list[Event]
@@ -289,7 +335,9 @@ class TestBothEngines:
         store.before["acquire"] = [StoreUnavailable("down")]
         assert isinstance(await engine.begin(ask(on_store_error="bypass")), Bypass)
         failed = [event for event in events if isinstance(event, StoreFailed)]
-        assert [(event.action, event.reason) for event in failed] == [("bypassed", "down")]
+        assert [(event.step, event.action, event.reason) for event in failed] == [
+            ("acquire", "bypassed", "down")
+        ]
         await engine.background()
 
     async def test_an_unreadable_record_is_never_run_beside(self, engine: Any, store: Faults) -> None:
@@ -502,6 +550,17 @@ class TestHeartbeat:
         assert store.calls.count("release") == releases
         assert (len(sync.beats), store.inner.get(KEY)) == (0, None)
         assert not any(isinstance(event, StoreFailed) and event.step == "release" for event in events)
+
+    def test_a_claim_that_was_granted_for_certain_is_released_no_more_once_the_store_knows_of_none(
+        self, sync: Sync, store: Faults, clock: FakeClock
+    ) -> None:
+        """The release took effect, and its reply alone was lost."""
+        run = sync.engine.begin(ask())
+        assert isinstance(run, SyncRun)
+        store.after["release"] = [StoreUnavailable("reply lost")]
+        run.release()
+        self.pass_time(sync, clock, 10)
+        assert store.calls.count("release") == 2
 
 
 class TestBeats:

@@ -216,6 +216,6 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
     ),
     "a release that no store confirmed is not repeated": (
         _STALL,
-        _machine("        yield RELEASE_LATER\n        return False", "        return False"),
+        _machine("        yield RELEASE_LATER\n\n\ndef is_lost", "        pass\n\n\ndef is_lost"),
     ),
 }

@@ -1,4 +1,4 @@
-"""What to do: with a store's reply before a run, and with the answer after it. Pure; the engine obeys."""
+"""What to do: with a key that is taken before a run, and with the answer after it. Pure; the engine obeys."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from idempotency._core.errors import FingerprintMismatch, IdempotencyError, OutcomeUnknown
 from idempotency._core.policy import Policy, unless_transient
-from idempotency._core.types import (
-    Acquired,
-    Claim,
-    Completed,
-    Fingerprint,
-    Reply,
-    StorageKey,
-    key_id,
-)
+from idempotency._core.types import Claim, Completed, Fingerprint, Running, StorageKey, key_id
 
 __all__ = ["NOT_ROUTED", "Decision", "Execute", "Refuse", "Replay", "Wait", "decide", "settle"]
 
@@ -45,18 +37,18 @@ class Refuse(NamedTuple):
     error: IdempotencyError
 
 
-Decision: TypeAlias = Execute | Replay | Wait | Refuse
+Decision: TypeAlias = Replay | Wait | Refuse
 
 
-def decide(reply: Reply, *, key: StorageKey, fingerprint: Fingerprint, takeover: bool) -> Decision:
+def decide(
+    reply: Running | Completed, *, key: StorageKey, fingerprint: Fingerprint, takeover: bool
+) -> Decision:
     """
-    What a reply of `acquire` means for the request that asked.
+    What a key that is taken means for the request that asked for it.
 
     A different fingerprint is a mismatch whatever the record's state (draft -07, 2.7): also while the first request
     runs, and after its lease.
     """
-    if isinstance(reply, Acquired):
-        return Execute(reply.claim)
     if reply.fingerprint != fingerprint:
         return Refuse(FingerprintMismatch(key_id=key_id(key)))
     if isinstance(reply, Completed):

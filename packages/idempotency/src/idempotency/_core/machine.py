@@ -255,13 +255,11 @@ def _lost(claim: Claim, fingerprint: Fingerprint, chance: Chance) -> Generator[A
             return Forgotten()
 
 
-def give_up(claim: Claim) -> Generator[Action, Event, bool]:  # noqa: ARG001
-    """Free the key of a run whose answer is not kept. True where the store confirmed before the answer goes out."""
+def give_up(claim: Claim) -> Generator[Action, Event, None]:  # noqa: ARG001
+    """Free the key of a run whose answer is not kept; where the store gives no answer, behind the request."""
     answer = yield RELEASE
     if isinstance(answer, StoreError):
         yield RELEASE_LATER
-        return False
-    return True
 
 
 def is_lost(claim: Claim, found: Record | None) -> bool:
