@@ -194,6 +194,12 @@ ODD = [
     text(agent='"AgentId":"alice"'),
     text(close='"close":1,"close":2.50'),
     text(close='"close":"x","close":2.50'),
+    *(
+        text(volume=f'{volume}:1e-99999999999999999999,"volume":1', tail=tail)
+        for volume in ('"volume"', r'"\u0076olume"')
+        for tail in ("", f',"candles":[{candle(0)}]', ',"instructions":"v]"')
+    ),
+    text(volume='"volume":1e-99999999999999999999', tail=f',"candles":[{candle(0)}]'),
     text(tail=',"candles":[]'),
     text(tail=',"candles":null'),
     text(tail=',"portfolio":{"cash":3,"totalValue":4}'),

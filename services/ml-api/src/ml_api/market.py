@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Annotated
 
 import msgspec
+import numpy as np
 
 from ml_api.bars import Bars
 from ml_api.fields import parse_instant
@@ -66,8 +67,12 @@ class Market:
         self._columns = _columns(self._candles)
         times = [max(times) for times, _, _ in self._columns.values()]
         self.newest_minute = max(times) // _MINUTE if times else None
-        # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0.
-        if not all(all(volumes) for _, _, volumes in self._columns.values()) and _has_long_exponent(text):
+        # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0:
+        # that can only be a volume, the one that counts or one that came before it.
+        doubtful = not all(all(volumes) for _, _, volumes in self._columns.values()) or _may_repeat_volumes(
+            text, len(self._candles)
+        )
+        if doubtful and _has_long_exponent(text):
             raise ValueError("an exponent beyond that of a decimal")
 
     @cached_property
@@ -198,6 +203,17 @@ def _first_texts(text: bytes) -> list[msgspec.Raw]:
         except NOT_QUICK:
             pass
     return _texts(text).candles
+
+
+_V = ord("v")
+
+
+def _may_repeat_volumes(text: bytes, candles: int) -> bool:
+    """Whether volumes may be given that do not count: no other name has a v, unless it is written with an escape."""
+    end = text.rfind(b"]")  # or behind it, which does no harm
+    # numpy counts a byte several times faster than bytes.count.
+    said = np.count_nonzero(np.frombuffer(text, np.uint8, end) == _V)
+    return int(said) > candles or text.find(b"\\", 0, end) >= 0
 
 
 # Written with either letter; two searches for one byte are quicker than one for a class.
