@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from predictor._native import RowCall
+
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "predictor" / "traps.md"
 
@@ -41,6 +43,37 @@ async def test_interleaved_coroutines_do_not_share_a_row(trained):
         return bool((answer == expected[index]).all())
 
     assert all(await asyncio.gather(*(ask(index) for index in range(200))))
+
+
+def test_a_signal_handler_that_predicts_changes_no_answer(trained):
+    """It shares its thread's buffers with the call it interrupts; a tracer stands for it, between any two lines."""
+    subject = trained("multiclass")
+    model, rows = subject.load(), subject.rows
+    expected = model.predict(rows[:2])
+    moments = 0
+    while True:
+        left = moments + 1
+
+        def at_line(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                assert (model.predict_row(rows[1]) == expected[1]).all()
+
+        def at_call(frame, *_: object):
+            return at_line if frame.f_code is RowCall.__call__.__code__ else None
+
+        before = sys.gettrace()
+        sys.settrace(at_call)
+        try:
+            answer = model.predict_row(rows[0])
+        finally:
+            sys.settrace(before)
+        assert (answer == expected[0]).all(), f"line {moments}"
+        if left > 0:
+            break
+        moments += 1
+    assert moments > 5
 
 
 COMMA = """

@@ -168,10 +168,21 @@ class RowCall:
     """
     One thread's bound single-row call: its row buffer, its output buffer, its fast configuration.
 
-    It keeps its booster alive, so a call can never outlive the model it reads.
+    It keeps its booster alive, so a call can never outlive the model it reads. A signal handler or a finalizer may
+    call it in the middle of a call of the same thread; the call that was interrupted then starts anew.
     """
 
-    __slots__ = ("__weakref__", "_arguments", "_booster", "_call", "_check", "_output", "_pack", "_row")
+    __slots__ = (
+        "__weakref__",
+        "_arguments",
+        "_booster",
+        "_call",
+        "_check",
+        "_output",
+        "_pack",
+        "_row",
+        "_turn",
+    )
 
     def __init__(self, booster: Booster, *, per_row: int, hold_gil: bool) -> None:
         lib = library()
@@ -187,6 +198,7 @@ class RowCall:
         self._pack: Callable[..., None] = struct.Struct(f"={booster.width}d").pack_into
         self._call = (lib.held if hold_gil else lib.free).LGBM_BoosterPredictForMatSingleRowFast
         self._check = lib.check
+        self._turn = 0
         # Converted once: ctypes passes ready-made objects on without looking them up again.
         self._arguments = (
             config,
@@ -198,8 +210,12 @@ class RowCall:
 
     def __call__(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Return float64 [per_row] for *values*, exactly `width` numbers in model order."""
-        self._pack(self._row, 0, *values)
-        status = self._call(*self._arguments)
-        if status != 0:
-            self._check(status)
-        return self._output.copy()
+        while True:
+            self._turn = turn = self._turn + 1
+            self._pack(self._row, 0, *values)
+            status = self._call(*self._arguments)
+            if status != 0:
+                self._check(status)
+            answer = self._output.copy()
+            if self._turn == turn:  # nobody else has filled the buffers meanwhile
+                return answer
