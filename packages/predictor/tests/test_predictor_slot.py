@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import weakref
 
 import numpy as np
 import pytest
 
-from predictor import Batcher, Golden, GoldenRowMismatch, ModelError, ModelSlot, manifest_path
+from predictor import (
+    Batcher,
+    Golden,
+    GoldenRowMismatch,
+    Manifest,
+    ModelError,
+    ModelSlot,
+    manifest_path,
+    sha256_of,
+)
 
 
 @pytest.fixture
@@ -101,6 +111,59 @@ def test_the_operators_own_golden_rows_are_checked_too(two):
         slot.swap(b.path, golden=Golden(rows=rows, raw=[[0.0]] * 3))
     assert slot.current.info.name == "a"
     assert slot.swap(b.path, golden=Golden(rows=rows, raw=right)).name == "b"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda m: {"features": [*m["features"][1:], m["features"][0]]},
+            "features: .* is served, the new model has",
+        ),
+        (lambda m: {"features": [m["features"][0] | {"name": "z"}, *m["features"][1:]]}, "'z', 'b'"),
+        (lambda m: {"classes": ["yes", "no"]}, r"classes: \('no', 'yes'\) is served"),
+        (lambda m: {"classes": []}, "classes"),
+    ],
+    ids=["order", "names", "classes", "no classes"],
+)
+def test_a_model_to_which_the_same_rows_mean_something_else_is_not_swapped_in_by_itself(
+    train_model, tmp_path, change, reason
+):
+    """A row that waits, or that a caller gives in the old order, would be answered as another one."""
+    names = ["a", "b", "c", "d", "e"]
+    old = train_model("old", {"objective": "binary", "target": 2})
+    slot = ModelSlot(old.load())
+    members = json.loads(manifest_path(old.path).read_text())
+    changed = change(members)
+    text = old.path.read_text()
+    if [f["name"] for f in changed.get("features", [])] == [*names[1:], names[0]]:
+        text = text.replace("feature_names=a b c d e", "feature_names=b c d e a")
+        changed["features"] = [f | {"reference": None} for f in changed["features"]]
+    path = tmp_path / "new.txt"
+    path.write_text(text)
+    new = Manifest.model_validate(
+        members | changed | {"sha256": sha256_of(path.read_bytes()), "golden": [], "version": "2"}
+    )
+    with pytest.raises(ModelError, match=reason):
+        slot.swap(path, manifest=new)
+    assert slot.current.info.version == "1"
+    assert slot.swap(path, manifest=new, other_signature=True).version == "2"
+    assert slot.rollback().version == "1"
+
+
+def test_another_kind_of_output_is_not_swapped_in_by_itself(train_model):
+    binary = train_model("binary", {"objective": "binary", "target": 2})
+    value = train_model("value", {"objective": "regression"})
+    three = train_model("three", {"objective": "multiclass", "num_class": 3, "target": 3})
+    for first, second, reason in (
+        (binary, value, "output kind"),
+        (three, binary, "output"),
+        (value, three, "output"),
+    ):
+        slot = ModelSlot(first.load())
+        with pytest.raises(ModelError, match=reason):
+            slot.swap(second.path)
+        assert slot.current.info.name == first.path.stem
 
 
 def test_rollback_needs_no_file_and_can_be_undone(two):

@@ -48,9 +48,17 @@ class ModelSlot:
         manifest: Manifest | str | os.PathLike[str] | None = None,
         sha256: str | None = None,
         golden: Golden | None = None,
+        other_signature: bool = False,
     ) -> ModelInfo:
         """
         Serve the model at *path* from now on, after every check of `Model.load` and *golden*.
+
+        Args:
+            path: As for `Model.load`, like *manifest* and *sha256*.
+            golden: Rows and scores of the caller's own.
+            other_signature: Whether the new model may name other features, order them otherwise, or give other
+                outputs. Callers that give rows in the old order, or rows that wait in a `Batcher` meanwhile,
+                would then be answered for another row than they meant.
 
         Returns:
             What is now served.
@@ -62,13 +70,15 @@ class ModelSlot:
         """
         with self._swapping:
             new = Model.load(path, manifest=manifest, sha256=sha256, threads=self._current.threads)
+            if not other_signature:
+                _refuse_other_signature(self._current.info, new.info)
             if golden is not None:
                 new.check_golden(golden.rows, golden.raw)
             return self._replace(new)
 
     def adopt(self, model: Model) -> ModelInfo:
         """
-        Serve *model*, loaded and checked by the caller, from now on.
+        Serve *model*, loaded and checked by the caller, from now on; also one of another signature.
 
         For swaps in two steps, where several processes must have loaded a model before any of them serves it.
         """
@@ -93,3 +103,23 @@ class ModelSlot:
         self._previous = (old.data, old.manifest, old.threads)
         self._current = new
         return new.info
+
+
+def _refuse_other_signature(old: ModelInfo, new: ModelInfo) -> None:
+    """Refuse a model to which the rows and answers of the old one mean something else."""
+    for what, before, now in (
+        ("features", old.features, new.features),
+        ("output kind", old.output, new.output),
+        ("number of outputs", old.n_classes, new.n_classes),
+        ("classes", old.classes, new.classes),
+    ):
+        if before and before != now:  # classes may be given a model that had none
+            raise ModelError(
+                f"{what}: {_shown(before)} is served, the new model has {_shown(now)}; if its callers know, "
+                "pass other_signature=True"
+            )
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
