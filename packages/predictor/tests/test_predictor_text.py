@@ -147,6 +147,38 @@ def test_tree_sizes_that_lie_are_refused(good):
     assert "tree_sizes" in refused(edit(good, r"^tree_sizes=\d+", "tree_sizes=10", resize=False))
 
 
+def branch(splits: int) -> bytes:
+    """A model of one tree that is a single branch."""
+    joined = " ".join
+    lines = {
+        "num_leaves": str(splits + 1),
+        "num_cat": "0",
+        "split_feature": joined(["0"] * splits),
+        "split_gain": joined(["1"] * splits),
+        "threshold": joined(map(str, range(splits))),
+        "decision_type": joined(["2"] * splits),
+        "left_child": joined(str(-leaf) for leaf in range(1, splits + 1)),
+        "right_child": joined([*map(str, range(1, splits)), str(-splits - 1)]),
+        "leaf_value": joined(map(str, range(splits + 1))),
+        "leaf_count": joined(["1"] * (splits + 1)),
+        "internal_count": joined(["2"] * splits),
+        "shrinkage": "1",
+    }
+    tree = "Tree=0\n" + "".join(f"{name}={value}\n" for name, value in lines.items()) + "\n\n"
+    head = "tree\nversion=v4\nnum_class=1\nnum_tree_per_iteration=1\nlabel_index=0\nmax_feature_idx=0\n"
+    head += f"objective=regression\nfeature_names=a\nfeature_infos=[0:1]\ntree_sizes={len(tree)}\n\n"
+    return f"{head}{tree}end of trees\n\nfeature_importances:\na=1\n".encode()
+
+
+def test_a_branch_that_contributions_would_not_survive_is_refused():
+    """They recurse along it, over a table of its length squared: 30,000 splits abort the process."""
+    longest = branch(4_096)
+    model = Model.from_bytes(longest, sha256=sha256_of(longest))
+    assert model.predict([[7.0], [1e9]]).tolist() == [7.0, 4_096.0]
+    assert model.explain([[7.0]]).raw == pytest.approx([7.0], rel=1e-6)
+    assert "a branch of 4097 splits" in refused(branch(4_097))
+
+
 def test_linear_leaf_features_are_indices_too(trained):
     text = trained("linear").path.read_bytes()
     last = text.rindex(b"num_features=")

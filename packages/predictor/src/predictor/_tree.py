@@ -19,6 +19,9 @@ _INTS = re.compile(r"[-0-9 ]*")
 _FLOATS = re.compile(r"[-+0-9.e inf]*")
 _CATEGORICAL, _MISSING = 0b0001, 0b1100  # bits of decision_type (LightGBM's tree.h)
 _UINT32 = 1 << 32
+# LightGBM's contributions recurse along a branch, over a table that grows by the square of the deepest one: at some
+# ten thousand splits the process aborts. Trained trees stay far below.
+_DEEPEST = 4_096
 _N = TypeVar("_N", int, float)
 
 
@@ -144,11 +147,17 @@ def _check_shape(tree: _Tree, leaves: int) -> None:
     nodes = leaves - 1
     left = tree.ints("left_child", nodes, low=-leaves, high=nodes - 1)
     right = tree.ints("right_child", nodes, low=-leaves, high=nodes - 1)
-    for parent, (a, b) in enumerate(zip(left, right, strict=True)):
-        if 0 <= a <= parent or 0 <= b <= parent:
-            raise ModelTextError("a child points back to its parent (cycle)")
+    depths = [1] * nodes
+    for parent, children in enumerate(zip(left, right, strict=True)):
+        for child in children:
+            if 0 <= child <= parent:
+                raise ModelTextError("a child points back to its parent (cycle)")
+            if child > 0:
+                depths[child] = depths[parent] + 1
     if nodes and sorted(left + right) != [child for child in range(-leaves, nodes) if child != 0]:
         raise ModelTextError("a node is reached twice or never")
+    if max(depths, default=0) > _DEEPEST:
+        raise ModelTextError(f"a branch of {max(depths)} splits, more than {_DEEPEST}")
 
 
 def _check_categories(tree: _Tree, decisions: list[int], thresholds: list[float]) -> None:
