@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import lightgbm as lgb
 import numpy as np
@@ -17,10 +18,13 @@ from predictor import (
     Manifest,
     ManifestError,
     Model,
+    ModelTextError,
+    RowPolicy,
     SchemaError,
     manifest_path,
     write_manifest,
 )
+from predictor._files import read_at_most
 from predictor.integrity import check_ulps, sha256_of
 
 
@@ -171,6 +175,7 @@ def test_classes_come_from_the_manifest_in_output_order(trained):
         ({"surprise": 1}, "surprise"),
         ({"schema_version": 2}, "schema_version"),
         ({"features": []}, "features"),
+        ({"features": [{"name": "a", "model_name": "a"}] * 5}, "feature names must not repeat"),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(trained, tmp_path, changes, reason):
@@ -352,13 +357,149 @@ def test_an_ordered_pandas_category_is_not_read_by_its_labels_as_numbers(tmp_pat
     booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, frame["x"] + stars), 5)
     path = tmp_path / "ordered.txt"
     booster.save_model(path)
+    rows = frame.astype(float).to_dict("records")
     with pytest.raises(ManifestError, match="ordered ones too"):
-        write_manifest(path, frame, name="x", version="1")
+        write_manifest(path, rows, name="x", version="1")
     with pytest.raises(ManifestError, match="ordered ones too"):
         Model.load(path, sha256=sha256_of(path.read_bytes()))
-    write_manifest(path, frame, name="x", version="1", categories={"rating": [10, 20, 30, 40, 50]})
     expected = booster.predict(frame, num_threads=1)
-    assert Model.load(path).predict(frame).tolist() == expected.tolist()
+    labels = {"rating": [10, 20, 30, 40, 50]}
+    # The training frame itself tells whose categories they are.
+    for sample, options in ((frame, {}), (frame[["rating", "x"]], {}), (rows, {"categories": labels})):
+        write_manifest(path, sample, name="x", version="1", **options)
+        assert Model.load(path).predict(frame).tolist() == expected.tolist()
+
+
+@pytest.fixture
+def shuffled(tmp_path):
+    """A model whose one pandas category is a feature it reads as numbers, and whose one category is none of pandas."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "size": pd.Categorical(rng.integers(1, 4, 400), categories=[1, 2, 3], ordered=True),
+            "venue": rng.integers(1, 3, 400),
+            "x": rng.normal(size=400),
+        }
+    )
+    score = frame["size"].astype(int) + 5 * frame["venue"] + frame["x"]
+    data = lgb.Dataset(frame, score, categorical_feature=["venue"])
+    booster = lgb.train({"verbose": -1, "num_threads": 1, "min_data_per_group": 5}, data, 10)
+    path = tmp_path / "shuffled.txt"
+    booster.save_model(path)
+    return path, frame, booster.predict(frame, num_threads=1)
+
+
+def test_pandas_categories_are_not_given_to_another_column_because_the_counts_agree(shuffled):
+    path, frame, expected = shuffled
+    rows = frame.astype(float).to_dict("records")
+    with pytest.raises(ManifestError, match="does not say of which features"):
+        write_manifest(path, rows, name="x", version="1")
+    with pytest.raises(ManifestError, match="does not say of which features"):
+        Model.load(path, sha256=sha256_of(path.read_bytes()))
+    labels = {"size": [1, 2, 3], "venue": [0, 1, 2]}
+    for sample, options in ((frame, {}), (rows, {"categories": labels})):
+        write_manifest(path, sample, name="x", version="1", **options)
+        assert Model.load(path).predict(frame).tolist() == expected.tolist()
+        assert Model.load(path).predict(rows).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("size", [["S", "M", "L"], [3, 1, 2]], ids=["text", "another order"])
+def test_a_frame_with_other_categories_than_the_files_proves_nothing(shuffled, size):
+    path, frame, _ = shuffled
+    other = frame.assign(size=pd.Categorical.from_codes(frame["size"].cat.codes, size))
+    with pytest.raises(ManifestError, match="does not say of which features"):
+        write_manifest(path, other, name="x", version="1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "flag"),
+    [(["a", "b", "c"], [0, 1]), ([0, 1, 2], [0, 1]), ([7, 8, 9], [0, 3]), ([7, 8, 9], [-1, 1])],
+)
+def test_a_pandas_category_that_can_be_no_other_column_needs_no_word(tmp_path, labels, flag):
+    """Text betrays a mix-up, its own codes are right either way, and codes of three labels are 0, 1 and 2."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"kind": pd.Categorical(rng.choice(labels, 300), labels), "flag": rng.choice(flag, 300)}
+    )
+    booster = lgb.train(
+        {"verbose": -1, "num_threads": 1, "min_data_per_group": 5},
+        lgb.Dataset(frame, frame["kind"].cat.codes + frame["flag"]),
+        5,
+    )
+    path = tmp_path / "kind.txt"
+    booster.save_model(path)
+    model = Model.load(path, sha256=sha256_of(path.read_bytes()))
+    assert model.predict(frame).tolist() == booster.predict(frame, num_threads=1).tolist()
+
+
+@pytest.mark.parametrize("flag", [[0, 1], [0, 2], [5, 5]], ids=["a flag", "as large", "constant"])
+def test_a_pandas_category_of_numbers_beside_a_column_that_may_be_its_codes_is_refused(tmp_path, flag):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"kind": pd.Categorical(rng.choice([7, 8, 9], 300)), "flag": rng.choice(flag, 300)})
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, frame["kind"].cat.codes), 2)
+    path = tmp_path / "kind.txt"
+    booster.save_model(path)
+    with pytest.raises(ManifestError, match="write the manifest with the training frame"):
+        Model.load(path, sha256=sha256_of(path.read_bytes()))
+
+
+@pytest.mark.parametrize("labels", [["S", "M", "L"], [0, 1, 2]], ids=["text", "numbers"])
+def test_an_unseen_label_of_an_ordered_category_is_missing_as_it_is_to_lightgbm(tmp_path, labels):
+    """LightGBM takes its code, -1, for a missing value; read as a number it would be smaller than all others."""
+    rng = np.random.default_rng(0)
+    size = pd.Categorical(rng.choice(labels, 400), categories=labels, ordered=True)
+    frame = pd.DataFrame({"size": size, "x": rng.normal(size=400)})
+    frame.loc[::7, "size"] = np.nan
+    score = frame["size"].cat.codes.replace({-1: 5}) + frame["x"]
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, score), 10)
+    path = tmp_path / "ordered.txt"
+    booster.save_model(path)
+    asked = pd.DataFrame({"size": [labels[0], 77, None], "x": 0.0})
+    seen = asked.astype({"size": pd.CategoricalDtype([*labels, 77], ordered=True)})
+    expected = booster.predict(seen, num_threads=1).tolist()
+    assert expected[1] == expected[2] != expected[0]
+    # Not being a null, it passes where nulls do not.
+    for nullable in (["size"], []):
+        policy = RowPolicy(unseen="allow")
+        rows = frame[frame["size"].notna()]
+        write_manifest(path, rows, name="x", version="1", nullable=nullable, policy=policy)
+        model = Model.load(path)
+        for row, answer in zip(asked.to_dict("records")[:2], expected, strict=False):
+            assert model.predict_row(row).tolist() == [answer]
+        assert model.predict(seen[:2]).tolist() == expected[:2]
+    with pytest.raises(SchemaError, match="is null"):
+        model.predict(seen)
+
+
+def test_a_file_is_not_read_to_its_end_where_no_model_is_so_large(trained, tmp_path):
+    for path in (tmp_path / "large.txt", tmp_path / "m.txt.manifest.json"):
+        with path.open("wb") as file:
+            file.truncate(10**13)  # sparse: ten terabytes that are not there
+    with pytest.raises(ModelTextError, match="more than 1073741824 bytes"):
+        Model.load(tmp_path / "large.txt", sha256="0" * 64)
+    data = trained("binary").path.read_bytes()
+    (tmp_path / "m.txt").write_bytes(data)
+    with pytest.raises(ManifestError, match="more than 67108864 bytes"):
+        Model.load(tmp_path / "m.txt", sha256=sha256_of(data))
+
+
+def test_a_device_without_end_is_read_no_further_than_the_limit():
+    assert read_at_most("/dev/zero", 3_000_000) is None
+    whole = Path(__file__).read_bytes()
+    assert read_at_most(__file__, len(whole) - 1) is None
+    assert read_at_most(__file__, len(whole)) == whole
+
+
+def test_a_manifest_that_is_there_and_cannot_be_read_is_not_passed_over(trained, tmp_path):
+    """As a link to a volume that is not mounted yet: its labels and its policy would be dropped without a word."""
+    data = trained("binary").path.read_bytes()
+    for name in ("link", "folder"):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "link.manifest.json").symlink_to(tmp_path / "not mounted")
+    (tmp_path / "folder.manifest.json").mkdir()
+    for name in ("link", "folder"):
+        with pytest.raises(ManifestError, match="no manifest at"):
+            Model.load(tmp_path / name, sha256=sha256_of(data))
 
 
 def test_pandas_categories_that_cannot_be_placed_must_be_passed(trained, tmp_path):

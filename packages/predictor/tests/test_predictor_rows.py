@@ -305,6 +305,20 @@ def test_whole_numbers_beside_nulls_stay_exact(dtype):
         numbers(null="allow").encode(frame)
 
 
+def test_a_column_that_numpy_has_no_type_for_is_read_cell_by_cell():
+    batch = pa.record_batch(
+        {name: pa.array([value] * 2) for name, value in GOOD.items()}
+    )  # with a column of text
+    assert schema().encode(batch).tolist() == [ENCODED, ENCODED]
+    flags = pa.record_batch({"a": pa.array([True]), "b": pa.array([1.0]), "c": pa.array([1.0])})
+    with pytest.raises(SchemaError, match="row 0: feature 'a': is a boolean"):
+        numbers().encode(flags)
+    wide = pl.DataFrame({"a": [3, 2**70 + 1], "b": 1.0, "c": 2.0}, schema_overrides={"a": pl.Int128})
+    assert numbers().encode(wide[:1]).tolist() == [[3.0, 1.0, 2.0]]
+    with pytest.raises(SchemaError, match="row 1: feature 'a': 1180591620717411303425 is not exact"):
+        numbers().encode(wide)
+
+
 def test_a_matrix_of_whole_numbers_is_an_array():
     with pytest.warns(PendingDeprecationWarning):
         matrix = np.matrix([[1, 2, 3], [4, 5, 6]])

@@ -19,6 +19,7 @@ def features_of(
     integers: Collection[str] = (),
     nullable: Collection[str] | None = None,
     categories: Mapping[str, Sequence[Label]] | None = None,
+    pandas: Mapping[str, Sequence[Label]] | None = None,
 ) -> tuple[Feature, ...]:
     """
     Return the features of *text* in model order, as far as the file and the caller know them.
@@ -31,6 +32,7 @@ def features_of(
             those that no tree reads.
         categories: Labels by feature name, in the order of the codes 0, 1, 2, ... the model was trained with; default
             the pandas categories in the file, else the codes themselves.
+        pandas: The pandas categories in the file by feature name, where the caller knows whose they are.
 
     Raises:
         ManifestError: A name that is no feature, or labels that repeat or do not cover the learned codes.
@@ -46,7 +48,9 @@ def features_of(
         if name not in names:
             raise ManifestError(f"{name!r} is not a feature of this model")
     columns = [index for index in range(len(names)) if index in text.codes]
-    if len(text.pandas_categories) == len(columns):
+    if pandas is not None:
+        labels = {**pandas, **labels}
+    elif len(text.pandas_categories) == len(columns) and not _may_hide_a_category(text):
         for index, found in zip(columns, text.pandas_categories, strict=True):
             labels.setdefault(names[index], found)
     # LightGBM trains on the codes of an ordered pandas category as plain numbers, and its file does not say which
@@ -56,7 +60,7 @@ def features_of(
     ):
         raise ManifestError(
             f"the file has {len(text.pandas_categories)} pandas categories and does not say of which features;"
-            " pass categories for each, ordered ones too"
+            " write the manifest with the training frame as rows, or pass categories for each, ordered ones too"
         )
     return tuple(
         _feature(
@@ -70,6 +74,24 @@ def features_of(
         )
         for index, name in enumerate(names)
     )
+
+
+def _may_hide_a_category(text: ModelText) -> bool:
+    """
+    Whether a pandas category of the file may belong to a feature that the model reads as numbers.
+
+    It does where the category was ordered, or where training named other columns in `categorical_feature`; as many
+    columns of whole numbers among those make the counts agree. Such a feature holds codes: whole numbers from 0.
+    Labels that are text, or their own codes, betray themselves: their cells are refused as numbers, or right.
+    """
+    if all(
+        all(isinstance(label, str) for label in labels) or labels == tuple(range(len(labels)))
+        for labels in text.pandas_categories
+    ):
+        return False
+    most = max(map(len, text.pandas_categories))
+    spans = [text.ranges.get(i) for i in range(len(text.feature_names)) if i not in text.codes]
+    return any(span is None or (span[0] >= 0 and span[1] < most) for span in spans)
 
 
 def _feature(

@@ -74,5 +74,13 @@ def _values(column: Any) -> Any:
         return column.to_numpy(dtype=object)  # pandas, too, would turn whole numbers with nulls into floats
     nulls = getattr(column, "null_count", 0)  # a number in Arrow, a method in Polars
     if nulls() if callable(nulls) else nulls:  # both would turn whole numbers with nulls into floats
-        return column.to_list() if hasattr(column, "to_list") else column.to_pylist()
-    return column.to_numpy()
+        return _listed(column)
+    try:
+        # Arrow's array, unlike its table's column, copies text and booleans only when told.
+        return column.to_numpy(zero_copy_only=False) if hasattr(column, "to_pylist") else column.to_numpy()
+    except Exception:  # of the frame's library: a type that NumPy does not have, such as Polars' Int128
+        return _listed(column)
+
+
+def _listed(column: Any) -> Any:
+    return column.to_pylist() if hasattr(column, "to_pylist") else column.to_list()

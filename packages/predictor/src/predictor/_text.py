@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from predictor._files import read_at_most
 from predictor._objectives import OutputKind, output_kind
 from predictor._tree import TreeSummary, check_tree
 from predictor.errors import ModelTextError
 
-__all__ = ["ModelText", "parse_model_text"]
+__all__ = ["ModelText", "parse_model_text", "read_model"]
 
 _FORMATS = ("v3", "v4")  # what LightGBM 3 and 4 write; others load without complaint and are refused here
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -50,6 +52,20 @@ class ModelText:
     average_output: bool
     split_counts: tuple[int, ...]  # per feature, over all trees
     split_gains: tuple[float, ...]
+
+
+def read_model(path: str | os.PathLike[str]) -> bytes:
+    """
+    Read a model file, at most as much of it as `parse_model_text` takes.
+
+    Raises:
+        ModelTextError: It is larger than that, or a device without end.
+        OSError: It cannot be read.
+    """
+    data = read_at_most(path, _MAX_BYTES)
+    if data is None:
+        raise ModelTextError(f"more than {_MAX_BYTES} bytes")
+    return data
 
 
 def parse_model_text(data: bytes) -> ModelText:

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from predictor._files import read_at_most
 from predictor._objectives import OutputKind
 from predictor.errors import ManifestError
 
@@ -31,6 +32,8 @@ __all__ = [
     "manifest_path",
     "named_members",
 ]
+
+_MAX_BYTES = 1 << 26  # 64 MiB: a thousand features and golden rows take one
 
 Label = str | int | float
 """A class or category label: JSON keeps text, whole numbers and fractions apart."""
@@ -181,11 +184,15 @@ class Manifest(_Frozen):
             ManifestError: Absent, not JSON, or a member is wrong; the message names the member.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_at_most(path, _MAX_BYTES)
         except OSError as error:
             raise ManifestError(
                 f"no manifest at {Path(path).name!r} ({error.strerror}); make one with 'predictor manifest'"
             ) from error
+        if data is None:
+            raise ManifestError(
+                f"{Path(path).name!r} has more than {_MAX_BYTES} bytes; make the manifest again"
+            )
         with named_members(Path(path).name):
             return cls.model_validate_json(data)
 

@@ -6,7 +6,6 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from predictor._features import features_of
-from predictor._text import parse_model_text
+from predictor._text import parse_model_text, read_model
 from predictor.errors import ManifestError, SchemaError
 from predictor.integrity import sha256_of
 from predictor.manifest import (
@@ -61,8 +60,10 @@ def write_manifest(
 
     Args:
         model: A file that `Booster.save_model` wrote.
-        rows: The training rows, or a fair sample of them: array, frame, or list of rows, n >= 1. Their ranges,
-            nulls and distribution become the reference; *golden* of them, evenly spaced, become golden rows.
+        rows: The training rows, or a fair sample of them: array, frame, or list of rows, n >= 1, without
+            infinities. Their ranges, nulls and distribution become the reference; *golden* of them, evenly spaced,
+            become golden rows. A pandas frame with the training frame's category columns also says which features
+            those are, which the model file does not.
         name: What the model is for, such as `trading-signal`.
         version: The version every prediction will carry.
         classes: Class labels in output order: two for a binary model, one per output for a multiclass one.
@@ -70,7 +71,8 @@ def write_manifest(
         integers: Features that must be whole numbers.
         nullable: Features that may be missing; default those that are missing somewhere in *rows*.
         categories: Labels by feature name, in code order; default the pandas categories in the model file, else
-            the codes themselves are the labels. Needed where a pandas category was an ordered one.
+            the codes themselves are the labels. Needed where *rows* is not the training frame and one of its
+            categories may have been an ordered one, or not named in `categorical_feature`.
         policy: What to do with rows that do not fit; default refuse everything.
         provenance: Free JSON: data, span, code version, seed, parameters.
         metrics: Measured qualities by name, such as `{"log_loss": 0.91}`.
@@ -86,10 +88,17 @@ def write_manifest(
 
     Written in one step: a reader sees the old manifest or the whole new one.
     """
-    data = Path(model).read_bytes()
+    data = read_model(model)
     text = parse_model_text(data)
     labels = {name: _labels(column) for name, column in (categories or {}).items()}
-    drafts = features_of(text, names=names, integers=integers, nullable=nullable, categories=labels)
+    drafts = features_of(
+        text,
+        names=names,
+        integers=integers,
+        nullable=nullable,
+        categories=labels,
+        pandas=_pandas_labels(rows, names or text.feature_names, text.pandas_categories),
+    )
     sample = RowSchema(drafts, _SAMPLE).encode(rows)
     if len(sample) == 0:
         raise ManifestError("a manifest needs at least one sample row")
@@ -118,6 +127,22 @@ def write_manifest(
     Model.from_bytes(data, manifest=manifest)
     manifest.write(path if path is not None else manifest_path(model))
     return manifest
+
+
+def _pandas_labels(
+    rows: Any, names: Sequence[str], found: tuple[tuple[Label, ...], ...]
+) -> dict[str, tuple[Label, ...]] | None:
+    """Return the labels *found* in the file by feature, where the category columns of *rows* are the very same."""
+    kinds: Any = getattr(rows, "dtypes", None)
+    if not found or not hasattr(kinds, "to_dict"):
+        return None
+    by_name = dict(kinds)
+    columns = {
+        name: tuple(by_name[name].categories.tolist())
+        for name in names
+        if str(by_name.get(name)) == "category"
+    }
+    return columns if tuple(columns.values()) == found else None
 
 
 def _labels(labels: Sequence[Label]) -> tuple[Label, ...]:

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,7 +17,7 @@ from predictor._cpus import available_cpus
 from predictor._features import features_of
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
 from predictor._objectives import OutputKind
-from predictor._text import ModelText, parse_model_text
+from predictor._text import ModelText, parse_model_text, read_model
 from predictor.errors import (
     EngineError,
     IntegrityError,
@@ -77,7 +76,11 @@ class Model:
         self.data = data  # the file's bytes, as they were verified
         self.threads = min(threads, available_cpus())
         self._text = text
-        self._schema = RowSchema(features, manifest.policy if manifest is not None else RowPolicy())
+        self._schema = RowSchema(
+            features,
+            manifest.policy if manifest is not None else RowPolicy(),
+            ordered=[i for i, f in enumerate(features) if f.kind == "category" and i not in text.codes],
+        )
         self._rows_to_split = -(-_SPLIT_ABOVE // text.n_trees)
         self.info = _info(data, text, self._schema, manifest)
         self._start()
@@ -114,10 +117,12 @@ class Model:
 
         The file is read once; what was checked is what is loaded. Cost: about 40 ms for a 1 MB model.
         """
-        data = Path(path).read_bytes()
+        data = read_model(path)
         if manifest is None:
             beside = manifest_path(path)
-            if beside.is_file() or sha256 is None:
+            if (
+                os.path.lexists(beside) or sha256 is None
+            ):  # one that is there and cannot be read is not passed over
                 manifest = Manifest.read(beside)
         elif not isinstance(manifest, Manifest):
             manifest = Manifest.read(manifest)

@@ -9,7 +9,7 @@ naming feature and row. Conversion to float64 is exact or refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -30,7 +30,16 @@ _UNSEEN = -1.0  # LightGBM sends a negative category the way of every category i
 class RowSchema:
     """The columns a model takes and what to do with a cell that does not fit; safe to share among threads."""
 
-    def __init__(self, features: Sequence[Feature], policy: RowPolicy) -> None:
+    def __init__(
+        self, features: Sequence[Feature], policy: RowPolicy, *, ordered: Collection[int] = ()
+    ) -> None:
+        """
+        Args:
+            features: In model order.
+            policy: What to do with a cell that does not fit.
+            ordered: Indices of category features whose codes the model reads as plain numbers. There LightGBM
+                takes an unseen category for a missing value; a negative code would be a small number.
+        """
         self.features = tuple(features)
         self.policy = policy
         self.names = tuple(feature.name for feature in self.features)
@@ -43,6 +52,7 @@ class RowSchema:
             if feature.kind == "category"
         }
         self._integers = [i for i, feature in enumerate(self.features) if feature.kind == "integer"]
+        self._ordered = frozenset(ordered)
         self._not_nullable = np.array([not feature.nullable for feature in self.features])
         # A category whose labels are LightGBM's own codes needs no translation, so it can take the short way.
         self._own_codes = {
@@ -64,8 +74,8 @@ class RowSchema:
         if self._has_short_way and self._is_plain(values):
             return values
         numbers = [self._number(index, value, None) for index, value in enumerate(values)]
-        self._checked(np.array([numbers], dtype=np.float64), one_row=True)
-        return numbers
+        checked = self._checked(np.array([numbers], dtype=np.float64), one_row=True)
+        return checked[0].tolist() if self._ordered else numbers
 
     def encode(self, rows: Any) -> NDArray[np.float64]:
         """
@@ -202,7 +212,7 @@ class RowSchema:
             raise SchemaError(
                 f"{shown} is a category that training did not have", feature=feature.name, row=row
             )
-        if isinstance(value, str) or index not in self._own_codes:
+        if isinstance(value, str) or index not in self._own_codes or index in self._ordered:
             return _UNSEEN
         # Where LightGBM's codes are the labels a number goes on as it is, to be read as Booster.predict reads it.
         return value if isinstance(value, float) else float(value) if abs(value) < _EXACT else _UNSEEN
@@ -269,7 +279,8 @@ class RowSchema:
             self._refuse_column(
                 index, np.isfinite(column) & (column != np.floor(column)), "is not a whole number", one_row
             )
-
+        for index in self._ordered:  # last, because an unseen category is no null to the policy
+            matrix[matrix[:, index] == _UNSEEN, index] = math.nan
         return matrix
 
     def _refuse(self, wrong: NDArray[np.bool_], reason: str, one_row: bool) -> None:
