@@ -63,6 +63,7 @@ async def test_anything_else_is_401_as_a_problem_and_counted(
     answer = await client.get("/who", headers=headers)
     assert answer.status_code == 401
     assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"].endswith("unauthorized")
     assert answer.headers["www-authenticate"].startswith("ApiKey")
     assert "X-API-Key" in answer.json()["detail"]
     assert REFUSALS == [401]

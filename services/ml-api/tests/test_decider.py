@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.contract import parse_request
 from ml_api.decider import RULES_VERSION, Decider
 from ml_api.metrics import Metrics
+from ml_api.trading.decision import decide, look
 from predictor import Manifest, Model, ModelSlot, manifest_path
 
 
@@ -52,7 +56,72 @@ def test_decisions_are_counted_by_asset_and_action_from_zero(body: Callable[...,
     decider.decide(body())
     assert len(before) == len(counted(metrics, "predictions")) == 6
     assert all(line.endswith(" 0.0") for line in before)
-    assert sum(line.endswith(" 1.0") for line in counted(metrics, "predictions")) == 2
+    made = [line for line in counted(metrics, "predictions") if line.endswith(" 1.0")]
+    assert ['asset="BTC"' in line for line in made] == [True, False]
+    assert ['asset="ETH"' in line for line in made] == [False, True]
+
+
+def test_the_model_decides_and_the_fixed_rules_do_not(body: Callable[..., bytes]) -> None:
+    model, sent = Model.load(BUNDLED_MODEL), body(count=25)
+    request = parse_request(sent)
+    chances = [lambda rows: [model.predict_row(row) for row in rows], None]
+    by_model, by_rules = (decide(look(request.bars), request.portfolio, predict) for predict in chances)
+    answer = json.loads(Decider(ModelSlot(model), Metrics()).decide(sent))
+    assert answer["reasoning"] == by_model.reasoning
+    assert [Decimal(str(order["quantity"])) for order in answer["orders"]] == [
+        order.quantity for order in by_model.orders
+    ]
+    assert by_model.reasoning != by_rules.reasoning
+
+
+def test_each_decision_and_each_call_of_the_model_is_timed_in_seconds(body: Callable[..., bytes]) -> None:
+    metrics = Metrics()
+    decider = Decider(ModelSlot(Model.load(BUNDLED_MODEL)), metrics)
+    for _ in range(2):
+        decider.decide(body())
+    lines = dict(line.rsplit(" ", 1) for line in metrics.render().decode().splitlines())
+    for name in ("ml_service_decision_seconds", "ml_service_model_seconds"):
+        assert float(lines[f"{name}_count"]) == 2
+        assert 0 < float(lines[f"{name}_sum"]) < 60
+
+
+def test_an_asset_that_cannot_be_judged_is_counted(body: Callable[..., bytes]) -> None:
+    metrics = Metrics()
+    Decider(None, metrics).decide(body(count=5))
+    assert set(counted(metrics, "skipped_assets")) == {
+        f'ml_service_skipped_assets_total{{asset="{asset}"}} 1.0' for asset in ("BTC", "ETH")
+    }
+
+
+def test_rules_have_nothing_to_explain(body: Callable[..., bytes]) -> None:
+    assert "contributions" not in json.loads(Decider(None, Metrics(), explain_top=3).decide(body()))
+
+
+def test_orders_are_cut_to_the_portfolio_only_if_the_settings_say_so(body: Callable[..., bytes]) -> None:
+    broke = body(cash="0", count=25)
+
+    def orders(*, cap: bool) -> object:
+        return json.loads(Decider(None, Metrics(), cap_orders=cap).decide(broke))["orders"]
+
+    assert orders(cap=False)
+    assert orders(cap=True) == []
+
+
+def test_a_value_at_the_end_of_its_training_range_is_within(body: Callable[..., bytes], newer: Model) -> None:
+    sent = body()
+    (_, row, _), *_ = look(parse_request(sent).bars).rows
+    for end in ("min", "max"):
+        assert newer.manifest is not None
+        features = [
+            feature.model_copy(update={"min": -1e9, "max": 1e9, end: value})
+            for feature, value in zip(newer.manifest.features, row, strict=True)
+        ]
+        manifest = newer.manifest.model_copy(update={"features": tuple(features)})
+        model = Model.from_bytes(newer.data, manifest=manifest)
+        metrics = Metrics()
+        only_btc = sent.replace(b'"ETH"', b'"X"')
+        Decider(ModelSlot(model), metrics).decide(only_btc)
+        assert counted(metrics, "feature_out_of_range") == []
 
 
 @pytest.mark.parametrize("far", [b"6000000000.", b"0.000006"])

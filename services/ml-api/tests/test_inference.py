@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import httpx
 import lightgbm
 import numpy as np
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from idempotency.stores.memory import MemoryStore
 from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.inference_errors import InferenceErrors
+from ml_api.problems import problem_response
 from ml_api.stores import Backend
 from predictor import Model, write_manifest
 
@@ -67,6 +71,7 @@ async def test_a_matrix_gets_exactly_the_models_numbers(service: Service, header
             INFER, content=request(tensor(rows.tolist(), [2, 11]), id="7"), headers=headers()
         )
     answer = flat.json()
+    assert flat.headers["content-type"] == "application/json"
     assert (answer["model_name"], answer["model_version"]) == ("btc-eth", "1.0.0")
     output = answer["outputs"][0]
     assert (output["name"], output["datatype"], output["shape"]) == ("predict", "FP64", [2, 3])
@@ -139,10 +144,16 @@ async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refus
         (b"SECRET", "JSON"),
         (request(), "at least 1"),
         (request(tensor([1.0], [1, 11])), "1 values for the shape"),
-        (request(tensor([1.0], [1, 1])), "11 features"),
+        (request(tensor([1.0], [1, 1])), "the model has 11 features, the tensor 1 columns"),
+        (request(tensor([10**400] * 11, [1, 11])), "not a number"),
         (request(tensor(["SECRET"] * 11, [1, 11])), "not a number"),
         (request(tensor([[[1.0] * 11]], [1, 11])), "shape"),
         (request(tensor([[1.0] * 11, 3], [2, 11])), "nested"),
+        (request(tensor([[[1.0]] * 11], [1, 11])), "nested deeper"),
+        (request(tensor(ROW, [1, 11]), tensor(ROW, [1, 11], "more")), "of one feature must have the shape"),
+        (request(tensor(ROW, [1, 11], "sma_7")), "of one feature must have the shape"),
+        (request(tensor([1.0, 2.0], [1, 2], "sma_7")), "of one feature must have the shape"),
+        (request(tensor(ROW, [11])), "sma_7"),
         (request(tensor(["x"] * 11, [1, 11], datatype="BYTES")), "matrix"),
         (request(tensor([None] * 11, [1, 11])), "sma_7"),
         (request(tensor([1.0], [1], "sma_7")), "sma_21"),
@@ -162,12 +173,54 @@ async def test_tensors_that_do_not_fit_are_422_with_a_reason_in_both_spellings(
     assert b"SECRET" not in answer.content
 
 
+async def test_of_violations_a_few_are_named_however_many_there_are(
+    service: Service, headers: Headers
+) -> None:
+    async with service() as client:
+        answer = await client.post(INFER, content=request(*[tensor([], [-1])] * 1000), headers=headers())
+    problem = answer.json()
+    assert problem["type"].endswith("malformed-body")
+    assert len(problem["detail"]) == 20
+    assert problem["detail"][1] == {
+        "type": "greater_than_equal",
+        "loc": ["body", "inputs", 1, "shape", 0],
+        "msg": "Input should be greater than or equal to 0",
+    }
+
+
+async def test_no_rows_get_no_numbers_and_a_request_without_an_id_an_answer_without_one(
+    service: Service, headers: Headers
+) -> None:
+    async with service() as client:
+        answer = await client.post(INFER, content=request(tensor([], [0, 11])), headers=headers())
+    output = {"name": "predict", "shape": [0, 3], "datatype": "FP64", "data": []}
+    assert answer.json() == {"model_name": "btc-eth", "model_version": "1.0.0", "outputs": [output]}
+
+
+async def test_metadata_tell_what_to_send_and_what_comes_back(
+    service: Service, headers: Headers, models_dir: Path
+) -> None:
+    async with service(models_dir=models_dir) as client:
+        houses = await client.get("/v2/models/houses", headers=headers())
+        trading = await client.get("/v2/models/btc-eth", headers=headers())
+    assert houses.json() == {
+        "name": "houses",
+        "versions": ["2.1"],
+        "platform": "lightgbm",
+        "inputs": [{"name": "rows", "datatype": "FP64", "shape": [-1, 2]}],
+        "outputs": [{"name": "predict", "datatype": "FP64", "shape": [-1]}],
+        "parameters": {"features": "size,colour", "classes": ""},
+    }
+    assert trading.json()["outputs"] == [{"name": "predict", "datatype": "FP64", "shape": [-1, 3]}]
+
+
 async def test_the_binary_extension_is_refused_by_name(service: Service, headers: Headers) -> None:
     async with service() as client:
         answer = await client.post(
             INFER, content=b"{}", headers=headers() | {"Inference-Header-Content-Length": "2"}
         )
     assert answer.status_code == 415
+    assert answer.json()["type"].endswith("binary-tensors")
     assert "JSON" in answer.json()["error"]
 
 
@@ -180,9 +233,11 @@ async def test_an_unknown_model_or_version_is_404_with_the_names_there_are(
             for path in ("/v2/models/none", "/v2/models/btc-eth/versions/9", "/v2/models/none/ready")
         ]
         known = await client.get("/v2/models/btc-eth/versions/1.0.0", headers=headers())
+        ready = await client.get("/v2/models/btc-eth/ready", headers=headers())
     assert {answer.status_code for answer in answers} == {404}
     assert all("btc-eth" in answer.json()["error"] for answer in answers)
     assert known.json()["parameters"]["classes"] == "SELL,HOLD,BUY"
+    assert ready.status_code == 200
 
 
 async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> None:
@@ -192,6 +247,7 @@ async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> 
         opened = [await client.get(path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")]
     assert {answer.status_code for answer in [*closed, infer]} == {401}
     assert {answer.status_code for answer in opened} == {200}
+    assert opened[0].json() == {"name": "ml-api", "version": version("ml-api"), "extensions": []}
 
 
 async def test_whoever_refuses_says_so_in_the_protocols_own_member(
@@ -213,6 +269,23 @@ async def test_whoever_refuses_says_so_in_the_protocols_own_member(
     for answer in refusals:
         assert answer.json()["error"] == answer.json()["detail"]
         assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+async def test_a_refusal_that_comes_in_parts_says_so_too() -> None:
+    async def in_parts(scope: Scope, receive: Receive, send: Send) -> None:
+        whole = problem_response(404, "x", "nothing here")
+        await send({"type": "http.response.start", "status": 404, "headers": whole.raw_headers})
+        await send({"type": "http.response.body", "body": bytes(whole.body[:20]), "more_body": True})
+        await send({"type": "http.response.body", "body": bytes(whole.body[20:])})
+
+    transport = httpx.ASGITransport(InferenceErrors(in_parts))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        assert (await client.get("/v2/models")).json()["error"] == "nothing here"
+
+
+async def test_a_refused_head_is_no_fault(service: Service) -> None:
+    async with service() as client:
+        assert (await client.head("/v2/models/btc-eth")).status_code == 401
 
 
 async def test_a_path_that_only_begins_like_the_protocols_is_not_in_it(

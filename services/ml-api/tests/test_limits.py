@@ -92,6 +92,11 @@ async def test_a_declared_length_over_the_limit_is_refused_before_the_route_runs
     assert await client.call(limited()) == 413
 
 
+async def test_a_declared_length_at_the_limit_passes() -> None:
+    client = Client([b"x" * 10], headers=[(b"content-length", b"10")])
+    assert await client.call(limited()) == 200
+
+
 async def test_a_client_that_waits_for_100_continue_is_not_told_to_go_on() -> None:
     client = Client([], headers=[(b"content-length", b"999"), (b"expect", b"100-continue")])
     assert await client.call(limited()) == 413

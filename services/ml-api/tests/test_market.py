@@ -90,6 +90,13 @@ def test_one_digit_in_the_last_candle_makes_it_another_market(body: Callable[...
     assert of(other) is not of(text)
 
 
+def test_a_text_that_ends_like_one_that_was_kept_is_read_whole() -> None:
+    kept = market_of(b'"candles":[]}', 0)
+    assert market_of(b'"candles":[]}', 0) is kept
+    with pytest.raises(NOT_QUICK):
+        market_of(b'"candles":["candles":[]}', 0)
+
+
 def test_only_the_last_few_are_kept(body: Callable[..., bytes]) -> None:
     first = of(text := body())
     for number in range(4):

@@ -13,6 +13,11 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
+from idempotency.stores.memory import MemoryStore
+from ml_api.metrics import Metrics
+from ml_api.stores import Backend
+from ml_api.watch import RedisWatch
+
 pytestmark = pytest.mark.anyio
 
 Service = Callable[..., httpx.AsyncClient]
@@ -359,6 +364,21 @@ async def test_health_is_given_in_both_spellings_without_a_key(service: Service)
         "modelVersion": "1.0.0",
         "schemaVersion": "1.0",
     }
+
+
+async def test_ready_tells_the_model_and_the_state_of_the_store_without_a_key(service: Service) -> None:
+    store = MemoryStore()
+    watch = RedisWatch(store, Metrics())
+    watched = Backend("redis", store, watch, store.aclose)
+    async with service(model_version="1.0.0") as client:
+        own = await client.get("/ready")
+    async with service(backend=watched, model_version="1.0.0") as client:
+        before = await client.get("/ready")
+        await watch.look()
+        after = await client.get("/ready")
+    assert own.json() == {"status": "ready", "modelVersion": "1.0.0", "store": "sqlite", "storeUp": True}
+    assert before.json() == {"status": "ready", "modelVersion": "1.0.0", "store": "redis", "storeUp": None}
+    assert after.json()["storeUp"] is True
 
 
 async def test_a_minute_is_one_decision_whatever_its_seconds(

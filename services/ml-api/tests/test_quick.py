@@ -200,6 +200,7 @@ ODD = [
         for tail in ("", f',"candles":[{candle(0)}]', ',"instructions":"v]"')
     ),
     text(volume='"volume":1e-99999999999999999999', tail=f',"candles":[{candle(0)}]'),
+    text(volume='"volume":1e-99999999999999999999', symbol='"symbol":"ETH"'),
     text(tail=',"candles":[]'),
     text(tail=',"candles":null'),
     text(tail=',"portfolio":{"cash":3,"totalValue":4}'),

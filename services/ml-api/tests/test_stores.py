@@ -29,6 +29,7 @@ async def test_without_redis_it_is_a_sqlite_file_for_its_owner_alone(tmp_path: P
     backend = open_backend(settings(store_path=path), Metrics())
     assert (backend.kind, type(backend.store), backend.watch) == ("sqlite", SQLiteStore, None)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     await backend.close()
 
 
@@ -80,6 +81,14 @@ def test_a_body_that_was_kept_as_json_is_written_out_again() -> None:
     assert json.loads(outcome or b"")["body"] == '{"a":[1,"ä"]}'
 
 
+def test_headers_of_the_older_message_are_left_behind_and_half_a_character_hurts_nothing() -> None:
+    gone = ("Transfer-Encoding", "Connection", "Date", "Server", "Set-Cookie")
+    old = {"status_code": 299, "headers": dict.fromkeys([*gone, "ETag"], "x"), "body": "ä\ud800"}
+    outcome = json.loads(adopt(json.dumps(old).encode()) or b"")
+    assert outcome["headers"] == [["etag", "x"]]
+    assert outcome["body"] == "ä?"
+
+
 @pytest.mark.parametrize(
     "record",
     [
@@ -88,6 +97,10 @@ def test_a_body_that_was_kept_as_json_is_written_out_again() -> None:
         b"[]",
         b'"text"',
         b'{"status_code": 500, "headers": {}, "body": ""}',
+        b'{"status_code": 199, "headers": {}, "body": ""}',
+        b'{"status_code": 300, "headers": {}, "body": ""}',
+        b'{"status_code": 200.0, "headers": {}, "body": ""}',
+        b'{"status_code": "200", "headers": {}, "body": ""}',
         b'{"status_code": true, "headers": {}, "body": ""}',
         b'{"status_code": 200, "headers": [], "body": ""}',
         b'{"status_code": 200, "body": ""}',

@@ -128,7 +128,7 @@ def _matrix(tensor: Tensor, width: int) -> NDArray[np.float64]:
     values = _flat(tensor)
     try:
         numbers = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         raise _unfit(f"tensor {tensor.name!r} has a value that is not a number") from None
     return numbers.reshape(rows, columns)
 

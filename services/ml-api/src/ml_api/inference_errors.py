@@ -58,8 +58,6 @@ def _is_problem(start: Message) -> bool:
 
 
 def _with_error(document: bytes) -> bytes:
-    if not document:
-        return document  # the answer to a HEAD
     problem = json.loads(document)
     return json.dumps(problem | {"error": _text(problem)}, ensure_ascii=False, separators=(",", ":")).encode()
 
