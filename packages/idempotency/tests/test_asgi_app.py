@@ -254,8 +254,11 @@ async def test_oversized_answer_ends_where_the_application_ended_it(status: int,
     async def large(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, [b"x" * 8, b"y" * 8], status=status)
 
-    answer = await call(guard(large, store, max_response_bytes=10), key="k")
+    app = guard(large, store, max_response_bytes=10)
+    answer = await call(app, key="k")
     assert (answer.status, answer.body, answer.complete) == (status, b"x" * 8 + b"y" * 8, True)
+    again = await call(app, key="k")
+    assert again.status == {200: 409, 503: 503}[status], "what is not kept at any length frees its key"
 
 
 @pytest.mark.parametrize("ends", ["by returning", "by raising"])
@@ -391,6 +394,7 @@ async def test_redaction_that_raises_neither_hides_the_answer_nor_frees_the_key(
     first, again = await call(app, key="k"), await call(app, key="k")
     assert (first.status, first.body, first.complete) == (201, b'{"charge": 1}', True)
     assert (again.status, charges.runs) == (409, 1), "the effect is there: nothing may run again"
+    assert b"redaction raised LookupError" in again.body
     assert "LookupError" in caplog.text
     assert "charge" not in caplog.text, "what was raised may quote the body"
 

@@ -207,7 +207,7 @@ def question(wait: float = 0.0, **policy: Any) -> Ask:
 async def test_twins_in_one_process_replay_without_asking_the_store() -> None:
     store, verdicts = Interposed(MemoryStore()), []
     engine = Engine(store)
-    run = await engine.begin(question(wait=5))
+    run = await engine.begin(question(wait=5, retention=60))
     assert isinstance(run, Run)
 
     async def twin() -> None:
@@ -220,6 +220,7 @@ async def test_twins_in_one_process_replay_without_asking_the_store() -> None:
             await background()
             await run.keep(encode_response(Response(201, (), b"done")))
     assert [type(verdict) for verdict in verdicts] == [Replay] * 8
+    assert {(verdict.completed.age, verdict.completed.expires_in) for verdict in verdicts} == {(0.0, 60.0)}
     assert store.calls == {"acquire": 1, "complete": 1}
 
 

@@ -511,6 +511,10 @@ class TestHeartbeat:
             "retrying",
             "retrying",
         ]
+        assert [event.reason for event in events if isinstance(event, StoreFailed)] == [
+            "down",
+            "",  # what a driver says may hold what no log may
+        ]
         assert store.calls.count("renew") == 3
         assert isinstance(run.keep(OUTCOME), Recorded)
 

@@ -86,18 +86,22 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
     return shop
 
 
-async def test_the_record_of_the_transaction_is_the_one_that_the_middleware_would_make(shop: Shop) -> None:
-    answer = Response(201, HEADERS, b"charged")
+@pytest.mark.parametrize("length", [7, 10, 11])
+async def test_the_record_of_the_transaction_is_the_one_that_the_middleware_would_make(
+    length: int, shop: Shop
+) -> None:
+    answer = Response(201, HEADERS, b"x" * length)
+    limit = 10
 
     async def plain(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, answer.body, status=answer.status, headers=answer.headers)
 
     store = shop.store()
-    joined = guard(shop.application(store, answer), store)
+    joined = guard(shop.application(store, answer), store, max_response_bytes=limit)
     first, again = await call(joined, key="joined"), await call(joined, key="joined")
-    assert (first.status, first.replayed, again.replayed) == (201, False, True)
+    assert (first.status, first.replayed, again.replayed) == (201, False, length <= limit)
     assert shop.charges == 1
-    await call(guard(plain, store), key="plain")
+    await call(guard(plain, store, max_response_bytes=limit), key="plain")
     records = [await store.get(StorageKey(key)) for key in ("joined", "plain")]
     assert records[0].outcome == records[1].outcome
     assert records[0].expires_in == pytest.approx(86_400.0, abs=60)

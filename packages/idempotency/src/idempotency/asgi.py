@@ -144,7 +144,6 @@ class IdempotencyMiddleware:
         self.app = app
         self.engine = Engine(store, hooks=hooks)
         self.tenant = tenant
-        self._policy = policy if isinstance(policy, Policy) else None
         self._policy_of = (lambda _scope: policy) if isinstance(policy, Policy) else policy
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
         _log.info("idempotency: %s, in %s", promise, type(store).__name__)
@@ -153,7 +152,7 @@ class IdempotencyMiddleware:
         """Serve one connection (ASGI 3)."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        policy = self._policy or self._policy_of(scope)
+        policy = self._policy_of(scope)
         if policy is None or scope["method"] not in policy.methods:
             return await self.app(scope, receive, send)
         lines: list[bytes] = []

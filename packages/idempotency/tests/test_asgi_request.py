@@ -1,0 +1,167 @@
+"""What the middleware makes of a request: its body, its patience, its fingerprint, and its name in events."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from asgi_driver import Talk, call, http_scope, key_header
+from effects import Charges, Interposed, guard, read_body, respond, unavailable
+
+from idempotency import (
+    Fingerprint,
+    IdempotencyMiddleware,
+    Policy,
+    RequestView,
+    StorageKey,
+    canonical_json,
+    one_tenant,
+)
+from idempotency._core.decide import Refuse
+from idempotency._core.errors import MissingKey
+from idempotency._core.types import key_id
+from idempotency.events import Event, Refused
+from idempotency.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.anyio
+
+KEY = StorageKey("k")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+async def test_a_client_that_leaves_before_its_body_came_has_no_effect(store: MemoryStore) -> None:
+    charges = Charges()
+    talk = Talk(guard(charges, store), http_scope(headers=key_header("k")))
+    talk.leave()
+    answer = await talk.run()
+    assert (answer.messages, charges.runs, await store.get(KEY)) == ([], 0, None)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_an_application_reads_bytes_whatever_buffer_the_server_lent(
+    kind: Any, store: MemoryStore
+) -> None:
+    buffer = bytearray(b"one")
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        buffer[:] = b"two"  # a server may use it again
+        seen.append(await receive())
+        await respond(send)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": kind(buffer), "more_body": False}
+
+    async def send(message: Any) -> None:
+        pass
+
+    await guard(app, store)(http_scope(headers=key_header("k")), receive, send)
+    assert seen == [{"type": "http.request", "body": b"one", "more_body": False}]
+    assert type(seen[0]["body"]) is bytes
+
+
+async def test_an_unprotected_run_reads_its_body_and_hears_its_client_leave(store: MemoryStore) -> None:
+    heard = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        heard.append(await read_body(receive))
+        await respond(send)
+        heard.append((await receive())["type"])
+
+    without_store = Interposed(store, acquire=unavailable, release=unavailable)
+    answer = await call(guard(app, without_store, on_store_error="bypass"), key="k", body=b"{}")
+    assert (answer.status, heard) == (200, [b"{}", "http.disconnect"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers", "patience"),
+    [
+        ({"wait": 3, "prefer_wait": 0}, [("prefer", "wait=10")], 3),
+        ({"wait": 3, "prefer_wait": 0.5}, [("prefer", "wait=10")], 0.5),
+        ({"wait": 3, "prefer_wait": 5}, [("prefer", "wait=10")], 5),
+        ({"wait": 3, "prefer_wait": 5}, [("prefer", "wait=1")], 1),
+        ({"wait": 3, "prefer_wait": 5}, [("prefer", 'respond-async; x, Wait="2"')], 2),
+        ({"wait": 3, "prefer_wait": 5}, [("x-hint", "wait=1"), ("prefer", "await=1")], 3),
+        ({"wait": 3, "prefer_wait": 5}, [], 3),
+    ],
+)
+async def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allows(
+    settings: dict[str, float], headers: list[tuple[str, str]], patience: float, store: MemoryStore
+) -> None:
+    app, asked = guard(Charges(), store, **settings), []
+
+    async def begin(ask: Any) -> Refuse:
+        asked.append(ask.wait)
+        return Refuse(MissingKey())
+
+    app.engine.begin = begin  # type: ignore[method-assign,assignment]
+    await call(app, key="k", headers=headers)
+    assert asked == [patience]
+
+
+# Records outlive a deployment, so what makes two requests the same may not change with one.
+@pytest.mark.parametrize(
+    ("function", "parts"),
+    [
+        (None, [b"POST", b"/charges", b"x=1", b"application/json", b"", b'{"a":1}']),
+        (canonical_json, [b"POST", b"/charges", b"x=1", canonical_json]),
+    ],
+)
+async def test_the_fingerprint_of_a_request_is_the_same_in_every_release(
+    function: Any, parts: list[Any], store: MemoryStore
+) -> None:
+    headers = [("content-type", "application/json")]
+    settings = {} if function is None else {"fingerprint": function}
+    await call(guard(Charges(), store, **settings), key="k", headers=headers, query=b"x=1", body=b'{"a":1}')
+    if function is not None:  # json, with what says how to read it: an object of one member
+        said = [b"json", b"application/json", b"", b"o1:s1:an1:1"]
+        parts[-1] = _digest(said)
+    record = await store.get(KEY)
+    assert record is not None
+    assert record.fingerprint == _digest(parts)
+
+
+def _digest(parts: list[bytes]) -> bytes:
+    """SHA-256 over the lengths of the parts, eight bytes each, and the parts."""
+    return sha256(b"".join([*(len(part).to_bytes(8, "big") for part in parts), *parts])).digest()
+
+
+async def test_a_fingerprint_function_sees_the_whole_request(store: MemoryStore) -> None:
+    seen = []
+
+    def look(view: RequestView) -> Fingerprint:
+        seen.append(view)
+        return Fingerprint(b"f")
+
+    app = IdempotencyMiddleware(
+        Charges(), store=store, tenant=lambda scope: "alice", policy=Policy(fingerprint=look)
+    )
+    await call(app, key="k", query=b"x=1", body=b"{}")
+    headers = [(b"idempotency-key", b'"k"')]
+    assert seen == [RequestView("POST", "/charges", b"x=1", headers, b"{}", "alice")]
+
+
+async def test_every_event_names_the_operation_and_the_record_but_for_a_key_that_could_not_be_read(
+    store: MemoryStore,
+) -> None:
+    events: list[Event] = []
+    app = IdempotencyMiddleware(Charges(), store=store, tenant=one_tenant(), hooks=[events.append])
+    await call(app, key="k")
+    await call(app, key="k")
+    await call(app, key="k", body=b"another")
+    await call(app, key=" ")
+    assert [(type(event).__name__, event.operation) for event in events] == [
+        (name, "POST /charges") for name in ("Claimed", "Settled", "Replayed", "Refused", "Refused")
+    ]
+    assert [event.key_id for event in events] == [key_id(KEY)] * 4 + [None]
+    assert [event.status for event in events if isinstance(event, Refused)] == [422, 400]
