@@ -157,6 +157,57 @@ async def test_an_answer_is_kept_that_is_as_long_as_the_policy_says_and_no_longe
         assert again.status == status
 
 
+@pytest.mark.parametrize(
+    ("header", "flows"),
+    [
+        ((b"content-type", b"text/event-stream"), True),
+        ((b"content-type", b"Text/Event-Stream; charset=utf-8"), True),
+        ((b"content-type", b"text/event-log"), False),
+        ((b"x-kind", b"text/event-stream"), False),
+    ],
+)
+async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
+    header: tuple[bytes, bytes], flows: bool, store: MemoryStore
+) -> None:
+    sent_by_then: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**START, "headers": [(b"server", b"x"), header]})
+        await send(chunk(b"data: 1\n\n"))
+        sent_by_then.append(len(talk.messages))
+        await send(chunk(b"", more_body=False))
+
+    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    await talk.run()
+    assert sent_by_then == [2 if flows else 0]
+    again = await call(guard(app, store), key="k")
+    assert (again.status, b"an event stream" in again.body) == ((409, True) if flows else (200, False))
+
+
+@pytest.mark.parametrize(
+    "name", [b"idempotency-replayed", b"Idempotency-Replayed", b"Idempotency-Expires-In"]
+)
+async def test_what_an_application_says_in_the_middlewares_name_is_not_passed_on(
+    name: bytes, store: MemoryStore
+) -> None:
+    async def impostor(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, headers=[(b"x-own", b"1"), (name, b"forged"), (b"x-last", b"2")])
+
+    answer = await call(guard(impostor, store), key="k")
+    assert b"forged" not in [value for _, value in answer.headers]
+    assert (answer.header("x-own"), answer.header("x-last")) == (b"1", b"2")
+
+
+async def test_only_an_answer_that_a_retry_will_see_says_when_it_expires(store: MemoryStore) -> None:
+    async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+        await store.forget(KEY)
+        await respond(send, b"ours")
+
+    assert (await call(guard(forgetful, store), key="k")).header("idempotency-expires-in") is None
+    assert (await call(guard(Charges(), store), key="k")).header("idempotency-expires-in") == b"86400"
+
+
 async def test_messages_of_other_kinds_go_straight_to_the_server_and_end_nothing(store: MemoryStore) -> None:
     other = {"type": "http.response.debug", "info": {}}
 

@@ -10,12 +10,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 from asgi_driver import Answer, call
-from effects import Charges, Interposed, guard, respond
+from effects import Charges, Interposed, guard, respond, unavailable
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
 from idempotency._core.decide import Refuse
 from idempotency._core.outcome import Response, encode_response
-from idempotency._core.types import Claim, Fingerprint, Reply, State
+from idempotency._core.types import Acquired, Claim, Fingerprint, Reply, State
+from idempotency._owner import new_owner
 from idempotency._runtime import running
 from idempotency.engine import Ask, Engine, Replay, Run
 from idempotency.events import Claimed, Event, Settled
@@ -243,6 +244,75 @@ async def test_what_a_watcher_finds_recorded_by_another_process_is_everybodys() 
     assert [type(verdict) for verdict in verdicts] == [Replay] * 8
     assert store.calls["acquire"] == asked + 1
     assert len(here.flights) == 0
+
+
+@pytest.mark.parametrize(
+    ("fate", "heard"),
+    [
+        ("settled by another", ["Replay", "Replay", "Replay"]),
+        ("taken by another", ["Refuse", "Refuse", "Refuse"]),
+        ("forgotten", ["Replay", "Replay", "Run"]),
+        ("unrecorded", ["Refuse", "Refuse", "Refuse"]),
+    ],
+)
+async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_than_it(
+    fate: str, heard: list[str]
+) -> None:
+    records, verdicts = MemoryStore(), []
+    store = Interposed(records, **({"complete": unavailable} if fate == "unrecorded" else {}))
+    engine = Engine(store)
+    run = await engine.begin(question(wait=0.6))
+    assert isinstance(run, Run)
+
+    async def twin() -> None:
+        verdict = await engine.begin(question(wait=0.6))
+        verdicts.append(type(verdict).__name__)
+        if isinstance(verdict, Run):
+            await verdict.keep(encode_response(Response(201, [], b"mine")))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(twin)
+            await background()
+            if fate != "unrecorded":
+                await records.forget(run.claim.key)
+            if fate in {"settled by another", "taken by another"}:
+                reply = await records.acquire(
+                    run.claim.key,
+                    fingerprint=run.ask.fingerprint,
+                    owner=new_owner(),
+                    lease=30.0,
+                    retention=60.0,
+                )
+                assert isinstance(reply, Acquired)
+                if fate == "settled by another":
+                    await records.complete(reply.claim, b"theirs", retention=60.0)
+            await run.keep(encode_response(Response(201, [], b"done")))
+    assert sorted(verdicts) == heard
+    assert len(engine.flights) == 0
+    if fate == "settled by another":
+        assert store.calls["acquire"] == 1, "they were told what the store told their leader"
+
+
+async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> None:
+    store = Interposed(MemoryStore())
+    engine = Engine(store)
+    run = await engine.begin(question(wait=5))
+    assert isinstance(run, Run)
+    assert isinstance(await engine.begin(question(wait=0.01)), Refuse)
+    asked, verdicts = store.calls["acquire"], []
+
+    async def twin() -> None:
+        verdicts.append(await engine.begin(question(wait=5)))
+
+    with anyio.fail_after(4):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(twin)
+            await background()
+            await run.keep(encode_response(Response(201, [], b"done")))
+    assert isinstance(verdicts[0], Replay)
+    assert store.calls["acquire"] == asked, "it followed, and asked the store for nothing"
 
 
 async def test_watcher_whose_patience_ends_hands_the_lead_on() -> None:

@@ -213,6 +213,14 @@ class TestBothEngines:
         assert isinstance(events[1], Settled)
         assert events[1].result == "kept"
 
+    async def test_who_may_wait_and_meets_nobody_does_not_wait(
+        self, engine: Any, store: Faults, events: list[Event]
+    ) -> None:
+        run = await engine.begin(ask(wait=10.0))
+        assert [event.waited for event in events if isinstance(event, Claimed)] == [0.0]
+        assert store.calls == ["acquire"]
+        await engine.end(run, "release")
+
     async def test_a_released_key_runs_again_as_new(self, engine: Any) -> None:
         await engine.end(await engine.begin(ask()), "release")
         again = await engine.begin(ask())
@@ -491,6 +499,13 @@ class TestHeartbeat:
         self.pass_time(sync, clock, 20)
         assert len(sync.beats) == 0
 
+    def test_the_end_of_a_run_says_how_long_it_ran(self, sync: Sync, events: list[Event]) -> None:
+        run = sync.engine.begin(ask())
+        assert isinstance(run, SyncRun)
+        sync.now.advance(2.5)
+        run.release()
+        assert [event.duration for event in events if isinstance(event, Settled)] == [2.5]
+
     def test_a_run_that_is_dropped_shows_none(self, sync: Sync, store: Faults, clock: FakeClock) -> None:
         run = sync.engine.begin(ask())
         del run
@@ -542,6 +557,9 @@ class TestHeartbeat:
         failed = [event for event in events if isinstance(event, StoreFailed) and event.step == "release"]
         assert len(failed) == 64
         assert store.calls.count("release") == 64 * 4
+        store.before["acquire"] = [StoreUnavailable("down")]
+        sync.engine.begin(ask())
+        assert len(sync.beats) == 1, "there is room again"
 
     @pytest.mark.parametrize(("granted", "releases"), [(True, 1), (False, 4)])
     def test_a_claim_that_may_still_be_granted_is_released_again(

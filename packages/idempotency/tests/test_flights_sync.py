@@ -144,6 +144,39 @@ def test_who_has_waited_long_enough_is_told_so(twins: Twins) -> None:
     assert isinstance(verdict, Refuse)
     assert isinstance(verdict.error, InProgress)
     assert twins.store.asked == 2, "once, when its time was up"
+    (other,) = twins.followers(1)
+    run.keep(OUTCOME)
+    assert isinstance(other.result(5), Replay), "who runs leads on, whoever gave up"
+    assert twins.store.asked == 2
+
+
+class Interrupt(BaseException):
+    """As a signal raises it, in the main thread's sleep or wait."""
+
+
+def interrupt(*_: Any) -> Any:
+    raise Interrupt
+
+
+def test_a_watching_thread_that_is_interrupted_leads_no_longer(twins: Twins) -> None:
+    twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
+    twins.engine.sleep = interrupt
+    with pytest.raises(Interrupt):
+        twins.ask(wait=30.0)
+    assert len(twins.engine.flights) == 0
+
+
+def test_a_following_thread_that_is_interrupted_has_nothing_to_release(
+    twins: Twins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = []
+    monkeypatch.setattr(twins.engine, "release_late", lambda *asked: released.append(asked))
+    run = twins.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(twins.engine.flights, "follow", interrupt)
+        with pytest.raises(Interrupt):
+            twins.ask(wait=30.0)
+    assert (released, twins.store.asked) == ([], 1), "it never asked the store"
     run.keep(OUTCOME)
 
 
