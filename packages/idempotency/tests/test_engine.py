@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,7 +20,9 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Reply, State
 from idempotency._owner import new_owner
 from idempotency._runtime import running
 from idempotency.engine import Ask, Engine, Replay, Run
+from idempotency.errors import StoreUnavailable
 from idempotency.events import Claimed, Event, Settled
+from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 from idempotency.stores.threaded import ThreadedStore
 from idempotency.testing import FakeClock
@@ -293,6 +296,33 @@ async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_th
     assert len(engine.flights) == 0
     if fate == "settled by another":
         assert store.calls["acquire"] == 1, "they were told what the store told their leader"
+
+
+async def test_record_is_tried_again_after_a_pause() -> None:
+    tried: list[float] = []
+
+    async def fail_once(real: Store, *args: Any, **kwargs: Any) -> bool:
+        tried.append(time.monotonic())
+        if len(tried) == 1:
+            raise StoreUnavailable("down")
+        return await real.complete(*args, **kwargs)
+
+    run = await Engine(Interposed(MemoryStore(), complete=fail_once)).begin(question())
+    assert isinstance(run, Run)
+    await run.keep(b"done")
+    assert tried[1] - tried[0] >= 0.04
+
+
+async def test_runs_that_are_over_are_not_remembered() -> None:
+    engine = Engine(MemoryStore())
+    for end in ("keep", "release", "abandon"):
+        run = await engine.begin(question(lease=LEASE))
+        assert isinstance(run, Run)
+        ended = getattr(run, end)(*([b"done"] if end == "keep" else []))
+        if ended is not None:
+            await ended
+        assert len(run._pulse._ticks) == 0
+        await engine.store.forget(run.claim.key)  # type: ignore[attr-defined]
 
 
 async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> None:

@@ -33,6 +33,7 @@ from idempotency import (
 from idempotency._beats import Beats
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.machine import Bypass, Forgotten, Recorded, Superseded, Unrecorded
+from idempotency._core.types import State
 from idempotency._owner import new_owner
 from idempotency.engine import Ask, Engine, Run
 from idempotency.engine_sync import SyncEngine, SyncRun
@@ -117,6 +118,10 @@ class Async:
         for registered in list(run._pulse._ticks):
             await registered.beat()
 
+    async def sign(self, run: Run) -> None:
+        """Show a sign of life, due or not."""
+        await run.beat()
+
     async def background(self) -> None:
         """Let work that nobody waits for be done."""
         await anyio.wait_all_tasks_blocked()
@@ -156,6 +161,9 @@ class Sync:
     async def beat(self, run: SyncRun) -> None:
         self.now.advance(10)
         self.beats.run_due()
+
+    async def sign(self, run: SyncRun) -> None:
+        run.renew()
 
     async def background(self) -> None:
         self.beats.run_due()
@@ -221,8 +229,9 @@ class TestBothEngines:
         assert store.calls == ["acquire"]
         await engine.end(run, "release")
 
-    async def test_a_released_key_runs_again_as_new(self, engine: Any) -> None:
+    async def test_a_released_key_runs_again_as_new(self, engine: Any, events: list[Event]) -> None:
         await engine.end(await engine.begin(ask()), "release")
+        assert [event.result for event in events if isinstance(event, Settled)] == ["released"]
         again = await engine.begin(ask())
         assert again.claim.attempt == 1
         await engine.end(again, "release")
@@ -317,13 +326,14 @@ class TestBothEngines:
         assert store.inner.get(KEY) is None
 
     async def test_waiting_ends_with_in_progress_and_a_hint_when_to_come_back(
-        self, engine: Any, store: Faults
+        self, engine: Any, store: Faults, events: list[Event]
     ) -> None:
         store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         verdict = await engine.begin(ask(wait=0.05))
         assert isinstance(verdict.error, InProgress)
         assert 1 <= verdict.error.retry_after <= 4
         assert store.calls.count("acquire") >= 2
+        assert events == [], "a twin that runs is no failure of the store"
 
     async def test_a_store_without_an_answer_refuses_and_its_possible_grant_is_released(
         self, engine: Any, store: Faults, events: list[Event]
@@ -450,9 +460,52 @@ class TestBothEngines:
         store.before["get"] = [StoreUnavailable("down")]
         await engine.beat(run)
         assert [type(event) for event in events] == [Claimed, StoreFailed]
+        assert (events[1].step, events[1].action) == ("renew", "retrying")  # type: ignore[union-attr]
         await engine.beat(run)
         assert isinstance(events[-1], ClaimLost)
         await engine.end(run, "abandon")
+
+    @pytest.mark.parametrize(
+        ("how", "step", "failures"),
+        [("keep", "complete", 0), ("keep", "complete", 1), ("release", "release", 0)],
+    )
+    async def test_an_interrupted_end_leaves_the_key_to_its_lease(
+        self, how: str, step: str, failures: int, engine: Any, store: Faults, events: list[Event]
+    ) -> None:
+        class Interrupt(BaseException):
+            pass
+
+        run = await engine.begin(ask())
+        store.before[step] = [*[StoreUnavailable("down")] * failures, Interrupt()]
+        with pytest.raises(Interrupt):
+            await engine.end(run, how, *([OUTCOME] if how == "keep" else []))
+        assert [event.result for event in events if isinstance(event, Settled)] == ["abandoned"]
+        record = store.inner.get(KEY)
+        assert record is not None
+        assert record.state is State.RUNNING
+
+    @pytest.mark.parametrize("how", ["keep", "release", "abandon"])
+    async def test_what_is_over_shows_no_sign_of_life(self, how: str, engine: Any, store: Faults) -> None:
+        run = await engine.begin(ask())
+        await engine.end(run, how, *([OUTCOME] if how == "keep" else []))
+        await engine.sign(run)  # one that was on its way when the run ended
+        await engine.beat(run)
+        assert "renew" not in store.calls
+
+    async def test_a_run_that_ends_while_its_sign_of_life_is_on_the_way_has_lost_nothing(
+        self, engine: Any, store: Faults, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = await engine.begin(ask())
+
+        def release_and_look(key: StorageKey) -> None:
+            """What the sign finds: the key is free, for the run has just freed it."""
+            store.inner.release(run.claim)
+            run._over = True
+
+        monkeypatch.setattr(store.inner, "renew", lambda *_, **__: False)
+        monkeypatch.setattr(store.inner, "get", release_and_look)
+        await engine.sign(run)
+        assert [type(event) for event in events] == [Claimed]
 
     async def test_a_release_without_an_answer_is_repeated_behind(self, engine: Any, store: Faults) -> None:
         run = await engine.begin(ask())
@@ -488,11 +541,12 @@ class TestHeartbeat:
             sync.beats.run_due()
 
     def test_a_run_outlives_its_lease_while_it_shows_signs_of_life(
-        self, sync: Sync, clock: FakeClock
+        self, sync: Sync, store: Faults, clock: FakeClock
     ) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
         self.pass_time(sync, clock, 100)
+        assert "get" not in store.calls, "a sign that the store heard asks for no more"
         twin = sync.engine.begin(ask())
         assert isinstance(twin, Refuse)
         assert isinstance(run.keep(OUTCOME), Recorded)
@@ -506,11 +560,21 @@ class TestHeartbeat:
         run.release()
         assert [event.duration for event in events if isinstance(event, Settled)] == [2.5]
 
-    def test_a_run_that_is_dropped_shows_none(self, sync: Sync, store: Faults, clock: FakeClock) -> None:
+    def test_a_record_is_tried_again_after_a_pause(self, sync: Sync, store: Faults) -> None:
+        run = sync.engine.begin(ask())
+        assert isinstance(run, SyncRun)
+        store.before["complete"] = [StoreUnavailable("down"), StoreUnavailable("down")]
+        began = sync.now()
+        assert isinstance(run.keep(OUTCOME), Recorded)
+        assert sync.now() - began == pytest.approx(0.3)
+
+    def test_a_run_that_is_dropped_shows_none(
+        self, sync: Sync, store: Faults, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
         run = sync.engine.begin(ask())
         del run
         self.pass_time(sync, clock, 31)
-        assert "renew" not in store.calls
+        assert ("renew" not in store.calls, caplog.text) == (True, "")
         successor = sync.engine.begin(ask())
         assert isinstance(successor, SyncRun)
         assert successor.claim.attempt == 2

@@ -131,11 +131,23 @@ def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(
     first = twins.threads.submit(twins.ask, wait=30.0)
     eventually(lambda: len(twins.engine.flights) == 1)
     others = twins.followers(8)
+    asked = twins.store.asked
     assert twins.store.complete(reply.claim, OUTCOME, retention=60.0)
     for call in (first, *others):
         verdict = call.result(5)
         assert isinstance(verdict, Replay)
         assert isinstance(verdict.completed, Completed)
+    assert twins.store.asked < asked + 8, "who watched asked for all"
+
+
+def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(twins: Twins) -> None:
+    reply = twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
+    first = twins.threads.submit(twins.ask, wait=0.05)
+    eventually(lambda: len(twins.engine.flights) == 1)
+    (other,) = twins.followers(1)
+    assert isinstance(first.result(5), Refuse)
+    assert twins.store.complete(reply.claim, OUTCOME, retention=60.0)
+    assert isinstance(other.result(5), Replay)
 
 
 def test_who_has_waited_long_enough_is_told_so(twins: Twins) -> None:
