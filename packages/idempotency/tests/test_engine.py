@@ -20,7 +20,7 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Reply, State
 from idempotency._owner import new_owner
 from idempotency._runtime import running
 from idempotency.engine import Ask, Engine, Replay, Run
-from idempotency.errors import StoreUnavailable
+from idempotency.errors import FingerprintMismatch, StoreUnavailable
 from idempotency.events import Claimed, Event, Settled
 from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
@@ -311,6 +311,79 @@ async def test_record_is_tried_again_after_a_pause() -> None:
     assert isinstance(run, Run)
     await run.keep(b"done")
     assert tried[1] - tried[0] >= 0.04
+
+
+async def test_another_request_under_a_running_key_is_refused_without_a_wait() -> None:
+    def chance() -> float:
+        raise AssertionError("delays are drawn by who waits")
+
+    engine = Engine(MemoryStore(), chance=chance)
+    run = await engine.begin(question(wait=5))
+    assert isinstance(run, Run)
+    verdict = await engine.begin(question(wait=5)._replace(fingerprint=Fingerprint(b"another")))
+    assert isinstance(verdict, Refuse)
+    assert isinstance(verdict.error, FingerprintMismatch)
+    await run.release()
+
+
+@pytest.mark.parametrize("policy", [{"wait": 5.0}, {"prefer_wait": 5.0}])
+async def test_who_does_not_wait_itself_leads_those_that_may(policy: dict[str, float]) -> None:
+    store, verdicts = Interposed(MemoryStore()), []
+    engine = Engine(store)
+
+    def ask(wait: float) -> Ask:
+        return question()._replace(policy=Policy(**policy), wait=wait)
+
+    run = await engine.begin(ask(0.0))  # as with `Prefer: wait=0`, or without a preference
+    assert isinstance(run, Run)
+
+    async def twin() -> None:
+        verdicts.append(await engine.begin(ask(5.0)))
+
+    with anyio.fail_after(4):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(twin)
+            await background()
+            await run.keep(b"done")
+    assert (type(verdicts[0]), store.calls["acquire"]) == (Replay, 1)
+
+
+async def test_late_releases_are_bounded_and_make_room_for_the_next() -> None:
+    go_on, asked = anyio.Event(), 0
+
+    async def stall(real: Store, claim: Claim) -> bool:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+        return True
+
+    engine = Engine(Interposed(MemoryStore(), release=stall))
+    claim = Claim(StorageKey("k"), new_owner(), 1, 1)
+    for _ in range(300):
+        engine.spawn_release(claim, "POST /charges")
+    await anyio.wait_all_tasks_blocked()
+    assert asked == 256, "past that the lease decides"
+    go_on.set()
+    await anyio.wait_all_tasks_blocked()
+    engine.spawn_release(claim, "POST /charges")
+    await anyio.wait_all_tasks_blocked()
+    assert asked == 257
+
+
+def test_an_engine_keeps_runs_alive_in_each_loop_that_it_serves() -> None:
+    store = Interposed(MemoryStore())
+    engine = Engine(store)
+
+    async def serve(key: str) -> None:
+        run = await engine.begin(question(lease=LEASE)._replace(key=StorageKey(key)))
+        assert isinstance(run, Run)
+        await anyio.sleep(1.5 * LEASE)
+        await run.keep(b"done")
+
+    for number in range(1, 4):
+        before = store.calls.get("renew", 0)
+        anyio.run(serve, f"k-{number}")
+        assert store.calls.get("renew", 0) > before
 
 
 async def test_runs_that_are_over_are_not_remembered() -> None:

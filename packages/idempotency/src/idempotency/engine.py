@@ -135,6 +135,8 @@ class Engine(EngineBase[Flight]):
 
     async def release_late(self, claim: Claim, operation: str) -> None:
         """Try for a while to have the store forget *claim*; then its lease decides."""
+        if self._late_releases >= _MAX_LATE_RELEASES:
+            return
         self._late_releases += 1
         try:
             for delay in (*pace.RELEASE_RETRIES, None):
@@ -153,5 +155,4 @@ class Engine(EngineBase[Flight]):
 
     def spawn_release(self, claim: Claim, operation: str) -> None:
         """`release_late` in a task of its own."""
-        if self._late_releases < _MAX_LATE_RELEASES:
-            running().spawn(lambda: self.release_late(claim, operation))
+        running().spawn(lambda: self.release_late(claim, operation))
