@@ -141,6 +141,20 @@ async def test_a_line_tells_what_a_request_was_and_the_frequent_ones_are_quiet(
     assert timed in metrics.render().decode().splitlines()
 
 
+async def test_the_time_to_the_last_byte_is_logged_in_milliseconds_and_counted_in_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "ml_api.request")
+    clock = iter([1000.0, 1000.2501234])
+    monkeypatch.setattr("ml_api.telemetry.time.perf_counter", lambda: next(clock))
+    metrics = Metrics()
+    await call(fine, metrics)
+    assert caplog.records[0].__dict__["duration_ms"] == 250.123
+    total = 'ml_service_response_seconds_sum{cache="none",route="/predict"} '
+    (line,) = (line for line in metrics.render().decode().splitlines() if line.startswith(total))
+    assert float(line.removeprefix(total)) == pytest.approx(0.2501234)
+
+
 async def test_half_an_answer_that_fails_is_broken_off_and_counted_as_it_began() -> None:
     async def half(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 206, "headers": []})

@@ -49,6 +49,12 @@ def edited(body: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     return json.dumps(document).encode()
 
 
+def nearly_newest_first(candle: dict[str, Any]) -> int:
+    """A place for a candle of one of every 30 minutes: newest first, but two neighbours have changed places."""
+    half_hours = int(datetime.fromisoformat(candle["timestamp"]).timestamp()) // 1800
+    return -(half_hours ^ 1)
+
+
 class TestTheRow:
     """The newest candle decides, wherever it stands in the list."""
 
@@ -56,8 +62,9 @@ class TestTheRow:
         newest_first = make_body()
         oldest_first = edited(newest_first, lambda d: d["candles"].reverse())
         shuffled = edited(newest_first, lambda d: random.Random(3).shuffle(d["candles"]))
+        neighbours = edited(newest_first, lambda d: d["candles"].sort(key=nearly_newest_first))
         here = judged(newest_first)
-        for there in (judged(oldest_first), judged(shuffled)):
+        for there in (judged(oldest_first), judged(shuffled), judged(neighbours)):
             assert here.orders == there.orders
             assert here.verdicts == there.verdicts
 
@@ -98,7 +105,10 @@ class TestTheRow:
 
     @pytest.mark.parametrize(
         "bad",
-        [np.full((2, 3), np.nan), np.ones((1, 3)), np.ones((2, 2)), np.ones(2), np.full((2, 3), np.inf)],
+        [
+            *(np.full((2, 3), np.nan), np.ones((1, 3)), np.ones((2, 2)), np.ones(2), np.full((2, 3), np.inf)),
+            np.array([SELL, (0.5, 0.3, np.nan)]),
+        ],
     )
     def test_a_model_that_answers_nonsense_raises(self, make_body: Make, bad: FloatArray) -> None:
         with pytest.raises(ValueError, match="finite float64"):
@@ -229,6 +239,13 @@ class TestSkipping:
     def test_a_volume_that_is_none_skips_the_asset(self, make_body: Make, value: object) -> None:
         body = edited(make_body(assets=["BTC"]), lambda d: d["candles"][50].update(volume=value))
         assert "BTC skipped: a volume is negative or not finite" in judged(body).reasoning
+
+    def test_every_candle_twice_in_order_skips_the_asset(self, make_body: Make) -> None:
+        def double(document: dict[str, Any]) -> None:
+            document["candles"] = [candle for candle in document["candles"] for _ in range(2)]
+
+        body = edited(make_body(assets=["BTC"]), double)
+        assert judged(body).reasoning == "No trading signals; BTC skipped: two candles of one time"
 
     def test_two_candles_of_one_instant_skip_the_asset(self, make_body: Make) -> None:
         def repeat(document: dict[str, Any]) -> None:
