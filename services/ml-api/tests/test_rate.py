@@ -38,6 +38,23 @@ async def test_a_caller_over_its_rate_is_429_until_a_token_has_grown(tmp_path: P
     assert (other.status_code, later.status_code) == (200, 200)
 
 
+async def test_tokens_grow_while_a_caller_waits_and_never_beyond_a_minutes_worth() -> None:
+    now = 0.0
+    limited = RateLimit(PlainTextResponse("fine"), per_minute=2, clock=lambda: now)
+    app = Authentication(limited, keys=ApiKeys(single="key"), public=())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+
+        async def ask(at: float) -> tuple[int, str | None]:
+            nonlocal now
+            now = at
+            answer = await client.post("/", headers={"X-API-Key": "key"})
+            return answer.status_code, answer.headers.get("retry-after")
+
+        assert [await ask(0), await ask(0)] == [(200, None)] * 2
+        assert [await ask(10.5), await ask(29.5), await ask(30.5)] == [(429, "20"), (429, "1"), (200, None)]
+        assert [await ask(3630), await ask(3630), await ask(3630)] == [(200, None)] * 2 + [(429, "30")]
+
+
 async def test_the_setting_turns_it_on_for_predictions_and_leaves_health_alone(
     service: Callable[..., httpx.AsyncClient],
     body: Callable[..., bytes],

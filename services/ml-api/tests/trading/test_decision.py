@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Decimal
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,23 @@ class TestTheCap:
         held = '{"symbol":"BTC","quantity":0.01,"averagePrice":1},{"symbol":"BTC","quantity":0.02,"averagePrice":1}'
         (order,) = judged(make_body(assets=["BTC"], positions=held), SELL, cap=True).orders
         assert order.quantity == Decimal("0.03")
+
+    def test_a_sale_of_all_that_is_held_rounds_down(self, make_body: Make) -> None:
+        held = '{"symbol":"BTC","quantity":0.010000009,"averagePrice":1}'
+        (order,) = judged(make_body(assets=["BTC"], positions=held), SELL, cap=True).orders
+        assert order.quantity == Decimal("0.01000000")
+
+    def test_another_assets_position_is_not_sold(self, make_body: Make) -> None:
+        held = '{"symbol":"ETH","quantity":5,"averagePrice":1}'
+        decision = judged(make_body(positions=held), SELL, cap=True)
+        assert [order.asset_symbol for order in decision.orders] == ["ETH"]
+
+    def test_a_sale_costs_no_cash_and_brings_none_yet(self, make_body: Make) -> None:
+        request = parse_request(make_body(cash="1000"))
+        sale, purchase = decided(request, answering(SELL, BUY), cap_to_portfolio=True).orders
+        price = next(candle["close"] for candle in request.candles if candle["symbol"] == "ETH")
+        assert (sale.side, purchase.side) == ("SELL", "BUY")
+        assert purchase.quantity == (1000 / price).quantize(Decimal("1e-8"), ROUND_DOWN)
 
     def test_nothing_held_is_nothing_sold(self, make_body: Make) -> None:
         decision = judged(make_body(assets=["BTC"], positions=""), SELL, cap=True)
