@@ -89,7 +89,14 @@ async def test_a_timed_batch_goes_when_it_is_full_or_when_its_time_is_up(slot, s
     await batcher.predict(strict.rows[0])
     assert delays == [5.0]
     await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:3]))
-    assert delays == [5.0, 5.0]  # the third row made it due at once
+    assert delays == [5.0, 5.0]
+
+
+async def test_a_full_batch_does_not_wait_for_its_time(slot, strict):
+    batcher = Batcher(slot, max_rows=3, max_wait=59.0)
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:3]))
+    assert [answer.values[0] for answer in answers] == strict.load().predict(strict.rows[:3]).tolist()
 
 
 class Broken(Mapping[str, float]):

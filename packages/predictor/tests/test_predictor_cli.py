@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from predictor import SchemaError, manifest_path, sha256_of
+from predictor import Feature, SchemaError, manifest_path, sha256_of
 from predictor.cli import main
 from predictor.cli.report import calibration
 from predictor.cli.tables import BLOCK, TableError, read_rows
@@ -206,6 +206,27 @@ def test_csv_cells_get_the_type_of_their_feature(train_model, tmp_path):
     assert row == {"a": 1, "b": 2.5, "c": None, "d": 1000.0, "e": 7, "note": "hello"}
     path.write_text("e\n7.0\n99.0\n7_0\nx\n")  # whole numbers with gaps are often written so
     assert [row["e"] for row in next(read_rows(path, subject.load().features))] == [7, "99.0", "7_0", "x"]
+
+
+def test_an_empty_csv_cell_is_the_label_without_letters_only_where_it_cannot_be_null(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('kind,x\n,1\na,2\n"",3\n')
+    kind = Feature(name="kind", model_name="kind", kind="category", categories=("", "a"), codes=(0, 1))
+    assert [row["kind"] for row in next(read_rows(path, [kind]))] == ["", "a", ""]
+    with pytest.raises(SchemaError, match="row 0: feature 'kind': an empty cell may be the label '' or null"):
+        next(read_rows(path, [kind.model_copy(update={"nullable": True})]))
+
+
+@pytest.mark.parametrize(
+    "option", [("explain", "--top", "0"), ("explain", "--top", "-1"), ("manifest", "--golden", "-1")], ids=str
+)
+def test_a_count_that_is_none_is_wrong_usage(subject, rows_file, capsys, option):
+    command, *words = option
+    more = ["--name", "x", "--version", "1"] if command == "manifest" else []
+    with pytest.raises(SystemExit) as caught:
+        main([command, str(subject.path), str(rows_file), *more, *words])
+    assert caught.value.code == 2
+    assert "must be at least" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["1_0", "\u0663", "\uff11", "0x10", "1e", "+-1", "9" * 5_000])

@@ -223,6 +223,20 @@ def test_a_time_is_no_number_of_nanoseconds(times):
     for call in (numbers().encode_row, lambda row: numbers().encode([row])):
         with pytest.raises(SchemaError, match="'a': is datetime64, not a number"):
             call(np.resize(nanoseconds, 3))
+    masked = np.ma.MaskedArray(np.resize(nanoseconds, (1, 3)), mask=[[False, True, False]])
+    with pytest.raises(SchemaError, match="'a': is datetime64, not a number"):
+        numbers(null="allow").encode(masked)
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
+def test_a_frame_of_nothing_but_floats_is_read_by_name_too(frame):
+    """Such a frame is taken as one matrix, where its columns have the right names in the right order."""
+    columns = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
+    expected = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    assert numbers().encode(frame(columns)).tolist() == expected
+    assert numbers().encode(frame(dict(reversed(columns.items())))).tolist() == expected
+    with pytest.raises(SchemaError, match="'c': is missing"):
+        numbers().encode(frame({"a": [1.0], "b": [2.0], "d": [3.0]}))
 
 
 def test_a_mapping_that_makes_up_what_it_lacks_is_not_asked_to():

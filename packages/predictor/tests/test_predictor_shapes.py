@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
-from predictor import Model, Unsupported
+from predictor import Explanation, Model, Unsupported
 from predictor.integrity import sha256_of
 
 OUTPUTS = {"regression": 1, "two_class_softmax": 2, "multiclass": 3}
@@ -59,6 +59,21 @@ def test_the_top_features_are_named_largest_first(trained):
     for position in (3, -1):
         with pytest.raises(IndexError):
             explained.top(1, output=position)
+
+
+def test_features_that_moved_a_score_alike_are_named_in_their_order():
+    names = tuple(f"f{index}" for index in range(40))
+    alike = np.where(np.arange(40) % 2, 1.0, -1.0)
+    explained = Explanation(alike[None], np.zeros(1), names)
+    assert [share.feature for share in explained.top(40)] == list(names)
+
+
+def test_each_of_two_classes_with_a_score_of_its_own_has_contributions(trained):
+    subject = trained("two_class_softmax")
+    explained = subject.load().explain(subject.rows[:1])
+    for position, label in enumerate(("no", "yes")):
+        shares = dict(zip("abcde", explained.contributions[0, position], strict=True))
+        assert {c.feature: c.value for c in explained.top(5, output=label)} == shares
 
 
 def test_the_one_output_of_a_binary_model_is_its_second_class(trained):

@@ -61,8 +61,6 @@ def plain(values: NDArray[Any]) -> NDArray[Any]:
     """Return *values* as an array of no subclass, its masked cells null; most conversions would drop the mask."""
     if not isinstance(values, np.ma.MaskedArray) or values.dtype.kind in "mM":  # times are refused anyway
         return np.asarray(values)
-    if values.dtype.kind == "f":
-        return np.asarray(values.filled(np.nan))
     cells = values.data.astype(object)
     cells[np.ma.getmaskarray(values)] = None
     return cells

@@ -243,6 +243,9 @@ def _tail(text: str) -> tuple[tuple[Any, ...], ...]:
         raise ModelTextError("a tree after 'end of trees'")
     if text.count("\nparameters:\n") != text.count("\nend of parameters\n"):
         raise ModelTextError("the parameters section does not end (cut off)")
+    last = text.rpartition("\nend of parameters\n")[2].strip("\n") if "\nend of parameters\n" in text else ""
+    if last and not last.startswith("pandas_categorical:"):
+        raise ModelTextError("something else than pandas_categorical after the parameters (cut off)")
     _, found, line = text.rpartition("\npandas_categorical:")
     if not found:
         return ()

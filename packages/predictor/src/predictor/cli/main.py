@@ -32,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _natural(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return int(text)
+
+
 def _positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--raw", action="store_true", help="raw scores instead of the objective's outputs")
     predict.add_argument("--drift", action="store_true", help="print drift counters to stderr at the end")
     explain = _command(table, "explain", commands.explain, takes_rows=True)
-    explain.add_argument("--top", type=int, default=5, metavar="K", help="features per row (default 5)")
+    explain.add_argument("--top", type=_positive, default=5, metavar="K", help="features per row (default 5)")
     for command in (predict, explain):
         command.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default CSV to stdout")
 
@@ -63,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--version", required=True, help="the version every prediction carries")
     make.add_argument("--classes", default="", help="class labels in output order, parted by commas")
     make.add_argument("--integers", default="", help="features that must be whole, parted by commas")
-    make.add_argument("--golden", type=int, default=8, help="golden rows to record (default 8)")
+    make.add_argument("--golden", type=_natural, default=8, help="golden rows to record (default 8)")
     make.add_argument("-o", "--output", type=Path, help="default <model>.manifest.json")
 
     bench = _command(table, "bench", commands.bench, takes_rows=True)

@@ -29,7 +29,8 @@ def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row
     Yield the rows of *path* as mappings, at most `BLOCK` at a time.
 
     CSV has no types: a cell of a feature in *features* is read by its kind, other cells as a number where
-    they look like one; an empty cell is None. JSON lines and Parquet say their types themselves.
+    they look like one; an empty cell is None, or the label of no letters where the feature has it. JSON lines and
+    Parquet say their types themselves.
 
     Raises:
         TableError: Unknown suffix, unreadable file, or a line that is no row.
@@ -67,7 +68,13 @@ def _read_csv(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]
 
 def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
     if text == "":
-        return None
+        if feature is None or "" not in (feature.categories or ()):
+            return None
+        if feature.nullable:
+            raise SchemaError(
+                "an empty cell may be the label '' or null; use JSON lines", feature=name, row=row
+            )
+        return ""
     if feature is not None and feature.kind == "category":
         return _label(text, feature)
     number = _number(text)
