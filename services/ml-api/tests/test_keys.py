@@ -30,6 +30,12 @@ def test_the_single_key_has_no_name_and_another_is_nobodys() -> None:
     assert keys.name_of(b"\xff\x00") is None
 
 
+def test_a_single_key_stays_for_ever_for_there_is_no_file_to_look_at(clock: Clock) -> None:
+    keys = ApiKeys(single="right", clock=clock)
+    clock.now = 3600.0
+    assert keys.name_of(b"right") == ""
+
+
 def test_without_any_key_nobody_is_let_in() -> None:
     assert ApiKeys().name_of(b"") is None
 
@@ -46,16 +52,20 @@ def test_two_keys_may_share_a_name(tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_read_within_a_second_and_not_on_every_request(
-    tmp_path: Path, clock: Clock
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "ml_api.keys")
     file = tmp_path / "keys"
     file.write_text("backend = old\n")
     keys = ApiKeys(file=file, clock=clock)
-    file.write_text("backend = newer\n")
-    assert keys.name_of(b"newer") is None
-    clock.now = 1.0
-    assert keys.name_of(b"newer") == "backend"
+    for begun, key in ((0.0, "newer"), (1.0, "newest of all")):
+        file.write_text(f"backend = {key}\n")
+        clock.now = begun + 0.9
+        assert keys.name_of(key.encode()) is None
+        clock.now = begun + 1.0
+        assert keys.name_of(key.encode()) == "backend"
     assert keys.name_of(b"old") is None
+    assert [record.getMessage() for record in caplog.records] == ["API keys read again"] * 2
 
 
 @pytest.mark.parametrize("broken", ["no equals sign\n", "", None])
@@ -73,6 +83,7 @@ def test_a_file_that_breaks_keeps_the_keys_before_it_and_says_so_once(
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "no equals sign" not in str(vars(errors[0]))
+    assert str(file) in vars(errors[0])["reason"]
     file.write_text("backend = repaired\n")
     clock.now = 4.0
     assert keys.name_of(b"repaired") == "backend"

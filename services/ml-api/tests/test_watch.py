@@ -32,7 +32,7 @@ async def test_an_outage_and_its_end_are_logged_once_each_and_every_failure_is_c
 ) -> None:
     caplog.set_level("INFO", "ml_api.cache")
     metrics = Metrics()
-    answers = [False, False, True, True, False]
+    answers = [False, False, True, True, True, False]
     watch = RedisWatch(Flaky(answers), metrics)
     assert watch.up is None
     for number, answer in enumerate(answers):

@@ -116,8 +116,8 @@ def _read(file: Path) -> tuple[tuple[bytes, str], ...]:
     for number, line in enumerate(lines, 1):
         if not (text := line.strip()) or text.startswith("#"):
             continue
-        name, equals, key = (part.strip() for part in text.partition("="))
-        if not equals or not key or not _NAME.match(name):
+        name, _, key = (part.strip() for part in text.partition("="))
+        if not key or not _NAME.match(name):
             raise KeysFileError(
                 f"{file}, line {number}: should be `name = key`, the name of letters, digits, . _ -"
             )

@@ -62,6 +62,13 @@ def test_the_value_is_rounded_and_the_comparison_is_not() -> None:
     assert (signal.value, signal.fired) == (0.02, True)
 
 
+def test_values_are_rounded_to_four_places() -> None:
+    values = {
+        s.feature: s.value for s in signals(row(returns_7=0.123_456_7, macd_diff=-2.000_06, rsi_14=39.99996))
+    }
+    assert (values["returns_7"], values["macd_diff"], values["rsi_14"]) == (0.1235, -2.0001, 40.0)
+
+
 def test_a_tiny_negative_value_is_written_without_a_sign() -> None:
     value = signals(row(macd_diff=-1e-9))[3].value
     assert str(value) == "0.0"
