@@ -120,6 +120,28 @@ async def test_a_body_may_be_larger_than_headers_may() -> None:
         assert (await talk(port, head, b"b" * 5000)).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_body_may_take_longer_than_headers_may() -> None:
+    async with serving(header_timeout=0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbo")
+        await asyncio.sleep(0.2)
+        writer.write(b"dy")
+        async with asyncio.timeout(3):
+            assert (await reader.read(65_536)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_head_and_body_of_an_answer_arrive_together() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(3):
+            first = await reader.read(65_536)
+        writer.close()
+    assert first.startswith(b"HTTP/1.1 200")
+    assert first.endswith(b"here")
+
+
 async def test_a_request_says_whether_its_body_came_with_its_headers() -> None:
     head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\n"
     async with serving() as port:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ml_api.metrics import Metrics
 from ml_api.settings import Settings
@@ -13,20 +14,38 @@ from ml_api.settings import Settings
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def named_settings() -> set[str]:
-    """The settings in the table, short forms (`_PORT`) put behind the prefix of the name before them."""
-    names = set()
-    for row in re.findall(r"^\| (`ML_SERVICE_.*?) \|", README, re.MULTILINE):
+def named_settings() -> dict[str, str]:
+    """
+    The settings in the table, short forms (`_PORT`) put behind the prefix of the name before them; and their
+    defaults, `` where there is none or words describe it.
+    """
+    defaults = {}
+    for row, values in re.findall(r"^\| (`ML_SERVICE_.*?) \|(.*?)\|", README, re.MULTILINE):
         first, *others = re.findall(r"`(\w+)`", row)
-        names |= {first.removeprefix("ML_SERVICE_")}
-        for other in others:
-            stem = "REDIS" if "REDIS" in first else ""
-            names |= {f"{stem}{other}".lstrip("_")}
-    return names
+        stem = "REDIS" if "REDIS" in first else ""
+        names = [first.removeprefix("ML_SERVICE_"), *(f"{stem}{other}".lstrip("_") for other in others)]
+        for name, value in zip(names, values.split(","), strict=True):
+            defaults[name] = value.strip().strip("`") if "`" in value else ""
+    return defaults
 
 
 def test_every_setting_is_in_the_table_and_nothing_else() -> None:
-    assert named_settings() == {name.upper() for name in Settings.model_fields}
+    assert set(named_settings()) == {name.upper() for name in Settings.model_fields}
+
+
+def test_the_defaults_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("ML_SERVICE_API_KEY", "a-key-of-the-test")
+    implied = Settings()
+    for name, value in named_settings().items():
+        if name != "API_KEY":
+            monkeypatch.setenv(f"ML_SERVICE_{name}", str(Path(value).expanduser()) if "/" in value else value)
+    assert Settings() == implied
+
+
+def test_state_is_kept_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Settings(api_key=SecretStr("k")).store_path == tmp_path / "ml-api" / "idempotency.sqlite3"
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"ml_service_\w+", README))))

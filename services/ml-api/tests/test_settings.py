@@ -138,6 +138,26 @@ def test_a_missing_model_file_is_a_mistake_unless_rules_may_stand_in(monkeypatch
     assert load_settings().model_path == Path("/no/such/model.txt")
 
 
+def test_a_model_file_that_is_there_is_no_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model.txt").touch()  # what is in it is looked at when it is loaded
+    monkeypatch.setenv("ML_SERVICE_MODEL_PATH", str(tmp_path / "model.txt"))
+    assert load_settings().model_path == tmp_path / "model.txt"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["API_KEYS_FILE", "MODEL_PATH", "MODELS_DIR", "MODEL_VERSION", "RATE_LIMIT", "REDIS_URL", "ADMIN_KEY"],
+)
+def test_a_variable_left_blank_in_a_template_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"ML_SERVICE_{name}", "")
+    assert getattr(load_settings(), name.lower()) is None
+
+
+def test_a_log_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_LOG_LEVEL", "warning")
+    assert load_settings().log_level == "WARNING"
+
+
 @pytest.mark.parametrize("admin", ["a-secret-of-the-test", "a-secret-of-the-test\n", "k1"])
 def test_the_admin_key_is_no_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, admin: str) -> None:
     file = tmp_path / "keys"
