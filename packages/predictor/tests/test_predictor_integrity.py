@@ -9,6 +9,7 @@ from pathlib import Path
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from predictor import (
@@ -58,6 +59,9 @@ def test_without_a_manifest_the_file_tells_what_may_be_missing(trained):
     model = Model.from_bytes(data, sha256=sha256_of(data))
     rows = trained("binary_missing").rows
     assert np.isnan(rows).any()
+    assert [(f.min, f.max) for f in model.features] == list(
+        zip(np.nanmin(rows, axis=0), np.nanmax(rows, axis=0), strict=True)
+    )
     assert (model.predict(rows) == trained("binary_missing").truth(rows)).all()
     data = trained("binary").path.read_bytes()
     with pytest.raises(SchemaError, match="is null"):
@@ -251,12 +255,23 @@ def test_names_that_lightgbm_changed_are_mapped_one_to_one(tmp_path):
     path = tmp_path / "names.txt"
     booster.save_model(path)
     assert booster.feature_name() == ["close_price", "größe"]
-    made = write_manifest(path, frame, name="names", version="1", names=tuple(frame.columns))
-    assert [feature.model_name for feature in made.features] == booster.feature_name()
+    rows = [{"label": 1.0, **row} for row in frame.to_dict("records")]
+    for sample, options in (
+        (frame, {"names": tuple(frame.columns)}),
+        (frame, {}),
+        (pa.Table.from_pandas(frame), {}),
+        (rows, {}),
+    ):
+        made = write_manifest(path, sample, name="names", version="1", **options)
+        assert [feature.model_name for feature in made.features] == booster.feature_name()
+        assert [feature.name for feature in made.features] == ["close price", "größe"]
     model = Model.load(path)
     assert (model.predict(frame) == booster.predict(frame.to_numpy(), num_threads=1)).all()
     with pytest.raises(SchemaError, match="close price"):
         model.predict(frame.rename(columns={"close price": "close_price"}))
+    both = write_manifest(path, frame.assign(close_price=1.0), name="names", version="1")
+    assert both.features[0].name == "close_price"  # which of the two is meant cannot be told by spaces
+    assert write_manifest(path, frame.to_numpy(), name="names", version="1").features[0].name == "close_price"
 
 
 def test_pandas_categories_are_mapped_by_label(tmp_path):

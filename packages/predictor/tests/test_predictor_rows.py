@@ -137,6 +137,20 @@ def test_a_cell_that_does_not_fit_is_named(change, reason):
     assert "row 2: feature" in str(many.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"), [(float("nan"), "null"), (float("inf"), "infinite"), (-float("inf"), "infinite")]
+)
+def test_rows_of_nothing_but_floats_are_checked_too(value, reason):
+    """Such rows take a short way, which asks of their sum whether there is anything to ask."""
+    for place, name in enumerate("abc"):
+        row = [1.7e308, 1.7e308, 1.7e308]  # whose sum is infinite, though no cell is
+        assert list(numbers().encode_row(row)) == row
+        row[place] = value
+        for call in (numbers().encode_row, lambda row: numbers().encode([row])):
+            with pytest.raises(SchemaError, match=f"'{name}': is {reason}"):
+                call(row)
+
+
 def test_names_must_be_the_manifests():
     with pytest.raises(SchemaError, match="is missing") as caught:
         schema().encode_row({name: GOOD[name] for name in NAMES[:-1]})
@@ -181,6 +195,8 @@ def test_policies_say_otherwise_one_by_one():
         (np.zeros((1, 1, 3)), "two dimensions"),
         ("abc", "not understood"),
         (7, "not understood"),
+        (pd.Series([1.0, 2.0, 3.0]), "type Series are not understood"),
+        (pl.Series([1.0, 2.0, 3.0]), "type Series are not understood"),
         ([7], "not understood"),
         (np.zeros((2, 3), dtype=bool), "'a': is a boolean"),
         (np.zeros((2, 3), dtype=complex), "complex"),

@@ -54,7 +54,7 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
     if tuple(rows.columns) != names or not _FLOATS.issuperset(map(str, rows.dtypes)):
         return None
     matrix: NDArray[Any] = rows.to_numpy()
-    return matrix if matrix.ndim == 2 and matrix.dtype.kind == "f" else None
+    return matrix
 
 
 def plain(values: NDArray[Any]) -> NDArray[Any]:
@@ -74,9 +74,8 @@ def _values(column: Any) -> Any:
     if nulls() if callable(nulls) else nulls:  # both would turn whole numbers with nulls into floats
         return _listed(column)
     try:
-        # Arrow's array, unlike its table's column, copies text and booleans only when told.
-        return column.to_numpy(zero_copy_only=False) if hasattr(column, "to_pylist") else column.to_numpy()
-    except Exception:  # of the frame's library: a type that NumPy does not have, such as Polars' Int128
+        return column.to_numpy()
+    except Exception:  # of the frame's library: text in an Arrow batch, or a type that NumPy does not have
         return _listed(column)
 
 

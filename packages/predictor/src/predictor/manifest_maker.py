@@ -67,7 +67,8 @@ def write_manifest(
         name: What the model is for, such as `trading-signal`.
         version: The version every prediction will carry.
         classes: Class labels in output order: two for a binary model, one per output for a multiclass one.
-        names: What rows call the features, in model order; default the names in the model file.
+        names: What rows call the features, in model order; default the names in the model file, with the spaces
+            that *rows* have where LightGBM wrote underscores.
         integers: Features that must be whole numbers.
         nullable: Features that may be missing; default those that are missing somewhere in *rows*.
         categories: Labels by feature name, in code order; default the pandas categories in the model file, else
@@ -90,6 +91,7 @@ def write_manifest(
     """
     data = read_model(model)
     text = parse_model_text(data)
+    names = tuple(names) if names is not None else _spelled(rows, text.feature_names)
     labels = {name: _labels(column) for name, column in (categories or {}).items()}
     drafts = features_of(
         text,
@@ -97,7 +99,7 @@ def write_manifest(
         integers=integers,
         nullable=nullable,
         categories=labels,
-        pandas=_pandas_labels(rows, names or text.feature_names, text.pandas_categories),
+        pandas=_pandas_labels(rows, names, text.pandas_categories),
     )
     sample = RowSchema(drafts, _SAMPLE).encode(rows)
     if len(sample) == 0:
@@ -127,6 +129,16 @@ def write_manifest(
     Model.from_bytes(data, manifest=manifest)
     manifest.write(path if path is not None else manifest_path(model))
     return manifest
+
+
+def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what *rows* call the features *found* in the file, where LightGBM has turned spaces into underscores."""
+    columns = getattr(rows, "column_names", getattr(rows, "columns", None))
+    if columns is None and isinstance(rows, Sequence) and len(rows) and isinstance(rows[0], Mapping):
+        columns = rows[0]
+    names = [name for name in (() if columns is None else columns) if isinstance(name, str)]
+    by_file = {name.replace(" ", "_"): name for name in names}
+    return tuple(by_file.get(name, name) for name in found) if len(by_file) == len(names) else found
 
 
 def _pandas_labels(
