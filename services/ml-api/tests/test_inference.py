@@ -16,9 +16,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from idempotency.stores.memory import MemoryStore
-from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.catalogue import BUNDLED_MODEL, ModelUnusable, load_models
 from ml_api.inference_errors import InferenceErrors
 from ml_api.problems import problem_response
+from ml_api.settings import Settings
 from ml_api.stores import Backend
 from predictor import Model, write_manifest
 
@@ -92,6 +93,16 @@ async def test_a_tensor_for_each_feature_may_carry_categories_and_missing_values
     )
     assert answer.json()["outputs"][0]["shape"] == [2]
     assert answer.json()["outputs"][0]["data"] == expected.tolist()
+
+
+async def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_dir: Path) -> None:
+    models = load_models(Settings.model_validate({"api_key": "k", "models_dir": models_dir}))
+    houses, trading = models.by_name["houses"].current, models.by_name["btc-eth"].current
+    models.check("houses", houses)
+    models.check("houses", trading)  # of what stands beside it nothing is asked
+    models.check("btc-eth", trading)
+    with pytest.raises(ModelUnusable, match="the model houses is not served"):
+        models.check("btc-eth", houses)
 
 
 async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(

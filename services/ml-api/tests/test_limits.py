@@ -109,6 +109,17 @@ async def test_a_body_that_stops_arriving_is_408() -> None:
     assert await client.call(limited(timeout=0.01)) == 408
 
 
+async def test_a_body_that_trickles_is_408_at_the_end_of_its_time() -> None:
+    class Trickle(Client):
+        async def receive(self) -> Message:
+            await asyncio.sleep(0.02)
+            return await super().receive()
+
+    client = Trickle([b"1"] * 8)
+    assert await client.call(limited(timeout=0.05)) == 408
+    assert len(client.parts) > 3
+
+
 async def test_waiting_for_the_disconnect_is_no_slow_body() -> None:
     async def after_the_body(scope: Scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         while (await receive()).get("more_body"):

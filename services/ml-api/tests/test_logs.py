@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Literal
 
 import pytest
 
-from ml_api.logs import configure_logging, request_id
+from ml_api.logs import configure_logging, request_id, trace_id
 
 Line = Callable[..., dict[str, object]]
 
@@ -65,7 +67,9 @@ def test_two_lines_a_second_apart_differ_in_time(line: Line, monkeypatch: pytest
     assert seen == ["2026-02-20T14:00:00.999Z", "2026-02-20T14:00:01.000Z"]
 
 
-@pytest.mark.parametrize("odd", ["a lone \ud800 surrogate", 2**70, float("nan"), ValueError("no JSON type")])
+@pytest.mark.parametrize(
+    "odd", ["a lone \ud800 surrogate", 2**70, float("nan"), ValueError("no JSON type"), {(1, 2): 3}]
+)
 def test_no_value_costs_the_line(line: Line, odd: object) -> None:
     assert line("ERROR in something", odd=odd)["message"] == "ERROR in something"
 
@@ -75,10 +79,14 @@ def test_text_beyond_ascii_and_line_feeds_stay_in_their_line(line: Line) -> None
 
 
 class Pipe:
-    """A stream that notes each write."""
+    """A stream that notes each write; a terminal if it is told to be one."""
 
     def __init__(self) -> None:
         self.written: list[str] = []
+        self.terminal = False
+
+    def isatty(self) -> bool:
+        return self.terminal
 
     def write(self, text: str) -> None:
         self.written.append(text)
@@ -99,6 +107,86 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
 
 
 log = logging.getLogger("ml_api.test")
+
+
+@pytest.mark.parametrize(
+    ("style", "terminal", "plain"),
+    [
+        ("json", True, False),
+        ("json", False, False),
+        ("console", True, True),
+        ("console", False, True),
+        ("auto", True, True),
+        ("auto", False, False),
+    ],
+)
+def test_people_on_a_terminal_get_plain_text_and_machines_json_unless_told_otherwise(
+    pipe: Pipe,
+    monkeypatch: pytest.MonkeyPatch,
+    style: Literal["auto", "json", "console"],
+    terminal: bool,
+    plain: bool,
+) -> None:
+    pipe.terminal = terminal
+    monkeypatch.setattr(sys, "stderr", pipe)
+    configure_logging("INFO", style)
+    log.info("said")
+    assert pipe.written[0].startswith("{") is not plain
+
+
+def test_a_plain_line_has_its_moment_its_level_and_its_fields_and_faults_below_it(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", pipe)
+    configure_logging("INFO", "console")
+    tokens = request_id.set("r-1"), trace_id.set("t-1")
+    try:
+        log.info("Cache HIT", extra={"key_id": "ab"})
+    finally:
+        request_id.reset(tokens[0])
+        trace_id.reset(tokens[1])
+    try:
+        raise RuntimeError("why")
+    except RuntimeError:
+        log.exception("ERROR in it")
+    hit, fault = pipe.written
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    assert re.fullmatch(rf"{moment} INFO    Cache HIT request_id=r-1 trace_id=t-1 key_id=ab\n", hit)
+    assert re.match(rf"{moment} ERROR   ERROR in it\nTraceback ", fault)
+    assert fault.endswith("RuntimeError: why\n")
+
+
+def test_a_json_line_has_the_trace_and_the_fault_in_it(pipe: Pipe) -> None:
+    token = trace_id.set("t-1")
+    try:
+        raise RuntimeError("why")
+    except RuntimeError:
+        log.exception("ERROR in it")
+    finally:
+        trace_id.reset(token)
+    (text,) = pipe.written
+    assert json.loads(text)["trace_id"] == "t-1"
+    assert json.loads(text)["exception"].endswith("RuntimeError: why")
+
+
+def test_half_a_character_costs_no_line(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def said() -> None:
+        log.info("half \ud800")
+        log.info("next")
+
+    monkeypatch.setattr(sys, "stderr", pipe)
+    configure_logging("INFO", "console")
+    asyncio.run(said())
+    assert [text.count("\n") for text in pipe.written] == [2]
+
+
+def test_a_call_that_cannot_be_formatted_does_not_fail_its_caller(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log.info("%d", "no number")
+    log.info("next")
+    assert [json.loads(text)["message"] for text in pipe.written] == ["next"]
 
 
 def test_what_one_turn_of_the_loop_logs_is_written_together_and_in_order(pipe: Pipe) -> None:

@@ -168,6 +168,13 @@ def test_the_admin_key_is_no_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
         load_settings()
 
 
+def test_the_admin_key_is_kept_without_its_line_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", "adm1n\n")
+    key = load_settings().admin_key
+    assert key is not None
+    assert key.get_secret_value() == "adm1n"
+
+
 @pytest.mark.parametrize("name", ["STORE_DEADLINE", "HANDLER_TIMEOUT", "BODY_TIMEOUT", "HEADER_TIMEOUT"])
 @pytest.mark.parametrize("value", ["inf", "nan", "0", "-1"])
 def test_a_duration_is_a_positive_and_finite_number(
@@ -232,7 +239,7 @@ def test_what_kubernetes_injects_beside_a_service_of_this_name_is_ignored(
 
 
 def test_origins_are_split_and_freed_of_blanks_and_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", "https://a.example/, https://b.example")
+    monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", "https://a.example/, ,https://b.example,")
     assert load_settings().origins == ("https://a.example", "https://b.example")
 
 
