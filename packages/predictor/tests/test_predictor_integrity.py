@@ -248,6 +248,44 @@ def test_write_manifest_records_what_the_sample_shows(tmp_path, trained):
         assert (tmp_path / "m.json").stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"classes": "no"},
+        {"names": "vwxyz"},
+        {"integers": "e"},
+        {"nullable": "a"},
+        {"categories": {"e": "0123456789ab"}},
+    ],
+    ids=str,
+)
+def test_a_text_is_not_a_list_of_its_letters(trained, tmp_path, options):
+    subject = trained("binary_categories")
+    with pytest.raises(ManifestError, match="pass a list, not the text"):
+        write_manifest(subject.path, subject.rows, name="x", version="1", path=tmp_path / "m.json", **options)
+
+
+def test_ranges_are_those_of_the_sample_and_categories_have_none(trained, tmp_path):
+    subject = trained("binary_categories")
+    few = subject.rows[:40]
+    made = write_manifest(subject.path, few, name="x", version="1", path=tmp_path / "m.json")
+    assert [(f.min, f.max) for f in made.features[:4]] == list(
+        zip(few[:, :4].min(axis=0), few[:, :4].max(axis=0), strict=True)
+    )
+    assert (made.features[4].min, made.features[4].max) == (None, None)
+
+
+def test_a_model_that_has_seen_infinities_is_loaded(tmp_path):
+    x = np.array([[1.0], [2.0], [np.inf], [-np.inf]] * 50)
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(x, np.arange(200.0) % 4), 2)
+    path = tmp_path / "wide.txt"
+    booster.save_model(path)
+    assert "[-inf:inf]" in path.read_text()
+    model = Model.load(path, sha256=sha256_of(path.read_bytes()))
+    assert (model.features[0].min, model.features[0].max) == (None, None)
+    assert model.predict(x[:2]).tolist() == booster.predict(x[:2], num_threads=1).tolist()
+
+
 def test_names_that_lightgbm_changed_are_mapped_one_to_one(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(100, 2)), columns=["close price", "größe"])

@@ -166,6 +166,14 @@ def test_another_kind_of_output_is_not_swapped_in_by_itself(train_model):
         assert slot.current.info.name == first.path.stem
 
 
+def test_a_model_that_was_loaded_elsewhere_is_adopted_as_it_is(two):
+    a, b = two
+    slot, loaded = ModelSlot(a.load()), b.load()
+    assert slot.adopt(loaded) == loaded.info
+    assert slot.current is loaded
+    assert slot.rollback().name == "a"
+
+
 def test_rollback_needs_no_file_and_can_be_undone(two):
     a, b = two
     slot = ModelSlot(a.load())

@@ -89,6 +89,16 @@ def write_manifest(
 
     Written in one step: a reader sees the old manifest or the whole new one.
     """
+    lists = {
+        "classes": classes,
+        "names": names,
+        "integers": integers,
+        "nullable": nullable,
+        **(categories or {}),
+    }
+    for what, given in lists.items():
+        if isinstance(given, str):  # a sequence of its letters, to Python
+            raise ManifestError(f"{what}: pass a list, not the text {given[:40]!r}")
     data = read_model(model)
     text = parse_model_text(data)
     names = tuple(names) if names is not None else _spelled(rows, text.feature_names)
