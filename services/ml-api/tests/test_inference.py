@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,12 +18,13 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from idempotency.stores.memory import MemoryStore
-from ml_api.catalogue import BUNDLED_MODEL, ModelUnusable, load_models
+from ml_api.catalogue import BUNDLED_MODEL, Catalogue, ModelUnusable, check_trading_model, load_models
 from ml_api.inference_errors import InferenceErrors
 from ml_api.problems import problem_response
 from ml_api.settings import Settings
 from ml_api.stores import Backend
-from predictor import Model, write_manifest
+from ml_api.trading.indicators import FEATURES
+from predictor import Manifest, Model, manifest_path, write_manifest
 
 pytestmark = pytest.mark.anyio
 
@@ -95,7 +98,7 @@ async def test_a_tensor_for_each_feature_may_carry_categories_and_missing_values
     assert answer.json()["outputs"][0]["data"] == expected.tolist()
 
 
-async def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_dir: Path) -> None:
+def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_dir: Path) -> None:
     models = load_models(Settings.model_validate({"api_key": "k", "models_dir": models_dir}))
     houses, trading = models.by_name["houses"].current, models.by_name["btc-eth"].current
     models.check("houses", houses)
@@ -103,6 +106,47 @@ async def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(mo
     models.check("btc-eth", trading)
     with pytest.raises(ModelUnusable, match="the model houses is not served"):
         models.check("btc-eth", houses)
+
+
+@pytest.mark.parametrize(("features", "classes"), [(FEATURES[::-1], 3), (FEATURES, 2), (FEATURES, 4)])
+def test_features_in_another_order_or_other_classes_are_another_question(
+    features: tuple[str, ...], classes: int
+) -> None:
+    other: Any = SimpleNamespace(info=SimpleNamespace(name="x", features=features, n_classes=classes))
+    with pytest.raises(ModelUnusable, match="POST /predict needs"):
+        check_trading_model(other)
+
+
+def test_the_model_behind_predict_is_the_one_that_was_named_or_none(models_dir: Path, tmp_path: Path) -> None:
+    def loaded(path: Path, **more: object) -> Catalogue:
+        given = {"api_key": "k", "model_path": path} | more
+        return load_models(Settings.model_construct(**given))  # unchecked: a file may vanish after the check
+
+    named, altered, absent = tmp_path / "named.txt", tmp_path / "altered.txt", tmp_path / "absent.txt"
+    manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
+    for path in (named, altered):
+        shutil.copy(BUNDLED_MODEL, path)
+        manifest.model_copy(update={"version": "7.0"}).write(manifest_path(path))
+    altered.write_bytes(BUNDLED_MODEL.read_bytes().replace(b"1", b"2", 1))
+    trading = loaded(named).trading
+    assert trading is not None
+    assert trading.current.info.version == "7.0"
+    for path, reason in (
+        (altered, "altered.txt is not served"),
+        (models_dir / "houses.txt", "POST /predict needs"),
+        (absent, "there is no model at"),
+    ):
+        with pytest.raises(ModelUnusable, match=reason):
+            loaded(path)
+    assert loaded(absent, rule_fallback=True).trading is None
+
+
+def test_two_models_of_one_name_are_refused(models_dir: Path, tmp_path: Path) -> None:
+    for copy in ("one", "two"):
+        shutil.copy(models_dir / "houses.txt", tmp_path / f"{copy}.txt")
+        shutil.copy(manifest_path(models_dir / "houses.txt"), manifest_path(tmp_path / f"{copy}.txt"))
+    with pytest.raises(ModelUnusable, match="another one is called houses"):
+        load_models(Settings.model_validate({"api_key": "k", "models_dir": tmp_path}))
 
 
 async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(

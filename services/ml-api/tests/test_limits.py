@@ -79,6 +79,14 @@ async def test_bytes_are_counted_as_they_arrive_and_the_rest_is_not_kept() -> No
     assert await client.call(limited()) == 413
     assert (b"connection", b"close") in client.sent[0]["headers"]
     assert client.parts == []  # drained, so that the answer is read and not a reset
+    assert client.asked == 5
+
+
+async def test_a_client_that_stops_in_the_middle_of_too_much_is_answered_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ml_api.limits._DRAIN_SECONDS", 0.01)
+    assert await Client([b"x" * 11], silent=True).call(limited()) == 413
 
 
 async def test_draining_has_an_end() -> None:
@@ -91,6 +99,13 @@ async def test_a_declared_length_over_the_limit_is_refused_before_the_route_runs
     client = Client([b"x" * 11], headers=[(b"content-length", b"11")])
     assert await client.call(limited()) == 413
     assert client.parts == []  # drained, so that the answer is read
+
+
+@pytest.mark.parametrize(
+    "header", [(b"x-count", b"999"), (b"content-length", b"+999"), (b"content-length", b"")]
+)
+async def test_only_a_length_is_a_declared_length(header: tuple[bytes, bytes]) -> None:
+    assert await Client([b"1"], headers=[header]).call(limited()) == 200
 
 
 async def test_a_declared_length_at_the_limit_passes() -> None:
@@ -128,8 +143,14 @@ async def test_waiting_for_the_disconnect_is_no_slow_body() -> None:
             await receive()
         await PlainTextResponse("fine")(scope, receive, send)
 
-    client = Client([b"1"])
-    assert await client.call(BodyLimit(after_the_body, max_bytes=10, timeout=0.01)) == 200
+    class Terse(Client):
+        async def receive(self) -> Message:
+            message = await super().receive()
+            del message["more_body"]  # ASGI: as if it were False
+            return message
+
+    for client in (Client([b"1"]), Terse([b"1"])):
+        assert await client.call(BodyLimit(after_the_body, max_bytes=10, timeout=0.01)) == 200
 
 
 async def test_no_clock_is_set_for_a_body_that_is_here() -> None:
