@@ -55,6 +55,15 @@ class TestContention:
             other.execute("BEGIN IMMEDIATE")
             assert isinstance(acquire(store), Completed)
 
+    def test_a_file_that_has_its_tables_is_opened_beside_a_writer(
+        self, store: SyncSQLiteStore, path: Path
+    ) -> None:
+        store.complete(claim(store), b"{}", retention=60)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with closing(SyncSQLiteStore(path)) as second:
+                assert isinstance(acquire(second), Completed)
+
     def test_a_thread_that_holds_the_store_too_long_is_not_waited_for(self, store: SyncSQLiteStore) -> None:
         held, done = threading.Event(), threading.Event()
 

@@ -83,6 +83,7 @@ class TestRecords:
                 call()
             assert KEY not in str(raised.value)
         assert store.purge() == 0
+        assert store.scan().records == ()
         assert sql(path, "SELECT count(*) FROM idempotency_record") == [(1,)]
 
     @pytest.mark.parametrize(
@@ -177,7 +178,13 @@ class TestClocks:
             sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e12")
             record = store.get(KEY)
             assert record is not None
-            assert record.lease_left <= 0.0
+            assert record.lease_left == 0.0
+            with time_machine.travel(datetime.now(UTC) + timedelta(hours=1.5)):
+                record = store.get(KEY)
+                assert record is not None
+                assert record.lease_left == pytest.approx(-1800, abs=5), (
+                    "by the wall clock: there is no other"
+                )
             successor = claim(store)
             assert (successor.attempt, store.complete(held, b"{}", retention=60)) == (2, False)
 
@@ -186,7 +193,9 @@ class TestClocks:
             held = claim(store)
             sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e12")
             assert store.renew(held, lease=30) is True
-            assert isinstance(acquire(store), Running)
+            reply = acquire(store)
+            assert isinstance(reply, Running)
+            assert 0 < reply.lease_left <= 30, "what was left of a lease in another boot says nothing in this"
 
     def test_without_a_name_for_the_boot_wall_time_serves(
         self, path: Path, monkeypatch: pytest.MonkeyPatch

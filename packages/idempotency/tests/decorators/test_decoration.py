@@ -97,6 +97,14 @@ class TestDecoration:
             with pytest.raises(TypeError, match="key= must be a plain function"):
                 self.decorate(charge, key=wrong)
 
+    def test_a_fingerprint_that_is_no_plain_function(self) -> None:
+        async def fingerprint(order: str) -> str:
+            return order
+
+        for wrong in (fingerprint, b"order"):
+            with pytest.raises(TypeError, match="fingerprint= must be a plain function"):
+                self.decorate(charge, fingerprint=wrong)
+
     def test_a_return_annotation_that_json_would_change(self) -> None:
         def when(order: str) -> datetime: ...
 
