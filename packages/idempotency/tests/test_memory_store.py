@@ -80,6 +80,19 @@ class TestBounds:
         claim(store, "new")
         assert keys(store) == ["late", "new", "running"]
 
+    def test_a_record_that_was_taken_over_is_not_forgotten_by_the_expiry_of_the_run_before(
+        self, clock: FakeClock
+    ) -> None:
+        store = SyncMemoryStore(max_records=2, clock=clock)
+        claim(store, "retried", lease=1, retention=5)
+        clock.advance(2)
+        taken_over = acquire(store, "retried", owner=b"p")
+        assert isinstance(taken_over, Acquired)
+        assert store.complete(taken_over.claim, b"{}", retention=3600)
+        complete(store, "soon", retention=60)
+        claim(store, "new")
+        assert keys(store) == ["new", "retried"]
+
     def test_of_records_made_together_a_full_store_forgets_the_oldest(self, clock: FakeClock) -> None:
         """The newest is the one whose answer may still be on its way, and its client about to ask again."""
         store = SyncMemoryStore(max_records=3, clock=clock)
@@ -113,6 +126,19 @@ class TestBounds:
         clock.advance(10 + late)
         assert isinstance(acquire(store, "new"), Acquired)
         assert keys(store) == ["new"]
+
+    def test_a_run_that_a_search_for_space_passed_over_gives_its_space_back_once_it_has_expired(
+        self, clock: FakeClock
+    ) -> None:
+        store = SyncMemoryStore(max_records=2, clock=clock)
+        held = claim(store, "a", lease=5, retention=5)
+        claim(store, "abandoned", lease=5, retention=5)
+        with pytest.raises(StoreUnavailable):
+            acquire(store, "b")
+        store.release(held)
+        clock.advance(60)
+        claim(store, "c")
+        assert set(store._entries) == {"c"}, "not only where space is short"
 
     def test_a_bound_of_nothing_is_refused(self) -> None:
         with pytest.raises(ValueError, match="max_records"):
