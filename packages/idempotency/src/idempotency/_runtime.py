@@ -89,9 +89,8 @@ def running() -> Runtime:
     """
     global _last  # noqa: PLW0603
     try:
-        loop = (
-            asyncio.get_running_loop()
-        )  # a system call on Python 3.11: ask once a request and hand the answer on
+        # A system call on Python 3.11: ask once a request and hand the answer on.
+        loop = asyncio.get_running_loop()
     except RuntimeError:
         return _trio()
     last = _last

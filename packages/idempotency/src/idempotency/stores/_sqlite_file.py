@@ -110,9 +110,8 @@ class DatabaseFile:
         """Whether *connection* has this very file as its main database."""
         cursor = connection.cursor()
         cursor.row_factory = None
-        main = os.fsdecode(
-            cursor.execute("PRAGMA database_list").fetchone()[2]
-        )  # bytes, if its text_factory says so
+        # Bytes, if its text_factory says so.
+        main = os.fsdecode(cursor.execute("PRAGMA database_list").fetchone()[2])
         return main != "" and _identity(Path(main)) == self._identity
 
     def _usable(self) -> sqlite3.Connection:
