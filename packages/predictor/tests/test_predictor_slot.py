@@ -166,6 +166,13 @@ def test_another_kind_of_output_is_not_swapped_in_by_itself(train_model):
         assert slot.current.info.name == first.path.stem
 
 
+def test_classes_may_be_named_that_had_no_names(train_model):
+    subject = train_model("named", {"objective": "binary", "target": 2})
+    named = Manifest.read(manifest_path(subject.path))
+    slot = ModelSlot(subject.load(manifest=named.model_copy(update={"classes": ()})))
+    assert slot.swap(subject.path).classes == ("no", "yes")
+
+
 def test_a_model_that_was_loaded_elsewhere_is_adopted_as_it_is(two):
     a, b = two
     slot, loaded = ModelSlot(a.load()), b.load()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.catalogue import BUNDLED_MODEL, ModelUnusable, check_trading_model
 from ml_api.contract import parse_request
 from ml_api.decider import RULES_VERSION, Decider
 from ml_api.metrics import Metrics
@@ -35,6 +35,16 @@ def test_a_version_from_the_settings_names_the_first_model_and_none_that_is_swap
     assert decider.version == "2026-02"
     slot.adopt(newer)
     assert decider.version == "9.0.0"
+
+
+def test_a_model_that_orders_its_classes_otherwise_does_not_decide(newer: Model) -> None:
+    """Its answers are read by position: what it calls SELL would be bought."""
+    assert newer.manifest is not None
+    check_trading_model(newer)
+    for classes in (("BUY", "HOLD", "SELL"), ()):
+        turned = newer.manifest.model_copy(update={"classes": classes})
+        with pytest.raises(ModelUnusable, match="needs the features"):
+            check_trading_model(Model.from_bytes(newer.data, manifest=turned))
 
 
 def test_a_version_from_the_settings_names_the_rules_too() -> None:
