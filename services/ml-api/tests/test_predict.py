@@ -209,6 +209,7 @@ class TestABadRequest:
             counted = await client.post("/predict", content=chunks(), headers=headers(key))
         assert (declared.status_code, counted.status_code) == (413, 413)
         assert "1000 bytes" in counted.json()["detail"]
+        assert counted.json()["title"] == "Content Too Large"  # on every version of Python
 
     async def test_of_another_media_type_is_415(self, service: Service, body: Body, headers: Headers) -> None:
         async with service() as client:
@@ -216,6 +217,14 @@ class TestABadRequest:
                 "/predict", content=body(), headers=headers() | {"Content-Type": "text/csv"}
             )
         assert answer.status_code == 415
+
+    async def test_is_none_for_a_media_type_that_is_json_by_its_suffix(
+        self, service: Service, body: Body, headers: Headers
+    ) -> None:
+        async with service() as client:
+            for media_type in ("application/vnd.agent+json", "Application/JSON; charset=utf-8"):
+                sent = headers() | {"Content-Type": media_type}
+                assert (await client.post("/predict", content=body(), headers=sent)).status_code == 200
 
     async def test_that_is_compressed_is_415_and_says_so(
         self, service: Service, body: Body, headers: Headers
@@ -233,6 +242,8 @@ class TestABadRequest:
             nowhere = await client.get("/nowhere", headers=headers())
             wrong = await client.get("/predict", headers=headers())
         assert (nowhere.status_code, wrong.status_code) == (404, 405)
+        assert nowhere.json()["type"].endswith(":not-found")
+        assert wrong.json()["type"].endswith(":method-not-allowed")
         assert wrong.headers["allow"] == "POST"
         assert isinstance(wrong.json()["detail"], str)
 

@@ -121,10 +121,10 @@ async def test_a_body_may_be_larger_than_headers_may() -> None:
 
 
 async def test_a_body_may_take_longer_than_headers_may() -> None:
-    async with serving(header_timeout=0.1) as port:
+    async with serving(header_timeout=0.5) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbo")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.7)
         writer.write(b"dy")
         async with asyncio.timeout(3):
             assert (await reader.read(65_536)).startswith(b"HTTP/1.1 200")
