@@ -53,6 +53,14 @@ def test_contributions_equal_booster_predict(any_model, hard_rows):
     assert same_bits(joined.reshape(len(rows), -1), any_model.truth(rows, pred_contrib=True))
 
 
+def test_encoded_rows_may_lie_in_memory_as_they_like(trained):
+    subject = trained("multiclass")
+    model, rows = subject.load(), subject.rows
+    wide = np.repeat(rows, 2, axis=1)
+    for laid in (np.asfortranarray(rows), wide[:, ::2], rows[::-1][::-1]):
+        assert same_bits(model.predict_encoded(laid), subject.truth(rows))
+
+
 def test_threads_do_not_change_a_bit(trained, monkeypatch):
     model = trained("multiclass").load(threads=4)
     model.threads = 4  # as on a machine with four processors

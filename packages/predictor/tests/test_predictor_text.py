@@ -80,6 +80,7 @@ HOSTILE = {
     "line missing": (r"^num_cat=\d+\n", "", "missing"),
     "line twice": (r"^shrinkage=1$", "shrinkage=1\nshrinkage=1", "twice"),
     "line without a name": (r"^shrinkage=1$", "shrinkage", "name=value"),
+    "shrinkage that is no number": (r"^shrinkage=1$", "shrinkage=x", "numbers"),
     "another number of classes": (r"^num_class=3", "num_class=4", "outputs"),
     "no class": (r"^num_class=3", "num_class=0", "at least 1"),
     "objective with other classes": (r"num_class:3", "num_class:30", "classes"),
@@ -178,6 +179,19 @@ def test_a_branch_that_contributions_would_not_survive_is_refused():
     assert model.predict([[7.0], [1e9]]).tolist() == [7.0, 4_096.0]
     assert model.explain([[7.0]]).raw == pytest.approx([7.0], rel=1e-6)
     assert "a branch of 4097 splits" in refused(branch(4_097))
+
+
+@pytest.mark.parametrize(
+    "line", ["leaf_weight", "leaf_count", "internal_value", "internal_weight", "internal_count", "split_gain"]
+)
+def test_lines_that_only_explain_have_one_entry_per_node_too(good, line):
+    assert f"line '{line}' has" in refused(edit(good, rf"^{line}=\S+ ", f"{line}="))
+
+
+@pytest.mark.parametrize("line", ["leaf_const", "leaf_coeff"])
+def test_a_linear_leaf_has_all_its_numbers(trained, line):
+    text = trained("linear").path.read_bytes()
+    assert f"line '{line}' has" in refused(edit(text, rf"(?s)(Tree=5.*?^{line}=)\S+ +", r"\g<1>"))
 
 
 def test_linear_leaf_features_are_indices_too(trained):
