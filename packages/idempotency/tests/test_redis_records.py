@@ -96,6 +96,27 @@ class TestLayout:
         await store.renew(granted, lease=50.0)
         assert 140 < server.ttl(f"idempotency:{key}") <= 150
 
+    @pytest.mark.parametrize("outcome", [b"{}", b'{ "n": 1}'])
+    async def test_a_completed_record_is_json_whatever_members_its_outcome_has(
+        self, outcome: bytes, store, server, key
+    ) -> None:
+        await store.complete(await claim(store, key), outcome, retention=60.0)
+        assert json.loads(server.get(f"idempotency:{key}")).items() >= json.loads(outcome).items()
+
+    async def test_the_fence_rises_though_the_servers_clock_was_set_back(self, store, server, key) -> None:
+        granted = await claim(store, key)
+        name = f"idempotency:{key}"
+        record = json.loads(server.get(name))
+        ahead = granted.fence + 3_600_000_000
+        earlier = (
+            server.get(name)
+            .replace(b"%d" % granted.fence, b"%d" % ahead)
+            .replace(b'"lease_until_ms":%d' % record["lease_until_ms"], b'"lease_until_ms":1')
+        )
+        server.set(name, earlier, keepttl=True)
+        successor = await claim(store, key)
+        assert (successor.attempt, successor.fence) == (2, ahead + 1)
+
     async def test_an_outcome_is_never_of_the_future_though_the_clock_was_set_back(
         self, store, server, key
     ) -> None:
