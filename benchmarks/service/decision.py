@@ -37,7 +37,7 @@ WHOLE_RATIO, AGAIN_RATIO = 3 / 4, 1 / 5  # of the contract's reading
 
 def parts() -> dict[str, Callable[[], object]]:
     """Each part of a decision, and what it is held against."""
-    content, others = body(), itertools.cycle([body(market) for market in range(1, 65)])
+    content, others = body(), itertools.cycle([body(market) for market in range(1, 257)])
     model = Model.load(BUNDLED_MODEL)
     decider = Decider(ModelSlot(model), Metrics())
     request = read_request(content)

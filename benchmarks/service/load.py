@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 API_KEY = "k" * 32
 SLICES = 8
 OLDER_RATIO = 42 / 0.59  # CPU of a decision to that of a replay, of the older service
-MARKETS = 64  # so many others come between two requests with the same candles
+MARKETS = 256  # so many others come between two requests with the same candles: more than are kept
 TICKS = os.sysconf("SC_CLK_TCK")
 numbers = itertools.count()
 

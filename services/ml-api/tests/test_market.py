@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml_api import market
-from ml_api.market import NOT_QUICK, Market, divide, market_of
+from ml_api import candles
+from ml_api.candles import NOT_QUICK
+from ml_api.market import Market, divide, market_of
 from ml_api.quick import QuickRequest, read_request
 
 NAMES = st.sampled_from(["candles", "agentId", "a", '"candles":[', '\\"candles\\":[', "é"])
@@ -99,13 +100,13 @@ def test_a_text_that_ends_like_one_that_was_kept_is_read_whole() -> None:
 
 def test_only_the_last_few_are_kept(body: Callable[..., bytes]) -> None:
     first = of(text := body())
-    for number in range(4):
+    for number in range(64):
         market_of(b'"candles":[],"instructions":"%d"}' % number, 0)
     assert of(text) is not first
 
 
 def test_a_text_beyond_all_measure_is_not_kept() -> None:
-    text = b'"candles":[],"instructions":"%b"}' % (b"x" * 262_144)
+    text = b'"candles":[],"instructions":"%b"}' % (b"x" * 131_072)
     assert market_of(text, 0) is not market_of(text, 0)
 
 
@@ -129,13 +130,13 @@ def test_another_shape_is_refused_and_not_kept(text: bytes) -> None:
 def test_the_newest_minute_is_that_of_the_latest_instant_whatever_its_zone() -> None:
     times = ["2026-02-20T14:00:59.999Z", "2026-02-20T13:59:00", "2026-02-20T17:01:00+03:00"]
     rest = b'"candles":[%b]}' % ",".join(candle(time) for time in times).encode()
-    assert Market(rest).newest_minute == 29_526_601
-    assert Market(b'"candles":[]}').newest_minute is None
+    assert Market.read(rest).newest_minute == 29_526_601
+    assert Market.read(b'"candles":[]}').newest_minute is None
 
 
 def test_of_the_timestamps_there_ever_were_few_thousands_are_kept() -> None:
     start = datetime(2026, 2, 20, tzinfo=UTC)
     times = [(start + timedelta(minutes=minute)).isoformat() for minute in range(10_000)]
     rest = b'"candles":[%b]}' % ",".join(candle(time) for time in times).encode()
-    assert Market(rest).newest_minute == 29_525_760 + 9_999
-    assert len(market._moments) <= 4096
+    assert Market.read(rest).newest_minute == 29_525_760 + 9_999
+    assert len(candles._moments) <= 4096

@@ -12,8 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ml_api import contract
+from ml_api.bars import Bars
+from ml_api.candles import Candles
 from ml_api.contract import MalformedBody, PredictRequest
-from ml_api.market import divide, market_of
+from ml_api.market import divide
 from ml_api.quick import QuickRequest, projection, read_request
 
 Outcome = tuple[object, ...]
@@ -28,9 +30,14 @@ def outcome(read: Callable[[bytes], Any], body: bytes) -> Outcome:
     return request if isinstance(request, tuple) else described(request, body)
 
 
+def bars_in(body: bytes) -> Callable[[str], Bars]:
+    """The candles of *body* by their asset, read the quick way."""
+    return Candles(b"{" + body[divide(body)[1] :]).bars
+
+
 def described(request: QuickRequest | PredictRequest, body: bytes) -> Outcome:
     """Everything that a decision looks at, each number of the candles as text, and times by their order."""
-    bars_of = request.bars if isinstance(request, PredictRequest) else market_of(body, divide(body)[1]).bars
+    bars_of = request.bars if isinstance(request, PredictRequest) else bars_in(body)
     first = [bars_of(asset).exact_close(0) for asset in ("BTC", "ETH") if bars_of(asset).times]
     assets = []
     for asset in ("BTC", "ETH", "X"):
@@ -145,7 +152,7 @@ class TestTheCommonBody:
         digits = [f"66000.1000000000000000000000000000000{place}" for place in range(6)]
         body = several(*(candle(place, close=close) for place, close in enumerate(digits)))
         assert is_quick(body)
-        bars = market_of(body, divide(body)[1]).bars("BTC")
+        bars = bars_in(body)("BTC")
         assert [bars.exact_close(place) for place in (0, 5, 1)] == [
             Decimal(digits[place]) for place in (0, 5, 1)
         ]

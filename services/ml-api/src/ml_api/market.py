@@ -3,31 +3,18 @@ The end of a body, from its candles on: what all agents share that are asked for
 
 Such requests differ in what stands before the candles: who asks, and with which money. So a body is read as two texts,
 and what follows from the second is kept for the last few of them. One is known again by all its bytes; nothing is
-taken for what it is not. The shape that is read here is the one of `ml_api.quick`.
+taken for what it is not.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict, deque
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from functools import cached_property, partial
-from itertools import islice
-from typing import Annotated
+from collections import deque
+from dataclasses import dataclass
 
-import msgspec
-import numpy as np
-
-from ml_api.bars import Bars
-from ml_api.fields import parse_instant
+from ml_api.candles import Candles
 from ml_api.trading.decision import Outlook, look
 
-__all__ = ["NOT_QUICK", "Market", "divide", "market_of"]
-
-NOT_QUICK = (msgspec.MsgspecError, ValueError)
-"""What a text of another shape raises; the first is not always one of the second."""
+__all__ = ["Market", "divide", "market_of"]
 
 _START = b'"candles":['
 
@@ -47,178 +34,50 @@ def divide(body: bytes) -> tuple[bytes, int]:
     return body[:place] + b'"candles":[]}', place
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Market:
     """
     What a list of candles says.
 
-    Args:
-        rest: A JSON object without its {, `candles` its first member.
-    Raises:
-        NOT_QUICK: Another shape.
-
     Attributes:
+        rest: Where it stands: a JSON object without its {, `candles` its first member.
         newest_minute: The newest candle's, since 1970 UTC; None where there is no candle.
+        outlook: What can be said about each asset.
     """
 
-    def __init__(self, rest: bytes) -> None:
-        self.rest = rest
-        text = b"{" + rest
-        self._candles = _candles(text).candles
-        self._columns = _columns(self._candles)
-        times = [max(times) for times, _, _ in self._columns.values()]
-        self.newest_minute = max(times) // _MINUTE if times else None
-        # As a float64 a number with an exponent beyond that of a decimal is infinite, which msgspec refuses, or 0:
-        # that can only be a volume, the one that counts or one that came before it.
-        doubtful = not all(all(volumes) for _, _, volumes in self._columns.values()) or _may_repeat_volumes(
-            text, len(self._candles)
-        )
-        if doubtful and _has_long_exponent(text):
-            raise ValueError("an exponent beyond that of a decimal")
+    rest: bytes
+    newest_minute: int | None
+    outlook: Outlook
 
-    @cached_property
-    def outlook(self) -> Outlook:
-        """What can be said about each asset, made once."""
-        return look(self.bars)
+    @classmethod
+    def read(cls, rest: bytes) -> Market:
+        """
+        Read all that *rest* says, whether or not a replay would ask for it.
 
-    def bars(self, asset: str) -> Bars:
-        """The candles of one asset."""
-        return Bars(*self._columns.get(asset, ([], [], [])), partial(self._exact_close, asset))
+        At once, and not when a decision does ask: by then the candles would long have left the processor's caches.
 
-    def _exact_close(self, asset: str, position: int) -> Decimal:
-        places = (place for place, candle in enumerate(self._candles) if candle.symbol == asset)
-        place = next(islice(places, position, None))
-        texts = self._first_texts if place < len(self._first_texts) else self._texts
-        return _close(texts[place]).close
-
-    @cached_property
-    def _first_texts(self) -> list[msgspec.Raw]:
-        return _first_texts(b"{" + self.rest)
-
-    @cached_property
-    def _texts(self) -> list[msgspec.Raw]:
-        return _texts(b"{" + self.rest).candles
+        Raises:
+            NOT_QUICK: As `ml_api.candles.Candles`.
+        """
+        candles = Candles(b"{" + rest)
+        return cls(rest, candles.newest_minute, look(candles.bars))
 
 
-_recent: deque[Market] = deque(maxlen=4)
-_KEPT = 262_144  # bytes of a text that is kept; a request has an eighth of it
+_recent: deque[Market] = deque(maxlen=64)  # as many as may be asked about at once
+_KEPT = 131_072  # bytes of a text that is kept; a request has a quarter of it
 
 
 def market_of(body: bytes, place: int) -> Market:
     """
-    The market of *body* from *place* on, one of the last few if it was among them; raises NOT_QUICK as `Market`.
+    The market of *body* from *place* on, one of the last few if it was among them; raises NOT_QUICK as `Market.read`.
 
-    Cost: where it was, a comparison of its bytes, and not even a copy of them.
+    Cost: where it was, a comparison of its bytes, and not even a copy of them; of others, of their first that differ.
     """
     length = len(body) - place
     for market in _recent:
         if len(market.rest) == length and body.endswith(market.rest):
             return market
-    market = Market(body[place:])
+    market = Market.read(body[place:])
     if length <= _KEPT:
         _recent.appendleft(market)
     return market
-
-
-# Above 0, because a 0 may stand for a number too small for a decimal, which the contract refuses.
-_Price = Annotated[float, msgspec.Meta(gt=0)]
-
-
-class _Candle(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
-    timestamp: str
-    open: _Price
-    high: _Price
-    low: _Price
-    close: _Price
-    volume: float
-
-
-class _Candles(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    candles: list[_Candle]
-    instructions: str | None = None
-
-
-class _Texts(msgspec.Struct, gc=False):
-    candles: list[msgspec.Raw]
-
-
-class _Close(msgspec.Struct, gc=False):
-    close: Decimal
-
-
-_candles = msgspec.json.Decoder(_Candles).decode
-_texts = msgspec.json.Decoder(_Texts).decode
-_close = msgspec.json.Decoder(_Close).decode
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MINUTE = 60_000_000  # microseconds
-
-
-class _Moments(dict[str, int]):
-    """What timestamps mean, in microseconds since 1970 UTC. Assets share them, and so do successive requests."""
-
-    def __missing__(self, text: str) -> int:
-        if len(self) >= 4096:
-            self.clear()
-        self[text] = moment = (parse_instant(text) - _EPOCH) // timedelta(microseconds=1)
-        return moment
-
-
-_moments = _Moments()
-
-_Columns = tuple[list[int], list[float], list[float]]
-"""The times, closes and volumes of one asset; times in microseconds since 1970 UTC."""
-
-
-def _columns(candles: list[_Candle]) -> Mapping[str, _Columns]:
-    """The columns of each symbol; ValueError where a timestamp is none."""
-    columns: defaultdict[str, _Columns] = defaultdict(lambda: ([], [], []))
-    for candle in candles:
-        times, closes, volumes = columns[candle.symbol]
-        times.append(_moments[candle.timestamp])
-        closes.append(candle.close)
-        volumes.append(candle.volume)
-    return columns
-
-
-_FIRST = 2  # the newest candle of each asset, in the client's order
-
-
-def _first_texts(text: bytes) -> list[msgspec.Raw]:
-    """
-    The texts of a market's first two candles, or of all; *text* has been read as `_candles`.
-
-    All between the second candle and the end of them is cut out, which saves most of a second reading: from the second
-    } to the last ], if no [ follows that could open another list. Either may belong to a string instead of the
-    structure. But then that string is cut in two, and one quotation mark is missing: what follows is read inside out,
-    a member's name without its quotation marks or a string without an end. And if both do, no ] is left to end the
-    list. Neither is JSON, and the whole text is read.
-    """
-    if text.rfind(b"[") == text.find(b"["):
-        end = 0
-        for _ in range(_FIRST):
-            end = text.find(b"}", end) + 1
-        try:
-            return _texts(text[:end] + text[text.rfind(b"]") :]).candles
-        except NOT_QUICK:
-            pass
-    return _texts(text).candles
-
-
-_V = ord("v")
-
-
-def _may_repeat_volumes(text: bytes, candles: int) -> bool:
-    """Whether volumes may be given that do not count: no other name has a v, unless it is written with an escape."""
-    end = text.rfind(b"]")  # or behind it, which does no harm
-    # numpy counts a byte several times faster than bytes.count.
-    said = np.count_nonzero(np.frombuffer(text, np.uint8, end) == _V)
-    return int(said) > candles or text.find(b"\\", 0, end) >= 0
-
-
-# Written with either letter; two searches for one byte are quicker than one for a class.
-_LONG_EXPONENTS = (re.compile(rb"e[-+]?[0-9]{9}").search, re.compile(rb"E[-+]?[0-9]{9}").search)
-
-
-def _has_long_exponent(text: bytes) -> bool:
-    return any(search(text) for search in _LONG_EXPONENTS)

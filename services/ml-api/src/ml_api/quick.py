@@ -17,8 +17,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 import msgspec
 
 from ml_api import contract
+from ml_api.candles import NOT_QUICK
 from ml_api.contract import PredictRequest
-from ml_api.market import NOT_QUICK, divide, market_of
+from ml_api.market import divide, market_of
 from ml_api.trading.decision import Outlook, PortfolioLike
 
 __all__ = ["QuickRequest", "projection", "read_request"]
