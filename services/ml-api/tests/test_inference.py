@@ -23,6 +23,7 @@ from ml_api.inference_errors import InferenceErrors
 from ml_api.problems import problem_response
 from ml_api.settings import Settings
 from ml_api.stores import Backend
+from ml_api.trading.decision import CLASSES
 from ml_api.trading.indicators import FEATURES
 from predictor import Manifest, Model, manifest_path, write_manifest
 
@@ -108,11 +109,14 @@ def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_d
         models.check("btc-eth", houses)
 
 
-@pytest.mark.parametrize(("features", "classes"), [(FEATURES[::-1], 3), (FEATURES, 2), (FEATURES, 4)])
-def test_features_in_another_order_or_other_classes_are_another_question(
-    features: tuple[str, ...], classes: int
+@pytest.mark.parametrize(
+    ("features", "classes"),
+    [(FEATURES[::-1], CLASSES), (FEATURES, CLASSES[::-1]), (FEATURES, CLASSES[:2]), (FEATURES, ())],
+)
+def test_features_or_classes_in_another_order_are_another_question(
+    features: tuple[str, ...], classes: tuple[str, ...]
 ) -> None:
-    other: Any = SimpleNamespace(info=SimpleNamespace(name="x", features=features, n_classes=classes))
+    other: Any = SimpleNamespace(info=SimpleNamespace(name="x", features=features, classes=classes))
     with pytest.raises(ModelUnusable, match="POST /predict needs"):
         check_trading_model(other)
 

@@ -73,9 +73,8 @@ def check_trading_model(model: Model) -> None:
     Raises:
         ModelUnusable: Other features, or other classes, than the decision rules have.
     """
-    if (
-        model.info.features != FEATURES or model.info.classes != CLASSES
-    ):  # in order: SELL must not be read as BUY
+    # In order: SELL must not be read as BUY.
+    if (model.info.features, model.info.classes) != (FEATURES, CLASSES):
         raise ModelUnusable(
             f"the model {model.info.name} is not served: POST /predict needs the features {', '.join(FEATURES)} "
             f"and the classes {', '.join(CLASSES)}, in this order"
