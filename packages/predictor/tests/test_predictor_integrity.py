@@ -82,6 +82,15 @@ def test_a_missing_file_is_an_os_error(tmp_path):
         Model.load(tmp_path / "absent.txt", sha256="0" * 64)
 
 
+@pytest.mark.parametrize(("member", "again"), [("version", '"0"'), ("sha256", '"0"'), ("name", '"other"')])
+def test_a_manifest_that_says_something_twice_is_refused(trained, tmp_path, member, again):
+    text = manifest_path(trained("binary").path).read_text()
+    path = tmp_path / "m.json"
+    path.write_text(text.replace(f'"{member}":', f'"{member}":{again},"{member}":', 1))
+    with pytest.raises(ManifestError, match=rf"m\.json: {member} is there twice"):
+        Manifest.read(path)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -8,10 +8,11 @@ checks all of it.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -181,7 +182,7 @@ class Manifest(_Frozen):
         Read and check a manifest file.
 
         Raises:
-            ManifestError: Absent, not JSON, or a member is wrong; the message names the member.
+            ManifestError: Absent, not JSON, or a member is wrong or there twice; the message names the member.
         """
         try:
             data = read_at_most(path, _MAX_BYTES)
@@ -193,6 +194,7 @@ class Manifest(_Frozen):
             raise ManifestError(
                 f"{Path(path).name!r} has more than {_MAX_BYTES} bytes; make the manifest again"
             )
+        _refuse_repeated(data, Path(path).name)
         with named_members(Path(path).name):
             return cls.model_validate_json(data)
 
@@ -209,6 +211,19 @@ class Manifest(_Frozen):
             except BaseException:
                 Path(file.name).unlink(missing_ok=True)
                 raise
+
+
+def _refuse_repeated(data: bytes, source: str) -> None:
+    """Refuse an object that names a member twice (RFC 8259, 4): parsers differ in which of them they take."""
+
+    def once(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise ManifestError(f"{source}: {repeated} is there twice; keep one of them")
+
+    with suppress(ValueError, RecursionError):  # what is no JSON is refused by what reads it
+        json.loads(data, object_pairs_hook=once)
 
 
 @contextmanager
