@@ -5,9 +5,9 @@ The service beside one of the older shape, in one run: decisions and replays ove
     uv run python benchmarks/service/load.py --check     # exits 1 where a goal is missed
 
 Both services run with one worker and get the same bodies: 100 candles of two assets, and a requestId of its own each
-time, of replays too, as the .NET client has it. Decisions have keys of their own, and candles that were not seen before;
-those "of one market" share theirs, as agents do that are asked for at the same moment, and as in the measurement of the
-older service, which was of one body.
+time, of replays too, as the .NET client has it. Decisions have keys of their own, and candles that were not seen
+before; those "of one market" share theirs, as agents do that are asked for at the same moment, and as in the
+measurement of the older service, which was of one body.
 
 The older service itself cannot be had. Its figures were 42 ms of CPU for a decision, and with 64 connections 0.59 for a
 replay, which is next to an empty handler: 71 times as much. The older shape is held to that: it counts if its own ratio
