@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 
 import pytest
 from clients import Answer, Operation
-from faults import steps_of
+from faults import Board, Fate, steps_of
+from journal import Journal
 from judge import Verdict, judge
 
 SOAK = Path(__file__).parents[1] / "soak"
@@ -232,3 +234,18 @@ def test_the_judge_finds_an_effect_without_a_claim() -> None:
     story = once()
     story.events.append({"what": "effect", "at": 0.3, "pid": 1, "owner": "3", "key": KEY, "id": "e2"})
     assert any(sentence.startswith("I11") for sentence in story.judged(told()).violations)
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_every_fourth_round_freezes_unless_a_soak_only_kills(
+    freezes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda _pid, sent: struck.append(sent))
+    board = Board(["a step"])
+    fate = Fate(board, Journal(tmp_path / "journal"), random.Random(1), every=1, freezes=freezes)
+    for _ in range(8):
+        fate.at("a step")
+    fourth = signal.SIGSTOP if freezes else signal.SIGKILL
+    assert struck == [signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, fourth] * 2
+    assert sum(board.freezes.values()) == (2 if freezes else 0)

@@ -120,9 +120,8 @@ class Model:
         data = read_model(path)
         if manifest is None:
             beside = manifest_path(path)
-            if (
-                os.path.lexists(beside) or sha256 is None
-            ):  # one that is there and cannot be read is not passed over
+            # One that is there and cannot be read is not passed over.
+            if os.path.lexists(beside) or sha256 is None:
                 manifest = Manifest.read(beside)
         elif not isinstance(manifest, Manifest):
             manifest = Manifest.read(manifest)
