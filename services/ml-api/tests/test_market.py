@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml_api import candles
 from ml_api.candles import NOT_QUICK
 from ml_api.market import Market, divide, market_of
 from ml_api.quick import QuickRequest, read_request
@@ -69,10 +67,6 @@ def of(body: bytes) -> Market:
     return market_of(body, divide(body)[1])
 
 
-def candle(time: str) -> str:
-    return f'{{"symbol":"BTC","timestamp":"{time}","open":1,"high":1,"low":1,"close":1,"volume":1}}'
-
-
 def test_agents_that_send_the_same_candles_share_what_follows_from_them(body: Callable[..., bytes]) -> None:
     first, second = (read_request(body(agent=agent)) for agent in ("alice", "bob"))
     assert isinstance(first, QuickRequest)
@@ -125,18 +119,3 @@ def test_another_shape_is_refused_and_not_kept(text: bytes) -> None:
     for _ in range(2):
         with pytest.raises(NOT_QUICK):
             market_of(text, 0)
-
-
-def test_the_newest_minute_is_that_of_the_latest_instant_whatever_its_zone() -> None:
-    times = ["2026-02-20T14:00:59.999Z", "2026-02-20T13:59:00", "2026-02-20T17:01:00+03:00"]
-    rest = b'"candles":[%b]}' % ",".join(candle(time) for time in times).encode()
-    assert Market.read(rest).newest_minute == 29_526_601
-    assert Market.read(b'"candles":[]}').newest_minute is None
-
-
-def test_of_the_timestamps_there_ever_were_few_thousands_are_kept() -> None:
-    start = datetime(2026, 2, 20, tzinfo=UTC)
-    times = [(start + timedelta(minutes=minute)).isoformat() for minute in range(10_000)]
-    rest = b'"candles":[%b]}' % ",".join(candle(time) for time in times).encode()
-    assert Market.read(rest).newest_minute == 29_525_760 + 9_999
-    assert len(candles._moments) <= 4096
