@@ -19,7 +19,7 @@ from kubernetes_validate import validate
 from pycep import BicepParser
 
 from ml_api.app import document_of
-from ml_api.metrics import Metrics
+from ml_api.observability.metrics import Metrics
 from ml_api.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.serving.registry import BUNDLED_MODEL
 from predictor import Manifest, manifest_path
 
 WORKERS = 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.serving.registry import BUNDLED_MODEL
 from predictor import manifest_path
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml_api.catalogue import BUNDLED_MODEL
+from ml_api.serving.registry import BUNDLED_MODEL
 from predictor import Model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tritonclient is built for Linux alone")

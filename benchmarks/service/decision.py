@@ -22,11 +22,11 @@ from datetime import UTC, datetime
 
 from bodies import body
 
-from ml_api.catalogue import BUNDLED_MODEL
-from ml_api.contract import PredictResponse, encode_response, parse_request
-from ml_api.decider import Decider
-from ml_api.metrics import Metrics
-from ml_api.quick import QuickRequest, projection, read_request
+from ml_api.observability.metrics import Metrics
+from ml_api.predict.contract import PredictResponse, encode_response, parse_request
+from ml_api.predict.quick import QuickRequest, projection, read_request
+from ml_api.predict.service import Decider
+from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.trading.decision import decide
 from predictor import Model, ModelSlot
 

@@ -16,9 +16,9 @@ from starlette.routing import Route
 from idempotency.stores.memory import MemoryStore
 from ml_api.__main__ import main
 from ml_api.app import create_app
-from ml_api.contract import parse_request
+from ml_api.predict.contract import parse_request
 from ml_api.settings import Settings
-from ml_api.stores import Backend
+from ml_api.stores.backend import Backend
 
 Service = Callable[..., httpx.AsyncClient]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ml_api.metrics import Metrics
+from ml_api.observability.metrics import Metrics
 from ml_api.settings import Settings
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -40,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from ml_api.catalogue import ModelUnusable
-    from ml_api.server import serve
+    from ml_api.observability.tracing import TracingUnusable
+    from ml_api.server.serve import serve
+    from ml_api.serving.registry import ModelUnusable
     from ml_api.settings import load_settings
-    from ml_api.stores import StoreUnusable
-    from ml_api.tracing import TracingUnusable
+    from ml_api.stores.backend import StoreUnusable
 
     settings = load_settings()
     try:
@@ -78,8 +78,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from ml_api.catalogue import BUNDLED_MODEL
-    from ml_api.report import ReportUnavailable, write_report
+    from ml_api.serving.registry import BUNDLED_MODEL
+    from ml_api.training.report import ReportUnavailable, write_report
     from predictor import PredictorError
 
     try:
@@ -94,9 +94,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _check(_: argparse.Namespace) -> int:
     """Say whether the service would start: settings, then model, then store."""
-    from ml_api.catalogue import ModelUnusable, load_models
+    from ml_api.serving.registry import ModelUnusable, load_models
     from ml_api.settings import load_settings
-    from ml_api.stores import StoreUnusable
+    from ml_api.stores.backend import StoreUnusable
 
     settings = load_settings()
     print("settings  ok")
@@ -122,8 +122,8 @@ def _openapi(_: argparse.Namespace) -> int:
 
 
 def _check_store(settings: Settings) -> tuple[bool, str]:
-    from ml_api.metrics import Metrics
-    from ml_api.stores import check_store
+    from ml_api.observability.metrics import Metrics
+    from ml_api.stores.backend import check_store
 
     # Not asyncio.run, which at its end waits for what has not ended: the lookup of a name, say, in a thread.
     loop = asyncio.new_event_loop()

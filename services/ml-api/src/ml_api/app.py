@@ -24,26 +24,28 @@ from starlette.routing import Route
 
 from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, ignoring, successes
 from idempotency.hooks import OpenTelemetryHook
-from ml_api import routes
-from ml_api.auth import Authentication, caller
-from ml_api.catalogue import Catalogue, load_models
-from ml_api.cors import CORS
-from ml_api.decider import Decider
-from ml_api.docs_page import docs_routes
-from ml_api.fingerprints import fingerprint_of
-from ml_api.health import health_endpoint, ready_endpoint
-from ml_api.inference_errors import InferenceErrors
-from ml_api.inference_routes import INFERENCE_PUBLIC, inference_routes
-from ml_api.keys import ApiKeys
-from ml_api.limits import BodyLimit, HandlerDeadline
-from ml_api.metrics import Metrics
-from ml_api.problems import Problem, render_http_exception, render_problem
-from ml_api.rate import RateLimit
-from ml_api.runtime import RUNTIME_DIRECTORY
-from ml_api.settings import PREFIX, Settings, load_settings, unknown_variables
-from ml_api.stores import Backend, open_backend
-from ml_api.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
-from ml_api.tracing import Tracing, start_tracing, tracing_wanted
+from ml_api.http.api_keys import ApiKeys
+from ml_api.http.auth import Authentication, caller
+from ml_api.http.cors import CORS
+from ml_api.http.docs_page import docs_routes
+from ml_api.http.endpoints import openapi_endpoint
+from ml_api.http.health import health_endpoint, ready_endpoint
+from ml_api.http.limits import BodyLimit, HandlerDeadline
+from ml_api.http.problems import Problem, render_http_exception, render_problem
+from ml_api.http.rate_limit import RateLimit
+from ml_api.inference.errors import InferenceErrors
+from ml_api.inference.routes import INFERENCE_PUBLIC, inference_routes
+from ml_api.observability.endpoint import metrics_endpoint
+from ml_api.observability.metrics import Metrics
+from ml_api.observability.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
+from ml_api.observability.tracing import Tracing, start_tracing, tracing_wanted
+from ml_api.predict.contract import SCHEMA_VERSION
+from ml_api.predict.endpoint import predict_endpoint
+from ml_api.predict.fingerprint import fingerprint_of
+from ml_api.predict.service import Decider
+from ml_api.serving.registry import Catalogue, load_models
+from ml_api.settings import PREFIX, RUNTIME_DIRECTORY, Settings, load_settings, unknown_variables
+from ml_api.stores.backend import Backend, open_backend
 
 __all__ = ["create_app", "document_of", "inference_policy", "prediction_policy"]
 
@@ -104,15 +106,15 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         routes=[
             Route(
                 "/predict",
-                routes.predict_endpoint(decider),
+                predict_endpoint(decider),
                 methods=["POST"],
                 middleware=keyed(prediction_policy(settings)),
             ),
             *inference_routes(models.by_name, metrics, keyed=keyed(inference_policy(settings))),
-            Route("/health", health_endpoint(decider)),
+            Route("/health", health_endpoint(decider, SCHEMA_VERSION)),
             Route("/ready", ready_endpoint(decider, backend.kind, backend.watch)),
-            Route("/metrics", routes.metrics_endpoint(metrics)),
-            Route("/openapi.json", routes.openapi_endpoint(lambda: document_of(settings))),
+            Route("/metrics", metrics_endpoint(metrics)),
+            Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
             *docs,
             *(admin.routes if admin else ()),
         ],
@@ -186,9 +188,9 @@ class _Admin:
     """What POST /admin/model needs; there is none without a key of its own."""
 
     def __init__(self, key: str, models: Catalogue, metrics: Metrics) -> None:
-        from ml_api.admin import admin_endpoint
-        from ml_api.peers import Peers
-        from ml_api.swap import Participant
+        from ml_api.serving.admin import admin_endpoint
+        from ml_api.serving.swap import Participant
+        from ml_api.serving.workers import Peers
 
         def swapped(name: str, old: str, new: str) -> None:
             metrics.model_workers.labels(name, old).set(0)

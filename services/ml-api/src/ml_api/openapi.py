@@ -15,12 +15,12 @@ from pydantic import TypeAdapter
 
 from idempotency import Policy
 from idempotency.openapi import add_idempotency
-from ml_api.admin import SwapRequest, SwapResponse
-from ml_api.contract import ErrorItem, PredictRequest, PredictResponse
 from ml_api.demo import example_request
-from ml_api.inference import InferRequest, InferResponse
-from ml_api.problems import MEDIA_TYPE, TYPE_PREFIX
-from ml_api.telemetry import REQUEST_ID_HEADER
+from ml_api.http.problems import MEDIA_TYPE, TYPE_PREFIX
+from ml_api.inference.tensors import InferRequest, InferResponse
+from ml_api.observability.telemetry import REQUEST_ID_HEADER
+from ml_api.predict.contract import ErrorItem, PredictRequest, PredictResponse
+from ml_api.serving.admin import SwapRequest, SwapResponse
 
 __all__ = ["openapi_document"]
 

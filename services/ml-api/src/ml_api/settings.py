@@ -30,11 +30,28 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ml_api.keys import ApiKeys, KeysFileError
+from ml_api.http.api_keys import ApiKeys, KeysFileError
 
-__all__ = ["PREFIX", "Settings", "SettingsError", "load_settings", "unknown_variables"]
+__all__ = [
+    "METRICS_DIRECTORY",
+    "PREFIX",
+    "RUNTIME_DIRECTORY",
+    "Settings",
+    "SettingsError",
+    "load_settings",
+    "unknown_variables",
+]
 
 PREFIX = "ML_SERVICE_"
+
+RUNTIME_DIRECTORY = "ML_API_RUNTIME_DIRECTORY"
+"""Set by `ml-api serve` for its workers: a private directory with a socket for each of them."""
+
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""
+Set by `ml-api serve` for several workers: where prometheus-client keeps their numbers. It reads the variable when it
+is imported.
+"""
 
 # What Kubernetes injects beside a Service called "ml-service": none of our business, and no typing mistake.
 _SERVICE_LINK = re.compile(r"ML_SERVICE_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)\Z")

@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from ml_api.catalogue import BUNDLED_MODEL
-from ml_api.contract import parse_request
+from ml_api.predict.contract import parse_request
+from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.trading.contributions import contributions
 from ml_api.trading.decision import CLASSES, decide, look
 from ml_api.trading.indicators import FEATURES

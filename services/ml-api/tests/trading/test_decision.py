@@ -16,7 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_api.contract import Candle, Portfolio, PredictRequest, PredictResponse, encode_response, parse_request
+from ml_api.predict.contract import (
+    Candle,
+    Portfolio,
+    PredictRequest,
+    PredictResponse,
+    encode_response,
+    parse_request,
+)
 from ml_api.trading.decision import ASSETS, Decision, Predict, decide, look
 from ml_api.trading.indicators import FEATURES, FloatArray, Row, compute
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ml_api.contract import Contribution
+from ml_api.predict.contract import Contribution
 from ml_api.trading.decision import CLASSES, Verdict
 from ml_api.trading.indicators import FEATURES, FloatArray
 

@@ -15,8 +15,8 @@ from itertools import chain
 from operator import gt
 from typing import Final, Literal, Protocol
 
-from ml_api.bars import Bars
-from ml_api.contract import Order, Signal
+from ml_api.predict.contract import Order, Signal
+from ml_api.trading.candle_series import Bars
 from ml_api.trading.indicators import MIN_CANDLES, FloatArray, Row, compute
 from ml_api.trading.rules import Action, rule_decision, signals
 

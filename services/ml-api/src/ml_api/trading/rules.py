@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ml_api.contract import Signal
+from ml_api.predict.contract import Signal
 from ml_api.trading.indicators import FEATURES, Row
 
 __all__ = ["RULES", "Action", "Rule", "rule_decision", "signals"]

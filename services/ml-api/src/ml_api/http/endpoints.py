@@ -1,0 +1,40 @@
+"""What an endpoint is, what it asks of a body, and the endpoint of the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from functools import cache
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ml_api.http.problems import Problem
+
+__all__ = ["Endpoint", "openapi_endpoint", "require_json"]
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+"""What Starlette calls to answer a request."""
+
+
+def openapi_endpoint(document: Callable[[], dict[str, Any]]) -> Endpoint:
+    """The endpoint of GET /openapi.json; *document* is asked once, when somebody first wants to see it."""
+
+    @cache
+    def rendered() -> bytes:
+        return json.dumps(document(), separators=(",", ":")).encode()
+
+    async def openapi(_: Request) -> Response:
+        return Response(rendered(), media_type="application/json")
+
+    return openapi
+
+
+def require_json(request: Request) -> None:
+    """Refuse (415) a body that says it is no plain JSON; one that says nothing is read as JSON."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise Problem(415, "unsupported-media-type", "Send the body as application/json")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Problem(415, "unsupported-media-type", "Send the body uncompressed")

@@ -1,0 +1,97 @@
+"""
+OpenTelemetry, where it is configured: a server span for each request, sent by OTLP.
+
+The standard variables switch it on (`OTEL_EXPORTER_OTLP_ENDPOINT`) and rule it; without them nothing of it is
+imported. The extra `ml-api[otel]` brings the libraries.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ml_api.observability.logs import trace_id
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+__all__ = ["TracingUnusable", "Tracing", "start_tracing", "tracing_wanted"]
+
+
+class TracingUnusable(Exception):
+    """Tracing is configured and cannot be had; the message says what to install."""
+
+
+def tracing_wanted() -> bool:
+    """Whether the environment names a place to send spans to."""
+    named = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    )
+    return bool(named) and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
+
+
+def start_tracing() -> Tracer:
+    """
+    Set up the SDK, once for the process, from the standard variables.
+
+    Raises:
+        TracingUnusable: The libraries are not installed.
+    """
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise TracingUnusable(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set: install ml-api[otel], or unset it"
+        ) from error
+    name = os.environ.get("OTEL_SERVICE_NAME", "ml-api")
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    return provider.get_tracer("ml_api")
+
+
+class Tracing:
+    """
+    Puts each HTTP request into a server span that continues the caller's trace (OpenTelemetry's HTTP conventions).
+
+    The span's trace id is the one in the log lines; events of the idempotency middleware land on it.
+    """
+
+    def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:
+        from opentelemetry import propagate, trace
+
+        self.app = app
+        self._tracer, self._extract, self._kind = tracer, propagate.extract, trace.SpanKind.SERVER
+        self._error = trace.StatusCode.ERROR
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Trace HTTP; pass everything else."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
+        with self._tracer.start_as_current_span(
+            scope["method"], context=self._extract(carrier), kind=self._kind, attributes=attributes
+        ) as span:
+
+            async def send_and_note(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        span.set_status(self._error)
+                await send(message)
+
+            token = trace_id.set(format(span.get_span_context().trace_id, "032x"))
+            try:
+                await self.app(scope, receive, send_and_note)
+            finally:
+                trace_id.reset(token)
+                if (route := getattr(scope.get("route"), "path", None)) is not None:
+                    span.update_name(f"{scope['method']} {route}")
+                    span.set_attribute("http.route", route)

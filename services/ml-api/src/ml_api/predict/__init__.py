@@ -1,0 +1,1 @@
+"""POST /predict: its wire, its fingerprint, and the service that answers it."""

@@ -1,0 +1,39 @@
+"""
+What makes two requests the same decision.
+
+The .NET client's key is `{agentId}-{newest candle minute}`, while requestId is fresh on every call and the
+portfolio moves between two cycles that share a key. So the fingerprint is a projection of the body on what
+the key stands for: the agent, the newest candle's minute, and the caller. Equal means replay; different
+means somebody else's decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Literal
+
+from idempotency import Fingerprint, RequestView, canonical_json
+from ml_api.predict.quick import projection
+
+__all__ = ["decision_fingerprint", "fingerprint_of"]
+
+
+def fingerprint_of(kind: Literal["decision", "body"]) -> Callable[[RequestView], Fingerprint]:
+    """The function behind a value of the `fingerprint` setting."""
+    return decision_fingerprint if kind == "decision" else canonical_json
+
+
+def decision_fingerprint(view: RequestView) -> Fingerprint:
+    """
+    The projection of a body, as a digest.
+
+    Raises:
+        ValueError: Not a body of this contract; the engine then takes the exact bytes, and the route
+            refuses them.
+    """
+    agent, minute = projection(view.body)
+    hashed = sha256()
+    for part in (agent.encode(), str(minute).encode(), view.tenant.encode()):
+        hashed.update(b"%d:%b" % (len(part), part))  # with its length: no two different triples run together
+    return Fingerprint(hashed.digest())

@@ -1,0 +1,101 @@
+"""The models that are served: the trading model behind /predict, and any others for the Open Inference Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from ml_api.serving.swap import SwapRefused
+from ml_api.settings import PREFIX, Settings
+from ml_api.trading.decision import CLASSES
+from ml_api.trading.indicators import FEATURES
+from predictor import Model, ModelSlot, PredictorError
+
+__all__ = ["BUNDLED_MODEL", "Catalogue", "ModelUnusable", "check_trading_model", "load_models"]
+
+BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
+"""The model in the package: behind /predict unless another is named."""
+
+
+class ModelUnusable(SwapRefused):
+    """A model cannot be served; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """
+    The slots of all models.
+
+    Attributes:
+        trading: The one behind /predict; None where fixed rules decide.
+        by_name: All, the trading model included, by their manifests' names.
+    """
+
+    trading: ModelSlot | None
+    by_name: Mapping[str, ModelSlot]
+
+    def check(self, name: str, model: Model) -> None:
+        """
+        Make sure that *model* may be in the slot called *name*.
+
+        Raises:
+            ModelUnusable: That slot is behind /predict, and *model* answers another question.
+        """
+        if self.trading is not None and self.trading is self.by_name[name]:
+            check_trading_model(model)
+
+
+def load_models(settings: Settings) -> Catalogue:
+    """
+    Load and check every model that *settings* name.
+
+    Raises:
+        ModelUnusable: One is missing, altered, not a model of this service, or shares its name with another.
+    """
+    trading = _load_trading(settings)
+    by_name = {trading.current.info.name: trading} if trading is not None else {}
+    for path in sorted(settings.models_dir.glob("*.txt")) if settings.models_dir is not None else ():
+        slot = ModelSlot(_load(path))
+        if slot.current.info.name in by_name:
+            raise ModelUnusable(
+                f"the model {path} is not served: another one is called {slot.current.info.name} too"
+            )
+        by_name[slot.current.info.name] = slot
+    return Catalogue(trading, by_name)
+
+
+def check_trading_model(model: Model) -> None:
+    """
+    Make sure that *model* answers the question that /predict asks.
+
+    Raises:
+        ModelUnusable: Other features, or other classes, than the decision rules have.
+    """
+    # In order: SELL must not be read as BUY.
+    if (model.info.features, model.info.classes) != (FEATURES, CLASSES):
+        raise ModelUnusable(
+            f"the model {model.info.name} is not served: POST /predict needs the features {', '.join(FEATURES)} "
+            f"and the classes {', '.join(CLASSES)}, in this order"
+        )
+
+
+def _load_trading(settings: Settings) -> ModelSlot | None:
+    path = settings.model_path or BUNDLED_MODEL
+    if not path.is_file():
+        if settings.rule_fallback:
+            return None
+        raise ModelUnusable(
+            f"there is no model at {path}; set {PREFIX}MODEL_PATH, or {PREFIX}RULE_FALLBACK=true"
+        )
+    model = _load(path)
+    check_trading_model(model)
+    return ModelSlot(model)
+
+
+def _load(path: Path) -> Model:
+    try:
+        return Model.load(path)
+    except (PredictorError, OSError) as error:
+        raise ModelUnusable(f"the model {path} is not served: {error}") from error

@@ -1,0 +1,112 @@
+"""Where recorded answers live: Redis where it is enabled, else a SQLite file, so that the promise always holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from idempotency import StorageKey, Store, StoreError
+from ml_api.observability.metrics import Metrics
+from ml_api.settings import PREFIX, Settings
+from ml_api.stores.legacy import adopt
+from ml_api.stores.redis_monitor import RedisWatch
+
+__all__ = ["Backend", "StoreUnusable", "check_store", "open_backend"]
+
+
+class StoreUnusable(Exception):
+    """The store cannot be used as it is set up; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """
+    The store and what watches it.
+
+    Attributes:
+        watch: None for a store that cannot be away.
+        close: Closes the store and what was opened for it.
+    """
+
+    kind: Literal["redis", "sqlite"]
+    store: Store
+    watch: RedisWatch | None
+    close: Callable[[], Coroutine[Any, Any, None]]
+
+
+def open_backend(settings: Settings, metrics: Metrics) -> Backend:
+    """
+    Make the store that *settings* ask for; nothing is connected yet.
+
+    Raises:
+        StoreUnusable: The SQLite file cannot be made where it should be, or the Redis URL is malformed.
+    """
+    if settings.redis is None:
+        store = _open_sqlite(settings)
+        return Backend("sqlite", store, None, store.aclose)
+    return _open_redis(settings.redis, settings.store_deadline, metrics)
+
+
+async def check_store(settings: Settings, metrics: Metrics) -> tuple[bool, str]:
+    """
+    Ask the store once, before anything is served.
+
+    Returns:
+        Whether it answered, and what was found, for a person. A Redis that is away is no reason not to start: it is
+        asked again for ever.
+    Raises:
+        StoreUnusable: Waiting will not help: a path that cannot be written, a password that is wrong.
+    """
+    backend = open_backend(settings, metrics)
+    try:
+        await backend.store.get(_PROBE)
+    except StoreError as error:
+        if backend.kind == "sqlite":
+            raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
+        if _is_refusal(error):
+            raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
+        return False, f"Redis is not reachable yet: {error}"
+    finally:
+        await backend.close()
+    return (
+        True,
+        "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable",
+    )
+
+
+_PROBE = StorageKey("ml-service.probe")  # never written
+
+
+def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
+    from idempotency.stores.url import open_store
+
+    try:
+        store = open_store(f"{url}{'&' if '?' in url else '?'}deadline={deadline:g}", adopt=adopt)
+    except ValueError as error:
+        raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
+    return Backend("redis", store, RedisWatch(store, metrics), store.aclose)
+
+
+def _is_refusal(error: StoreError) -> bool:
+    """Whether Redis answered, and its answer was no: a wrong password, or no right to the commands."""
+    from redis.exceptions import AuthenticationError, NoPermissionError
+
+    return isinstance(error.__cause__, AuthenticationError | NoPermissionError)
+
+
+def _open_sqlite(settings: Settings) -> Store:
+    from idempotency.stores.sqlite import SQLiteStore
+
+    path = settings.store_path.expanduser()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Answers are in it: the file is its owner's alone, whatever the umask.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreUnusable(f"{PREFIX}STORE_PATH={path} cannot be written: {error.strerror}") from error
+    try:
+        return SQLiteStore(path)
+    except StoreError as error:
+        raise StoreUnusable(f"{PREFIX}STORE_PATH={path} cannot be used: {error}") from error

@@ -1,0 +1,69 @@
+"""The rate limit: bursts pass, floods are told how long to wait, one caller does not pay for another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+
+from ml_api.http.api_keys import ApiKeys
+from ml_api.http.auth import Authentication
+from ml_api.http.rate_limit import RateLimit
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_caller_over_its_rate_is_429_until_a_token_has_grown(tmp_path: Path) -> None:
+    now = 0.0
+    file = tmp_path / "keys"
+    file.write_text("one = key-1\ntwo = key-2\n")
+    limited = RateLimit(PlainTextResponse("fine"), per_minute=2, clock=lambda: now)
+    app = Authentication(limited, keys=ApiKeys(file=file), public=())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+
+        async def ask(key: str) -> httpx.Response:
+            return await client.post("/predict", headers={"X-API-Key": key})
+
+        burst = [(await ask("key-1")).status_code for _ in range(3)]
+        refused = await ask("key-1")
+        other = await ask("key-2")
+        now = 30.0
+        later = await ask("key-1")
+    assert burst == [200, 200, 429]
+    assert refused.headers["retry-after"] == "30"
+    assert refused.json()["type"].endswith("rate-limited")
+    assert (other.status_code, later.status_code) == (200, 200)
+
+
+async def test_tokens_grow_while_a_caller_waits_and_never_beyond_a_minutes_worth() -> None:
+    now = 0.0
+    limited = RateLimit(PlainTextResponse("fine"), per_minute=2, clock=lambda: now)
+    app = Authentication(limited, keys=ApiKeys(single="key"), public=())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+
+        async def ask(at: float) -> tuple[int, str | None]:
+            nonlocal now
+            now = at
+            answer = await client.post("/", headers={"X-API-Key": "key"})
+            return answer.status_code, answer.headers.get("retry-after")
+
+        assert [await ask(0), await ask(0)] == [(200, None)] * 2
+        assert [await ask(10.5), await ask(29.5), await ask(30.5)] == [(429, "20"), (429, "1"), (200, None)]
+        assert [await ask(3630), await ask(3630), await ask(3630)] == [(200, None)] * 2 + [(429, "30")]
+
+
+async def test_the_setting_turns_it_on_for_predictions_and_leaves_health_alone(
+    service: Callable[..., httpx.AsyncClient],
+    body: Callable[..., bytes],
+    headers: Callable[..., dict[str, str]],
+) -> None:
+    async with service(rate_limit=1) as client:
+        statuses = [
+            (await client.post("/predict", content=body(), headers=headers())).status_code for _ in range(2)
+        ]
+        health = await client.get("/health")
+    assert statuses == [200, 429]
+    assert health.status_code == 200

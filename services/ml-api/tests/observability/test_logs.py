@@ -1,0 +1,254 @@
+"""Log lines: JSON a machine can read, whatever is said in them; and when they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+import pytest
+
+from ml_api.observability.logs import configure_logging, request_id, trace_id
+
+Line = Callable[..., dict[str, object]]
+
+
+@pytest.fixture
+def line(capsys: pytest.CaptureFixture[str]) -> Line:
+    """Log once in JSON, and read the line back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def of(message: str, **extra: object) -> dict[str, object]:
+        configure_logging("INFO", "json")
+        try:
+            logging.getLogger("ml_api.test").info(message, extra=extra)
+        finally:
+            root.handlers[:], root.level = handlers, level
+        (written,) = capsys.readouterr().err.splitlines()
+        read: dict[str, object] = json.loads(written)
+        return read
+
+    return of
+
+
+def test_a_line_has_its_moment_its_request_and_its_fields(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = datetime(2026, 2, 20, 14, 0, 59, 7_000, tzinfo=UTC).timestamp()
+    monkeypatch.setattr("time.time", lambda: moment)
+    monkeypatch.setattr("time.time_ns", lambda: round(moment * 1e9))
+    token = request_id.set("r-1")
+    try:
+        assert line("Cache HIT", key_id="ab", age_s=0.25) == {
+            "time": "2026-02-20T14:00:59.007Z",
+            "level": "INFO",
+            "logger": "ml_api.test",
+            "message": "Cache HIT",
+            "request_id": "r-1",
+            "key_id": "ab",
+            "age_s": 0.25,
+        }
+    finally:
+        request_id.reset(token)
+
+
+def test_two_lines_a_second_apart_differ_in_time(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for moment in (1_771_596_000.999, 1_771_596_001.0):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        monkeypatch.setattr("time.time_ns", lambda moment=moment: round(moment * 1e9))
+        seen.append(line("x")["time"])
+    assert seen == ["2026-02-20T14:00:00.999Z", "2026-02-20T14:00:01.000Z"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["a lone \ud800 surrogate", 2**70, float("nan"), ValueError("no JSON type"), {(1, 2): 3}]
+)
+def test_no_value_costs_the_line(line: Line, odd: object) -> None:
+    assert line("ERROR in something", odd=odd)["message"] == "ERROR in something"
+
+
+def test_text_beyond_ascii_and_line_feeds_stay_in_their_line(line: Line) -> None:
+    assert line("coût\nERROR forged")["message"] == "coût\nERROR forged"
+
+
+class Pipe:
+    """A stream that notes each write; a terminal if it is told to be one."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.terminal = False
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> None:
+        self.written.append(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    """Where the service logs, while it is set up to."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.setattr(sys, "stderr", pipe := Pipe())
+    configure_logging("INFO", "json")
+    yield pipe
+    root.handlers[:], root.level = handlers, level
+
+
+log = logging.getLogger("ml_api.test")
+
+
+@pytest.mark.parametrize(
+    ("style", "terminal", "plain"),
+    [
+        ("json", True, False),
+        ("json", False, False),
+        ("console", True, True),
+        ("console", False, True),
+        ("auto", True, True),
+        ("auto", False, False),
+    ],
+)
+def test_people_on_a_terminal_get_plain_text_and_machines_json_unless_told_otherwise(
+    pipe: Pipe,
+    monkeypatch: pytest.MonkeyPatch,
+    style: Literal["auto", "json", "console"],
+    terminal: bool,
+    plain: bool,
+) -> None:
+    pipe.terminal = terminal
+    monkeypatch.setattr(sys, "stderr", pipe)
+    configure_logging("INFO", style)
+    log.info("said")
+    assert pipe.written[0].startswith("{") is not plain
+
+
+def test_a_plain_line_has_its_moment_its_level_and_its_fields_and_faults_below_it(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", pipe)
+    configure_logging("INFO", "console")
+    tokens = request_id.set("r-1"), trace_id.set("t-1")
+    try:
+        log.info("Cache HIT", extra={"key_id": "ab"})
+    finally:
+        request_id.reset(tokens[0])
+        trace_id.reset(tokens[1])
+    try:
+        raise RuntimeError("why")
+    except RuntimeError:
+        log.exception("ERROR in it")
+    hit, fault = pipe.written
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    assert re.fullmatch(rf"{moment} INFO    Cache HIT request_id=r-1 trace_id=t-1 key_id=ab\n", hit)
+    assert re.match(rf"{moment} ERROR   ERROR in it\nTraceback ", fault)
+    assert fault.endswith("RuntimeError: why\n")
+
+
+def test_a_json_line_has_the_trace_and_the_fault_in_it(pipe: Pipe) -> None:
+    token = trace_id.set("t-1")
+    try:
+        raise RuntimeError("why")
+    except RuntimeError:
+        log.exception("ERROR in it")
+    finally:
+        trace_id.reset(token)
+    (text,) = pipe.written
+    assert json.loads(text)["trace_id"] == "t-1"
+    assert json.loads(text)["exception"].endswith("RuntimeError: why")
+
+
+def test_half_a_character_costs_no_line(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def said() -> None:
+        log.info("half \ud800")
+        log.info("next")
+
+    monkeypatch.setattr(sys, "stderr", pipe)
+    configure_logging("INFO", "console")
+    asyncio.run(said())
+    assert [text.count("\n") for text in pipe.written] == [2]
+
+
+def test_a_call_that_cannot_be_formatted_does_not_fail_its_caller(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log.info("%d", "no number")
+    log.info("next")
+    assert [json.loads(text)["message"] for text in pipe.written] == ["next"]
+
+
+def test_what_one_turn_of_the_loop_logs_is_written_together_and_in_order(pipe: Pipe) -> None:
+    async def turns() -> None:
+        log.info("one")
+        log.info("two")
+        assert pipe.written == []
+        await asyncio.sleep(0)
+        log.info("three")
+
+    asyncio.run(turns())
+    assert [[json.loads(line)["message"] for line in text.splitlines()] for text in pipe.written] == [
+        ["one", "two"],
+        ["three"],
+    ]
+
+
+def test_what_another_formatter_leaves_in_a_record_is_no_field_of_its_line(pipe: Pipe) -> None:
+    record = logging.makeLogRecord({"msg": "x", "levelno": logging.INFO, "key_id": "ab"})
+    logging.Formatter("%(asctime)s %(message)s").format(record)
+    logging.getLogger().handle(record)
+    assert set(json.loads(pipe.written[0])) == {"time", "level", "logger", "message", "key_id"}
+
+
+def test_an_error_is_written_at_once_behind_what_led_to_it(pipe: Pipe) -> None:
+    async def fails() -> None:
+        log.info("one")
+        log.error("ERROR two")
+        (text,) = pipe.written
+        assert [json.loads(line)["message"] for line in text.splitlines()] == ["one", "ERROR two"]
+
+    asyncio.run(fails())
+
+
+def test_without_a_loop_each_line_is_written_at_once(pipe: Pipe) -> None:
+    log.info("one")
+    log.info("two")
+    assert len(pipe.written) == 2
+
+
+def test_what_a_loop_left_behind_is_written_with_what_the_next_one_logs(pipe: Pipe) -> None:
+    async def leaves(text: str) -> None:
+        log.info(text)
+
+    cut_off = leaves("one")
+    loop = asyncio.new_event_loop()
+    asyncio._set_running_loop(loop)  # one that never gets to its next turn
+    with pytest.raises(StopIteration):
+        cut_off.send(None)
+    asyncio._set_running_loop(None)
+    loop.close()
+    assert pipe.written == []
+    asyncio.run(leaves("two"))
+    assert "".join(pipe.written).count("\n") == 2
+
+
+def test_no_write_is_larger_than_a_pipe_takes_at_once_so_that_workers_lines_do_not_mix(pipe: Pipe) -> None:
+    async def much() -> None:
+        for _ in range(100):
+            log.info("a line of a hundred letters or so, " + "\N{GREEK SMALL LETTER ALPHA}" * 50)
+
+    asyncio.run(much())
+    assert all(len(text.encode()) <= 4096 and text.endswith("\n") for text in pipe.written)
+    assert 1 < len(pipe.written) < 20
+    assert "".join(pipe.written).count("\n") == 100

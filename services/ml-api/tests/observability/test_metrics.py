@@ -1,0 +1,42 @@
+"""The numbers that operators are woken by."""
+
+from __future__ import annotations
+
+import pytest
+
+from idempotency.events import StoreFailed
+from ml_api.observability.metrics import Metrics
+from ml_api.observability.telemetry import CacheEvents
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        'cache_requests_total{result="hit"}',
+        'cache_requests_total{result="miss"}',
+        'cache_writes_total{result="stored"}',
+        'cache_writes_total{result="failed"}',
+        'store_errors_total{action="refused",step="acquire"}',
+        'store_errors_total{action="bypassed",step="acquire"}',
+        "redis_connection_errors_total",
+    ],
+)
+def test_what_is_alerted_on_starts_at_zero_so_that_the_first_failure_is_an_increase(series: str) -> None:
+    assert f"ml_service_{series} 0.0" in Metrics().render().decode().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("redis", "error", "counted"),
+    [
+        (True, "StoreUnavailable", 1),
+        (True, "CorruptRecord", 0),  # Redis answered: what it holds is the trouble
+        (False, "StoreUnavailable", 0),
+    ],
+)
+def test_a_request_that_redis_fails_counts_as_a_connection_error(
+    redis: bool, error: str, counted: int
+) -> None:
+    metrics = Metrics()
+    hook = CacheEvents(metrics, redis=redis)
+    hook(StoreFailed(operation="POST /predict", key_id="0", step="acquire", action="refused", error=error))
+    assert f"ml_service_redis_connection_errors_total {counted:.1f}" in metrics.render().decode().splitlines()

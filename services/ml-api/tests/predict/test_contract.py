@@ -1,0 +1,415 @@
+"""The wire: what is read exactly, what is refused and how, and what an answer looks like byte by byte."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from ml_api.predict import contract
+from ml_api.predict.contract import (
+    Contribution,
+    MalformedBody,
+    NestedTooDeep,
+    Order,
+    PredictRequest,
+    PredictResponse,
+    Signal,
+    encode_response,
+    parse_request,
+    projection,
+)
+
+CANDLE = {
+    "symbol": "BTC",
+    "timestamp": "2026-02-20T14:00:00Z",
+    "open": 1,
+    "high": 2,
+    "low": 0.5,
+    "close": 1.5,
+    "volume": 0,
+}
+MINUTE = int(datetime(2026, 2, 20, 14, tzinfo=UTC).timestamp()) // 60
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {
+        "agentId": "alice",
+        "portfolio": {"cash": 1.10, "totalValue": 2, "positions": []},
+        "candles": [CANDLE],
+    } | changes
+
+
+def dump(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def refusal(body: bytes) -> MalformedBody:
+    with pytest.raises(MalformedBody) as caught:
+        parse_request(body)
+    return caught.value
+
+
+class TestNumbers:
+    """Money keeps every digit it was sent with."""
+
+    def test_a_json_number_keeps_its_scale(self) -> None:
+        body = dump(document()).replace(b"1.1,", b"0.10000000000000000000000001,")
+        assert str(parse_request(body).portfolio.cash) == "0.10000000000000000000000001"
+
+    def test_a_string_is_the_same_number(self) -> None:
+        request = parse_request(dump(document(portfolio={"cash": "64210.12500000", "totalValue": "1E2"})))
+        assert str(request.portfolio.cash) == "64210.12500000"
+        assert request.portfolio.total_value == 100
+
+    @given(
+        st.decimals(allow_nan=False, allow_infinity=False, places=8, min_value=-(10**20), max_value=10**20)
+    )
+    def test_number_and_string_agree_for_every_decimal(self, value: Decimal) -> None:
+        as_number = dump(document()).replace(b'"close": 1.5', f'"close": {value:f}'.encode())
+        as_string = dump(document()).replace(b'"close": 1.5', f'"close": "{value:f}"'.encode())
+        assert parse_request(as_number).candles[0]["close"] == value
+        assert parse_request(as_string).candles[0]["close"] == value
+
+    @pytest.mark.parametrize(
+        "bad", [True, None, "", " 1", "1_000", "NaN", "Infinity", "0x10", "１２", [], {}, "9" * 100]
+    )
+    def test_what_is_no_decimal_is_refused(self, bad: object) -> None:
+        error = refusal(dump(document(candles=[CANDLE | {"close": bad}])))
+        assert error.status == 422
+        assert [(item["type"], item["loc"]) for item in error.errors] == [
+            ("decimal", ["body", "candles", 0, "close"])
+        ]
+
+    @pytest.mark.parametrize("literal", [b"NaN", b"Infinity", b"-Infinity"])
+    def test_literals_that_are_not_json_are_refused(self, literal: bytes) -> None:
+        error = refusal(dump(document()).replace(b"1.5", literal))
+        assert (error.status, error.errors[0]["type"]) == (422, "json_invalid")
+
+    @pytest.mark.parametrize("huge", [b"1e30", b"-1e30", b"1e999999", b"1" + b"0" * 400])
+    def test_money_beyond_the_callers_decimal_is_refused(self, huge: bytes) -> None:
+        error = refusal(dump(document()).replace(b'"totalValue": 2', b'"totalValue": ' + huge))
+        assert error.errors[0]["loc"] == ["body", "portfolio", "totalValue"]
+
+    @pytest.mark.parametrize("huge", [b"1e99999999999999999999", b"1" * 5000])
+    def test_numbers_beyond_any_decimal_are_refused(self, huge: bytes) -> None:
+        assert refusal(dump(document()).replace(b"1.5", huge)).status == 422
+
+
+class TestTimestamps:
+    """ISO 8601 with Z, an offset or neither."""
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "2026-02-20T14:00:00Z",
+            "2026-02-20t14:00:00z",
+            "2026-02-20T14:00:00+00:00",
+            "2026-02-20T14:00:00",
+            "2026-02-20T15:30:00+01:30",
+            "2026-02-20T14:00:00.0000000Z",
+            "2026-02-20T14:00:00.0000001+00:00",
+            "2026-02-20 14:00Z",
+            "2026-02-20T15:00:00+0100",
+        ],
+    )
+    def test_one_instant_in_many_spellings(self, text: str) -> None:
+        body = dump(document(candles=[CANDLE | {"timestamp": text}]))
+        assert parse_request(body).candles[0]["timestamp"] == datetime(2026, 2, 20, 14, tzinfo=UTC)
+        assert projection(body) == ("alice", MINUTE)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *(
+                "",
+                "now",
+                "1700000000",
+                "20260220",
+                "2026-02-21",
+                "2026-02-30T00:00:00Z",
+                "2026-02-20T24:00:00Z",
+            ),
+            *(
+                "2026-02-20T14:00:60Z",
+                "2026-02-20T14:00:00+25:00",
+                "2026-02-20T14:00:00Z\n",
+                "0000-01-01T00:00Z",
+            ),
+        ],
+    )
+    def test_what_is_no_instant_is_refused_without_an_echo(self, text: str) -> None:
+        error = refusal(dump(document(candles=[CANDLE | {"timestamp": text}])))
+        assert (error.errors[0]["type"], error.errors[0]["loc"][-1]) == ("datetime", "timestamp")
+        assert not text or text not in error.errors[0]["msg"]
+
+    def test_no_offset_means_utc_on_a_machine_in_any_zone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        try:
+            body = dump(document(candles=[CANDLE | {"timestamp": "2026-02-20T14:00:07"}]))
+            assert parse_request(body).candles[0]["timestamp"] == datetime(2026, 2, 20, 14, 0, 7, tzinfo=UTC)
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
+    def test_a_number_is_no_instant(self) -> None:
+        assert refusal(dump(document(candles=[CANDLE | {"timestamp": 1_700_000_000}]))).status == 422
+
+
+class TestNames:
+    """camelCase, snake_case, defaults, and members of a later version."""
+
+    def test_snake_case_reads_the_same(self) -> None:
+        snake = {
+            "schema_version": "1.0",
+            "request_id": "r",
+            "agent_id": "alice",
+            "portfolio": {
+                "cash": 1,
+                "total_value": 2,
+                "positions": [{"symbol": "BTC", "quantity": 3, "average_price": 4}],
+            },
+            "candles": [],
+        }
+        camel = {
+            "schemaVersion": "1.0",
+            "requestId": "r",
+            "agentId": "alice",
+            "portfolio": {
+                "cash": 1,
+                "totalValue": 2,
+                "positions": [{"symbol": "BTC", "quantity": 3, "averagePrice": 4}],
+            },
+            "candles": [],
+        }
+        assert parse_request(dump(snake)) == parse_request(dump(camel))
+        assert projection(dump(snake)) == projection(dump(camel)) == ("alice", None)
+
+    def test_unknown_members_are_ignored(self) -> None:
+        extra = document(future={"a": [1]}, candles=[CANDLE | {"trades": 7}])
+        assert parse_request(dump(extra)).candles == parse_request(dump(document())).candles
+
+    @pytest.mark.parametrize("sent", [{}, {"requestId": None}])
+    def test_a_missing_request_id_becomes_a_fresh_uuid(self, sent: dict[str, None]) -> None:
+        first, second = (parse_request(dump(document(**sent))).request_id for _ in range(2))
+        assert uuid.UUID(first).version == 4
+        assert first != second
+
+    @pytest.mark.parametrize("sent", [{}, {"instructions": None}])
+    def test_missing_instructions_are_empty(self, sent: dict[str, None]) -> None:
+        assert parse_request(dump(document(**sent))).instructions == ""
+
+    def test_escaped_text_is_read_whole(self, make_body: Callable[..., bytes]) -> None:
+        text = "co\u00fbt > 0 + 'x' \U0001f680"
+        assert parse_request(make_body(count=20, instructions=text)).instructions == text
+
+    def test_another_major_schema_version_is_refused(self) -> None:
+        assert refusal(dump(document(schemaVersion="2.0"))).errors[0]["loc"] == ["body", "schemaVersion"]
+
+    @pytest.mark.parametrize("name", ["agentId", "portfolio", "candles"])
+    def test_each_required_member_is_named_when_missing(self, name: str) -> None:
+        error = refusal(dump({key: value for key, value in document().items() if key != name}))
+        assert error.errors == ({"type": "missing", "loc": ["body", name], "msg": "Field required"},)
+
+
+class TestRefusals:
+    """Errors say where; they never hand the body back."""
+
+    @pytest.mark.parametrize(
+        "body", [b"", b"{", b"[]", b"null", b"1", b'"x"', b"{} x", b"\xff\xfe", b"\xef\xbb\xbf{}"]
+    )
+    def test_what_is_no_json_object_is_refused(self, body: bytes) -> None:
+        assert refusal(body).status == 422
+        with pytest.raises(MalformedBody):
+            projection(body)
+
+    def test_deep_nesting_is_its_own_refusal(self) -> None:
+        deep = dump(document())[:-1] + b',"x":' + b"[" * 5000 + b"]" * 5000 + b"}"
+        for read in (parse_request, projection):
+            with pytest.raises(NestedTooDeep) as caught:
+                read(deep)
+            assert caught.value.status == 400
+
+    def test_a_lone_surrogate_is_refused(self) -> None:
+        assert refusal(dump(document(agentId="\ud800"))).errors[0]["type"] == "json_invalid"
+
+    def test_nothing_sent_is_echoed(self) -> None:
+        secret = "hunter2-" * 20
+        bad = document(agentId=[secret], candles=[dict.fromkeys(CANDLE, secret) | {secret: 1}])
+        bad["portfolio"] = {"cash": secret, "totalValue": {secret: 1}, "positions": secret}
+        error = refusal(dump(bad))
+        assert len(error.errors) >= 8
+        assert "hunter2" not in f"{error} {error!r} {error.errors}"
+
+    def test_a_huge_bad_body_gives_a_small_answer(self) -> None:
+        error = refusal(dump(document(candles=[{}] * 100_000)))
+        assert {item["loc"][2] for item in error.errors} == {0}
+        assert len(dump(error.errors)) < 1_000
+
+    @pytest.mark.parametrize("kind", [MalformedBody, NestedTooDeep])
+    def test_a_refusal_survives_pickle_and_copy(self, kind: type[MalformedBody]) -> None:
+        error = kind([{"type": "missing", "loc": ["body", "agentId"], "msg": "Field required"}])
+        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert (type(twin), twin.errors, str(twin)) == (kind, error.errors, str(error))
+
+
+class TestProjection:
+    """The short reading agrees with the full one wherever the full one accepts."""
+
+    def test_request_id_portfolio_and_prices_do_not_count(self, make_body: Callable[..., bytes]) -> None:
+        first = make_body(count=20)
+        second = make_body(count=50, request="other", total_value="7", closes={"BTC": [1.0] * 30})
+        assert projection(first) == projection(second) == parse_request(second).projection()
+
+    def test_agent_and_newest_minute_count(self, make_body: Callable[..., bytes]) -> None:
+        base = projection(make_body(count=20))
+        assert projection(make_body(count=20, agent="bob")) != base
+        later = datetime(2026, 2, 20, 14, 1, tzinfo=UTC)
+        assert projection(make_body(count=20, newest=later)) == (base[0], MINUTE + 1)
+
+    def test_seconds_do_not_count(self) -> None:
+        late = dump(document(candles=[CANDLE | {"timestamp": "2026-02-20T14:00:59.9999999Z"}]))
+        assert projection(late) == ("alice", MINUTE)
+
+    def test_a_later_duplicate_member_wins_in_both(self) -> None:
+        body = dump(document())[:-1] + b',"agentId":"bob"}'
+        assert projection(body) == parse_request(body).projection() == ("bob", MINUTE)
+
+    @given(
+        agent=st.text(min_size=1, max_size=20),
+        times=st.lists(
+            st.datetimes(timezones=st.integers(-840, 840).map(lambda m: timezone(timedelta(minutes=m)))),
+            max_size=5,
+        ),
+        camel=st.booleans(),
+    )
+    def test_both_readings_agree(self, agent: str, times: list[datetime], camel: bool) -> None:
+        sent = document(candles=[CANDLE | {"timestamp": time.isoformat()} for time in times])
+        sent.pop("agentId")
+        body = dump(sent | {"agentId" if camel else "agent_id": agent})
+        try:
+            request = parse_request(body)
+        except MalformedBody:  # a lone surrogate
+            with pytest.raises(MalformedBody):
+                projection(body)
+        else:
+            assert projection(body) == request.projection()
+            epoch = datetime(1970, 1, 1, tzinfo=UTC)
+            minutes = [(time - epoch) // timedelta(minutes=1) for time in times]
+            assert projection(body) == (agent, max(minutes, default=None))
+
+    @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+    def test_any_bytes_give_a_value_or_the_typed_refusal(self, body: bytes) -> None:
+        for read in (parse_request, projection):
+            with pytest.raises(MalformedBody):
+                read(body)
+
+
+def answer(**changes: Any) -> PredictResponse:
+    return PredictResponse(
+        **{
+            "model_version": "1.0.0",
+            "request_id": "r",
+            "agent_id": "a",
+            "created_at": datetime(2026, 2, 20, 14, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=1))),
+            "orders": (),
+            "signals": (),
+            "reasoning": "No trading signals",
+        }
+        | changes
+    )
+
+
+class TestAnswer:
+    """The bytes of an answer, as a strict client reads them."""
+
+    def test_all_members_are_present_even_when_empty(self) -> None:
+        assert json.loads(encode_response(answer())) == {
+            "schemaVersion": "1.0",
+            "modelVersion": "1.0.0",
+            "requestId": "r",
+            "agentId": "a",
+            "createdAt": "2026-02-20T13:00:00.123Z",
+            "orders": [],
+            "signals": [],
+            "reasoning": "No trading signals",
+        }
+
+    @given(st.decimals(min_value="0.00001", max_value=1000, places=8))
+    def test_a_quantity_is_a_plain_json_number(self, quantity: Decimal) -> None:
+        order = Order(asset_symbol="BTC", side="BUY", quantity=quantity)
+        body = encode_response(answer(orders=(order,))).decode()
+        token = body.partition('"quantity":')[2].partition(",")[0]
+        assert set(token) <= set("0123456789.")
+        assert Decimal(token) == quantity
+        assert len(token.partition(".")[2]) <= 8
+        assert '"limitPrice":null' in body
+
+    @given(
+        value=st.floats(allow_nan=False, allow_infinity=False),
+        text=st.text(alphabet=st.characters(exclude_categories=["Cs"])),
+    )
+    def test_any_finite_value_and_any_text_is_read_back(self, value: float, text: str) -> None:
+        signal = Signal(feature=text, value=value, rule=text, fired=True, contribution="neutral")
+        body = encode_response(answer(signals=(signal,), reasoning=text, request_id=text, agent_id=text))
+        read = json.loads(body, parse_constant=pytest.fail)
+        assert read["signals"] == [
+            {"feature": text, "value": value, "rule": text, "fired": True, "contribution": "neutral"}
+        ]
+        assert (read["reasoning"], read["requestId"], read["agentId"]) == (text, text, text)
+
+    def test_contributions_are_a_list_where_asked_for_even_if_empty(self) -> None:
+        assert "contributions" not in json.loads(encode_response(answer()))
+        assert json.loads(encode_response(answer(contributions=())))["contributions"] == []
+        why = Contribution(asset_symbol="BTC", feature="rsi_14", log_odds=-0.25)
+        read = json.loads(encode_response(answer(contributions=(why,))))["contributions"]
+        assert read == [{"assetSymbol": "BTC", "feature": "rsi_14", "logOdds": -0.25}]
+
+    @pytest.mark.parametrize(
+        "quantity", [Decimal(0), Decimal(-1), Decimal("1000.00000001"), Decimal("NaN"), Decimal("1e-9")]
+    )
+    def test_an_order_the_client_would_drop_cannot_be_built(self, quantity: Decimal) -> None:
+        with pytest.raises(ValueError, match="quantity"):
+            Order(asset_symbol="BTC", side="BUY", quantity=quantity)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_signal_is_finite(self, value: float) -> None:
+        with pytest.raises(ValueError, match="value"):
+            Signal(feature="f", value=value, rule="r", fired=False, contribution="neutral")
+
+    def test_the_encoder_writes_what_the_schema_promises(self) -> None:
+        order = Order(asset_symbol="ETH", side="SELL", quantity=Decimal("0.00001000"))
+        signal = Signal(feature="f", value=0.5, rule="r", fired=False, contribution="bearish")
+        schema = TypeAdapter(PredictResponse).json_schema(mode="serialization")
+        read = json.loads(encode_response(answer(orders=(order,), signals=(signal,))))
+        assert set(read) == set(schema["required"]) == set(schema["properties"]) - {"contributions"}
+        why = Contribution(asset_symbol="ETH", feature="f", log_odds=-0.5)
+        read = json.loads(encode_response(answer(orders=(order,), signals=(signal,), contributions=(why,))))
+        assert set(read) == set(schema["properties"])
+        for member, name in (("orders", "Order"), ("signals", "Signal"), ("contributions", "Contribution")):
+            promised = schema["$defs"][name]
+            assert set(read[member][0]) == set(promised["properties"]) == set(promised["required"])
+        assert schema["$defs"]["Order"]["properties"]["quantity"]["type"] == "number"
+
+
+def test_the_request_schema_says_number_or_string() -> None:
+    schema = PredictRequest.model_json_schema()
+    assert set(schema["properties"]) >= {"agentId", "portfolio", "candles", "requestId", "instructions"}
+    kinds = schema["$defs"]["Candle"]["properties"]["close"]["anyOf"]
+    assert [kind["type"] for kind in kinds] == ["number", "string"]
+
+
+def test_every_public_name_exists() -> None:
+    assert all(hasattr(contract, name) for name in contract.__all__)

@@ -1,0 +1,149 @@
+"""Limits below ASGI, over real sockets: header size, headers that never end, connections that say nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from ml_api.http.limits import BODY_IS_HERE
+from ml_api.server.protocol import LimitedProtocol
+
+pytestmark = pytest.mark.anyio
+
+
+class LimitedConfig(uvicorn.Config):
+    max_header_bytes: int
+    header_timeout: float
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await PlainTextResponse("here" if BODY_IS_HERE in scope else "hello")(scope, receive, send)
+
+
+@contextlib.asynccontextmanager
+async def serving(*, max_header_bytes: int = 2048, header_timeout: float = 5.0) -> AsyncIterator[int]:
+    config = LimitedConfig(
+        hello, port=0, http=LimitedProtocol, lifespan="off", log_config=None, timeout_keep_alive=1
+    )
+    config.max_header_bytes, config.header_timeout = max_header_bytes, header_timeout
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    with contextlib.suppress(AttributeError):
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def talk(port: int, *parts: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)
+        async with asyncio.timeout(3):
+            return await reader.read()
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_ordinary_requests_are_served_also_a_second_one_on_the_connection() -> None:
+    async with serving() as port:
+        request = b"GET / HTTP/1.1\r\nhost: x\r\n"
+        answer = await talk(port, request + b"\r\n", request + b"connection: close\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_headers_over_the_limit_are_431() -> None:
+    async with serving() as port:
+        filler = b"".join(b"x-%d: %b\r\n" % (number, b"y" * 100) for number in range(30))
+        answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + filler + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert b"application/problem+json" in answer
+    assert b"connection: close" in answer.lower()
+
+
+async def test_what_stands_between_names_and_values_counts_too() -> None:
+    async with serving() as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 400 + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 431")
+
+
+async def test_one_header_without_end_is_431_before_it_ends() -> None:
+    async with serving() as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nx: ", *[b"y" * 1000] * 5)
+    assert answer.startswith(b"HTTP/1.1 431")
+
+
+async def test_a_long_url_counts_too() -> None:
+    async with serving() as port:
+        answer = await talk(port, b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 431")
+
+
+async def test_headers_that_dawdle_are_408() -> None:
+    async with serving(header_timeout=0.1) as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nhost:")
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+async def test_headers_of_a_later_request_that_dawdle_are_408_too() -> None:
+    async with serving(header_timeout=0.1) as port:
+        answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost:")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"HTTP/1.1 408" in answer
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+    async with serving(header_timeout=0.1) as port:
+        assert await talk(port) == b""
+
+
+async def test_a_body_may_be_larger_than_headers_may() -> None:
+    async with serving() as port:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5000\r\n\r\n"
+        assert (await talk(port, head, b"b" * 5000)).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_may_take_longer_than_headers_may() -> None:
+    async with serving(header_timeout=0.5) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbo")
+        await asyncio.sleep(0.7)
+        writer.write(b"dy")
+        async with asyncio.timeout(3):
+            assert (await reader.read(65_536)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_head_and_body_of_an_answer_arrive_together() -> None:
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        async with asyncio.timeout(3):
+            first = await reader.read(65_536)
+        writer.close()
+    assert first.startswith(b"HTTP/1.1 200")
+    assert first.endswith(b"here")
+
+
+async def test_a_request_says_whether_its_body_came_with_its_headers() -> None:
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\n"
+    async with serving() as port:
+        assert (await talk(port, head + b"body")).endswith(b"here")
+        assert (await talk(port, head + b"bo")).endswith(b"hello")

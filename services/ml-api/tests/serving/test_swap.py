@@ -1,0 +1,160 @@
+"""A swap among workers that meet in one directory: all or none, whoever objects, is late, silent or dead."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from ml_api.serving.registry import BUNDLED_MODEL
+from ml_api.serving.swap import Participant, SwapRefused
+from ml_api.serving.workers import Peers, SwapBusy, WorkerVersion
+from predictor import Manifest, Model, ModelSlot, manifest_path
+
+pytestmark = pytest.mark.anyio
+
+NAME = "btc-eth"
+
+
+class Worker:
+    """One worker: its slot, what it told of swaps, and its place among the others."""
+
+    def __init__(self, directory: Path, objection: str = "") -> None:
+        def check(name: str, model: Model) -> None:
+            if objection:
+                raise SwapRefused(objection)
+
+        self.slot = ModelSlot(Model.load(BUNDLED_MODEL))
+        self.swaps: list[tuple[str, str, str]] = []
+        self.own = Participant(
+            {NAME: self.slot}, check=check, swapped=lambda *change: self.swaps.append(change)
+        )
+        self.peers = Peers(directory, self.own)
+
+    @property
+    def version(self) -> str:
+        return self.slot.current.info.version
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Path:
+    (tmp_path / "meeting").mkdir()
+    return tmp_path / "meeting"
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> Callable[[str], Path]:
+    """The shipped model as another version of itself."""
+
+    def of(version: str) -> Path:
+        path = tmp_path / f"{version}.txt"
+        shutil.copy(BUNDLED_MODEL, path)
+        manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
+        manifest.model_copy(update={"version": version}).write(manifest_path(path))
+        return path
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def own_process_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are told apart by process, and here is one: every question for its id gets another."""
+    ids = itertools.count(1)
+    monkeypatch.setattr("ml_api.serving.workers.os.getpid", lambda: next(ids))
+
+
+@contextlib.asynccontextmanager
+async def joined(*workers: Worker) -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    async with contextlib.AsyncExitStack() as stack:
+        for worker in workers:
+            await stack.enter_async_context(worker.peers.joined())
+        yield
+        async with asyncio.timeout(5):
+            while asyncio.all_tasks() - before:  # until every link has seen its end
+                await asyncio.sleep(0.001)
+
+
+async def test_all_serve_the_new_model_and_whoever_joins_later_too(
+    meeting: Path, newer: Callable[[str], Path]
+) -> None:
+    first, second, late = (Worker(meeting) for _ in range(3))
+    async with joined(first, second):
+        told = await first.peers.swap(NAME, newer("2.0.0"))
+        async with joined(late):
+            assert [first.version, second.version, late.version] == ["2.0.0"] * 3
+            again = await second.peers.swap(NAME, newer("3.0.0"))
+    assert [worker.version for worker in told] == ["2.0.0"] * 2
+    assert [worker.version for worker in again] == ["3.0.0"] * 3
+    assert all(isinstance(worker, WorkerVersion) for worker in told)
+    assert first.swaps == second.swaps == [(NAME, "1.0.0", "2.0.0"), (NAME, "2.0.0", "3.0.0")]
+    assert not list(meeting.glob("*.sock"))
+
+
+async def test_if_one_objects_nobody_swaps_and_nothing_made_ready_stays(
+    meeting: Path, newer: Callable[[str], Path]
+) -> None:
+    willing, unwilling, late = Worker(meeting), Worker(meeting, "not here"), Worker(meeting)
+    async with joined(willing, unwilling):
+        with pytest.raises(SwapRefused, match=r"^not here$"):
+            await willing.peers.swap(NAME, newer("2.0.0"))
+        async with joined(late):
+            assert [willing.version, unwilling.version, late.version] == ["1.0.0"] * 3
+    assert willing.swaps == []
+    assert willing.own._ready == {}
+
+
+async def test_a_silent_worker_counts_as_an_objection(
+    meeting: Path, newer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr("ml_api.serving.workers._STEP_SECONDS", 0.3)
+    worker = Worker(meeting)
+    async with joined(worker), await asyncio.start_unix_server(silent, meeting / "silent.sock"):
+        with pytest.raises(SwapRefused, match="did not answer"):
+            await worker.peers.swap(NAME, newer("2.0.0"))
+    assert worker.version == "1.0.0"
+
+
+async def test_what_a_dead_worker_left_is_cleared_away(meeting: Path, newer: Callable[[str], Path]) -> None:
+    (meeting / "dead.sock").touch()
+    worker = Worker(meeting)
+    async with joined(worker):
+        assert [told.version for told in await worker.peers.swap(NAME, newer("2.0.0"))] == ["2.0.0"]
+    assert not (meeting / "dead.sock").exists()
+
+
+async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Callable[[str], Path]) -> None:
+    first, second = Worker(meeting), Worker(meeting)
+    async with joined(first, second):
+        with first.peers._alone(), pytest.raises(SwapBusy):
+            await second.peers.swap(NAME, newer("2.0.0"))
+        assert second.version == "1.0.0"
+        await second.peers.swap(NAME, newer("2.0.0"))
+    assert first.version == "2.0.0"
+
+
+async def test_what_may_not_be_served_is_refused_with_the_reason(
+    meeting: Path, newer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    worker, path = Worker(meeting), newer("2.0.0")
+    bare = tmp_path / "bare.txt"
+    shutil.copy(BUNDLED_MODEL, bare)
+    async with joined(worker):
+        for name, model, digest, reason in (
+            ("other", path, None, "there is no model called other; there is btc-eth"),
+            (NAME, path, "0" * 64, "0000"),
+            (NAME, tmp_path / "absent.txt", None, "absent"),
+            (NAME, bare, None, "manifest"),
+        ):
+            with pytest.raises(SwapRefused, match=reason):
+                await worker.peers.swap(name, model, digest)
+    assert (worker.version, worker.swaps) == ("1.0.0", [])
