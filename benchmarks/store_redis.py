@@ -28,8 +28,7 @@ from typing import NamedTuple
 import redis.asyncio
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey
-from idempotency.stores import _redis_records as records
-from idempotency.stores.redis import RedisStore
+from idempotency.stores.redis import RedisStore, records
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "packages/idempotency/tests/support"))
 from redis_servers import find_binary, start_server

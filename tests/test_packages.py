@@ -65,7 +65,7 @@ def test_the_idempotency_wheel_works_alone(wheels: dict[str, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("wheel", "files"),
     [
-        ("asgi_idempotency", ["idempotency/py.typed", "idempotency/stores/lua/acquire.lua"]),
+        ("asgi_idempotency", ["idempotency/py.typed", "idempotency/stores/redis/lua/acquire.lua"]),
         ("lightgbm_predictor", ["predictor/py.typed"]),
         (
             "ml_api",

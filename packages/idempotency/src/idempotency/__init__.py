@@ -6,7 +6,6 @@ Stores are submodules with dependencies of their own: `idempotency.stores.memory
 
 from __future__ import annotations
 
-from idempotency._context import CurrentClaim, current_claim
 from idempotency._core.fingerprint import (
     RequestView,
     canonical_json,
@@ -30,6 +29,7 @@ from idempotency._core.types import (
 )
 from idempotency.asgi import EXPOSED_HEADERS, IdempotencyMiddleware, by_header, one_tenant
 from idempotency.decorators import idempotent
+from idempotency.engine.current_claim import CurrentClaim, current_claim
 from idempotency.errors import (
     CorruptRecord,
     FingerprintMismatch,

@@ -170,7 +170,7 @@ def _purge(store: SyncStore, args: argparse.Namespace) -> int:
 
 
 def _doctor(store: SyncStore, args: argparse.Namespace) -> int:
-    from idempotency._doctor import examine
+    from idempotency.doctor import examine
 
     findings = []
     for finding in examine(store, args.store):

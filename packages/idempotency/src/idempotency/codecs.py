@@ -12,8 +12,8 @@ import inspect
 import json
 from typing import Any, Final, Protocol, TypeVar
 
-from idempotency._core.exact_json import require_exact
-from idempotency._return_types import Plan, json_misfit, plan, show
+from idempotency._core.annotations import Plan, json_misfit, plan, show
+from idempotency._core.json import require_exact
 
 __all__ = ["JSON", "Codec", "DataclassCodec", "PydanticCodec"]
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idempotency import CorruptRecord, IdempotencyError, Policy, Response, UnknownRecordVersion
-from idempotency._core import quick_response
+from idempotency._core import _speedups
 from idempotency._core.outcome import (
     Unreplayable,
     Value,
@@ -172,23 +172,23 @@ def test_an_outcome_means_the_same_whether_or_not_msgspec_is_there_to_read_it(
     outcome += behind
     with_msgspec = decoded(outcome)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quick_response, "read", lambda _: None)
+        patch.setattr(_speedups, "read", lambda _: None)
         assert decoded(outcome) == with_msgspec
 
 
 def test_a_response_as_it_is_written_is_read_the_quick_way() -> None:
     response = Response(200, [(b"content-type", b"text/plain")], "größe".encode(), "00-trace")
-    assert quick_response.read(encode_response(response)) == response
-    assert quick_response.read(encode_response(Response(200, [], b"\xff"))) is None
+    assert _speedups.read(encode_response(response)) == response
+    assert _speedups.read(encode_response(Response(200, [], b"\xff"))) is None
 
 
 def test_without_msgspec_the_standard_library_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "msgspec", None)
     try:
-        assert importlib.reload(quick_response).read(encode_response(Response(200, [], b"x"))) is None
+        assert importlib.reload(_speedups).read(encode_response(Response(200, [], b"x"))) is None
     finally:
         monkeypatch.undo()
-        importlib.reload(quick_response)
+        importlib.reload(_speedups)
 
 
 def test_what_belongs_to_one_connection_or_caller_is_not_recorded() -> None:

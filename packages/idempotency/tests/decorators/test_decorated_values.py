@@ -20,7 +20,7 @@ from idempotency import (
     Policy,
     UnknownRecordVersion,
 )
-from idempotency._call import CallReader
+from idempotency.decorators.call import CallReader
 from idempotency.events import Event, Replayed, Settled
 
 pytestmark = pytest.mark.anyio

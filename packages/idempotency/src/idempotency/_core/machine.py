@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from idempotency._core import pace
+from idempotency._core import delays
 from idempotency._core.decide import Execute, Refuse, Replay, Wait, decide
 from idempotency._core.errors import InProgress, StoreError, StoreUnavailable
 from idempotency._core.policy import Policy
@@ -193,7 +193,7 @@ def begin(
     """
     waited, polls = 0.0, 0
     if twin_here:
-        woken = yield Await(pace.poll_delay(0, chance()), wait)
+        woken = yield Await(delays.poll_delay(0, chance()), wait)
         assert isinstance(woken, Woken)
         waited, polls = woken.waited, 1
         if woken.completed is not None:
@@ -215,9 +215,9 @@ def begin(
         if not isinstance(decision, Wait):
             return decision
         if waited >= wait:
-            retry_after = pace.retry_after(decision.lease_left, chance())
+            retry_after = delays.retry_after(decision.lease_left, chance())
             return Refuse(InProgress(key_id=key_id(key), retry_after=retry_after))
-        poll = pace.poll_delay(polls, chance(), decision.lease_left)
+        poll = delays.poll_delay(polls, chance(), decision.lease_left)
         woken = yield Await(poll, wait - waited)
         assert isinstance(woken, Woken)
         waited, polls = woken.waited, polls + 1
@@ -227,7 +227,7 @@ def begin(
 
 def record(claim: Claim, fingerprint: Fingerprint, *, chance: Chance) -> Generator[Action, Event, Ending]:
     """From the end of a run to its record, before the first byte is sent (E1, E8)."""
-    for delay in (*pace.COMPLETE_RETRIES, None):
+    for delay in (*delays.COMPLETE_RETRIES, None):
         answer = yield COMPLETE
         if answer is True:
             return RECORDED
@@ -247,7 +247,9 @@ def _lost(claim: Claim, fingerprint: Fingerprint, chance: Chance) -> Generator[A
             return Superseded(Completed(fingerprint, outcome, found.age, found.expires_in))
         case Record(state=State.RUNNING) if found.fingerprint == fingerprint:
             return Refuse(
-                InProgress(key_id=key_id(claim.key), retry_after=pace.retry_after(found.lease_left, chance()))
+                InProgress(
+                    key_id=key_id(claim.key), retry_after=delays.retry_after(found.lease_left, chance())
+                )
             )
         case StoreError():
             return Refuse(found)  # somebody else may have answered already: ours could contradict it

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, NamedTuple, TypeAlias
 
-from idempotency._core import quick_response
+from idempotency._core import _speedups
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 
 __all__ = [
@@ -156,7 +156,7 @@ def decode(outcome: bytes) -> Outcome:
         UnknownRecordVersion: Written by a newer version of this library.
         CorruptRecord: Not an outcome.
     """
-    if (quick := quick_response.read(outcome)) is not None:
+    if (quick := _speedups.read(outcome)) is not None:
         return _new(Response, quick)
     try:
         text = outcome.decode()

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal
 
+from idempotency._core.callables import is_plain
 from idempotency._core.fingerprint import RequestView, exact_bytes
-from idempotency._core.functions import is_plain
+from idempotency._core.headers import Wire, wire
 from idempotency._core.outcome import Response
 from idempotency._core.types import Fingerprint
-from idempotency._core.wire import Wire, wire
 
 __all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
 

@@ -233,7 +233,7 @@ def _cluster(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
     import redis.cluster
     from redis.exceptions import RedisClusterException, RedisError
 
-    from idempotency.stores._redis_errors import meaning_of
+    from idempotency.stores.redis.errors import meaning_of
 
     if not parts.hosts:
         _refuse(parts, "takes one or more hosts")

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from idempotency._backends.base import running
 from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
-from idempotency._runtime import running
 from idempotency.store import Store, SyncStore
 
 __all__ = ["Fault", "FaultyStore", "SyncFaultyStore"]

@@ -1,0 +1,361 @@
+"""
+The ASGI middleware: read the request, let the engine decide, run the application once, record, then send.
+
+Raw ASGI, so that whatever does not concern it (other types of scope, other methods, requests without a key) passes
+untouched and unbuffered. A request's state lives in its `_Exchange`, that of a run in its `Execution`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import sha256
+from typing import Any, Final
+
+from idempotency._backends.base import running
+from idempotency._backends.poll_once import head_start
+from idempotency._core.callables import is_plain
+from idempotency._core.decide import Refuse, Replay
+from idempotency._core.errors import (
+    CorruptRecord,
+    IdempotencyError,
+    MissingKey,
+    MissingTenant,
+    NotReplayable,
+    RequestTimeout,
+    RequestTooLarge,
+)
+from idempotency._core.fingerprint import (
+    RequestView,
+    exact_bytes,
+    exact_operation_digest,
+    operation_digest,
+    representation,
+)
+from idempotency._core.headers import AGE, EXPIRES_IN
+from idempotency._core.key import parse_key, storage_key
+from idempotency._core.outcome import Headers, Response, Unreplayable, decode, replay_headers
+from idempotency._core.policy import Policy
+from idempotency._core.problem import problem
+from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
+from idempotency.asgi.recorder import COVERED_BY, Execution
+from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
+from idempotency.engine import Engine
+from idempotency.engine.checks import is_async_store
+from idempotency.engine.run import Run
+from idempotency.events import Hook, Refused, Replayed
+from idempotency.store import Store
+
+__all__ = ["EXPOSED_HEADERS", "IdempotencyMiddleware", "by_header", "one_tenant"]
+
+
+EXPOSED_HEADERS: Final = (
+    "Idempotency-Replayed",
+    "Idempotency-Age",
+    "Idempotency-Expires-In",
+    "Retry-After",
+    "Link",
+)
+"""For `expose_headers` of a CORS middleware: what this one adds; a policy's own `replay_header` comes on top."""
+
+_PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+
+_log = logging.getLogger("idempotency")
+
+
+def by_header(name: str) -> Callable[[Scope], str]:
+    """
+    A tenant for each value of a request header, such as `Authorization`: hashed, so that no secret reaches the store.
+
+    Use it for a header that was authenticated. A keyed request without the header, or with a blank one, is refused
+    (400): strangers must not share a tenant. Repeated header lines count together.
+
+    >>> tenant = by_header("Authorization")
+    >>> alice = tenant({"headers": [(b"authorization", b"Bearer alice")]})
+    >>> bob = tenant({"headers": [(b"authorization", b"Bearer bob")]})
+    >>> alice == bob
+    False
+    """
+    wanted = name.lower().encode("ascii")
+
+    def tenant(scope: Scope) -> str:
+        values = [value for header, value in scope["headers"] if header == wanted]
+        if not b"".join(values).strip():  # a blank one names nobody, and many may send it
+            raise MissingTenant(f"the request has no {name} header, which says whose Idempotency-Key this is")
+        return sha256(b"\n".join(values)).hexdigest()[:32]
+
+    return tenant
+
+
+def one_tenant() -> Callable[[Scope], str]:
+    """Everybody is the same principal: right for one trusted caller, a leak between users otherwise."""
+    return lambda _scope: ""
+
+
+# They make callables; given themselves, they were not called.
+_MAKERS: Final[tuple[object, ...]] = (by_header, one_tenant)
+
+
+class IdempotencyMiddleware:
+    """
+    One effect per Idempotency-Key, for any ASGI application, after draft-ietf-httpapi-idempotency-key-header-07.
+
+    The application runs to its end once per key whatever the client's connection does; its answer is recorded before
+    the first byte leaves (E1), and repeated to every retry.
+
+    Args:
+        app: The application to protect.
+        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
+        tenant: Whose key it is, from the scope: `by_header("Authorization")`, or what an authentication middleware
+            outside this one left there. It has no default: a replay across principals is a leak. It may raise an
+            `IdempotencyError`, such as `MissingTenant`, to refuse; anything else it raises, or returns but a string, is
+            a 500. The empty string is a tenant like any other, shared by all for whom it is returned (`one_tenant`).
+        policy: What is promised; or a callable that gives the policy for a scope, None to leave it alone.
+        hooks: Called with every event (`idempotency.events`).
+    Raises:
+        TypeError: *store*, *tenant*, *policy* or a hook is not of its kind.
+
+    Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: Store,
+        tenant: Callable[[Scope], str],
+        policy: Policy | Callable[[Scope], Policy | None] = Policy(),  # noqa: B008
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        if isinstance(store, type) or not is_async_store(store):
+            raise TypeError(
+                f"store must be a Store, such as MemoryStore(), and this {type(store).__name__} is none; "
+                "open_store() makes one of a URL"
+            )
+        if not is_plain(tenant) or tenant in _MAKERS:
+            raise TypeError(
+                'tenant must be a plain function of the scope, such as by_header("Authorization") or one_tenant(); '
+                "leave what needs an await in the scope, by a middleware outside this one"
+            )
+        if not isinstance(policy, Policy) and not is_plain(policy):
+            raise TypeError("policy must be a Policy, or a plain function that gives one for a scope")
+        self.app = app
+        self.engine = Engine(store, hooks=hooks)
+        self.tenant = tenant
+        self._policy_of = (lambda _scope: policy) if isinstance(policy, Policy) else policy
+        promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
+        _log.info("idempotency: %s, in %s", promise, type(store).__name__)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection (ASGI 3)."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        policy = self._policy_of(scope)
+        if policy is None or scope["method"] not in policy.methods:
+            return await self.app(scope, receive, send)
+        lines: list[bytes] = []
+        for name, value in scope["headers"]:
+            if name == b"idempotency-key":
+                lines.append(value)
+        if not lines and not policy.required:
+            return await self.app(scope, receive, send)
+        return await _Exchange(self, policy, scope, receive, send).serve(lines)
+
+
+class _Exchange:
+    """One keyed request on its way to an answer: the question that its engine is asked."""
+
+    __slots__ = (
+        "_middleware",
+        "_receive",
+        "engine",
+        "fingerprint",
+        "key",
+        "path",
+        "policy",
+        "scope",
+        "send",
+        "wait",
+    )
+
+    key: StorageKey
+    fingerprint: Fingerprint
+    wait: float
+
+    def __init__(
+        self, middleware: IdempotencyMiddleware, policy: Policy, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._middleware = middleware
+        self._receive = receive
+        self.engine = middleware.engine
+        self.path = _full_path(scope)
+        self.policy = policy
+        self.scope = scope
+        self.send = send
+
+    async def serve(self, lines: list[bytes]) -> None:
+        """Guard, read, decide, act."""
+        policy, scope, middleware = self.policy, self.scope, self._middleware
+        try:
+            key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
+            if key is None:
+                raise MissingKey
+            tenant = middleware.tenant(scope)
+            if not isinstance(tenant, str):
+                raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
+            self.key = storage_key(tenant, key)
+        except IdempotencyError as error:
+            return await self.refuse(error, named=False)
+        if self.key in scope.get(COVERED_BY, ()):
+            return await middleware.app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
+        headers = scope["headers"]
+        content_type, content_encoding, declared = representation(headers)
+        try:
+            if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
+                raise RequestTooLarge(limit=policy.max_request_bytes)
+            there, message = head_start(self._receive())
+            body = _whole(message) if there else None
+            if body is None:
+                read = partial(self._read_body, there, message)
+                body = await running().within(policy.body_timeout, read)
+            elif len(body) > policy.max_request_bytes:
+                raise RequestTooLarge(limit=policy.max_request_bytes)
+        except TimeoutError:
+            return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
+        except RequestTooLarge as error:
+            return await self.refuse(error)
+        if body is None:
+            return None  # the client left before its request was whole: nothing was claimed, nothing runs
+        method, path, query = scope["method"], self.path, scope.get("query_string", b"")
+        if policy.fingerprint is exact_bytes:
+            self.fingerprint = exact_operation_digest(
+                method, path, query, content_type, content_encoding, body
+            )
+        else:
+            view = RequestView(method, path, query, headers, body, tenant)
+            self.fingerprint = operation_digest(view, policy.fingerprint)
+        self.wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
+        verdict = await self.engine.begin(self)
+        if isinstance(verdict, Run):
+            await Execution(self, verdict, body, self._receive).of(middleware.app)
+        elif isinstance(verdict, Replay):
+            await self.replay(verdict.completed, verdict.waited)
+        elif isinstance(verdict, Refuse):
+            await self.refuse(verdict.error)
+        else:
+            await middleware.app(scope, _body_first(body, self._receive), self.send)
+        return None
+
+    @property
+    def operation(self) -> str:
+        """The request's name in events."""
+        return f"{self.scope['method']} {self.path}"
+
+    async def _read_body(self, there: bool, first: Any) -> bytes | None:
+        limit, size = self.policy.max_request_bytes, 0
+        chunks: list[bytes] = []
+        message: Message = first if there else await first
+        while message["type"] == "http.request":
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise RequestTooLarge(limit=limit)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+            message = await self._receive()
+        return None
+
+    def _preferred_wait(self) -> float:
+        for name, value in self.scope["headers"]:
+            if name == b"prefer" and (preferred := _PREFER_WAIT.search(value)):
+                return min(float(preferred[1]), self.policy.prefer_wait)
+        return self.policy.wait
+
+    # Answers that are not the application's.
+
+    async def replay(self, completed: Completed, waited: float) -> None:
+        """Send the recorded answer, marked as a replay; or the problem that stands in its way."""
+        try:
+            outcome = decode(completed.outcome)
+            if isinstance(outcome, Unreplayable):
+                raise NotReplayable(key_id=key_id(self.key), reason=outcome.reason)
+            if not isinstance(outcome, Response):
+                raise CorruptRecord(
+                    "the record is a function's value, not a response: two users share its key"
+                )
+        except IdempotencyError as error:
+            return await self.refuse(error)
+        headers = [
+            *replay_headers(outcome),
+            self.policy.wire.mark,
+            (AGE, b"%d" % completed.age),
+            (EXPIRES_IN, b"%d" % completed.expires_in),
+        ]
+        if self.engine.hooks:
+            self.engine.emit(
+                Replayed(
+                    operation=self.operation,
+                    key_id=key_id(self.key),
+                    age=completed.age,
+                    waited=waited,
+                    traceparent=outcome.traceparent,
+                )
+            )
+        return await self._send_response(outcome.status, headers, outcome.body)
+
+    async def refuse(self, error: IdempotencyError, *, named: bool = True) -> None:
+        """Send the problem document of *error*; *named* unless the key could not be read."""
+        if self.engine.hooks:
+            self.engine.emit(
+                Refused(
+                    operation=self.operation,
+                    key_id=key_id(self.key) if named else None,
+                    problem=error.slug,
+                    status=error.status,
+                )
+            )
+        answer = problem(error, documentation_url=self.policy.documentation_url)
+        if isinstance(error, RequestTooLarge | RequestTimeout) and not self._is_http2():
+            answer.headers.append((b"connection", b"close"))  # the rest of the body is never read
+        await self._send_response(answer.status, answer.headers, answer.body)
+
+    async def _send_response(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        if self.scope["method"] == "HEAD":
+            body = b""
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _is_http2(self) -> bool:
+        """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
+        return str(self.scope.get("http_version", "1.1")).startswith(("2", "3"))
+
+
+def _whole(message: Message) -> bytes | None:
+    """The body, if this message is all of it."""
+    if message["type"] != "http.request" or message.get("more_body", False):
+        return None
+    body = message.get("body", b"")
+    return body if type(body) is bytes else bytes(body)  # a server may hand out a view of its buffer
+
+
+def _body_first(body: bytes, receive: Receive) -> Receive:
+    """*receive*, but for a body that was read from it already."""
+    pending = [body]
+
+    async def receive_again() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+def _full_path(scope: Scope) -> str:
+    """The path as the client sent it; a mounted application's prefix is part of it whatever the mount did to `path`."""
+    root: str = scope.get("root_path", "")
+    raw: bytes | None = scope.get("raw_path")
+    path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
+    return path if path.startswith(root) else root + path

@@ -1,0 +1,399 @@
+"""
+The decorator: one effect per key for any function, a coroutine function over a `Store`, a plain one over a `SyncStore`.
+
+For what no HTTP middleware sees: consumers of queues, scheduled jobs, RPC handlers. The key and the fingerprint come
+from the arguments, read once before anything runs; the value is recorded through a codec and given to every retry.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Sequence,
+)
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_origin, overload
+
+from idempotency._core.annotations import resolve
+from idempotency._core.callables import is_async
+from idempotency._core.decide import Refuse, Replay
+from idempotency._core.errors import (
+    FirstRunFailed,
+    IdempotencyError,
+    NotReplayable,
+    UnknownRecordVersion,
+)
+from idempotency._core.machine import Bypass, Ending, Superseded
+from idempotency._core.outcome import Unreplayable, Value, decode, encode_unreplayable, encode_value
+from idempotency._core.policy import Policy
+from idempotency._core.types import Claim, Completed, StorageKey, key_id
+from idempotency.codecs import JSON, Codec
+from idempotency.decorators.call import CallReader
+from idempotency.engine import Ask, Engine
+from idempotency.engine.checks import is_async_store
+from idempotency.engine.current_claim import active
+from idempotency.engine_sync import SyncEngine
+from idempotency.events import Hook, Refused, Replayed
+from idempotency.store import Store, SyncStore
+
+__all__ = ["idempotent"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger("idempotency")
+
+# What hands its work out later: it would be recorded before any of it is done.
+_DEFERRED: frozenset[Any] = frozenset(
+    {AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Generator, Iterator}
+)
+
+
+class _AsyncDecorator(Protocol):
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Coroutine[Any, Any, R]]: ...
+
+
+class _SyncDecorator(Protocol):
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+
+
+@overload
+def idempotent(
+    *,
+    store: Store,
+    operation: str,
+    key: Callable[..., str],
+    fingerprint: Callable[..., object] | None = ...,
+    codec: Codec[Any] = ...,
+    policy: Policy = ...,
+    hooks: Sequence[Hook] = ...,
+) -> _AsyncDecorator: ...
+
+
+@overload
+def idempotent(
+    *,
+    store: SyncStore,
+    operation: str,
+    key: Callable[..., str],
+    fingerprint: Callable[..., object] | None = ...,
+    codec: Codec[Any] = ...,
+    policy: Policy = ...,
+    hooks: Sequence[Hook] = ...,
+) -> _SyncDecorator: ...
+
+
+def idempotent(
+    *,
+    store: Store | SyncStore,
+    operation: str,
+    key: Callable[..., str],
+    fingerprint: Callable[..., object] | None = None,
+    codec: Codec[Any] = JSON,
+    policy: Policy = Policy(),  # noqa: B008
+    hooks: Sequence[Hook] = (),
+) -> Any:
+    """
+    Run a function once per key; every other call with that key gets the first one's value.
+
+    Args:
+        store: A `Store` for `async def`, a `SyncStore` for `def`.
+        operation: The function's stable name in store keys and events; keys of two operations never meet. In the
+            store key it stands where a middleware puts the tenant.
+        key: The key of a call, from its arguments.
+        fingerprint: What makes two calls with one key the same, from their arguments: bytes or a JSON value. By
+            default every argument that is not at its default counts, and each must be a JSON value (or a tuple).
+        codec: How the value is recorded: `JSON`, `DataclassCodec()`, `PydanticCodec()` or your own.
+        policy: `lease`, `takeover`, `retention`, `wait`, `on_exception`, `on_store_error`, `max_key_chars` and
+            `max_response_bytes` (of the record) count here; the rest is HTTP's.
+        hooks: Called with every event.
+    Raises:
+        TypeError: At decoration: a function and a store of different kinds, a generator, a function that returns an
+            awaitable or an iterator, or a return annotation that the codec cannot give back exactly.
+        ValueError: *operation* is empty.
+
+    The decorated function raises, before anything runs: `TypeError` and `InvalidKey` for a call without a usable key or
+    fingerprint; `InProgress` while the first call runs (after `policy.wait` seconds); `FingerprintMismatch`;
+    `OutcomeUnknown`; `NotReplayable`; `FirstRunFailed`; a `StoreError`. What the function itself raises goes through;
+    `policy.on_exception` says whether its key is free again or answers `FirstRunFailed`. A cancelled or interrupted run
+    leaves its key to the lease. A value that the codec cannot give back is returned, logged, and recorded as done: its
+    retries raise `NotReplayable`.
+
+    Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
+    """
+    if not operation:
+        raise ValueError(
+            'operation must be a name such as "charge-card": it keeps the keys of functions apart'
+        )
+    for name, function in (("key", key), ("fingerprint", fingerprint)):
+        if (function is not None or name == "key") and (not callable(function) or is_async(function)):
+            raise TypeError(f"{name}= must be a plain function of the decorated function's arguments")
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        _require_kind(function, store, operation)
+        bound = codec.bind(_return_type(function, operation))
+        reader = CallReader(
+            function,
+            operation=operation,
+            key=key,
+            fingerprint=fingerprint,
+            max_key_chars=policy.max_key_chars,
+        )
+        if is_async_store(store):
+            engine = Engine(store, hooks=hooks)  # type: ignore[arg-type]
+            return _guard_async(function, engine, _Shell(engine, reader, operation, bound, policy))
+        sync_engine = SyncEngine(store, hooks=hooks)  # type: ignore[arg-type]
+        return _guard_sync(function, sync_engine, _Shell(sync_engine, reader, operation, bound, policy))
+
+    return decorate
+
+
+def _guard_async(function: Callable[..., Any], engine: Engine, shell: _Shell) -> Callable[..., Any]:
+    @wraps(function)
+    async def guarded(*args: Any, **kwargs: Any) -> Any:
+        ask = shell.read(args, kwargs)
+        if _covered(ask.key):
+            return await function(*args, **kwargs)
+        run = await engine.begin(ask)
+        if isinstance(run, Bypass):
+            return await function(*args, **kwargs)
+        if isinstance(run, Replay | Refuse):
+            return shell.answer(ask, run)
+        try:
+            with _under(run.claim, shell):
+                value = await function(*args, **kwargs)
+        except Exception as error:
+            if shell.keeps_exceptions:
+                await run.keep(shell.encode_failure(error))
+            else:
+                await run.release()
+            raise
+        except BaseException:
+            run.abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+            raise
+        outcome, result = shell.encode(value, ask.key)
+        return shell.conclude(ask, await run.keep(outcome, result=result), value)
+
+    return guarded
+
+
+def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell: _Shell) -> Callable[..., Any]:
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        ask = shell.read(args, kwargs)
+        if _covered(ask.key):
+            return function(*args, **kwargs)
+        run = engine.begin(ask)
+        if isinstance(run, Bypass):
+            return function(*args, **kwargs)
+        if isinstance(run, Replay | Refuse):
+            return shell.answer(ask, run)
+        try:
+            with _under(run.claim, shell):
+                value = function(*args, **kwargs)
+                _require_done(value, ask.operation)
+        except Exception as error:
+            if shell.keeps_exceptions:
+                run.keep(shell.encode_failure(error))
+            else:
+                run.release()
+            raise
+        except BaseException:
+            run.abandon()  # interrupted: the outcome is unknown, the lease decides (E4)
+            raise
+        outcome, result = shell.encode(value, ask.key)
+        return shell.conclude(ask, run.keep(outcome, result=result), value)
+
+    return guarded
+
+
+class _Shell:
+    """What the two guards share: calls in, records out, and the events of what is answered without a run."""
+
+    def __init__(
+        self,
+        engine: Engine | SyncEngine,
+        reader: CallReader,
+        operation: str,
+        codec: Codec[Any],
+        policy: Policy,
+    ) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._operation = operation
+        self._codec = codec
+        self._policy = policy
+        self.retention = policy.retention
+        self.keeps_exceptions = policy.on_exception == "keep"
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ask:
+        key, fingerprint = self._reader.read(args, kwargs)
+        return Ask(key, fingerprint, self._policy, self._operation, self._policy.wait)
+
+    def encode(self, value: Any, key: StorageKey) -> tuple[bytes, Literal["kept", "unreplayable"]]:
+        """The record of a value; a tombstone where it cannot be kept, since the effect is there already (E2)."""
+        try:
+            outcome = encode_value({"returned": self._codec.encode(value)}, self._engine.traceparent())
+        except Exception as error:
+            # Neither the value nor what the codec says of it: both may hold what no log may.
+            reason = f"the codec refused a {type(value).__qualname__}: {type(error).__name__}"
+        else:
+            if len(outcome) <= self._policy.max_response_bytes:
+                return outcome, "kept"
+            reason = f"larger than {self._policy.max_response_bytes} bytes"
+        _log.error(
+            "%s returned what cannot be kept (%s): its retries will raise NotReplayable (key %s)",
+            self._operation,
+            reason,
+            key_id(key),
+        )
+        return encode_unreplayable(reason, 200), "unreplayable"
+
+    def encode_failure(self, error: Exception) -> bytes:
+        """The record of an exception: its class alone, for its message may hold anything."""
+        return encode_value({"raised": type(error).__qualname__}, self._engine.traceparent())
+
+    def conclude(self, ask: Ask, ending: Ending, value: Any) -> Any:
+        """What the caller of a finished run gets: its own value, unless a successor's record says otherwise (E8)."""
+        if isinstance(ending, Superseded):
+            return self.answer(ask, Replay(ending.completed))
+        if isinstance(ending, Refuse):
+            return self.answer(ask, ending)
+        return value
+
+    def answer(self, ask: Ask, verdict: Replay | Refuse) -> Any:
+        """The value of a replay, or the error of a refusal, and its event."""
+        error = verdict.error if isinstance(verdict, Refuse) else None
+        if isinstance(verdict, Replay):
+            try:
+                return self._replay(ask, verdict.completed, verdict.waited)
+            except IdempotencyError as refused:
+                error = refused
+        assert error is not None
+        if self._engine.hooks:
+            self._engine.emit(
+                Refused(
+                    operation=ask.operation, key_id=key_id(ask.key), problem=error.slug, status=error.status
+                )
+            )
+        raise error
+
+    def _replay(self, ask: Ask, completed: Completed, waited: float) -> Any:
+        outcome = decode(completed.outcome)
+        if isinstance(outcome, Unreplayable):
+            raise NotReplayable(key_id=key_id(ask.key), reason=outcome.reason)
+        match outcome:
+            case Value(value={"raised": str(name)}):
+                raise FirstRunFailed(key_id=key_id(ask.key), error=name)
+            case Value(value={"returned": stored}, traceparent=traceparent):
+                value = self._decode(stored)
+            case _:
+                raise UnknownRecordVersion(
+                    "the record was not written by a decorated function; use another key"
+                )
+        if self._engine.hooks:
+            self._engine.emit(
+                Replayed(
+                    operation=ask.operation,
+                    key_id=key_id(ask.key),
+                    age=completed.age,
+                    waited=waited,
+                    traceparent=traceparent,
+                )
+            )
+        return value
+
+    def _decode(self, stored: Any) -> Any:
+        try:
+            return self._codec.decode(stored)
+        except Exception:
+            raise UnknownRecordVersion(
+                f"the recorded value does not fit what {self._operation} returns now; "
+                "let a version that wrote it answer, or use another key"
+            ) from None
+
+
+# Nesting (E10).
+
+
+class _Frame:
+    """The run of a decorated function; it knows when it is over, for tasks inherit it and outlive it."""
+
+    __slots__ = ("_shell", "claim", "over")
+
+    def __init__(self, claim: Claim, shell: _Shell) -> None:
+        self.claim = claim
+        self.over = False
+        self._shell = shell
+
+    @property
+    def retention(self) -> float:
+        return self._shell.retention
+
+    def outcome(self, answer: Any) -> bytes:
+        return self._shell.encode(answer, self.claim.key)[0]
+
+
+def _covered(key: StorageKey) -> bool:
+    """Whether this call is part of a run under the same storage key: it joins that claim."""
+    outer = active.get()
+    return outer is not None and outer.claim.key == key and not (isinstance(outer, _Frame) and outer.over)
+
+
+@contextmanager
+def _under(claim: Claim, shell: _Shell) -> Iterator[None]:
+    frame = _Frame(claim, shell)
+    token = active.set(frame)
+    try:
+        yield
+    finally:
+        active.reset(token)
+        frame.over = True
+
+
+# Decoration: what can be known to go wrong is refused here.
+
+
+def _require_kind(function: Any, store: Any, operation: str) -> None:
+    if not callable(function) or isinstance(function, staticmethod | classmethod | type):
+        raise TypeError(f"{operation}: put @idempotent on the function itself, below any other decorator")
+    call = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    if any(
+        inspect.isgeneratorfunction(item) or inspect.isasyncgenfunction(item) for item in (function, call)
+    ):
+        raise TypeError(f"{operation}: a generator hands its values out one by one; return a list of them")
+    if is_async(function) != is_async_store(store):
+        mine, wanted = ("async def", "Store") if is_async(function) else ("def", "SyncStore")
+        raise TypeError(
+            f"{operation}: a function defined by `{mine}` needs a {wanted}, and {type(store).__name__} is none; "
+            "each store module has both, such as MemoryStore and SyncMemoryStore"
+        )
+
+
+def _return_type(function: Callable[..., Any], operation: str) -> Any:
+    returns = resolve(function)
+    if (get_origin(returns) or returns) in _DEFERRED:
+        raise TypeError(
+            f"{operation}: a function that returns an awaitable or an iterator would be recorded before its work "
+            "is done; await it, or collect it, inside"
+        )
+    return returns
+
+
+def _require_done(value: object, operation: str) -> None:
+    """Refuse, as the function's own error, what an annotation would have shown."""
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()
+        raise TypeError(f"{operation} returned an awaitable: define it by `async def`, over a Store")

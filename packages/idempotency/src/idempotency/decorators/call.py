@@ -1,0 +1,112 @@
+"""What a call of a decorated function is: its key and its fingerprint, read once, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from idempotency._core.annotations import signature
+from idempotency._core.errors import InvalidKey
+from idempotency._core.fingerprint import digest
+from idempotency._core.json import canonical
+from idempotency._core.key import storage_key
+from idempotency._core.types import Fingerprint, StorageKey
+
+__all__ = ["CallReader"]
+
+
+class CallReader:
+    """
+    Reads calls of one function.
+
+    Args:
+        key: The key of a call, from its arguments.
+        fingerprint: What makes two calls the same, from their arguments: bytes or a JSON value. None: every argument.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        operation: str,
+        key: Callable[..., str],
+        fingerprint: Callable[..., object] | None,
+        max_key_chars: int,
+    ) -> None:
+        self._operation = operation
+        self._key = key
+        self._fingerprint = fingerprint
+        self._max_key_chars = max_key_chars
+        self._signature = signature(function)
+        self._defaults = {
+            parameter.name: _Default(parameter.default)
+            for parameter in self._signature.parameters.values()
+            if parameter.default is not parameter.empty
+        }
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[StorageKey, Fingerprint]:
+        """
+        The storage key and the fingerprint of one call; what happens to the arguments later changes neither.
+
+        Raises:
+            TypeError: The key is not a string, the arguments do not fit, or have no canonical form.
+            InvalidKey: The key is blank, too long or not Unicode.
+        """
+        return self._read_key(args, kwargs), self._read_fingerprint(args, kwargs)
+
+    def _read_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StorageKey:
+        key = self._key(*args, **kwargs)
+        if not isinstance(key, str):
+            raise TypeError(f"key= of {self._operation} must return a str, not {type(key).__name__}")
+        if not key.strip():
+            raise InvalidKey(
+                f"key= of {self._operation} returned a blank key; every operation needs one of its own"
+            )
+        if len(key) > self._max_key_chars:
+            raise InvalidKey(
+                f"key= of {self._operation} returned {len(key)} characters; at most {self._max_key_chars} are accepted"
+            )
+        try:
+            return storage_key(self._operation, key)
+        except UnicodeEncodeError:
+            raise InvalidKey(f"key= of {self._operation} returned a text that is not Unicode") from None
+
+    def _read_fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fingerprint:
+        if self._fingerprint is not None:
+            chosen = self._fingerprint(*args, **kwargs)
+            return digest(b"chosen", chosen if isinstance(chosen, bytes) else self._canonical(chosen))
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        return digest(b"arguments", *self._parts(arguments))
+
+    def _parts(self, arguments: dict[str, Any]) -> Iterator[bytes]:
+        # An argument at its default is left out, given or not: a parameter that a later release adds changes nothing.
+        for name in sorted(arguments):
+            value, default = arguments[name], self._defaults.get(name)
+            if default is not None and value is default.value:
+                continue
+            written = self._canonical(value)
+            if default is None or written != default.written:
+                yield name.encode()
+                yield written
+
+    def _canonical(self, value: Any) -> bytes:
+        try:
+            return canonical(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"cannot tell whether two calls of {self._operation} are the same: {error}; pass fingerprint= "
+                "with a callable that picks what counts from the arguments, as bytes or as JSON values"
+            ) from None
+
+
+class _Default:
+    """A parameter's default, and its canonical form where it has one."""
+
+    __slots__ = ("value", "written")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        try:
+            self.written: bytes | None = canonical(value)
+        except (TypeError, ValueError):
+            self.written = None

@@ -1,0 +1,158 @@
+"""
+The engine: performs what the core's machine asks for, with a store, a clock and the running event loop.
+
+It is the shell between `idempotency._core.machine` and the world, shared by the ASGI middleware and the decorators for
+coroutine functions; `sync_engine` does the same for plain functions. `acquisition` goes from the question to the
+verdict where the store's first reply does not settle it, `run` is a claimed operation until its end.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from idempotency._backends.base import Runtime, running
+from idempotency._core import delays, machine
+from idempotency._core.decide import Refuse, Replay
+from idempotency._core.errors import StoreError
+from idempotency._core.machine import Bypass
+from idempotency._core.types import Acquired, Claim, Completed, key_id
+from idempotency.engine.acquisition import Attempt
+from idempotency.engine.base import EngineBase
+from idempotency.engine.checks import checked_hooks
+from idempotency.engine.heartbeat import Pulse
+from idempotency.engine.owner import new_owner
+from idempotency.engine.request import Ask, Question
+from idempotency.engine.run import Run
+from idempotency.engine.single_flight import Flight, Flights
+from idempotency.events import Claimed, Hook
+from idempotency.store import Store
+
+__all__ = ["Ask", "Engine", "Question", "Run"]
+
+_MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
+
+
+class Engine(EngineBase[Flight]):
+    """
+    Begins runs for one store. Safe to share between requests and between loops; one per application is enough.
+
+    Args:
+        store: Where records live.
+        hooks: Called with every event.
+        chance: Draws from [0, 1); injected by tests.
+        monotonic: A clock for durations in events, never for leases; injected by tests.
+    """
+
+    flights: Flights
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        hooks: Sequence[Hook] = (),
+        chance: Callable[[], float] = random.random,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.store = store
+        self.hooks = checked_hooks(hooks)
+        self.chance = chance
+        self.monotonic = monotonic
+        self.flights = Flights()
+        self._late_releases = 0
+        self._pulses: tuple[object, dict[float, Pulse]] = (None, {})
+
+    async def begin(self, ask: Question) -> Run | Replay | Refuse | Bypass:
+        """
+        Claim the operation, or learn why not.
+
+        Returns:
+            `Run`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
+            with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
+        """
+        owner = new_owner()
+        if ask.wait > 0 and ask.key in self.flights:  # rare: only then is it asked which loop this is
+            runtime = running()
+            if self.flights.find(ask.key, ask.fingerprint, runtime.loop) is not None:
+                return await Attempt(self, ask, runtime, owner).drive(None)
+        policy = ask.policy
+        try:
+            reply: machine.Event = await self.store.acquire(
+                ask.key,
+                fingerprint=ask.fingerprint,
+                owner=owner,
+                lease=policy.lease,
+                retention=policy.retention,
+                takeover=policy.takeover,
+            )
+        except StoreError as error:
+            reply = error
+        except BaseException:
+            self.spawn_release(machine.unconfirmed(ask.key, owner), ask.operation)
+            raise
+        # Nearly every request is decided by the store's first reply: no machine is set in motion for it.
+        if isinstance(reply, Acquired):
+            try:
+                runtime = running()  # not asked before, since a replay can do without
+            except RuntimeError:
+                await self.store.release(reply.claim)  # nothing could keep it alive
+                raise
+            return self.start(ask, reply.claim, runtime)
+        if isinstance(reply, Completed) and reply.fingerprint == ask.fingerprint:
+            return Replay(reply)
+        return await Attempt(self, ask, running(), owner).drive(reply)
+
+    def start(
+        self,
+        ask: Question,
+        claim: Claim,
+        runtime: Runtime,
+        *,
+        waited: float = 0.0,
+        flight: Flight | None = None,
+    ) -> Run:
+        """A run under *claim*, leading the twins of this process, if they may wait, unless another request does."""
+        policy = ask.policy
+        if flight is None and (ask.wait > 0 or policy.wait > 0 or policy.prefer_wait > 0):
+            flight = self.flights.lead(ask.key, ask.fingerprint, runtime.loop)
+        if self.hooks:
+            self.emit(
+                Claimed(operation=ask.operation, key_id=key_id(ask.key), attempt=claim.attempt, waited=waited)
+            )
+        return Run(self, ask, claim, flight, self._pulse(runtime, policy.lease))
+
+    def _pulse(self, runtime: Runtime, lease: float) -> Pulse:
+        """Where a run under *lease* shows signs of life in the running loop."""
+        loop, pulses = self._pulses
+        if loop is not runtime.loop:  # the pulses of another loop live on in its timers
+            pulses = {}
+            self._pulses = (runtime.loop, pulses)
+        pulse = pulses.get(lease)
+        if pulse is None:
+            pulse = pulses[lease] = Pulse(runtime, lease)
+        return pulse
+
+    async def release_late(self, claim: Claim, operation: str) -> None:
+        """Try for a while to have the store forget *claim*; then its lease decides."""
+        if self._late_releases >= _MAX_LATE_RELEASES:
+            return
+        self._late_releases += 1
+        try:
+            for delay in (*delays.RELEASE_RETRIES, None):
+                try:
+                    released = await self.store.release(claim)
+                except Exception as error:
+                    if delay is None:
+                        self.store_failed("release", "unrecorded", error, claim.key, operation)
+                else:
+                    if released or machine.is_confirmed(claim):
+                        return
+                if delay is not None:
+                    await running().sleep(delay)
+        finally:
+            self._late_releases -= 1
+
+    def spawn_release(self, claim: Claim, operation: str) -> None:
+        """`release_late` in a task of its own."""
+        running().spawn(lambda: self.release_late(claim, operation))

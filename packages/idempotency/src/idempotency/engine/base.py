@@ -1,0 +1,121 @@
+"""What both engines have in common: whom they tell of what happens, and what the end of a run means to its twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Literal, Protocol, TypeVar
+
+from idempotency._core.decide import Refuse
+from idempotency._core.errors import StoreError
+from idempotency._core.machine import Ending, Forgotten, Recorded, Superseded, Unrecorded
+from idempotency._core.types import Claim, Completed, StorageKey, key_id
+from idempotency.engine.request import Question
+from idempotency.events import ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit, traceparent
+
+__all__ = ["EngineBase", "RunBase"]
+
+F = TypeVar("F")
+F_contra = TypeVar("F_contra", contravariant=True)
+
+
+class _Flights(Protocol[F_contra]):
+    def land(self, key: StorageKey, flight: F_contra, completed: Completed) -> None: ...
+    def leave(self, key: StorageKey, flight: F_contra) -> None: ...
+
+
+class EngineBase(Generic[F]):
+    """What an engine tells its hooks."""
+
+    hooks: tuple[Hook, ...]
+    monotonic: Callable[[], float]
+    flights: _Flights[F]
+
+    def emit(self, event: Event) -> None:
+        """Tell the hooks; with none installed, what must not go unseen is logged."""
+        emit(self.hooks, event)
+
+    def traceparent(self) -> str | None:
+        """The trace context to record with an outcome, from the first hook that has one (`hooks.OpenTelemetryHook`)."""
+        return traceparent(self.hooks)
+
+    def store_failed(
+        self,
+        step: Step,
+        action: Literal["refused", "bypassed", "retrying", "unrecorded"],
+        error: BaseException,
+        key: StorageKey,
+        operation: str,
+    ) -> None:
+        """Tell of a store that gave no answer."""
+        self.emit(
+            StoreFailed(
+                operation=operation,
+                key_id=key_id(key),
+                step=step,
+                action=action,
+                error=type(error).__name__,
+                reason=str(error) if isinstance(error, StoreError) else "",
+            )
+        )
+
+
+class RunBase(Generic[F]):
+    """What the end of a run means to those who wait for it, and to the hooks."""
+
+    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "ask", "claim")
+
+    ask: Question
+    claim: Claim
+    _engine: EngineBase[F]
+    _flight: F | None  # where this run leads the twins of this process
+    _over: bool
+    _lost: bool
+    _began: float  # s, by the engine's clock
+
+    def _conclude(self, ending: Ending, outcome: bytes, result: Literal["kept", "unreplayable"]) -> Ending:
+        ask, engine = self.ask, self._engine
+        match ending:
+            case Recorded():
+                if self._flight is not None:
+                    self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
+                self._settled(result)
+            case Superseded(completed):
+                self._land(completed)
+                self._claim_lost()
+            case Forgotten() | Refuse():
+                self._land(None)
+                self._claim_lost()
+            case Unrecorded(error):
+                self._land(None)
+                engine.store_failed("complete", "unrecorded", error, self.claim.key, ask.operation)
+        return ending
+
+    def _land(self, completed: Completed | None) -> None:
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        if completed is None:
+            self._engine.flights.leave(self.claim.key, flight)
+        else:
+            self._engine.flights.land(self.claim.key, flight, completed)
+
+    def _claim_lost(self) -> None:
+        if not self._lost:
+            self._lost = True
+            self._engine.emit(
+                ClaimLost(
+                    operation=self.ask.operation, key_id=key_id(self.claim.key), attempt=self.claim.attempt
+                )
+            )
+
+    def _settled(self, result: Literal["kept", "unreplayable", "released", "abandoned"]) -> None:
+        if self._engine.hooks:
+            self._engine.emit(
+                Settled(
+                    operation=self.ask.operation,
+                    key_id=key_id(self.claim.key),
+                    attempt=self.claim.attempt,
+                    result=result,
+                    duration=self._engine.monotonic() - self._began,
+                )
+            )

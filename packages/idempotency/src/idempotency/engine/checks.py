@@ -1,0 +1,31 @@
+"""Stores and hooks of the wrong kind, which are refused where they are set up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from idempotency._core.callables import is_async, is_plain
+from idempotency.events import Hook
+
+__all__ = ["checked_hooks", "is_async_store"]
+
+
+def is_async_store(store: object) -> bool:
+    """The protocols differ in one name; a store with both, or neither, is judged by `acquire`."""
+    has_aclose, has_close = hasattr(store, "aclose"), hasattr(store, "close")
+    return is_async(getattr(store, "acquire", None)) if has_aclose == has_close else has_aclose
+
+
+def checked_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
+    """
+    *hooks* as they are; one that would be called and do nothing must not pass for monitoring.
+
+    Raises:
+        TypeError: A hook is a class, a coroutine function or no callable at all.
+    """
+    for hook in tuple(hooks):
+        if not is_plain(hook):
+            raise TypeError(
+                f"a hook is a plain function of an event, or an object like one; {hook!r} is none"
+            )
+    return tuple(hooks)

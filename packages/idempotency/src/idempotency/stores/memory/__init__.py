@@ -1,0 +1,311 @@
+"""
+Records in the memory of one process: for tests, for one worker, and for a first try.
+
+Nothing survives the process, so with several workers each guards only the requests that reach it. Every call
+costs the same from no record to a million: expiry is a comparison when a record is met (R7), and the space of
+expired ones is given back a few at a time by the calls that follow.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable
+
+from idempotency._core.errors import StoreUnavailable
+from idempotency._core.types import (
+    Acquired,
+    Claim,
+    Completed,
+    Fingerprint,
+    Owner,
+    Record,
+    Reply,
+    Running,
+    State,
+    StorageKey,
+)
+from idempotency.store import Page
+from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, Shelves
+
+__all__ = ["MemoryStore", "SyncMemoryStore"]
+
+_SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
+_LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be shelved twice
+
+_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+
+
+class SyncMemoryStore:
+    """
+    A bounded, thread-safe store for one process.
+
+    Args:
+        max_records: When a new key would exceed it, a completed record near its expiry is forgotten. Running
+            records never are: when all are running, `acquire` raises `StoreUnavailable`.
+        clock: Seconds from any origin, never stepping back; `time.monotonic` knows nothing of the wall clock.
+
+    Atomic: one lock around every method. Cost: a few dictionary operations, whatever the number of records.
+    """
+
+    def __init__(self, *, max_records: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
+        if max_records < 1:
+            raise ValueError(f"max_records must be at least 1, not {max_records}")
+        self.max_records = max_records
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[StorageKey, Entry] = {}
+        # A record is shelved once, when it is claimed; one that a search for space finds running is set aside.
+        self._shelves = Shelves()
+        self._aside = Shelves()
+        # Wall time in nanoseconds outruns any counter of claims: a new process starts above the last (R9).
+        self._fence = time.time_ns()
+
+    def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. Raises `StoreUnavailable` where all of *max_records* records are running."""
+        with self._lock:
+            now = self._clock()
+            entry = self._entries.get(key)
+            if entry is None or now >= entry.expires_at:
+                if entry is not None:
+                    self._remove(entry)
+                if (
+                    now >= self._shelves.due
+                    or now >= self._aside.due
+                    or len(self._entries) >= self.max_records
+                ):
+                    self._make_room(now)
+                self._fence = fence = self._fence + 1
+                entry = self._entries[key] = Entry(key, fingerprint, owner, fence, now + lease, retention)
+                self._shelves.put(entry)
+                return _new(Acquired, (_new(Claim, (key, owner, 1, fence)),))
+            if entry.outcome is not None:
+                age, expires_in = now - entry.completed_at, entry.expires_at - now
+                return _new(Completed, (entry.fingerprint, entry.outcome, age, expires_in))
+            if entry.owner == owner:  # its first reply was lost (R2); the lease counts from this one
+                _push(entry, now + lease)
+                return Acquired(Claim(key, owner, entry.attempt, entry.fence))
+            if now < entry.until:
+                return Running(entry.fingerprint, entry.until - now)
+            if not takeover or entry.fingerprint != fingerprint:
+                return Running(entry.fingerprint, 0.0)
+            self._fence = entry.fence = self._fence + 1
+            entry.owner = owner
+            entry.attempt += 1
+            entry.retention = retention
+            entry.until = now + lease
+            entry.expires_at = entry.until + retention
+            self._shelve_again(entry)
+            return Acquired(Claim(key, owner, entry.attempt, entry.fence))
+
+    def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        with self._lock:
+            now = self._clock()
+            entry = self._owned(claim, now)
+            if entry is None or entry.outcome is not None:
+                return False
+            _push(entry, now + lease)
+            return True
+
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`."""
+        with self._lock:
+            now = self._clock()
+            entry = self._owned(claim, now)
+            if entry is None:
+                return False
+            if entry.outcome is None:
+                entry.outcome = outcome
+                entry.completed_at = now
+                entry.expires_at = now + retention
+                late = entry.slot - entry.expires_at / SLOT_SECONDS
+                if late > _LATE_SLOTS or entry.aside:
+                    self._shelve_again(entry)
+            return True
+
+    def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        with self._lock:
+            entry = self._owned(claim, self._clock())
+            if entry is None or entry.outcome is not None:
+                return False
+            self._remove(entry)
+            return True
+
+    def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        with self._lock:
+            now = self._clock()
+            entry = self._entries.get(key)
+            return _record(entry, now) if entry is not None and now < entry.expires_at else None
+
+    def close(self) -> None:
+        """Nothing to release: the records live as long as the store object."""
+
+    def purge(self, *, limit: int = 1_000) -> int:
+        """
+        See `Purgeable.purge`.
+
+        Never needed, since `acquire` gives back what has expired; what expired in the last minute may stay.
+        """
+        with self._lock:
+            return self._sweep(self._clock(), limit)
+
+    def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. Pages are in key order; each costs one pass over the keys."""
+        with self._lock:
+            keys = list(self._entries)
+        page = heapq.nsmallest(limit, keys if cursor is None else (key for key in keys if key > cursor))
+        records = tuple(record for key in page if (record := self.get(key)) is not None)
+        return Page(records, page[-1] if len(page) == limit else None)
+
+    def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return False
+            self._remove(entry)
+            return self._clock() < entry.expires_at
+
+    def _owned(self, claim: Claim, now: float) -> Entry | None:
+        entry = self._entries.get(claim.key)
+        if entry is None or entry.owner != claim.owner or now >= entry.expires_at:
+            return None
+        return entry
+
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry.key]
+        entry.unlink()
+
+    def _shelve_again(self, entry: Entry) -> None:
+        entry.unlink()
+        entry.aside = False
+        self._shelves.put(entry)
+
+    def _make_room(self, now: float) -> None:
+        self._sweep(now, _SWEEP)
+        if len(self._entries) < self.max_records:
+            return
+        evicted = self._take_evictable(now)
+        if evicted is None:
+            raise StoreUnavailable(
+                f"all {self.max_records} records of the memory store are running and none may be forgotten; "
+                "raise max_records or admit fewer requests at once"
+            )
+        del self._entries[evicted.key]
+
+    def _take_evictable(self, now: float) -> Entry | None:
+        """A completed record near its expiry, or one that has expired; each running one is passed once."""
+        while (entry := self._shelves.take_soonest()) is not None:
+            if entry.outcome is not None or now >= entry.expires_at:
+                return entry
+            entry.aside = True
+            self._aside.put(entry)
+        return self._aside.take_expired(now)
+
+    def _sweep(self, now: float, limit: int) -> int:
+        removed = 0
+        for shelves in (self._shelves, self._aside):
+            while removed < limit and (entry := shelves.take_soonest(now)) is not None:
+                if now < entry.expires_at:  # renewed since it was shelved
+                    shelves.put(entry)
+                else:
+                    del self._entries[entry.key]
+                    removed += 1
+        return removed
+
+
+class MemoryStore:
+    """
+    `SyncMemoryStore` for an event loop: the same store, and no method ever waits.
+
+    Args:
+        max_records: See `SyncMemoryStore`.
+        clock: See `SyncMemoryStore`.
+    """
+
+    def __init__(self, *, max_records: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = SyncMemoryStore(max_records=max_records, clock=clock)
+        self.max_records = max_records
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `SyncMemoryStore.acquire`."""
+        return self._store.acquire(
+            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
+        )
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return self._store.renew(claim, lease=lease)
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`."""
+        return self._store.complete(claim, outcome, retention=retention)
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return self._store.release(claim)
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        return self._store.get(key)
+
+    async def aclose(self) -> None:
+        """Nothing to release: the records live as long as the store object."""
+
+    async def purge(self, *, limit: int = 1_000) -> int:
+        """See `SyncMemoryStore.purge`."""
+        return self._store.purge(limit=limit)
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `SyncMemoryStore.scan`."""
+        return self._store.scan(limit=limit, cursor=cursor)
+
+    async def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        return self._store.forget(key)
+
+
+def _push(entry: Entry, until: float) -> None:
+    """Move the end of the lease, and with it the end of the record, but never back (R4, R7)."""
+    if until > entry.until:
+        entry.until = until
+        # It stays on its shelf, and moves on when that comes up: a renewal is cheap.
+        entry.expires_at = until + entry.retention
+
+
+def _record(entry: Entry, now: float) -> Record:
+    running = entry.outcome is None
+    return Record(
+        key=entry.key,
+        state=State.RUNNING if running else State.COMPLETED,
+        fingerprint=entry.fingerprint,
+        owner=entry.owner,
+        attempt=entry.attempt,
+        fence=entry.fence,
+        outcome=entry.outcome,
+        lease_left=entry.until - now if running else 0.0,
+        age=0.0 if running else now - entry.completed_at,
+        expires_in=entry.expires_at - now,
+    )

@@ -1,0 +1,235 @@
+"""
+Records in PostgreSQL, beside the data that the operation changes, so that an effect can be made effectively once.
+
+`complete_in` writes the outcome in the transaction of the effect itself, so both are committed or neither. Each call
+is one statement and one round trip, holds no session state, and works behind a transaction pooler such as PgBouncer
+(before its version 1.21, give the pool `kwargs={"prepare_threshold": None}`: see `docs/failure-modes.md`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from idempotency._backends.asyncio_only import asyncio_loop
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores.postgres.errors import is_gone, is_transient, meaning_of, too_late
+from idempotency.stores.postgres.records import (
+    PURGE_BATCH,
+    SWEEP,
+    TRIES,
+    Statements,
+    acquire_values,
+    claim_values,
+    complete_values,
+    read_acquired,
+    read_record,
+)
+from idempotency.stores.postgres.sync_store import SyncPostgresStore
+
+__all__ = ["PostgresStore", "SyncPostgresStore", "schema_sql"]
+
+
+def schema_sql(table: str = "idempotency_record") -> str:
+    """The SQL that `create_schema` runs, for a migration of your own; it changes nothing where it ran before."""
+    return Statements.for_table(table).schema
+
+
+class PostgresStore:
+    """
+    A store for many processes, in one event loop of asyncio.
+
+    Args:
+        pool: Connections to the primary, opened by the caller; it stays the caller's.
+        table: Its name, or schema.name, in lower case.
+        deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats.
+        owns_pool: Whether the store opens *pool* when it is first used, and `aclose` closes it.
+
+    Every method raises `StoreUnavailable` where there was no answer. Atomic: one statement per call, READ COMMITTED.
+    An acknowledged claim outlives a failover only with synchronous replication; see `docs/failure-modes.md`.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Any],
+        *,
+        table: str = "idempotency_record",
+        deadline: float = 1.0,
+        owns_pool: bool = False,
+    ) -> None:
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
+        self._pool = pool
+        self._sql = Statements.for_table(table)
+        self._deadline = deadline
+        self._owns_pool = owns_pool
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def create_schema(self) -> None:
+        """Create the table, its index and its sequence where they are missing. For migrations, see `schema_sql`."""
+        try:
+            await self._open()
+            async with self._pool.connection() as connection:
+                await connection.execute(self._sql.create.encode())
+        except psycopg.Error as error:
+            raise meaning_of(error) from error
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. A replay writes nothing and takes no lock."""
+        values = acquire_values(key, fingerprint, owner, lease, retention, takeover)
+        (row,) = await self._run(self._sql.acquire, values)
+        return read_acquired(row, key, owner)
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return bool(await self._run(self._sql.renew, claim_values(claim) | {"lease": lease}))
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`. Also deletes two expired records."""
+        values = complete_values(claim, outcome, retention, sweep=SWEEP)
+        return bool(await self._run(self._sql.complete, values))
+
+    async def complete_in(
+        self, connection: psycopg.AsyncConnection[Any], claim: Claim, outcome: bytes, *, retention: float
+    ) -> bool:
+        """
+        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+
+        Args:
+            connection: To the same database, inside the transaction that makes the effect; not committed here.
+            retention: Seconds.
+        Returns:
+            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+        Raises:
+            ValueError: *connection* commits every statement, and no transaction has begun.
+            StoreUnavailable: Roll back and repeat; nothing has taken effect.
+        """
+        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if connection.autocommit and idle:
+            raise ValueError(
+                "complete_in needs a transaction: use it inside `async with connection.transaction()`"
+            )
+        values = complete_values(claim, outcome, retention, sweep=0)
+        try:
+            async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+                await cursor.execute(self._sql.complete.encode(), values)
+                return await cursor.fetchone() is not None
+        except psycopg.Error as error:
+            raise meaning_of(error) from error
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return bool(await self._run(self._sql.release, claim_values(claim), removes=True))
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        rows = await self._run(self._sql.get, {"key": key})
+        return read_record(rows[0]) if rows else None
+
+    async def purge(self, *, limit: int = 1_000) -> int:
+        """See `Purgeable.purge`. In batches, each within the deadline; what others hold is left for the next time."""
+        purged = 0
+        while purged < limit:
+            batch = min(limit - purged, PURGE_BATCH)
+            ((count,),) = await self._run(self._sql.purge, {"limit": batch})
+            purged += count
+            if count < batch:
+                break
+        return purged
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. In key order."""
+        rows = await self._run(self._sql.scan, {"after": cursor or "", "limit": limit})
+        records = tuple(record for record in map(read_record, rows) if record.expires_in > 0)
+        return Page(records, rows[-1][0] if len(rows) == limit else None)
+
+    async def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        rows = await self._run(self._sql.forget, {"key": key}, removes=True)
+        return bool(rows and rows[0][0])
+
+    async def aclose(self) -> None:
+        """Wait for calls that were given up on; the pool stays open unless the store owns it."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._owns_pool:
+            await self._pool.close()
+
+    async def _run(
+        self, statement: str, values: Mapping[str, Any], *, removes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        # In a task of its own: psycopg answers a cancellation by asking the server to stop, and may wait for that
+        # longer than the caller is willing to.
+        loop = asyncio_loop(self)
+        task: asyncio.Task[list[tuple[Any, ...]]] = loop.create_task(
+            self._execute(statement, values, removes)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._forget_task)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._deadline)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            raise too_late(self._deadline)
+        return task.result()
+
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a call given up on: nobody else will look at it
+
+    async def _execute(
+        self, statement: str, values: Mapping[str, Any], removes: bool
+    ) -> list[tuple[Any, ...]]:
+        unheard: psycopg.Error | None = None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                rows = await self._execute_once(statement, values)
+            except psycopg.Error as error:
+                if not (tries_left and (is_gone(error) or is_transient(error))):
+                    raise meaning_of(error) from error
+                if is_gone(error):
+                    unheard = error
+                    await self._pool.check()  # the others have most likely gone with it
+            else:
+                if removes and unheard is not None and not rows:
+                    raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
+                return rows
+        raise AssertionError("the last try returns or raises")
+
+    async def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        await self._open()
+        async with self._pool.connection(timeout=self._deadline) as connection:
+            theirs = connection.autocommit
+            # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
+            await connection.set_autocommit(True)
+            try:
+                async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+                    await cursor.execute(statement.encode(), values)
+                    rows: list[tuple[Any, ...]] = await cursor.fetchall()
+                    return rows
+            finally:
+                if not connection.closed:
+                    await connection.set_autocommit(theirs)
+
+    async def _open(self) -> None:
+        if self._owns_pool and self._pool.closed:
+            await self._pool.open()

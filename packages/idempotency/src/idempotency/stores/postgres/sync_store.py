@@ -1,0 +1,196 @@
+"""`SyncPostgresStore`: the PostgreSQL store for callers without an event loop. Rules, table and errors are the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool
+
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores.postgres.errors import is_gone, is_transient, meaning_of, too_late
+from idempotency.stores.postgres.records import (
+    PURGE_BATCH,
+    SWEEP,
+    TRIES,
+    Statements,
+    acquire_values,
+    claim_values,
+    complete_values,
+    read_acquired,
+    read_record,
+)
+
+__all__ = ["SyncPostgresStore"]
+
+T = TypeVar("T")
+
+
+class SyncPostgresStore:
+    """
+    A store for many processes and threads.
+
+    Args:
+        pool: Connections to the primary, opened by the caller; it stays the caller's. After a fork make a new pool
+            and a new store.
+        table: See `PostgresStore`.
+        deadline: See `PostgresStore`. Since the driver cannot be told to stop waiting, each call runs in a thread of
+            the store's, as many as the pool has connections; a call given up on keeps its thread until the server or
+            the network ends it (`tcp_user_timeout` in the connection string bounds that).
+        owns_pool: See `PostgresStore`.
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool[Any],
+        *,
+        table: str = "idempotency_record",
+        deadline: float = 1.0,
+        owns_pool: bool = False,
+    ) -> None:
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
+        self._pool = pool
+        self._sql = Statements.for_table(table)
+        self._deadline = deadline
+        self._owns_pool = owns_pool
+        self._threads = ThreadPoolExecutor(max(pool.max_size, 1), thread_name_prefix="idempotency-postgres")
+
+    def create_schema(self) -> None:
+        """See `PostgresStore.create_schema`."""
+        try:
+            self._open()
+            with self._pool.connection() as connection:
+                connection.execute(self._sql.create.encode())
+        except psycopg.Error as error:
+            raise meaning_of(error) from error
+
+    def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `PostgresStore.acquire`."""
+        values = acquire_values(key, fingerprint, owner, lease, retention, takeover)
+        (row,) = self._run(self._sql.acquire, values)
+        return read_acquired(row, key, owner)
+
+    def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return bool(self._run(self._sql.renew, claim_values(claim) | {"lease": lease}))
+
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `PostgresStore.complete`."""
+        values = complete_values(claim, outcome, retention, sweep=SWEEP)
+        return bool(self._run(self._sql.complete, values))
+
+    def complete_in(
+        self, connection: psycopg.Connection[Any], claim: Claim, outcome: bytes, *, retention: float
+    ) -> bool:
+        """See `PostgresStore.complete_in`."""
+        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        if connection.autocommit and idle:
+            raise ValueError("complete_in needs a transaction: use it inside `with connection.transaction()`")
+        values = complete_values(claim, outcome, retention, sweep=0)
+        try:
+            with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+                cursor.execute(self._sql.complete.encode(), values)
+                return cursor.fetchone() is not None
+        except psycopg.Error as error:
+            raise meaning_of(error) from error
+
+    def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return bool(self._run(self._sql.release, claim_values(claim), removes=True))
+
+    def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        rows = self._run(self._sql.get, {"key": key})
+        return read_record(rows[0]) if rows else None
+
+    def purge(self, *, limit: int = 1_000) -> int:
+        """See `PostgresStore.purge`."""
+        purged = 0
+        while purged < limit:
+            batch = min(limit - purged, PURGE_BATCH)
+            ((count,),) = self._run(self._sql.purge, {"limit": batch})
+            purged += count
+            if count < batch:
+                break
+        return purged
+
+    def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. In key order."""
+        rows = self._run(self._sql.scan, {"after": cursor or "", "limit": limit})
+        records = tuple(record for record in map(read_record, rows) if record.expires_in > 0)
+        return Page(records, rows[-1][0] if len(rows) == limit else None)
+
+    def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        rows = self._run(self._sql.forget, {"key": key}, removes=True)
+        return bool(rows and rows[0][0])
+
+    def close(self) -> None:
+        """Let the store's threads end; the pool stays open unless the store owns it."""
+        self._threads.shutdown(wait=False)
+        if self._owns_pool:
+            self._pool.close()
+
+    def _run(
+        self, statement: str, values: Mapping[str, Any], *, removes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        return self._within_deadline(lambda: self._execute(statement, values, removes))
+
+    def _within_deadline(self, call: Callable[[], T]) -> T:
+        future = self._threads.submit(call)
+        try:
+            return future.result(self._deadline)
+        except TimeoutError:
+            future.cancel()  # if it has not begun, it never will
+            raise too_late(self._deadline) from None
+
+    def _execute(self, statement: str, values: Mapping[str, Any], removes: bool) -> list[tuple[Any, ...]]:
+        unheard: psycopg.Error | None = None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                rows = self._execute_once(statement, values)
+            except psycopg.Error as error:
+                if not (tries_left and (is_gone(error) or is_transient(error))):
+                    raise meaning_of(error) from error
+                if is_gone(error):
+                    unheard = error
+                    self._pool.check()
+            else:
+                if removes and unheard is not None and not rows:
+                    raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
+                return rows
+        raise AssertionError("the last try returns or raises")
+
+    def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        self._open()
+        with self._pool.connection(timeout=self._deadline) as connection:
+            theirs = connection.autocommit
+            # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
+            connection.autocommit = True
+            try:
+                with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
+                    cursor.execute(statement.encode(), values)
+                    rows: list[tuple[Any, ...]] = cursor.fetchall()
+                    return rows
+            finally:
+                if not connection.closed:
+                    connection.autocommit = theirs
+
+    def _open(self) -> None:
+        if self._owns_pool and self._pool.closed:
+            self._pool.open()

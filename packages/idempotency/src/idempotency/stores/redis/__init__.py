@@ -1,0 +1,278 @@
+"""
+Records in Redis (7.0 or newer) or Valkey: one node, Sentinel, or a cluster.
+
+A replay is one round trip and a first run two. All callers share a connection, and what is ready in the same turn of
+the loop shares a write. Each operation is one Lua script, so it is atomic, and judged by the server's clock alone.
+
+What Redis cannot promise: a failover may lose the last writes, a claim among them, and the operation may then run
+twice. `wait_replicas` makes a claim count only once that many replicas have it; see `docs/failure-modes.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Hashable
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis import exceptions as failures
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from idempotency._backends.asyncio_only import asyncio_loop
+from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
+from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores.redis import records
+from idempotency.stores.redis.errors import closed, is_gone, meaning_of, unreachable
+from idempotency.stores.redis.records import Adopt, Command
+from idempotency.stores.redis.routes import Route, route_of_node, route_of_pool, sentinels_of
+from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_copies
+from idempotency.stores.redis.sync_store import SyncRedisStore
+from idempotency.stores.redis.wire.node import Pipe
+from idempotency.stores.redis.wire.topology import Layout
+
+__all__ = ["Adopt", "OnEviction", "RedisStore", "SyncRedisStore"]
+
+# A slot on the move answers with a redirect; more than this is a cluster that disagrees with itself.
+_REDIRECTS = 5
+
+
+class RedisStore:
+    """
+    A store for many processes, in one event loop of asyncio.
+
+    Args:
+        client: Says where Redis is: `redis.asyncio.Redis` (also from `Sentinel.master_for`) or `RedisCluster`. The
+            store opens one connection of its own to each node, another where one was slow to open, with the client's
+            address, credentials and TLS; the client's retries, timeouts and decoding do not apply to them.
+        prefix: What every key begins with.
+        deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. A connection that
+            takes longer, because a name is slow to look up, is opened behind the call and serves a later one; what
+            Sentinel and a cluster ask their own nodes has no such second chance, so give those by address.
+        wait_replicas: How many replicas must confirm a write (WAIT) before it counts. Where fewer do in a third of
+            the deadline, the call raises `StoreUnavailable`, and a claim just granted is released.
+        on_eviction: What to do where the server's maxmemory-policy is not noeviction, which is asked at the first
+            connection: "warn" in the log, or "refuse" with `StoreUnavailable`.
+        adopt: Turns a value that something else wrote under one of our keys (an older service, say) into an
+            outcome, which then replays to whoever presents the key; None where it does not know it either. Without
+            *adopt* such a value is `CorruptRecord`.
+        owns_client: Whether `aclose` closes *client* too.
+
+    Every method raises `StoreUnavailable` where there was no answer, and `RuntimeError` in another event loop.
+    Atomic: one script per call. Fences are the server's time in microseconds, so R9 holds while its clock is not set
+    back (a takeover rises even then).
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis | redis.asyncio.RedisCluster,
+        *,
+        prefix: str = "idempotency:",
+        deadline: float = 1.0,
+        wait_replicas: int = 0,
+        on_eviction: OnEviction = "warn",
+        adopt: Adopt | None = None,
+        owns_client: bool = False,
+    ) -> None:
+        self._client: Any = client
+        self._prefix = prefix
+        self._adopt = adopt
+        self._owns_client = owns_client
+        self._settings = Settings.checked(deadline, wait_replicas, on_eviction)
+        self._ours = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None, "socket_connect_timeout": None}
+        self._only: Route | None = None
+        if not isinstance(client, redis.asyncio.RedisCluster):
+            self._only = route_of_pool(client.connection_pool, **self._ours)
+        self._layout = Layout(client)
+        self._pipes: dict[Hashable, Pipe] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        self._of_parent: list[dict[Hashable, Pipe]] = []
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. 1 round trip."""
+        command = records.acquire(self._name(key), fingerprint, owner, lease, retention, takeover)
+        due = self._due()
+        answer = await self._call(command, due)
+        reply = records.read_acquired(answer.reply, key, fingerprint, owner, self._adopt)
+        if isinstance(reply, Acquired):
+            await self._confirm(answer, due, reply.claim)
+        return reply
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`. 1 round trip."""
+        return await self._write(records.renew(self._name(claim.key), claim.owner, lease))
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`. 1 round trip. Raises `ValueError` if *outcome* is not a JSON object."""
+        return await self._write(records.complete(self._name(claim.key), claim.owner, outcome, retention))
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`. 1 round trip."""
+        return await self._write(records.release(self._name(claim.key), claim.owner))
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`. An adopted value has an empty owner and fingerprint. 1 round trip."""
+        answer = await self._call(records.get(self._name(key)), self._due())
+        return records.read_record(answer.reply, key, self._adopt)
+
+    async def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        return await self._write(records.forget(self._name(key)))
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """
+        See `Inspectable.scan`. A page may hold more or fewer than *limit*; values that are no records are left out.
+
+        Walks the server's whole keyspace in steps (SCAN), in a cluster one primary after the other.
+        """
+        places = await self._places()
+        at, position = records.read_cursor(cursor, len(places))
+        found = await self._call(records.scan(self._prefix, position, limit), self._due(), places[at])
+        next_position, names = found.reply
+        keys = [StorageKey(name.decode()[len(self._prefix) :]) for name in names]
+        seen = await asyncio.gather(*map(self._get_or_none, keys))
+        return Page(
+            tuple(record for record in seen if record is not None),
+            records.write_cursor(at, next_position, len(places)),
+        )
+
+    async def aclose(self) -> None:
+        """
+        Close the store's own connections; the client stays open unless the store owns it.
+
+        What is under way and every later call raises `StoreUnavailable`, a late release of the engine too.
+        """
+        self._closed = True
+        await self._layout.aclose()
+        for pipe in self._pipes.values():
+            await pipe.aclose()
+        self._pipes.clear()
+        if self._owns_client:
+            for client in (self._client, *sentinels_of(self._client)):
+                await client.aclose()
+
+    def _name(self, key: StorageKey) -> bytes:
+        return (self._prefix + key).encode()
+
+    async def _write(self, command: Command) -> bool:
+        due = self._due()
+        answer = await self._call(command, due)
+        if answer.reply == 1:
+            await self._confirm(answer, due)
+        return bool(answer.reply)
+
+    async def _confirm(self, answer: Answer, due: float, granted: Claim | None = None) -> None:
+        wanted = self._settings.replicas
+        if answer.copies >= wanted:
+            return
+        if granted is not None:
+            release = records.release(self._name(granted.key), granted.owner)
+            with contextlib.suppress(StoreUnavailable):  # then its lease frees it
+                await self._call(release._replace(writes=False), due)
+        raise too_few_copies(answer.copies, wanted)
+
+    async def _get_or_none(self, key: StorageKey) -> Record | None:
+        try:
+            return await self.get(key)
+        except (CorruptRecord, UnknownRecordVersion):
+            return None
+
+    def _due(self) -> float:
+        """When a call that begins now has to end, in seconds of the loop."""
+        return self._bind().time() + self._settings.deadline
+
+    async def _call(self, command: Command, due: float, route: Route | None = None) -> Answer:
+        """Deliver *command* to the node of its key, or to *route*, until *due*."""
+        try:
+            if self._only is not None:
+                return await self._deliver(command, self._only, due)
+            async with asyncio.timeout_at(due):  # the client itself talks to the cluster, too
+                return await self._deliver_in_cluster(command, route, due)
+        except TimeoutError as error:
+            if self._only is None:
+                self._layout.renew_behind()
+            raise unreachable(error) from error
+        except (failures.RedisError, failures.RedisClusterException, OSError) as error:
+            raise meaning_of(error) from error
+
+    async def _deliver(self, command: Command, route: Route, due: float, *, asking: bool = False) -> Answer:
+        try:
+            return await self._to(route).send(command, due, asking=asking)
+        except failures.RedisError as error:
+            if not is_gone(error):
+                raise
+        # Every call may be repeated (R8); the connection may have died long before we used it.
+        return await self._to(route).send(command, due, asking=asking)
+
+    async def _deliver_in_cluster(self, command: Command, route: Route | None, due: float) -> Answer:
+        await self._client.initialize()
+        asking = False
+        for _ in range(_REDIRECTS):
+            try:
+                return await self._deliver(command, route or self._route(command.key), due, asking=asking)
+            except failures.MovedError:
+                route, asking = None, False
+                await self._layout.renew()
+            except failures.AskError as error:  # this once, and only there
+                route, asking = self._route_to(error.host, error.port), True
+            except failures.RedisError as error:
+                if not is_gone(error) or route is not None:
+                    raise
+                await self._layout.renew()  # a failover? the layout says
+        raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
+
+    def _route(self, key: bytes) -> Route:
+        node = self._client.get_node_from_key(key)
+        return route_of_node(node.connection_class, node.connection_kwargs, **self._ours)
+
+    def _route_to(self, host: str, port: int) -> Route:
+        node = self._client.get_node(host=host, port=port) or self._client.get_default_node()
+        settings = {**node.connection_kwargs, "host": host, "port": port}
+        return route_of_node(node.connection_class, settings, **self._ours)
+
+    async def _places(self) -> list[Route]:
+        if self._only is not None:
+            return [self._only]
+        await self._client.initialize()
+        nodes = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
+        return [route_of_node(node.connection_class, node.connection_kwargs, **self._ours) for node in nodes]
+
+    def _to(self, route: Route) -> Pipe:
+        if self._closed:
+            raise closed()
+        pipe = self._pipes.get(route.place)
+        if pipe is None:
+            pipe = self._pipes[route.place] = Pipe(route.connect, self._settings)
+        return pipe
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        """The running loop. A second one is refused, since it would hang; a forked process starts anew."""
+        loop = asyncio_loop(self)
+        if self._pid != os.getpid():
+            # The sockets are the parent's too. To close them, or to let them be collected, would take them out of
+            # its selector: so they are kept, and not used.
+            self._of_parent.append(self._pipes)
+            self._pipes, self._loop, self._pid = {}, None, os.getpid()
+            self._layout = Layout(self._client)
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise RuntimeError(
+                    "this RedisStore is bound to another event loop; make one store for each loop"
+                )
+            self._loop = loop
+        return loop

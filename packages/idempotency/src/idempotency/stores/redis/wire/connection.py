@@ -1,0 +1,237 @@
+"""
+One connection that many callers share: commands go out as they come, replies come back in the same order.
+
+Redis answers a connection strictly in order, so nobody waits for a turn: a command that finds the connection silent
+is written at once, and what comes while others are under way is written together, once in a turn of the loop or as
+soon as it is much. A caller who gives up leaves a place in the order behind, and the reply that comes for it is thrown
+away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum, auto
+from itertools import chain
+from typing import Any
+
+from redis import exceptions as failures
+
+from idempotency.stores.redis.records import Command, pack
+from idempotency.stores.redis.settings import Answer, Settings, wait_command
+from idempotency.stores.redis.wire.replies import Replies, Reply
+
+__all__ = ["Link", "is_open"]
+
+_WINDOW = 256  # commands under way: bounds what a lost connection leaves in doubt
+_SHARE = 16  # commands that need not wait for more: the server works on them while the loop makes the next
+_ASKING = pack(b"ASKING")
+
+
+class _Call:
+    """One command, until its caller has the answer."""
+
+    __slots__ = ("answer", "asking", "command", "due", "reply", "unconfirmed", "whole")
+
+    def __init__(self, command: Command, due: float, asking: bool, answer: asyncio.Future[Answer]) -> None:
+        self.command = command
+        self.due = due
+        self.asking = asking
+        self.answer = answer
+        self.whole = False  # whether the script's text has to be sent
+        self.unconfirmed = False  # whether a WAIT was sent behind it
+        self.reply: Reply = None
+
+    def pack(self) -> bytes:
+        packed = self.command.pack(whole=self.whole)
+        return _ASKING + packed if self.asking else packed
+
+    def settle(self, copies: int) -> None:
+        if self.answer.done():  # its caller has given up; the command took effect all the same
+            return
+        if isinstance(self.reply, Exception):
+            self.answer.set_exception(self.reply)
+        else:
+            self.answer.set_result(Answer(self.reply, copies))
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            own = type(error)(*error.args)  # an exception collects where it was raised
+            self.answer.set_exception(own)
+
+
+class _Extra(Enum):
+    """A reply that no caller gets as it is."""
+
+    ASKING = auto()
+    COPIES = auto()  # how many replicas have what was written before
+
+
+class Link(asyncio.Protocol):
+    """
+    A connection that redis-py has opened and authenticated; from here on the store writes and reads it itself.
+
+    Args:
+        connection: The driver's, connected, with no reply outstanding.
+
+    Attributes:
+        lost: Whether it is of no use any more. It then has no callers either: each was told why.
+    """
+
+    def __init__(self, connection: Any, settings: Settings) -> None:
+        self.lost = False
+        self._connection = connection  # kept, since its streams close the transport when they are collected
+        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
+        self._patience = settings.deadline / 2
+        self._wait = wait_command(settings) if settings.replicas else b""
+        self._loop = asyncio.get_running_loop()
+        self._replies = Replies()
+        self._waiting: deque[_Call] = deque()
+        self._expected: deque[_Call | _Extra] = deque()  # what the next replies are for
+        self._unconfirmed: list[_Call] = []  # answered, but for the WAIT behind them
+        self._silent_since = 0.0
+        self._write_planned = False
+        self._full = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._transport.set_protocol(self)
+
+    def send(self, command: Command, due: float, *, asking: bool = False) -> asyncio.Future[Answer]:
+        """
+        The answer to come: the script's, or the exception that redis-py has for it.
+
+        It is `TimeoutError` at *due* (seconds of the loop), and redis-py's `ConnectionError` where the connection is
+        lost before. Cancelled before the command is written, it is never sent; after that it may take effect.
+        """
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting.append(_Call(command, due, asking, answer))
+        if self._alarm is None or due < self._alarm.when():
+            self._set_alarm(due)
+        if len(self._waiting) >= _SHARE:
+            self._write()
+        elif self._expected or len(self._waiting) > 1:
+            self._plan_write()
+        else:
+            self._write()
+        return answer
+
+    def close(self, error: Exception) -> None:
+        """Close the connection at once; every caller is told *error*."""
+        if self.lost:
+            return
+        self.lost = True
+        self._transport.abort()
+        # Closed, as far as the driver is concerned; `disconnect` would wait for an end that its streams no longer hear.
+        self._connection._reader = self._connection._writer = None  # noqa: SLF001
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for call in self._open_calls():
+            call.fail(error)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each reply to its caller."""
+        self._silent_since = self._loop.time()
+        try:
+            for reply in self._replies.feed(data):
+                self._take(reply)
+        except (failures.InvalidResponse, failures.ReadOnlyError) as error:
+            self.close(error)  # no server of Redis, or a primary no longer: no more is to be had from it
+        if self._waiting:
+            self._plan_write()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Tell every caller."""
+        self.close(failures.ConnectionError("the connection was lost"))
+
+    def pause_writing(self) -> None:
+        """The server does not read: keep what comes, so that it can still be cancelled."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """The server reads again."""
+        self._full = False
+        self._plan_write()
+
+    def _take(self, reply: Reply) -> None:
+        if not self._expected:
+            raise failures.InvalidResponse("a reply that nobody asked for")
+        call = self._expected.popleft()
+        if call is _Extra.ASKING:
+            return
+        if call is _Extra.COPIES:
+            for each in self._unconfirmed:
+                each.settle(reply if isinstance(reply, int) else 0)
+            self._unconfirmed.clear()
+        elif isinstance(reply, failures.ReadOnlyError):
+            call.fail(reply)
+            raise reply
+        elif isinstance(reply, failures.NoScriptError) and not call.whole:
+            call.whole = True  # a server that was restarted, failed over or flushed has not seen the script
+            self._waiting.append(call)
+        else:
+            call.reply = reply
+            if call.unconfirmed:
+                self._unconfirmed.append(call)
+            else:
+                call.settle(0)
+
+    def _plan_write(self) -> None:
+        if not self._write_planned:
+            self._write_planned = True
+            self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._write_planned = False
+        if self._full or self.lost:
+            return
+        if self._wait and self._expected:
+            return  # each WAIT holds up all that is behind it: one for everything that has come meanwhile is enough
+        if not self._expected:
+            self._silent_since = self._loop.time()
+        calls = []
+        while self._waiting and len(self._expected) < _WINDOW:
+            call = self._waiting.popleft()
+            if call.answer.done():  # its caller has given up, and it was never sent
+                continue
+            if call.asking:
+                self._expected.append(_Extra.ASKING)
+            self._expected.append(call)
+            calls.append(call)
+        packed = [call.pack() for call in calls]
+        if self._wait and any(call.command.writes for call in calls):
+            packed.append(self._wait)  # on this connection, or it would wait for somebody else's writes
+            self._expected.append(_Extra.COPIES)
+            for call in calls:
+                call.unconfirmed = True
+        if packed:
+            self._transport.write(b"".join(packed))
+
+    def _open_calls(self) -> Iterator[_Call]:
+        for each in chain(self._unconfirmed, self._expected, self._waiting):
+            if isinstance(each, _Call):
+                yield each
+
+    def _set_alarm(self, due: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(due, self._at_due)
+
+    def _at_due(self) -> None:
+        # One timer for all calls, set for the first that is due; a timer for each would cost as much as its write.
+        self._alarm = None
+        now = self._loop.time()
+        overdue = [call for call in self._open_calls() if call.due <= now]
+        for call in overdue:
+            call.fail(TimeoutError())
+        if overdue and self._expected and now - self._silent_since >= self._patience:
+            # A server that is frozen, or gone without a word. Who still has time may try a new connection.
+            self.close(failures.ConnectionError("no reply in time"))
+            return
+        dues = [call.due for call in self._open_calls() if not call.answer.done()]
+        if dues:
+            self._set_alarm(min(dues))
+
+
+def is_open(connection: Any) -> bool:
+    """Whether the server has not closed a connection of redis-py that has been idle since it was opened."""
+    return not (connection._reader.at_eof() or connection._writer.is_closing())  # noqa: SLF001

@@ -1,0 +1,114 @@
+"""The way to one place: a connection that all callers share, opened when it is needed, and anew when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis import exceptions as failures
+
+from idempotency.stores.redis.errors import closed
+from idempotency.stores.redis.records import Command, pack
+from idempotency.stores.redis.settings import Answer, Settings, judge_eviction
+from idempotency.stores.redis.wire.connection import Link, is_open
+from idempotency.stores.redis.wire.connector import Openings
+
+__all__ = ["Pipe"]
+
+
+class Pipe:
+    """
+    The store's connection to one place.
+
+    Args:
+        connect: Makes a connection of redis-py that is not open yet.
+    """
+
+    def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
+        self._settings = settings
+        self._late: list[Any] = []  # opened when nobody waited for it any more
+        self._openings = Openings(connect, self._late.append)
+        self._link: Link | None = None
+        self._opening: asyncio.Task[Link] | None = None
+        self._may_evict: bool | None = None
+
+    def send(self, command: Command, due: float, *, asking: bool = False) -> Awaitable[Answer]:
+        """
+        The answer to *command*, or the driver's own exception, or `TimeoutError` at *due* (seconds of the loop).
+
+        Cancelled before the command is written, it is never sent; after that it may take effect.
+        """
+        link = self._link
+        if link is None or link.lost:
+            return self._open_and_send(command, due, asking)
+        return link.send(command, due, asking=asking)
+
+    async def aclose(self) -> None:
+        """Close the connection; what is under way fails."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        await self._openings.aclose()
+        while self._late:
+            await self._late.pop().disconnect(nowait=True)
+        if self._link is not None:
+            self._link.close(closed())
+            await asyncio.sleep(0)  # the loop closes the socket in its next turn
+
+    async def _open_and_send(self, command: Command, due: float, asking: bool) -> Answer:
+        link = await self._open(due)
+        return await link.send(command, due, asking=asking)
+
+    async def _open(self, due: float) -> Link:
+        """A new connection: one, however many ask for it; it is opened to its end though they be cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._opening is None:
+                self._opening = loop.create_task(self._connected())
+                self._opening.add_done_callback(_hear)
+            opening = self._opening
+            await asyncio.wait({opening}, timeout=due - loop.time())
+            if not opening.done():
+                raise TimeoutError
+            if opening.cancelled():  # nobody cancelled this caller, so that is not what it is told
+                raise closed()
+            if not isinstance(opening.exception(), TimeoutError) or loop.time() >= due:
+                return opening.result()
+            # Out of time for whom it was begun, not for who came later: for them it begins anew.
+
+    async def _connected(self) -> Link:
+        try:
+            async with asyncio.timeout(self._settings.deadline):
+                connection = await self._take_late() or await self._openings.open()
+                try:
+                    if self._may_evict is None:
+                        self._may_evict = await self._ask_eviction(connection)
+                    self._link = Link(connection, self._settings)
+                except BaseException:
+                    await connection.disconnect(nowait=True)
+                    raise
+        finally:
+            self._opening = None
+        return self._link
+
+    async def _take_late(self) -> Any:
+        while self._late:
+            connection = self._late.pop()
+            if is_open(connection):
+                return connection
+            await connection.disconnect(nowait=True)
+        return None
+
+    async def _ask_eviction(self, connection: Any) -> bool | None:
+        await connection.send_packed_command(pack(b"INFO", b"memory"), check_health=False)
+        try:
+            info = await connection.read_response()
+        except failures.ResponseError as refusal:
+            info = refusal
+        return judge_eviction(info, self._settings.on_eviction)
+
+
+def _hear(opening: asyncio.Task[Link]) -> None:
+    if not opening.cancelled():
+        opening.exception()  # whoever waited is told; where nobody does any more, nobody need be

@@ -1,0 +1,482 @@
+"""Faults of the application, at ASGI: under asyncio and, where it can be, under trio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from asgi_driver import Talk, call, http_scope, key_header
+from effects import Charges, Interposed, guard, read_body, respond
+
+from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
+from idempotency.errors import IdempotencyError
+from idempotency.events import Event, Refused, Replayed, Settled
+from idempotency.store import Store
+from idempotency.stores.memory import MemoryStore
+from idempotency.stores.sqlite import SQLiteStore
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    """The stores that run on both loops."""
+    store = MemoryStore() if request.param == "memory" else SQLiteStore(tmp_path / "records.db")
+    yield store
+    await store.aclose()
+
+
+# On either loop.
+
+
+async def test_first_run_replay_and_mismatch(store: Store) -> None:
+    charges = Charges()
+    app = guard(charges, store)
+    first, again = await call(app, key="k"), await call(app, key="k")
+    other = await call(app, key="k", body=b"other")
+    assert [first.status, again.status, other.status] == [201, 201, 422]
+    assert (again.replayed, charges.runs) == (True, 1)
+
+
+async def test_twins_wait_and_follow(store: Store) -> None:
+    async def work(number: int) -> None:
+        await anyio.sleep(0.05)
+
+    charges, answers = Charges(work), []
+    app = guard(charges, store, wait=5)
+
+    async def twin() -> None:
+        answers.append(await call(app, key="k"))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(twin)
+    assert {answer.body for answer in answers} == {b'{"charge": 1}'}
+
+
+async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
+    async def work(number: int) -> None:
+        await anyio.sleep(0.1)
+
+    charges, answers = Charges(work), []
+
+    async def twin(app: Any) -> None:
+        answers.append(await call(app, key="k"))
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):  # an engine each, as in three processes
+                tasks.start_soon(twin, guard(charges, store, wait=5))
+    assert [answer.body for answer in answers] == [b'{"charge": 1}'] * 3
+
+
+async def test_handler_that_outlives_its_lease(store: Store) -> None:
+    async def work(number: int) -> None:
+        await anyio.sleep(0.5)
+
+    charges, answers = Charges(work), []
+    app = guard(charges, store, lease=0.2)
+
+    async def first() -> None:
+        answers.append(await call(app, key="k"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(first)
+        await anyio.sleep(0.35)
+        assert (await call(app, key="k")).status == 409
+    assert (answers[0].status, charges.runs) == (201, 1)
+
+
+async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
+    started = anyio.Event()
+
+    async def work(number: int) -> None:
+        if number == 1:
+            started.set()
+            await anyio.sleep(60)
+
+    charges, events = Charges(work), list[Event]()
+    app = IdempotencyMiddleware(
+        charges, store=store, tenant=one_tenant(), policy=Policy(lease=0.2), hooks=[events.append]
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: call(app, key="k"))
+        await started.wait()
+        tasks.cancel_scope.cancel()
+    assert [event.result for event in events if isinstance(event, Settled)] == ["abandoned"]
+    assert (await call(app, key="k")).status == 409
+    await anyio.sleep(0.25)
+    assert (await call(app, key="k")).status == 201
+
+
+async def test_stream_is_held_and_then_flows(store: Store) -> None:
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(4):
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 3})
+            await anyio.sleep(0.05)
+
+    app = guard(stream, store, max_hold=0.08)
+    assert (await call(app, key="k")).body == b"0123"
+    assert (await call(app, key="k")).status == 409
+
+
+async def test_slow_body_times_out(store: Store) -> None:
+    talk = Talk(guard(Charges(), store, body_timeout=0.05), http_scope(headers=key_header("k")))
+    talk.give(b"half", more_body=True)
+    with anyio.fail_after(5):
+        answer = await talk.run()
+    assert answer.status == 408
+    assert await store.get(StorageKey("k")) is None
+
+
+async def test_connection_is_closed_where_the_protocol_has_such_a_header(store: Store) -> None:
+    """Connection may not be sent over HTTP/2 (RFC 9113, 8.2.2); some servers would take it out, others fail."""
+    app = guard(Charges(), store, max_request_bytes=1)
+    for version, closes in (("1.1", [b"close"]), ("2", []), ("3", [])):
+        answer = await call(app, key="k", body=b"{}", http_version=version)
+        assert (answer.status, answer.values("connection")) == (413, closes)
+
+
+async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) -> None:
+    seen: list[str] = []
+
+    async def curious(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+
+        async def listen() -> None:
+            seen.append((await receive())["type"])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            await anyio.sleep(0.02)
+            assert seen == [], "the client has left; the work goes on all the same"
+            await respond(send, b"done")
+
+    app = guard(curious, store)
+    talk = Talk(app, http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    talk.leave()
+    with anyio.fail_after(5):
+        await talk.run()
+    assert seen == ["http.disconnect"]
+    assert (await call(app, key="k")).replayed
+
+
+# An application that does not keep to ASGI, or fails half-way.
+
+
+async def test_no_response_at_all_frees_the_key(store: Store) -> None:
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+
+    assert (await call(guard(silent, store), key="k")).status is None
+    assert (await call(guard(Charges(), store), key="k")).status == 201
+
+
+async def test_no_response_at_all_uses_the_key_up_at_most_once(store: Store) -> None:
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+
+    policy = Policy.at_most_once()
+    await call(guard(silent, store, policy=policy), key="k")
+    again = await call(guard(Charges(), store, policy=policy), key="k")
+    assert (again.status, again.replayed) == (500, True)
+
+
+async def test_partial_response_stays_partial_and_is_not_kept(store: Store) -> None:
+    async def partial(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    first = await call(guard(partial, store), key="k")
+    assert (first.status, first.body, first.complete) == (200, b"half", False)
+    assert (await call(guard(Charges(), store), key="k")).status == 201
+
+
+async def test_second_start_is_refused_as_a_server_refuses_it(store: Store) -> None:
+    """Such as an error page that a layer sends after a stream which had begun: half of each is no answer."""
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 201, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await respond(send, b"an error page", status=400)
+
+    with pytest.raises(RuntimeError, match="twice"):
+        await call(guard(twice, store), key="k")
+    assert (await call(guard(Charges(), store), key="k")).status == 201
+
+
+async def test_exception_after_the_whole_response_does_not_undo_the_record(store: Store) -> None:
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await respond(send, b"done")
+        raise LookupError("too late to matter")
+
+    app = guard(late, store)
+    with pytest.raises(LookupError):
+        await call(app, key="k")
+    assert (await call(app, key="k")).replayed
+
+
+async def test_exception_after_a_tombstone_does_not_run_again(store: Store) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
+        raise LookupError("half-way")
+
+    app = guard(broken, store, max_response_bytes=10)
+    talk = Talk(app, http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    with pytest.raises(LookupError):
+        await talk.run()
+    assert [message["type"] for message in talk.messages] == ["http.response.start", "http.response.body"]
+    assert (await call(app, key="k")).status == 409
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_oversized_answer_ends_where_the_application_ended_it(status: int, store: Store) -> None:
+    async def large(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, [b"x" * 8, b"y" * 8], status=status)
+
+    app = guard(large, store, max_response_bytes=10)
+    answer = await call(app, key="k")
+    assert (answer.status, answer.body, answer.complete) == (status, b"x" * 8 + b"y" * 8, True)
+    again = await call(app, key="k")
+    assert again.status == {200: 409, 503: 503}[status], "what is not kept at any length frees its key"
+
+
+@pytest.mark.parametrize("ends", ["by returning", "by raising"])
+async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: Store) -> None:
+    """It ends while the hold's timer records that it streams: whoever serves it is told all it will ever be told."""
+    recording = anyio.Event()
+
+    async def slowly(real: Store, *args: Any, **kwargs: Any) -> bool:
+        recording.set()
+        await anyio.sleep(0.05)
+        return await real.complete(*args, **kwargs)
+
+    async def drip(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"drop", "more_body": True})
+        await recording.wait()
+        if ends == "by raising":
+            raise LookupError("half-way")
+
+    app = guard(drip, Interposed(store, complete=slowly), max_hold=0.02)
+    talk = Talk(app, http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    with contextlib.suppress(LookupError):
+        await talk.run()
+    sent = len(talk.messages)
+    await anyio.sleep(0.1)
+    assert [len(talk.messages), sent] == [2, 2]
+    assert (await call(app, key="k")).status == 409, "what was recorded stays"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+async def test_base_exception_is_not_swallowed_and_leaves_the_key(error: type[BaseException]) -> None:
+    async def dying(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    store = MemoryStore()
+    app = guard(dying, store)
+    with pytest.raises(error):
+        await call(app, key="k")
+    record = await store.get(StorageKey("k"))
+    assert record is not None
+    assert record.lease_left > 0, "the outcome is unknown, so the lease decides"
+
+
+async def test_messages_after_the_response_reach_the_server(store: Store) -> None:
+    """It is the server that knows what to do about an application that goes on."""
+
+    async def eager(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"done")
+        await send({"type": "http.response.body", "body": b"more"})
+
+    answer = await call(guard(eager, store), key="k")
+    assert answer.chunks == [b"done", b"more"]
+
+
+async def test_body_may_be_any_buffer(store: Store) -> None:
+    async def buffers(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": bytearray(b"one"), "more_body": True})
+        await send({"type": "http.response.body", "body": memoryview(b"two")})
+
+    app = guard(buffers, store)
+    await call(app, key="k")
+    assert (await call(app, key="k")).body == b"onetwo"
+
+
+async def test_empty_messages_are_the_end_of_a_body(store: Store) -> None:
+    async def terse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 202})
+        await send({"type": "http.response.body"})
+
+    app = guard(terse, store)
+    for replayed in (False, True):
+        answer = await call(app, key="k", body=b"")
+        assert (answer.status, answer.body, answer.replayed) == (202, b"", replayed)
+
+
+async def test_ways_around_the_record_are_hidden_from_a_keyed_request_alone(store: Store) -> None:
+    names = ["pathsend", "zerocopysend", "trailers", "push", "early_hint"]
+    extensions = {f"http.response.{name}": {} for name in names} | {"tls": {"version": 1}}
+    charges = Charges()
+    scope = {"extensions": extensions}
+    await call(guard(charges, store), key="k", **scope)
+    await call(guard(charges, store), **scope)
+    assert charges.scopes[0]["extensions"] == {"tls": {"version": 1}}
+    assert charges.scopes[1]["extensions"] is extensions
+    assert len(extensions) == 6, "the server's own scope is left as it is"
+
+
+async def test_route_may_have_a_policy_of_its_own_or_none(store: Store) -> None:
+    def policy(scope: Any) -> Policy | None:
+        return {"/charges": Policy(required=True), "/logs": None}.get(scope["path"], Policy())
+
+    app = guard(charges := Charges(), store, policy=policy)
+    assert (await call(app)).status == 400
+    assert (await call(app, path="/logs", key="k")).status == 201
+    assert (await call(app, path="/logs", key="k")).status == 201
+    assert (await call(app, path="/other", key="k")).status == 201
+    assert (await call(app, path="/other", key="k")).replayed
+    assert charges.runs == 3
+
+
+async def test_hook_that_raises_changes_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(event: Event) -> None:
+        raise LookupError("the exporter is down")
+
+    events: list[Event] = []
+    app = IdempotencyMiddleware(Charges(), store=store, tenant=one_tenant(), hooks=[broken, events.append])
+    await call(app, key="k")
+    assert (await call(app, key="k")).replayed
+    assert (await call(app, key="k", body=b"other")).status == 422
+    assert [type(event).__name__ for event in events] == ["Claimed", "Settled", "Replayed", "Refused"]
+    assert isinstance(events[2], Replayed)
+    assert isinstance(events[3], Refused)
+    assert (events[3].problem, events[3].status) == ("key-reused", 422)
+    assert "the exporter is down" in caplog.text
+
+
+async def test_redaction_shows_the_first_caller_all_and_the_record_less(store: Store) -> None:
+    app = guard(Charges(), store, redact=lambda response: response._replace(body=b"[redacted]", headers=[]))
+    assert (await call(app, key="k")).body == b'{"charge": 1}'
+    assert (await call(app, key="k")).body == b"[redacted]"
+
+
+async def test_redaction_that_raises_neither_hides_the_answer_nor_frees_the_key(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(response: Any) -> Any:
+        raise LookupError(response.body)
+
+    charges = Charges()
+    app = guard(charges, store, redact=broken)
+    first, again = await call(app, key="k"), await call(app, key="k")
+    assert (first.status, first.body, first.complete) == (201, b'{"charge": 1}', True)
+    assert (again.status, charges.runs) == (409, 1), "the effect is there: nothing may run again"
+    assert b"redaction raised LookupError" in again.body
+    assert "LookupError" in caplog.text
+    assert "charge" not in caplog.text, "what was raised may quote the body"
+
+
+async def test_fingerprint_function_that_fails_badly_runs_nothing(store: Store) -> None:
+    def broken(view: Any) -> Any:
+        raise LookupError("a bug of the function's")
+
+    charges = Charges()
+    with pytest.raises(LookupError):
+        await call(guard(charges, store, fingerprint=broken), key="k")
+    assert charges.runs == 0
+    assert await store.get(StorageKey("k")) is None
+
+
+async def test_store_that_breaks_its_contract_runs_nothing(store: Store) -> None:
+    async def broken(inner: Store, *args: Any, **kwargs: Any) -> Any:
+        raise OSError("a driver's error that should have been a StoreUnavailable")
+
+    charges = Charges()
+    with pytest.raises(OSError, match="driver"):
+        await call(guard(charges, Interposed(store, acquire=broken)), key="k")
+    assert charges.runs == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("error", [IdempotencyError, TimeoutError])
+async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers: int, store: Store) -> None:
+    """A handler that uses this library itself may raise its errors: they are not taken for the middleware's."""
+
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        raise error("of another operation")
+
+    app: Any = failing
+    for _ in range(layers):
+        app = guard(app, store)
+    with pytest.raises(error, match="of another operation"):
+        await call(app, key="k")
+    assert (await call(guard(Charges(), store), key="k")).status == 201
+
+
+async def test_claim_covers_its_request_through_a_layer_of_another_tenant(store: Store) -> None:
+    charges = Charges()
+    inner = IdempotencyMiddleware(guard(charges, store), store=store, tenant=lambda scope: "another")
+    answer = await call(guard(inner, store), key="k")
+    assert (answer.status, charges.runs) == (201, 1)
+
+
+# Loops and threads.
+
+
+def test_one_middleware_serves_several_loops_one_after_the_other() -> None:
+    charges = Charges()
+    app = guard(charges, MemoryStore(), wait=1)
+    statuses = [asyncio.run(call(app, key="k")).replayed for _ in range(3)]
+    assert statuses == [False, True, True]
+
+
+def test_outside_a_loop_that_is_known_there_is_a_clear_error() -> None:
+    from idempotency._backends.base import running
+
+    with pytest.raises(RuntimeError, match=r"asyncio|trio|async"):
+        running()
+
+
+async def test_thirty_two_threads_with_loops_of_their_own_share_a_middleware() -> None:
+    charges = Charges()
+    app = guard(charges, MemoryStore())
+
+    def worker() -> list[int | None]:
+        async def work() -> list[int | None]:
+            return [(await call(app, key=f"k{number}")).status for number in range(10)]
+
+        return asyncio.run(work())
+
+    results: list[list[int | None]] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def one() -> None:
+            results.append(await anyio.to_thread.run_sync(worker))
+
+        for _ in range(32):
+            tasks.start_soon(one)
+    assert {status for result in results for status in result} <= {201, 409}
+    assert charges.runs == 10

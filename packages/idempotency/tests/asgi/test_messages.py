@@ -1,0 +1,282 @@
+"""The middleware between an application and its server, message by message: in any order that ASGI allows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from asgi_driver import Talk, call, http_scope, key_header
+from effects import Charges, guard, read_body, respond
+
+from idempotency import Acquired, Fingerprint, StorageKey, current_claim
+from idempotency._core.outcome import Response, encode_response
+from idempotency.engine.owner import new_owner
+from idempotency.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.anyio
+
+KEY = StorageKey("k")
+START = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def chunk(body: bytes, *, more_body: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more_body}
+
+
+async def flow(store: MemoryStore, send: Any) -> None:
+    """Answer with an event stream: it is recorded as done, and flows from its first message on."""
+    await send({**START, "headers": [(b"content-type", b"text/event-stream")]})
+
+
+async def be_superseded(store: MemoryStore, send: Any) -> None:
+    """Answer when the key has been taken over and settled: the successor's answer goes out instead."""
+    found = await store.get(KEY)
+    assert found is not None
+    await store.forget(KEY)
+    reply = await store.acquire(
+        KEY, fingerprint=Fingerprint(found.fingerprint), owner=new_owner(), lease=30, retention=60
+    )
+    assert isinstance(reply, Acquired)
+    assert await store.complete(reply.claim, encode_response(Response(201, [], b"theirs")), retention=60)
+    await respond(send, b"ours")
+
+
+Answered = Callable[[MemoryStore, Any], Awaitable[None]]
+
+
+@pytest.mark.parametrize("answered", [flow, be_superseded])
+async def test_an_application_that_first_listens_once_it_has_answered_hears_the_client_leave(
+    answered: Answered, store: MemoryStore
+) -> None:
+    heard = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await answered(store, send)
+        heard.append((await receive())["type"])
+
+    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    talk.leave()
+    with anyio.fail_after(5):
+        await talk.run()
+    assert heard == ["http.disconnect"]
+
+
+@pytest.mark.parametrize("answered", [flow, be_superseded])
+async def test_every_task_that_listens_hears_the_client_leave(answered: Answered, store: MemoryStore) -> None:
+    heard = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+
+        async def listen() -> None:
+            heard.append((await receive())["type"])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            tasks.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            assert heard == []
+            await answered(store, send)
+
+    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    talk.leave()
+    with anyio.fail_after(5):
+        await talk.run()
+    assert heard == ["http.disconnect"] * 2
+
+
+async def test_a_client_that_leaves_within_its_request_is_told_nothing_and_nothing_runs(
+    store: MemoryStore,
+) -> None:
+    charges = Charges()
+    talk = Talk(guard(charges, store), http_scope(headers=key_header("k")))
+    talk.give(b"half", more_body=True)
+    talk.leave()
+    answer = await talk.run()
+    assert (answer.messages, charges.runs, await store.get(KEY)) == ([], 0, None)
+
+
+async def test_a_last_message_of_a_body_need_not_say_that_it_is_the_last(store: MemoryStore) -> None:
+    charges = Charges()
+    messages = [
+        {"type": "http.request", "body": b"one", "more_body": True},
+        {"type": "http.request", "more_body": True},
+        {"type": "http.request", "body": b"two"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        pass
+
+    await guard(charges, store)(http_scope(headers=key_header("k")), receive, send)
+    assert charges.bodies == [b"onetwo"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_request_may_be_as_long_as_the_policy_says_and_no_longer(
+    pieces: int, store: MemoryStore
+) -> None:
+    app = guard(Charges(), store, max_request_bytes=9)
+
+    def body(length: int) -> list[bytes]:
+        return [b"x" * (length - pieces + 1), *[b"x"] * (pieces - 1)]
+
+    assert (await call(app, key="a", body=body(10))).status == 413
+    assert (await call(app, key="a", body=body(9))).status == 201
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_an_answer_is_kept_that_is_as_long_as_the_policy_says_and_no_longer(
+    pieces: int, store: MemoryStore
+) -> None:
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        length = int(await read_body(receive))
+        await respond(send, [b"x" * (length - pieces + 1), *[b"x"] * (pieces - 1)])
+
+    app = guard(answer, store, max_response_bytes=9)
+    for key, length, status in (("a", b"9", 200), ("b", b"10", 409)):
+        await call(app, key=key, body=length)
+        again = await call(app, key=key, body=length)
+        assert again.status == status
+
+
+@pytest.mark.parametrize(
+    ("header", "flows"),
+    [
+        ((b"content-type", b"text/event-stream"), True),
+        ((b"content-type", b"Text/Event-Stream; charset=utf-8"), True),
+        ((b"content-type", b"text/event-log"), False),
+        ((b"x-kind", b"text/event-stream"), False),
+    ],
+)
+async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
+    header: tuple[bytes, bytes], flows: bool, store: MemoryStore
+) -> None:
+    sent_by_then: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**START, "headers": [(b"server", b"x"), header]})
+        await send(chunk(b"data: 1\n\n"))
+        sent_by_then.append(len(talk.messages))
+        await send(chunk(b"", more_body=False))
+
+    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    await talk.run()
+    assert sent_by_then == [2 if flows else 0]
+    again = await call(guard(app, store), key="k")
+    assert (again.status, b"an event stream" in again.body) == ((409, True) if flows else (200, False))
+
+
+@pytest.mark.parametrize(
+    "name", [b"idempotency-replayed", b"Idempotency-Replayed", b"Idempotency-Expires-In"]
+)
+async def test_what_an_application_says_in_the_middlewares_name_is_not_passed_on(
+    name: bytes, store: MemoryStore
+) -> None:
+    async def impostor(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, headers=[(b"x-own", b"1"), (name, b"forged"), (b"x-last", b"2")])
+
+    answer = await call(guard(impostor, store), key="k")
+    assert b"forged" not in [value for _, value in answer.headers]
+    assert (answer.header("x-own"), answer.header("x-last")) == (b"1", b"2")
+
+
+async def test_only_an_answer_that_a_retry_will_see_says_when_it_expires(store: MemoryStore) -> None:
+    async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+        await store.forget(KEY)
+        await respond(send, b"ours")
+
+    assert (await call(guard(forgetful, store), key="k")).header("idempotency-expires-in") is None
+    assert (await call(guard(Charges(), store), key="k")).header("idempotency-expires-in") == b"86400"
+
+
+async def test_messages_of_other_kinds_go_straight_to_the_server_and_end_nothing(store: MemoryStore) -> None:
+    other = {"type": "http.response.debug", "info": {}}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(other)
+        await send(START)
+        await send(other)
+        await send(chunk(b"done", more_body=False))
+
+    answer = await call(guard(app, store), key="k")
+    assert [message["type"].rpartition(".")[2] for message in answer.messages] == [
+        "debug",
+        "debug",
+        "start",
+        "body",
+    ]
+    assert answer.body == b"done"
+    assert (await call(guard(app, store), key="k")).replayed
+
+
+async def test_a_body_without_a_start_is_for_the_server_to_refuse(store: MemoryStore) -> None:
+    async def headless(scope: Any, receive: Any, send: Any) -> None:
+        await send(chunk(b"done", more_body=False))
+
+    answer = await call(guard(headless, store), key="k")
+    assert (answer.status, answer.body) == (None, b"done")
+    assert await store.get(KEY) is None, "no answer, as far as the key is concerned"
+
+
+async def test_what_is_sent_while_the_held_answer_goes_out_comes_after_it(store: MemoryStore) -> None:
+    """The hold's timer and the application are two writers."""
+    messages: list[Any] = []
+    letting_go = anyio.Event()
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send(START)
+        await send(chunk(b"held"))
+        await letting_go.wait()
+        await send(chunk(b"next", more_body=False))
+
+    async def slow_server(message: Any) -> None:
+        letting_go.set()
+        await anyio.sleep(0.02)
+        messages.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    with anyio.fail_after(5):
+        await guard(stream, store, max_hold=0.02)(http_scope(headers=key_header("k")), receive, slow_server)
+    assert [message.get("body") for message in messages] == [None, b"held", b"next"]
+
+
+@pytest.mark.parametrize("answered", [flow, be_superseded])
+async def test_a_handler_runs_under_its_claim_to_its_end_and_its_caller_never_does(
+    answered: Answered, store: MemoryStore
+) -> None:
+    claims = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        claims.append(current_claim())
+        await answered(store, send)
+        claims.append(current_claim())
+        await send(chunk(b"data: 1\n\n"))
+        claims.append(current_claim())
+        await send(chunk(b"", more_body=False))
+        claims.append(current_claim())
+
+    await call(guard(app, store), key="k")
+    assert claims[0] is not None
+    assert claims == [claims[0]] * 4
+    assert current_claim() is None

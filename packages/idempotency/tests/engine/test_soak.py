@@ -1,0 +1,251 @@
+"""
+A short soak of each promise: a service killed and frozen at every step of a request keeps it, and says what it counted.
+
+The long one is `scripts/soak` (docs/reliability.md). The judge is held to account here: for each kind of broken promise
+it is shown a journal, or a client's answers, that it must not let pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import Answer, Operation
+from faults import Board, Fate, steps_of
+from journal import Journal
+from judge import Verdict, judge
+
+SOAK = Path(__file__).parents[2] / "soak"
+
+
+RUNS = ("T/sqlite", "T/postgres", "M/redis", "L/redis")
+BRIEF = {
+    "requests": 50,
+    "lease": 0.25,
+    "slow": 0.1,
+    "every": 2,
+    "workers": 3,
+    "at-once": 8,
+    "harm-every": 1.5,
+}
+
+
+@pytest.fixture(scope="module")
+def reports(redis_binary: Path, postgres_url: str) -> dict[str, dict[str, Any]]:
+    """What the soak says of each run; the servers are asked for because it starts their like."""
+    command = [sys.executable, str(SOAK), *RUNS, *[f"--{name}={value}" for name, value in BRIEF.items()]]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr + ran.stdout
+    return {report["run"]: report for report in map(json.loads, ran.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_promise_is_kept_by_a_service_that_is_killed_at_every_step(
+    run: str, reports: dict[str, dict[str, Any]]
+) -> None:
+    report, mode = reports[run], run[0]
+    assert report["requests"] >= 50
+    assert all(report["kills_by_step"][step] > 0 for step in steps_of(mode))
+    promised = ("unexplained", "lost", "phantom", "changed", "stuck", "violations")
+    assert {name: report[name] for name in promised} == dict.fromkeys(promised, 0)
+    assert mode == "L" or report["duplicates"] == 0
+    assert mode == "M" or report["unknown"] == 0
+    assert mode != "T" or (report["effects"], report["looks"] > 0) == (report["operations"], True)
+
+
+LEASE = 1.0
+KEY = "t:k"
+
+
+def told(effect: str = "e1", *, late: bool = False, replayed: bool = False, **changed: Any) -> Answer:
+    return Answer(
+        **{
+            "status": 201,
+            "problem": "",
+            "digest": effect,
+            "effect": effect,
+            "marked": True,
+            "replayed": replayed,
+            "late": late,
+        }
+        | changed
+    )
+
+
+UNKNOWN = {"status": 409, "problem": "outcome-unknown", "effect": "", "digest": "", "marked": False}
+
+
+class Story:
+    """A journal, line by line: times in seconds, owners and processes by number."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def run(
+        self,
+        owner: int,
+        at: float,
+        *,
+        attempt: int = 1,
+        fence: int | None = None,
+        effect: str | None = None,
+        end: float | None = None,
+        held: bool = True,
+        killed: float | None = None,
+    ) -> Story:
+        claim = {"key": KEY, "owner": str(owner), "pid": owner}
+        granted = {
+            "attempt": attempt,
+            "fence": owner if fence is None else fence,
+            "asked": at,
+            "at": at + 0.001,
+        }
+        self.events += [{"what": "asked", "at": at} | claim, {"what": "claimed"} | granted | claim]
+        if effect is not None:
+            self.events.append({"what": "effect", "at": at + 0.002, "id": effect} | claim)
+        if end is not None:
+            self.events.append({"what": "completed", "at": end, "asked": end, "held": held} | claim)
+        if killed is not None:
+            self.events.append({"what": "ended", "at": killed, "worker": owner, "code": -signal.SIGKILL})
+        return self
+
+    def judged(self, *answers: Answer, mode: str = "L", **seen: Any) -> Verdict:
+        return judge(mode, LEASE, self.events, [Operation("t", "k", answers=list(answers), **seen)])
+
+
+def once() -> Story:
+    return Story().run(1, 0.0, effect="e1", end=0.1)
+
+
+def taken_over(at: float = 1.1) -> Story:
+    """An owner dies after its effect; the next repeats it."""
+    return Story().run(1, 0.0, effect="e1", killed=0.2).run(2, at, attempt=2, effect="e2", end=at + 0.1)
+
+
+def test_the_judge_finds_nothing_in_a_kept_promise() -> None:
+    verdict = once().judged(told(), told(replayed=True), told(late=True, replayed=True), mode="T")
+    assert verdict.violations == []
+    assert verdict.counts["effects"] == 1
+
+
+def test_a_repeat_after_a_death_is_counted_and_explained() -> None:
+    verdict = taken_over().judged(told("e2"), told("e2", late=True, replayed=True))
+    assert verdict.violations == []
+    assert (verdict.counts["duplicates"], verdict.counts["after_a_kill"], verdict.counts["takeovers"]) == (
+        1,
+        1,
+        1,
+    )
+    assert verdict.recoveries == [pytest.approx(0.901)]
+
+
+def test_a_repeat_after_a_stall_is_counted_and_explained() -> None:
+    frozen = Story().run(1, 0.0, effect="e1", end=1.9, held=False)
+    verdict = frozen.run(2, 1.1, attempt=2, effect="e2", end=1.2).judged(told("e2"))
+    assert verdict.violations == []
+    assert (verdict.counts["after_a_stall"], verdict.counts["late_writes_refused"]) == (1, 1)
+
+
+def test_a_claim_that_nobody_heard_of_may_take_over_and_be_released() -> None:
+    story = Story().run(1, 0.0, effect="e1", end=1.9, held=False)
+    unheard = {"key": KEY, "owner": "9", "pid": 9}
+    story.events += [
+        {"what": "asked", "at": 1.1} | unheard,
+        {"what": "told", "at": 1.2, "answered": False} | unheard,
+        {"what": "released", "at": 1.3, "asked": 1.3, "held": True} | unheard,
+    ]
+    verdict = story.run(2, 1.4, effect="e2", end=1.5).judged(told("e2"))
+    assert verdict.violations == []
+    assert (verdict.counts["takeovers"], verdict.counts["after_a_stall"]) == (1, 1)
+
+
+def test_at_most_once_may_not_know_what_a_dead_owner_did() -> None:
+    died = Story().run(1, 0.0, effect="e1", killed=0.2)
+    verdict = died.judged(told(**UNKNOWN), mode="M")
+    assert (verdict.violations, verdict.counts["unknown"]) == ([], 1)
+
+
+def test_at_most_once_may_not_know_what_became_of_a_claim_nobody_heard_of() -> None:
+    story = Story()
+    story.events = [
+        {"what": "asked", "at": 0.0, "key": KEY, "owner": "1", "pid": 1},
+        {"what": "ended", "at": 0.1, "worker": 1, "code": -signal.SIGKILL},
+    ]
+    assert story.judged(told(**UNKNOWN), mode="M").violations == []
+    story.events[1] = {"what": "told", "at": 1.1, "owner": "1", "pid": 1, "answered": False}
+    assert story.judged(told(**UNKNOWN), mode="M").violations == []
+    story.events[1]["answered"] = True
+    assert story.judged(told(**UNKNOWN), mode="M").violations != []
+
+
+BROKEN = {
+    "I1: a takeover before the lease was over": taken_over(at=0.9).judged(told("e2")),
+    "I2: an effect too many where none is allowed": taken_over().judged(told("e2"), mode="M"),
+    "I2: a second effect that nobody's death explains": Story()
+    .run(1, 0.0, effect="e1", end=0.1)
+    .run(2, 0.2, effect="e2", end=0.3)
+    .judged(told("e2")),
+    "I3: two answers": once().judged(told(), told(digest="other")),
+    "I4: a fence that falls": Story()
+    .run(1, 0.0, fence=8, killed=0.1)
+    .run(2, 1.2, fence=7, attempt=2, effect="e1", end=1.3)
+    .judged(told()),
+    "I5: two owners recorded": Story()
+    .run(1, 0.0, effect="e1", end=1.3)
+    .run(2, 1.2, attempt=2, effect="e2", end=1.4)
+    .judged(told("e2")),
+    "I6: a record that was granted again": Story()
+    .run(1, 0.0, effect="e1", end=0.1)
+    .run(2, 1.2, attempt=2, effect="e2", end=1.3)
+    .judged(told("e2")),
+    "I6: a claim that was forgotten": Story()
+    .run(1, 0.0, end=0.4, held=False)
+    .run(2, 0.5, effect="e1", end=0.6)
+    .judged(told()),
+    "I6: an answer that is gone": once().judged(told(), told("e1", late=True)),
+    "I6: an answer that is unknown by now": once().judged(told(), told(**UNKNOWN, late=True), mode="M"),
+    "201 to a stranger: a body that is not the first one's": once().judged(
+        told(), unexpected=["201 to a stranger"]
+    ),
+    "I10: a client without an answer": once().judged(stuck=1),
+    "I10: unknown, and nobody died": once().judged(told(**UNKNOWN), mode="M"),
+    "I10: unknown, where it never may be": Story().run(1, 0.0, killed=0.1).judged(told(**UNKNOWN)),
+    "I12: a run that was cut": Story().run(1, 0.0, effect="e1").judged(told()),
+    "I15: an answer without its effect": once().judged(told("e9")),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_judge_finds_a_broken_promise(name: str) -> None:
+    found = BROKEN[name].violations
+    assert found
+    assert name.partition(":")[0] in " ".join(found)
+
+
+def test_the_judge_finds_an_effect_without_a_claim() -> None:
+    story = once()
+    story.events.append({"what": "effect", "at": 0.3, "pid": 1, "owner": "3", "key": KEY, "id": "e2"})
+    assert any(sentence.startswith("I11") for sentence in story.judged(told()).violations)
+
+
+@pytest.mark.parametrize("freezes", [True, False])
+def test_every_fourth_round_freezes_unless_a_soak_only_kills(
+    freezes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda _pid, sent: struck.append(sent))
+    board = Board(["a step"])
+    fate = Fate(board, Journal(tmp_path / "journal"), random.Random(1), every=1, freezes=freezes)
+    for _ in range(8):
+        fate.at("a step")
+    fourth = signal.SIGSTOP if freezes else signal.SIGKILL
+    assert struck == [signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, fourth] * 2
+    assert sum(board.freezes.values()) == (2 if freezes else 0)

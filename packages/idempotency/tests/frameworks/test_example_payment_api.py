@@ -1,0 +1,249 @@
+"""The example of a payment API: one transaction for the payment and its record, whoever is killed when."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import httpx
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from idempotency.stores.postgres import PostgresStore
+
+pytestmark = pytest.mark.anyio
+
+EXAMPLE = Path(__file__).parents[4] / "examples" / "payment_api.py"
+
+# Serves one payment, and is killed where the store is asked to do what is named: before the middleware's own `complete`
+# (the transaction is committed by then), or after `complete_in` (all is written, nothing is committed).
+KILLED = """
+import asyncio, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import httpx, payment_api
+from idempotency.stores.postgres import PostgresStore
+
+written = PostgresStore.complete_in
+
+async def die(*args, **kwargs):
+    assert sys.argv[3] == "complete" or await written(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(PostgresStore, sys.argv[3], die)
+
+async def main():
+    app = payment_api.create_app(sys.argv[2], lease=1.0)
+    async with app.router.lifespan_context(app):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        await client.post("/payments", json={"payee": "bob", "cents": 500},
+                          headers={"Authorization": "Bearer alice", "Idempotency-Key": "order-1"})
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("payment_api", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["payment_api"] = module  # where FastAPI looks for the names in annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def database(postgres_url: str, example: ModuleType) -> Iterator[str]:
+    """A schema of the test's own, with two customers."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA payments")
+        try:
+            connection.execute("SET search_path = payments")
+            connection.execute(example.SCHEMA)
+            for name, cents in (("alice", 700), ("bob", 0)):
+                connection.execute(
+                    "INSERT INTO account VALUES (%s, %s, %s)", (name, sha256(name.encode()).digest(), cents)
+                )
+            yield make_conninfo(postgres_url, options="-csearch_path=payments")
+        finally:
+            connection.execute("DROP SCHEMA payments CASCADE")
+
+
+def rows(database: str, query: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(database) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def money(database: str) -> dict[str, int]:
+    return dict(rows(database, "SELECT name, cents FROM account"))
+
+
+@asynccontextmanager
+async def serving(example: ModuleType, database: str, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    app = example.create_app(database, **settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers={"Authorization": "Bearer alice"}, timeout=30
+        ) as client,
+    ):
+        client.app = app  # type: ignore[attr-defined]
+        yield client
+
+
+async def pay(client: httpx.AsyncClient, key: str | None = "order-1", **body: Any) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await client.post("/payments", json={"payee": "bob", "cents": 500} | body, headers=headers)
+
+
+async def test_a_payment_sent_twice_moves_the_money_once(example: ModuleType, database: str) -> None:
+    async with serving(example, database) as client:
+        first, again = await pay(client), await pay(client)
+    assert (first.status_code, first.json()) == (201, {"payment": 1})
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Idempotency-Expires-In" in first.headers, "the middleware knows that the answer is recorded"
+    assert money(database) == {"alice": 200, "bob": 500}
+
+
+async def test_twins_on_two_servers_pay_once_and_get_the_same_answer(
+    example: ModuleType, database: str
+) -> None:
+    answers: list[httpx.Response] = []
+
+    async def send(client: httpx.AsyncClient) -> None:
+        answers.append(await pay(client))
+
+    async with (
+        serving(example, database) as one,
+        serving(example, database) as two,
+        anyio.create_task_group() as all_at_once,
+    ):
+        for client in (one, two) * 4:
+            all_at_once.start_soon(send, client)
+    assert {(answer.status_code, answer.content) for answer in answers} == {(201, b'{"payment":1}')}
+    assert money(database) == {"alice": 200, "bob": 500}
+
+
+async def test_what_the_record_holds_is_what_the_first_caller_got(example: ModuleType, database: str) -> None:
+    async with serving(example, database) as client:
+        first, again = await pay(client), await pay(client)
+
+    def own(answer: httpx.Response) -> list[tuple[bytes, bytes]]:
+        return [pair for pair in answer.headers.raw if not pair[0].lower().startswith(b"idempotency-")]
+
+    assert own(first) == own(again)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [({"cents": 701}, 402), ({"payee": "nobody"}, 404), ({"cents": 0}, 422)]
+)
+async def test_a_refusal_moves_nothing_and_is_repeated(
+    example: ModuleType, database: str, body: dict[str, Any], status: int
+) -> None:
+    async with serving(example, database) as client:
+        first, again = await pay(client, **body), await pay(client, **body)
+    assert (first.status_code, again.status_code, again.content) == (status, status, first.content)
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert money(database) == {"alice": 700, "bob": 0}
+
+
+async def test_a_stranger_pays_nothing_and_leaves_no_record(example: ModuleType, database: str) -> None:
+    async with serving(example, database) as client:
+        client.headers["Authorization"] = "Bearer mallory"
+        answer = await pay(client)
+        assert (await pay(client, key=None)).status_code == 400
+    assert (answer.status_code, answer.json()) == (401, {"detail": "unknown token"})
+    assert rows(database, "SELECT count(*) FROM idempotency_record") == [(0,)]
+
+
+def serve_one_payment_and_die(database: str, *, at: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(EXAMPLE.parent), database, at]
+    assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
+
+
+async def test_killed_between_effect_and_commit_neither_is_there_and_a_retry_pays_once(
+    example: ModuleType, database: str
+) -> None:
+    serve_one_payment_and_die(database, at="complete_in")
+    assert money(database) == {"alice": 700, "bob": 0}
+    assert rows(database, "SELECT count(*) FROM payment") == [(0,)]
+    async with serving(example, database, lease=1.0) as client:
+        answer = await pay(client)  # waits for the dead one's lease to lapse, then takes over
+        again = await pay(client)
+    assert (answer.status_code, "Idempotency-Replayed" in answer.headers) == (201, False)
+    assert again.content == answer.content
+    assert money(database) == {"alice": 200, "bob": 500}
+
+
+async def test_killed_after_the_commit_and_before_the_answer_a_retry_is_a_replay(
+    example: ModuleType, database: str
+) -> None:
+    serve_one_payment_and_die(database, at="complete")
+    assert money(database) == {"alice": 200, "bob": 500}
+    async with serving(example, database) as client:
+        again = await pay(client)
+    assert (again.status_code, again.json()) == (201, {"payment": 1})
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert money(database) == {"alice": 200, "bob": 500}
+
+
+async def test_a_request_that_lost_its_claim_rolls_back_and_a_retry_gets_its_successors_answer(
+    example: ModuleType, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = PostgresStore.complete_in
+
+    async def overtaken(store: PostgresStore, connection: Any, claim: Any, *args: Any, **kwargs: Any) -> bool:
+        monkeypatch.setattr(PostgresStore, "complete_in", written)
+        await store.forget(claim.key)  # as after a takeover, the key is not ours any more
+        return await written(store, connection, claim, *args, **kwargs)
+
+    async with serving(example, database) as client:
+        monkeypatch.setattr(PostgresStore, "complete_in", overtaken)
+        late = await pay(client)
+        assert (late.status_code, late.headers["Retry-After"]) == (503, "1")
+        assert money(database) == {"alice": 700, "bob": 0}
+        assert (await pay(client)).status_code == 201
+    assert money(database) == {"alice": 200, "bob": 500}
+
+
+async def test_receipts_go_out_after_the_payment_with_one_reference_each(
+    example: ModuleType, database: str
+) -> None:
+    sent: list[tuple[str, str]] = []
+
+    async def fail(reference: str, message: str) -> None:
+        sent.append((reference, message))
+        raise ConnectionError("the mail service is down")
+
+    async def send(reference: str, message: str) -> None:
+        sent.append((reference, message))
+
+    async with serving(example, database) as client:
+        await pay(client)
+        await pay(client)
+        await pay(client, key="order-2", cents=1_000_000)
+        pool = client.app.state.pool  # type: ignore[attr-defined]
+        with pytest.raises(ConnectionError):
+            await example.send_receipts(pool, fail)
+        assert await example.send_receipts(pool, send) == 1
+        assert await example.send_receipts(pool, send) == 0
+    assert sent[0] == sent[1], "a repeat has the same reference"
+    assert sent[0][1] == "alice paid 500 cents to bob"

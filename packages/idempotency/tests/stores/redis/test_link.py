@@ -1,0 +1,261 @@
+"""The one connection that all callers of a Redis store share: what they may do to each other, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import redis
+import redis.asyncio
+import uvloop
+from redis_proxy import Proxy
+from redis_servers import Server
+
+from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Policy, StorageKey
+from idempotency.engine import Engine
+from idempotency.engine.request import Ask
+from idempotency.errors import StoreUnavailable
+from idempotency.events import Event, StoreFailed
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+
+pytestmark = pytest.mark.anyio
+
+FINGERPRINT = Fingerprint(b"f" * 32)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"link-{secrets.token_hex(8)}")
+
+
+@pytest.fixture
+async def proxied(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
+    """A store behind the faulty proxy, its connection open."""
+    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=2.0, owns_client=True)
+    await claim(store, StorageKey(f"warm-up-{secrets.token_hex(8)}"))
+    yield store
+    await store.aclose()
+
+
+async def ask(store: RedisStore, key: StorageKey) -> object:
+    owner = Owner(secrets.token_bytes(16))
+    return await store.acquire(key, fingerprint=FINGERPRINT, owner=owner, lease=30.0, retention=60.0)
+
+
+async def claim(store: RedisStore, key: StorageKey) -> Claim:
+    reply = await ask(store, key)
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+def connections(server: Server) -> int:
+    """How many there have been since the statistics were reset; ours is one of them."""
+    with server.client() as client:
+        return int(client.info("stats")["total_connections_received"])
+
+
+def assert_none_is_open(server: Server) -> None:
+    """No connection but ours: the server is given a moment to notice."""
+    with server.client() as client:
+        end = time.monotonic() + 5
+        while len(client.client_list()) > 1 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(client.client_list()) == 1
+
+
+class TestSharing:
+    async def test_a_caller_who_gives_up_costs_the_others_no_connection(self, own_redis: Server, key) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+        await claim(store, key)
+        before = connections(own_redis)
+        for number in range(50):
+            doomed = asyncio.create_task(ask(store, StorageKey(f"doomed-{number}")))
+            for _ in range(number % 5):
+                await asyncio.sleep(0)
+            doomed.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await doomed
+            assert (await store.get(key)).key == key
+        assert connections(own_redis) == before + 1, "the one that asks"
+        await store.aclose()
+
+    async def test_a_cancelled_first_caller_leaves_the_connection_to_the_second(
+        self, own_redis: Server, key
+    ) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+        first = asyncio.create_task(ask(store, key))
+        second = asyncio.create_task(ask(store, key))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert isinstance(await second, Acquired)
+        assert first.cancelled()
+        await store.aclose()
+
+    async def test_a_silent_connection_is_left_by_who_still_has_time(
+        self, proxied: RedisStore, redis_proxy: Proxy, key
+    ) -> None:
+        redis_proxy.fail_next("EVALSHA", "hang")
+        early = asyncio.create_task(ask(proxied, StorageKey(f"{key}-early")))
+        await asyncio.sleep(1.0)
+        late = asyncio.create_task(ask(proxied, StorageKey(f"{key}-late")))
+        with pytest.raises(StoreUnavailable, match="may be repeated"):
+            await early
+        assert isinstance(await late, Acquired)
+
+    async def test_a_caller_short_of_time_does_not_end_a_connection_that_answers(
+        self, own_redis: Server, key
+    ) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=2.0, owns_client=True)
+        await claim(store, key)
+        pipe = store._to(store._only)
+        own_redis.freeze()
+        loop = asyncio.get_running_loop()
+        patient = asyncio.create_task(store.get(key))
+        with pytest.raises(TimeoutError):
+            await pipe.send(_get(store, key), loop.time() + 0.05)
+        own_redis.thaw()
+        assert await patient is not None
+        assert connections(own_redis) == 1 + 2, "the fixture's, the store's, and the one that asks"
+        await store.aclose()
+
+    async def test_a_reply_that_nobody_asked_for_ends_the_connection(
+        self, proxied: RedisStore, redis_proxy: Proxy, key
+    ) -> None:
+        redis_proxy.fail_next("EVALSHA", b":1\r\n:2\r\n")
+        with contextlib.suppress(Exception):
+            await ask(proxied, key)  # of what it was told nothing can be believed
+        for number in range(20):
+            other = StorageKey(f"{key}-{number}")
+            assert (await claim(proxied, other)).key == other
+            assert (await proxied.get(other)).key == other
+
+    async def test_ten_thousand_callers_at_once_are_all_served_in_time(self, own_redis: Server) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=20.0, owns_client=True)
+        replies = await asyncio.gather(*(ask(store, StorageKey(f"k-{number}")) for number in range(10_000)))
+        assert {type(reply) for reply in replies} == {Acquired}
+        await store.aclose()
+
+    async def test_a_server_that_does_not_read_is_not_written_to_without_end(
+        self, own_redis: Server, key
+    ) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=20.0, owns_client=True)
+        granted = await claim(store, key)
+        own_redis.freeze()
+        outcome = b'{"body":"' + b"x" * 16_000_000 + b'"}'
+        big = asyncio.create_task(store.complete(granted, outcome, retention=60.0))
+        await asyncio.sleep(0.05)
+        queued = asyncio.create_task(ask(store, StorageKey("queued")))
+        await asyncio.sleep(0.05)
+        queued.cancel()
+        own_redis.thaw()
+        assert await big is True
+        assert await store.get(StorageKey("queued")) is None, "cancelled before it was written"
+        await store.aclose()
+
+    def test_it_works_under_uvloop(self, redis_server: Server, key) -> None:
+        async def use() -> list[object]:
+            store = RedisStore(redis.asyncio.Redis(port=redis_server.port), owns_client=True)
+            granted = await claim(store, key)
+            await store.complete(granted, b'{"body":"' + b"x" * 500_000 + b'"}', retention=60.0)
+            replies = await asyncio.gather(*(ask(store, key) for _ in range(64)))
+            await store.aclose()
+            return replies
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            replies = runner.run(use())
+        assert {type(reply) for reply in replies} == {Completed}
+        assert {len(reply.outcome) for reply in replies} == {500_000 + 11}
+
+
+class TestClosing:
+    async def test_a_closed_store_refuses_and_opens_nothing(self, own_redis: Server, key) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+        granted = await claim(store, key)
+        await store.aclose()
+        for call in (store.release(granted), store.get(key), ask(store, key)):
+            with pytest.raises(StoreUnavailable, match="closed; open a new one"):
+                await call
+        await store.aclose()
+        assert_none_is_open(own_redis)
+
+    async def test_closing_while_connecting_leaves_no_connection(self, own_redis: Server, key) -> None:
+        own_redis.freeze()
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=5.0, owns_client=True)
+        callers = [asyncio.create_task(ask(store, key)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await store.aclose()
+        answers = await asyncio.gather(*callers, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [StoreUnavailable] * 3
+        own_redis.thaw()
+        assert_none_is_open(own_redis)
+
+    async def test_a_release_in_the_background_outlives_the_store_without_a_noise(
+        self, own_redis: Server, key, caplog
+    ) -> None:
+        """An application that shuts down: the claim nobody heard of is the lease's, and one event says so."""
+        unhandled: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        events: list[Event] = []
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=2.0, owns_client=True)
+        await claim(store, StorageKey("warm-up"))
+        engine = Engine(store, hooks=[events.append])
+        own_redis.freeze()
+        began = asyncio.create_task(
+            engine.begin(Ask(key, FINGERPRINT, Policy(wait=0.0), "POST /charges", 0.0))
+        )
+        await asyncio.sleep(0.05)
+        began.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await began
+        await asyncio.sleep(0.05)
+        await store.aclose()
+        own_redis.thaw()
+        release = engine.release_late(Claim(key, Owner(b"o" * 16), 1, 1), "POST /charges")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(release, 0.6)
+        gc.collect()
+        assert unhandled == []
+        assert [record.getMessage() for record in caplog.records] == []
+        assert all(isinstance(event, StoreFailed) for event in events)
+        assert_none_is_open(own_redis)
+
+    def test_a_closed_store_without_an_event_loop_refuses(self, own_redis: Server, key) -> None:
+        with redis.Redis(port=own_redis.port) as client:
+            store = SyncRedisStore(client)
+            assert store.get(key) is None
+            store.close()
+            with pytest.raises(StoreUnavailable, match="closed; open a new one"):
+                store.get(key)
+            assert_none_is_open(own_redis)
+
+    def test_a_thread_in_a_call_takes_its_connection_with_it(self, own_redis: Server, key) -> None:
+        with redis.Redis(port=own_redis.port) as client:
+            store = SyncRedisStore(client, deadline=5.0)
+            assert store.get(key) is None
+            own_redis.freeze()
+            seen: list[object] = []
+            thread = threading.Thread(target=lambda: seen.append(store.get(key)))
+            thread.start()
+            time.sleep(0.1)
+            store.close()
+            own_redis.thaw()
+            thread.join(5)
+            assert seen == [None]
+            assert_none_is_open(own_redis)
+
+
+def _get(store: RedisStore, key: StorageKey) -> object:
+    from idempotency.stores.redis import records
+
+    return records.get(store._name(key))
