@@ -5,9 +5,12 @@ A client that got no answer, or a worse one, sends the request again under the s
 first request was killed, the money has moved once or not at all, and the answer is the first one's if there was one.
 A receipt goes out by an outbox: a row of the same transaction, sent afterwards.
 
+Whose key it is says the account, not the token: a client whose token is replaced between two attempts is still the same
+payer, and its repeated request is still the same payment.
+
     DATABASE_URL=postgresql://localhost/payments uvicorn --factory payment_api:create_app
-    psql postgresql://localhost/payments -c \
-        "INSERT INTO account VALUES ('alice', sha256('alice-token'), 700), ('bob', sha256('bob-token'), 0)"
+    psql postgresql://localhost/payments -c "INSERT INTO account VALUES ('alice', 700), ('bob', 0)" \
+        -c "INSERT INTO token VALUES (sha256('alice-token'), 'alice'), (sha256('bob-token'), 'bob')"
     curl -X POST localhost:8000/payments -H 'Authorization: Bearer alice-token' -H 'Idempotency-Key: "order-1"' \
         -H 'Content-Type: application/json' -d '{"payee": "bob", "cents": 500}'
 """
@@ -18,20 +21,30 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel, PositiveInt
+from starlette.authentication import (
+    AuthCredentials,
+    AuthenticationBackend,
+    AuthenticationError,
+    SimpleUser,
+)
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import HTTPConnection
 
-from idempotency import IdempotencyMiddleware, Policy, Response, by_header, current_claim
+from idempotency import IdempotencyMiddleware, Policy, Response, by_user, current_claim
 from idempotency.stores.postgres import PostgresStore
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS account (
-    name text PRIMARY KEY, token_digest bytea UNIQUE NOT NULL, cents bigint NOT NULL CHECK (cents >= 0));
+    name text PRIMARY KEY, cents bigint NOT NULL CHECK (cents >= 0));
+CREATE TABLE IF NOT EXISTS token (
+    digest bytea PRIMARY KEY, name text NOT NULL REFERENCES account);
 CREATE TABLE IF NOT EXISTS payment (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     payer text NOT NULL, payee text NOT NULL, cents bigint NOT NULL);
@@ -92,23 +105,37 @@ async def send_receipts(
     return len(rows)
 
 
-async def payer(request: Request, authorization: Annotated[str, Header()]) -> str:
-    """Who pays: whose token the request has."""
-    digest = sha256(authorization.removeprefix("Bearer ").encode()).digest()
-    async with request.app.state.pool.connection() as connection:
-        found = await connection.execute("SELECT name FROM account WHERE token_digest = %s", (digest,))
-        row = await found.fetchone()
-    if row is None:
-        raise HTTPException(401, "unknown token")  # never recorded: the key stays free
-    return str(row[0])
+class Tokens(AuthenticationBackend):
+    """Who pays: the account that the request's token belongs to. One account may have several, old ones and new."""
+
+    def __init__(self, pool: AsyncConnectionPool[Any]) -> None:
+        self._pool = pool
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser]:
+        """The account as `request.user`, and as `scope["user"]` for the middleware inside this one."""
+        token = conn.headers.get("Authorization", "").removeprefix("Bearer ")
+        async with self._pool.connection() as connection:
+            found = await connection.execute(
+                "SELECT name FROM token WHERE digest = %s", (sha256(token.encode()).digest(),)
+            )
+            row = await found.fetchone()
+        if row is None:
+            raise AuthenticationError("unknown token")
+        return AuthCredentials(), SimpleUser(row[0])
+
+
+def refuse(_: HTTPConnection, error: AuthenticationError) -> JSONResponse:
+    """Answer a request without a known token, before any record is looked at."""
+    return JSONResponse({"detail": str(error)}, 401, {"WWW-Authenticate": "Bearer"})
 
 
 router = APIRouter()
 
 
 @router.post("/payments", status_code=201)
-async def pay(request: Request, payment: Payment, name: Annotated[str, Depends(payer)]) -> JSONResponse:
+async def pay(request: Request, payment: Payment) -> JSONResponse:
     """Pay, and record the answer, in one transaction: committed at the end of the block, rolled back by a raise."""
+    name: str = request.user.username
     store: PostgresStore = request.app.state.store
     claim = current_claim()
     assert claim is not None, "the policy requires a key, so every payment has a claim"
@@ -146,7 +173,8 @@ def create_app(database_url: str | None = None, *, lease: float = 10.0) -> FastA
     app.add_middleware(
         IdempotencyMiddleware,
         store=store,
-        tenant=by_header("Authorization"),
+        tenant=by_user(),
         policy=Policy(required=True, lease=lease, wait=2 * lease),
     )
+    app.add_middleware(AuthenticationMiddleware, backend=Tokens(pool), on_error=refuse)  # outside the other
     return app

@@ -27,7 +27,14 @@ from idempotency._core.types import (
     State,
     StorageKey,
 )
-from idempotency.asgi import EXPOSED_HEADERS, IdempotencyMiddleware, by_header, one_tenant
+from idempotency.asgi import (
+    EXPOSED_HEADERS,
+    CredentialTenantWarning,
+    IdempotencyMiddleware,
+    by_header,
+    by_user,
+    one_tenant,
+)
 from idempotency.decorators import idempotent
 from idempotency.engine.current_claim import CurrentClaim, current_claim
 from idempotency.errors import (
@@ -57,6 +64,7 @@ __all__ = [
     "Claim",
     "Completed",
     "CorruptRecord",
+    "CredentialTenantWarning",
     "CurrentClaim",
     "Event",
     "Fingerprint",
@@ -92,6 +100,7 @@ __all__ = [
     "Waitable",
     "always",
     "by_header",
+    "by_user",
     "canonical_json",
     "current_claim",
     "exact_bytes",

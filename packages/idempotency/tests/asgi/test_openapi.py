@@ -48,7 +48,10 @@ def application(policy: Policy | None = None) -> FastAPI:
 
     if policy is not None:
         app.add_middleware(
-            IdempotencyMiddleware, store=MemoryStore(), tenant=by_header("authorization"), policy=policy
+            IdempotencyMiddleware,
+            store=MemoryStore(),
+            tenant=by_header("authorization", stable=True),
+            policy=policy,
         )
     return app
 

@@ -48,7 +48,7 @@ class Charges:
         self.app = IdempotencyMiddleware(
             app,
             store=store or MemoryStore(),
-            tenant=by_header("authorization"),
+            tenant=by_header("authorization", stable=True),
             policy=policy or Policy(),
             hooks=hooks,
         )

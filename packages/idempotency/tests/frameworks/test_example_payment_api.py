@@ -77,9 +77,10 @@ def database(postgres_url: str, example: ModuleType) -> Iterator[str]:
             connection.execute("SET search_path = payments")
             connection.execute(example.SCHEMA)
             for name, cents in (("alice", 700), ("bob", 0)):
-                connection.execute(
-                    "INSERT INTO account VALUES (%s, %s, %s)", (name, sha256(name.encode()).digest(), cents)
-                )
+                connection.execute("INSERT INTO account VALUES (%s, %s)", (name, cents))
+                for token in (name, f"{name}-renewed"):
+                    digest = sha256(token.encode()).digest()
+                    connection.execute("INSERT INTO token VALUES (%s, %s)", (digest, name))
             yield make_conninfo(postgres_url, options="-csearch_path=payments")
         finally:
             connection.execute("DROP SCHEMA payments CASCADE")
@@ -120,6 +121,18 @@ async def test_a_payment_sent_twice_moves_the_money_once(example: ModuleType, da
     assert (again.status_code, again.content) == (201, first.content)
     assert again.headers["Idempotency-Replayed"] == "true"
     assert "Idempotency-Expires-In" in first.headers, "the middleware knows that the answer is recorded"
+    assert money(database) == {"alice": 200, "bob": 500}
+
+
+async def test_a_payment_repeated_with_a_renewed_token_moves_the_money_once(
+    example: ModuleType, database: str
+) -> None:
+    async with serving(example, database) as client:
+        first = await pay(client)
+        client.headers["Authorization"] = "Bearer alice-renewed"
+        again = await pay(client)
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["Idempotency-Replayed"] == "true"
     assert money(database) == {"alice": 200, "bob": 500}
 
 
@@ -169,6 +182,8 @@ async def test_a_stranger_pays_nothing_and_leaves_no_record(example: ModuleType,
     async with serving(example, database) as client:
         client.headers["Authorization"] = "Bearer mallory"
         answer = await pay(client)
+        assert (await pay(client, key=None)).status_code == 401
+        client.headers["Authorization"] = "Bearer alice"
         assert (await pay(client, key=None)).status_code == 400
     assert (answer.status_code, answer.json()) == (401, {"detail": "unknown token"})
     assert rows(database, "SELECT count(*) FROM idempotency_record") == [(0,)]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
-__all__ = ["AGE", "EXPIRES_IN", "Wire", "wire"]
+__all__ = ["AGE", "EXPIRES_IN", "Wire", "is_token", "wire"]
 
 AGE: Final = b"idempotency-age"
 EXPIRES_IN: Final = b"idempotency-expires-in"
 _OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def is_token(name: str) -> bool:
+    """Whether *name* can be the name of a header (RFC 9110, 5.6.2)."""
+    return _TOKEN.fullmatch(name) is not None
 
 
 class Wire(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from idempotency._core.callables import is_plain
 from idempotency._core.fingerprint import RequestView, exact_bytes
-from idempotency._core.headers import Wire, wire
+from idempotency._core.headers import Wire, is_token, wire
 from idempotency._core.outcome import Response
 from idempotency._core.types import Fingerprint
 
@@ -33,7 +33,6 @@ HOP_BY_HOP = frozenset(
 """Headers that belong to one connection or one message (RFC 9110, 7.6.1) and are never recorded."""
 
 _FIRST_CALLER_ONLY = frozenset({b"set-cookie", b"www-authenticate", b"clear-site-data"})
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _URI = re.compile(r"[!-;=?-~]+")  # what can stand in the angle brackets of a Link (RFC 8288, 3)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -136,7 +135,7 @@ class Policy:
             for name in ("fingerprint", "keep", "redact")
             if not is_plain(getattr(self, name)) and (name, getattr(self, name)) != ("redact", None)
         ]
-        if not _TOKEN.fullmatch(self.replay_header):
+        if not is_token(self.replay_header):
             wrong.append("replay_header must be the name of a header")
         if self.documentation_url is not None and not _URI.fullmatch(self.documentation_url):
             wrong.append("documentation_url must be a URI, in ASCII")

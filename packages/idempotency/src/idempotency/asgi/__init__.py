@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from idempotency.asgi.middleware import EXPOSED_HEADERS, IdempotencyMiddleware, by_header, one_tenant
+from idempotency.asgi.middleware import EXPOSED_HEADERS, IdempotencyMiddleware
+from idempotency.asgi.tenants import CredentialTenantWarning, by_header, by_user, one_tenant
 
-__all__ = ["EXPOSED_HEADERS", "IdempotencyMiddleware", "by_header", "one_tenant"]
+__all__ = [
+    "EXPOSED_HEADERS",
+    "CredentialTenantWarning",
+    "IdempotencyMiddleware",
+    "by_header",
+    "by_user",
+    "one_tenant",
+]

@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import sha256
 from typing import Any, Final
 
 from idempotency._backends.base import running
@@ -22,7 +21,6 @@ from idempotency._core.errors import (
     CorruptRecord,
     IdempotencyError,
     MissingKey,
-    MissingTenant,
     NotReplayable,
     RequestTimeout,
     RequestTooLarge,
@@ -41,6 +39,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency.asgi.recorder import COVERED_BY, Execution
+from idempotency.asgi.tenants import by_header, by_user, one_tenant
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
 from idempotency.engine.checks import is_async_store
@@ -48,7 +47,7 @@ from idempotency.engine.run import Run
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store
 
-__all__ = ["EXPOSED_HEADERS", "IdempotencyMiddleware", "by_header", "one_tenant"]
+__all__ = ["EXPOSED_HEADERS", "IdempotencyMiddleware"]
 
 
 EXPOSED_HEADERS: Final = (
@@ -65,37 +64,8 @@ _PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[
 _log = logging.getLogger("idempotency")
 
 
-def by_header(name: str) -> Callable[[Scope], str]:
-    """
-    A tenant for each value of a request header, such as `Authorization`: hashed, so that no secret reaches the store.
-
-    Use it for a header that was authenticated. A keyed request without the header, or with a blank one, is refused
-    (400): strangers must not share a tenant. Repeated header lines count together.
-
-    >>> tenant = by_header("Authorization")
-    >>> alice = tenant({"headers": [(b"authorization", b"Bearer alice")]})
-    >>> bob = tenant({"headers": [(b"authorization", b"Bearer bob")]})
-    >>> alice == bob
-    False
-    """
-    wanted = name.lower().encode("ascii")
-
-    def tenant(scope: Scope) -> str:
-        values = [value for header, value in scope["headers"] if header == wanted]
-        if not b"".join(values).strip():  # a blank one names nobody, and many may send it
-            raise MissingTenant(f"the request has no {name} header, which says whose Idempotency-Key this is")
-        return sha256(b"\n".join(values)).hexdigest()[:32]
-
-    return tenant
-
-
-def one_tenant() -> Callable[[Scope], str]:
-    """Everybody is the same principal: right for one trusted caller, a leak between users otherwise."""
-    return lambda _scope: ""
-
-
 # They make callables; given themselves, they were not called.
-_MAKERS: Final[tuple[object, ...]] = (by_header, one_tenant)
+_MAKERS: Final[tuple[object, ...]] = (by_header, by_user, one_tenant)
 
 
 class IdempotencyMiddleware:
@@ -108,8 +78,9 @@ class IdempotencyMiddleware:
     Args:
         app: The application to protect.
         store: Where records live, such as `idempotency.stores.redis.RedisStore`.
-        tenant: Whose key it is, from the scope: `by_header("Authorization")`, or what an authentication middleware
-            outside this one left there. It has no default: a replay across principals is a leak. It may raise an
+        tenant: Whose key it is, from the scope: `by_user()` for what an authentication middleware outside this one left
+            there, or a callable of your own that returns the verified principal; not a credential, which is replaced
+            while its holder stays. It has no default: a replay across principals is a leak. It may raise an
             `IdempotencyError`, such as `MissingTenant`, to refuse; anything else it raises, or returns but a string, is
             a 500. The empty string is a tenant like any other, shared by all for whom it is returned (`one_tenant`).
         policy: What is promised; or a callable that gives the policy for a scope, None to leave it alone.
@@ -136,7 +107,7 @@ class IdempotencyMiddleware:
             )
         if not is_plain(tenant) or tenant in _MAKERS:
             raise TypeError(
-                'tenant must be a plain function of the scope, such as by_header("Authorization") or one_tenant(); '
+                "tenant must be a plain function of the scope, such as by_user() or one_tenant(); "
                 "leave what needs an await in the scope, by a middleware outside this one"
             )
         if not isinstance(policy, Policy) and not is_plain(policy):
