@@ -92,6 +92,7 @@ class Asking(BaseUser):
     """A user as Starlette's base class leaves it: with an `identity` that raises."""
 
     id = 7
+    is_authenticated = True  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(

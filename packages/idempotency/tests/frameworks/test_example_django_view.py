@@ -90,19 +90,20 @@ def shop(tmp_path: Path) -> Shop:
 
 
 def request(
-    sku: str = "book", key: str | None = "order-1", who: str = "alice"
+    sku: str = "book", key: str | None = "order-1", token: str = "token-1"
 ) -> tuple[dict[str, str], dict[str, str]]:
-    headers = {"Authorization": f"Bearer {who}"}
+    headers = {"Authorization": f"Bearer {token}"}
     return {"sku": sku}, headers if key is None else headers | {"Idempotency-Key": f'"{key}"'}
 
 
 def test_an_order_sent_twice_is_placed_once_for_each_customer(shop: Shop) -> None:
-    answers = shop.post(request(), request(), request(sku="pen"), request(who="bob"), request(key=None))
+    renewed, others, unknown = request(token="token-2"), request(token="token-3"), request(token="none")
+    answers = shop.post(request(), renewed, request(sku="pen"), others, request(key=None), unknown)
     assert answers[:2] == [
         [201, None, {"order": 1, "sku": "book"}],
         [201, "true", {"order": 1, "sku": "book"}],
     ]
-    assert [status for status, _, _ in answers] == [201, 201, 422, 201, 400]
+    assert [status for status, _, _ in answers] == [201, 201, 422, 201, 400, 400]
     assert shop.orders() == ["book", "book"]
 
 
