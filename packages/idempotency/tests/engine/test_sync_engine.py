@@ -674,7 +674,7 @@ class TestBeats:
         beats.after(0.01, ran.set)
         assert ran.wait(5)
         assert len(beats) == 1
-        beats.restart()
+        beats._start_anew()
 
     def test_what_a_job_raises_is_logged_and_the_next_one_runs(
         self, caplog: pytest.LogCaptureFixture

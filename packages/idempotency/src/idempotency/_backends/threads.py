@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
+
+from idempotency._fork import forget_in_child
 
 if TYPE_CHECKING:
     import trio
@@ -28,8 +29,8 @@ class Threads:
         self._limit = limit
         self._name = name
         self._pool: ThreadPoolExecutor | None = None  # under asyncio
-        self._pid = 0  # of the process that made the pool
         self._limiter: trio.CapacityLimiter | None = None  # under trio, which keeps the threads itself
+        forget_in_child(self, Threads._forget_threads)
 
     async def run(self, call: Callable[[], T]) -> T:
         """
@@ -45,11 +46,14 @@ class Threads:
             if self._limiter is None:
                 self._limiter = trio.CapacityLimiter(self._limit)
             return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._limiter)
-        if self._pool is None or self._pid != os.getpid():
-            self._pid = os.getpid()  # a fork leaves the pool and takes its threads away
+        if self._pool is None:
             self._pool = ThreadPoolExecutor(self._limit, thread_name_prefix=self._name)
         context = contextvars.copy_context()
         return await loop.run_in_executor(self._pool, context.run, call)
+
+    def _forget_threads(self) -> None:
+        """In a forked child: its copy of the pool has no threads."""
+        self._pool = self._limiter = None
 
     def close(self) -> None:
         """Let the threads end once they are idle; does not wait for them."""

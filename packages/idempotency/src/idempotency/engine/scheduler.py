@@ -9,11 +9,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
-from weakref import WeakSet
+
+from idempotency._fork import forget_in_child
 
 __all__ = ["Beats"]
 
@@ -35,11 +35,10 @@ class Beats:
         self._monotonic = monotonic
         self._threaded = threaded
         self._numbers = itertools.count()  # jobs due at one instant run in the order they came
-        self.restart()
-        _schedules.add(self)
+        self._start_anew()
+        forget_in_child(self, Beats._start_anew)
 
-    def restart(self) -> None:
-        """Forget every job, and the thread: after a fork it runs in the parent alone."""
+    def _start_anew(self) -> None:
         self._changed = threading.Condition()
         self._jobs: list[tuple[float, int, Callable[[], object]]] = []
         self._thread: threading.Thread | None = None
@@ -86,15 +85,3 @@ class Beats:
                     self._thread = None  # under the lock: whoever comes next finds no thread and starts one
                     return
                 self._changed.wait(self._jobs[0][0] - self._monotonic())
-
-
-_schedules: WeakSet[Beats] = WeakSet()
-
-
-def _restart_all() -> None:
-    for beats in list(_schedules):
-        beats.restart()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restart_all)

@@ -7,11 +7,10 @@ leaves without an answer, exactly one follower takes its place.
 
 from __future__ import annotations
 
-import os
 import threading
-from weakref import WeakSet
 
 from idempotency._core.types import Completed, Fingerprint, StorageKey
+from idempotency._fork import forget_in_child
 
 __all__ = ["SyncFlight", "SyncFlights"]
 
@@ -33,11 +32,10 @@ class SyncFlights:
     """All flights of one engine. Thread-safe; in a child of `fork` there are none, as its twins stayed behind."""
 
     def __init__(self) -> None:
-        self.restart()
-        _everywhere.add(self)
+        self._start_anew()
+        forget_in_child(self, SyncFlights._start_anew)
 
-    def restart(self) -> None:
-        """Forget every flight, and the lock, which a thread that is not here may have held."""
+    def _start_anew(self) -> None:
         self._lock = threading.Lock()
         self._by_key: dict[StorageKey, SyncFlight] = {}
 
@@ -91,15 +89,3 @@ class SyncFlights:
             flight.changed.notify()
         else:
             del self._by_key[key]
-
-
-_everywhere: WeakSet[SyncFlights] = WeakSet()
-
-
-def _restart_all() -> None:
-    for flights in list(_everywhere):
-        flights.restart()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restart_all)

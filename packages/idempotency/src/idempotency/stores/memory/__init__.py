@@ -26,6 +26,7 @@ from idempotency._core.types import (
     State,
     StorageKey,
 )
+from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, Shelves
 
@@ -54,7 +55,8 @@ class SyncMemoryStore:
             raise ValueError(f"max_records must be at least 1, not {max_records}")
         self.max_records = max_records
         self._clock = clock
-        self._lock = threading.Lock()
+        self._renew_lock()
+        forget_in_child(self, SyncMemoryStore._renew_lock)
         self._entries: dict[StorageKey, Entry] = {}
         # A record is shelved once, when it is claimed; one that a search for space finds running is set aside.
         self._shelves = Shelves()
@@ -214,6 +216,10 @@ class SyncMemoryStore:
             entry.aside = True
             self._aside.put(entry)
         return self._aside.take_expired(now)
+
+    def _renew_lock(self) -> None:
+        """In a forked child: a thread that only the parent has may have held the lock. The records stay, as copies."""
+        self._lock = threading.Lock()
 
     def _sweep(self, now: float, limit: int) -> int:
         removed = 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Hashable
 from typing import Any
 
@@ -25,6 +24,7 @@ from redis.backoff import NoBackoff
 from idempotency._backends.asyncio_only import asyncio_loop
 from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
 from idempotency.stores.redis.errors import closed, is_gone, meaning_of, unreachable
@@ -91,8 +91,8 @@ class RedisStore:
         self._pipes: dict[Hashable, Pipe] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._pid = os.getpid()
         self._of_parent: list[dict[Hashable, Pipe]] = []
+        forget_in_child(self, RedisStore._forget_connections)
 
     async def acquire(
         self,
@@ -263,12 +263,6 @@ class RedisStore:
     def _bind(self) -> asyncio.AbstractEventLoop:
         """The running loop. A second one is refused, since it would hang; a forked process starts anew."""
         loop = asyncio_loop(self)
-        if self._pid != os.getpid():
-            # The sockets are the parent's too. To close them, or to let them be collected, would take them out of
-            # its selector: so they are kept, and not used.
-            self._of_parent.append(self._pipes)
-            self._pipes, self._loop, self._pid = {}, None, os.getpid()
-            self._layout = Layout(self._client)
         if self._loop is not loop:
             if self._loop is not None:
                 raise RuntimeError(
@@ -276,3 +270,14 @@ class RedisStore:
                 )
             self._loop = loop
         return loop
+
+    def _forget_connections(self) -> None:
+        """
+        In a forked child: connect anew, in whichever event loop.
+
+        The sockets are the parent's too. To close them, or to let them be collected, would take them out of its
+        selector: so they are kept, and not used.
+        """
+        self._of_parent.append(self._pipes)
+        self._pipes, self._loop = {}, None
+        self._layout = Layout(self._client)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -16,6 +15,7 @@ from redis.retry import Retry
 
 from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
 from idempotency.stores.redis.errors import closed, is_gone, meaning_of, unreachable
@@ -77,7 +77,8 @@ class SyncRedisStore:
         if not isinstance(client, redis.RedisCluster):
             self._only = route_of_pool(client.connection_pool, **self._ours)
         self._sockets: dict[Hashable, _Sockets] = {}
-        self._lock = threading.Lock()
+        self._renew_lock()
+        forget_in_child(self, SyncRedisStore._renew_lock)
         self._closed = False
         self._has_stalled = False  # a node of the cluster
 
@@ -150,6 +151,10 @@ class SyncRedisStore:
         if self._owns_client:
             for client in (self._client, *sentinels_of(self._client)):
                 client.close()
+
+    def _renew_lock(self) -> None:
+        """In a forked child: a thread that only the parent has may have held the lock."""
+        self._lock = threading.Lock()
 
     def _name(self, key: StorageKey) -> bytes:
         return (self._prefix + key).encode()
@@ -255,9 +260,10 @@ class _Sockets:
         self._connect = connect
         self._settings = settings
         self._idle: list[Any] = []
-        self._pid = os.getpid()
         self._closed = False
         self._may_evict: bool | None = None
+        # Its driver closes only the child's copies of the parent's sockets.
+        forget_in_child(self, _Sockets._drop_idle)
 
     def send(self, command: Command, end: float, *, asking: bool) -> Answer:
         """The answer to *command*, or the driver's own exception; none later than *end* (monotonic seconds)."""
@@ -292,9 +298,6 @@ class _Sockets:
                 self._idle.pop().disconnect()
 
     def _take(self) -> Any:
-        if self._pid != os.getpid():  # the parent's sockets; its driver closes only our copies of them
-            self._pid = os.getpid()
-            self._drop_idle()
         try:
             return self._idle.pop()
         except IndexError:

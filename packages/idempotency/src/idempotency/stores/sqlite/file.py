@@ -10,12 +10,12 @@ import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from idempotency._core.errors import StoreError, StoreUnavailable
+from idempotency._fork import forget_in_child
 
 __all__ = ["Busy", "DatabaseFile", "translated"]
 
@@ -74,7 +74,7 @@ class DatabaseFile:
         connection = self._open("rwc", max(busy_timeout, 5.0), set_up)
         self._connection: sqlite3.Connection | None = connection
         self._identity = _identity(self.path)
-        _OPEN.add(self)
+        forget_in_child(self, DatabaseFile._forget_connection)
 
     def run(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """
@@ -171,8 +171,8 @@ class DatabaseFile:
                 )
             return
 
-    def _abandon(self) -> None:
-        """In a forked child: leave the parent's connection alone, even unclosed, and open one of our own."""
+    def _forget_connection(self) -> None:
+        """In a forked child: leave the parent's connection alone, even unclosed; the next call opens another."""
         self._lock = threading.Lock()
         if self._connection is not None:
             _INHERITED.append(self._connection)
@@ -239,14 +239,4 @@ def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str
     return kind
 
 
-_OPEN: weakref.WeakSet[DatabaseFile] = weakref.WeakSet()
 _INHERITED: list[sqlite3.Connection] = []  # never closed: closing one drops locks that the parent relies on
-
-
-def _after_fork() -> None:
-    for file in _OPEN:
-        file._abandon()  # noqa: SLF001 - the same module
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

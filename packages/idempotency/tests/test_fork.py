@@ -1,0 +1,118 @@
+"""A child of `os.fork` starts anew where its parent's connections, threads and locks are of no use to it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from weakref import ref
+
+import pytest
+from redis_servers import Server
+
+from idempotency import Acquired, Fingerprint, Owner, StorageKey
+from idempotency._fork import forget_in_child
+from idempotency.engine.owner import new_owner
+from idempotency.stores.memory import SyncMemoryStore
+from idempotency.stores.redis import SyncRedisStore
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+def holds_in_child(check: Callable[[], bool]) -> bool:
+    """Whether *check* is true in a forked child, which has five seconds to say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Python warns of a fork beside threads: they are the point
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout's handler would report and go on
+        signal.alarm(5)
+        os._exit(0 if check() else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+class Owned:
+    def __init__(self) -> None:
+        self.forgotten = 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def test_what_is_registered_is_forgotten_once_in_the_child_and_not_in_the_parent() -> None:
+    owned = Owned()
+    forget_in_child(owned, Owned.forget)
+
+    assert holds_in_child(lambda: owned.forgotten == 1)
+    assert owned.forgotten == 0
+
+
+def test_being_registered_keeps_nothing_alive() -> None:
+    owned = Owned()
+    forget_in_child(owned, Owned.forget)
+    watched = ref(owned)
+
+    del owned
+    gc.collect()
+
+    assert watched() is None
+    assert holds_in_child(lambda: True)
+
+
+def test_parent_and_child_never_draw_the_same_owner() -> None:
+    reading, writing = os.pipe()
+    new_owner()
+
+    def draw() -> bool:
+        return os.write(writing, new_owner()) == 16
+
+    assert holds_in_child(draw)
+    assert os.read(reading, 16) != new_owner()
+    os.close(reading)
+    os.close(writing)
+
+
+def claim(store: SyncMemoryStore | SyncRedisStore, key: str) -> bool:
+    reply = store.acquire(
+        StorageKey(key),
+        fingerprint=Fingerprint(b"f" * 32),
+        owner=Owner(new_owner()),
+        lease=30.0,
+        retention=60.0,
+    )
+    return isinstance(reply, Acquired)
+
+
+def test_a_memory_store_that_a_thread_was_using_works_in_the_child() -> None:
+    parent, entered, leave = os.getpid(), threading.Event(), threading.Event()
+
+    def clock() -> float:  # is read inside the store's lock
+        if os.getpid() == parent:
+            entered.set()
+            leave.wait(20)
+        return 0.0
+
+    store = SyncMemoryStore(clock=clock)
+    thread = threading.Thread(target=claim, args=(store, "of the parent"))
+    thread.start()
+    assert entered.wait(20)
+    try:
+        assert holds_in_child(lambda: claim(store, "of the child"))
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_redis_store_that_a_thread_was_using_works_in_the_child(redis_server: Server) -> None:
+    key = new_owner().hex()
+    with redis_server.client() as client:
+        store = SyncRedisStore(client)
+        with store._lock:  # as a thread that is just being given a connection
+            assert holds_in_child(lambda: claim(store, key))
+        assert not claim(store, key)
+        store.close()
