@@ -15,6 +15,7 @@ __all__ = [
     "ClaimLost",
     "Claimed",
     "Event",
+    "FailedAfterRecord",
     "Hook",
     "Refused",
     "Replayed",
@@ -107,6 +108,22 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAfterRecord:
+    """
+    The application raised, or was cancelled, after its answer had been recorded: retries get that answer, although
+    what should have happened after it, such as a commit, may be missing. `Policy(record="return")` prevents it.
+
+    Attributes:
+        error: The class name of the exception, for counting.
+    """
+
+    operation: str
+    key_id: str
+    attempt: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimLost:
     """A run no longer owns its key: it stalled past its lease, or the record was lost. It may be one of two."""
 
@@ -138,7 +155,7 @@ class StoreFailed:
     reason: str = ""
 
 
-Event: TypeAlias = Claimed | Replayed | Refused | Settled | ClaimLost | StoreFailed
+Event: TypeAlias = Claimed | Replayed | Refused | Settled | FailedAfterRecord | ClaimLost | StoreFailed
 
 Hook: TypeAlias = Callable[[Event], None]
 """Called for every event, in the request's own task: be quick. What it raises is logged and goes no further."""

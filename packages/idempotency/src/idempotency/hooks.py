@@ -14,7 +14,16 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
 
 from idempotency import errors
-from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Settled, StoreFailed
+from idempotency.events import (
+    Claimed,
+    ClaimLost,
+    Event,
+    FailedAfterRecord,
+    Refused,
+    Replayed,
+    Settled,
+    StoreFailed,
+)
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -27,10 +36,11 @@ _NAMES: Final[dict[type[Event], str]] = {
     Replayed: "idempotency.replayed",
     Refused: "idempotency.refused",
     Settled: "idempotency.settled",
+    FailedAfterRecord: "idempotency.failed_after_record",
     ClaimLost: "idempotency.claim_lost",
     StoreFailed: "idempotency.store_failed",
 }
-_LEVELS: Final = {ClaimLost: logging.ERROR, StoreFailed: logging.WARNING}
+_LEVELS: Final = {FailedAfterRecord: logging.ERROR, ClaimLost: logging.ERROR, StoreFailed: logging.WARNING}
 _FIELDS: Final = {kind: tuple(field.name for field in fields(kind)) for kind in _NAMES}
 _TEMPLATES: Final = {
     # %r, because an operation holds a path of the client's, which must not be able to forge a second line.
@@ -50,8 +60,8 @@ class LoggingHook:
     Args:
         logger: Where to; the logger `idempotency` by default.
 
-    Levels: error for a lost claim (its effect may be one of two), warning for a store that gave no answer, info for
-    the rest.
+    Levels: error for a lost claim (its effect may be one of two) and for an application that raised after its answer
+    was recorded (its effect may be missing), warning for a store that gave no answer, info for the rest.
 
     >>> from idempotency.events import ClaimLost
     >>> import logging, sys
@@ -127,6 +137,10 @@ class PrometheusHook:
         self._replayed = counter("replayed", "Requests answered from a record.")
         self._refused = counter("refused", "Requests answered by a problem, nothing run.", "problem")
         self._settled = counter("settled", "Runs ended, by what became of the record.", "result")
+        self._failed_after = counter(
+            "failed_after_record",
+            "Applications that raised once their answer was recorded: possibly no effect.",
+        )
         self._lost = counter("claims_lost", "Runs that no longer owned their key: possible second effects.")
         self._failures = counter("store_failures", "Calls that the store did not answer.", "step", "action")
         self._unprotected = counter("unprotected_runs", "Runs without a claim, since the store was away.")
@@ -152,6 +166,8 @@ class PrometheusHook:
             case Settled(result=result, duration=duration):
                 self._settled.labels(*always, result).inc()
                 _child(self._ran, always).observe(duration)
+            case FailedAfterRecord():
+                _child(self._failed_after, always).inc()
             case ClaimLost():
                 _child(self._lost, always).inc()
             case StoreFailed(step=step, action=action):
@@ -167,7 +183,8 @@ class PrometheusHook:
             if kind not in {
                 errors.IdempotencyError,
                 errors.StoreError,
-            }:  # roots: what is raised is below them
+                errors.RunEnded,
+            }:  # roots: what is raised is below them; and what code inside a run is told
                 self._refused.labels(kind.slug)
         for result in get_args(get_type_hints(Settled)["result"]):
             self._settled.labels(result)

@@ -65,14 +65,17 @@ NOT_ROUTED = frozenset({307, 404})
 """What a router says itself: not found, or try it with a slash at the end (a client repeats that with the same key)."""
 
 
-def settle(status: int, *, policy: Policy, routed: bool = True) -> Literal["keep", "release"]:
+def settle(
+    status: int, *, policy: Policy, routed: bool = True, handled: bool = True
+) -> Literal["keep", "release"]:
     """
     Whether an answer with *status* is recorded or frees its key.
 
     Args:
-        routed: False where the framework says that no route answered: then a 404 or a 307 is not an outcome.
+        routed: False where the scope shows no route of the framework's: then a 404 or a 307 is not an outcome.
+        handled: False where it is known that no handler began: then nothing is an outcome, under any policy.
     """
-    if not policy.keep(status):
+    if not handled or not policy.keep(status):
         return "release"
     if policy.keep is unless_transient and (
         status in _BEFORE_THE_HANDLER or (status in NOT_ROUTED and not routed)

@@ -22,6 +22,7 @@ __all__ = [
     "OutcomeUnknown",
     "RequestTimeout",
     "RequestTooLarge",
+    "RunEnded",
     "StoreError",
     "StoreUnavailable",
     "UnknownRecordVersion",
@@ -167,6 +168,20 @@ class RequestTimeout(IdempotencyError):
             f"the body was not complete after {seconds:g} s; send the request again with the same key"
         )
         self.seconds = seconds
+
+
+class RunEnded(IdempotencyError):
+    """A claim was used after its run had ended: what it says would belong to another operation."""
+
+    status, slug, title = 500, "run-ended", "A claim was used after its run had ended"
+
+    def __init__(self, *, key_id: str, wanted: str) -> None:
+        super().__init__(
+            f"the run of idempotency key {key_id} is over, so {wanted} of its claim would speak for another operation; "
+            'while a run lasts, take from its claim what is needed later, such as the text that derive("mail") returns'
+        )
+        self.key_id = key_id
+        self.wanted = wanted
 
 
 class StoreError(IdempotencyError):

@@ -69,6 +69,9 @@ class Policy:
         prefer_wait: The longest wait a client may ask for with `Prefer: wait=N` (RFC 7240, 4.3); 0 ignores it.
         keep: Which statuses are recorded; the others free the key.
         on_exception: Whether a handler that raises frees the key or records a 500.
+        record: When the outcome is recorded and the answer sent: once the answer is whole ("answer"), or once the
+            application has returned without raising ("return"), so that what it does after its answer counts too, such
+            as a commit in the exit code of a dependency. A stream, or what is too long to be kept, is not held (E2).
         on_store_error: Whether a request whose claim cannot be confirmed is refused (503) or runs unprotected.
         max_request_bytes: The largest body of a keyed request (413 above it).
         max_response_bytes: The largest body that is recorded; a larger one is recorded as done and not kept (E2).
@@ -95,6 +98,7 @@ class Policy:
     prefer_wait: float = 0.0
     keep: Callable[[int], bool] = unless_transient
     on_exception: Literal["release", "keep"] = "release"
+    record: Literal["answer", "return"] = "answer"
     on_store_error: Literal["refuse", "bypass"] = "refuse"
     max_request_bytes: int = 1_048_576
     max_response_bytes: int = 1_048_576
@@ -122,6 +126,8 @@ class Policy:
         ]
         if self.on_exception not in {"release", "keep"}:
             wrong.append('on_exception must be "release" or "keep"')
+        if self.record not in {"answer", "return"}:
+            wrong.append('record must be "answer" or "return"')
         if self.on_store_error not in {"refuse", "bypass"}:
             wrong.append('on_store_error must be "refuse" or "bypass"')
         # What follows would be taken as it is, and protect less than it says: a key ignored, a cookie replayed.

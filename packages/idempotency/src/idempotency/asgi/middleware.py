@@ -38,11 +38,14 @@ from idempotency._core.outcome import Headers, Response, Unreplayable, decode, r
 from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
-from idempotency.asgi.recorder import COVERED_BY, Execution
+from idempotency.asgi.before_handler import listen_to_quart
+from idempotency.asgi.recorder import Execution
+from idempotency.asgi.scope import is_of_another_run, joined_run
 from idempotency.asgi.tenants import by_header, by_user, one_tenant
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
 from idempotency.engine.checks import is_async_store
+from idempotency.engine.current_claim import active, joined, outside
 from idempotency.engine.run import Run
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store
@@ -112,6 +115,7 @@ class IdempotencyMiddleware:
             )
         if not isinstance(policy, Policy) and not is_plain(policy):
             raise TypeError("policy must be a Policy, or a plain function that gives one for a scope")
+        listen_to_quart()
         self.app = app
         self.engine = Engine(store, hooks=hooks)
         self.tenant = tenant
@@ -121,6 +125,9 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI 3)."""
+        if active.get() is not None and is_of_another_run(scope):
+            with outside():
+                return await self(scope, receive, send)
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         policy = self._policy_of(scope)
@@ -179,8 +186,9 @@ class _Exchange:
             self.key = storage_key(tenant, key)
         except IdempotencyError as error:
             return await self.refuse(error, named=False)
-        if self.key in scope.get(COVERED_BY, ()):
-            return await middleware.app(scope, self._receive, self.send)  # an outer middleware's claim (E10)
+        if (joins := joined_run(scope, self.key)) is not None:
+            with joined(joins):  # a claim of this request's already (E10)
+                return await middleware.app(scope, self._receive, self.send)
         headers = scope["headers"]
         content_type, content_encoding, declared = representation(headers)
         try:

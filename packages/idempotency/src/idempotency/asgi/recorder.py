@@ -2,14 +2,15 @@
 The application's one run under a claim, and its answer on the way out: held back, recorded, then sent (E1).
 
 An answer that cannot be kept (E2) is recorded as done and then flows; one that lost its claim gives way to its
-successor's (E8).
+successor's (E8). By `Policy(record="return")` a whole answer is held until the application has returned.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Awaitable
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from idempotency._backends.base import Signal, Timer, running
 from idempotency._core.decide import NOT_ROUTED, Refuse, settle
@@ -25,32 +26,23 @@ from idempotency._core.outcome import (
 )
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
-from idempotency._core.types import Completed, key_id
+from idempotency._core.types import Claim, Completed, key_id
+from idempotency.asgi.before_handler import answered_before_handler, raised_before_handler
+from idempotency.asgi.scope import enter, leave
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
-from idempotency.engine.current_claim import active
+from idempotency.engine.current_claim import Frame, active
 from idempotency.engine.run import Run
+from idempotency.events import FailedAfterRecord
 
-__all__ = ["COVERED_BY", "Exchange", "Execution"]
+__all__ = ["Exchange", "Execution"]
 
 _log = logging.getLogger("idempotency")
 
-COVERED_BY = "idempotency.covered_by"
-"""
-In the scope of a running request: the storage keys of its claims, for another middleware on its way (E10).
-
-Not the context: a request that its handler makes, or the next one of a pipelined connection, inherits that.
-"""
-
-# Ways for a body to reach the client without passing here (E6).
-_BYPASSING_EXTENSIONS = frozenset(
-    {
-        "http.response.early_hint",
-        "http.response.pathsend",
-        "http.response.push",
-        "http.response.trailers",
-        "http.response.zerocopysend",
-    }
+_FAILED_AFTER_RECORD: Final = (
+    "%s raised %s after its answer was recorded (key %s): retries get that answer, although what should have happened "
+    "after it may be missing, such as a commit in the exit code of a dependency. Do it before the answer is sent "
+    '(FastAPI: Depends(..., scope="function")), or set Policy(record="return")'
 )
 
 
@@ -61,6 +53,10 @@ class Exchange(Protocol):
     policy: Policy
     scope: Scope
     send: Send
+
+    @property
+    def operation(self) -> str:
+        """The request's name in events."""
 
     async def replay(self, completed: Completed, waited: float) -> None:
         """Answer with a recorded outcome."""
@@ -73,30 +69,36 @@ class Execution:
     """
     The application's one run under a claim, and its answer: held back until the record is made (E1).
 
-    Three states: holding back (`_run` is set), recorded (`_flowing`: what the application sends goes straight out),
-    or answered otherwise (`_swallowing`: the record of a successor went out in its place, E8).
+    Four states: holding back (`_run` is set); whole, and held until the application returns (`_whole`); recorded
+    (`_flowing`: what the application sends goes straight out); or answered otherwise (`_swallowing`: the record of a
+    successor went out in its place, E8).
     """
 
     __slots__ = (
+        "_ambient",
         "_body",
         "_chunks",
         "_exchange",
         "_flowing",
+        "_frame",
+        "_handled",
         "_hold",
         "_lock",
         "_receive",
         "_recorded",
+        "_result",
         "_run",
         "_scope",
         "_size",
         "_start",
         "_swallowing",
+        "_whole",
         "claim",
     )
 
     def __init__(self, exchange: Exchange, run: Run, body: bytes, receive: Receive) -> None:
         self._exchange = exchange
-        self._scope = _without_bypasses(exchange.scope)
+        self._scope = exchange.scope
         self._receive = receive
         self._run: Run | None = run  # until it is settled
         self.claim = run.claim
@@ -104,7 +106,12 @@ class Execution:
         self._start: Message | None = None
         self._chunks: list[bytes] = []
         self._size = 0
-        self._flowing = self._swallowing = False
+        self._flowing = self._swallowing = self._whole = False
+        self._handled = True  # False once it is known that the framework answered before a handler began
+        self._result: str | None = None  # what the record holds, once it is made
+        self._ambient = (
+            sys.exception()
+        )  # what the caller is handling, which is not what the application answers
         self._recorded: Signal | None = None  # only where the application waits for a disconnect
         self._hold: Timer | None = None
         self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
@@ -112,35 +119,45 @@ class Execution:
     async def of(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
         scope = self._scope
-        token = active.set(self)
-        outer = scope.get(COVERED_BY, ())
-        scope[COVERED_BY] = (*outer, self.claim.key)
+        self._frame = frame = Frame(self.claim, self, active.get())
+        token = active.set(frame)
+        entered = enter(scope, frame)
         try:
             await app(scope, self._receive_inner, self._send_inner)
-        except Exception:
-            await (self._until_sent() if self._run is None else self._fail())
+        except Exception as error:
+            if self._run is not None:
+                await self._fail(error)
+            else:
+                await self._until_sent()
+                self._report(error)
             raise
-        except BaseException:
+        except BaseException as error:
             if self._run is not None:
                 self._take_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+            elif self._result == "kept":  # a stream is cancelled whenever its client leaves
+                self._report(error)
             raise
         else:
-            if self._run is not None:
+            if self._whole:
+                assert self._start is not None
+                await self._finish(self._start)
+            elif self._run is not None:
                 await self._end_incomplete()
             elif self._lock is not None:
                 await self._until_sent()
         finally:
-            scope[COVERED_BY] = outer  # whoever serves this scope again is not covered
+            frame.end()
+            leave(scope, entered)
             active.reset(token)
 
-    # What `current_claim()` shows of the run (`_context.Frame`).
+    # What `current_claim()` shows of the run (`current_claim.OutcomeEncoder`).
 
     @property
     def retention(self) -> float:
         """Seconds, from the policy."""
         return self._exchange.policy.retention
 
-    def outcome(self, answer: Any) -> bytes:
+    def outcome(self, answer: Any, _: Claim) -> bytes:
         """*answer*, a `Response`, as `_finish` would record it."""
         if not isinstance(answer, Response):
             raise TypeError(
@@ -155,11 +172,17 @@ class Execution:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        if not (self._flowing or self._swallowing):  # no disconnect is seen until the record is made (E5)
-            if self._recorded is None:
+        if not (self._flowing or self._swallowing or self._whole):
+            if self._recorded is None:  # no disconnect is seen until the record is made (E5)
                 self._recorded = running().signal()
             await self._recorded.wait()
-        return await self._receive()
+        if self._whole:
+            return {"type": "http.disconnect"}  # as a server says it once the answer is whole
+        token = active.set(self._frame.enclosing)  # see _send_out
+        try:
+            return await self._receive()
+        finally:
+            active.reset(token)
 
     async def _send_inner(self, message: Message) -> None:
         if self._lock is None:
@@ -174,7 +197,7 @@ class Execution:
 
     async def _send_out(self, message: Message) -> None:
         # Not under our claim: a server begins the connection's next request in here, which inherits the context.
-        token = active.set(None)
+        token = active.set(self._frame.enclosing)
         try:
             await self._exchange.send(message)
         finally:
@@ -192,9 +215,12 @@ class Execution:
             if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
                 message = {**message, "headers": list(headers or ())}
             self._start = message
+            self._handled = not self._is_before_handler(message["status"])
             return self._let_flow("an event stream") if _is_event_stream(message["headers"]) else None
         if kind != "http.response.body" or self._start is None:
             return self._exchange.send(message)
+        if self._whole:
+            raise RuntimeError("the application sent http.response.body after the last one")
         chunk, more_body = message.get("body", b""), message.get("more_body", False)
         self._chunks.append(chunk)
         self._size += len(chunk)
@@ -202,15 +228,26 @@ class Execution:
         if self._size > limit:
             return self._let_flow(f"larger than {limit} bytes", more_body=more_body)
         if not more_body:
-            return self._finish(self._start)
+            if self._exchange.policy.record == "answer":
+                return self._finish(self._start)
+            self._wait_for_return()
+            return None
         if self._hold is None:
             runtime = running()
             self._lock = runtime.lock()
             self._hold = runtime.after(self._exchange.policy.max_hold, self._end_hold)
         return None
 
+    def _wait_for_return(self) -> None:
+        """The answer is whole: hold it until the application has returned."""
+        self._whole = True
+        if self._hold is not None:
+            self._hold.cancel()
+        self._let_disconnects_pass()
+
     async def _finish(self, start: Message) -> None:
-        """The answer is whole: record it, then send it (E1)."""
+        """The answer is whole, and due: record it, then send it (E1)."""
+        self._whole = False
         status: int = start["status"]
         if not self._is_kept(status):
             await self._take_run().release()
@@ -218,6 +255,8 @@ class Execution:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         outcome, result = self._encode(status, start["headers"], bytes(body))
         ending = await self._take_run().keep(outcome, result=result)
+        if ending is RECORDED:
+            self._result = result
         return await self._answer(start, ending, stored=result == "kept")
 
     def _encode(
@@ -239,7 +278,7 @@ class Execution:
 
     async def _end_hold(self) -> None:
         async with self._lock:
-            if self._run is not None:
+            if self._run is not None and not self._whole:
                 await self._let_flow(f"still streaming after {self._exchange.policy.max_hold:g} s")
 
     async def _let_flow(self, reason: str, *, more_body: bool = True) -> None:
@@ -250,6 +289,8 @@ class Execution:
         if self._is_kept(status):
             outcome = encode_unreplayable(reason, status)
             ending = await self._take_run().keep(outcome, result="unreplayable")
+            if ending is RECORDED:
+                self._result = "unreplayable"
             await self._answer(start, ending, stored=False, more_body=more_body)
         else:
             await self._take_run().release()
@@ -299,19 +340,30 @@ class Execution:
         finally:
             active.reset(token)
 
-    async def _fail(self) -> None:
+    async def _fail(self, error: Exception | None) -> None:
         """The handler raised: free the key or record that it failed; the exception goes on to the server."""
         run, policy = self._take_run(), self._exchange.policy
-        if policy.on_exception == "keep":
+        handled = error is None or not raised_before_handler(error)
+        if policy.on_exception == "keep" and handled:
             await run.keep(encode_response(handler_failed(policy.documentation_url)))
         else:
             await run.release()
 
     async def _end_incomplete(self) -> None:
         """The handler returned without a whole answer: to the key an exception, to the server a broken answer."""
-        await self._fail()
+        await self._fail(None)
         if self._start is not None:
             await self._send_own(self._start, more_body=True)
+
+    def _report(self, error: BaseException) -> None:
+        """The application raised after its answer was recorded, which is what retries will get."""
+        if self._result is None:
+            return  # nothing of this run was recorded: its key is free, or another's
+        operation, name, engine = self._exchange.operation, key_id(self.claim.key), self._exchange.engine
+        kind, attempt = type(error).__name__, self.claim.attempt
+        _log.error(_FAILED_AFTER_RECORD, operation, kind, name)
+        if engine.hooks:
+            engine.emit(FailedAfterRecord(operation=operation, key_id=name, attempt=attempt, error=kind))
 
     async def _until_sent(self) -> None:
         """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""
@@ -327,20 +379,19 @@ class Execution:
         return run
 
     def _is_kept(self, status: int) -> bool:
+        policy = self._exchange.policy
         routed = status not in NOT_ROUTED or _is_routed(self._scope)
-        return settle(status, policy=self._exchange.policy, routed=routed) == "keep"
+        return settle(status, policy=policy, routed=routed, handled=self._handled) == "keep"
+
+    def _is_before_handler(self, status: int) -> bool:
+        error = sys.exception()
+        if error is self._ambient:
+            error = None
+        return (error is not None or status >= 300) and answered_before_handler(self._scope, status, error)
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:
             self._recorded.set()
-
-
-def _without_bypasses(scope: Scope) -> Scope:
-    extensions = scope.get("extensions")
-    if not extensions or _BYPASSING_EXTENSIONS.isdisjoint(extensions):
-        return scope
-    kept = {name: value for name, value in extensions.items() if name not in _BYPASSING_EXTENSIONS}
-    return {**scope, "extensions": kept}
 
 
 def _is_routed(scope: Scope) -> bool:

@@ -19,7 +19,6 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_origin, overload
 
@@ -40,7 +39,7 @@ from idempotency.codecs import JSON, Codec
 from idempotency.decorators.call import CallReader
 from idempotency.engine import Ask, Engine
 from idempotency.engine.checks import is_async_store
-from idempotency.engine.current_claim import active
+from idempotency.engine.current_claim import Frame, active, covering, inside, joined
 from idempotency.engine_sync import SyncEngine
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store, SyncStore
@@ -163,15 +162,18 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell: _Shell) ->
     @wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         ask = shell.read(args, kwargs)
-        if _covered(ask.key):
-            return await function(*args, **kwargs)
+        enclosing = active.get()
+        if (joins := covering(ask.key, enclosing)) is not None:
+            with joined(joins):
+                return await function(*args, **kwargs)
         run = await engine.begin(ask)
         if isinstance(run, Bypass):
             return await function(*args, **kwargs)
         if isinstance(run, Replay | Refuse):
             return shell.answer(ask, run)
+        frame = Frame(run.claim, shell, enclosing)
         try:
-            with _under(run.claim, shell):
+            with inside(frame):
                 value = await function(*args, **kwargs)
         except Exception as error:
             if shell.keeps_exceptions:
@@ -192,15 +194,18 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell: _Shell)
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         ask = shell.read(args, kwargs)
-        if _covered(ask.key):
-            return function(*args, **kwargs)
+        enclosing = active.get()
+        if (joins := covering(ask.key, enclosing)) is not None:
+            with joined(joins):
+                return function(*args, **kwargs)
         run = engine.begin(ask)
         if isinstance(run, Bypass):
             return function(*args, **kwargs)
         if isinstance(run, Replay | Refuse):
             return shell.answer(ask, run)
+        frame = Frame(run.claim, shell, enclosing)
         try:
-            with _under(run.claim, shell):
+            with inside(frame):
                 value = function(*args, **kwargs)
                 _require_done(value, ask.operation)
         except Exception as error:
@@ -259,6 +264,10 @@ class _Shell:
             key_id(key),
         )
         return encode_unreplayable(reason, 200), "unreplayable"
+
+    def outcome(self, answer: Any, claim: Claim) -> bytes:
+        """See `CurrentClaim.outcome`."""
+        return self.encode(answer, claim.key)[0]
 
     def encode_failure(self, error: Exception) -> bytes:
         """The record of an exception: its class alone, for its message may hold anything."""
@@ -322,44 +331,6 @@ class _Shell:
                 f"the recorded value does not fit what {self._operation} returns now; "
                 "let a version that wrote it answer, or use another key"
             ) from None
-
-
-# Nesting (E10).
-
-
-class _Frame:
-    """The run of a decorated function; it knows when it is over, for tasks inherit it and outlive it."""
-
-    __slots__ = ("_shell", "claim", "over")
-
-    def __init__(self, claim: Claim, shell: _Shell) -> None:
-        self.claim = claim
-        self.over = False
-        self._shell = shell
-
-    @property
-    def retention(self) -> float:
-        return self._shell.retention
-
-    def outcome(self, answer: Any) -> bytes:
-        return self._shell.encode(answer, self.claim.key)[0]
-
-
-def _covered(key: StorageKey) -> bool:
-    """Whether this call is part of a run under the same storage key: it joins that claim."""
-    outer = active.get()
-    return outer is not None and outer.claim.key == key and not (isinstance(outer, _Frame) and outer.over)
-
-
-@contextmanager
-def _under(claim: Claim, shell: _Shell) -> Iterator[None]:
-    frame = _Frame(claim, shell)
-    token = active.set(frame)
-    try:
-        yield
-    finally:
-        active.reset(token)
-        frame.over = True
 
 
 # Decoration: what can be known to go wrong is refused here.

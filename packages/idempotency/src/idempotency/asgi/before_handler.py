@@ -1,0 +1,157 @@
+"""
+Tells whether a framework answered a request before its handler ran, so that the answer is no outcome and frees the key.
+
+Only evidence counts, since a wrong yes would run a handler twice: the router's own marks in the scope, where the
+exception that is being answered was raised, or who is sending. Where there is none, the handler may have run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Final
+
+from idempotency.asgi.types import Scope
+
+__all__ = ["NOT_ROUTED_BY_QUART", "answered_before_handler", "listen_to_quart", "raised_before_handler"]
+
+NOT_ROUTED_BY_QUART: Final = "idempotency.not_routed"
+"""In the scope of a request that Quart's router refused, until its answer is sent."""
+
+_ROUTER_STATUSES: Final = frozenset({301, 307, 308, 404, 405})
+_PACKAGES: Final = frozenset({"starlette", "fastapi", "litestar", "anyio", "contextlib", "idempotency"})
+_ROUTING: Final = frozenset({"starlette.routing", "fastapi.routing"})
+_ROUTER_FUNCTIONS: Final = frozenset(
+    {"Router.app", "APIRouter.app", "Router.not_found", "Route.handle", "APIRoute.handle"}
+)
+# What works out a handler's arguments, dependencies included, before it is called.
+_ARGUMENTS: Final = frozenset(
+    {
+        "fastapi.dependencies.utils",
+        "litestar._kwargs.dependencies",
+        "litestar._kwargs.extractors",
+        "litestar._kwargs.kwargs_model",
+        "litestar._signature.model",
+    }
+)
+_GUARDS: Final = ("litestar.handlers.base", "authorize_connection")
+
+
+def answered_before_handler(scope: Scope, status: int, error: BaseException | None) -> bool:
+    """
+    Whether the answer that is being sent comes from a framework whose handler has not begun.
+
+    Args:
+        scope: The request's, as the application filled it in.
+        error: The exception that is being handled where the answer is sent, if any.
+    """
+    if error is not None and raised_before_handler(error):
+        return True
+    if status not in _ROUTER_STATUSES:
+        return False
+    return (
+        NOT_ROUTED_BY_QUART in scope or _is_refused_by_starlette(scope, status) or _is_sent_by_router(scope)
+    )
+
+
+def raised_before_handler(error: BaseException) -> bool:
+    """Whether *error* was raised by a router, a guard, a dependency or a validation, before a handler began."""
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    if _module(trace.tb_frame) == "starlette.middleware.authentication":
+        return _is_a(error, "AuthenticationError")  # it catches what its backend raises, and nothing else
+    while trace is not None:
+        module = _module(trace.tb_frame)
+        if module in _ARGUMENTS or (module, trace.tb_frame.f_code.co_name) == _GUARDS:
+            return True
+        if module.partition(".")[0] not in _PACKAGES:
+            return False  # the application's own code
+        trace = trace.tb_next
+    # Raised by the framework itself. It refuses a request before the handler, and fails with a 500 after it.
+    if _is_a(error, "RequestValidationError"):
+        return True
+    return _is_a(error, "HTTPException") and getattr(error, "status_code", 500) < 500
+
+
+def _is_a(error: BaseException, name: str) -> bool:
+    """Whether *error* is of a framework's class of that *name*, without importing the framework."""
+    return any(
+        kind.__name__ == name and kind.__module__.partition(".")[0] in _PACKAGES
+        for kind in type(error).__mro__
+    )
+
+
+def _is_refused_by_starlette(scope: Scope, status: int) -> bool:
+    """
+    Whether the first router that got this very scope had no route for the request.
+
+    Routers below a mount may have got a copy of the scope, so their marks, missing here, say nothing.
+    """
+    router = scope.get("router")
+    if router is None:
+        return False
+    if status == 405:
+        methods: Any = getattr(scope.get("route"), "methods", None)
+        return bool(methods) and scope["method"] not in methods
+    own_default = getattr(router, "default", None) == getattr(router, "not_found", scope)
+    return "endpoint" not in scope and own_default
+
+
+def _is_sent_by_router(scope: Scope) -> bool:
+    """Whether this is called from a router of Starlette's that answers by itself, or from Django without a view."""
+    for frame in _callers():
+        module = _module(frame)
+        if module == "starlette.responses" and frame.f_code.co_name == "__call__":
+            caller = frame.f_back
+            return (
+                caller is not None
+                and _module(caller) in _ROUTING
+                and caller.f_code.co_qualname in _ROUTER_FUNCTIONS
+            )
+        if module == "django.core.handlers.asgi":
+            return _is_unknown_to_django(scope)
+    return False
+
+
+def _is_unknown_to_django(scope: Scope) -> bool:
+    from django.urls import get_script_prefix, get_urlconf, is_valid_path
+
+    path: str = scope["path"]
+    return not is_valid_path("/" + path.removeprefix(get_script_prefix()).removeprefix("/"), get_urlconf())
+
+
+def _callers() -> Iterator[FrameType]:
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    name: Any = frame.f_globals.get("__name__", "")
+    return name if isinstance(name, str) else ""
+
+
+_listening = False
+
+
+def listen_to_quart() -> None:
+    """Have Quart, where it is in use, say which requests its router refused: it knows no more when it answers them."""
+    global _listening  # noqa: PLW0603
+    if _listening or "quart" not in sys.modules:
+        return
+    from quart.signals import request_finished
+
+    request_finished.connect(_note_routing)
+    _listening = True
+
+
+async def _note_routing(_app: Any, **_: Any) -> None:
+    from quart import request
+
+    if request.routing_exception is not None:
+        scope: Any = request.scope
+        scope[NOT_ROUTED_BY_QUART] = True

@@ -1,0 +1,99 @@
+"""
+What a scope holds of ours while its request runs.
+
+The application gets the caller's own scope, not a copy: what routers and layers inside write into it (`route`,
+`path_params`, `user`), layers outside read from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from idempotency._core.types import StorageKey
+from idempotency.asgi.types import Scope
+from idempotency.engine.current_claim import Frame, active, covering, encloses
+
+__all__ = ["RUNS", "Entered", "enter", "is_of_another_run", "joined_run", "leave"]
+
+RUNS: Final = "idempotency.runs"
+"""
+In the scope of a running request: its runs, outermost first, for another middleware on its way (E10).
+
+Not the context: a request that its handler makes, or the next one of a pipelined connection, inherits that.
+"""
+
+# Ways for a body to reach the client without passing here (E6).
+_BYPASSING_EXTENSIONS = frozenset(
+    {
+        "http.response.early_hint",
+        "http.response.pathsend",
+        "http.response.push",
+        "http.response.trailers",
+        "http.response.zerocopysend",
+    }
+)
+
+
+class Entered(NamedTuple):
+    """What a scope was before its run, as far as it was changed."""
+
+    runs: tuple[Frame, ...]
+    extensions: (
+        tuple[Mapping[str, Any], Mapping[str, Any]] | None
+    )  # the server's, and what the application sees
+
+
+def enter(scope: Scope, frame: Frame) -> Entered:
+    """Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6)."""
+    runs: tuple[Frame, ...] = scope.get(RUNS, ())
+    scope[RUNS] = (*runs, frame)
+    extensions = scope.get("extensions")
+    if not extensions or _BYPASSING_EXTENSIONS.isdisjoint(extensions):
+        return Entered(runs, None)
+    shown = {name: value for name, value in extensions.items() if name not in _BYPASSING_EXTENSIONS}
+    scope["extensions"] = shown
+    return Entered(runs, (extensions, shown))
+
+
+def leave(scope: Scope, entered: Entered) -> None:
+    """Have *scope* be what it would be without us: ours taken out, what was hidden put back."""
+    if entered.runs:
+        scope[RUNS] = entered.runs
+    else:
+        scope.pop(RUNS, None)
+    if entered.extensions is None:
+        return
+    extensions, shown = entered.extensions
+    now = scope.get("extensions")
+    if now is shown:
+        added = {name: value for name, value in shown.items() if extensions.get(name, shown) is not value}
+        if added:
+            extensions = {**extensions, **added}
+        scope["extensions"] = extensions
+    elif isinstance(now, Mapping):  # the application put its own there, made of what it saw
+        hidden = {name: value for name, value in extensions.items() if name in _BYPASSING_EXTENSIONS}
+        scope["extensions"] = {**hidden, **now}
+
+
+def joined_run(scope: Scope, key: StorageKey) -> Frame | None:
+    """The run of this request that a claim of *key* would be part of: a middleware's, or a function's inside one."""
+    runs: tuple[Frame, ...] = scope.get(RUNS, ())
+    for frame in runs:
+        if frame.claim.key == key and not frame.over:
+            return frame
+    innermost = active.get()
+    return covering(key, innermost) if runs and encloses(runs[-1], innermost) else None
+
+
+def is_of_another_run(scope: Scope) -> bool:
+    """
+    Whether the current context was inherited from a run that this request is no part of.
+
+    Such as the run of the connection's previous request, or of whoever started the server or sent the request.
+    """
+    innermost = active.get()
+    if innermost is None:
+        return False
+    runs: tuple[Frame, ...] = scope.get(RUNS, ())
+    return not runs or not encloses(runs[-1], innermost)

@@ -1,0 +1,758 @@
+"""
+What "inside a run" means: whoever inherits a run's context is inside it until it ends, and no longer.
+
+Every shell that begins a run (the middleware, the decorator of either kind) is crossed with every way to inherit a
+context: tasks, task groups, callbacks, executors, threads, copied contexts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+import trio
+from asgi_driver import Talk, call, http_scope, key_header
+from effects import guard, read_body, respond
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route
+
+from idempotency import (
+    CurrentClaim,
+    IdempotencyMiddleware,
+    InProgress,
+    Policy,
+    Response,
+    current_claim,
+    idempotent,
+)
+from idempotency.engine.current_claim import active
+from idempotency.errors import RunEnded
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+KEY = "k"
+RUNS: dict[str, Callable[[Callable[[], Any]], Coroutine[Any, Any, None]]] = {}
+"""Runs *function* inside a run whose storage key is `shop:k`, and returns once that run is over."""
+
+
+def _run(function: Callable[..., Any]) -> Callable[..., Any]:
+    RUNS[function.__name__] = function
+    return function
+
+
+@_run
+async def async_decorator(function: Callable[[], Any]) -> None:
+    @idempotent(store=MemoryStore(), operation="shop", key=lambda key: key)
+    async def run(key: str) -> None:
+        await _finish(function())
+
+    await run(KEY)
+
+
+@_run
+async def sync_decorator(function: Callable[[], Any]) -> None:
+    @idempotent(store=SyncMemoryStore(), operation="shop", key=lambda key: key)
+    def run(key: str) -> None:
+        function()
+
+    run(KEY)
+
+
+@_run
+async def middleware(function: Callable[[], Any]) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await _finish(function())
+        await respond(send, b"done")
+
+    await call(_shop(app), key=KEY)
+
+
+@_run
+async def middleware_and_decorator(function: Callable[[], Any]) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await async_decorator(function)
+        await respond(send, b"done")
+
+    await call(_shop(app), key="another")
+
+
+@_run
+async def background_task_of_starlette(function: Callable[[], Any]) -> None:
+    async def work() -> None:
+        await _finish(function())
+
+    async def charge(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("done", background=BackgroundTask(work))
+
+    await call(_shop(Starlette(routes=[Route("/charges", charge, methods=["POST"])])), key=KEY)
+
+
+@_run
+async def streaming_endpoint(function: Callable[[], Any]) -> None:
+    async def chunks() -> Any:
+        yield b"first"
+        await _finish(function())
+        yield b"second"
+
+    async def charge(request: Request) -> StreamingResponse:
+        return StreamingResponse(chunks())
+
+    await call(_shop(Starlette(routes=[Route("/charges", charge, methods=["POST"])])), key=KEY)
+
+
+def _shop(app: Any, store: Any = None, **settings: Any) -> IdempotencyMiddleware:
+    return IdempotencyMiddleware(
+        app, store=store or MemoryStore(), tenant=lambda scope: "shop", policy=Policy(**settings)
+    )
+
+
+async def _finish(value: Any) -> None:
+    if isinstance(value, Awaitable):
+        await value
+
+
+class Seen:
+    """What code saw of the run around it: its claim, and whether a call of the run's storage key is part of it."""
+
+    def __init__(self) -> None:
+        self.claims: list[CurrentClaim | None] = []
+        self.calls = 0
+        self._same = idempotent(store=SyncMemoryStore(), operation="shop", key=lambda key: key)(self._count)
+
+    def _count(self, key: str) -> None:
+        self.calls += 1
+
+    def look(self) -> None:
+        """Twice the same call: two runs of it mean that it counts as covered by a run around it."""
+        self.claims.append(current_claim())
+        self._same(KEY)
+        self._same(KEY)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the code counted as a part of the run; nothing in between is allowed."""
+        [claim] = self.claims
+        assert self.calls == (1 if claim is None else 2)
+        return claim is not None
+
+
+class Inherited:
+    """Ways of asyncio to have a function run later, in a context inherited from here; each waits for `gate`."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.thread_gate = threading.Event()
+        self.pending: list[Any] = []
+        self.pool = ThreadPoolExecutor(1)
+
+    def open(self) -> None:
+        self.gate.set()
+        self.thread_gate.set()
+
+    async def task(self, function: Callable[[], None]) -> None:
+        self.pending.append(asyncio.create_task(self._later(function)))
+
+    async def call_soon(self, function: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def poll() -> None:
+            if self.gate.is_set():
+                function()
+                done.set_result(None)
+            else:
+                loop.call_soon(poll)
+
+        loop.call_soon(poll)
+        self.pending.append(done)
+
+    async def call_later(self, function: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def poll() -> None:
+            if self.gate.is_set():
+                function()
+                done.set_result(None)
+            else:
+                loop.call_later(0.001, poll)
+
+        loop.call_later(0, poll)
+        self.pending.append(done)
+
+    async def done_callback(self, function: Callable[[], None]) -> None:
+        waiting = asyncio.ensure_future(self.gate.wait())
+        done = asyncio.get_running_loop().create_future()
+
+        def ran(_: Any) -> None:
+            function()
+            done.set_result(None)
+
+        waiting.add_done_callback(ran)
+        self.pending.append(done)
+
+    async def copied_context(self, function: Callable[[], None]) -> None:
+        context = contextvars.copy_context()
+
+        async def later() -> None:
+            await self.gate.wait()
+            context.run(function)
+
+        self.pending.append(asyncio.create_task(later(), context=contextvars.Context()))
+
+    async def run_in_executor(self, function: Callable[[], None]) -> None:
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        self.pending.append(loop.run_in_executor(self.pool, context.run, self._in_thread, function))
+
+    async def to_thread(self, function: Callable[[], None]) -> None:
+        self.pending.append(asyncio.create_task(asyncio.to_thread(self._in_thread, function)))
+
+    async def thread(self, function: Callable[[], None]) -> None:
+        thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._in_thread, function), daemon=True
+        )
+        thread.start()
+        self.pending.append(
+            asyncio.create_task(asyncio.to_thread(thread.join), context=contextvars.Context())
+        )
+
+    async def task_of_a_task(self, function: Callable[[], None]) -> None:
+        async def outer() -> None:
+            await self.task(function)
+
+        await asyncio.create_task(outer())
+
+    async def _later(self, function: Callable[[], None]) -> None:
+        await self.gate.wait()
+        function()
+
+    def _in_thread(self, function: Callable[[], None]) -> None:
+        assert self.thread_gate.wait(5)
+        function()
+
+
+WAYS = [name for name in vars(Inherited) if not name.startswith("_") and name != "open"]
+ASYNC_RUNS = [name for name in RUNS if name != "sync_decorator"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("run", ASYNC_RUNS)
+async def test_what_inherits_a_run_is_inside_it_while_it_lasts(run: str, way: str) -> None:
+    seen, inherited = Seen(), Inherited()
+
+    async def begin() -> None:
+        await getattr(inherited, way)(seen.look)
+        inherited.open()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*inherited.pending)
+
+    await RUNS[run](begin)
+    assert seen.inside
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("run", ASYNC_RUNS)
+async def test_what_inherits_a_run_and_outlives_it_is_no_part_of_it(run: str, way: str) -> None:
+    seen, inherited = Seen(), Inherited()
+    await RUNS[run](functools.partial(getattr(inherited, way), seen.look))
+    assert seen.claims == []
+    inherited.open()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*inherited.pending)
+    assert not seen.inside
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_context_copied_in_a_run_is_no_part_of_it_afterwards(run: str) -> None:
+    seen = Seen()
+    contexts: list[contextvars.Context] = []
+    await RUNS[run](lambda: contexts.append(contextvars.copy_context()))
+    contexts[0].run(seen.look)
+    assert not seen.inside
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_thread_begun_in_a_run_is_no_part_of_it_afterwards(run: str) -> None:
+    seen, gate = Seen(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def look() -> None:
+        assert gate.wait(5)
+        seen.look()
+
+    def begin() -> None:
+        threads.append(threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True))
+        threads[0].start()
+
+    await RUNS[run](begin)
+    gate.set()
+    await anyio.to_thread.run_sync(threads[0].join)
+    assert not seen.inside
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_task_that_a_group_outside_the_run_keeps_is_no_part_of_it_afterwards(run: str) -> None:
+    """A TaskGroup of asyncio and a nursery of trio, both through anyio."""
+    seen, gate = Seen(), anyio.Event()
+
+    async def worker() -> None:
+        await gate.wait()
+        seen.look()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+
+            def begin() -> None:
+                tasks.start_soon(worker)
+
+            await RUNS[run](begin)
+            gate.set()
+    assert not seen.inside
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_system_task_with_the_runs_context_is_no_part_of_it_afterwards(run: str) -> None:
+    seen, gate, done = Seen(), trio.Event(), trio.Event()
+
+    async def worker() -> None:
+        await gate.wait()
+        seen.look()
+        done.set()
+
+    def begin() -> None:
+        trio.lowlevel.spawn_system_task(worker, context=contextvars.copy_context())
+
+    await RUNS[run](begin)
+    gate.set()
+    with trio.fail_after(5):
+        await done.wait()
+    assert not seen.inside
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_forked_child_is_no_part_of_its_parents_run(run: str) -> None:
+    """The child cannot know when the parent's run ends."""
+
+    def begin() -> None:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, b"inside" if current_claim() else b"outside")
+            os._exit(0)
+        os.waitpid(child, 0)
+        said.append(os.read(read, 10))
+        os.close(read)
+        os.close(write)
+        said.append(b"inside" if current_claim() else b"outside")
+
+    said: list[bytes] = []
+    await RUNS[run](begin)
+    assert said == [b"outside", b"inside"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_run_that_raised_is_over_too(run: str) -> None:
+    seen = Seen()
+    contexts: list[contextvars.Context] = []
+
+    def fail() -> None:
+        contexts.append(contextvars.copy_context())
+        raise LookupError("declined")
+
+    with pytest.raises(BaseException):  # noqa: B017, PT011  (a task group of Starlette's wraps it)
+        await RUNS[run](fail)
+    contexts[0].run(seen.look)
+    assert not seen.inside
+
+
+@pytest.mark.parametrize("run", ASYNC_RUNS)
+async def test_a_cancelled_run_is_over_too(run: str) -> None:
+    seen = Seen()
+    contexts: list[contextvars.Context] = []
+
+    async def hang() -> None:
+        contexts.append(contextvars.copy_context())
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(RUNS[run], hang)
+        with anyio.fail_after(5):
+            while not contexts:
+                await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    contexts[0].run(seen.look)
+    assert not seen.inside
+
+
+# The worker that the first run starts lazily, and that serves the jobs of all later ones.
+
+
+@pytest.mark.parametrize("shell", ["decorator", "middleware"])
+async def test_a_worker_begun_by_the_first_run_has_no_claim_in_the_jobs_of_later_ones(shell: str) -> None:
+    give, take = anyio.create_memory_object_stream[str](10)
+    seen: list[tuple[str, CurrentClaim | None]] = []
+
+    def serve(job: str) -> None:
+        seen.append((job, current_claim()))
+
+    async def worker() -> None:
+        with take:
+            async for job in take:
+                serve(job)
+
+    async with anyio.create_task_group() as tasks:
+        started: list[bool] = []
+
+        async def order(name: str) -> None:
+            if not started:
+                started.append(True)
+                tasks.start_soon(worker)
+            give.send_nowait(name)
+
+        if shell == "decorator":
+            guarded = idempotent(store=MemoryStore(), operation="order", key=lambda name: name)(order)
+            for name in ("a", "b"):
+                await guarded(name)
+        else:
+
+            async def app(scope: Any, receive: Any, send: Any) -> None:
+                await order(scope["path"])
+                await respond(send, b"")
+
+            site = guard(app, MemoryStore())
+            await call(site, path="a", key="k")
+            await call(site, path="b")  # without a key of its own
+        give.close()
+    assert seen == [(name, None) for name in ("a", "b")]
+
+
+async def test_a_request_without_a_key_has_no_claim_whatever_context_it_arrives_in() -> None:
+    """A server, or a worker, that was begun inside a run which still goes on."""
+    claims: list[CurrentClaim | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        claims.append(current_claim())
+        await respond(send, b"")
+
+    site = guard(app, MemoryStore())
+    for name, run in RUNS.items():
+        if name != "sync_decorator":
+            await run(lambda: call(site))
+    assert claims == [None] * len(ASYNC_RUNS)
+
+
+async def test_a_request_with_a_key_has_its_own_claim_whatever_context_it_arrives_in() -> None:
+    keys: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        claim = current_claim()
+        assert claim is not None
+        keys.append(claim.claim.key)
+        await respond(send, b"")
+
+    site = guard(app, MemoryStore())
+    for number, name in enumerate(ASYNC_RUNS):
+        await RUNS[name](functools.partial(call, site, key=str(number)))
+    assert keys == [str(number) for number in range(len(ASYNC_RUNS))]
+
+
+async def test_what_the_server_is_asked_for_and_told_is_no_part_of_the_run() -> None:
+    """A server may begin the connection's next request in there, which inherits the context."""
+    seen: list[CurrentClaim | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        await respond(send, b"done")
+        await receive()
+
+    class Server(Talk):
+        async def _receive(self) -> Any:
+            seen.append(current_claim())
+            return await super()._receive()
+
+        async def _send(self, message: Any) -> None:
+            seen.append(current_claim())
+            await super()._send(message)
+
+    talk = Server(guard(app, MemoryStore()), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    await talk.run()
+    assert seen == [None] * 4
+
+
+# A claim that is kept beyond its run.
+
+
+@pytest.mark.parametrize("run", RUNS)
+async def test_a_claim_kept_beyond_its_run_speaks_for_nothing(run: str) -> None:
+    kept: list[CurrentClaim] = []
+
+    def keep() -> None:
+        claim = current_claim()
+        assert claim is not None
+        assert claim.derive("card")
+        kept.append(claim)
+
+    await RUNS[run](keep)
+    [claim] = kept
+    for use in (
+        lambda: claim.derive("card"),
+        lambda: claim.outcome(Response(200, [], b"")),
+        lambda: claim.claim,
+        lambda: claim.retention,
+    ):
+        with pytest.raises(RunEnded, match="is over") as caught:
+            use()
+        assert "shop" not in str(caught.value)
+    assert (claim.attempt, claim.fence > 0) == (1, True)
+
+
+async def test_a_claim_shows_no_key_and_no_token_in_a_log() -> None:
+    said: list[str] = []
+    await async_decorator(lambda: said.append(repr(current_claim())))
+    assert "shop" not in said[0]
+    assert said[0].startswith("CurrentClaim(")
+    assert "owner" not in said[0]
+
+
+# Which calls join a run (E10).
+
+
+class Recursion:
+    """`place` calls `notify`, which calls `place` for the same order: functions of one kind."""
+
+    def __init__(self, kind: str, **policy: Any) -> None:
+        self.ran: list[str] = []
+        self.keys: list[str] = []
+        settings: dict[str, Any] = {"key": lambda order: order, "policy": Policy(**policy)}
+        if kind == "async":
+            store: Any = MemoryStore()
+
+            @idempotent(store=store, operation="place", **settings)
+            async def place(order: str) -> str:
+                if self._begin("place") < 2:
+                    await notify(order)
+                return order
+
+            @idempotent(store=store, operation="notify", **settings)
+            async def notify(order: str) -> None:
+                self._begin("notify")
+                await place(order)
+
+            self.place: Any = place
+            self.notify: Any = notify
+        else:
+            sync_store = SyncMemoryStore()
+
+            @idempotent(store=sync_store, operation="place", **settings)
+            def place_sync(order: str) -> str:
+                if self._begin("place") < 2:
+                    notify_sync(order)
+                return order
+
+            @idempotent(store=sync_store, operation="notify", **settings)
+            def notify_sync(order: str) -> None:
+                self._begin("notify")
+                place_sync(order)
+
+            self.place, self.notify = place_sync, notify_sync
+
+    def _begin(self, name: str) -> int:
+        claim = current_claim()
+        assert claim is not None
+        self.ran.append(name)
+        self.keys.append(claim.claim.key)
+        return self.ran.count(name)
+
+
+@pytest.mark.parametrize("wait", [0, 30])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_indirect_recursion_joins_the_run_that_it_is_part_of(kind: str, wait: float) -> None:
+    recursion = Recursion(kind, wait=wait)
+    with anyio.fail_after(5):
+        await _finish(recursion.place("o-1"))
+    assert recursion.ran == ["place", "notify", "place"]
+    assert recursion.keys == ["place:o-1", "notify:o-1", "place:o-1"], "each under the claim that it joined"
+    await _finish(recursion.place("o-1"))
+    assert recursion.ran == ["place", "notify", "place"], "it was recorded"
+
+
+@pytest.mark.parametrize("wait", [0, 30])
+async def test_indirect_recursion_through_a_thread_joins(wait: float) -> None:
+    ran: list[str] = []
+    settings: dict[str, Any] = {"key": lambda order: order, "policy": Policy(wait=wait)}
+
+    @idempotent(store=(store := SyncMemoryStore()), operation="place", **settings)
+    def place(order: str) -> None:
+        ran.append("place")
+
+    @idempotent(store=store, operation="notify", **settings)
+    def notify(order: str) -> None:
+        ran.append("notify")
+        place(order)
+
+    @idempotent(store=MemoryStore(), operation="place", **settings)
+    async def begin(order: str) -> None:
+        await anyio.to_thread.run_sync(notify, order)
+
+    with anyio.fail_after(5):
+        await begin("o-1")
+        await begin("o-1")
+    assert ran == ["notify", "place"]
+
+
+@pytest.mark.parametrize("between", [0, 1, 3])
+async def test_a_function_joins_the_middlewares_run_through_functions_in_between(between: int) -> None:
+    ran: list[str] = []
+
+    @idempotent(store=(store := MemoryStore()), operation="shop", key=lambda key: key)
+    async def innermost(key: str) -> None:
+        claim = current_claim()
+        assert claim is not None
+        ran.append(claim.claim.key)
+
+    function: Any = innermost
+    for number in range(between):
+
+        def wrap(inner: Any, operation: str) -> Any:
+            @idempotent(store=store, operation=operation, key=lambda key: key)
+            async def layer(key: str) -> None:
+                await inner(key)
+
+            return layer
+
+        function = wrap(function, f"layer-{number}")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await function(KEY)
+        await respond(send, b"done")
+
+    with anyio.fail_after(5):
+        answer = await call(_shop(app, store), key=KEY)
+    assert (answer.status, ran) == (200, ["shop:k"])
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["same scope", "copied scope"])
+async def test_nested_applications_join_the_run_of_their_request(copy: bool) -> None:
+    """Three middlewares, the one in between of another tenant, and a mount."""
+    store, keys = MemoryStore(), []
+
+    async def charge(request: Request) -> PlainTextResponse:
+        claim = current_claim()
+        assert claim is not None
+        keys.append(claim.claim.key)
+        return PlainTextResponse("done")
+
+    site: Any = _shop(Starlette(routes=[Route("/charges", charge, methods=["POST"])]), store)
+    between = IdempotencyMiddleware(site, store=store, tenant=lambda scope: "another")
+
+    async def mounted(scope: Any, receive: Any, send: Any) -> None:
+        await between(dict(scope) if copy else scope, receive, send)
+
+    outer = _shop(Starlette(routes=[Mount("/v1", app=mounted)]), store)
+    with anyio.fail_after(5):
+        answer = await call(outer, path="/v1/charges", key=KEY)
+    assert (answer.status, keys) == (200, ["shop:k"])
+    assert (await call(outer, path="/v1/charges", key=KEY)).replayed
+
+
+async def test_a_middleware_joins_the_run_of_a_decorated_application_in_its_request() -> None:
+    store = MemoryStore()
+    ran: list[str] = []
+
+    async def charge(scope: Any, receive: Any, send: Any) -> None:
+        claim = current_claim()
+        assert claim is not None
+        ran.append(claim.claim.key)
+        await respond(send, b"done")
+
+    inner = _shop(charge, store)
+
+    @idempotent(
+        store=store, operation="shop", key=lambda scope, *_: KEY, fingerprint=lambda *_: b"one request"
+    )
+    async def decorated(scope: Any, receive: Any, send: Any) -> None:
+        await inner(scope, receive, send)
+
+    outer = IdempotencyMiddleware(decorated, store=store, tenant=lambda scope: "another")
+    answer = await call(outer, key=KEY)
+    assert (answer.status, ran) == (200, ["shop:k"])
+
+
+async def test_a_scope_that_is_served_again_after_its_run_is_a_request_of_its_own() -> None:
+    """A worker that keeps a request's scope, or a copy, and sends it to the application once more."""
+    scopes: list[Any] = []
+    runs: list[CurrentClaim | None] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        runs.append(current_claim())
+        scopes.append(dict(scope))
+        await respond(send, b"done")
+
+    site = guard(app, MemoryStore())
+    first = http_scope(headers=key_header("k"))
+    for scope in (first, first):
+        talk = Talk(site, scope)
+        talk.give(b"{}")
+        await talk.run()
+    again = Talk(site, scopes[0])
+    again.give(b"{}")
+    assert (await again.run()).replayed
+    assert len(runs) == 1
+
+
+async def test_another_call_of_a_running_key_does_not_join() -> None:
+    """Only what is inside: a concurrent duplicate is told to come again."""
+    go_on = anyio.Event()
+
+    @idempotent(store=MemoryStore(), operation="order", key=lambda name: name)
+    async def order(name: str) -> None:
+        await go_on.wait()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(order, "a")
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(InProgress):
+            await order("a")
+        go_on.set()
+
+
+async def test_a_chain_of_tasks_each_begun_in_the_run_before_keeps_no_run_alive() -> None:
+    depth: list[int] = []
+
+    @idempotent(store=MemoryStore(), operation="measure", key=str)
+    async def measure(number: int) -> None:
+        frame, length = active.get(), 0
+        while frame is not None:
+            length, frame = length + 1, frame.enclosing
+        depth.append(length)
+        if number < 50:
+            tasks.start_soon(measure, number + 1)
+
+    async with anyio.create_task_group() as tasks:
+        await measure(0)
+    assert len(depth) == 51
+    assert max(depth) <= 2
