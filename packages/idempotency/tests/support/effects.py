@@ -68,7 +68,7 @@ class Charges:
             raise ValueError(scope["type"])  # how an application says that it has no lifespan
         body = await read_body(receive)
         self.bodies.append(body)
-        self.scopes.append(scope)
+        self.scopes.append(dict(scope))
         number = self.runs
         if self.work is not None:
             await self.work(number)
