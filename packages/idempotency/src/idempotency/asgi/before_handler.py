@@ -15,7 +15,13 @@ from typing import Any, Final
 
 from idempotency.asgi.types import Scope
 
-__all__ = ["NOT_ROUTED_BY_QUART", "answered_before_handler", "listen_to_quart", "raised_before_handler"]
+__all__ = [
+    "NOT_ROUTED_BY_QUART",
+    "answered_before_handler",
+    "is_routed",
+    "listen_to_quart",
+    "raised_before_handler",
+]
 
 NOT_ROUTED_BY_QUART: Final = "idempotency.not_routed"
 """In the scope of a request that Quart's router refused, until its answer is sent."""
@@ -98,6 +104,16 @@ def _is_refused_by_starlette(scope: Scope, status: int) -> bool:
         return bool(methods) and scope["method"] not in methods
     own_default = getattr(router, "default", None) == getattr(router, "not_found", scope)
     return "endpoint" not in scope and own_default
+
+
+def is_routed(scope: Scope) -> bool:
+    """Whether a route answers, as far as can be known: Starlette's routers leave their marks on the scope."""
+    if "router" not in scope:
+        return True  # some other framework
+    endpoint: Any = scope.get("endpoint")
+    while hasattr(endpoint, "app") and not hasattr(endpoint, "routes"):  # the middleware of a mount
+        endpoint = endpoint.app
+    return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
 
 
 def _is_sent_by_router(scope: Scope) -> bool:

@@ -27,7 +27,7 @@ from idempotency._core.outcome import (
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
 from idempotency._core.types import Claim, Completed, key_id
-from idempotency.asgi.before_handler import answered_before_handler, raised_before_handler
+from idempotency.asgi.before_handler import answered_before_handler, is_routed, raised_before_handler
 from idempotency.asgi.scope import enter, leave
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
@@ -138,8 +138,7 @@ class Execution:
                 self._report(error)
             raise
         else:
-            if self._whole:
-                assert self._start is not None
+            if self._whole and self._start is not None:
                 await self._finish(self._start)
             elif self._run is not None:
                 await self._end_incomplete()
@@ -380,7 +379,7 @@ class Execution:
 
     def _is_kept(self, status: int) -> bool:
         policy = self._exchange.policy
-        routed = status not in NOT_ROUTED or _is_routed(self._scope)
+        routed = status not in NOT_ROUTED or is_routed(self._scope)
         return settle(status, policy=policy, routed=routed, handled=self._handled) == "keep"
 
     def _is_before_handler(self, status: int) -> bool:
@@ -392,16 +391,6 @@ class Execution:
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:
             self._recorded.set()
-
-
-def _is_routed(scope: Scope) -> bool:
-    """Whether a route answers, as far as can be known: Starlette's routers leave their marks on the scope."""
-    if "router" not in scope:
-        return True  # some other framework
-    endpoint: Any = scope.get("endpoint")
-    while hasattr(endpoint, "app") and not hasattr(endpoint, "routes"):  # the middleware of a mount
-        endpoint = endpoint.app
-    return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
 
 
 def _is_event_stream(headers: Headers) -> bool:

@@ -8,7 +8,6 @@ it has a claim, or is covered by it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from idempotency._core.errors import RunEnded
 from idempotency._core.fingerprint import digest
 from idempotency._core.types import Claim, StorageKey, key_id
+from idempotency._fork import forget_in_child
 
 __all__ = [
     "CurrentClaim",
@@ -53,13 +53,13 @@ class Frame:
         enclosing: The run that this one was begun in.
     """
 
-    __slots__ = ("_encoder", "_process", "claim", "enclosing")
+    __slots__ = ("_born", "_encoder", "claim", "enclosing")
 
     def __init__(self, claim: Claim, encoder: OutcomeEncoder, enclosing: Frame | None) -> None:
         self.claim = claim
         self.enclosing: Frame | None = enclosing
         self._encoder: OutcomeEncoder | None = encoder
-        self._process = _process
+        self._born = _forks.count
         if enclosing is not None:
             # Frames that are over are left out: a chain of tasks, each begun by the one before, keeps none of them.
             self.enclosing = enclosing = _running(enclosing)
@@ -69,7 +69,7 @@ class Frame:
     @property
     def over(self) -> bool:
         """Whether the run has ended; in a forked child it has, since the parent's end is not seen there."""
-        return self._encoder is None or self._process != _process
+        return self._encoder is None or self._born != _forks.count
 
     def end(self) -> None:
         """The application, or the function, has returned: nothing is part of this run from now on."""
@@ -267,15 +267,14 @@ def _running(frame: Frame | None) -> Frame | None:
     return frame
 
 
-_process = (
-    0  # how often this process was forked off another: a child must not take its parent's runs for its own
-)
+class _Forks:
+    """How often this process was forked off another: a child must not take its parent's runs for its own."""
+
+    count = 0
+
+    def add(self) -> None:
+        self.count += 1
 
 
-def _in_child() -> None:
-    global _process  # noqa: PLW0603
-    _process += 1
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_in_child)
+_forks = _Forks()
+forget_in_child(_forks, _Forks.add)
