@@ -81,6 +81,7 @@ async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
     assert [answer.body for answer in answers] == [b'{"charge": 1}'] * 3
 
 
+@pytest.mark.rule("E3")
 async def test_handler_that_outlives_its_lease(store: Store) -> None:
     async def work(number: int) -> None:
         await anyio.sleep(0.5)
@@ -98,6 +99,7 @@ async def test_handler_that_outlives_its_lease(store: Store) -> None:
     assert (answers[0].status, charges.runs) == (201, 1)
 
 
+@pytest.mark.rule("E4")
 async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
     started = anyio.Event()
 
@@ -120,6 +122,7 @@ async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
     assert (await call(app, key="k")).status == 201
 
 
+@pytest.mark.rule("E2")
 async def test_stream_is_held_and_then_flows(store: Store) -> None:
     async def stream(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
@@ -150,6 +153,7 @@ async def test_connection_is_closed_where_the_protocol_has_such_a_header(store: 
         assert (answer.status, answer.values("connection")) == (413, closes)
 
 
+@pytest.mark.rule("E5")
 async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) -> None:
     seen: list[str] = []
 
@@ -336,6 +340,7 @@ async def test_empty_messages_are_the_end_of_a_body(store: Store) -> None:
         assert (answer.status, answer.body, answer.replayed) == (202, b"", replayed)
 
 
+@pytest.mark.rule("E6")
 async def test_ways_around_the_record_are_hidden_from_a_keyed_request_alone(store: Store) -> None:
     names = ["pathsend", "zerocopysend", "trailers", "push", "early_hint"]
     extensions = {f"http.response.{name}": {} for name in names} | {"tls": {"version": 1}}
@@ -383,6 +388,7 @@ async def test_redaction_shows_the_first_caller_all_and_the_record_less(store: S
     assert (await call(app, key="k")).body == b"[redacted]"
 
 
+@pytest.mark.rule("E2")
 async def test_redaction_that_raises_neither_hides_the_answer_nor_frees_the_key(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -436,6 +442,7 @@ async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers:
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 
+@pytest.mark.rule("E10")
 async def test_claim_covers_its_request_through_a_layer_of_another_tenant(store: Store) -> None:
     charges = Charges()
     inner = IdempotencyMiddleware(guard(charges, store), store=store, tenant=lambda scope: "another")

@@ -353,6 +353,7 @@ async def test_body_is_bytes(one: bytes, two: bytes, site: Site) -> None:
         pytest.param("/ch%61rges", "POST", id="percent_encoding"),
     ],
 )
+@pytest.mark.rule("E9")
 async def test_other_operation(path: str, method: str, site: Site) -> None:
     await post(site.port, key="k")
     assert (await post(site.port, path, key="k", method=method)).status == 422

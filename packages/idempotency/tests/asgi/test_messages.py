@@ -10,7 +10,7 @@ import pytest
 from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
 
-from idempotency import Acquired, Fingerprint, StorageKey, current_claim
+from idempotency import Acquired, Claim, Fingerprint, StorageKey, current_claim
 from idempotency._core.outcome import Response, encode_response
 from idempotency.engine.owner import new_owner
 from idempotency.stores.memory import MemoryStore
@@ -54,6 +54,41 @@ async def be_superseded(store: MemoryStore, send: Any) -> None:
 
 
 Answered = Callable[[MemoryStore, Any], Awaitable[None]]
+
+
+class CountingStore(MemoryStore):
+    """Notes how many messages had been sent whenever an outcome was recorded or a key freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Any] = []  # where the test's client puts what it is sent
+        self.seen: list[int] = []
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        self.seen.append(len(self.sent))
+        return await super().complete(claim, outcome, retention=retention)
+
+    async def release(self, claim: Claim) -> bool:
+        self.seen.append(len(self.sent))
+        return await super().release(claim)
+
+
+@pytest.mark.rule("E1")
+@pytest.mark.parametrize("status", [200, 402, 503])
+async def test_an_outcome_is_recorded_or_its_key_freed_before_anything_is_sent(status: int) -> None:
+    store = CountingStore()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({**START, "status": status})
+        await send(chunk(b"first "))
+        await send(chunk(b"last", more_body=False))
+
+    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
+    store.sent = talk.messages
+    talk.give(b"")
+    answer = await talk.run()
+
+    assert (answer.status, answer.body, store.seen) == (status, b"first last", [0])
 
 
 @pytest.mark.parametrize("answered", [flow, be_superseded])
@@ -143,6 +178,7 @@ async def test_a_request_may_be_as_long_as_the_policy_says_and_no_longer(
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.rule("E2")
 async def test_an_answer_is_kept_that_is_as_long_as_the_policy_says_and_no_longer(
     pieces: int, store: MemoryStore
 ) -> None:
@@ -166,6 +202,7 @@ async def test_an_answer_is_kept_that_is_as_long_as_the_policy_says_and_no_longe
         ((b"x-kind", b"text/event-stream"), False),
     ],
 )
+@pytest.mark.rule("E2")
 async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
     header: tuple[bytes, bytes], flows: bool, store: MemoryStore
 ) -> None:

@@ -136,6 +136,7 @@ def _digest(parts: list[bytes]) -> bytes:
     return sha256(b"".join([*(len(part).to_bytes(8, "big") for part in parts), *parts])).digest()
 
 
+@pytest.mark.rule("E9")
 async def test_a_fingerprint_function_sees_the_whole_request(store: MemoryStore) -> None:
     seen = []
 

@@ -56,6 +56,7 @@ def test_different_parts_never_meet_in_one_digest(one: list[bytes], other: list[
         view(b"{}", headers=[(b"content-type", b"application/json"), (b"content-encoding", b"gzip")]),
     ],
 )
+@pytest.mark.rule("E9")
 def test_operation_representation_and_body_all_count(other: RequestView) -> None:
     assert operation_digest(view(b"{}"), exact_bytes) != operation_digest(other, exact_bytes)
 

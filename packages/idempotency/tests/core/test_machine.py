@@ -157,6 +157,7 @@ def test_a_lost_claim_whose_key_went_to_another_request_gives_its_own_answer(sta
     assert play(record(CLAIM, SAME, chance=lambda: 0.0), False, stranger)[1] == Forgotten()
 
 
+@pytest.mark.rule("E8")
 def test_who_cannot_learn_what_became_of_its_claim_does_not_contradict_it() -> None:
     """Somebody else may have answered already."""
     assert play(record(CLAIM, SAME, chance=lambda: 0.0), False, DOWN)[1] == Refuse(DOWN)

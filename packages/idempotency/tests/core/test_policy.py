@@ -112,6 +112,7 @@ def test_a_record_for_ever_is_refused_at_once(name: str, seconds: float) -> None
         Policy(**{name: seconds})  # type: ignore[arg-type]
 
 
+@pytest.mark.rule("E10")
 def test_errors_survive_pickle_and_copy() -> None:
     samples: list[IdempotencyError] = [
         error_module.InProgress(key_id="0123", retry_after=3),

@@ -152,6 +152,7 @@ class TestExceptions:
             str(caught.value),
         )
 
+    @pytest.mark.rule("E4")
     async def test_an_interrupt_leaves_the_key_to_its_lease(self, world: World) -> None:
         class Interrupt(BaseException):
             pass
@@ -207,6 +208,7 @@ class TestStoreFailures:
         assert await broken.call(guarded, "o-1") == {"order": "o-1", "cents": 100}
         assert current_claim() is None
 
+    @pytest.mark.rule("E8")
     async def test_a_lost_claim_answers_with_the_successors_value(self, world: World) -> None:
         def stall(order: str) -> str:
             if not world.runs[1:]:
@@ -224,6 +226,7 @@ class TestStoreFailures:
 
 
 class TestNesting:
+    @pytest.mark.rule("E10")
     async def test_a_call_inside_a_run_with_its_own_key_joins_it(self, world: World) -> None:
         guarded: Callable[..., Any]
 
@@ -250,6 +253,7 @@ class TestNesting:
         assert await world.call(guarded, "n", 2) == 0
         assert world.runs == [2, 1, 0]
 
+    @pytest.mark.rule("E10")
     async def test_a_call_inside_with_another_key_is_an_operation_of_its_own(self, world: World) -> None:
         inner = world.guard(charge, operation="inner")
         if world.kind == "async":

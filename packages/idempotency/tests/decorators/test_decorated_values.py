@@ -135,6 +135,7 @@ class TestValues:
         ],
         ids=lambda value: type(value).__name__,
     )
+    @pytest.mark.rule("E2")
     async def test_a_value_that_would_change_is_returned_once_and_never_run_again(
         self, world: World, value: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -148,6 +149,7 @@ class TestValues:
         settled = [event.result for event in world.events if isinstance(event, Settled)]
         assert settled == ["unreplayable"]
 
+    @pytest.mark.rule("E2")
     async def test_a_value_over_the_limit_is_recorded_as_done(self, world: World) -> None:
         guarded = world.guard(lambda order: "x" * 1000, policy=Policy(max_response_bytes=500))
         await world.call(guarded, "o-1")

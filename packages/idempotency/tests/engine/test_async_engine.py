@@ -125,6 +125,7 @@ async def every_step(
 
 
 @pytest.mark.parametrize("status", [201, 503])
+@pytest.mark.rule("E4")
 async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) -> None:
     stores = []
     async for app, _, store, _ in every_step(Policy(lease=LEASE), status):
@@ -298,6 +299,7 @@ async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_th
         assert store.calls["acquire"] == 1, "they were told what the store told their leader"
 
 
+@pytest.mark.rule("E8")
 async def test_record_is_tried_again_after_a_pause() -> None:
     tried: list[float] = []
 

@@ -379,6 +379,7 @@ class TestBothEngines:
         assert isinstance(await engine.end(run, "keep", OUTCOME), Recorded)
         assert store.calls.count("complete") == 2
 
+    @pytest.mark.rule("E8")
     async def test_a_store_that_never_confirms_leaves_the_key_to_its_lease(
         self, engine: Any, store: Faults, events: list[Event]
     ) -> None:
@@ -395,6 +396,7 @@ class TestBothEngines:
         refused = await engine.begin(ask())
         assert isinstance(refused.error, InProgress)
 
+    @pytest.mark.rule("E8")
     async def test_a_lost_claim_answers_with_its_successors_outcome(
         self, engine: Any, store: Faults, clock: FakeClock, events: list[Event]
     ) -> None:
@@ -406,6 +408,7 @@ class TestBothEngines:
         assert ending.completed.outcome == SUCCESSOR
         assert sum(isinstance(event, ClaimLost) for event in events) == 1
 
+    @pytest.mark.rule("E8")
     async def test_a_lost_claim_is_refused_while_its_successor_runs(
         self, engine: Any, store: Faults, clock: FakeClock
     ) -> None:
@@ -416,6 +419,7 @@ class TestBothEngines:
         assert isinstance(ending, Refuse)
         assert isinstance(ending.error, InProgress)
 
+    @pytest.mark.rule("E8")
     async def test_a_record_that_is_gone_leaves_the_callers_own_answer(
         self, engine: Any, store: Faults, events: list[Event]
     ) -> None:
@@ -469,6 +473,7 @@ class TestBothEngines:
         ("how", "step", "failures"),
         [("keep", "complete", 0), ("keep", "complete", 1), ("release", "release", 0)],
     )
+    @pytest.mark.rule("E4")
     async def test_an_interrupted_end_leaves_the_key_to_its_lease(
         self, how: str, step: str, failures: int, engine: Any, store: Faults, events: list[Event]
     ) -> None:
@@ -540,6 +545,7 @@ class TestHeartbeat:
             sync.now.advance(1)
             sync.beats.run_due()
 
+    @pytest.mark.rule("E3")
     def test_a_run_outlives_its_lease_while_it_shows_signs_of_life(
         self, sync: Sync, store: Faults, clock: FakeClock
     ) -> None:
@@ -560,6 +566,7 @@ class TestHeartbeat:
         run.release()
         assert [event.duration for event in events if isinstance(event, Settled)] == [2.5]
 
+    @pytest.mark.rule("E8")
     def test_a_record_is_tried_again_after_a_pause(self, sync: Sync, store: Faults) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)

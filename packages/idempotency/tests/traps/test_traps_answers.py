@@ -37,6 +37,7 @@ def answering(status: int = 200, headers: Any = (), body: bytes | list[bytes] = 
 
 
 @pytest.mark.trap(18)
+@pytest.mark.rule("E7")
 async def test_repeated_headers_stay_repeated_and_in_order(any_store: Store, key: str) -> None:
     headers = [
         (b"link", b"</a>; rel=next"),
@@ -83,6 +84,7 @@ async def test_headers_given_as_an_iterator_reach_the_first_caller_and_every_oth
 
 
 @pytest.mark.trap(19)
+@pytest.mark.rule("E7")
 async def test_header_bytes_beyond_ascii_survive(any_store: Store, key: str) -> None:
     value = bytes([0xE9, 0xFF, 0x80, 0x22, 0x5C])
     app = guard(answering(headers=[(b"x-name", value)]), any_store)
@@ -166,6 +168,7 @@ async def test_a_wrong_content_length_is_not_replayed(key: str) -> None:
 
 @pytest.mark.trap(22)
 @pytest.mark.parametrize("error", [unavailable, "a driver's error"], ids=["unavailable", "bug"])
+@pytest.mark.rule("E8")
 async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_store: Store, key: str) -> None:
     events: list[Event] = []
 

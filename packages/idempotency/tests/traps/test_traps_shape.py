@@ -21,6 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.trap(53)
+@pytest.mark.rule("E9")
 async def test_one_key_under_two_mounts_is_a_mismatch_and_never_a_replay(any_store: Store, key: str) -> None:
     charges = Charges()
 
@@ -103,6 +104,7 @@ async def test_other_kinds_of_scope_reach_the_application_as_they_are(kind: str)
 
 
 @pytest.mark.trap(55)
+@pytest.mark.rule("E10")
 async def test_two_middlewares_on_one_route_are_one_claim(any_store: Store, key: str) -> None:
     charges = Charges()
     app = guard(guard(charges, any_store), any_store)
