@@ -189,7 +189,7 @@ def scarcest(found: list[list[Seen]]) -> int:
 
 
 async def test_what_sixteen_callers_saw_is_explained_by_the_rules(store: Store) -> None:
-    apart = type(store).__name__ == "PostgresStore"  # see `stores.postgres.records`
+    apart = type(store).__name__ == "PostgresStore"  # see `stores._sql.postgresql`
     found: list[list[Seen]] = []
     for seed in range(7, 11):  # on a busy machine most leases lapse before their work is done: then once more
         found += await histories(store, seed=seed, rounds=16)

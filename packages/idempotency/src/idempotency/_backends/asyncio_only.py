@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["asyncio_loop"]
+__all__ = ["asyncio_loop", "other_loop"]
 
 
 def asyncio_loop(store: object) -> asyncio.AbstractEventLoop:
@@ -22,3 +22,18 @@ def asyncio_loop(store: object) -> asyncio.AbstractEventLoop:
             f"{name} needs a running asyncio loop; under trio use MemoryStore, SQLiteStore, or "
             f"ThreadedStore(Sync{name}(...))"
         ) from None
+
+
+def other_loop(store: object, what: str) -> str:
+    """
+    What to say where *store* is called in another event loop than the one it is bound to.
+
+    Args:
+        what: What each loop needs one of, such as "client and one store".
+    """
+    name = type(store).__name__
+    return (
+        f"this {name} is bound to another event loop: make one {what} for each loop, inside it. Where every call is an "
+        f"asyncio.run of its own, or a test client opens a loop for each request, use ThreadedStore(Sync{name}(...)), "
+        "which belongs to no loop, or keep one loop (asyncio.Runner, `with TestClient(app)`)"
+    )

@@ -16,6 +16,7 @@ __all__ = [
     "IdempotencyError",
     "InProgress",
     "InvalidKey",
+    "IsolationConflict",
     "MissingKey",
     "MissingTenant",
     "NotReplayable",
@@ -194,6 +195,18 @@ class StoreUnavailable(StoreError):
     """No answer from the store: the call may or may not have taken effect, and is safe to repeat (R8)."""
 
     status, slug, title = 503, "store-unavailable", "The idempotency store cannot be reached"
+    retry_after = 1
+
+
+class IsolationConflict(StoreError):
+    """
+    A transaction cannot take a claim's record: what it sees of the database is older than what the record says.
+
+    Raised by `complete_in`. Nothing is known about the claim, so it is neither kept nor lost: roll back, and begin the
+    transaction again as the message says. Repeating the call in the same transaction fails again.
+    """
+
+    status, slug, title = 503, "isolation-conflict", "The transaction cannot see the record of its claim"
     retry_after = 1
 
 

@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
 from idempotency._core.types import Reply
-from idempotency.errors import StoreUnavailable
+from idempotency.errors import IsolationConflict, StoreUnavailable
 from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
 
 pytestmark = pytest.mark.anyio
@@ -169,7 +169,7 @@ class TestOtherTransactions:
             await store.aclose()
         assert sorted(runs) == sorted(keys)
 
-    async def test_a_claim_made_after_the_snapshot_of_a_transaction_is_not_completed_in_it(
+    async def test_a_claim_made_after_the_snapshot_of_a_transaction_is_a_conflict_in_it(
         self, postgres_url: str, key
     ) -> None:
         async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
@@ -178,7 +178,8 @@ class TestOtherTransactions:
                 await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
                 await connection.execute("SELECT 1 FROM idempotency_record LIMIT 1")
                 claim = await granted(store, key)
-                assert await store.complete_in(connection, claim, b"{}", retention=60.0) is False
+                with pytest.raises(IsolationConflict):
+                    await store.complete_in(connection, claim, b"{}", retention=60.0)
                 await connection.rollback()
                 assert await store.complete_in(connection, claim, b"{}", retention=60.0) is True
                 await connection.commit()

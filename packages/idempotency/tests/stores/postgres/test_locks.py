@@ -20,8 +20,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
 from idempotency._core.types import Reply
+from idempotency.stores._sql.postgresql import Statements
 from idempotency.stores.postgres import PostgresStore
-from idempotency.stores.postgres.records import Statements
 
 pytestmark = pytest.mark.anyio
 

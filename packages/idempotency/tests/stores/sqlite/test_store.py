@@ -15,7 +15,7 @@ import time_machine
 from store_calls import KEY, acquire, claim
 
 from idempotency import Acquired, Completed, Running
-from idempotency.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
+from idempotency.errors import CorruptRecord, IsolationConflict, StoreUnavailable, UnknownRecordVersion
 from idempotency.store import Inspectable, Purgeable, Store, SyncInspectable, SyncPurgeable, SyncStore
 from idempotency.stores.sqlite import SQLiteStore, SyncSQLiteStore
 from idempotency.testing import Clock, FakeClock, StoreContract
@@ -261,7 +261,7 @@ class TestCompleteIn:
             with pytest.raises(ValueError, match="not to"):
                 store.complete_in(other, claim(store), b"{}", retention=60)
 
-    def test_a_stale_snapshot_is_unavailable_not_a_driver_error(
+    def test_a_stale_snapshot_is_a_conflict_not_a_driver_error(
         self, store: SyncSQLiteStore, app: sqlite3.Connection
     ) -> None:
         held = claim(store)
@@ -269,7 +269,7 @@ class TestCompleteIn:
         app.execute("BEGIN")
         app.execute("SELECT count(*) FROM charge").fetchone()
         claim(store, "another")  # commits after the snapshot of `app`
-        with pytest.raises(StoreUnavailable, match="locked"):
+        with pytest.raises(IsolationConflict, match="BEGIN IMMEDIATE"):
             store.complete_in(app, held, b"{}", retention=60)
 
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool
 
-from idempotency._backends.asyncio_only import asyncio_loop
+from idempotency._backends.asyncio_only import asyncio_loop, other_loop
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores.postgres.errors import is_gone, is_transient, meaning_of, too_late
-from idempotency.stores.postgres.records import (
+from idempotency.stores._sql.callers import async_caller, of_a_driver, wrong_kind
+from idempotency.stores._sql.postgresql import (
     PURGE_BATCH,
     SWEEP,
     TRIES,
@@ -32,7 +32,15 @@ from idempotency.stores.postgres.records import (
     read_acquired,
     read_record,
 )
+from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_steps import complete_in
+from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, meaning_of, too_late
 from idempotency.stores.postgres.sync_store import SyncPostgresStore
+
+if TYPE_CHECKING:
+    from idempotency.stores._sql.caller_types import AsyncPostgresConnection
+
+_TAKES = ("psycopg.AsyncConnection", "SQLAlchemy's AsyncSession or AsyncConnection", "asyncpg.Connection")
 
 __all__ = ["PostgresStore", "SyncPostgresStore", "schema_sql"]
 
@@ -71,15 +79,19 @@ class PostgresStore:
         self._deadline = deadline
         self._owns_pool = owns_pool
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def create_schema(self) -> None:
         """Create the table, its index and its sequence where they are missing. For migrations, see `schema_sql`."""
+        self._bind()
         try:
             await self._open()
-            async with self._pool.connection() as connection:
-                await connection.execute(self._sql.create.encode())
+            async with self._pool.connection() as connection, self._cursor(connection) as cursor:
+                await cursor.execute(self._sql.present.encode())
+                if await cursor.fetchone() != (True,):
+                    await cursor.execute(self._sql.create.encode(), prepare=False)
         except psycopg.Error as error:
-            raise meaning_of(error) from error
+            raise cannot_create(error) from error
 
     async def acquire(
         self,
@@ -106,32 +118,37 @@ class PostgresStore:
         return bool(await self._run(self._sql.complete, values))
 
     async def complete_in(
-        self, connection: psycopg.AsyncConnection[Any], claim: Claim, outcome: bytes, *, retention: float
+        self, connection: AsyncPostgresConnection, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
         """
         Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
 
         Args:
-            connection: To the same database, inside the transaction that makes the effect; not committed here.
+            connection: To the same database, inside the transaction that makes the effect; not committed here. A
+                `psycopg.AsyncConnection`, SQLAlchemy's `AsyncSession` or `AsyncConnection`, or `asyncpg.Connection`.
             retention: Seconds.
         Returns:
             False if the claim no longer holds the key: roll back, the effect is not yours to make.
         Raises:
-            ValueError: *connection* commits every statement, and no transaction has begun.
+            TypeError: *connection* is nothing of these.
+            ValueError: It commits every statement, leads to another kind of database, or is inside a savepoint.
+            IsolationConflict: The transaction is above READ COMMITTED and its snapshot too old; see the message.
+            StoreError: The connection will never take the record; the message says why.
             StoreUnavailable: Roll back and repeat; nothing has taken effect.
+
+        1 round trip.
         """
-        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if connection.autocommit and idle:
-            raise ValueError(
-                "complete_in needs a transaction: use it inside `async with connection.transaction()`"
+        caller = async_caller(connection, "postgresql")
+        if caller is None:
+            raise wrong_kind(
+                self, connection, *_TAKES, instead="SyncPostgresStore takes connections without an event loop"
             )
-        values = complete_values(claim, outcome, retention, sweep=0)
         try:
-            async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
-                await cursor.execute(self._sql.complete.encode(), values)
-                return await cursor.fetchone() is not None
-        except psycopg.Error as error:
-            raise meaning_of(error) from error
+            return await caller.drive(complete_in(self._sql, caller, claim, outcome, retention))
+        except Exception as error:
+            if not of_a_driver(error):
+                raise
+            raise in_transaction(error) from error
 
     async def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
@@ -147,7 +164,7 @@ class PostgresStore:
         purged = 0
         while purged < limit:
             batch = min(limit - purged, PURGE_BATCH)
-            ((count,),) = await self._run(self._sql.purge, {"limit": batch})
+            ((count,),) = await self._run(self._sql.purge, {"limit": batch}, removes=True)
             purged += count
             if count < batch:
                 break
@@ -166,6 +183,8 @@ class PostgresStore:
 
     async def aclose(self) -> None:
         """Wait for calls that were given up on; the pool stays open unless the store owns it."""
+        if self._tasks or (self._owns_pool and not self._pool.closed):
+            self._bind()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._owns_pool:
             await self._pool.close()
@@ -175,7 +194,7 @@ class PostgresStore:
     ) -> list[tuple[Any, ...]]:
         # In a task of its own: psycopg answers a cancellation by asking the server to stop, and may wait for that
         # longer than the caller is willing to.
-        loop = asyncio_loop(self)
+        loop = self._bind()
         task: asyncio.Task[list[tuple[Any, ...]]] = loop.create_task(
             self._execute(statement, values, removes)
         )
@@ -190,6 +209,10 @@ class PostgresStore:
             task.cancel()
             raise too_late(self._deadline)
         return task.result()
+
+    def _cursor(self, connection: psycopg.AsyncConnection[Any]) -> psycopg.AsyncCursor[Any]:
+        """Made here, since the pool's connections may make cursors and rows of any kind."""
+        return psycopg.AsyncCursor(connection, row_factory=tuple_row)
 
     def _forget_task(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -210,7 +233,7 @@ class PostgresStore:
                     unheard = error
                     await self._pool.check()  # the others have most likely gone with it
             else:
-                if removes and unheard is not None and not rows:
+                if removes and unheard is not None and rows in ([], [(0,)]):
                     raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
                 return rows
         raise AssertionError("the last try returns or raises")
@@ -222,13 +245,23 @@ class PostgresStore:
             # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
             await connection.set_autocommit(True)
             try:
-                async with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
-                    await cursor.execute(statement.encode(), values)
+                async with self._cursor(connection) as cursor:
+                    await cursor.execute(statement.encode(), values, binary=True)
                     rows: list[tuple[Any, ...]] = await cursor.fetchall()
                     return rows
             finally:
                 if not connection.closed:
                     await connection.set_autocommit(theirs)
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        """The running loop. A second one is refused: the pool's workers are the first's, and a call would hang."""
+        loop = asyncio_loop(self)
+        workers = () if self._pool.closed else getattr(self._pool, "_workers", ())
+        for bound in (self._loop, *(worker.get_loop() for worker in workers)):
+            if bound is not None and bound is not loop:
+                raise RuntimeError(other_loop(self, "pool and one store"))
+        self._loop = loop
+        return loop
 
     async def _open(self) -> None:
         if self._owns_pool and self._pool.closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -13,8 +13,8 @@ from psycopg_pool import ConnectionPool
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores.postgres.errors import is_gone, is_transient, meaning_of, too_late
-from idempotency.stores.postgres.records import (
+from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
+from idempotency.stores._sql.postgresql import (
     PURGE_BATCH,
     SWEEP,
     TRIES,
@@ -25,8 +25,16 @@ from idempotency.stores.postgres.records import (
     read_acquired,
     read_record,
 )
+from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_steps import complete_in
+from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, meaning_of, too_late
 
 __all__ = ["SyncPostgresStore"]
+
+if TYPE_CHECKING:
+    from idempotency.stores._sql.caller_types import SyncPostgresConnection
+
+_TAKES = ("psycopg.Connection", "SQLAlchemy's Session or Connection", "Django's connection")
 
 T = TypeVar("T")
 
@@ -65,10 +73,12 @@ class SyncPostgresStore:
         """See `PostgresStore.create_schema`."""
         try:
             self._open()
-            with self._pool.connection() as connection:
-                connection.execute(self._sql.create.encode())
+            with self._pool.connection() as connection, self._cursor(connection) as cursor:
+                cursor.execute(self._sql.present.encode())
+                if cursor.fetchone() != (True,):
+                    cursor.execute(self._sql.create.encode(), prepare=False)
         except psycopg.Error as error:
-            raise meaning_of(error) from error
+            raise cannot_create(error) from error
 
     def acquire(
         self,
@@ -95,19 +105,25 @@ class SyncPostgresStore:
         return bool(self._run(self._sql.complete, values))
 
     def complete_in(
-        self, connection: psycopg.Connection[Any], claim: Claim, outcome: bytes, *, retention: float
+        self, connection: SyncPostgresConnection, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
-        """See `PostgresStore.complete_in`."""
-        idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        if connection.autocommit and idle:
-            raise ValueError("complete_in needs a transaction: use it inside `with connection.transaction()`")
-        values = complete_values(claim, outcome, retention, sweep=0)
+        """
+        See `PostgresStore.complete_in`.
+
+        Args:
+            connection: A `psycopg.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
+        """
+        caller = sync_caller(connection, "postgresql")
+        if caller is None:
+            raise wrong_kind(
+                self, connection, *_TAKES, instead="PostgresStore takes connections with an event loop"
+            )
         try:
-            with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
-                cursor.execute(self._sql.complete.encode(), values)
-                return cursor.fetchone() is not None
-        except psycopg.Error as error:
-            raise meaning_of(error) from error
+            return caller.drive(complete_in(self._sql, caller, claim, outcome, retention))
+        except Exception as error:
+            if not of_a_driver(error):
+                raise
+            raise in_transaction(error) from error
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
@@ -123,7 +139,7 @@ class SyncPostgresStore:
         purged = 0
         while purged < limit:
             batch = min(limit - purged, PURGE_BATCH)
-            ((count,),) = self._run(self._sql.purge, {"limit": batch})
+            ((count,),) = self._run(self._sql.purge, {"limit": batch}, removes=True)
             purged += count
             if count < batch:
                 break
@@ -171,7 +187,7 @@ class SyncPostgresStore:
                     unheard = error
                     self._pool.check()
             else:
-                if removes and unheard is not None and not rows:
+                if removes and unheard is not None and rows in ([], [(0,)]):
                     raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
                 return rows
         raise AssertionError("the last try returns or raises")
@@ -183,13 +199,17 @@ class SyncPostgresStore:
             # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
             connection.autocommit = True
             try:
-                with connection.cursor(row_factory=tuple_row, binary=True) as cursor:
-                    cursor.execute(statement.encode(), values)
+                with self._cursor(connection) as cursor:
+                    cursor.execute(statement.encode(), values, binary=True)
                     rows: list[tuple[Any, ...]] = cursor.fetchall()
                     return rows
             finally:
                 if not connection.closed:
                     connection.autocommit = theirs
+
+    def _cursor(self, connection: psycopg.Connection[Any]) -> psycopg.Cursor[Any]:
+        """See `PostgresStore`."""
+        return psycopg.Cursor(connection, row_factory=tuple_row)
 
     def _open(self) -> None:
         if self._owns_pool and self._pool.closed:

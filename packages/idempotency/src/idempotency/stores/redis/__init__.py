@@ -21,7 +21,7 @@ from redis import exceptions as failures
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from idempotency._backends.asyncio_only import asyncio_loop
+from idempotency._backends.asyncio_only import asyncio_loop, other_loop
 from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency._fork import forget_in_child
@@ -265,9 +265,7 @@ class RedisStore:
         loop = asyncio_loop(self)
         if self._loop is not loop:
             if self._loop is not None:
-                raise RuntimeError(
-                    "this RedisStore is bound to another event loop; make one store for each loop"
-                )
+                raise RuntimeError(other_loop(self, "client and one store"))
             self._loop = loop
         return loop
 

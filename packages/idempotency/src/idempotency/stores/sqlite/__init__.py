@@ -9,15 +9,19 @@ transaction of the effect itself, which makes the effect effectively once.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores.sqlite.file import Busy, DatabaseFile, translated
-from idempotency.stores.sqlite.records import Clocks, Records
+from idempotency.stores._sql.sqlite import Clocks, SqliteRecords
+from idempotency.stores._sql.steps import Steps
+from idempotency.stores.sqlite.file import Busy, DatabaseFile
+from idempotency.stores.sqlite.transaction import PendingAnswer, complete_in, complete_in_async
+
+if TYPE_CHECKING:
+    from idempotency.stores._sql.caller_types import AsyncSqliteConnection, SyncSqliteConnection
 
 __all__ = ["SQLiteStore", "SyncSQLiteStore"]
 
@@ -73,9 +77,8 @@ class SyncSQLiteStore:
         takeover: bool = True,
     ) -> Reply:
         """See `Store.acquire`. A replay is one read; a claim is one transaction and one sync."""
-        return self._file.run(
-            lambda connection: self._records.acquire(
-                connection,
+        return self._file.execute(
+            lambda: self._records.acquire(
                 key,
                 fingerprint=fingerprint,
                 owner=owner,
@@ -87,38 +90,41 @@ class SyncSQLiteStore:
 
     def renew(self, claim: Claim, *, lease: float) -> bool:
         """See `Store.renew`."""
-        return self._file.run(lambda connection: self._records.renew(connection, claim, lease))
+        return self._file.execute(lambda: self._records.renew(claim, lease=lease))
 
     def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
         """See `Store.complete`. Deletes a few expired records in the same transaction."""
-        return self._file.run(
-            lambda connection: self._records.complete(connection, claim, outcome, retention)
-        )
+        return self._file.execute(lambda: self._records.complete(claim, outcome, retention=retention))
 
     def complete_in(
-        self, connection: sqlite3.Connection, claim: Claim, outcome: bytes, *, retention: float
+        self, connection: SyncSqliteConnection, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
         """
         Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
 
         Args:
-            connection: Open on the same file, inside the transaction that makes the effect; not committed here.
+            connection: Open on the same file, inside the transaction that makes the effect; not committed here. A
+                `sqlite3.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
             retention: Seconds.
         Returns:
             False if the claim no longer holds the key: roll back, the effect is not yours to make.
         Raises:
-            ValueError: No transaction has begun, or the connection is to another file.
+            TypeError: *connection* is nothing of these.
+            ValueError: No transaction has begun, it is inside a savepoint (sqlite3 alone cannot tell of one), or the
+                connection is to another file.
+            IsolationConflict: The transaction began to read before the claim last changed: roll back, BEGIN IMMEDIATE.
+            StoreError: The connection will never take the record; the message says why.
             StoreUnavailable: Roll back and repeat; nothing has taken effect.
         """
-        return _complete_in(self._file, self._records, connection, claim, outcome, retention)
+        return complete_in(self, self._file, self._records, connection, claim, outcome, retention)
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
-        return self._file.run(lambda connection: self._records.release(connection, claim))
+        return self._file.execute(lambda: self._records.release(claim))
 
     def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
-        return self._file.run(lambda connection: self._records.get(connection, key))
+        return self._file.execute(lambda: self._records.get(key))
 
     def close(self) -> None:
         """Close the connection; later calls raise `StoreUnavailable`."""
@@ -126,15 +132,15 @@ class SyncSQLiteStore:
 
     def purge(self, *, limit: int = 1_000) -> int:
         """See `Purgeable.purge`. One transaction: other writers wait for it, so keep *limit* moderate."""
-        return self._file.run(lambda connection: self._records.purge(connection, limit))
+        return self._file.execute(lambda: self._records.purge(limit))
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `Inspectable.scan`. In key order; records that cannot be read are left out."""
-        return self._file.run(lambda connection: self._records.scan(connection, limit, cursor))
+        return self._file.execute(lambda: self._records.scan(limit, cursor))
 
     def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`. Deletes records that cannot be read, too."""
-        return self._file.run(lambda connection: self._records.forget(connection, key))
+        return self._file.execute(lambda: self._records.forget(key))
 
 
 class SQLiteStore:
@@ -177,8 +183,7 @@ class SQLiteStore:
     ) -> Reply:
         """See `SyncSQLiteStore.acquire`."""
         return await self._run(
-            lambda connection: self._records.acquire(
-                connection,
+            lambda: self._records.acquire(
                 key,
                 fingerprint=fingerprint,
                 owner=owner,
@@ -190,27 +195,42 @@ class SQLiteStore:
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
         """See `Store.renew`."""
-        return await self._run(lambda connection: self._records.renew(connection, claim, lease))
+        return await self._run(lambda: self._records.renew(claim, lease=lease))
 
     async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
         """See `SyncSQLiteStore.complete`."""
-        return await self._run(
-            lambda connection: self._records.complete(connection, claim, outcome, retention)
-        )
+        return await self._run(lambda: self._records.complete(claim, outcome, retention=retention))
 
+    @overload
     def complete_in(
-        self, connection: sqlite3.Connection, claim: Claim, outcome: bytes, *, retention: float
-    ) -> bool:
-        """See `SyncSQLiteStore.complete_in`; a plain function, called where the transaction runs."""
-        return _complete_in(self._patient, self._records, connection, claim, outcome, retention)
+        self, connection: SyncSqliteConnection, claim: Claim, outcome: bytes, *, retention: float
+    ) -> bool: ...
+    @overload
+    def complete_in(
+        self, connection: AsyncSqliteConnection, claim: Claim, outcome: bytes, *, retention: float
+    ) -> PendingAnswer: ...
+    def complete_in(
+        self,
+        connection: SyncSqliteConnection | AsyncSqliteConnection,
+        claim: Claim,
+        outcome: bytes,
+        *,
+        retention: float,
+    ) -> bool | PendingAnswer:
+        """
+        See `SyncSQLiteStore.complete_in`; a plain function, called where the transaction runs.
+
+        For `aiosqlite.Connection` and SQLAlchemy's `AsyncSession` and `AsyncConnection` it has to be awaited.
+        """
+        return complete_in_async(self, self._patient, self._records, connection, claim, outcome, retention)
 
     async def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
-        return await self._run(lambda connection: self._records.release(connection, claim))
+        return await self._run(lambda: self._records.release(claim))
 
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
-        return await self._run(lambda connection: self._records.get(connection, key))
+        return await self._run(lambda: self._records.get(key))
 
     async def aclose(self) -> None:
         """Close both connections; later calls raise `StoreUnavailable`."""
@@ -220,44 +240,24 @@ class SQLiteStore:
 
     async def purge(self, *, limit: int = 1_000) -> int:
         """See `SyncSQLiteStore.purge`; always in a worker thread."""
-        return await self._threads.run(lambda: self._patient.run(lambda c: self._records.purge(c, limit)))
+        return await self._threads.run(lambda: self._patient.execute(lambda: self._records.purge(limit)))
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `SyncSQLiteStore.scan`; always in a worker thread."""
         return await self._threads.run(
-            lambda: self._patient.run(lambda c: self._records.scan(c, limit, cursor))
+            lambda: self._patient.execute(lambda: self._records.scan(limit, cursor))
         )
 
     async def forget(self, key: StorageKey) -> bool:
         """See `SyncSQLiteStore.forget`."""
-        return await self._run(lambda connection: self._records.forget(connection, key))
+        return await self._run(lambda: self._records.forget(key))
 
-    async def _run(self, call: Callable[[sqlite3.Connection], T]) -> T:
+    async def _run(self, call: Callable[[], Steps[T]]) -> T:
         try:
-            return self._eager.run(call)
+            return self._eager.execute(call)
         except Busy:  # nothing was changed, so the call may be made again where waiting hurts nobody
-            return await self._threads.run(lambda: self._patient.run(call))
+            return await self._threads.run(lambda: self._patient.execute(call))
 
 
-def _records(table: str, clock: Callable[[], float] | None) -> Records:
-    return Records(table, Clocks.of_this_machine() if clock is None else Clocks.injected(clock))
-
-
-def _complete_in(
-    file: DatabaseFile,
-    records: Records,
-    connection: sqlite3.Connection,
-    claim: Claim,
-    outcome: bytes,
-    retention: float,
-) -> bool:
-    if not connection.in_transaction:
-        raise ValueError(
-            "begin a transaction and make the effect in it first; the record joins that transaction"
-        )
-    if not file.is_open_on(connection):
-        raise ValueError(f"the connection is not to {file.path.name}, where this store keeps its records")
-    try:
-        return records.write_outcome(connection, claim, outcome, retention)
-    except sqlite3.Error as error:
-        raise translated(error, 0.0) from error
+def _records(table: str, clock: Callable[[], float] | None) -> SqliteRecords:
+    return SqliteRecords(table, None if clock is None else Clocks.injected(clock))

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from idempotency._core.errors import StoreError, StoreUnavailable
+from idempotency._core.errors import IsolationConflict, StoreError, StoreUnavailable
 from idempotency._fork import forget_in_child
+from idempotency.stores._sql.statement import render
+from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive
 
-__all__ = ["Busy", "DatabaseFile", "translated"]
+__all__ = ["Busy", "DatabaseFile", "in_transaction", "translated"]
 
 T = TypeVar("T")
 
@@ -35,6 +37,18 @@ _ADVICE = {
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database; check the path",
     sqlite3.SQLITE_SCHEMA: "the schema changed under the store; restart",
 }
+# What comes again however often it is repeated, such as an authorizer's no.
+_PERMANENT = frozenset(
+    (
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_TOOBIG,
+    )
+)
+_NOTHING = Result([], 0)
 
 
 class Busy(StoreUnavailable):
@@ -48,7 +62,7 @@ class DatabaseFile:
     Args:
         path: Where the file is, or is to be: created once, on opening; never again.
         busy_timeout: Seconds to wait for another writer; with 0.0, neither that nor a thread of ours is waited for.
-        set_up: Called with the connection when it is opened, to create what is missing.
+        set_up: Steps to take when the file is opened, to create what is missing.
     """
 
     def __init__(
@@ -57,7 +71,7 @@ class DatabaseFile:
         *,
         busy_timeout: float,
         synchronous: str,
-        set_up: Callable[[sqlite3.Connection], None],
+        set_up: Callable[[], Steps[None]],
     ) -> None:
         if sqlite3.sqlite_version_info < _OLDEST:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; use 3.35 or newer")
@@ -106,13 +120,18 @@ class DatabaseFile:
                 self._connection.close()
                 self._connection = None
 
-    def is_open_on(self, connection: sqlite3.Connection) -> bool:
-        """Whether *connection* has this very file as its main database."""
-        cursor = connection.cursor()
-        cursor.row_factory = None
-        # Bytes, if its text_factory says so.
-        main = os.fsdecode(cursor.execute("PRAGMA database_list").fetchone()[2])
-        return main != "" and _identity(Path(main)) == self._identity
+    def execute(self, make: Callable[[], Steps[T]]) -> T:
+        """
+        Run the steps that *make* returns, a write in a transaction that holds the write lock from its begin.
+
+        Raises:
+            Busy, StoreUnavailable: As `run`.
+        """
+        return self.run(lambda connection: _execute(connection, make()))
+
+    def is_at(self, path: Path) -> bool:
+        """Whether *path* leads to this very file."""
+        return _identity(path) == self._identity
 
     def _usable(self) -> sqlite3.Connection:
         if self._closed:
@@ -128,7 +147,7 @@ class DatabaseFile:
         return self._connection
 
     def _open(
-        self, mode: str, patience: float, set_up: Callable[[sqlite3.Connection], None] | None
+        self, mode: str, patience: float, set_up: Callable[[], Steps[None]] | None
     ) -> sqlite3.Connection:
         connection = None
         try:
@@ -142,7 +161,7 @@ class DatabaseFile:
             self._use_wal(connection, patience)
             connection.execute(f"PRAGMA synchronous={self._synchronous}")
             if set_up is not None:
-                set_up(connection)
+                _execute(connection, set_up())
             connection.execute(f"PRAGMA busy_timeout={int(self._busy_timeout * 1_000)}")
         except BaseException as error:
             if connection is not None:
@@ -181,7 +200,8 @@ class DatabaseFile:
 
 def translated(error: sqlite3.Error, busy_timeout: float) -> StoreError:
     """The error of this library that *error* becomes; SQLite's message is kept as its cause, not in its text."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    # Without a code it is the module that refused: a closed connection, or another thread's.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         waited = f" after {busy_timeout:g} s" if busy_timeout else ""
         return Busy(f"the SQLite file is still locked by another writer{waited}; try again")
@@ -189,7 +209,46 @@ def translated(error: sqlite3.Error, busy_timeout: float) -> StoreError:
     if advice is not None:
         return StoreUnavailable(f"the SQLite store failed: {advice}")
     name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if code in _PERMANENT:
+        return StoreError(
+            f"SQLite or its driver refused the statement ({name}), and repeating it will not help; look at the error "
+            "that this one was raised from"
+        )
     return StoreUnavailable(f"the SQLite store failed with {name}; its cause has the details")
+
+
+def in_transaction(error: Exception) -> StoreError:
+    """See `translated`; for what befell a statement in a transaction of the caller's, by whatever driver."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        return IsolationConflict(
+            "this SQLite transaction began to read before something else was written (a claim, or the renewal of its "
+            "lease), so it can write no more: roll back, and begin it with BEGIN IMMEDIATE, or with the effect, after "
+            "the claim was made"
+        )
+    if isinstance(error, sqlite3.Error):
+        return translated(error, 0.0)
+    return StoreError(
+        f"the connection refused the statement ({type(error).__name__}), and repeating it will not help; look at the "
+        "error that this one was raised from"
+    )
+
+
+def _execute(connection: sqlite3.Connection, steps: Steps[T]) -> T:
+    began = False
+
+    def run(step: Query | Begin) -> Result:
+        nonlocal began
+        if isinstance(step, Begin):
+            connection.execute("BEGIN IMMEDIATE")
+            began = True
+            return _NOTHING
+        cursor = connection.execute(*render(step.sql, step.values, "named"))
+        return Result(cursor.fetchall(), cursor.rowcount)
+
+    value = drive(steps, run)
+    if began:
+        connection.execute("COMMIT")
+    return value
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from idempotency._core.errors import IsolationConflict
 from idempotency._core.types import (
     Acquired,
     Claim,
@@ -32,6 +33,7 @@ from idempotency._core.types import (
     State,
     StorageKey,
 )
+from idempotency.stores._sql.callers import nested
 
 __all__ = [
     "PURGE_BATCH",
@@ -41,7 +43,9 @@ __all__ = [
     "acquire_values",
     "claim_values",
     "complete_values",
+    "overtaken",
     "read_acquired",
+    "read_completed_in",
     "read_record",
 ]
 
@@ -74,6 +78,12 @@ CREATE INDEX IF NOT EXISTS {plain}_expires_at ON {table} (expires_at);
 CREATE SEQUENCE IF NOT EXISTS {table}_fence;
 """
 
+# Whether there is nothing to create. A role that may use the table, and create nothing, needs no more than this.
+_PRESENT = """
+SELECT to_regclass('{table}') IS NOT NULL AND to_regclass('{table}_fence') IS NOT NULL
+    AND to_regclass('{table}_expires_at') IS NOT NULL
+"""
+
 # IF NOT EXISTS does not keep two processes that start at once from colliding.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('{table}', 1));"
 
@@ -89,15 +99,15 @@ _ACQUIRE = """
 WITH standing AS MATERIALIZED (
     SELECT r.*, c.now
     FROM {table} AS r, LATERAL (SELECT clock_timestamp() AS now WHERE r.key IS NOT NULL OFFSET 0) AS c
-    WHERE r.key = %(key)s AND r.expires_at > c.now
-        AND (r.outcome IS NOT NULL OR (r.lease_until > c.now AND r.owner <> %(owner)s))
+    WHERE r.key = %(key)s::text AND r.expires_at > c.now
+        AND (r.outcome IS NOT NULL OR (r.lease_until > c.now AND r.owner <> %(owner)s::bytea))
 ), written AS (
     INSERT INTO {table} AS r (key, fingerprint, owner, attempt, fence, lease_until, retention, expires_at)
-    SELECT %(key)s, %(fingerprint)s, %(owner)s, 1, c.fence, c.now + l.lease, %(retention)s,
-        c.now + l.lease + l.retention
+    SELECT %(key)s::text, %(fingerprint)s::bytea, %(owner)s::bytea, 1, c.fence, c.now + l.lease,
+        %(retention)s::float8, c.now + l.lease + l.retention
     FROM (
         SELECT {key_lock} AS locked,
-            make_interval(secs => %(lease)s) AS lease, make_interval(secs => %(retention)s) AS retention
+            make_interval(secs => %(lease)s::float8) AS lease, make_interval(secs => %(retention)s::float8) AS retention
         OFFSET 0
     ) AS l, LATERAL (
         SELECT clock_timestamp() AS now, nextval('{table}_fence') AS fence WHERE l.locked IS NOT NULL OFFSET 0
@@ -119,8 +129,8 @@ WITH standing AS MATERIALIZED (
         FROM (
             SELECT j.verdict,
                 CASE j.verdict WHEN 'kept' THEN r.lease_until
-                    WHEN 'ours' THEN greatest(r.lease_until, j.now + make_interval(secs => %(lease)s))
-                    ELSE j.now + make_interval(secs => %(lease)s) END AS lease_until,
+                    WHEN 'ours' THEN greatest(r.lease_until, j.now + make_interval(secs => %(lease)s::float8))
+                    ELSE j.now + make_interval(secs => %(lease)s::float8) END AS lease_until,
                 CASE WHEN j.verdict IN ('kept', 'ours') THEN r.retention ELSE excluded.retention END AS retention
             FROM (
                 SELECT c.now, CASE
@@ -128,7 +138,7 @@ WITH standing AS MATERIALIZED (
                     WHEN r.outcome IS NOT NULL THEN 'kept'
                     WHEN r.owner = excluded.owner THEN 'ours'
                     WHEN r.lease_until > c.now THEN 'kept'
-                    WHEN %(takeover)s AND r.fingerprint = excluded.fingerprint THEN 'lapsed'
+                    WHEN %(takeover)s::boolean AND r.fingerprint = excluded.fingerprint THEN 'lapsed'
                     ELSE 'kept' END AS verdict
                 FROM (SELECT clock_timestamp() AS now OFFSET 0) AS c  -- once: each mention would be another instant
                 OFFSET 0
@@ -150,7 +160,7 @@ _COLUMNS = """key, fingerprint, owner, attempt, fence, outcome,
 _MINE = """
 mine AS MATERIALIZED (
     SELECT r.key, r.outcome IS NOT NULL AS done, r.expires_at FROM {table} AS r{locked}
-    WHERE r.key = %(key)s AND r.owner = %(owner)s {after} FOR UPDATE OF r
+    WHERE r.key = %(key)s::text AND r.owner = %(owner)s::bytea {after} FOR UPDATE OF r
 ), live AS MATERIALIZED (
     SELECT key, done FROM mine WHERE expires_at > clock_timestamp()
 )"""
@@ -162,7 +172,9 @@ _RENEW = """
 WITH {mine}
 UPDATE {table} AS r SET (lease_until, expires_at) = (
     SELECT v.until, v.until + make_interval(secs => r.retention)
-    FROM (SELECT greatest(r.lease_until, clock_timestamp() + make_interval(secs => %(lease)s)) AS until OFFSET 0) AS v
+    FROM (
+        SELECT greatest(r.lease_until, clock_timestamp() + make_interval(secs => %(lease)s::float8)) AS until OFFSET 0
+    ) AS v
 ) FROM live WHERE r.key = live.key AND NOT live.done
 RETURNING true
 """
@@ -179,14 +191,28 @@ DELETE FROM {table} WHERE key IN (
 )
 """
 
-_COMPLETE = """
-WITH {mine}, written AS (
+_WRITE_OUTCOME = """
     UPDATE {table} AS r SET (outcome, completed_at, expires_at) = (
-        SELECT %(outcome)s::bytea, c.now, c.now + make_interval(secs => %(retention)s)
+        SELECT %(outcome)s::bytea, c.now, c.now + make_interval(secs => %(retention)s::float8)
         FROM (SELECT clock_timestamp() AS now OFFSET 0) AS c
-    ) FROM live WHERE r.key = live.key AND NOT live.done
+    ) FROM live WHERE r.key = live.key AND NOT live.done"""
+
+_COMPLETE = """
+WITH {mine}, written AS ({write_outcome}
 ), swept AS ({sweep})
 SELECT true FROM live
+"""
+
+# In a transaction of the caller's, with what is needed to judge it: whether the row was to be had, what isolation level
+# the transaction has, whether the row was written by a transaction inside it (a savepoint), and whose the row is in its
+# snapshot.
+_COMPLETE_IN = """
+WITH {mine}, written AS ({write_outcome}
+    RETURNING r.xmin::text AS writer
+)
+SELECT EXISTS (SELECT FROM live), EXISTS (SELECT FROM mine), current_setting('transaction_isolation'),
+    (SELECT writer <> mod(txid_current(), 4294967296)::text FROM written),
+    (SELECT fence FROM {table} WHERE key = %(key)s::text)
 """
 
 _RELEASE = """
@@ -197,7 +223,7 @@ RETURNING true
 
 _GET = """
 SELECT {columns} FROM (
-    SELECT r.*, c.now FROM {table} AS r, (SELECT clock_timestamp() AS now OFFSET 0) AS c WHERE r.key = %(key)s
+    SELECT r.*, c.now FROM {table} AS r, (SELECT clock_timestamp() AS now OFFSET 0) AS c WHERE r.key = %(key)s::text
 ) AS r WHERE expires_at > now
 """
 
@@ -209,13 +235,13 @@ SELECT count(*) FROM swept
 _SCAN = """
 SELECT {columns} FROM (
     SELECT r.*, c.now FROM {table} AS r, (SELECT clock_timestamp() AS now OFFSET 0) AS c
-    WHERE r.key > %(after)s ORDER BY r.key LIMIT %(limit)s
+    WHERE r.key > %(after)s::text ORDER BY r.key LIMIT %(limit)s
 ) AS r
 """
 
 _FORGET = """
 WITH {locked}
-DELETE FROM {table} AS r USING locked WHERE r.key = %(key)s AND locked.key IS NOT NULL
+DELETE FROM {table} AS r USING locked WHERE r.key = %(key)s::text AND locked.key IS NOT NULL
 RETURNING r.expires_at > clock_timestamp()
 """
 
@@ -225,9 +251,11 @@ class Statements(NamedTuple):
 
     schema: str
     create: str
+    present: str
     acquire: str
     renew: str
     complete: str
+    complete_in: str
     release: str
     get: str
     purge: str
@@ -250,17 +278,20 @@ class Statements(NamedTuple):
             "columns": _COLUMNS,
             "key_lock": _KEY_LOCK,
             "locked": _LOCKED.format(key_lock=_KEY_LOCK),
+            "write_outcome": _WRITE_OUTCOME.format(table=table),
             "mine": _MINE.format(table=table, locked="", after=""),
             "mine_locked": _MINE.format(table=table, locked=", locked", after="AND locked.key IS NOT NULL"),
-            "sweep": _SWEEP.format(table=table, limit="sweep", others="AND key <> %(key)s"),
+            "sweep": _SWEEP.format(table=table, limit="sweep", others="AND key <> %(key)s::text"),
             "purge": _SWEEP.format(table=table, limit="limit", others=""),
         }
         statements = (
             _SCHEMA,
             _LOCK + _SCHEMA,
+            _PRESENT,
             _ACQUIRE,
             _RENEW,
             _COMPLETE,
+            _COMPLETE_IN,
             _RELEASE,
             _GET,
             _PURGE,
@@ -268,6 +299,9 @@ class Statements(NamedTuple):
             _FORGET,
         )
         return cls(*(statement.format(**names) for statement in statements))
+
+
+# The figures are converted once more than need be: an application's connection may load a type in a way of its own.
 
 
 def acquire_values(
@@ -305,10 +339,43 @@ def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
     """What `acquire` was answered."""
     _, fingerprint, holder, attempt, fence, outcome, lease_left, age, expires_in = row
     if outcome is not None:
-        return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), max(age, 0.0), max(expires_in, 0.0))
+        left = max(float(expires_in), 0.0)
+        return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), max(float(age), 0.0), left)
     if bytes(holder) == owner:
-        return Acquired(Claim(key, owner, attempt, fence))
-    return Running(Fingerprint(bytes(fingerprint)), max(lease_left, 0.0))
+        return Acquired(Claim(key, owner, int(attempt), int(fence)))
+    return Running(Fingerprint(bytes(fingerprint)), max(float(lease_left), 0.0))
+
+
+def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False) -> bool:
+    """
+    Whether the claim still held its key, from the row of `complete_in`.
+
+    Args:
+        tests: Whether a savepoint is to be expected, as one that a test harness put round the transaction.
+    Raises:
+        IsolationConflict: The transaction's snapshot does not say.
+        ValueError: The record was written inside a savepoint.
+    """
+    held, seen, isolation, inside_savepoint, fence = row
+    if inside_savepoint and not tests:
+        raise nested()
+    if held or seen or isolation == "read committed":
+        return bool(held)
+    if fence is not None and fence > claim.fence:
+        return False  # granted to somebody else before the snapshot
+    raise IsolationConflict(
+        f"this transaction is {isolation.upper()}, and its snapshot may be older than the claim: roll back, and make "
+        "effect and record in a READ COMMITTED transaction, or begin the transaction after the claim was made"
+    )
+
+
+def overtaken() -> IsolationConflict:
+    """The server refused to lock a row that somebody changed after the transaction's snapshot (40001)."""
+    return IsolationConflict(
+        "this transaction is REPEATABLE READ or SERIALIZABLE, and something changed after its snapshot; a claim's "
+        "record changes whenever its lease is renewed, every third of the lease: roll back, and make effect and "
+        "record in a READ COMMITTED transaction, or in one that is over sooner"
+    )
 
 
 def read_record(row: tuple[Any, ...]) -> Record:
@@ -320,10 +387,10 @@ def read_record(row: tuple[Any, ...]) -> Record:
         state=State.RUNNING if running else State.COMPLETED,
         fingerprint=Fingerprint(bytes(fingerprint)),
         owner=Owner(bytes(owner)),
-        attempt=attempt,
-        fence=fence,
+        attempt=int(attempt),
+        fence=int(fence),
         outcome=None if running else bytes(outcome),
-        lease_left=lease_left if running else 0.0,
-        age=0.0 if running else max(age, 0.0),  # below 0: the server's clock was set back
-        expires_in=expires_in,
+        lease_left=float(lease_left) if running else 0.0,
+        age=0.0 if running else max(float(age), 0.0),  # below 0: the server's clock was set back
+        expires_in=float(expires_in),
     )

@@ -1,0 +1,1 @@
+"""What the stores over SQL databases share: statements, records by dialect, and other people's connections."""

@@ -1,0 +1,416 @@
+"""
+Connections that belong to the application: what `complete_in` takes, and how a statement runs in their transaction.
+
+A statement always goes through what the caller gave (its session, its wrapper), never through a driver's connection
+taken out of it: SQLAlchemy and Django begin the transaction themselves, at the first statement that they see, and what
+went round them would be committed alone. No framework is imported here that the application has not imported.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
+
+from idempotency.stores._sql.statement import render
+from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive, drive_async
+
+__all__ = [
+    "AsyncCaller",
+    "Caller",
+    "async_caller",
+    "autocommitting",
+    "is_a",
+    "nested",
+    "of_a_driver",
+    "sync_caller",
+    "wrong_kind",
+]
+
+T = TypeVar("T")
+
+_DRIVERS: Final = frozenset(
+    (
+        "MySQLdb",
+        "aiosqlite",
+        "asyncmy",
+        "asyncpg",
+        "django",
+        "pg8000",
+        "psycopg",
+        "psycopg2",
+        "psycopg_pool",
+        "pymysql",
+        "sqlalchemy",
+        "sqlite3",
+    )
+)
+_BACKENDS: Final = {"mariadb": "mysql"}  # a dialect's name -> the backend it speaks to, where the two differ
+
+
+class Caller(Protocol):
+    """
+    An application's connection, in its transaction.
+
+    Attributes:
+        tests: Whether its only savepoint is one that a test harness put round the application's own transaction.
+    """
+
+    tests: bool
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Run *steps* in the transaction that is under way; the driver's own errors come through as they are."""
+        ...
+
+
+class AsyncCaller(Protocol):
+    """See `Caller`."""
+
+    tests: bool
+
+    async def drive(self, steps: Steps[T]) -> T:
+        """See `Caller.drive`."""
+        ...
+
+
+def sync_caller(connection: object, backend: str) -> Caller | None:
+    """
+    *connection* of SQLAlchemy, Django or the backend's own driver, ready to take a record; None if it is of neither.
+
+    Args:
+        backend: "postgresql", "mysql" or "sqlite": where the store's records are.
+    Raises:
+        ValueError: It leads to another kind of database, commits every statement, or is inside a savepoint.
+    """
+    if is_a(connection, "sqlalchemy.orm", "scoped_session"):
+        connection = connection()  # type: ignore[operator]
+    if is_a(connection, "sqlalchemy.orm", "Session"):
+        return _of_session(connection, backend)
+    if is_a(connection, "sqlalchemy.engine", "Connection"):
+        return _of_connection(connection, backend)
+    if is_a(connection, "django.utils.connection", "ConnectionProxy") or is_a(
+        connection, "django.db.backends.base.base", "BaseDatabaseWrapper"
+    ):
+        return _of_django(connection, backend)
+    if backend == "postgresql" and is_a(connection, "psycopg", "Connection"):
+        return _Psycopg(connection)
+    if backend == "sqlite" and isinstance(connection, sqlite3.Connection):
+        return _Sqlite3(connection)
+    return None
+
+
+def async_caller(connection: object, backend: str) -> AsyncCaller | None:
+    """
+    *connection* of SQLAlchemy's asyncio extension, psycopg, asyncpg or aiosqlite; None if it is of neither.
+
+    Args:
+        backend: See `sync_caller`.
+    Raises:
+        ValueError: See `sync_caller`; of SQLAlchemy's, `AsyncCaller.drive` raises it.
+    """
+    if is_a(connection, "sqlalchemy.ext.asyncio", "async_scoped_session"):
+        connection = connection()  # type: ignore[operator]
+    if is_a(connection, "sqlalchemy.ext.asyncio", "AsyncSession", "AsyncConnection"):
+        return _AsyncSQLAlchemy(connection, backend)
+    if backend == "postgresql" and is_a(connection, "psycopg", "AsyncConnection"):
+        return _AsyncPsycopg(connection)
+    if backend == "postgresql" and is_a(connection, "asyncpg", "Connection"):
+        return _Asyncpg(connection)
+    if backend == "sqlite" and is_a(connection, "aiosqlite", "Connection"):
+        return _Aiosqlite(connection)
+    return None
+
+
+def is_a(value: object, module: str, *names: str) -> bool:
+    """Whether *value* is of one of the classes *names*; where nobody has imported their *module*, it is not."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(
+        value, tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
+    )
+
+
+def of_a_driver(error: BaseException) -> bool:
+    """Whether a database driver, or the framework round one, raised *error*; else it is ours or the caller's."""
+    return isinstance(error, OSError) or any(
+        kind.__module__.partition(".")[0] in _DRIVERS for kind in type(error).__mro__
+    )
+
+
+def wrong_kind(store: object, connection: object, *takes: str, instead: str = "") -> TypeError:
+    """
+    That *store* cannot complete in *connection*, and what it takes.
+
+    Args:
+        instead: Which store takes connections of the other kind, with an event loop or without.
+    """
+    *most, last = takes
+    kind = type(connection)
+    advice = f"; {instead}" if instead else ""
+    return TypeError(
+        f"complete_in of {type(store).__name__} takes {', '.join(most)} or {last}, not "
+        f"{kind.__module__}.{kind.__qualname__}{advice}"
+    )
+
+
+def autocommitting() -> ValueError:
+    """The connection would commit the record alone."""
+    return ValueError(
+        "complete_in needs a transaction, and this connection commits every statement: begin one and make the effect "
+        "in it first; the record joins it"
+    )
+
+
+def nested() -> ValueError:
+    """A savepoint may be rolled back while the effect stays."""
+    return ValueError(
+        "complete_in was called inside a savepoint, which can be rolled back while the outer transaction commits the "
+        "effect: call it in the outermost block of the transaction"
+    )
+
+
+def _other_backend(name: str, backend: str) -> ValueError:
+    return ValueError(
+        f"this connection leads to {name}, and this store's records are in {backend}: effect and record must share "
+        "one database"
+    )
+
+
+# SQLAlchemy.
+
+
+def _of_session(session: Any, backend: str) -> Caller:
+    if session.in_nested_transaction():
+        raise nested()
+    session.flush()  # effects first: what they violate is their error, not the record's
+    connection = session.connection()
+    # A session that a test joined to an outer transaction works in a savepoint of its own, and commits that.
+    return _SQLAlchemy(connection, backend, tests=connection.in_nested_transaction())
+
+
+def _of_connection(connection: Any, backend: str) -> Caller:
+    if connection.in_nested_transaction():
+        raise nested()
+    return _SQLAlchemy(connection, backend, tests=False)
+
+
+class _SQLAlchemy:
+    def __init__(self, connection: Any, backend: str, *, tests: bool) -> None:
+        dialect = connection.dialect
+        if _BACKENDS.get(dialect.name, dialect.name) != backend:
+            raise _other_backend(dialect.name, backend)
+        self.tests = tests
+        self._connection = connection
+        self._paramstyle: str = dialect.paramstyle
+        if backend != "sqlite" and _commits_each(connection):
+            raise autocommitting()
+
+    def drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._run)
+
+    def _run(self, step: Query | Begin) -> Result:
+        if isinstance(step, Begin):
+            if step.lock is not None:
+                self._execute(step.lock)
+                # SQLite's driver begins at the first write. Its settings tell of autocommit in both of its modes,
+                # so ask whether a transaction has begun.
+                if not self._connection.connection.driver_connection.in_transaction:
+                    raise autocommitting()
+            return Result([], 0)
+        return self._execute(step)
+
+    def _execute(self, query: Query) -> Result:
+        from sqlalchemy.exc import DBAPIError
+
+        text, params = render(query.sql, query.values, self._paramstyle)
+        try:
+            result = self._connection.exec_driver_sql(text, params)
+            return Result([tuple(row) for row in result] if result.returns_rows else [], result.rowcount)
+        except DBAPIError as error:
+            raise (error.orig or error) from error
+
+
+def _commits_each(connection: Any) -> bool:
+    """Whether the driver commits each statement: `in_transaction()` says that one has begun even then."""
+    dialect, driver = connection.dialect, connection.connection.dbapi_connection
+    detect: Callable[[Any], bool] | None = getattr(dialect, "detect_autocommit_setting", None)
+    if detect is not None:
+        try:
+            return bool(detect(driver))
+        except NotImplementedError:
+            pass
+    level = connection.get_execution_options().get("isolation_level")
+    return level == "AUTOCOMMIT" or getattr(driver, "autocommit", False) is True
+
+
+class _AsyncSQLAlchemy:
+    def __init__(self, connection: Any, backend: str) -> None:
+        self.tests = False
+        self._connection = connection
+        self._backend = backend
+
+    async def drive(self, steps: Steps[T]) -> T:
+        def work(inner: object, *_: object) -> T:
+            caller = sync_caller(inner, self._backend)
+            assert caller is not None
+            self.tests = caller.tests
+            return caller.drive(steps)
+
+        result: T = await self._connection.run_sync(work)
+        return result
+
+
+# Django.
+
+
+def _of_django(connection: Any, backend: str) -> Caller:
+    if connection.vendor != backend:
+        raise _other_backend(connection.vendor, backend)
+    if not connection.in_atomic_block and connection.get_autocommit():
+        raise autocommitting()
+    # One atomic block inside another is a savepoint, unless a TestCase opened the outer one.
+    blocks = connection.atomic_blocks
+    inner = list(zip(blocks, connection.savepoint_ids, strict=False))
+    if any(savepoint and not getattr(outer, "_from_testcase", False) for outer, savepoint in inner):
+        raise nested()
+    return _Django(connection, tests=any(savepoint for _, savepoint in inner))
+
+
+class _Django:
+    def __init__(self, connection: Any, *, tests: bool) -> None:
+        self.tests = tests
+        self._connection = connection
+
+    def drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._run)
+
+    def _run(self, step: Query | Begin) -> Result:
+        if isinstance(step, Begin):
+            return Result([], 0) if step.lock is None else self._execute(step.lock)
+        return self._execute(step)
+
+    def _execute(self, query: Query) -> Result:
+        from django.db import Error
+
+        text, params = render(query.sql, query.values, "format")
+        try:
+            with self._connection.cursor() as cursor:
+                cursor.execute(text, params)
+                rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
+                return Result(rows, cursor.rowcount)
+        except Error as error:
+            raise (error.__cause__ or error) from error
+
+
+# Drivers without an event loop. A cursor is made here, not by the connection, whose factories may make any other.
+
+
+class _Psycopg:
+    def __init__(self, connection: Any) -> None:
+        if _has_no_transaction(connection):
+            raise autocommitting()
+        self.tests = False
+        self._connection = connection
+
+    def drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._run)
+
+    def _run(self, step: Query | Begin) -> Result:
+        import psycopg
+        from psycopg.rows import tuple_row
+
+        if isinstance(step, Begin):
+            return Result([], 0)
+        with psycopg.Cursor(self._connection, row_factory=tuple_row) as cursor:
+            cursor.execute(step.sql.encode(), step.values, binary=True)
+            return Result(cursor.fetchall(), cursor.rowcount)
+
+
+def _has_no_transaction(connection: Any) -> bool:
+    import psycopg
+
+    idle = connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    return bool(connection.autocommit and idle)
+
+
+class _Sqlite3:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        if not connection.in_transaction:
+            raise autocommitting()
+        self.tests = False
+        self._connection = connection
+
+    def drive(self, steps: Steps[T]) -> T:
+        return drive(steps, self._run)
+
+    def _run(self, step: Query | Begin) -> Result:
+        query = step.lock if isinstance(step, Begin) else step
+        if query is None:
+            return Result([], 0)
+        cursor = sqlite3.Cursor(self._connection)
+        cursor.row_factory = None
+        cursor.execute(*render(query.sql, query.values, "named"))
+        return Result(cursor.fetchall(), cursor.rowcount)
+
+
+# Drivers with an event loop.
+
+
+class _AsyncPsycopg:
+    def __init__(self, connection: Any) -> None:
+        if _has_no_transaction(connection):
+            raise autocommitting()
+        self.tests = False
+        self._connection = connection
+
+    async def drive(self, steps: Steps[T]) -> T:
+        return await drive_async(steps, self._run)
+
+    async def _run(self, step: Query | Begin) -> Result:
+        import psycopg
+        from psycopg.rows import tuple_row
+
+        if isinstance(step, Begin):
+            return Result([], 0)
+        async with psycopg.AsyncCursor(self._connection, row_factory=tuple_row) as cursor:
+            await cursor.execute(step.sql.encode(), step.values, binary=True)
+            return Result(await cursor.fetchall(), cursor.rowcount)
+
+
+class _Asyncpg:
+    def __init__(self, connection: Any) -> None:
+        if not connection.is_in_transaction():
+            raise autocommitting()
+        self.tests = False
+        self._connection = connection
+
+    async def drive(self, steps: Steps[T]) -> T:
+        return await drive_async(steps, self._run)
+
+    async def _run(self, step: Query | Begin) -> Result:
+        if isinstance(step, Begin):
+            return Result([], 0)
+        text, params = render(step.sql, step.values, "numeric_dollar")
+        rows = [tuple(row) for row in await self._connection.fetch(text, *params)]
+        return Result(rows, len(rows))
+
+
+class _Aiosqlite:
+    def __init__(self, connection: Any) -> None:
+        if not connection.in_transaction:
+            raise autocommitting()
+        self.tests = False
+        self._connection = connection
+
+    async def drive(self, steps: Steps[T]) -> T:
+        return await drive_async(steps, self._run)
+
+    async def _run(self, step: Query | Begin) -> Result:
+        query = step.lock if isinstance(step, Begin) else step
+        if query is None:
+            return Result([], 0)
+        text, params = render(query.sql, query.values, "named")
+        async with self._connection.cursor() as cursor:
+            cursor.row_factory = None  # the connection's own may make anything of a row
+            await cursor.execute(text, params)
+            return Result(list(await cursor.fetchall()), cursor.rowcount)

@@ -1,0 +1,96 @@
+"""What a failure of PostgreSQL means to a caller, and what to do about it, whichever driver reports it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from idempotency._core.errors import StoreError, StoreUnavailable
+from idempotency.stores._sql.postgresql import overtaken
+
+__all__ = [
+    "ADVICE",
+    "GRANTS",
+    "advice_on",
+    "cannot_create",
+    "in_transaction",
+    "is_transient",
+    "meaning_of",
+    "sqlstate_of",
+]
+
+GRANTS: Final = (
+    "GRANT SELECT, INSERT, UPDATE, DELETE on the table and USAGE on its sequence and schema are enough"
+)
+_UNPREPARED: Final = (
+    "the connection lost, or never had, a prepared statement, as behind a pooler of transactions; give the pool "
+    'kwargs={"prepare_threshold": None}, or the URL prepare_threshold=none'
+)
+ADVICE: Final = {
+    "08P01": _UNPREPARED,  # it had another one of that name, of other parameters
+    "25006": "this server is a standby or read-only; connect to the primary",
+    "25P02": "this transaction has failed already; roll back and begin it again",
+    "26000": _UNPREPARED,
+    "28P01": "the server refused the password",
+    "3F000": "the schema of the store's table is missing; create it",
+    "42501": f"this role may not use the store's table and sequence: {GRANTS}",
+    "42P01": "the store's table is missing; call create_schema() once, or run its SQL",
+    "42P05": _UNPREPARED,
+    "53100": "the server's disk is full",
+    "53300": "the server has no connection left; use a smaller pool, or a pooler",
+    "57014": "the server cancelled the statement; look at its statement_timeout",
+}
+"""SQLSTATE -> what to do (PostgreSQL documentation, appendix A)."""
+
+_TRANSIENT: Final = frozenset(("40001", "40P01"))
+# Classes of SQLSTATE, and of PEP 249, whose errors come again however often the call is repeated.
+_PERMANENT_STATES: Final = ("0A", "22", "23", "2F", "38", "39", "42")
+_PERMANENT_KINDS: Final = frozenset(("ProgrammingError", "NotSupportedError", "DataError", "IntegrityError"))
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The server's code; None where the driver itself failed."""
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def advice_on(error: BaseException) -> str | None:
+    """What is known about this kind of failure."""
+    return ADVICE.get(sqlstate_of(error) or "")
+
+
+def meaning_of(error: BaseException) -> StoreError:
+    """The typed error for what a driver raised, without any text of the server's: that may quote a record."""
+    advice = advice_on(error)
+    if advice is not None:
+        return StoreUnavailable(f"PostgreSQL: {advice}")
+    state = sqlstate_of(error)
+    code = state or type(error).__name__
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if state[:2] in _PERMANENT_STATES if state else kinds & _PERMANENT_KINDS:
+        return StoreError(
+            f"PostgreSQL or its driver refused the statement ({code}), and repeating it will not help; look at the "
+            "error that this one was raised from"
+        )
+    return StoreUnavailable(
+        f"no answer from PostgreSQL ({code}); the call may or may not have taken effect, and may be repeated"
+    )
+
+
+def in_transaction(error: BaseException) -> StoreError:
+    """See `meaning_of`; for what befell a statement in a transaction of the caller's."""
+    return overtaken() if sqlstate_of(error) == "40001" else meaning_of(error)
+
+
+def cannot_create(error: BaseException) -> StoreError:
+    """See `meaning_of`; for what befell `create_schema`."""
+    if sqlstate_of(error) == "42501":
+        return StoreUnavailable(
+            "PostgreSQL: this role may not create the store's table: run the SQL of schema_sql() as a role that may, "
+            f"and for this one {GRANTS}"
+        )
+    return meaning_of(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether another transaction was in the way: nothing has taken effect, and the next try may pass."""
+    return sqlstate_of(error) in _TRANSIENT

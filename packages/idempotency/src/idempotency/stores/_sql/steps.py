@@ -1,0 +1,81 @@
+"""
+What a store asks of a database, one statement after the other, apart from how a driver executes it.
+
+A method of a dialect's records is a generator: it yields each statement and is sent the rows. Two short loops drive it,
+one with `await` and one without, so nothing is decided twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+__all__ = ["Begin", "Query", "Result", "Steps", "drive", "drive_async"]
+
+T = TypeVar("T")
+
+
+class Query(NamedTuple):
+    """One statement; parameters are written `%(name)s`."""
+
+    sql: str
+    values: Mapping[str, Any]
+
+
+class Begin(NamedTuple):
+    """
+    Begin a transaction that nobody else writes beside, or make sure of one that has begun.
+
+    Attributes:
+        lock: What takes the lock where the driver cannot begin with it; None where each row is locked by itself.
+    """
+
+    lock: Query | None = None
+
+
+class Result(NamedTuple):
+    """
+    What the database answered.
+
+    Attributes:
+        rows: Empty for a statement that returns none.
+        changed: Rows that a write changed; of no meaning for others.
+    """
+
+    rows: list[tuple[Any, ...]]
+    changed: int
+
+
+Steps: TypeAlias = Generator[Query | Begin, Result, T]
+
+
+def drive(steps: Steps[T], run: Callable[[Query | Begin], Result]) -> T:
+    """Run *steps* to their end; an error of *run* is raised where the statement was asked for, and then here."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = run(step)
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+
+
+async def drive_async(steps: Steps[T], run: Callable[[Query | Begin], Awaitable[Result]]) -> T:
+    """See `drive`."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await run(step)
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as end:
+        value: T = end.value
+        return value

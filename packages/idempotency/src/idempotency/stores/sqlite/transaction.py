@@ -1,0 +1,114 @@
+"""`complete_in` on SQLite: the record in a transaction of the application's, whatever it reaches the file by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Coroutine, Generator
+from pathlib import Path
+from typing import Any, Final
+
+from idempotency._core.types import Claim
+from idempotency.stores._sql.callers import (
+    AsyncCaller,
+    Caller,
+    async_caller,
+    of_a_driver,
+    sync_caller,
+    wrong_kind,
+)
+from idempotency.stores._sql.sqlite import SqliteRecords
+from idempotency.stores._sql.steps import Query, Steps
+from idempotency.stores.sqlite.file import DatabaseFile, in_transaction
+
+__all__ = ["PendingAnswer", "complete_in", "complete_in_async"]
+
+_SYNC: Final = ("sqlite3.Connection", "SQLAlchemy's Session or Connection", "Django's connection")
+_ASYNC: Final = ("aiosqlite.Connection", "SQLAlchemy's AsyncSession or AsyncConnection")
+
+
+class PendingAnswer(Awaitable[bool]):
+    """What `complete_in` answers for a connection of an event loop: await it; it is neither true nor false itself."""
+
+    def __init__(self, answer: Coroutine[Any, Any, bool]) -> None:
+        self._answer = answer
+
+    def __await__(self) -> Generator[Any, Any, bool]:
+        """Write the record, and say whether the claim still held its key."""
+        return self._answer.__await__()
+
+    def __bool__(self) -> bool:
+        """Refuse: whoever forgot to await it would take it for a yes."""
+        self._answer.close()
+        raise TypeError("complete_in on a connection of an event loop has to be awaited")
+
+
+def complete_in(
+    store: object,
+    file: DatabaseFile,
+    records: SqliteRecords,
+    connection: object,
+    claim: Claim,
+    outcome: bytes,
+    retention: float,
+) -> bool:
+    """See `SyncSQLiteStore.complete_in`."""
+    try:
+        caller = sync_caller(connection, "sqlite")
+        if caller is None:
+            raise wrong_kind(
+                store, connection, *_SYNC, instead="SQLiteStore takes those of an event loop too"
+            )
+        return caller.drive(_steps(file, records, caller, claim, outcome, retention))
+    except Exception as error:
+        if not of_a_driver(error):
+            raise
+        raise in_transaction(error) from error
+
+
+def complete_in_async(
+    store: object,
+    file: DatabaseFile,
+    records: SqliteRecords,
+    connection: object,
+    claim: Claim,
+    outcome: bytes,
+    retention: float,
+) -> bool | PendingAnswer:
+    """See `SQLiteStore.complete_in`."""
+    caller = async_caller(connection, "sqlite")
+    if caller is not None:
+        return PendingAnswer(_awaited(caller, _steps(file, records, caller, claim, outcome, retention)))
+    try:
+        known = sync_caller(connection, "sqlite")
+        if known is None:
+            raise wrong_kind(store, connection, *_SYNC, *_ASYNC)
+        return known.drive(_steps(file, records, known, claim, outcome, retention))
+    except Exception as error:
+        if not of_a_driver(error):
+            raise
+        raise in_transaction(error) from error
+
+
+async def _awaited(caller: AsyncCaller, steps: Steps[bool]) -> bool:
+    try:
+        return await caller.drive(steps)
+    except Exception as error:
+        if not of_a_driver(error):
+            raise
+        raise in_transaction(error) from error
+
+
+def _steps(
+    file: DatabaseFile,
+    records: SqliteRecords,
+    caller: Caller | AsyncCaller,
+    claim: Claim,
+    outcome: bytes,
+    retention: float,
+) -> Steps[bool]:
+    # As bytes: what the connection makes of text is the application's choice.
+    main = yield Query("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'", {})
+    name = os.fsdecode(main.rows[0][0] or b"")
+    if not (name and file.is_at(Path(name))):
+        raise ValueError(f"the connection is not to {file.path.name}, where this store keeps its records")
+    return (yield from records.complete_in(caller, claim, outcome, retention=retention))

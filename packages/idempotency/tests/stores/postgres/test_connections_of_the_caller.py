@@ -1,0 +1,235 @@
+"""`complete_in` and the store's own calls, whatever cursors, rows and adapters a connection or pool was given."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.adapt import Loader
+from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row, tuple_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from idempotency import Acquired, Completed, Fingerprint, Owner, State, StorageKey
+from idempotency.errors import StoreError, StoreUnavailable
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
+
+pytestmark = pytest.mark.anyio
+
+FINGERPRINT = Fingerprint(b"\x00\xff" * 16)
+OUTCOME = b'{"n":1}'
+
+
+@dataclass
+class Anything:
+    """A row class that none of the store's columns fit."""
+
+    nothing_of_the_kind: int
+
+
+class DecimalLoader(Loader):
+    """Floats as decimals, as some applications have them."""
+
+    def load(self, data: Any) -> Decimal:
+        return Decimal(bytes(data).decode())
+
+
+CURSORS: dict[str, tuple[type[Any], type[Any]]] = {
+    "plain": (psycopg.Cursor, psycopg.AsyncCursor),
+    "client": (psycopg.ClientCursor, psycopg.AsyncClientCursor),
+    "raw": (psycopg.RawCursor, psycopg.AsyncRawCursor),
+    "raw-server": (psycopg.Cursor, psycopg.AsyncCursor),
+}
+ROWS: dict[str, Any] = {
+    "tuple": tuple_row,
+    "dict": dict_row,
+    "namedtuple": namedtuple_row,
+    "scalar": scalar_row,
+    "class": class_row(Anything),
+}
+HABITS = [
+    *((cursor, "tuple") for cursor in CURSORS),
+    *(("plain", rows) for rows in ROWS if rows != "tuple"),
+    ("client", "dict"),
+    ("raw", "class"),
+]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"caller-{secrets.token_hex(8)}")
+
+
+@pytest.fixture(params=HABITS, ids="-".join)
+def habits(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+def owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+ASK: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
+
+
+class TestPools:
+    """The store's own calls over a pool with habits of its own."""
+
+    async def test_every_call_of_the_async_store_works(
+        self, postgres_url: str, key: StorageKey, habits: tuple[str, str]
+    ) -> None:
+        kwargs = {"cursor_factory": CURSORS[habits[0]][1], "row_factory": ROWS[habits[1]]}
+        async with AsyncConnectionPool(
+            postgres_url, min_size=1, max_size=2, open=False, kwargs=kwargs
+        ) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            await store.create_schema()
+            granted = await store.acquire(key, owner=owner(), **ASK)
+            assert isinstance(granted, Acquired)
+            assert await store.renew(granted.claim, lease=30.0)
+            assert (await store.get(key)).state is State.RUNNING
+            async with pool.connection() as connection, connection.transaction():
+                assert await store.complete_in(connection, granted.claim, OUTCOME, retention=60.0)
+            replayed = await store.acquire(key, owner=owner(), **ASK)
+            assert isinstance(replayed, Completed)
+            assert replayed.outcome == OUTCOME
+            assert key in [record.key for record in (await store.scan(limit=1, cursor=key[:-1])).records]
+            assert await store.purge(limit=0) == 0
+            assert await store.forget(key)
+            granted = await store.acquire(key, owner=owner(), **ASK)
+            assert await store.release(granted.claim)
+            await store.aclose()
+
+    def test_every_call_of_the_sync_store_works(
+        self, postgres_url: str, key: StorageKey, habits: tuple[str, str]
+    ) -> None:
+        kwargs = {"cursor_factory": CURSORS[habits[0]][0], "row_factory": ROWS[habits[1]]}
+        with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False, kwargs=kwargs) as pool:
+            store = SyncPostgresStore(pool, deadline=5.0)
+            store.create_schema()
+            granted = store.acquire(key, owner=owner(), **ASK)
+            assert isinstance(granted, Acquired)
+            assert store.renew(granted.claim, lease=30.0)
+            assert store.get(key).state is State.RUNNING
+            with pool.connection() as connection, connection.transaction():
+                assert store.complete_in(connection, granted.claim, OUTCOME, retention=60.0)
+            replayed = store.acquire(key, owner=owner(), **ASK)
+            assert isinstance(replayed, Completed)
+            assert replayed.outcome == OUTCOME
+            assert key in [record.key for record in store.scan(limit=1, cursor=key[:-1]).records]
+            assert store.purge(limit=0) == 0
+            assert store.forget(key)
+            granted = store.acquire(key, owner=owner(), **ASK)
+            assert store.release(granted.claim)
+            store.close()
+
+
+class TestSettings:
+    @pytest.fixture
+    async def store(self, postgres_url: str) -> AsyncIterator[PostgresStore]:
+        async with AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            yield store
+            await store.aclose()
+
+    @pytest.mark.parametrize("threshold", [0, 1, None])
+    async def test_statements_may_be_prepared_or_not(
+        self, postgres_url: str, store: PostgresStore, threshold: int | None, key: StorageKey
+    ) -> None:
+        async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+            connection.prepare_threshold = threshold
+            for number in range(7):
+                granted = await store.acquire(StorageKey(f"{key}-{number}"), owner=owner(), **ASK)
+                async with connection.transaction():
+                    assert await store.complete_in(connection, granted.claim, OUTCOME, retention=60.0)
+
+    async def test_adapters_of_the_connection_change_no_figure(
+        self, postgres_url: str, key: StorageKey
+    ) -> None:
+        async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+            for name in ("float8", "int4", "int8"):
+                connection.adapters.register_loader(name, DecimalLoader)
+
+        async with AsyncConnectionPool(
+            postgres_url, min_size=1, max_size=2, open=False, configure=configure
+        ) as pool:
+            store = PostgresStore(pool, deadline=5.0)
+            granted = await store.acquire(key, owner=owner(), **ASK)
+            assert isinstance(granted, Acquired)
+            assert (type(granted.claim.attempt), type(granted.claim.fence)) == (int, int)
+            record = await store.get(key)
+            assert type(record.expires_in) is type(record.lease_left) is float
+            await store.complete(granted.claim, OUTCOME, retention=60.0)
+            replayed = await store.acquire(key, owner=owner(), **ASK)
+            assert type(replayed.age) is type(replayed.expires_in) is float
+            assert await store.purge(limit=0) == 0
+            await store.aclose()
+
+    async def test_a_pipeline_takes_the_record_too(
+        self, postgres_url: str, store: PostgresStore, key: StorageKey
+    ) -> None:
+        granted = await store.acquire(key, owner=owner(), **ASK)
+        async with (
+            await psycopg.AsyncConnection.connect(postgres_url) as connection,
+            connection.pipeline(),
+            connection.transaction(),
+        ):
+            await connection.execute("SELECT 1")
+            assert await store.complete_in(connection, granted.claim, OUTCOME, retention=60.0)
+        assert isinstance(await store.acquire(key, owner=owner(), **ASK), Completed)
+
+
+class TestMisfits:
+    """What no repeat can cure is not called transient."""
+
+    @pytest.fixture
+    def stores(self, postgres_url: str) -> Iterator[SyncPostgresStore]:
+        with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
+            store = SyncPostgresStore(pool, deadline=5.0)
+            yield store
+            store.close()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            psycopg.NotSupportedError("binary results"),
+            psycopg.ProgrammingError("no results"),
+            psycopg.DataError("cannot adapt"),
+            psycopg.errors.UndefinedColumn("fence"),
+            psycopg.errors.UndefinedFunction("make_interval"),
+            psycopg.errors.CheckViolation("of a trigger"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_an_error_that_will_come_again_is_a_store_error_that_says_so(
+        self, stores: SyncPostgresStore, monkeypatch: pytest.MonkeyPatch, error: Exception, key: StorageKey
+    ) -> None:
+        def refused(*_: object) -> Any:
+            raise error
+
+        monkeypatch.setattr(stores, "_execute_once", refused)
+        with pytest.raises(StoreError, match="will not help") as caught:
+            stores.get(key)
+        assert not isinstance(caught.value, StoreUnavailable)
+        assert "may be repeated" not in str(caught.value)
+
+    def test_a_table_of_another_shape_is_one(self, stores: SyncPostgresStore, postgres_url: str) -> None:
+        table = f"t_{secrets.token_hex(6)}"
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"CREATE TABLE {table} (key text)".encode())
+            with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
+                store = SyncPostgresStore(pool, table=table)
+                with pytest.raises(StoreError) as caught:
+                    store.get(StorageKey("k"))
+                store.close()
+            connection.execute(f"DROP TABLE {table}".encode())
+        assert not isinstance(caught.value, StoreUnavailable)

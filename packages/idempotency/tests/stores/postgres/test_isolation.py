@@ -1,0 +1,185 @@
+"""`complete_in` in transactions above READ COMMITTED, whose snapshot may be older than what the claim's record says."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, StorageKey
+from idempotency.errors import IsolationConflict, StoreUnavailable
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
+
+pytestmark = pytest.mark.anyio
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+OUTCOME = b'{"n":1}'
+LEVELS = [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"isolation-{secrets.token_hex(8)}")
+
+
+@pytest.fixture
+async def store(postgres_url: str) -> AsyncIterator[PostgresStore]:
+    async with AsyncConnectionPool(postgres_url, min_size=1, max_size=4, open=False) as pool:
+        store = PostgresStore(pool, deadline=5.0)
+        yield store
+        await store.aclose()
+
+
+@pytest.fixture(params=LEVELS, ids=lambda level: level.name.lower())
+async def connection(
+    request: pytest.FixtureRequest, postgres_url: str
+) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """With a transaction above READ COMMITTED."""
+    async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+        await connection.set_isolation_level(request.param)
+        yield connection
+        await connection.rollback()
+
+
+async def claimed(store: PostgresStore, key: StorageKey, *, lease: float = 30.0) -> Claim:
+    reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK | {"lease": lease})
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+async def take_snapshot(connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.execute("SELECT count(*) FROM idempotency_record")
+
+
+async def test_a_transaction_that_saw_the_claim_as_it_stands_completes(store, connection, key) -> None:
+    granted = await claimed(store, key)
+    await take_snapshot(connection)
+    assert await store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
+    await connection.commit()
+    assert isinstance(await store.acquire(key, owner=Owner(b"x" * 16), **ASK), Completed)
+
+
+async def test_a_renewal_after_the_snapshot_is_one_error_that_says_what_to_do(store, connection, key) -> None:
+    granted = await claimed(store, key)
+    await take_snapshot(connection)
+    assert await store.renew(granted, lease=30.0)
+    with pytest.raises(IsolationConflict, match=r"REPEATABLE READ.*READ COMMITTED") as caught:
+        await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
+async def test_a_snapshot_older_than_the_claim_is_not_called_taken_over(store, connection, key) -> None:
+    await take_snapshot(connection)
+    granted = await claimed(store, key)
+    with pytest.raises(IsolationConflict, match="READ COMMITTED"):
+        await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+    await connection.rollback()
+    assert await store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
+
+
+async def test_a_snapshot_that_still_shows_the_run_before_is_not_called_taken_over(
+    store, connection, key
+) -> None:
+    await claimed(store, key, lease=0.01)
+    await take_snapshot(connection)
+    await asyncio.sleep(0.02)  # the server judges the lease by its own clock
+    granted = await claimed(store, key)
+    assert granted.attempt == 2
+    with pytest.raises(IsolationConflict):
+        await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+
+
+async def test_a_claim_that_was_taken_over_before_the_snapshot_is_lost(store, connection, key) -> None:
+    stale = await claimed(store, key, lease=0.01)
+    await asyncio.sleep(0.02)
+    await claimed(store, key)
+    await take_snapshot(connection)
+    assert await store.complete_in(connection, stale, OUTCOME, retention=60.0) is False
+
+
+async def test_a_takeover_after_the_snapshot_is_a_conflict(store, connection, key) -> None:
+    stale = await claimed(store, key, lease=0.01)
+    await take_snapshot(connection)
+    await asyncio.sleep(0.02)
+    await claimed(store, key)
+    with pytest.raises(IsolationConflict):
+        await store.complete_in(connection, stale, OUTCOME, retention=60.0)
+
+
+async def test_read_committed_completes_however_long_it_takes(store, postgres_url: str, key) -> None:
+    async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+        await take_snapshot(connection)
+        granted = await claimed(store, key)
+        assert await store.renew(granted, lease=30.0)
+        assert await store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name.lower())
+def test_the_same_without_an_event_loop(
+    postgres_url: str, key: StorageKey, level: psycopg.IsolationLevel
+) -> None:
+    with (
+        ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool,
+        psycopg.connect(postgres_url) as connection,
+    ):
+        store = SyncPostgresStore(pool, deadline=5.0)
+        connection.isolation_level = level
+        connection.execute("SELECT count(*) FROM idempotency_record")
+        reply = store.acquire(key, owner=Owner(b"o" * 16), **ASK)
+        assert isinstance(reply, Acquired)
+        with pytest.raises(IsolationConflict):
+            store.complete_in(connection, reply.claim, OUTCOME, retention=60.0)
+        connection.rollback()
+        connection.execute("SELECT count(*) FROM idempotency_record")
+        store.renew(reply.claim, lease=30.0)
+        with pytest.raises(IsolationConflict):
+            store.complete_in(connection, reply.claim, OUTCOME, retention=60.0)
+        connection.rollback()
+        assert store.complete_in(connection, reply.claim, OUTCOME, retention=60.0) is True
+        connection.rollback()
+        store.close()
+
+
+class TestSavepoints:
+    """A record that a savepoint can take back, while the effect stays, is refused."""
+
+    async def test_a_savepoint_is_refused(self, store, postgres_url: str, key) -> None:
+        granted = await claimed(store, key)
+        async with (
+            await psycopg.AsyncConnection.connect(postgres_url) as connection,
+            connection.transaction(),
+        ):
+            with pytest.raises(ValueError, match="savepoint"):
+                async with connection.transaction():
+                    await store.complete_in(connection, granted, OUTCOME, retention=60.0)
+            assert (await store.get(key)).outcome is None
+            assert await store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
+
+    async def test_a_savepoint_that_is_over_is_none(self, store, postgres_url: str, key) -> None:
+        granted = await claimed(store, key)
+        async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
+            await connection.execute("SAVEPOINT effect")
+            await connection.execute("RELEASE SAVEPOINT effect")
+            assert await store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
+
+    def test_the_same_without_an_event_loop(self, postgres_url: str, key: StorageKey) -> None:
+        with (
+            ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool,
+            psycopg.connect(postgres_url) as connection,
+        ):
+            store = SyncPostgresStore(pool, deadline=5.0)
+            reply = store.acquire(key, owner=Owner(b"o" * 16), **ASK)
+            connection.execute("SAVEPOINT by_hand")
+            with pytest.raises(ValueError, match="savepoint"):
+                store.complete_in(connection, reply.claim, OUTCOME, retention=60.0)
+            store.close()

@@ -1,0 +1,160 @@
+"""Which rights suffice: the ones that docs/stores.md lists, and no CREATE."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore, schema_sql
+
+pytestmark = pytest.mark.anyio
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+DOCUMENTED = Path(__file__).parents[5] / "docs" / "stores.md"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Place:
+    """A schema of its owner's, and a role that may do no more than it is granted."""
+
+    schema: str
+    role: str
+    admin: psycopg.Connection[Any]
+    url: str
+
+    def grant(self) -> None:
+        """What docs/stores.md says, to the letter, with these names."""
+        text = (
+            DOCUMENTED.read_text().partition("<!-- grants -->")[2].partition("```sql")[2].partition("```")[0]
+        )
+        assert "GRANT" in text
+        self.admin.execute(
+            text.replace("app.", f"{self.schema}.")
+            .replace(" app ", f" {self.schema} ")
+            .replace("idempotency_user", self.role)
+            .encode()
+        )
+
+
+@pytest.fixture
+def place(postgres_url: str) -> Iterator[Place]:
+    suffix = secrets.token_hex(6)
+    schema, role = f"s_{suffix}", f"r_{suffix}"
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"CREATE SCHEMA {schema}; CREATE ROLE {role} LOGIN PASSWORD 'p'".encode())
+        yield Place(schema, role, admin, make_conninfo(postgres_url, user=role, password="p"))
+        admin.execute(f"DROP SCHEMA {schema} CASCADE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def use(store: SyncPostgresStore, key: str = "k") -> None:
+    """Every call."""
+    name = StorageKey(key)
+    reply = store.acquire(name, owner=Owner(b"o" * 16), **ASK)
+    assert isinstance(reply, Acquired)
+    assert store.renew(reply.claim, lease=30.0)
+    assert store.complete(reply.claim, b"{}", retention=60.0)
+    assert isinstance(store.acquire(name, owner=Owner(b"x" * 16), **ASK), Completed)
+    assert [record.key for record in store.scan().records] == [name]
+    assert store.get(name) is not None
+    assert store.purge() == 0
+    assert store.forget(name)
+    reply = store.acquire(name, owner=Owner(b"o" * 16), **ASK)
+    assert store.release(reply.claim)
+
+
+@pytest.mark.parametrize("found_by", ["its schema", "the search path"])
+def test_a_role_without_create_uses_a_table_that_is_there(place: Place, found_by: str) -> None:
+    table = f"{place.schema}.idempotency_record"
+    place.admin.execute(schema_sql(table).encode())
+    place.grant()
+    kwargs: dict[str, Any] = {}
+    if found_by == "the search path":
+        table, kwargs = "idempotency_record", {"options": f"-c search_path={place.schema}"}
+    with ConnectionPool(place.url, min_size=1, max_size=2, open=False, kwargs=kwargs) as pool:
+        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store.create_schema()
+        use(store)
+        with pool.connection() as connection:
+            reply = store.acquire(StorageKey("in"), owner=Owner(b"o" * 16), **ASK)
+            assert store.complete_in(connection, reply.claim, b"{}", retention=60.0)
+        store.close()
+
+
+async def test_the_same_in_an_event_loop(place: Place) -> None:
+    table = f"{place.schema}.idempotency_record"
+    place.admin.execute(schema_sql(table).encode())
+    place.grant()
+    async with AsyncConnectionPool(place.url, min_size=1, max_size=2, open=False) as pool:
+        store = PostgresStore(pool, table=table, deadline=5.0)
+        await store.create_schema()
+        assert isinstance(await store.acquire(StorageKey("k"), owner=Owner(b"o" * 16), **ASK), Acquired)
+        await store.aclose()
+
+
+def test_a_table_of_another_schema_is_not_taken_for_ours(place: Place) -> None:
+    """One of the same name in `public`, which the search path also has: the qualified one is missing all the same."""
+    with ConnectionPool(place.url, min_size=1, max_size=1, open=False) as pool:
+        store = SyncPostgresStore(pool, table=f"{place.schema}.idempotency_record", deadline=5.0)
+        place.admin.execute(f"GRANT USAGE ON SCHEMA {place.schema} TO {place.role}".encode())
+        with pytest.raises(StoreUnavailable, match=r"may not create.*schema_sql"):
+            store.create_schema()
+        store.close()
+
+
+@pytest.mark.parametrize("without", ["INSERT", "UPDATE", "DELETE", "SELECT", "sequence", "schema"])
+def test_a_right_that_is_missing_is_said_to_be_missing(place: Place, without: str) -> None:
+    table = f"{place.schema}.idempotency_record"
+    place.admin.execute(schema_sql(table).encode())
+    place.grant()
+    what = {"sequence": f"USAGE ON SEQUENCE {table}_fence", "schema": f"USAGE ON SCHEMA {place.schema}"}.get(
+        without, f"{without} ON {table}"
+    )
+    place.admin.execute(f"REVOKE {what} FROM {place.role}".encode())
+    with ConnectionPool(place.url, min_size=1, max_size=1, open=False) as pool:
+        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        with pytest.raises(StoreUnavailable, match=r"GRANT SELECT, INSERT, UPDATE, DELETE"):
+            use(store)
+        store.close()
+
+
+def test_create_schema_changes_nothing_where_all_is_there(place: Place, postgres_url: str) -> None:
+    """It takes no lock that another transaction could hold up."""
+    table = f"{place.schema}.idempotency_record"
+    place.admin.execute(schema_sql(table).encode())
+    with (
+        psycopg.connect(postgres_url) as other,
+        ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool,
+    ):
+        other.execute(f"INSERT INTO {table} VALUES ('k', '', '', 1, 1, now(), 1, NULL, NULL, now())".encode())
+        other.execute(f"SELECT pg_advisory_xact_lock(hashtextextended('{table}', 1))".encode())
+        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store.create_schema()
+        store.close()
+        other.rollback()
+
+
+def test_an_index_that_is_missing_is_made(place: Place, postgres_url: str) -> None:
+    table = f"{place.schema}.idempotency_record"
+    place.admin.execute(schema_sql(table).encode())
+    place.admin.execute(f"DROP INDEX {table}_expires_at".encode())
+    with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
+        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store.create_schema()
+        store.close()
+    row = place.admin.execute("SELECT to_regclass(%s)", [f"{table}_expires_at"]).fetchone()
+    assert row != (None,)

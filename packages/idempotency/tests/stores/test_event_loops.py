@@ -1,0 +1,137 @@
+"""Which stores may be used from a second event loop, and what the others say at the first call from one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg_pool
+import pytest
+import redis.asyncio
+
+from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
+from idempotency.stores.encrypted import EncryptedStore, KeyRing
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
+from idempotency.stores.redis import RedisStore
+from idempotency.stores.sqlite import SQLiteStore
+from idempotency.stores.threaded import ThreadedStore
+from idempotency.stores.url import open_store
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+CLAIM = Claim(StorageKey("loops"), Owner(b"o" * 16), 1, 1)
+CALLS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "acquire": lambda store: store.acquire(CLAIM.key, owner=CLAIM.owner, **ASK),
+    "renew": lambda store: store.renew(CLAIM, lease=30.0),
+    "complete": lambda store: store.complete(CLAIM, b"{}", retention=60.0),
+    "release": lambda store: store.release(CLAIM),
+    "get": lambda store: store.get(CLAIM.key),
+    "forget": lambda store: store.forget(CLAIM.key),
+    "scan": lambda store: store.scan(),
+}
+POSTGRES_CALLS = CALLS | {
+    "purge": lambda store: store.purge(),
+    "create_schema": lambda store: store.create_schema(),
+}
+
+
+async def ask(store: Any) -> Any:
+    return await store.acquire(StorageKey("loops"), owner=Owner(b"o" * 16), **ASK)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("call", POSTGRES_CALLS)
+def test_a_postgres_store_says_in_a_second_loop_that_it_belongs_to_the_first(
+    postgres_url: str, call: str, wrapped: bool
+) -> None:
+    inner: Any = open_store(postgres_url)
+    store: Any = EncryptedStore(inner, KeyRing({"k": bytes(32)}, current="k")) if wrapped else inner
+    if wrapped and not hasattr(store, call):
+        pytest.skip("the wrapper has no such call")
+    with asyncio.Runner() as first:
+        assert isinstance(first.run(ask(store)), Acquired)
+        with (
+            asyncio.Runner() as second,
+            pytest.raises(RuntimeError, match=r"PostgresStore.*SyncPostgresStore"),
+        ):
+            second.run(POSTGRES_CALLS[call](store))
+        first.run(store.aclose())
+
+
+def test_a_pool_that_was_opened_in_another_loop_is_refused_before_the_store_was_ever_used(
+    postgres_url: str,
+) -> None:
+    pool = psycopg_pool.AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False)
+    store = PostgresStore(pool)
+    with asyncio.Runner() as first:
+        first.run(pool.open())
+        with asyncio.Runner() as second, pytest.raises(RuntimeError, match="another event loop"):
+            second.run(ask(store))
+        assert isinstance(first.run(ask(store)), Acquired), "the refused call has not bound the store"
+        first.run(store.aclose())
+        first.run(pool.close())
+
+
+def test_a_loop_that_is_over_is_another_loop_too(postgres_url: str) -> None:
+    async def use(store: PostgresStore, pool: Any) -> Any:
+        try:
+            return await ask(store)
+        finally:
+            await pool.close()
+
+    pool = psycopg_pool.AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False)
+    store = PostgresStore(pool, owns_pool=True)
+    assert isinstance(asyncio.run(use(store, pool)), Acquired)
+    with pytest.raises(RuntimeError, match=re.escape("asyncio.run")):
+        asyncio.run(ask(store))
+
+
+def test_closing_an_owned_pool_from_another_loop_is_refused(postgres_url: str) -> None:
+    store: Any = open_store(postgres_url)
+    with asyncio.Runner() as first:
+        first.run(ask(store))
+        with asyncio.Runner() as second, pytest.raises(RuntimeError, match="another event loop"):
+            second.run(store.aclose())
+        first.run(store.aclose())
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_redis_store_says_the_same(redis_url: str, call: str) -> None:
+    store = RedisStore(redis.asyncio.Redis.from_url(redis_url), owns_client=True)
+    with asyncio.Runner() as first:
+        first.run(ask(store))
+        with asyncio.Runner() as second, pytest.raises(RuntimeError, match=r"RedisStore.*SyncRedisStore"):
+            second.run(CALLS[call](store))
+        first.run(store.release(CLAIM))
+        first.run(store.aclose())
+
+
+class TestAnyLoop:
+    """Memory, a file and threads belong to no loop."""
+
+    @pytest.mark.parametrize("kind", ["memory", "sqlite", "threaded-memory", "encrypted-sqlite"])
+    def test_each_run_may_have_a_loop_of_its_own(self, kind: str, tmp_path: Path) -> None:
+        ring = KeyRing({"k": bytes(32)}, current="k")
+        store: Any = {
+            "memory": MemoryStore,
+            "sqlite": lambda: SQLiteStore(tmp_path / "records.db"),
+            "threaded-memory": lambda: ThreadedStore(SyncMemoryStore()),
+            "encrypted-sqlite": lambda: EncryptedStore(SQLiteStore(tmp_path / "records.db"), ring),
+        }[kind]()
+        first = asyncio.run(ask(store))
+        assert isinstance(first, Acquired)
+        assert asyncio.run(ask(store)) == first
+        assert asyncio.run(store.complete(first.claim, b"{}", retention=60.0))
+        asyncio.run(store.aclose())
+
+    def test_so_does_postgres_in_threads(self, postgres_url: str) -> None:
+        with psycopg_pool.ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
+            store = ThreadedStore(SyncPostgresStore(pool))
+            first = asyncio.run(ask(store))
+            assert isinstance(first, Acquired)
+            assert asyncio.run(ask(store)).claim.fence == first.claim.fence
+            assert asyncio.run(store.release(first.claim))
+            asyncio.run(store.aclose())
