@@ -20,7 +20,7 @@ from predictor.errors import (
 from predictor.explain import Contribution, Explanation
 from predictor.integrity import sha256_of
 from predictor.manifest import Feature, GoldenRow, Manifest, Metric, RowPolicy, manifest_path
-from predictor.manifest_maker import write_manifest
+from predictor.manifest_writer import write_manifest
 from predictor.model import Model, ModelInfo
 from predictor.slot import Golden, ModelSlot
 

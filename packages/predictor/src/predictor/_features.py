@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from predictor._text import ModelText
+from predictor._model_file import ModelText
 from predictor.errors import ManifestError
 from predictor.manifest import Feature, Label, named_members
 

@@ -116,7 +116,7 @@ class Booster:
     """One loaded model inside LightGBM; freed when the last user of this object is gone."""
 
     def __init__(self, text: bytes, *, width: int) -> None:
-        """Load *text*, which must have passed `parse_model_text`: LightGBM aborts the process on some bad ones."""
+        """Load *text* of `ParsedModel.lightgbm_text`: LightGBM aborts the process on some other ones."""
         lib = library()
         lib.use_one_thread()
         handle, iterations = ctypes.c_void_p(), ctypes.c_int()

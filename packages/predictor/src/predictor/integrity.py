@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._text import ModelText
+from predictor._model_file import ModelText
 from predictor.errors import GoldenRowMismatch, IntegrityError, ManifestError
 from predictor.manifest import Manifest
 

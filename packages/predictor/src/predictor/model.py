@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from predictor._cpus import available_cpus
 from predictor._features import features_of
+from predictor._model_file import ModelText, ParsedModel, parse_model_text, read_model
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
 from predictor._objectives import OutputKind
-from predictor._text import ModelText, parse_model_text, read_model
 from predictor.errors import (
     EngineError,
     IntegrityError,
@@ -67,7 +67,8 @@ class Model:
 
     def __init__(self, data: bytes, *, manifest: Manifest | None, threads: int) -> None:
         """Use `Model.load` (from a file) or `Model.from_bytes`."""
-        text = parse_model_text(data)
+        parsed = parse_model_text(data)
+        text = parsed.summary
         if manifest is not None:
             check_manifest(text, manifest)
         features = manifest.features if manifest is not None else features_of(text)
@@ -79,11 +80,15 @@ class Model:
         self._schema = RowSchema(
             features,
             manifest.policy if manifest is not None else RowPolicy(),
-            ordered=[i for i, f in enumerate(features) if f.kind == "category" and i not in text.codes],
+            ordered=[
+                i
+                for i, f in enumerate(features)
+                if f.kind == "category" and (i not in text.codes or i in text.mixed)
+            ],
         )
         self._rows_to_split = -(-_SPLIT_ABOVE // text.n_trees)
         self.info = _info(data, text, self._schema, manifest)
-        self._start()
+        self._start(parsed)
         _models.add(self)
         self._check_golden_rows()
 
@@ -230,8 +235,9 @@ class Model:
         return tuple(self._schema.encode_row(row))
 
     def importances(self) -> dict[str, tuple[int, float]]:
-        """Return for each feature how often trees split on it, and the total gain of those splits."""
-        pairs = zip(self._text.split_counts, self._text.split_gains, strict=True)
+        """Return for each feature how often trees split on it, and the total gain of those splits; reads the file."""
+        gains = parse_model_text(self.data).split_gains()
+        pairs = zip(self._text.split_counts, gains, strict=True)
         return dict(zip(self.info.features, pairs, strict=True))
 
     def __reduce__(self) -> NoReturn:
@@ -243,11 +249,11 @@ class Model:
         info = self.info
         return f"<Model {info.name} {info.version}: {info.n_trees} trees, {len(info.features)} features>"
 
-    def _start(self) -> None:
+    def _start(self, parsed: ParsedModel) -> None:
         """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
         outputs, width = self._text.n_outputs, self._schema.width
         try:
-            booster = Booster(self.data, width=width)
+            booster = Booster(parsed.lightgbm_text(), width=width)
             if not self.is_linear:
                 # The first contributions fill tables inside the booster; here once, so never in a race.
                 booster.predict(np.zeros((1, width)), CONTRIB, per_row=outputs * (width + 1))
@@ -291,7 +297,7 @@ class Model:
         if self._is_stale:
             with _fork_guard:
                 if self._is_stale:
-                    self._start()
+                    self._start(parse_model_text(self.data))
 
     def _forget(self) -> None:
         """

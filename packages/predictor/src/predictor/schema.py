@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._frames import columns_of, matrix_of, plain
+from predictor._tables import columns_of, matrix_of, plain
 from predictor.errors import SchemaError
 from predictor.manifest import Feature, Label, RowPolicy
 

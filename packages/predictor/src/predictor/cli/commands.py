@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from predictor.cli.tables import Row, TableError, read_rows, writer
 from predictor.drift import DriftMonitor
 from predictor.errors import ManifestError, SchemaError
-from predictor.manifest_maker import write_manifest
+from predictor.manifest_writer import write_manifest
 from predictor.model import Model
 
 __all__ = ["Command", "bench", "explain", "inspect", "manifest", "predict", "report", "verify"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from predictor._features import features_of
-from predictor._text import parse_model_text, read_model
+from predictor._model_file import parse_model_text, read_model
 from predictor.errors import ManifestError, SchemaError
 from predictor.integrity import sha256_of
 from predictor.manifest import (
@@ -100,7 +100,7 @@ def write_manifest(
         if isinstance(given, str):  # a sequence of its letters, to Python
             raise ManifestError(f"{what}: pass a list, not the text {given[:40]!r}")
     data = read_model(model)
-    text = parse_model_text(data)
+    text = parse_model_text(data).summary
     names = tuple(names) if names is not None else _spelled(rows, text.feature_names)
     labels = {name: _labels(column) for name, column in (categories or {}).items()}
     drafts = features_of(

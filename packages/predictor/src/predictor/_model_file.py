@@ -1,9 +1,11 @@
 """
-LightGBM's text format, checked line by line before LightGBM sees it.
+LightGBM's text format, checked line by line, and written anew for LightGBM.
 
 LightGBM trusts a model file: a truncated one aborts the process, a child index that points back makes predict spin,
 and an out-of-range feature index reads foreign memory. Everything its loader and its tree walk rely on is
 checked here (LightGBM 4: `GBDT::LoadModelFromString`, `Tree::Tree(const char*)`), so that a bad file is a typed error.
+LightGBM never sees the file itself: it is given a text of what was read here (`ParsedModel.lightgbm_text`), numbers
+as they are spelled in the file, so that no line exists that only one of the two readers knows.
 """
 
 from __future__ import annotations
@@ -16,19 +18,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from predictor._files import read_at_most
 from predictor._objectives import OutputKind, output_kind
-from predictor._tree import TreeSummary, check_tree
+from predictor._trees import CATEGORICAL, MISSING, Trees, parse_trees
 from predictor.errors import ModelTextError
 
-__all__ = ["ModelText", "parse_model_text", "read_model"]
+__all__ = ["ModelText", "ParsedModel", "parse_model_text", "read_model"]
 
-_FORMATS = ("v3", "v4")  # what LightGBM 3 and 4 write; others load without complaint and are refused here
+_FORMATS = ("v3", "v4")  # of LightGBM 2.3, 3 and 4; others load without complaint and are refused here
+_HEADER = frozenset(
+    {
+        *("version", "num_class", "num_tree_per_iteration", "label_index", "max_feature_idx", "objective"),
+        *("average_output", "feature_names", "monotone_constraints", "feature_infos", "tree_sizes"),
+    }
+)
 _COUNT = re.compile(r"[0-9]{1,9}")
 _NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf|nan)"
 _NUMERIC_INFO = re.compile(rf"\[({_NUMBER}):({_NUMBER})\]")
 _CATEGORY_INFO = re.compile(r"-?[0-9]{1,10}(?::-?[0-9]{1,10})*")
 _MAX_BYTES = 1 << 30
+_MOST_CODES = 1 << 22  # categories that splits may name, over all features; each costs some 100 bytes here
 _NO_TREES = "the model has no trees"
 
 
@@ -42,7 +54,10 @@ class ModelText:
     n_outputs: int
     n_trees: int
     feature_names: tuple[str, ...]
-    codes: Mapping[int, tuple[int, ...]]  # categorical feature -> the codes seen in training
+    codes: Mapping[
+        int, tuple[int, ...]
+    ]  # categorical feature -> the codes of feature_infos and of its splits
+    mixed: frozenset[int]  # categorical features that some splits read as plain numbers (continued training)
     ranges: Mapping[
         int, tuple[float, float]
     ]  # numeric feature -> smallest and largest value seen in training
@@ -51,7 +66,6 @@ class ModelText:
     is_linear: bool
     average_output: bool
     split_counts: tuple[int, ...]  # per feature, over all trees
-    split_gains: tuple[float, ...]
 
 
 def read_model(path: str | os.PathLike[str]) -> bytes:
@@ -68,15 +82,58 @@ def read_model(path: str | os.PathLike[str]) -> bytes:
     return data
 
 
-def parse_model_text(data: bytes) -> ModelText:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParsedModel:
+    """A checked model file: its summary, and its trees as arrays."""
+
+    summary: ModelText
+    trees: Trees
+
+    def split_gains(self) -> list[float]:
+        """Return for each feature the total gain of the splits on it."""
+        width = len(self.summary.feature_names)
+        gains: list[float] = np.bincount(
+            self.trees.split_feature, self.trees.split_gain, minlength=width
+        ).tolist()
+        return gains
+
+    def lightgbm_text(self, n_trees: int | None = None) -> bytes:
+        """
+        Write the text that LightGBM is given, of the first *n_trees* trees (default all).
+
+        Its names are placeholders: predictions do not depend on them, and no text of the file's is passed on but
+        numbers and the objective.
+        """
+        summary = self.summary
+        width, blocks = len(summary.feature_names), self.trees.text[:n_trees]
+        head = [
+            "tree\nversion=v4",
+            f"num_class={summary.n_outputs}",
+            f"num_tree_per_iteration={summary.n_outputs}",
+            "label_index=0",
+            f"max_feature_idx={width - 1}",
+            *([f"objective={summary.objective}"] if summary.objective is not None else []),
+            *(["average_output"] if summary.average_output else []),
+            "feature_names=" + " ".join(f"f{index}" for index in range(width)),
+            "feature_infos=" + " ".join(["none"] * width),
+            "tree_sizes=" + " ".join(str(len(block)) for block in blocks),
+        ]
+        tail = "end of trees\n"
+        if summary.is_linear:
+            tail += "\nparameters:\n[linear_tree: 1]\nend of parameters\n"
+        return b"".join(("\n".join(head).encode(), b"\n\n", *blocks, tail.encode()))
+
+
+def parse_model_text(data: bytes) -> ParsedModel:
     """
-    Check *data*, a whole LightGBM text model, and return its summary.
+    Check *data*, a whole LightGBM text model, and return what it says.
 
     Raises:
         ModelTextError: Anything that LightGBM's loader or tree walk would not survive, or would silently misread.
 
-    Cost: one pass, about 30 ms for a 1 MB model.
+    Cost: one pass, some 10 ms for a 1 MB model.
     """
+    data = _unix_line_ends(data)
     _check_bytes(data)
     first = data.find(b"\nTree=")
     if first < 0:
@@ -86,43 +143,52 @@ def parse_model_text(data: bytes) -> ModelText:
     n_outputs = _count(header, "num_tree_per_iteration", least=1)
     if n_outputs != num_class:
         raise ModelTextError(f"{n_outputs} trees per iteration for {num_class} outputs")
+    _count(header, "label_index", least=0)
     names = _names(header, width=_count(header, "max_feature_idx", least=0) + 1)
-    kinds = _FeatureInfos.parse(header, names)
+    infos = _FeatureInfos.parse(header, names)
     kind = output_kind(header.get("objective"), num_class=num_class)
 
-    trees, rest = _trees(data, first + 1, header, width=len(names))
+    blocks, rest = _blocks(data, first + 1, header)
+    trees = parse_trees(blocks, width=len(names))
     if len(trees) % n_outputs:
         raise ModelTextError(f"{len(trees)} trees do not fill iterations of {n_outputs}")
     pandas_categories = _tail(_decode(data[rest:]))
 
-    counts, gains, missing = [0] * len(names), [0.0] * len(names), set[int]()
-    for index, tree in enumerate(trees):
-        for feature, gain, categorical, saw_missing in tree.splits:
-            counts[feature] += 1
-            gains[feature] += gain
-            if saw_missing:
-                missing.add(feature)
-            if categorical != (feature in kinds.codes):
-                told = "categorical" if feature in kinds.codes else "numeric"
-                raise ModelTextError(
-                    f"splits {names[feature]!r} against its kind, {told} in feature_infos", tree=index
-                )
-    return ModelText(
+    decision, feature = trees.decision_type, trees.split_feature
+    categorical = (decision & CATEGORICAL) != 0
+    codes = _codes(infos, trees, names)
+    summary = ModelText(
         format=header["version"],
         objective=header.get("objective"),
         output=kind,
         n_outputs=n_outputs,
         n_trees=len(trees),
         feature_names=names,
-        codes=kinds.codes,
-        ranges=kinds.ranges,
-        missing=frozenset(missing),
+        codes=codes,
+        mixed=frozenset(np.unique(feature[~categorical]).tolist()) & codes.keys(),
+        ranges={index: span for index, span in infos.ranges.items() if index not in codes},
+        missing=frozenset(np.unique(feature[(decision & MISSING) != 0]).tolist()),
         pandas_categories=pandas_categories,
         # LightGBM asks its own parameter, and refuses contributions, also where no tree came out linear.
-        is_linear=any(tree.is_linear for tree in trees) or b"\n[linear_tree: 1]" in data[rest:],
+        is_linear=bool(trees.is_linear.any()) or b"\n[linear_tree: 1]" in data[rest:],
         average_output="average_output" in header,
-        split_counts=tuple(counts),
-        split_gains=tuple(gains),
+        split_counts=tuple(np.bincount(feature, minlength=len(names)).tolist()),
+    )
+    return ParsedModel(summary=summary, trees=trees)
+
+
+def _unix_line_ends(data: bytes) -> bytes:
+    """
+    Return *data* with the line ends of its last line as on Unix.
+
+    LightGBM's Python package appends that line, `pandas_categorical:`, in text mode, so on Windows it ends in two
+    bytes and begins after two. LightGBM does not read it. Two bytes elsewhere are another matter: `_check_bytes`.
+    """
+    head, found, line = data.rpartition(b"\r\npandas_categorical:")
+    return (
+        b"%b\npandas_categorical:%b\n" % (head, line.removesuffix(b"\n").removesuffix(b"\r"))
+        if found
+        else data
     )
 
 
@@ -152,16 +218,21 @@ def _header(text: str) -> dict[str, str]:
         key, _, value = line.partition("=")
         if not line:
             continue
+        if key not in _HEADER:
+            raise ModelTextError(f"header line {key[:40]!r} is none that LightGBM 3 or 4 writes")
         if key in found:
             raise ModelTextError(f"header line {key[:40]!r} appears twice")
-        if "=" in value and key not in ("feature_names", "monotone_constraints"):
+        if "=" in value and key != "feature_names":
             raise ModelTextError(f"header line {key[:40]!r} has more than one '='")
         found[key] = value
     for key in ("version", "feature_names", "feature_infos", "label_index", "tree_sizes"):
         if key not in found:
             raise ModelTextError(f"header line {key!r} is missing")
     if found["version"] not in _FORMATS:
-        raise ModelTextError(f"format version {found['version'][:20]!r}, known are {', '.join(_FORMATS)}")
+        raise ModelTextError(
+            f"format version {found['version'][:20]!r}, known are {', '.join(_FORMATS)}; an older file becomes one"
+            " by lightgbm.Booster(model_file=...).save_model(...) with LightGBM 4"
+        )
     return found
 
 
@@ -179,7 +250,9 @@ def _names(header: Mapping[str, str], *, width: int) -> tuple[str, ...]:
     if len(set(names)) != width or "" in names:
         raise ModelTextError("feature names are empty or repeated")
     constraints = header.get("monotone_constraints")
-    if constraints is not None and not re.fullmatch(rf"(?:-?[01] ){{{width - 1}}}-?[01]", constraints):
+    if constraints is not None and (
+        constraints.count(" ") != width - 1 or not {"-1", "0", "1"}.issuperset(constraints.split(" "))
+    ):
         raise ModelTextError("monotone_constraints must be one of -1, 0, 1 per feature")
     return names
 
@@ -211,33 +284,83 @@ class _FeatureInfos:
         return found
 
 
-def _trees(
-    data: bytes, start: int, header: Mapping[str, str], *, width: int
-) -> tuple[list[TreeSummary], int]:
-    """Check every tree; LightGBM finds them by `tree_sizes` alone, so those bytes must be the trees exactly."""
+def _codes(infos: _FeatureInfos, trees: Trees, names: tuple[str, ...]) -> dict[int, tuple[int, ...]]:
+    """
+    Return the codes of each categorical feature: those of `feature_infos`, and those that splits name.
+
+    After continued training `feature_infos` speaks of the last training data only, which may have had one category
+    (`none`) or may have been given the feature as a number.
+    """
+    named: dict[int, NDArray[np.int64]] = _codes_of_splits(trees)
+    found = {}
+    for index in {*infos.codes, *named}:
+        known = set(infos.codes.get(index, ()))
+        if index in infos.ranges:
+            low, high = infos.ranges[index]
+            if not (low == math.floor(low) and high == math.floor(high) and high - low < _MOST_CODES):
+                raise ModelTextError(
+                    f"splits {names[index]!r} by categories, and feature_infos has the fractions {low:g} to {high:g}"
+                )
+            known.update(range(max(0, int(low)), int(high) + 1))
+        found[index] = tuple(sorted(known.union(named[index].tolist() if index in named else ())))
+        if max(found[index], default=0) >= 1 << 31:  # LightGBM keeps categories in 32 bits
+            raise ModelTextError(f"feature {names[index]!r} has a category too large")
+    return found
+
+
+def _codes_of_splits(trees: Trees) -> dict[int, NDArray[np.int64]]:
+    """Return for each feature the categories that some split sends left, rising."""
+    nodes = np.flatnonzero(trees.category_size)
+    sizes = trees.category_size[nodes]
+    if not sizes.sum():
+        return {
+            int(index): np.empty(0, np.int64)
+            for index in np.unique(trees.split_feature[(trees.decision_type & CATEGORICAL) != 0])
+        }
+    place = np.arange(int(sizes.sum())) - np.repeat(
+        np.cumsum(sizes) - sizes, sizes
+    )  # of a word in its own set
+    words = trees.category_words[place + np.repeat(trees.category_start[nodes], sizes)]
+    feature = np.repeat(trees.split_feature[nodes], sizes)
+    order = np.lexsort((place, feature))
+    feature, place, words = feature[order], place[order], words[order]
+    firsts = np.flatnonzero(np.append(True, (np.diff(feature) != 0) | (np.diff(place) != 0)))
+    feature, place, words = feature[firsts], place[firsts], np.bitwise_or.reduceat(words, firsts)
+    if int(np.bitwise_count(words).sum()) > _MOST_CODES:
+        raise ModelTextError(f"its splits name more than {_MOST_CODES} categories")
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8).reshape(len(words), 4), axis=1, bitorder="little")
+    row, bit = np.nonzero(bits)
+    codes, owner = place[row] * 32 + bit, feature[row]
+    return {
+        int(index): codes[owner == index]
+        for index in np.unique(trees.split_feature[(trees.decision_type & CATEGORICAL) != 0])
+    }
+
+
+def _blocks(data: bytes, start: int, header: Mapping[str, str]) -> tuple[list[bytes], int]:
+    """Cut the trees apart by `tree_sizes`, which is how LightGBM finds them: those bytes must be the trees exactly."""
     texts = header["tree_sizes"].split(" ")
     if not all(map(_COUNT.fullmatch, texts)):
         raise ModelTextError("tree_sizes must be whole numbers")
-    trees: list[TreeSummary] = []
+    blocks: list[bytes] = []
     for index, size in enumerate(map(int, texts)):
         block = data[start : start + size]
         if len(block) < size or not block.endswith(b"\n\n") or not block.startswith(b"Tree=%d\n" % index):
             raise ModelTextError("its bytes do not match tree_sizes (cut off or edited)", tree=index)
-        try:
-            trees.append(check_tree(block.decode("ascii"), width=width))
-        except UnicodeDecodeError as error:
-            raise ModelTextError("text that is not ASCII", tree=index) from error
-        except ModelTextError as error:
-            raise ModelTextError(error.reason, tree=index) from error
+        if not block.isascii():
+            raise ModelTextError("text that is not ASCII", tree=index)
+        blocks.append(block)
         start += size
-    return trees, start
+    return blocks, start
 
 
 def _tail(text: str) -> tuple[tuple[Any, ...], ...]:
     """Check what follows the trees and return the pandas categories, one tuple per category column."""
     if not text.startswith("end of trees\n"):
         raise ModelTextError("'end of trees' is missing (cut off, or trees were added)")
-    if "\nfeature_importances:\n" not in text:
+    if (
+        "\nfeature_importances:\n" not in text and "\nfeature importances:\n" not in text
+    ):  # LightGBM 2.3's heading
         raise ModelTextError("feature_importances is missing (cut off)")
     if "\nTree=" in text:
         raise ModelTextError("a tree after 'end of trees'")

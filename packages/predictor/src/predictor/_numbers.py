@@ -1,0 +1,154 @@
+"""
+Lines of numbers from a model file, read for all trees at once and held to one grammar.
+
+LightGBM reads such a line with three different parsers of its own, none of which complains about what it does not
+understand, and one of which falls back to the C library and its locale. Text that passes here is read alike by all
+of them and by NumPy: whole numbers of digits and a sign, fractions as RFC 8259 (JSON) writes them, `inf` and `-inf`,
+parted by single spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor.errors import ModelTextError
+
+__all__ = ["NumberLines", "read_floats", "read_ints", "to_floats"]
+
+_INT_BYTES = b"0123456789- "
+_FLOAT_BYTES = b"0123456789+-.e inf"
+# For the grammar of fractions: a class for each byte, and which class may follow which.
+_SPACE, _ZERO, _DIGIT, _POINT, _EXPONENT, _MINUS, _PLUS = range(7)
+_CLASSES = bytes.maketrans(
+    b" 0123456789.e-+", bytes([_SPACE, _ZERO, *[_DIGIT] * 9, _POINT, _EXPONENT, _MINUS, _PLUS])
+)
+_FOLLOWS = np.zeros(64, np.bool_)
+for _first, _seconds in {
+    _SPACE: (_ZERO, _DIGIT, _MINUS),
+    _ZERO: (_SPACE, _ZERO, _DIGIT, _POINT, _EXPONENT),
+    _DIGIT: (_SPACE, _ZERO, _DIGIT, _POINT, _EXPONENT),
+    _POINT: (_ZERO, _DIGIT),
+    _EXPONENT: (_ZERO, _DIGIT, _MINUS, _PLUS),
+    _MINUS: (_ZERO, _DIGIT),
+    _PLUS: (_ZERO, _DIGIT),
+}.items():
+    _FOLLOWS[[_first * 8 + _second for _second in _seconds]] = True
+
+
+@dataclass(frozen=True, slots=True)
+class NumberLines:
+    """One line of each tree, without its name, and how many numbers it must hold."""
+
+    name: str
+    values: Sequence[bytes]
+    sizes: Sequence[int]
+
+    def joined(self) -> bytes:
+        """
+        Return all numbers as one text, parted by single spaces.
+
+        Raises:
+            ModelTextError: A line holds another number of entries.
+        """
+        values = list(filter(None, self.values))
+        text = b" ".join(values)
+        expected = [size for value, size in zip(self.values, self.sizes, strict=True) if value]
+        starts = np.zeros(len(values), np.int64)
+        np.cumsum([len(value) + 1 for value in values[:-1]], out=starts[1:])
+        spaces = (np.frombuffer(text, np.uint8) == 0x20).view(np.uint8)
+        found = np.add.reduceat(spaces, starts, dtype=np.int64) if values else starts
+        found[-1:] += 1  # the line after which no space was put
+        if found.tolist() != expected or sum(expected) != sum(self.sizes):
+            for tree, (value, size) in enumerate(zip(self.values, self.sizes, strict=True)):
+                entries = value.count(b" ") + 1 if value else 0
+                if entries != size:
+                    reason = f"line {self.name!r} has {entries} entries instead of {size}"
+                    raise ModelTextError(reason, tree=tree)
+        return text
+
+    def checked(self, passes: Callable[[bytes], bool]) -> bytes:
+        """Return `joined`, refusing text that is not numbers by the grammar *passes*."""
+        text = self.joined()
+        if text and not passes(text):
+            tree = next(tree for tree, value in enumerate(self.values) if value and not passes(value))
+            raise ModelTextError(f"line {self.name!r} must be numbers", tree=tree)
+        return text
+
+
+def read_ints(lines: NumberLines, *, low: int, high: int) -> NDArray[np.int64]:
+    """
+    Return the numbers of all trees, one after the other.
+
+    Raises:
+        ModelTextError: Another text, number of entries, or an entry outside *low*..*high*; `tree` says where.
+    """
+    text = lines.checked(_are_ints)
+    numbers = np.fromstring(text, np.int64, sep=" ") if text else np.empty(0, np.int64)
+    if numbers.size and (numbers.min() < low or numbers.max() > high):
+        at = int(((numbers < low) | (numbers > high)).argmax())
+        tree = int(np.searchsorted(np.cumsum(lines.sizes), at, side="right"))
+        raise ModelTextError(f"line {lines.name!r} has an entry outside {low}..{high}", tree=tree)
+    return numbers
+
+
+def read_floats(lines: NumberLines) -> bytes:
+    """
+    Return the numbers of all trees as one checked text, for `to_floats`.
+
+    Conversion costs more than everything else here, and most numbers are LightGBM's alone; so it has its own call.
+
+    Raises:
+        ModelTextError: Another text or number of entries; `tree` says where.
+    """
+    return lines.checked(_are_floats)
+
+
+def to_floats(text: bytes) -> NDArray[np.float64]:
+    """Return the numbers of a text that `read_floats` checked, correctly rounded."""
+    return np.fromstring(text, np.float64, sep=" ") if text else np.empty(0, np.float64)
+
+
+def _are_ints(text: bytes) -> bool:
+    """Whether *text* is whole numbers parted by single spaces: a sign stands before a digit, nowhere else."""
+    padded = b" " + text + b" "
+    return (
+        not text.translate(None, _INT_BYTES)
+        and text.count(b"-") == padded.count(b" -")
+        and b"- " not in padded
+        and b"  " not in padded
+    )
+
+
+def _are_floats(text: bytes) -> bool:
+    """Whether *text* is numbers as RFC 8259 writes them, or infinities, parted by single spaces."""
+    if text.translate(None, _FLOAT_BYTES):
+        return False
+    if b"i" in text or b"n" in text or b"f" in text:
+        text = b" ".join(token for token in text.split(b" ") if token not in (b"inf", b"-inf"))
+        if not text:
+            return True
+        if b"i" in text or b"n" in text or b"f" in text:
+            return False
+    marks = text.translate(None, b"0123456789+-")  # in each number at most a point, then at most an exponent
+    if b".." in marks or b"ee" in marks or b"e." in marks:
+        return False
+    classes = np.frombuffer((b" " + text + b" ").translate(_CLASSES), np.uint8)
+    pairs: NDArray[np.uint8] = np.left_shift(classes[:-1], 3, dtype=np.uint8)
+    pairs |= classes[1:]
+    if not _FOLLOWS[pairs].all():
+        return False
+    # No number begins with a zero and another digit; an exponent may.
+    after = np.concatenate(
+        (np.flatnonzero(pairs == _SPACE * 8 + _ZERO) + 2, _after_minus_zero(classes, pairs))
+    )
+    return not np.isin(classes[after], (_ZERO, _DIGIT)).any()
+
+
+def _after_minus_zero(classes: NDArray[np.uint8], pairs: NDArray[np.uint8]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = np.flatnonzero(pairs == _MINUS * 8 + _ZERO)
+    number_begins: NDArray[np.bool_] = classes[found - 1] == _SPACE
+    return found[number_begins] + 2
