@@ -7,8 +7,8 @@ import pickle
 import subprocess
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ class TestEncryptedMemoryStore(StoreContract):
         @contextmanager
         def opened() -> Iterator[SyncEncryptedStore]:
             yield SyncEncryptedStore(SyncMemoryStore(clock=clock), RING)
+
+        return opened()
+
+
+class TestEncryptedMemoryStoreForCoroutines(StoreContract):
+    max_examples = 25
+
+    def open_store(self, clock: Clock) -> OpenStore:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[EncryptedStore]:
+            yield EncryptedStore(MemoryStore(clock=clock), RING)
 
         return opened()
 

@@ -1,14 +1,10 @@
 """
-Encryption at rest: any store, with every outcome sealed before it leaves the process.
-
-An outcome holds a response, body included, for as long as it is retained. Sealed, it is AES-256-GCM (NIST SP 800-38D)
-under a key of yours, in one JSON object that every store takes as it takes any other outcome:
+What sealing an outcome means: AES-256-GCM (NIST SP 800-38D) under a key of the user's, in one JSON object.
 
     {"format":1,"outcome":"sealed","sealed_by":"2026-11","sealed":"<base64 of nonce, ciphertext and tag>"}
 
 The storage key, the fingerprint and the key's id are authenticated with it, so that a sealed outcome opens only in
-the record it was written for. What stays visible (the record's name, state, times, sizes and fingerprint), and how many
-records one key may seal, is in `docs/encryption.md`.
+the record it was written for.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from struct import pack
 from typing import Any, Final
 
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
-from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Record, Reply, StorageKey
 from idempotency.store import Store, SyncStore
 
 try:
@@ -33,7 +29,7 @@ try:
 except ImportError as error:
     raise ImportError("encryption needs cryptography: install asgi-idempotency[encryption]") from error
 
-__all__ = ["EncryptedStore", "KeyRing", "MissingSealingKey", "SyncEncryptedStore"]
+__all__ = ["KeyRing", "MissingSealingKey", "SealingStore", "fingerprint_of"]
 
 _FORMAT: Final = 1
 _NONCE_BYTES: Final = 12  # 96 bits, drawn at random (SP 800-38D, 8.2.2)
@@ -147,8 +143,8 @@ class KeyRing:
             ) from None
 
 
-class _Sealing:
-    """What the async and the sync store share: everything but the calls themselves."""
+class SealingStore:
+    """What the async and the sync store share: everything but the calls of the inner store."""
 
     _keys: KeyRing
     _accept_plain: bool
@@ -173,7 +169,7 @@ class _Sealing:
         *,
         retention: float,
     ) -> Any:
-        fingerprint = _fingerprint_of(claim)
+        fingerprint = fingerprint_of(claim)
         if fingerprint is None:  # a read of its own might see another state than the caller's transaction
             raise TypeError(
                 "complete_in takes the very claim that this store granted, as current_claim() has it"
@@ -201,129 +197,6 @@ class _Sealing:
         return self._keys.unseal(outcome, key=key, fingerprint=fingerprint)
 
 
-class EncryptedStore(_Sealing):
-    """
-    A `Store` that seals every outcome before *store* sees it, and keeps all of its promises.
-
-    Waits, purges, scans, forgets and completes in a transaction (`complete_in`) where *store* does; a scan's outcomes
-    stay sealed, so that an operator can list what no key here opens.
-
-    Args:
-        store: Where the records live.
-        keys: What seals and opens them.
-        accept_plain: Also read outcomes that are not sealed, while records from before the encryption remain. Whoever
-            can write to the store can then forge one.
-    Raises:
-        TypeError: *keys* is no `KeyRing`.
-
-    Cost: as many calls of *store*, but for the completion of a claim that another process acquired, which reads the
-    record first. A sealed outcome takes 4/3 of its size and about 110 bytes.
-    """
-
-    def __init__(self, store: Store, keys: KeyRing, *, accept_plain: bool = False) -> None:
-        self._store = store
-        self._set_up(store, keys, accept_plain)
-
-    async def acquire(
-        self,
-        key: StorageKey,
-        *,
-        fingerprint: Fingerprint,
-        owner: Owner,
-        lease: float,
-        retention: float,
-        takeover: bool = True,
-    ) -> Reply:
-        """See `Store.acquire` and, for what it may raise beside, `KeyRing.unseal`."""
-        reply = await self._store.acquire(
-            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
-        )
-        return self._reply(key, fingerprint, reply)
-
-    async def renew(self, claim: Claim, *, lease: float) -> bool:
-        """See `Store.renew`."""
-        return await self._store.renew(claim, lease=lease)
-
-    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
-        """See `Store.complete`."""
-        fingerprint = _fingerprint_of(claim)
-        if fingerprint is None:
-            record = await self._store.get(claim.key)
-            if record is None or record.owner != claim.owner:
-                return False
-            fingerprint = record.fingerprint
-        sealed = self._keys.seal(outcome, key=claim.key, fingerprint=fingerprint)
-        return await self._store.complete(claim, sealed, retention=retention)
-
-    async def release(self, claim: Claim) -> bool:
-        """See `Store.release`."""
-        return await self._store.release(claim)
-
-    async def get(self, key: StorageKey) -> Record | None:
-        """See `Store.get` and, for what it may raise beside, `KeyRing.unseal`."""
-        return self._record(await self._store.get(key))
-
-    async def aclose(self) -> None:
-        """Close the inner store."""
-        await self._store.aclose()
-
-
-class SyncEncryptedStore(_Sealing):
-    """
-    `EncryptedStore` for callers without an event loop.
-
-    Args:
-        store: See `EncryptedStore`, as all of them.
-    """
-
-    def __init__(self, store: SyncStore, keys: KeyRing, *, accept_plain: bool = False) -> None:
-        self._store = store
-        self._set_up(store, keys, accept_plain)
-
-    def acquire(
-        self,
-        key: StorageKey,
-        *,
-        fingerprint: Fingerprint,
-        owner: Owner,
-        lease: float,
-        retention: float,
-        takeover: bool = True,
-    ) -> Reply:
-        """See `EncryptedStore.acquire`."""
-        reply = self._store.acquire(
-            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
-        )
-        return self._reply(key, fingerprint, reply)
-
-    def renew(self, claim: Claim, *, lease: float) -> bool:
-        """See `Store.renew`."""
-        return self._store.renew(claim, lease=lease)
-
-    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
-        """See `Store.complete`."""
-        fingerprint = _fingerprint_of(claim)
-        if fingerprint is None:
-            record = self._store.get(claim.key)
-            if record is None or record.owner != claim.owner:
-                return False
-            fingerprint = record.fingerprint
-        sealed = self._keys.seal(outcome, key=claim.key, fingerprint=fingerprint)
-        return self._store.complete(claim, sealed, retention=retention)
-
-    def release(self, claim: Claim) -> bool:
-        """See `Store.release`."""
-        return self._store.release(claim)
-
-    def get(self, key: StorageKey) -> Record | None:
-        """See `EncryptedStore.get`."""
-        return self._record(self._store.get(key))
-
-    def close(self) -> None:
-        """Close the inner store."""
-        self._store.close()
-
-
 class _BoundClaim(Claim):
     """
     A claim that remembers its request's fingerprint, which sealing needs and `complete` is not told.
@@ -340,7 +213,8 @@ class _BoundClaim(Claim):
         return bound
 
 
-def _fingerprint_of(claim: Claim) -> Fingerprint | None:
+def fingerprint_of(claim: Claim) -> Fingerprint | None:
+    """The fingerprint of the request that *claim* was granted to, where this process knows it."""
     return getattr(claim, "fingerprint", None)
 
 
