@@ -27,8 +27,8 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record,
 from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
-from idempotency.stores.redis.errors import closed, is_gone, meaning_of, unreachable
-from idempotency.stores.redis.records import Adopt, Command
+from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, meaning_of, unreachable
+from idempotency.stores.redis.records import Adopt, Command, Names
 from idempotency.stores.redis.routes import Route, route_of_node, route_of_pool, sentinels_of
 from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_copies
 from idempotency.stores.redis.sync_store import SyncRedisStore
@@ -63,8 +63,9 @@ class RedisStore:
         owns_client: Whether `aclose` closes *client* too.
 
     Every method raises `StoreUnavailable` where there was no answer, and `RuntimeError` in another event loop.
-    Atomic: one script per call. Fences are the server's time in microseconds, so R9 holds while its clock is not set
-    back (a takeover rises even then).
+    Atomic: one script per call. Fences are the server's time in microseconds, and at least the last one + 1: the last
+    fence of a key is in its record, and beside it for as long as it was to be retained once it is released or forgotten
+    (in a cluster, unless the prefix has braces that make no hash tag).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class RedisStore:
     ) -> None:
         self._client: Any = client
         self._prefix = prefix
+        self._names = Names(prefix, cluster=isinstance(client, redis.asyncio.RedisCluster))
         self._adopt = adopt
         self._owns_client = owns_client
         self._settings = Settings.checked(deadline, wait_replicas, on_eviction)
@@ -105,7 +107,9 @@ class RedisStore:
         takeover: bool = True,
     ) -> Reply:
         """See `Store.acquire`. 1 round trip."""
-        command = records.acquire(self._name(key), fingerprint, owner, lease, retention, takeover)
+        command = records.acquire(
+            self._name(key), fingerprint, owner, lease, retention, takeover, self._names.fence(key)
+        )
         due = self._due()
         answer = await self._call(command, due)
         reply = records.read_acquired(answer.reply, key, fingerprint, owner, self._adopt)
@@ -123,7 +127,9 @@ class RedisStore:
 
     async def release(self, claim: Claim) -> bool:
         """See `Store.release`. 1 round trip."""
-        return await self._write(records.release(self._name(claim.key), claim.owner))
+        return await self._write(
+            records.release(self._name(claim.key), claim.owner, self._names.fence(claim.key))
+        )
 
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`. An adopted value has an empty owner and fingerprint. 1 round trip."""
@@ -132,7 +138,7 @@ class RedisStore:
 
     async def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
-        return await self._write(records.forget(self._name(key)))
+        return await self._write(records.forget(self._name(key), self._names.fence(key)))
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """
@@ -144,7 +150,7 @@ class RedisStore:
         at, position = records.read_cursor(cursor, len(places))
         found = await self._call(records.scan(self._prefix, position, limit), self._due(), places[at])
         next_position, names = found.reply
-        keys = [StorageKey(name.decode()[len(self._prefix) :]) for name in names]
+        keys = self._names.keys(names)
         seen = await asyncio.gather(*map(self._get_or_none, keys))
         return Page(
             tuple(record for record in seen if record is not None),
@@ -167,7 +173,7 @@ class RedisStore:
                 await client.aclose()
 
     def _name(self, key: StorageKey) -> bytes:
-        return (self._prefix + key).encode()
+        return self._names.record(key)
 
     async def _write(self, command: Command) -> bool:
         due = self._due()
@@ -181,7 +187,7 @@ class RedisStore:
         if answer.copies >= wanted:
             return
         if granted is not None:
-            release = records.release(self._name(granted.key), granted.owner)
+            release = records.release(self._name(granted.key), granted.owner, self._names.fence(granted.key))
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
                 await self._call(release._replace(writes=False), due)
         raise too_few_copies(answer.copies, wanted)
@@ -198,33 +204,45 @@ class RedisStore:
 
     async def _call(self, command: Command, due: float, route: Route | None = None) -> Answer:
         """Deliver *command* to the node of its key, or to *route*, until *due*."""
+        unheard: list[Exception] = []
         try:
             if self._only is not None:
-                return await self._deliver(command, self._only, due)
-            async with asyncio.timeout_at(due):  # the client itself talks to the cluster, too
-                return await self._deliver_in_cluster(command, route, due)
+                answer = await self._deliver(command, self._only, due, unheard)
+            else:
+                async with asyncio.timeout_at(due):  # the client itself talks to the cluster, too
+                    answer = await self._deliver_in_cluster(command, route, due, unheard)
         except TimeoutError as error:
             if self._only is None:
                 self._layout.renew_behind()
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise meaning_of(error) from error
+        if command.removes and not answer.reply and unheard:
+            raise unreachable(unheard[-1])  # the try before may have removed it: not a "no"
+        return answer
 
-    async def _deliver(self, command: Command, route: Route, due: float, *, asking: bool = False) -> Answer:
+    async def _deliver(
+        self, command: Command, route: Route, due: float, unheard: list[Exception], *, asking: bool = False
+    ) -> Answer:
         try:
             return await self._to(route).send(command, due, asking=asking)
         except failures.RedisError as error:
             if not is_gone(error):
                 raise
+            unheard += may_have_worked(error)
         # Every call may be repeated (R8); the connection may have died long before we used it.
         return await self._to(route).send(command, due, asking=asking)
 
-    async def _deliver_in_cluster(self, command: Command, route: Route | None, due: float) -> Answer:
+    async def _deliver_in_cluster(
+        self, command: Command, route: Route | None, due: float, unheard: list[Exception]
+    ) -> Answer:
         await self._client.initialize()
         asking = False
         for _ in range(_REDIRECTS):
             try:
-                return await self._deliver(command, route or self._route(command.key), due, asking=asking)
+                return await self._deliver(
+                    command, route or self._route(command.key), due, unheard, asking=asking
+                )
             except failures.MovedError:
                 route, asking = None, False
                 await self._layout.renew()
@@ -233,6 +251,7 @@ class RedisStore:
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
+                unheard += may_have_worked(error)
                 await self._layout.renew()  # a failover? the layout says
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 

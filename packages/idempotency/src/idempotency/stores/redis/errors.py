@@ -8,7 +8,7 @@ from redis import exceptions as failures
 
 from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
 
-__all__ = ["closed", "is_gone", "meaning_of", "unreachable"]
+__all__ = ["NeverSent", "closed", "is_gone", "may_have_worked", "meaning_of", "unreachable"]
 
 # The first word of an error reply (redis-py keeps it, or has a class for it) -> what to do.
 _ADVICE = {
@@ -68,8 +68,9 @@ def meaning_of(error: Exception) -> StoreError:
 
 def unreachable(error: BaseException) -> StoreUnavailable:
     """No answer: a refused or lost connection, or none in time."""
+    name = "ConnectionError" if isinstance(error, NeverSent) else type(error).__name__
     return StoreUnavailable(
-        f"no answer from Redis ({type(error).__name__}); the call may or may not have taken effect, and may be repeated"
+        f"no answer from Redis ({name}); the call may or may not have taken effect, and may be repeated"
     )
 
 
@@ -87,6 +88,15 @@ def is_gone(error: BaseException) -> bool:
     if isinstance(error, failures.ConnectionError):
         return _word(error) not in _ADVICE
     return isinstance(error, (failures.ReadOnlyError, failures.InvalidResponse))
+
+
+class NeverSent(failures.ConnectionError):
+    """The connection was lost before the command was written: it had no effect."""
+
+
+def may_have_worked(error: Exception) -> list[Exception]:
+    """*error*, unless it says that the command had no effect: it was never sent, or a former primary refused it."""
+    return [] if isinstance(error, (NeverSent, failures.ReadOnlyError)) else [error]
 
 
 def _refused_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

@@ -7,6 +7,9 @@ One string per record, a JSON object that a person can read with `GET` and delet
      "lease_until_ms":1764000030000,"retention_ms":86400000}
     {"v":1,"state":"completed","fingerprint":"<hex>","owner":"<hex>","attempt":1,"fence":1764000000000000,
      "completed_at_ms":1764000001000, ...the members of the outcome, byte for byte...}
+
+A record that was released or forgotten leaves its fence behind, as a number, for as long as it would have been kept:
+under `<prefix>fence:{<prefix><key>}`, which a cluster keeps on the record's own node.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from functools import lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias
+
+from redis.crc import key_slot
 
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 from idempotency._core.types import (
@@ -37,6 +42,7 @@ from idempotency._core.types import (
 __all__ = [
     "Adopt",
     "Command",
+    "Names",
     "acquire",
     "complete",
     "forget",
@@ -78,12 +84,14 @@ class Command(NamedTuple):
 
     Attributes:
         writes: Whether replicas may have to confirm it.
+        removes: Whether a second try, after a first that went unheard, may find nothing because the first removed it.
     """
 
     key: bytes
     args: tuple[bytes, ...]
     script: _Script | None = None
     writes: bool = True
+    removes: bool = False
 
     def pack(self, *, whole: bool = False) -> bytes:
         """The command in the Redis protocol; *whole* sends the script's text."""
@@ -109,15 +117,54 @@ def _load(name: str) -> _Script:
     return _Script(text, sha, _bulk(b"EVAL", text, b"1"), _bulk(b"EVALSHA", sha, b"1"))
 
 
-_ACQUIRE, _RENEW, _COMPLETE, _RELEASE, _GET = map(_load, ("acquire", "renew", "complete", "release", "get"))
+_ACQUIRE, _RENEW, _COMPLETE, _RELEASE, _GET, _FORGET = map(
+    _load, ("acquire", "renew", "complete", "release", "get", "forget")
+)
+_FENCE = "fence:{"  # no storage key begins so: braces are escaped in it
+
+
+class Names:
+    """
+    What the keys of a store are called.
+
+    Args:
+        prefix: What every name begins with.
+        cluster: Whether names have to agree on a slot. A few prefixes with braces of their own cannot; then no fence
+            is kept beside a record that is gone.
+    """
+
+    def __init__(self, prefix: str, *, cluster: bool) -> None:
+        self._prefix = prefix
+        self._keeps_fences = True
+        self._keeps_fences = not cluster or key_slot(self.record("k")) == key_slot(self.fence("k"))
+
+    def record(self, key: str) -> bytes:
+        """Where the record of *key* is."""
+        return (self._prefix + key).encode()
+
+    def fence(self, key: str) -> bytes:
+        """Where the last fence of *key* is, once its record is gone; empty where it is not kept."""
+        return f"{self._prefix}{_FENCE}{self._prefix}{key}}}".encode() if self._keeps_fences else b""
+
+    def keys(self, names: list[bytes]) -> list[StorageKey]:
+        """The keys of the records among *names*, as a scan found them."""
+        keys = [name.decode()[len(self._prefix) :] for name in names]
+        return [StorageKey(key) for key in keys if not key.startswith(_FENCE)]
 
 
 def acquire(
-    key: bytes, fingerprint: Fingerprint, owner: Owner, lease: float, retention: float, takeover: bool
+    key: bytes,
+    fingerprint: Fingerprint,
+    owner: Owner,
+    lease: float,
+    retention: float,
+    takeover: bool,
+    last_fence: bytes,
 ) -> Command:
-    """The command for rule R1; durations in seconds."""
+    """The command for rule R1; durations in seconds; *last_fence* from `Names.fence`."""
     flag = b"1" if takeover else b"0"
-    return Command(key, (hexlify(fingerprint), hexlify(owner), _ms(lease), _ms(retention), flag), _ACQUIRE)
+    args = (hexlify(fingerprint), hexlify(owner), _ms(lease), _ms(retention), flag, last_fence)
+    return Command(key, args, _ACQUIRE)
 
 
 def renew(key: bytes, owner: Owner, lease: float) -> Command:
@@ -137,9 +184,9 @@ def complete(key: bytes, owner: Owner, outcome: bytes, retention: float) -> Comm
     return Command(key, (hexlify(owner), outcome[1:], _ms(retention)), _COMPLETE)
 
 
-def release(key: bytes, owner: Owner) -> Command:
-    """The command for rule R5."""
-    return Command(key, (hexlify(owner),), _RELEASE)
+def release(key: bytes, owner: Owner, last_fence: bytes) -> Command:
+    """The command for rule R5; *last_fence* from `Names.fence`."""
+    return Command(key, (hexlify(owner), last_fence), _RELEASE, removes=True)
 
 
 def get(key: bytes) -> Command:
@@ -207,9 +254,9 @@ def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -
     )
 
 
-def forget(key: bytes) -> Command:
-    """The command that removes a record, whatever it says."""
-    return Command(key, (b"DEL", key))
+def forget(key: bytes, last_fence: bytes) -> Command:
+    """The command that removes a record, whatever it says; *last_fence* from `Names.fence`."""
+    return Command(key, (last_fence,), _FORGET, removes=True)
 
 
 def scan(prefix: str, position: bytes, limit: int) -> Command:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import redis
@@ -18,17 +18,11 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record,
 from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
-from idempotency.stores.redis.errors import closed, is_gone, meaning_of, unreachable
-from idempotency.stores.redis.records import Adopt, Command, pack
+from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, meaning_of, unreachable
+from idempotency.stores.redis.records import Adopt, Command, Names
 from idempotency.stores.redis.routes import Route, route_of_node, route_of_pool, sentinels_of
-from idempotency.stores.redis.settings import (
-    Answer,
-    OnEviction,
-    Settings,
-    judge_eviction,
-    too_few_copies,
-    wait_command,
-)
+from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_copies
+from idempotency.stores.redis.wire.sockets import Sockets
 
 __all__ = ["SyncRedisStore"]
 
@@ -65,6 +59,7 @@ class SyncRedisStore:
     ) -> None:
         self._client: Any = client
         self._prefix = prefix
+        self._names = Names(prefix, cluster=isinstance(client, redis.RedisCluster))
         self._adopt = adopt
         self._owns_client = owns_client
         self._settings = Settings.checked(deadline, wait_replicas, on_eviction)
@@ -76,7 +71,7 @@ class SyncRedisStore:
         self._only: Route | None = None
         if not isinstance(client, redis.RedisCluster):
             self._only = route_of_pool(client.connection_pool, **self._ours)
-        self._sockets: dict[Hashable, _Sockets] = {}
+        self._sockets: dict[Hashable, Sockets] = {}
         self._renew_lock()
         forget_in_child(self, SyncRedisStore._renew_lock)
         self._closed = False
@@ -93,7 +88,9 @@ class SyncRedisStore:
         takeover: bool = True,
     ) -> Reply:
         """See `Store.acquire`. 1 round trip."""
-        command = records.acquire(self._name(key), fingerprint, owner, lease, retention, takeover)
+        command = records.acquire(
+            self._name(key), fingerprint, owner, lease, retention, takeover, self._names.fence(key)
+        )
         end = self._end()
         answer = self._call(command, end)
         reply = records.read_acquired(answer.reply, key, fingerprint, owner, self._adopt)
@@ -111,7 +108,7 @@ class SyncRedisStore:
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`. 1 round trip."""
-        return self._write(records.release(self._name(claim.key), claim.owner))
+        return self._write(records.release(self._name(claim.key), claim.owner, self._names.fence(claim.key)))
 
     def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`. An adopted value has an empty owner and fingerprint. 1 round trip."""
@@ -121,7 +118,7 @@ class SyncRedisStore:
 
     def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
-        return self._write(records.forget(self._name(key)))
+        return self._write(records.forget(self._name(key), self._names.fence(key)))
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `RedisStore.scan`."""
@@ -130,7 +127,7 @@ class SyncRedisStore:
         next_position, names = self._call(
             records.scan(self._prefix, position, limit), self._end(), places[at]
         ).reply
-        keys = [StorageKey(name.decode()[len(self._prefix) :]) for name in names]
+        keys = self._names.keys(names)
         seen = map(self._get_or_none, keys)
         return Page(
             tuple(record for record in seen if record is not None),
@@ -157,7 +154,7 @@ class SyncRedisStore:
         self._lock = threading.Lock()
 
     def _name(self, key: StorageKey) -> bytes:
-        return (self._prefix + key).encode()
+        return self._names.record(key)
 
     def _write(self, command: Command) -> bool:
         end = self._end()
@@ -171,7 +168,7 @@ class SyncRedisStore:
         if answer.copies >= wanted:
             return
         if granted is not None:
-            release = records.release(self._name(granted.key), granted.owner)
+            release = records.release(self._name(granted.key), granted.owner, self._names.fence(granted.key))
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
                 self._call(release._replace(writes=False), end)
         raise too_few_copies(answer.copies, wanted)
@@ -187,32 +184,42 @@ class SyncRedisStore:
         return time.monotonic() + self._settings.deadline
 
     def _call(self, command: Command, end: float, route: Route | None = None) -> Answer:
+        unheard: list[Exception] = []
         try:
             if self._only is not None:
-                return self._deliver(command, self._only, end)
-            return self._deliver_in_cluster(command, route, end)
+                answer = self._deliver(command, self._only, end, unheard)
+            else:
+                answer = self._deliver_in_cluster(command, route, end, unheard)
         except failures.TimeoutError as error:
             self._has_stalled = True
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise meaning_of(error) from error
+        if command.removes and not answer.reply and unheard:
+            raise unreachable(unheard[-1])  # the try before may have removed it: not a "no"
+        return answer
 
-    def _deliver(self, command: Command, route: Route, end: float, *, asking: bool = False) -> Answer:
+    def _deliver(
+        self, command: Command, route: Route, end: float, unheard: list[Exception], *, asking: bool = False
+    ) -> Answer:
         try:
             return self._to(route).send(command, end, asking=asking)
         except failures.RedisError as error:
             if not is_gone(error):
                 raise
+            unheard += may_have_worked(error)
         return self._to(route).send(command, end, asking=asking)
 
-    def _deliver_in_cluster(self, command: Command, route: Route | None, end: float) -> Answer:
+    def _deliver_in_cluster(
+        self, command: Command, route: Route | None, end: float, unheard: list[Exception]
+    ) -> Answer:
         asking = False
         if self._has_stalled:  # the call that met it had no time left to ask who has taken its place
             self._has_stalled = False
             self._client.nodes_manager.initialize()
         for _ in range(_REDIRECTS):
             try:
-                return self._deliver(command, route or self._route(command.key), end, asking=asking)
+                return self._deliver(command, route or self._route(command.key), end, unheard, asking=asking)
             except failures.MovedError:
                 route, asking = None, False
                 self._client.nodes_manager.initialize()
@@ -221,6 +228,7 @@ class SyncRedisStore:
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
+                unheard += may_have_worked(error)
                 self._client.nodes_manager.initialize()
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 
@@ -243,86 +251,11 @@ class SyncRedisStore:
         nodes = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
         return [self._route_of(node) for node in nodes]
 
-    def _to(self, route: Route) -> _Sockets:
+    def _to(self, route: Route) -> Sockets:
         with self._lock:
             if self._closed:
                 raise closed()
             sockets = self._sockets.get(route.place)
             if sockets is None:
-                sockets = self._sockets[route.place] = _Sockets(route.connect, self._settings)
+                sockets = self._sockets[route.place] = Sockets(route.connect, self._settings)
             return sockets
-
-
-class _Sockets:
-    """Connections to one place, each used by one thread at a time."""
-
-    def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
-        self._connect = connect
-        self._settings = settings
-        self._idle: list[Any] = []
-        self._closed = False
-        self._may_evict: bool | None = None
-        # Its driver closes only the child's copies of the parent's sockets.
-        forget_in_child(self, _Sockets._drop_idle)
-
-    def send(self, command: Command, end: float, *, asking: bool) -> Answer:
-        """The answer to *command*, or the driver's own exception; none later than *end* (monotonic seconds)."""
-        connection = self._take()
-        try:
-            connection.connect()  # nothing to do where it is open
-            if self._may_evict is None:
-                info = self._ask(connection, [pack(b"INFO", b"memory")], end)[0]
-                self._may_evict = judge_eviction(info, self._settings.on_eviction)
-            answer = self._run(connection, command, end, asking=asking, whole=False)
-            if isinstance(answer.reply, failures.NoScriptError):
-                answer = self._run(connection, command, end, asking=asking, whole=True)
-        except BaseException:
-            connection.disconnect()
-            self._drop_idle()  # they lead to the server that has just failed
-            raise
-        self._idle.append(connection)
-        if self._closed:  # meanwhile
-            self._drop_idle()
-        if isinstance(answer.reply, Exception):
-            raise answer.reply
-        return answer
-
-    def close(self) -> None:
-        """Close every connection; those of calls under way, as soon as they are over."""
-        self._closed = True
-        self._drop_idle()
-
-    def _drop_idle(self) -> None:
-        with contextlib.suppress(IndexError):  # another thread may take the last
-            while True:
-                self._idle.pop().disconnect()
-
-    def _take(self) -> Any:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._connect()
-
-    def _run(self, connection: Any, command: Command, end: float, *, asking: bool, whole: bool) -> Answer:
-        confirm = self._settings.replicas > 0 and command.writes
-        packed = [command.pack(whole=whole)]
-        if asking:
-            packed.insert(0, pack(b"ASKING"))
-        if confirm:  # on this connection, or it would wait for somebody else's writes
-            packed.append(wait_command(self._settings))
-        replies = self._ask(connection, packed, end)
-        return Answer(replies[int(asking)], replies[-1] if confirm else 0)
-
-    def _ask(self, connection: Any, packed: list[bytes], end: float) -> list[Any]:
-        connection.send_packed_command([b"".join(packed)], check_health=False)
-        replies: list[Any] = []
-        for _ in packed:
-            if not connection.can_read(timeout=max(0.0, end - time.monotonic())):
-                raise failures.TimeoutError("no reply within the deadline")
-            try:
-                replies.append(connection.read_response())
-            except failures.ReadOnlyError:
-                raise  # no longer a primary: this connection has no more to give
-            except failures.ResponseError as error:
-                replies.append(error)
-        return replies

@@ -1,4 +1,5 @@
--- R1 and R2 in one step. KEYS: the record. ARGV: fingerprint, owner (hex), lease, retention (ms), takeover ('1' or '0').
+-- R1 and R2 in one step. KEYS: the record. ARGV: fingerprint, owner (hex), lease, retention (ms), takeover ('1' or '0'),
+-- the key beside the record where its last fence is kept once it is gone (or '').
 -- Replies: {'acquired', attempt, fence}  {'running', fingerprint, ms left}
 --          {'completed', value, ms since 1970, ms to live}  {'foreign', value, ms to live}
 --
@@ -34,6 +35,14 @@ if value then
   else
     attempt = attempt_before + 1
     fence = math.max(fence, fence_before + 1)  -- R9, also where the clock was set back
+  end
+end
+if not value and ARGV[6] ~= '' then
+  -- Not declared as a key: while a cluster moves the slot, a script of two keys is refused unless both are there. An
+  -- error is no reason to refuse a claim either: then the clock alone makes the fence rise.
+  local last = redis.pcall('GET', ARGV[6])
+  if type(last) == 'string' and string.find(last, '^%d+$') then
+    fence = math.max(fence, last + 1)  -- R9, also where the clock was set back since
   end
 end
 

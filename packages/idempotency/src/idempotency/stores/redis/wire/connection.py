@@ -18,47 +18,16 @@ from typing import Any
 
 from redis import exceptions as failures
 
-from idempotency.stores.redis.records import Command, pack
+from idempotency.stores.redis.errors import NeverSent
+from idempotency.stores.redis.records import Command
 from idempotency.stores.redis.settings import Answer, Settings, wait_command
+from idempotency.stores.redis.wire.call import Call, Scripts
 from idempotency.stores.redis.wire.replies import Replies, Reply
 
 __all__ = ["Link", "is_open"]
 
 _WINDOW = 256  # commands under way: bounds what a lost connection leaves in doubt
 _SHARE = 16  # commands that need not wait for more: the server works on them while the loop makes the next
-_ASKING = pack(b"ASKING")
-
-
-class _Call:
-    """One command, until its caller has the answer."""
-
-    __slots__ = ("answer", "asking", "command", "due", "reply", "unconfirmed", "whole")
-
-    def __init__(self, command: Command, due: float, asking: bool, answer: asyncio.Future[Answer]) -> None:
-        self.command = command
-        self.due = due
-        self.asking = asking
-        self.answer = answer
-        self.whole = False  # whether the script's text has to be sent
-        self.unconfirmed = False  # whether a WAIT was sent behind it
-        self.reply: Reply = None
-
-    def pack(self) -> bytes:
-        packed = self.command.pack(whole=self.whole)
-        return _ASKING + packed if self.asking else packed
-
-    def settle(self, copies: int) -> None:
-        if self.answer.done():  # its caller has given up; the command took effect all the same
-            return
-        if isinstance(self.reply, Exception):
-            self.answer.set_exception(self.reply)
-        else:
-            self.answer.set_result(Answer(self.reply, copies))
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            own = type(error)(*error.args)  # an exception collects where it was raised
-            self.answer.set_exception(own)
 
 
 class _Extra(Enum):
@@ -87,9 +56,10 @@ class Link(asyncio.Protocol):
         self._wait = wait_command(settings) if settings.replicas else b""
         self._loop = asyncio.get_running_loop()
         self._replies = Replies()
-        self._waiting: deque[_Call] = deque()
-        self._expected: deque[_Call | _Extra] = deque()  # what the next replies are for
-        self._unconfirmed: list[_Call] = []  # answered, but for the WAIT behind them
+        self._waiting: deque[Call] = deque()
+        self._expected: deque[Call | _Extra] = deque()  # what the next replies are for
+        self._unconfirmed: list[Call] = []  # answered, but for the WAIT behind them
+        self._scripts = Scripts()
         self._silent_since = 0.0
         self._write_planned = False
         self._full = False
@@ -104,7 +74,7 @@ class Link(asyncio.Protocol):
         lost before. Cancelled before the command is written, it is never sent; after that it may take effect.
         """
         answer: asyncio.Future[Answer] = self._loop.create_future()
-        self._waiting.append(_Call(command, due, asking, answer))
+        self._waiting.append(Call(command, due, asking, answer))
         if self._alarm is None or due < self._alarm.when():
             self._set_alarm(due)
         if len(self._waiting) >= _SHARE:
@@ -125,6 +95,9 @@ class Link(asyncio.Protocol):
         self._connection._reader = self._connection._writer = None  # noqa: SLF001
         if self._alarm is not None:
             self._alarm.cancel()
+        for call in chain(self._waiting, self._scripts.held()):
+            # What waited for a script may have been refused for want of it, and has had no effect either.
+            call.fail(NeverSent(*error.args) if type(error) is failures.ConnectionError else error)
         for call in self._open_calls():
             call.fail(error)
 
@@ -166,9 +139,13 @@ class Link(asyncio.Protocol):
             call.fail(reply)
             raise reply
         elif isinstance(reply, failures.NoScriptError) and not call.whole:
-            call.whole = True  # a server that was restarted, failed over or flushed has not seen the script
-            self._waiting.append(call)
+            # A server that was restarted, failed over or flushed has not seen the script.
+            if self._scripts.missing(call):
+                self._waiting.appendleft(call)
+            else:
+                self._waiting.append(call)
         else:
+            self._waiting.extendleft(self._scripts.answered(call, worked=not isinstance(reply, Exception)))
             call.reply = reply
             if call.unconfirmed:
                 self._unconfirmed.append(call)
@@ -192,6 +169,9 @@ class Link(asyncio.Protocol):
         while self._waiting and len(self._expected) < _WINDOW:
             call = self._waiting.popleft()
             if call.answer.done():  # its caller has given up, and it was never sent
+                self._waiting.extendleft(self._scripts.answered(call, worked=False))
+                continue
+            if not self._scripts.may_go(call):
                 continue
             if call.asking:
                 self._expected.append(_Extra.ASKING)
@@ -206,9 +186,9 @@ class Link(asyncio.Protocol):
         if packed:
             self._transport.write(b"".join(packed))
 
-    def _open_calls(self) -> Iterator[_Call]:
-        for each in chain(self._unconfirmed, self._expected, self._waiting):
-            if isinstance(each, _Call):
+    def _open_calls(self) -> Iterator[Call]:
+        for each in chain(self._unconfirmed, self._expected, self._waiting, self._scripts.held()):
+            if isinstance(each, Call):
                 yield each
 
     def _set_alarm(self, due: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis import exceptions as failures
 
-from idempotency.stores.redis.errors import closed
+from idempotency.stores.redis.errors import NeverSent, closed, is_gone
 from idempotency.stores.redis.records import Command, pack
 from idempotency.stores.redis.settings import Answer, Settings, judge_eviction
 from idempotency.stores.redis.wire.connection import Link, is_open
@@ -57,7 +57,12 @@ class Pipe:
             await asyncio.sleep(0)  # the loop closes the socket in its next turn
 
     async def _open_and_send(self, command: Command, due: float, asking: bool) -> Answer:
-        link = await self._open(due)
+        try:
+            link = await self._open(due)
+        except failures.ConnectionError as error:
+            if not is_gone(error):
+                raise
+            raise NeverSent(*error.args) from error
         return await link.send(command, due, asking=asking)
 
     async def _open(self, due: float) -> Link:

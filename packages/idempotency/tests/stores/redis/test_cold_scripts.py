@@ -1,0 +1,183 @@
+"""A server that has not seen the scripts is sent each text once, however many callers wait."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis_servers import Cluster, Server
+
+from idempotency import Acquired, Fingerprint, Owner, StorageKey
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+
+pytestmark = pytest.mark.anyio
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def new_owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+def keys(many: int) -> list[StorageKey]:
+    batch = secrets.token_hex(6)
+    return [StorageKey(f"cold-{batch}-{number}") for number in range(many)]
+
+
+def counts(client: redis.Redis) -> tuple[int, int]:
+    """How many EVALSHA failed for want of a script, and how many EVAL carried a text."""
+    failed = int(client.info("errorstats").get("errorstat_NOSCRIPT", {"count": 0})["count"])
+    evals = client.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"]
+    return failed, evals
+
+
+def reset(client: redis.Redis) -> None:
+    client.config_resetstat()
+
+
+async def claim_all(store: RedisStore, many: int) -> None:
+    replies = await asyncio.gather(*(store.acquire(key, owner=new_owner(), **ASK) for key in keys(many)))
+    assert all(isinstance(reply, Acquired) for reply in replies)
+
+
+async def test_two_thousand_that_wait_for_a_new_server_share_one_load(own_redis: Server) -> None:
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    await claim_all(store, 2_000)
+    with own_redis.client() as client:
+        assert max(counts(client)) <= 1
+    await store.aclose()
+
+
+async def test_so_do_those_that_find_the_scripts_flushed(own_redis: Server) -> None:
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    await claim_all(store, 1)
+    with own_redis.client() as client:
+        client.script_flush()
+        reset(client)
+        await claim_all(store, 2_000)
+        failed, loads = counts(client)
+    assert loads == 1
+    assert failed <= 256, "no more than were under way at once"
+    await store.aclose()
+
+
+async def test_after_a_restart_one_call_finds_out_and_the_others_wait(own_redis: Server) -> None:
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    await claim_all(store, 1)
+    own_redis.stop()
+    own_redis.start()
+    with own_redis.client() as client:
+        for _ in range(200):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                await asyncio.sleep(0.02)  # until the server is up
+        await claim_all(store, 2_000)
+        assert max(counts(client)) <= 1
+    await store.aclose()
+
+
+async def test_each_node_of_a_cluster_is_sent_the_text_once(redis_cluster: Cluster) -> None:
+    store = RedisStore(
+        redis.asyncio.RedisCluster.from_url(redis_cluster.url), deadline=10.0, owns_client=True
+    )
+    for node in redis_cluster.nodes:
+        with node.client() as client:
+            client.script_flush()
+            reset(client)
+    await claim_all(store, 600)
+    for node in redis_cluster.nodes:
+        with node.client() as client:
+            assert max(counts(client)) <= 1
+    await store.aclose()
+
+
+async def test_a_caller_that_gives_up_does_not_take_the_load_with_it(own_redis: Server) -> None:
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    await store.forget(StorageKey("opens the connection"))
+    calls = [asyncio.create_task(store.acquire(key, owner=new_owner(), **ASK)) for key in keys(50)]
+    await asyncio.sleep(0)
+    for doomed in calls[:10]:
+        doomed.cancel()
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(reply, Acquired) for reply in replies[10:])
+    await store.aclose()
+
+
+async def test_a_text_that_is_refused_is_every_callers_answer(own_redis: Server) -> None:
+    """A user that may run known scripts and not load any."""
+    with own_redis.client() as admin:
+        admin.execute_command("ACL SETUSER frugal on >secret ~* +@all -eval")
+    store = RedisStore(
+        redis.asyncio.Redis(port=own_redis.port, username="frugal", password="secret"),
+        deadline=3.0,
+        owns_client=True,
+    )
+    calls = [store.acquire(key, owner=new_owner(), **ASK) for key in keys(20)]
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert all("NOPERM" in str(reply) for reply in replies)
+    await store.aclose()
+
+
+class TestThreads:
+    @pytest.fixture
+    def store(self, own_redis: Server) -> Iterator[SyncRedisStore]:
+        with redis.Redis(port=own_redis.port) as client:
+            store = SyncRedisStore(client, deadline=10.0)
+            yield store
+            store.close()
+
+    def claim_all(self, store: SyncRedisStore, many: int) -> None:
+        at_once = threading.Barrier(many)
+
+        def work(key: StorageKey) -> Any:
+            at_once.wait(20)
+            return store.acquire(key, owner=new_owner(), **ASK)
+
+        with ThreadPoolExecutor(many) as threads:
+            assert all(isinstance(reply, Acquired) for reply in threads.map(work, keys(many)))
+
+    def test_threads_that_meet_a_new_server_share_one_load(
+        self, store: SyncRedisStore, own_redis: Server
+    ) -> None:
+        self.claim_all(store, 64)
+        with own_redis.client() as client:
+            assert max(counts(client)) <= 1
+
+    def test_so_do_those_that_find_the_scripts_flushed(
+        self, store: SyncRedisStore, own_redis: Server
+    ) -> None:
+        self.claim_all(store, 1)
+        with own_redis.client() as client:
+            client.script_flush()
+            reset(client)
+            self.claim_all(store, 64)
+            failed, loads = counts(client)
+        assert loads == 1
+        assert failed <= 64
+
+    def test_each_node_of_a_cluster_is_sent_the_text_once(self, redis_cluster: Cluster) -> None:
+        for node in redis_cluster.nodes:
+            with node.client() as client:
+                client.script_flush()
+                reset(client)
+        with redis_cluster.client() as cluster:
+            store = SyncRedisStore(cluster, deadline=10.0)
+            self.claim_all(store, 60)
+            store.close()
+        for node in redis_cluster.nodes:
+            with node.client() as client:
+                assert max(counts(client)) <= 1

@@ -1,0 +1,160 @@
+"""A removal whose first reply was lost is not denied by its own repeat."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis_proxy import Proxy
+
+from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
+from idempotency.cli import main
+from idempotency.errors import StoreUnavailable
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+
+pytestmark = pytest.mark.anyio
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"removed-{secrets.token_hex(8)}")
+
+
+@pytest.fixture
+async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
+    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=2.0, owns_client=True)
+    warm = await store.acquire(StorageKey("warm"), owner=new_owner(), **ASK)
+    if isinstance(warm, Acquired):
+        await store.release(warm.claim)
+    await store.forget(StorageKey("warm"))
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def sync_store(redis_proxy: Proxy) -> Iterator[SyncRedisStore]:
+    with redis.Redis(port=redis_proxy.port) as client:
+        store = SyncRedisStore(client, deadline=2.0)
+        warm = store.acquire(StorageKey("warm"), owner=new_owner(), **ASK)
+        if isinstance(warm, Acquired):
+            store.release(warm.claim)
+        store.forget(StorageKey("warm"))
+        yield store
+        store.close()
+
+
+def new_owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+async def claimed(store: RedisStore, key: StorageKey) -> Claim:
+    reply = await store.acquire(key, owner=new_owner(), **ASK)
+    assert isinstance(reply, Acquired)
+    return reply.claim
+
+
+async def test_a_release_that_was_made_unheard_is_unknown_and_then_false(store, redis_proxy, key) -> None:
+    granted = await claimed(store, key)
+    redis_proxy.fail_next("EVALSHA", "lose reply")
+    with pytest.raises(StoreUnavailable, match="may or may not"):
+        await store.release(granted)
+    assert await store.release(granted) is False
+    assert await store.get(key) is None
+
+
+async def test_a_release_that_did_not_arrive_is_made(store, redis_proxy, key) -> None:
+    granted = await claimed(store, key)
+    redis_proxy.fail_next("EVALSHA", "lose request")
+    assert await store.release(granted) is True
+
+
+async def test_forgetting_unheard_is_unknown_and_then_false(store, redis_proxy, key) -> None:
+    await claimed(store, key)
+    redis_proxy.fail_next("EVALSHA", "lose reply")
+    with pytest.raises(StoreUnavailable, match="may or may not"):
+        await store.forget(key)
+    assert await store.forget(key) is False
+
+
+async def test_a_renewal_and_a_completion_unheard_are_repeated_and_true(store, redis_proxy, key) -> None:
+    granted = await claimed(store, key)
+    redis_proxy.fail_next("EVALSHA", "lose reply")
+    assert await store.renew(granted, lease=30.0) is True
+    redis_proxy.fail_next("EVALSHA", "lose reply")
+    assert await store.complete(granted, b'{"n":1}', retention=60.0) is True
+
+
+async def test_a_connection_that_was_lost_before_the_call_leaves_no_doubt(store, redis_proxy, key) -> None:
+    """Nothing had been sent, so a record that is not there was not there."""
+    redis_proxy.cut()
+    await asyncio.sleep(0.05)  # until the loop has heard of it
+    assert await store.forget(key) is False
+
+
+class TestWithoutAnEventLoop:
+    def test_a_release_that_was_made_unheard_is_unknown_and_then_false(
+        self, sync_store: SyncRedisStore, redis_proxy: Proxy, key: StorageKey
+    ) -> None:
+        granted = sync_store.acquire(key, owner=new_owner(), **ASK)
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        with pytest.raises(StoreUnavailable, match="may or may not"):
+            sync_store.release(granted.claim)
+        assert sync_store.release(granted.claim) is False
+
+    def test_forgetting_unheard_is_unknown_and_then_false(
+        self, sync_store: SyncRedisStore, redis_proxy: Proxy, key: StorageKey
+    ) -> None:
+        sync_store.acquire(key, owner=new_owner(), **ASK)
+        redis_proxy.fail_next("EVALSHA", "lose reply")
+        with pytest.raises(StoreUnavailable, match="may or may not"):
+            sync_store.forget(key)
+        assert sync_store.forget(key) is False
+
+    def test_a_removal_that_did_not_arrive_is_made(
+        self, sync_store: SyncRedisStore, redis_proxy: Proxy, key: StorageKey
+    ) -> None:
+        granted = sync_store.acquire(key, owner=new_owner(), **ASK)
+        redis_proxy.fail_next("EVALSHA", "lose request")
+        assert sync_store.release(granted.claim) is True
+
+
+def test_the_command_does_not_say_that_nothing_was_freed(
+    redis_proxy: Proxy, redis_url: str, key: StorageKey, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        store = SyncRedisStore(client)
+        reply = store.acquire(key, owner=new_owner(), **ASK)
+        assert isinstance(reply, Acquired)
+        store.complete(reply.claim, b'{"format":1,"outcome":"value","value":1}', retention=60.0)
+        url = f"redis://127.0.0.1:{redis_proxy.port}/0"
+        assert main(["show", key, "--stored", "--store", url]) == 0  # get.lua is known from here on
+        store.forget(StorageKey(f"{key}-none"))  # and so is forget.lua
+        capsys.readouterr()
+        redis_proxy.commands.clear()
+        truly = redis_proxy._take_fault
+        seen: list[str] = []
+
+        def second_call_loses_its_reply(name: str) -> Any:
+            seen.append(name)
+            return "lose reply" if name == "EVALSHA" and seen.count("EVALSHA") == 2 else truly(name)
+
+        redis_proxy._take_fault = second_call_loses_its_reply  # type: ignore[method-assign]
+        code = main(["release", key, "--stored", "--force", "--store", url])
+        told = capsys.readouterr()
+        assert store.get(key) is None
+        assert code == 2
+        assert "may or may not have taken effect" in told.err
+        assert "changed while" not in told.err
+        store.close()
