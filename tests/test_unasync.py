@@ -24,7 +24,7 @@ def unasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, loader.name, module)  # dataclasses look their module up
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     loader.exec_module(module)
-    copy = tmp_path / "packages"
+    copy = tmp_path / module.PACKAGE.relative_to(module.ROOT)
     shutil.copytree(module.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(SCRIPT.parents[1] / "pyproject.toml", tmp_path)
     monkeypatch.setattr(module, "ROOT", tmp_path)

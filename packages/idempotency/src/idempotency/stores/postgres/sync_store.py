@@ -1,11 +1,11 @@
-"""`SyncPostgresStore`: the PostgreSQL store for callers without an event loop. Rules, table and errors are the same."""
+# Generated from async_store.py by scripts/unasync: edit that file, not this one.
+"""`SyncPostgresStore`: records in PostgreSQL, for plain functions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -27,16 +27,15 @@ from idempotency.stores._sql.postgresql import (
 )
 from idempotency.stores._sql.postgresql_errors import in_transaction
 from idempotency.stores._sql.postgresql_steps import complete_in
-from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, meaning_of, too_late
-
-__all__ = ["SyncPostgresStore"]
+from idempotency.stores.postgres.deadlines import SyncCalls
+from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, meaning_of
 
 if TYPE_CHECKING:
     from idempotency.stores._sql.caller_types import SyncPostgresConnection
 
 _TAKES = ("psycopg.Connection", "SQLAlchemy's Session or Connection", "Django's connection")
 
-T = TypeVar("T")
+__all__ = ["SyncPostgresStore"]
 
 
 class SyncPostgresStore:
@@ -46,11 +45,15 @@ class SyncPostgresStore:
     Args:
         pool: Connections to the primary, opened by the caller; it stays the caller's. After a fork make a new pool
             and a new store.
-        table: See `PostgresStore`.
-        deadline: See `PostgresStore`. Since the driver cannot be told to stop waiting, each call runs in a thread of
-            the store's, as many as the pool has connections; a call given up on keeps its thread until the server or
-            the network ends it (`tcp_user_timeout` in the connection string bounds that).
-        owns_pool: See `PostgresStore`.
+        table: Its name, or schema.name, in lower case.
+        deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats. Since the
+            driver cannot be told to stop waiting, each call runs in a thread of the store's, as many as the
+            pool has connections; a call given up on keeps its thread until the server or the network ends
+            it (`tcp_user_timeout` in the connection string bounds that).
+        owns_pool: Whether the store opens *pool* when it is first used, and `close` closes it.
+
+    Every method raises `StoreUnavailable` where there was no answer. Atomic: one statement per call, READ COMMITTED.
+    An acknowledged claim outlives a failover only with synchronous replication; see `docs/failure-modes.md`.
     """
 
     def __init__(
@@ -67,10 +70,11 @@ class SyncPostgresStore:
         self._sql = Statements.for_table(table)
         self._deadline = deadline
         self._owns_pool = owns_pool
-        self._threads = ThreadPoolExecutor(max(pool.max_size, 1), thread_name_prefix="idempotency-postgres")
+        self._calls = SyncCalls(self, pool, deadline)
 
     def create_schema(self) -> None:
-        """See `PostgresStore.create_schema`."""
+        """Create the table, its index and its sequence where they are missing. For migrations, see `schema_sql`."""
+        self._calls.bind()
         try:
             self._open()
             with self._pool.connection() as connection, self._cursor(connection) as cursor:
@@ -90,7 +94,7 @@ class SyncPostgresStore:
         retention: float,
         takeover: bool = True,
     ) -> Reply:
-        """See `PostgresStore.acquire`."""
+        """See `Store.acquire`. A replay writes nothing and takes no lock."""
         values = acquire_values(key, fingerprint, owner, lease, retention, takeover)
         (row,) = self._run(self._sql.acquire, values)
         return read_acquired(row, key, owner)
@@ -100,7 +104,7 @@ class SyncPostgresStore:
         return bool(self._run(self._sql.renew, claim_values(claim) | {"lease": lease}))
 
     def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
-        """See `PostgresStore.complete`."""
+        """See `Store.complete`. Also deletes two expired records."""
         values = complete_values(claim, outcome, retention, sweep=SWEEP)
         return bool(self._run(self._sql.complete, values))
 
@@ -108,10 +112,22 @@ class SyncPostgresStore:
         self, connection: SyncPostgresConnection, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
         """
-        See `PostgresStore.complete_in`.
+        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
 
         Args:
-            connection: A `psycopg.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
+            connection: To the same database, inside the transaction that makes the effect; not committed here. A
+                `psycopg.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
+            retention: Seconds.
+        Returns:
+            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+        Raises:
+            TypeError: *connection* is nothing of these.
+            ValueError: It commits every statement, leads to another kind of database, or is inside a savepoint.
+            IsolationConflict: The transaction is above READ COMMITTED and its snapshot too old; see the message.
+            StoreError: The connection will never take the record; the message says why.
+            StoreUnavailable: Roll back and repeat; nothing has taken effect.
+
+        1 round trip.
         """
         caller = sync_caller(connection, "postgresql")
         if caller is None:
@@ -135,7 +151,7 @@ class SyncPostgresStore:
         return read_record(rows[0]) if rows else None
 
     def purge(self, *, limit: int = 1_000) -> int:
-        """See `PostgresStore.purge`."""
+        """See `Purgeable.purge`. In batches, each within the deadline; what others hold is left for the next time."""
         purged = 0
         while purged < limit:
             batch = min(limit - purged, PURGE_BATCH)
@@ -157,23 +173,16 @@ class SyncPostgresStore:
         return bool(rows and rows[0][0])
 
     def close(self) -> None:
-        """Let the store's threads end; the pool stays open unless the store owns it."""
-        self._threads.shutdown(wait=False)
-        if self._owns_pool:
+        """Let calls that were given up on end; the pool stays open unless the store owns it."""
+        self._calls.close()
+        if self._owns_pool and not self._pool.closed:
+            self._calls.bind()
             self._pool.close()
 
     def _run(
         self, statement: str, values: Mapping[str, Any], *, removes: bool = False
     ) -> list[tuple[Any, ...]]:
-        return self._within_deadline(lambda: self._execute(statement, values, removes))
-
-    def _within_deadline(self, call: Callable[[], T]) -> T:
-        future = self._threads.submit(call)
-        try:
-            return future.result(self._deadline)
-        except TimeoutError:
-            future.cancel()  # if it has not begun, it never will
-            raise too_late(self._deadline) from None
+        return self._calls.within_deadline(lambda: self._execute(statement, values, removes))
 
     def _execute(self, statement: str, values: Mapping[str, Any], removes: bool) -> list[tuple[Any, ...]]:
         unheard: psycopg.Error | None = None
@@ -185,7 +194,7 @@ class SyncPostgresStore:
                     raise meaning_of(error) from error
                 if is_gone(error):
                     unheard = error
-                    self._pool.check()
+                    self._pool.check()  # the others have most likely gone with it
             else:
                 if removes and unheard is not None and rows in ([], [(0,)]):
                     raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
@@ -197,7 +206,7 @@ class SyncPostgresStore:
         with self._pool.connection(timeout=self._deadline) as connection:
             theirs = connection.autocommit
             # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
-            connection.autocommit = True
+            connection.set_autocommit(True)
             try:
                 with self._cursor(connection) as cursor:
                     cursor.execute(statement.encode(), values, binary=True)
@@ -205,10 +214,10 @@ class SyncPostgresStore:
                     return rows
             finally:
                 if not connection.closed:
-                    connection.autocommit = theirs
+                    connection.set_autocommit(theirs)
 
     def _cursor(self, connection: psycopg.Connection[Any]) -> psycopg.Cursor[Any]:
-        """See `PostgresStore`."""
+        """Made here, since the pool's connections may make cursors and rows of any kind."""
         return psycopg.Cursor(connection, row_factory=tuple_row)
 
     def _open(self) -> None:

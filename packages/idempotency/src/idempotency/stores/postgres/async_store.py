@@ -1,0 +1,222 @@
+"""`PostgresStore`: records in PostgreSQL, for coroutine functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool
+
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores._sql.callers import async_caller, of_a_driver, wrong_kind
+from idempotency.stores._sql.postgresql import (
+    PURGE_BATCH,
+    SWEEP,
+    TRIES,
+    Statements,
+    acquire_values,
+    claim_values,
+    complete_values,
+    read_acquired,
+    read_record,
+)
+from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_steps import complete_in
+from idempotency.stores.postgres.deadlines import AsyncCalls
+from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, meaning_of
+
+if TYPE_CHECKING:
+    from idempotency.stores._sql.caller_types import AsyncPostgresConnection
+
+_TAKES = ("psycopg.AsyncConnection", "SQLAlchemy's AsyncSession or AsyncConnection", "asyncpg.Connection")
+
+__all__ = ["PostgresStore"]
+
+
+class PostgresStore:
+    """
+    A store for many processes, in one event loop of asyncio.
+
+    Args:
+        pool: Connections to the primary, opened by the caller; it stays the caller's.
+        table: Its name, or schema.name, in lower case.
+        deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats.
+        owns_pool: Whether the store opens *pool* when it is first used, and `aclose` closes it.
+
+    Every method raises `StoreUnavailable` where there was no answer. Atomic: one statement per call, READ COMMITTED.
+    An acknowledged claim outlives a failover only with synchronous replication; see `docs/failure-modes.md`.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[Any],
+        *,
+        table: str = "idempotency_record",
+        deadline: float = 1.0,
+        owns_pool: bool = False,
+    ) -> None:
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
+        self._pool = pool
+        self._sql = Statements.for_table(table)
+        self._deadline = deadline
+        self._owns_pool = owns_pool
+        self._calls = AsyncCalls(self, pool, deadline)
+
+    async def create_schema(self) -> None:
+        """Create the table, its index and its sequence where they are missing. For migrations, see `schema_sql`."""
+        self._calls.bind()
+        try:
+            await self._open()
+            async with self._pool.connection() as connection, self._cursor(connection) as cursor:
+                await cursor.execute(self._sql.present.encode())
+                if await cursor.fetchone() != (True,):
+                    await cursor.execute(self._sql.create.encode(), prepare=False)
+        except psycopg.Error as error:
+            raise cannot_create(error) from error
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. A replay writes nothing and takes no lock."""
+        values = acquire_values(key, fingerprint, owner, lease, retention, takeover)
+        (row,) = await self._run(self._sql.acquire, values)
+        return read_acquired(row, key, owner)
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return bool(await self._run(self._sql.renew, claim_values(claim) | {"lease": lease}))
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`. Also deletes two expired records."""
+        values = complete_values(claim, outcome, retention, sweep=SWEEP)
+        return bool(await self._run(self._sql.complete, values))
+
+    async def complete_in(
+        self, connection: AsyncPostgresConnection, claim: Claim, outcome: bytes, *, retention: float
+    ) -> bool:
+        """
+        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+
+        Args:
+            connection: To the same database, inside the transaction that makes the effect; not committed here. A
+                `psycopg.AsyncConnection`, SQLAlchemy's `AsyncSession` or `AsyncConnection`, or `asyncpg.Connection`.
+            retention: Seconds.
+        Returns:
+            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+        Raises:
+            TypeError: *connection* is nothing of these.
+            ValueError: It commits every statement, leads to another kind of database, or is inside a savepoint.
+            IsolationConflict: The transaction is above READ COMMITTED and its snapshot too old; see the message.
+            StoreError: The connection will never take the record; the message says why.
+            StoreUnavailable: Roll back and repeat; nothing has taken effect.
+
+        1 round trip.
+        """
+        caller = async_caller(connection, "postgresql")
+        if caller is None:
+            raise wrong_kind(
+                self, connection, *_TAKES, instead="SyncPostgresStore takes connections without an event loop"
+            )
+        try:
+            return await caller.drive(complete_in(self._sql, caller, claim, outcome, retention))
+        except Exception as error:
+            if not of_a_driver(error):
+                raise
+            raise in_transaction(error) from error
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return bool(await self._run(self._sql.release, claim_values(claim), removes=True))
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        rows = await self._run(self._sql.get, {"key": key})
+        return read_record(rows[0]) if rows else None
+
+    async def purge(self, *, limit: int = 1_000) -> int:
+        """See `Purgeable.purge`. In batches, each within the deadline; what others hold is left for the next time."""
+        purged = 0
+        while purged < limit:
+            batch = min(limit - purged, PURGE_BATCH)
+            ((count,),) = await self._run(self._sql.purge, {"limit": batch}, removes=True)
+            purged += count
+            if count < batch:
+                break
+        return purged
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. In key order."""
+        rows = await self._run(self._sql.scan, {"after": cursor or "", "limit": limit})
+        records = tuple(record for record in map(read_record, rows) if record.expires_in > 0)
+        return Page(records, rows[-1][0] if len(rows) == limit else None)
+
+    async def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        rows = await self._run(self._sql.forget, {"key": key}, removes=True)
+        return bool(rows and rows[0][0])
+
+    async def aclose(self) -> None:
+        """Let calls that were given up on end; the pool stays open unless the store owns it."""
+        await self._calls.aclose()
+        if self._owns_pool and not self._pool.closed:
+            self._calls.bind()
+            await self._pool.close()
+
+    async def _run(
+        self, statement: str, values: Mapping[str, Any], *, removes: bool = False
+    ) -> list[tuple[Any, ...]]:
+        return await self._calls.within_deadline(lambda: self._execute(statement, values, removes))
+
+    async def _execute(
+        self, statement: str, values: Mapping[str, Any], removes: bool
+    ) -> list[tuple[Any, ...]]:
+        unheard: psycopg.Error | None = None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                rows = await self._execute_once(statement, values)
+            except psycopg.Error as error:
+                if not (tries_left and (is_gone(error) or is_transient(error))):
+                    raise meaning_of(error) from error
+                if is_gone(error):
+                    unheard = error
+                    await self._pool.check()  # the others have most likely gone with it
+            else:
+                if removes and unheard is not None and rows in ([], [(0,)]):
+                    raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
+                return rows
+        raise AssertionError("the last try returns or raises")
+
+    async def _execute_once(self, statement: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        await self._open()
+        async with self._pool.connection(timeout=self._deadline) as connection:
+            theirs = connection.autocommit
+            # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
+            await connection.set_autocommit(True)
+            try:
+                async with self._cursor(connection) as cursor:
+                    await cursor.execute(statement.encode(), values, binary=True)
+                    rows: list[tuple[Any, ...]] = await cursor.fetchall()
+                    return rows
+            finally:
+                if not connection.closed:
+                    await connection.set_autocommit(theirs)
+
+    def _cursor(self, connection: psycopg.AsyncConnection[Any]) -> psycopg.AsyncCursor[Any]:
+        """Made here, since the pool's connections may make cursors and rows of any kind."""
+        return psycopg.AsyncCursor(connection, row_factory=tuple_row)
+
+    async def _open(self) -> None:
+        if self._owns_pool and self._pool.closed:
+            await self._pool.open()

@@ -1,0 +1,109 @@
+"""Calls that return within the store's deadline: tasks of one event loop, or threads of the store's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from idempotency._backends.asyncio_only import asyncio_loop, other_loop
+from idempotency.stores.postgres.errors import too_late
+
+__all__ = ["AsyncCalls", "SyncCalls"]
+
+T = TypeVar("T")
+
+
+class AsyncCalls:
+    """
+    Calls of one store, each in a task of its own, all in one event loop.
+
+    Args:
+        store: Named in errors.
+        pool: Its connections.
+        deadline: Seconds for each call.
+    """
+
+    def __init__(self, store: object, pool: AsyncConnectionPool[Any], deadline: float) -> None:
+        self._store = store
+        self._pool = pool
+        self._deadline = deadline
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def bind(self) -> asyncio.AbstractEventLoop:
+        """The running loop. A second one is refused: the pool's workers are the first's, and a call would hang."""
+        loop = asyncio_loop(self._store)
+        workers = () if self._pool.closed else getattr(self._pool, "_workers", ())
+        for bound in (self._loop, *(worker.get_loop() for worker in workers)):
+            if bound is not None and bound is not loop:
+                raise RuntimeError(other_loop(self._store, "pool and one store"))
+        self._loop = loop
+        return loop
+
+    async def within_deadline(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """
+        The result of *call*, or `StoreUnavailable` once the deadline is over.
+
+        In a task of its own, because psycopg answers a cancellation by asking the server to stop and may wait for that
+        longer than the caller is willing to.
+        """
+        task = self.bind().create_task(call())
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._deadline)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            task.cancel()
+            raise too_late(self._deadline)
+        return task.result()
+
+    async def aclose(self) -> None:
+        """Wait for calls that were given up on."""
+        if self._tasks:
+            self.bind()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # of a call given up on: nobody else will look at it
+
+
+class SyncCalls:
+    """
+    Calls of one store, each in a thread, since the driver cannot be told to stop waiting.
+
+    As many threads as the pool has connections. A call given up on keeps its thread until the server or the network
+    ends it.
+
+    Args:
+        pool: The store's connections.
+        deadline: Seconds for each call.
+    """
+
+    def __init__(self, _store: object, pool: ConnectionPool[Any], deadline: float) -> None:
+        self._deadline = deadline
+        self._threads = ThreadPoolExecutor(max(pool.max_size, 1), thread_name_prefix="idempotency-postgres")
+
+    def bind(self) -> None:
+        """Nothing: threads belong to no event loop."""
+
+    def within_deadline(self, call: Callable[[], T]) -> T:
+        """The result of *call*, or `StoreUnavailable` once the deadline is over."""
+        future = self._threads.submit(call)
+        try:
+            return future.result(self._deadline)
+        except TimeoutError:
+            future.cancel()  # if it has not begun, it never will
+            raise too_late(self._deadline) from None
+
+    def close(self) -> None:
+        """Let the threads end once they are idle; does not wait for them."""
+        self._threads.shutdown(wait=False)
