@@ -1,0 +1,393 @@
+"""An application that fails after its answer: told of, or, by `record="return"`, never recorded at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import fastapi
+import pytest
+from asgi_driver import Answer, Talk, call, http_scope, key_header
+from effects import Charges, guard, read_body, respond
+from fastapi import Depends, FastAPI
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from idempotency import IdempotencyMiddleware, Policy, one_tenant
+from idempotency.events import Event, FailedAfterRecord, Replayed, Settled
+from idempotency.stores.memory import MemoryStore
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class CommitFailed(Exception):
+    pass
+
+
+class Bank:
+    """An application whose effect is committed after its answer, and whose first commit fails."""
+
+    def __init__(self, record: str = "answer", **policy: Any) -> None:
+        self.runs = 0
+        self.committed: list[int] = []
+        self.events: list[Event] = []
+        self.store = MemoryStore()
+        self.settings: dict[str, Any] = {
+            "store": self.store,
+            "tenant": one_tenant(),
+            "hooks": [self.events.append],
+            "policy": Policy(record=record, **policy),  # type: ignore[arg-type]
+        }
+
+    def commit(self) -> None:
+        if self.runs == 1:
+            raise CommitFailed
+        self.committed.append(self.runs)
+
+    async def raw(self, scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        self.runs += 1
+        await respond(send, b"done", status=201)
+        self.commit()
+
+    @property
+    def plain(self) -> Any:
+        return IdempotencyMiddleware(self.raw, **self.settings)
+
+    def starlette_background(self) -> Any:
+        async def charge(request: Request) -> PlainTextResponse:
+            self.runs += 1
+            return PlainTextResponse("done", 201, background=BackgroundTask(self.commit))
+
+        app = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
+        app.add_middleware(IdempotencyMiddleware, **self.settings)
+        return app
+
+    def starlette_stream(self) -> Any:
+        """Its chunks come from a generator that commits at its end, before the answer is whole."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"done"
+            self.commit()
+
+        async def charge(request: Request) -> StreamingResponse:
+            self.runs += 1
+            return StreamingResponse(chunks(), 201)
+
+        app = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
+        app.add_middleware(IdempotencyMiddleware, **self.settings)
+        return app
+
+    def fastapi(self, scope: str) -> Any:
+        async def session() -> AsyncIterator[None]:
+            yield
+            self.commit()
+
+        app = FastAPI()
+        app.add_middleware(IdempotencyMiddleware, **self.settings)
+
+        @app.post("/charges", status_code=201, dependencies=[Depends(session, scope=scope)])  # type: ignore[arg-type]
+        async def charge() -> str:
+            self.runs += 1
+            return "done"
+
+        return app
+
+    def fastapi_sync(self) -> Any:
+        def session() -> Any:
+            yield
+            self.commit()
+
+        app = FastAPI()
+        app.add_middleware(IdempotencyMiddleware, **self.settings)
+
+        @app.post("/charges", status_code=201, dependencies=[Depends(session)])
+        def charge() -> str:
+            self.runs += 1
+            return "done"
+
+        return app
+
+
+APPS: dict[str, Any] = {
+    "plain": lambda bank: bank.plain,
+    "background task": Bank.starlette_background,
+    "yield dependency": lambda bank: bank.fastapi("request"),
+    "plain yield dependency": Bank.fastapi_sync,
+}
+
+
+async def send(app: Any, key: str | None = "k") -> tuple[int | None, bool]:
+    """Status and whether it was replayed; what the application raises is the server's to log."""
+    headers = [*key_header(key), ("content-type", "application/json")]
+    talk = Talk(app, http_scope(headers=headers))
+    talk.give(b"{}")
+    raised = False
+    try:
+        await talk.run()
+    except* CommitFailed:
+        raised = True
+    answer = Answer(talk.messages)
+    if raised and answer.status is None:
+        return 500, False  # what a server answers where the application raised and sent nothing
+    return answer.status, answer.replayed
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_what_fails_after_the_recorded_answer_is_an_event_and_says_what_to_do(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = Bank()
+    app = APPS[name](bank)
+    assert await send(app) == (201, False)
+    assert await send(app) == (201, True)
+    assert bank.committed == [], "zero effects: this is what must not go unseen"
+    kinds = [type(event) for event in bank.events]
+    assert kinds[1:] == [Settled, FailedAfterRecord, Replayed]
+    failed = bank.events[2]
+    assert isinstance(failed, FailedAfterRecord)
+    assert (failed.operation, failed.attempt, failed.error) == ("POST /charges", 1, "CommitFailed")
+    [line] = [record.getMessage() for record in caplog.records if record.name == "idempotency"]
+    assert "raised CommitFailed after its answer was recorded" in line
+    assert 'scope="function"' in line
+    assert 'record="return"' in line
+    assert failed.key_id in line
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_recorded_on_return_what_fails_after_the_answer_frees_the_key(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = Bank("return")
+    app = APPS[name](bank)
+    assert await send(app) == (500, False)
+    assert await send(app) == (201, False)
+    assert await send(app) == (201, True)
+    assert bank.committed == [2]
+    assert not [event for event in bank.events if isinstance(event, FailedAfterRecord)]
+    assert not [record for record in caplog.records if record.name == "idempotency"]
+
+
+@pytest.mark.parametrize("record", ["answer", "return"])
+async def test_a_dependency_that_ends_with_the_function_fails_before_the_answer(record: str) -> None:
+    bank = Bank(record)
+    app = bank.fastapi("function")
+    assert await send(app) == (500, False)
+    assert await send(app) == (201, False)
+    assert bank.committed == [2]
+
+
+@pytest.mark.parametrize("record", ["answer", "return"])
+async def test_a_stream_that_fails_before_its_end_is_not_recorded(record: str) -> None:
+    bank = Bank(record)
+    app = bank.starlette_stream()
+    assert (await send(app))[1] is False
+    assert await send(app) == (201, False)
+    assert bank.committed == [2]
+
+
+async def test_recorded_on_return_at_most_once_what_fails_after_the_answer_is_a_recorded_500() -> None:
+    bank = Bank("return", on_exception="keep", takeover=False)
+    app = bank.plain
+    assert await send(app) == (500, False)
+    assert await send(app) == (500, True)
+    assert (bank.runs, bank.committed) == (1, [])
+
+
+async def test_recorded_on_return_nothing_is_sent_before_the_application_has_returned() -> None:
+    go_on = anyio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, [b"do", b"ne"], status=201)
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect", "as after any whole answer"
+        await go_on.wait()
+
+    store = MemoryStore()
+    talk = Talk(guard(slow, store, record="return", max_hold=0.001), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talk.run)
+            await anyio.sleep(0.05)  # longer than max_hold, which is for answers that are not whole
+            assert talk.messages == []
+            assert (await call(guard(Charges(), store), key="k")).status == 409
+            go_on.set()
+    assert [message.get("body") for message in talk.messages] == [None, b"do", b"ne"]
+    assert (await call(guard(Charges(), store), key="k")).body == b"done"
+
+
+async def test_recorded_on_return_an_answer_that_invites_a_retry_frees_its_key_on_return() -> None:
+    charges = Charges(status=503)
+    app = guard(charges, MemoryStore(), record="return")
+    assert [(await call(app, key="k")).status for _ in range(2)] == [503, 503]
+    assert charges.runs == 2
+
+
+@pytest.mark.parametrize("kind", ["too long", "event stream", "too slow"])
+async def test_recorded_on_return_what_cannot_be_held_is_recorded_as_done_and_flows(kind: str) -> None:
+    bank = Bank("return", max_response_bytes=3 if kind == "too long" else 100, max_hold=0.01)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        bank.runs += 1
+        media_type = b"text/event-stream" if kind == "event stream" else b"text/plain"
+        headers = [(b"content-type", media_type)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"done", "more_body": True})
+        if kind == "too slow":
+            await anyio.sleep(0.05)  # past max_hold
+        await send({"type": "http.response.body", "body": b""})
+        bank.commit()
+
+    site = IdempotencyMiddleware(app, **bank.settings)
+    assert await send(site) == (200, False)
+    assert await send(site) == (409, False)
+    assert [event.error for event in bank.events if isinstance(event, FailedAfterRecord)] == ["CommitFailed"]
+
+
+async def test_recorded_on_return_more_after_the_whole_answer_is_refused_as_a_server_does() -> None:
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"done")
+        await send({"type": "http.response.body", "body": b"and more"})
+
+    store = MemoryStore()
+    with pytest.raises(RuntimeError, match="after the last one"):
+        await call(guard(twice, store, record="return"), key="k")
+    assert (await call(guard(Charges(), store), key="k")).status == 201
+
+
+@pytest.mark.parametrize("record", ["answer", "return"])
+async def test_a_cancellation_after_the_answer_is_told_of_where_it_was_recorded(record: str) -> None:
+    bank = Bank(record)
+    begun = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"done")
+        begun.set()
+        await anyio.sleep_forever()
+
+    talk = Talk(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(talk.run)
+        with anyio.fail_after(5):
+            await begun.wait()
+        tasks.cancel_scope.cancel()
+    results = [event.result for event in bank.events if isinstance(event, Settled)]
+    told = [event for event in bank.events if isinstance(event, FailedAfterRecord)]
+    assert (results, len(told)) == ((["kept"], 1) if record == "answer" else (["abandoned"], 0))
+
+
+async def test_what_fails_after_an_answer_that_was_not_recorded_is_no_event() -> None:
+    """Its key is free: a retry runs."""
+    bank = Bank()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, b"later", status=503)
+        raise CommitFailed
+
+    assert await send(IdempotencyMiddleware(app, **bank.settings)) == (503, False)
+    assert [type(event).__name__ for event in bank.events] == ["Claimed", "Settled"]
+
+
+async def test_a_client_that_leaves_a_stream_is_no_failure_of_the_application(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bank = Bank()
+    flowing = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        flowing.set()
+        await anyio.sleep_forever()
+
+    talk = Talk(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(talk.run)
+        with anyio.fail_after(5):
+            await flowing.wait()
+        tasks.cancel_scope.cancel()
+    assert [type(event).__name__ for event in bank.events] == ["Claimed", "Settled"]
+    assert not [record for record in caplog.records if record.name == "idempotency"]
+
+
+def test_a_policy_knows_two_times_to_record() -> None:
+    with pytest.raises(ValueError, match='record must be "answer" or "return"'):
+        Policy(record="commit")  # type: ignore[arg-type]
+
+
+# The caller's scope.
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_layers_outside_read_what_layers_inside_wrote_into_the_scope(keyed: bool) -> None:
+    """Metrics take their label from the route, loggers the user, at the answer's start and after the end."""
+    seen: list[tuple[Any, ...]] = []
+    app = FastAPI()
+
+    @app.post("/charges/{number}")
+    async def charge(number: int, request: fastapi.Request) -> str:
+        request.scope["user"] = "alice"
+        request.scope["extensions"]["added"] = {}
+        return "done"
+
+    app.add_middleware(IdempotencyMiddleware, store=MemoryStore(), tenant=one_tenant())
+    extensions: dict[str, Any] = {"http.response.pathsend": {}, "http.response.push": {}, "tls": {}}
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        def look() -> None:
+            path = scope["route"].path if "route" in scope else None
+            seen.append((path, scope.get("path_params"), scope.get("user"), scope["endpoint"].__name__))
+
+        async def send_and_look(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                look()
+            await send(message)
+
+        await app(scope, receive, send_and_look)
+        look()
+        scopes.append(scope)
+
+    scopes: list[Any] = []
+    answer = await call(outer, path="/charges/7", key="k" if keyed else None, extensions=extensions)
+    assert answer.status == 200
+    assert seen == [("/charges/{number}", {"number": "7"}, "alice", "charge")] * 2
+    assert scopes[0]["extensions"] == {
+        "http.response.pathsend": {},
+        "http.response.push": {},
+        "tls": {},
+        "added": {},
+    }
+    assert [name for name in scopes[0] if name.startswith("idempotency")] == []
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_hidden_extensions_come_back_whatever_the_application_made_of_them(raises: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["extensions"] == {"tls": {}}
+        scope["extensions"] = {**scope["extensions"], "own": {}}
+        if raises:
+            raise CommitFailed
+        await respond(send, b"done")
+
+    scope = http_scope(headers=key_header("k"), extensions={"http.response.pathsend": {}, "tls": {}})
+    talk = Talk(guard(app, MemoryStore()), scope)
+    talk.give(b"{}")
+    if raises:
+        with pytest.raises(CommitFailed):
+            await talk.run()
+    else:
+        await talk.run()
+    assert scope["extensions"] == {"http.response.pathsend": {}, "tls": {}, "own": {}}
