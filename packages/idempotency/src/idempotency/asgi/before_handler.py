@@ -3,6 +3,7 @@ Tells whether a framework answered a request before its handler ran, so that the
 
 Only evidence counts, since a wrong yes would run a handler twice: the router's own marks in the scope, where the
 exception that is being answered was raised, or who is sending. Where there is none, the handler may have run.
+`docs/framework-answers.md` shows what each framework can be asked.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final
 
-from idempotency.asgi.types import Scope
+from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = [
-    "NOT_ROUTED_BY_QUART",
+    "BEFORE_HANDLER",
     "answered_before_handler",
+    "ask_frameworks",
     "is_routed",
-    "listen_to_quart",
     "raised_before_handler",
 ]
 
-NOT_ROUTED_BY_QUART: Final = "idempotency.not_routed"
-"""In the scope of a request that Quart's router refused, until its answer is sent."""
+BEFORE_HANDLER: Final = "idempotency.before_handler"
+"""In the scope of a request that was refused before its handler, where that is known before the answer is sent."""
 
 _ROUTER_STATUSES: Final = frozenset({301, 307, 308, 404, 405})
 _PACKAGES: Final = frozenset({"starlette", "fastapi", "litestar", "anyio", "contextlib", "idempotency"})
@@ -53,13 +54,13 @@ def answered_before_handler(scope: Scope, status: int, error: BaseException | No
         scope: The request's, as the application filled it in.
         error: The exception that is being handled where the answer is sent, if any.
     """
-    if error is not None and raised_before_handler(error):
+    if BEFORE_HANDLER in scope or (error is not None and raised_before_handler(error)):
         return True
-    if status not in _ROUTER_STATUSES:
+    if status < 300:
         return False
-    return (
-        NOT_ROUTED_BY_QUART in scope or _is_refused_by_starlette(scope, status) or _is_sent_by_router(scope)
-    )
+    if status in _ROUTER_STATUSES and (_is_refused_by_starlette(scope, status) or _is_sent_by_router()):
+        return True
+    return "django.core.handlers.asgi" in sys.modules and _is_sent_without_a_view()
 
 
 def raised_before_handler(error: BaseException) -> bool:
@@ -116,27 +117,25 @@ def is_routed(scope: Scope) -> bool:
     return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
 
 
-def _is_sent_by_router(scope: Scope) -> bool:
-    """Whether this is called from a router of Starlette's that answers by itself, or from Django without a view."""
+def _is_sent_by_router() -> bool:
+    """Whether this is called from a router of Starlette's that answers by itself, such as a redirect."""
     for frame in _callers():
-        module = _module(frame)
-        if module == "starlette.responses" and frame.f_code.co_name == "__call__":
+        if _module(frame) == "starlette.responses" and frame.f_code.co_name == "__call__":
             caller = frame.f_back
             return (
                 caller is not None
                 and _module(caller) in _ROUTING
                 and caller.f_code.co_qualname in _ROUTER_FUNCTIONS
             )
-        if module == "django.core.handlers.asgi":
-            return _is_unknown_to_django(scope)
     return False
 
 
-def _is_unknown_to_django(scope: Scope) -> bool:
-    from django.urls import get_script_prefix, get_urlconf, is_valid_path
-
-    path: str = scope["path"]
-    return not is_valid_path("/" + path.removeprefix(get_script_prefix()).removeprefix("/"), get_urlconf())
+def _is_sent_without_a_view() -> bool:
+    """Whether this is called from Django, for a request whose path it has not resolved: no view was called."""
+    for frame in _callers():
+        if _module(frame) == "django.core.handlers.asgi" and "request" in frame.f_locals:
+            return getattr(frame.f_locals["request"], "resolver_match", frame) is None
+    return False
 
 
 def _callers() -> Iterator[FrameType]:
@@ -151,11 +150,55 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""
 
 
+# Where a framework knows what happened only before it answers, or in another task, it is asked there.
+
+
+def ask_frameworks(app: ASGIApp) -> None:
+    """Prepare *app*, which a middleware was put around, for the question."""
+    _listen_to_quart()
+    layer: Any = app
+    for _ in range(100):
+        inner = getattr(layer, "app", None)
+        if inner is None or isinstance(inner, _Witness):
+            return
+        if any(kind.__module__ == "starlette.middleware.base" for kind in type(layer).__mro__):
+            layer.app = _Witness(inner)
+        layer = inner
+
+
+class _Witness:
+    """
+    Notes in the scope what is answered before a handler, inside a `BaseHTTPMiddleware` of Starlette's.
+
+    That runs the application in a task of its own, so that no exception is seen outside.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ambient = sys.exception()
+        scope.pop(BEFORE_HANDLER, None)
+
+        async def send_and_note(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                error = sys.exception()
+                if error is not None and error is not ambient and raised_before_handler(error):
+                    scope[BEFORE_HANDLER] = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            if raised_before_handler(error):
+                scope[BEFORE_HANDLER] = True
+            raise
+
+
 _listening = False
 
 
-def listen_to_quart() -> None:
-    """Have Quart, where it is in use, say which requests its router refused: it knows no more when it answers them."""
+def _listen_to_quart() -> None:
     global _listening  # noqa: PLW0603
     if _listening or "quart" not in sys.modules:
         return
@@ -168,6 +211,8 @@ def listen_to_quart() -> None:
 async def _note_routing(_app: Any, **_: Any) -> None:
     from quart import request
 
+    scope: Any = request.scope
     if request.routing_exception is not None:
-        scope: Any = request.scope
-        scope[NOT_ROUTED_BY_QUART] = True
+        scope[BEFORE_HANDLER] = True
+    else:
+        scope.pop(BEFORE_HANDLER, None)

@@ -38,7 +38,7 @@ from idempotency._core.outcome import Headers, Response, Unreplayable, decode, r
 from idempotency._core.policy import Policy
 from idempotency._core.problem import problem
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
-from idempotency.asgi.before_handler import listen_to_quart
+from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.recorder import Execution
 from idempotency.asgi.scope import is_of_another_run, joined_run
 from idempotency.asgi.tenants import by_header, by_user, one_tenant
@@ -115,7 +115,7 @@ class IdempotencyMiddleware:
             )
         if not isinstance(policy, Policy) and not is_plain(policy):
             raise TypeError("policy must be a Policy, or a plain function that gives one for a scope")
-        listen_to_quart()
+        ask_frameworks(app)
         self.app = app
         self.engine = Engine(store, hooks=hooks)
         self.tenant = tenant

@@ -27,7 +27,12 @@ from idempotency._core.outcome import (
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
 from idempotency._core.types import Claim, Completed, key_id
-from idempotency.asgi.before_handler import answered_before_handler, is_routed, raised_before_handler
+from idempotency.asgi.before_handler import (
+    BEFORE_HANDLER,
+    answered_before_handler,
+    is_routed,
+    raised_before_handler,
+)
 from idempotency.asgi.scope import enter, leave
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
@@ -342,7 +347,7 @@ class Execution:
     async def _fail(self, error: Exception | None) -> None:
         """The handler raised: free the key or record that it failed; the exception goes on to the server."""
         run, policy = self._take_run(), self._exchange.policy
-        handled = error is None or not raised_before_handler(error)
+        handled = error is None or not (BEFORE_HANDLER in self._scope or raised_before_handler(error))
         if policy.on_exception == "keep" and handled:
             await run.keep(encode_response(handler_failed(policy.documentation_url)))
         else:
@@ -386,7 +391,7 @@ class Execution:
         error = sys.exception()
         if error is self._ambient:
             error = None
-        return (error is not None or status >= 300) and answered_before_handler(self._scope, status, error)
+        return answered_before_handler(self._scope, status, error)
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from idempotency._core.types import StorageKey
+from idempotency.asgi.before_handler import BEFORE_HANDLER
 from idempotency.asgi.types import Scope
 from idempotency.engine.current_claim import Frame, active, covering, encloses
 
@@ -62,6 +63,7 @@ def leave(scope: Scope, entered: Entered) -> None:
         scope[RUNS] = entered.runs
     else:
         scope.pop(RUNS, None)
+    scope.pop(BEFORE_HANDLER, None)
     if entered.extensions is None:
         return
     extensions, shown = entered.extensions
