@@ -278,9 +278,7 @@ async def test_a_layer_that_tries_again_inside_one_request_is_judged_by_the_last
         return await call_next(request)
 
     app.add_middleware(Again)
-    app.add_middleware(
-        IdempotencyMiddleware, store=store, tenant=one_tenant(), policy=Policy.at_most_once()
-    )
+    app.add_middleware(IdempotencyMiddleware, store=store, tenant=one_tenant(), policy=Policy.at_most_once())
 
     @app.post("/x", dependencies=[Depends(broken)])
     async def charge() -> str:
