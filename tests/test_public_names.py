@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from types import ModuleType
 
+import django_project
 import pytest
 
 PACKAGES = ("idempotency", "predictor", "ml_api")
@@ -25,6 +26,8 @@ MODULES = public_modules()
 
 
 def load(name: str) -> ModuleType:
+    if name.startswith("idempotency.django"):
+        django_project.configure()
     return importlib.import_module(name)
 
 

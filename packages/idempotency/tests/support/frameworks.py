@@ -11,11 +11,10 @@ The same small application in five frameworks, each with the middleware installe
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
-from types import ModuleType
 from typing import Any
 
+import django_project
 import fastapi
 import litestar
 from fastapi.responses import StreamingResponse
@@ -182,24 +181,11 @@ def _quart(ledger: Ledger, guard: dict[str, Any]) -> Any:
 
 
 def _django(ledger: Ledger, guard: dict[str, Any]) -> Any:
-    import django
-    from django.conf import settings
-
-    urls = sys.modules.get("django_charges_urls")
-    if urls is None:
-        urls = sys.modules["django_charges_urls"] = ModuleType("django_charges_urls")
-        settings.configure(
-            ALLOWED_HOSTS=["*"],
-            ROOT_URLCONF="django_charges_urls",
-            SECRET_KEY="of the tests",
-            LOGGING_CONFIG=None,
-            DATA_UPLOAD_MAX_MEMORY_SIZE=None,
-        )
-        django.setup()
+    django_project.configure()
 
     from django.core.asgi import get_asgi_application
     from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
-    from django.urls import clear_url_caches, path
+    from django.urls import path
 
     async def charges(request: HttpRequest) -> HttpResponse:
         response = JsonResponse(ledger.charge(), status=201)
@@ -220,8 +206,7 @@ def _django(ledger: Ledger, guard: dict[str, Any]) -> Any:
         return StreamingHttpResponse(ledger.chunks())
 
     views = {"charges": charges, "echo": echo, "nothing": nothing, "broken": broken, "stream": stream}
-    urls.urlpatterns = [path(name, view) for name, view in views.items()]  # type: ignore[attr-defined]
-    clear_url_caches()
+    django_project.set_urls([path(name, view) for name, view in views.items()])
     django_app = get_asgi_application()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -15,8 +15,10 @@ __all__ = [
     "FirstRunFailed",
     "IdempotencyError",
     "InProgress",
+    "IncompleteRequest",
     "InvalidKey",
     "IsolationConflict",
+    "LengthRequired",
     "MissingKey",
     "MissingTenant",
     "NotReplayable",
@@ -183,6 +185,29 @@ class RunEnded(IdempotencyError):
         )
         self.key_id = key_id
         self.wanted = wanted
+
+
+class IncompleteRequest(IdempotencyError):
+    """The body of a keyed request ended before its Content-Length; nothing ran."""
+
+    status, slug, title = 400, "incomplete-request", "The request body ended too early"
+
+    def __init__(
+        self,
+        message: str = "the body is shorter than its Content-Length; send the request again with the same key",
+    ) -> None:
+        super().__init__(message)
+
+
+class LengthRequired(IdempotencyError):
+    """The body of a keyed request has no length, and the server does not say where it ends; nothing ran."""
+
+    status, slug, title = 411, "length-required", "The request body has no length"
+
+    def __init__(
+        self, message: str = "send a Content-Length: this server does not hand on a body without one"
+    ) -> None:
+        super().__init__(message)
 
 
 class StoreError(IdempotencyError):

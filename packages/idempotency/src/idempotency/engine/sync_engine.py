@@ -22,7 +22,7 @@ from idempotency._core.types import Claim, Completed, key_id
 from idempotency.engine.base import EngineBase, RunBase
 from idempotency.engine.checks import checked_hooks
 from idempotency.engine.owner import new_owner
-from idempotency.engine.request import Ask
+from idempotency.engine.request import Question
 from idempotency.engine.scheduler import Beats
 from idempotency.engine.sync_single_flight import SyncFlight, SyncFlights
 from idempotency.events import Claimed, Hook
@@ -67,7 +67,7 @@ class SyncEngine(EngineBase[SyncFlight]):
         self.flights = SyncFlights()
         self._late: set[Claim] = set()
 
-    def begin(self, ask: Ask) -> SyncRun | Replay | Refuse | Bypass:
+    def begin(self, ask: Question) -> SyncRun | Replay | Refuse | Bypass:
         """
         Claim the operation, or learn why not.
 
@@ -112,7 +112,7 @@ class _Attempt:
 
     __slots__ = ("_ask", "_asked", "_engine", "_flight", "_owner", "_since")
 
-    def __init__(self, engine: SyncEngine, ask: Ask) -> None:
+    def __init__(self, engine: SyncEngine, ask: Question) -> None:
         self._flight: SyncFlight | None = None  # the flight that this call leads
         self._engine = engine
         self._ask = ask
@@ -224,7 +224,7 @@ class SyncRun(RunBase[SyncFlight]):
 
     _engine: SyncEngine
 
-    def __init__(self, engine: SyncEngine, ask: Ask, claim: Claim, flight: SyncFlight | None) -> None:
+    def __init__(self, engine: SyncEngine, ask: Question, claim: Claim, flight: SyncFlight | None) -> None:
         self.ask = ask
         self.claim = claim
         self._engine = engine

@@ -1,0 +1,144 @@
+"""
+One keyed HTTP request, for frameworks without ASGI's messages: what its engine is asked, and the answers that are not
+the application's. Shared by `idempotency.wsgi` and `idempotency.django`; it performs no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from idempotency._core.decide import Refuse, Replay
+from idempotency._core.errors import IdempotencyError, MissingKey
+from idempotency._core.fingerprint import RequestView, operation_digest
+from idempotency._core.key import parse_key, storage_key
+from idempotency._core.machine import Bypass
+from idempotency._core.outcome import Response
+from idempotency._core.policy import Policy
+from idempotency._core.problem import problem
+from idempotency._core.replay import replay_answer
+from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
+from idempotency.events import Event, Hook, Refused, Replayed
+
+__all__ = ["KeyedRequest", "Source"]
+
+RunT = TypeVar("RunT")
+
+
+class Source(Protocol):
+    """What a framework knows of a request."""
+
+    @property
+    def covered_by(self) -> Collection[StorageKey]:
+        """The storage keys of the claims that it is a part of already (E10)."""
+
+    def key_lines(self) -> Sequence[bytes]:
+        """The Idempotency-Key field lines."""
+
+    def view(self, tenant: str, *, limit: int) -> RequestView:
+        """
+        The whole request.
+
+        Raises:
+            IdempotencyError: The body is longer than *limit* bytes, or did not arrive.
+        """
+
+
+class _Engine(Protocol):
+    hooks: tuple[Hook, ...]
+
+    def emit(self, event: Event) -> None: ...
+
+
+class KeyedRequest(Generic[RunT]):
+    """
+    A request that may be claimed once; it is the question that an engine is asked.
+
+    Args:
+        method: Such as "POST"; *path* with the prefix of a mounted application.
+    """
+
+    key: StorageKey
+    fingerprint: Fingerprint
+    policy: Policy
+    wait: float
+
+    def __init__(self, engine: _Engine, source: Source, *, method: str, path: str) -> None:
+        self._engine = engine
+        self._source = source
+        self._method = method
+        self.operation = f"{method} {path}"
+
+    def prepare(self, tenant: str | Callable[[], str], policy: Policy) -> Response | bool:
+        """
+        Read what the engine needs to know.
+
+        Args:
+            tenant: Called only where there is a key; what it raises goes through, but for an `IdempotencyError`.
+        Returns:
+            True: ask the engine. False: run without protection; the request has no key and needs none, or is part of a
+            run under the same key. Or the problem to answer with.
+        Raises:
+            TypeError: *tenant* is, or gives, no str.
+        """
+        self.policy, self.wait = policy, policy.wait
+        lines = self._source.key_lines()
+        if self._method not in policy.methods or not (lines or policy.required):
+            return False
+        named = False
+        try:
+            key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
+            if key is None:
+                raise MissingKey
+            principal = tenant() if callable(tenant) else tenant
+            if not isinstance(principal, str):
+                raise TypeError(
+                    f"the principal, or tenant, must be a str, not a {type(principal).__name__}; str(user.id) is one"
+                )
+            self.key, named = storage_key(principal, key), True
+            if self.key in self._source.covered_by:
+                return False
+            view = self._source.view(principal, limit=policy.max_request_bytes)
+        except IdempotencyError as error:
+            return self.refuse(error, named=named)
+        self.fingerprint = operation_digest(view, policy.fingerprint)
+        return True
+
+    def conclude(self, verdict: RunT | Replay | Refuse | Bypass) -> RunT | Response | None:
+        """The run to perform; or the answer to give in its place; or None: run without protection."""
+        if isinstance(verdict, Replay):
+            return self.replay(verdict.completed, verdict.waited)
+        if isinstance(verdict, Refuse):
+            return self.refuse(verdict.error)
+        return None if isinstance(verdict, Bypass) else verdict
+
+    def replay(self, completed: Completed, waited: float = 0.0) -> Response:
+        """The recorded answer, marked as a replay; or the problem that stands in its way."""
+        try:
+            answer = replay_answer(completed, key=self.key, policy=self.policy)
+        except IdempotencyError as error:
+            return self.refuse(error)
+        if self._engine.hooks:
+            self._engine.emit(
+                Replayed(
+                    operation=self.operation,
+                    key_id=key_id(self.key),
+                    age=completed.age,
+                    waited=waited,
+                    traceparent=answer.traceparent,
+                )
+            )
+        return answer
+
+    def refuse(self, error: IdempotencyError, *, named: bool = True) -> Response:
+        """The problem document of *error*; *named* unless the key could not be read."""
+        if self._engine.hooks:
+            self._engine.emit(
+                Refused(
+                    operation=self.operation,
+                    key_id=key_id(self.key) if named else None,
+                    problem=error.slug,
+                    status=error.status,
+                )
+            )
+        return problem(error, documentation_url=self.policy.documentation_url)

@@ -1,0 +1,183 @@
+"""The Django middleware, for a chain without an event loop (WSGI) and for one with it (ASGI)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from idempotency._core.outcome import Response
+from idempotency._core.policy import Policy
+from idempotency.django.pending import PENDING, PendingRequest, to_django
+from idempotency.django.settings import Settings, open_project_store
+from idempotency.engine import Engine
+from idempotency.engine_sync import SyncEngine
+
+__all__ = ["IdempotencyMiddleware"]
+
+
+class IdempotencyMiddleware:
+    """
+    One effect per Idempotency-Key for the views of a Django project.
+
+    Put it below `AuthenticationMiddleware` in `MIDDLEWARE`. A key is claimed just before the view, so what Django
+    refuses before (no such URL, a wrong method of a class-based view aside, CSRF, nobody logged in) uses no key up; the
+    response is recorded when it comes back, with `ATOMIC_REQUESTS` after the commit.
+
+    The policy is the view's own (`protect`), or the setting's.
+
+    Raises:
+        django.core.exceptions.ImproperlyConfigured: `settings.IDEMPOTENCY` is missing or wrong.
+    """
+
+    sync_capable: ClassVar[bool] = True
+    async_capable: ClassVar[bool] = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.settings = Settings.read()
+        self._is_async = iscoroutinefunction(get_response)
+        self._lock = threading.Lock()
+        self._engine: Any = None
+        self.process_view: Callable[..., Any] = self._process_view
+        if self._is_async:
+            markcoroutinefunction(self)
+            self.process_view = self._aprocess_view
+
+    @property
+    def engine(self) -> Any:
+        """An `Engine` or a `SyncEngine`, made with the store at the first request: after the server has forked."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    store = open_project_store(self.settings.store, asynchronous=self._is_async)
+                    made: Any = Engine if self._is_async else SyncEngine
+                    self._engine = made(store, hooks=self.settings.hooks)
+        return self._engine
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        """Answer one request."""
+        if self._is_async:
+            return self._acall(request)
+        pending = self._open(request)
+        try:
+            response = self.get_response(request)
+        except BaseException:  # Django answers exceptions itself: this is a worker that is told to exit (E4)
+            if pending.run is not None:
+                pending.run.abandon()
+            raise
+        finally:
+            pending.leave()
+        return self._settle(pending, response)
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        pending = self._open(request)
+        try:
+            response = await self.get_response(request)
+        except BaseException:
+            if pending.run is not None:
+                pending.run.abandon()
+            raise
+        finally:
+            pending.leave()
+        return await self._asettle(pending, response)
+
+    def _open(self, request: HttpRequest) -> PendingRequest[Any]:
+        pending: PendingRequest[Any] = PendingRequest(self.engine, request)
+        setattr(request, PENDING, pending)
+        if pending.key_lines():
+            pending.read_body()
+        return pending
+
+    # Called by Django just before the view.
+
+    def _process_view(
+        self, request: HttpRequest, view: Any, _args: Any, _kwargs: Any
+    ) -> HttpResponseBase | None:
+        policy = self._policy_for(request, view)
+        if policy is None:
+            return None
+        pending: PendingRequest[Any] = getattr(request, PENDING)
+        return pending.begin(claim(pending, lambda: self.settings.principal(request), policy))
+
+    async def _aprocess_view(
+        self, request: HttpRequest, view: Any, _args: Any, _kwargs: Any
+    ) -> HttpResponseBase | None:
+        policy = self._policy_for(request, view)
+        if policy is None:
+            return None
+        pending: PendingRequest[Any] = getattr(request, PENDING)
+        principal: Callable[[], str] = lambda: self.settings.principal(request)  # noqa: E731
+        if hasattr(request, "auser") and pending.key_lines():
+            request.user = (
+                await request.auser()
+            )  # a lazy user reads the database, which an event loop must not
+        return pending.begin(await aclaim(pending, principal, policy))
+
+    def process_exception(self, request: HttpRequest, _exception: Exception) -> None:
+        """Called by Django where the view raised: a 500 is then an exception, not the view's answer."""
+        pending: PendingRequest[Any] = getattr(request, PENDING)
+        pending.raised = True
+
+    def _policy_for(self, request: HttpRequest, view: Any) -> Policy | None:
+        if claims_itself(view):
+            return None
+        policy = self.settings.policy
+        return policy if isinstance(policy, Policy) else policy(request)
+
+    # Called with the view's response.
+
+    def _settle(self, pending: PendingRequest[Any], response: HttpResponseBase) -> HttpResponseBase:
+        if pending.run is None:
+            return _replaced(pending, response)
+        recorded = pending.outcome_of(response)
+        if recorded is None:
+            pending.run.release()
+            return response
+        outcome, result = recorded
+        return pending.answer(response, pending.run.keep(outcome, result=result), result)
+
+    async def _asettle(self, pending: PendingRequest[Any], response: HttpResponseBase) -> HttpResponseBase:
+        if pending.run is None:
+            return _replaced(pending, response)
+        recorded = pending.outcome_of(response)
+        if recorded is None:
+            await pending.run.release()
+            return response
+        outcome, result = recorded
+        return pending.answer(response, await pending.run.keep(outcome, result=result), result)
+
+
+def claim(pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy) -> Any:
+    """The run, the answer in its place, or None: run without protection."""
+    prepared = pending.operation.prepare(principal, policy)
+    if isinstance(prepared, Response):
+        return prepared
+    return pending.operation.conclude(pending.engine.begin(pending.operation)) if prepared else None
+
+
+async def aclaim(pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy) -> Any:
+    """`claim`, on an event loop."""
+    prepared = pending.operation.prepare(principal, policy)
+    if isinstance(prepared, Response):
+        return prepared
+    return pending.operation.conclude(await pending.engine.begin(pending.operation)) if prepared else None
+
+
+def claims_itself(view: Any) -> bool:
+    """Whether the view claims inside, after what decorators around it, or Django REST framework, refuse."""
+    kind = getattr(view, "cls", None) or getattr(view, "view_class", None)
+    return bool(
+        getattr(view, "idempotency_claims_itself", False) or getattr(kind, "idempotency_claims_itself", False)
+    )
+
+
+def _replaced(pending: PendingRequest[Any], response: HttpResponseBase) -> HttpResponseBase:
+    if pending.replacement is None:
+        return response
+    response.close()
+    return to_django(pending.replacement)

@@ -1,0 +1,182 @@
+"""A request on its way through Django: claimed just before its view, settled when its response is there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextvars import Token
+from typing import Any, Final, Generic, TypeVar
+
+from django.core.exceptions import RequestDataTooBig
+from django.http import HttpRequest, HttpResponse, UnreadablePostError
+from django.http.response import HttpResponseBase
+
+from idempotency._core.decide import Refuse, settle
+from idempotency._core.errors import IncompleteRequest, RequestTooLarge
+from idempotency._core.fingerprint import RequestView
+from idempotency._core.machine import RECORDED, Ending, Superseded
+from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
+from idempotency._core.problem import handler_failed
+from idempotency._core.types import StorageKey
+from idempotency._http.keyed_request import KeyedRequest
+from idempotency._http.recorded_answer import AnswerFrame
+from idempotency.engine.current_claim import active
+from idempotency.engine.run import Run
+from idempotency.engine_sync import SyncRun
+
+__all__ = ["PENDING", "PendingRequest", "pending_of", "to_django"]
+
+PENDING: Final = "_idempotency_pending"
+"""The attribute of an `HttpRequest` that holds its `PendingRequest`."""
+
+_KEY: Final = "HTTP_IDEMPOTENCY_KEY"
+
+RunT = TypeVar("RunT", Run, SyncRun)
+
+
+class PendingRequest(Generic[RunT]):
+    """
+    One request, from before its view to its response.
+
+    It decides nothing about time or stores: the middleware asks its engine with `operation`, and performs what
+    `settlement` says.
+    """
+
+    def __init__(self, engine: Any, request: HttpRequest) -> None:
+        self.request = request
+        self.engine = engine
+        self.operation: KeyedRequest[RunT] = KeyedRequest(
+            engine, self, method=request.method or "", path=request.get_full_path().partition("?")[0]
+        )
+        self.is_claimed = False
+        self.raised = False
+        self.run: RunT | None = None
+        self.replacement: Response | None = None
+        self._body: bytes | None = None
+        self._too_large = False
+        self._frame: AnswerFrame | None = None
+        self._token: Token[Any] | None = None
+
+    # What `KeyedRequest` asks of a request.
+
+    @property
+    def covered_by(self) -> Collection[StorageKey]:
+        """The storage keys of the claims that it is a part of already: none, since Django calls one view."""
+        return ()
+
+    def key_lines(self) -> Sequence[bytes]:
+        """The Idempotency-Key field lines: none, or all in one, joined by a comma, which no key holds."""
+        value = self.request.META.get(_KEY)
+        return [] if value is None else [value.encode("latin-1", "replace")]
+
+    def read_body(self) -> None:
+        """Have Django keep the body, before a form is parsed out of it."""
+        try:
+            self._body = self.request.body
+        except RequestDataTooBig:
+            self._too_large = True
+        except UnreadablePostError:
+            self._body = None
+
+    def view(self, tenant: str, *, limit: int) -> RequestView:
+        """The whole request."""
+        request, body = self.request, self._body
+        if self._too_large:
+            from django.conf import settings
+
+            raise RequestTooLarge(limit=min(limit, settings.DATA_UPLOAD_MAX_MEMORY_SIZE or limit))
+        if body is None:
+            raise IncompleteRequest
+        if len(body) > limit:
+            raise RequestTooLarge(limit=limit)
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+            for name, value in request.headers.items()
+        ]
+        path, _, query = request.get_full_path().partition("?")
+        return RequestView(request.method or "", path, query.encode(), headers, body, tenant)
+
+    # The claim.
+
+    def begin(self, verdict: RunT | Response | None) -> HttpResponse | None:
+        """Enter the run, or learn what to answer in its place."""
+        self.is_claimed = True
+        if isinstance(verdict, Response):
+            self.replacement = verdict
+            return to_django(verdict)
+        if verdict is not None:
+            self.run = verdict
+            self._frame = AnswerFrame(verdict.claim, self.operation.policy, self.engine.traceparent)
+            self._token = active.set(self._frame)
+        return None
+
+    def leave(self) -> None:
+        """The view is over: what runs from now on is not under its claim."""
+        if self._token is not None:
+            token, self._token = self._token, None
+            active.reset(token)
+
+    # The settlement.
+
+    def outcome_of(self, response: HttpResponseBase) -> tuple[bytes, Any] | None:
+        """The record of *response*, and whether it can be replayed; None where its key is to be freed."""
+        assert self._frame is not None
+        policy, status = self.operation.policy, response.status_code
+        if self.raised and status >= 500:
+            if policy.on_exception == "release":
+                return None
+            return encode_response(handler_failed(policy.documentation_url)), "kept"
+        if settle(status, policy=policy) == "release":
+            return None
+        if response.streaming:
+            return encode_unreplayable("a streaming response", status), "unreplayable"
+        assert isinstance(response, HttpResponse)
+        return self._frame.encode(status, _headers(response), response.content)
+
+    def answer(self, response: HttpResponseBase, ending: Ending, result: str) -> HttpResponseBase:
+        """What to answer once the record was made, or was not (E8)."""
+        if isinstance(ending, Superseded):
+            response.close()
+            return to_django(self.operation.replay(ending.completed))
+        if isinstance(ending, Refuse):
+            response.close()
+            return to_django(self.operation.refuse(ending.error))
+        if ending is RECORDED and result == "kept":
+            name, value = self.operation.policy.wire.expires_in
+            response.headers[name.decode("latin-1")] = value.decode("latin-1")
+        return response
+
+
+def pending_of(request: HttpRequest) -> PendingRequest[Any]:
+    """
+    The pending request that the middleware left.
+
+    Raises:
+        RuntimeError: It did not run: going on would run the view without protection.
+    """
+    pending = getattr(request, PENDING, None)
+    if not isinstance(pending, PendingRequest):
+        raise RuntimeError(
+            "this request did not pass idempotency.django.IdempotencyMiddleware: put it into MIDDLEWARE, below "
+            "AuthenticationMiddleware"
+        )
+    return pending
+
+
+def to_django(answer: Response) -> HttpResponse:
+    """A recorded answer, or a problem, as Django has it."""
+    response = HttpResponse(answer.body, status=answer.status)
+    del response.headers["Content-Type"]
+    for name, value in answer.headers:
+        # Django keeps one value a name. Those that may be repeated are joined (RFC 9110, 5.3).
+        text, given = value.decode("latin-1"), name.decode("latin-1")
+        response.headers[given] = f"{response.headers[given]}, {text}" if given in response.headers else text
+    return response
+
+
+def _headers(response: HttpResponse) -> Headers:
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()
+    ]
+    return headers + [
+        (b"set-cookie", cookie.OutputString().encode("latin-1")) for cookie in response.cookies.values()
+    ]

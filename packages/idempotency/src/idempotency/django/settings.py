@@ -1,0 +1,107 @@
+"""The `IDEMPOTENCY` setting of a Django project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
+
+from idempotency._core.errors import MissingTenant
+from idempotency._core.policy import Policy
+from idempotency.engine.checks import is_async_store
+from idempotency.events import Hook
+
+__all__ = ["Settings", "by_user", "open_project_store"]
+
+_NAMES: Final = frozenset({"STORE", "PRINCIPAL", "POLICY", "HOOKS"})
+
+
+def by_user(request: HttpRequest) -> str:
+    """
+    The primary key of the user that is logged in: who a key belongs to, unless `IDEMPOTENCY["PRINCIPAL"]` says else.
+
+    Raises:
+        MissingTenant: Nobody is logged in; strangers must not share keys.
+    """
+    user = getattr(request, "user", None)
+    if user is None or not user.is_authenticated:
+        raise MissingTenant(
+            "log in to use an Idempotency-Key: it belongs to a user, and the request has none"
+        )
+    return str(user.pk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """
+    `settings.IDEMPOTENCY`, read once.
+
+    Attributes:
+        store: A URL for `open_store`, a store, or a function that makes one.
+        principal: Gives whose key it is.
+        policy: What is promised, or a function that says so for a request; None leaves the request alone.
+        hooks: Called with every event.
+    """
+
+    store: Any
+    principal: Callable[[HttpRequest], str]
+    policy: Policy | Callable[[HttpRequest], Policy | None]
+    hooks: Sequence[Hook]
+
+    @classmethod
+    def read(cls) -> Settings:
+        """
+        Read the setting; a text where an object is due is a dotted path to it.
+
+        Raises:
+            ImproperlyConfigured: It is missing, or a member of it is of the wrong kind.
+        """
+        given = getattr(settings, "IDEMPOTENCY", None)
+        if not isinstance(given, dict) or "STORE" not in given:
+            raise ImproperlyConfigured(
+                'set IDEMPOTENCY = {"STORE": "redis://localhost:6379/0"}, or another URL, store or function'
+            )
+        if unknown := sorted(set(given) - _NAMES):
+            raise ImproperlyConfigured(
+                f"IDEMPOTENCY has no {', '.join(unknown)}; it knows {', '.join(sorted(_NAMES))}"
+            )
+        principal = _object(given.get("PRINCIPAL", by_user))
+        policy = _object(given.get("POLICY", Policy()))
+        hooks = [_object(hook) for hook in given.get("HOOKS", ())]
+        if not callable(principal):
+            raise ImproperlyConfigured('IDEMPOTENCY["PRINCIPAL"] must be a function of the request')
+        if not isinstance(policy, Policy) and not callable(policy):
+            raise ImproperlyConfigured('IDEMPOTENCY["POLICY"] must be a Policy, or a function of the request')
+        return cls(store=given["STORE"], principal=principal, policy=policy, hooks=hooks)
+
+
+def open_project_store(given: Any, *, asynchronous: bool) -> Any:
+    """
+    The store of the setting, of the kind that this middleware chain needs.
+
+    Raises:
+        ImproperlyConfigured: It is of the other kind.
+    """
+    from idempotency.stores.url import open_store, open_sync_store
+
+    if isinstance(given, str) and ":" in given:
+        return open_store(given) if asynchronous else open_sync_store(given)
+    store = _object(given)
+    if callable(store):
+        store = store()
+    if is_async_store(store) is not asynchronous:
+        wanted, server = ("a Store", "ASGI") if asynchronous else ("a SyncStore", "WSGI")
+        raise ImproperlyConfigured(
+            f'IDEMPOTENCY["STORE"]: under {server} it must be {wanted}, and {type(store).__name__} is none; a URL '
+            "gives the right kind for either"
+        )
+    return store
+
+
+def _object(given: Any) -> Any:
+    return import_string(given) if isinstance(given, str) else given

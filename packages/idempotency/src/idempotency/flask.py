@@ -1,0 +1,125 @@
+"""
+Idempotency for Flask: a decorator for views, claimed after authentication and just before the view's first line.
+
+What `before_request` functions, the router and decorators outside refuse (401, 403, 404, 405, 422) never reaches the
+store; a replay is sent only to a request that authenticates now.
+
+>>> from flask import Flask, g, jsonify, request
+>>> from idempotency.flask import Idempotency
+>>> from idempotency.stores.memory import SyncMemoryStore
+>>> app, charges = Flask("payments"), []
+>>> once = Idempotency(app, store=SyncMemoryStore(), principal=lambda: g.user)
+>>> @app.before_request
+... def authenticate():
+...     g.user = {"Bearer a": "alice"}[request.headers["Authorization"]]
+>>> @app.post("/charges")
+... @once.protect
+... def charge():
+...     charges.append(request.json["amount"])
+...     return jsonify(charges=len(charges)), 201
+>>> headers = {"Authorization": "Bearer a", "Idempotency-Key": '"8e03978e"'}
+>>> with app.test_client() as client:
+...     first = client.post("/charges", json={"amount": 5}, headers=headers)
+...     again = client.post("/charges", json={"amount": 5}, headers=headers)
+>>> first.json, again.json, again.headers["Idempotency-Replayed"]
+({'charges': 1}, {'charges': 1}, 'true')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, overload
+
+from flask import Flask, Response, current_app, request
+
+from idempotency._core.callables import is_plain
+from idempotency._core.policy import Policy
+from idempotency.engine.checks import checked_hooks
+from idempotency.events import Hook
+from idempotency.store import SyncStore
+from idempotency.wsgi import LateClaim, claim
+
+__all__ = ["Idempotency"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Idempotency:
+    """
+    The extension: one for an application, or for several made by a factory (`init_app`).
+
+    Args:
+        store: A `SyncStore`, such as `idempotency.stores.redis.SyncRedisStore`.
+        principal: Whose key it is, called in the request just before the view: a verified subject, such as the id of
+            the user that logged in; never a credential, which changes. It may raise, as a view may.
+        policy: What is promised to every protected view that names no policy of its own.
+        hooks: Called with every event (`idempotency.events`).
+        max_request_bytes: The longest body of a request with a key that a view may be protected for.
+    Raises:
+        TypeError: *store*, *principal*, *policy* or a hook is not of its kind.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        store: SyncStore,
+        principal: Callable[[], str],
+        policy: Policy = Policy(),  # noqa: B008
+        hooks: Sequence[Hook] = (),
+        max_request_bytes: int = 1_048_576,
+    ) -> None:
+        if not is_plain(principal):
+            raise TypeError("principal must be a plain function without arguments that gives the user's id")
+        if not isinstance(policy, Policy):
+            raise TypeError("policy must be a Policy")
+        self._store = store
+        self._principal = principal
+        self._policy = policy
+        self._hooks = checked_hooks(hooks)
+        self._max_request_bytes = max_request_bytes
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """
+        Install into *app*: its `wsgi_app` is wrapped, so that answers are recorded as they leave.
+
+        Raises:
+            TypeError: The store is not a `SyncStore`.
+        """
+        app.wsgi_app = LateClaim(  # type: ignore[method-assign]
+            app.wsgi_app,
+            store=self._store,
+            hooks=self._hooks,
+            max_request_bytes=self._max_request_bytes,
+        )
+
+    @overload
+    def protect(self, view: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def protect(
+        self, view: None = None, /, *, policy: Policy
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def protect(self, view: Any = None, /, *, policy: Policy | None = None) -> Any:
+        """
+        Protect a view; put it directly above the function, below the route and below what authenticates.
+
+        Raises:
+            RuntimeError: At a request: `init_app` was not called for its application. Nothing ran.
+        """
+        chosen = self._policy if policy is None else policy
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def protected(*args: Any, **kwargs: Any) -> Any:
+                if not claim(request.environ, self._principal, chosen):
+                    return Response(status=204)  # dropped: `LateClaim` sends the replay or the problem
+                return current_app.ensure_sync(function)(*args, **kwargs)
+
+            return protected
+
+        return decorate if view is None else decorate(view)

@@ -1,0 +1,74 @@
+"""One WSGI request: what its engine is asked, and how an answer is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from http import HTTPStatus
+from typing import Final
+
+from idempotency._core.fingerprint import RequestView
+from idempotency._core.outcome import Headers, Response
+from idempotency._core.policy import Policy
+from idempotency._core.types import StorageKey
+from idempotency._http.keyed_request import KeyedRequest
+from idempotency.engine_sync import SyncEngine, SyncRun
+from idempotency.wsgi.request import BodyReader, full_path, headers_of, key_lines
+from idempotency.wsgi.types import Environ, HeaderList
+
+__all__ = ["COVERED_BY", "RequestHandler", "status_line", "text_headers"]
+
+COVERED_BY: Final = "idempotency.covered_by"
+"""In the environment of a running request: the storage keys of its claims, for another middleware inside (E10)."""
+
+
+class RequestHandler(KeyedRequest[SyncRun]):
+    """
+    A WSGI request that may be claimed once.
+
+    Args:
+        body: Reads the body, and keeps it for the application.
+    """
+
+    def __init__(self, engine: SyncEngine, environ: Environ, body: BodyReader) -> None:
+        self.engine = engine
+        self.environ = environ
+        self._body = body
+        self._path = full_path(environ)
+        super().__init__(engine, self, method=environ["REQUEST_METHOD"], path=self._path)
+
+    def claim(self, tenant: str | Callable[[], str], policy: Policy) -> SyncRun | Response | None:
+        """The run to perform; or the answer to give in its place; or None: run without protection."""
+        prepared = self.prepare(tenant, policy)
+        if isinstance(prepared, Response):
+            return prepared
+        return self.conclude(self.engine.begin(self)) if prepared else None
+
+    @property
+    def covered_by(self) -> Collection[StorageKey]:
+        """The storage keys of the claims that it is a part of already (E10)."""
+        keys: Collection[StorageKey] = self.environ.get(COVERED_BY, ())
+        return keys
+
+    def key_lines(self) -> Sequence[bytes]:
+        """The Idempotency-Key field lines."""
+        return key_lines(self.environ)
+
+    def view(self, tenant: str, *, limit: int) -> RequestView:
+        """The whole request; its body is read here."""
+        environ = self.environ
+        query = environ.get("QUERY_STRING", "").encode("latin-1")
+        body = self._body.read(limit=limit)
+        return RequestView(environ["REQUEST_METHOD"], self._path, query, headers_of(environ), body, tenant)
+
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+
+
+def status_line(status: int) -> str:
+    """A status with its registered phrase: PEP 3333 wants one, HTTP gives it no meaning (RFC 9112, 4)."""
+    return f"{status} {_PHRASES.get(status, 'Unassigned')}"
+
+
+def text_headers(headers: Headers) -> HeaderList:
+    """Headers as WSGI has them, in latin-1 text."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]

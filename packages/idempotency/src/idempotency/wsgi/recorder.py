@@ -1,0 +1,319 @@
+r"""
+The application's one run of a request, and its answer: under a claim kept back until its record is made (E1).
+
+    UNCLAIMED --- a claim is made before the answer begins --------------> BUFFERING
+        |    \--- a claim is refused, or has an outcome already ---------> REPLACED
+        \-------- no claim is made: the answer passes through
+    BUFFERING --- the answer is whole: record it ------------------------> ANSWERED
+        |    \--- it cannot be kept: record that, then let it go (E2) ---> STREAMING
+        |    \--- the claim was lost: answer as its successor did (E8) --> REPLACED
+        \-------- the application raised: free the key, or keep that ----> ANSWERED
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import Token
+from enum import Enum
+from typing import Any, Final
+
+from idempotency._core.decide import Refuse, settle
+from idempotency._core.machine import RECORDED, Ending, Superseded
+from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
+from idempotency._core.policy import Policy
+from idempotency._core.problem import handler_failed
+from idempotency._http.recorded_answer import AnswerFrame
+from idempotency.engine.current_claim import active
+from idempotency.engine_sync import SyncRun
+from idempotency.wsgi.handler import COVERED_BY, RequestHandler, status_line, text_headers
+from idempotency.wsgi.types import ExceptionInfo, HeaderList, StartResponse, Write, WSGIApp
+
+__all__ = ["ResponseRecorder"]
+
+_log = logging.getLogger("idempotency")
+
+_FILE_WRAPPER: Final = "wsgi.file_wrapper"
+
+
+class State(Enum):
+    """Where the answer stands; the drawing above says what leads from one to the next."""
+
+    UNCLAIMED = "unclaimed"
+    BUFFERING = "buffering"
+    ANSWERED = "answered"
+    STREAMING = "streaming"
+    REPLACED = "replaced"
+
+
+class ResponseRecorder:
+    """One run of the application; see the drawing above for the states of its answer."""
+
+    def __init__(self, handler: RequestHandler, start_response: StartResponse) -> None:
+        self._handler = handler
+        self._server_start = start_response
+        self._state = State.UNCLAIMED
+        self._run: SyncRun | None = None  # until it is settled
+        self._frame: AnswerFrame | None = None
+        self._token: Token[Any] | None = None
+        self._start: tuple[str, HeaderList] | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._began: float | None = None  # when the first chunk came
+        self._replacement: Response | None = None
+        self._server_write: Write | None = None  # while STREAMING
+        self._outer_keys: tuple[Any, ...] = ()
+        self._file_wrapper: Any = None
+
+    def claim(self, tenant: str | Callable[[], str], policy: Policy) -> bool:
+        """
+        Claim the operation for this request.
+
+        Returns:
+            False where the answer is settled already: whatever the application answers now is dropped.
+        Raises:
+            RuntimeError: The answer has begun, or a claim was made before.
+        """
+        if self._state is not State.UNCLAIMED or self._start is not None:
+            raise RuntimeError("claim once, and before the answer begins")
+        verdict = self._handler.claim(tenant, policy)
+        if isinstance(verdict, Response):
+            self._state, self._replacement = State.REPLACED, verdict
+            return False
+        if verdict is not None:
+            self._state, self._run = State.BUFFERING, verdict
+            self._enter(verdict, policy)
+        return True
+
+    def run(self, app: WSGIApp) -> Iterable[bytes]:
+        """
+        Run *app* until its answer is whole or flows; what the server is to iterate over and close.
+
+        Raises:
+            Whatever *app* raises, once its key is settled.
+        """
+        if self._replacement is not None:
+            return self._replace(self._replacement)  # claimed before, in vain: the application need not run
+        application: Iterable[bytes] | None = None
+        try:
+            application = app(self._handler.environ, self._start_response)
+            rest = iter(application)
+            self._read(rest)
+        except Exception:
+            if self._run is not None:
+                self._fail()
+            _close_after_failure(application)
+            raise
+        except (
+            BaseException
+        ):  # the worker is told to exit, or its greenlet is killed: the outcome is unknown (E4)
+            if self._run is not None:
+                self._take_run().abandon()
+            _close_after_failure(application)
+            raise
+        finally:
+            self._leave()
+        if self._replacement is None:
+            return _Body(self._chunks, rest, application)
+        _close(application)
+        return self._replace(self._replacement)
+
+    def _replace(self, answer: Response) -> Iterable[bytes]:
+        self._server_start(status_line(answer.status), text_headers(answer.headers))
+        return [answer.body] if answer.body and self._handler.environ["REQUEST_METHOD"] != "HEAD" else []
+
+    # The run as `current_claim()` and inner layers see it.
+
+    def _enter(self, run: SyncRun, policy: Policy) -> None:
+        engine, environ = self._handler.engine, self._handler.environ
+        self._frame = AnswerFrame(run.claim, policy, engine.traceparent)
+        self._outer_keys = environ.get(COVERED_BY, ())
+        environ[COVERED_BY] = (*self._outer_keys, run.claim.key)
+        self._file_wrapper = environ.pop(_FILE_WRAPPER, None)  # a server sends such a file past us (E6)
+        self._token = active.set(self._frame)
+
+    def _leave(self) -> None:
+        if self._token is None:
+            return
+        token, self._token = self._token, None
+        active.reset(token)
+        environ = self._handler.environ
+        environ[COVERED_BY] = self._outer_keys
+        if self._file_wrapper is not None:
+            environ[_FILE_WRAPPER] = self._file_wrapper
+
+    # What the application calls.
+
+    def _start_response(
+        self, status: str, headers: HeaderList, exc_info: ExceptionInfo | None = None, /
+    ) -> Write:
+        if exc_info is None and self._start is not None:
+            raise AssertionError("the application called start_response twice")  # PEP 3333
+        try:
+            if self._state is State.UNCLAIMED or self._state is State.STREAMING:
+                self._start = (status, headers)
+                return self._server_start(status, headers, exc_info)
+            if exc_info is not None and exc_info[1] is not None and self._chunks:
+                raise exc_info[1].with_traceback(exc_info[2])  # as a server does that sent its first byte
+            self._start = (status, list(headers))
+            return self._write
+        finally:
+            exc_info = None  # PEP 3333: no circle through the traceback
+
+    def _write(self, chunk: bytes) -> None:
+        if self._state is State.STREAMING:
+            assert self._server_write is not None
+            self._server_write(chunk)
+        elif self._state is State.BUFFERING:
+            self._take(chunk)
+            if self._is(State.STREAMING):  # what was kept back comes before what is written next
+                self._flush()
+
+    # From state to state.
+
+    def _read(self, chunks: Iterator[bytes]) -> None:
+        """Take the answer chunk by chunk, until it is whole or is not ours to buffer."""
+        if self._start is None and self._state is State.UNCLAIMED:
+            self._next(chunks)  # a generator begins its work here, and may claim
+        if self._is(State.BUFFERING) and self._is_event_stream():
+            self._stream("an event stream")
+        while self._is(State.BUFFERING):
+            self._next(chunks)
+
+    def _next(self, chunks: Iterator[bytes]) -> None:
+        chunk = next(chunks, None)
+        if not self._is(State.BUFFERING):  # nothing was claimed, or a write() of the application let it flow
+            self._chunks = [] if chunk is None else [chunk]
+        elif chunk is None:
+            self._finish()
+        else:
+            self._take(chunk)
+
+    def _is(self, state: State) -> bool:
+        return self._state is state
+
+    def _take(self, chunk: bytes) -> None:
+        if self._start is None:
+            raise AssertionError("the application sent a body before it called start_response")
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        now, policy = self._handler.engine.monotonic(), self._handler.policy
+        if self._began is None:
+            self._began = now
+        if self._size > policy.max_response_bytes:
+            self._stream(f"larger than {policy.max_response_bytes} bytes")
+        elif self._is_event_stream():
+            self._stream("an event stream")
+        elif now - self._began > policy.max_hold:
+            self._stream(f"still streaming after {policy.max_hold:g} s")
+
+    def _finish(self) -> None:
+        """The answer is whole: record it, then begin it (E1)."""
+        if self._start is None:
+            raise AssertionError("the application ended without calling start_response")
+        assert self._frame is not None
+        status, headers = _status(self._start[0]), _bytes_headers(self._start[1])
+        if self._is_released(status):
+            self._take_run().release()
+            return self._begin(State.ANSWERED)
+        outcome, result = self._frame.encode(status, headers, b"".join(self._chunks))
+        ending = self._take_run().keep(outcome, result=result)
+        return self._conclude(ending, State.ANSWERED, stored=result == "kept")
+
+    def _stream(self, reason: str) -> None:
+        """The answer cannot be kept: say so in the record, then let it go (E2)."""
+        assert self._start is not None
+        status = _status(self._start[0])
+        if self._is_released(status):
+            self._take_run().release()
+            return self._begin(State.STREAMING)
+        ending = self._take_run().keep(encode_unreplayable(reason, status), result="unreplayable")
+        return self._conclude(ending, State.STREAMING, stored=False)
+
+    def _conclude(self, ending: Ending, state: State, *, stored: bool) -> None:
+        if isinstance(ending, Superseded):
+            self._state, self._replacement = State.REPLACED, self._handler.replay(ending.completed)
+        elif isinstance(ending, Refuse):
+            self._state, self._replacement = State.REPLACED, self._handler.refuse(ending.error)
+        else:
+            self._begin(state, stored=stored and ending is RECORDED)
+
+    def _begin(self, state: State, *, stored: bool = False) -> None:
+        """Hand the application's own status and headers to the server."""
+        assert self._start is not None
+        wire = self._handler.policy.wire
+        status, headers = self._start
+        headers = [pair for pair in headers if pair[0].lower().encode("latin-1") not in wire.ours]
+        if stored:
+            headers += text_headers([wire.expires_in])
+        self._state = state
+        self._server_write = self._server_start(status, headers)
+
+    def _flush(self) -> None:
+        chunks, self._chunks = self._chunks, []
+        assert self._server_write is not None
+        for chunk in chunks:
+            self._server_write(chunk)
+
+    def _fail(self) -> None:
+        """The application raised: free the key or record that it failed."""
+        run, policy = self._take_run(), self._handler.policy
+        if policy.on_exception == "keep":
+            run.keep(encode_response(handler_failed(policy.documentation_url)))
+        else:
+            run.release()
+
+    def _take_run(self) -> SyncRun:
+        run, self._run = self._run, None
+        assert run is not None
+        return run
+
+    def _is_released(self, status: int) -> bool:
+        return settle(status, policy=self._handler.policy) == "release"
+
+    def _is_event_stream(self) -> bool:
+        if self._start is None:
+            return False
+        return any(
+            name.lower() == "content-type" and value[:17].lower() == "text/event-stream"
+            for name, value in self._start[1]
+        )
+
+
+class _Body:
+    """What was kept back, then the rest of the application's own iterable, which is closed as PEP 3333 has it."""
+
+    def __init__(self, chunks: list[bytes], rest: Iterator[bytes], application: Iterable[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = rest
+        self._application = application
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._chunks
+        yield from self._rest
+
+    def close(self) -> None:
+        """The server is done with the answer."""
+        _close(self._application)
+
+
+def _close(application: object) -> None:
+    close = getattr(application, "close", None)
+    if close is not None:
+        close()
+
+
+def _close_after_failure(application: object) -> None:
+    """Let the application clean up; what that raises must not hide why it failed."""
+    try:
+        _close(application)
+    except Exception:
+        _log.exception("close() of an answer that failed raised too")
+
+
+def _status(line: str) -> int:
+    return int(line[:3])
+
+
+def _bytes_headers(headers: HeaderList) -> Headers:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -1,0 +1,607 @@
+"""The WSGI middleware as an application and a server meet it: under PEP 3333's validator, without a socket."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from threading import Barrier, Event, Thread
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wsgi_driver import Answer, call, validated
+
+from idempotency import Policy, Response, current_claim
+from idempotency.errors import InvalidKey, MissingTenant
+from idempotency.events import Event as IdempotencyEvent
+from idempotency.events import Refused, Replayed, Settled
+from idempotency.stores.memory import SyncMemoryStore
+from idempotency.wsgi import IdempotencyMiddleware, by_environ
+
+App = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+class Charges:
+    """An application that counts its effects."""
+
+    def __init__(self, status: str = "201 Created", headers: list[tuple[str, str]] | None = None) -> None:
+        self.effects = 0
+        self.closed = 0
+        self.status = status
+        self.headers = headers or [("Content-Type", "text/plain"), ("Set-Cookie", "session=secret")]
+        self.bodies: list[bytes] = []
+        self.during: Callable[[dict[str, Any]], object] = lambda environ: None
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        self.effects += 1
+        self.bodies.append(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+        self.during(environ)
+        start_response(self.status, list(self.headers))
+        return _Chunks(self, [b"charge ", str(self.effects).encode()])
+
+
+class _Chunks:
+    def __init__(self, app: Charges, chunks: list[bytes]) -> None:
+        self._app = app
+        self._chunks = iter(chunks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._app.closed += 1
+
+
+def protect(app: App, *, store: Any = None, **options: Any) -> App:
+    options = {"tenant": by_environ("REMOTE_USER")} | options
+    store = SyncMemoryStore() if store is None else store
+    return validated(IdempotencyMiddleware(validated(app), store=store, **options))
+
+
+def test_a_key_has_one_effect_and_a_faithful_replay() -> None:
+    app = Charges()
+    protected = protect(app)
+    first, again = call(protected, key='"k"'), call(protected, key='"k"')
+    assert (first.status, first.body, first.replayed) == (201, b"charge 1", False)
+    assert (again.status, again.body, again.replayed) == (201, b"charge 1", True)
+    assert first.values("set-cookie") == ["session=secret"]
+    assert again.values("set-cookie") == []
+    assert again.values("content-type") == ["text/plain"]
+    assert app.effects == app.closed == 1
+
+
+def test_a_request_without_a_key_passes_untouched() -> None:
+    app = Charges()
+    protected = protect(app)
+    assert [call(protected).body for _ in range(2)] == [b"charge 1", b"charge 2"]
+    assert call(protected).values("idempotency-expires-in") == []
+
+
+def test_a_first_answer_says_how_long_it_is_kept() -> None:
+    assert call(protect(Charges()), key="k").values("idempotency-expires-in") == ["86400"]
+
+
+def test_a_missing_key_is_refused_where_one_is_required() -> None:
+    app = Charges()
+    assert call(protect(app, policy=Policy(required=True))).status == 400
+    assert app.effects == 0
+
+
+@pytest.mark.parametrize("key", ["", "a, b", '"a", "b"', '"open', "k" * 256])
+def test_what_is_not_one_key_is_refused(key: str) -> None:
+    app = Charges()
+    answer = call(protect(app), key=key)
+    assert (answer.status, answer.values("content-type")) == (400, ["application/problem+json"])
+    assert app.effects == 0
+
+
+def test_keys_of_two_users_never_meet() -> None:
+    app = Charges()
+    protected = protect(app)
+    assert call(protected, key="k", user="alice").body == b"charge 1"
+    assert call(protected, key="k", user="bob").body == b"charge 2"
+
+
+def test_a_request_of_nobody_is_refused_before_the_store_is_asked() -> None:
+    store = SyncMemoryStore()
+    answer = call(protect(Charges(), store=store), key="k", user="")
+    assert (answer.status, store.scan().records) == (400, ())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"body": b'{"other": 1}'},
+        {"path": "/refunds"},
+        {"query": "a=1"},
+        {"method": "PATCH"},
+        {"CONTENT_TYPE": "text/plain"},
+    ],
+)
+def test_another_request_under_the_same_key_is_a_mismatch(change: dict[str, Any]) -> None:
+    app = Charges()
+    protected = protect(app)
+    call(protected, key="k")
+    assert call(protected, key="k", **change).status == 422
+    assert app.effects == 1
+
+
+def test_a_mounted_application_is_another_operation() -> None:
+    protected = protect(Charges())
+    call(protected, key="k", path="/charges")
+    assert call(protected, key="k", path="/charges", SCRIPT_NAME="/v2").status == 422
+
+
+def test_the_application_reads_the_body_as_it_was_sent() -> None:
+    app = Charges()
+    call(protect(app), key="k", body=bytes(range(256)) * 500)
+    assert app.bodies == [bytes(range(256)) * 500]
+
+
+def test_a_body_without_a_length_is_read_where_the_server_says_that_it_ends() -> None:
+    app = Charges()
+    protected = protect(app)
+    chunked: dict[str, Any] = {
+        "CONTENT_LENGTH": None,
+        "HTTP_TRANSFER_ENCODING": "chunked",
+        "wsgi.input_terminated": True,
+    }
+    for effect in (b"charge 1", b"charge 1"):
+        assert call(protected, key="k", body=b"chunks", **chunked).body == effect
+    assert app.bodies == [b"chunks"]
+    assert call(protected, key="k", body=b"others", **chunked).status == 422
+
+
+def test_a_body_without_a_length_is_refused_where_nobody_says_where_it_ends() -> None:
+    app = Charges()
+    answer = call(protect(app), key="k", CONTENT_LENGTH=None, HTTP_TRANSFER_ENCODING="chunked")
+    assert (answer.status, app.effects) == (411, 0)
+
+
+def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing() -> None:
+    app, store = Charges(), SyncMemoryStore()
+    answer = call(protect(app, store=store), key="k", body=b"half", CONTENT_LENGTH="100")
+    assert (answer.status, app.effects, store.scan().records) == (400, 0, ())
+
+
+@pytest.mark.parametrize("declared", ["6", None])
+def test_a_body_over_the_limit_is_refused(declared: str | None) -> None:
+    app = Charges()
+    protected = protect(app, policy=Policy(max_request_bytes=5))
+    answer = call(
+        protected, key="k", body=b"x" * 6, CONTENT_LENGTH=declared, **{"wsgi.input_terminated": True}
+    )
+    assert (answer.status, app.effects) == (413, 0)
+    assert call(protected, key="k", body=b"x" * 5).status == 201
+
+
+def test_a_body_that_does_not_arrive_in_time_is_refused() -> None:
+    app = Charges()
+    middleware = IdempotencyMiddleware(app, store=SyncMemoryStore(), tenant=by_environ("REMOTE_USER"))
+    times = iter([0.0, 0.0, 31.0])
+    middleware.engine.monotonic = lambda: next(times)
+    assert call(middleware, key="k", body=b"x" * 100_000).status == 408
+    assert app.effects == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "replayed"), [("200 OK", True), ("422 No", True), ("503 Busy", False), ("401 Who", False)]
+)
+def test_a_transient_answer_or_a_refusal_frees_the_key(status: str, replayed: bool) -> None:
+    app = Charges(status)
+    protected = protect(app)
+    call(protected, key="k")
+    assert call(protected, key="k").replayed is replayed
+    assert app.effects == (1 if replayed else 2)
+
+
+def test_an_answer_without_a_body_is_replayed_without_one() -> None:
+    def nothing(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("204 No Content", [])
+        return []
+
+    protected = protect(nothing)
+    for replayed in (False, True):
+        answer = call(protected, key="k")
+        assert (answer.status, answer.body, answer.replayed) == (204, b"", replayed)
+        assert answer.values("content-length") == []
+
+
+class Failing(Charges):
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        super().__call__(environ, start_response)
+        raise LookupError("after the effect")
+
+
+def test_an_application_that_raises_frees_the_key_and_raises_to_the_server() -> None:
+    app = Failing()
+    protected = protect(app)
+    for effects in (1, 2):
+        with pytest.raises(LookupError):
+            call(protected, key="k")
+        assert app.effects == effects
+
+
+def test_an_application_that_raises_is_never_repeated_at_most_once() -> None:
+    app = Failing()
+    protected = protect(app, policy=Policy.at_most_once())
+    with pytest.raises(LookupError):
+        call(protected, key="k")
+    answer = call(protected, key="k")
+    assert (answer.status, app.effects) == (500, 1)
+    assert b"first-run-failed" in answer.body
+
+
+def test_raising_while_the_answer_is_read_counts_as_raising() -> None:
+    closed = []
+
+    class Broken:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"half"
+            raise LookupError("half-way")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return Broken()
+
+    store = SyncMemoryStore()
+    with pytest.raises(LookupError):
+        call(protect(app, store=store), key="k")
+    assert (store.scan().records, closed) == ((), [True])
+
+
+@pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_worker_that_is_told_to_exit_leaves_its_claim_to_the_lease(ending: type[BaseException]) -> None:
+    app, store, events = Charges(), SyncMemoryStore(), []
+
+    def leave(environ: dict[str, Any]) -> None:
+        raise ending
+
+    app.during = leave
+    protected = IdempotencyMiddleware(
+        app, store=store, tenant=by_environ("REMOTE_USER"), hooks=[events.append]
+    )
+    with pytest.raises(ending):
+        call(protected, key="k")
+    assert [event.result for event in events if isinstance(event, Settled)] == ["abandoned"]
+    assert call(protected, key="k").status == 409
+
+
+def test_a_concurrent_duplicate_is_told_to_wait_or_waits() -> None:
+    app, inside, go_on = Charges(), Event(), Event()
+
+    def hold(environ: dict[str, Any]) -> None:
+        inside.set()
+        assert go_on.wait(10)
+
+    app.during = hold
+    store = SyncMemoryStore()
+    protected = protect(app, store=store)
+    patient = protect(app, store=store, policy=Policy(wait=10))
+    answers: list[Answer] = []
+    threads = [Thread(target=lambda: answers.append(call(protected, key="k")))]
+    threads[0].start()
+    assert inside.wait(10)
+    refused = call(protected, key="k")
+    threads.append(Thread(target=lambda: answers.append(call(patient, key="k"))))
+    threads[1].start()
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert refused.status == 409
+    assert int(refused.values("retry-after")[0]) >= 1
+    assert [answer.body for answer in answers] == [b"charge 1", b"charge 1"]
+    assert app.effects == 1
+
+
+def test_duplicates_at_once_have_one_effect() -> None:
+    app, barrier = Charges(), Barrier(8)
+    protected = protect(app)
+    answers: list[Answer] = []
+
+    def send() -> None:
+        barrier.wait(10)
+        answers.append(call(protected, key="k"))
+
+    threads = [Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert {answer.status for answer in answers} <= {201, 409}
+    assert app.effects == 1
+
+
+def test_an_event_stream_flows_and_is_never_run_again() -> None:
+    app = Charges("200 OK", [("Content-Type", "text/event-stream")])
+    protected = protect(app)
+    assert call(protected, key="k").body == b"charge 1"
+    again = call(protected, key="k")
+    assert (again.status, app.effects) == (409, 1)
+    assert b"not-replayable" in again.body
+
+
+def test_an_answer_over_the_limit_flows_chunk_by_chunk_and_is_never_run_again() -> None:
+    produced: list[int] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        for number in range(4):
+            produced.append(number)
+            yield b"12345"
+
+    protected = protect(app, policy=Policy(max_response_bytes=7))
+    begun: list[str] = []
+    body = protected(
+        _environ("k"), lambda status, headers, exc_info=None: begun.append(status) or (lambda _: None)
+    )
+    chunks = iter(body)
+    assert (begun, produced) == (["200 OK"], [0, 1])
+    assert b"".join(chunks) == b"12345" * 4
+    body.close()  # type: ignore[attr-defined]
+    assert call(protected, key="k").status == 409
+
+
+def test_an_answer_that_keeps_streaming_flows_after_a_while() -> None:
+    now = [0.0]
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        for chunk in (b"a", b"b", b"c"):
+            yield chunk
+            now[0] += 4.0
+
+    middleware = IdempotencyMiddleware(app, store=SyncMemoryStore(), tenant=by_environ("REMOTE_USER"))
+    middleware.engine.monotonic = lambda: now[0]
+    assert call(middleware, key="k").body == b"abc"
+    assert call(middleware, key="k").status == 409
+
+
+def test_what_is_written_by_write_is_part_of_the_answer() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", [("Content-Type", "text/plain")])
+        write(b"one ")
+        write(b"two ")
+        return [b"three"]
+
+    protected = protect(app)
+    for replayed in (False, True):
+        answer = call(protected, key="k")
+        assert (answer.body, answer.replayed) == (b"one two three", replayed)
+
+
+def test_write_beyond_the_limit_keeps_the_order() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", [("Content-Type", "text/plain")])
+        for chunk in (b"one ", b"two ", b"three "):
+            write(chunk)
+        return [b"four"]
+
+    protected = protect(app, policy=Policy(max_response_bytes=5))
+    assert call(protected, key="k").body == b"one two three four"
+    assert call(protected, key="k").status == 409
+
+
+def test_an_answer_that_begins_late_in_a_generator_is_recorded() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("201 Created", [("Content-Type", "text/plain")])
+        yield b"made late"
+
+    protected = protect(app)
+    assert [call(protected, key="k").replayed for _ in range(2)] == [False, True]
+
+
+def test_an_error_page_may_replace_an_answer_that_was_not_sent() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        try:
+            raise LookupError
+        except LookupError as error:
+            start_response(
+                "410 Gone", [("Content-Type", "text/plain")], (type(error), error, error.__traceback__)
+            )
+        return [b"gone"]
+
+    protected = protect(app)
+    assert [
+        (answer.status, answer.replayed) for answer in (call(protected, key="k"), call(protected, key="k"))
+    ] == [
+        (410, False),
+        (410, True),
+    ]
+
+
+def test_an_error_page_after_the_first_byte_raises_as_a_server_would() -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        yield b"half"
+        try:
+            raise LookupError("half-way")
+        except LookupError as error:
+            start_response(
+                "500 No", [("Content-Type", "text/plain")], (type(error), error, error.__traceback__)
+            )
+
+    with pytest.raises(LookupError):
+        call(protect(app), key="k")
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        lambda environ, start_response: [b"no start_response"],
+        lambda environ, start_response: [],
+        lambda environ, start_response: (start_response("200 OK", []), start_response("200 OK", []), [b""])[
+            2
+        ],
+    ],
+)
+def test_an_application_that_breaks_the_protocol_frees_the_key(app: App) -> None:
+    store = SyncMemoryStore()
+    protected = IdempotencyMiddleware(app, store=store, tenant=by_environ("REMOTE_USER"))
+    with pytest.raises(AssertionError):
+        call(protected, key="k")
+    assert store.scan().records == ()
+
+
+def test_a_file_is_not_sent_past_the_recorder() -> None:
+    seen: list[bool] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        seen.append("wsgi.file_wrapper" in environ)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"file"]
+
+    environ = _environ("k") | {"wsgi.file_wrapper": io.BytesIO}
+    protected = protect(app)
+    assert call(protected, environ).status == 200
+    assert (seen, "wsgi.file_wrapper" in environ) == ([False], True)
+
+
+def test_the_handler_knows_its_claim_and_nobody_knows_it_afterwards() -> None:
+    app, seen = Charges(), []
+    app.during = lambda environ: seen.append(current_claim())
+    protected = protect(app)
+    call(protected, key="k")
+    call(protected)
+    assert seen[0] is not None
+    assert (seen[0].attempt, seen[1], current_claim()) == (1, None, None)
+
+
+def test_two_layers_with_one_tenant_share_one_claim() -> None:
+    app, store = Charges(), SyncMemoryStore()
+    tenant = by_environ("REMOTE_USER")
+    inner = IdempotencyMiddleware(app, store=store, tenant=tenant)
+    outer = IdempotencyMiddleware(inner, store=store, tenant=tenant)
+    assert [call(outer, key="k").body for _ in range(2)] == [b"charge 1"] * 2
+
+
+def test_hooks_see_what_happened_and_no_secret() -> None:
+    events: list[IdempotencyEvent] = []
+    protected = protect(Charges(), hooks=[events.append])
+    call(protected, key="secret-key")
+    call(protected, key="secret-key")
+    call(protected, key="secret-key", body=b"other")
+    call(protected, key="a,b")
+    assert [type(event).__name__ for event in events] == [
+        "Claimed",
+        "Settled",
+        "Replayed",
+        "Refused",
+        "Refused",
+    ]
+    replayed, refused, unreadable = events[2:]
+    assert isinstance(replayed, Replayed)
+    assert replayed.operation == "POST /charges"
+    assert isinstance(refused, Refused)
+    assert refused.problem == "key-reused"
+    assert isinstance(unreadable, Refused)
+    assert unreadable.key_id is None
+    assert "secret-key" not in repr(events)
+
+
+def test_an_outcome_of_complete_in_is_what_would_have_been_recorded() -> None:
+    app, outcomes = Charges(), []
+
+    def record(environ: dict[str, Any]) -> None:
+        claim = current_claim()
+        assert claim is not None
+        outcomes.append(claim.outcome(Response(201, [(b"content-type", b"text/plain")], b"charge 1")))
+        with pytest.raises(TypeError):
+            claim.outcome("charge 1")
+
+    app.during = record
+    store = SyncMemoryStore()
+    call(protect(app, store=store), key="k")
+    assert outcomes == [store.scan().records[0].outcome]
+
+
+def test_redaction_that_fails_leaves_a_tombstone() -> None:
+    def redact(response: Response) -> Response:
+        raise ValueError("of the body")
+
+    protected = protect(Charges(), policy=Policy(redact=redact))
+    assert call(protected, key="k").status == 201
+    assert call(protected, key="k").status == 409
+
+
+def test_a_replay_can_be_told_by_the_header_that_the_policy_names() -> None:
+    protected = protect(Charges(), policy=Policy.stripe_v1())
+    call(protected, key="k")
+    assert call(protected, key="k").values("idempotent-replayed") == ["true"]
+
+
+def test_a_policy_may_differ_by_request() -> None:
+    app = Charges()
+    protected = protect(app, policy=lambda environ: Policy() if environ["PATH_INFO"] == "/charges" else None)
+    for path in ("/charges", "/other"):
+        for _ in range(2):
+            call(protected, key=path[1:], path=path)
+    assert app.effects == 3
+
+
+def test_a_tenant_that_refuses_is_a_problem() -> None:
+    def tenant(environ: dict[str, Any]) -> str:
+        raise MissingTenant("log in")
+
+    assert call(protect(Charges(), tenant=tenant), key="k").status == 400
+
+
+def test_a_tenant_that_is_no_text_is_an_error() -> None:
+    with pytest.raises(TypeError, match="must be a str"):
+        call(protect(Charges(), tenant=lambda environ: 5), key="k")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"store": SyncMemoryStore},
+        {"store": object()},
+        {"tenant": "REMOTE_USER"},
+        {"policy": "at_most_once"},
+        {"hooks": [int]},
+    ],
+)
+def test_a_wrong_set_up_is_refused_at_once(wrong: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"store": SyncMemoryStore(), "tenant": by_environ("REMOTE_USER")} | wrong
+    with pytest.raises(TypeError):
+        IdempotencyMiddleware(Charges(), **options)
+
+
+def test_a_request_header_is_nobodys_name() -> None:
+    with pytest.raises(ValueError, match="anybody can send"):
+        by_environ("HTTP_X_USER")
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.integers(0, 120))
+def test_any_chunks_come_out_as_they_went_in(chunks: list[bytes], limit: int) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return iter(chunks)
+
+    protected = protect(app, policy=Policy(max_response_bytes=limit))
+    whole = b"".join(chunks)
+    assert call(protected, key="k").body == whole
+    again = call(protected, key="k")
+    assert (again.status, again.body) == (200, whole) if len(whole) <= limit else again.status == 409
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_any_key_field_is_one_key_or_refused(field: bytes) -> None:
+    """Field values hold no control characters but the tab (RFC 9110, 5.5); a server refuses the rest."""
+    text = field.decode("latin-1")
+    app = Charges()
+    answer = call(
+        IdempotencyMiddleware(app, store=SyncMemoryStore(), tenant=by_environ("REMOTE_USER")), key=text
+    )
+    assert (answer.status, app.effects) in {(201, 1), (InvalidKey.status, 0)}
+
+
+def _environ(key: str) -> dict[str, Any]:
+    from wsgi_driver import environ_of
+
+    return environ_of(key=key)
