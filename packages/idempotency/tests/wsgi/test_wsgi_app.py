@@ -15,7 +15,7 @@ from wsgi_driver import Answer, call, validated
 from idempotency import Policy, Response, current_claim
 from idempotency.errors import InvalidKey, MissingTenant
 from idempotency.events import Event as IdempotencyEvent
-from idempotency.events import Refused, Replayed, Settled
+from idempotency.events import FailedAfterRecord, Refused, Replayed, Settled
 from idempotency.stores.memory import SyncMemoryStore
 from idempotency.wsgi import IdempotencyMiddleware, by_environ
 
@@ -605,3 +605,51 @@ def _environ(key: str) -> dict[str, Any]:
     from wsgi_driver import environ_of
 
     return environ_of(key=key)
+
+
+class FailingAtClose(Charges):
+    """Commits, as it were, when its answer is closed, and cannot."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        chunks = super().__call__(environ, start_response)
+
+        class Answer:
+            def __iter__(self) -> Iterator[bytes]:
+                return iter(chunks)
+
+            def close(self) -> None:
+                raise LookupError("the commit failed")
+
+        return Answer()
+
+
+def test_a_failure_after_the_record_is_told() -> None:
+    events: list[IdempotencyEvent] = []
+    protected = protect(FailingAtClose(), hooks=[events.append])
+    with pytest.raises(LookupError):
+        call(protected, key="secret-key")
+    assert [(event.operation, event.error) for event in events if isinstance(event, FailedAfterRecord)] == [
+        ("POST /charges", "LookupError")
+    ]
+    assert call(protected, key="secret-key").replayed
+
+
+def test_an_answer_can_be_recorded_once_the_application_has_closed_it() -> None:
+    store = SyncMemoryStore()
+    protected = protect(FailingAtClose(), store=store, policy=Policy(record="return"))
+    with pytest.raises(LookupError):
+        call(protected, key="k")
+    assert store.scan().records == ()
+    app = Charges()
+    protected = protect(app, store=store, policy=Policy(record="return"))
+    assert [call(protected, key="k").replayed for _ in range(2)] == [False, True]
+    assert app.closed == 1
+
+
+def test_a_request_that_the_handler_makes_is_not_part_of_its_run() -> None:
+    app = Charges()
+    protected = protect(app, store=SyncMemoryStore())
+    inner: list[Answer] = []
+    app.during = lambda environ: inner or inner.append(call(protected, key="k", path="/refunds"))
+    call(protected, key="k")
+    assert inner[0].status == 422

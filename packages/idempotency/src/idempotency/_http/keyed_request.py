@@ -5,7 +5,7 @@ the application's. Shared by `idempotency.wsgi` and `idempotency.django`; it per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from idempotency._core.decide import Refuse, Replay
@@ -28,9 +28,8 @@ RunT = TypeVar("RunT")
 class Source(Protocol):
     """What a framework knows of a request."""
 
-    @property
-    def covered_by(self) -> Collection[StorageKey]:
-        """The storage keys of the claims that it is a part of already (E10)."""
+    def is_part_of(self, key: StorageKey) -> bool:
+        """Whether it is part of a run under *key* already, and joins that (E10)."""
 
     def key_lines(self) -> Sequence[bytes]:
         """The Idempotency-Key field lines."""
@@ -96,7 +95,7 @@ class KeyedRequest(Generic[RunT]):
                     f"the principal, or tenant, must be a str, not a {type(principal).__name__}; str(user.id) is one"
                 )
             self.key, named = storage_key(principal, key), True
-            if self.key in self._source.covered_by:
+            if self._source.is_part_of(self.key):
                 return False
             view = self._source.view(principal, limit=policy.max_request_bytes)
         except IdempotencyError as error:

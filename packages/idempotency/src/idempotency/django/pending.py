@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import Token
 from typing import Any, Final, Generic, TypeVar
 
@@ -18,8 +19,8 @@ from idempotency._core.outcome import Headers, Response, encode_response, encode
 from idempotency._core.problem import handler_failed
 from idempotency._core.types import StorageKey
 from idempotency._http.keyed_request import KeyedRequest
-from idempotency._http.recorded_answer import AnswerFrame
-from idempotency.engine.current_claim import active
+from idempotency._http.recorded_answer import AnswerEncoder
+from idempotency.engine.current_claim import Frame, active
 from idempotency.engine.run import Run
 from idempotency.engine_sync import SyncRun
 
@@ -28,6 +29,7 @@ __all__ = ["PENDING", "PendingRequest", "pending_of", "to_django"]
 PENDING: Final = "_idempotency_pending"
 """The attribute of an `HttpRequest` that holds its `PendingRequest`."""
 
+RUNS: Final = "idempotency.runs"  # of the middlewares for ASGI and WSGI
 _KEY: Final = "HTTP_IDEMPOTENCY_KEY"
 
 RunT = TypeVar("RunT", Run, SyncRun)
@@ -53,15 +55,17 @@ class PendingRequest(Generic[RunT]):
         self.replacement: Response | None = None
         self._body: bytes | None = None
         self._too_large = False
-        self._frame: AnswerFrame | None = None
+        self._encoder: AnswerEncoder | None = None
+        self._frame: Frame | None = None
         self._token: Token[Any] | None = None
 
     # What `KeyedRequest` asks of a request.
 
-    @property
-    def covered_by(self) -> Collection[StorageKey]:
-        """The storage keys of the claims that it is a part of already: none, since Django calls one view."""
-        return ()
+    def is_part_of(self, key: StorageKey) -> bool:
+        """Whether an ASGI or WSGI middleware outside has this request under *key* already (E10)."""
+        holder: Any = getattr(self.request, "scope", None) or getattr(self.request, "environ", None) or {}
+        runs: tuple[Frame, ...] = holder.get(RUNS, ())
+        return any(frame.claim.key == key and not frame.over for frame in runs)
 
     def key_lines(self) -> Sequence[bytes]:
         """The Idempotency-Key field lines: none, or all in one, joined by a comma, which no key holds."""
@@ -105,21 +109,27 @@ class PendingRequest(Generic[RunT]):
             return to_django(verdict)
         if verdict is not None:
             self.run = verdict
-            self._frame = AnswerFrame(verdict.claim, self.operation.policy, self.engine.traceparent)
+            self._encoder = AnswerEncoder(self.operation.policy, self.engine.traceparent)
+            self._frame = Frame(verdict.claim, self._encoder, None)
             self._token = active.set(self._frame)
         return None
 
     def leave(self) -> None:
         """The view is over: what runs from now on is not under its claim."""
-        if self._token is not None:
-            token, self._token = self._token, None
+        if self._frame is None or self._token is None:
+            return
+        self._frame.end()
+        token, self._token = self._token, None
+        # Under ASGI a plain view runs, and claims, in a context of its own, which went with it.
+        with suppress(ValueError):
             active.reset(token)
 
     # The settlement.
 
     def outcome_of(self, response: HttpResponseBase) -> tuple[bytes, Any] | None:
         """The record of *response*, and whether it can be replayed; None where its key is to be freed."""
-        assert self._frame is not None
+        assert self._encoder is not None
+        assert self.run is not None
         policy, status = self.operation.policy, response.status_code
         if self.raised and status >= 500:
             if policy.on_exception == "release":
@@ -130,7 +140,7 @@ class PendingRequest(Generic[RunT]):
         if response.streaming:
             return encode_unreplayable("a streaming response", status), "unreplayable"
         assert isinstance(response, HttpResponse)
-        return self._frame.encode(status, _headers(response), response.content)
+        return self._encoder.encode(Response(status, _headers(response), response.content), self.run.claim)
 
     def answer(self, response: HttpResponseBase, ending: Ending, result: str) -> HttpResponseBase:
         """What to answer once the record was made, or was not (E8)."""

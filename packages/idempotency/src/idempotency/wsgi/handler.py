@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -11,14 +11,19 @@ from idempotency._core.outcome import Headers, Response
 from idempotency._core.policy import Policy
 from idempotency._core.types import StorageKey
 from idempotency._http.keyed_request import KeyedRequest
+from idempotency.engine.current_claim import Frame
 from idempotency.engine_sync import SyncEngine, SyncRun
 from idempotency.wsgi.request import BodyReader, full_path, headers_of, key_lines
 from idempotency.wsgi.types import Environ, HeaderList
 
-__all__ = ["COVERED_BY", "RequestHandler", "status_line", "text_headers"]
+__all__ = ["RUNS", "RequestHandler", "status_line", "text_headers"]
 
-COVERED_BY: Final = "idempotency.covered_by"
-"""In the environment of a running request: the storage keys of its claims, for another middleware inside (E10)."""
+RUNS: Final = "idempotency.runs"
+"""
+In the environment of a running request: its runs, outermost first, for another middleware inside (E10).
+
+Not the context: a request that the handler makes inherits that.
+"""
 
 
 class RequestHandler(KeyedRequest[SyncRun]):
@@ -43,11 +48,10 @@ class RequestHandler(KeyedRequest[SyncRun]):
             return prepared
         return self.conclude(self.engine.begin(self)) if prepared else None
 
-    @property
-    def covered_by(self) -> Collection[StorageKey]:
-        """The storage keys of the claims that it is a part of already (E10)."""
-        keys: Collection[StorageKey] = self.environ.get(COVERED_BY, ())
-        return keys
+    def is_part_of(self, key: StorageKey) -> bool:
+        """Whether it is part of a run under *key* already, and joins that (E10)."""
+        runs: tuple[Frame, ...] = self.environ.get(RUNS, ())
+        return any(frame.claim.key == key and not frame.over for frame in runs)
 
     def key_lines(self) -> Sequence[bytes]:
         """The Idempotency-Key field lines."""

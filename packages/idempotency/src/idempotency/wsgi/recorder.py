@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from contextvars import Token
 from enum import Enum
 from typing import Any, Final
@@ -23,10 +24,12 @@ from idempotency._core.machine import RECORDED, Ending, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
-from idempotency._http.recorded_answer import AnswerFrame
-from idempotency.engine.current_claim import active
+from idempotency._core.types import Claim, key_id
+from idempotency._http.recorded_answer import AnswerEncoder
+from idempotency.engine.current_claim import Frame, active
 from idempotency.engine_sync import SyncRun
-from idempotency.wsgi.handler import COVERED_BY, RequestHandler, status_line, text_headers
+from idempotency.events import FailedAfterRecord
+from idempotency.wsgi.handler import RUNS, RequestHandler, status_line, text_headers
 from idempotency.wsgi.types import ExceptionInfo, HeaderList, StartResponse, Write, WSGIApp
 
 __all__ = ["ResponseRecorder"]
@@ -54,7 +57,8 @@ class ResponseRecorder:
         self._server_start = start_response
         self._state = State.UNCLAIMED
         self._run: SyncRun | None = None  # until it is settled
-        self._frame: AnswerFrame | None = None
+        self._encoder: AnswerEncoder | None = None
+        self._frame: Frame | None = None
         self._token: Token[Any] | None = None
         self._start: tuple[str, HeaderList] | None = None
         self._chunks: list[bytes] = []
@@ -62,7 +66,9 @@ class ResponseRecorder:
         self._began: float | None = None  # when the first chunk came
         self._replacement: Response | None = None
         self._server_write: Write | None = None  # while STREAMING
-        self._outer_keys: tuple[Any, ...] = ()
+        self._outer_runs: tuple[Frame, ...] = ()
+        self._application: Iterable[bytes] | None = None  # until it is closed
+        self._recorded: Claim | None = None
         self._file_wrapper: Any = None
 
     def claim(self, tenant: str | Callable[[], str], policy: Policy) -> bool:
@@ -94,29 +100,60 @@ class ResponseRecorder:
         """
         if self._replacement is not None:
             return self._replace(self._replacement)  # claimed before, in vain: the application need not run
-        application: Iterable[bytes] | None = None
         try:
-            application = app(self._handler.environ, self._start_response)
-            rest = iter(application)
+            self._application = app(self._handler.environ, self._start_response)
+            rest = iter(self._application)
             self._read(rest)
         except Exception:
             if self._run is not None:
                 self._fail()
-            _close_after_failure(application)
+            self._close_after_failure()
             raise
         except (
             BaseException
         ):  # the worker is told to exit, or its greenlet is killed: the outcome is unknown (E4)
             if self._run is not None:
                 self._take_run().abandon()
-            _close_after_failure(application)
+            self._close_after_failure()
             raise
         finally:
             self._leave()
         if self._replacement is None:
-            return _Body(self._chunks, rest, application)
-        _close(application)
+            return _Body(self._chunks, rest, self)
+        self.close()
         return self._replace(self._replacement)
+
+    def close(self) -> None:
+        """
+        Close the application's iterable, once: the server is done with the answer (PEP 3333).
+
+        Raises:
+            Whatever the application raises; where its answer was recorded, that is told to the hooks and the log.
+        """
+        application, self._application = self._application, None
+        close = getattr(application, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except Exception as error:
+            if self._recorded is not None:
+                self._handler.engine.emit(
+                    FailedAfterRecord(
+                        operation=self._handler.operation,
+                        key_id=key_id(self._recorded.key),
+                        attempt=self._recorded.attempt,
+                        error=type(error).__name__,
+                    )
+                )
+            raise
+
+    def _close_after_failure(self) -> None:
+        """Let the application clean up; what that raises must not hide why it failed."""
+        try:
+            self.close()
+        except Exception:
+            _log.exception("close() of an answer that failed raised too")
 
     def _replace(self, answer: Response) -> Iterable[bytes]:
         self._server_start(status_line(answer.status), text_headers(answer.headers))
@@ -126,19 +163,26 @@ class ResponseRecorder:
 
     def _enter(self, run: SyncRun, policy: Policy) -> None:
         engine, environ = self._handler.engine, self._handler.environ
-        self._frame = AnswerFrame(run.claim, policy, engine.traceparent)
-        self._outer_keys = environ.get(COVERED_BY, ())
-        environ[COVERED_BY] = (*self._outer_keys, run.claim.key)
+        self._encoder = AnswerEncoder(policy, engine.traceparent)
+        self._outer_runs = environ.get(RUNS, ())
+        # What the server's thread is in the middle of is no part of this request, so that no run encloses it but those
+        # of the environment.
+        enclosing = self._outer_runs[-1] if self._outer_runs else None
+        self._frame = Frame(run.claim, self._encoder, enclosing)
+        environ[RUNS] = (*self._outer_runs, self._frame)
         self._file_wrapper = environ.pop(_FILE_WRAPPER, None)  # a server sends such a file past us (E6)
         self._token = active.set(self._frame)
 
     def _leave(self) -> None:
-        if self._token is None:
+        if self._frame is None or self._token is None:
             return
+        self._frame.end()
         token, self._token = self._token, None
-        active.reset(token)
+        # A framework may have claimed in a context of its own, which went with it.
+        with suppress(ValueError):
+            active.reset(token)
         environ = self._handler.environ
-        environ[COVERED_BY] = self._outer_keys
+        environ[RUNS] = self._outer_runs
         if self._file_wrapper is not None:
             environ[_FILE_WRAPPER] = self._file_wrapper
 
@@ -211,13 +255,16 @@ class ResponseRecorder:
         """The answer is whole: record it, then begin it (E1)."""
         if self._start is None:
             raise AssertionError("the application ended without calling start_response")
-        assert self._frame is not None
+        assert self._encoder is not None
+        if self._handler.policy.record == "return":
+            self.close()  # what is done there counts: it may raise
         status, headers = _status(self._start[0]), _bytes_headers(self._start[1])
         if self._is_released(status):
             self._take_run().release()
             return self._begin(State.ANSWERED)
-        outcome, result = self._frame.encode(status, headers, b"".join(self._chunks))
-        ending = self._take_run().keep(outcome, result=result)
+        run = self._take_run()
+        outcome, result = self._encoder.encode(Response(status, headers, b"".join(self._chunks)), run.claim)
+        ending = run.keep(outcome, result=result)
         return self._conclude(ending, State.ANSWERED, stored=result == "kept")
 
     def _stream(self, reason: str) -> None:
@@ -231,6 +278,9 @@ class ResponseRecorder:
         return self._conclude(ending, State.STREAMING, stored=False)
 
     def _conclude(self, ending: Ending, state: State, *, stored: bool) -> None:
+        if ending is RECORDED:
+            assert self._frame is not None
+            self._recorded = self._frame.claim
         if isinstance(ending, Superseded):
             self._state, self._replacement = State.REPLACED, self._handler.replay(ending.completed)
         elif isinstance(ending, Refuse):
@@ -283,10 +333,10 @@ class ResponseRecorder:
 class _Body:
     """What was kept back, then the rest of the application's own iterable, which is closed as PEP 3333 has it."""
 
-    def __init__(self, chunks: list[bytes], rest: Iterator[bytes], application: Iterable[bytes]) -> None:
+    def __init__(self, chunks: list[bytes], rest: Iterator[bytes], recorder: ResponseRecorder) -> None:
         self._chunks = chunks
         self._rest = rest
-        self._application = application
+        self._recorder = recorder
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._chunks
@@ -294,21 +344,7 @@ class _Body:
 
     def close(self) -> None:
         """The server is done with the answer."""
-        _close(self._application)
-
-
-def _close(application: object) -> None:
-    close = getattr(application, "close", None)
-    if close is not None:
-        close()
-
-
-def _close_after_failure(application: object) -> None:
-    """Let the application clean up; what that raises must not hide why it failed."""
-    try:
-        _close(application)
-    except Exception:
-        _log.exception("close() of an answer that failed raised too")
+        self._recorder.close()
 
 
 def _status(line: str) -> int:
