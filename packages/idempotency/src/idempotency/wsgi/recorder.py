@@ -119,7 +119,7 @@ class ResponseRecorder:
         finally:
             self._leave()
         if self._replacement is None:
-            return _Body(self._chunks, rest, self)
+            return _Body(self._chunks, iter(()) if self._application is None else rest, self)
         self.close()
         return self._replace(self._replacement)
 
