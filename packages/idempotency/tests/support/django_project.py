@@ -52,8 +52,10 @@ def configure() -> None:
 def migrate() -> None:
     """Make the tables of the installed applications."""
     from django.core.management import call_command
+    from django.db import connection
 
     call_command("migrate", verbosity=0)
+    connection.inc_thread_sharing()  # a test under ASGI uses it from Django's own thread, and closes it
 
 
 def set_urls(patterns: list[Any]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
-from idempotency._core.outcome import Response
-from idempotency._core.policy import Policy
+from idempotency.django.claims import aclaim, claim
 from idempotency.django.pending import PENDING, PendingRequest, to_django
 from idempotency.django.settings import Settings, open_project_store
 from idempotency.engine import Engine
@@ -25,7 +25,7 @@ class IdempotencyMiddleware:
     One effect per Idempotency-Key for the views of a Django project.
 
     Put it below `AuthenticationMiddleware` in `MIDDLEWARE`. A key is claimed just before the view, so what Django
-    refuses before (no such URL, a wrong method of a class-based view aside, CSRF, nobody logged in) uses no key up; the
+    refuses before (no such URL, CSRF, nobody logged in) uses no key up; the
     response is recorded when it comes back, with `ATOMIC_REQUESTS` after the commit.
 
     The policy is the view's own (`protect`), or the setting's.
@@ -95,39 +95,25 @@ class IdempotencyMiddleware:
 
     # Called by Django just before the view.
 
-    def _process_view(
-        self, request: HttpRequest, view: Any, _args: Any, _kwargs: Any
-    ) -> HttpResponseBase | None:
-        policy = self._policy_for(request, view)
-        if policy is None:
+    def _process_view(self, request: HttpRequest, view: Any, _args: Any, _kwargs: Any) -> HttpResponse | None:
+        if claims_itself(view):
             return None
         pending: PendingRequest[Any] = getattr(request, PENDING)
-        return pending.begin(claim(pending, lambda: self.settings.principal(request), policy))
+        return claim(pending, partial(self.settings.principal, request), self.settings.policy_for(request))
 
     async def _aprocess_view(
         self, request: HttpRequest, view: Any, _args: Any, _kwargs: Any
-    ) -> HttpResponseBase | None:
-        policy = self._policy_for(request, view)
-        if policy is None:
+    ) -> HttpResponse | None:
+        if claims_itself(view):
             return None
         pending: PendingRequest[Any] = getattr(request, PENDING)
-        principal: Callable[[], str] = lambda: self.settings.principal(request)  # noqa: E731
-        if hasattr(request, "auser") and pending.key_lines():
-            request.user = (
-                await request.auser()
-            )  # a lazy user reads the database, which an event loop must not
-        return pending.begin(await aclaim(pending, principal, policy))
+        principal = partial(self.settings.principal, request)
+        return await aclaim(pending, principal, self.settings.policy_for(request))
 
     def process_exception(self, request: HttpRequest, _exception: Exception) -> None:
         """Called by Django where the view raised: a 500 is then an exception, not the view's answer."""
         pending: PendingRequest[Any] = getattr(request, PENDING)
         pending.raised = True
-
-    def _policy_for(self, request: HttpRequest, view: Any) -> Policy | None:
-        if claims_itself(view):
-            return None
-        policy = self.settings.policy
-        return policy if isinstance(policy, Policy) else policy(request)
 
     # Called with the view's response.
 
@@ -150,22 +136,6 @@ class IdempotencyMiddleware:
             return response
         outcome, result = recorded
         return pending.answer(response, await pending.run.keep(outcome, result=result), result)
-
-
-def claim(pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy) -> Any:
-    """The run, the answer in its place, or None: run without protection."""
-    prepared = pending.operation.prepare(principal, policy)
-    if isinstance(prepared, Response):
-        return prepared
-    return pending.operation.conclude(pending.engine.begin(pending.operation)) if prepared else None
-
-
-async def aclaim(pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy) -> Any:
-    """`claim`, on an event loop."""
-    prepared = pending.operation.prepare(principal, policy)
-    if isinstance(prepared, Response):
-        return prepared
-    return pending.operation.conclude(await pending.engine.begin(pending.operation)) if prepared else None
 
 
 def claims_itself(view: Any) -> bool:

@@ -49,7 +49,6 @@ class PendingRequest(Generic[RunT]):
         self.operation: KeyedRequest[RunT] = KeyedRequest(
             engine, self, method=request.method or "", path=request.get_full_path().partition("?")[0]
         )
-        self.is_claimed = False
         self.raised = False
         self.run: RunT | None = None
         self.replacement: Response | None = None
@@ -103,16 +102,29 @@ class PendingRequest(Generic[RunT]):
 
     def begin(self, verdict: RunT | Response | None) -> HttpResponse | None:
         """Enter the run, or learn what to answer in its place."""
-        self.is_claimed = True
         if isinstance(verdict, Response):
-            self.replacement = verdict
-            return to_django(verdict)
+            return self.replace(verdict)
         if verdict is not None:
             self.run = verdict
             self._encoder = AnswerEncoder(self.operation.policy, self.engine.traceparent)
             self._frame = Frame(verdict.claim, self._encoder, None)
             self._token = active.set(self._frame)
         return None
+
+    def replace(self, answer: Response) -> HttpResponse:
+        """Answer with *answer*, whatever the view says."""
+        self.replacement = answer
+        return to_django(answer)
+
+    def require_unclaimed(self) -> None:
+        """
+        A request is claimed once.
+
+        Raises:
+            RuntimeError: It was claimed before: two decorators, or a decorator and the mixin, protect one view.
+        """
+        if self.run is not None or self.replacement is not None:
+            raise RuntimeError("this request was claimed before: protect a view once")
 
     def leave(self) -> None:
         """The view is over: what runs from now on is not under its claim."""

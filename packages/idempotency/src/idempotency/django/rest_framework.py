@@ -16,7 +16,6 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from idempotency._core.policy import Policy
-from idempotency.django.pending import pending_of
 from idempotency.django.views import claim_now
 
 __all__ = ["IdempotentAPIView", "IdempotentMixin"]
@@ -42,8 +41,7 @@ class IdempotentMixin:
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         """Called by the framework just before the method that handles the request."""
         super().initial(request, *args, **kwargs)  # type: ignore[misc]
-        claim_now(request, self.idempotency_policy)
-        if pending_of(request._request).replacement is not None:  # noqa: SLF001
+        if claim_now(request, self.idempotency_policy) is not None:
             raise _Answered
 
 

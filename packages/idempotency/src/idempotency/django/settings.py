@@ -79,6 +79,10 @@ class Settings:
             raise ImproperlyConfigured('IDEMPOTENCY["POLICY"] must be a Policy, or a function of the request')
         return cls(store=given["STORE"], principal=principal, policy=policy, hooks=hooks)
 
+    def policy_for(self, request: HttpRequest) -> Policy | None:
+        """What is promised to *request*; None where it is left alone."""
+        return self.policy if isinstance(self.policy, Policy) else self.policy(request)
+
 
 def open_project_store(given: Any, *, asynchronous: bool) -> Any:
     """

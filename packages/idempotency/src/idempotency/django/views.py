@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest, HttpResponse
 
 from idempotency._core.policy import Policy
-from idempotency.django.middleware import aclaim, claim
-from idempotency.django.pending import pending_of
+from idempotency.django.claims import aclaim, claim
+from idempotency.django.pending import PendingRequest, pending_of
 from idempotency.django.settings import Settings
 
 __all__ = ["protect"]
@@ -43,19 +43,15 @@ def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
 
             @wraps(function)
             async def protected_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-                pending, chosen, principal = _prepared(request, policy)
-                if chosen is not None:
-                    answer = pending.begin(await aclaim(pending, principal, chosen))
-                    if answer is not None:
-                        return answer
-                return await function(request, *args, **kwargs)
+                answer = await aclaim(*_prepared(request, policy))
+                return await function(request, *args, **kwargs) if answer is None else answer
 
             protected: Any = protected_async
         else:
 
             @wraps(function)
             def protected_sync(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-                answer = claim_now(request, policy)
+                answer = claim(*_prepared(request, policy))
                 return function(request, *args, **kwargs) if answer is None else answer
 
             protected = protected_sync
@@ -65,23 +61,14 @@ def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
     return decorate if view is None else decorate(view)
 
 
-def claim_now(request: HttpRequest, policy: Policy | None) -> HttpResponse | None:
-    """Claim for a view without `async`; what to answer in its place, if anything."""
-    pending, chosen, principal = _prepared(request, policy)
-    if chosen is None:
-        return None
-    if iscoroutinefunction(pending.engine.begin):
-        from asgiref.sync import async_to_sync
-
-        return pending.begin(async_to_sync(aclaim)(pending, principal, chosen))
-    return pending.begin(claim(pending, principal, chosen))
+def claim_now(request: Any, policy: Policy | None) -> HttpResponse | None:
+    """Claim for a view of a framework on top of Django, which wraps the request."""
+    return claim(*_prepared(request, policy))
 
 
-def _prepared(request: HttpRequest, policy: Policy | None) -> tuple[Any, Policy | None, Callable[[], str]]:
-    http_request = getattr(request, "_request", request)  # Django REST framework wraps it
-    pending, settings = pending_of(http_request), Settings.read()
-    if policy is not None:
-        chosen: Policy | None = policy
-    else:
-        chosen = settings.policy if isinstance(settings.policy, Policy) else settings.policy(request)
-    return pending, chosen, lambda: settings.principal(request)
+def _prepared(
+    request: Any, policy: Policy | None
+) -> tuple[PendingRequest[Any], Callable[[], str], Policy | None]:
+    pending, settings = pending_of(getattr(request, "_request", request)), Settings.read()
+    pending.require_unclaimed()
+    return pending, partial(settings.principal, request), policy or settings.policy_for(request)

@@ -111,7 +111,7 @@ class ResponseRecorder:
             raise
         except (
             BaseException
-        ):  # the worker is told to exit, or its greenlet is killed: the outcome is unknown (E4)
+        ):  # the worker is told to exit, its greenlet is killed: the outcome is unknown (E4)
             if self._run is not None:
                 self._take_run().abandon()
             self._close_after_failure()
@@ -119,7 +119,7 @@ class ResponseRecorder:
         finally:
             self._leave()
         if self._replacement is None:
-            return _Body(self._chunks, iter(()) if self._application is None else rest, self)
+            return _Body(self._chunks, iter(()) if self._is(State.ANSWERED) else rest, self)
         self.close()
         return self._replace(self._replacement)
 

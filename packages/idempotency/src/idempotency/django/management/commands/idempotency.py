@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import REMAINDER, ArgumentParser
 from typing import Any
@@ -28,6 +29,7 @@ class Command(BaseCommand):
         store = Settings.read().store
         if not isinstance(store, str) or ":" not in store:
             raise CommandError('the command opens its store by a URL: give IDEMPOTENCY["STORE"] as one')
-        code = main(["--store", store, *options["arguments"]])
+        os.environ["IDEMPOTENCY_STORE"] = store  # what the command opens unless it is told another
+        code = main(options["arguments"])
         if code:
             sys.exit(code)

@@ -1,0 +1,50 @@
+"""Claims a request just before its view: for plain views and coroutine views, over either kind of engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from django.http import HttpResponse
+
+from idempotency._core.outcome import Response
+from idempotency._core.policy import Policy
+from idempotency.django.pending import PendingRequest
+
+__all__ = ["aclaim", "claim"]
+
+
+def claim(
+    pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy | None
+) -> HttpResponse | None:
+    """
+    Claim where nothing can be awaited.
+
+    Returns:
+        What to answer in place of the view: a replay or a problem; None: run the view.
+    """
+    prepared = False if policy is None else pending.operation.prepare(principal, policy)
+    if isinstance(prepared, Response):
+        return pending.replace(prepared)
+    if not prepared:
+        return None
+    begin = pending.engine.begin
+    verdict = (async_to_sync(begin) if iscoroutinefunction(begin) else begin)(pending.operation)
+    return pending.begin(pending.operation.conclude(verdict))
+
+
+async def aclaim(
+    pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy | None
+) -> HttpResponse | None:
+    """`claim`, on an event loop. *principal* is called in a thread, since it may read the database."""
+    if policy is None or not (pending.key_lines() or policy.required):
+        return None
+    prepared = await sync_to_async(pending.operation.prepare)(principal, policy)
+    if isinstance(prepared, Response):
+        return pending.replace(prepared)
+    if not prepared:
+        return None
+    begin = pending.engine.begin
+    verdict = await (begin if iscoroutinefunction(begin) else sync_to_async(begin))(pending.operation)
+    return pending.begin(pending.operation.conclude(verdict))
