@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import time
@@ -12,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "BODY",
@@ -25,6 +29,7 @@ __all__ = [
     "free_port",
     "patient",
     "podman",
+    "run",
     "until",
 ]
 
@@ -47,19 +52,43 @@ def podman(
     given: bytes | None = None,
 ) -> str:
     """Run podman and return what it printed; both streams, since a container's log is in either."""
-    done = subprocess.run(
-        [binary, *arguments],
+    code, printed = run([binary, *arguments], timeout=timeout, given=given)
+    lines = printed.splitlines()
+    text = "\n".join(line for line in lines if not any(word in line for word in _NOISE))
+    if check and code != 0:
+        raise RuntimeError(f"{binary} {' '.join(arguments)} failed with {code}:\n{text}")
+    return text.strip()
+
+
+def run(
+    command: list[str], *, timeout: float = PATIENCE, given: bytes | None = None, **options: Any
+) -> tuple[int, str]:
+    """
+    Run *command* and return its exit code and what it printed on both streams.
+
+    Raises:
+        TimeoutError: It took longer than *timeout* seconds. It was killed with every process it had started:
+            one that is left holds the pipe open, and reading that has no end.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        input=given,
-        timeout=timeout,
-        check=False,
+        start_new_session=True,
+        **options,
     )
-    lines = done.stdout.decode(errors="replace").splitlines()
-    text = "\n".join(line for line in lines if not any(word in line for word in _NOISE))
-    if check and done.returncode != 0:
-        raise RuntimeError(f"{binary} {' '.join(arguments)} failed with {done.returncode}:\n{text}")
-    return text.strip()
+    try:
+        printed, _ = process.communicate(given, timeout=timeout)
+    except BaseException as error:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            said = printed.decode(errors="replace").strip().splitlines()[-1:]
+            raise TimeoutError(f"{' '.join(command)[:100]} took longer than {timeout:g} s: {said}") from None
+        raise
+    return process.returncode, printed.decode(errors="replace")
 
 
 def free_port() -> int:

@@ -6,11 +6,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from statistics import median
 
-from engine import DOCKER, PATIENCE, Service, composition, podman
+from engine import DOCKER, Service, composition, podman, run
 from tally import Tally
 
 __all__ = ["verify_guide"]
@@ -126,18 +125,10 @@ class _Terminal:
 
     def type(self, line: str) -> str:
         """Run *line* and return what it printed, but for podman's words about systemd."""
-        done = subprocess.run(
-            ["bash", "-c", line.replace("localhost:8000", f"localhost:{self._service.port}")],
-            cwd=self._directory,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        typed = line.replace("localhost:8000", f"localhost:{self._service.port}")
+        _, printed = run(["bash", "-c", typed], cwd=self._directory, env=self._environment)
         noise = ("systemd", "syslog")
-        return "\n".join(text for text in done.stdout.splitlines() if not any(word in text for word in noise))
+        return "\n".join(text for text in printed.splitlines() if not any(word in text for word in noise))
 
     def check(self, line: str, expected: str) -> None:
         """Type *line*; what it prints has to match *expected*. `@connected` waits until the service has its Redis."""

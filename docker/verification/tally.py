@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 __all__ = ["Part", "Tally"]
 
 Part = Callable[["Tally", Path], None]
+
+_PART_SECONDS = int(os.environ.get("VERIFY_PART_SECONDS", "600"))
+
+
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the main thread, wherever it waits, where the block takes longer."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError(f"longer than {seconds} s (VERIFY_PART_SECONDS)")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass(slots=True)
@@ -45,7 +66,8 @@ class Tally:
         self._rows.append(_Row(name, (part.__doc__ or "").splitlines()[0]))
         begun = time.perf_counter()
         try:
-            part(self, scratch)
+            with _at_most(_PART_SECONDS):
+                part(self, scratch)
         except Exception as error:
             self.check(f"{name} runs to its end", False, f"{type(error).__name__}: {error}")
         self._rows[-1].seconds = time.perf_counter() - begun

@@ -1,0 +1,155 @@
+"""
+`ml-api serve` as it is shipped, spoken to over raw sockets.
+
+Most tests share one service, whose time limits are short: `wire`. A test that wants other limits starts a service of
+its own with `start_wire`. The fixture `client` is one connection to the shared service, once new and once after a
+request was answered on it: every guard has to hold for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_http import PATIENCE, Answer, Client, head
+
+API_KEY = "the-api-key-of-the-wire-tests"
+
+SHORT_LIMITS = {
+    "ML_SERVICE_HEADER_TIMEOUT": "1",
+    "ML_SERVICE_BODY_TIMEOUT": "1",
+    "ML_SERVICE_KEEP_ALIVE_TIMEOUT": "1",
+    "ML_SERVICE_WRITE_TIMEOUT": "1",
+}
+
+
+@dataclass
+class Wire:
+    """One running service."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    body: bytes
+    api_key: str = API_KEY
+
+    def connect(self, **options: Any) -> Client:
+        return Client(self.port, **options)
+
+    def ask(self, *parts: bytes) -> Answer:
+        """Send *parts* on a connection of their own and read one answer."""
+        client = self.connect()
+        try:
+            return client.send(*parts).answer()
+        finally:
+            client.close()
+
+    def healthy(self) -> bool:
+        try:
+            return self.ask(head("GET", "/health")).status == 200
+        except OSError:
+            return False
+
+    def post(self, *lines: str, path: str = "/predict", key: str | None = API_KEY) -> bytes:
+        """The head of a POST that may be answered with a decision, but for what frames its body."""
+        given = (f"X-API-Key: {key}",) if key is not None else ()
+        return head("POST", path, *given, "Content-Type: application/json", *lines)
+
+    def predict(self, *lines: str, path: str = "/predict") -> bytes:
+        """A whole POST with a Content-Length."""
+        return self.post(f"Content-Length: {len(self.body)}", *lines, path=path) + self.body
+
+    def resident(self) -> int:
+        """Bytes of memory that the process has resident."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no VmRSS")
+
+    def metric(self, name: str) -> float:
+        """One sample of /metrics, 0.0 where it is not there; *name* with its labels as they are exposed."""
+        for line in self.ask(head("GET", "/metrics")).body.decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+
+@pytest.fixture(scope="session")
+def start_wire(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., contextlib.AbstractContextManager[Wire]]]:
+    """Start a service: `with start_wire(ML_SERVICE_MAX_CONNECTIONS="8") as wire`; short limits unless named."""
+    pycache = tmp_path_factory.mktemp("pycache")
+    example = json.dumps(json.loads(EXAMPLE.read_bytes())).encode()
+
+    @contextlib.contextmanager
+    def start(*, descriptors: int | None = None, **variables: str) -> Iterator[Wire]:
+        directory = tmp_path_factory.mktemp("wire")
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = int(probe.getsockname()[1])
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ML_SERVICE_")}
+        inherited.pop("PYTHONDONTWRITEBYTECODE", None)
+        own = {
+            "ML_SERVICE_API_KEY": API_KEY,
+            "ML_SERVICE_STORE_PATH": str(directory / "idempotency.sqlite3"),
+            "PYTHONPYCACHEPREFIX": str(pycache),
+        }
+
+        def limit_descriptors() -> None:
+            if descriptors is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+        with (directory / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ml_api", "serve", "--port", str(port)],
+                env=inherited | own | SHORT_LIMITS | variables,
+                cwd=directory,
+                stderr=log,
+                preexec_fn=limit_descriptors,  # noqa: PLW1509 - no other thread is running here
+            )
+        wire = Wire(port, process, directory / "log", example)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not wire.healthy():
+                assert process.poll() is None, wire.log_file.read_text()
+                assert time.monotonic() < deadline, wire.log_file.read_text()
+                time.sleep(0.02)  # another process starts: nothing here tells when it listens
+            yield wire
+            assert process.poll() is None, f"the service died:\n{wire.log_file.read_text()}"
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+            print(wire.log_file.read_text()[-4000:])
+
+    yield start
+
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "services/ml-api/src/ml_api/examples/request.json"
+
+
+@pytest.fixture(scope="session")
+def wire(start_wire: Callable[..., contextlib.AbstractContextManager[Wire]]) -> Iterator[Wire]:
+    """The service that most tests share."""
+    with start_wire() as running:
+        yield running
+
+
+@pytest.fixture(params=["new connection", "kept connection"])
+def client(wire: Wire, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A connection to the shared service, new or with a request answered on it."""
+    connection = wire.connect()
+    if request.param == "kept connection":
+        assert connection.send(b"GET /health HTTP/1.1\r\nHost: service\r\n\r\n").answer().status == 200
+    yield connection
+    connection.close()

@@ -1,0 +1,182 @@
+"""
+Trailers, and whatever else stands around a chunked body: counted to a limit, and never taken for headers.
+
+RFC 9110, 6.5.1: a recipient must not merge a trailer into the headers unless it knows that field to allow it. None
+that this service reads does.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from raw_http import Client, chunk, head
+
+MEGABYTE = 1 << 20
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def together(*parts: bytes) -> list[bytes]:
+    return [b"".join(parts)]
+
+
+def apart(*parts: bytes) -> list[bytes]:
+    return list(parts)
+
+
+@pytest.fixture(params=[together, apart], ids=["in one segment", "in segments of their own"])
+def sent(request: pytest.FixtureRequest) -> Callable[..., list[bytes]]:
+    """Whether the parts of a request leave in one call or in several."""
+    chosen: Callable[..., list[bytes]] = request.param
+    return chosen
+
+
+def test_trailers_are_read_over(client: Client, wire: Any, sent: Callable[..., list[bytes]]) -> None:
+    parts = sent(wire.post(CHUNKED), chunk(wire.body), b"0\r\n", b"x-checksum: 1\r\n\r\n")
+    assert client.send(*parts).answer().status == 200
+    assert client.send(head("GET", "/health")).answer().status == 200
+
+
+def test_an_api_key_in_a_trailer_lets_nobody_in(
+    client: Client, wire: Any, sent: Callable[..., list[bytes]]
+) -> None:
+    trailer = f"X-API-Key: {wire.api_key}\r\n\r\n".encode()
+    parts = sent(wire.post(CHUNKED, key=None), chunk(wire.body), b"0\r\n", trailer)
+    assert client.send(*parts).answer().status == 401
+
+
+def test_an_idempotency_key_in_a_trailer_is_none(
+    client: Client, wire: Any, sent: Callable[..., list[bytes]]
+) -> None:
+    parts = sent(wire.post(CHUNKED), chunk(wire.body), b"0\r\n", b"Idempotency-Key: in-a-trailer\r\n\r\n")
+    answers = [client.send(*parts).answer() for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert answers[0].body != answers[1].body  # each was decided, and has a request id of its own
+    assert answers[1].header("idempotency-replayed") is None
+
+
+def test_a_second_value_of_a_header_in_a_trailer_counts_for_nothing(client: Client, wire: Any) -> None:
+    key = f"once-{time.monotonic_ns()}"
+    trailers = (
+        f"X-API-Key: wrong\r\nIdempotency-Key: other\r\nContent-Type: text/plain\r\nHost: other\r\n\r\n"
+    )
+    parts = (wire.post(CHUNKED, f"Idempotency-Key: {key}"), chunk(wire.body), b"0\r\n" + trailers.encode())
+    first, second = (client.send(*parts).answer() for _ in range(2))
+    assert (first.status, second.status) == (200, 200)
+    assert second.body == first.body
+    assert second.header("idempotency-replayed") == "true"
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "Host"])
+def test_what_a_request_must_say_in_its_headers_cannot_follow_in_a_trailer(
+    client: Client, wire: Any, name: str
+) -> None:
+    said = {"Host": "service", "X-API-Key": wire.api_key, "Content-Type": "application/json"}
+    late = said.pop(name)
+    lines = [f"{given}: {value}" for given, value in said.items()]
+    parts = (
+        head("POST", "/predict", *lines, CHUNKED, host=None),
+        chunk(wire.body),
+        f"0\r\n{name}: {late}\r\n\r\n".encode(),
+    )
+    assert client.send(*parts).answer().status == {"Content-Type": 415, "Host": 400}[name]
+
+
+@pytest.mark.parametrize("field", ["X-Request-ID: from-a-trailer", "Origin: http://a.trailer"])
+def test_no_answer_depends_on_a_trailer(client: Client, field: str) -> None:
+    request = head("GET", "/health", CHUNKED) + f"0\r\n{field}\r\n\r\n".encode()
+    answer = client.send(request).answer()
+    assert answer.header("x-request-id") != "from-a-trailer"
+    assert answer.header("access-control-allow-origin") is None
+
+
+ENDLESS = {
+    "short trailers": (b"0\r\n", b"a:\r\n" * 1000),
+    "trailers with values": (b"0\r\n", b"a: " + b"v" * 500 + b"\r\n"),
+    "a trailer whose name never ends": (b"0\r\n", b"n" * 4096),
+    "a trailer whose value never ends": (b"0\r\na: ", b"v" * 4096),
+    "a chunk extension": (b"1;", b"e=v;" * 1000),
+    "a chunk extension with a quoted value": (b'1;e="', b"v" * 4096),
+    "leading zeros of a chunk's size": (b"0", b"0" * 4096),
+    "an extension of the last chunk": (b"0;", b"e=v;" * 1000),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("to", ["a path that needs no key", "a path that needs one", "a body that is read"])
+def test_what_never_ends_around_a_body_is_cut_off_and_kept_nowhere(
+    client: Client, wire: Any, kind: str, to: str
+) -> None:
+    request = {
+        "a path that needs no key": head("GET", "/health", CHUNKED),
+        "a path that needs one": wire.post(CHUNKED, key=None),
+        "a body that is read": wire.post(CHUNKED),
+    }[to]
+    first, more = ENDLESS[kind]
+    before = wire.resident()
+    client.send(request, first)
+    sent = client.send_until_closed(more, at_most=64 * MEGABYTE)
+    assert sent < 64 * MEGABYTE
+    assert wire.resident() - before < 16 * MEGABYTE
+
+
+def test_framing_over_the_limit_is_told(client: Client, wire: Any) -> None:
+    client.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n")
+    client.send(b"a: " + b"v" * 40_000 + b"\r\n")
+    answer = client.answer()
+    assert (answer.status, answer.problem) == (431, "headers-too-large")
+    assert answer.header("connection") == "close"
+    client.closes()
+
+
+def test_a_body_in_the_smallest_chunks_is_cut_off_by_what_frames_it(client: Client, wire: Any) -> None:
+    client.send(wire.post(CHUNKED), b"1\r\n[\r\n" * 4_000)
+    sent = client.send_until_closed(b"1\r\n[\r\n" * 4_000, at_most=64 * MEGABYTE)
+    assert sent < 64 * MEGABYTE
+
+
+@pytest.mark.parametrize("size", [7, 100, 4096])
+def test_a_body_in_small_chunks_is_a_body(client: Client, wire: Any, size: int) -> None:
+    chunks = b"".join(chunk(wire.body[at : at + size]) for at in range(0, len(wire.body), size))
+    assert client.send(wire.post(CHUNKED), chunks + b"0\r\n\r\n").answer().status == 200
+
+
+def test_extensions_and_zeros_within_the_limit_change_nothing(client: Client, wire: Any) -> None:
+    framed = b'000%x;name="va;lue";other\r\n%b\r\n000\r\n\r\n' % (len(wire.body), wire.body)
+    assert client.send(wire.post(CHUNKED), framed).answer().status == 200
+
+
+def test_trailers_of_many_connections_take_no_memory(
+    start_wire: Callable[..., AbstractContextManager[Any]],
+) -> None:
+    with start_wire(ML_SERVICE_HEADER_TIMEOUT="10", ML_SERVICE_BODY_TIMEOUT="10") as wire:
+        before = wire.resident()
+        clients = [wire.connect() for _ in range(50)]
+        for one in clients:
+            one.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n" + b"a:\r\n" * 7_000)
+        assert wire.healthy()
+        assert wire.resident() - before < 32 * MEGABYTE
+        for one in clients:
+            one.close()
+
+
+def test_trailers_cut_off_are_counted(wire: Any) -> None:
+    name = 'ml_service_http_refusals_total{reason="framing-too-large"}'
+    before = wire.metric(name)
+    client = wire.connect()
+    client.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n").send(b"a: " + b"v" * 40_000)
+    assert client.answer().status == 431
+    client.close()
+    assert wire.metric(name) == before + 1
+
+
+def test_a_request_behind_trailers_is_its_own(client: Client, wire: Any) -> None:
+    first = wire.post(CHUNKED) + chunk(wire.body) + b"0\r\nx-a: 1\r\n\r\n"
+    answers = client.send(first + head("GET", "/health"))
+    assert answers.answer().status == 200
+    assert json.loads(answers.answer().body)["status"] == "healthy"
