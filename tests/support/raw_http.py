@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import dataclass
+from typing import Self
 
 import pytest
 
@@ -104,6 +105,12 @@ class Client:
 
     def close(self) -> None:
         self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def head(method: str, target: str, *lines: str, version: str = "1.1", host: str | None = "service") -> bytes:

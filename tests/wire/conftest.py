@@ -88,7 +88,7 @@ class Wire:
 @pytest.fixture(scope="session")
 def start_wire(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[..., contextlib.AbstractContextManager[Wire]]]:
+) -> Callable[..., contextlib.AbstractContextManager[Wire]]:
     """Start a service: `with start_wire(ML_SERVICE_MAX_CONNECTIONS="8") as wire`; short limits unless named."""
     pycache = tmp_path_factory.mktemp("pycache")
     example = json.dumps(json.loads(EXAMPLE.read_bytes())).encode()
@@ -132,7 +132,7 @@ def start_wire(
             process.wait(PATIENCE)
             print(wire.log_file.read_text()[-4000:])
 
-    yield start
+    return start
 
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "services/ml-api/src/ml_api/examples/request.json"

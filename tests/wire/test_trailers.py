@@ -62,9 +62,7 @@ def test_an_idempotency_key_in_a_trailer_is_none(
 
 def test_a_second_value_of_a_header_in_a_trailer_counts_for_nothing(client: Client, wire: Any) -> None:
     key = f"once-{time.monotonic_ns()}"
-    trailers = (
-        f"X-API-Key: wrong\r\nIdempotency-Key: other\r\nContent-Type: text/plain\r\nHost: other\r\n\r\n"
-    )
+    trailers = "X-API-Key: wrong\r\nIdempotency-Key: other\r\nContent-Type: text/plain\r\nHost: other\r\n\r\n"
     parts = (wire.post(CHUNKED, f"Idempotency-Key: {key}"), chunk(wire.body), b"0\r\n" + trailers.encode())
     first, second = (client.send(*parts).answer() for _ in range(2))
     assert (first.status, second.status) == (200, 200)
@@ -72,19 +70,17 @@ def test_a_second_value_of_a_header_in_a_trailer_counts_for_nothing(client: Clie
     assert second.header("idempotency-replayed") == "true"
 
 
-@pytest.mark.parametrize("name", ["Content-Type", "Host"])
-def test_what_a_request_must_say_in_its_headers_cannot_follow_in_a_trailer(
-    client: Client, wire: Any, name: str
-) -> None:
-    said = {"Host": "service", "X-API-Key": wire.api_key, "Content-Type": "application/json"}
-    late = said.pop(name)
-    lines = [f"{given}: {value}" for given, value in said.items()]
-    parts = (
-        head("POST", "/predict", *lines, CHUNKED, host=None),
-        chunk(wire.body),
-        f"0\r\n{name}: {late}\r\n\r\n".encode(),
-    )
-    assert client.send(*parts).answer().status == {"Content-Type": 415, "Host": 400}[name]
+def test_a_host_in_a_trailer_is_none(client: Client, wire: Any) -> None:
+    lines = (f"X-API-Key: {wire.api_key}", "Content-Type: application/json", CHUNKED)
+    parts = (head("POST", "/predict", *lines, host=None), chunk(wire.body), b"0\r\nHost: service\r\n\r\n")
+    assert client.send(*parts).answer().status == 400
+
+
+def test_a_trailer_does_not_change_the_type_of_a_body(client: Client, wire: Any) -> None:
+    lines = (f"X-API-Key: {wire.api_key}", "Content-Type: text/plain", CHUNKED)
+    trailer = b"0\r\nContent-Type: application/json\r\n\r\n"
+    parts = (head("POST", "/predict", *lines), chunk(wire.body), trailer)
+    assert client.send(*parts).answer().status == 415
 
 
 @pytest.mark.parametrize("field", ["X-Request-ID: from-a-trailer", "Origin: http://a.trailer"])
@@ -127,7 +123,7 @@ def test_what_never_ends_around_a_body_is_cut_off_and_kept_nowhere(
 
 def test_framing_over_the_limit_is_told(client: Client, wire: Any) -> None:
     client.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n")
-    client.send(b"a: " + b"v" * 40_000 + b"\r\n")
+    client.send(b"a: " + b"v" * 100_000 + b"\r\n")
     answer = client.answer()
     assert (answer.status, answer.problem) == (431, "headers-too-large")
     assert answer.header("connection") == "close"
@@ -168,10 +164,9 @@ def test_trailers_of_many_connections_take_no_memory(
 def test_trailers_cut_off_are_counted(wire: Any) -> None:
     name = 'ml_service_http_refusals_total{reason="framing-too-large"}'
     before = wire.metric(name)
-    client = wire.connect()
-    client.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n").send(b"a: " + b"v" * 40_000)
-    assert client.answer().status == 431
-    client.close()
+    with wire.connect() as client:
+        client.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n").send(b"a: " + b"v" * 100_000)
+        assert client.answer().status == 431
     assert wire.metric(name) == before + 1
 
 

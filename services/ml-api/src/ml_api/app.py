@@ -43,6 +43,7 @@ from ml_api.predict.contract import SCHEMA_VERSION
 from ml_api.predict.endpoint import predict_endpoint
 from ml_api.predict.fingerprint import fingerprint_of
 from ml_api.predict.service import Decider
+from ml_api.server.refusals import EVENTS, ConnectionEvents
 from ml_api.serving.registry import Catalogue, load_models
 from ml_api.settings import PREFIX, RUNTIME_DIRECTORY, Settings, load_settings, unknown_variables
 from ml_api.stores.backend import Backend, open_backend
@@ -102,7 +103,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         ]
 
     rated = [Middleware(RateLimit, per_minute=settings.rate_limit)] if settings.rate_limit is not None else []
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(
                 "/predict",
@@ -148,8 +149,11 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             ),
         ],
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
-        lifespan=_Life(backend, decider, settings, admin),
+        lifespan=_Life(backend, decider, settings, admin, metrics),
     )
+    # A redirect would name whatever Host was sent, and clients send the key and the body there.
+    app.router.redirect_slashes = False
+    return app
 
 
 def prediction_policy(settings: Settings) -> Policy:
@@ -207,17 +211,22 @@ class _Admin:
 class _Life:
     """The lifespan: what starts before the first request and ends after the last."""
 
-    def __init__(self, backend: Backend, decider: Decider, settings: Settings, admin: _Admin | None) -> None:
+    def __init__(
+        self, backend: Backend, decider: Decider, settings: Settings, admin: _Admin | None, metrics: Metrics
+    ) -> None:
         self._backend, self._decider, self._settings, self._admin = backend, decider, settings, admin
+        self._events = ConnectionEvents(
+            lambda reason: metrics.http_refusals.labels(reason).inc(), metrics.open_connections.inc
+        )
 
     @contextlib.asynccontextmanager
-    async def __call__(self, _: Starlette) -> AsyncIterator[None]:
+    async def __call__(self, _: Starlette) -> AsyncIterator[dict[str, object]]:
         self._say_what_is_served()
         watch = self._backend.watch
         watching = asyncio.create_task(watch.run()) if watch is not None else None
         try:
             async with self._admin.peers.joined() if self._admin else contextlib.nullcontext():
-                yield
+                yield {EVENTS: self._events}
         finally:
             if watching is not None:
                 watching.cancel()

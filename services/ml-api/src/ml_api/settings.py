@@ -112,6 +112,10 @@ class Settings(BaseSettings):
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
         explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
         rate_limit: Requests a minute and key in one worker; None sets no limit.
+        max_header_fields: How many headers, and how many trailers, a request may have.
+        max_connections: Open connections in one worker; the idlest is closed for a new one.
+        keep_alive_timeout: How long a connection stays open between two requests.
+        write_timeout: How long a client may not read its answer before the connection is cut.
     """
 
     model_config = SettingsConfigDict(
@@ -154,7 +158,11 @@ class Settings(BaseSettings):
 
     max_body_bytes: PositiveInt = 1_048_576
     max_header_bytes: int = Field(default=32_768, ge=1024)
+    max_header_fields: int = Field(default=100, ge=16)
+    max_connections: PositiveInt = 1_000
     header_timeout: _Seconds = 10.0
+    keep_alive_timeout: _Seconds = 5.0
+    write_timeout: _Seconds = 30.0
     body_timeout: _Seconds = 30.0
     handler_timeout: _Seconds = 10.0
     shutdown_timeout: PositiveInt = 30

@@ -12,14 +12,14 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from ml_api.http.limits import BODY_IS_HERE
+from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.protocol import LimitedProtocol
 
 pytestmark = pytest.mark.anyio
 
 
 class LimitedConfig(uvicorn.Config):
-    max_header_bytes: int
-    header_timeout: float
+    limits: ConnectionLimits
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,10 +29,10 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(*, max_header_bytes: int = 2048, header_timeout: float = 5.0) -> AsyncIterator[int]:
-    config = LimitedConfig(
-        hello, port=0, http=LimitedProtocol, lifespan="off", log_config=None, timeout_keep_alive=1
+    config = LimitedConfig(hello, port=0, http=LimitedProtocol, lifespan="off", log_config=None)
+    config.limits = ConnectionLimits(
+        max_header_bytes=max_header_bytes, header_timeout=header_timeout, keep_alive_timeout=1
     )
-    config.max_header_bytes, config.header_timeout = max_header_bytes, header_timeout
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     with contextlib.suppress(AttributeError):

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ml_api.http.api_keys import ApiKeys
 from ml_api.http.problems import problem_response
 
-__all__ = ["API_KEY_HEADER", "Authentication", "caller"]
+__all__ = ["API_KEY_HEADER", "Authentication", "caller", "let_in"]
 
 API_KEY_HEADER = b"x-api-key"
 
@@ -28,6 +28,11 @@ def caller(scope: Scope) -> str:
     """
     name: str = scope[_CALLER]
     return name
+
+
+def let_in(scope: Scope) -> bool:
+    """Whether a request was let in with a key."""
+    return _CALLER in scope
 
 
 class Authentication:

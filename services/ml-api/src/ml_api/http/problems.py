@@ -19,6 +19,7 @@ __all__ = [
     "MEDIA_TYPE",
     "TYPE_PREFIX",
     "Problem",
+    "problem_document",
     "problem_response",
     "render_http_exception",
     "render_problem",
@@ -47,14 +48,19 @@ class Problem(Exception):
         self.status, self.slug, self.detail, self.headers = status, slug, detail, headers
 
 
+def problem_document(status: int, slug: str, detail: Detail) -> dict[str, object]:
+    """The members of a problem document; `title` is the status's own phrase."""
+    return {"type": TYPE_PREFIX + slug, "title": _phrase(status), "status": status, "detail": detail}
+
+
 def problem_response(
     status: int,
     slug: str,
     detail: Detail,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The document as a response; `title` is the status's own phrase."""
-    document = {"type": TYPE_PREFIX + slug, "title": _phrase(status), "status": status, "detail": detail}
+    """The document as a response."""
+    document = problem_document(status, slug, detail)
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     return Response(body, status, headers, media_type=MEDIA_TYPE)
 

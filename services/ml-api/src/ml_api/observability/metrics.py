@@ -21,6 +21,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from ml_api.server.refusals import REASONS
 from ml_api.settings import METRICS_DIRECTORY
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
@@ -51,6 +52,18 @@ class Metrics:
         )
         self.unauthorized = Counter(
             "ml_service_unauthorized", "Requests without a valid API key.", registry=registry
+        )
+        self.http_refusals = Counter(
+            "ml_service_http_refusals",
+            "Requests and connections that the server refused or cut before the application had them, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self.open_connections = Gauge(
+            "ml_service_open_connections",
+            "Open connections.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.cache_requests = Counter(
             "ml_service_cache_requests",
@@ -124,6 +137,8 @@ class Metrics:
 
     def _start_at_zero(self) -> None:
         """Have what is alerted on there from the start: a series that begins at 5 is, to `rate`, no increase."""
+        for reason in REASONS:
+            self.http_refusals.labels(reason)
         for result in ("hit", "miss"):
             self.cache_requests.labels(result)
         for result in ("stored", "failed"):

@@ -1,115 +1,191 @@
 """
-The HTTP/1.1 protocol with limits on headers: their size, and the time they may take to arrive.
+HTTP/1.1 requests as they may be (RFC 9112), and how large they may be: what else arrives is refused here.
 
-uvicorn's own protocol starts its only timer after a first answer, so a client that opens connections and
-says nothing, or says its headers a byte at a time, would hold them for ever; and it reads headers without
-end.
+The parser under uvicorn, httptools, takes headers without end, hands trailers over as headers, keeps the blanks behind
+a value, and neither it nor uvicorn looks at `Host`. Whatever is refused is answered with a problem document behind the
+answers to the requests before it, and the connection is closed.
 """
 
 from __future__ import annotations
 
-import asyncio
-from http import HTTPStatus
-from itertools import chain
+import re
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
 
 from ml_api.http.limits import BODY_IS_HERE
-from ml_api.http.problems import problem_response
-from ml_api.server.one_write import OneWrite
+from ml_api.server.connection import Connection, Reading
+from ml_api.server.refusals import Refusal
+from ml_api.server.upgrade import ContinuedParser
 
 __all__ = ["LimitedProtocol"]
 
+_MALFORMED = Refusal(400, "malformed", "bad-request", "The request is not valid HTTP/1.1; correct it")
+_HOST = Refusal(400, "host", "bad-request", "Send one Host header, with a host name and perhaps a port")
+_VERSION = Refusal(505, "version", "http-version-not-supported", "Send the request as HTTP/1.1")
+_HEADERS_TOO_LARGE = Refusal(
+    431,
+    "headers-too-large",
+    "headers-too-large",
+    "The request line and headers are too large; send fewer or shorter ones",
+)
+_FRAMING_TOO_LARGE = Refusal(
+    431,
+    "framing-too-large",
+    "headers-too-large",
+    "The chunk sizes, extensions and trailers around the body are too large; send larger chunks, or a Content-Length",
+)
+_HEADERS_LATE = Refusal(
+    408, "headers-late", "request-timeout", "The headers did not arrive in time; send the request again"
+)
+_TOO_MANY_PIPELINED = Refusal(
+    503,
+    "too-many-pipelined",
+    "too-many-pipelined",
+    "Too many requests wait on this connection; read answers before sending more",
+)
 
-class LimitedProtocol(HttpToolsProtocol):
-    """
-    uvicorn's protocol over httptools, with two limits that it reads from its configuration.
+# host [ ":" port ], RFC 3986, 3.2.2: a name, an IPv4 address, or an IP literal in brackets; it may be empty.
+_HOST_VALUE = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[!$&'()*+,;=:\w.~-]+\]|(?:[!$&'()*+;=\w.~-]|%[0-9A-Fa-f]{2})*)"
+    rb"(?::[0-9]*)?",
+    re.ASCII,
+)
+_BLANKS = b" \t"
 
-    `config.max_header_bytes` bounds the request line and headers together: more is answered 431.
-    `config.header_timeout` bounds, in seconds, the time from the connection, or from the first byte of a
-    later request, to the end of the headers: then 408 where a request had begun, and the connection is
-    closed.
-    """
+
+class LimitedProtocol(Connection):
+    """uvicorn's protocol over httptools, held to `ConnectionLimits` and to RFC 9112."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.max_header_bytes: int = self.config.max_header_bytes  # type: ignore[attr-defined]
-        self.header_timeout: float = self.config.header_timeout  # type: ignore[attr-defined]
-        self._header_bytes = 0
-        self._in_headers = False
-        self._header_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.transport = OneWrite(transport, self.loop)  # type: ignore[assignment]
-        self._start_header_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_header_timer()
-        super().connection_lost(exc)
+        self._begun = False  # whether a request began in what is being read
+        self._line_bytes = self._fields = self._hosts = 0
+        self._read_bytes = 0  # while nothing but headers, or nothing at all, came of them
+        self._host = b""
+        self._framing: tuple[bytes, bytes] | None = None  # the header that declares a body
+        self._body_bytes = 0  # of the body, in what is being read
+        self._overhead = 0  # bytes around the body, less what the body has paid back
+        self._keeps = False  # whether the connection is kept once the request is whole
+        self._body_behind_upgrade = False
 
     def data_received(self, data: bytes) -> None:
-        were_in_headers = self._in_headers
-        super().data_received(data)
-        # A header that never ends shows in no callback, so reads are counted while the headers stay open. Most come
-        # in one read, and no timer was armed for those.
-        if self._in_headers and not self.transport.is_closing():
-            if self._header_timer is None:
-                self._start_header_timer()
-            self._header_bytes += len(data) if were_in_headers else 0
-            if self._header_bytes > self.max_header_bytes:
-                self._break_off(431)
+        if self.refused:
+            return self.discard(len(data))
+        before, self._begun, self._body_bytes = self.reading, False, 0
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            return self.refuse(_MALFORMED)  # unless a callback has said more clearly what is wrong
+        if self.left:
+            return None
+        # What never ends shows in no callback, so reads are counted that belong to one part of one request. Most
+        # requests come in one read, and for those no timer was set either.
+        same = self.reading is before and not self._begun
+        if self.reading is Reading.HEADERS:
+            if not self.waits:
+                self.wait(self.limits.header_timeout)
+            if same:
+                self._count_read(len(data))
+        elif same and self.reading is Reading.BODY:
+            # Each byte of the body pays for one of what stands around it.
+            self._overhead = max(0, self._overhead + len(data) - 2 * self._body_bytes)
+            if self._overhead > self.limits.max_header_bytes:
+                self.refuse(_FRAMING_TOO_LARGE)
+        elif same:  # blank lines, which begin no request
+            self._count_read(len(data))
+        return None
+
+    def _count_read(self, size: int) -> None:
+        self._read_bytes += size
+        if self._read_bytes > self.limits.max_header_bytes:
+            self.refuse(_HEADERS_TOO_LARGE)
+
+    def _feed(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                return self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+            if self._body_behind_upgrade:
+                assert self._framing is not None
+                self._body_behind_upgrade = False
+                self.parser = ContinuedParser(self, self._framing).parser
+        return None
+
+    # What the parser calls
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= self.limits.max_pipelined:
+            self._stop(_TOO_MANY_PIPELINED)
+        self._unset_keepalive_if_required()
         super().on_message_begin()
-        self._in_headers, self._header_bytes = True, 0
+        self.reading, self._begun = Reading.HEADERS, True
+        self._line_bytes = self._fields = self._hosts = self._read_bytes = self._overhead = 0
+        self._framing = None
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        self._count(len(name) + len(value) + 4)  # ": " and the end of the line
+        if self.reading is Reading.BODY:
+            return  # a trailer: counted, and nothing else (RFC 9110, 6.5.1)
+        name, value = name.lower(), value.strip(_BLANKS)
+        match name:
+            case b"host":
+                self._hosts, self._host = self._hosts + 1, value
+            case b"transfer-encoding":
+                self._framing = (name, b"chunked")
+            case b"content-length" if value != b"0":
+                self._framing = (name, value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_headers = False
-        self._stop_header_timer()
-        separators = 4 * len(self.headers)  # ": " and the end of the line
-        size = len(self.url) + separators + sum(map(len, chain.from_iterable(self.headers)))
-        if size <= self.max_header_bytes:
-            return super().on_headers_complete()
-        # Through an ordinary cycle, so that body bytes behind these headers find one to be dropped by.
-        app, self.app = self.app, _headers_too_large
-        try:
-            super().on_headers_complete()
-        finally:
-            self.app = app
+        version = self.parser.get_http_version()
+        if version not in {"1.1", "1.0"}:
+            self._stop(_VERSION)
+        if self._hosts != 1 and (self._hosts or version == "1.1"):
+            self._stop(_HOST)
+        if not _HOST_VALUE.fullmatch(self._host):
+            self._stop(_HOST)
+        super().on_headers_complete()
+        self.reading, self._host = Reading.BODY, b""
+        self._line_bytes = self._fields = 0  # from here on, trailers are counted
+        self.stop_waiting()
+        self._body_behind_upgrade = self._framing is not None and self.parser.should_upgrade()
+        # An answer that begins before the request is whole is the connection's last one: nobody may ever send the rest.
+        self._keeps, self.cycle.keep_alive = self.cycle.keep_alive, False
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._body_behind_upgrade:
+            return
         # What began in this read is answered from the next turn on, and so sees it.
         self.scope[BODY_IS_HERE] = True  # type: ignore[literal-required]
+        self.reading, self._read_bytes = Reading.NOTHING, 0
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps and not self.stopping
         super().on_message_complete()
 
-    def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(self.header_timeout, self._headers_late)
-
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _headers_late(self) -> None:
-        self._header_timer = None
-        if self.transport.is_closing():
-            return
-        if self._in_headers:
-            self._break_off(408)
+    def waited_too_long(self) -> None:
+        if self.reading is Reading.HEADERS:
+            self.refuse(_HEADERS_LATE)
         else:
-            self.transport.close()  # a connection that never asked anything gets no answer
+            super().waited_too_long()  # a connection that never asked anything gets no answer
 
-    def _break_off(self, status: int) -> None:
-        head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode())
-        self.transport.close()
+    def _count(self, size: int) -> None:
+        self._line_bytes += size
+        if self._line_bytes > self.limits.max_header_bytes or self._fields > self.limits.max_header_fields:
+            self._stop(_FRAMING_TOO_LARGE if self.reading is Reading.BODY else _HEADERS_TOO_LARGE)
 
-
-async def _headers_too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    detail = "The request line and headers are too large; send fewer or shorter ones"
-    await problem_response(431, "headers-too-large", detail, {"Connection": "close"})(scope, receive, send)
+    def _stop(self, refusal: Refusal) -> None:
+        """Refuse the request and stop the parser where it is."""
+        self.refuse(refusal)
+        raise httptools.HttpParserError(refusal.reason)

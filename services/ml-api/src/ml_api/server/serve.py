@@ -19,6 +19,8 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ml_api.observability.logs import configure_logging
+from ml_api.server.connection_limits import ConnectionLimits, raise_descriptor_limit
+from ml_api.server.connection_table import ConnectionTable
 from ml_api.server.protocol import LimitedProtocol
 from ml_api.settings import METRICS_DIRECTORY, RUNTIME_DIRECTORY, Settings
 
@@ -31,11 +33,11 @@ _WORKER_PATIENCE = 20
 
 
 class ServiceConfig(uvicorn.Config):
-    """uvicorn's configuration with the limits that `LimitedProtocol` reads; it survives the way to a worker."""
+    """uvicorn's configuration with the limits that `LimitedProtocol` keeps to; it survives the way to a worker."""
 
     def __init__(self, app: Any, settings: Settings, **options: Any) -> None:
-        self.max_header_bytes = settings.max_header_bytes
-        self.header_timeout = settings.header_timeout
+        self.limits = ConnectionLimits.of(settings)
+        self.connections: ConnectionTable | None = None
         self._log_style = settings.log_level, settings.log_format
         super().__init__(
             app,
@@ -52,6 +54,7 @@ class ServiceConfig(uvicorn.Config):
     def load(self) -> None:
         """Load the application, in every process; what that made stays, so no later collection walks over it."""
         super().load()
+        self.connections = ConnectionTable(raise_descriptor_limit(self.limits.max_connections))
         gc.freeze()  # a thousand objects of garbage among them: looking for those takes longer than they are worth
         gc.set_threshold(10_000, 20, 20)  # a request makes thousands of objects and hardly a cycle
 

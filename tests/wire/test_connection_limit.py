@@ -1,0 +1,109 @@
+"""How many connections may be open: whoever holds more than there are only loses his own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from raw_http import head
+
+Start = Callable[..., AbstractContextManager[Any]]
+
+LONG = {
+    "ML_SERVICE_HEADER_TIMEOUT": "60",
+    "ML_SERVICE_BODY_TIMEOUT": "60",
+    "ML_SERVICE_KEEP_ALIVE_TIMEOUT": "60",
+    "ML_SERVICE_WRITE_TIMEOUT": "60",
+    "ML_SERVICE_SHUTDOWN_TIMEOUT": "2",
+}
+"""No timer helps here."""
+
+HOLDS = {
+    "say nothing": b"\r\n",
+    "say half a request": b"GET /health HTTP/1.1\r\n",
+    "have been answered": head("GET", "/health"),
+    "do not read a large answer": head("GET", "/docs/swagger-ui-bundle.js") * 3,
+    "were refused and go on sending": head("POST", "/predict", "Content-Length: 100"),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDS)
+def test_health_answers_while_a_stranger_holds_connections_that(start_wire: Start, kind: str) -> None:
+    with start_wire(**LONG, ML_SERVICE_MAX_CONNECTIONS="20") as wire:
+        held = [wire.connect(receive_buffer=4096) for _ in range(60)]
+        for client in held:
+            client.send_until_closed(HOLDS[kind], at_most=1)
+        for _ in range(5):
+            begun = time.monotonic()
+            assert wire.healthy()
+            assert time.monotonic() - begun < 5
+        assert wire.metric("ml_service_open_connections") <= 21
+        assert wire.metric('ml_service_http_refusals_total{reason="too-many-connections"}') >= 30
+        for client in held:
+            client.close()
+
+
+def test_a_request_that_runs_is_never_closed_for_a_new_connection(start_wire: Start) -> None:
+    with start_wire(**LONG, ML_SERVICE_MAX_CONNECTIONS="3") as wire:
+        running = [wire.connect() for _ in range(3)]
+        for client in running:
+            client.send(wire.post(f"Content-Length: {len(wire.body)}"), wire.body[:-1])
+        time.sleep(0.2)  # until the service has read them; the answer below shows it
+        with wire.connect() as client:
+            refused = client.answer()
+        assert (refused.status, refused.problem) == (503, "too-many-connections")
+        assert refused.header("retry-after") == "1"
+        for client in running:
+            assert client.send(wire.body[-1:]).answer().status == 200
+            client.close()
+        assert wire.healthy()
+
+
+def test_the_connection_that_is_idle_for_longest_is_closed_first(start_wire: Start) -> None:
+    with start_wire(**LONG, ML_SERVICE_MAX_CONNECTIONS="3") as wire:
+        first, second, third = (wire.connect() for _ in range(3))
+        for client in (second, third, first):
+            assert client.send(head("GET", "/health")).answer().status == 200
+        assert wire.healthy()
+        second.closes(10)
+        for client in (third, first):
+            assert client.send(head("GET", "/health")).answer().status == 200
+        for client in (first, second, third):
+            client.close()
+
+
+@pytest.mark.parametrize("descriptors", [64, 128, 256])
+def test_a_service_with_few_descriptors_outlives_a_stranger_who_opens_more(
+    start_wire: Start, descriptors: int
+) -> None:
+    with start_wire(**LONG, descriptors=descriptors) as wire:
+        held = []
+        for _ in range(descriptors * 2):
+            held.append(wire.connect())
+            held[-1].send_until_closed(b"GET /", at_most=1)
+        assert wire.healthy()
+        assert wire.ask(wire.predict()).status == 200
+        key = "kept"
+        first, second = (wire.ask(wire.predict(f"Idempotency-Key: {key}")) for _ in range(2))
+        assert (first.status, second.status) == (200, 200)  # the store has descriptors, too
+        assert second.header("idempotency-replayed") == "true"
+        for client in held:
+            client.close()
+        assert wire.healthy()
+
+
+def test_connections_that_end_are_counted_out(wire: Any) -> None:
+    before = wire.metric("ml_service_open_connections")
+    clients = [wire.connect() for _ in range(5)]
+    for client in clients:
+        assert client.send(head("GET", "/health")).answer().status == 200
+    assert wire.metric("ml_service_open_connections") == before + 5
+    for client in clients:
+        client.close()
+    deadline = time.monotonic() + 10
+    while wire.metric("ml_service_open_connections") > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # another process notices: nothing here tells when

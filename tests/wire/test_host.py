@@ -1,0 +1,77 @@
+"""One Host, and one that can be a host (RFC 9112, 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from raw_http import Client, head
+
+GOOD = [
+    "service",
+    "service:8000",
+    "127.0.0.1:8000",
+    "[::1]:8000",
+    "ml_service.svc.cluster.local",
+    "a.example.",
+    "",
+]
+BAD = [
+    "a b",
+    "a/b",
+    "user@service",
+    "a, b",
+    "a,b",
+    "http://service",
+    "service:port",
+    "service:80:80",
+    "[::1",
+    "service?x",
+    "service#x",
+    'ser"vice',
+    "ser\\vice",
+    "a%zz",
+    "sërvice",
+]
+
+
+@pytest.mark.parametrize("host", GOOD)
+def test_a_host_that_can_be_is_answered(client: Client, host: str) -> None:
+    assert client.send(head("GET", "/health", host=host)).answer().status == 200
+
+
+@pytest.mark.parametrize("host", BAD)
+def test_a_host_that_cannot_be_is_400(client: Client, host: str) -> None:
+    answer = client.send(head("GET", "/health", host=host)).answer()
+    assert answer.status == 400
+    client.closes()
+
+
+@pytest.mark.parametrize("path", ["/health", "/predict", "/docs", "/no-such-path"])
+@pytest.mark.parametrize(
+    "lines",
+    [(), ("Host: service", "Host: service"), ("Host: service", "host: other"), ("Host: service", "HOST:")],
+    ids=["none", "two that are equal", "two that differ", "one of two empty"],
+)
+def test_no_host_or_two_are_400_whatever_is_asked_for(
+    client: Client, path: str, lines: tuple[str, ...]
+) -> None:
+    answer = client.send(head("GET", path, *lines, host=None)).answer()
+    assert (answer.status, answer.problem) == (400, "bad-request")
+    client.closes()
+
+
+def test_two_hosts_are_400_in_http_1_0_too(client: Client) -> None:
+    answer = client.send(head("GET", "/health", "Host: a", "Host: b", host=None, version="1.0")).answer()
+    assert answer.status == 400
+
+
+def test_no_decision_is_made_for_a_request_without_a_host(client: Client, wire: Any) -> None:
+    key = f"hostless-{id(client)}"
+    lines = (f"X-API-Key: {wire.api_key}", f"Idempotency-Key: {key}", f"Content-Length: {len(wire.body)}")
+    assert client.send(head("POST", "/predict", *lines, host=None) + wire.body).answer().status == 400
+    assert wire.ask(wire.predict(f"Idempotency-Key: {key}")).header("idempotency-replayed") is None
+
+
+def test_an_absolute_target_is_answered_as_its_path(client: Client) -> None:
+    assert client.send(head("GET", "http://service/health")).answer().status == 200
