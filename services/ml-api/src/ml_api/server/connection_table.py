@@ -26,8 +26,8 @@ class ConnectionTable:
 
     A new one is let in while another can be closed for it: the one that has been without a running request for
     longest, else the one whose client has not read its answer for longest, else the one that has been answering a
-    request without a key for longest. So whoever has no key and holds connections only closes his own. A connection on which a
-    request with a key runs is never closed.
+    request without a key for longest. So whoever has no key and holds connections only closes his own. A connection
+    on which a request with a key runs is never closed.
     """
 
     def __init__(self, most: int) -> None:
