@@ -1,7 +1,8 @@
 """
-A head start for what is nearly always there at once, so that no deadline is armed for it.
+Polls once before arming a timeout.
 
-The body of most requests is there when it is asked for; a timer for each would cost more than reading it.
+The body of most requests is there when it is asked for, and a timer for each would cost more than reading it.
+`IDEMPOTENCY_IMPL=plain` switches this off: then a timeout is armed at once.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ from types import CoroutineType, coroutine
 from typing import Any, TypeVar
 
 from idempotency._backends.base import on_trio
+from idempotency._impl import PLAIN
 
-__all__ = ["head_start"]
+__all__ = ["poll_once"]
 
 T = TypeVar("T")
 
 
-def head_start(work: Awaitable[T]) -> tuple[bool, Any]:
+def poll_once(work: Awaitable[T]) -> tuple[bool, Any]:
     """
     Begin *work* in the caller's task, up to where it first has to wait.
 
     Returns:
         True and its result, if it never had to; False and what to await for it, under a deadline if there is one.
     """
-    # On trio a deadline must enclose every scope that the work opens, so it may not begin before.
-    if type(work) is not CoroutineType or ("trio" in sys.modules and on_trio()):
+    # On trio a deadline must enclose every scope that the work opens, so the work may not begin before it.
+    if PLAIN or type(work) is not CoroutineType or ("trio" in sys.modules and on_trio()):
         return False, work
     try:
         waiting_for = work.send(None)

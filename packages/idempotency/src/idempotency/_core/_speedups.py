@@ -1,27 +1,31 @@
 """
-A recorded response read in a third of the time, where msgspec is installed (the extra `msgspec`).
+Decodes a recorded response in a third of the time, where msgspec is installed (the extra `msgspec`).
 
-What is not exactly what this version writes, and whatever is wrong, is left to `idempotency._core.outcome`: what an
-outcome means never depends on what is installed.
+It takes only what this version writes and leaves everything else, errors included, to `idempotency._core.outcome`: what
+an outcome means never depends on what is installed. `IDEMPOTENCY_IMPL=plain` switches it off.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-__all__ = ["read"]
+from idempotency._impl import PLAIN
+
+__all__ = ["decode_response"]
 
 if TYPE_CHECKING:
 
-    def read(outcome: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes, str | None] | None:
+    def decode_response(outcome: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes, str | None] | None:
         """Status, headers, body and trace context of a response; None for anything else."""
 
 else:
     try:
+        if PLAIN:
+            raise ImportError
         import msgspec
     except ImportError:
 
-        def read(_: bytes) -> None:
+        def decode_response(_: bytes) -> None:
             """Leave it to the standard library."""
 
     else:
@@ -36,7 +40,7 @@ else:
 
         _decode = msgspec.json.Decoder(_Members).decode
 
-        def read(outcome: bytes) -> Any:
+        def decode_response(outcome: bytes) -> Any:
             """Status, headers, body and trace context of a response; None for anything else."""
             if not (outcome.startswith(b'{"format":1,"outcome":"response",') and outcome.endswith(b"}")):
                 return None

@@ -156,7 +156,7 @@ def decode(outcome: bytes) -> Outcome:
         UnknownRecordVersion: Written by a newer version of this library.
         CorruptRecord: Not an outcome.
     """
-    if (quick := _speedups.read(outcome)) is not None:
+    if (quick := _speedups.decode_response(outcome)) is not None:
         return _new(Response, quick)
     try:
         text = outcome.decode()

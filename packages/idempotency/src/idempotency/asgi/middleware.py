@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from idempotency._backends.base import running
-from idempotency._backends.poll_once import head_start
+from idempotency._backends.poll_once import poll_once
 from idempotency._core.callables import is_plain
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
@@ -194,7 +194,7 @@ class _Exchange:
         try:
             if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
                 raise RequestTooLarge(limit=policy.max_request_bytes)
-            there, message = head_start(self._receive())
+            there, message = poll_once(self._receive())
             body = _whole(message) if there else None
             if body is None:
                 read = partial(self._read_body, there, message)

@@ -1,0 +1,54 @@
+"""The speed-ups can be switched off, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from idempotency._impl import PLAIN
+
+PROBE = """
+from idempotency import Response
+from idempotency._backends.poll_once import poll_once
+from idempotency._core import _speedups, outcome
+
+async def body():
+    return b"body"
+
+written = outcome.encode_response(Response(200, [], b"x"))
+there, work = poll_once(body())
+if not there:
+    work.close()
+print(_speedups.decode_response(written) is not None, there, outcome.decode(written).body)
+"""
+
+
+def probe(implementation: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "IDEMPOTENCY_IMPL": implementation}
+    command = [sys.executable, "-c", PROBE]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "speedups"),
+    [("plain", False), ("fast", True), ("", True)],
+    ids=["plain", "fast", "unset"],
+)
+def test_the_environment_chooses_the_implementation_and_both_decode_alike(
+    implementation: str, speedups: bool
+) -> None:
+    assert probe(implementation).stdout.split() == [str(speedups), str(speedups), "b'x'"]
+
+
+def test_an_unknown_implementation_is_refused_with_the_known_ones() -> None:
+    refused = probe("quick")
+
+    assert refused.returncode != 0
+    assert "IDEMPOTENCY_IMPL is 'quick'; set it to fast (the default) or plain" in refused.stderr
+
+
+def test_this_run_uses_the_implementation_that_its_environment_names() -> None:
+    assert (os.environ.get("IDEMPOTENCY_IMPL") == "plain") == PLAIN
