@@ -69,6 +69,58 @@ def test_every_container_is_hardened(file: Path) -> None:
         assert "mem_limit" in whole, name
 
 
+def test_every_image_of_others_is_named_by_version_and_digest() -> None:
+    base = re.search(r"^ARG BASE_IMAGE=(\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert base is not None
+    named = {base[1]}
+    for file in COMPOSE_FILES:
+        named |= set(re.findall(r"\$\{(?!ML_)\w+_IMAGE:-([^}]+)\}", file.read_text()))
+    assert len(named) == 5
+    for image in named:
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+[a-z0-9.-]*@sha256:[0-9a-f]{64}", image), image
+
+
+@pytest.mark.parametrize("file", ["docker/tools", "docker/verification/tools", ".ci/tools"])
+def test_tools_are_installed_by_version_and_hash(file: str) -> None:
+    wanted = [line for line in (ROOT / f"{file}.in").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\d.]+", line) for line in wanted)
+    blocks = (ROOT / f"{file}.txt").read_text().replace("\\\n", " ").splitlines()
+    assert set(wanted) <= {block.split()[0] for block in blocks}
+    assert all("--hash=sha256:" in block for block in blocks)
+    users = [ROOT / name for name in ("docker/Dockerfile", "docker/verify", ".ci/run")]
+    installs = [
+        line
+        for user in users
+        for line in user.read_text().splitlines()
+        if "pip" in line and "install" in line
+    ]
+    assert len(installs) == 3
+    assert all("--require-hashes" in line for line in installs), installs
+
+
+def test_what_watches_the_service_is_not_published_with_it() -> None:
+    services = compose("compose.yaml")["services"]
+    for name in ("prometheus", "grafana"):
+        (port,) = services[name]["ports"]
+        assert port.startswith("${MONITORING_ADDRESS:-127.0.0.1}:"), name
+    (port,) = services["ml-service"]["ports"]
+    assert port.startswith("${PUBLISH_ADDRESS:-127.0.0.1}:")
+    assert (
+        "path,url_dec -m beg /metrics /docs /openapi.json /admin"
+        in (DOCKER / "haproxy/haproxy.cfg").read_text()
+    )
+
+
+def test_nothing_is_open_to_the_world_or_to_any_page_unless_it_is_asked_for() -> None:
+    assert compose("compose.yaml")["services"]["ml-service"]["environment"]["ML_SERVICE_ALLOWED_ORIGIN"] == (
+        "${ML_SERVICE_ALLOWED_ORIGIN:-}"
+    )
+    template = (DOCKER / "azure/main.bicep").read_text()
+    assert "param external bool = false" in template
+    assert re.search(r"ingress: \{\s+external: external\b", template)
+    assert "param allowedOrigin string = ''" in template
+
+
 def test_redis_is_reachable_by_the_service_alone() -> None:
     file = compose("compose.yaml")
     assert file["networks"]["store"]["internal"] is True

@@ -25,8 +25,11 @@ param redisSku string = 'Balanced_B0'
 param minReplicas int = 2
 param maxReplicas int = 10
 
-@description('Origins whose pages may call the service, separated by commas.')
-param allowedOrigin string
+@description('Origins whose pages may call the service, separated by commas; empty: none.')
+param allowedOrigin string = ''
+
+@description('Whether the service can be reached from outside its environment: /metrics and /docs, too, for they need no key.')
+param external bool = false
 
 var makesRedis = empty(existingRedisCache)
 var acrPull = subscriptionResourceId('Microsoft.Authorization/roleDefinitions', '7f951dda-4ed3-4680-a7ca-43fe172d538d')
@@ -150,7 +153,7 @@ resource service 'Microsoft.App/containerApps@2024-03-01' = {
     configuration: {
       activeRevisionsMode: 'Single'
       ingress: {
-        external: true
+        external: external
         targetPort: 8000
         allowInsecure: false
       }

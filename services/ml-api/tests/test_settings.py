@@ -12,7 +12,6 @@ from ml_api.settings import SettingsError, load_settings, unknown_variables
 
 GUIDE_DEFAULTS = {
     "log_level": "INFO",
-    "allowed_origin": "*",
     "redis_enabled": False,
     "redis_host": "localhost",
     "redis_port": 6379,
@@ -30,6 +29,10 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_defaults_are_those_of_the_guide() -> None:
     settings = load_settings()
     assert {name: getattr(settings, name) for name in GUIDE_DEFAULTS} == GUIDE_DEFAULTS
+
+
+def test_no_page_may_call_unless_its_origin_is_named() -> None:
+    assert load_settings().origins == ()  # the guide has `*`: any page that knows the key
 
 
 def test_who_waits_for_a_process_that_died_takes_over_and_is_not_told_to_come_back() -> None:

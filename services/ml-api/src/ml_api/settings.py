@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         api_key: The single, unnamed key. Its records carry no tenant.
         api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
         admin_key: The key of `POST /admin/model`; None leaves that route out.
-        allowed_origin: Origins for CORS, separated by commas; `*` for any.
+        allowed_origin: Origins for CORS, separated by commas; `*` for any; empty, as by default, for none.
         redis_url: Instead of host, port, database and password: TLS, Sentinel, Cluster.
         redis_ttl_seconds: How long a recorded answer lives, in whichever store.
         store_path: The embedded SQLite store, used while Redis is not enabled.
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     api_keys_file: Annotated[FilePath, AfterValidator(_usable_keys)] | None = None
     api_key: SecretStr | None = Field(default=None, validate_default=True)
     admin_key: SecretStr | None = None
-    allowed_origin: str = "*"
+    allowed_origin: str = ""
 
     redis_enabled: bool = False
     redis_host: str = Field(default="localhost", min_length=1)

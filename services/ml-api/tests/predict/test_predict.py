@@ -325,6 +325,18 @@ async def test_browsers_may_send_the_key_and_read_the_replay(
     assert "Idempotency-Replayed" in refused.headers["access-control-expose-headers"]
 
 
+async def test_no_page_may_call_a_service_whose_origins_are_not_set(
+    service: Service, body: Body, headers: Headers
+) -> None:
+    page = {"Origin": "https://app.example"}
+    async with service() as client:
+        preflight = await client.options("/predict", headers=page | {"Access-Control-Request-Method": "POST"})
+        answer = await client.post("/predict", content=body(), headers=headers("k") | page)
+    assert preflight.status_code == 400
+    assert "access-control-allow-origin" not in preflight.headers
+    assert "access-control-allow-origin" not in answer.headers
+
+
 @pytest.mark.parametrize("allowed", ["*", "https://app.example"])
 async def test_a_backend_without_an_origin_is_told_that_pages_are_answered_otherwise(
     service: Service, body: Body, headers: Headers, allowed: str
