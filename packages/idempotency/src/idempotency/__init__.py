@@ -38,6 +38,7 @@ from idempotency.asgi import (
 from idempotency.decorators import idempotent
 from idempotency.engine.current_claim import CurrentClaim, current_claim
 from idempotency.errors import (
+    BodyLost,
     CorruptRecord,
     FingerprintMismatch,
     FirstRunFailed,
@@ -62,6 +63,7 @@ __all__ = [
     "EXPOSED_HEADERS",
     "HOP_BY_HOP",
     "Acquired",
+    "BodyLost",
     "Claim",
     "Completed",
     "CorruptRecord",

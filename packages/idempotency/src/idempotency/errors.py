@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from idempotency._core.errors import (
+    BodyLost,
     CorruptRecord,
     FingerprintMismatch,
     FirstRunFailed,
@@ -25,6 +26,7 @@ from idempotency._core.errors import (
 )
 
 __all__ = [
+    "BodyLost",
     "CorruptRecord",
     "FingerprintMismatch",
     "FirstRunFailed",

@@ -15,6 +15,7 @@ from copy import deepcopy
 from typing import Any, Final
 
 from idempotency._core.errors import (
+    BodyLost,
     CorruptRecord,
     FingerprintMismatch,
     IdempotencyError,
@@ -255,6 +256,7 @@ def _errors(policy: Policy) -> Iterator[IdempotencyError]:
         yield MissingKey()
     yield MissingTenant("the request has no Authorization header, which says whose Idempotency-Key this is")
     yield RequestTimeout(seconds=policy.body_timeout)
+    yield BodyLost()
     yield InProgress(key_id=_KEY_ID, retry_after=1)
     if not policy.takeover:
         yield OutcomeUnknown(key_id=_KEY_ID)

@@ -102,9 +102,7 @@ async def test_huge_body_is_refused_as_soon_as_it_begins(site: Site) -> None:
 async def test_endless_chunks_are_cut_off(site: Site) -> None:
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     async with await Wire.connect(site.port) as wire:
-        # One chunk too many and no last one. More would be unread when the server closes, and the reset which that
-        # causes may overtake the answer (RFC 9112, 9.6).
-        await wire.send(head + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 25)
+        await wire.send(head + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 100)  # and no last one
         async with asyncio.timeout(3):
             answer = await wire.response()
         assert answer.status == 413

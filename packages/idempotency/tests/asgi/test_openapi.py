@@ -112,7 +112,7 @@ def test_a_changed_policy_leaves_no_problem_of_the_last_one() -> None:
     changed = add_idempotency(document, Policy())["paths"]["/charges"]["post"]
 
     assert types(changed, "409") == {"in-progress", "not-replayable"}
-    assert types(changed, "400") == {"invalid-key", "missing-tenant"}
+    assert types(changed, "400") == {"invalid-key", "missing-tenant", "body-lost"}
 
 
 def test_only_the_methods_of_the_policy_are_touched() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "BodyLost",
     "CorruptRecord",
     "FingerprintMismatch",
     "FirstRunFailed",
@@ -171,6 +172,19 @@ class RequestTimeout(IdempotencyError):
             f"the body was not complete after {seconds:g} s; send the request again with the same key"
         )
         self.seconds = seconds
+
+
+class BodyLost(IdempotencyError):
+    """The request says that it has a body, and the server handed over none; nothing ran."""
+
+    status, slug, title = 400, "body-lost", "The request body did not arrive"
+
+    def __init__(
+        self,
+        message: str = "the request announces a body, and the server handed over none, as happens to requests that ask "
+        "for another protocol; send it without an Upgrade header",
+    ) -> None:
+        super().__init__(message)
 
 
 class RunEnded(IdempotencyError):

@@ -51,7 +51,7 @@ class RequestView(NamedTuple):
 
     def header(self, name: bytes) -> bytes:
         """All values of a header joined as RFC 9110, 5.3 allows; empty where there is none."""
-        return b", ".join([value for key, value in self.headers if key == name])
+        return b", ".join([value.strip(b" \t") for key, value in self.headers if key == name])
 
 
 def digest(*parts: bytes) -> Fingerprint:
@@ -180,9 +180,10 @@ def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes
     """What headers say of the body: its Content-Type, its Content-Encoding, and its length (0 where they do not)."""
     content_type = content_encoding = b""
     length = 0
-    for name, value in headers:
+    for name, field in headers:
         if name not in _OF_THE_BODY:
             continue
+        value = field.strip(b" \t")  # some servers leave the blanks round a field value (RFC 9110, 5.5)
         if name == b"content-type":
             content_type = value if not content_type else content_type + b", " + value
         elif name == b"content-encoding":

@@ -74,6 +74,7 @@ class Policy:
             as a commit in the exit code of a dependency. A stream, or what is too long to be kept, is not held (E2).
         on_store_error: Whether a request whose claim cannot be confirmed is refused (503) or runs unprotected.
         max_request_bytes: The largest body of a keyed request (413 above it).
+        max_discard_bytes: How much is read and dropped of a body that was refused, so that the client reads the answer.
         max_response_bytes: The largest body that is recorded; a larger one is recorded as done and not kept (E2).
         max_hold: How long a response that keeps streaming is held back before it counts as unreplayable (E2).
         strict_keys: Refuse keys without quotes.
@@ -101,6 +102,7 @@ class Policy:
     record: Literal["answer", "return"] = "answer"
     on_store_error: Literal["refuse", "bypass"] = "refuse"
     max_request_bytes: int = 1_048_576
+    max_discard_bytes: int = 67_108_864
     max_response_bytes: int = 1_048_576
     max_hold: float = 5.0
     strict_keys: bool = False
@@ -121,7 +123,13 @@ class Policy:
         wrong += [f"{name} must be finite" for name in ("lease", "retention") if getattr(self, name) == inf]
         wrong += [
             f"{name} must be >= 0"
-            for name in ("wait", "prefer_wait", "max_request_bytes", "max_response_bytes")
+            for name in (
+                "wait",
+                "prefer_wait",
+                "max_request_bytes",
+                "max_discard_bytes",
+                "max_response_bytes",
+            )
             if not getattr(self, name) >= 0
         ]
         if self.on_exception not in {"release", "keep"}:

@@ -11,13 +11,14 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from idempotency._backends.base import running
 from idempotency._backends.poll_once import poll_once
 from idempotency._core.callables import is_plain
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
+    BodyLost,
     CorruptRecord,
     IdempotencyError,
     MissingKey,
@@ -40,6 +41,12 @@ from idempotency._core.problem import problem
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.recorder import Execution
+from idempotency.asgi.request_body import (
+    RequestBody,
+    drop_announced_trailers,
+    drop_late_trailers,
+    require_body,
+)
 from idempotency.asgi.scope import is_of_another_run, joined_run
 from idempotency.asgi.tenants import by_header, by_user, one_tenant
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
@@ -146,6 +153,7 @@ class _Exchange:
     """One keyed request on its way to an answer: the question that its engine is asked."""
 
     __slots__ = (
+        "_body",
         "_middleware",
         "_receive",
         "engine",
@@ -167,6 +175,7 @@ class _Exchange:
     ) -> None:
         self._middleware = middleware
         self._receive = receive
+        self._body: RequestBody | None = None
         self.engine = middleware.engine
         self.path = _full_path(scope)
         self.policy = policy
@@ -176,7 +185,10 @@ class _Exchange:
     async def serve(self, lines: list[bytes]) -> None:
         """Guard, read, decide, act."""
         policy, scope, middleware = self.policy, self.scope, self._middleware
+        content_type, content_encoding, declared = representation(scope["headers"])
         try:
+            if not declared:  # the one kind of request that may have trailers
+                drop_announced_trailers(scope)
             key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
             if key is None:
                 raise MissingKey
@@ -185,28 +197,35 @@ class _Exchange:
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
             self.key = storage_key(tenant, key)
         except IdempotencyError as error:
-            return await self.refuse(error, named=False)
+            return await self._refuse_unread(error, declared, named=False)
         if (joins := joined_run(scope, self.key)) is not None:
             with joined(joins):  # a claim of this request's already (E10)
                 return await middleware.app(scope, self._receive, self.send)
         headers = scope["headers"]
-        content_type, content_encoding, declared = representation(headers)
+        sent = len(headers)
         try:
             if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
                 raise RequestTooLarge(limit=policy.max_request_bytes)
             there, message = poll_once(self._receive())
             body = _whole(message) if there else None
             if body is None:
-                read = partial(self._read_body, there, message)
+                self._body = RequestBody(self._receive, policy)
+                read = partial(self._body.read, there, message)
                 body = await running().within(policy.body_timeout, read)
             elif len(body) > policy.max_request_bytes:
-                raise RequestTooLarge(limit=policy.max_request_bytes)
+                return await self.refuse(RequestTooLarge(limit=policy.max_request_bytes))
+            if body is None:
+                return None  # the client left before its request was whole: nothing was claimed, nothing runs
+            if not body:
+                require_body(scope, declared)
         except TimeoutError:
             return await self.refuse(RequestTimeout(seconds=policy.body_timeout))
         except RequestTooLarge as error:
+            return await self._refuse_unread(error, declared)
+        except BodyLost as error:
             return await self.refuse(error)
-        if body is None:
-            return None  # the client left before its request was whole: nothing was claimed, nothing runs
+        if len(headers) != sent:
+            drop_late_trailers(headers, sent)
         method, path, query = scope["method"], self.path, scope.get("query_string", b"")
         if policy.fingerprint is exact_bytes:
             self.fingerprint = exact_operation_digest(
@@ -231,21 +250,6 @@ class _Exchange:
     def operation(self) -> str:
         """The request's name in events."""
         return f"{self.scope['method']} {self.path}"
-
-    async def _read_body(self, there: bool, first: Any) -> bytes | None:
-        limit, size = self.policy.max_request_bytes, 0
-        chunks: list[bytes] = []
-        message: Message = first if there else await first
-        while message["type"] == "http.request":
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > limit:
-                raise RequestTooLarge(limit=limit)
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                return b"".join(chunks)
-            message = await self._receive()
-        return None
 
     def _preferred_wait(self) -> float:
         for name, value in self.scope["headers"]:
@@ -285,8 +289,28 @@ class _Exchange:
             )
         return await self._send_response(outcome.status, headers, outcome.body)
 
-    async def refuse(self, error: IdempotencyError, *, named: bool = True) -> None:
-        """Send the problem document of *error*; *named* unless the key could not be read."""
+    async def _refuse_unread(self, error: IdempotencyError, declared: int, *, named: bool = True) -> None:
+        """Refuse a request before its body was read: have the rest come and drop it, or the client may see a reset."""
+        names = {name for name, _ in self.scope["headers"]}
+        too_large = isinstance(error, RequestTooLarge)
+        comes = declared > 0 or b"transfer-encoding" in names or too_large
+        invited = b"expect" not in names or (too_large and declared <= self.policy.max_request_bytes)
+        if comes and invited and not self._is_http2():
+            body = self._body or RequestBody(self._receive, self.policy)
+            await self.refuse(error, named=named, body=body)
+        else:
+            await self.refuse(error, named=named)
+
+    async def refuse(
+        self, error: IdempotencyError, *, named: bool = True, body: RequestBody | None = None
+    ) -> None:
+        """
+        Send the problem document of *error*.
+
+        Args:
+            named: False where the key could not be read.
+            body: What is to be discarded before the answer ends, and the server closes the connection.
+        """
         if self.engine.hooks:
             self.engine.emit(
                 Refused(
@@ -298,12 +322,20 @@ class _Exchange:
             )
         answer = problem(error, documentation_url=self.policy.documentation_url)
         if isinstance(error, RequestTooLarge | RequestTimeout) and not self._is_http2():
-            answer.headers.append((b"connection", b"close"))  # the rest of the body is never read
-        await self._send_response(answer.status, answer.headers, answer.body)
+            answer.headers.append(
+                (b"connection", b"close")
+            )  # the application never reads the rest of the body
+        await self._send_response(answer.status, answer.headers, answer.body, body)
 
-    async def _send_response(self, status: int, headers: Headers, body: bytes) -> None:
+    async def _send_response(
+        self, status: int, headers: Headers, body: bytes, unread: RequestBody | None = None
+    ) -> None:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         if self.scope["method"] == "HEAD":
+            body = b""
+        if unread is not None:
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+            await unread.discard()
             body = b""
         await self.send({"type": "http.response.body", "body": body})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Awaitable
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from idempotency._backends.base import Signal, Timer, running
 from idempotency._core.decide import NOT_ROUTED, Refuse, settle
@@ -38,17 +38,10 @@ from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
 from idempotency.engine.current_claim import Frame, active
 from idempotency.engine.run import Run
-from idempotency.events import FailedAfterRecord
 
 __all__ = ["Exchange", "Execution"]
 
 _log = logging.getLogger("idempotency")
-
-_FAILED_AFTER_RECORD: Final = (
-    "%s raised %s after its answer was recorded (key %s): retries get that answer, although what should have happened "
-    "after it may be missing, such as a commit in the exit code of a dependency. Do it before the answer is sent "
-    '(FastAPI: Depends(..., scope="function")), or set Policy(record="return")'
-)
 
 
 class Exchange(Protocol):
@@ -363,11 +356,7 @@ class Execution:
         """The application raised after its answer was recorded, which is what retries will get."""
         if self._result is None:
             return  # nothing of this run was recorded: its key is free, or another's
-        operation, name, engine = self._exchange.operation, key_id(self.claim.key), self._exchange.engine
-        kind, attempt = type(error).__name__, self.claim.attempt
-        _log.error(_FAILED_AFTER_RECORD, operation, kind, name)
-        if engine.hooks:
-            engine.emit(FailedAfterRecord(operation=operation, key_id=name, attempt=attempt, error=kind))
+        self._exchange.engine.failed_after_record(error, self.claim, self._exchange.operation)
 
     async def _until_sent(self) -> None:
         """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from idempotency._core.decide import Refuse
 from idempotency._core.errors import StoreError
 from idempotency._core.machine import Ending, Forgotten, Recorded, Superseded, Unrecorded
 from idempotency._core.types import Claim, Completed, StorageKey, key_id
 from idempotency.engine.request import Question
-from idempotency.events import ClaimLost, Event, Hook, Settled, Step, StoreFailed, emit, traceparent
+from idempotency.events import (
+    ClaimLost,
+    Event,
+    FailedAfterRecord,
+    Hook,
+    Settled,
+    Step,
+    StoreFailed,
+    emit,
+    traceparent,
+)
 
 __all__ = ["EngineBase", "RunBase"]
+
+_log = logging.getLogger("idempotency")
+
+_FAILED_AFTER_RECORD: Final = (
+    "%s raised %s after its answer was recorded (key %s): retries get that answer, although what should have happened "
+    "after it may be missing, such as a commit in the exit code of a dependency. Do it before the answer is sent "
+    '(FastAPI: Depends(..., scope="function")), or set Policy(record="return")'
+)
 
 F = TypeVar("F")
 F_contra = TypeVar("F_contra", contravariant=True)
@@ -37,6 +56,13 @@ class EngineBase(Generic[F]):
     def traceparent(self) -> str | None:
         """The trace context to record with an outcome, from the first hook that has one (`hooks.OpenTelemetryHook`)."""
         return traceparent(self.hooks)
+
+    def failed_after_record(self, error: BaseException, claim: Claim, operation: str) -> None:
+        """Tell of an application that raised after its answer was recorded; always in the log, with what to do."""
+        name, kind = key_id(claim.key), type(error).__name__
+        _log.error(_FAILED_AFTER_RECORD, operation, kind, name)
+        if self.hooks:
+            self.emit(FailedAfterRecord(operation=operation, key_id=name, attempt=claim.attempt, error=kind))
 
     def store_failed(
         self,
