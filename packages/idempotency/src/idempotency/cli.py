@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from idempotency._core.errors import InvalidKey, StoreError, StoreUnavailable
 from idempotency._core.key import parse_key, storage_key
+from idempotency._core.printable import printable
 from idempotency._core.types import Claim, Record, State, StorageKey, key_id
 from idempotency.store import SyncInspectable, SyncPurgeable, SyncStore
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(WRONG, str(error))
     except ImportError as error:
         return _fail(UNAVAILABLE, str(error))
+    except UnicodeEncodeError:  # from a store that keeps text alone
+        return _fail(ABSENT, "there is no record of this name: it is not UTF-8")
     except (ValueError, InvalidKey) as error:
         return _fail(USAGE, str(error))
     except BrokenPipeError:  # `idempotency list | head`: the reader has enough
@@ -65,14 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open(url: str | None) -> SyncStore:
+    from idempotency.stores.store_url import hide_urls, parse_store_url
     from idempotency.stores.url import open_sync_store
 
     if not url:
         raise ValueError("which store? give --store URL, or set IDEMPOTENCY_STORE")
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite" and not Path(unquote(parts.path.removeprefix("/"))).exists():
+    parts = parse_store_url(url)
+    path = parts.path.removeprefix("/")
+    if parts.scheme == "sqlite" and not parts.hosts and path and not Path(unquote(path)).exists():
         # A store makes its file; a command that only looks must not hide a misspelt path behind an empty one.
-        raise StoreUnavailable(f"there is no file {parts.path.removeprefix('/')}")
+        raise StoreUnavailable(hide_urls(f"there is no file {path}"))
     return open_sync_store(url)
 
 
@@ -245,17 +250,18 @@ def _print(rows: Iterable[dict[str, Any]], args: argparse.Namespace, *, upright:
         for row in rows:
             width = max(map(len, row))
             for name, value in row.items():
-                print(f"{name.ljust(width)}  {value}")
+                print(f"{name.ljust(width)}  {printable(str(value), sys.stdout.encoding)}")
     elif rows:
         names = list(dict.fromkeys(name for row in rows for name in row))
-        table = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+        encoding = sys.stdout.encoding
+        table = [names, *([printable(str(row.get(name, "")), encoding) for name in names] for row in rows)]
         widths = [max(len(line[column]) for line in table) for column in range(len(names))]
         for line in table:
             print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"idempotency: {message}", file=sys.stderr)
+    print(f"idempotency: {printable(message, sys.stderr.encoding)}", file=sys.stderr)
     return code
 
 
@@ -265,8 +271,12 @@ def _fail(code: int, message: str) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Argparse would exit with 2, which says here that the store is unavailable."""
+        from idempotency.stores.store_url import hide_urls
+
         self.print_usage(sys.stderr)
-        raise SystemExit(_fail(USAGE, message))
+        raise SystemExit(
+            _fail(USAGE, hide_urls(message))
+        )  # what was typed in the wrong place may be a store's URL
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from idempotency._core.printable import printable
+
 __all__ = [
     "ClaimLost",
     "Claimed",
@@ -173,7 +175,7 @@ def emit(hooks: Sequence[Hook], event: Event) -> None:
             case ClaimLost(operation=operation, key_id=name):
                 _log.error("claim lost: %s may have run twice (key %s)", operation, name)
             case StoreFailed(operation=operation, key_id=name, step=step, action=action, error=error):
-                why = event.reason or error
+                why = printable(event.reason or error)
                 _log.warning("store failed at %s: %s, %s (key %s): %s", step, operation, action, name, why)
 
 

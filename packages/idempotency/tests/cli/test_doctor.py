@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from idempotency import Acquired, Completed, Running, StoreUnavailable
+from idempotency import Acquired, Completed, Fingerprint, Owner, Running, StorageKey, StoreUnavailable
 from idempotency.doctor.finding import Finding
+from idempotency.doctor.principals import principals
 from idempotency.doctor.probe import probe
 from idempotency.doctor.settings import postgres_settings, redis_settings, sqlite_settings
 from idempotency.stores.memory import SyncMemoryStore
@@ -304,3 +305,43 @@ def test_a_postgres_with_its_schema_is_sound_and_without_it_is_told_what_to_do(p
         assert verdicts(missing)["schema"] == "fail"
         assert verdicts(missing)["durability"] == "warn"
         assert "create_schema()" in next(finding.detail for finding in missing if finding.check == "schema")
+
+
+# Principals.
+
+
+def recorded(*names: str, outcome: bytes = b'{"format":1,"outcome":"response"}') -> SyncMemoryStore:
+    """A store with one record of the same request under each name."""
+    store = SyncMemoryStore()
+    for name in names:
+        granted = store.acquire(
+            StorageKey(name),
+            fingerprint=Fingerprint(b"f"),
+            owner=Owner(name.encode()),
+            lease=3600.0,
+            retention=3600.0,
+        )
+        assert isinstance(granted, Acquired)
+        assert store.complete(granted.claim, outcome, retention=3600.0)
+    return store
+
+
+KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
+
+
+@pytest.mark.parametrize(
+    ("store", "verdict"),
+    [
+        (recorded(f"token-a:{KEY}", f"token-b:{KEY}"), {"principal": "warn"}),
+        (recorded(f"alice:{KEY}", f"alice:{KEY[:-1]}5"), {"principal": "ok"}),
+        (recorded("alice:order-1", "bob:order-1"), {}),  # two users may well count their own orders
+        (recorded(f"charge:{KEY}", f"ship:{KEY}", outcome=b'{"format":1,"outcome":"value"}'), {}),
+        (recorded(KEY), {}),
+    ],
+)
+def test_one_random_key_under_two_tenants_is_named_as_a_credential_that_was_replaced(
+    store: SyncMemoryStore, verdict: dict[str, str]
+) -> None:
+    findings = list(principals(store))
+    assert verdicts(findings) == verdict
+    assert all(KEY not in finding.detail for finding in findings)

@@ -252,3 +252,27 @@ def test_no_write_is_larger_than_a_pipe_takes_at_once_so_that_workers_lines_do_n
     assert all(len(text.encode()) <= 4096 and text.endswith("\n") for text in pipe.written)
     assert 1 < len(pipe.written) < 20
     assert "".join(pipe.written).count("\n") == 100
+
+
+@pytest.mark.parametrize("sign", ["\n", "\r", "\x1b[2J", "\x85", "\u2028", "\u202e"])
+def test_a_plain_line_stays_one_line_whatever_is_said_in_it(
+    sign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configure_logging("INFO", "console")
+    try:
+        logging.getLogger("ml_api.test").info(
+            "a%sERROR forged", sign, extra={"path": f"/x{sign}ERROR forged"}
+        )
+        try:
+            raise RuntimeError(f"why{sign}2026-01-01T00:00:00.000Z ERROR   forged")
+        except RuntimeError:
+            logging.getLogger("ml_api.test").exception("failed")
+    finally:
+        root.handlers[:], root.level = handlers, level
+    written = capsys.readouterr().err
+    assert sign not in written.replace("\n", "") if sign != "\n" else True
+    lines = written.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert [line for line in lines if line.startswith("20")] == [lines[0], lines[1]]

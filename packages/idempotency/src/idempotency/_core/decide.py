@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from idempotency._core.errors import FingerprintMismatch, IdempotencyError, OutcomeUnknown
 from idempotency._core.policy import Policy, unless_transient
+from idempotency._core.recorded import check_seconds
 from idempotency._core.types import Claim, Completed, Fingerprint, Running, StorageKey, key_id
 
 __all__ = ["NOT_ROUTED", "Decision", "Execute", "Refuse", "Replay", "Wait", "decide", "settle"]
@@ -49,6 +50,8 @@ def decide(
     A different fingerprint is a mismatch whatever the record's state (draft -07, 2.7): also while the first request
     runs, and after its lease.
     """
+    if isinstance(reply, Running) and (wrong := check_seconds(reply.lease_left)) is not None:
+        return Refuse(wrong)
     if reply.fingerprint != fingerprint:
         return Refuse(FingerprintMismatch(key_id=key_id(key)))
     if isinstance(reply, Completed):

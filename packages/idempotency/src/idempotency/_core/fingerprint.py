@@ -15,6 +15,7 @@ from hashlib import sha256
 from struct import Struct, pack
 from typing import Any, NamedTuple, NoReturn
 
+from idempotency._core.media_type import media_type, spelled_once, tokens_spelled_once
 from idempotency._core.types import Fingerprint
 
 __all__ = [
@@ -143,27 +144,27 @@ def multipart_parts(view: RequestView) -> Fingerprint:
     """
     The parts of a multipart body in order, headers and content, whatever the boundary (RFC 2046, 5.1).
 
-    Clients draw a new boundary for each attempt, so the exact bytes of a repeated upload differ.
+    Clients draw a new boundary for each attempt, so the exact bytes of a repeated upload differ. Of the Content-Type
+    everything else counts, its other parameters included, in whichever order and spelling.
 
     Raises:
         ValueError: Not a well-formed multipart body, or one with a preamble or an epilogue.
     """
-    content_type = view.header(b"content-type")
-    match = _BOUNDARY.fullmatch(content_type)
-    if match is None:
-        raise ValueError("the Content-Type is not multipart with a boundary")
-    delimiter = b"\r\n--" + (match[2] if match[2] is not None else match[3])
+    found = media_type(view.header(b"content-type"))
+    boundary = b"" if found is None else found.parameters.get(b"boundary", b"")
+    if found is None or not found.name.startswith(b"multipart/") or not _BOUNDARY.fullmatch(boundary):
+        raise ValueError("the Content-Type is not multipart with one boundary")
+    delimiter = b"\r\n--" + boundary
     head, *parts = (b"\r\n" + view.body).split(delimiter)
     if head or not parts or parts[-1] not in {b"--", b"--\r\n"}:
         raise ValueError("the body is not well-formed multipart")
     contents = [_part(part) for part in parts[:-1]]
-    return digest(b"multipart", match[1].lower(), view.header(b"content-encoding"), *contents)
+    return digest(b"multipart", found.spelled(without=b"boundary"), _representation(view)[1], *contents)
 
 
 _BOUNDARY = re.compile(
-    rb"""(multipart/[a-z0-9!#$&^_.+-]+)[ \t]*;[ \t]*boundary=(?:"([^"\\\r\n]{1,70})"|([^\s";,]{1,70}))[ \t]*""",
-    re.IGNORECASE,
-)
+    rb"[!-~](?:[ -~]{0,68}[!-~])?"
+)  # 1 to 70 characters, no blank at its end (RFC 2046, 5.1.1)
 
 
 def _part(part: bytes) -> bytes:
@@ -177,7 +178,12 @@ _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-length
 
 
 def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, int]:
-    """What headers say of the body: its Content-Type, its Content-Encoding, and its length (0 where they do not)."""
+    """
+    What headers say of the body: its Content-Type, its Content-Encoding, and its length (0 where they do not).
+
+    Content-Type and Content-Encoding come in one spelling for all that mean the same: a proxy between two attempts may
+    write them otherwise (RFC 9110, 8.3.1: type, names of parameters and charset in any case, values quoted or not).
+    """
     content_type = content_encoding = b""
     length = 0
     for name, field in headers:
@@ -189,8 +195,8 @@ def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes
         elif name == b"content-encoding":
             content_encoding = value if not content_encoding else content_encoding + b", " + value
         elif value.isdigit():
-            length = int(value)
-    return content_type, content_encoding, length
+            length = int(value) if len(value) < 20 else 10**20  # thousands of digits cannot be converted
+    return spelled_once(content_type), tokens_spelled_once(content_encoding), length
 
 
 def _representation(view: RequestView) -> tuple[bytes, bytes]:

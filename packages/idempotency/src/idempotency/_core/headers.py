@@ -5,10 +5,29 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["AGE", "EXPIRES_IN", "Wire", "is_token", "wire"]
+__all__ = ["AGE", "EXPIRES_IN", "FIRST_CALLER_ONLY", "HOP_BY_HOP", "Wire", "is_token", "wire"]
 
 AGE: Final = b"idempotency-age"
 EXPIRES_IN: Final = b"idempotency-expires-in"
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"date",  # not hop-by-hop, but it says when *this* message was made (RFC 9110, 6.6.1)
+    }
+)
+"""Headers that belong to one connection or one message (RFC 9110, 7.6.1) and are never recorded."""
+
+FIRST_CALLER_ONLY: Final = frozenset({b"set-cookie", b"www-authenticate", b"clear-site-data"})
+"""Headers that are meant for the one who asked first, and dropped unless a policy says otherwise."""
+
 _OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
 
 
@@ -25,12 +44,14 @@ class Wire(NamedTuple):
     Attributes:
         ours: Names that only this library sets: an application does not speak for us.
         never_recorded: *ours*, and what the policy drops.
+        forbidden: Those of *never_recorded* that no policy of the past is likely to have recorded either.
         mark: The header line of a replay.
         expires_in: The header line of a recorded first answer.
     """
 
     ours: frozenset[bytes]
     never_recorded: frozenset[bytes]
+    forbidden: frozenset[bytes]
     mark: tuple[bytes, bytes]
     expires_in: tuple[bytes, bytes]
 
@@ -39,4 +60,5 @@ def wire(*, replay_header: str, drop_headers: frozenset[bytes], retention: float
     """See `Wire`."""
     mark = replay_header.lower().encode("ascii")
     ours = _OURS | {mark}
-    return Wire(ours, ours | drop_headers, (mark, b"true"), (EXPIRES_IN, b"%d" % retention))
+    forbidden = _OURS | (drop_headers & (HOP_BY_HOP | FIRST_CALLER_ONLY))
+    return Wire(ours, ours | drop_headers, forbidden, (mark, b"true"), (EXPIRES_IN, b"%d" % retention))

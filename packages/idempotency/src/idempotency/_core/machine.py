@@ -16,6 +16,7 @@ from idempotency._core import delays
 from idempotency._core.decide import Execute, Refuse, Replay, Wait, decide
 from idempotency._core.errors import InProgress, StoreError, StoreUnavailable
 from idempotency._core.policy import Policy
+from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
     Claim,
@@ -245,6 +246,8 @@ def _lost(claim: Claim, fingerprint: Fingerprint, chance: Chance) -> Generator[A
     match found:
         case Record(state=State.COMPLETED, outcome=bytes(outcome)) if found.fingerprint == fingerprint:
             return Superseded(Completed(fingerprint, outcome, found.age, found.expires_in))
+        case Record(state=State.RUNNING) if (wrong := check_seconds(found.lease_left)) is not None:
+            return Refuse(wrong)
         case Record(state=State.RUNNING) if found.fingerprint == fingerprint:
             return Refuse(
                 InProgress(

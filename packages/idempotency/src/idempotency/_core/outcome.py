@@ -12,6 +12,7 @@ hand back exactly the bytes they were given. The format is public (SemVer): vers
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ __all__ = [
     "encode_response",
     "encode_unreplayable",
     "encode_value",
+    "has_no_body",
+    "is_final",
+    "is_safe_value",
     "recorded_headers",
     "replay_headers",
 ]
@@ -41,7 +45,7 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _FORMAT = 1
 _BODILESS = frozenset({204, 304})  # and 1xx, which are never final
-_CR, _LF, _NUL = b"\r\n\0"
+_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control characters but the tab (RFC 9110, 5.5)
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
 
@@ -99,6 +103,8 @@ def encode_answer(
     status: int, headers: Headers, body: bytes, traceparent: str | None, *, drop: frozenset[bytes]
 ) -> bytes:
     """`encode_response` of what `recorded_headers` leaves of an answer; in one pass over most."""
+    if body and status in _BODILESS:
+        body = b""  # no server sends it (RFC 9110, 6.4.1)
     lines = []
     for name, value in headers:
         name = name.lower()  # noqa: PLW2901
@@ -108,7 +114,7 @@ def encode_answer(
             break  # it names others that are not recorded
     else:
         text = ",".join(lines)
-        if "\\" not in text:  # what could split a message is escaped, and little else is
+        if "\\" not in text and "\x7f" not in text:  # control characters are escaped, and little else is
             return _encode(status, text, body, traceparent)
     kept = recorded_headers(headers, drop=drop, length=len(body))
     return encode_response(Response(status, kept, body, traceparent))
@@ -169,8 +175,9 @@ def decode(outcome: bytes) -> Outcome:
             "the stored outcome is not one of this library's; look at it before deleting it"
         ) from None
     if version != _FORMAT:
+        named = version if type(version) is int and 0 <= version < 1_000_000 else "of an unknown kind"
         raise UnknownRecordVersion(
-            f"the stored outcome has format {version!r}, this version reads {_FORMAT}; upgrade"
+            f"the stored outcome has format {named}, this version reads {_FORMAT}; upgrade"
         )
     try:
         if members["outcome"] == "response":
@@ -178,7 +185,7 @@ def decode(outcome: bytes) -> Outcome:
         if members["outcome"] == "value":
             return Value(members["value"], _traceparent(members))
         if members["outcome"] == "unreplayable":
-            return Unreplayable(str(members["reason"]))
+            return Unreplayable(members["reason"] + "")  # a TypeError unless it is a text
         raise ValueError("outcome")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CorruptRecord("the stored outcome lacks a member or has one of a wrong type") from None
@@ -225,14 +232,25 @@ def recorded_headers(
 
 
 def _safe(headers: Headers) -> Headers:
-    """Those headers that cannot split a message."""
-    if _splits(b"".join([name + value for name, value in headers])):
-        return [(name, value) for name, value in headers if not _splits(name + value)]
+    """Those headers that a server can send: none with a control character, which could split a message."""
+    if _UNSAFE.search(b"".join([name + value for name, value in headers])):
+        return [(name, value) for name, value in headers if not _UNSAFE.search(name + value)]
     return headers
 
 
-def _splits(text: bytes) -> bool:
-    return _CR in text or _LF in text or _NUL in text
+def is_safe_value(value: bytes) -> bool:
+    """Whether a server can send *value* in a header: no control character but the tab."""
+    return not _UNSAFE.search(value)
+
+
+def is_final(status: int) -> bool:
+    """Whether *status* can end an exchange: 200 to 599 (RFC 9110, 15); 1xx announce another one."""
+    return 200 <= status <= 599
+
+
+def has_no_body(status: int) -> bool:
+    """Whether an answer with *status* never has a body (RFC 9110, 6.4.1)."""
+    return status in _BODILESS
 
 
 def replay_headers(response: Response) -> Headers:

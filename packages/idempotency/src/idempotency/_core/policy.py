@@ -10,29 +10,12 @@ from typing import Any, Literal
 
 from idempotency._core.callables import is_plain
 from idempotency._core.fingerprint import RequestView, exact_bytes
-from idempotency._core.headers import Wire, is_token, wire
+from idempotency._core.headers import FIRST_CALLER_ONLY, HOP_BY_HOP, Wire, is_token, wire
 from idempotency._core.outcome import Response
 from idempotency._core.types import Fingerprint
 
 __all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
 
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"date",  # not hop-by-hop, but it says when *this* message was made (RFC 9110, 6.6.1)
-    }
-)
-"""Headers that belong to one connection or one message (RFC 9110, 7.6.1) and are never recorded."""
-
-_FIRST_CALLER_ONLY = frozenset({b"set-cookie", b"www-authenticate", b"clear-site-data"})
 _URI = re.compile(r"[!-;=?-~]+")  # what can stand in the angle brackets of a Link (RFC 8288, 3)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -108,7 +91,7 @@ class Policy:
     strict_keys: bool = False
     documentation_url: str | None = None
     body_timeout: float = 30.0
-    drop_headers: frozenset[bytes] = HOP_BY_HOP | _FIRST_CALLER_ONLY
+    drop_headers: frozenset[bytes] = HOP_BY_HOP | FIRST_CALLER_ONLY
     replay_header: str = "Idempotency-Replayed"
     redact: Callable[[Response], Response] | None = None
     wire: Wire = field(init=False, repr=False, compare=False)  # derived from the others

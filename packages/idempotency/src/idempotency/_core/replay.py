@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from idempotency._core.errors import CorruptRecord, NotReplayable
 from idempotency._core.headers import AGE, EXPIRES_IN
-from idempotency._core.outcome import Response, Unreplayable, decode, replay_headers
+from idempotency._core.outcome import Response, replay_headers
 from idempotency._core.policy import Policy
-from idempotency._core.types import Completed, StorageKey, key_id
+from idempotency._core.recorded import read_response
+from idempotency._core.types import Completed, StorageKey
 
 __all__ = ["replay_answer"]
 
@@ -17,14 +17,10 @@ def replay_answer(completed: Completed, *, key: StorageKey, policy: Policy) -> R
 
     Raises:
         NotReplayable: The operation is done, and its answer was not kept.
-        CorruptRecord: Not the record of an HTTP answer.
+        CorruptRecord: Not the record of an HTTP answer, or of one that this library does not record.
         UnknownRecordVersion: Written by a newer version of this library.
     """
-    outcome = decode(completed.outcome)
-    if isinstance(outcome, Unreplayable):
-        raise NotReplayable(key_id=key_id(key), reason=outcome.reason)
-    if not isinstance(outcome, Response):
-        raise CorruptRecord("the record is a function's value, not a response: two users share its key")
+    outcome = read_response(completed, key, policy=policy)
     headers = [
         *replay_headers(outcome),
         policy.wire.mark,

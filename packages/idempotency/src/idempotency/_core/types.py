@@ -130,4 +130,4 @@ def key_id(key: StorageKey) -> str:
     >>> key_id(StorageKey("order-1"))
     '0bafe22156d2'
     """
-    return sha256(key.encode()).hexdigest()[:12]
+    return sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]

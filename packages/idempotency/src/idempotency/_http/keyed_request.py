@@ -15,6 +15,7 @@ from idempotency._core.key import parse_key, storage_key
 from idempotency._core.machine import Bypass
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
+from idempotency._core.printable import printable
 from idempotency._core.problem import problem
 from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
@@ -66,7 +67,7 @@ class KeyedRequest(Generic[RunT]):
         self._engine = engine
         self._source = source
         self._method = method
-        self.operation = f"{method} {path}"
+        self.operation = printable(f"{method} {path}")  # hooks write it into logs, which it must not forge
 
     def prepare(self, tenant: str | Callable[[], str], policy: Policy) -> Response | bool:
         """

@@ -6,15 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
-from idempotency._core.outcome import (
-    Headers,
-    Response,
-    encode_answer,
-    encode_response,
-    encode_unreplayable,
-    recorded_headers,
-)
+from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
+from idempotency._core.recorded import encode_recorded
 from idempotency._core.types import Claim, key_id
 
 __all__ = ["AnswerEncoder"]
@@ -56,21 +50,11 @@ class AnswerEncoder:
         """
         The record of *answer*, and whether it can be replayed.
 
-        A tombstone where the body is too large or redaction fails: the effect is there already, so that the key must
-        not run again (E2).
+        A tombstone where the body is too large, the status ends no exchange, or redaction fails: the effect is there
+        already, so that the key must not run again (E2).
         """
-        policy, (status, headers, body, _) = self._policy, answer
-        if len(body) > policy.max_response_bytes:
-            return encode_unreplayable(
-                f"larger than {policy.max_response_bytes} bytes", status
-            ), "unreplayable"
-        drop, traceparent = policy.wire.never_recorded, self._traceparent()
-        if policy.redact is None:
-            return encode_answer(status, headers, body, traceparent, drop=drop), "kept"
-        kept: Headers = recorded_headers(headers, drop=drop, length=len(body))
-        try:
-            return encode_response(policy.redact(Response(status, kept, body, traceparent))), "kept"
-        except Exception as error:
-            reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
+        outcome, reason = encode_recorded(answer._replace(traceparent=self._traceparent()), self._policy)
+        if reason is None:
+            return outcome, "kept"
         _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(claim.key))
-        return encode_unreplayable(reason, status), "unreplayable"
+        return outcome, "unreplayable"

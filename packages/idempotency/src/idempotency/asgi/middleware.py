@@ -19,10 +19,8 @@ from idempotency._core.callables import is_plain
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
     BodyLost,
-    CorruptRecord,
     IdempotencyError,
     MissingKey,
-    NotReplayable,
     RequestTimeout,
     RequestTooLarge,
 )
@@ -35,9 +33,11 @@ from idempotency._core.fingerprint import (
 )
 from idempotency._core.headers import AGE, EXPIRES_IN
 from idempotency._core.key import parse_key, storage_key
-from idempotency._core.outcome import Headers, Response, Unreplayable, decode, replay_headers
+from idempotency._core.outcome import Headers, replay_headers
 from idempotency._core.policy import Policy
+from idempotency._core.printable import printable
 from idempotency._core.problem import problem
+from idempotency._core.recorded import read_response
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.recorder import Execution
@@ -249,7 +249,9 @@ class _Exchange:
     @property
     def operation(self) -> str:
         """The request's name in events."""
-        return f"{self.scope['method']} {self.path}"
+        return printable(
+            f"{self.scope['method']} {self.path}"
+        )  # hooks write it into logs, which it must not forge
 
     def _preferred_wait(self) -> float:
         for name, value in self.scope["headers"]:
@@ -262,13 +264,7 @@ class _Exchange:
     async def replay(self, completed: Completed, waited: float) -> None:
         """Send the recorded answer, marked as a replay; or the problem that stands in its way."""
         try:
-            outcome = decode(completed.outcome)
-            if isinstance(outcome, Unreplayable):
-                raise NotReplayable(key_id=key_id(self.key), reason=outcome.reason)
-            if not isinstance(outcome, Response):
-                raise CorruptRecord(
-                    "the record is a function's value, not a response: two users share its key"
-                )
+            outcome = read_response(completed, self.key, policy=self.policy)
         except IdempotencyError as error:
             return await self.refuse(error)
         headers = [

@@ -19,13 +19,12 @@ from idempotency._core.machine import RECORDED, Ending, Superseded
 from idempotency._core.outcome import (
     Headers,
     Response,
-    encode_answer,
     encode_response,
     encode_unreplayable,
-    recorded_headers,
 )
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
+from idempotency._core.recorded import encode_recorded
 from idempotency._core.types import Claim, Completed, key_id
 from idempotency.asgi.before_handler import (
     BEFORE_HANDLER,
@@ -259,19 +258,14 @@ class Execution:
     def _encode(
         self, status: int, headers: Headers, body: bytes
     ) -> tuple[bytes, Literal["kept", "unreplayable"]]:
-        """The record of an answer; a tombstone where redaction fails, since the effect is there already (E2)."""
-        policy, engine = self._exchange.policy, self._exchange.engine
-        drop = policy.wire.never_recorded
+        """The record of an answer; a tombstone where it cannot be kept, since the effect is there already (E2)."""
+        engine = self._exchange.engine
         traceparent = engine.traceparent() if engine.hooks else None
-        if policy.redact is None:
-            return encode_answer(status, headers, body, traceparent, drop=drop), "kept"
-        kept = recorded_headers(headers, drop=drop, length=len(body))
-        try:
-            return encode_response(policy.redact(Response(status, kept, body, traceparent))), "kept"
-        except Exception as error:
-            reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
+        outcome, reason = encode_recorded(Response(status, headers, body, traceparent), self._exchange.policy)
+        if reason is None:
+            return outcome, "kept"
         _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(self.claim.key))
-        return encode_unreplayable(reason, status), "unreplayable"
+        return outcome, "unreplayable"
 
     async def _end_hold(self) -> None:
         async with self._lock:

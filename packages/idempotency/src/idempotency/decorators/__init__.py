@@ -26,14 +26,13 @@ from idempotency._core.annotations import resolve
 from idempotency._core.callables import is_async
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
-    FirstRunFailed,
     IdempotencyError,
-    NotReplayable,
     UnknownRecordVersion,
 )
 from idempotency._core.machine import Bypass, Ending, Superseded
-from idempotency._core.outcome import Unreplayable, Value, decode, encode_unreplayable, encode_value
+from idempotency._core.outcome import encode_unreplayable, encode_value
 from idempotency._core.policy import Policy
+from idempotency._core.recorded import read_value
 from idempotency._core.types import Claim, Completed, StorageKey, key_id
 from idempotency.codecs import JSON, Codec
 from idempotency.decorators.call import CallReader
@@ -299,18 +298,8 @@ class _Shell:
         raise error
 
     def _replay(self, ask: Ask, completed: Completed, waited: float) -> Any:
-        outcome = decode(completed.outcome)
-        if isinstance(outcome, Unreplayable):
-            raise NotReplayable(key_id=key_id(ask.key), reason=outcome.reason)
-        match outcome:
-            case Value(value={"raised": str(name)}):
-                raise FirstRunFailed(key_id=key_id(ask.key), error=name)
-            case Value(value={"returned": stored}, traceparent=traceparent):
-                value = self._decode(stored)
-            case _:
-                raise UnknownRecordVersion(
-                    "the record was not written by a decorated function; use another key"
-                )
+        recorded = read_value(completed, ask.key, max_bytes=self._policy.max_response_bytes)
+        value = self._decode(recorded.value["returned"])
         if self._engine.hooks:
             self._engine.emit(
                 Replayed(
@@ -318,7 +307,7 @@ class _Shell:
                     key_id=key_id(ask.key),
                     age=completed.age,
                     waited=waited,
-                    traceparent=traceparent,
+                    traceparent=recorded.traceparent,
                 )
             )
         return value

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain
-from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from typing import Final
+from urllib.parse import unquote
 
+from idempotency._core.errors import StoreError
 from idempotency.doctor.finding import Finding
+from idempotency.doctor.principals import principals
 from idempotency.doctor.probe import probe
 from idempotency.doctor.settings import postgres_settings, redis_settings, sqlite_settings
 from idempotency.store import SyncStore
+from idempotency.stores.store_url import StoreURL, parse_store_url
+from idempotency.stores.url import postgres_conninfo, redis_primaries
 
 __all__ = ["Finding", "examine"]
 
@@ -28,8 +32,7 @@ _AT_WORST: Final = {
     "warn": "{}; what is warned of above can break them",
     "fail": "none that can be relied on before what failed above is put right; then {}",
 }
-_OURS: Final = frozenset({"prefix", "deadline", "wait_replicas", "on_eviction", "table", "pool_size"})
-_SENTINELS_OWN: Final = frozenset({"sentinel_username", "sentinel_password"})
+_OURS: Final = frozenset({"table", "deadline", "pool_size", "prepare_threshold"})
 _SECONDS: Final = 2.0  # for each answer of a server
 
 
@@ -41,89 +44,54 @@ def examine(store: SyncStore, url: str) -> Iterator[Finding]:
         StoreError: The store did not answer.
     """
     worst = "ok"
-    for finding in chain(probe(store), _settings(url)):
+    parts = parse_store_url(url)
+    for finding in chain(probe(store), principals(store), _settings(parts)):
         yield finding
         worst = max(worst, finding.verdict, key=_GRAVITY.index)
-    yield Finding("promises", "info", _AT_WORST[worst].format(_PROMISES[_kind(url)]))
+    yield Finding("promises", "info", _AT_WORST[worst].format(_PROMISES[_kind(parts)]))
 
 
-def _kind(url: str) -> str:
-    scheme = urlsplit(url).scheme.partition("+")[0]
-    return {"rediss": "redis", "postgres": "postgresql"}.get(scheme, scheme)
+def _kind(parts: StoreURL) -> str:
+    scheme = parts.scheme.partition("+")[0]
+    return {"rediss": "redis"}.get(scheme, scheme)
 
 
-def _settings(url: str) -> Iterator[Finding]:
-    options = dict(parse_qsl(urlsplit(url).query))
-    match _kind(url):
+def _settings(parts: StoreURL) -> Iterator[Finding]:
+    options = dict(parts.query)
+    match _kind(parts):
         case "memory":
             yield Finding("durability", "info", "nothing survives the process, and no other process sees it")
         case "sqlite":
-            path = unquote(urlsplit(url).path.removeprefix("/"))
+            path = unquote(parts.path.removeprefix("/"))
             yield from sqlite_settings(path, synchronous=options.get("synchronous", "FULL"))
         case "redis":
-            yield from _redis(url, int(options.get("wait_replicas", 0)))
+            yield from _redis(parts, int(options.get("wait_replicas", 0)))
         case "postgresql":
-            yield from _postgres(url, options.get("table", "idempotency_record"))
+            yield from _postgres(parts, options.get("table", "idempotency_record"))
 
 
-def _redis(url: str, wait_replicas: int) -> Iterator[Finding]:
+def _redis(parts: StoreURL, wait_replicas: int) -> Iterator[Finding]:
     from redis.exceptions import RedisError
 
     try:
-        for client in _redis_primaries(url):
-            with client:
+        for client in redis_primaries(parts, timeout=_SECONDS):
+            with closing(client):
                 yield from redis_settings(client, wait_replicas=wait_replicas)
-    except RedisError as error:  # the store works: its user may do less than ours would have to
-        yield Finding(
-            "settings", "warn", f"not to be read ({type(error).__name__}); look at the server itself"
-        )
+    except (RedisError, StoreError) as error:  # the store works: its user may do less than ours would have to
+        yield _unread(error)
 
 
-def _redis_primaries(url: str) -> list[Any]:
-    """A client for every server that takes writes."""
-    import redis
-
-    parts = urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    user, at, hosts = parts.netloc.rpartition("@")
-    options = dict(parse_qsl(parts.query))
-    tls = urlencode({name: value for name, value in options.items() if name not in _OURS | _SENTINELS_OWN})
-    waits = {"socket_timeout": _SECONDS, "socket_connect_timeout": _SECONDS}
-
-    def server(place: str, path: str = "", **more: Any) -> Any:
-        return redis.Redis.from_url(urlunsplit((scheme, place, path, tls, "")), **waits, **more)
-
-    if kind == "cluster":
-        first = urlunsplit((scheme, user + at + hosts.partition(",")[0], "", tls, ""))
-        cluster: Any = redis.RedisCluster.from_url(first, **waits)
-        with closing(cluster):
-            return [server(f"{user}{at}{node.host}:{node.port}") for node in cluster.get_primaries()]
-    if kind == "sentinel":
-        service, _, database = parts.path.removeprefix("/").partition("/")
-        with server(
-            hosts.partition(",")[0],
-            decode_responses=True,
-            username=options.get("sentinel_username"),
-            password=options.get("sentinel_password"),
-        ) as sentinel:
-            address = sentinel.sentinel_get_master_addr_by_name(unquote(service))
-        if address is None:
-            raise redis.exceptions.RedisError("the first Sentinel knows no primary")
-        return [server(f"{user}{at}{address[0]}:{address[1]}", f"/{database or 0}")]
-    return [server(parts.netloc, parts.path)]
-
-
-def _postgres(url: str, table: str) -> Iterator[Finding]:
+def _postgres(parts: StoreURL, table: str) -> Iterator[Finding]:
     import psycopg
 
-    parts = urlsplit(url)
-    libpqs = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] not in _OURS])
     try:
         with psycopg.connect(
-            urlunsplit(parts._replace(query=libpqs)), autocommit=True, connect_timeout=int(_SECONDS)
+            postgres_conninfo(parts, without=_OURS) or "", autocommit=True, connect_timeout=int(_SECONDS)
         ) as connection:
             yield from postgres_settings(connection, table=table)
     except psycopg.Error as error:
-        yield Finding(
-            "settings", "warn", f"not to be read ({type(error).__name__}); look at the server itself"
-        )
+        yield _unread(error)
+
+
+def _unread(error: Exception) -> Finding:
+    return Finding("settings", "warn", f"not to be read ({type(error).__name__}); look at the server itself")

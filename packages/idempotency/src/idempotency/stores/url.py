@@ -14,13 +14,15 @@ ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs and ssl_check_hostname.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
+from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from idempotency.store import Store, SyncStore
+from idempotency.stores.store_url import StoreURL, parse_store_url
 
-__all__ = ["open_store", "open_sync_store"]
+__all__ = ["open_store", "open_sync_store", "postgres_conninfo", "redis_primaries"]
 
 
 def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None) -> Store:
@@ -50,21 +52,13 @@ def open_sync_store(url: str) -> SyncStore:
     return store
 
 
-class _Parts(NamedTuple):
-    url: str
-    scheme: str
-    user: str | None
-    password: str | None
-    hosts: tuple[tuple[str, int | None], ...]
-    path: str
-    query: tuple[tuple[str, str], ...]
-
-
 def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None = None) -> Any:
-    parts = _split(url)
+    parts = parse_store_url(url)
     opener = _OPENERS.get(parts.scheme)
     if opener is None:
-        raise ValueError(f"unknown store scheme {parts.scheme!r}; there are {', '.join(_OPENERS)}")
+        # Before "://" no password can stand, before a colon alone it can: "user:secret@host".
+        shown = f" {parts.scheme!r}" if url.lower().startswith(f"{parts.scheme}://") and parts.scheme else ""
+        raise ValueError(f"unknown store scheme{shown}; there are {', '.join(_OPENERS)}")
     extra = {"adopt": adopt} if adopt is not None else {}
     if extra and opener is not _open_redis:
         raise ValueError(f"a {parts.scheme}: store adopts nothing; only Redis holds values of others")
@@ -79,37 +73,9 @@ def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None
 _EXTRAS = {"redis": "redis", "hiredis": "redis", "psycopg": "postgres", "psycopg_pool": "postgres"}
 
 
-def _split(url: str) -> _Parts:
-    split = urlsplit(url)
-    user_info, _, hosts = split.netloc.rpartition("@")
-    user, colon, password = user_info.partition(":")
-    try:
-        query = tuple(parse_qsl(split.query, keep_blank_values=True, strict_parsing=bool(split.query)))
-        return _Parts(
-            url,
-            split.scheme,
-            unquote(user) or None,
-            unquote(password) if colon else None,
-            tuple(map(_host, hosts.split(","))) if hosts else (),
-            split.path,
-            query,
-        )
-    except ValueError:
-        # From nothing: the error that was met here may quote a password.
-        raise ValueError(
-            f"this {split.scheme}: URL cannot be read; check its hosts, ports and options"
-        ) from None
-
-
-def _host(text: str) -> tuple[str, int | None]:
-    bracketed = text.startswith("[")  # an IPv6 address
-    host, _, port = text[1:].partition("]") if bracketed else text.partition(":")
-    port = port.removeprefix(":") if bracketed else port
-    return unquote(host), int(port) if port else None
-
-
-def _options(parts: _Parts, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+def _options(parts: StoreURL, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     options: dict[str, Any] = {}
+    unreadable = None
     for name, value in parts.query:
         if name not in readers:
             known = ", ".join(sorted(readers))
@@ -117,7 +83,9 @@ def _options(parts: _Parts, readers: Mapping[str, Callable[[str], Any]]) -> dict
         try:
             options[name] = readers[name](value)
         except ValueError:
-            raise ValueError(f"option {name!r} of a {parts.scheme}: store cannot be read") from None
+            unreadable = name
+    if unreadable is not None:  # raised here: the reader's own error quotes the value
+        raise ValueError(f"option {unreadable!r} of a {parts.scheme}: store cannot be read")
     return options
 
 
@@ -134,7 +102,7 @@ def _flag(value: str) -> bool:
     return _one_of("true", "false")(value) == "true"
 
 
-def _open_memory(parts: _Parts, sync: bool) -> Any:
+def _open_memory(parts: StoreURL, sync: bool) -> Any:
     from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 
     if parts.hosts or parts.path:
@@ -143,7 +111,7 @@ def _open_memory(parts: _Parts, sync: bool) -> Any:
     return (SyncMemoryStore if sync else MemoryStore)(**options)
 
 
-def _open_sqlite(parts: _Parts, sync: bool) -> Any:
+def _open_sqlite(parts: StoreURL, sync: bool) -> Any:
     from idempotency.stores.sqlite import SQLiteStore, SyncSQLiteStore
 
     path = unquote(parts.path.removeprefix("/"))
@@ -169,31 +137,57 @@ _TLS_OPTIONS: dict[str, Callable[[str], Any]] = {
 _SENTINEL_OPTIONS: dict[str, Callable[[str], Any]] = {"sentinel_username": str, "sentinel_password": str}
 
 
-def _open_redis(parts: _Parts, sync: bool, **extra: Any) -> Any:
+def _open_redis(parts: StoreURL, sync: bool, **extra: Any) -> Any:
     from idempotency.stores.redis import RedisStore, SyncRedisStore
 
-    kind = parts.scheme.partition("+")[2]
-    tls = parts.scheme.startswith("rediss")
-    readers = (
-        _REDIS_OPTIONS | (_TLS_OPTIONS if tls else {}) | (_SENTINEL_OPTIONS if kind == "sentinel" else {})
-    )
-    options = _options(parts, readers)
+    options = _redis_options(parts)
     ours = {name: options.pop(name) for name in _REDIS_OPTIONS if name in options}
-    deadline = ours.get("deadline", 1.0)
-    # What the client itself does, finding the primary or the slots, must fit into a call as well.
-    client_options = options | {
-        "username": parts.user,
-        "password": parts.password,
-        "socket_timeout": deadline / 2,
-        "socket_connect_timeout": deadline / 2,
-    }
-    if tls:
-        client_options["ssl"] = True
-    client = _REDIS_CLIENTS[kind](parts, client_options, sync)
+    client = _redis_client(parts, options, sync, timeout=ours.get("deadline", 1.0) / 2)
     return (SyncRedisStore if sync else RedisStore)(client, owns_client=True, **ours, **extra)
 
 
-def _node(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
+def _redis_options(parts: StoreURL) -> dict[str, Any]:
+    tls, sentinel = parts.scheme.startswith("rediss"), parts.scheme.endswith("+sentinel")
+    return _options(
+        parts, _REDIS_OPTIONS | (_TLS_OPTIONS if tls else {}) | (_SENTINEL_OPTIONS if sentinel else {})
+    )
+
+
+def _redis_client(parts: StoreURL, options: dict[str, Any], sync: bool, *, timeout: float) -> Any:
+    # What the client itself does, finding the primary or the slots, must fit into a call as well.
+    options = options | {
+        "username": parts.user,
+        "password": parts.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+    }
+    if parts.scheme.startswith("rediss"):
+        options["ssl"] = True
+    return _REDIS_CLIENTS[parts.scheme.partition("+")[2]](parts, options, sync)
+
+
+def redis_primaries(parts: StoreURL, *, timeout: float) -> list[Any]:
+    """
+    A blocking client for every server behind *parts* that takes writes, for the doctor.
+
+    Args:
+        timeout: Seconds for each answer.
+    Raises:
+        redis.exceptions.RedisError, StoreError: A server did not answer.
+    """
+    options = {name: value for name, value in _redis_options(parts).items() if name not in _REDIS_OPTIONS}
+    client = _redis_client(parts, dict(options), True, timeout=timeout)
+    if not parts.scheme.endswith("+cluster"):
+        return [client]
+    with closing(client):
+        nodes = tuple((node.host, node.port) for node in client.get_primaries())
+    single = parts._replace(scheme=parts.scheme.partition("+")[0], path="")
+    return [
+        _redis_client(single._replace(hosts=(node,)), dict(options), True, timeout=timeout) for node in nodes
+    ]
+
+
+def _node(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     import redis
     import redis.asyncio
 
@@ -204,7 +198,7 @@ def _node(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
     return (redis if sync else redis.asyncio).Redis(host=host, port=port or 6379, db=database, **options)
 
 
-def _sentinel(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
+def _sentinel(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     import redis
     import redis.asyncio
     from redis.asyncio.retry import Retry as AsyncRetry
@@ -228,7 +222,7 @@ def _sentinel(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
     return sentinel.master_for(unquote(service), db=_number(parts, database), **options)
 
 
-def _cluster(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
+def _cluster(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     import redis.asyncio.cluster
     import redis.cluster
     from redis.exceptions import RedisClusterException, RedisError
@@ -251,9 +245,7 @@ def _cluster(parts: _Parts, options: dict[str, Any], sync: bool) -> Any:
 _REDIS_CLIENTS = {"": _node, "sentinel": _sentinel, "cluster": _cluster}
 
 
-def _open_postgres(parts: _Parts, sync: bool) -> Any:
-    import psycopg
-    from psycopg.conninfo import make_conninfo
+def _open_postgres(parts: StoreURL, sync: bool) -> Any:
     from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
     from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
@@ -267,13 +259,9 @@ def _open_postgres(parts: _Parts, sync: bool) -> Any:
     options = _options(
         parts._replace(query=tuple(pair for pair in parts.query if pair[0] in readers)), readers
     )
-    rest = urlencode([pair for pair in parts.query if pair[0] not in readers])
-    split = urlsplit(parts.url)
-    try:  # by hand: urlunsplit drops the slashes where there is no host, as with a socket
-        conninfo = make_conninfo(f"{split.scheme}://{split.netloc}{split.path}?{rest}")
-    except psycopg.ProgrammingError:
-        names = ", ".join(sorted(readers))
-        _refuse(parts, f"has an option that is neither {names}, nor one of libpq's")
+    conninfo = postgres_conninfo(parts, without=readers)
+    if conninfo is None:
+        _refuse(parts, f"has an option that is neither {', '.join(sorted(readers))}, nor one of libpq's")
     size = options.pop("pool_size", 8)
     prepare = {name: options.pop(name) for name in {"prepare_threshold"} & options.keys()}
     pool: Any = (ConnectionPool if sync else AsyncConnectionPool)(
@@ -282,14 +270,39 @@ def _open_postgres(parts: _Parts, sync: bool) -> Any:
     return (SyncPostgresStore if sync else PostgresStore)(pool, owns_pool=True, **options)
 
 
-def _number(parts: _Parts, text: str) -> int:
+def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | None:
+    """
+    What libpq is told, by its own keywords: it reads a URL otherwise than this library where a password is odd.
+
+    Args:
+        without: Options that are not libpq's.
+    Returns:
+        None where an option is none of libpq's.
+    """
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    keywords: dict[str, Any] = {"user": parts.user, "password": parts.password}
+    if parts.hosts:
+        keywords["host"] = ",".join(host for host, _ in parts.hosts)
+        if any(port is not None for _, port in parts.hosts):
+            keywords["port"] = ",".join("" if port is None else str(port) for _, port in parts.hosts)
+    keywords["dbname"] = unquote(parts.path.removeprefix("/")) or None
+    keywords |= {name: value for name, value in parts.query if name not in without}
+    try:
+        return make_conninfo(**{name: value for name, value in keywords.items() if value is not None})
+    except psycopg.ProgrammingError:
+        return None
+
+
+def _number(parts: StoreURL, text: str) -> int:
     if text and not text.isdecimal():
         _refuse(parts, "ends with the number of a database, 0 by default")
     return int(text or 0)
 
 
-def _refuse(parts: _Parts, reason: str) -> NoReturn:
-    raise ValueError(f"a {parts.scheme}: store {reason}") from None
+def _refuse(parts: StoreURL, reason: str) -> NoReturn:
+    raise ValueError(f"a {parts.scheme}: store {reason}")
 
 
 _OPENERS: dict[str, Callable[..., Any]] = {

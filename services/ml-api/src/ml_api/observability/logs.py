@@ -151,8 +151,19 @@ class _JsonFormatter(logging.Formatter):
 class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in (_context() | _extras(record)).items())
-        line = f"{_instant(record)} {record.levelname:<7} {record.getMessage()}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = _visible(f"{_instant(record)} {record.levelname:<7} {record.getMessage()}{fields}")
+        if not record.exc_info:
+            return line
+        # Indented, so that no line of an error's text can be taken for a record of its own.
+        first, *others = self.formatException(record.exc_info).splitlines()
+        return "\n".join([line, _visible(first), *(f"  {_visible(text)}" for text in others)])
+
+
+def _visible(text: str) -> str:
+    """*text* on one line: what a client sent must neither begin a line nor move a terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _instant(record: logging.LogRecord) -> str:

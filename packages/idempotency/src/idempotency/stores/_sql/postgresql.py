@@ -21,6 +21,7 @@ import re
 from typing import Any, NamedTuple
 
 from idempotency._core.errors import IsolationConflict
+from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
     Claim,
@@ -336,8 +337,16 @@ def complete_values(claim: Claim, outcome: bytes, retention: float, *, sweep: in
 
 
 def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
-    """What `acquire` was answered."""
+    """
+    What `acquire` was answered.
+
+    Raises:
+        CorruptRecord: The record has a time that no clock gives.
+    """
     _, fingerprint, holder, attempt, fence, outcome, lease_left, age, expires_in = row
+    wrong = check_seconds(lease_left, age or 0.0, expires_in)
+    if wrong is not None:
+        raise wrong
     if outcome is not None:
         left = max(float(expires_in), 0.0)
         return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), max(float(age), 0.0), left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from idempotency._core.errors import StoreError, StoreUnavailable
+from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
 from idempotency.stores._sql.postgresql import overtaken
 
 __all__ = [
@@ -41,6 +41,9 @@ ADVICE: Final = {
 }
 """SQLSTATE -> what to do (PostgreSQL documentation, appendix A)."""
 
+_NO_SUCH_NUMBER: Final = frozenset(
+    ("22003", "22008", "22015")
+)  # of numbers, times and intervals: out of range
 _TRANSIENT: Final = frozenset(("40001", "40P01"))
 # Classes of SQLSTATE, and of PEP 249, whose errors come again however often the call is repeated.
 _PERMANENT_STATES: Final = ("0A", "22", "23", "2F", "38", "39", "42")
@@ -64,6 +67,11 @@ def meaning_of(error: BaseException) -> StoreError:
     if advice is not None:
         return StoreUnavailable(f"PostgreSQL: {advice}")
     state = sqlstate_of(error)
+    if state in _NO_SUCH_NUMBER:
+        return CorruptRecord(
+            "PostgreSQL cannot reckon with a time or a number in the stored record, such as infinity; look at it, and "
+            "delete it by hand"
+        )
     code = state or type(error).__name__
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if state[:2] in _PERMANENT_STATES if state else kinds & _PERMANENT_KINDS:

@@ -18,6 +18,7 @@ from types import NoneType
 from typing import Any, NamedTuple
 
 from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable, UnknownRecordVersion
+from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
     Claim,
@@ -37,6 +38,7 @@ from idempotency.stores._sql.steps import Begin, Query, Steps
 __all__ = ["Clocks", "SqliteRecords"]
 
 _VERSION = 1
+_MAX_ATTEMPT = 2**31
 _SWEEP = 2  # expired rows deleted by each complete: more than it adds, so the file stops growing under load
 _TABLE = re.compile(r"(?!sqlite_)[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII | re.IGNORECASE)
 
@@ -119,7 +121,10 @@ class SqliteRecords:
             "WHERE key = %(key)s"
         )
         self._delete = f"DELETE FROM {table} WHERE key = %(key)s"  # noqa: S608
-        self._page = f"SELECT +key, {_VALUES} FROM {table} WHERE key > %(after)s ORDER BY key LIMIT %(limit)s"  # noqa: S608
+        self._page = (
+            f"SELECT CAST(key AS BLOB), {_VALUES} FROM {table} WHERE typeof(key) = 'text' "  # noqa: S608
+            "AND key > CAST(%(after)s AS TEXT) ORDER BY key LIMIT %(limit)s"
+        )
         self._expired = (
             f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} "  # noqa: S608
             "WHERE expires_at <= %(wall)s AND version = %(version)s "
@@ -228,7 +233,10 @@ class SqliteRecords:
 
     def scan(self, limit: int, cursor: str | None) -> Steps[Page]:
         """One page in key order; rows that cannot be read are left out, `get` says what is wrong with each."""
-        rows = (yield Query(self._page, {"after": cursor or "", "limit": limit})).rows
+        # As bytes: a key that somebody else wrote need not be UTF-8, and must not hide the others.
+        after = (cursor or "").encode("utf-8", "surrogateescape")
+        rows = (yield Query(self._page, {"after": after, "limit": limit})).rows
+        rows = [(StorageKey(bytes(name).decode("utf-8", "surrogateescape")), *row) for name, *row in rows]
         records = []
         for key, *columns in rows:
             try:
@@ -280,7 +288,11 @@ class SqliteRecords:
             raise StoreUnavailable(
                 f"the counter in {self.table}_fence is gone; restore it or use another table"
             )
-        fence = int(found[0][0])
+        fence = found[0][0]
+        if type(fence) is not int:  # past 2**63 SQLite counts in floats, which stand still
+            raise CorruptRecord(
+                f"the counter in {self.table}_fence is damaged; set it to the highest fence in use"
+            )
         granted = _Row(
             version=_VERSION,
             fingerprint=fingerprint,
@@ -340,12 +352,21 @@ class SqliteRecords:
     def _read(self, key: StorageKey, columns: tuple[object, ...]) -> _Row:
         if columns[0] != _VERSION:
             raise UnknownRecordVersion(
-                f"record {key_id(key)} has version {columns[0]!r} and this library reads {_VERSION}; "
+                f"record {key_id(key)} has another version than {_VERSION}, which this library reads; "
                 "finish the upgrade of all processes"
             )
         if tuple(map(type, columns)) not in _SHAPES:
             raise CorruptRecord(f"record {key_id(key)} cannot be read; look at it and forget it by hand")
-        return _Row._make(columns)
+        row = _Row._make(columns)
+        if (
+            not (0 < row.attempt < _MAX_ATTEMPT and row.fence >= 0)
+            or check_seconds(row.lease_until, row.retention, row.expires_at, row.completed_at or 0.0)
+            is not None
+        ):
+            raise CorruptRecord(
+                f"record {key_id(key)} has a number that no store writes; look at it and forget it by hand"
+            )
+        return row
 
     def _alive(self, row: _Row) -> bool:
         # A live lease keeps its record even if the wall clock has leapt past its retention.

@@ -140,15 +140,20 @@ class Names:
 
     def record(self, key: str) -> bytes:
         """Where the record of *key* is."""
-        return (self._prefix + key).encode()
+        return (self._prefix + key).encode("utf-8", "surrogateescape")
 
     def fence(self, key: str) -> bytes:
         """Where the last fence of *key* is, once its record is gone; empty where it is not kept."""
-        return f"{self._prefix}{_FENCE}{self._prefix}{key}}}".encode() if self._keeps_fences else b""
+        name = f"{self._prefix}{_FENCE}{self._prefix}{key}}}"
+        return name.encode("utf-8", "surrogateescape") if self._keeps_fences else b""
 
     def keys(self, names: list[bytes]) -> list[StorageKey]:
-        """The keys of the records among *names*, as a scan found them."""
-        keys = [name.decode()[len(self._prefix) :] for name in names]
+        """
+        The keys of the records among *names*, as a scan found them.
+
+        Somebody else's need not be UTF-8: other bytes come as surrogates (PEP 383), and `record` takes them back.
+        """
+        keys = [name.decode("utf-8", "surrogateescape")[len(self._prefix) :] for name in names]
         return [StorageKey(key) for key in keys if not key.startswith(_FENCE)]
 
 

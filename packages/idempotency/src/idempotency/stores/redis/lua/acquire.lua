@@ -20,7 +20,8 @@ if value then
     '^{"v":1,"state":"running","fingerprint":"(%x*)","owner":"(%x*)","attempt":(%d+),"fence":(%d+),'
       .. '"lease_until_ms":(%d+),"retention_ms":(%d+)}$'
   )
-  if not fingerprint then
+  -- More digits than a store writes (of milliseconds: 30,000 years) are not a number that can be reckoned with.
+  if not fingerprint or #attempt_before > 15 or #fence_before > 18 or #lease_end > 15 or #kept > 15 then
     return {'foreign', value, redis.call('PTTL', KEYS[1])}
   end
   lease_end = tonumber(lease_end)

@@ -1,0 +1,160 @@
+"""
+What is recorded, and whether a record may be replayed.
+
+A record comes from outside this process, so whatever a recording checks is checked again before its replay. One that
+this library cannot have made, or that a server could not send, is a `CorruptRecord`: refused with its
+problem document, never sent as it is and never an internal error.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from idempotency._core.errors import (
+    CorruptRecord,
+    FirstRunFailed,
+    NotReplayable,
+    StoreError,
+    UnknownRecordVersion,
+)
+from idempotency._core.headers import Wire
+from idempotency._core.outcome import (
+    Headers,
+    Response,
+    Unreplayable,
+    Value,
+    decode,
+    encode_answer,
+    encode_unreplayable,
+    has_no_body,
+    is_final,
+    is_safe_value,
+    recorded_headers,
+)
+from idempotency._core.policy import Policy
+from idempotency._core.types import Completed, StorageKey, key_id
+
+__all__ = ["check_seconds", "encode_recorded", "read_response", "read_value"]
+
+LONGEST: Final = 1e12
+"""Seconds, some 30,000 years: a record that says more was not made by a store."""
+
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
+
+
+def check_seconds(*durations: float) -> StoreError | None:
+    """The error for durations that no clock gives (infinite, not a number, tens of thousands of years), or None."""
+    if all(-LONGEST < seconds < LONGEST for seconds in durations):  # false for NaN
+        return None
+    return CorruptRecord("the stored record has a time that no clock gives; look at it before deleting it")
+
+
+def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None]:
+    """
+    The record of *answer* under *policy*, redacted, and why it is a tombstone (E2); None where it can be replayed.
+
+    The effect is there already: what cannot be kept must not free the key.
+    """
+    reason = _unrecordable(answer, policy)
+    if reason is None and policy.redact is not None:
+        kept = recorded_headers(answer.headers, drop=policy.wire.never_recorded, length=len(answer.body))
+        try:
+            answer = policy.redact(answer._replace(headers=kept))
+            reason = _unrecordable(answer, policy)
+            if reason is None:  # its Content-Length may be another one by now
+                return encode_answer(*answer, drop=policy.wire.never_recorded), None
+        except Exception as error:
+            reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
+    if reason is None:
+        return encode_answer(*answer, drop=policy.wire.never_recorded), None
+    return encode_unreplayable(reason, answer.status), reason
+
+
+def _unrecordable(answer: Response, policy: Policy) -> str | None:
+    if not is_final(answer.status):
+        return f"status {answer.status} ends no exchange"
+    if len(answer.body) > policy.max_response_bytes:
+        return f"larger than {policy.max_response_bytes} bytes"
+    return None
+
+
+def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> Response:
+    """
+    The recorded response, its headers as they may be sent; those that *policy* drops by its own choice are left out.
+
+    Raises:
+        NotReplayable: It was not kept.
+        UnknownRecordVersion: Written by a newer version of this library.
+        CorruptRecord: Not a response that this library records: see the module.
+    """
+    outcome = _decoded(completed, key)
+    if not isinstance(outcome, Response):
+        raise CorruptRecord("the record is a function's value, not a response: two users share its key")
+    if not is_final(outcome.status):
+        raise _corrupt("a status that ends no exchange")
+    if outcome.body and has_no_body(outcome.status):
+        raise _corrupt(f"a body with status {outcome.status}")
+    limit = policy.max_response_bytes
+    if len(outcome.body) > limit:
+        raise _corrupt(f"a body above this policy's max_response_bytes ({limit}; raise it if it was lowered)")
+    return outcome._replace(headers=_checked(outcome.headers, policy.wire, len(outcome.body)))
+
+
+def read_value(completed: Completed, key: StorageKey, *, max_bytes: int) -> Value:
+    """
+    What a decorated function's codec wrote, in `{"returned": ...}`.
+
+    Raises:
+        FirstRunFailed: The run raised, and its policy keeps that.
+        NotReplayable, UnknownRecordVersion: See `read_response`.
+        CorruptRecord: Not a value that this library records.
+    """
+    outcome = _decoded(completed, key)
+    match outcome:
+        case Value(value={"raised": str(name)}) if _WORDS.fullmatch(name):
+            raise FirstRunFailed(key_id=key_id(key), error=name)
+        case Value(value={"returned": _}):
+            if len(completed.outcome) > max_bytes:
+                raise _corrupt(
+                    f"a value above this policy's max_response_bytes ({max_bytes}; raise it if it was lowered)"
+                )
+            return outcome
+        case Response():
+            raise UnknownRecordVersion("the record was not written by a decorated function; use another key")
+    raise _corrupt("a value that no decorated function returned")
+
+
+def _decoded(completed: Completed, key: StorageKey) -> Response | Value:
+    wrong = check_seconds(completed.age, completed.expires_in)
+    if wrong is not None:
+        raise wrong
+    outcome = decode(completed.outcome)
+    if isinstance(outcome, Unreplayable):
+        if not _WORDS.fullmatch(outcome.reason):
+            raise _corrupt("a reason that this library does not give")
+        raise NotReplayable(key_id=key_id(key), reason=outcome.reason)
+    return outcome
+
+
+def _checked(headers: Headers, wire: Wire, length: int) -> Headers:
+    """The headers that may be sent. One that this library never records says that somebody else wrote the record."""
+    lengths, dropped = 0, False
+    for name, value in headers:
+        if name in wire.forbidden:
+            raise _corrupt("a header that is never recorded")
+        if not _NAME.fullmatch(name) or not is_safe_value(value):
+            raise _corrupt("a header that no server can send")
+        if name == b"content-length":
+            lengths += 1
+            if lengths > 1 or value != b"%d" % length:
+                raise _corrupt("a Content-Length that is not its body's")
+        dropped = dropped or name in wire.never_recorded
+    return [pair for pair in headers if pair[0] not in wire.never_recorded] if dropped else headers
+
+
+def _corrupt(what: str) -> CorruptRecord:
+    return CorruptRecord(
+        f"the stored record has {what}: somebody else wrote it; look at it before deleting it"
+    )

@@ -1,0 +1,109 @@
+"""
+The URL of a store, taken apart once, for the stores and for the doctor.
+
+Nothing that is raised here quotes any of it, or is chained to an error that does: where a URL is written wrongly, a
+part of its password may stand anywhere in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+__all__ = ["StoreURL", "hide_urls", "parse_store_url"]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_WITH_SERVERS = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|mysql|mariadb)\b")
+# Their values may hold an @ that is not percent-encoded: they are never shown.
+_SECRET_OPTIONS = frozenset({"password", "sentinel_password", "sentinel_username", "sslpassword", "user"})
+_URLS = re.compile(r"\S+://.*@\S*|\S*(?:://|@)\S*", re.DOTALL)
+
+
+class StoreURL(NamedTuple):
+    """
+    Attributes:
+        user: Without its percent-encoding, as is everything but *path*; None where there is none.
+        hosts: Names with their ports.
+        path: As written, from its slash on.
+        query: The options, in order.
+    """
+
+    scheme: str
+    user: str | None
+    password: str | None
+    hosts: tuple[tuple[str, int | None], ...]
+    path: str
+    query: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        """The scheme alone."""
+        return f"StoreURL({self.scheme}:...)"
+
+
+def parse_store_url(url: str) -> StoreURL:
+    """
+    The parts of *url*.
+
+    Raises:
+        TypeError: Not a text.
+        ValueError: It cannot be read, or not in one way only. Neither quotes any of it.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a store's URL is a str, not a {type(url).__qualname__}")
+    parts = _parts(url)
+    if (
+        parts is None
+    ):  # raised here and not below, so that no error that quotes a password stands behind this one
+        shown = _SCHEME.match(url)
+        name = f"this {shown[1].lower()}: URL" if shown else "this store URL"
+        raise ValueError(
+            f"{name} cannot be read; check its hosts, ports and options, and percent-encode what is not a letter or a "
+            "digit in user and password (urllib.parse.quote(text, safe=''))"
+        )
+    return parts
+
+
+def _parts(url: str) -> StoreURL | None:
+    try:
+        split = urlsplit(url)
+        user_info, _, hosts = split.netloc.rpartition("@")
+        user, colon, password = user_info.partition(":")
+        query = tuple(parse_qsl(split.query, keep_blank_values=True, strict_parsing=bool(split.query)))
+        if split.fragment or (_WITH_SERVERS.match(split.scheme) and _is_misplaced(split.path, split.query)):
+            return None
+        return StoreURL(
+            split.scheme,
+            unquote(user) or None,
+            unquote(password) if colon else None,
+            tuple(map(_host, hosts.split(","))) if hosts else (),
+            split.path,
+            query,
+        )
+    except ValueError:
+        return None
+
+
+def _is_misplaced(path: str, query: str) -> bool:
+    """Whether what was meant as a password seems to reach into the path or the query: an @ stands behind it."""
+    options = [option for option in query.split("&") if option.partition("=")[0] not in _SECRET_OPTIONS]
+    return "@" in path or any("@" in option for option in options)
+
+
+def _host(text: str) -> tuple[str, int | None]:
+    bracketed = text.startswith("[")  # an IPv6 address
+    host, _, port = text[1:].partition("]") if bracketed else text.partition(":")
+    port = port.removeprefix(":") if bracketed else port
+    if port and not (port.isascii() and port.isdecimal() and len(port) <= 5):
+        raise ValueError
+    return unquote(host), int(port) if port else None
+
+
+def hide_urls(text: str) -> str:
+    """
+    *text* without anything that may be a URL with a password: for messages that quote what somebody typed.
+
+    >>> hide_urls("unrecognized arguments: redis://user:a b@host/0")
+    'unrecognized arguments: [not shown]'
+    """
+    return _URLS.sub("[not shown]", text)

@@ -1,0 +1,169 @@
+"""Content-Type by its meaning: parameters in any order, case and spelling, in every fingerprint that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idempotency import RequestView, canonical_json, exact_bytes, ignoring, multipart_parts
+from idempotency._core.fingerprint import operation_digest, representation
+from idempotency._core.media_type import MediaType, media_type, spelled_once
+
+ALL: dict[str, Callable[[RequestView], Any]] = {
+    "exact_bytes": exact_bytes,
+    "canonical_json": canonical_json,
+    "ignoring": ignoring("requestId"),
+    "multipart_parts": multipart_parts,
+}
+
+
+def view(content_type: bytes, body: bytes = b"{}", encoding: bytes = b"") -> RequestView:
+    headers = [(b"content-type", content_type)] + ([(b"content-encoding", encoding)] if encoding else [])
+    return RequestView("POST", "/uploads", b"", headers, body, "")
+
+
+def upload(content_type: bytes, boundary: bytes, content: bytes = b"1") -> RequestView:
+    part = b"--%b\r\nContent-Disposition: form-data; name=a\r\n\r\n%b\r\n--%b--\r\n"
+    return view(content_type, part % (boundary, content, boundary))
+
+
+@pytest.mark.parametrize(
+    ("content_type", "boundary"),
+    [
+        (b"multipart/form-data; boundary=b; charset=utf-8", b"b"),
+        (b"multipart/form-data; charset=utf-8; boundary=other", b"other"),
+        (b"multipart/form-data;charset=UTF-8;boundary=b", b"b"),
+        (b'Multipart/Form-Data ; Charset="utf-8" ; Boundary="b c"', b"b c"),
+        (b'multipart/form-data; boundary="a\\"b"; charset=utf-8', b'a"b'),
+        (b"multipart/form-data; boundary=--=_Part/1?:2; charset=utf-8;", b"--=_Part/1?:2"),
+        (b"multipart/form-data; boundary=UPPER;; charset=utf-8", b"UPPER"),
+    ],
+)
+def test_an_upload_is_the_same_whatever_its_boundary_and_the_order_of_parameters(
+    content_type: bytes, boundary: bytes
+) -> None:
+    first = upload(b"multipart/form-data; charset=utf-8; boundary=first", b"first")
+    assert multipart_parts(upload(content_type, boundary)) == multipart_parts(first)
+    assert multipart_parts(upload(content_type, boundary, b"2")) != multipart_parts(first)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"multipart/form-data; charset=latin-1; boundary=b",
+        b"multipart/mixed; charset=utf-8; boundary=b",
+        b"multipart/form-data; boundary=b",
+        b"multipart/form-data; charset=utf-8; profile=x; boundary=b",
+    ],
+)
+def test_another_type_or_parameter_is_another_upload(content_type: bytes) -> None:
+    first = upload(b"multipart/form-data; charset=utf-8; boundary=b", b"b")
+    assert multipart_parts(upload(content_type, b"b")) != multipart_parts(first)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        b"multipart/form-data",
+        b"multipart/form-data; boundary=",
+        b'multipart/form-data; boundary=""',
+        b'multipart/form-data; boundary="b "',
+        b"multipart/form-data; boundary=b; boundary=c",
+        b"multipart/form-data; boundary=b; Boundary=b",
+        b"multipart/form-data; boundary=b, multipart/form-data; boundary=b",
+        b"multipart/form-data; boundary=b; broken",
+        b'multipart/form-data; boundary="b',
+        b"multipart/form-data boundary=b",
+        b"multipart/form-data; boundary=" + b"b" * 71,
+        b"text/plain; boundary=b",
+        b"",
+    ],
+)
+def test_an_upload_that_does_not_say_its_one_boundary_counts_by_its_bytes(content_type: bytes) -> None:
+    with pytest.raises(ValueError, match="multipart with one boundary"):
+        multipart_parts(upload(content_type, b"b"))
+    assert operation_digest(upload(content_type, b"b"), multipart_parts) != operation_digest(
+        upload(content_type, b"b", b"2"), multipart_parts
+    )
+
+
+SPELLINGS = (
+    b'application/json; charset=utf-8; profile="a b"',
+    b'application/json;charset=utf-8;profile="a b"',
+    b'Application/JSON ;\tPROFILE="a b" ; CharSet="UTF-8"',
+    b'application/json; profile="a\\ b"; charset=utf-8;',
+)
+
+
+@pytest.mark.parametrize("name", ["exact_bytes", "canonical_json", "ignoring"])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_one_content_type_in_another_spelling_is_the_same_request(name: str, spelling: bytes) -> None:
+    assert operation_digest(view(spelling), ALL[name]) == operation_digest(view(SPELLINGS[0]), ALL[name])
+
+
+@pytest.mark.parametrize("name", ["exact_bytes", "canonical_json", "ignoring"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        b'application/json; charset=utf-8; profile="A b"',
+        b'application/json; charset=utf-16; profile="a b"',
+        b"application/json; charset=utf-8",
+        b'application/json+x; charset=utf-8; profile="a b"',
+        b'application/json; charset=utf-8; profile="a b", text/plain',
+    ],
+)
+def test_another_content_type_is_another_request(name: str, other: bytes) -> None:
+    assert operation_digest(view(other), ALL[name]) != operation_digest(view(SPELLINGS[0]), ALL[name])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_content_encodings_are_the_same_in_any_case(name: str) -> None:
+    def of(encoding: bytes) -> Any:
+        given = upload(b"multipart/form-data; boundary=b", b"b")
+        if name != "multipart_parts":
+            given = view(b"application/json")
+        return operation_digest(
+            given._replace(headers=[*given.headers, (b"content-encoding", encoding)]), ALL[name]
+        )
+
+    assert of(b"GZIP,br") == of(b"gzip , BR")
+    assert of(b"gzip") != of(b"br")
+
+
+def test_a_type_without_parameters_is_spelled_as_most_clients_do() -> None:
+    assert spelled_once(b"application/json") == b"application/json"
+    assert spelled_once(b"application/json; charset=utf-8") == b"application/json; charset=utf-8"
+    assert spelled_once(b"not a media type") == b"not a media type"
+
+
+def test_a_length_of_thousands_of_digits_is_too_large_and_no_error() -> None:
+    assert representation([(b"content-length", b"9" * 5_000)])[2] >= 10**20
+
+
+TOKEN = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)
+
+
+@given(
+    st.dictionaries(
+        TOKEN.map(str.lower), st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)), max_size=4
+    )
+)
+def test_what_the_standard_library_writes_is_read(parameters: dict[str, str]) -> None:
+    parameters.pop("charset", None)
+    message = EmailMessage()
+    message.add_header("X", "text/plain", **parameters)
+    found = media_type(message["X"].encode())
+    expected = {name.encode(): value.encode() for name, value in parameters.items() if value}
+    if all(parameters.values()):  # the standard library writes an empty value as no parameter at all
+        assert found == MediaType(b"text/plain", expected)
+
+
+@given(st.binary(max_size=80))
+def test_one_spelling_is_its_own_spelling(value: bytes) -> None:
+    assert spelled_once(spelled_once(value)) == spelled_once(value)
+    assert spelled_once(b"a/b;" + value) == spelled_once(spelled_once(b"a/b;" + value))
