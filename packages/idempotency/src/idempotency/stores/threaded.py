@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
@@ -12,6 +13,9 @@ from idempotency.store import SyncStore
 __all__ = ["ThreadedStore"]
 
 T = TypeVar("T")
+
+# What a store may offer beyond its protocol (Purgeable, Inspectable, a table to create).
+_IN_A_THREAD: Final = ("purge", "scan", "forget", "create_schema")
 
 
 class ThreadedStore:
@@ -22,8 +26,9 @@ class ThreadedStore:
         store: Safe to call from several threads. It belongs to this one from now on: `aclose` closes it.
         max_threads: Calls that may run at once; more wait their turn.
 
-    Rules and errors are those of *store*. A call whose caller is cancelled still runs to its end, unobserved. Cost:
-    the store's own plus a change of threads and back, some tens of microseconds.
+    Rules and errors are those of *store*. Purges, scans, forgets and creates its schema where *store* does, awaited;
+    `complete_in` is a plain function, called where the transaction runs. A call whose caller is cancelled still runs to
+    its end, unobserved. Cost: the store's own plus a change of threads and back, some tens of microseconds.
     """
 
     def __init__(self, store: SyncStore, *, max_threads: int = 8) -> None:
@@ -31,6 +36,12 @@ class ThreadedStore:
             raise ValueError(f"max_threads must be at least 1, not {max_threads}")
         self._store = store
         self._threads = Threads(max_threads, "idempotency-store")
+        for name in _IN_A_THREAD:  # on the instance, so that this store is Inspectable iff the inner one is
+            if hasattr(store, name):
+                setattr(self, name, partial(self._call, getattr(store, name)))
+        if hasattr(store, "complete_in"):
+            # Called where the transaction runs, so in the caller's thread, and not awaited.
+            self.complete_in: Callable[..., bool] = store.complete_in
 
     async def acquire(
         self,
@@ -63,6 +74,9 @@ class ThreadedStore:
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
         return await self._threads.run(lambda: self._store.get(key))
+
+    async def _call(self, method: Callable[..., T], *args: Any, **options: Any) -> T:
+        return await self._threads.run(lambda: method(*args, **options))
 
     async def aclose(self) -> None:
         """Close the store and let the threads end."""

@@ -21,6 +21,7 @@ __all__ = [
     "Caller",
     "async_caller",
     "autocommitting",
+    "commits_each",
     "is_a",
     "nested",
     "of_a_driver",
@@ -202,7 +203,7 @@ class _SQLAlchemy:
         self.tests = tests
         self._connection = connection
         self._paramstyle: str = dialect.paramstyle
-        if backend != "sqlite" and _commits_each(connection):
+        if backend != "sqlite" and commits_each(connection):
             raise autocommitting()
 
     def drive(self, steps: Steps[T]) -> T:
@@ -230,7 +231,7 @@ class _SQLAlchemy:
             raise (error.orig or error) from error
 
 
-def _commits_each(connection: Any) -> bool:
+def commits_each(connection: Any) -> bool:
     """Whether the driver commits each statement: `in_transaction()` says that one has begun even then."""
     dialect, driver = connection.dialect, connection.connection.dbapi_connection
     detect: Callable[[Any], bool] | None = getattr(dialect, "detect_autocommit_setting", None)

@@ -17,7 +17,7 @@ from idempotency.stores._sql.postgresql import (
     read_completed_in,
     read_record,
 )
-from idempotency.stores._sql.steps import Begin, Query, Steps
+from idempotency.stores._sql.steps import Query, Steps
 
 __all__ = ["PostgresRecords", "complete_in"]
 
@@ -53,14 +53,14 @@ class PostgresRecords:
 
     def schema(self) -> tuple[str, ...]:
         """The statements that make the table; they change nothing where they ran before."""
-        return tuple(part.strip() for part in self._sql.create.split(";") if part.strip())
+        return tuple(part.strip() for part in self._sql.schema.split(";") if part.strip())
 
     def create(self) -> Steps[None]:
         """Create what is missing; a role that may create nothing may use what is there."""
         if (yield Query(self._sql.present, {})).rows != [(True,)]:
-            yield Begin()
-            for statement in self.schema():
-                yield Query(statement, {})
+            # One statement, since two processes that start at once must not collide, and each commits by itself.
+            create = self._sql.create.replace("SELECT", "PERFORM", 1)
+            yield Query(f"DO $create$ BEGIN {create} END $create$", {})
 
     def acquire(
         self,
@@ -110,7 +110,6 @@ class PostgresRecords:
         purged = 0
         while purged < limit:
             batch = min(limit - purged, PURGE_BATCH)
-            yield Begin()
             ((count,),) = (yield Query(self._sql.purge, {"limit": batch})).rows
             purged += int(count)
             if count < batch:

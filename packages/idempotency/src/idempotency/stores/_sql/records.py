@@ -1,0 +1,109 @@
+"""Which records a store keeps where, and what a failure there means: the dialects behind one face."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from idempotency._core.errors import StoreError, StoreUnavailable
+from idempotency.stores._sql import postgresql_errors
+from idempotency.stores._sql.mysql import MysqlRecords
+from idempotency.stores._sql.postgresql_steps import PostgresRecords
+from idempotency.stores._sql.sqlite import SqliteRecords
+
+__all__ = ["SqlRecords", "conflict_of", "is_transient", "meaning_of", "records_for"]
+
+SqlRecords: TypeAlias = PostgresRecords | MysqlRecords | SqliteRecords
+"""What a store does with one table, as steps: the same methods for each kind of database."""
+
+_BACKENDS: Final[dict[str, Callable[[str], SqlRecords]]] = {
+    "postgresql": PostgresRecords,
+    "mysql": MysqlRecords,
+    "mariadb": MysqlRecords,
+    "sqlite": SqliteRecords,
+}
+
+# Numbers of MySQL's errors (its reference manual, appendix B).
+_DEADLOCK, _LOCK_TIMEOUT, _CHANGED = 1213, 1205, 1020
+_MYSQL_TRANSIENT: Final = frozenset((_DEADLOCK, _LOCK_TIMEOUT, _CHANGED))
+_MYSQL_ADVICE: Final = {
+    1044: "this user may not use the store's database; grant it SELECT, INSERT, UPDATE and DELETE on the table",
+    1045: "the server refused the user or the password",
+    1142: "this user may not use the store's table; grant it SELECT, INSERT, UPDATE and DELETE on it",
+    1040: "the server has no connection left; use a smaller pool",
+    1114: "the server's disk is full",
+    1146: "the store's table is missing; call create_schema() once, or run its SQL",
+    1290: "this server is read-only; connect to the primary",
+    1205: "somebody held the record's row for longer than innodb_lock_wait_timeout; look for a long transaction",
+}
+_PERMANENT_KINDS: Final = frozenset(("ProgrammingError", "NotSupportedError", "DataError", "IntegrityError"))
+
+
+def records_for(dialect: str, table: str) -> SqlRecords:
+    """
+    The records of *table* in a database of *dialect*, as SQLAlchemy and Django call it.
+
+    Raises:
+        ValueError: There is no such dialect here, or *table* is no plain name.
+    """
+    kind = _BACKENDS.get(dialect)
+    if kind is None:
+        raise ValueError(f"a store can be in postgresql, mysql, mariadb or sqlite, not in {dialect}")
+    return kind(table)
+
+
+def meaning_of(backend: str, error: BaseException) -> StoreError:
+    """The typed error for what a driver raised, without any text of the server's: that may quote a record."""
+    if backend == "postgresql":
+        return postgresql_errors.meaning_of(error)
+    if backend == "sqlite" and isinstance(error, sqlite3.Error):
+        from idempotency.stores.sqlite.file import translated
+
+        return translated(error, 0.0)
+    number = _mysql_number(error)
+    if number in _MYSQL_ADVICE:
+        return StoreUnavailable(f"MySQL: {_MYSQL_ADVICE[number]}")
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    name = number or type(error).__name__
+    if kinds & _PERMANENT_KINDS:
+        return StoreError(
+            f"the database or its driver refused the statement ({name}), and repeating it will not help; look at the "
+            "error that this one was raised from"
+        )
+    return StoreUnavailable(
+        f"no answer from the database ({name}); the call may or may not have taken effect, and may be repeated"
+    )
+
+
+def conflict_of(backend: str, error: BaseException) -> StoreError:
+    """See `meaning_of`; for what befell a statement in a transaction of the caller's."""
+    if backend == "postgresql":
+        return postgresql_errors.in_transaction(error)
+    if backend == "sqlite":
+        from idempotency.stores.sqlite.file import in_transaction
+
+        return in_transaction(error if isinstance(error, Exception) else RuntimeError())
+    if _mysql_number(error) == _CHANGED:
+        from idempotency._core.errors import IsolationConflict
+
+        return IsolationConflict(
+            "this transaction's snapshot is older than the record of its claim (innodb_snapshot_isolation): roll back, "
+            "and make effect and record in a READ COMMITTED transaction"
+        )
+    return meaning_of(backend, error)
+
+
+def is_transient(backend: str, error: BaseException) -> bool:
+    """Whether another transaction was in the way: nothing has taken effect, and the next try may pass."""
+    if backend == "postgresql":
+        return postgresql_errors.is_transient(error)
+    if backend == "sqlite":
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+    return _mysql_number(error) in _MYSQL_TRANSIENT
+
+
+def _mysql_number(error: BaseException) -> int | None:
+    first = error.args[0] if error.args else None
+    return first if isinstance(first, int) else None

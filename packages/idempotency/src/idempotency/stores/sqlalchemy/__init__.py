@@ -1,0 +1,165 @@
+"""
+Records in the database of your SQLAlchemy engine: PostgreSQL, MySQL or MariaDB, SQLite.
+
+In PostgreSQL and SQLite the table and the records are those of `PostgresStore` and `SQLiteStore`, whichever driver the
+engine has; the stores may share it. Effect and record can be committed together: `complete_in` takes a `Session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from idempotency._backends.asyncio_only import asyncio_loop, other_loop
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores._sql.callers import async_caller, of_a_driver, wrong_kind
+from idempotency.stores._sql.records import conflict_of, records_for
+from idempotency.stores._sql.steps import Steps
+from idempotency.stores.sqlalchemy.run import Runner, check_driver, schema_of
+from idempotency.stores.sqlalchemy.sync_store import SyncSQLAlchemyStore
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from idempotency.stores._sql.caller_types import AsyncFramework
+
+__all__ = ["SQLAlchemyStore", "SyncSQLAlchemyStore", "schema_of"]
+
+T = TypeVar("T")
+
+_TAKES = (
+    "SQLAlchemy's AsyncSession or AsyncConnection",
+    "the connection of an asyncio driver of its database",
+)
+
+
+class SQLAlchemyStore:
+    """
+    A store over an `AsyncEngine`, in one event loop of asyncio.
+
+    Args:
+        engine: To PostgreSQL (asyncpg, psycopg), MySQL or MariaDB (asyncmy), or a SQLite file (aiosqlite); it stays the
+            caller's.
+        table: A plain lower-case name, or schema.name.
+        deadline: Seconds for a whole call: waiting for the pool, the statements, their repeats.
+        owns_engine: Whether `aclose` disposes of *engine* too.
+
+    Every method raises `StoreUnavailable` where there was no answer, and `RuntimeError` in another event loop. Atomic:
+    one transaction a call. In MySQL and MariaDB a claim is four round trips and its commit, a replay one.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        table: str = "idempotency_record",
+        deadline: float = 5.0,
+        owns_engine: bool = False,
+    ) -> None:
+        if not 0 < deadline < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
+        check_driver(engine.dialect)
+        self._engine = engine
+        self._records = records_for(engine.dialect.name, table)
+        self._runner = Runner(self._records.backend, engine.dialect.paramstyle)
+        self._deadline = deadline
+        self._owns_engine = owns_engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def create_schema(self) -> None:
+        """Create the table where it is missing. For migrations, see `schema_of`."""
+        await self._run(self._records.create)
+
+    async def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. A replay writes nothing and takes no lock."""
+        make: Callable[[], Steps[Reply]] = lambda: self._records.acquire(  # noqa: E731 - mypy cannot join the replies
+            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
+        )
+        return await self._run(make)
+
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return await self._run(lambda: self._records.renew(claim, lease=lease))
+
+    async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`. Also deletes two expired records."""
+        return await self._run(lambda: self._records.complete(claim, outcome, retention=retention))
+
+    async def complete_in(
+        self, connection: AsyncFramework, claim: Claim, outcome: bytes, *, retention: float
+    ) -> bool:
+        """
+        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+
+        Args:
+            connection: An `AsyncSession` or `AsyncConnection` of the same database, inside the transaction that makes
+                the effect, or the connection of an asyncio driver of it; not committed here.
+            retention: Seconds.
+        Returns:
+            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+        Raises:
+            TypeError, ValueError, IsolationConflict, StoreError, StoreUnavailable: See `PostgresStore.complete_in`.
+        """
+        caller = async_caller(connection, self._records.backend)
+        if caller is None:
+            raise wrong_kind(self, connection, *_TAKES, instead="SyncSQLAlchemyStore takes the others")
+        try:
+            return await caller.drive(self._records.complete_in(caller, claim, outcome, retention=retention))
+        except Exception as error:
+            if not of_a_driver(error):
+                raise
+            raise conflict_of(self._records.backend, error) from error
+
+    async def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return await self._run(lambda: self._records.release(claim), removes=True)
+
+    async def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        return await self._run(lambda: self._records.get(key))
+
+    async def purge(self, *, limit: int = 1_000) -> int:
+        """See `Purgeable.purge`. What others hold is left for the next time."""
+        return await self._run(lambda: self._records.purge(limit), removes=True)
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. In key order."""
+        return await self._run(lambda: self._records.scan(limit, cursor))
+
+    async def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        return await self._run(lambda: self._records.forget(key), removes=True)
+
+    async def aclose(self) -> None:
+        """Dispose of the engine if the store owns it."""
+        if self._owns_engine:
+            await self._engine.dispose()
+
+    async def _run(self, make: Callable[[], Steps[T]], *, removes: bool = False) -> T:
+        loop = asyncio_loop(self)
+        if self._loop is not None and self._loop is not loop:
+            raise RuntimeError(other_loop(self, "engine and one store"))
+        self._loop = loop
+        tries = self._runner.tries(removes=removes)
+        try:
+            async with asyncio.timeout(self._deadline):
+                while True:
+                    try:
+                        async with self._engine.connect() as connection:
+                            return await connection.run_sync(self._runner.run, make)
+                    except Exception as error:
+                        await asyncio.sleep(tries.failed(error))
+        except TimeoutError as error:
+            raise tries.too_late(self._deadline) from error

@@ -1,0 +1,159 @@
+"""How the steps of a call run on a connection of the store's engine, and what becomes of a failure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from idempotency._core.errors import StoreUnavailable
+from idempotency.stores._sql.callers import commits_each, of_a_driver
+from idempotency.stores._sql.records import is_transient, meaning_of, records_for
+from idempotency.stores._sql.statement import render
+from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive
+
+try:
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import TimeoutError as PoolTimeout
+except ImportError as error:
+    raise ImportError("this store needs SQLAlchemy: install asgi-idempotency[sqlalchemy]") from error
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+__all__ = ["Runner", "Tries", "check_driver", "schema_of"]
+
+T = TypeVar("T")
+
+_TRIES: Final = (
+    10  # of two transactions in a deadlock one goes on; after a restart every connection of a pool is dead
+)
+_LOST_TRIES: Final = 2
+_PAUSE: Final = 0.01  # s, at most, before the victim of a deadlock tries again
+
+
+def schema_of(dialect: str, table: str = "idempotency_record") -> tuple[str, ...]:
+    """
+    The statements that `create_schema` runs, for a migration of your own; they change nothing where they ran before.
+
+    Args:
+        dialect: "postgresql", "mysql", "mariadb" or "sqlite": `op.get_bind().dialect.name` in Alembic.
+
+    >>> [statement.split("(")[0].strip() for statement in schema_of("mysql")]
+    ['CREATE TABLE IF NOT EXISTS idempotency_record']
+    """
+    return records_for(dialect, table).schema()
+
+
+def check_driver(dialect: Dialect) -> None:
+    """
+    Refuse a driver that cannot carry a record.
+
+    Raises:
+        ValueError: aiomysql, which cannot bind bytes together with a current PyMySQL.
+    """
+    if dialect.driver == "aiomysql":
+        raise ValueError("aiomysql cannot bind bytes with a current PyMySQL: use mysql+asyncmy://")
+
+
+class Runner:
+    """
+    Runs the steps of one call on one connection.
+
+    Args:
+        backend: "postgresql", "mysql" or "sqlite".
+        paramstyle: The driver's (PEP 249).
+    """
+
+    def __init__(self, backend: str, paramstyle: str) -> None:
+        self._backend = backend
+        self._paramstyle = paramstyle
+
+    def run(self, connection: Connection, make: Callable[[], Steps[T]]) -> T:
+        """What the steps of *make* return, committed."""
+        if self._backend == "postgresql":  # each call is one statement, which may commit itself
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+
+        def step(asked: Query | Begin) -> Result:
+            if not isinstance(asked, Begin):
+                return self._execute(connection, asked)
+            connection.commit()  # nothing, or the batch before: an old snapshot must not be what is judged by
+            if self._backend == "mysql":
+                self._begin_mysql(connection)
+            elif asked.lock is not None:
+                self._begin_sqlite(connection, asked.lock)
+            return Result([], 0)
+
+        value = drive(make(), step)
+        connection.commit()
+        return value
+
+    def _begin_mysql(self, connection: Connection) -> None:
+        # For the next transaction alone, and by a statement: the engine's own setting stays, and a connection that has
+        # died is noticed as it is by any other statement.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        if commits_each(connection):
+            connection.exec_driver_sql("START TRANSACTION")
+
+    def _begin_sqlite(self, connection: Connection, lock: Query) -> None:
+        self._execute(connection, lock)  # the driver, or the application's own event, begins before it
+        driver: Any = connection.connection.driver_connection
+        if not driver.in_transaction:  # the engine commits every statement
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def tries(self, *, removes: bool) -> Tries:
+        """How often this call has been tried."""
+        return Tries(self._backend, removes=removes)
+
+    def _execute(self, connection: Connection, query: Query) -> Result:
+        result = connection.exec_driver_sql(*render(query.sql, query.values, self._paramstyle))
+        rows: list[tuple[Any, ...]] = [tuple(row) for row in result] if result.returns_rows else []
+        return Result(rows, result.rowcount)
+
+
+class Tries:
+    """
+    Counts the tries of one call, and judges their failures.
+
+    Args:
+        removes: Whether a repeat may find nothing because a try before it, which went unheard, removed it.
+    """
+
+    def __init__(self, backend: str, *, removes: bool) -> None:
+        self._backend = backend
+        self._removes = removes
+        self._left = _TRIES
+        self._lost_left = _LOST_TRIES
+
+    def failed(self, error: Exception) -> float:
+        """
+        How many seconds to wait before the call may be tried again.
+
+        Raises:
+            StoreError: It may not, or has been often enough; what no database raised comes as it is.
+        """
+        if not of_a_driver(error):
+            raise error
+        cause: BaseException = error
+        if isinstance(error, DBAPIError):
+            cause = error.orig or error
+            self._left -= 1
+            if is_transient(self._backend, cause) and self._left:
+                return random.uniform(0, _PAUSE)  # noqa: S311 - so that two victims do not meet again
+            self._lost_left -= 1
+            # A removal that went unheard is not repeated: finding nothing then would not be a "no".
+            if error.connection_invalidated and self._lost_left and not self._removes:
+                return 0.0
+        if isinstance(error, PoolTimeout):
+            raise StoreUnavailable(
+                "the engine's pool had no connection in time; make it larger, or find out what holds them"
+            ) from error
+        raise meaning_of(self._backend, cause) from error
+
+    def too_late(self, deadline: float) -> StoreUnavailable:
+        """No answer within *deadline* seconds."""
+        return StoreUnavailable(
+            f"no answer from the database within {deadline:g} s; the call may or may not have taken effect, and may "
+            "be repeated"
+        )

@@ -1,0 +1,131 @@
+"""`SyncSQLAlchemyStore`: records over an `Engine`, for callers without an event loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
+from idempotency.stores._sql.records import conflict_of, records_for
+from idempotency.stores._sql.steps import Steps
+from idempotency.stores.sqlalchemy.run import Runner, check_driver
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from idempotency.stores._sql.caller_types import SyncFramework
+
+__all__ = ["SyncSQLAlchemyStore"]
+
+T = TypeVar("T")
+
+_TAKES = (
+    "SQLAlchemy's Session or Connection",
+    "Django's connection",
+    "the connection of a driver of its database",
+)
+
+
+class SyncSQLAlchemyStore:
+    """
+    A store over an `Engine`, for threads and processes; after a fork `engine.dispose(close=False)` in the child.
+
+    Args:
+        engine: To PostgreSQL (psycopg, psycopg2), MySQL or MariaDB (PyMySQL, mysqlclient), or a SQLite file; it stays
+            the caller's. How long a call may take is the engine's to say: `pool_timeout` and its driver's time-outs.
+        table: See `SQLAlchemyStore`.
+        owns_engine: Whether `close` disposes of *engine* too.
+    """
+
+    def __init__(
+        self, engine: Engine, *, table: str = "idempotency_record", owns_engine: bool = False
+    ) -> None:
+        check_driver(engine.dialect)
+        self._engine = engine
+        self._records = records_for(engine.dialect.name, table)
+        self._runner = Runner(self._records.backend, engine.dialect.paramstyle)
+        self._owns_engine = owns_engine
+
+    def create_schema(self) -> None:
+        """See `SQLAlchemyStore.create_schema`."""
+        self._run(self._records.create)
+
+    def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. A replay writes nothing and takes no lock."""
+        make: Callable[[], Steps[Reply]] = lambda: self._records.acquire(  # noqa: E731 - mypy cannot join the replies
+            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
+        )
+        return self._run(make)
+
+    def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return self._run(lambda: self._records.renew(claim, lease=lease))
+
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`. Also deletes two expired records."""
+        return self._run(lambda: self._records.complete(claim, outcome, retention=retention))
+
+    def complete_in(
+        self, connection: SyncFramework, claim: Claim, outcome: bytes, *, retention: float
+    ) -> bool:
+        """
+        See `SQLAlchemyStore.complete_in`.
+
+        Args:
+            connection: A `Session` or `Connection` of the same database, Django's connection, or a driver's.
+        """
+        try:
+            caller = sync_caller(connection, self._records.backend)
+            if caller is None:
+                raise wrong_kind(self, connection, *_TAKES, instead="SQLAlchemyStore takes the others")
+            return caller.drive(self._records.complete_in(caller, claim, outcome, retention=retention))
+        except Exception as error:
+            if not of_a_driver(error):
+                raise
+            raise conflict_of(self._records.backend, error) from error
+
+    def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return self._run(lambda: self._records.release(claim), removes=True)
+
+    def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        return self._run(lambda: self._records.get(key))
+
+    def purge(self, *, limit: int = 1_000) -> int:
+        """See `SQLAlchemyStore.purge`."""
+        return self._run(lambda: self._records.purge(limit), removes=True)
+
+    def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. In key order."""
+        return self._run(lambda: self._records.scan(limit, cursor))
+
+    def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        return self._run(lambda: self._records.forget(key), removes=True)
+
+    def close(self) -> None:
+        """Dispose of the engine if the store owns it."""
+        if self._owns_engine:
+            self._engine.dispose()
+
+    def _run(self, make: Callable[[], Steps[T]], *, removes: bool = False) -> T:
+        tries = self._runner.tries(removes=removes)
+        while True:
+            try:
+                with self._engine.connect() as connection:
+                    return self._runner.run(connection, make)
+            except Exception as error:
+                time.sleep(tries.failed(error))

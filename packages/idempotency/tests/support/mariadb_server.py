@@ -1,0 +1,83 @@
+"""A real MariaDB server for tests, from Debian's package mariadb-server."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pymysql
+
+__all__ = ["find_mariadb", "start_mariadb"]
+
+
+def find_mariadb() -> str | None:
+    """The server's binary."""
+    return shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+
+
+@contextmanager
+def start_mariadb(binary: str) -> Iterator[str]:
+    """A server of its own on a free port of the loopback: `user:password@host:port/database`."""
+    with TemporaryDirectory(prefix="mariadb-", ignore_cleanup_errors=True) as directory:
+        data, log = Path(directory, "data"), Path(directory, "log")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        common = [f"--datadir={data}", "--user=root"]
+        subprocess.run(
+            ["mariadb-install-db", "--no-defaults", *common, "--auth-root-authentication-method=normal"],
+            check=True,
+            capture_output=True,
+        )
+        with log.open("wb") as output:
+            server = subprocess.Popen(
+                [
+                    binary,
+                    "--no-defaults",
+                    *common,
+                    f"--port={port}",
+                    "--bind-address=127.0.0.1",
+                    f"--socket={directory}/socket",
+                    "--innodb-flush-log-at-trx-commit=2",
+                    "--innodb-lock-wait-timeout=5",
+                ],
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            _set_up(Path(directory, "socket"), server, log)
+            yield f"tests:secret@127.0.0.1:{port}/tests"
+        finally:
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(10)
+            server.kill()
+            server.wait()
+
+
+def _set_up(path: Path, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 30
+    while not _listens(path):
+        if time.monotonic() > end or server.poll() is not None:
+            raise RuntimeError(f"MariaDB did not start: {log.read_text()[-2000:]}")
+        time.sleep(0.05)  # until it listens
+    connection = pymysql.connect(unix_socket=str(path), user="root")
+    with connection, connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE tests")
+        for host in ("127.0.0.1", "localhost"):
+            cursor.execute(f"CREATE USER tests@'{host}' IDENTIFIED BY 'secret'")
+            cursor.execute(f"GRANT ALL ON *.* TO tests@'{host}'")
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
