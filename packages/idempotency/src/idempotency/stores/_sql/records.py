@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from idempotency._core.errors import StoreError, StoreUnavailable
-from idempotency.stores._sql import postgresql_errors
+from idempotency._core.errors import IsolationConflict, StoreError, StoreUnavailable
+from idempotency.stores._sql import postgresql_errors, sqlite_errors
 from idempotency.stores._sql.mysql import MysqlRecords
 from idempotency.stores._sql.postgresql_steps import PostgresRecords
 from idempotency.stores._sql.sqlite import SqliteRecords
@@ -58,9 +58,7 @@ def meaning_of(backend: str, error: BaseException) -> StoreError:
     if backend == "postgresql":
         return postgresql_errors.meaning_of(error)
     if backend == "sqlite" and isinstance(error, sqlite3.Error):
-        from idempotency.stores.sqlite.file import translated
-
-        return translated(error, 0.0)
+        return sqlite_errors.translated(error, 0.0)
     number = _mysql_number(error)
     if number in _MYSQL_ADVICE:
         return StoreUnavailable(f"MySQL: {_MYSQL_ADVICE[number]}")
@@ -81,12 +79,8 @@ def conflict_of(backend: str, error: BaseException) -> StoreError:
     if backend == "postgresql":
         return postgresql_errors.in_transaction(error)
     if backend == "sqlite":
-        from idempotency.stores.sqlite.file import in_transaction
-
-        return in_transaction(error if isinstance(error, Exception) else RuntimeError())
+        return sqlite_errors.in_transaction(error if isinstance(error, Exception) else RuntimeError())
     if _mysql_number(error) == _CHANGED:
-        from idempotency._core.errors import IsolationConflict
-
         return IsolationConflict(
             "this transaction's snapshot is older than the record of its claim (innodb_snapshot_isolation): roll back, "
             "and make effect and record in a READ COMMITTED transaction"

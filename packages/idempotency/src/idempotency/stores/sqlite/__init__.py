@@ -16,8 +16,9 @@ from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores._sql.sqlite import Clocks, SqliteRecords
+from idempotency.stores._sql.sqlite_errors import Busy
 from idempotency.stores._sql.steps import Steps
-from idempotency.stores.sqlite.file import Busy, DatabaseFile
+from idempotency.stores.sqlite.file import DatabaseFile
 from idempotency.stores.sqlite.transaction import PendingAnswer, complete_in, complete_in_async
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from idempotency.stores._sql.callers import (
     wrong_kind,
 )
 from idempotency.stores._sql.sqlite import SqliteRecords
+from idempotency.stores._sql.sqlite_errors import in_transaction
 from idempotency.stores._sql.steps import Query, Steps
-from idempotency.stores.sqlite.file import DatabaseFile, in_transaction
+from idempotency.stores.sqlite.file import DatabaseFile
 
 __all__ = ["PendingAnswer", "complete_in", "complete_in_async"]
 

@@ -1,0 +1,69 @@
+"""What a failure of SQLite means to a caller, and what to do about it, whichever driver reports it."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from idempotency._core.errors import IsolationConflict, StoreError, StoreUnavailable
+
+__all__ = ["Busy", "in_transaction", "translated"]
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "the disk is full; free some space or purge expired records",
+    sqlite3.SQLITE_READONLY: "the file, its directory or its disk is read-only; make all three writable",
+    sqlite3.SQLITE_IOERR: "reading or writing the file failed; look at the disk and at the system's log",
+    sqlite3.SQLITE_CANTOPEN: "the file cannot be opened; check that its directory exists and may be written",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it or move it away, and restart",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database; check the path",
+    sqlite3.SQLITE_SCHEMA: "the schema changed under the store; restart",
+}
+# What comes again however often it is repeated, such as an authorizer's no.
+_PERMANENT = frozenset(
+    (
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_MISUSE,
+        sqlite3.SQLITE_RANGE,
+        sqlite3.SQLITE_TOOBIG,
+    )
+)
+
+
+class Busy(StoreUnavailable):
+    """Another connection holds the write lock; the call had no effect."""
+
+
+def translated(error: sqlite3.Error, busy_timeout: float) -> StoreError:
+    """The error of this library that *error* becomes; SQLite's message is kept as its cause, not in its text."""
+    # Without a code it is the module that refused: a closed connection, or another thread's.
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        waited = f" after {busy_timeout:g} s" if busy_timeout else ""
+        return Busy(f"the SQLite file is still locked by another writer{waited}; try again")
+    advice = _ADVICE.get(code)
+    if advice is not None:
+        return StoreUnavailable(f"the SQLite store failed: {advice}")
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if code in _PERMANENT:
+        return StoreError(
+            f"SQLite or its driver refused the statement ({name}), and repeating it will not help; look at the error "
+            "that this one was raised from"
+        )
+    return StoreUnavailable(f"the SQLite store failed with {name}; its cause has the details")
+
+
+def in_transaction(error: Exception) -> StoreError:
+    """See `translated`; for what befell a statement in a transaction of the caller's, by whatever driver."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
+        return IsolationConflict(
+            "this SQLite transaction began to read before something else was written (a claim, or the renewal of its "
+            "lease), so it can write no more: roll back, and begin it with BEGIN IMMEDIATE, or with the effect, after "
+            "the claim was made"
+        )
+    if isinstance(error, sqlite3.Error):
+        return translated(error, 0.0)
+    return StoreError(
+        f"the connection refused the statement ({type(error).__name__}), and repeating it will not help; look at the "
+        "error that this one was raised from"
+    )
