@@ -316,8 +316,8 @@ def test_names_that_lightgbm_changed_are_mapped_one_to_one(tmp_path):
     assert (model.predict(frame) == booster.predict(frame.to_numpy(), num_threads=1)).all()
     with pytest.raises(SchemaError, match="close price"):
         model.predict(frame.rename(columns={"close price": "close_price"}))
-    both = write_manifest(path, frame.assign(close_price=1.0), name="names", version="1")
-    assert both.features[0].name == "close_price"  # which of the two is meant cannot be told by spaces
+    with pytest.raises(ManifestError, match=r"'close price' and 'close_price' are one name .* names=\["):
+        write_manifest(path, frame.assign(close_price=1.0), name="names", version="1")
     assert write_manifest(path, frame.to_numpy(), name="names", version="1").features[0].name == "close_price"
 
 
@@ -410,10 +410,9 @@ def test_rare_categories_of_the_sample_count_as_known(tmp_path):
     made = write_manifest(path, x, name="rare", version="1")
     assert made.features[1].codes == (0, 1, 2, 7)
     assert Model.load(path).predict(x).tolist() == booster.predict(x, num_threads=1).tolist()
-    for odd in (-3.0, 2.5):
-        x[0, 1] = odd
-        with pytest.raises(SchemaError, match="'venue': a sample row has a category"):
-            write_manifest(path, x, name="rare", version="1")
+    x[0, 1] = 2.5
+    with pytest.raises(SchemaError, match="'venue': a sample row has a category"):
+        write_manifest(path, x, name="rare", version="1")
 
 
 def test_a_failed_write_leaves_no_file_behind(trained, tmp_path):

@@ -121,7 +121,7 @@ def test_many_rows_in_any_form_give_the_same_matrix(rows):
         ({"venue": 3}, "3 is a category"),
         ({"venue": 5.5}, "5.5 is a category"),
         ({"venue": "5"}, "'5' is a category"),
-        ({"venue": -1}, "-1 is a category"),
+        ({"venue": -0.5}, "-0.5 is a category"),
     ],
     ids=str,
 )
@@ -203,7 +203,8 @@ def test_policies_say_otherwise_one_by_one():
         (np.array([["1", "2", "3"]]), "str, not a number"),
         (np.zeros((2, 3), dtype="M8[s]"), "datetime"),
         (pd.DataFrame([[1, 2, 3]], columns=["a", "a", "b"]), "repeated"),
-        (pd.DataFrame([[1, 2, 3]]), "named by int"),
+        (pd.DataFrame([[1, 2, 3]]), "'a': is missing"),
+        (pd.DataFrame([[1, 2, 3, 4]], columns=["a", "b", 1, "1"]), "a name is repeated: '1'"),
         (pd.DataFrame({"a": ["x"], "b": [1], "c": [2]}), "row 0: feature 'a': is str"),
         (pl.DataFrame({"a": [1, None], "b": [1, 1], "c": [2, 2]}), "row 1: feature 'a': is null"),
         (

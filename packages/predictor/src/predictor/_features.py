@@ -8,49 +8,34 @@ from predictor._model_file import ModelText
 from predictor.errors import ManifestError
 from predictor.manifest import Feature, Label, named_members
 
-__all__ = ["features_of"]
+__all__ = ["features_of", "labels_of", "ordered_categories"]
 
 
-@named_members("the model's features")
-def features_of(
+def labels_of(
     text: ModelText,
     *,
-    names: Sequence[str] | None = None,
-    integers: Collection[str] = (),
-    nullable: Collection[str] | None = None,
+    names: Sequence[str],
     categories: Mapping[str, Sequence[Label]] | None = None,
     pandas: Mapping[str, Sequence[Label]] | None = None,
-) -> tuple[Feature, ...]:
+) -> dict[str, Sequence[Label]]:
     """
-    Return the features of *text* in model order, as far as the file and the caller know them.
+    Return the labels that somebody named, by feature, in the order of the codes 0, 1, 2, ... of the training.
 
     Args:
         text: A checked model.
-        names: What rows call the features, in model order; default the model's own names.
-        integers: Names whose values must be whole numbers.
-        nullable: Names that may be missing; default those whose splits tell that training had missing values, and
-            those that no tree reads.
-        categories: Labels by feature name, in the order of the codes 0, 1, 2, ... the model was trained with; default
-            the pandas categories in the file, else the codes themselves.
-        pandas: The pandas categories in the file by feature name, where the caller knows whose they are.
+        names: What rows call the features, in model order.
+        categories: The caller's word, which comes first.
+        pandas: The pandas categories in the file by feature name, where the caller knows whose they are; default
+            those in the file, where it can be told whose they are.
 
     Raises:
-        ManifestError: A name that is no feature, or labels that repeat or do not cover the learned codes.
+        ManifestError: The file has labels, and it cannot be told of which features.
     """
     labels = dict(categories or {})
-    names = tuple(names) if names is not None else text.feature_names
-    if len(names) != len(text.feature_names):
-        raise ManifestError(f"{len(names)} names for {len(text.feature_names)} features")
-    if nullable is None:
-        unread = {index for index, count in enumerate(text.split_counts) if count == 0}
-        nullable = [names[index] for index in text.missing | unread]
-    for name in (*integers, *nullable, *labels):
-        if name not in names:
-            raise ManifestError(f"{name!r} is not a feature of this model")
     columns = [index for index in range(len(names)) if index in text.codes]
     if pandas is not None:
-        labels = {**pandas, **labels}
-    elif len(text.pandas_categories) == len(columns) and not _may_hide_a_category(text):
+        return {**pandas, **labels}
+    if len(text.pandas_categories) == len(columns) and not _may_hide_a_category(text):
         for index, found in zip(columns, text.pandas_categories, strict=True):
             labels.setdefault(names[index], found)
     # LightGBM trains on the codes of an ordered pandas category as plain numbers, and its file does not say which
@@ -62,6 +47,44 @@ def features_of(
             f"the file has {len(text.pandas_categories)} pandas categories and does not say of which features;"
             " write the manifest with the training frame as rows, or pass categories for each, ordered ones too"
         )
+    return labels
+
+
+@named_members("the model's features")
+def features_of(
+    text: ModelText,
+    *,
+    names: Sequence[str] | None = None,
+    integers: Collection[str] = (),
+    nullable: Collection[str] | None = None,
+    labels: Mapping[str, Sequence[Label]] | None = None,
+) -> tuple[Feature, ...]:
+    """
+    Return the features of *text* in model order, as far as the file and the caller know them.
+
+    Args:
+        text: A checked model.
+        names: What rows call the features, in model order; default the model's own names.
+        integers: Names whose values must be whole numbers.
+        nullable: Names that may be missing; default those whose splits tell that training had missing values, and
+            those that no tree reads.
+        labels: What `labels_of` gives; a category without labels goes by its codes.
+
+    Raises:
+        ManifestError: A name that is no feature, or labels that repeat or do not cover the learned codes.
+    """
+    names = tuple(names) if names is not None else text.feature_names
+    if len(names) != len(text.feature_names):
+        raise ManifestError(f"{len(names)} names for {len(text.feature_names)} features")
+    labels = labels if labels is not None else labels_of(text, names=names)
+    if nullable is None:
+        unread = {index for index, count in enumerate(text.split_counts) if count == 0}
+        nullable = [names[index] for index in text.missing | unread]
+    known = frozenset(names)
+    for name in (*integers, *nullable, *labels):
+        if name not in known:
+            raise ManifestError(f"{name!r} is not a feature of this model")
+    integers, nullable = frozenset(integers), frozenset(nullable)
     return tuple(
         _feature(
             name,
@@ -74,6 +97,15 @@ def features_of(
         )
         for index, name in enumerate(names)
     )
+
+
+def ordered_categories(features: Sequence[Feature], text: ModelText) -> list[int]:
+    """Return the category features whose codes some split reads as plain numbers."""
+    return [
+        index
+        for index, feature in enumerate(features)
+        if feature.kind == "category" and (index not in text.codes or index in text.mixed)
+    ]
 
 
 def _may_hide_a_category(text: ModelText) -> bool:

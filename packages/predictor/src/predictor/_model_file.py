@@ -57,6 +57,7 @@ class ModelText:
     codes: Mapping[
         int, tuple[int, ...]
     ]  # categorical feature -> the codes of feature_infos and of its splits
+    listed: frozenset[int]  # categorical features whose codes feature_infos lists
     mixed: frozenset[int]  # categorical features that some splits read as plain numbers (continued training)
     ranges: Mapping[
         int, tuple[float, float]
@@ -165,6 +166,7 @@ def parse_model_text(data: bytes) -> ParsedModel:
         n_trees=len(trees),
         feature_names=names,
         codes=codes,
+        listed=frozenset(infos.codes),
         mixed=frozenset(np.unique(feature[~categorical]).tolist()) & codes.keys(),
         ranges={index: span for index, span in infos.ranges.items() if index not in codes},
         missing=frozenset(np.unique(feature[(decision & MISSING) != 0]).tolist()),
@@ -193,7 +195,7 @@ def _unix_line_ends(data: bytes) -> bytes:
 
 
 def _check_bytes(data: bytes) -> None:
-    if not data.startswith(b"tree\n"):
+    if not data.startswith((b"tree\n", b"tree\r\n")):
         raise ModelTextError(
             "it does not start with the line 'tree' (pickles and binary formats are never loaded)"
         )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from predictor.errors import ModelTextError
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["OutputKind", "output_kind"]
+from predictor.errors import ModelTextError, SchemaError
+
+__all__ = ["OutputKind", "most_probable", "output_kind", "per_class"]
 
 OutputKind = Literal["value", "probability", "probabilities", "one_vs_all", "raw"]
 """
@@ -72,3 +76,26 @@ def _positive(text: str) -> bool:
         return 0.0 < float(text) < float("inf")
     except ValueError:
         return False
+
+
+def per_class(answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities float64 [n, classes] of *answers* [n, outputs]: of one output, those of both classes."""
+    return np.column_stack((1.0 - answers[:, 0], answers[:, 0])) if answers.shape[1] == 1 else answers
+
+
+def most_probable(scores: NDArray[np.float64], classes: Sequence[Any]) -> NDArray[Any]:
+    """
+    Return for each row of *scores* [n, classes] the label of the largest one; of equal ones the first.
+
+    Raises:
+        SchemaError: A row has an answer that is not finite, so none is the largest.
+    """
+    lost = ~np.isfinite(scores).all(axis=1)
+    if lost.any():
+        raise SchemaError("has no finite answer", remedy="use predict to see it", row=int(lost.argmax()))
+    labels = np.array(classes or range(scores.shape[1]))
+    if len({type(label) for label in classes}) > 1:  # NumPy would turn 1 and "a" into text
+        labels = np.empty(len(classes), dtype=object)
+        labels[:] = classes
+    chosen: NDArray[Any] = labels[scores.argmax(axis=1)]
+    return chosen

@@ -119,7 +119,10 @@ class Batcher:
             except PredictorError as error:
                 request.answer.set_exception(error)
             except Exception as error:  # a row's own code may raise anything; the others wait
-                unreadable = SchemaError(f"the row cannot be read: it raises {type(error).__name__}")
+                unreadable = SchemaError(
+                    f"the row cannot be read: it raises {type(error).__name__}",
+                    remedy="send a plain mapping or list",
+                )
                 unreadable.__cause__ = error
                 request.answer.set_exception(unreadable)
             else:

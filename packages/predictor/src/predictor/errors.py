@@ -52,19 +52,37 @@ class GoldenRowMismatch(ModelError):
 
 
 class SchemaError(PredictorError, ValueError):
-    """A row does not fit the manifest; `feature` and `row` say where (None: the table as a whole)."""
+    """
+    A row does not fit the manifest; `feature` and `row` say where (None: the table as a whole).
 
-    def __init__(self, reason: str, *, feature: str | None = None, row: int | None = None) -> None:
+    `reason` says what is wrong, `remedy` what would let it in, `policy` which word of `RowPolicy` decides, if any.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        remedy: str | None = None,
+        policy: str | None = None,
+        feature: str | None = None,
+        row: int | None = None,
+    ) -> None:
         where = "".join(
             (
                 f"row {row}: " if row is not None else "",
                 f"feature {feature!r}: " if feature is not None else "",
             )
         )
-        super().__init__(where + reason)
+        super().__init__(where + reason + (f"; {remedy}" if remedy is not None else ""))
         self.reason = reason
+        self.remedy = remedy
+        self.policy = policy
         self.feature = feature
         self.row = row
+
+    def at_row(self, row: int | None) -> SchemaError:
+        """Return the same error for another row."""
+        return SchemaError(self.reason, remedy=self.remedy, policy=self.policy, feature=self.feature, row=row)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)

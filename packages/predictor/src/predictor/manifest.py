@@ -162,7 +162,14 @@ class Manifest(_Frozen):
             raise ValueError("feature names must not repeat")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("class labels must not repeat")
-        expected = {"probability": 2, "probabilities": self.n_outputs, "one_vs_all": self.n_outputs}
+        # Raw scores have classes where the loss was the caller's own: one score for two classes, or one for each.
+        own_loss = max(2, self.n_outputs) if self.objective is None else 0
+        expected = {
+            "probability": 2,
+            "probabilities": self.n_outputs,
+            "one_vs_all": self.n_outputs,
+            "raw": own_loss,
+        }
         if self.classes and len(self.classes) != expected.get(self.output, 0):
             raise ValueError(
                 f"{len(self.classes)} class labels do not fit {self.n_outputs} {self.output} outputs"
@@ -199,11 +206,24 @@ class Manifest(_Frozen):
             return cls.model_validate_json(data)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the manifest as indented JSON; a reader sees the old file or the new one, never half of it."""
+        """
+        Write the manifest as indented JSON; a reader sees the old file or the new one, never half of it.
+
+        Raises:
+            ManifestError: It is larger than `read` takes: record fewer golden rows.
+            OSError: The file cannot be written.
+        """
         target = Path(path)
+        text = self.model_dump_json(indent=1, exclude_none=True) + "\n"
+        if len(text.encode()) > _MAX_BYTES:
+            text = self.model_dump_json(exclude_none=True) + "\n"
+        if len(text.encode()) > _MAX_BYTES:
+            raise ManifestError(
+                f"the manifest would have {len(text.encode())} bytes, more than {_MAX_BYTES}; record fewer golden rows"
+            )
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, delete=False) as file:
             try:
-                file.write(self.model_dump_json(indent=1, exclude_none=True) + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
                 Path(file.name).chmod(0o644)

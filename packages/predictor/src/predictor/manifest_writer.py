@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from predictor._features import features_of
-from predictor._model_file import parse_model_text, read_model
-from predictor.errors import ManifestError, SchemaError
+from predictor._features import features_of, labels_of, ordered_categories
+from predictor._model_file import ModelText, parse_model_text, read_model
+from predictor.errors import GoldenRowMismatch, ManifestError, SchemaError
 from predictor.integrity import sha256_of
 from predictor.manifest import (
     Feature,
@@ -33,7 +33,11 @@ from predictor.schema import RowSchema
 __all__ = ["write_manifest"]
 
 _BINS = 10  # deciles, the usual grid of a population stability index
-_SAMPLE = RowPolicy(null="allow", unseen="allow", boolean="number", large_integer="round", extra="ignore")
+_SAMPLE = RowPolicy(
+    null="allow", unseen="allow", boolean="number", large_integer="round", infinite="allow", extra="ignore"
+)
+# What a sample may hold, and a manifest then allows: what a feature of a row is for all features alike.
+_HELD = ("boolean", "large_integer", "infinite")
 
 
 @named_members("the manifest to write")
@@ -53,17 +57,21 @@ def write_manifest(
     metrics: Mapping[str, float] | None = None,
     baseline: Mapping[str, float] | None = None,
     golden: int = 8,
+    expected: Any = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Manifest:
     """
     Describe the model file *model* in `<model>.manifest.json`, and prove it by loading the pair.
 
+    Pass *expected*, the answers of the trained object itself: a file does not say how its rows were encoded, and
+    nothing else ties what is served to what was trained.
+
     Args:
         model: A file that `Booster.save_model` wrote.
-        rows: The training rows, or a fair sample of them: array, frame, or list of rows, n >= 1, without
-            infinities. Their ranges, nulls and distribution become the reference; *golden* of them, evenly spaced,
-            become golden rows. A pandas frame with the training frame's category columns also says which features
-            those are, which the model file does not.
+        rows: The training rows, or a fair sample of them: array, frame, or list of rows, n >= 1. Their ranges,
+            nulls and distribution become the reference; *golden* of them, evenly spaced, become golden rows. A
+            pandas frame with the training frame's category columns also says which features those are, which the
+            model file does not.
         name: What the model is for, such as `trading-signal`.
         version: The version every prediction will carry.
         classes: Class labels in output order: two for a binary model, one per output for a multiclass one.
@@ -74,11 +82,14 @@ def write_manifest(
         categories: Labels by feature name, in code order; default the pandas categories in the model file, else
             the codes themselves are the labels. Needed where *rows* is not the training frame and one of its
             categories may have been an ordered one, or not named in `categorical_feature`.
-        policy: What to do with rows that do not fit; default refuse everything.
+        policy: What to do with rows that do not fit; default refuse everything but what *rows* hold: booleans,
+            infinities, whole numbers that no float64 equals.
         provenance: Free JSON: data, span, code version, seed, parameters.
         metrics: Measured qualities by name, such as `{"log_loss": 0.91}`.
         baseline: The same qualities for a predictor without skill, measured on the same rows.
-        golden: How many golden rows to record.
+        golden: How many golden rows to record, of those without infinities in row and answer.
+        expected: What the trained object answers for *rows*, compared bit for bit: `booster.predict(rows)`, or
+            `predict_proba(rows)` of a classifier; [n] or [n, outputs].
         path: Where to write; default beside the model.
 
     Returns:
@@ -86,6 +97,7 @@ def write_manifest(
 
     Raises:
         ModelTextError, SchemaError, ManifestError: The model, a row, or what was said about them does not fit.
+        GoldenRowMismatch: The model gives other answers than *expected*; nothing was written.
 
     Written in one step: a reader sees the old manifest or the whole new one.
     """
@@ -102,18 +114,23 @@ def write_manifest(
     data = read_model(model)
     text = parse_model_text(data).summary
     names = tuple(names) if names is not None else _spelled(rows, text.feature_names)
-    labels = {name: _labels(column) for name, column in (categories or {}).items()}
-    drafts = features_of(
+    labels = labels_of(
         text,
         names=names,
-        integers=integers,
-        nullable=nullable,
-        categories=labels,
+        categories={name: _labels(column) for name, column in (categories or {}).items()},
         pandas=_pandas_labels(rows, names, text.pandas_categories),
     )
-    sample = RowSchema(drafts, _SAMPLE).encode(rows)
+    drafts = features_of(text, names=names, integers=integers, nullable=nullable, labels=labels)
+    reads = {
+        "ordered": ordered_categories(drafts, text),
+        "unlabelled": [index for index in text.codes if names[index] not in labels],
+    }
+    sample = RowSchema(drafts, _SAMPLE, **reads).encode(rows)
     if len(sample) == 0:
         raise ManifestError("a manifest needs at least one sample row")
+    policy = _allowing(policy, lambda strict: RowSchema(drafts, strict, **reads).encode(rows))
+    if expected is None:
+        _refuse_foreign_codes(drafts, text, sample)
     features = tuple(
         _observed(feature, sample[:, index], decide_nullable=nullable is None)
         for index, feature in enumerate(drafts)
@@ -129,26 +146,91 @@ def write_manifest(
         n_outputs=text.n_outputs,
         classes=_labels(classes),
         features=features,
-        policy=policy or RowPolicy(),
+        policy=policy,
         provenance=dict(provenance or {}),
         metrics=_metrics(metrics or {}, baseline or {}),
     )
     loaded = Model.from_bytes(data, manifest=draft)
-    chosen = np.unique(np.linspace(0, len(sample) - 1, num=max(golden, 0), dtype=int))
-    manifest = draft.model_copy(update={"golden": _golden_rows(loaded, sample[chosen])})
+    if expected is not None:
+        _check_expected(loaded, sample, expected)
+    rows_with_answers = _golden_rows(loaded, sample, count=golden)
+    manifest = draft.model_copy(update={"golden": rows_with_answers})
     Model.from_bytes(data, manifest=manifest)
     manifest.write(path if path is not None else manifest_path(model))
     return manifest
 
 
+def _allowing(policy: RowPolicy | None, encode: Callable[[RowPolicy], object]) -> RowPolicy:
+    """Return *policy*, allowing what the sample holds where the caller did not say otherwise."""
+    policy = policy or RowPolicy()
+    for word in _HELD:
+        try:
+            encode(_SAMPLE.model_copy(update={word: "refuse"}))
+        except SchemaError as error:
+            if error.policy != word:
+                raise
+            if word in policy.model_fields_set and getattr(policy, word) == "refuse":
+                raise ManifestError(
+                    f"a sample row is refused by the policy ({error}); leave {word!r} out of it, or the row"
+                ) from error
+            policy = policy.model_copy(update={word: getattr(_SAMPLE, word)})
+    return policy
+
+
+def _refuse_foreign_codes(drafts: Sequence[Feature], text: ModelText, sample: NDArray[np.float64]) -> None:
+    """Refuse a sample whose category codes are mostly none of the model's: they are labels, or of another frame."""
+    for index in text.listed:
+        seen = sample[:, index]
+        seen = seen[~np.isnan(seen)]
+        strange = ~np.isin(seen, text.codes[index])
+        if strange.sum() * 2 > len(seen) and drafts[index].categories == drafts[index].codes:
+            raise ManifestError(
+                f"feature {drafts[index].name!r}: most sample rows have a category that the model never saw, such as"
+                f" {seen[strange][0]:g}; if these are labels, name them in the order of the codes in"
+                " categories={...}; if they are codes, pass expected=, the trained model's own predictions"
+            )
+
+
+def _check_expected(model: Model, sample: NDArray[np.float64], expected: Any) -> None:
+    """Refuse a model that does not give *expected* for *sample*, bit for bit."""
+    told = np.asarray(expected, dtype=np.float64)
+    answers = model.predict_encoded(sample)
+    if told.ndim == 2 and answers.ndim == 1:
+        answers = np.column_stack((1.0 - answers, answers)) if told.shape[1] == 2 else answers[:, None]
+    if told.shape != answers.shape:
+        raise ManifestError(
+            f"expected has the shape {told.shape}, the model answers {answers.shape}: one for each sample row"
+        )
+    wrong = (told != answers) & ~(np.isnan(told) & np.isnan(answers))
+    if wrong.any():
+        rows = wrong.reshape(len(wrong), -1).any(axis=1)
+        raise GoldenRowMismatch(
+            f"{int(rows.sum())} of {len(rows)} sample rows have another answer than expected, first row"
+            f" {int(rows.argmax())}, by up to {float(np.abs(told - answers)[wrong].max()):g}: the file is not the"
+            " trained model (was it saved with all its rounds?), or rows are read otherwise than in training (are"
+            " categories or names told right?)"
+        )
+
+
 def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what *rows* call the features *found* in the file, where LightGBM has turned spaces into underscores."""
+    """
+    Return what *rows* call the features *found* in the file, where LightGBM has turned spaces into underscores.
+
+    Raises:
+        ManifestError: Two columns have the name of one feature.
+    """
     columns = getattr(rows, "column_names", getattr(rows, "columns", None))
     if columns is None and isinstance(rows, Sequence) and len(rows) and isinstance(rows[0], Mapping):
         columns = rows[0]
-    names = [name for name in (() if columns is None else columns) if isinstance(name, str)]
-    by_file = {name.replace(" ", "_"): name for name in names}
-    return tuple(by_file.get(name, name) for name in found) if len(by_file) == len(names) else found
+    wanted, by_file = frozenset(found), dict[str, str]()
+    for name in map(str, () if columns is None else columns):
+        spelled = name.replace(" ", "_")
+        if spelled in by_file and spelled in wanted:
+            raise ManifestError(
+                f"columns {by_file[spelled]!r} and {name!r} are one name to LightGBM; say which it was in names=[...]"
+            )
+        by_file[spelled] = name
+    return tuple(by_file.get(name, name) for name in found)
 
 
 def _pandas_labels(
@@ -158,7 +240,7 @@ def _pandas_labels(
     kinds: Any = getattr(rows, "dtypes", None)
     if not found or not hasattr(kinds, "to_dict"):
         return None
-    by_name = dict(kinds)
+    by_name = {str(name): kind for name, kind in dict(kinds).items()}
     columns = {
         name: tuple(by_name[name].categories.tolist())
         for name in names
@@ -178,8 +260,9 @@ def _observed(feature: Feature, column: NDArray[np.float64], *, decide_nullable:
     feature = _with_rare_categories(feature, seen)
     has_nulls = len(seen) < len(column)
     update: dict[str, Any] = {"nullable": has_nulls if decide_nullable else feature.nullable}
-    if len(seen) and feature.kind != "category":
-        update |= {"min": float(seen.min()), "max": float(seen.max())}
+    finite = seen[np.isfinite(seen)]
+    if len(finite) and feature.kind != "category":
+        update |= {"min": float(finite.min()), "max": float(finite.max())}
     update["reference"] = _reference(feature, column, seen)
     return feature.model_copy(update=update)
 
@@ -191,7 +274,11 @@ def _with_rare_categories(feature: Feature, seen: NDArray[np.float64]) -> Featur
     if not rare:
         return feature
     if feature.categories != known or any(code < 0 or code != int(code) for code in rare):
-        raise SchemaError("a sample row has a category that training did not have", feature=feature.name)
+        raise SchemaError(
+            "a sample row has a category that training did not have",
+            remedy="name all labels in categories={...}, or leave such rows out of the sample",
+            feature=feature.name,
+        )
     codes = (*known, *map(int, rare))
     return feature.model_copy(update={"categories": codes, "codes": codes})
 
@@ -201,8 +288,10 @@ def _reference(feature: Feature, column: NDArray[np.float64], seen: NDArray[np.f
     if feature.kind == "category":
         counts = np.array([np.count_nonzero(seen == code) for code in feature.codes or ()])
     else:
-        if len(seen):
-            edges = np.unique(np.quantile(seen, np.arange(1, _BINS) / _BINS, method="inverted_cdf"))
+        if np.isfinite(seen).any():
+            edges = np.unique(
+                np.quantile(seen[np.isfinite(seen)], np.arange(1, _BINS) / _BINS, method="inverted_cdf")
+            )
         counts = np.bincount(np.searchsorted(edges, seen), minlength=len(edges) + 1)
     shares = counts / max(1, int(counts.sum()))
     return Reference(
@@ -219,11 +308,23 @@ def _metrics(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dic
     return {name: Metric(model=value, baseline=baseline.get(name)) for name, value in metrics.items()}
 
 
-def _golden_rows(model: Model, matrix: NDArray[np.float64]) -> tuple[GoldenRow, ...]:
-    shape = (len(matrix), model.info.n_classes)
+def _golden_rows(model: Model, sample: NDArray[np.float64], *, count: int) -> tuple[GoldenRow, ...]:
+    """Return *count* rows, evenly spaced, with their answers; JSON has no infinities, so rows with one are left out."""
+    shape = (-1, model.info.n_classes)
+    candidates = sample[~np.isinf(sample).any(axis=1)]
+    if not len(candidates) or count < 1:
+        return ()
+    usable = np.isfinite(model.predict_encoded(candidates, raw=True).reshape(shape)).all(axis=1)
+    usable &= np.isfinite(model.predict_encoded(candidates).reshape(shape)).all(axis=1)
+    candidates = candidates[usable]
+    matrix = (
+        candidates[np.unique(np.linspace(0, len(candidates) - 1, num=count, dtype=int))]
+        if len(candidates)
+        else candidates
+    )
     raw = model.predict_encoded(matrix, raw=True).reshape(shape)
     output = model.predict_encoded(matrix).reshape(shape)
-    features = model.manifest.features if model.manifest is not None else ()
+    features = model.features
     return tuple(
         GoldenRow(
             row=tuple(_cell(feature, value) for feature, value in zip(features, row, strict=True)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor._cpus import available_cpus
-from predictor._features import features_of
+from predictor._features import features_of, labels_of, ordered_categories
 from predictor._model_file import ModelText, ParsedModel, parse_model_text, read_model
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
-from predictor._objectives import OutputKind
+from predictor._objectives import OutputKind, most_probable, per_class
 from predictor.errors import (
     EngineError,
     IntegrityError,
@@ -71,7 +71,8 @@ class Model:
         text = parsed.summary
         if manifest is not None:
             check_manifest(text, manifest)
-        features = manifest.features if manifest is not None else features_of(text)
+        labels = labels_of(text, names=text.feature_names) if manifest is None else {}
+        features = manifest.features if manifest is not None else features_of(text, labels=labels)
         self.manifest = manifest
         self.features = features
         self.data = data  # the file's bytes, as they were verified
@@ -80,11 +81,10 @@ class Model:
         self._schema = RowSchema(
             features,
             manifest.policy if manifest is not None else RowPolicy(),
-            ordered=[
-                i
-                for i, f in enumerate(features)
-                if f.kind == "category" and (i not in text.codes or i in text.mixed)
-            ],
+            ordered=ordered_categories(features, text),
+            unlabelled=(
+                [i for i in text.codes if text.feature_names[i] not in labels] if manifest is None else ()
+            ),
         )
         self._rows_to_split = -(-_SPLIT_ABOVE // text.n_trees)
         self.info = _info(data, text, self._schema, manifest)
@@ -182,7 +182,7 @@ class Model:
         Predict one row by the shortest way.
 
         Args:
-            row: A mapping by name, a sequence in manifest order, or an array [features].
+            row: A mapping by name, a sequence in manifest order, an array [features], or a table of one row.
 
         Returns:
             float64 [n_classes], always one-dimensional; bit for bit the row of `predict`.
@@ -198,6 +198,45 @@ class Model:
         answer: NDArray[np.float64] = call(values)
         return answer
 
+    def predict_proba(self, rows: Any) -> NDArray[np.float64]:
+        """
+        Predict the probability of each class, also where LightGBM gives one number for two classes.
+
+        Returns:
+            float64 [n, classes], at least two columns, in the order of `info.classes` (or 0, 1, ... where it is empty).
+            Those of `one_vs_all` do not sum to 1.
+
+        Raises:
+            SchemaError: As `predict`.
+            Unsupported: The model is no classifier, or gives raw scores of a loss of its own.
+        """
+        return self._probabilities(self._schema.encode(rows))
+
+    def predict_label(self, rows: Any) -> NDArray[Any]:
+        """
+        Predict the most probable class of each row; of equal ones the first.
+
+        Returns:
+            [n] labels of `info.classes`, or positions 0, 1, ... where it is empty.
+
+        Raises:
+            SchemaError: As `predict`, or a row whose answer is not a number.
+            Unsupported: As `predict_proba`; several raw scores with class names are compared as they are.
+        """
+        matrix = self._schema.encode(rows)
+        if self._text.output == "raw" and self._text.n_outputs > 1 and self.info.classes:
+            scores = self._run(matrix, RAW, self._text.n_outputs)
+        else:
+            scores = self._probabilities(matrix)
+        return most_probable(scores, self.info.classes)
+
+    def _probabilities(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._text.output in ("value", "raw"):
+            raise Unsupported(
+                f"the answers of this model are {self._text.output}, not probabilities: use predict"
+            )
+        return per_class(self._run(matrix, NORMAL, self._text.n_outputs))
+
     def leaves(self, rows: Any) -> NDArray[np.int32]:
         """Return int32 [n, trees]: the leaf each row reaches in each tree; rows and errors as `predict`."""
         return self._run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(np.int32)
@@ -206,6 +245,8 @@ class Model:
         """
         Return SHAP contributions of each feature to each raw score; rows and errors as `predict`.
 
+        One mapping is one row, explained as a batch of one.
+
         Raises:
             Unsupported: A model with linear leaves, for which LightGBM has no contributions; or one that
                 was stripped of the row counts they are weighed by.
@@ -213,6 +254,8 @@ class Model:
         Cost: about 50 to 100 times `predict` per row.
         """
         self._refuse_linear()
+        if isinstance(rows, Mapping):
+            rows = [rows]
         matrix = self._schema.encode(rows)
         outputs, width = self._text.n_outputs, self._schema.width
         flat = self._run(matrix, CONTRIB, outputs * (width + 1))
@@ -229,6 +272,14 @@ class Model:
     def encode(self, rows: Any) -> NDArray[np.float64]:
         """Return float64 [n, features] as LightGBM will see it; rows and errors as `predict`."""
         return self._schema.encode(rows)
+
+    def encode_columns(self, columns: Mapping[Any, Sequence[Any]]) -> NDArray[np.float64]:
+        """
+        Return float64 [n, features] of columns by name, such as the tensors of a request; errors as `predict`.
+
+        For `predict_encoded`. Each column is a list or a one-dimensional array, read by the same policy as rows.
+        """
+        return self._schema.encode_columns(columns)
 
     def encode_row(self, row: Any) -> tuple[float, ...]:
         """Return one row's numbers as LightGBM will see them; row and errors as `predict_row`."""

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._tables import columns_of, matrix_of, plain
+from predictor._names import NameFinder, names_as_text
+from predictor._refusals import ADD_COLUMNS, AS_NUMBER, AS_ROWS, ONE_NAME, SAY_LABELS, by_policy
+from predictor._tables import Labelled, columns_of, is_table, matrix_of, plain
 from predictor.errors import SchemaError
 from predictor.manifest import Feature, Label, RowPolicy
 
@@ -31,7 +33,12 @@ class RowSchema:
     """The columns a model takes and what to do with a cell that does not fit; safe to share among threads."""
 
     def __init__(
-        self, features: Sequence[Feature], policy: RowPolicy, *, ordered: Collection[int] = ()
+        self,
+        features: Sequence[Feature],
+        policy: RowPolicy,
+        *,
+        ordered: Collection[int] = (),
+        unlabelled: Collection[int] = (),
     ) -> None:
         """
         Args:
@@ -39,12 +46,13 @@ class RowSchema:
             policy: What to do with a cell that does not fit.
             ordered: Indices of category features whose codes the model reads as plain numbers. There LightGBM
                 takes an unseen category for a missing value; a negative code would be a small number.
+            unlabelled: Indices of category features of which only LightGBM's codes are known. A category column of
+                a frame has labels, which nobody said how to translate; it is refused there.
         """
         self.features = tuple(features)
         self.policy = policy
         self.names = tuple(feature.name for feature in self.features)
         self.width = len(self.names)
-        self._name_set = frozenset(self.names)
         self._get: Callable[[Mapping[str, Any]], Any] = itemgetter(*self.names)
         self._codes: dict[int, dict[Label, float]] = {
             index: dict(zip(feature.categories or (), map(float, feature.codes or ()), strict=True))
@@ -53,6 +61,8 @@ class RowSchema:
         }
         self._integers = [i for i, feature in enumerate(self.features) if feature.kind == "integer"]
         self._ordered = frozenset(ordered)
+        self._unlabelled = frozenset(unlabelled)
+        self._find_names = NameFinder(self.features, policy).find
         self._not_nullable = np.array([not feature.nullable for feature in self.features])
         # A category whose labels are LightGBM's own codes needs no translation, so it can take the short way.
         self._own_codes = {
@@ -65,17 +75,44 @@ class RowSchema:
         Return one row's numbers in model order.
 
         Args:
-            row: A mapping or named tuple by name, a sequence in manifest order, or a one-dimensional array.
+            row: A mapping or named tuple by name, a sequence in manifest order, a one-dimensional array, or a table
+                or array of one row.
 
         Raises:
             SchemaError: A name or cell does not fit.
         """
+        if type(row) not in (dict, list, tuple) and (
+            is_table(row) or (isinstance(row, np.ndarray) and row.ndim == 2 and len(row) == 1)
+        ):
+            return self._one_of_table(row)
         values = self._in_order(row, None)
         if self._has_short_way and self._is_plain(values):
             return values
         numbers = [self._number(index, value, None) for index, value in enumerate(values)]
         checked = self._checked(np.array([numbers], dtype=np.float64), one_row=True)
         return checked[0].tolist() if self._ordered else numbers
+
+    def _one_of_table(self, rows: Any) -> list[float]:
+        try:
+            matrix = self.encode(rows)
+        except SchemaError as error:
+            raise error.at_row(None) from error
+        if len(matrix) != 1:
+            raise SchemaError(
+                f"a table of {len(matrix)} rows is not one row", remedy="use predict for many rows"
+            )
+        one: list[float] = matrix[0].tolist()
+        return one
+
+    def encode_columns(self, columns: Mapping[Any, Sequence[Any]]) -> NDArray[np.float64]:
+        """
+        Return float64 [n, width] of a column for each feature, by name: lists or one-dimensional arrays.
+
+        Raises:
+            SchemaError: As `encode`.
+        """
+        by_name = names_as_text(list(columns), row=None)
+        return self._checked(self._from_columns({text: columns[name] for text, name in by_name.items()}))
 
     def encode(self, rows: Any) -> NDArray[np.float64]:
         """
@@ -95,13 +132,11 @@ class RowSchema:
         elif (columns := columns_of(rows)) is not None:
             matrix = self._from_columns(columns)
         elif isinstance(rows, Mapping):
-            raise SchemaError("one mapping is one row: use predict_row, or a list of mappings")
+            raise SchemaError("one mapping is one row", remedy="use predict_row, or pass a list of mappings")
         elif isinstance(rows, Sequence) and not isinstance(rows, str | bytes | bytearray):
             matrix = self._from_rows(rows)
         else:
-            raise SchemaError(
-                f"rows of type {type(rows).__name__} are not understood; pass an array, a frame or a list"
-            )
+            raise SchemaError(f"rows of type {type(rows).__name__} are not understood", remedy=AS_ROWS)
         return self._checked(matrix)
 
     def _is_plain(self, values: Sequence[Any]) -> bool:
@@ -138,8 +173,14 @@ class RowSchema:
             return self._by_name(row, index)
         elif isinstance(row, np.ndarray):
             if row.ndim != 1:
-                raise SchemaError(f"one row has one dimension, this array has {row.ndim}", row=index)
+                raise SchemaError(
+                    f"one row has one dimension, this array has {row.ndim}",
+                    remedy="use predict for many rows",
+                    row=index,
+                )
             values = list(row) if row.dtype.kind in "mM" else row.tolist()
+        elif isinstance(row, np.void) and row.dtype.names is not None:  # a row of a record array
+            return self._by_name({name: row[name] for name in row.dtype.names}, index)
         elif hasattr(row, "_asdict"):  # a named tuple
             return self._in_order(_once(row._asdict(), len(row), index), index)
         elif isinstance(row, Sequence) and hasattr(row, "keys"):  # sqlite3.Row
@@ -148,26 +189,20 @@ class RowSchema:
             values = list(row)
         elif hasattr(row, "to_dict") and hasattr(row, "index"):  # a row of a pandas frame
             return self._in_order(_once(row.to_dict(), len(row), index), index)
+        elif hasattr(row, "to_pylist") or hasattr(row, "to_list"):  # values without names: Arrow, Polars
+            values = row.to_pylist() if hasattr(row, "to_pylist") else row.to_list()
         else:
-            raise SchemaError(f"a row of type {kind.__name__} is not understood", row=index)
+            raise SchemaError(f"a row of type {kind.__name__} is not understood", remedy=AS_ROWS, row=index)
         if len(values) != self.width:
-            raise SchemaError(f"{len(values)} values for {self.width} features", row=index)
+            raise SchemaError(
+                f"{len(values)} values for {self.width} features", remedy=ADD_COLUMNS, row=index
+            )
         return values
 
     def _by_name(self, row: Mapping[Any, Any], index: int | None) -> list[Any]:
         """The slow way, which finds out what is wrong."""
-        self._check_names(row, index)
-        return [row.get(name) for name in self.names]
-
-    def _check_names(self, names: Any, index: int | None) -> None:
-        if self.policy.missing == "refuse":
-            for name in self.names:
-                if name not in names:
-                    raise SchemaError("is missing", feature=name, row=index)
-        if self.policy.extra == "refuse":
-            for name in names:
-                if name not in self._name_set:
-                    raise SchemaError("is not a feature of this model", feature=str(name)[:80], row=index)
+        keys = self._find_names(list(row), index)
+        return [row[keys[name]] if name in keys else None for name in self.names]
 
     def _number(self, index: int, value: Any, row: int | None) -> float:
         """Convert one cell by its type; what the number may be is `_checked`'s question."""
@@ -179,7 +214,7 @@ class RowSchema:
             return math.nan
         if isinstance(value, bool):
             if self.policy.boolean == "refuse":
-                raise SchemaError("is a boolean, not a number", feature=feature.name, row=row)
+                raise by_policy("boolean", "is a boolean, not a number", feature=feature.name, row=row)
             value = int(value)
         if index in self._codes:
             return self._code(index, value, row)
@@ -187,31 +222,42 @@ class RowSchema:
             return self._exact(feature, value, row)
         if isinstance(value, float):
             return float(value)
-        raise SchemaError(f"is {type(value).__name__}, not a number", feature=feature.name, row=row)
+        raise SchemaError(
+            f"is {type(value).__name__}, not a number", remedy=AS_NUMBER, feature=feature.name, row=row
+        )
 
     def _exact(self, feature: Feature, value: int, row: int | None) -> float:
         try:
             number = float(value)
         except OverflowError:
-            raise SchemaError("is larger than any float64", feature=feature.name, row=row) from None
+            raise SchemaError(
+                "is larger than any float64", remedy="send null", feature=feature.name, row=row
+            ) from None
         if number != value and self.policy.large_integer == "refuse":
-            raise SchemaError(f"{value} is not exact as float64", feature=feature.name, row=row)
+            reason = f"{value} is not exact as float64"
+            raise by_policy("large_integer", reason, feature=feature.name, row=row)
         return number
 
     def _code(self, index: int, value: Any, row: int | None) -> float:
         feature = self.features[index]
         if not isinstance(value, str | int | float):
-            raise SchemaError(f"is {type(value).__name__}, not a category", feature=feature.name, row=row)
+            raise SchemaError(
+                f"is {type(value).__name__}, not a category",
+                remedy=f"send one of the labels, such as {self._shown(index)}",
+                feature=feature.name,
+                row=row,
+            )
         if isinstance(value, float) and math.isnan(value):
             return math.nan
         code = self._codes[index].get(value)
         if code is not None:
             return code
+        if index in self._own_codes and index not in self._ordered and _is_negative(value):
+            return math.nan  # as LightGBM reads a negative code, such as the -1 of an encoder's unknown
         if self.policy.unseen == "refuse":
             shown = repr(value)[:40]
-            raise SchemaError(
-                f"{shown} is a category that training did not have", feature=feature.name, row=row
-            )
+            reason = f"{shown} is a category that training did not have"
+            raise by_policy("unseen", reason, feature=feature.name, row=row)
         if isinstance(value, str) or index not in self._own_codes or index in self._ordered:
             return _UNSEEN
         # Where LightGBM's codes are the labels a number goes on as it is, to be read as Booster.predict reads it.
@@ -231,32 +277,42 @@ class RowSchema:
         rows = plain(rows)
         if rows.ndim != 2:
             raise SchemaError(
-                f"rows have two dimensions, this array has {rows.ndim}; for one row use predict_row"
+                f"rows have two dimensions, this array has {rows.ndim}", remedy="for one row use predict_row"
             )
         if rows.shape[1] != self.width:
-            raise SchemaError(f"{rows.shape[1]} columns for {self.width} features")
+            raise SchemaError(f"{rows.shape[1]} columns for {self.width} features", remedy=ADD_COLUMNS)
         if rows.dtype.kind == "f" and rows.dtype.itemsize <= 8 and not self._codes:
             return np.ascontiguousarray(rows, dtype=np.float64)
         return self._from_columns({name: rows[:, index] for index, name in enumerate(self.names)})
 
     def _from_columns(self, columns: Mapping[str, Any]) -> NDArray[np.float64]:
-        self._check_names(columns, None)
+        keys = self._find_names(list(columns), None)
         sizes = {len(column) for column in columns.values()}
         if len(sizes) != 1:
-            raise SchemaError("columns differ in length" if sizes else "a table without columns has no rows")
+            raise SchemaError(
+                "columns differ in length" if sizes else "a table without columns has no rows",
+                remedy="send as many cells for each feature",
+            )
         matrix = np.full((sizes.pop(), self.width), math.nan, dtype=np.float64)
         for index, name in enumerate(self.names):
-            if name in columns:
-                matrix[:, index] = self._column(index, columns[name])
+            if name in keys:
+                matrix[:, index] = self._column(index, columns[keys[name]])
         return matrix
 
     def _column(self, index: int, column: Any) -> NDArray[np.float64] | list[float]:
+        if isinstance(column, Labelled):
+            return self._labelled(index, column)
         if getattr(column, "ndim", 1) != 1:
-            raise SchemaError("has several values per row", feature=self.names[index])
-        if isinstance(column, np.ndarray) and index in self._own_codes and column.dtype.kind in "fiu":
-            if np.isin(column, list(self._own_codes[index].values())).all():
-                return column.astype(np.float64)
-        elif isinstance(column, np.ndarray) and index not in self._codes:
+            raise SchemaError(
+                "has several values per row",
+                remedy="give each a column of its own",
+                feature=self.names[index],
+            )
+        if index in self._codes:
+            found = self._known_codes(index, column)
+            if found is not None:
+                return found
+        elif isinstance(column, np.ndarray):
             if column.dtype.kind == "f" and column.dtype.itemsize <= 8:
                 return column.astype(np.float64)
             if column.dtype.kind in "iu":
@@ -265,35 +321,81 @@ class RowSchema:
                     return numbers
         return [self._number(index, value, row) for row, value in enumerate(column)]
 
+    def _known_codes(self, index: int, column: Any) -> NDArray[np.float64] | None:
+        """Return the codes of a column of nothing but known labels, or None: then each cell has its own word."""
+        codes = self._codes[index]
+        if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
+            if index not in self._own_codes or column.dtype.itemsize > 8:
+                return None
+            cells = column.astype(np.float64)
+            if index not in self._ordered:
+                cells[(cells <= -1) & np.isfinite(cells)] = math.nan
+            known = np.isin(cells, list(codes.values())) | np.isnan(cells)
+            return cells if known.all() else None
+        values: list[Any] = column.tolist() if isinstance(column, np.ndarray) else list(column)
+        # Text is equal to text alone; of equal hash are also True and 1, so other types have the long way.
+        if not {str, float, type(None)}.issuperset(map(type, values)):
+            return None
+        found = [codes.get(cell, _UNSEEN) if type(cell) is str else math.nan for cell in values]
+        are_null = all(math.isnan(cell) for cell in values if type(cell) is float)
+        return np.array(found) if are_null and _UNSEEN not in found else None
+
+    def _labelled(self, index: int, column: Labelled) -> NDArray[np.float64]:
+        """Translate each label once; a label that does not fit matters only where a row has it."""
+        if index in self._unlabelled and column.labels != list(range(len(column.labels))):
+            raise SchemaError(
+                "is a category column, and nobody said which of its labels is which code of the model",
+                remedy=SAY_LABELS,
+                feature=self.names[index],
+            )
+        table = np.full(len(column.labels) + 1, math.nan)  # the last is for position -1, null
+        used = np.unique(column.positions)
+        for position in used[used >= 0].tolist():
+            try:
+                table[position] = self._number(index, column.labels[position], None)
+            except SchemaError as error:
+                raise error.at_row(int((column.positions == position).argmax())) from error
+        translated: NDArray[np.float64] = table[column.positions]
+        return translated
+
+    def _shown(self, index: int) -> str:
+        return ", ".join(repr(label)[:20] for label in list(self._codes[index])[:3]) or "none"
+
     def _checked(self, matrix: NDArray[np.float64], *, one_row: bool = False) -> NDArray[np.float64]:
         """Ask the policy about nulls, infinities and fractions of an encoded matrix, and return it."""
         finite = np.isfinite(matrix)
         if not finite.all():
             nan = np.isnan(matrix)
             if self.policy.null == "refuse":
-                self._refuse(nan & self._not_nullable, "is null", one_row)
+                self._refuse(nan & self._not_nullable, "null", "is null", one_row)
             if self.policy.infinite == "refuse":
-                self._refuse(~finite & ~nan, "is infinite", one_row)
+                self._refuse(~finite & ~nan, "infinite", "is infinite", one_row)
         for index in self._integers:
             column = matrix[:, index]
-            self._refuse_column(
-                index, np.isfinite(column) & (column != np.floor(column)), "is not a whole number", one_row
-            )
+            wrong = np.isfinite(column) & (column != np.floor(column))
+            if wrong.any():
+                raise SchemaError(
+                    "is not a whole number",
+                    remedy="leave it out of write_manifest(integers=[...]) if fractions are meant",
+                    feature=self.names[index],
+                    row=None if one_row else int(wrong.argmax()),
+                )
         for index in self._ordered:  # last, because an unseen category is no null to the policy
             matrix[matrix[:, index] == _UNSEEN, index] = math.nan
         return matrix
 
-    def _refuse(self, wrong: NDArray[np.bool_], reason: str, one_row: bool) -> None:
+    def _refuse(self, wrong: NDArray[np.bool_], word: str, reason: str, one_row: bool) -> None:
         if wrong.any():
             row, column = map(int, np.argwhere(wrong)[0])
-            raise SchemaError(reason, feature=self.names[column], row=None if one_row else row)
+            raise by_policy(word, reason, feature=self.names[column], row=None if one_row else row)
 
-    def _refuse_column(self, index: int, wrong: NDArray[np.bool_], reason: str, one_row: bool) -> None:
-        if wrong.any():
-            raise SchemaError(reason, feature=self.names[index], row=None if one_row else int(wrong.argmax()))
+
+def _is_negative(value: float | str) -> bool:
+    """Whether LightGBM, which cuts fractions off, reads *value* as a negative code."""
+    return not isinstance(value, str) and -math.inf < value <= -1
 
 
 def _once(row: dict[Any, Any], size: int, index: int | None) -> dict[Any, Any]:
     if len(row) != size:
-        raise SchemaError("a name is repeated", row=index)
+        raise SchemaError("a name is repeated", remedy=ONE_NAME, row=index)
     return row

@@ -177,7 +177,7 @@ def _rows_from(first: int) -> Iterator[None]:
     except SchemaError as error:
         if error.row is None:
             raise
-        raise SchemaError(error.reason, feature=error.feature, row=first + error.row) from error
+        raise error.at_row(first + error.row) from error
 
 
 def _known(row: Row, model: Model) -> Row:

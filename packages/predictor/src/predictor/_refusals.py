@@ -1,0 +1,29 @@
+"""What a refused row is told: what is wrong, and the word of the policy or the argument that would let it in."""
+
+from __future__ import annotations
+
+from predictor.errors import SchemaError
+
+__all__ = ["ADD_COLUMNS", "AS_NUMBER", "AS_ROWS", "LET_IN", "ONE_NAME", "SAY_LABELS", "by_policy"]
+
+LET_IN = {
+    "missing": 'RowPolicy(missing="null") reads it as null',
+    "extra": 'RowPolicy(extra="ignore") ignores it',
+    "null": 'RowPolicy(null="allow") lets it in, or write_manifest(nullable=[...]) for this feature',
+    "infinite": 'RowPolicy(infinite="allow") lets it in',
+    "unseen": 'RowPolicy(unseen="allow") treats it as LightGBM does',
+    "boolean": 'RowPolicy(boolean="number") reads it as 1 or 0',
+    "large_integer": 'RowPolicy(large_integer="round") rounds it',
+}
+"""For each word of `RowPolicy`, what to write to be less strict."""
+
+AS_NUMBER = "send a number; where text is a label, name the labels in write_manifest(categories={...})"
+AS_ROWS = "pass an array [n, features], a frame or table with named columns, or a list of rows"
+ADD_COLUMNS = "send one value for each feature in the manifest's order, or rows with names"
+ONE_NAME = "rename or drop one of the two"
+SAY_LABELS = "name the labels in the order of the codes in write_manifest(categories={...})"
+
+
+def by_policy(word: str, reason: str, *, feature: str | None = None, row: int | None = None) -> SchemaError:
+    """Return the error for a cell that the policy's word *word* would let in."""
+    return SchemaError(reason, remedy=LET_IN[word], policy=word, feature=feature, row=row)
