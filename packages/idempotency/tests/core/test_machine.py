@@ -12,17 +12,17 @@ from idempotency._core.errors import CorruptRecord, InProgress, StoreUnavailable
 from idempotency._core.machine import (
     ACQUIRE,
     COMPLETE,
-    LOOK,
+    GET_RECORD,
     RELEASE,
     RELEASE_LATER,
     Await,
     Begin,
     Bypass,
     Forgotten,
-    Pause,
+    Sleep,
     Superseded,
     Unrecorded,
-    Woken,
+    WaitEnded,
     begin,
     give_up,
     is_confirmed,
@@ -38,9 +38,9 @@ DONE = Completed(SAME, b"{}", 1.0, 59.0)
 DOWN = StoreUnavailable("no reply")
 
 
-def asking(*, wait: float = 0.0, chance: float = 0.0, twin_here: bool = False, **policy: Any) -> Begin:
+def asking(*, wait: float = 0.0, chance: float = 0.0, duplicate_here: bool = False, **policy: Any) -> Begin:
     settings = Policy(**policy)
-    return begin(KEY, SAME, policy=settings, wait=wait, chance=lambda: chance, twin_here=twin_here)
+    return begin(KEY, SAME, policy=settings, wait=wait, chance=lambda: chance, duplicate_here=duplicate_here)
 
 
 def taken(state: State, fingerprint: Fingerprint = SAME, *, lease_left: float = 30.0) -> Record:
@@ -72,7 +72,7 @@ def play(steps: Any, *events: Any) -> tuple[list[Any], Any]:
 
 
 def test_each_pause_of_a_waiter_is_twice_the_last_and_none_outlasts_its_patience() -> None:
-    asked, _ = play(asking(wait=1.0), RUNNING, Woken(0.1), RUNNING, Woken(0.3), RUNNING)
+    asked, _ = play(asking(wait=1.0), RUNNING, WaitEnded(0.1), RUNNING, WaitEnded(0.3), RUNNING)
     assert asked == [ACQUIRE, Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.9), ACQUIRE, Await(0.04, 0.7)]
 
 
@@ -82,32 +82,34 @@ def test_chance_spreads_the_pauses_of_waiters() -> None:
 
 
 def test_who_followed_a_twin_in_vain_goes_on_as_if_it_had_asked_once() -> None:
-    asked, _ = play(asking(wait=1.0, twin_here=True), Woken(0.25), RUNNING)
+    asked, _ = play(asking(wait=1.0, duplicate_here=True), WaitEnded(0.25), RUNNING)
     assert asked == [Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.75)]
 
 
 @pytest.mark.parametrize(
-    ("twin_here", "events", "waited"),
+    ("duplicate_here", "events", "waited"),
     [
         (False, [], 0.0),
-        (False, [RUNNING, Woken(0.1)], 0.1),
-        (False, [RUNNING, Woken(0.1), RUNNING, Woken(0.3)], 0.3),
-        (True, [Woken(0.2)], 0.2),
-        (True, [Woken(0.2), RUNNING, Woken(0.5)], 0.5),
+        (False, [RUNNING, WaitEnded(0.1)], 0.1),
+        (False, [RUNNING, WaitEnded(0.1), RUNNING, WaitEnded(0.3)], 0.3),
+        (True, [WaitEnded(0.2)], 0.2),
+        (True, [WaitEnded(0.2), RUNNING, WaitEnded(0.5)], 0.5),
     ],
 )
-def test_a_verdict_says_how_long_was_waited_for_it(twin_here: bool, events: list[Any], waited: float) -> None:
+def test_a_verdict_says_how_long_was_waited_for_it(
+    duplicate_here: bool, events: list[Any], waited: float
+) -> None:
     def verdict(last: Any, before: list[Any] = events) -> Any:
-        return play(asking(wait=1.0, twin_here=twin_here), *before, last)[1]
+        return play(asking(wait=1.0, duplicate_here=duplicate_here), *before, last)[1]
 
     assert verdict(Acquired(CLAIM)) == Execute(CLAIM, waited)
     assert verdict(DONE) == Replay(DONE, waited)
     if events:
-        assert verdict(Woken(waited, DONE), events[:-1]) == Replay(DONE, waited)
+        assert verdict(WaitEnded(waited, DONE), events[:-1]) == Replay(DONE, waited)
 
 
 def test_a_waiter_whose_patience_is_over_asks_no_more() -> None:
-    asked, verdict = play(asking(wait=1.0), RUNNING, Woken(1.0), RUNNING)
+    asked, verdict = play(asking(wait=1.0), RUNNING, WaitEnded(1.0), RUNNING)
     assert asked == [ACQUIRE, Await(0.01, 1.0), ACQUIRE]
     assert isinstance(verdict, Refuse)
 
@@ -127,7 +129,7 @@ def test_a_client_is_told_to_come_back_by_the_lease_of_who_runs(
 
 
 def test_a_store_that_is_silent_at_any_question_may_have_granted_the_claim() -> None:
-    for before in ([], [RUNNING, Woken(0.1)]):
+    for before in ([], [RUNNING, WaitEnded(0.1)]):
         asked, verdict = play(asking(wait=1.0), *before, DOWN, None)
         assert (asked[-1], verdict) == (RELEASE_LATER, Refuse(DOWN))
         asked, verdict = play(asking(wait=1.0, on_store_error="bypass"), *before, DOWN, None)
@@ -137,7 +139,7 @@ def test_a_store_that_is_silent_at_any_question_may_have_granted_the_claim() -> 
 def test_a_record_is_tried_three_times_with_growing_pauses() -> None:
     steps = record(CLAIM, SAME, chance=lambda: 0.0)
     asked, ending = play(steps, DOWN, None, DOWN, None, DOWN)
-    assert asked == [COMPLETE, Pause(0.05), COMPLETE, Pause(0.25), COMPLETE]
+    assert asked == [COMPLETE, Sleep(0.05), COMPLETE, Sleep(0.25), COMPLETE]
     assert ending == Unrecorded(DOWN)
 
 
@@ -170,4 +172,4 @@ def test_a_key_that_the_store_freed_is_not_freed_again() -> None:
 
 def test_a_lost_claim_answers_with_the_age_and_the_end_of_its_successors_record() -> None:
     asked, ending = play(record(CLAIM, SAME, chance=lambda: 0.0), False, taken(State.COMPLETED))
-    assert (asked, ending) == ([COMPLETE, LOOK], Superseded(Completed(SAME, b"{}", 3.0, 57.0)))
+    assert (asked, ending) == ([COMPLETE, GET_RECORD], Superseded(Completed(SAME, b"{}", 3.0, 57.0)))

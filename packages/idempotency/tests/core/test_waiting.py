@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from idempotency import Policy
 from idempotency._core.decide import Execute
-from idempotency._core.machine import Acquire, Await, Woken, begin
+from idempotency._core.machine import Acquire, Await, WaitEnded, begin
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Running, StorageKey
 
 KEY, FINGERPRINT = StorageKey("k"), Fingerprint(b"f")
@@ -43,7 +43,7 @@ def wait_for(twin: Twin, chances: list[float]) -> float:
             else:
                 assert isinstance(action, Await)
                 twin.now += min(action.poll, action.limit)
-                action = steps.send(Woken(twin.now))
+                action = steps.send(WaitEnded(twin.now))
     except StopIteration as end:
         verdict = end.value
     assert verdict == Execute(CLAIM, twin.now)

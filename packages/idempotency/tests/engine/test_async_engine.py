@@ -129,7 +129,7 @@ async def every_step(
 async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) -> None:
     stores = []
     async for app, _, store, _ in every_step(Policy(lease=LEASE), status):
-        assert len(app.engine.flights) == 0
+        assert len(app.engine.single_flight) == 0
         begun, ended = (
             [event for event in app.engine.hooks[0].events if isinstance(event, kind)]  # type: ignore[attr-defined]
             for kind in (Claimed, Settled)
@@ -200,7 +200,7 @@ async def test_twins_of_a_request_cancelled_at_any_step_are_all_answered(status:
                         clock.advance(LEASE + 0.001)  # nothing runs: what was abandoned lapses
         assert len(answers) >= 3
         assert {(answer.status, answer.body) for answer in answers} == {(status, b"onetwo")}
-        assert len(app.engine.flights) == 0
+        assert len(app.engine.single_flight) == 0
         if status == 201:
             assert charges.runs <= 2, "one that was cancelled, one that took over"
 
@@ -247,7 +247,7 @@ async def test_what_a_watcher_finds_recorded_by_another_process_is_everybodys() 
             await run.keep(encode_response(Response(201, [], b"done")))
     assert [type(verdict) for verdict in verdicts] == [Replay] * 8
     assert store.calls["acquire"] == asked + 1
-    assert len(here.flights) == 0
+    assert len(here.single_flight) == 0
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_th
             if fate in {"settled by another", "taken by another"}:
                 reply = await records.acquire(
                     run.claim.key,
-                    fingerprint=run.ask.fingerprint,
+                    fingerprint=run.request.fingerprint,
                     owner=new_owner(),
                     lease=30.0,
                     retention=60.0,
@@ -294,7 +294,7 @@ async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_th
                     await records.complete(reply.claim, b"theirs", retention=60.0)
             await run.keep(encode_response(Response(201, [], b"done")))
     assert sorted(verdicts) == heard
-    assert len(engine.flights) == 0
+    assert len(engine.single_flight) == 0
     if fate == "settled by another":
         assert store.calls["acquire"] == 1, "they were told what the store told their leader"
 
@@ -396,7 +396,7 @@ async def test_runs_that_are_over_are_not_remembered() -> None:
         ended = getattr(run, end)(*([b"done"] if end == "keep" else []))
         if ended is not None:
             await ended
-        assert len(run._pulse._ticks) == 0
+        assert len(run._heartbeat._ticks) == 0
         await engine.store.forget(run.claim.key)  # type: ignore[attr-defined]
 
 
@@ -442,7 +442,7 @@ async def test_watcher_whose_patience_ends_hands_the_lead_on() -> None:
             await gone.wait()
             await run.keep(encode_response(Response(201, [], b"done")))
     assert [type(verdict) for verdict in verdicts] == [Refuse, Replay]
-    assert len(here.flights) == 0
+    assert len(here.single_flight) == 0
 
 
 async def test_followers_that_gave_up_are_not_remembered() -> None:
@@ -451,11 +451,11 @@ async def test_followers_that_gave_up_are_not_remembered() -> None:
     assert isinstance(run, Run)
     for _ in range(20):
         await engine.begin(question(wait=0.001))
-    flight = engine.flights.find(run.ask.key, run.ask.fingerprint, running().loop)
-    assert flight is not None
-    assert len(flight.followers) == 0
+    in_flight = engine.single_flight.find(run.request.key, run.request.fingerprint, running().loop)
+    assert in_flight is not None
+    assert len(in_flight.followers) == 0
     await run.release()
-    assert len(engine.flights) == 0
+    assert len(engine.single_flight) == 0
 
 
 def test_a_claim_is_given_back_where_no_loop_could_keep_it_alive() -> None:

@@ -35,7 +35,7 @@ from idempotency._core.machine import Bypass, Forgotten, Recorded, Superseded, U
 from idempotency._core.types import State
 from idempotency.engine import Ask, Engine, Run
 from idempotency.engine.owner import new_owner
-from idempotency.engine.scheduler import Beats
+from idempotency.engine.scheduler import Scheduler
 from idempotency.engine_sync import SyncEngine, SyncRun
 from idempotency.events import Claimed, ClaimLost, Event, Settled, StoreFailed
 from idempotency.stores.memory import SyncMemoryStore
@@ -113,14 +113,14 @@ class Async:
         answer = getattr(run, how)(*args, **kwargs)
         return answer if how == "abandon" else await answer
 
-    async def beat(self, run: Run) -> None:
+    async def renew_lease(self, run: Run) -> None:
         """Show a sign of life, if one is due."""
-        for registered in list(run._pulse._ticks):
-            await registered.beat()
+        for registered in list(run._heartbeat._ticks):
+            await registered.renew_lease()
 
     async def sign(self, run: Run) -> None:
         """Show a sign of life, due or not."""
-        await run.beat()
+        await run.renew_lease()
 
     async def background(self) -> None:
         """Let work that nobody waits for be done."""
@@ -132,7 +132,7 @@ class Sync:
 
     def __init__(self, store: Faults, hooks: tuple[Callable[[Event], None], ...]) -> None:
         self.now = FakeClock()
-        self.beats = Beats(monotonic=self.now, threaded=False)
+        self.scheduler = Scheduler(monotonic=self.now, threaded=False)
         self.meanwhile: Callable[[], object] = lambda: None
         self.engine = SyncEngine(
             store,  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ class Sync:
             chance=lambda: 0.5,
             monotonic=self.now,
             sleep=self.sleep,
-            beats=self.beats,
+            scheduler=self.scheduler,
         )
 
     def sleep(self, seconds: float) -> None:
@@ -158,15 +158,15 @@ class Sync:
     async def end(self, run: SyncRun, how: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(run, how)(*args, **kwargs)
 
-    async def beat(self, run: SyncRun) -> None:
+    async def renew_lease(self, run: SyncRun) -> None:
         self.now.advance(10)
-        self.beats.run_due()
+        self.scheduler.run_due()
 
     async def sign(self, run: SyncRun) -> None:
         run.renew()
 
     async def background(self) -> None:
-        self.beats.run_due()
+        self.scheduler.run_due()
 
 
 class _Awaitable:
@@ -434,8 +434,8 @@ class TestBothEngines:
         """Between its own commit (`complete_in`) and the engine's, a sign of life finds the record completed."""
         run = await engine.begin(ask())
         assert store.inner.complete(run.claim, OUTCOME, retention=60)
-        await engine.beat(run)
-        await engine.beat(run)
+        await engine.renew_lease(run)
+        await engine.renew_lease(run)
         assert store.calls == ["acquire", "renew", "get"], "what is recorded needs no more signs of life"
         assert isinstance(await engine.end(run, "keep", OUTCOME), Recorded)
         assert [type(event) for event in events] == [Claimed, Settled]
@@ -450,8 +450,8 @@ class TestBothEngines:
             store.settle_for_another(outcome=None)
         else:
             store.inner.forget(KEY)
-        await engine.beat(run)
-        await engine.beat(run)
+        await engine.renew_lease(run)
+        await engine.renew_lease(run)
         assert [type(event) for event in events] == [Claimed, ClaimLost]
         assert store.calls.count("renew") == 1
         await engine.end(run, "abandon")
@@ -462,10 +462,10 @@ class TestBothEngines:
         run = await engine.begin(ask())
         store.inner.forget(KEY)
         store.before["get"] = [StoreUnavailable("down")]
-        await engine.beat(run)
+        await engine.renew_lease(run)
         assert [type(event) for event in events] == [Claimed, StoreFailed]
         assert (events[1].step, events[1].action) == ("renew", "retrying")  # type: ignore[union-attr]
-        await engine.beat(run)
+        await engine.renew_lease(run)
         assert isinstance(events[-1], ClaimLost)
         await engine.end(run, "abandon")
 
@@ -494,7 +494,7 @@ class TestBothEngines:
         run = await engine.begin(ask())
         await engine.end(run, how, *([OUTCOME] if how == "keep" else []))
         await engine.sign(run)  # one that was on its way when the run ended
-        await engine.beat(run)
+        await engine.renew_lease(run)
         assert "renew" not in store.calls
 
     async def test_a_run_that_ends_while_its_sign_of_life_is_on_the_way_has_lost_nothing(
@@ -543,7 +543,7 @@ class TestHeartbeat:
         for _ in range(round(seconds)):
             clock.advance(1)
             sync.now.advance(1)
-            sync.beats.run_due()
+            sync.scheduler.run_due()
 
     @pytest.mark.rule("E3")
     def test_a_run_outlives_its_lease_while_it_shows_signs_of_life(
@@ -557,7 +557,7 @@ class TestHeartbeat:
         assert isinstance(twin, Refuse)
         assert isinstance(run.keep(OUTCOME), Recorded)
         self.pass_time(sync, clock, 20)
-        assert len(sync.beats) == 0
+        assert len(sync.scheduler) == 0
 
     def test_the_end_of_a_run_says_how_long_it_ran(self, sync: Sync, events: list[Event]) -> None:
         run = sync.engine.begin(ask())
@@ -622,15 +622,15 @@ class TestHeartbeat:
         store.before["release"] = [StoreUnavailable("down") for _ in range(1000)]
         for _ in range(100):
             sync.engine.begin(ask())
-        assert len(sync.beats) == 64
+        assert len(sync.scheduler) == 64
         self.pass_time(sync, clock, 10)
-        assert len(sync.beats) == 0
+        assert len(sync.scheduler) == 0
         failed = [event for event in events if isinstance(event, StoreFailed) and event.step == "release"]
         assert len(failed) == 64
         assert store.calls.count("release") == 64 * 4
         store.before["acquire"] = [StoreUnavailable("down")]
         sync.engine.begin(ask())
-        assert len(sync.beats) == 1, "there is room again"
+        assert len(sync.scheduler) == 1, "there is room again"
 
     @pytest.mark.parametrize(("granted", "releases"), [(True, 1), (False, 4)])
     def test_a_claim_that_may_still_be_granted_is_released_again(
@@ -641,7 +641,7 @@ class TestHeartbeat:
         sync.engine.begin(ask())
         self.pass_time(sync, clock, 10)
         assert store.calls.count("release") == releases
-        assert (len(sync.beats), store.inner.get(KEY)) == (0, None)
+        assert (len(sync.scheduler), store.inner.get(KEY)) == (0, None)
         assert not any(isinstance(event, StoreFailed) and event.step == "release" for event in events)
 
     def test_a_claim_that_was_granted_for_certain_is_released_no_more_once_the_store_knows_of_none(
@@ -656,9 +656,9 @@ class TestHeartbeat:
         assert store.calls.count("release") == 2
 
 
-class TestBeats:
+class TestScheduler:
     def test_one_thread_serves_every_run_and_ends_when_idle(self) -> None:
-        beats, ran = Beats(), threading.Semaphore(0)
+        scheduler, ran = Scheduler(), threading.Semaphore(0)
         names: set[str] = set()
 
         def job() -> None:
@@ -666,34 +666,34 @@ class TestBeats:
             ran.release()
 
         for _ in range(20):
-            beats.after(0.0, job)
+            scheduler.after(0.0, job)
         for _ in range(20):
             assert ran.acquire(timeout=5)
-        assert names == {"idempotency-beats"}
-        thread = beats._thread
+        assert names == {"idempotency-scheduler"}
+        thread = scheduler._thread
         if thread is not None:
             thread.join(timeout=5)
-        assert beats._thread is None
+        assert scheduler._thread is None
 
     def test_a_sooner_job_wakes_the_thread(self) -> None:
-        beats, ran = Beats(), threading.Event()
-        beats.after(3600.0, lambda: None)
-        beats.after(0.01, ran.set)
+        scheduler, ran = Scheduler(), threading.Event()
+        scheduler.after(3600.0, lambda: None)
+        scheduler.after(0.01, ran.set)
         assert ran.wait(5)
-        assert len(beats) == 1
-        beats._start_anew()
+        assert len(scheduler) == 1
+        scheduler._start_anew()
 
     def test_what_a_job_raises_is_logged_and_the_next_one_runs(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         clock, ran = FakeClock(), []
-        beats = Beats(monotonic=clock, threaded=False)
-        beats.after(1.0, lambda: 1 / 0)
-        beats.after(2.0, lambda: ran.append("later"))
-        beats.after(1.0, lambda: ran.append("same instant"))
+        scheduler = Scheduler(monotonic=clock, threaded=False)
+        scheduler.after(1.0, lambda: 1 / 0)
+        scheduler.after(2.0, lambda: ran.append("later"))
+        scheduler.after(1.0, lambda: ran.append("same instant"))
         clock.advance(2)
         with caplog.at_level(logging.ERROR, "idempotency"):
-            beats.run_due()
+            scheduler.run_due()
         assert ran == ["same instant", "later"]
         assert "ZeroDivisionError" in caplog.text
 
@@ -703,31 +703,31 @@ class TestBeats:
         def refuse(self: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
 
-        beats, ran = Beats(), threading.Event()
+        scheduler, ran = Scheduler(), threading.Event()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            beats.after(0.0, ran.set)
+            scheduler.after(0.0, ran.set)
         assert "no heartbeat" in caplog.text
-        beats.after(0.0, lambda: None)  # the next one tries again
+        scheduler.after(0.0, lambda: None)  # the next one tries again
         assert ran.wait(5)
 
     @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system has no fork")
     def test_a_forked_child_renews_its_own_runs_and_not_its_parents(self) -> None:
         program = """
 import os, sys, threading, warnings
-from idempotency.engine.scheduler import Beats
+from idempotency.engine.scheduler import Scheduler
 warnings.simplefilter("ignore", DeprecationWarning)
-beats = Beats()
-beats.after(0.3, lambda: print("parent's job", os.getpid() == parent, flush=True))
+scheduler = Scheduler()
+scheduler.after(0.3, lambda: print("parent's job", os.getpid() == parent, flush=True))
 parent = os.getpid()
 child = os.fork()
 if child == 0:
-    assert len(beats) == 0
+    assert len(scheduler) == 0
     ran = threading.Event()
-    beats.after(0.0, ran.set)
+    scheduler.after(0.0, ran.set)
     os._exit(0 if ran.wait(5) else 1)
 _, status = os.waitpid(child, 0)
-beats._thread.join(5)
+scheduler._thread.join(5)
 sys.exit(status != 0)
 """
         done = subprocess.run(

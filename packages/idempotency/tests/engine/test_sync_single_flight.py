@@ -16,7 +16,7 @@ import pytest
 from idempotency import Completed, Fingerprint, FingerprintMismatch, InProgress, Policy, StorageKey
 from idempotency._core.decide import Refuse, Replay
 from idempotency.engine import Ask
-from idempotency.engine.sync_single_flight import SyncFlights
+from idempotency.engine.sync_single_flight import SyncSingleFlight
 from idempotency.engine_sync import SyncEngine, SyncRun
 from idempotency.stores.memory import SyncMemoryStore
 
@@ -51,11 +51,11 @@ class Twins:
         return self.engine.begin(Ask(KEY, fingerprint, self.policy, "orders", wait))
 
     def followers(self, count: int) -> list[Future[Any]]:
-        """So many threads, once all of them follow the flight that there is."""
+        """So many threads, once all of them follow the in_flight that there is."""
         calls = [self.threads.submit(self.ask, wait=30.0) for _ in range(count)]
-        flight = self.engine.flights.find(KEY, SAME)
-        assert flight is not None
-        eventually(lambda: flight.followers == count)
+        in_flight = self.engine.single_flight.find(KEY, SAME)
+        assert in_flight is not None
+        eventually(lambda: in_flight.followers == count)
         return calls
 
 
@@ -64,7 +64,7 @@ def twins() -> Any:
     twins = Twins()
     yield twins
     twins.threads.shutdown()
-    assert len(twins.engine.flights) == 0, "a flight was left behind"
+    assert len(twins.engine.single_flight) == 0, "a in_flight was left behind"
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -114,22 +114,22 @@ def test_a_failure_lets_exactly_one_of_the_others_run(twins: Twins, failures: in
 def test_after_an_abandoned_run_one_thread_watches_its_lease_for_all() -> None:
     twins = Twins(lease=0.2)
     twins.ask().abandon()
-    assert len(twins.engine.flights) == 0
+    assert len(twins.engine.single_flight) == 0
     first = twins.threads.submit(twins.ask, wait=30.0)
-    eventually(lambda: len(twins.engine.flights) == 1)
+    eventually(lambda: len(twins.engine.single_flight) == 1)
     others = twins.followers(8)
     run = first.result(5)
     assert (type(run), run.claim.attempt) == (SyncRun, 2)
     run.keep(OUTCOME)
     assert all(isinstance(call.result(5), Replay) for call in others)
     twins.threads.shutdown()
-    assert len(twins.engine.flights) == 0
+    assert len(twins.engine.single_flight) == 0
 
 
 def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(twins: Twins) -> None:
     reply = twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     first = twins.threads.submit(twins.ask, wait=30.0)
-    eventually(lambda: len(twins.engine.flights) == 1)
+    eventually(lambda: len(twins.engine.single_flight) == 1)
     others = twins.followers(8)
     asked = twins.store.asked
     assert twins.store.complete(reply.claim, OUTCOME, retention=60.0)
@@ -143,7 +143,7 @@ def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(
 def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(twins: Twins) -> None:
     reply = twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     first = twins.threads.submit(twins.ask, wait=0.05)
-    eventually(lambda: len(twins.engine.flights) == 1)
+    eventually(lambda: len(twins.engine.single_flight) == 1)
     (other,) = twins.followers(1)
     assert isinstance(first.result(5), Refuse)
     assert twins.store.complete(reply.claim, OUTCOME, retention=60.0)
@@ -175,7 +175,7 @@ def test_a_watching_thread_that_is_interrupted_leads_no_longer(twins: Twins) -> 
     twins.engine.sleep = interrupt
     with pytest.raises(Interrupt):
         twins.ask(wait=30.0)
-    assert len(twins.engine.flights) == 0
+    assert len(twins.engine.single_flight) == 0
 
 
 def test_a_following_thread_that_is_interrupted_has_nothing_to_release(
@@ -185,7 +185,7 @@ def test_a_following_thread_that_is_interrupted_has_nothing_to_release(
     monkeypatch.setattr(twins.engine, "release_late", lambda *asked: released.append(asked))
     run = twins.ask()
     with monkeypatch.context() as patch:
-        patch.setattr(twins.engine.flights, "follow", interrupt)
+        patch.setattr(twins.engine.single_flight, "follow", interrupt)
         with pytest.raises(Interrupt):
             twins.ask(wait=30.0)
     assert (released, twins.store.asked) == ([], 1), "it never asked the store"
@@ -200,32 +200,32 @@ def test_another_request_under_the_key_is_refused_at_once(twins: Twins) -> None:
 
 
 def test_an_interruption_in_the_moment_of_promotion_hands_the_lead_on() -> None:
-    flights = SyncFlights()
-    flight = flights.lead(KEY, SAME)
-    assert flight is not None
-    truly = flight.changed.wait_for
+    single_flight = SyncSingleFlight()
+    in_flight = single_flight.lead(KEY, SAME)
+    assert in_flight is not None
+    truly = in_flight.changed.wait_for
 
     def interrupted(*args: Any) -> bool:
-        flight.changed.wait_for = truly  # type: ignore[method-assign]
+        in_flight.changed.wait_for = truly  # type: ignore[method-assign]
         truly(*args)
         raise KeyboardInterrupt
 
-    flight.changed.wait_for = interrupted  # type: ignore[method-assign]
+    in_flight.changed.wait_for = interrupted  # type: ignore[method-assign]
     raised: list[BaseException] = []
 
     def unlucky() -> None:
         try:
-            flights.follow(flight, KEY, 10.0)
+            single_flight.follow(in_flight, KEY, 10.0)
         except KeyboardInterrupt as error:
             raised.append(error)
 
     thread = threading.Thread(target=unlucky)
     thread.start()
-    eventually(lambda: flight.followers == 1)
-    flights.leave(KEY, flight)
+    eventually(lambda: in_flight.followers == 1)
+    single_flight.hand_over(KEY, in_flight)
     thread.join(10)
     assert len(raised) == 1
-    assert len(flights) == 0, "nobody else was there to lead"
+    assert len(single_flight) == 0, "nobody else was there to lead"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -241,14 +241,14 @@ engine = SyncEngine(SyncMemoryStore())
 run = engine.begin(Ask(StorageKey("k"), Fingerprint(b"f" * 32), Policy(), "orders", 0.0))
 child = os.fork()
 if child == 0:
-    assert len(engine.flights) == 0
+    assert len(engine.single_flight) == 0
     run.keep(b"{}")
     again = engine.begin(Ask(StorageKey("k"), Fingerprint(b"f" * 32), Policy(), "orders", 5.0))
     os._exit(type(again).__name__ != "Replay")
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert len(engine.flights) == 1
+assert len(engine.single_flight) == 1
 run.keep(b"{}")
-assert len(engine.flights) == 0
+assert len(engine.single_flight) == 0
 """
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=30

@@ -182,7 +182,7 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
     ),
     "a key is freed after its effect because the record was not confirmed": (
         _LOST_REPLIES,
-        _machine("        yield Pause(delay)", "        yield RELEASE"),
+        _machine("        yield Sleep(delay)", "        yield RELEASE"),
     ),
     # What a lost claim finds.
     "its own answer goes out beside its successor's record": (
@@ -212,7 +212,7 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
     # The release.
     "a run that raised keeps its key": (
         _STALL,
-        _machine("    answer = yield RELEASE\n", "    answer = True\n    yield Pause(0.0)\n"),
+        _machine("    answer = yield RELEASE\n", "    answer = True\n    yield Sleep(0.0)\n"),
     ),
     "a release that no store confirmed is not repeated": (
         _STALL,

@@ -221,9 +221,9 @@ class Machines:
         name, events = type(action).__name__, client.events
         if name == "Await":
             slept = client.asleep + _NAP
-            yield name, becomes(events=(*events, self.core.Woken(slept)), asleep=slept)
+            yield name, becomes(events=(*events, self.core.WaitEnded(slept)), asleep=slept)
             return
-        if name == "Pause":
+        if name == "Sleep":
             yield name, becomes(events=(*events, None))
             return
         if name == "ReleaseLater":
@@ -272,7 +272,7 @@ class Machines:
             return store.complete(world, client.claim, outcome_of(client, number))
         if name == "Release":
             return store.release(world, client.claim)
-        assert name == "Look", name
+        assert name == "GetRecord", name
         return store.look(world), world
 
     def _verdict(

@@ -233,20 +233,20 @@ async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
     await asyncio.sleep(0.01)
     waiters = [asyncio.create_task(call(app, key=key)) for _ in range(3)]
     await asyncio.sleep(0.01)
-    leave = app.engine.flights.leave
+    hand_over = app.engine.single_flight.hand_over
 
-    def leave_and_cancel(*args: Any) -> None:
-        leave(*args)
+    def hand_over_and_cancel(*args: Any) -> None:
+        hand_over(*args)
         waiters[0].cancel()  # in the very moment that promotes it
 
-    monkeypatch.setattr(app.engine.flights, "leave", leave_and_cancel)
+    monkeypatch.setattr(app.engine.single_flight, "hand_over", hand_over_and_cancel)
     go_on.set()
     async with asyncio.timeout(3):
         results = await asyncio.gather(*waiters, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
     assert [answer.body for answer in results[1:]] == [b'{"charge": 2}'] * 2
     assert (await owner).status == 500
-    assert not app.engine.flights, "nobody leads when nobody is left"
+    assert not app.engine.single_flight, "nobody leads when nobody is left"
 
 
 @pytest.mark.trap(46)

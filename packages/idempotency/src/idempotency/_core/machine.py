@@ -40,15 +40,15 @@ __all__ = [
     "Ending",
     "Event",
     "Forgotten",
-    "Look",
-    "Pause",
+    "GetRecord",
+    "Sleep",
     "Recorded",
     "Release",
     "ReleaseLater",
     "Superseded",
     "Unrecorded",
     "Verdict",
-    "Woken",
+    "WaitEnded",
     "begin",
     "give_up",
     "is_confirmed",
@@ -71,7 +71,7 @@ class Await:
     """
     Wait for the twin: *poll* seconds before the store is worth asking again, *limit* seconds at the very most.
 
-    Event: `Woken`.
+    Event: `WaitEnded`.
     """
 
     poll: float
@@ -94,27 +94,33 @@ class ReleaseLater:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class GetRecord:
     """Ask the store for the record as it stands (E8). Event: the record, None, or the StoreError it raised."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """Let *seconds* pass. Event: None."""
 
     seconds: float
 
 
-ACQUIRE, COMPLETE, RELEASE, RELEASE_LATER, LOOK = Acquire(), Complete(), Release(), ReleaseLater(), Look()
+ACQUIRE, COMPLETE, RELEASE, RELEASE_LATER, GET_RECORD = (
+    Acquire(),
+    Complete(),
+    Release(),
+    ReleaseLater(),
+    GetRecord(),
+)
 
-Action: TypeAlias = Acquire | Await | Complete | Release | ReleaseLater | Look | Pause
+Action: TypeAlias = Acquire | Await | Complete | Release | ReleaseLater | GetRecord | Sleep
 
 
 # Events beside the store's own replies.
 
 
 @dataclass(frozen=True, slots=True)
-class Woken:
+class WaitEnded:
     """
     The wait is over.
 
@@ -127,7 +133,7 @@ class Woken:
     completed: Completed | None = None
 
 
-Event: TypeAlias = Acquired | Running | Completed | Woken | Record | StoreError | bool | None
+Event: TypeAlias = Acquired | Running | Completed | WaitEnded | Record | StoreError | bool | None
 
 
 # Verdicts.
@@ -182,7 +188,7 @@ def begin(
     policy: Policy,
     wait: float,
     chance: Chance,
-    twin_here: bool = False,
+    duplicate_here: bool = False,
 ) -> Begin:
     """
     From a keyed request to a verdict.
@@ -190,15 +196,15 @@ def begin(
     Args:
         wait: Seconds this request may wait for a running twin.
         chance: Draws from [0, 1), for delays.
-        twin_here: A twin runs in this very process: wait for it before the store is asked (single flight).
+        duplicate_here: A twin runs in this very process: wait for it before the store is asked (single flight).
     """
     waited, polls = 0.0, 0
-    if twin_here:
-        woken = yield Await(delays.poll_delay(0, chance()), wait)
-        assert isinstance(woken, Woken)
-        waited, polls = woken.waited, 1
-        if woken.completed is not None:
-            return Replay(woken.completed, waited)
+    if duplicate_here:
+        ended = yield Await(delays.poll_delay(0, chance()), wait)
+        assert isinstance(ended, WaitEnded)
+        waited, polls = ended.waited, 1
+        if ended.completed is not None:
+            return Replay(ended.completed, waited)
     while True:
         reply = yield ACQUIRE
         if isinstance(reply, Acquired):
@@ -219,11 +225,11 @@ def begin(
             retry_after = delays.retry_after(decision.lease_left, chance())
             return Refuse(InProgress(key_id=key_id(key), retry_after=retry_after))
         poll = delays.poll_delay(polls, chance(), decision.lease_left)
-        woken = yield Await(poll, wait - waited)
-        assert isinstance(woken, Woken)
-        waited, polls = woken.waited, polls + 1
-        if woken.completed is not None:
-            return Replay(woken.completed, waited)
+        ended = yield Await(poll, wait - waited)
+        assert isinstance(ended, WaitEnded)
+        waited, polls = ended.waited, polls + 1
+        if ended.completed is not None:
+            return Replay(ended.completed, waited)
 
 
 def record(claim: Claim, fingerprint: Fingerprint, *, chance: Chance) -> Generator[Action, Event, Ending]:
@@ -237,12 +243,12 @@ def record(claim: Claim, fingerprint: Fingerprint, *, chance: Chance) -> Generat
         assert isinstance(answer, StoreError)
         if not isinstance(answer, StoreUnavailable) or delay is None:
             return Unrecorded(answer)
-        yield Pause(delay)
+        yield Sleep(delay)
     raise AssertionError("unreachable")
 
 
 def _lost(claim: Claim, fingerprint: Fingerprint, chance: Chance) -> Generator[Action, Event, Ending]:
-    found = yield LOOK
+    found = yield GET_RECORD
     match found:
         case Record(state=State.COMPLETED, outcome=bytes(outcome)) if found.fingerprint == fingerprint:
             return Superseded(Completed(fingerprint, outcome, found.age, found.expires_in))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from idempotency.engine.async_engine import Engine
-from idempotency.engine.request import Ask, Question
+from idempotency.engine.request import Ask, OperationRequest
 from idempotency.engine.run import Run
 
-__all__ = ["Ask", "Engine", "Question", "Run"]
+__all__ = ["Ask", "Engine", "OperationRequest", "Question", "Run"]
+
+Question = OperationRequest
+"""The former name of `OperationRequest`, kept so that code which imports it goes on working."""

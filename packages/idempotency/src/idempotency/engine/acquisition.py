@@ -1,4 +1,4 @@
-"""A request on its way to the verdict, where the store's first reply does not settle it."""
+"""What follows where the store's first reply does not decide a request: waiting, asking again, a verdict."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from idempotency._backends.base import Runtime
 from idempotency._core import machine
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError
-from idempotency._core.machine import Bypass, Woken
+from idempotency._core.machine import Bypass, WaitEnded
 from idempotency._core.types import Completed, Owner
-from idempotency.engine.request import Question
+from idempotency.engine.request import OperationRequest
 from idempotency.engine.run import Run
-from idempotency.engine.single_flight import Flight, Promoted
+from idempotency.engine.single_flight import InFlight, Promoted
 from idempotency.store import Waitable
 
 if TYPE_CHECKING:
     from idempotency.engine.async_engine import Engine
 
-__all__ = ["Attempt"]
+__all__ = ["Acquisition"]
 
 
-class Attempt:
-    """One request that the store's first reply did not decide, on its way to the verdict."""
+class Acquisition:
+    """One request that the store's first reply did not decide, until its verdict: run, replay, refuse or bypass."""
 
-    __slots__ = ("_ask", "_engine", "_flight", "_owner", "_runtime", "_since")
+    __slots__ = ("_engine", "_in_flight", "_owner", "_request", "_runtime", "_since")
 
-    def __init__(self, engine: Engine, ask: Question, runtime: Runtime, owner: Owner) -> None:
+    def __init__(self, engine: Engine, request: OperationRequest, runtime: Runtime, owner: Owner) -> None:
         self._engine = engine
-        self._ask = ask
+        self._request = request
         self._runtime = runtime
         self._owner = owner
-        self._flight: Flight | None = None  # the flight that this request leads
+        self._in_flight: InFlight | None = None  # what this request leads, if anything
         self._since = engine.monotonic()
 
     async def drive(self, reply: machine.Event) -> Run | Replay | Refuse | Bypass:
         """
-        Perform what the machine asks for.
+        Perform the actions of the protocol (`machine.begin`).
 
         Args:
-            reply: The answer to its first question; None where a twin is running here, so that none was asked.
+            reply: What the store answered to the first `acquire`; None where a duplicate runs in this process, so that
+                the store was not asked.
         """
         try:
             return self._conclude(await self._walk(reply))
         except BaseException:
-            self._leave()
+            self._hand_over()
             raise
 
     async def _walk(self, reply: machine.Event) -> machine.Verdict:
-        engine, ask = self._engine, self._ask
+        engine, request = self._engine, self._request
         steps = machine.begin(
-            ask.key,
-            ask.fingerprint,
-            policy=ask.policy,
-            wait=ask.wait,
+            request.key,
+            request.fingerprint,
+            policy=request.policy,
+            wait=request.wait,
             chance=engine.chance,
-            twin_here=reply is None,
+            duplicate_here=reply is None,
         )
         action = next(steps)
         try:
@@ -68,73 +69,73 @@ class Attempt:
                     action = steps.send(await self._await(action))
                 else:
                     assert action is machine.RELEASE_LATER
-                    engine.spawn_release(machine.unconfirmed(ask.key, self._owner), ask.operation)
+                    engine.spawn_release(machine.unconfirmed(request.key, self._owner), request.operation)
                     action = steps.send(None)
         except StopIteration as end:
             verdict: machine.Verdict = end.value
             return verdict
 
     async def _acquire(self) -> machine.Event:
-        ask = self._ask
+        request = self._request
         try:
             return await self._engine.store.acquire(
-                ask.key,
-                fingerprint=ask.fingerprint,
+                request.key,
+                fingerprint=request.fingerprint,
                 owner=self._owner,
-                lease=ask.policy.lease,
-                retention=ask.policy.retention,
-                takeover=ask.policy.takeover,
+                lease=request.policy.lease,
+                retention=request.policy.retention,
+                takeover=request.policy.takeover,
             )
         except StoreError as error:
             return error
         except BaseException:  # cancelled: the claim may be granted all the same
-            self._engine.spawn_release(machine.unconfirmed(ask.key, self._owner), ask.operation)
+            self._engine.spawn_release(machine.unconfirmed(request.key, self._owner), request.operation)
             raise
 
-    async def _await(self, action: machine.Await) -> Woken:
-        engine, ask = self._engine, self._ask
+    async def _await(self, action: machine.Await) -> WaitEnded:
+        engine, request = self._engine, self._request
         learned: Completed | Promoted | None = None
-        if self._flight is None:
-            twin = engine.flights.find(ask.key, ask.fingerprint, self._runtime.loop)
-            if twin is not None:
-                learned = await engine.flights.follow(twin, ask.key, self._runtime, action.limit)
+        if self._in_flight is None:
+            leader = engine.single_flight.find(request.key, request.fingerprint, self._runtime.loop)
+            if leader is not None:
+                learned = await engine.single_flight.follow(leader, request.key, self._runtime, action.limit)
                 if isinstance(learned, Promoted):
-                    self._flight = twin
-                return self._woken(learned if isinstance(learned, Completed) else None)
-            self._flight = engine.flights.lead(ask.key, ask.fingerprint, self._runtime.loop)
+                    self._in_flight = leader
+                return self._wait_ended(learned if isinstance(learned, Completed) else None)
+            self._in_flight = engine.single_flight.lead(request.key, request.fingerprint, self._runtime.loop)
         seconds = min(action.poll, action.limit)
         if isinstance(engine.store, Waitable):
             try:
-                await engine.store.wait(ask.key, timeout=seconds)
+                await engine.store.wait(request.key, timeout=seconds)
             except StoreError:  # only a hint failed; what the store can answer, the next acquire will show
                 await self._runtime.sleep(seconds)
         else:
             await self._runtime.sleep(seconds)
-        return self._woken(None)
+        return self._wait_ended(None)
 
-    def _woken(self, completed: Completed | None) -> Woken:
-        return Woken(self._engine.monotonic() - self._since, completed)
+    def _wait_ended(self, completed: Completed | None) -> WaitEnded:
+        return WaitEnded(self._engine.monotonic() - self._since, completed)
 
-    def _leave(self) -> None:
-        """Hand the lead to the next twin, if we have it."""
-        if self._flight is not None:
-            self._engine.flights.leave(self._ask.key, self._flight)
-            self._flight = None
+    def _hand_over(self) -> None:
+        """Let a follower lead, if this request led."""
+        if self._in_flight is not None:
+            self._engine.single_flight.hand_over(self._request.key, self._in_flight)
+            self._in_flight = None
 
     def _conclude(self, verdict: machine.Verdict) -> Run | Replay | Refuse | Bypass:
-        engine, ask = self._engine, self._ask
+        engine, request = self._engine, self._request
         match verdict:
             case Execute(claim, waited):
-                flight, self._flight = self._flight, None
-                return engine.start(ask, claim, self._runtime, waited=waited, flight=flight)
+                in_flight, self._in_flight = self._in_flight, None
+                return engine.start(request, claim, self._runtime, waited=waited, in_flight=in_flight)
             case Replay(completed):
-                if self._flight is not None:
-                    engine.flights.land(ask.key, self._flight, completed)
+                if self._in_flight is not None:
+                    engine.single_flight.resolve(request.key, self._in_flight, completed)
                 return verdict
             case Bypass(error):
-                engine.store_failed("acquire", "bypassed", error, ask.key, ask.operation)
+                engine.store_failed("acquire", "bypassed", error, request.key, request.operation)
             case Refuse(error):
                 if isinstance(error, StoreError):
-                    engine.store_failed("acquire", "refused", error, ask.key, ask.operation)
-        self._leave()
+                    engine.store_failed("acquire", "refused", error, request.key, request.operation)
+        self._hand_over()
         return verdict

@@ -18,23 +18,23 @@ from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import StoreError
 from idempotency._core.machine import Bypass
 from idempotency._core.types import Acquired, Claim, Completed, key_id
-from idempotency.engine.acquisition import Attempt
+from idempotency.engine.acquisition import Acquisition
 from idempotency.engine.base import EngineBase
 from idempotency.engine.checks import checked_hooks
-from idempotency.engine.heartbeat import Pulse
+from idempotency.engine.heartbeat import Heartbeat
 from idempotency.engine.owner import new_owner
-from idempotency.engine.request import Ask, Question
+from idempotency.engine.request import OperationRequest
 from idempotency.engine.run import Run
-from idempotency.engine.single_flight import Flight, Flights
+from idempotency.engine.single_flight import InFlight, SingleFlight
 from idempotency.events import Claimed, Hook
 from idempotency.store import Store
 
-__all__ = ["Ask", "Engine", "Question", "Run"]
+__all__ = ["Engine"]
 
 _MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
 
 
-class Engine(EngineBase[Flight]):
+class Engine(EngineBase[InFlight]):
     """
     Begins runs for one store. Safe to share between requests and between loops; one per application is enough.
 
@@ -45,7 +45,7 @@ class Engine(EngineBase[Flight]):
         monotonic: A clock for durations in events, never for leases; injected by tests.
     """
 
-    flights: Flights
+    single_flight: SingleFlight
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class Engine(EngineBase[Flight]):
         self.hooks = checked_hooks(hooks)
         self.chance = chance
         self.monotonic = monotonic
-        self.flights = Flights()
+        self.single_flight = SingleFlight()
         self._late_releases = 0
-        self._pulses: tuple[object, dict[float, Pulse]] = (None, {})
+        self._heartbeats: tuple[object, dict[float, Heartbeat]] = (None, {})
 
-    async def begin(self, ask: Question) -> Run | Replay | Refuse | Bypass:
+    async def begin(self, request: OperationRequest) -> Run | Replay | Refuse | Bypass:
         """
         Claim the operation, or learn why not.
 
@@ -72,15 +72,17 @@ class Engine(EngineBase[Flight]):
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
         owner = new_owner()
-        if ask.wait > 0 and ask.key in self.flights:  # rare: only then is it asked which loop this is
+        if (
+            request.wait > 0 and request.key in self.single_flight
+        ):  # rare: only then is it asked which loop this is
             runtime = running()
-            if self.flights.find(ask.key, ask.fingerprint, runtime.loop) is not None:
-                return await Attempt(self, ask, runtime, owner).drive(None)
-        policy = ask.policy
+            if self.single_flight.find(request.key, request.fingerprint, runtime.loop) is not None:
+                return await Acquisition(self, request, runtime, owner).drive(None)
+        policy = request.policy
         try:
             reply: machine.Event = await self.store.acquire(
-                ask.key,
-                fingerprint=ask.fingerprint,
+                request.key,
+                fingerprint=request.fingerprint,
                 owner=owner,
                 lease=policy.lease,
                 retention=policy.retention,
@@ -89,7 +91,7 @@ class Engine(EngineBase[Flight]):
         except StoreError as error:
             reply = error
         except BaseException:
-            self.spawn_release(machine.unconfirmed(ask.key, owner), ask.operation)
+            self.spawn_release(machine.unconfirmed(request.key, owner), request.operation)
             raise
         # Nearly every request is decided by the store's first reply: no machine is set in motion for it.
         if isinstance(reply, Acquired):
@@ -98,40 +100,45 @@ class Engine(EngineBase[Flight]):
             except RuntimeError:
                 await self.store.release(reply.claim)  # nothing could keep it alive
                 raise
-            return self.start(ask, reply.claim, runtime)
-        if isinstance(reply, Completed) and reply.fingerprint == ask.fingerprint:
+            return self.start(request, reply.claim, runtime)
+        if isinstance(reply, Completed) and reply.fingerprint == request.fingerprint:
             return Replay(reply)
-        return await Attempt(self, ask, running(), owner).drive(reply)
+        return await Acquisition(self, request, running(), owner).drive(reply)
 
     def start(
         self,
-        ask: Question,
+        request: OperationRequest,
         claim: Claim,
         runtime: Runtime,
         *,
         waited: float = 0.0,
-        flight: Flight | None = None,
+        in_flight: InFlight | None = None,
     ) -> Run:
         """A run under *claim*, leading the twins of this process, if they may wait, unless another request does."""
-        policy = ask.policy
-        if flight is None and (ask.wait > 0 or policy.wait > 0 or policy.prefer_wait > 0):
-            flight = self.flights.lead(ask.key, ask.fingerprint, runtime.loop)
+        policy = request.policy
+        if in_flight is None and (request.wait > 0 or policy.wait > 0 or policy.prefer_wait > 0):
+            in_flight = self.single_flight.lead(request.key, request.fingerprint, runtime.loop)
         if self.hooks:
             self.emit(
-                Claimed(operation=ask.operation, key_id=key_id(ask.key), attempt=claim.attempt, waited=waited)
+                Claimed(
+                    operation=request.operation,
+                    key_id=key_id(request.key),
+                    attempt=claim.attempt,
+                    waited=waited,
+                )
             )
-        return Run(self, ask, claim, flight, self._pulse(runtime, policy.lease))
+        return Run(self, request, claim, in_flight, self._heartbeat(runtime, policy.lease))
 
-    def _pulse(self, runtime: Runtime, lease: float) -> Pulse:
+    def _heartbeat(self, runtime: Runtime, lease: float) -> Heartbeat:
         """Where a run under *lease* shows signs of life in the running loop."""
-        loop, pulses = self._pulses
-        if loop is not runtime.loop:  # the pulses of another loop live on in its timers
-            pulses = {}
-            self._pulses = (runtime.loop, pulses)
-        pulse = pulses.get(lease)
-        if pulse is None:
-            pulse = pulses[lease] = Pulse(runtime, lease)
-        return pulse
+        loop, heartbeats = self._heartbeats
+        if loop is not runtime.loop:  # the heartbeats of another loop live on in its timers
+            heartbeats = {}
+            self._heartbeats = (runtime.loop, heartbeats)
+        heartbeat = heartbeats.get(lease)
+        if heartbeat is None:
+            heartbeat = heartbeats[lease] = Heartbeat(runtime, lease)
+        return heartbeat
 
     async def release_late(self, claim: Claim, operation: str) -> None:
         """Try for a while to have the store forget *claim*; then its lease decides."""

@@ -1,4 +1,4 @@
-"""What both engines have in common: whom they tell of what happens, and what the end of a run means to its twins."""
+"""What both engines share: events for hooks, and what the end of a run means to its concurrent duplicates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idempotency._core.decide import Refuse
 from idempotency._core.errors import StoreError
 from idempotency._core.machine import Ending, Forgotten, Recorded, Superseded, Unrecorded
 from idempotency._core.types import Claim, Completed, StorageKey, key_id
-from idempotency.engine.request import Question
+from idempotency.engine.request import OperationRequest
 from idempotency.events import (
     ClaimLost,
     Event,
@@ -38,8 +38,8 @@ F_contra = TypeVar("F_contra", contravariant=True)
 
 
 class _Flights(Protocol[F_contra]):
-    def land(self, key: StorageKey, flight: F_contra, completed: Completed) -> None: ...
-    def leave(self, key: StorageKey, flight: F_contra) -> None: ...
+    def resolve(self, key: StorageKey, in_flight: F_contra, completed: Completed) -> None: ...
+    def hand_over(self, key: StorageKey, in_flight: F_contra) -> None: ...
 
 
 class EngineBase(Generic[F]):
@@ -47,7 +47,7 @@ class EngineBase(Generic[F]):
 
     hooks: tuple[Hook, ...]
     monotonic: Callable[[], float]
-    flights: _Flights[F]
+    single_flight: _Flights[F]
 
     def emit(self, event: Event) -> None:
         """Tell the hooks; with none installed, what must not go unseen is logged."""
@@ -88,49 +88,53 @@ class EngineBase(Generic[F]):
 class RunBase(Generic[F]):
     """What the end of a run means to those who wait for it, and to the hooks."""
 
-    __slots__ = ("_began", "_engine", "_flight", "_lost", "_over", "ask", "claim")
+    __slots__ = ("_began", "_engine", "_in_flight", "_lost", "_over", "claim", "request")
 
-    ask: Question
+    request: OperationRequest
     claim: Claim
     _engine: EngineBase[F]
-    _flight: F | None  # where this run leads the twins of this process
+    _in_flight: F | None  # where this run leads the twins of this process
     _over: bool
     _lost: bool
     _began: float  # s, by the engine's clock
 
     def _conclude(self, ending: Ending, outcome: bytes, result: Literal["kept", "unreplayable"]) -> Ending:
-        ask, engine = self.ask, self._engine
+        request, engine = self.request, self._engine
         match ending:
             case Recorded():
-                if self._flight is not None:
-                    self._land(Completed(ask.fingerprint, outcome, 0.0, ask.policy.retention))
+                if self._in_flight is not None:
+                    self._resolve_followers(
+                        Completed(request.fingerprint, outcome, 0.0, request.policy.retention)
+                    )
                 self._settled(result)
             case Superseded(completed):
-                self._land(completed)
+                self._resolve_followers(completed)
                 self._claim_lost()
             case Forgotten() | Refuse():
-                self._land(None)
+                self._resolve_followers(None)
                 self._claim_lost()
             case Unrecorded(error):
-                self._land(None)
-                engine.store_failed("complete", "unrecorded", error, self.claim.key, ask.operation)
+                self._resolve_followers(None)
+                engine.store_failed("complete", "unrecorded", error, self.claim.key, request.operation)
         return ending
 
-    def _land(self, completed: Completed | None) -> None:
-        flight, self._flight = self._flight, None
-        if flight is None:
+    def _resolve_followers(self, completed: Completed | None) -> None:
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is None:
             return
         if completed is None:
-            self._engine.flights.leave(self.claim.key, flight)
+            self._engine.single_flight.hand_over(self.claim.key, in_flight)
         else:
-            self._engine.flights.land(self.claim.key, flight, completed)
+            self._engine.single_flight.resolve(self.claim.key, in_flight, completed)
 
     def _claim_lost(self) -> None:
         if not self._lost:
             self._lost = True
             self._engine.emit(
                 ClaimLost(
-                    operation=self.ask.operation, key_id=key_id(self.claim.key), attempt=self.claim.attempt
+                    operation=self.request.operation,
+                    key_id=key_id(self.claim.key),
+                    attempt=self.claim.attempt,
                 )
             )
 
@@ -138,7 +142,7 @@ class RunBase(Generic[F]):
         if self._engine.hooks:
             self._engine.emit(
                 Settled(
-                    operation=self.ask.operation,
+                    operation=self.request.operation,
                     key_id=key_id(self.claim.key),
                     attempt=self.claim.attempt,
                     result=result,

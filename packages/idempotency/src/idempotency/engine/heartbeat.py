@@ -1,8 +1,7 @@
 """
-Signs of life for every run of one loop and one lease, from one timer.
+Renews the leases of every run with the same lease in one event loop, from one timer (E3).
 
-A timer of its own for each run would cost more than the claim does, and nearly all runs end before their first sign
-is due.
+A timer for each run would cost more than the claim does, and nearly all runs end before their first renewal is due.
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ from typing import Protocol
 from idempotency._backends.base import Runtime
 from idempotency._core import delays
 
-__all__ = ["Beating", "Pulse"]
+__all__ = ["Renewable", "Heartbeat"]
 
 
-class Beating(Protocol):
-    """What shows signs of life; hashed by identity."""
+class Renewable(Protocol):
+    """A run whose lease can be renewed; hashed by identity."""
 
-    async def beat(self) -> None:
-        """Show one."""
+    async def renew_lease(self) -> None:
+        """Renew the lease once."""
 
 
-class Pulse:
+class Heartbeat:
     """
-    Lets each registered run beat every lease/3; the first time after half of that to the whole (E3).
+    Renews the lease of each registered run every lease/3.
 
-    The timer ticks twice an interval and stops by itself once nothing is registered.
+    The timer ticks every lease/6 and stops by itself once nothing is registered. A run registers between two ticks, so
+    its first renewal comes after lease/6 to lease/3.
     """
 
     __slots__ = ("_armed", "_half", "_runtime", "_ticks")
@@ -34,18 +34,18 @@ class Pulse:
     def __init__(self, runtime: Runtime, lease: float) -> None:
         self._runtime = runtime
         self._half = delays.renew_interval(lease) / 2
-        self._ticks: dict[Beating, int] = {}
+        self._ticks: dict[Renewable, int] = {}
         self._armed = False
 
-    def add(self, run: Beating) -> None:
-        """Let *run* beat, in a task of its own, until it is removed."""
+    def add(self, run: Renewable) -> None:
+        """Renew the lease of *run*, in a task of its own, until it is removed."""
         self._ticks[run] = 0
         if not self._armed:
             self._armed = True
             self._runtime.after(self._half, self._tick)
 
-    def remove(self, run: Beating) -> None:
-        """Let *run* beat no more; harmless if it was removed before."""
+    def remove(self, run: Renewable) -> None:
+        """Stop renewing; harmless if *run* was removed before."""
         self._ticks.pop(run, None)
 
     async def _tick(self) -> None:
@@ -56,4 +56,4 @@ class Pulse:
         for run, ticks in list(self._ticks.items()):
             self._ticks[run] = ticks + 1
             if ticks % 2:
-                self._runtime.spawn(run.beat)
+                self._runtime.spawn(run.renew_lease)

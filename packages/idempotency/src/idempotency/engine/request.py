@@ -1,4 +1,4 @@
-"""The question that shells put to an engine: one keyed request, or call."""
+"""What an engine is given to claim: one keyed request, or one call of a decorated function."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import NamedTuple, Protocol
 from idempotency._core.policy import Policy
 from idempotency._core.types import Fingerprint, StorageKey
 
-__all__ = ["Ask", "Question"]
+__all__ = ["Ask", "OperationRequest"]
 
 
-class Question(Protocol):
-    """What an engine needs to know. Read only once the key is known, and the same ever after."""
+class OperationRequest(Protocol):
+    """One operation that a caller wants claimed. An engine may read each attribute many times; none changes."""
 
     @property
     def key(self) -> StorageKey:
-        """The name of its record."""
+        """The name of its record in the store."""
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What makes it the same request."""
+        """Equal for a repeat of the request, different for another one under the same key."""
 
     @property
     def policy(self) -> Policy:
-        """What it is promised."""
+        """How long it may run, what is kept, and what happens on failures."""
 
     @property
     def operation(self) -> str:
@@ -31,11 +31,11 @@ class Question(Protocol):
 
     @property
     def wait(self) -> float:
-        """Seconds it may wait for a running twin."""
+        """Seconds to wait for a concurrent duplicate before `InProgress`."""
 
 
 class Ask(NamedTuple):
-    """A question as a value of its own."""
+    """An `OperationRequest` that is only a value."""
 
     key: StorageKey
     fingerprint: Fingerprint

@@ -1,4 +1,4 @@
-"""A claimed operation while it runs, and its three possible ends."""
+"""A claimed operation while it runs, and its three possible ends: keep, release, abandon."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from idempotency._core.errors import as_store_error
 from idempotency._core.machine import RECORDED, Ending
 from idempotency._core.types import Claim
 from idempotency.engine.base import RunBase
-from idempotency.engine.heartbeat import Pulse
-from idempotency.engine.request import Question
-from idempotency.engine.single_flight import Flight
+from idempotency.engine.heartbeat import Heartbeat
+from idempotency.engine.request import OperationRequest
+from idempotency.engine.single_flight import InFlight
 
 if TYPE_CHECKING:
     from idempotency.engine.async_engine import Engine
@@ -20,28 +20,33 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 
-class Run(RunBase[Flight]):
+class Run(RunBase[InFlight]):
     """
     A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
 
     Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
     """
 
-    __slots__ = ("_pulse",)
+    __slots__ = ("_heartbeat",)
 
     _engine: Engine
 
     def __init__(
-        self, engine: Engine, ask: Question, claim: Claim, flight: Flight | None, pulse: Pulse
+        self,
+        engine: Engine,
+        request: OperationRequest,
+        claim: Claim,
+        in_flight: InFlight | None,
+        heartbeat: Heartbeat,
     ) -> None:
-        self.ask = ask
+        self.request = request
         self.claim = claim
         self._engine = engine
-        self._flight = flight
+        self._in_flight = in_flight
         self._over = self._lost = False
         self._began = engine.monotonic() if engine.hooks else 0.0
-        self._pulse = pulse
-        pulse.add(self)
+        self._heartbeat = heartbeat
+        heartbeat.add(self)
 
     async def keep(self, outcome: bytes, *, result: Literal["kept", "unreplayable"] = "kept") -> Ending:
         """
@@ -52,23 +57,23 @@ class Run(RunBase[Flight]):
             own answer, which no retry will see.
         """
         self._stop()
-        ask, engine = self.ask, self._engine
+        request, engine = self.request, self._engine
         try:
             answer: machine.Event = await engine.store.complete(
-                self.claim, outcome, retention=ask.policy.retention
+                self.claim, outcome, retention=request.policy.retention
             )
         except Exception as error:
             answer = as_store_error(error)
         except BaseException:  # cancelled on the way to the store
             self.abandon()
             raise
-        # Nearly every record is made by the first question: no machine is set in motion for it.
+        # Nearly every outcome is recorded at the first try, so the protocol is not started for it.
         ending = RECORDED if answer is True else await self._walk_record(answer, outcome)
         return self._conclude(ending, outcome, result)
 
     async def _walk_record(self, answer: machine.Event, outcome: bytes) -> Ending:
-        """Perform what the machine asks for, its first question answered by *answer*."""
-        steps = machine.record(self.claim, self.ask.fingerprint, chance=self._engine.chance)
+        """Perform the actions of `machine.record`; *answer* is the result of the first one."""
+        steps = machine.record(self.claim, self.request.fingerprint, chance=self._engine.chance)
         next(steps)
         try:
             action = steps.send(answer)
@@ -82,7 +87,7 @@ class Run(RunBase[Flight]):
             raise
 
     async def release(self) -> None:
-        """Free the key: the next request with it runs. Where the store gives no answer the attempt goes on behind."""
+        """Free the key: the next request with it runs. A release that fails is repeated in the background."""
         self._stop()
         steps = machine.give_up(self.claim)
         action = next(steps)
@@ -90,54 +95,54 @@ class Run(RunBase[Flight]):
             while True:
                 action = steps.send(await self._perform(action, b""))
         except StopIteration:
-            self._land(None)
+            self._resolve_followers(None)
             self._settled("released")
         except BaseException:
             self.abandon()
             raise
 
     def abandon(self) -> None:
-        """Leave the claim to its lease: the outcome is unknown (E4). Waiters go on and take over once it lapses."""
+        """Leave the claim to its lease: the outcome is unknown (E4). Waiting duplicates take over once it lapsed."""
         self._stop()
-        self._land(None)
+        self._resolve_followers(None)
         self._settled("abandoned")
 
     async def _perform(self, action: machine.Action, outcome: bytes) -> machine.Event:
         store, claim = self._engine.store, self.claim
         try:
             if action is machine.COMPLETE:
-                return await store.complete(claim, outcome, retention=self.ask.policy.retention)
-            if action is machine.LOOK:
+                return await store.complete(claim, outcome, retention=self.request.policy.retention)
+            if action is machine.GET_RECORD:
                 return await store.get(claim.key)
             if action is machine.RELEASE:
                 return await store.release(claim)
         except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
             return as_store_error(error)
-        if isinstance(action, machine.Pause):
+        if isinstance(action, machine.Sleep):
             await running().sleep(action.seconds)
         else:
             assert action is machine.RELEASE_LATER
-            self._engine.spawn_release(claim, self.ask.operation)
+            self._engine.spawn_release(claim, self.request.operation)
         return None
 
-    async def beat(self) -> None:
-        """Show a sign of life: called by the pulse."""
+    async def renew_lease(self) -> None:
+        """Renew the lease once. Called by the heartbeat."""
         if self._over:
             return
         store, claim = self._engine.store, self.claim
         try:
-            if await store.renew(claim, lease=self.ask.policy.lease):
+            if await store.renew(claim, lease=self.request.policy.lease):
                 return
             lost = machine.is_lost(claim, await store.get(claim.key))
         except Exception as error:
-            self._engine.store_failed("renew", "retrying", error, claim.key, self.ask.operation)
+            self._engine.store_failed("renew", "retrying", error, claim.key, self.request.operation)
             return
         if self._over:
             return
-        self._pulse.remove(self)
+        self._heartbeat.remove(self)
         if lost:
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
 
     def _stop(self) -> None:
         self._over = True
-        self._pulse.remove(self)
+        self._heartbeat.remove(self)

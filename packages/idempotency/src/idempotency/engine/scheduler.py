@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 from idempotency._fork import forget_in_child
 
-__all__ = ["Beats"]
+__all__ = ["Scheduler"]
 
 _log = logging.getLogger("idempotency")
 
 
-class Beats:
+class Scheduler:
     """
     A schedule and the thread that keeps it. Thread-safe; in a child of `fork` the schedule is empty again.
 
@@ -36,7 +36,7 @@ class Beats:
         self._threaded = threaded
         self._numbers = itertools.count()  # jobs due at one instant run in the order they came
         self._start_anew()
-        forget_in_child(self, Beats._start_anew)
+        forget_in_child(self, Scheduler._start_anew)
 
     def _start_anew(self) -> None:
         self._changed = threading.Condition()
@@ -71,7 +71,7 @@ class Beats:
         return len(self._jobs)
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._keep, name="idempotency-beats", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="idempotency-scheduler", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:  # no thread to be had, or the interpreter is on its way out

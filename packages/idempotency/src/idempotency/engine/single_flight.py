@@ -1,7 +1,7 @@
 """
-Single flight: of many twins in one process, one leads (it runs, or watches the store) and the others follow it.
+Single flight: of many concurrent duplicates in one process, one leads (it runs, or asks the store) and the others wait.
 
-Followers ask the store nothing. What the leader learns is handed to all of them; where it leaves without an answer,
+Followers send the store nothing. What the leader learns is handed to all of them. Where it ends without an outcome,
 exactly one follower takes its place.
 """
 
@@ -12,7 +12,7 @@ from typing import Final
 from idempotency._backends.base import Gate, Runtime
 from idempotency._core.types import Completed, Fingerprint, StorageKey
 
-__all__ = ["Flight", "Flights", "Promoted"]
+__all__ = ["InFlight", "SingleFlight", "Promoted"]
 
 
 class Promoted:
@@ -22,8 +22,8 @@ class Promoted:
 _PROMOTED: Final = Promoted()
 
 
-class Flight:
-    """The twins of one key in one loop."""
+class InFlight:
+    """The concurrent duplicates of one key in one event loop."""
 
     __slots__ = ("fingerprint", "followers", "loop")
 
@@ -33,49 +33,49 @@ class Flight:
         self.followers: dict[Gate[Completed | Promoted], None] = {}  # in the order they came
 
 
-class Flights:
-    """All flights of one engine; a request joins only a flight whose leader is in its own loop."""
+class SingleFlight:
+    """Every key of one engine that has a leader. A request follows only a leader in its own event loop."""
 
     def __init__(self) -> None:
-        self._by_key: dict[StorageKey, Flight] = {}
+        self._by_key: dict[StorageKey, InFlight] = {}
 
-    def find(self, key: StorageKey, fingerprint: Fingerprint, loop: object) -> Flight | None:
-        """The flight that a request may follow."""
-        flight = self._by_key.get(key)
-        if flight is None or flight.fingerprint != fingerprint or flight.loop is not loop:
+    def find(self, key: StorageKey, fingerprint: Fingerprint, loop: object) -> InFlight | None:
+        """What a request may follow, or None: same fingerprint, same loop."""
+        in_flight = self._by_key.get(key)
+        if in_flight is None or in_flight.fingerprint != fingerprint or in_flight.loop is not loop:
             return None
-        return flight
+        return in_flight
 
-    def lead(self, key: StorageKey, fingerprint: Fingerprint, loop: object) -> Flight | None:
-        """A new flight, or None where the key has a leader already."""
-        flight = Flight(fingerprint, loop)
+    def lead(self, key: StorageKey, fingerprint: Fingerprint, loop: object) -> InFlight | None:
+        """Make the caller the leader of *key*; None where it has one already."""
+        in_flight = InFlight(fingerprint, loop)
         # One step: loops of other threads may ask at the same time.
-        return flight if self._by_key.setdefault(key, flight) is flight else None
+        return in_flight if self._by_key.setdefault(key, in_flight) is in_flight else None
 
     async def follow(
-        self, flight: Flight, key: StorageKey, runtime: Runtime, limit: float
+        self, in_flight: InFlight, key: StorageKey, runtime: Runtime, limit: float
     ) -> Completed | Promoted | None:
         """What the leader learned, `Promoted` where the caller is to lead now, None after *limit* seconds."""
         gate: Gate[Completed | Promoted] = runtime.gate()
-        flight.followers[gate] = None
+        in_flight.followers[gate] = None
         try:
             return await gate.wait(limit)
         except BaseException:
             if gate.value is _PROMOTED:  # cancelled in the moment of promotion: the next one leads
-                self.leave(key, flight)
+                self.hand_over(key, in_flight)
             raise
         finally:
-            flight.followers.pop(gate, None)  # a run may outlast any number of followers
+            in_flight.followers.pop(gate, None)  # a run may outlast any number of followers
 
-    def land(self, key: StorageKey, flight: Flight, completed: Completed) -> None:
-        """The outcome is known: everybody has it."""
+    def resolve(self, key: StorageKey, in_flight: InFlight, completed: Completed) -> None:
+        """Hand the outcome to every follower."""
         del self._by_key[key]
-        for gate in flight.followers:
+        for gate in in_flight.followers:
             gate.give(completed)
 
-    def leave(self, key: StorageKey, flight: Flight) -> None:
-        """The leader goes without an outcome: the first follower still there leads."""
-        if any(gate.give(_PROMOTED) for gate in flight.followers):
+    def hand_over(self, key: StorageKey, in_flight: InFlight) -> None:
+        """The leader ends without an outcome: the first follower that still waits leads."""
+        if any(gate.give(_PROMOTED) for gate in in_flight.followers):
             return
         del self._by_key[key]
 

@@ -1,8 +1,8 @@
 """
 The engine for code without an event loop: the same machine, performed with a sync store, threads and the clock.
 
-The twin of `engine`, step for step. What differs: who waits for a twin blocks its thread, and the signs of life of all
-runs, like releases that nobody waits for, are the work of one daemon thread (`idempotency.engine.scheduler`).
+It takes the same steps as `async_engine`. What differs: a call that waits for a duplicate blocks its thread, and one
+daemon thread (`idempotency.engine.scheduler`) renews the leases of all runs and repeats releases that failed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from weakref import ref
 from idempotency._core import delays, machine
 from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError, as_store_error
-from idempotency._core.machine import Bypass, Ending, Woken
+from idempotency._core.machine import Bypass, Ending, WaitEnded
 from idempotency._core.types import Claim, Completed, key_id
 from idempotency.engine.base import EngineBase, RunBase
 from idempotency.engine.checks import checked_hooks
 from idempotency.engine.owner import new_owner
-from idempotency.engine.request import Question
-from idempotency.engine.scheduler import Beats
-from idempotency.engine.sync_single_flight import SyncFlight, SyncFlights
+from idempotency.engine.request import OperationRequest
+from idempotency.engine.scheduler import Scheduler
+from idempotency.engine.sync_single_flight import SyncInFlight, SyncSingleFlight
 from idempotency.events import Claimed, Hook
 from idempotency.store import SyncStore
 
@@ -33,7 +33,7 @@ __all__ = ["SyncEngine", "SyncRun"]
 _MAX_LATE_RELEASES = 64  # per engine, as they share its one thread; past it the lease decides
 
 
-class SyncEngine(EngineBase[SyncFlight]):
+class SyncEngine(EngineBase[SyncInFlight]):
     """
     Begins runs for one store, from any thread.
 
@@ -43,10 +43,10 @@ class SyncEngine(EngineBase[SyncFlight]):
         chance: Draws from [0, 1); injected by tests.
         monotonic: A clock for waits and for durations in events, never for leases; injected by tests.
         sleep: Lets seconds pass; injected by tests.
-        beats: Performs heartbeats and late releases; injected by tests.
+        scheduler: Performs heartbeats and late releases; injected by tests.
     """
 
-    flights: SyncFlights
+    single_flight: SyncSingleFlight
 
     def __init__(
         self,
@@ -56,18 +56,18 @@ class SyncEngine(EngineBase[SyncFlight]):
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        beats: Beats | None = None,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self.store = store
         self.hooks = checked_hooks(hooks)
         self.chance = chance
         self.monotonic = monotonic
         self.sleep = sleep
-        self.beats = Beats() if beats is None else beats
-        self.flights = SyncFlights()
+        self.scheduler = Scheduler() if scheduler is None else scheduler
+        self.single_flight = SyncSingleFlight()
         self._late: set[Claim] = set()
 
-    def begin(self, ask: Question) -> SyncRun | Replay | Refuse | Bypass:
+    def begin(self, request: OperationRequest) -> SyncRun | Replay | Refuse | Bypass:
         """
         Claim the operation, or learn why not.
 
@@ -75,13 +75,13 @@ class SyncEngine(EngineBase[SyncFlight]):
             `SyncRun`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
-        attempt = _Attempt(self, ask)
+        acquisition = _Acquisition(self, request)
         try:
-            verdict = attempt.drive()
+            verdict = acquisition.drive()
         except BaseException:
-            attempt.cancel()
+            acquisition.cancel()
             raise
-        return attempt.conclude(verdict)
+        return acquisition.conclude(verdict)
 
     def release_late(self, claim: Claim, operation: str) -> None:
         """Have the store forget *claim*, from the engine's thread, trying for a while; then its lease decides."""
@@ -98,37 +98,38 @@ class SyncEngine(EngineBase[SyncFlight]):
                 over, failure = False, error
             delay = None if over else next(pauses, None)
             if delay is not None:
-                return self.beats.after(delay, release)
+                return self.scheduler.after(delay, release)
             if failure is not None:
                 self.store_failed("release", "unrecorded", failure, claim.key, operation)
             self._late.discard(claim)
             return None
 
-        self.beats.after(0.0, release)
+        self.scheduler.after(0.0, release)
 
 
-class _Attempt:
-    """One call on its way from the question to the verdict."""
+class _Acquisition:
+    """One call from its request to the verdict: run, replay, refuse or bypass."""
 
-    __slots__ = ("_ask", "_asked", "_engine", "_flight", "_owner", "_since")
+    __slots__ = ("_asked", "_engine", "_in_flight", "_owner", "_request", "_since")
 
-    def __init__(self, engine: SyncEngine, ask: Question) -> None:
-        self._flight: SyncFlight | None = None  # the flight that this call leads
+    def __init__(self, engine: SyncEngine, request: OperationRequest) -> None:
+        self._in_flight: SyncInFlight | None = None  # what this call leads, if anything
         self._engine = engine
-        self._ask = ask
+        self._request = request
         self._owner = new_owner()
         self._since = engine.monotonic()
         self._asked = False
 
     def drive(self) -> machine.Verdict:
-        ask, engine = self._ask, self._engine
+        request, engine = self._request, self._engine
         steps = machine.begin(
-            ask.key,
-            ask.fingerprint,
-            policy=ask.policy,
-            wait=ask.wait,
+            request.key,
+            request.fingerprint,
+            policy=request.policy,
+            wait=request.wait,
             chance=engine.chance,
-            twin_here=ask.wait > 0 and engine.flights.find(ask.key, ask.fingerprint) is not None,
+            duplicate_here=request.wait > 0
+            and engine.single_flight.find(request.key, request.fingerprint) is not None,
         )
         action = next(steps)
         try:
@@ -137,83 +138,85 @@ class _Attempt:
                     action = steps.send(self._acquire())
                 elif isinstance(action, machine.Await):
                     completed = self._await(action)
-                    action = steps.send(Woken(engine.monotonic() - self._since, completed))
+                    action = steps.send(WaitEnded(engine.monotonic() - self._since, completed))
                 else:
                     assert action is machine.RELEASE_LATER
-                    engine.release_late(machine.unconfirmed(ask.key, self._owner), ask.operation)
+                    engine.release_late(machine.unconfirmed(request.key, self._owner), request.operation)
                     action = steps.send(None)
         except StopIteration as end:
             verdict: machine.Verdict = end.value
             return verdict
 
     def _acquire(self) -> machine.Event:
-        ask = self._ask
+        request = self._request
         self._asked = True
         try:
             return self._engine.store.acquire(
-                ask.key,
-                fingerprint=ask.fingerprint,
+                request.key,
+                fingerprint=request.fingerprint,
                 owner=self._owner,
-                lease=ask.policy.lease,
-                retention=ask.policy.retention,
-                takeover=ask.policy.takeover,
+                lease=request.policy.lease,
+                retention=request.policy.retention,
+                takeover=request.policy.takeover,
             )
         except StoreError as error:
             return error
 
     def _await(self, action: machine.Await) -> Completed | None:
-        engine, ask = self._engine, self._ask
-        if self._flight is None:
-            twin = engine.flights.find(ask.key, ask.fingerprint)
-            if twin is not None:
-                completed, promoted = engine.flights.follow(twin, ask.key, action.limit)
+        engine, request = self._engine, self._request
+        if self._in_flight is None:
+            leader = engine.single_flight.find(request.key, request.fingerprint)
+            if leader is not None:
+                completed, promoted = engine.single_flight.follow(leader, request.key, action.limit)
                 if promoted:
-                    self._flight = twin
+                    self._in_flight = leader
                 return completed
-            self._flight = engine.flights.lead(ask.key, ask.fingerprint)
+            self._in_flight = engine.single_flight.lead(request.key, request.fingerprint)
         engine.sleep(min(action.poll, action.limit))
         return None
 
-    def _leave(self) -> None:
-        """Hand the lead to the next twin, if we have it."""
-        if self._flight is not None:
-            self._engine.flights.leave(self._ask.key, self._flight)
-            self._flight = None
+    def _hand_over(self) -> None:
+        """Let a follower lead, if this request led."""
+        if self._in_flight is not None:
+            self._engine.single_flight.hand_over(self._request.key, self._in_flight)
+            self._in_flight = None
 
     def cancel(self) -> None:
         """Nothing will run: free what the store may have granted."""
-        self._leave()
+        self._hand_over()
         if self._asked:
-            self._engine.release_late(machine.unconfirmed(self._ask.key, self._owner), self._ask.operation)
+            self._engine.release_late(
+                machine.unconfirmed(self._request.key, self._owner), self._request.operation
+            )
 
     def conclude(self, verdict: machine.Verdict) -> SyncRun | Replay | Refuse | Bypass:
-        engine, ask = self._engine, self._ask
+        engine, request = self._engine, self._request
         match verdict:
             case Execute(claim, waited):
                 if engine.hooks:
                     engine.emit(
                         Claimed(
-                            operation=ask.operation,
-                            key_id=key_id(ask.key),
+                            operation=request.operation,
+                            key_id=key_id(request.key),
                             attempt=claim.attempt,
                             waited=waited,
                         )
                     )
-                flight = self._flight or engine.flights.lead(ask.key, ask.fingerprint)
-                return SyncRun(engine, ask, claim, flight)
+                in_flight = self._in_flight or engine.single_flight.lead(request.key, request.fingerprint)
+                return SyncRun(engine, request, claim, in_flight)
             case Replay(completed):
-                if self._flight is not None:
-                    engine.flights.land(ask.key, self._flight, completed)
+                if self._in_flight is not None:
+                    engine.single_flight.resolve(request.key, self._in_flight, completed)
                 return verdict
             case Bypass(error):
-                engine.store_failed("acquire", "bypassed", error, ask.key, ask.operation)
+                engine.store_failed("acquire", "bypassed", error, request.key, request.operation)
             case Refuse(error) if isinstance(error, StoreError):
-                engine.store_failed("acquire", "refused", error, ask.key, ask.operation)
-        self._leave()
+                engine.store_failed("acquire", "refused", error, request.key, request.operation)
+        self._hand_over()
         return verdict
 
 
-class SyncRun(RunBase[SyncFlight]):
+class SyncRun(RunBase[SyncInFlight]):
     """
     A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
 
@@ -224,11 +227,13 @@ class SyncRun(RunBase[SyncFlight]):
 
     _engine: SyncEngine
 
-    def __init__(self, engine: SyncEngine, ask: Question, claim: Claim, flight: SyncFlight | None) -> None:
-        self.ask = ask
+    def __init__(
+        self, engine: SyncEngine, request: OperationRequest, claim: Claim, in_flight: SyncInFlight | None
+    ) -> None:
+        self.request = request
         self.claim = claim
         self._engine = engine
-        self._flight = flight
+        self._in_flight = in_flight
         self._over = False
         self._lost = False
         self._began = engine.monotonic()
@@ -243,7 +248,7 @@ class SyncRun(RunBase[SyncFlight]):
             own answer, which no retry will see.
         """
         self._over = True
-        steps = machine.record(self.claim, self.ask.fingerprint, chance=self._engine.chance)
+        steps = machine.record(self.claim, self.request.fingerprint, chance=self._engine.chance)
         action = next(steps)
         try:
             while True:
@@ -256,7 +261,7 @@ class SyncRun(RunBase[SyncFlight]):
         return self._conclude(ending, outcome, result)
 
     def release(self) -> None:
-        """Free the key: the next call with it runs. Where the store gives no answer the attempt goes on behind."""
+        """Free the key: the next call with it runs. A release that fails is repeated in the background."""
         self._over = True
         steps = machine.give_up(self.claim)
         action = next(steps)
@@ -264,52 +269,54 @@ class SyncRun(RunBase[SyncFlight]):
             while True:
                 action = steps.send(self._perform(action, b""))
         except StopIteration:
-            self._land(None)
+            self._resolve_followers(None)
             self._settled("released")
         except BaseException:
             self.abandon()
             raise
 
     def abandon(self) -> None:
-        """Leave the claim to its lease: the outcome is unknown (E4). Waiters go on and take over once it lapses."""
+        """Leave the claim to its lease: the outcome is unknown (E4). Waiting duplicates take over once it lapsed."""
         self._over = True
-        self._land(None)
+        self._resolve_followers(None)
         self._settled("abandoned")
 
     def _perform(self, action: machine.Action, outcome: bytes) -> machine.Event:
         store, claim = self._engine.store, self.claim
         try:
             if action is machine.COMPLETE:
-                return store.complete(claim, outcome, retention=self.ask.policy.retention)
-            if action is machine.LOOK:
+                return store.complete(claim, outcome, retention=self.request.policy.retention)
+            if action is machine.GET_RECORD:
                 return store.get(claim.key)
             if action is machine.RELEASE:
                 return store.release(claim)
         except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
             return as_store_error(error)
-        if isinstance(action, machine.Pause):
+        if isinstance(action, machine.Sleep):
             self._engine.sleep(action.seconds)
         else:
             assert action is machine.RELEASE_LATER
-            self._engine.release_late(claim, self.ask.operation)
+            self._engine.release_late(claim, self.request.operation)
         return None
 
     def _renew_later(self) -> None:
-        # Held weakly: nearly all runs are over, and gone, long before their first sign of life is due.
-        self._engine.beats.after(delays.renew_interval(self.ask.policy.lease), partial(_renew, ref(self)))
+        # Held weakly: nearly all runs are over, and gone, long before their first renewal is due.
+        self._engine.scheduler.after(
+            delays.renew_interval(self.request.policy.lease), partial(_renew, ref(self))
+        )
 
     def renew(self) -> None:
-        """Show a sign of life, and plan the next; for the engine's thread."""
+        """Renew the lease and schedule the next renewal. Runs in the engine's thread."""
         if self._over:
             return
         store, claim = self._engine.store, self.claim
         lost = False
         try:
-            held = store.renew(claim, lease=self.ask.policy.lease)
+            held = store.renew(claim, lease=self.request.policy.lease)
             if not held:
                 lost = machine.is_lost(claim, store.get(claim.key))
         except Exception as error:
-            self._engine.store_failed("renew", "retrying", error, claim.key, self.ask.operation)
+            self._engine.store_failed("renew", "retrying", error, claim.key, self.request.operation)
             held = True
         if self._over:
             return

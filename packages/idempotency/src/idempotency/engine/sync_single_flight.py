@@ -1,8 +1,8 @@
 """
-Single flight among threads: of many twins in one process, one leads (it runs, or watches the store), the others wait.
+Single flight among threads: of many concurrent duplicates in one process, one leads and the others wait.
 
-The twin of `single_flight`. Followers ask the store nothing. What the leader learns is handed to all of them; where it
-leaves without an answer, exactly one follower takes its place.
+The same as `single_flight` does for tasks of an event loop: followers send the store nothing, what the leader learns is
+handed to all of them, and where it ends without an outcome exactly one follower takes its place.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import threading
 from idempotency._core.types import Completed, Fingerprint, StorageKey
 from idempotency._fork import forget_in_child
 
-__all__ = ["SyncFlight", "SyncFlights"]
+__all__ = ["SyncInFlight", "SyncSingleFlight"]
 
 
-class SyncFlight:
-    """The twins of one key; its fields change under the lock of all flights alone."""
+class SyncInFlight:
+    """The concurrent duplicates of one key. Its fields change only under the lock of `SyncSingleFlight`."""
 
     __slots__ = ("changed", "completed", "fingerprint", "followers", "vacant")
 
@@ -28,64 +28,66 @@ class SyncFlight:
         self.completed: Completed | None = None
 
 
-class SyncFlights:
-    """All flights of one engine. Thread-safe; in a child of `fork` there are none, as its twins stayed behind."""
+class SyncSingleFlight:
+    """Every key of one engine that has a leader. Thread-safe; a child of `fork` starts with none."""
 
     def __init__(self) -> None:
         self._start_anew()
-        forget_in_child(self, SyncFlights._start_anew)
+        forget_in_child(self, SyncSingleFlight._start_anew)
 
     def _start_anew(self) -> None:
         self._lock = threading.Lock()
-        self._by_key: dict[StorageKey, SyncFlight] = {}
+        self._by_key: dict[StorageKey, SyncInFlight] = {}
 
-    def find(self, key: StorageKey, fingerprint: Fingerprint) -> SyncFlight | None:
-        """The flight that a call may follow."""
-        flight = self._by_key.get(key)
-        return flight if flight is not None and flight.fingerprint == fingerprint else None
+    def find(self, key: StorageKey, fingerprint: Fingerprint) -> SyncInFlight | None:
+        """What a call may follow, or None: same fingerprint."""
+        in_flight = self._by_key.get(key)
+        return in_flight if in_flight is not None and in_flight.fingerprint == fingerprint else None
 
-    def lead(self, key: StorageKey, fingerprint: Fingerprint) -> SyncFlight | None:
-        """A new flight, or None where the key has a leader already."""
+    def lead(self, key: StorageKey, fingerprint: Fingerprint) -> SyncInFlight | None:
+        """Make the caller the leader of *key*; None where it has one already."""
         with self._lock:
-            flight = SyncFlight(fingerprint, self._lock)
-            return flight if self._by_key.setdefault(key, flight) is flight else None
+            in_flight = SyncInFlight(fingerprint, self._lock)
+            return in_flight if self._by_key.setdefault(key, in_flight) is in_flight else None
 
-    def follow(self, flight: SyncFlight, key: StorageKey, limit: float) -> tuple[Completed | None, bool]:
+    def follow(self, in_flight: SyncInFlight, key: StorageKey, limit: float) -> tuple[Completed | None, bool]:
         """What the leader learned within *limit* seconds, if anything, and whether the caller is to lead now."""
         with self._lock:
-            flight.followers += 1
+            in_flight.followers += 1
             promoted = False
             try:
-                if self._by_key.get(key) is flight:  # else it has landed, or ended, since it was found
-                    flight.changed.wait_for(lambda: flight.vacant or flight.completed is not None, limit)
-                promoted, flight.vacant = flight.vacant, False
-                return flight.completed, promoted
+                if self._by_key.get(key) is in_flight:  # else it was resolved, or ended, since it was found
+                    in_flight.changed.wait_for(
+                        lambda: in_flight.vacant or in_flight.completed is not None, limit
+                    )
+                promoted, in_flight.vacant = in_flight.vacant, False
+                return in_flight.completed, promoted
             finally:
-                flight.followers -= 1
-                if flight.vacant and not promoted:  # interrupted in the moment of promotion
-                    self._hand_on(key, flight)
+                in_flight.followers -= 1
+                if in_flight.vacant and not promoted:  # interrupted in the moment of promotion
+                    self._promote_follower(key, in_flight)
 
-    def land(self, key: StorageKey, flight: SyncFlight, completed: Completed) -> None:
-        """The outcome is known: everybody has it."""
+    def resolve(self, key: StorageKey, in_flight: SyncInFlight, completed: Completed) -> None:
+        """Hand the outcome to every follower."""
         with self._lock:
-            if self._by_key.get(key) is flight:  # not so in a child that ends what its parent began
+            if self._by_key.get(key) is in_flight:  # not so in a child that ends what its parent began
                 del self._by_key[key]
-                flight.completed = completed
-                flight.changed.notify_all()
+                in_flight.completed = completed
+                in_flight.changed.notify_all()
 
-    def leave(self, key: StorageKey, flight: SyncFlight) -> None:
-        """The leader goes without an outcome: a follower leads."""
+    def hand_over(self, key: StorageKey, in_flight: SyncInFlight) -> None:
+        """The leader ends without an outcome: one follower leads."""
         with self._lock:
-            self._hand_on(key, flight)
+            self._promote_follower(key, in_flight)
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def _hand_on(self, key: StorageKey, flight: SyncFlight) -> None:
-        if self._by_key.get(key) is not flight:
+    def _promote_follower(self, key: StorageKey, in_flight: SyncInFlight) -> None:
+        if self._by_key.get(key) is not in_flight:
             return
-        flight.vacant = flight.followers > 0
-        if flight.vacant:
-            flight.changed.notify()
+        in_flight.vacant = in_flight.followers > 0
+        if in_flight.vacant:
+            in_flight.changed.notify()
         else:
             del self._by_key[key]
