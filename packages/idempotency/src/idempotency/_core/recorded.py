@@ -46,7 +46,7 @@ _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an e
 
 def check_seconds(*durations: float) -> StoreError | None:
     """The error for durations that no clock gives (infinite, not a number, tens of thousands of years), or None."""
-    if all(-LONGEST < seconds < LONGEST for seconds in durations):  # false for NaN
+    if all(-LONGEST <= seconds <= LONGEST for seconds in durations):  # false for NaN
         return None
     return CorruptRecord("the stored record has a time that no clock gives; look at it before deleting it")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from idempotency.client.httpx import AsyncIdempotencyTransport, IdempotencyTransport, quote_key, uuid4_key
+from idempotency.client.call import quote_key, uuid4_key
+from idempotency.client.httpx import AsyncIdempotencyTransport, IdempotencyTransport
 from idempotency.client.retry import Retry
 
 __all__ = ["AsyncIdempotencyTransport", "IdempotencyTransport", "Retry", "quote_key", "uuid4_key"]

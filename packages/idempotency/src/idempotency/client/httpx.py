@@ -9,17 +9,15 @@ Both libraries have the same shape, so one pair of classes serves them; which on
 from __future__ import annotations
 
 import random
-import re
-import sys
 import time
 from collections.abc import Awaitable, Callable, Collection
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
-from uuid import uuid4
 
 from idempotency._backends.base import running
-from idempotency.client.retry import Retry, next_delay, parse_date, parse_retry_after, worth_retrying
+from idempotency.client.call import Call, Sender, quote_key, uuid4_key
+from idempotency.client.deadlines import AsyncBoundedStream, BoundedStream, Worker, within
+from idempotency.client.retry import Retry
 
 if TYPE_CHECKING:
     from typing import Self
@@ -36,149 +34,10 @@ else:
 
 __all__ = ["AsyncIdempotencyTransport", "IdempotencyTransport", "Retry", "quote_key", "uuid4_key"]
 
-_HEADER: Final = "Idempotency-Key"
 _METHODS: Final = frozenset({"POST", "PATCH"})
-_READ_AHEAD: Final = 1_048_576  # bytes; a longer answer, or one of unknown length, is streamed
-_TEXT = re.compile(r"[ -~]+")
 
 _Request: TypeAlias = Any  # of either library
 _Response: TypeAlias = Any
-
-
-def uuid4_key() -> str:
-    """A random key (RFC 9562, 5.4): 122 bits that nobody else draws."""
-    return str(uuid4())
-
-
-def quote_key(key: str) -> str:
-    r"""
-    A key as the header carries it: a String (RFC 9651, 4.1.6), which draft -07 asks for.
-
-    Raises:
-        ValueError: Empty, or not printable ASCII.
-
-    >>> quote_key("order-1"), quote_key('say "hi"')
-    ('"order-1"', '"say \\"hi\\""')
-    """
-    if not _TEXT.fullmatch(key):
-        raise ValueError("an idempotency key is one or more printable ASCII characters")
-    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-class _Sender:
-    """What both transports share: which requests are theirs, and the state of each call."""
-
-    def __init__(
-        self,
-        methods: Collection[str],
-        retry: Retry,
-        new_key: Callable[[], str],
-        chance: Callable[[], float],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._methods = frozenset(method.upper() for method in methods)
-        self._retry = retry
-        self._new_key = new_key
-        self._chance = chance
-        self._monotonic = monotonic
-
-    def begin(self, request: _Request) -> _Call | None:
-        """The call that *request* stands for, keyed; None where it is none of ours."""
-        if request.method not in self._methods:
-            return None
-        if _HEADER not in request.headers:
-            # In the request itself, so that a redirect or an authentication round is the same operation still.
-            request.headers[_HEADER] = quote_key(self._new_key())
-        return _Call(request, self._retry, self._chance, self._monotonic)
-
-
-class _Call:
-    """One logical call: its attempts so far, and whether there is another."""
-
-    def __init__(
-        self,
-        request: _Request,
-        retry: Retry,
-        chance: Callable[[], float],
-        monotonic: Callable[[], float],
-    ) -> None:
-        # The class below `object`, so that a subclass of somebody's own is traced to its library.
-        self._library: Any = sys.modules[type(request).__mro__[-2].__module__.partition(".")[0]]
-        self._request = request
-        self._retry = retry
-        self._chance = chance
-        self._monotonic = monotonic
-        self._began = monotonic()
-        self._attempts = 0
-        self._content = b""  # of the last answer, where it was read ahead
-        self.errors: type[Exception] = self._library.TransportError
-
-    def attempt(self) -> _Request:
-        """The request for the next attempt: the same bytes, its timeouts cut to the time that is left."""
-        self._attempts += 1
-        self._content = b""
-        request, left = self._request, max(0.001, self._retry.timeout - self._elapsed())
-        given = request.extensions.get("timeout", {})
-        cut = {
-            name: left if (seconds := given.get(name)) is None else min(seconds, left)
-            for name in ("connect", "read", "write", "pool")
-        }
-        return self._library.Request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            stream=request.stream,
-            extensions={**request.extensions, "timeout": cut},
-        )
-
-    def after_error(self, error: Exception) -> float | None:
-        """Seconds until the next attempt, None where *error* is the caller's."""
-        library = self._library
-        if isinstance(error, library.UnsupportedProtocol | library.LocalProtocolError):
-            return None  # the request itself is at fault
-        delay = self._next_delay()
-        if delay is None:
-            error.add_note(
-                f"gave up after {self._attempts} attempts under one Idempotency-Key, which the request now carries: "
-                "the operation may have taken effect; send the same request object again to learn its outcome"
-            )
-        return delay
-
-    def after_response(self, response: _Response) -> float | None:
-        """Seconds until the next attempt, None where *response* is the caller's."""
-        headers = response.headers
-        if not worth_retrying(self._retry, response.status_code, headers, self._content):
-            return None
-        now = parse_date(headers.get("date")) or datetime.now(UTC)
-        return self._next_delay(parse_retry_after(headers.get("retry-after"), now=now))
-
-    def read_ahead(self, response: _Response) -> bool:
-        """Whether the whole body is read before the answer counts, as a connection may be lost in its middle."""
-        length = response.headers.get("content-length", "")
-        return length.isdecimal() and int(length) <= _READ_AHEAD
-
-    def whole(self, response: _Response, content: bytes) -> _Response:
-        """*response* with the body that was read, still encoded as it was sent."""
-        self._content = content
-        return self._library.Response(
-            response.status_code,
-            headers=response.headers,
-            stream=self._library.ByteStream(content),
-            extensions=response.extensions,
-        )
-
-    def _next_delay(self, retry_after: float | None = None) -> float | None:
-        return next_delay(
-            self._retry,
-            attempt=self._attempts,
-            elapsed=self._elapsed(),
-            chance=self._chance(),
-            retry_after=retry_after,
-        )
-
-    def _elapsed(self) -> float:
-        return self._monotonic() - self._began
 
 
 class IdempotencyTransport(_Transport):
@@ -196,11 +55,20 @@ class IdempotencyTransport(_Transport):
         methods: The methods that are keyed and retried.
         retry: How often and how long.
         new_key: Makes keys, of printable ASCII characters.
+        trusted_origins: Where a request may be redirected to beside its own origin, such as `https://eu.api.example`:
+            its key, its credentials and its body go nowhere else. A redirect to another origin that keeps method and
+            body is a `RequestError`, and nothing is sent; one that is followed by GET carries neither key nor
+            credentials.
         sleep: Lets seconds pass; injected by tests.
         chance: Draws from [0, 1); injected by tests.
         monotonic: Seconds; injected by tests.
 
+    Raises:
+        ValueError: *trusted_origins* holds what is no origin.
+
     Cost: the request's body in memory, and the response's up to 1 MiB; longer ones and those of unknown length stream.
+    A call has a thread of its own, since a blocking read cannot be ended when `Retry.timeout` is over; a thread that
+    was left ends when the transport's own timeout or the other side ends its read.
     """
 
     def __init__(
@@ -210,12 +78,13 @@ class IdempotencyTransport(_Transport):
         methods: Collection[str] = _METHODS,
         retry: Retry = Retry(),  # noqa: B008
         new_key: Callable[[], str] = uuid4_key,
+        trusted_origins: Collection[str] = (),
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport: Any = transport
-        self._sender = _Sender(methods, retry, new_key, chance, monotonic)
+        self._sender = Sender(methods, retry, new_key, chance, monotonic, trusted_origins)
         self._sleep = sleep
 
     @overload
@@ -229,12 +98,17 @@ class IdempotencyTransport(_Transport):
             return self._transport.handle_request(request)
         request.read()
         while True:
+            worker = Worker()
             try:
-                response = self._whole(call, self._transport.handle_request(call.attempt()))
+                response = self._send(call, worker)
             except call.errors as error:
+                worker.end()
                 delay = call.after_error(error)
                 if delay is None:
                     raise
+            except BaseException:
+                worker.end()
+                raise
             else:
                 delay = call.after_response(response)
                 if delay is None:
@@ -242,7 +116,21 @@ class IdempotencyTransport(_Transport):
                 response.close()
             self._sleep(delay)
 
-    def _whole(self, call: _Call, response: _Response) -> _Response:
+    def _send(self, call: Call, worker: Worker) -> _Response:
+        """One attempt: its answer in time, to the last byte where it is read ahead or is to be."""
+        request = call.attempt()
+        try:
+            response = worker.call(call.seconds, lambda: self._whole(call, request))
+        except TimeoutError:
+            raise call.late() from None
+        if call.read_ahead(response) or not call.is_bounded(response):
+            worker.end()
+            return response
+        stream = BoundedStream(response.stream, worker, call.left, call.late)
+        return call.streamed(response, call.library.SyncByteStream, stream)
+
+    def _whole(self, call: Call, request: _Request) -> _Response:
+        response = self._transport.handle_request(request)
         if not call.read_ahead(response):
             return response
         try:
@@ -277,12 +165,13 @@ class AsyncIdempotencyTransport(_AsyncTransport):
         methods: Collection[str] = _METHODS,
         retry: Retry = Retry(),  # noqa: B008
         new_key: Callable[[], str] = uuid4_key,
+        trusted_origins: Collection[str] = (),
         sleep: Callable[[float], Awaitable[None]] | None = None,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport: Any = transport
-        self._sender = _Sender(methods, retry, new_key, chance, monotonic)
+        self._sender = Sender(methods, retry, new_key, chance, monotonic, trusted_origins)
         self._sleep = sleep
 
     @overload
@@ -297,7 +186,7 @@ class AsyncIdempotencyTransport(_AsyncTransport):
         await request.aread()
         while True:
             try:
-                response = await self._whole(call, await self._transport.handle_async_request(call.attempt()))
+                response = await self._send(call)
             except call.errors as error:
                 delay = call.after_error(error)
                 if delay is None:
@@ -309,7 +198,20 @@ class AsyncIdempotencyTransport(_AsyncTransport):
                 await response.aclose()
             await (self._sleep or running().sleep)(delay)
 
-    async def _whole(self, call: _Call, response: _Response) -> _Response:
+    async def _send(self, call: Call) -> _Response:
+        """See `IdempotencyTransport._send`."""
+        request = call.attempt()
+        try:
+            response = await within(call.seconds, lambda: self._whole(call, request))
+        except TimeoutError:
+            raise call.late() from None
+        if call.read_ahead(response) or not call.is_bounded(response):
+            return response
+        stream = AsyncBoundedStream(response.stream, call.left, call.late)
+        return call.streamed(response, call.library.AsyncByteStream, stream)
+
+    async def _whole(self, call: Call, request: _Request) -> _Response:
+        response = await self._transport.handle_async_request(request)
         if not call.read_ahead(response):
             return response
         try:

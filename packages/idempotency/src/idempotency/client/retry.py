@@ -25,7 +25,8 @@ class Retry:
 
     Attributes:
         attempts: The most requests sent for one call, the first included.
-        timeout: The time that the call may take in all; no attempt begins, and none waits for the server, after it.
+        timeout: The time that the call may take in all, to the last byte of its answer, however slowly that comes: no
+            attempt begins, and none waits for the server, after it. An event stream is bounded up to its headers.
         first_delay: The longest pause before the second attempt; it doubles for each one after that.
         max_delay: The longest pause, except where the server asks for more.
         statuses: The answers after which the same request is worth sending again.

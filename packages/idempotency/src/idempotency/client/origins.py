@@ -1,0 +1,81 @@
+"""Where a keyed request may be redirected to: the origin it was made for, and those that its maker trusts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+__all__ = ["SAFE_HEADERS", "Origin", "is_allowed", "origin_of", "read_origins"]
+
+_PORTS: Final = {"http": 80, "https": 443}
+
+SAFE_HEADERS: Final = frozenset(
+    {
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "cache-control",
+        "connection",
+        "host",
+        "user-agent",
+    }
+)
+"""What a request that was redirected to another origin may say: nothing of who sends it, and no key."""
+
+
+class Origin(NamedTuple):
+    """Scheme, host and port (RFC 6454, 4)."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+
+def origin_of(url: Any) -> Origin:
+    """The origin of *url*, which has the attributes `scheme`, `host` and `port`."""
+    return Origin(url.scheme, url.host, url.port or _PORTS.get(url.scheme))
+
+
+def read_origins(texts: Collection[str]) -> frozenset[Origin]:
+    """
+    The origins that *texts* name, such as `https://api.example:8443`.
+
+    Raises:
+        ValueError: One of them is no origin.
+        TypeError: A single text.
+    """
+    if isinstance(texts, str):
+        raise TypeError("trusted_origins must be a collection of origins, not one text")
+    found = set()
+    for text in texts:
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError:
+            parts, port = urlsplit(""), None
+        if (
+            not parts.scheme
+            or not parts.hostname
+            or parts.path not in {"", "/"}
+            or parts.query
+            or "@" in parts.netloc
+        ):
+            raise ValueError(
+                "each of trusted_origins must be a scheme and a host, such as https://api.example:8443"
+            )
+        found.add(Origin(parts.scheme, parts.hostname, port or _PORTS.get(parts.scheme)))
+    return frozenset(found)
+
+
+def is_allowed(first: Origin, next_one: Origin, trusted: Collection[Origin]) -> bool:
+    """
+    Whether what was meant for *first* may go to *next_one*: the same, a trusted one, or the same host by TLS.
+
+    >>> first = Origin("http", "a.example", 80)
+    >>> is_allowed(first, Origin("https", "a.example", 443), ()), is_allowed(first, Origin("http", "b.example", 80), ())
+    (True, False)
+    """
+    upgraded = first == Origin("http", next_one.host, 80) and next_one == Origin("https", first.host, 443)
+    return first == next_one or upgraded or next_one in trusted
