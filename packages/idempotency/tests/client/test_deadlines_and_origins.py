@@ -1,8 +1,9 @@
 """
 A call's time is a total, however slowly its answer comes; and its key, credentials and body stay at their origin.
 
-Deadlines are tried for answers that trickle in every part: status line, headers, body of known length, chunks, a close
-at the end; redirects for each status, method and direction. Each sync and async, by httpx and httpx2, over real sockets.
+Deadlines are tried for answers that trickle in every part: status line, headers, body of known length, chunks, a
+close at the end; redirects for each status, method and direction. Each sync and async, by httpx and httpx2, over real
+sockets.
 """
 
 from __future__ import annotations
