@@ -32,8 +32,8 @@ def model_of(tmp_path: Path, version: str, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def service(serve: Callable[..., Any], eventually: Callable[..., None]) -> Any:
-    service = serve(workers=WORKERS, ML_SERVICE_ADMIN_KEY=ADMIN)
+def service(serve: Callable[..., Any], eventually: Callable[..., None], tmp_path: Path) -> Any:
+    service = serve(workers=WORKERS, ML_SERVICE_ADMIN_KEY=ADMIN, ML_SERVICE_ADMIN_MODEL_DIR=str(tmp_path))
     eventually(lambda: service.log.count("Application startup complete") == WORKERS, "all workers are there")
     return service
 

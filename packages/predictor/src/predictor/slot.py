@@ -71,10 +71,21 @@ class ModelSlot:
         with self._swapping:
             new = Model.load(path, manifest=manifest, sha256=sha256, threads=self._current.threads)
             if not other_signature:
-                _refuse_other_signature(self._current.info, new.info)
+                self.check_signature(new)
             if golden is not None:
                 new.check_golden(golden.rows, golden.raw)
             return self._replace(new)
+
+    def check_signature(self, model: Model) -> None:
+        """
+        Make sure that rows and answers mean the same to *model* as to the model being served.
+
+        For callers of `adopt`; `swap` does this unless it is told not to.
+
+        Raises:
+            ModelError: *model* has other features, another order of them, or other outputs; the message says which.
+        """
+        _refuse_other_signature(self._current.info, model.info)
 
     def adopt(self, model: Model) -> ModelInfo:
         """

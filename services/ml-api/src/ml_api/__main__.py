@@ -116,7 +116,7 @@ def _openapi(_: argparse.Namespace) -> int:
     from ml_api.app import document_of
     from ml_api.settings import load_settings
 
-    document = document_of(load_settings(api_key="unused"))
+    document = document_of(load_settings(api_key="no-key-is-needed-here"))
     print(json.dumps(document, indent=2))
     return 0
 

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,25 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, ignoring, successes
+from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, successes
 from idempotency.hooks import OpenTelemetryHook
 from ml_api.http.api_keys import ApiKeys
-from ml_api.http.auth import Authentication, caller
+from ml_api.http.auth import Authentication, Guard, GuardedRoute, caller
 from ml_api.http.cors import CORS
 from ml_api.http.docs_page import docs_routes
 from ml_api.http.endpoints import openapi_endpoint
+from ml_api.http.failed_attempts import FailedAttempts
 from ml_api.http.health import health_endpoint, ready_endpoint
+from ml_api.http.json_fingerprint import json_fingerprint
 from ml_api.http.limits import BodyLimit, HandlerDeadline
 from ml_api.http.problems import Problem, render_http_exception, render_problem
-from ml_api.http.rate_limit import RateLimit
+from ml_api.http.rate_limit import RateLimit, TokenBuckets
+from ml_api.http.refusals import EVENTS, ConnectionEvents
+from ml_api.http.security_headers import SecurityHeaders
 from ml_api.inference.errors import InferenceErrors
-from ml_api.inference.routes import INFERENCE_PUBLIC, inference_routes
+from ml_api.inference.routes import inference_routes
 from ml_api.observability.endpoint import metrics_endpoint
 from ml_api.observability.metrics import Metrics
 from ml_api.observability.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
@@ -42,15 +48,14 @@ from ml_api.observability.tracing import Tracing, start_tracing, tracing_wanted
 from ml_api.predict.contract import SCHEMA_VERSION
 from ml_api.predict.endpoint import predict_endpoint
 from ml_api.predict.fingerprint import fingerprint_of
-from ml_api.predict.service import Decider
-from ml_api.server.refusals import EVENTS, ConnectionEvents
-from ml_api.serving.registry import Catalogue, load_models
+from ml_api.predict.service import PredictionService
+from ml_api.serving.registry import ModelRegistry, load_models
 from ml_api.settings import PREFIX, RUNTIME_DIRECTORY, Settings, load_settings, unknown_variables
 from ml_api.stores.backend import Backend, open_backend
+from ml_api.stores.quota import AnswerQuota, StoredBytes
+from ml_api.stores.unrecorded import RefuseUnrecorded, note_unrecorded
 
 __all__ = ["create_app", "document_of", "inference_policy", "prediction_policy"]
-
-_PUBLIC = ("/health", "/ready", "/metrics", "/openapi.json")
 
 _log = logging.getLogger("ml_api")
 
@@ -71,7 +76,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     settings = settings or load_settings()
     metrics = Metrics()
     models = load_models(settings)
-    decider = Decider(
+    predictions = PredictionService(
         models.trading,
         metrics,
         version=settings.model_version,
@@ -81,7 +86,11 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     backend = backend or open_backend(settings, metrics)
     for name, slot in models.by_name.items():
         metrics.model_workers.labels(name, slot.current.info.version).set(1)
-    admin = _Admin(settings.admin_key.get_secret_value(), models, metrics) if settings.admin_key else None
+    admin = (
+        _Admin(settings.admin_key.get_secret_value(), settings, models, metrics)
+        if settings.admin_key
+        else None
+    )
     docs = docs_routes()
 
     tracer = start_tracing() if tracing_wanted() else None
@@ -89,9 +98,21 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     if tracer is not None:
         hooks.append(OpenTelemetryHook())
 
+    if settings.on_store_error == "refuse":
+        hooks.append(note_unrecorded)
+    buckets = TokenBuckets(settings.rate_limit) if settings.rate_limit else None
+    rated = [Middleware(RateLimit, buckets=buckets)] if buckets is not None else []
+    stored = StoredBytes(settings.quota_bytes, retention=float(settings.redis_ttl_seconds))
+    failures = FailedAttempts()
+
     def keyed(policy: Policy) -> list[Middleware]:
         return [
             *rated,
+            *(
+                [Middleware(RefuseUnrecorded, retry_after=settings.lease)]
+                if settings.on_store_error == "refuse"
+                else []
+            ),
             Middleware(
                 IdempotencyMiddleware,
                 store=backend.store,
@@ -99,27 +120,46 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
                 policy=policy,
                 hooks=hooks,
             ),
+            *([Middleware(AnswerQuota, stored=stored)] if settings.quota_bytes else []),
             Middleware(HandlerDeadline, seconds=settings.handler_timeout),
         ]
 
-    rated = [Middleware(RateLimit, per_minute=settings.rate_limit)] if settings.rate_limit is not None else []
+    def guard(keys: ApiKeys) -> Guard:
+        return partial(
+            Authentication,
+            keys=keys,
+            failures=failures,
+            refused=metrics.unauthorized.inc,
+            slowed=metrics.authentication_slowed.inc,
+        )
+
+    callers = guard(
+        ApiKeys(
+            single=settings.api_key.get_secret_value() if settings.api_key else None,
+            file=settings.api_keys_file,
+        )
+    )
     app = Starlette(
         routes=[
-            Route(
+            GuardedRoute(
                 "/predict",
-                predict_endpoint(decider),
+                predict_endpoint(predictions),
                 methods=["POST"],
+                guard=callers,
                 middleware=keyed(prediction_policy(settings)),
             ),
-            *inference_routes(models.by_name, metrics, keyed=keyed(inference_policy(settings))),
-            Route("/health", health_endpoint(decider, SCHEMA_VERSION)),
-            Route("/ready", ready_endpoint(decider, backend.kind, backend.watch)),
+            *inference_routes(
+                models.by_name, metrics, guard=callers, keyed=keyed(inference_policy(settings))
+            ),
+            Route("/health", health_endpoint(predictions, SCHEMA_VERSION)),
+            Route("/ready", ready_endpoint(predictions, backend.kind, backend.monitor)),
             Route("/metrics", metrics_endpoint(metrics)),
             Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
             *docs,
-            *(admin.routes if admin else ()),
+            *((admin.route(guard(admin.keys)),) if admin else ()),
         ],
         middleware=[
+            Middleware(SecurityHeaders),
             Middleware(
                 CORS,
                 allow_origins=settings.origins,
@@ -137,23 +177,19 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             Middleware(InferenceErrors),
             Middleware(Telemetry, metrics=metrics),
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
-            Middleware(
-                Authentication,
-                keys=ApiKeys(
-                    single=settings.api_key.get_secret_value() if settings.api_key else None,
-                    file=settings.api_keys_file,
-                ),
-                public=(*_PUBLIC, *INFERENCE_PUBLIC, *(route.path for route in docs)),
-                other={"/admin/": admin.keys} if admin else {},
-                refused=metrics.unauthorized.inc,
-            ),
         ],
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
-        lifespan=_Life(backend, decider, settings, admin, metrics),
+        lifespan=_Lifespan(backend, predictions, settings, admin, metrics),
     )
     # A redirect would name whatever Host was sent, and clients send the key and the body there.
     app.router.redirect_slashes = False
+    # A path without a route needs a key too: a stranger does not learn which paths there are.
+    app.router.default = callers(_not_found)
     return app
+
+
+async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise HTTPException(404)
 
 
 def prediction_policy(settings: Settings) -> Policy:
@@ -173,7 +209,7 @@ def prediction_policy(settings: Settings) -> Policy:
 
 def inference_policy(settings: Settings) -> Policy:
     """The same for the Open Inference Protocol, where a request is its tensors: all of it counts but its `id`."""
-    return replace(prediction_policy(settings), fingerprint=ignoring("id"))
+    return replace(prediction_policy(settings), fingerprint=json_fingerprint(ignoring="id"))
 
 
 def document_of(settings: Settings) -> dict[str, Any]:
@@ -183,7 +219,6 @@ def document_of(settings: Settings) -> dict[str, Any]:
     return openapi_document(
         prediction_policy(settings),
         inference_policy(settings),
-        rate_limit=settings.rate_limit is not None,
         admin=settings.admin_key is not None,
     )
 
@@ -191,30 +226,47 @@ def document_of(settings: Settings) -> dict[str, Any]:
 class _Admin:
     """What POST /admin/model needs; there is none without a key of its own."""
 
-    def __init__(self, key: str, models: Catalogue, metrics: Metrics) -> None:
+    def __init__(self, key: str, settings: Settings, models: ModelRegistry, metrics: Metrics) -> None:
         from ml_api.serving.admin import admin_endpoint
+        from ml_api.serving.model_files import ModelDirectory
         from ml_api.serving.swap import Participant
-        from ml_api.serving.workers import Peers
+        from ml_api.serving.workers import WorkerGroup
 
         def swapped(name: str, old: str, new: str) -> None:
             metrics.model_workers.labels(name, old).set(0)
             metrics.model_workers.labels(name, new).set(1)
 
+        directory = settings.admin_model_dir or (settings.model_path.parent if settings.model_path else None)
+        participant = Participant(
+            models.by_name,
+            directory=ModelDirectory(directory, settings.max_model_bytes) if directory is not None else None,
+            check=models.check,
+            swapped=swapped,
+        )
         # Without `ml-api serve` there is one worker, which meets itself.
-        directory = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
+        meeting = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
         self.keys = ApiKeys(single=key)
-        self.peers = Peers(Path(directory), Participant(models.by_name, check=models.check, swapped=swapped))
+        self.workers = WorkerGroup(Path(meeting), participant, timeout=settings.admin_timeout)
         default = models.trading.current.info.name if models.trading is not None else None
-        self.routes = [Route("/admin/model", admin_endpoint(self.peers, default), methods=["POST"])]
+        self._endpoint = admin_endpoint(self.workers, default)
+
+    def route(self, guard: Guard) -> Route:
+        """The route, behind a guard that knows the admin key."""
+        return GuardedRoute("/admin/model", self._endpoint, methods=["POST"], guard=guard)
 
 
-class _Life:
+class _Lifespan:
     """The lifespan: what starts before the first request and ends after the last."""
 
     def __init__(
-        self, backend: Backend, decider: Decider, settings: Settings, admin: _Admin | None, metrics: Metrics
+        self,
+        backend: Backend,
+        predictions: PredictionService,
+        settings: Settings,
+        admin: _Admin | None,
+        metrics: Metrics,
     ) -> None:
-        self._backend, self._decider, self._settings, self._admin = backend, decider, settings, admin
+        self._backend, self._predictions, self._settings, self._admin = backend, predictions, settings, admin
         self._events = ConnectionEvents(
             lambda reason: metrics.http_refusals.labels(reason).inc(), metrics.open_connections.inc
         )
@@ -222,15 +274,15 @@ class _Life:
     @contextlib.asynccontextmanager
     async def __call__(self, _: Starlette) -> AsyncIterator[dict[str, object]]:
         self._say_what_is_served()
-        watch = self._backend.watch
-        watching = asyncio.create_task(watch.run()) if watch is not None else None
+        monitor = self._backend.monitor
+        monitoring = asyncio.create_task(monitor.run()) if monitor is not None else None
         try:
-            async with self._admin.peers.joined() if self._admin else contextlib.nullcontext():
+            async with self._admin.workers.joined() if self._admin else contextlib.nullcontext():
                 yield {EVENTS: self._events}
         finally:
-            if watching is not None:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            if monitoring is not None:
+                monitoring.cancel()
+                await asyncio.gather(monitoring, return_exceptions=True)
             await self._backend.close()
 
     def _say_what_is_served(self) -> None:
@@ -238,8 +290,8 @@ class _Life:
         _log.info(
             "ml-api serving",
             extra={
-                "model": self._decider.version,
-                "model_loaded": self._decider.loaded,
+                "model": self._predictions.version,
+                "model_loaded": self._predictions.loaded,
                 "store": self._backend.kind,
                 "promise": prediction_policy(settings).promise,
                 "on_store_error": settings.on_store_error,
@@ -247,7 +299,7 @@ class _Life:
         )
         for sentence in unknown_variables():
             _log.warning(sentence)
-        if not self._decider.loaded:
+        if not self._predictions.loaded:
             _log.warning("no model file: fixed rules decide, as %sRULE_FALLBACK asks", PREFIX)
         if (name := settings.unused) is not None:
             _log.warning("%s is set and not used: %sREDIS_ENABLED is not true", name, PREFIX)

@@ -20,8 +20,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ml_api.trading.decision import ASSETS
 from ml_api.trading.rules import RULES
+from ml_api.trading.types import ASSETS
 
 __all__ = ["demo", "example_request"]
 

@@ -19,7 +19,8 @@ from ml_api.demo import example_request
 from ml_api.http.problems import MEDIA_TYPE, TYPE_PREFIX
 from ml_api.inference.tensors import InferRequest, InferResponse
 from ml_api.observability.telemetry import REQUEST_ID_HEADER
-from ml_api.predict.contract import ErrorItem, PredictRequest, PredictResponse
+from ml_api.predict.answer import PredictResponse
+from ml_api.predict.contract import ErrorItem, PredictRequest
 from ml_api.serving.admin import SwapRequest, SwapResponse
 
 __all__ = ["openapi_document"]
@@ -34,16 +35,13 @@ _RETRY_AFTER = {
 }
 
 
-def openapi_document(
-    predict: Policy, infer: Policy, *, rate_limit: bool = False, admin: bool = False
-) -> Schema:
+def openapi_document(predict: Policy, infer: Policy, *, admin: bool = False) -> Schema:
     """
     Build the document.
 
     Args:
         predict: The policy that POST /predict is served under.
         infer: The policy of the Open Inference Protocol's `infer`.
-        rate_limit: Whether 429 can happen.
         admin: Whether the model can be swapped.
     """
     document: Schema = {
@@ -55,11 +53,11 @@ def openapi_document(
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": {
-            "/predict": {"post": _predict(rate_limit)},
+            "/predict": {"post": _predict()},
             "/health": {"get": _plain("health", "Whether the service runs, and with which model", _HEALTH)},
             "/ready": {"get": _plain("ready", "Whether requests may be sent here", _READY)},
             "/metrics": {"get": _metrics()},
-            **_inference(rate_limit),
+            **_inference(),
             **({"/admin/model": {"post": _swap()}} if admin else {}),
         },
         "components": {
@@ -85,9 +83,9 @@ def _tag(path: str) -> str:
     return "Open Inference Protocol" if path.startswith("/v2") else "Operations"
 
 
-def _predict(rate_limit: bool) -> Schema:
+def _predict() -> Schema:
     example = json.loads(example_request())
-    responses = _refusals(rate_limit) | {
+    responses = _refusals() | {
         "200": {
             "description": "The decision.",
             "headers": _REQUEST_ID,
@@ -113,7 +111,7 @@ def _predict(rate_limit: bool) -> Schema:
     }
 
 
-def _inference(rate_limit: bool) -> Schema:
+def _inference() -> Schema:
     open_to_all = {
         "/v2": _plain(
             "serverMetadata", "Open Inference Protocol: the server", {"name": "string", "version": "string"}
@@ -141,14 +139,14 @@ def _inference(rate_limit: bool) -> Schema:
             }
         paths[stem] = {"parameters": parameters, "get": metadata}
         paths[f"{stem}/ready"] = {"parameters": parameters, "get": ready}
-        paths[f"{stem}/infer"] = {"parameters": parameters, "post": _infer(f"infer{suffix}", rate_limit)}
+        paths[f"{stem}/infer"] = {"parameters": parameters, "post": _infer(f"infer{suffix}")}
     return paths
 
 
-def _infer(operation: str, rate_limit: bool) -> Schema:
+def _infer(operation: str) -> Schema:
     tensor = {"name": "rows", "shape": [1, 11], "datatype": "FP64"}
     values = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
-    responses = _refusals(rate_limit) | {
+    responses = _refusals() | {
         "200": {
             "description": "The model's outputs, one row of them for each row.",
             "headers": _REQUEST_ID,
@@ -188,7 +186,7 @@ def _swap() -> Schema:
             "required": True,
             "content": {"application/json": {"schema": _reference("SwapRequest")}},
         },
-        "responses": _refusals(rate_limit=False)
+        "responses": _refusals()
         | {
             "200": {
                 "description": "What every worker serves now.",
@@ -207,19 +205,23 @@ def _swap() -> Schema:
     }
 
 
-def _refusals(rate_limit: bool) -> Schema:
+def _refusals() -> Schema:
     """What any guarded POST may be refused with."""
-    refusals = {
+    return {
         "401": _problem("The API key is missing or wrong.", "unauthorized"),
         "408": _problem("The body did not arrive in time.", "request-timeout"),
         "413": _problem("The body is too large.", "content-too-large"),
         "415": _problem("The body is not JSON.", "unsupported-media-type"),
         "500": _problem("The service failed; nothing was decided.", "internal-error"),
         "504": _problem("The answer took too long.", "handler-timeout", headers=_RETRY_AFTER),
+        "429": _problem(
+            "Too many requests, or recorded answers of this caller use up its quota.",
+            "rate-limited",
+            "answer-quota-used-up",
+            "too-many-failures",
+            headers=_RETRY_AFTER,
+        ),
     }
-    if rate_limit:
-        refusals["429"] = _problem("Too many requests.", "rate-limited", headers=_RETRY_AFTER)
-    return refusals
 
 
 def _plain(operation: str, summary: str, members: Mapping[str, str] | None = None) -> Schema:
@@ -261,11 +263,11 @@ def _metrics() -> Schema:
 
 
 def _problem(
-    description: str, slug: str, *, violations: bool = False, headers: Mapping[str, Any] | None = None
+    description: str, *slugs: str, violations: bool = False, headers: Mapping[str, Any] | None = None
 ) -> Schema:
     schema = {
         "allOf": [_reference("Violations" if violations else "Problem")],
-        "properties": {"type": {"const": TYPE_PREFIX + slug}},
+        "properties": {"type": {"enum": [TYPE_PREFIX + slug for slug in slugs]}},
     }
     return {
         "description": description,

@@ -30,7 +30,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ml_api.http.api_keys import ApiKeys, KeysFileError
+from ml_api.http.api_keys import ApiKeys, KeysFileError, weakness_of
 
 __all__ = [
     "METRICS_DIRECTORY",
@@ -101,6 +101,9 @@ class Settings(BaseSettings):
         api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
         admin_key: The key of `POST /admin/model`; None leaves that route out.
         allowed_origin: Origins for CORS, separated by commas; `*` for any; empty, as by default, for none.
+        admin_model_dir: Where that route takes models from; None takes the directory of *model_path*, or refuses.
+        admin_timeout: How long loading such a model may take.
+        max_model_bytes: The largest file of such a model.
         redis_url: Instead of host, port, database and password: TLS, Sentinel, Cluster.
         redis_ttl_seconds: How long a recorded answer lives, in whichever store.
         store_path: The embedded SQLite store, used while Redis is not enabled.
@@ -111,11 +114,13 @@ class Settings(BaseSettings):
         lease: How long a claim outlives a process that died. Below *wait*: a twin that waits takes over.
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
         explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
-        rate_limit: Requests a minute and key in one worker; None sets no limit.
         max_header_fields: How many headers, and how many trailers, a request may have.
         max_connections: Open connections in one worker; the idlest is closed for a new one.
         keep_alive_timeout: How long a connection stays open between two requests.
         write_timeout: How long a client may not read its answer before the connection is cut.
+        rate_limit: Requests a minute for each API key's name in one worker; 0 sets no limit.
+        quota_bytes: Bytes that the recorded answers of one API key's name may occupy, counted in each worker; 0 sets
+            no limit.
     """
 
     model_config = SettingsConfigDict(
@@ -136,6 +141,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(default=None, validate_default=True)
     admin_key: SecretStr | None = None
     allowed_origin: str = ""
+    admin_model_dir: DirectoryPath | None = None
+    admin_timeout: _Seconds = 60.0
+    max_model_bytes: PositiveInt = 67_108_864
 
     redis_enabled: bool = False
     redis_host: str = Field(default="localhost", min_length=1)
@@ -154,7 +162,8 @@ class Settings(BaseSettings):
 
     cap_orders: bool = False
     explain_top: int = Field(default=0, ge=0, le=11)
-    rate_limit: PositiveInt | None = None
+    rate_limit: NonNegativeInt = 60_000
+    quota_bytes: NonNegativeInt = 67_108_864
 
     max_body_bytes: PositiveInt = 1_048_576
     max_header_bytes: int = Field(default=32_768, ge=1024)
@@ -185,6 +194,8 @@ class Settings(BaseSettings):
                 f"an API key is required: set {PREFIX}API_KEY (openssl rand -hex 32 makes one) "
                 f"or {PREFIX}API_KEYS_FILE"
             )
+        if value is not None and (weakness := weakness_of(value.get_secret_value())) is not None:
+            raise ValueError(weakness)
         return value
 
     @field_validator("model_path", mode="after")
@@ -204,6 +215,8 @@ class Settings(BaseSettings):
         callers = ApiKeys(single=single.get_secret_value() if single else None, file=file)
         if key and callers.name_of(key.encode()) is not None:
             raise ValueError("should not be the key of a caller, who could then replace the model")
+        if key and (weakness := weakness_of(key)) is not None:
+            raise ValueError(weakness)
         return SecretStr(key) if key else None
 
     @field_validator("redis_password", "redis_url", mode="after")
@@ -217,11 +230,23 @@ class Settings(BaseSettings):
         return value.upper() if isinstance(value, str) else value
 
     @field_validator(
-        "api_keys_file", "model_path", "models_dir", "model_version", "rate_limit", "redis_url", mode="before"
+        "api_keys_file",
+        "admin_model_dir",
+        "model_path",
+        "models_dir",
+        "model_version",
+        "redis_url",
+        mode="before",
     )
     @classmethod
     def _blank_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("rate_limit", "quota_bytes", mode="before")
+    @classmethod
+    def _blank_is_the_default(cls, value: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
+        return cls.model_fields[info.field_name].default if value == "" else value
 
     @property
     def redis(self) -> str | None:

@@ -42,9 +42,11 @@ def test_without_any_key_nobody_is_let_in() -> None:
 
 def test_two_keys_may_share_a_name(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("# rotation of March\nbackend = old\nbackend = new\n\nops=third = with equals\n")
+    file.write_text(
+        "# rotation of March\nbackend = the-old-key-1\nbackend = the-new-key-2\n\nops=third = with equals\n"
+    )
     keys = ApiKeys(file=file)
-    assert [keys.name_of(key) for key in (b"old", b"new", b"third = with equals")] == [
+    assert [keys.name_of(key) for key in (b"the-old-key-1", b"the-new-key-2", b"third = with equals")] == [
         "backend",
         "backend",
         "ops",
@@ -56,15 +58,15 @@ def test_a_changed_file_is_read_within_a_second_and_not_on_every_request(
 ) -> None:
     caplog.set_level(logging.INFO, "ml_api.http.api_keys")
     file = tmp_path / "keys"
-    file.write_text("backend = old\n")
+    file.write_text("backend = the-old-key-1\n")
     keys = ApiKeys(file=file, clock=clock)
-    for begun, key in ((0.0, "newer"), (1.0, "newest of all")):
+    for begun, key in ((0.0, "a-newer-key-1"), (1.0, "newest of all")):
         file.write_text(f"backend = {key}\n")
         clock.now = begun + 0.9
         assert keys.name_of(key.encode()) is None
         clock.now = begun + 1.0
         assert keys.name_of(key.encode()) == "backend"
-    assert keys.name_of(b"old") is None
+    assert keys.name_of(b"the-old-key-1") is None
     assert [record.getMessage() for record in caplog.records] == ["API keys read again"] * 2
 
 
@@ -73,31 +75,33 @@ def test_a_file_that_breaks_keeps_the_keys_before_it_and_says_so_once(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
     file = tmp_path / "keys"
-    file.write_text("backend = old\n")
+    file.write_text("backend = the-old-key-1\n")
     keys = ApiKeys(file=file, clock=clock)
     file.unlink()
     if broken is not None:
         file.write_text(broken)
     for clock.now in (1.0, 2.0, 3.0):
-        assert keys.name_of(b"old") == "backend"
+        assert keys.name_of(b"the-old-key-1") == "backend"
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "no equals sign" not in str(vars(errors[0]))
     assert str(file) in vars(errors[0])["reason"]
-    file.write_text("backend = repaired\n")
+    file.write_text("backend = a-repaired-key\n")
     clock.now = 4.0
-    assert keys.name_of(b"repaired") == "backend"
+    assert keys.name_of(b"a-repaired-key") == "backend"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("= key", "line 1"),
-        ("a = 1\nb b = 2", "line 2"),
+        ("a = the-old-key-1\nb b = 2", "line 2"),
         ("name =", "line 1"),
-        ("a = k\nb = k", "twice"),
+        ("a = the-old-key-1\nb = the-old-key-1", "twice"),
         ("# nothing", "no key"),
         ("ä = k", "line 1"),
+        ("a = the-old-key-1\nb = short", "line 2: the key should have at least 12 characters"),
+        ("a = abababababababab", "line 1: the key should not repeat a few characters"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_line(tmp_path: Path, content: str, reason: str) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from ml_api.http.api_keys import ApiKeys
-from ml_api.http.auth import Authentication, caller
+from ml_api.http.auth import Authentication, GuardedRoute, caller
+from ml_api.http.problems import render_http_exception
 
 pytestmark = pytest.mark.anyio
 
@@ -29,15 +34,16 @@ async def open_to_all(_: Request) -> PlainTextResponse:
 @pytest.fixture
 def client() -> httpx.AsyncClient:
     REFUSALS.clear()
-    guard = Middleware(
-        Authentication,
-        keys=ApiKeys(single="right"),
-        public={"/health"},
-        other={"/admin/": ApiKeys(single="boss")},
-        refused=lambda: REFUSALS.append(401),
-    )
-    routes = [Route(path, who) for path in ("/who", "/admin/who")] + [Route("/health", open_to_all)]
-    app = Starlette(routes=routes, middleware=[guard])
+
+    def guard(key: str) -> Callable[[ASGIApp], ASGIApp]:
+        return partial(Authentication, keys=ApiKeys(single=key), refused=lambda: REFUSALS.append(401))
+
+    routes = [
+        GuardedRoute("/who", who, guard=guard("right")),
+        GuardedRoute("/admin/who", who, guard=guard("boss")),
+        Route("/health", open_to_all),
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: render_http_exception})
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
 
@@ -69,13 +75,11 @@ async def test_anything_else_is_401_as_a_problem_and_counted(
     assert REFUSALS == [401]
 
 
-async def test_a_path_that_nobody_named_open_is_closed_even_if_nothing_is_there(
-    client: httpx.AsyncClient,
-) -> None:
-    assert (await client.get("/nowhere")).status_code == 401
-    assert (await client.get("/nowhere", headers={"X-API-Key": "right"})).status_code == 404
+async def test_the_guard_comes_before_the_refusal_of_another_method(client: httpx.AsyncClient) -> None:
+    assert (await client.delete("/who")).status_code == 401
+    refused = await client.delete("/who", headers={"X-API-Key": "right"})
+    assert (refused.status_code, set(refused.headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
     assert (await client.get("/health")).text == "open"
-    assert (await client.get("/health/")).status_code == 401
 
 
 async def test_the_admin_paths_have_keys_of_their_own(client: httpx.AsyncClient) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 
 from ml_api.http.api_keys import ApiKeys
 from ml_api.http.auth import Authentication
-from ml_api.http.rate_limit import RateLimit
+from ml_api.http.rate_limit import RateLimit, TokenBuckets
 
 pytestmark = pytest.mark.anyio
 
@@ -19,19 +19,19 @@ pytestmark = pytest.mark.anyio
 async def test_a_caller_over_its_rate_is_429_until_a_token_has_grown(tmp_path: Path) -> None:
     now = 0.0
     file = tmp_path / "keys"
-    file.write_text("one = key-1\ntwo = key-2\n")
-    limited = RateLimit(PlainTextResponse("fine"), per_minute=2, clock=lambda: now)
-    app = Authentication(limited, keys=ApiKeys(file=file), public=())
+    file.write_text("one = the-key-of-one-1\ntwo = the-key-of-two-2\n")
+    limited = RateLimit(PlainTextResponse("fine"), buckets=TokenBuckets(2, clock=lambda: now))
+    app = Authentication(limited, keys=ApiKeys(file=file))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
 
         async def ask(key: str) -> httpx.Response:
             return await client.post("/predict", headers={"X-API-Key": key})
 
-        burst = [(await ask("key-1")).status_code for _ in range(3)]
-        refused = await ask("key-1")
-        other = await ask("key-2")
+        burst = [(await ask("the-key-of-one-1")).status_code for _ in range(3)]
+        refused = await ask("the-key-of-one-1")
+        other = await ask("the-key-of-two-2")
         now = 30.0
-        later = await ask("key-1")
+        later = await ask("the-key-of-one-1")
     assert burst == [200, 200, 429]
     assert refused.headers["retry-after"] == "30"
     assert refused.json()["type"].endswith("rate-limited")
@@ -40,8 +40,8 @@ async def test_a_caller_over_its_rate_is_429_until_a_token_has_grown(tmp_path: P
 
 async def test_tokens_grow_while_a_caller_waits_and_never_beyond_a_minutes_worth() -> None:
     now = 0.0
-    limited = RateLimit(PlainTextResponse("fine"), per_minute=2, clock=lambda: now)
-    app = Authentication(limited, keys=ApiKeys(single="key"), public=())
+    limited = RateLimit(PlainTextResponse("fine"), buckets=TokenBuckets(2, clock=lambda: now))
+    app = Authentication(limited, keys=ApiKeys(single="key"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
 
         async def ask(at: float) -> tuple[int, str | None]:

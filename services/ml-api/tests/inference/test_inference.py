@@ -20,11 +20,17 @@ from starlette.types import Receive, Scope, Send
 from idempotency.stores.memory import MemoryStore
 from ml_api.http.problems import problem_response
 from ml_api.inference.errors import InferenceErrors
-from ml_api.serving.registry import BUNDLED_MODEL, Catalogue, ModelUnusable, check_trading_model, load_models
+from ml_api.serving.registry import (
+    BUNDLED_MODEL,
+    ModelRegistry,
+    ModelUnusable,
+    check_trading_model,
+    load_models,
+)
 from ml_api.settings import Settings
 from ml_api.stores.backend import Backend
-from ml_api.trading.decision import CLASSES
 from ml_api.trading.indicators import FEATURES
+from ml_api.trading.types import CLASSES
 from predictor import Manifest, Model, manifest_path, write_manifest
 
 pytestmark = pytest.mark.anyio
@@ -100,7 +106,9 @@ async def test_a_tensor_for_each_feature_may_carry_categories_and_missing_values
 
 
 def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_dir: Path) -> None:
-    models = load_models(Settings.model_validate({"api_key": "k", "models_dir": models_dir}))
+    models = load_models(
+        Settings.model_validate({"api_key": "the-key-of-the-tests", "models_dir": models_dir})
+    )
     houses, trading = models.by_name["houses"].current, models.by_name["btc-eth"].current
     models.check("houses", houses)
     models.check("houses", trading)  # of what stands beside it nothing is asked
@@ -122,8 +130,8 @@ def test_features_or_classes_in_another_order_are_another_question(
 
 
 def test_the_model_behind_predict_is_the_one_that_was_named_or_none(models_dir: Path, tmp_path: Path) -> None:
-    def loaded(path: Path, **more: object) -> Catalogue:
-        given = {"api_key": "k", "model_path": path} | more
+    def loaded(path: Path, **more: object) -> ModelRegistry:
+        given = {"api_key": "the-key-of-the-tests", "model_path": path} | more
         return load_models(Settings.model_construct(**given))  # unchecked: a file may vanish after the check
 
     named, altered, absent = tmp_path / "named.txt", tmp_path / "altered.txt", tmp_path / "absent.txt"
@@ -150,7 +158,7 @@ def test_two_models_of_one_name_are_refused(models_dir: Path, tmp_path: Path) ->
         shutil.copy(models_dir / "houses.txt", tmp_path / f"{copy}.txt")
         shutil.copy(manifest_path(models_dir / "houses.txt"), manifest_path(tmp_path / f"{copy}.txt"))
     with pytest.raises(ModelUnusable, match="another one is called houses"):
-        load_models(Settings.model_validate({"api_key": "k", "models_dir": tmp_path}))
+        load_models(Settings.model_validate({"api_key": "the-key-of-the-tests", "models_dir": tmp_path}))
 
 
 async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(
@@ -168,7 +176,7 @@ async def test_a_batch_over_the_handlers_time_is_cut_off_and_its_key_is_free_aga
     service: Service, headers: Headers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = threading.Event()
-    body = request(tensor(np.tile(ROW, (65, 1)).ravel().tolist(), [65, 11]))
+    body = request(tensor(np.tile(ROW, (400, 1)).ravel().tolist(), [400, 11]))
 
     def stuck(*_: object) -> None:
         done.wait(30)
@@ -204,7 +212,7 @@ async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refus
         (request(), "at least 1"),
         (request(tensor([1.0], [1, 11])), "1 values for the shape"),
         (request(tensor([1.0], [1, 1])), "the model has 11 features, the tensor 1 columns"),
-        (request(tensor([10**400] * 11, [1, 11])), "not a number"),
+        (request(tensor([10**400] * 11, [1, 11])), "sma_7"),
         (request(tensor(["SECRET"] * 11, [1, 11])), "not a number"),
         (request(tensor([[[1.0] * 11]], [1, 11])), "shape"),
         (request(tensor([[1.0] * 11, 3], [2, 11])), "nested"),
@@ -362,4 +370,6 @@ async def test_a_reason_keeps_the_names_that_the_caller_gave(service: Service, h
         answer = await client.post(
             INFER, content=request(tensor(["x"] * 11, [1, 11], "MyRows")), headers=headers()
         )
-    assert answer.json()["error"].startswith("Tensor 'MyRows' has a value that is not a number; GET the")
+    assert answer.json()["error"].startswith(
+        "Value 0 of tensor 'MyRows' is not a number, as FP64 says; GET the"
+    )

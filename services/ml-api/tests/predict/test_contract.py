@@ -18,18 +18,15 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from ml_api.predict import contract
+from ml_api.predict.answer import Answer, PredictResponse, encode_answer
 from ml_api.predict.contract import (
-    Contribution,
     MalformedBody,
     NestedTooDeep,
-    Order,
     PredictRequest,
-    PredictResponse,
-    Signal,
-    encode_response,
     parse_request,
     projection,
 )
+from ml_api.trading.types import Contribution, Order, Signal
 
 CANDLE = {
     "symbol": "BTC",
@@ -79,8 +76,8 @@ class TestNumbers:
     def test_number_and_string_agree_for_every_decimal(self, value: Decimal) -> None:
         as_number = dump(document()).replace(b'"close": 1.5', f'"close": {value:f}'.encode())
         as_string = dump(document()).replace(b'"close": 1.5', f'"close": "{value:f}"'.encode())
-        assert parse_request(as_number).candles[0]["close"] == value
-        assert parse_request(as_string).candles[0]["close"] == value
+        assert parse_request(as_number).series("BTC").exact_close(0) == value
+        assert parse_request(as_string).series("BTC").exact_close(0) == value
 
     @pytest.mark.parametrize(
         "bad", [True, None, "", " 1", "1_000", "NaN", "Infinity", "0x10", "１２", [], {}, "9" * 100]
@@ -102,9 +99,14 @@ class TestNumbers:
         error = refusal(dump(document()).replace(b'"totalValue": 2', b'"totalValue": ' + huge))
         assert error.errors[0]["loc"] == ["body", "portfolio", "totalValue"]
 
-    @pytest.mark.parametrize("huge", [b"1e99999999999999999999", b"1" * 5000])
-    def test_numbers_beyond_any_decimal_are_refused(self, huge: bytes) -> None:
-        assert refusal(dump(document()).replace(b"1.5", huge)).status == 422
+    @pytest.mark.parametrize("huge", [b"1e99999999999999999999", b"-1e-99999999999999999999", b"1" * 5000])
+    def test_money_beyond_any_decimal_is_refused(self, huge: bytes) -> None:
+        assert refusal(dump(document()).replace(b'"totalValue": 2', b'"totalValue": ' + huge)).status == 422
+
+    @pytest.mark.parametrize("huge", [b"1e400", b"1e99999999999999999999", b"1" + b"0" * 400])
+    def test_a_price_beyond_float64_is_infinite(self, huge: bytes) -> None:
+        request = parse_request(dump(document()).replace(b"1.5", huge))
+        assert request.series("BTC").closes == [float("inf")]
 
 
 class TestTimestamps:
@@ -199,7 +201,7 @@ class TestNames:
 
     def test_unknown_members_are_ignored(self) -> None:
         extra = document(future={"a": [1]}, candles=[CANDLE | {"trades": 7}])
-        assert parse_request(dump(extra)).candles == parse_request(dump(document())).candles
+        assert repr(parse_request(dump(extra)).candles) == repr(parse_request(dump(document())).candles)
 
     @pytest.mark.parametrize("sent", [{}, {"requestId": None}])
     def test_a_missing_request_id_becomes_a_fresh_uuid(self, sent: dict[str, None]) -> None:
@@ -317,8 +319,8 @@ class TestProjection:
                 read(body)
 
 
-def answer(**changes: Any) -> PredictResponse:
-    return PredictResponse(
+def answer(**changes: Any) -> Answer:
+    return Answer(
         **{
             "model_version": "1.0.0",
             "request_id": "r",
@@ -336,7 +338,7 @@ class TestAnswer:
     """The bytes of an answer, as a strict client reads them."""
 
     def test_all_members_are_present_even_when_empty(self) -> None:
-        assert json.loads(encode_response(answer())) == {
+        assert json.loads(encode_answer(answer())) == {
             "schemaVersion": "1.0",
             "modelVersion": "1.0.0",
             "requestId": "r",
@@ -350,7 +352,7 @@ class TestAnswer:
     @given(st.decimals(min_value="0.00001", max_value=1000, places=8))
     def test_a_quantity_is_a_plain_json_number(self, quantity: Decimal) -> None:
         order = Order(asset_symbol="BTC", side="BUY", quantity=quantity)
-        body = encode_response(answer(orders=(order,))).decode()
+        body = encode_answer(answer(orders=(order,))).decode()
         token = body.partition('"quantity":')[2].partition(",")[0]
         assert set(token) <= set("0123456789.")
         assert Decimal(token) == quantity
@@ -363,7 +365,7 @@ class TestAnswer:
     )
     def test_any_finite_value_and_any_text_is_read_back(self, value: float, text: str) -> None:
         signal = Signal(feature=text, value=value, rule=text, fired=True, contribution="neutral")
-        body = encode_response(answer(signals=(signal,), reasoning=text, request_id=text, agent_id=text))
+        body = encode_answer(answer(signals=(signal,), reasoning=text, request_id=text, agent_id=text))
         read = json.loads(body, parse_constant=pytest.fail)
         assert read["signals"] == [
             {"feature": text, "value": value, "rule": text, "fired": True, "contribution": "neutral"}
@@ -371,10 +373,10 @@ class TestAnswer:
         assert (read["reasoning"], read["requestId"], read["agentId"]) == (text, text, text)
 
     def test_contributions_are_a_list_where_asked_for_even_if_empty(self) -> None:
-        assert "contributions" not in json.loads(encode_response(answer()))
-        assert json.loads(encode_response(answer(contributions=())))["contributions"] == []
+        assert "contributions" not in json.loads(encode_answer(answer()))
+        assert json.loads(encode_answer(answer(contributions=())))["contributions"] == []
         why = Contribution(asset_symbol="BTC", feature="rsi_14", log_odds=-0.25)
-        read = json.loads(encode_response(answer(contributions=(why,))))["contributions"]
+        read = json.loads(encode_answer(answer(contributions=(why,))))["contributions"]
         assert read == [{"assetSymbol": "BTC", "feature": "rsi_14", "logOdds": -0.25}]
 
     @pytest.mark.parametrize(
@@ -393,10 +395,10 @@ class TestAnswer:
         order = Order(asset_symbol="ETH", side="SELL", quantity=Decimal("0.00001000"))
         signal = Signal(feature="f", value=0.5, rule="r", fired=False, contribution="bearish")
         schema = TypeAdapter(PredictResponse).json_schema(mode="serialization")
-        read = json.loads(encode_response(answer(orders=(order,), signals=(signal,))))
+        read = json.loads(encode_answer(answer(orders=(order,), signals=(signal,))))
         assert set(read) == set(schema["required"]) == set(schema["properties"]) - {"contributions"}
         why = Contribution(asset_symbol="ETH", feature="f", log_odds=-0.5)
-        read = json.loads(encode_response(answer(orders=(order,), signals=(signal,), contributions=(why,))))
+        read = json.loads(encode_answer(answer(orders=(order,), signals=(signal,), contributions=(why,))))
         assert set(read) == set(schema["properties"])
         for member, name in (("orders", "Order"), ("signals", "Signal"), ("contributions", "Contribution")):
             promised = schema["$defs"][name]

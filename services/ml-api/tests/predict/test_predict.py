@@ -16,7 +16,7 @@ import pytest
 from idempotency.stores.memory import MemoryStore
 from ml_api.observability.metrics import Metrics
 from ml_api.stores.backend import Backend
-from ml_api.stores.redis_monitor import RedisWatch
+from ml_api.stores.redis_monitor import RedisMonitor
 
 pytestmark = pytest.mark.anyio
 
@@ -144,11 +144,11 @@ class TestOneKey:
         self, service: Service, body: Body, headers: Headers, tmp_path
     ) -> None:
         file = tmp_path / "keys"
-        file.write_text("backend = old\nbackend = new\nother = third\n")
+        file.write_text("backend = the-old-key-1\nbackend = the-new-key-2\nother = the-third-key\n")
         async with service(api_key=None, api_keys_file=file) as client:
             first, rotated, stranger = [
                 await client.post("/predict", content=body(), headers=headers("k") | {"X-API-Key": key})
-                for key in ("old", "new", "third")
+                for key in ("the-old-key-1", "the-new-key-2", "the-third-key")
             ]
         assert rotated.content == first.content
         assert "idempotency-replayed" not in stranger.headers
@@ -391,13 +391,13 @@ async def test_health_is_given_in_both_spellings_without_a_key(service: Service)
 
 async def test_ready_tells_the_model_and_the_state_of_the_store_without_a_key(service: Service) -> None:
     store = MemoryStore()
-    watch = RedisWatch(store, Metrics())
-    watched = Backend("redis", store, watch, store.aclose)
+    monitor = RedisMonitor(store, Metrics())
+    watched = Backend("redis", store, monitor, store.aclose)
     async with service(model_version="1.0.0") as client:
         own = await client.get("/ready")
     async with service(backend=watched, model_version="1.0.0") as client:
         before = await client.get("/ready")
-        await watch.look()
+        await monitor.check()
         after = await client.get("/ready")
     assert own.json() == {"status": "ready", "modelVersion": "1.0.0", "store": "sqlite", "storeUp": True}
     assert before.json() == {"status": "ready", "modelVersion": "1.0.0", "store": "redis", "storeUp": None}

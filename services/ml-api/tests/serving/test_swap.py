@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ml_api.serving.model_files import ModelDirectory
 from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.serving.swap import Participant, SwapRefused
-from ml_api.serving.workers import Peers, SwapBusy, WorkerVersion
+from ml_api.serving.workers import SwapBusy, WorkerGroup, WorkerVersion
 from predictor import Manifest, Model, ModelSlot, manifest_path
 
 pytestmark = pytest.mark.anyio
@@ -32,9 +33,12 @@ class Worker:
         self.slot = ModelSlot(Model.load(BUNDLED_MODEL))
         self.swaps: list[tuple[str, str, str]] = []
         self.own = Participant(
-            {NAME: self.slot}, check=check, swapped=lambda *change: self.swaps.append(change)
+            {NAME: self.slot},
+            directory=ModelDirectory(directory.parent, 10_000_000),
+            check=check,
+            swapped=lambda *change: self.swaps.append(change),
         )
-        self.peers = Peers(directory, self.own)
+        self.peers = WorkerGroup(directory, self.own)
 
     @property
     def version(self) -> str:
@@ -48,15 +52,15 @@ def meeting(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def newer(tmp_path: Path) -> Callable[[str], Path]:
+def newer(tmp_path: Path) -> Callable[[str], str]:
     """The shipped model as another version of itself."""
 
-    def of(version: str) -> Path:
+    def of(version: str) -> str:
         path = tmp_path / f"{version}.txt"
         shutil.copy(BUNDLED_MODEL, path)
         manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
         manifest.model_copy(update={"version": version}).write(manifest_path(path))
-        return path
+        return path.name
 
     return of
 
@@ -81,7 +85,7 @@ async def joined(*workers: Worker) -> AsyncIterator[None]:
 
 
 async def test_all_serve_the_new_model_and_whoever_joins_later_too(
-    meeting: Path, newer: Callable[[str], Path]
+    meeting: Path, newer: Callable[[str], str]
 ) -> None:
     first, second, late = (Worker(meeting) for _ in range(3))
     async with joined(first, second):
@@ -97,7 +101,7 @@ async def test_all_serve_the_new_model_and_whoever_joins_later_too(
 
 
 async def test_if_one_objects_nobody_swaps_and_nothing_made_ready_stays(
-    meeting: Path, newer: Callable[[str], Path]
+    meeting: Path, newer: Callable[[str], str]
 ) -> None:
     willing, unwilling, late = Worker(meeting), Worker(meeting, "not here"), Worker(meeting)
     async with joined(willing, unwilling):
@@ -110,7 +114,7 @@ async def test_if_one_objects_nobody_swaps_and_nothing_made_ready_stays(
 
 
 async def test_a_silent_worker_counts_as_an_objection(
-    meeting: Path, newer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    meeting: Path, newer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -124,7 +128,7 @@ async def test_a_silent_worker_counts_as_an_objection(
     assert worker.version == "1.0.0"
 
 
-async def test_what_a_dead_worker_left_is_cleared_away(meeting: Path, newer: Callable[[str], Path]) -> None:
+async def test_what_a_dead_worker_left_is_cleared_away(meeting: Path, newer: Callable[[str], str]) -> None:
     (meeting / "dead.sock").touch()
     worker = Worker(meeting)
     async with joined(worker):
@@ -132,7 +136,7 @@ async def test_what_a_dead_worker_left_is_cleared_away(meeting: Path, newer: Cal
     assert not (meeting / "dead.sock").exists()
 
 
-async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Callable[[str], Path]) -> None:
+async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Callable[[str], str]) -> None:
     first, second = Worker(meeting), Worker(meeting)
     async with joined(first, second):
         with first.peers._alone(), pytest.raises(SwapBusy):
@@ -143,17 +147,17 @@ async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Cal
 
 
 async def test_what_may_not_be_served_is_refused_with_the_reason(
-    meeting: Path, newer: Callable[[str], Path], tmp_path: Path
+    meeting: Path, newer: Callable[[str], str], tmp_path: Path
 ) -> None:
     worker, path = Worker(meeting), newer("2.0.0")
     bare = tmp_path / "bare.txt"
     shutil.copy(BUNDLED_MODEL, bare)
     async with joined(worker):
         for name, model, digest, reason in (
-            ("other", path, None, "there is no model called other; there is btc-eth"),
-            (NAME, path, "0" * 64, "0000"),
-            (NAME, tmp_path / "absent.txt", None, "absent"),
-            (NAME, bare, None, "manifest"),
+            ("other", path, None, "there is no model of that name; there is btc-eth"),
+            (NAME, path, "0" * 64, "its SHA-256 is not the one that was promised"),
+            (NAME, "absent.txt", None, "there is no model file of that name"),
+            (NAME, bare.name, None, "there is no manifest of that name"),
         ):
             with pytest.raises(SwapRefused, match=reason):
                 await worker.peers.swap(name, model, digest)

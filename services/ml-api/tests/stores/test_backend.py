@@ -27,7 +27,7 @@ def settings(**given_: object) -> Settings:
 async def test_without_redis_it_is_a_sqlite_file_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "new" / "directory" / "store.sqlite3"
     backend = open_backend(settings(store_path=path), Metrics())
-    assert (backend.kind, type(backend.store), backend.watch) == ("sqlite", SQLiteStore, None)
+    assert (backend.kind, type(backend.store), backend.monitor) == ("sqlite", SQLiteStore, None)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     await backend.close()
@@ -39,7 +39,7 @@ async def test_without_redis_it_is_a_sqlite_file_for_its_owner_alone(tmp_path: P
 async def test_each_redis_topology_opens_a_watched_store_and_connects_to_nothing_yet(url: str) -> None:
     backend = open_backend(settings(redis_enabled=True, redis_url=url), Metrics())
     assert isinstance(backend.store, RedisStore)
-    assert backend.watch is not None
+    assert backend.monitor is not None
     await backend.close()
 
 

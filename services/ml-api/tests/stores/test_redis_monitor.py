@@ -10,7 +10,7 @@ import pytest
 from idempotency import StorageKey, StoreUnavailable
 from idempotency.stores.memory import MemoryStore
 from ml_api.observability.metrics import Metrics
-from ml_api.stores.redis_monitor import RedisWatch
+from ml_api.stores.redis_monitor import RedisMonitor
 
 pytestmark = pytest.mark.anyio
 
@@ -33,10 +33,10 @@ async def test_an_outage_and_its_end_are_logged_once_each_and_every_failure_is_c
     caplog.set_level("INFO", "ml_api.cache")
     metrics = Metrics()
     answers = [False, False, True, True, True, False]
-    watch = RedisWatch(Flaky(answers), metrics)
+    watch = RedisMonitor(Flaky(answers), metrics)
     assert watch.up is None
     for number, answer in enumerate(answers):
-        assert await watch.look() is answer
+        assert await watch.check() is answer
         assert watch.up is answer
         lines = metrics.render().decode().splitlines()
         assert f"ml_service_redis_up {float(answer)}" in lines
@@ -63,7 +63,7 @@ async def test_it_asks_at_its_interval_and_at_least_every_second_of_an_outage(
             raise asyncio.CancelledError
 
     monkeypatch.setattr("ml_api.stores.redis_monitor.asyncio.sleep", sleep)
-    watch = RedisWatch(Flaky([True, False, True]), Metrics(), interval=interval)
+    watch = RedisMonitor(Flaky([True, False, True]), Metrics(), interval=interval)
     with pytest.raises(asyncio.CancelledError):
         await watch.run()
     assert naps == [interval, while_away, interval]

@@ -11,8 +11,9 @@ import pytest
 from ml_api.predict.contract import parse_request
 from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.trading.contributions import contributions
-from ml_api.trading.decision import CLASSES, decide, look
+from ml_api.trading.decision import compute_features, decide
 from ml_api.trading.indicators import FEATURES
+from ml_api.trading.types import CLASSES
 from predictor import Model
 
 
@@ -25,31 +26,31 @@ def test_the_largest_come_first_per_asset_towards_its_own_action(
     make_body: Callable[..., bytes], model: Model
 ) -> None:
     request = parse_request(make_body())
-    decision = decide(look(request.bars), request.portfolio, model.predict)
-    shares = model.explain([verdict.row for verdict in decision.verdicts]).contributions
-    found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=3)
+    decision = decide(compute_features(request.series), request.portfolio, model.predict)
+    shares = model.explain([asset_decision.row for asset_decision in decision.asset_decisions]).contributions
+    found = contributions(decision.asset_decisions, lambda rows: model.explain(rows).contributions, top=3)
     assert [one.asset_symbol for one in found] == ["BTC"] * 3 + ["ETH"] * 3
-    for index, verdict in enumerate(decision.verdicts):
-        own = [one for one in found if one.asset_symbol == verdict.asset]
+    for index, asset_decision in enumerate(decision.asset_decisions):
+        own = [one for one in found if one.asset_symbol == asset_decision.asset]
         sizes = [abs(one.log_odds) for one in own]
-        toward = shares[index, CLASSES.index(verdict.action)]
+        toward = shares[index, CLASSES.index(asset_decision.action)]
         assert sizes == sorted(np.abs(toward), reverse=True)[:3]
         assert all(one.log_odds == toward[FEATURES.index(one.feature)] for one in own)
 
 
 def test_all_of_them_add_up_to_the_raw_score(make_body: Callable[..., bytes], model: Model) -> None:
     request = parse_request(make_body(assets=["ETH"]))
-    decision = decide(look(request.bars), request.portfolio, model.predict)
-    (verdict,) = decision.verdicts
-    explanation = model.explain([verdict.row])
-    found = contributions(decision.verdicts, lambda rows: model.explain(rows).contributions, top=99)
-    column = CLASSES.index(verdict.action)
+    decision = decide(compute_features(request.series), request.portfolio, model.predict)
+    (asset_decision,) = decision.asset_decisions
+    explanation = model.explain([asset_decision.row])
+    found = contributions(decision.asset_decisions, lambda rows: model.explain(rows).contributions, top=99)
+    column = CLASSES.index(asset_decision.action)
     assert {one.feature for one in found} == set(FEATURES)
     total = explanation.bias[0, column] + sum(one.log_odds for one in found)
     assert total == pytest.approx(explanation.raw[0, column], rel=1e-9)
 
 
-def test_without_a_verdict_the_model_is_not_asked() -> None:
+def test_without_a_asset_decision_the_model_is_not_asked() -> None:
     assert contributions((), lambda rows: pytest.fail("asked"), top=3) == ()
 
 

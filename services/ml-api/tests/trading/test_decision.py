@@ -16,16 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml_api.predict.answer import Answer, encode_answer
 from ml_api.predict.contract import (
     Candle,
     Portfolio,
     PredictRequest,
-    PredictResponse,
-    encode_response,
     parse_request,
 )
-from ml_api.trading.decision import ASSETS, Decision, Predict, decide, look
+from ml_api.trading.decision import Decision, Predict, compute_features, decide
 from ml_api.trading.indicators import FEATURES, FloatArray, Row, compute
+from ml_api.trading.types import ASSETS
 
 Make = Callable[..., bytes]
 
@@ -43,7 +43,9 @@ SELL, HOLD, BUY = (0.5, 0.3, 0.2), (0.3, 0.4, 0.3), (0.2, 0.34, 0.46)
 
 
 def decided(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
-    return decide(look(request.bars), request.portfolio, predict, cap_to_portfolio=cap_to_portfolio)
+    return decide(
+        compute_features(request.series), request.portfolio, predict, cap_to_portfolio=cap_to_portfolio
+    )
 
 
 def judged(body: bytes, *chances: tuple[float, float, float], cap: bool = False) -> Decision:
@@ -73,7 +75,7 @@ class TestTheRow:
         here = judged(newest_first)
         for there in (judged(oldest_first), judged(shuffled), judged(neighbours)):
             assert here.orders == there.orders
-            assert here.verdicts == there.verdicts
+            assert here.asset_decisions == there.asset_decisions
 
     def test_offsets_are_compared_as_instants(self, make_body: Make) -> None:
         def move(document: dict[str, Any]) -> None:
@@ -88,9 +90,9 @@ class TestTheRow:
         request = parse_request(make_body(assets=["BTC"]))
         newest_last = request.candles[::-1]
         columns = [[float(c[name]) for c in newest_last] for name in ("close", "volume")]
-        (verdict,) = decided(request, answering(BUY)).verdicts
-        assert verdict.row == compute(*columns)
-        assert verdict.price == newest_last[-1]["close"]
+        (asset_decision,) = decided(request, answering(BUY)).asset_decisions
+        assert asset_decision.row == compute(*columns)
+        assert asset_decision.price == Decimal(str(newest_last[-1]["close"]))
 
     def test_both_assets_go_to_the_model_in_one_call_btc_first(self, make_body: Make) -> None:
         seen: list[list[Row]] = []
@@ -101,7 +103,7 @@ class TestTheRow:
 
         decision = decided(parse_request(make_body(assets=["ETH", "DOGE", "BTC"])), predict)
         assert [order.asset_symbol for order in decision.orders] == ["BTC", "ETH"]
-        assert seen == [[verdict.row for verdict in decision.verdicts]]
+        assert seen == [[asset_decision.row for asset_decision in decision.asset_decisions]]
 
     def test_other_assets_are_ignored(self, make_body: Make) -> None:
         assert judged(make_body(assets=["DOGE", "btc"])).reasoning == "No trading signals"
@@ -113,13 +115,25 @@ class TestTheRow:
     @pytest.mark.parametrize(
         "bad",
         [
-            *(np.full((2, 3), np.nan), np.ones((1, 3)), np.ones((2, 2)), np.ones(2), np.full((2, 3), np.inf)),
-            np.array([SELL, (0.5, 0.3, np.nan)]),
+            np.ones((1, 3)),
+            np.ones((2, 2)),
+            np.ones(2),
         ],
     )
     def test_a_model_that_answers_nonsense_raises(self, make_body: Make, bad: FloatArray) -> None:
-        with pytest.raises(ValueError, match="finite float64"):
+        with pytest.raises(ValueError, match="a float64"):
             decided(parse_request(make_body()), lambda rows: bad)
+
+    @pytest.mark.parametrize("overflowed", [math.nan, math.inf, -math.inf])
+    def test_an_asset_without_a_finite_answer_is_skipped_and_the_other_is_not(
+        self, make_body: Make, overflowed: float
+    ) -> None:
+        chances = np.array([(overflowed, 0.3, 0.2), BUY])
+        decision = decided(parse_request(make_body()), lambda rows: chances)
+        assert decision.skipped == {"BTC": "the model has no finite answer to its indicators"}
+        assert [one.asset for one in decision.asset_decisions] == ["ETH"]
+        assert [order.asset_symbol for order in decision.orders] == ["ETH"]
+        assert "BTC skipped: the model has no finite answer to its indicators" in decision.reasoning
 
 
 class TestTheAction:
@@ -144,7 +158,7 @@ class TestTheAction:
     def test_no_model_means_the_fixed_rules(self, make_body: Make) -> None:
         rising = [100.0 + i for i in range(40)]
         decision = decided(parse_request(make_body(assets=["BTC"], closes={"BTC": rising})), None)
-        assert (decision.verdicts[0].action, decision.verdicts[0].confidence) == ("SELL", 0.7)
+        assert (decision.asset_decisions[0].action, decision.asset_decisions[0].confidence) == ("SELL", 0.7)
         assert decision.reasoning == "BTC: SELL (confidence: 70%)"
 
 
@@ -156,7 +170,7 @@ class TestSizing:
         request = parse_request(make_body(assets=["BTC"], total_value="123456.78"))
         rest = (1 - confidence) / 2
         (order,) = decided(request, answering((confidence, rest, rest))).orders
-        exact = Decimal("123456.78") * Decimal("0.1") * Decimal(share) / request.candles[0]["close"]
+        exact = Decimal("123456.78") * Decimal("0.1") * Decimal(share) / request.series("BTC").exact_close(0)
         assert order.quantity == exact.quantize(Decimal("1e-8"), rounding=ROUND_HALF_EVEN)
         assert order.limit_price is None
 
@@ -212,7 +226,7 @@ class TestTheCap:
     def test_a_sale_costs_no_cash_and_brings_none_yet(self, make_body: Make) -> None:
         request = parse_request(make_body(cash="1000"))
         sale, purchase = decided(request, answering(SELL, BUY), cap_to_portfolio=True).orders
-        price = next(candle["close"] for candle in request.candles if candle["symbol"] == "ETH")
+        price = request.series("ETH").exact_close(0)
         assert (sale.side, purchase.side) == ("SELL", "BUY")
         assert purchase.quantity == (1000 / price).quantize(Decimal("1e-8"), ROUND_DOWN)
 
@@ -224,7 +238,7 @@ class TestTheCap:
     def test_purchases_share_the_cash_and_never_exceed_it(self, make_body: Make) -> None:
         request = parse_request(make_body(cash="5000"))
         decision = decided(request, answering(BUY), cap_to_portfolio=True)
-        prices = {verdict.asset: verdict.price for verdict in decision.verdicts}
+        prices = {asset_decision.asset: asset_decision.price for asset_decision in decision.asset_decisions}
         costs = [order.quantity * prices[order.asset_symbol] for order in decision.orders]
         assert len(costs) == 2
         assert Decimal(4999) < sum(costs) <= Decimal(5000)
@@ -238,7 +252,7 @@ class TestSkipping:
     )
     def test_twenty_candles_are_needed(self, make_body: Make, count: int, usable: int) -> None:
         decision = judged(make_body(count=count))
-        assert len(decision.verdicts) == len(decision.orders) == usable
+        assert len(decision.asset_decisions) == len(decision.orders) == usable
         assert len(decision.signals) == 9 * usable
         if not usable:
             reason = f"{count} candles, 20 needed"
@@ -289,12 +303,12 @@ class TestSkipping:
 
     def test_no_volume_anywhere_still_trades(self, make_body: Make) -> None:
         decision = judged(make_body(assets=["BTC"], volumes=[0.0] * 100), SELL)
-        assert decision.verdicts[0].row[FEATURES.index("volume_ratio")] == 1
+        assert decision.asset_decisions[0].row[FEATURES.index("volume_ratio")] == 1
         assert decision.reasoning == "BTC: SELL (confidence: 50%)"
 
     def test_flat_prices_still_trade(self, make_body: Make) -> None:
         decision = judged(make_body(assets=["BTC"], closes={"BTC": [100.0] * 40}), SELL)
-        assert decision.verdicts[0].row[FEATURES.index("rsi_14")] == 100
+        assert decision.asset_decisions[0].row[FEATURES.index("rsi_14")] == 100
         assert len(decision.orders) == 1
 
 
@@ -356,7 +370,7 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
         instructions="",
     )
     decision = decided(request, model, cap_to_portfolio=cap)
-    answer = PredictResponse(
+    answer = Answer(
         model_version="1",
         request_id="r",
         agent_id="a",
@@ -365,11 +379,11 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
         signals=decision.signals,
         reasoning=decision.reasoning,
     )
-    read = json.loads(encode_response(answer), parse_constant=pytest.fail)
-    assert len(read["signals"]) == 9 * len(decision.verdicts)
+    read = json.loads(encode_answer(answer), parse_constant=pytest.fail)
+    assert len(read["signals"]) == 9 * len(decision.asset_decisions)
     assert all(0 < order["quantity"] <= 1000 for order in read["orders"])
     assert all(math.isfinite(signal["value"]) for signal in read["signals"])
-    assert {v.asset for v in decision.verdicts} | set(decision.skipped) == {
+    assert {v.asset for v in decision.asset_decisions} | set(decision.skipped) == {
         c["symbol"] for c in candles
     } & set(ASSETS)
 

@@ -16,10 +16,11 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 from ml_api.predict.contract import parse_request
-from ml_api.trading.decision import CLASSES, decide, look
+from ml_api.trading.decision import compute_features, decide
 from ml_api.trading.indicators import FEATURES, compute
+from ml_api.trading.types import CLASSES
 from ml_api.training import MODEL_FILE, TrainingDataMissing, train
-from ml_api.training.bars import Bars, load_bars
+from ml_api.training.bars import DailySeries, load_bars
 from ml_api.training.dataset import HORIZON, PRICES, WINDOW, build, label
 from ml_api.training.evaluation import TEST_YEARS, evaluate, score, splits
 from ml_api.training.train import fit
@@ -28,12 +29,12 @@ from predictor import Manifest, Model, manifest_path
 MODEL = Path(str(files("ml_api"))) / "models" / MODEL_FILE
 
 
-def walking(name: str, seed: int, days: int = 5_000) -> Bars:
+def walking(name: str, seed: int, days: int = 5_000) -> DailySeries:
     """Prices without memory: nobody can forecast them."""
     chance = np.random.default_rng(seed)
     dates = np.datetime64("1999-01-01") + np.arange(days) * 7 // 5
     closes = 100 * np.exp(np.cumsum(chance.normal(0, 0.01, days)))
-    return Bars(name, "none", dates, closes, chance.uniform(1, 2, days))
+    return DailySeries(name, "none", dates, closes, chance.uniform(1, 2, days))
 
 
 class TestBars:
@@ -200,15 +201,15 @@ class TestTheCommittedModel:
     ) -> None:
         model = Model.load(MODEL)
         request = parse_request(make_body())
-        decision = decide(look(request.bars), request.portfolio, model.predict)
-        assert [verdict.asset for verdict in decision.verdicts] == ["BTC", "ETH"]
+        decision = decide(compute_features(request.series), request.portfolio, model.predict)
+        assert [asset_decision.asset for asset_decision in decision.asset_decisions] == ["BTC", "ETH"]
         booster = lightgbm.Booster(model_file=str(MODEL))
-        for verdict in decision.verdicts:
-            (chances,) = np.asarray(booster.predict([verdict.row], num_threads=1))
-            assert CLASSES[int(chances.argmax())] == verdict.action
-            assert verdict.confidence == chances.max()
+        for asset_decision in decision.asset_decisions:
+            (chances,) = np.asarray(booster.predict([asset_decision.row], num_threads=1))
+            assert CLASSES[int(chances.argmax())] == asset_decision.action
+            assert asset_decision.confidence == chances.max()
             assert model.manifest is not None
-            for feature, value in zip(model.manifest.features, verdict.row, strict=True):
+            for feature, value in zip(model.manifest.features, asset_decision.row, strict=True):
                 assert feature.min is not None
                 assert feature.max is not None
                 assert feature.min <= value <= feature.max, feature.name

@@ -16,7 +16,12 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["ApiKeys", "KeysFileError"]
+__all__ = ["MIN_KEY_CHARS", "ApiKeys", "KeysFileError", "weakness_of"]
+
+MIN_KEY_CHARS = 12
+"""A shorter key is refused at start: it could be guessed."""
+
+_MIN_DIFFERENT_CHARS = 5
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +29,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _RECHECK = 1.0  # s between looks at the file: a `stat`, so that a new key works at once without a watcher
 
 _Stamp = tuple[int, int, int]
+
+
+def weakness_of(key: str) -> str | None:
+    """Why *key* is too easy to guess, as the end of a sentence without the key; None for one that will do."""
+    if len(key) < MIN_KEY_CHARS:
+        return f"should have at least {MIN_KEY_CHARS} characters; openssl rand -hex 32 makes a good one"
+    if len(set(key)) < _MIN_DIFFERENT_CHARS:
+        return "should not repeat a few characters; openssl rand -hex 32 makes a good one"
+    return None
 
 
 class KeysFileError(Exception):
@@ -121,6 +135,8 @@ def _read(file: Path) -> tuple[tuple[bytes, str], ...]:
             raise KeysFileError(
                 f"{file}, line {number}: should be `name = key`, the name of letters, digits, . _ -"
             )
+        if (weakness := weakness_of(key)) is not None:
+            raise KeysFileError(f"{file}, line {number}: the key {weakness}")
         keys.append((_digest(key.encode()), name))
     if not keys:
         raise KeysFileError(f"{file} holds no key; a line is `name = key`")

@@ -1,20 +1,31 @@
 """
-Authentication: X-API-Key before anything else is done with a request, a replay included.
+Authentication by X-API-Key, before anything else is done with a request, a replay included.
 
-It fails closed: a path is open only if it was named open, so a route added later is guarded without a word
-about it.
+The guard stands on the routes themselves: what is guarded does not depend on how the application is mounted or which
+prefix a proxy adds. A path without a route needs a key too, so a stranger cannot find out which paths there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
+from typing import Any
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ml_api.http.api_keys import ApiKeys
+from ml_api.http.failed_attempts import FailedAttempts
 from ml_api.http.problems import problem_response
 
-__all__ = ["API_KEY_HEADER", "Authentication", "caller", "let_in"]
+__all__ = [
+    "API_KEY_HEADER",
+    "Authentication",
+    "Guard",
+    "GuardedRoute",
+    "caller",
+    "client_address",
+    "let_in",
+]
 
 API_KEY_HEADER = b"x-api-key"
 
@@ -35,6 +46,12 @@ def let_in(scope: Scope) -> bool:
     return _CALLER in scope
 
 
+def client_address(scope: Scope) -> str:
+    """The address that the request came from, as the server knows it; "" where it does not."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 class Authentication:
     """
     Lets a request through with the name of its key, or answers 401. Pure ASGI: it reads headers, never a
@@ -42,8 +59,9 @@ class Authentication:
 
     Args:
         keys: Who may call.
-        public: Exact paths that need no key.
-        other: Paths that other keys guard, by prefix.
+        failures: Slows down whoever fails again and again; share one between all guards.
+        refused: Called for each request that is refused.
+        slowed: Called for each of them that was delayed, or refused without a look at its key.
     """
 
     def __init__(
@@ -51,24 +69,32 @@ class Authentication:
         app: ASGIApp,
         *,
         keys: ApiKeys,
-        public: Collection[str],
-        other: Mapping[str, ApiKeys] | None = None,
+        failures: FailedAttempts | None = None,
         refused: Callable[[], None] = lambda: None,
+        slowed: Callable[[], None] = lambda: None,
     ) -> None:
         self.app = app
-        self._keys, self._public, self._refused = keys, frozenset(public), refused
-        self._other = tuple((other or {}).items())
+        self._keys, self._failures = keys, failures or FailedAttempts()
+        self._refused, self._slowed = refused, slowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard HTTP; a lifespan passes, a WebSocket is not served here and is closed by the router."""
-        if scope["type"] != "http" or scope["path"] in self._public:
+        """Guard HTTP; a lifespan passes."""
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        keys = next((keys for prefix, keys in self._other if scope["path"].startswith(prefix)), self._keys)
+        address = client_address(scope)
+        if self._failures.blocked(address):
+            self._refused()
+            self._slowed()
+            detail = "Too many requests with a wrong API key came from this address; try again in a second"
+            refusal = problem_response(429, "too-many-failures", detail, {"Retry-After": "1"})
+            return await refusal(scope, receive, send)
         presented = [value for name, value in scope["headers"] if name == API_KEY_HEADER]
         # Two fields are one too many: which of them a proxy in front looked at cannot be known.
-        name = keys.name_of(presented[0]) if len(presented) == 1 else None
+        name = self._keys.name_of(presented[0]) if len(presented) == 1 else None
         if name is None:
             self._refused()
+            if await self._failures.failed(address):
+                self._slowed()
             refusal = problem_response(
                 401,
                 "unauthorized",
@@ -78,3 +104,25 @@ class Authentication:
             return await refusal(scope, receive, send)
         scope[_CALLER] = name
         return await self.app(scope, receive, send)
+
+
+Guard = Callable[[ASGIApp], ASGIApp]
+"""Wraps an application, as a middleware does."""
+
+
+class GuardedRoute(Route):
+    """
+    A route behind a guard: whatever it would answer, 405 for another method included, the guard comes first.
+
+    Args:
+        guard: Wraps the whole route.
+        options: As for Starlette's Route.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, guard: Guard, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self._guarded = guard(super().handle)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, once the guard has let the request through."""
+        await self._guarded(scope, receive, send)

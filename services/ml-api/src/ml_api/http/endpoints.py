@@ -9,10 +9,11 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ml_api.http.problems import Problem
 
-__all__ = ["Endpoint", "openapi_endpoint", "require_json"]
+__all__ = ["Endpoint", "openapi_endpoint", "require_json", "route_path"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 """What Starlette calls to answer a request."""
@@ -38,3 +39,10 @@ def require_json(request: Request) -> None:
         raise Problem(415, "unsupported-media-type", "Send the body as application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Problem(415, "unsupported-media-type", "Send the body uncompressed")
+
+
+def route_path(scope: Scope) -> str:
+    """The path within this application: without the prefix that it is mounted under or that a proxy adds."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path

@@ -67,17 +67,17 @@ def health_endpoint(model: ServedModel, schema_version: str) -> Endpoint:
     return health
 
 
-def ready_endpoint(model: ServedModel, store: str, watch: StoreMonitor | None) -> Endpoint:
+def ready_endpoint(model: ServedModel, store: str, monitor: StoreMonitor | None) -> Endpoint:
     """
     The endpoint of GET /ready: 200 once the worker serves.
 
     Args:
         store: Which store keeps the answers: "redis" or "sqlite".
-        watch: Whose last look is reported; None for a store that cannot be away.
+        monitor: Whose last answer is reported; None for a store that cannot be away.
     """
 
     async def ready(_: Request) -> Response:
-        up = watch.up if watch is not None else True
+        up = monitor.up if monitor is not None else True
         return JSONResponse({"status": "ready", "modelVersion": model.version, "store": store, "storeUp": up})
 
     return ready

@@ -1,4 +1,4 @@
-"""The rate limit: so many requests a minute for each caller, in one worker; off unless it is set."""
+"""The rate limit: so many requests a minute for each caller, in one worker."""
 
 from __future__ import annotations
 
@@ -11,35 +11,55 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ml_api.http.auth import caller
 from ml_api.http.problems import problem_response
 
-__all__ = ["RateLimit"]
+__all__ = ["RateLimit", "TokenBuckets"]
 
 
-class RateLimit:
+class TokenBuckets:
     """
-    Answers 429 to a caller that asks faster than *per_minute*, with the whole seconds to wait.
+    A bucket of tokens for each name: full it holds a minute's worth, so short bursts pass.
 
-    A bucket of tokens for each name of an API key: full it holds a minute's worth, so short bursts pass. It belongs
-    inside authentication; there are as many buckets as names.
+    Args:
+        per_minute: Tokens that grow a minute.
+        clock: Monotonic seconds.
+
+    There are as many buckets as names.
     """
 
-    def __init__(self, app: ASGIApp, *, per_minute: int, clock: Callable[[], float] | None = None) -> None:
-        self.app = app
-        self._capacity, self._per_second = float(per_minute), per_minute / 60
-        self._clock = clock or time.monotonic
+    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self._capacity, self._per_second, self._clock = float(per_minute), per_minute / 60, clock
         self._buckets: dict[str, tuple[float, float]] = {}  # name -> tokens, and when they were counted
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard HTTP; pass everything else."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        name, now = caller(scope), self._clock()
+    def take(self, name: str) -> int:
+        """Take one token of *name*: 0, or the whole seconds until there will be one."""
+        now = self._clock()
         tokens, then = self._buckets.get(name, (self._capacity, now))
         tokens = min(self._capacity, tokens + (now - then) * self._per_second)
         if tokens < 1:
             self._buckets[name] = tokens, now
-            wait = math.ceil((1 - tokens) / self._per_second)
-            detail = f"More than {self._capacity:g} requests a minute; send this one again in {wait} s"
+            return math.ceil((1 - tokens) / self._per_second)
+        self._buckets[name] = tokens - 1, now
+        return 0
+
+
+class RateLimit:
+    """
+    Answers 429 to a caller that asks too fast, with the whole seconds to wait. It belongs inside authentication.
+
+    Args:
+        buckets: What callers take from; routes that share it are limited together.
+    """
+
+    def __init__(self, app: ASGIApp, *, buckets: TokenBuckets) -> None:
+        self.app = app
+        self._buckets = buckets
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Guard HTTP; pass everything else."""
+        if scope["type"] == "http" and (wait := self._buckets.take(caller(scope))):
+            detail = (
+                f"More than {self._buckets.per_minute} requests a minute; send this one again in {wait} s"
+            )
             refusal = problem_response(429, "rate-limited", detail, {"Retry-After": str(wait)})
             return await refusal(scope, receive, send)
-        self._buckets[name] = tokens - 1, now
         return await self.app(scope, receive, send)

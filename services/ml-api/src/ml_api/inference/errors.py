@@ -14,6 +14,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ml_api.http.endpoints import route_path
 from ml_api.http.problems import MEDIA_TYPE
 
 __all__ = ["InferenceErrors"]
@@ -27,7 +28,7 @@ class InferenceErrors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Watch the answers under /v2; pass everything else."""
-        if scope["type"] != "http" or not f"{scope['path']}/".startswith("/v2/"):
+        if scope["type"] != "http" or not f"{route_path(scope)}/".startswith("/v2/"):
             return await self.app(scope, receive, send)
         start: Message | None = None
         document = b""

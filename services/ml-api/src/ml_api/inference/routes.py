@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -13,28 +15,27 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ml_api.http.auth import Guard, GuardedRoute
 from ml_api.http.endpoints import require_json
 from ml_api.http.problems import Problem
 from ml_api.inference.tensors import encode_inference, model_metadata, parse_inference, rows_of
 from ml_api.observability.metrics import Metrics
-from predictor import ModelSlot, SchemaError
+from predictor import Model, ModelSlot, SchemaError
 
-__all__ = ["INFERENCE_PUBLIC", "inference_routes"]
+__all__ = ["inference_routes"]
 
-INFERENCE_PUBLIC = ("/v2", "/v2/health/live", "/v2/health/ready")
-"""What orchestrators and clients ask before they have a key."""
-
-_INLINE_ROWS = 64  # up to these a prediction is shorter than the way to a thread and back
+_INLINE_BYTES = 16_384  # a larger body is read and answered in a thread: the event loop must not stand for it
 
 
 def inference_routes(
-    models: Mapping[str, ModelSlot], metrics: Metrics, *, keyed: Sequence[Middleware]
+    models: Mapping[str, ModelSlot], metrics: Metrics, *, guard: Guard, keyed: Sequence[Middleware]
 ) -> list[Route]:
     """
-    The routes for *models*, by name.
+    The routes for *models*, by name. Orchestrators and clients ask for health before they have a key: that is open.
 
     Args:
-        keyed: What guards `infer`: idempotency and the handler's deadline.
+        guard: Stands before all that concerns a model.
+        keyed: What `infer` is wrapped in behind it: idempotency and the handler's deadline.
     """
 
     async def server(_: Request) -> Response:
@@ -58,18 +59,22 @@ def inference_routes(
             raise Problem(
                 415, "binary-tensors", "Send the tensors as JSON: this service speaks no binary extension"
             )
-        asked = parse_inference(await request.body())
-        model = slot.current
+        body, model = await request.body(), slot.current
+        if len(body) <= _INLINE_BYTES:
+            answer = answered(name, model, body)
+        else:
+            answer = await to_thread.run_sync(answered, name, model, body, abandon_on_cancel=True)
+        return Response(answer, media_type="application/json")
+
+    def answered(name: str, model: Model, body: bytes) -> bytes:
+        asked = parse_inference(body)
         rows = rows_of(asked, model)
         try:
             with metrics.model_seconds.time():
-                if len(rows) <= _INLINE_ROWS:
-                    values = model.predict(rows)
-                else:
-                    values = await to_thread.run_sync(model.predict, rows, abandon_on_cancel=True)
+                values = model.predict(rows or np.empty((0, len(model.info.features))))
         except SchemaError as error:
             raise Problem(422, "row-does-not-fit", str(error)) from None
-        return Response(encode_inference(asked, model, name, values), media_type="application/json")
+        return encode_inference(asked, model, name, values)
 
     def _asked(request: Request) -> tuple[str, ModelSlot]:
         name: str = request.path_params["name"]
@@ -80,11 +85,12 @@ def inference_routes(
         return name, slot
 
     of_model = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+    guarded = partial(GuardedRoute, guard=guard)
     return [
         Route("/v2", server),
         Route("/v2/health/live", healthy),
         Route("/v2/health/ready", healthy),
-        *(Route(path, metadata) for path in of_model),
-        *(Route(f"{path}/ready", ready) for path in of_model),
-        *(Route(f"{path}/infer", infer, methods=["POST"], middleware=keyed) for path in of_model),
+        *(guarded(path, metadata) for path in of_model),
+        *(guarded(f"{path}/ready", ready) for path in of_model),
+        *(guarded(f"{path}/infer", infer, methods=["POST"], middleware=keyed) for path in of_model),
     ]

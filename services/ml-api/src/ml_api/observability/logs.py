@@ -7,17 +7,15 @@ never a key, a header or a body.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import logging.config
 import sys
-from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
-from typing import Literal, TextIO
+from typing import Literal
 
 import msgspec
 
@@ -52,7 +50,7 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"form": {"()": _ConsoleFormatter if plain else _JsonFormatter}},
-            "handlers": {"stderr": {"()": _OneWriteHandler, "formatter": "form"}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "form"}},
             "root": {"handlers": ["stderr"], "level": level},
             "loggers": {
                 # The server's own lines go the same way; its access log gives way to ours, which knows more.
@@ -61,68 +59,6 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             },
         }
     )
-
-
-# Bytes that a pipe takes whole (PIPE_BUF of Linux): so lines of several workers never mix.
-_AT_ONCE = 4096
-
-
-class _OneWriteHandler(logging.StreamHandler[TextIO]):
-    """
-    Writes what one turn of the event loop logs together: under load a line costs little but its system call.
-
-    Errors, and what is logged where no loop runs, are written at once, behind all that was logged before. Whoever
-    kills the process without a signal that it can see loses the lines of the turn that it was in.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: list[str] = []
-        self._flushed_by: asyncio.AbstractEventLoop | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.append(self.format(record) + self.terminator)
-            loop = None if record.levelno >= logging.ERROR else _running_loop()
-            if loop is None:
-                self.flush()
-            elif self._flushed_by is not loop:
-                self._flushed_by = loop
-                loop.call_soon(self.flush)
-        except Exception:
-            self.handleError(record)
-
-    def flush(self) -> None:
-        self.acquire()
-        try:
-            lines, self._lines, self._flushed_by = self._lines, [], None
-            for text in _joined(lines):
-                self.stream.write(text)
-            super().flush()
-        finally:
-            self.release()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _joined(lines: list[str]) -> Iterator[str]:
-    """*lines* in as few texts as can be written at once; one that is too long by itself stays whole."""
-    together: list[str] = []
-    size = 0
-    for line in lines:
-        length = len(line) if line.isascii() else len(line.encode(errors="replace"))
-        if size + length > _AT_ONCE and together:
-            yield "".join(together)
-            together, size = [], 0
-        together.append(line)
-        size += length
-    if together:
-        yield "".join(together)
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode

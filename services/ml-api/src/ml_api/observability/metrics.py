@@ -21,7 +21,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from ml_api.server.refusals import REASONS
+from ml_api.http.refusals import REASONS
 from ml_api.settings import METRICS_DIRECTORY
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
@@ -65,6 +65,11 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.authentication_slowed = Counter(
+            "ml_service_authentication_slowed",
+            "Failed authentications that were delayed, or refused unseen, because one address failed too often.",
+            registry=registry,
+        )
         self.cache_requests = Counter(
             "ml_service_cache_requests",
             "Requests with an Idempotency-Key that were answered from the cache (hit) or decided (miss).",
@@ -91,7 +96,7 @@ class Metrics:
         )
         self.redis_connection_errors = Counter(
             "ml_service_redis_connection_errors",
-            "Times that Redis gave no usable answer, to a request or to the watch.",
+            "Times that Redis gave no usable answer, to a request or to the monitor.",
             registry=registry,
         )
         self.redis_up = Gauge(

@@ -1,9 +1,9 @@
 """
-The wire of ``POST /predict``: what a request may say, what an answer looks like, and nothing about trading.
+The request of ``POST /predict``: what it may say, and how it is read.
 
-One grammar reads every body: jiter, the JSON parser inside pydantic. The full reading (`parse_request`) asks it for
-decimals, so that ``0.10`` stays ``Decimal("0.10")`` and never passes through a float; the short reading
-(`projection`) lets it skip all but two members. Both refuse the same syntax at the same depth on every interpreter.
+There is one reader: pydantic over jiter, its own JSON parser. `parse_request` reads everything and keeps the digits of
+every number, so that ``0.10`` in money is ``Decimal("0.10")`` and never passes through a float. `projection` reads two
+members by the same types and skips the rest; that is all a replay needs. Both refuse the same syntax at the same depth.
 
 Names are camelCase on the wire, snake_case is accepted too, unknown members are ignored. The schemas that OpenAPI
 shows come from these classes.
@@ -11,13 +11,9 @@ shows come from these classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import uuid4
 
 import jiter
@@ -29,29 +25,22 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
-    with_config,
 )
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
-from ml_api.predict.types import Moment, Money, Name, Price, Symbol
-from ml_api.trading.candle_series import Bars
+from ml_api.predict.types import Moment, Money, Name, Price, Symbol, to_decimal, to_float
+from ml_api.trading.candle_series import CandleSeries
 
 __all__ = [
     "SCHEMA_VERSION",
     "Candle",
-    "Contribution",
     "ErrorItem",
     "MalformedBody",
     "NestedTooDeep",
-    "Order",
     "Portfolio",
     "Position",
     "PredictRequest",
-    "PredictResponse",
-    "Signal",
-    "encode_response",
-    "fresh_id",
     "parse_request",
     "projection",
 ]
@@ -133,13 +122,13 @@ class Portfolio(_Wire):
     positions: Annotated[list[Position], FailFast()] = []
 
 
-def fresh_id() -> str:
+def _fresh_id() -> str:
     """A requestId for a request that brought none."""
     return str(uuid4())
 
 
 def _absent_if_null(value: object) -> object:
-    return fresh_id() if value is None else value
+    return _fresh_id() if value is None else value
 
 
 def _empty_if_null(value: object) -> object:
@@ -161,7 +150,7 @@ class PredictRequest(_Wire):
                 "description": "Echoed; a new UUID4 where absent or null.",
             }
         ),
-    ] = Field(default_factory=fresh_id)
+    ] = Field(default_factory=_fresh_id)
     agent_id: Name
     portfolio: Portfolio
     candles: Annotated[list[Candle], FailFast()]
@@ -173,14 +162,14 @@ class PredictRequest(_Wire):
         """The two members that make two requests the same decision; see the function of this name."""
         return _project(self.agent_id, self.candles)
 
-    def bars(self, asset: str) -> Bars:
-        """The candles of one asset."""
+    def series(self, asset: str) -> CandleSeries:
+        """The candles of one asset, in the order in which they came."""
         candles = [candle for candle in self.candles if candle["symbol"] == asset]
-        return Bars(
+        return CandleSeries(
             [candle["timestamp"] for candle in candles],
-            [float(candle["close"]) for candle in candles],
-            [float(candle["volume"]) for candle in candles],
-            lambda position: candles[position]["close"],
+            [to_float(candle["close"]) for candle in candles],
+            [to_float(candle["volume"]) for candle in candles],
+            lambda position: to_decimal(candles[position]["close"]),
         )
 
 
@@ -191,94 +180,6 @@ class _CandleTime(TypedDict):
 class _Projection(_Wire):
     agent_id: Name
     candles: Annotated[list[_CandleTime], FailFast()]
-
-
-def _plain_number(places: int) -> WithJsonSchema:
-    return WithJsonSchema({"type": "number", "description": f"At most {places} decimal places, no exponent."})
-
-
-# What an answer consists of. Plain dataclasses, since the service makes each of them and pydantic need not check its
-# work: it reads the schema off them, where it says that all members are always there.
-_ANSWER = ConfigDict(alias_generator=to_camel, json_schema_serialization_defaults_required=True)
-_MAX_QUANTITY, _QUANTITY_PLACES = 1000, 8
-
-
-@with_config(_ANSWER)
-@dataclass(slots=True)
-class Order:
-    """One market order. limitPrice is always null."""
-
-    asset_symbol: Literal["BTC", "ETH"]
-    side: Literal["BUY", "SELL"]
-    quantity: Annotated[
-        Decimal,
-        Field(gt=0, le=_MAX_QUANTITY, decimal_places=_QUANTITY_PLACES),
-        _plain_number(_QUANTITY_PLACES),
-    ]
-    limit_price: None = None
-
-    def __post_init__(self) -> None:
-        """ValueError for a quantity that the client would drop or could not read."""
-        quantity = self.quantity
-        if not (
-            quantity.is_finite()
-            and 0 < quantity <= _MAX_QUANTITY
-            and quantity == round(quantity, _QUANTITY_PLACES)
-        ):
-            raise ValueError(
-                f"quantity must be above 0, at most {_MAX_QUANTITY} and of {_QUANTITY_PLACES} places"
-            )
-
-
-@with_config(_ANSWER)
-@dataclass(frozen=True, slots=True)  # answers share it
-class Signal:
-    """One fixed rule held against one indicator of one asset."""
-
-    feature: str
-    value: Annotated[float, Field(allow_inf_nan=False, description="Rounded to 4 places.")]
-    rule: str
-    fired: bool
-    contribution: Literal["bullish", "bearish", "neutral"]
-
-    def __post_init__(self) -> None:
-        """ValueError for a value that JSON has no number for."""
-        if not isfinite(self.value):
-            raise ValueError("a signal's value must be finite")
-
-
-@with_config(_ANSWER)
-@dataclass(slots=True)
-class Contribution:
-    """How far one indicator moved the model towards the action it chose for one asset; negative: away from it."""
-
-    asset_symbol: Literal["BTC", "ETH"]
-    feature: str
-    log_odds: Annotated[float, Field(allow_inf_nan=False)]
-
-
-def _optional_contributions(schema: dict[str, Any]) -> None:
-    schema["required"] = [name for name in schema["required"] if name != "contributions"]
-
-
-@with_config(ConfigDict(**_ANSWER, json_schema_extra=_optional_contributions))
-@dataclass(slots=True, kw_only=True)
-class PredictResponse:
-    """
-    The decision. Signals list the assets one after the other, 9 rules each.
-
-    All members are always present, but for *contributions*: only a service that is set to explain sends those.
-    """
-
-    schema_version: str = SCHEMA_VERSION
-    model_version: str
-    request_id: str
-    agent_id: str
-    created_at: Annotated[datetime, Field(description="UTC, with Z.")]
-    orders: tuple[Order, ...]
-    signals: tuple[Signal, ...]
-    reasoning: str
-    contributions: tuple[Contribution, ...] | None = None
 
 
 def parse_request(body: bytes) -> PredictRequest:
@@ -292,7 +193,7 @@ def parse_request(body: bytes) -> PredictRequest:
     Cost: linear in the body.
     """
     try:
-        document = jiter.from_json(body, float_mode="decimal", allow_inf_nan=False)
+        document = jiter.from_json(body, float_mode="lossless-float", allow_inf_nan=False)
     except ValueError as error:
         raise _not_json(str(error)) from None
     try:
@@ -339,38 +240,3 @@ def _not_schema(error: ValidationError) -> MalformedBody:
     return MalformedBody(
         {"type": item["type"], "loc": ["body", *item["loc"]], "msg": item["msg"]} for item in items
     )
-
-
-def encode_response(response: PredictResponse) -> bytes:
-    """
-    Write an answer as the .NET client reads it: quantities are plain JSON numbers.
-
-    By hand, because no encoder at hand writes a Decimal as a number and floats may grow an exponent (1e-05).
-    """
-    orders = ",".join(
-        f'{{"assetSymbol":"{order.asset_symbol}","side":"{order.side}",'
-        f'"quantity":{order.quantity:f},"limitPrice":null}}'
-        for order in response.orders
-    )
-    signals = ",".join(
-        [
-            f'{{"feature":{_text(signal.feature)},"value":{signal.value!r},"rule":{_text(signal.rule)},'
-            f'"fired":{"true" if signal.fired else "false"},"contribution":"{signal.contribution}"}}'
-            for signal in response.signals
-        ]
-    )
-    contributions = ",".join(
-        f'{{"assetSymbol":"{one.asset_symbol}","feature":{_text(one.feature)},"logOdds":{one.log_odds!r}}}'
-        for one in response.contributions or ()
-    )
-    explained = f',"contributions":[{contributions}]' if response.contributions is not None else ""
-    created = response.created_at.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")]
-    return (
-        f'{{"schemaVersion":{_text(response.schema_version)},"modelVersion":{_text(response.model_version)},'
-        f'"requestId":{_text(response.request_id)},"agentId":{_text(response.agent_id)},'
-        f'"createdAt":"{created}Z","orders":[{orders}],"signals":[{signals}],'
-        f'"reasoning":{_text(response.reasoning)}{explained}}}'
-    ).encode("ascii")
-
-
-_text = json.encoder.encode_basestring_ascii

@@ -13,15 +13,16 @@ from collections.abc import Callable
 from hashlib import sha256
 from typing import Literal
 
-from idempotency import Fingerprint, RequestView, canonical_json
-from ml_api.predict.quick import projection
+from idempotency import Fingerprint, RequestView
+from ml_api.http.json_fingerprint import json_fingerprint
+from ml_api.predict.contract import projection
 
 __all__ = ["decision_fingerprint", "fingerprint_of"]
 
 
 def fingerprint_of(kind: Literal["decision", "body"]) -> Callable[[RequestView], Fingerprint]:
     """The function behind a value of the `fingerprint` setting."""
-    return decision_fingerprint if kind == "decision" else canonical_json
+    return decision_fingerprint if kind == "decision" else json_fingerprint()
 
 
 def decision_fingerprint(view: RequestView) -> Fingerprint:

@@ -13,20 +13,21 @@ from datetime import UTC, datetime
 
 from ml_api.http.problems import Problem
 from ml_api.observability.metrics import Metrics
-from ml_api.predict.contract import Contribution, MalformedBody, PredictResponse, encode_response
-from ml_api.predict.quick import QuickRequest, read_request
+from ml_api.predict.answer import Answer, encode_answer
+from ml_api.predict.contract import MalformedBody, parse_request
 from ml_api.trading.contributions import contributions
-from ml_api.trading.decision import ASSETS, CLASSES, Decision, Predict, decide, look
+from ml_api.trading.decision import Decision, Predict, compute_features, decide
 from ml_api.trading.indicators import FloatArray, Row
+from ml_api.trading.types import ASSETS, CLASSES, Contribution
 from predictor import Manifest, Model, ModelSlot
 
-__all__ = ["RULES_VERSION", "Decider"]
+__all__ = ["RULES_VERSION", "PredictionService"]
 
 RULES_VERSION = "rules"
 """What answers call the model while the fixed rules stand in for one."""
 
 
-class Decider:
+class PredictionService:
     """
     Turns the body of POST /predict into its answer.
 
@@ -81,18 +82,18 @@ class Decider:
         """
         begun = time.perf_counter()
         try:
-            request = read_request(body)
+            request = parse_request(body)
         except MalformedBody as error:
             raise Problem(error.status, error.slug, error.errors) from None
         model = self._slot.current if self._slot is not None else None  # one model for the whole request
         decision = decide(
-            request.outlook if isinstance(request, QuickRequest) else look(request.bars),
+            compute_features(request.series),
             request.portfolio,
             self._predictor(model) if model is not None else None,
             cap_to_portfolio=self._cap_orders,
         )
-        answer = encode_response(
-            PredictResponse(
+        answer = encode_answer(
+            Answer(
                 model_version=self._name(model),
                 request_id=request.request_id,
                 agent_id=request.agent_id,
@@ -111,7 +112,7 @@ class Decider:
         if model is None or self._explain_top == 0:
             return None
         return contributions(
-            decision.verdicts, lambda rows: model.explain(rows).contributions, top=self._explain_top
+            decision.asset_decisions, lambda rows: model.explain(rows).contributions, top=self._explain_top
         )
 
     def _name(self, model: Model | None) -> str:
@@ -131,9 +132,9 @@ class Decider:
 
     def _count(self, decision: Decision, model: Model | None) -> None:
         ranges = self._ranges_of(model.manifest if model is not None else None)
-        for verdict in decision.verdicts:
-            self._predictions[verdict.asset, verdict.action].inc()
-            for (feature, least, most), value in zip(ranges, verdict.row, strict=False):
+        for one in decision.asset_decisions:
+            self._predictions[one.asset, one.action].inc()
+            for (feature, least, most), value in zip(ranges, one.row, strict=False):
                 if not least <= value <= most:
                     self._metrics.out_of_range.labels(feature).inc()
         for asset in decision.skipped:

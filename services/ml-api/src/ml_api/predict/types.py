@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import math
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Annotated, Any, TypeAlias
 
+from jiter import LosslessFloat
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-__all__ = ["Moment", "Money", "Name", "Price", "Symbol", "parse_instant"]
+__all__ = ["Moment", "Money", "Name", "Price", "SentNumber", "Symbol", "to_decimal", "to_float"]
 
 # The largest System.Decimal of .NET, the caller's money type; beyond it arithmetic stops being exact money.
 _MAX_MONEY = Decimal(79_228_162_514_264_337_593_543_950_335)
@@ -23,6 +24,49 @@ _INSTANT_TEXT = (
 )
 
 
+SentNumber: TypeAlias = LosslessFloat | int | Decimal
+"""A finite number as it was sent, every digit of it: with a fraction or exponent, whole, or in a string."""
+
+
+def to_decimal(number: SentNumber) -> Decimal:
+    """
+    The number, exactly.
+
+    Raises:
+        ValueError: Its exponent is beyond that of a decimal.
+    """
+    if not isinstance(number, LosslessFloat):
+        return Decimal(number)
+    try:
+        return number.as_decimal()
+    except InvalidOperation:
+        raise ValueError("an exponent beyond that of a decimal") from None
+
+
+def to_float(number: SentNumber) -> float:
+    """The nearest float64; infinite where the number is too large for one."""
+    try:
+        return float(number)
+    except OverflowError:  # of an integer
+        return -math.inf if isinstance(number, int) and number < 0 else math.inf
+
+
+_AS_SENT = core_schema.union_schema(
+    [
+        core_schema.is_instance_schema(LosslessFloat),
+        core_schema.int_schema(strict=True),
+        # Decimal() itself takes "1_000", " 1" and digits of other scripts; money should not.
+        core_schema.chain_schema(
+            [
+                core_schema.str_schema(strict=True, pattern=_DECIMAL_TEXT),
+                core_schema.decimal_schema(allow_inf_nan=False),
+            ]
+        ),
+    ],
+    mode="left_to_right",
+)
+
+
 class _Number:
     """A finite decimal: a JSON number, kept to its last digit, or the same digits in a string. Never a boolean."""
 
@@ -30,21 +74,13 @@ class _Number:
         self._limit = limit
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        low = None if self._limit is None else -self._limit
-        exact = core_schema.decimal_schema(strict=True, allow_inf_nan=False, ge=low, le=self._limit)
-        convert = core_schema.decimal_schema(allow_inf_nan=False, ge=low, le=self._limit)
+        schema: CoreSchema = _AS_SENT
+        if self._limit is not None:
+            exact = core_schema.no_info_after_validator_function(to_decimal, _AS_SENT)
+            within = core_schema.decimal_schema(allow_inf_nan=False, ge=-self._limit, le=self._limit)
+            schema = core_schema.chain_schema([exact, within])
         return core_schema.custom_error_schema(
-            core_schema.union_schema(
-                [
-                    exact,  # a number with a fraction or exponent, as the parser gives it
-                    core_schema.chain_schema([core_schema.int_schema(strict=True), convert]),
-                    # Decimal() itself takes "1_000", " 1" and digits of other scripts; money should not.
-                    core_schema.chain_schema(
-                        [core_schema.str_schema(strict=True, pattern=_DECIMAL_TEXT), convert]
-                    ),
-                ],
-                mode="left_to_right",
-            ),
+            schema,
             custom_error_type="decimal",
             custom_error_message="Input should be a finite decimal number of a sensible size, or one as a string",
         )
@@ -73,17 +109,7 @@ class _Instant:
         return {"type": "string", "pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]}
 
 
-_is_instant = re.compile(_INSTANT_TEXT).fullmatch
-
-
-def parse_instant(text: str) -> datetime:
-    """A candle's time; ValueError where the contract would refuse *text*."""
-    if not _is_instant(text):
-        raise ValueError("not an instant of the contract")
-    return _instant(text)
-
-
-# Assets share their candle times, the short reading and the full one too, and so do successive requests.
+# Assets share their candle times, and so do a fingerprint and its decision, and successive requests.
 @lru_cache(maxsize=4096)
 def _instant(text: str) -> datetime:
     moment = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z, fromisoformat no z
@@ -92,7 +118,7 @@ def _instant(text: str) -> datetime:
 
 Money: TypeAlias = Annotated[Decimal, _Number(_MAX_MONEY)]
 # Candles are checked for sense where they are used (trading.decision): a bound here would cost a comparison each.
-Price: TypeAlias = Annotated[Decimal, _Number()]
+Price: TypeAlias = Annotated[SentNumber, _Number()]
 Moment: TypeAlias = Annotated[datetime, _Instant()]
 Symbol: TypeAlias = Annotated[str, Field(min_length=1, max_length=32)]
 Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128)]

@@ -18,10 +18,10 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ml_api.http.auth import let_in
+from ml_api.http.refusals import EVENTS, ConnectionEvents, Refusal
 from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.connection_table import ConnectionTable
 from ml_api.server.one_write import OneWrite
-from ml_api.server.refusals import EVENTS, ConnectionEvents, Refusal
 
 __all__ = ["Connection", "Reading"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import httptools
 
 from ml_api.http.limits import BODY_IS_HERE
+from ml_api.http.refusals import Refusal
 from ml_api.server.connection import Connection, Reading
-from ml_api.server.refusals import Refusal
 from ml_api.server.upgrade import ContinuedParser
 
 __all__ = ["LimitedProtocol"]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ml_api.serving.swap import SwapRefused
 from ml_api.settings import PREFIX, Settings
-from ml_api.trading.decision import CLASSES
 from ml_api.trading.indicators import FEATURES
+from ml_api.trading.types import CLASSES
 from predictor import Model, ModelSlot, PredictorError
 
-__all__ = ["BUNDLED_MODEL", "Catalogue", "ModelUnusable", "check_trading_model", "load_models"]
+__all__ = ["BUNDLED_MODEL", "ModelRegistry", "ModelUnusable", "check_trading_model", "load_models"]
 
 BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
 """The model in the package: behind /predict unless another is named."""
@@ -24,7 +24,7 @@ class ModelUnusable(SwapRefused):
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class ModelRegistry:
     """
     The slots of all models.
 
@@ -47,7 +47,7 @@ class Catalogue:
             check_trading_model(model)
 
 
-def load_models(settings: Settings) -> Catalogue:
+def load_models(settings: Settings) -> ModelRegistry:
     """
     Load and check every model that *settings* name.
 
@@ -63,7 +63,7 @@ def load_models(settings: Settings) -> Catalogue:
                 f"the model {path} is not served: another one is called {slot.current.info.name} too"
             )
         by_name[slot.current.info.name] = slot
-    return Catalogue(trading, by_name)
+    return ModelRegistry(trading, by_name)
 
 
 def check_trading_model(model: Model) -> None:

@@ -16,18 +16,40 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from anyio import to_thread
-
-from predictor import Model, ModelSlot, PredictorError, manifest_path
+from ml_api.serving.background import run_in_background
+from ml_api.serving.model_files import ModelDirectory, ModelFileRefused
+from predictor import (
+    GoldenRowMismatch,
+    IntegrityError,
+    ManifestError,
+    Model,
+    ModelError,
+    ModelSlot,
+    ModelTextError,
+    PredictorError,
+    manifest_path,
+)
 
 __all__ = ["Participant", "Pointer", "SwapRefused"]
 
 
 class SwapRefused(Exception):
-    """The new model is not served, by any worker; the message says why."""
+    """
+    The new model is not served, by any worker.
+
+    The message says why, in words that hold nothing of the file's content, so that it may be sent to the caller.
+
+    Args:
+        details: More for the log, which may quote the file.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Pointer:
@@ -69,6 +91,7 @@ class Participant:
 
     Args:
         slots: The slots by model name.
+        directory: Where models that are proposed are read from; None refuses every proposal.
         check: Raises SwapRefused for a model that may not be in the slot of that name.
         swapped: Called with the name, the old and the new version after a swap.
     """
@@ -77,10 +100,12 @@ class Participant:
         self,
         slots: Mapping[str, ModelSlot],
         *,
+        directory: ModelDirectory | None,
         check: Callable[[str, Model], None],
         swapped: Callable[[str, str, str], None],
     ) -> None:
         self._slots, self._check, self._swapped = slots, check, swapped
+        self._directory = directory
         self._ready: dict[Path, Model] = {}
         self._serving: dict[str, Path] = {}
 
@@ -88,14 +113,22 @@ class Participant:
         """What this worker serves under *name*."""
         return self._slots[name].current.info.version
 
-    async def examine(self, name: str, path: Path, digest: str | None) -> Model:
+    async def examine(
+        self, name: str, file: str, digest: str | None, *, other_signature: bool = False
+    ) -> Model:
         """
-        Load *path* and see whether it may be served under *name*; about 40 ms a megabyte, in a thread.
+        Load *file* from the model directory and see whether it may be served under *name*.
 
+        Args:
+            digest: The SHA-256 that the file must have, 64 hex digits; None takes the manifest's.
+            other_signature: Whether it may have other features, another order of them, or other outputs than the
+                model that is served; callers that do not know would be answered for another row than they meant.
         Raises:
             SwapRefused: It may not; the message says why.
+
+        About 40 ms a megabyte, in a thread.
         """
-        return await to_thread.run_sync(self._load, name, path, digest)
+        return await run_in_background(lambda: self._examine(name, file, digest, other_signature))
 
     async def prepare(self, name: str, copy: Path) -> None:
         """
@@ -104,32 +137,78 @@ class Participant:
         Raises:
             SwapRefused: It cannot be served here.
         """
-        self._ready[copy] = await self.examine(name, copy, None)
+        self._ready[copy] = await run_in_background(partial(self._load_copy, name, copy))
 
     async def follow(self, pointer: Pointer) -> None:
         """Serve what *pointer* says; requests under way finish with the model that they began with."""
         for name, copy in pointer.read().items():
             slot = self._slots.get(name)
             if slot is not None and self._serving.get(name) != copy:
-                new = self._ready.get(copy) or await self.examine(name, copy, None)
+                new = self._ready.get(copy)
+                if new is None:
+                    new = await run_in_background(partial(self._load_copy, name, copy))
                 old = slot.current.info.version
                 slot.adopt(new)
                 self._serving[name] = copy
                 self._swapped(name, old, new.info.version)
         self._ready.clear()
 
-    def _load(self, name: str, path: Path, digest: str | None) -> Model:
-        if name not in self._slots:
-            raise SwapRefused(f"there is no model called {name}; there is {', '.join(sorted(self._slots))}")
+    def _examine(self, name: str, file: str, digest: str | None, other_signature: bool) -> Model:
+        if self._directory is None:
+            raise SwapRefused("no directory is configured that models may be taken from")
+        slot = self._slot(name)
         try:
-            model = Model.load(path, sha256=digest)
+            data, manifest = self._directory.read(file)
+            model = Model.from_bytes(data, manifest=manifest, sha256=digest)
+        except ModelFileRefused as error:
+            raise SwapRefused(str(error)) from None
         except PredictorError as error:
-            raise SwapRefused(str(error)) from error
-        except OSError as error:
-            raise SwapRefused(f"{path} cannot be read: {error.strerror}") from error
-        if model.manifest is None:
-            raise SwapRefused("a model without a manifest is not served")
-        if model.info.name != name:
-            raise SwapRefused(f"its manifest calls this model {model.info.name}, not {name}")
-        self._check(name, model)
+            raise SwapRefused(_reason(error), str(error)) from None
+        self._check_fit(name, model)
+        if not other_signature:
+            try:
+                slot.check_signature(model)
+            except ModelError as error:
+                raise SwapRefused(
+                    "it has other features, another order of them, or other outputs than the model that is served; "
+                    "if its callers know, send other_signature: true",
+                    str(error),
+                ) from None
         return model
+
+    def _load_copy(self, name: str, copy: Path) -> Model:
+        self._slot(name)
+        try:
+            model = Model.load(copy)
+        except (PredictorError, OSError) as error:
+            raise SwapRefused("a worker could not load its copy of the model", str(error)) from None
+        self._check_fit(name, model)
+        return model
+
+    def _slot(self, name: str) -> ModelSlot:
+        try:
+            return self._slots[name]
+        except KeyError:
+            raise SwapRefused(
+                f"there is no model of that name; there is {', '.join(sorted(self._slots))}"
+            ) from None
+
+    def _check_fit(self, name: str, model: Model) -> None:
+        if model.info.name != name:
+            raise SwapRefused(f"its manifest does not call this model {name}")
+        self._check(name, model)
+
+
+def _reason(error: PredictorError) -> str:
+    """What is wrong with a model, without a word of its file."""
+    match error:
+        case IntegrityError():
+            return "its SHA-256 is not the one that was promised"
+        case GoldenRowMismatch():
+            return "it does not give the numbers of its golden rows"
+        case ManifestError():
+            return "its manifest is malformed or describes another model"
+        case ModelTextError():
+            return "it is not a LightGBM text model that can be served safely"
+        case _:
+            return "it cannot be served; the service's log says why"

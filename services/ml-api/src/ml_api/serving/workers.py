@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_api.serving.swap import Participant, Pointer, SwapRefused
 
-__all__ = ["Peers", "SwapBusy", "WorkerVersion"]
+__all__ = ["WorkerGroup", "SwapBusy", "WorkerVersion"]
 
 _STEP_SECONDS = 60.0  # for a worker to load a large model on a busy machine
 
@@ -35,17 +35,19 @@ class WorkerVersion:
     version: str
 
 
-class Peers:
+class WorkerGroup:
     """
     One worker among the others.
 
     Args:
         directory: Where the workers meet; it must exist, and belong to this user alone.
         own: This worker's part in a swap.
+        timeout: Seconds that loading and checking a proposed model may take.
     """
 
-    def __init__(self, directory: Path, own: Participant) -> None:
+    def __init__(self, directory: Path, own: Participant, *, timeout: float = 60.0) -> None:
         self._directory, self._own, self._pointer = directory, own, Pointer(directory)
+        self._timeout = timeout
 
     @contextlib.asynccontextmanager
     async def joined(self) -> AsyncIterator[None]:
@@ -61,10 +63,14 @@ class Peers:
             server.close()
             path.unlink(missing_ok=True)
 
-    async def swap(self, name: str, path: Path, sha256: str | None = None) -> list[WorkerVersion]:
+    async def swap(
+        self, name: str, file: str, sha256: str | None = None, *, other_signature: bool = False
+    ) -> list[WorkerVersion]:
         """
-        Serve the model file *path* under *name* in every worker.
+        Serve the model *file* of the model directory under *name* in every worker.
 
+        Args:
+            sha256, other_signature: As `Participant.examine`.
         Returns:
             What each worker serves afterwards.
         Raises:
@@ -72,7 +78,12 @@ class Peers:
             SwapBusy: Another swap is under way; try again.
         """
         with self._alone():
-            copy = self._pointer.keep(await self._own.examine(name, path, sha256))
+            try:
+                async with asyncio.timeout(self._timeout):
+                    model = await self._own.examine(name, file, sha256, other_signature=other_signature)
+            except TimeoutError:
+                raise SwapRefused(f"loading it took longer than {self._timeout:g} s") from None
+            copy = self._pointer.keep(model)
             links = await self._links()
             try:
                 answers = await asyncio.gather(*(link.ask("prepare", name, copy) for link in links))

@@ -11,7 +11,7 @@ from idempotency import StorageKey, Store, StoreError
 from ml_api.observability.metrics import Metrics
 from ml_api.settings import PREFIX, Settings
 from ml_api.stores.legacy import adopt
-from ml_api.stores.redis_monitor import RedisWatch
+from ml_api.stores.redis_monitor import RedisMonitor
 
 __all__ = ["Backend", "StoreUnusable", "check_store", "open_backend"]
 
@@ -23,16 +23,16 @@ class StoreUnusable(Exception):
 @dataclass(frozen=True, slots=True)
 class Backend:
     """
-    The store and what watches it.
+    The store and what checks on it.
 
     Attributes:
-        watch: None for a store that cannot be away.
+        monitor: None for a store that cannot be away.
         close: Closes the store and what was opened for it.
     """
 
     kind: Literal["redis", "sqlite"]
     store: Store
-    watch: RedisWatch | None
+    monitor: RedisMonitor | None
     close: Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -86,7 +86,7 @@ def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
         store = open_store(f"{url}{'&' if '?' in url else '?'}deadline={deadline:g}", adopt=adopt)
     except ValueError as error:
         raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
-    return Backend("redis", store, RedisWatch(store, metrics), store.aclose)
+    return Backend("redis", store, RedisMonitor(store, metrics), store.aclose)
 
 
 def _is_refusal(error: StoreError) -> bool:

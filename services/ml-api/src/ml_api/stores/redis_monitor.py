@@ -1,6 +1,5 @@
 """
-The watch over Redis: asks it something small every few seconds, so that an outage and its end are seen and
-logged.
+Asks Redis something small every few seconds, so that an outage and its end are noticed and logged.
 
 It decides nothing. Requests find out for themselves, inside their own deadlines; `/health` and `/ready`
 read the last answer and never wait for one.
@@ -14,16 +13,16 @@ import logging
 from idempotency import StorageKey, Store, StoreError
 from ml_api.observability.metrics import Metrics
 
-__all__ = ["RedisWatch"]
+__all__ = ["RedisMonitor"]
 
 _log = logging.getLogger("ml_api.cache")
 
 _PROBE = StorageKey("ml-service.probe")  # never written
 
 
-class RedisWatch:
+class RedisMonitor:
     """
-    Looks every *interval* seconds, every second while Redis is away, and remembers what it saw.
+    Checks every *interval* seconds, every second while Redis is away, and remembers the answer.
 
     Args:
         store: What is asked; its own deadline bounds each question.
@@ -36,7 +35,7 @@ class RedisWatch:
         self._store, self._metrics, self._interval = store, metrics, interval
         self.up: bool | None = None
 
-    async def look(self) -> bool:
+    async def check(self) -> bool:
         """Ask once; log and count a change."""
         try:
             await self._store.get(_PROBE)
@@ -53,7 +52,7 @@ class RedisWatch:
         return self.up
 
     async def run(self) -> None:
-        """Look for ever; cancel to stop."""
+        """Check for ever; cancel to stop."""
         while True:
-            up = await self.look()
+            up = await self.check()
             await asyncio.sleep(self._interval if up else min(1.0, self._interval))

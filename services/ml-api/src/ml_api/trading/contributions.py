@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ml_api.predict.contract import Contribution
-from ml_api.trading.decision import CLASSES, Verdict
+from ml_api.trading.decision import AssetDecision
 from ml_api.trading.indicators import FEATURES, FloatArray
+from ml_api.trading.types import CLASSES, Contribution
 
 __all__ = ["Explain", "contributions"]
 
@@ -16,23 +16,27 @@ Explain = Callable[[FloatArray], FloatArray]
 """float64[n, 11] -> SHAP contributions float64[n, 3, 11] in log-odds, classes in the order of `CLASSES`."""
 
 
-def contributions(verdicts: Sequence[Verdict], explain: Explain, *, top: int) -> tuple[Contribution, ...]:
+def contributions(
+    decisions: Sequence[AssetDecision], explain: Explain, *, top: int
+) -> tuple[Contribution, ...]:
     """
-    List each verdict's *top* features by magnitude, largest first, towards the action that was chosen.
+    List each decision's *top* features by magnitude, largest first, towards the action that was chosen.
 
-    HOLD is explained too: it is an action, though it makes no order. One call of *explain* for all verdicts; it costs
+    HOLD is explained too: it is an action, though it makes no order. One call of *explain* for all decisions; it costs
     more than the whole decision, so ask for it only where somebody reads it.
     """
-    if not verdicts:
+    if not decisions:
         return ()
-    shares = explain(np.array([verdict.row for verdict in verdicts]))
+    shares = explain(np.array([decision.row for decision in decisions]))
     return tuple(
-        Contribution(asset_symbol=verdict.asset, feature=FEATURES[column], log_odds=float(toward[column]))
-        for verdict, toward in _chosen(verdicts, shares)
+        Contribution(asset_symbol=decision.asset, feature=FEATURES[column], log_odds=float(toward[column]))
+        for decision, toward in _chosen(decisions, shares)
         for column in np.argsort(-np.abs(toward), kind="stable")[:top].tolist()
     )
 
 
-def _chosen(verdicts: Sequence[Verdict], shares: FloatArray) -> Iterator[tuple[Verdict, FloatArray]]:
-    for verdict, by_class in zip(verdicts, shares, strict=True):
-        yield verdict, by_class[CLASSES.index(verdict.action)]
+def _chosen(
+    decisions: Sequence[AssetDecision], shares: FloatArray
+) -> Iterator[tuple[AssetDecision, FloatArray]]:
+    for decision, by_class in zip(decisions, shares, strict=True):
+        yield decision, by_class[CLASSES.index(decision.action)]

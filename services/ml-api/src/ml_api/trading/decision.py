@@ -13,45 +13,37 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, Context, Decimal, localcontext
 from itertools import chain
 from operator import gt
-from typing import Final, Literal, Protocol
+from typing import Protocol
 
-from ml_api.predict.contract import Order, Signal
-from ml_api.trading.candle_series import Bars
+from ml_api.trading.candle_series import CandleSeries
 from ml_api.trading.indicators import MIN_CANDLES, FloatArray, Row, compute
-from ml_api.trading.rules import Action, rule_decision, signals
+from ml_api.trading.rules import rule_decision, signals
+from ml_api.trading.types import ASSETS, CLASSES, MAX_QUANTITY, QUANTITY_PLACES, Action, Asset, Order, Signal
 
 __all__ = [
-    "ASSETS",
-    "CLASSES",
     "Decision",
-    "Outlook",
+    "MarketFeatures",
     "PortfolioLike",
     "PositionLike",
     "Predict",
-    "Verdict",
+    "AssetDecision",
     "decide",
-    "look",
+    "compute_features",
 ]
 
 Predict = Callable[[list[Row]], FloatArray | list[FloatArray]]
 """Rows -> for each of them probabilities float64[3] in the order of `CLASSES`; one call per request."""
 
-Asset = Literal["BTC", "ETH"]
-ASSETS: Final[tuple[Asset, ...]] = ("BTC", "ETH")
-"""The assets that are traded, in the order in which answers list them; candles of others are ignored."""
-
-CLASSES: Final[tuple[Action, ...]] = ("SELL", "HOLD", "BUY")
-"""Model classes 0, 1, 2."""
-
 _STAKE = Decimal("0.1")  # of the portfolio's total value, at full confidence
 _MAX_CONFIDENCE = 0.9
-_MIN_QUANTITY, _MAX_QUANTITY = Decimal("0.00001"), Decimal(1000)  # the client drops orders outside
-_PLACES = Decimal("0.00000001")
+_MIN_QUANTITY, _MAX_QUANTITY = Decimal("0.00001"), Decimal(MAX_QUANTITY)  # the client drops orders outside
+_PLACES = Decimal(1).scaleb(-QUANTITY_PLACES)
+_NOT_FINITE = "the model has no finite answer to its indicators"
 _MONEY = Context(prec=60)  # quotients of money and prices of any size, rounded once
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AssetDecision:
     """What was concluded about one asset."""
 
     asset: Asset
@@ -62,7 +54,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class MarketFeatures:
     """
     What the candles of one moment say, whoever asks.
 
@@ -84,7 +76,7 @@ class Decision:
     orders: tuple[Order, ...]
     signals: tuple[Signal, ...]
     reasoning: str
-    verdicts: tuple[Verdict, ...]
+    asset_decisions: tuple[AssetDecision, ...]
     skipped: Mapping[str, str]
 
 
@@ -125,23 +117,27 @@ class _Unusable(Exception):
     """The candles of one asset give no row; the message says why."""
 
 
-def look(bars: Callable[[str], Bars]) -> Outlook:
-    """Compute all that does not depend on who asks, for each asset that has candles."""
+def compute_features(series: Callable[[str], CandleSeries]) -> MarketFeatures:
+    """Compute the indicators and signals of each asset that has candles; *series* gives those of one asset."""
     rows: list[tuple[Asset, Row, Decimal]] = []
     skipped: dict[str, str] = {}
     for asset in ASSETS:
-        own = bars(asset)
+        own = series(asset)
         if not own.times:
             continue  # not asked about
         try:
             rows.append((asset, *_newest_row(own)))
         except _Unusable as reason:
             skipped[asset] = str(reason)
-    return Outlook(tuple(rows), tuple(signals(row) for _, row, _ in rows), skipped)
+    return MarketFeatures(tuple(rows), tuple(signals(row) for _, row, _ in rows), skipped)
 
 
 def decide(
-    outlook: Outlook, portfolio: PortfolioLike, predict: Predict | None, *, cap_to_portfolio: bool = False
+    market: MarketFeatures,
+    portfolio: PortfolioLike,
+    predict: Predict | None,
+    *,
+    cap_to_portfolio: bool = False,
 ) -> Decision:
     """
     Judge each asset, and size its order.
@@ -151,32 +147,40 @@ def decide(
         cap_to_portfolio: Limit BUY to the cash left and SELL to the quantity held. Off, both are ignored and the
             caller's own risk check has the last word.
     Raises:
-        ValueError: The model's answer is not a finite float64[3] for each row.
+        ValueError: The model's answer is not float64[3] for each row. One that is not finite skips its asset.
     """
     if predict is None:
         conclusions = [
-            rule_decision(row, own) for (_, row, _), own in zip(outlook.rows, outlook.signals, strict=True)
+            rule_decision(row, own) for (_, row, _), own in zip(market.rows, market.signals, strict=True)
         ]
+        skipped = market.skipped
     else:
-        conclusions = _conclude(predict, [row for _, row, _ in outlook.rows])
-    verdicts = tuple(
-        Verdict(asset, row, price, action, confidence)
-        for (asset, row, price), (action, confidence) in zip(outlook.rows, conclusions, strict=True)
+        answers = _conclude(predict, [row for _, row, _ in market.rows])
+        conclusions = [answer for answer in answers if answer is not None]
+        unanswered = [
+            asset for (asset, *_), answer in zip(market.rows, answers, strict=True) if answer is None
+        ]
+        skipped = {**market.skipped, **dict.fromkeys(unanswered, _NOT_FINITE)}
+    asset_decisions = tuple(
+        AssetDecision(asset, row, price, action, confidence)
+        for (asset, row, price), (action, confidence) in zip(
+            [known for known in market.rows if known[0] not in skipped], conclusions, strict=True
+        )
     )
-    orders, traded, refused = _size(verdicts, portfolio, cap_to_portfolio)
-    remarks = [f"{asset} skipped: {reason}" for asset, reason in outlook.skipped.items()] + refused
+    orders, traded, refused = _size(asset_decisions, portfolio, cap_to_portfolio)
+    remarks = [f"{asset} skipped: {reason}" for asset, reason in skipped.items()] + refused
     return Decision(
         orders=tuple(orders),
-        signals=tuple(chain.from_iterable(outlook.signals)),
+        signals=tuple(chain.from_iterable(market.signals)),
         reasoning="; ".join((traded or ["No trading signals"]) + remarks),
-        verdicts=verdicts,
-        skipped=outlook.skipped,
+        asset_decisions=asset_decisions,
+        skipped=skipped,
     )
 
 
-def _newest_row(bars: Bars) -> tuple[Row, Decimal]:
+def _newest_row(series: CandleSeries) -> tuple[Row, Decimal]:
     """The indicators of the newest candle, and its close; raises _Unusable."""
-    times, closes, volumes = bars.times, bars.closes, bars.volumes
+    times, closes, volumes = series.times, series.closes, series.volumes
     n = len(times)
     if n < MIN_CANDLES:
         raise _Unusable(f"{n} candles, {MIN_CANDLES} needed")
@@ -196,7 +200,7 @@ def _newest_row(bars: Bars) -> tuple[Row, Decimal]:
     row = compute(closes, volumes)
     if not all(map(math.isfinite, row)):
         raise _Unusable("prices or volumes too extreme for the indicators")
-    return row, bars.exact_close(newest)
+    return row, series.exact_close(newest)
 
 
 def _are_finite(values: Sequence[float]) -> bool:
@@ -204,7 +208,7 @@ def _are_finite(values: Sequence[float]) -> bool:
     return sum(values) < math.inf or max(values) < math.inf
 
 
-def _conclude(predict: Predict, rows: list[Row]) -> list[tuple[Action, float]]:
+def _conclude(predict: Predict, rows: list[Row]) -> list[tuple[Action, float] | None]:
     if not rows:
         return []
     answers = predict(rows)
@@ -213,54 +217,68 @@ def _conclude(predict: Predict, rows: list[Row]) -> list[tuple[Action, float]]:
     return [_likeliest(chances) for chances in answers]
 
 
-def _likeliest(chances: FloatArray) -> tuple[Action, float]:
-    """The action with the largest probability, the first on ties, and that probability."""
+def _likeliest(chances: FloatArray) -> tuple[Action, float] | None:
+    """
+    The action with the largest probability, the first on ties, and that probability; None where the model's numbers
+    overflowed.
+    """
     values = chances.tolist()
-    if chances.shape != (len(CLASSES),) or not all(map(math.isfinite, values)):
+    if chances.shape != (len(CLASSES),):
         raise _nonsense(f"{values!r}")
+    if not all(map(math.isfinite, values)):
+        return None
     confidence = max(values)
     return CLASSES[values.index(confidence)], confidence
 
 
 def _nonsense(answer: str) -> ValueError:
-    return ValueError(f"the model must answer a finite float64[{len(CLASSES)}] for each row, not {answer}")
+    return ValueError(f"the model must answer a float64[{len(CLASSES)}] for each row, not {answer}")
 
 
 def _size(
-    verdicts: tuple[Verdict, ...], portfolio: PortfolioLike, cap: bool
+    asset_decisions: tuple[AssetDecision, ...], portfolio: PortfolioLike, cap: bool
 ) -> tuple[list[Order], list[str], list[str]]:
-    """Orders, a line per order, and a remark per verdict that deserved an order and got none."""
+    """Orders, a line per order, and a remark per asset_decision that deserved an order and got none."""
     orders: list[Order] = []
     traded: list[str] = []
     refused: list[str] = []
     cash = portfolio.cash
     with localcontext(_MONEY):
-        for verdict in verdicts:
-            if verdict.action == "HOLD":
+        for asset_decision in asset_decisions:
+            if asset_decision.action == "HOLD":
                 continue
-            quantity = _stake(portfolio.total_value, verdict)
-            if cap and verdict.action == "BUY":
-                quantity = min(quantity, cash / verdict.price)
+            quantity = _stake(portfolio.total_value, asset_decision)
+            if cap and asset_decision.action == "BUY":
+                quantity = min(quantity, cash / asset_decision.price)
             elif cap:
-                held = sum((p.quantity for p in portfolio.positions if p.symbol == verdict.asset), Decimal(0))
+                held = sum(
+                    (p.quantity for p in portfolio.positions if p.symbol == asset_decision.asset), Decimal(0)
+                )
                 quantity = min(quantity, held)
             if (problem := _outside(quantity)) is not None:
-                refused.append(f"{verdict.asset} {verdict.action} not ordered: {problem}")
+                refused.append(f"{asset_decision.asset} {asset_decision.action} not ordered: {problem}")
                 continue
             # A capped quantity must not round up past the cap.
             quantity = quantity.quantize(_PLACES, rounding=ROUND_DOWN if cap else ROUND_HALF_EVEN)
-            cash -= quantity * verdict.price if verdict.action == "BUY" else 0
+            cash -= quantity * asset_decision.price if asset_decision.action == "BUY" else 0
             orders.append(
-                Order(asset_symbol=verdict.asset, side=verdict.action, quantity=quantity, limit_price=None)
+                Order(
+                    asset_symbol=asset_decision.asset,
+                    side=asset_decision.action,
+                    quantity=quantity,
+                    limit_price=None,
+                )
             )
-            traded.append(f"{verdict.asset}: {verdict.action} (confidence: {verdict.confidence:.0%})")
+            traded.append(
+                f"{asset_decision.asset}: {asset_decision.action} (confidence: {asset_decision.confidence:.0%})"
+            )
     return orders, traded, refused
 
 
-def _stake(total_value: Decimal, verdict: Verdict) -> Decimal:
+def _stake(total_value: Decimal, asset_decision: AssetDecision) -> Decimal:
     # repr: the shortest decimal of the confidence, so that 0.9 is 0.9 and no digit of binary noise decides a tie.
-    share = Decimal(repr(min(verdict.confidence, _MAX_CONFIDENCE)))
-    return total_value * _STAKE * share / verdict.price
+    share = Decimal(repr(min(asset_decision.confidence, _MAX_CONFIDENCE)))
+    return total_value * _STAKE * share / asset_decision.price
 
 
 def _outside(quantity: Decimal) -> str | None:

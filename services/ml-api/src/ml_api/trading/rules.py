@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ml_api.predict.contract import Signal
 from ml_api.trading.indicators import FEATURES, Row
+from ml_api.trading.types import Action, Direction, Signal
 
-__all__ = ["RULES", "Action", "Rule", "rule_decision", "signals"]
-
-Action = Literal["SELL", "HOLD", "BUY"]
+__all__ = ["RULES", "Rule", "rule_decision", "signals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class Rule:
     side: Literal["<", ">"]
     threshold: float
     text: str
-    contribution: Literal["bullish", "bearish", "neutral"]
+    contribution: Direction
 
     def fires(self, value: float) -> bool:
         """Whether the unrounded *value* lies strictly on the rule's side of the threshold."""

@@ -17,7 +17,7 @@ from pydantic import JsonValue
 
 from ml_api.trading.indicators import FloatArray
 
-__all__ = ["Bars", "TrainingDataMissing", "load_bars", "provenance"]
+__all__ = ["DailySeries", "TrainingDataMissing", "load_bars", "provenance"]
 
 _SHARES = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
 
@@ -27,7 +27,7 @@ class TrainingDataMissing(ImportError):
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
+class DailySeries:
     """One instrument's daily history, oldest first; *closes* and *volumes* are float64[n], *dates* datetime64[D]."""
 
     name: str
@@ -37,7 +37,7 @@ class Bars:
     volumes: FloatArray
 
 
-def load_bars() -> tuple[Bars, ...]:
+def load_bars() -> tuple[DailySeries, ...]:
     """
     Load two indices (1999 to 2018) and five shares (2000 to 2013), 22 000 bars in all.
 
@@ -52,7 +52,7 @@ def load_bars() -> tuple[Bars, ...]:
         ) from error
 
 
-def provenance(bars: Sequence[Bars]) -> list[JsonValue]:
+def provenance(bars: Sequence[DailySeries]) -> list[JsonValue]:
     """Say which series of which package in which version were used."""
     return [
         {
@@ -67,7 +67,7 @@ def provenance(bars: Sequence[Bars]) -> list[JsonValue]:
     ]
 
 
-def _indices() -> Iterator[Bars]:
+def _indices() -> Iterator[DailySeries]:
     import arch.data.nasdaq
     import arch.data.sp500
 
@@ -76,7 +76,7 @@ def _indices() -> Iterator[Bars]:
         yield _bars(name, "arch", frame.index.to_numpy(), frame["Adj Close"], frame["Volume"])
 
 
-def _shares() -> Iterator[Bars]:
+def _shares() -> Iterator[DailySeries]:
     from bokeh_sampledata import stocks
 
     for name in _SHARES:
@@ -84,8 +84,8 @@ def _shares() -> Iterator[Bars]:
         yield _bars(name, "bokeh-sampledata", columns["date"], columns["adj_close"], columns["volume"])
 
 
-def _bars(name: str, package: str, dates: object, closes: object, volumes: object) -> Bars:
-    return Bars(
+def _bars(name: str, package: str, dates: object, closes: object, volumes: object) -> DailySeries:
+    return DailySeries(
         name,
         package,
         np.asarray(dates, dtype="datetime64[D]"),

@@ -59,7 +59,7 @@ def _figure(
 
 
 def class_balance(counts: Mapping[str, int]) -> str:
-    """Bars of how many training samples each class has."""
+    """DailySeries of how many training samples each class has."""
     total = sum(counts.values())
     with _figure(6.5, 1.6) as ((axes,), svg):
         bars = axes.barh(list(counts), list(counts.values()), color=[_COLOURS[name] for name in counts])
@@ -132,7 +132,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
 
 
 def importances(shares: Mapping[str, float]) -> str:
-    """Bars of each feature's share of the total gain of all splits."""
+    """DailySeries of each feature's share of the total gain of all splits."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     with _figure(6.5, 3.2) as ((axes,), svg):
         bars = axes.barh([name for name, _ in ordered], [share for _, share in ordered], color=_MODEL)

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ml_api.trading.indicators import FEATURES, FloatArray, compute
-from ml_api.training.bars import Bars
+from ml_api.training.bars import DailySeries
 
 __all__ = ["HORIZON", "PRICES", "THRESHOLD", "WINDOW", "Dataset", "build", "label"]
 
 WINDOW = 100
-"""Bars behind each row."""
+"""DailySeries behind each row."""
 HORIZON = 5
-"""Bars ahead that a label looks."""
+"""DailySeries ahead that a label looks."""
 THRESHOLD = 0.4
 """Deviations of the expected move beyond which it counts as a move; at 0.4 the three classes are of like size."""
 PRICES = (0.1, 1_000_000.0)
@@ -62,7 +62,9 @@ class Dataset:
         return Dataset(self.rows[mask], self.labels[mask], self.dates[mask], self.known[mask])
 
 
-def build(bars: Sequence[Bars], *, seed: int, advance: Callable[[int], None] = lambda _: None) -> Dataset:
+def build(
+    bars: Sequence[DailySeries], *, seed: int, advance: Callable[[int], None] = lambda _: None
+) -> Dataset:
     """
     Turn every day with 100 bars behind it and 5 ahead into a sample.
 

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ml_api.trading.decision import CLASSES
 from ml_api.trading.indicators import FEATURES, FloatArray
+from ml_api.trading.types import CLASSES
 from ml_api.training import dataset
 from ml_api.training.bars import TrainingDataMissing, load_bars, provenance
 from ml_api.training.dataset import Dataset

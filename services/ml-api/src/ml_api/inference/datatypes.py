@@ -1,0 +1,130 @@
+"""The datatypes of the Open Inference Protocol: whether a JSON value is one of a type, and which number it is then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+__all__ = ["Datatype", "DatatypeMismatch", "typed_values"]
+
+Datatype: TypeAlias = Literal[
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
+
+
+class DatatypeMismatch(ValueError):
+    """
+    A value is not one of the tensor's datatype.
+
+    Attributes:
+        index: Where it is, counted row by row.
+        reason: What is wrong with it, without the value.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(index, reason)
+        self.index, self.reason = index, reason
+
+
+def typed_values(values: list[Any], datatype: Datatype) -> list[Any]:
+    """
+    Check that *values* are of *datatype*; None, a missing value, is of every type.
+
+    FP16 and FP32 give the nearest number of that type. A number with more digits than the type holds is refused: the
+    sender meant another number than the type says.
+
+    Raises:
+        DatatypeMismatch: One value is not of the type.
+
+    Cost: linear, about 0.1 us a value.
+    """
+    read = _READERS[datatype]
+    typed: list[Any] = []
+    for index, value in enumerate(values):
+        if value is None:
+            typed.append(None)
+            continue
+        try:
+            typed.append(read(value))
+        except ValueError as error:
+            raise DatatypeMismatch(index, str(error)) from None
+    return typed
+
+
+def _boolean(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("is not true or false, as BOOL says")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError("is not text, as BYTES says")
+    return value
+
+
+def _integer(name: str, least: int, most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"is not a whole number from {least} to {most}, as {name} says")
+        return value
+
+    return read
+
+
+def _number(value: Any) -> float | int:
+    """A number as it was sent: whether an integer of this size may be a feature's value is the model's to say."""
+    if type(value) is int:
+        return value
+    if type(value) is not float or not math.isfinite(value):
+        raise ValueError("is not a number, as FP64 says")
+    return value
+
+
+def _narrow(name: str, narrow: Callable[[float], np.floating[Any]]) -> Callable[[Any], float]:
+    def read(value: Any) -> float:
+        if type(value) not in {int, float}:
+            raise ValueError(f"is not a number, as {name} says")
+        try:
+            with np.errstate(over="ignore"):
+                nearest = narrow(value)
+        except OverflowError:
+            raise ValueError(f"is too large for {name}") from None
+        number = float(nearest)
+        if not math.isfinite(number):
+            raise ValueError(f"is too large for {name}")
+        # Equal, or written with just the digits that tell it from its neighbours of this type: 0.1 is an FP32.
+        if number != value and float(str(nearest)) != value:
+            raise ValueError(f"has more digits than {name} holds; send it as FP64")
+        return number
+
+    return read
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "BOOL": _boolean,
+    "BYTES": _text,
+    "FP64": _number,
+    "FP32": _narrow("FP32", np.float32),
+    "FP16": _narrow("FP16", np.float16),
+    **{
+        f"INT{bits}": _integer(f"INT{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        for bits in (8, 16, 32, 64)
+    },
+    **{f"UINT{bits}": _integer(f"UINT{bits}", 0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+}

@@ -1,0 +1,116 @@
+"""How many bytes of recorded answers one caller may occupy: else one caller could fill the store for all the others."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ml_api.http.auth import caller
+from ml_api.http.problems import problem_response
+
+__all__ = ["AnswerQuota", "StoredBytes"]
+
+_RECORD_OVERHEAD = 512  # bytes a record has beside the body: headers, fingerprint, owner
+_SLOTS = 60  # a retention is counted in this many steps, so the memory for a caller is bounded
+
+
+class StoredBytes:
+    """
+    Counts the bytes that each caller's recorded answers occupy until they expire.
+
+    In memory, for the answers that this process recorded: with several workers each has a count of its own, and a
+    restart begins at zero.
+
+    Args:
+        limit: Bytes for each caller.
+        retention: Seconds that an answer is kept.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, limit: int, *, retention: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self._retention, self._step, self._clock = retention, retention / _SLOTS, clock
+        self._slots: dict[str, deque[tuple[float, int]]] = {}  # (when they have expired, bytes), oldest first
+        self._used: dict[str, int] = {}
+
+    def used(self, name: str) -> int:
+        """The bytes that *name* occupies now."""
+        slots, now = self._slots.get(name, deque()), self._clock()
+        while slots and slots[0][0] <= now:
+            self._used[name] -= slots.popleft()[1]
+        return self._used.get(name, 0)
+
+    def add(self, name: str, size: int) -> None:
+        """Count an answer of *size* bytes that was recorded just now."""
+        # Rounded up to the end of a step, so that nothing counts as expired before it is.
+        expires = (math.floor((self._clock() + self._retention) / self._step) + 1) * self._step
+        slots = self._slots.setdefault(name, deque())
+        if slots and slots[-1][0] == expires:
+            slots[-1] = expires, slots[-1][1] + size
+        else:
+            slots.append((expires, size))
+        self._used[name] = self._used.get(name, 0) + size
+
+    def wait(self, name: str) -> int:
+        """Whole seconds until some of what *name* occupies expires, at least 1."""
+        slots = self._slots.get(name)
+        return max(1, math.ceil(slots[0][0] - self._clock())) if slots else 1
+
+
+class AnswerQuota:
+    """
+    Answers 429 instead of an answer that would be recorded beyond the caller's quota.
+
+    It belongs inside the idempotency middleware, which then frees the key: replays never come here and go on, and so
+    do requests without a key, which occupy nothing.
+    """
+
+    def __init__(self, app: ASGIApp, *, stored: StoredBytes) -> None:
+        self.app = app
+        self._stored = stored
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Guard keyed HTTP requests; pass everything else."""
+        if scope["type"] != "http" or not any(name == b"idempotency-key" for name, _ in scope["headers"]):
+            await self.app(scope, receive, send)
+            return
+        name, stored = caller(scope), self._stored
+        if stored.used(name) + _RECORD_OVERHEAD > stored.limit:
+            await self._refuse(name, scope, receive, send)
+            return
+        start: Message | None = None
+        chunks: list[Message] = []
+
+        async def send_within_quota(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            chunks.append(message)
+            if message.get("more_body", False):
+                return
+            assert start is not None
+            size = _RECORD_OVERHEAD + sum(len(chunk.get("body", b"")) for chunk in chunks)
+            if 200 <= start["status"] < 300:
+                if stored.used(name) + size > stored.limit:
+                    await self._refuse(name, scope, receive, send)
+                    return
+                stored.add(name, size)
+            await send(start)
+            for chunk in chunks:
+                await send(chunk)
+
+        await self.app(scope, receive, send_within_quota)
+
+    async def _refuse(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
+        wait = self._stored.wait(name)
+        detail = (
+            f"Recorded answers of this API key's name occupy their quota of {self._stored.limit} bytes; the oldest "
+            f"expire in {wait} s. Until then send requests without an Idempotency-Key"
+        )
+        refusal = problem_response(429, "answer-quota-used-up", detail, {"Retry-After": str(wait)})
+        await refusal(scope, receive, send)
