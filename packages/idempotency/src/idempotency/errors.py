@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from idempotency._core.errors import (
+    Answered,
     BodyLost,
     CorruptRecord,
     FingerprintMismatch,
@@ -27,6 +28,7 @@ from idempotency._core.errors import (
 
 __all__ = [
     "BodyLost",
+    "Answered",
     "CorruptRecord",
     "FingerprintMismatch",
     "FirstRunFailed",

@@ -38,7 +38,8 @@ from idempotency._core.policy import Policy
 from idempotency.engine.checks import checked_hooks
 from idempotency.events import Hook
 from idempotency.store import SyncStore
-from idempotency.wsgi import LateClaim, claim
+from idempotency.wsgi import LateClaim
+from idempotency.wsgi.middleware import pending_claim
 
 __all__ = ["Idempotency"]
 
@@ -116,7 +117,7 @@ class Idempotency:
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(function)
             def protected(*args: Any, **kwargs: Any) -> Any:
-                if not claim(request.environ, self._principal, chosen):
+                if not pending_claim(request.environ).claim(self._principal, chosen):
                     return Response(status=204)  # dropped: `LateClaim` sends the replay or the problem
                 return current_app.ensure_sync(function)(*args, **kwargs)
 

@@ -17,7 +17,7 @@ from idempotency.errors import InvalidKey, MissingTenant
 from idempotency.events import Event as IdempotencyEvent
 from idempotency.events import FailedAfterRecord, Refused, Replayed, Settled
 from idempotency.stores.memory import SyncMemoryStore
-from idempotency.wsgi import IdempotencyMiddleware, by_environ
+from idempotency.wsgi import IdempotencyMiddleware, LateClaim, by_environ, claim
 
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -653,3 +653,96 @@ def test_a_request_that_the_handler_makes_is_not_part_of_its_run() -> None:
     app.during = lambda environ: inner or inner.append(call(protected, key="k", path="/refunds"))
     call(protected, key="k")
     assert inner[0].status == 422
+
+
+def late(app: App, **options: Any) -> App:
+    return validated(LateClaim(validated(app), store=options.pop("store", SyncMemoryStore()), **options))
+
+
+class Claiming(Charges):
+    """Claims as alice, with a policy of its own."""
+
+    policy = Policy()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        claim(environ, lambda: environ["REMOTE_USER"], self.policy)
+        return super().__call__(environ, start_response)
+
+
+def test_a_late_claim_has_one_effect_and_a_faithful_replay() -> None:
+    app = Claiming()
+    protected = late(app)
+    assert [
+        (answer.body, answer.replayed) for answer in (call(protected, key="k"), call(protected, key="k"))
+    ] == [
+        (b"charge 1", False),
+        (b"charge 1", True),
+    ]
+    assert call(protected, key="k", body=b"other").status == 422
+    assert (app.effects, app.closed) == (1, 1)
+
+
+def test_a_late_claim_of_a_request_without_a_key_runs_or_is_refused() -> None:
+    app = Claiming()
+    assert [call(late(app)).body for _ in range(2)] == [b"charge 1", b"charge 2"]
+    app.policy = Policy(required=True)
+    assert call(late(app)).status == 400
+
+
+def test_a_late_claim_in_a_generator_comes_before_its_answer() -> None:
+    effects: list[int] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        claim(environ, "alice")
+        effects.append(1)
+        start_response("201 Created", [("Content-Type", "text/plain")])
+        yield b"made late"
+
+    protected = late(app)
+    assert [
+        (answer.body, answer.replayed) for answer in (call(protected, key="k"), call(protected, key="k"))
+    ] == [
+        (b"made late", False),
+        (b"made late", True),
+    ]
+    assert effects == [1]
+
+
+def test_what_is_not_claimed_passes_with_its_body_of_any_size() -> None:
+    app, store = Charges(), SyncMemoryStore()
+    protected = late(app, store=store, max_request_bytes=10)
+    for declared in ("100", None):
+        call(protected, key="k", body=b"x" * 100, CONTENT_LENGTH=declared, **{"wsgi.input_terminated": True})
+    assert app.bodies[0] == b"x" * 100
+    assert store.scan().records == ()
+
+
+def test_a_body_without_a_length_that_is_too_long_is_the_applications_all_the_same() -> None:
+    read: list[bytes] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        read.append(environ["wsgi.input"].read())
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"ok"]
+
+    protected = LateClaim(app, store=SyncMemoryStore(), max_request_bytes=10)
+    call(protected, key="k", body=b"x" * 100, CONTENT_LENGTH=None, **{"wsgi.input_terminated": True})
+    assert read == [b"x" * 100]
+
+
+def test_a_late_claim_made_twice_too_late_or_without_the_middleware_is_refused() -> None:
+    def twice(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        claim(environ, "alice")
+        claim(environ, "alice")
+        raise AssertionError
+
+    def too_late(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        claim(environ, "alice")
+        raise AssertionError
+
+    for app in (twice, too_late):
+        with pytest.raises(RuntimeError, match="claim once"):
+            call(LateClaim(app, store=SyncMemoryStore()), key="k")
+    with pytest.raises(RuntimeError, match="LateClaim"):
+        call(twice, key="k")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "BodyLost",
+    "Answered",
     "CorruptRecord",
     "FingerprintMismatch",
     "FirstRunFailed",
@@ -59,6 +60,15 @@ def _rebuild(cls: type[IdempotencyError], args: tuple[Any, ...]) -> IdempotencyE
     error = cls.__new__(cls)
     error.args = args
     return error
+
+
+class Answered(Exception):
+    """
+    Ends a handler whose request has its answer already: a replay of the first run's, or a problem.
+
+    Raised by `claim` under `LateClaim`, which sends that answer and drops whatever the application still sends. Let it
+    pass: a handler that catches it and goes on would repeat the effect.
+    """
 
 
 class InvalidKey(IdempotencyError):

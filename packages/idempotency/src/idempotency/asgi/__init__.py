@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from idempotency.asgi.late_claim import LateClaim, claim
 from idempotency.asgi.middleware import EXPOSED_HEADERS, IdempotencyMiddleware
 from idempotency.asgi.tenants import CredentialTenantWarning, by_header, by_user, one_tenant
 
@@ -9,7 +10,9 @@ __all__ = [
     "EXPOSED_HEADERS",
     "CredentialTenantWarning",
     "IdempotencyMiddleware",
+    "LateClaim",
     "by_header",
     "by_user",
+    "claim",
     "one_tenant",
 ]

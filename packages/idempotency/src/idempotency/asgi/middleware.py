@@ -177,7 +177,7 @@ class _Exchange:
         self._receive = receive
         self._body: RequestBody | None = None
         self.engine = middleware.engine
-        self.path = _full_path(scope)
+        self.path = full_path(scope)
         self.policy = policy
         self.scope = scope
         self.send = send
@@ -360,7 +360,7 @@ def _body_first(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def _full_path(scope: Scope) -> str:
+def full_path(scope: Scope) -> str:
     """The path as the client sent it; a mounted application's prefix is part of it whatever the mount did to `path`."""
     root: str = scope.get("root_path", "")
     raw: bytes | None = scope.get("raw_path")

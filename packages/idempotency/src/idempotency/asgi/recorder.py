@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Awaitable
+from contextvars import Token
 from typing import Any, Literal, Protocol
 
 from idempotency._backends.base import Signal, Timer, running
@@ -75,9 +76,9 @@ class Execution:
         "_ambient",
         "_body",
         "_chunks",
+        "_entered",
         "_exchange",
         "_flowing",
-        "_frame",
         "_handled",
         "_hold",
         "_lock",
@@ -91,9 +92,10 @@ class Execution:
         "_swallowing",
         "_whole",
         "claim",
+        "frame",
     )
 
-    def __init__(self, exchange: Exchange, run: Run, body: bytes, receive: Receive) -> None:
+    def __init__(self, exchange: Exchange, run: Run, body: bytes | None, receive: Receive) -> None:
         self._exchange = exchange
         self._scope = exchange.scope
         self._receive = receive
@@ -115,36 +117,50 @@ class Execution:
 
     async def of(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
-        scope = self._scope
-        self._frame = frame = Frame(self.claim, self, active.get())
-        token = active.set(frame)
-        entered = enter(scope, frame)
+        token = self.enter()
         try:
-            await app(scope, self._receive_inner, self._send_inner)
-        except Exception as error:
+            await app(self._scope, self.receive, self.send)
+        except BaseException as error:
+            await self.raised(error)
+            raise
+        else:
+            await self.returned()
+        finally:
+            self.leave()
+            active.reset(token)
+
+    def enter(self) -> Token[Frame | None]:
+        """What runs in this context from now on is the run."""
+        self.frame = Frame(self.claim, self, active.get())
+        self._entered = enter(self._scope, self.frame)
+        return active.set(self.frame)
+
+    def leave(self) -> None:
+        """The application is over; the context is the caller's to reset."""
+        self.frame.end()
+        leave(self._scope, self._entered)
+
+    async def raised(self, error: BaseException) -> None:
+        """The application raised *error*, which goes on to the server."""
+        if isinstance(error, Exception):
             if self._run is not None:
                 await self._fail(error)
             else:
                 await self._until_sent()
                 self._report(error)
-            raise
-        except BaseException as error:
-            if self._run is not None:
-                self._take_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
-            elif self._result == "kept":  # a stream is cancelled whenever its client leaves
-                self._report(error)
-            raise
-        else:
-            if self._whole and self._start is not None:
-                await self._finish(self._start)
-            elif self._run is not None:
-                await self._end_incomplete()
-            elif self._lock is not None:
-                await self._until_sent()
-        finally:
-            frame.end()
-            leave(scope, entered)
-            active.reset(token)
+        elif self._run is not None:
+            self._take_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+        elif self._result == "kept":  # a stream is cancelled whenever its client leaves
+            self._report(error)
+
+    async def returned(self) -> None:
+        """The application returned."""
+        if self._whole and self._start is not None:
+            await self._finish(self._start)
+        elif self._run is not None:
+            await self._end_incomplete()
+        elif self._lock is not None:
+            await self._until_sent()
 
     # What `current_claim()` shows of the run (`current_claim.OutcomeEncoder`).
 
@@ -164,7 +180,8 @@ class Execution:
             return encode_unreplayable(f"larger than {limit} bytes", answer.status)
         return self._encode(answer.status, answer.headers, answer.body)[0]
 
-    async def _receive_inner(self) -> Message:
+    async def receive(self) -> Message:
+        """What the application receives."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -174,13 +191,14 @@ class Execution:
             await self._recorded.wait()
         if self._whole:
             return {"type": "http.disconnect"}  # as a server says it once the answer is whole
-        token = active.set(self._frame.enclosing)  # see _send_out
+        token = active.set(self.frame.enclosing)  # see _send_out
         try:
             return await self._receive()
         finally:
             active.reset(token)
 
-    async def _send_inner(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
+        """What the application sends."""
         if self._lock is None:
             due = self._send_out(message) if self._flowing else self._hold_back(message)
             if due is not None:
@@ -193,7 +211,7 @@ class Execution:
 
     async def _send_out(self, message: Message) -> None:
         # Not under our claim: a server begins the connection's next request in here, which inherits the context.
-        token = active.set(self._frame.enclosing)
+        token = active.set(self.frame.enclosing)
         try:
             await self._exchange.send(message)
         finally:

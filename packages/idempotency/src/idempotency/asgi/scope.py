@@ -8,14 +8,14 @@ The application gets the caller's own scope, not a copy: what routers and layers
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from idempotency._core.types import StorageKey
 from idempotency.asgi.before_handler import BEFORE_HANDLER
 from idempotency.asgi.types import Scope
 from idempotency.engine.current_claim import Frame, active, covering, encloses
 
-__all__ = ["RUNS", "Entered", "enter", "is_of_another_run", "joined_run", "leave"]
+__all__ = ["RUNS", "Entered", "enter", "hide_bypasses", "is_of_another_run", "joined_run", "leave", "restore"]
 
 RUNS: Final = "idempotency.runs"
 """
@@ -40,21 +40,28 @@ class Entered(NamedTuple):
     """What a scope was before its run, as far as it was changed."""
 
     runs: tuple[Frame, ...]
-    extensions: (
-        tuple[Mapping[str, Any], Mapping[str, Any]] | None
-    )  # the server's, and what the application sees
+    extensions: Hidden
+
+
+Hidden: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]] | None
+"""The server's extensions, and what the application sees of them; None where nothing had to be hidden."""
 
 
 def enter(scope: Scope, frame: Frame) -> Entered:
     """Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6)."""
     runs: tuple[Frame, ...] = scope.get(RUNS, ())
     scope[RUNS] = (*runs, frame)
+    return Entered(runs, hide_bypasses(scope))
+
+
+def hide_bypasses(scope: Scope) -> Hidden:
+    """Hide the extensions that would bypass the record (E6); what `restore` puts back."""
     extensions = scope.get("extensions")
     if not extensions or _BYPASSING_EXTENSIONS.isdisjoint(extensions):
-        return Entered(runs, None)
+        return None
     shown = {name: value for name, value in extensions.items() if name not in _BYPASSING_EXTENSIONS}
     scope["extensions"] = shown
-    return Entered(runs, (extensions, shown))
+    return extensions, shown
 
 
 def leave(scope: Scope, entered: Entered) -> None:
@@ -64,18 +71,21 @@ def leave(scope: Scope, entered: Entered) -> None:
     else:
         scope.pop(RUNS, None)
     scope.pop(BEFORE_HANDLER, None)
-    if entered.extensions is None:
+    restore(scope, entered.extensions)
+
+
+def restore(scope: Scope, hidden: Hidden) -> None:
+    """Put back what `hide_bypasses` hid, beside what the application added."""
+    if hidden is None:
         return
-    extensions, shown = entered.extensions
+    extensions, shown = hidden
     now = scope.get("extensions")
     if now is shown:
         added = {name: value for name, value in shown.items() if extensions.get(name, shown) is not value}
-        if added:
-            extensions = {**extensions, **added}
-        scope["extensions"] = extensions
+        scope["extensions"] = {**extensions, **added} if added else extensions
     elif isinstance(now, Mapping):  # the application put its own there, made of what it saw
-        hidden = {name: value for name, value in extensions.items() if name in _BYPASSING_EXTENSIONS}
-        scope["extensions"] = {**hidden, **now}
+        bypassing = {name: value for name, value in extensions.items() if name in _BYPASSING_EXTENSIONS}
+        scope["extensions"] = {**bypassing, **now}
 
 
 def joined_run(scope: Scope, key: StorageKey) -> Frame | None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from idempotency._core.callables import is_plain
-from idempotency._core.errors import IdempotencyError
+from idempotency._core.errors import Answered, IdempotencyError
 from idempotency._core.policy import Policy
 from idempotency.engine.checks import is_async_store
 from idempotency.engine_sync import SyncEngine
@@ -24,7 +24,7 @@ from idempotency.wsgi.recorder import ResponseRecorder
 from idempotency.wsgi.request import BodyReader, key_lines
 from idempotency.wsgi.types import Environ, StartResponse, WSGIApp
 
-__all__ = ["IdempotencyMiddleware", "LateClaim", "claim"]
+__all__ = ["IdempotencyMiddleware", "LateClaim", "claim", "pending_claim"]
 
 _log = logging.getLogger("idempotency")
 
@@ -130,26 +130,38 @@ class LateClaim:
         return recorder.run(self.app)
 
 
-def claim(environ: Environ, principal: str | Callable[[], str], policy: Policy = Policy()) -> bool:  # noqa: B008
+def claim(environ: Environ, principal: str | Callable[[], str], policy: Policy = Policy()) -> None:  # noqa: B008
     """
     Claim the current request, below `LateClaim`; call it just before the handler's first effect.
+
+    Returns where the handler is to run: under a claim, or, where the request has no key and needs none, without.
 
     Args:
         principal: Whose key it is: a verified subject, such as a user's id; never a credential that can change. Or a
             function that gives it, called only where the request has a key.
-    Returns:
-        True: run the handler. False: do not; the request has its answer already, a replay or a problem, and `LateClaim`
-        sends that in place of whatever is answered now.
     Raises:
+        Answered: The request has its answer already, a replay or a problem. Let it pass: `LateClaim` sends that answer
+            in place of whatever the application says.
         RuntimeError: The request did not come through `LateClaim`, was claimed before, or has begun to answer: going
             on would run it without protection.
+    """
+    if not pending_claim(environ).claim(principal, policy):
+        raise Answered
+
+
+def pending_claim(environ: Environ) -> ResponseRecorder:
+    """
+    What `LateClaim` left in the environment.
+
+    Raises:
+        RuntimeError: It did not run.
     """
     recorder = environ.get(_PENDING)
     if not isinstance(recorder, ResponseRecorder):
         raise RuntimeError(
             "this request did not come through idempotency.wsgi.LateClaim: put it around the WSGI application"
         )
-    return recorder.claim(principal, policy)
+    return recorder
 
 
 def _engine(store: SyncStore, hooks: Sequence[Hook]) -> SyncEngine:

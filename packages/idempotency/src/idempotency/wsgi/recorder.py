@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Any, Final
 
 from idempotency._core.decide import Refuse, settle
+from idempotency._core.errors import Answered
 from idempotency._core.machine import RECORDED, Ending, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
@@ -104,6 +105,9 @@ class ResponseRecorder:
             self._application = app(self._handler.environ, self._start_response)
             rest = iter(self._application)
             self._read(rest)
+        except Answered:
+            if self._replacement is None:
+                raise
         except Exception:
             if self._run is not None:
                 self._fail()

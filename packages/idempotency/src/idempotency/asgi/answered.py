@@ -1,0 +1,57 @@
+"""The exception that ends a handler, as its framework expects one: it would log any other as a failure."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from idempotency._core.errors import Answered
+from idempotency.asgi.types import Scope
+
+__all__ = ["answered"]
+
+
+def answered(scope: Scope, status: int) -> Answered:
+    """
+    `Answered`, which is also the `HTTPException` of the framework that handles the request, where that is known.
+
+    Args:
+        status: Of the answer that was given in the handler's place.
+    """
+    if "litestar_app" in scope:
+        return _of_litestar(status)
+    if "quart" in sys.modules and sys.modules["quart"].has_request_context():
+        return _of_quart(status)
+    if "starlette.exceptions" in sys.modules and "app" in scope:
+        return _of_starlette(status)
+    return Answered()
+
+
+def _of_starlette(status: int) -> Answered:
+    from starlette.exceptions import HTTPException
+
+    class StarletteAnswered(HTTPException, Answered):
+        """Ends the handler."""
+
+    return StarletteAnswered(status)
+
+
+def _of_litestar(status: int) -> Answered:
+    from litestar.exceptions import HTTPException
+
+    class LitestarAnswered(HTTPException, Answered):
+        """Ends the handler."""
+
+    return LitestarAnswered(status_code=status)
+
+
+def _of_quart(status: int) -> Answered:
+    from werkzeug.exceptions import HTTPException
+
+    class QuartAnswered(HTTPException, Answered):
+        """Ends the handler."""
+
+        code = status
+
+    made: Any = QuartAnswered()
+    return made  # type: ignore[no-any-return]

@@ -1,0 +1,333 @@
+"""
+The same protection, claimed by the application itself, just before its handler.
+
+A framework authenticates and validates inside the application, where no middleware outside can see it. So `LateClaim`
+runs the application, keeps a copy of the body as that is read, and waits for `claim`: until then everything passes
+through, and what the application answers before uses no key up and costs no store call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from idempotency._backends.base import running
+from idempotency._core.errors import (
+    Answered,
+    IdempotencyError,
+    IncompleteRequest,
+    RequestTimeout,
+    RequestTooLarge,
+)
+from idempotency._core.fingerprint import RequestView
+from idempotency._core.outcome import Response
+from idempotency._core.policy import Policy
+from idempotency._core.types import Completed, StorageKey
+from idempotency._http.keyed_request import KeyedRequest
+from idempotency.asgi.answered import answered
+from idempotency.asgi.before_handler import ask_frameworks
+from idempotency.asgi.middleware import full_path
+from idempotency.asgi.recorder import Execution
+from idempotency.asgi.scope import Hidden, hide_bypasses, joined_run, restore
+from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
+from idempotency.engine import Engine
+from idempotency.engine.checks import is_async_store
+from idempotency.engine.current_claim import Frame
+from idempotency.engine.run import Run
+from idempotency.events import Hook
+from idempotency.store import Store
+
+__all__ = ["LateClaim", "PendingClaim", "claim", "pending_claim"]
+
+_PENDING: Final = "idempotency.pending"
+
+
+class LateClaim:
+    """
+    Runs an ASGI application that claims for itself: see `claim`, and `idempotency.fastapi`.
+
+    Args:
+        app: The application; it calls `claim` in each handler that is to be protected.
+        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
+        hooks: Called with every event (`idempotency.events`).
+        max_request_bytes: The longest body that is kept for a claim; the policy, known later, may allow less.
+    Raises:
+        TypeError: *store* or a hook is not of its kind.
+
+    Cost: without a key next to nothing; with one, what `IdempotencyMiddleware` costs, from the claim on.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, store: Store, hooks: Sequence[Hook] = (), max_request_bytes: int = 1_048_576
+    ) -> None:
+        if isinstance(store, type) or not hasattr(store, "acquire") or not is_async_store(store):
+            raise TypeError(
+                f"store must be a Store, such as MemoryStore(), and this {type(store).__name__} is none; "
+                "open_store() makes one of a URL"
+            )
+        ask_frameworks(app)
+        self.app = app
+        self.engine = Engine(store, hooks=hooks)
+        self.max_request_bytes = max_request_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection (ASGI 3)."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        lines = [value for name, value in scope["headers"] if name == b"idempotency-key"]
+        pending = PendingClaim(self, scope, receive, send, lines)
+        outer = scope.get(_PENDING)
+        scope[_PENDING] = pending
+        try:
+            await pending.serve(self.app)
+        finally:
+            if outer is None:
+                scope.pop(_PENDING, None)
+            else:
+                scope[_PENDING] = outer
+        return None
+
+
+async def claim(scope: Scope, principal: str | Callable[[], str], policy: Policy = Policy()) -> None:  # noqa: B008
+    """
+    Claim the current request, below `LateClaim`; call it just before the handler's first effect.
+
+    Returns where the handler is to run: under a claim, or, where the request has no key and needs none, without.
+
+    Args:
+        scope: The request's, such as `request.scope`.
+        principal: Whose key it is: a verified subject, such as a user's id; never a credential that can change. Or a
+            function that gives it, called only where the request has a key.
+    Raises:
+        Answered: The request has its answer already, a replay or a problem. Let it pass.
+        RuntimeError: The request did not come through `LateClaim`, was claimed before, or has begun to answer: going
+            on would run it without protection.
+    """
+    await pending_claim(scope).claim(principal, policy)
+
+
+def pending_claim(scope: Scope) -> PendingClaim:
+    """
+    What `LateClaim` left in the scope.
+
+    Raises:
+        RuntimeError: It did not run.
+    """
+    pending = scope.get(_PENDING)
+    if not isinstance(pending, PendingClaim):
+        raise RuntimeError(
+            "this request did not come through idempotency.asgi.LateClaim: add it to the application's middleware"
+        )
+    return pending
+
+
+class PendingClaim:
+    """One request below `LateClaim`, from its first message to its answer."""
+
+    __slots__ = (
+        "_announced",
+        "_begun",
+        "_body",
+        "_execution",
+        "_lines",
+        "_middleware",
+        "_receive",
+        "_replaced",
+        "_size",
+        "_start",
+        "_unread",
+        "_whole",
+        "engine",
+        "operation",
+        "policy",
+        "request",
+        "scope",
+        "send",
+        "status",
+    )
+
+    def __init__(
+        self, middleware: LateClaim, scope: Scope, receive: Receive, send: Send, lines: list[bytes]
+    ) -> None:
+        self._middleware = middleware
+        self._receive = receive
+        self.send = send
+        self._lines = lines
+        self._announced = False  # a claim is sure to come: an answer must not begin before it
+        self._begun = False  # the answer has begun, and can no longer be replaced
+        self._replaced = False  # the answer was given in the application's place
+        self._execution: Execution | None = None  # once the request is claimed
+        self._start: Message | None = None  # kept back, because a claim was announced
+        self._body: list[bytes] = []  # a copy of what the application has read
+        self._size = 0
+        self._whole = False  # the body has been read to its end
+        self._unread: deque[Message] = deque()  # read by the claim, and still to be read by the application
+        self.engine = middleware.engine
+        self.scope = scope
+        self.status = 0  # of the answer that was given in the application's place
+
+    async def serve(self, app: ASGIApp) -> None:
+        """Run *app* to its end."""
+        hidden: Hidden = hide_bypasses(self.scope) if self._lines else None
+        try:
+            await app(self.scope, self._receive_inner, self._send_inner)
+        except Answered:
+            if not self._replaced:
+                raise
+        except BaseException as error:
+            if self._execution is not None:
+                await self._execution.raised(error)
+            raise
+        else:
+            if self._execution is not None:
+                await self._execution.returned()
+            else:
+                await self._flush()
+        finally:
+            if self._execution is not None:
+                self._execution.leave()
+            restore(self.scope, hidden)
+
+    @property
+    def frame(self) -> Frame | None:
+        """The run that the request is in, once it is claimed."""
+        return None if self._execution is None else self._execution.frame
+
+    # The claim.
+
+    def announce(self) -> None:
+        """Say that a claim will be made: what answers before it, such as the start of a stream, is kept back."""
+        self._announced = True
+
+    async def claim(self, principal: str | Callable[[], str], policy: Policy) -> None:
+        """See `claim`. The caller's context is inside the run from here on."""
+        if self._execution is not None or self._replaced or self._begun:
+            raise RuntimeError("claim a request once, and before its answer begins")
+        self.policy = policy
+        self.operation = f"{self.scope['method']} {full_path(self.scope)}"
+        self.request: KeyedRequest[Run] = KeyedRequest(
+            self.engine, self, method=self.scope["method"], path=full_path(self.scope)
+        )
+        if self._lines and not self._whole and self.scope["method"] in policy.methods:
+            await self._read_rest(policy)
+        verdict: Run | Response | bool | None = self.request.prepare(principal, policy)
+        if verdict is True:
+            verdict = self.request.conclude(await self.engine.begin(self.request))
+        if isinstance(verdict, Response):
+            await self._answer(verdict)
+            raise answered(self.scope, verdict.status)
+        if not isinstance(verdict, Run):
+            return await self._flush()
+        self._execution = execution = Execution(self, verdict, None, self._next_message)
+        execution.enter()
+        if self._start is not None:
+            start, self._start = self._start, None
+            await execution.send(start)
+        return None
+
+    async def _read_rest(self, policy: Policy) -> None:
+        """Read what the application has not; it will get it when it asks."""
+        try:
+            await running().within(policy.body_timeout, self._read_to_end)
+        except TimeoutError:
+            self._body = [b""]
+            self._whole = False
+
+    async def _read_to_end(self) -> None:
+        while not self._whole and self._size <= self._middleware.max_request_bytes:
+            message = await self._receive()
+            self._unread.append(message)
+            if message["type"] != "http.request":
+                return
+            self._note(message)
+
+    def _note(self, message: Message) -> None:
+        chunk = message.get("body", b"")
+        self._size += len(chunk)
+        if self._size <= self._middleware.max_request_bytes:
+            self._body.append(bytes(chunk))
+        else:
+            self._body.clear()
+        self._whole = not message.get("more_body", False)
+
+    # What `KeyedRequest` asks.
+
+    def is_part_of(self, key: StorageKey) -> bool:
+        """Whether a middleware outside has this request under *key* already (E10)."""
+        return joined_run(self.scope, key) is not None
+
+    def key_lines(self) -> Sequence[bytes]:
+        """The Idempotency-Key field lines."""
+        return self._lines
+
+    def view(self, tenant: str, *, limit: int) -> RequestView:
+        """The whole request, as the application has read it or will."""
+        limit = min(limit, self._middleware.max_request_bytes)
+        if self._size > limit:
+            raise RequestTooLarge(limit=limit)
+        if not self._whole:
+            if self._unread and self._unread[-1]["type"] != "http.request":
+                raise IncompleteRequest
+            raise RequestTimeout(seconds=self.policy.body_timeout)
+        scope = self.scope
+        return RequestView(
+            scope["method"],
+            full_path(scope),
+            scope.get("query_string", b""),
+            scope["headers"],
+            b"".join(self._body),
+            tenant,
+        )
+
+    # What `Execution` asks of a request that it answers.
+
+    async def replay(self, completed: Completed, waited: float) -> None:
+        """Answer with a recorded outcome."""
+        await self._answer(self.request.replay(completed, waited))
+
+    async def refuse(self, error: IdempotencyError) -> None:
+        """Answer with a problem."""
+        await self._answer(self.request.refuse(error))
+
+    # What the application receives and sends.
+
+    async def _receive_inner(self) -> Message:
+        if self._unread:
+            return self._unread.popleft()
+        if self._execution is not None:
+            return await self._execution.receive()
+        message = await self._receive()
+        if self._lines and message["type"] == "http.request":
+            self._note(message)
+        return message
+
+    async def _next_message(self) -> Message:
+        return await self._receive()
+
+    async def _send_inner(self, message: Message) -> None:
+        if self._execution is not None:
+            return await self._execution.send(message)
+        if self._replaced:
+            return None
+        if self._announced and not self._begun:
+            if message["type"] == "http.response.start":
+                self._start = message
+                return None
+            await self._flush()  # the application answers by itself: a claim would come too late
+        self._begun = self._begun or message["type"].startswith("http.response")
+        return await self.send(message)
+
+    async def _flush(self) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            self._begun = True
+            await self.send(start)
+
+    async def _answer(self, answer: Response) -> None:
+        """Answer in the application's place; what it still sends is dropped."""
+        self._replaced = True
+        self.status = answer.status
+        body = b"" if self.scope["method"] == "HEAD" else answer.body
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await self.send({"type": "http.response.body", "body": body})

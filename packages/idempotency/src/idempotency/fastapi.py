@@ -1,0 +1,278 @@
+"""
+Idempotency for FastAPI: claimed after authentication and validation, just before the endpoint's first line.
+
+A 401 or 403 of a dependency, a validation error and broken JSON make no store call and use no key up; a renewed token
+of the same user gets the replay, an expired one never does.
+
+>>> from typing import Annotated
+>>> from fastapi import Depends, FastAPI, Header, HTTPException
+>>> from fastapi.testclient import TestClient
+>>> from idempotency.fastapi import Idempotent, install
+>>> from idempotency.stores.memory import MemoryStore
+>>> def current_user(authorization: Annotated[str, Header()]) -> str:
+...     if authorization not in ("Bearer 1", "Bearer 2"):
+...         raise HTTPException(401)
+...     return "alice"
+>>> once, app, charges = Idempotent(principal=current_user), FastAPI(), []
+>>> install(app, store=MemoryStore())
+>>> @app.post("/charges", status_code=201)
+... @once.protect
+... async def charge(amount: int) -> dict[str, int]:
+...     charges.append(amount)
+...     return {"charge": len(charges)}
+>>> client = TestClient(app, headers={"Idempotency-Key": '"8e03978e"'})
+>>> def post(token, amount=5):
+...     return client.post(f"/charges?amount={amount}", headers={"Authorization": token})
+>>> post("Bearer 1").json(), post("Bearer 2").json(), post("Bearer 3").status_code, post("Bearer 1", "x").status_code
+({'charge': 1}, {'charge': 1}, 401, 422)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from functools import partial, wraps
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
+
+import anyio.from_thread
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
+
+from idempotency._core.errors import Answered
+from idempotency._core.policy import Policy
+from idempotency.asgi.late_claim import LateClaim, PendingClaim, pending_claim
+from idempotency.engine.current_claim import active
+from idempotency.events import Hook
+from idempotency.openapi import add_idempotency
+from idempotency.store import Store
+
+__all__ = ["Idempotent", "install"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_PARAMETER = (
+    "idempotency_pending_claim"  # added to an endpoint's signature, and taken out before it is called
+)
+
+
+def install(
+    app: FastAPI, *, store: Store, hooks: Sequence[Hook] = (), max_request_bytes: int = 1_048_576
+) -> None:
+    """
+    Add `LateClaim` to *app*, and what protected operations take and answer to its OpenAPI document.
+
+    Args:
+        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
+        hooks: Called with every event (`idempotency.events`).
+        max_request_bytes: The longest body of a request with a key.
+    Raises:
+        TypeError: *store* or a hook is not of its kind; at the first request, as Starlette makes its middleware then.
+        RuntimeError: *app* has begun to serve.
+    """
+    LateClaim(app, store=store, hooks=hooks)  # to refuse a wrong store here, and not at the first request
+    app.add_middleware(LateClaim, store=store, hooks=hooks, max_request_bytes=max_request_bytes)
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = describe()
+            for policy, operations in _protected(app).items():
+                document = add_idempotency(document, policy, operations=operations)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class Idempotent(Generic[T]):
+    """
+    Protects endpoints of one kind of principal.
+
+    Args:
+        principal: A dependency that gives whose key it is, such as the one your endpoints use already; what it raises
+            is answered as ever, and no key is used up.
+        name: The principal's name in the store: a stable text, such as `lambda user: user.id`. By default the
+            principal itself, which must then be a `str`.
+        policy: What is promised, unless an endpoint says otherwise.
+    Raises:
+        TypeError: *principal* or *name* is no function, or *policy* no `Policy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        principal: Callable[..., T] | Callable[..., Coroutine[Any, Any, T]],
+        name: Callable[[T], str] | None = None,
+        policy: Policy = Policy(),  # noqa: B008
+    ) -> None:
+        function: Any
+        for function in (principal, name or principal):
+            if callable(function):
+                continue
+            raise TypeError("principal must be a dependency, and name a function of what it gives")
+        if not isinstance(policy, Policy):
+            raise TypeError("policy must be a Policy")
+        self._name: Callable[[T], str] = (lambda user: cast("str", user)) if name is None else name
+        self._policy = policy
+
+        def bind(connection: HTTPConnection, user: Any) -> _Bound:
+            pending = pending_claim(connection.scope)
+            pending.announce()
+            return _Bound(pending, partial(self._name, user))
+
+        bind.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY, annotation=HTTPConnection),
+                inspect.Parameter(
+                    "user", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Any, Depends(principal)]
+                ),
+            ]
+        )
+        self._bind = bind
+
+    @overload
+    def protect(self, endpoint: Callable[P, R], /) -> Callable[P, R]: ...
+    @overload
+    def protect(
+        self, endpoint: None = None, /, *, policy: Policy
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def protect(self, endpoint: Any = None, /, *, policy: Policy | None = None) -> Any:
+        """
+        Protect an endpoint: put it directly below the route's decorator.
+
+        A coroutine function, a plain function (which FastAPI runs in a thread) or a generator that streams.
+
+        Args:
+            policy: What is promised, where it differs.
+        """
+        chosen = self._policy if policy is None else policy
+        if endpoint is None:
+            return partial(self._protect, policy=chosen)
+        return self._protect(endpoint, policy=chosen)
+
+    @property
+    def route_class(self) -> type[APIRoute]:
+        """
+        For `APIRouter(route_class=once.route_class)`: protects every endpoint of a router.
+
+        Only methods of the policy are claimed, so `GET` endpoints stay as they are.
+        """
+        protect = self._protect
+        policy = self._policy
+
+        class IdempotentRoute(APIRoute):
+            """A route whose endpoint is protected."""
+
+            def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+                if not hasattr(endpoint, "idempotency_policy"):
+                    endpoint = protect(endpoint, policy=policy)
+                super().__init__(path, endpoint, **options)
+
+        return IdempotentRoute
+
+    def _protect(self, endpoint: Callable[..., Any], *, policy: Policy) -> Callable[..., Any]:
+        protected: Any
+        if inspect.isasyncgenfunction(endpoint):
+
+            @wraps(endpoint)
+            async def protected_stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+                await _take(kwargs).claim(policy)
+                async for item in endpoint(*args, **kwargs):
+                    yield item
+
+            protected = protected_stream
+        elif inspect.isgeneratorfunction(endpoint):
+
+            @wraps(endpoint)
+            def protected_generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+                _take(kwargs).claim_from_thread(policy)
+                yield from endpoint(*args, **kwargs)
+
+            protected = protected_generator
+        elif inspect.iscoroutinefunction(endpoint):
+
+            @wraps(endpoint)
+            async def protected_coroutine(*args: Any, **kwargs: Any) -> Any:
+                await _take(kwargs).claim(policy)
+                return await endpoint(*args, **kwargs)
+
+            protected = protected_coroutine
+        else:
+
+            @wraps(endpoint)
+            def protected_function(*args: Any, **kwargs: Any) -> Any:
+                _take(kwargs).claim_from_thread(policy)
+                return endpoint(*args, **kwargs)
+
+            protected = protected_function
+        protected.__signature__ = _with_parameter(endpoint, Depends(self._bind))
+        protected.idempotency_policy = policy
+        return cast("Callable[..., Any]", protected)
+
+
+class _Bound:
+    """A request whose principal is known, about to be claimed."""
+
+    def __init__(self, pending: PendingClaim, name: Callable[[], str]) -> None:
+        self._pending = pending
+        self._name = name
+
+    async def claim(self, policy: Policy) -> None:
+        try:
+            await self._pending.claim(self._name, policy)
+        except Answered:
+            raise _AnsweredHTTPException(self._pending.status) from None
+
+    def claim_from_thread(self, policy: Policy) -> None:
+        anyio.from_thread.run(self.claim, policy)
+        frame = self._pending.frame
+        if frame is not None:
+            active.set(frame)  # the loop's context has it; this thread's is another
+
+
+class _AnsweredHTTPException(HTTPException, Answered):
+    """`Answered`, as FastAPI's handlers and a user's dependencies expect what ends a request early."""
+
+
+def _take(kwargs: dict[str, Any]) -> _Bound:
+    bound = kwargs.pop(_PARAMETER, None)
+    if not isinstance(bound, _Bound):
+        raise RuntimeError(
+            "a protected endpoint was called by something else than FastAPI: call the function below the decorator"
+        )
+    return bound
+
+
+def _with_parameter(endpoint: Callable[..., Any], dependency: Any) -> inspect.Signature:
+    """The endpoint's signature, with its annotations resolved, and one more parameter for the claim."""
+    try:
+        signature = inspect.signature(endpoint, eval_str=True)
+    except Exception:  # of names that are not there yet, or only for a type checker: FastAPI will say so
+        signature = inspect.signature(endpoint)
+    claim = inspect.Parameter(_PARAMETER, inspect.Parameter.KEYWORD_ONLY, annotation=Any, default=dependency)
+    parameters = list(signature.parameters.values())
+    index = next((i for i, one in enumerate(parameters) if one.kind is one.VAR_KEYWORD), len(parameters))
+    return signature.replace(parameters=[*parameters[:index], claim, *parameters[index:]])
+
+
+def _protected(app: FastAPI) -> dict[Policy, list[tuple[str, str]]]:
+    """The protected operations of *app*, by policy."""
+    found: dict[Policy, list[tuple[str, str]]] = {}
+    for path, endpoint, methods in _routes(app.routes, ""):
+        policy = getattr(endpoint, "idempotency_policy", None)
+        if isinstance(policy, Policy):
+            found.setdefault(policy, []).extend((method, path) for method in sorted(methods & policy.methods))
+    return found
+
+
+def _routes(routes: Sequence[Any], prefix: str) -> Iterator[tuple[str, Any, set[str]]]:
+    for route in routes:
+        contexts = getattr(route, "effective_route_contexts", None)
+        inner = contexts() if callable(contexts) else (route,)
+        for one in inner:
+            if getattr(one, "methods", None) and getattr(one, "endpoint", None):
+                yield prefix + one.path_format, one.endpoint, set(one.methods)

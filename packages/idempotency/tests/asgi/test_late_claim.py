@@ -1,0 +1,329 @@
+"""Claims by the application itself: as raw ASGI, and in the frameworks that have no module of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import django_project
+import litestar
+import pytest
+from asgi_driver import Talk, call, http_scope
+from litestar.logging import LoggingConfig
+from quart import Quart
+from quart import request as quart_request
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from idempotency import IdempotencyMiddleware, Policy, current_claim, one_tenant
+from idempotency.asgi import LateClaim, claim
+from idempotency.errors import Answered, MissingTenant
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class App:
+    """A raw application that claims, and counts its effects."""
+
+    def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008
+        self.policy = policy
+        self.effects = 0
+        self.read_first = True
+        self.bodies: list[bytes] = []
+        self.claims: list[Any] = []
+
+    async def body(self, receive: Any) -> bytes:
+        chunks = []
+        while True:
+            message = await receive()
+            chunks.append(message.get("body", b""))
+            if not message.get("more_body"):
+                return b"".join(chunks)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self.read_first:
+            self.bodies.append(await self.body(receive))
+        await claim(scope, lambda: "alice", self.policy)
+        self.effects += 1
+        self.claims.append(current_claim())
+        if not self.read_first:
+            self.bodies.append(await self.body(receive))
+        await send(
+            {"type": "http.response.start", "status": 201, "headers": [(b"content-type", b"text/plain")]}
+        )
+        await send({"type": "http.response.body", "body": b"charge %d" % self.effects})
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+async def test_a_key_has_one_effect_whoever_reads_the_body_first(read_first: bool) -> None:
+    app = App()
+    app.read_first = read_first
+    late = LateClaim(app, store=MemoryStore())
+    first, again = await call(late, key="k", body=b"5 EUR"), await call(late, key="k", body=b"5 EUR")
+    assert (first.status, first.body, first.replayed) == (201, b"charge 1", False)
+    assert (again.status, again.body, again.replayed) == (201, b"charge 1", True)
+    assert app.bodies[0] == b"5 EUR"
+    assert (await call(late, key="k", body=b"6 EUR")).status == 422
+    assert app.effects == 1
+    assert app.claims[0].attempt == 1
+    assert current_claim() is None
+
+
+async def test_a_body_in_pieces_is_kept_whole() -> None:
+    app = App()
+    late = LateClaim(app, store=MemoryStore())
+
+    async def send(*chunks: bytes) -> Any:
+        talk = Talk(late, http_scope(headers=[("idempotency-key", "k")]))
+        for chunk in chunks[:-1]:
+            talk.give(chunk, more_body=True)
+        talk.give(chunks[-1])
+        return await talk.run()
+
+    assert [(await send(b"5", b" EUR")).status, (await send(b"5 E", b"UR")).replayed] == [201, True]
+    assert (await send(b"5", b" USD")).status == 422
+
+
+@pytest.mark.parametrize("read_first", [True, False])
+async def test_a_body_over_the_limit_is_refused_by_the_claim(read_first: bool) -> None:
+    app = App(Policy(max_request_bytes=4))
+    app.read_first = read_first
+    late = LateClaim(app, store=(store := MemoryStore()))
+    assert (await call(late, key="k", body=b"5 EUR")).status == 413
+    assert (app.effects, (await store.scan()).records) == (0, ())
+
+
+async def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing() -> None:
+    app = App()
+    app.read_first = False
+    late = LateClaim(app, store=(store := MemoryStore()))
+    talk = Talk(late, http_scope(headers=[("idempotency-key", "k"), ("content-length", "100")]))
+    talk.give(b"half", more_body=True)
+    talk.leave()
+    await talk.run()
+    assert (app.effects, (await store.scan()).records) == (0, ())
+
+
+async def test_a_request_without_a_key_runs_without_a_claim() -> None:
+    app = App()
+    late = LateClaim(app, store=MemoryStore())
+    assert [(await call(late)).body for _ in range(2)] == [b"charge 1", b"charge 2"]
+    assert app.claims == [None, None]
+    required = App(Policy(required=True))
+    assert (await call(LateClaim(required, store=MemoryStore()))).status == 400
+    assert required.effects == 0
+
+
+async def test_an_application_that_does_not_claim_is_left_alone() -> None:
+    app = Starlette(routes=[Route("/{path:path}", lambda request: PlainTextResponse("ok"), methods=["POST"])])
+    store = MemoryStore()
+    late = LateClaim(app, store=store)
+    assert [(await call(late, key="k")).replayed for _ in range(2)] == [False, False]
+    assert (await store.scan()).records == ()
+
+
+async def test_claiming_without_the_middleware_runs_nothing() -> None:
+    app = App()
+    with pytest.raises(RuntimeError, match="LateClaim"):
+        await call(app, key="k")
+    assert app.effects == 0
+
+
+async def test_claiming_twice_or_too_late_is_refused() -> None:
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "alice")
+        await claim(scope, "alice")
+
+    async def too_late(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await claim(scope, "alice")
+
+    for app in (twice, too_late):
+        with pytest.raises(RuntimeError, match="claim a request once"):
+            await call(LateClaim(app, store=MemoryStore()), key="k")
+
+
+async def test_a_replay_ends_the_handler_even_where_it_is_caught() -> None:
+    effects: list[str] = []
+
+    async def stubborn(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await claim(scope, "alice")
+            effects.append("effect")
+        except Answered:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"mine"})
+
+    late = LateClaim(stubborn, store=MemoryStore())
+    first, again = await call(late, key="k"), await call(late, key="k")
+    assert (first.body, again.body, again.replayed, effects) == (b"mine", b"mine", True, ["effect"])
+    assert (await call(late, key="k", body=b"other")).status == 422
+
+
+async def test_a_principal_that_refuses_is_a_problem() -> None:
+    def nobody() -> str:
+        raise MissingTenant("log in")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, nobody)
+
+    assert (await call(LateClaim(app, store=MemoryStore()), key="k")).status == 400
+
+
+async def test_an_application_that_raises_frees_its_key_and_a_cancelled_one_does_not() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "alice")
+        raise LookupError
+
+    async def stuck(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "alice")
+        inside.set()
+        await asyncio.Event().wait()
+
+    store, inside = MemoryStore(), asyncio.Event()
+    with pytest.raises(LookupError):
+        await call(LateClaim(broken, store=store), key="k")
+    assert (await store.scan()).records == ()
+    task = asyncio.ensure_future(call(LateClaim(stuck, store=store), key="k"))
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len((await store.scan()).records) == 1
+
+
+async def test_a_claim_below_a_middleware_with_the_same_key_joins_its_run() -> None:
+    app, store = App(), MemoryStore()
+
+    async def everybody(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "")
+        app.effects += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    both = IdempotencyMiddleware(LateClaim(everybody, store=store), store=store, tenant=one_tenant())
+    assert [(await call(both, key="k")).replayed for _ in range(2)] == [False, True]
+    assert app.effects == 1
+
+
+async def test_the_scope_is_what_it_was_when_the_request_is_over() -> None:
+    scope = http_scope(headers=[("idempotency-key", "k")])
+    scope["extensions"] = extensions = {"http.response.pathsend": {}, "tls": {}}
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(dict(scope["extensions"]))
+        await claim(scope, "alice")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    talk = Talk(LateClaim(app, store=MemoryStore()), scope)
+    talk.give(b"")
+    await talk.run()
+    assert seen == [{"tls": {}}]
+    assert scope["extensions"] is extensions
+    assert [name for name in scope if name.startswith("idempotency.")] == []
+
+
+def test_a_store_of_the_wrong_kind_is_refused_at_once() -> None:
+    for wrong in (SyncMemoryStore(), MemoryStore, object()):
+        with pytest.raises(TypeError, match="store must be a Store"):
+            LateClaim(App(), store=wrong)  # type: ignore[arg-type]
+
+
+# In frameworks, as their users write it.
+
+
+class Ledger:
+    effects = 0
+
+    def charge(self) -> dict[str, int]:
+        self.effects += 1
+        return {"charge": self.effects}
+
+
+def starlette_app(ledger: Ledger, store: Any) -> Any:
+    async def charge(request: Request) -> Response:
+        if "authorization" not in request.headers:
+            return Response(status_code=401)
+        await request.json()
+        await claim(request.scope, request.headers["authorization"])
+        return JSONResponse(ledger.charge(), 201)
+
+    routes = [Mount("/v1", routes=[Route("/charges", charge, methods=["POST"])])]
+    return Starlette(routes=routes, middleware=[Middleware(LateClaim, store=store)])
+
+
+def litestar_app(ledger: Ledger, store: Any) -> Any:
+    @litestar.post("/v1/charges")
+    async def charge(request: litestar.Request[Any, Any, Any]) -> dict[str, int]:
+        if "authorization" not in request.headers:
+            raise litestar.exceptions.NotAuthorizedException
+        await claim(request.scope, request.headers["authorization"])  # type: ignore[arg-type]
+        return ledger.charge()
+
+    app = litestar.Litestar(
+        [charge], logging_config=LoggingConfig(log_exceptions="never"), openapi_config=None
+    )
+    return LateClaim(app, store=store)  # type: ignore[arg-type]
+
+
+def quart_app(ledger: Ledger, store: Any) -> Any:
+    app = Quart("charges")
+
+    @app.post("/v1/charges")
+    async def charge() -> Any:
+        if "Authorization" not in quart_request.headers:
+            return "", 401
+        await quart_request.get_json()
+        await claim(quart_request.scope, quart_request.headers["Authorization"])  # type: ignore[arg-type]
+        return ledger.charge(), 201
+
+    app.asgi_app = LateClaim(app.asgi_app, store=store)  # type: ignore[assignment, arg-type]
+    return app
+
+
+def django_app(ledger: Ledger, store: Any) -> Any:
+    django_project.configure()
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpResponse, JsonResponse
+    from django.urls import path
+
+    async def charge(request: Any) -> Any:
+        if "Authorization" not in request.headers:
+            return HttpResponse(status=401)
+        await claim(request.scope, request.headers["Authorization"])
+        return JsonResponse(ledger.charge(), status=201)
+
+    django_project.set_urls([path("v1/charges", charge)])
+    return LateClaim(get_asgi_application(), store=store)
+
+
+@pytest.mark.parametrize("build", [starlette_app, litestar_app, quart_app, django_app])
+async def test_every_framework_claims_by_one_call(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    ledger, store = Ledger(), MemoryStore()
+    app = build(ledger, store)
+
+    async def send(user: str | None, body: bytes = b'{"amount": 5}') -> Any:
+        headers = [("content-type", "application/json")] + ([("authorization", user)] if user else [])
+        return await call(app, path="/v1/charges", key="k", body=body, headers=headers)
+
+    caplog.set_level(logging.ERROR)
+    assert (await send(None)).status == 401
+    assert (await store.scan()).records == ()
+    first, again, other = await send("alice"), await send("alice"), await send("bob")
+    assert (first.status, again.status, again.replayed, other.replayed) == (201, 201, True, False)
+    assert (again.body, ledger.effects) == (first.body, 2)
+    assert (await send("alice", b'{"amount": 6}')).status == 422
+    assert caplog.records == []
