@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
@@ -304,3 +305,70 @@ def test_a_reader_that_leaves_early_is_no_error(subject, rows_file):
         child.stdout.close()
         assert child.stderr.read() == b""
     assert child.returncode == 0
+
+
+TEXT = ["01234", "1", "nan", "", "2.0", "true", "inf", "1e5", "None"]
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A model on labels that look like numbers, and its training rows as CSV with the model's own predictions."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"kind of it": rng.choice(TEXT, 600), "x": rng.normal(size=600)})
+    frame["kind of it"] = pd.Categorical(frame["kind of it"], categories=TEXT)
+    data = lgb.Dataset(frame, 3 * frame["kind of it"].cat.codes + frame["x"])
+    settings = {"verbose": -1, "num_threads": 1, "min_data_per_group": 5, "min_data_in_leaf": 5}
+    booster = lgb.train(settings, data, 10)
+    path, rows = tmp_path / "m.txt", tmp_path / "rows.csv"
+    booster.save_model(path)
+    expected = booster.predict(frame, num_threads=1)
+    frame.assign(answer=expected).to_csv(rows, index=False)
+    return path, rows, expected
+
+
+def test_text_labels_of_csv_stay_text_in_every_command(labelled, tmp_path, capsys):
+    path, rows, expected = labelled
+    made = ["--name", "m", "--version", "1", "--expected", "answer"]
+    assert main(["manifest", str(path), str(rows), *made]) == 0
+    assert "not compared" not in capsys.readouterr().out
+    assert main(["predict", str(path), str(rows)]) == 0
+    answers = [float(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert answers == expected.tolist()
+    for command in (["bench", "--calls", "5"], ["explain"], ["report", "-o", str(tmp_path / "r.html")]):
+        assert main([command[0], str(path), str(rows), *command[1:]]) == 0
+    assert "batch 1024" in capsys.readouterr().out
+
+
+def test_a_manifest_of_the_command_is_held_to_a_column_of_expected_answers(labelled, capsys):
+    path, rows, _ = labelled
+    made = ["--name", "m", "--version", "1"]
+    assert main(["manifest", str(path), str(rows), *made]) == 0
+    assert "not compared with the trained model: pass --expected" in capsys.readouterr().out
+    assert main(["manifest", str(path), str(rows), *made, "--expected", "x"]) == 1
+    assert (
+        "600 of 600 sample rows have another answer" not in capsys.readouterr().err
+    )  # x itself is gone then
+    assert main(["manifest", str(path), str(rows), *made, "--expected", "nope"]) == 2
+    assert "has no 'nope' in row 0" in capsys.readouterr().err
+
+
+def test_categories_names_nullability_and_policy_are_options(trained, tmp_path, capsys):
+    subject = trained("binary_categories")
+    rows, labels = tmp_path / "rows.csv", tmp_path / "labels.json"
+    frame = pd.DataFrame(subject.rows, columns=["a", "b", "c", "d", "e"]).astype({"e": int})
+    names = [f"t{code:02}" for code in range(12)]
+    frame.assign(e=[names[code] for code in frame["e"]], p=subject.truth(subject.rows)).to_csv(
+        rows, index=False
+    )
+    labels.write_text(json.dumps({"e": names}))
+    out = tmp_path / "m.json"
+    made = ["--name", "m", "--version", "1", "-o", str(out), "--expected", "p"]
+    more = ["--categories", str(labels), "--nullable", "a,b", "--allow", "unseen", "--allow", "boolean"]
+    assert main(["manifest", str(subject.path), str(rows), *made, *more]) == 0
+    manifest = json.loads(out.read_text())
+    assert manifest["features"][4]["categories"] == names
+    assert [feature["nullable"] for feature in manifest["features"]] == [True, True, False, False, False]
+    assert (manifest["policy"]["unseen"], manifest["policy"]["boolean"]) == ("allow", "number")
+    labels.write_text("[1]")
+    assert main(["manifest", str(subject.path), str(rows), *made, *more]) == 2
+    assert "must be one object of lists" in capsys.readouterr().err

@@ -6,14 +6,17 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from predictor._features import features_of, labels_of
+from predictor._model_file import parse_model_text, read_model
 from predictor.cli.tables import Row, TableError, read_rows, writer
 from predictor.drift import DriftMonitor
 from predictor.errors import ManifestError, SchemaError
+from predictor.manifest import Label, RowPolicy
 from predictor.manifest_writer import write_manifest
 from predictor.model import Model
 
@@ -112,19 +115,55 @@ def explain(args: argparse.Namespace) -> int:
 
 def manifest(args: argparse.Namespace) -> int:
     """Make <model>.manifest.json from a model and sample rows."""
-    rows = [row for block in _progress(read_rows(args.rows)) for row in block]
+    categories = _categories(args.categories)
+    text = parse_model_text(read_model(args.model)).summary
+    labels = labels_of(text, names=text.feature_names, categories=categories)
+    # A column is read by what the model file or --categories says it is, before there is a manifest.
+    features = features_of(text, integers=tuple(_listed(args.integers)), labels=labels)
+    rows = [row for block in _progress(read_rows(args.rows, features)) for row in block]
+    expected = [row.pop(args.expected, None) for row in rows] if args.expected else None
+    if expected is not None and None in expected:
+        raise TableError(f"{args.rows.name} has no {args.expected!r} in row {expected.index(None)}")
     made = write_manifest(
         args.model,
         rows,
         name=args.name,
         version=args.version,
         classes=tuple(_listed(args.classes)),
+        names=tuple(_listed(args.names)) or None,
         integers=tuple(_listed(args.integers)),
+        nullable=tuple(_listed(args.nullable)) if args.nullable is not None else None,
+        categories=categories,
+        policy=_policy(args.allow),
         golden=args.golden,
+        expected=expected,
         path=args.output,
     )
     _say(f"ok: {made.name} {made.version}, {len(made.features)} features, {len(made.golden)} golden rows")
+    if expected is None:
+        _say(
+            "not compared with the trained model: pass --expected COLUMN, its own predictions for these rows"
+        )
     return 0
+
+
+def _categories(path: Path | None) -> dict[str, list[Label]] | None:
+    """Read labels by feature, in the order of the codes, from a JSON object."""
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path.name} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(labels, list) for labels in found.values()):
+        raise TableError(f'{path.name} must be one object of lists, such as {{"side": ["buy", "sell"]}}')
+    return found
+
+
+def _policy(words: Sequence[str]) -> RowPolicy | None:
+    """Turn `--allow unseen` into `RowPolicy(unseen="allow")`."""
+    lenient = {"missing": "null", "extra": "ignore", "boolean": "number", "large_integer": "round"}
+    return RowPolicy.model_validate({word: lenient.get(word, "allow") for word in words}) if words else None
 
 
 def bench(args: argparse.Namespace) -> int:

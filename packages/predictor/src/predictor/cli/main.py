@@ -11,6 +11,7 @@ from pathlib import Path
 from predictor.cli import commands
 from predictor.cli.tables import TableError
 from predictor.errors import PredictorError
+from predictor.manifest import RowPolicy
 
 __all__ = ["main"]
 
@@ -69,6 +70,23 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--version", required=True, help="the version every prediction carries")
     make.add_argument("--classes", default="", help="class labels in output order, parted by commas")
     make.add_argument("--integers", default="", help="features that must be whole, parted by commas")
+    make.add_argument(
+        "--names", default="", help="what rows call the features, in model order, parted by commas"
+    )
+    make.add_argument("--nullable", help="features that may be missing; default those missing in the rows")
+    make.add_argument(
+        "--categories", type=Path, help="JSON file: labels by feature, in the order of the codes"
+    )
+    make.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=list(RowPolicy.model_fields),
+        help="a word of the policy to be lenient in; may be repeated",
+    )
+    make.add_argument(
+        "--expected", metavar="COLUMN", help="column with the trained model's own predictions, compared"
+    )
     make.add_argument("--golden", type=_natural, default=8, help="golden rows to record (default 8)")
     make.add_argument("-o", "--output", type=Path, help="default <model>.manifest.json")
 

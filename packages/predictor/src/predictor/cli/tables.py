@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from predictor._refusals import AS_NUMBER
 from predictor.errors import PredictorError, SchemaError
 from predictor.manifest import Feature
 
@@ -28,9 +29,9 @@ def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row
     """
     Yield the rows of *path* as mappings, at most `BLOCK` at a time.
 
-    CSV has no types: a cell of a feature in *features* is read by its kind, other cells as a number where
-    they look like one; an empty cell is None, or the label of no letters where the feature has it. JSON lines and
-    Parquet say their types themselves.
+    CSV has no types: a cell of a feature in *features* is read by its kind (a label where it is a category, however
+    much it looks like a number), other cells as a number where they look like one; an empty cell is None, or the label
+    of no letters where the feature has it. JSON lines and Parquet say their types themselves.
 
     Raises:
         TableError: Unknown suffix, unreadable file, or a line that is no row.
@@ -40,9 +41,19 @@ def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row
     if reader is None:
         raise TableError(f"{path.name}: known are {', '.join(sorted(readers))}")
     try:
-        yield from reader(path, {feature.name: feature for feature in features})
+        yield from reader(path, _Features(features))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path.name} cannot be read: {error}") from error
+
+
+class _Features(dict[str, Feature]):
+    """Features by name; also by a name that has spaces where LightGBM wrote underscores."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        super().__init__((feature.name, feature) for feature in features)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(name) or super().get(name.replace(" ", "_"), default)
 
 
 def _read_csv(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:
@@ -72,14 +83,14 @@ def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
             return None
         if feature.nullable:
             raise SchemaError(
-                "an empty cell may be the label '' or null; use JSON lines", feature=name, row=row
+                "an empty cell may be the label '' or null", remedy="use JSON lines", feature=name, row=row
             )
         return ""
     if feature is not None and feature.kind == "category":
         return _label(text, feature)
     number = _number(text)
     if number is None and feature is not None:
-        raise SchemaError(f"{text[:40]!r} is not a number", feature=name, row=row)
+        raise SchemaError(f"{text[:40]!r} is not a number", remedy=AS_NUMBER, feature=name, row=row)
     return text if number is None else number
 
 

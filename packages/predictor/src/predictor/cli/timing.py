@@ -26,11 +26,11 @@ def time_model(model: Model, rows: Sequence[Any], *, calls: int) -> Iterator[str
         batches = (
             np.take(matrix, np.arange(n * size, (n + 1) * size), axis=0, mode="wrap") for n in range(_ROUNDS)
         )
-        yield _line(f"batch {size}", [_timed(model.predict, batch) for batch in batches])
+        yield _line(f"batch {size}", [_timed(model.predict_encoded, batch) for batch in batches])
     if not model.is_linear:
         yield _line(
             "explain 1",
-            [_timed(model.explain, matrix[index % len(matrix)][None]) for index in range(_ROUNDS)],
+            [_timed(model.explain, [rows[index % len(rows)]]) for index in range(_ROUNDS)],
         )
 
 
