@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from idempotency._backends.base import Runtime
 from idempotency._core import machine
@@ -10,13 +10,11 @@ from idempotency._core.decide import Execute, Refuse, Replay
 from idempotency._core.errors import StoreError
 from idempotency._core.machine import Bypass, WaitEnded
 from idempotency._core.types import Completed, Owner
+from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.run import Run
 from idempotency.engine.single_flight import InFlight, Promoted
 from idempotency.store import Waitable
-
-if TYPE_CHECKING:
-    from idempotency.engine.async_engine import Engine
 
 __all__ = ["Acquisition"]
 
@@ -24,10 +22,18 @@ __all__ = ["Acquisition"]
 class Acquisition:
     """One request that the store's first reply did not decide, until its verdict: run, replay, refuse or bypass."""
 
-    __slots__ = ("_engine", "_in_flight", "_owner", "_request", "_runtime", "_since")
+    __slots__ = ("_engine", "_in_flight", "_owner", "_request", "_runtime", "_since", "_start")
 
-    def __init__(self, engine: Engine, request: OperationRequest, runtime: Runtime, owner: Owner) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngineBase,
+        start: Callable[..., Run],
+        request: OperationRequest,
+        runtime: Runtime,
+        owner: Owner,
+    ) -> None:
         self._engine = engine
+        self._start = start  # the engine's
         self._request = request
         self._runtime = runtime
         self._owner = owner
@@ -127,7 +133,7 @@ class Acquisition:
         match verdict:
             case Execute(claim, waited):
                 in_flight, self._in_flight = self._in_flight, None
-                return engine.start(request, claim, self._runtime, waited=waited, in_flight=in_flight)
+                return self._start(request, claim, self._runtime, waited=waited, in_flight=in_flight)
             case Replay(completed):
                 if self._in_flight is not None:
                     engine.single_flight.resolve(request.key, self._in_flight, completed)

@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from idempotency._backends.base import Runtime, running
-from idempotency._core import delays, machine
+from idempotency._core import machine
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import StoreError
 from idempotency._core.machine import Bypass
 from idempotency._core.types import Acquired, Claim, Completed, key_id
 from idempotency.engine.acquisition import Acquisition
-from idempotency.engine.base import EngineBase
+from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.checks import checked_hooks
 from idempotency.engine.heartbeat import Heartbeat
 from idempotency.engine.owner import new_owner
@@ -31,10 +31,8 @@ from idempotency.store import Store
 
 __all__ = ["Engine"]
 
-_MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
 
-
-class Engine(EngineBase[InFlight]):
+class Engine(AsyncEngineBase):
     """
     Begins runs for one store. Safe to share between requests and between loops; one per application is enough.
 
@@ -44,8 +42,6 @@ class Engine(EngineBase[InFlight]):
         chance: Draws from [0, 1); injected by tests.
         monotonic: A clock for durations in events, never for leases; injected by tests.
     """
-
-    single_flight: SingleFlight
 
     def __init__(
         self,
@@ -60,7 +56,6 @@ class Engine(EngineBase[InFlight]):
         self.chance = chance
         self.monotonic = monotonic
         self.single_flight = SingleFlight()
-        self._late_releases = 0
         self._heartbeats: tuple[object, dict[float, Heartbeat]] = (None, {})
 
     async def begin(self, request: OperationRequest) -> Run | Replay | Refuse | Bypass:
@@ -77,7 +72,7 @@ class Engine(EngineBase[InFlight]):
         ):  # rare: only then is it asked which loop this is
             runtime = running()
             if self.single_flight.find(request.key, request.fingerprint, runtime.loop) is not None:
-                return await Acquisition(self, request, runtime, owner).drive(None)
+                return await Acquisition(self, self.start, request, runtime, owner).drive(None)
         policy = request.policy
         try:
             reply: machine.Event = await self.store.acquire(
@@ -103,7 +98,7 @@ class Engine(EngineBase[InFlight]):
             return self.start(request, reply.claim, runtime)
         if isinstance(reply, Completed) and reply.fingerprint == request.fingerprint:
             return Replay(reply)
-        return await Acquisition(self, request, running(), owner).drive(reply)
+        return await Acquisition(self, self.start, request, running(), owner).drive(reply)
 
     def start(
         self,
@@ -130,7 +125,7 @@ class Engine(EngineBase[InFlight]):
         return Run(self, request, claim, in_flight, self._heartbeat(runtime, policy.lease))
 
     def _heartbeat(self, runtime: Runtime, lease: float) -> Heartbeat:
-        """Where a run under *lease* shows signs of life in the running loop."""
+        """What renews the leases of *lease* seconds in the running loop."""
         loop, heartbeats = self._heartbeats
         if loop is not runtime.loop:  # the heartbeats of another loop live on in its timers
             heartbeats = {}
@@ -139,27 +134,3 @@ class Engine(EngineBase[InFlight]):
         if heartbeat is None:
             heartbeat = heartbeats[lease] = Heartbeat(runtime, lease)
         return heartbeat
-
-    async def release_late(self, claim: Claim, operation: str) -> None:
-        """Try for a while to have the store forget *claim*; then its lease decides."""
-        if self._late_releases >= _MAX_LATE_RELEASES:
-            return
-        self._late_releases += 1
-        try:
-            for delay in (*delays.RELEASE_RETRIES, None):
-                try:
-                    released = await self.store.release(claim)
-                except Exception as error:
-                    if delay is None:
-                        self.store_failed("release", "unrecorded", error, claim.key, operation)
-                else:
-                    if released or machine.is_confirmed(claim):
-                        return
-                if delay is not None:
-                    await running().sleep(delay)
-        finally:
-            self._late_releases -= 1
-
-    def spawn_release(self, claim: Claim, operation: str) -> None:
-        """`release_late` in a task of its own."""
-        running().spawn(lambda: self.release_late(claim, operation))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from idempotency._backends.base import running
 from idempotency._core import machine
 from idempotency._core.errors import as_store_error
 from idempotency._core.machine import RECORDED, Ending
 from idempotency._core.types import Claim
+from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.base import RunBase
 from idempotency.engine.heartbeat import Heartbeat
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.single_flight import InFlight
-
-if TYPE_CHECKING:
-    from idempotency.engine.async_engine import Engine
 
 __all__ = ["Run"]
 
@@ -29,11 +27,11 @@ class Run(RunBase[InFlight]):
 
     __slots__ = ("_heartbeat",)
 
-    _engine: Engine
+    _engine: AsyncEngineBase
 
     def __init__(
         self,
-        engine: Engine,
+        engine: AsyncEngineBase,
         request: OperationRequest,
         claim: Claim,
         in_flight: InFlight | None,
