@@ -47,7 +47,7 @@ from idempotency.asgi.request_body import (
     drop_late_trailers,
     require_body,
 )
-from idempotency.asgi.scope import is_of_another_run, joined_run
+from idempotency.asgi.scope import RUNS, is_of_another_run, joined_run
 from idempotency.asgi.tenants import by_header, by_user, one_tenant
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
@@ -198,7 +198,7 @@ class _Exchange:
             self.key = storage_key(tenant, key)
         except IdempotencyError as error:
             return await self._refuse_unread(error, declared, named=False)
-        if (joins := joined_run(scope, self.key)) is not None:
+        if RUNS in scope and (joins := joined_run(scope, self.key)) is not None:
             with joined(joins):  # a claim of this request's already (E10)
                 return await middleware.app(scope, self._receive, self.send)
         headers = scope["headers"]

@@ -17,12 +17,7 @@ from idempotency._backends.base import Signal, Timer, running
 from idempotency._core.decide import NOT_ROUTED, Refuse, settle
 from idempotency._core.errors import IdempotencyError
 from idempotency._core.machine import RECORDED, Ending, Superseded
-from idempotency._core.outcome import (
-    Headers,
-    Response,
-    encode_response,
-    encode_unreplayable,
-)
+from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
 from idempotency._core.recorded import encode_recorded
@@ -108,9 +103,7 @@ class Execution:
         self._flowing = self._swallowing = self._whole = False
         self._handled = True  # False once it is known that the framework answered before a handler began
         self._result: str | None = None  # what the record holds, once it is made
-        self._ambient = (
-            sys.exception()
-        )  # what the caller is handling, which is not what the application answers
+        self._ambient = sys.exception()  # the caller's, which the application's answer has nothing to do with
         self._recorded: Signal | None = None  # only where the application waits for a disconnect
         self._hold: Timer | None = None
         self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
@@ -229,7 +222,10 @@ class Execution:
             if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
                 message = {**message, "headers": list(headers or ())}
             self._start = message
-            self._handled = not self._is_before_handler(message["status"])
+            status, error = message["status"], sys.exception()
+            if status >= 300 or error is not self._ambient or BEFORE_HANDLER in self._scope:
+                error = None if error is self._ambient else error
+                self._handled = not answered_before_handler(self._scope, status, error)
             return self._let_flow("an event stream") if _is_event_stream(message["headers"]) else None
         if kind != "http.response.body" or self._start is None:
             return self._exchange.send(message)
@@ -387,12 +383,6 @@ class Execution:
         policy = self._exchange.policy
         routed = status not in NOT_ROUTED or is_routed(self._scope)
         return settle(status, policy=policy, routed=routed, handled=self._handled) == "keep"
-
-    def _is_before_handler(self, status: int) -> bool:
-        error = sys.exception()
-        if error is self._ambient:
-            error = None
-        return answered_before_handler(self._scope, status, error)
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:

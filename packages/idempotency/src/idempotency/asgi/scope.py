@@ -8,7 +8,7 @@ The application gets the caller's own scope, not a copy: what routers and layers
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from idempotency._core.types import StorageKey
 from idempotency.asgi.before_handler import BEFORE_HANDLER
@@ -36,22 +36,19 @@ _BYPASSING_EXTENSIONS = frozenset(
 )
 
 
-class Entered(NamedTuple):
-    """What a scope was before its run, as far as it was changed."""
-
-    runs: tuple[Frame, ...]
-    extensions: Hidden
-
-
 Hidden: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]] | None
 """The server's extensions, and what the application sees of them; None where nothing had to be hidden."""
+
+
+Entered: TypeAlias = tuple[tuple[Frame, ...], Hidden]
+"""What a scope was before its run, as far as it was changed: its runs, and what was hidden."""
 
 
 def enter(scope: Scope, frame: Frame) -> Entered:
     """Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6)."""
     runs: tuple[Frame, ...] = scope.get(RUNS, ())
     scope[RUNS] = (*runs, frame)
-    return Entered(runs, hide_bypasses(scope))
+    return runs, hide_bypasses(scope) if "extensions" in scope else None
 
 
 def hide_bypasses(scope: Scope) -> Hidden:
@@ -66,12 +63,15 @@ def hide_bypasses(scope: Scope) -> Hidden:
 
 def leave(scope: Scope, entered: Entered) -> None:
     """Have *scope* be what it would be without us: ours taken out, what was hidden put back."""
-    if entered.runs:
-        scope[RUNS] = entered.runs
+    runs, hidden = entered
+    if runs:
+        scope[RUNS] = runs
     else:
         scope.pop(RUNS, None)
-    scope.pop(BEFORE_HANDLER, None)
-    restore(scope, entered.extensions)
+    if BEFORE_HANDLER in scope:
+        del scope[BEFORE_HANDLER]
+    if hidden is not None:
+        restore(scope, hidden)
 
 
 def restore(scope: Scope, hidden: Hidden) -> None:
