@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from decorated import charge
 
-from idempotency import (
-    idempotent,
-)
+from idempotency import Policy, current_claim, idempotent
+from idempotency.errors import FirstRunFailed
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -127,3 +126,58 @@ class TestDecoration:
 
         till = Till()
         assert (till.charge("o-1"), till.charge("o-1"), till.charge("o-2")) == (1, 1, 2)
+
+
+def test_a_policy_may_depend_on_the_arguments() -> None:
+    seen: list[float] = []
+
+    class Store(SyncMemoryStore):
+        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(kwargs["lease"])
+            return super().acquire(*args, **kwargs)
+
+    runs: list[str] = []
+
+    @idempotent(
+        store=Store(),
+        operation="charge",
+        key=lambda name, lease: name,
+        fingerprint=lambda name, lease: name,
+        policy=lambda name, lease: Policy(lease=lease, on_exception="keep" if name == "once" else "release"),
+    )
+    def charge(name: str, lease: float) -> str:
+        runs.append(name)
+        if name != "fine":
+            raise LookupError
+        claim = current_claim()
+        assert claim is not None
+        return name
+
+    assert [charge("fine", 7.0), charge("fine", 9.0)] == ["fine", "fine"]
+    with pytest.raises(LookupError):
+        charge("once", 5.0)
+    with pytest.raises(FirstRunFailed):
+        charge("once", 5.0)
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            charge("again", 5.0)
+    assert seen[:2] == [7.0, 9.0]
+    assert runs == ["fine", "once", "again", "again"]
+
+
+@pytest.mark.parametrize("policy", ["at_most_once", Policy, None])
+def test_what_is_no_policy_is_refused(policy: Any) -> None:
+    with pytest.raises(TypeError, match="policy="):
+        idempotent(store=SyncMemoryStore(), operation="charge", key=lambda: "k", policy=policy)
+
+
+def test_a_function_that_gives_no_policy_is_refused_before_anything_runs() -> None:
+    runs: list[int] = []
+
+    @idempotent(store=SyncMemoryStore(), operation="charge", key=lambda: "k", policy=lambda: None)  # type: ignore[arg-type, return-value]
+    def charge() -> None:
+        runs.append(1)
+
+    with pytest.raises(TypeError, match="must return a Policy"):
+        charge()
+    assert runs == []

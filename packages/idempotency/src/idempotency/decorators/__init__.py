@@ -19,11 +19,12 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from copy import copy
 from functools import wraps
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_origin, overload
 
 from idempotency._core.annotations import resolve
-from idempotency._core.callables import is_async
+from idempotency._core.callables import is_async, is_plain
 from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
     IdempotencyError,
@@ -74,7 +75,7 @@ def idempotent(
     key: Callable[..., str],
     fingerprint: Callable[..., object] | None = ...,
     codec: Codec[Any] = ...,
-    policy: Policy = ...,
+    policy: Policy | Callable[..., Policy] = ...,
     hooks: Sequence[Hook] = ...,
 ) -> _AsyncDecorator: ...
 
@@ -87,7 +88,7 @@ def idempotent(
     key: Callable[..., str],
     fingerprint: Callable[..., object] | None = ...,
     codec: Codec[Any] = ...,
-    policy: Policy = ...,
+    policy: Policy | Callable[..., Policy] = ...,
     hooks: Sequence[Hook] = ...,
 ) -> _SyncDecorator: ...
 
@@ -99,7 +100,7 @@ def idempotent(
     key: Callable[..., str],
     fingerprint: Callable[..., object] | None = None,
     codec: Codec[Any] = JSON,
-    policy: Policy = Policy(),  # noqa: B008
+    policy: Policy | Callable[..., Policy] = Policy(),  # noqa: B008
     hooks: Sequence[Hook] = (),
 ) -> Any:
     """
@@ -114,7 +115,8 @@ def idempotent(
             default every argument that is not at its default counts, and each must be a JSON value (or a tuple).
         codec: How the value is recorded: `JSON`, `DataclassCodec()`, `PydanticCodec()` or your own.
         policy: `lease`, `takeover`, `retention`, `wait`, `on_exception`, `on_store_error`, `max_key_chars` and
-            `max_response_bytes` (of the record) count here; the rest is HTTP's.
+            `max_response_bytes` (of the record) count here; the rest is HTTP's. Or a function of the arguments that
+            gives one for a call, such as a lease as long as the call has left to run.
         hooks: Called with every event.
     Raises:
         TypeError: At decoration: a function and a store of different kinds, a generator, a function that returns an
@@ -137,6 +139,8 @@ def idempotent(
     for name, function in (("key", key), ("fingerprint", fingerprint)):
         if (function is not None or name == "key") and (not callable(function) or is_async(function)):
             raise TypeError(f"{name}= must be a plain function of the decorated function's arguments")
+    if not isinstance(policy, Policy) and not is_plain(policy):
+        raise TypeError("policy= must be a Policy, or a plain function of the arguments that gives one")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         _require_kind(function, store, operation)
@@ -146,7 +150,6 @@ def idempotent(
             operation=operation,
             key=key,
             fingerprint=fingerprint,
-            max_key_chars=policy.max_key_chars,
         )
         if is_async_store(store):
             engine = Engine(store, hooks=hooks)  # type: ignore[arg-type]
@@ -157,10 +160,11 @@ def idempotent(
     return decorate
 
 
-def _guard_async(function: Callable[..., Any], engine: Engine, shell: _Shell) -> Callable[..., Any]:
+def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Shell) -> Callable[..., Any]:
     @wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        ask = shell.read(args, kwargs)
+        ask = shell_of_all.read(args, kwargs)
+        shell = shell_of_all.under(ask.policy)
         enclosing = active.get()
         if (joins := covering(ask.key, enclosing)) is not None:
             with joined(joins):
@@ -189,10 +193,11 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell: _Shell) ->
     return guarded
 
 
-def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell: _Shell) -> Callable[..., Any]:
+def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: _Shell) -> Callable[..., Any]:
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        ask = shell.read(args, kwargs)
+        ask = shell_of_all.read(args, kwargs)
+        shell = shell_of_all.under(ask.policy)
         enclosing = active.get()
         if (joins := covering(ask.key, enclosing)) is not None:
             with joined(joins):
@@ -231,19 +236,43 @@ class _Shell:
         reader: CallReader,
         operation: str,
         codec: Codec[Any],
-        policy: Policy,
+        policy: Policy | Callable[..., Policy],
     ) -> None:
         self._engine = engine
         self._reader = reader
         self._operation = operation
         self._codec = codec
-        self._policy = policy
-        self.retention = policy.retention
-        self.keeps_exceptions = policy.on_exception == "keep"
+        self._policy_of = policy
+        self._policy = policy if isinstance(policy, Policy) else Policy()
+
+    @property
+    def retention(self) -> float:
+        """Seconds that a record is kept."""
+        return self._policy.retention
+
+    @property
+    def keeps_exceptions(self) -> bool:
+        """Whether a function that raises uses its key up."""
+        return self._policy.on_exception == "keep"
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ask:
-        key, fingerprint = self._reader.read(args, kwargs)
-        return Ask(key, fingerprint, self._policy, self._operation, self._policy.wait)
+        policy = self._policy_of
+        if not isinstance(policy, Policy):
+            policy = policy(*args, **kwargs)
+            if not isinstance(policy, Policy):
+                raise TypeError(
+                    f"policy= of {self._operation} must return a Policy, not a {type(policy).__name__}"
+                )
+        key, fingerprint = self._reader.read(args, kwargs, max_key_chars=policy.max_key_chars)
+        return Ask(key, fingerprint, policy, self._operation, policy.wait)
+
+    def under(self, policy: Policy) -> _Shell:
+        """The same, for a call under *policy*."""
+        if policy is self._policy:
+            return self
+        own = copy(self)
+        own._policy = policy  # noqa: SLF001
+        return own
 
     def encode(self, value: Any, key: StorageKey) -> tuple[bytes, Literal["kept", "unreplayable"]]:
         """The record of a value; a tombstone where it cannot be kept, since the effect is there already (E2)."""

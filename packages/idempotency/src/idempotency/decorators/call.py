@@ -31,12 +31,10 @@ class CallReader:
         operation: str,
         key: Callable[..., str],
         fingerprint: Callable[..., object] | None,
-        max_key_chars: int,
     ) -> None:
         self._operation = operation
         self._key = key
         self._fingerprint = fingerprint
-        self._max_key_chars = max_key_chars
         self._signature = signature(function)
         self._defaults = {
             parameter.name: _Default(parameter.default)
@@ -44,7 +42,9 @@ class CallReader:
             if parameter.default is not parameter.empty
         }
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[StorageKey, Fingerprint]:
+    def read(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, max_key_chars: int
+    ) -> tuple[StorageKey, Fingerprint]:
         """
         The storage key and the fingerprint of one call; what happens to the arguments later changes neither.
 
@@ -52,9 +52,9 @@ class CallReader:
             TypeError: The key is not a string, the arguments do not fit, or have no canonical form.
             InvalidKey: The key is blank, too long or not Unicode.
         """
-        return self._read_key(args, kwargs), self._read_fingerprint(args, kwargs)
+        return self._read_key(args, kwargs, max_key_chars), self._read_fingerprint(args, kwargs)
 
-    def _read_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StorageKey:
+    def _read_key(self, args: tuple[Any, ...], kwargs: dict[str, Any], max_key_chars: int) -> StorageKey:
         key = self._key(*args, **kwargs)
         if not isinstance(key, str):
             raise TypeError(f"key= of {self._operation} must return a str, not {type(key).__name__}")
@@ -62,9 +62,9 @@ class CallReader:
             raise InvalidKey(
                 f"key= of {self._operation} returned a blank key; every operation needs one of its own"
             )
-        if len(key) > self._max_key_chars:
+        if len(key) > max_key_chars:
             raise InvalidKey(
-                f"key= of {self._operation} returned {len(key)} characters; at most {self._max_key_chars} are accepted"
+                f"key= of {self._operation} returned {len(key)} characters; at most {max_key_chars} are accepted"
             )
         try:
             return storage_key(self._operation, key)
