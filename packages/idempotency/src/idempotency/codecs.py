@@ -118,10 +118,13 @@ class DataclassCodec:
 
 class PydanticCodec:
     """
-    Whatever a `pydantic.TypeAdapter` can write as JSON and read back: models, dataclasses, dates, Decimal, bytes, sets.
+    Whatever pydantic knows: models, dataclasses, typed dicts, named tuples, unions, enums, dates, Decimal, UUID, bytes.
 
-    Every value is read back before it is recorded; one that comes back different (an excluded field, a secret, NaN)
-    is refused. A time zone survives as its offset. Needs pydantic 2.7 (the `pydantic` extra).
+    A model is recorded by the names of its fields, whatever its aliases and custom serializers make of them elsewhere,
+    and comes back with its validators left out: as it was. Bytes are base64. Refused at decoration: a secret, which is
+    masked; a field that is excluded; a type that has no form in JSON. Every value is read back before it is recorded,
+    and one that comes back different (NaN, a subclass of what is annotated) is refused. A time zone survives as its
+    offset. Needs pydantic 2.7 (the `pydantic` extra).
 
     Args:
         kind: The type, where the function's return annotation does not say it.
@@ -129,37 +132,40 @@ class PydanticCodec:
 
     def __init__(self, kind: Any = inspect.Signature.empty) -> None:
         self._kind = kind
-        self._adapter: Any = None
+        self._plan: Plan | None = None
 
     def bind(self, returns: Any) -> PydanticCodec:
         """See `Codec.bind`."""
-        from pydantic import PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
+        from pydantic import PydanticUndefinedAnnotation, PydanticUserError
+
+        from idempotency._pydantic_plan import pydantic_plan
 
         bound = PydanticCodec(_agreed("PydanticCodec", self._kind, returns))
         try:
-            bound._adapter = TypeAdapter(bound._kind)
-            bound._adapter.json_schema(mode="serialization")  # fails for what has no form in JSON
-        except (PydanticUserError, PydanticUndefinedAnnotation) as error:
-            raise TypeError(f"pydantic cannot write {show(bound._kind)} as JSON: {error.message}") from None
+            bound._plan = pydantic_plan(bound._kind)
+        except (PydanticUserError, PydanticUndefinedAnnotation, NameError) as error:
+            reason = getattr(error, "message", str(error))
+            raise TypeError(f"pydantic cannot write {show(bound._kind)} as JSON: {reason}") from None
         return bound
 
     def encode(self, value: Any) -> Any:
         """See `Codec.encode`."""
-        # Pydantic's errors quote the value, which has no place in a log: none of them goes further.
+        assert self._plan is not None, "bind() comes first"
+        # Errors may quote the value, which has no place in a log: none of them goes further.
         try:
-            text = self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
-            again = self._adapter.validate_json(text)
-        except ValueError:
+            stored = self._plan.encode(value)
+            again = self._plan.decode(json.loads(json.dumps(stored)))
+        except Exception:
             raise TypeError(
                 f"pydantic cannot write this {show(type(value))} as JSON and read it back"
             ) from None
         _require_same(again, value)
-        return json.loads(text)
+        return stored
 
     def decode(self, stored: Any) -> Any:
         """See `Codec.decode`."""
-        # From text and not from objects: a strict model takes a date from JSON, and never from a str.
-        return self._adapter.validate_json(json.dumps(stored))
+        assert self._plan is not None, "bind() comes first"
+        return self._plan.decode(stored)
 
 
 def _agreed(codec: str, kind: Any, returns: Any) -> Any:
@@ -194,4 +200,9 @@ def _same(left: Any, right: Any) -> bool:
         return all(_same(getattr(left, name), getattr(right, name)) for name in names)
     if not bool(left == right):
         return False
-    return not hasattr(left, "model_fields_set") or _same(vars(left), vars(right))
+    if not hasattr(left, "model_fields_set"):
+        return True
+    names = type(left).model_fields
+    return left.model_fields_set == right.model_fields_set and all(
+        _same(getattr(left, name), getattr(right, name)) for name in names
+    )

@@ -13,7 +13,7 @@ from typing import Any, ForwardRef, Literal, NamedTuple, NewType, TypeVar, Union
 
 from idempotency._core.json import require_exact
 
-__all__ = ["Plan", "json_misfit", "plan", "resolve", "show", "signature"]
+__all__ = ["Plan", "json_misfit", "plain", "plan", "resolve", "show", "signature"]
 
 _EMPTY = inspect.Signature.empty
 _SCALARS: frozenset[Any] = frozenset({str, int, float, bool, None, type(None)})
@@ -64,6 +64,9 @@ def _plain(annotation: Any) -> Any:
             annotation = annotation.__value__
         else:
             return annotation
+
+
+plain = _plain
 
 
 def json_misfit(annotation: Any, _inside: tuple[Any, ...] = ()) -> str | None:
@@ -176,6 +179,12 @@ def _class_plan(kind: type[Any], known: dict[type, Plan]) -> Plan:
         hints = typing.get_type_hints(kind, include_extras=True)
     except NameError as error:
         raise TypeError(f"the fields of {kind.__qualname__} cannot be resolved: {error}") from None
+    if len(kind.__dataclass_fields__) != len(dataclasses.fields(kind)) and any(
+        isinstance(hint, dataclasses.InitVar) or hint is dataclasses.InitVar for hint in hints.values()
+    ):
+        raise TypeError(
+            f"{kind.__qualname__} takes an InitVar, which no record has; use codec=PydanticCodec()"
+        )
     for field in dataclasses.fields(kind):
         if not field.init:
             raise TypeError(
