@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 from asgi_driver import Answer, Talk, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
 from fastapi import Depends, FastAPI
+from servers import SERVERS, serve
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
+from wire import post
 
 from idempotency import IdempotencyMiddleware, Policy, one_tenant
 from idempotency.events import Event, FailedAfterRecord, Replayed, Settled
@@ -390,3 +393,31 @@ async def test_hidden_extensions_come_back_whatever_the_application_made_of_them
     else:
         await talk.run()
     assert scope["extensions"] == {"http.response.pathsend": {}, "tls": {}, "own": {}}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("server", SERVERS)
+async def test_metrics_outside_find_the_route_under_every_server(server: str) -> None:
+    """Servers that offer pathsend or push are those where something is hidden."""
+    routes: list[Any] = []
+    app = FastAPI()
+
+    @app.post("/charges/{number}")
+    async def charge(number: int) -> str:
+        return "done"
+
+    app.add_middleware(IdempotencyMiddleware, store=MemoryStore(), tenant=one_tenant())
+
+    async def metrics(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise ValueError(scope["type"])
+        before = dict(scope.get("extensions") or {})
+        await app(scope, receive, send)
+        routes.append((scope["route"].path, dict(scope.get("extensions") or {}) == before))
+
+    async with serve(metrics, server) as port:
+        assert (await post(port, "/charges/7", key="k")).status == 200
+        async with asyncio.timeout(5):
+            while not routes:  # the server answers a little before the application returns
+                await asyncio.sleep(0.001)
+    assert routes == [("/charges/{number}", True)]
