@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from statistics import median
 
-from engine import DOCKER, Service, composition, podman, run
+from engine import DOCKER, PATIENCE, Service, composition, podman, run
 from tally import Tally
 
 __all__ = ["verify_guide"]
@@ -126,7 +126,9 @@ class _Terminal:
     def type(self, line: str) -> str:
         """Run *line* and return what it printed, but for podman's words about systemd."""
         typed = line.replace("localhost:8000", f"localhost:{self._service.port}")
-        _, printed = run(["bash", "-c", typed], cwd=self._directory, env=self._environment)
+        # A build finds its layers, unless the sources changed since; then it installs everything again.
+        limit = 400 if "--build" in line else PATIENCE
+        _, printed = run(["bash", "-c", typed], timeout=limit, cwd=self._directory, env=self._environment)
         noise = ("systemd", "syslog")
         return "\n".join(text for text in printed.splitlines() if not any(word in text for word in noise))
 
