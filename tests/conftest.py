@@ -28,7 +28,7 @@ import pytest
 import redis
 
 API_KEY = "the-api-key-of-the-system-tests"
-PATIENCE = 30.0  # s: a bound for a busy machine, never the expected time
+PATIENCE = 60.0  # s: a bound for a busy machine, never the expected time
 
 
 def free_port() -> int:
