@@ -63,13 +63,15 @@ class ModelDirectory:
             descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (OSError, ValueError):
             raise absent from None
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
+        try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 raise ModelFileRefused(f"the {what} is not a regular file")
             if found.st_size > limit:
                 raise ModelFileRefused(f"the {what} is larger than {limit} bytes")
-            return _read_at_most(file.fileno(), limit, what)
+            return _read_at_most(descriptor, limit, what)
+        finally:
+            os.close(descriptor)
 
 
 def _read_at_most(descriptor: int, limit: int, what: str) -> bytes:
