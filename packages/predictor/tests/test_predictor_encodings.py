@@ -253,7 +253,7 @@ def test_lightgbm_is_given_a_text_in_which_nothing_is_the_files_but_numbers_and_
         b"[boosting",
     }
     assert b"feature_names=f0 f1" in text
-    head = parsed.lightgbm_text(parsed.summary.n_outputs * 2)
+    head = parsed.first(2).lightgbm_text()
     fewer = lgb.Booster(model_str=head.decode()).predict(rows, num_threads=1)
     assert fewer.tolist() == any_model.truth(rows, num_iteration=2).tolist()
 

@@ -25,7 +25,7 @@ from predictor import (
     manifest_path,
     write_manifest,
 )
-from predictor._files import read_at_most
+from predictor._system import read_at_most
 from predictor.integrity import check_ulps, sha256_of
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from predictor._cpus import available_cpus
+from predictor._system import available_cpus
 from predictor.batcher import Batcher, Prediction
 from predictor.drift import DriftMonitor, FeatureDrift
 from predictor.errors import (
@@ -22,6 +22,7 @@ from predictor.integrity import sha256_of
 from predictor.manifest import Feature, GoldenRow, Manifest, Metric, RowPolicy, manifest_path
 from predictor.manifest_writer import write_manifest
 from predictor.model import Model, ModelInfo
+from predictor.saving import save
 from predictor.slot import Golden, ModelSlot
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Unsupported",
     "available_cpus",
     "manifest_path",
+    "save",
     "sha256_of",
     "write_manifest",
 ]

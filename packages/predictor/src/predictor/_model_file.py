@@ -10,6 +10,7 @@ as they are spelled in the file, so that no line exists that only one of the two
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._files import read_at_most
 from predictor._objectives import OutputKind, output_kind
+from predictor._system import read_at_most
 from predictor._trees import CATEGORICAL, MISSING, Trees, parse_trees
 from predictor.errors import ModelTextError
 
@@ -98,15 +99,29 @@ class ParsedModel:
         ).tolist()
         return gains
 
-    def lightgbm_text(self, n_trees: int | None = None) -> bytes:
+    def first(self, iterations: int) -> ParsedModel:
         """
-        Write the text that LightGBM is given, of the first *n_trees* trees (default all).
+        Return the model of the first *iterations* iterations, >= 1; all of them where it has fewer.
+
+        LightGBM keeps a range of iterations on its booster, where two callers would change it for each other; so a
+        shorter model is a model of its own.
+        """
+        if iterations < 1:
+            raise ValueError("num_iteration must be at least 1")
+        trees = self.trees.first(iterations * self.summary.n_outputs)
+        counts = np.bincount(trees.split_feature, minlength=len(self.summary.feature_names))
+        summary = dataclasses.replace(self.summary, n_trees=len(trees), split_counts=tuple(counts.tolist()))
+        return ParsedModel(summary=summary, trees=trees)
+
+    def lightgbm_text(self) -> bytes:
+        """
+        Write the text that LightGBM is given.
 
         Its names are placeholders: predictions do not depend on them, and no text of the file's is passed on but
         numbers and the objective.
         """
         summary = self.summary
-        width, blocks = len(summary.feature_names), self.trees.text[:n_trees]
+        width, blocks = len(summary.feature_names), self.trees.text
         head = [
             "tree\nversion=v4",
             f"num_class={summary.n_outputs}",

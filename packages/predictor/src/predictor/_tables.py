@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor._names import names_as_text
+from predictor.errors import SchemaError
 
-__all__ = ["Labelled", "columns_of", "is_table", "matrix_of", "plain"]
+__all__ = ["Labelled", "columns_of", "dense_blocks", "is_sparse", "is_table", "matrix_of", "plain"]
 
 _FLOATS = frozenset({"float64", "float32", "Float64", "Float32"})  # pandas, pandas nullable, Polars
 
@@ -79,6 +80,37 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
         return None
     matrix: NDArray[Any] = rows.to_numpy()
     return matrix
+
+
+def is_sparse(rows: Any) -> bool:
+    """Whether *rows* is a sparse matrix of SciPy's kind, in any of its formats."""
+    return hasattr(rows, "tocsr") and hasattr(rows, "nnz") and len(getattr(rows, "shape", ())) == 2
+
+
+def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[np.float64]]:
+    """
+    Yield a sparse matrix as dense float64 pieces of at most *cells* cells each, or one row.
+
+    An entry that is not stored is 0.0, as to LightGBM; an explicit NaN is missing.
+
+    Raises:
+        SchemaError: An entry is stored twice: SciPy adds the two, LightGBM takes the last.
+    """
+    rows = rows.tocsr()
+    height, width = rows.shape
+    step = max(1, cells // max(1, width))
+    for first in range(0, height, step):
+        starts = np.asarray(rows.indptr[first : first + step + 1], np.int64)
+        within = slice(int(starts[0]), int(starts[-1]))
+        columns = np.asarray(rows.indices[within], np.int64)
+        places = np.repeat(np.arange(len(starts) - 1) * width, np.diff(starts)) + columns
+        if len(np.unique(places)) < len(places):
+            raise SchemaError(
+                "an entry of the sparse matrix is there twice", remedy="call its sum_duplicates()"
+            )
+        dense = np.zeros((len(starts) - 1) * width, np.float64)
+        dense[places] = rows.data[within]
+        yield dense.reshape(-1, width)
 
 
 def plain(values: NDArray[Any]) -> NDArray[Any]:

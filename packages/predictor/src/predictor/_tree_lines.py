@@ -95,6 +95,7 @@ class Table:
         return NumberLines(name, [value or b"" for value in values], sizes)
 
     def ints(self, name: str, sizes: Sequence[int], *, low: int, high: int) -> NDArray[np.int64]:
+        """Return the whole numbers of line *name* of all trees, each within *low*..*high*."""
         return read_ints(self.lines(name, sizes), low=low, high=high)
 
     def counts(self, name: str, sizes: Sequence[int]) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -80,6 +80,31 @@ class Trees:
         found, sizes = self.split_gain_sizes, np.diff(self.node_start)
         return spread(to_floats(self.split_gain_text), found, sizes.tolist())
 
+    def first(self, count: int) -> Trees:
+        """Return the first *count* trees."""
+        count = min(count, len(self))
+        nodes, leaves = int(self.node_start[count]), int(self.leaf_start[count])
+        gains = sum(self.split_gain_sizes[:count])
+        return replace(
+            self,
+            node_start=self.node_start[: count + 1],
+            leaf_start=self.leaf_start[: count + 1],
+            split_feature=self.split_feature[:nodes],
+            decision_type=self.decision_type[:nodes],
+            left_child=self.left_child[:nodes],
+            right_child=self.right_child[:nodes],
+            internal_count=self.internal_count[:nodes],
+            leaf_count=self.leaf_count[:leaves],
+            category_start=self.category_start[:nodes],
+            category_size=self.category_size[:nodes],
+            is_linear=self.is_linear[:count],
+            text=self.text[:count],
+            threshold_text=_head(self.threshold_text, nodes),
+            leaf_value_text=_head(self.leaf_value_text, leaves),
+            split_gain_text=_head(self.split_gain_text, gains),
+            split_gain_sizes=self.split_gain_sizes[:count],
+        )
+
     def tree_of(self, node: int) -> int:
         """Return the tree that the node at position *node* of the arrays belongs to."""
         return int(np.searchsorted(self.node_start, node, side="right")) - 1
@@ -133,6 +158,11 @@ def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
         split_gain_text=read_floats(gains),
         split_gain_sizes=tuple(gains.sizes),
     )
+
+
+def _head(text: bytes, count: int) -> bytes:
+    """Return the first *count* numbers of *text*."""
+    return b" ".join(text.split(b" ", count)[:count])
 
 
 def _finite(text: bytes, leaf_start: NDArray[np.int64]) -> bytes:

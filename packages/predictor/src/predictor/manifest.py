@@ -18,8 +18,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from predictor._files import read_at_most
 from predictor._objectives import OutputKind
+from predictor._system import read_at_most
 from predictor.errors import ManifestError
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._cpus import available_cpus
 from predictor._features import features_of, labels_of, ordered_categories
 from predictor._model_file import ModelText, ParsedModel, parse_model_text, read_model
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
 from predictor._objectives import OutputKind, most_probable, per_class
+from predictor._system import available_cpus
+from predictor._tables import dense_blocks, is_sparse
 from predictor.errors import (
     EngineError,
     IntegrityError,
@@ -65,12 +66,17 @@ class Model:
     `fork`: the child loads its own copy from memory at its first call.
     """
 
-    def __init__(self, data: bytes, *, manifest: Manifest | None, threads: int) -> None:
+    def __init__(
+        self, data: bytes, *, manifest: Manifest | None, threads: int, num_iteration: int | None = None
+    ) -> None:
         """Use `Model.load` (from a file) or `Model.from_bytes`."""
         parsed = parse_model_text(data)
-        text = parsed.summary
         if manifest is not None:
-            check_manifest(text, manifest)
+            check_manifest(parsed.summary, manifest)
+        self.num_iteration = num_iteration  # None: all
+        if num_iteration is not None:
+            parsed = parsed.first(num_iteration)
+        text = parsed.summary
         labels = labels_of(text, names=text.feature_names) if manifest is None else {}
         features = manifest.features if manifest is not None else features_of(text, labels=labels)
         self.manifest = manifest
@@ -90,7 +96,8 @@ class Model:
         self.info = _info(data, text, self._schema, manifest)
         self._start(parsed)
         _models.add(self)
-        self._check_golden_rows()
+        if num_iteration is None:  # golden answers are those of all trees
+            self._check_golden_rows()
 
     @classmethod
     def load(
@@ -100,6 +107,7 @@ class Model:
         manifest: Manifest | str | os.PathLike[str] | None = None,
         sha256: str | None = None,
         threads: int = 1,
+        num_iteration: int | None = None,
     ) -> Model:
         """
         Load a LightGBM text model after checking its bytes, its structure, its manifest and its golden rows.
@@ -111,6 +119,8 @@ class Model:
                 vouches for is refused: without a manifest, pass this. Names, categories and which
                 features may be missing are then what the file itself tells.
             threads: Threads that one large batch may be split over, >= 1; never more than `available_cpus()`.
+            num_iteration: Use only the first of so many iterations, >= 1; default all. The whole file is verified
+                first, so this loads twice.
 
         Raises:
             IntegrityError: The bytes are not the promised ones, or nobody promised any.
@@ -130,11 +140,19 @@ class Model:
                 manifest = Manifest.read(beside)
         elif not isinstance(manifest, Manifest):
             manifest = Manifest.read(manifest)
-        return cls.from_bytes(data, manifest=manifest, sha256=sha256, threads=threads)
+        return cls.from_bytes(
+            data, manifest=manifest, sha256=sha256, threads=threads, num_iteration=num_iteration
+        )
 
     @classmethod
     def from_bytes(
-        cls, data: bytes, *, manifest: Manifest | None = None, sha256: str | None = None, threads: int = 1
+        cls,
+        data: bytes,
+        *,
+        manifest: Manifest | None = None,
+        sha256: str | None = None,
+        threads: int = 1,
+        num_iteration: int | None = None,
     ) -> Model:
         """Load a model whose bytes are at hand; checks and errors as `load`."""
         if threads < 1:
@@ -146,7 +164,10 @@ class Model:
             raise IntegrityError("nobody vouches for this model: pass a manifest or its sha256")
         for promise in promised:
             check_sha256(data, promise)
-        return cls(data, manifest=manifest, threads=threads)
+        whole = cls(data, manifest=manifest, threads=threads)
+        if num_iteration is None:
+            return whole
+        return cls(data, manifest=manifest, threads=threads, num_iteration=num_iteration)
 
     @property
     def is_linear(self) -> bool:
@@ -158,7 +179,8 @@ class Model:
         Predict many rows.
 
         Args:
-            rows: Array [n, features], data frame, Arrow table, or a sequence of mappings or sequences; n >= 0.
+            rows: Array [n, features], data frame, Arrow table, SciPy's sparse matrix (read in dense pieces), or a
+                sequence of mappings or sequences; n >= 0.
             raw: Raw scores (before sigmoid, softmax, exp) instead of the objective's outputs.
 
         Returns:
@@ -167,6 +189,9 @@ class Model:
         Raises:
             SchemaError: A name or cell does not fit the manifest; nothing was predicted.
         """
+        if is_sparse(rows) and rows.shape[0]:
+            pieces = (self._schema.encode(block) for block in dense_blocks(rows))
+            return np.concatenate([self.predict_encoded(piece, raw=raw) for piece in pieces])
         return self.predict_encoded(self._schema.encode(rows), raw=raw)
 
     def predict_encoded(self, matrix: NDArray[np.float64], *, raw: bool = False) -> NDArray[np.float64]:
@@ -237,6 +262,20 @@ class Model:
             )
         return per_class(self._run(matrix, NORMAL, self._text.n_outputs))
 
+    def staged(
+        self, rows: Any, iterations: Iterable[int], *, raw: bool = False
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """
+        Yield for each of *iterations*, >= 1, that number and what the model predicts after so many iterations.
+
+        Shapes and errors as `predict`. Cost: one load and one prediction for each.
+        """
+        matrix, parsed = self._schema.encode(rows), self._parsed()
+        for count in iterations:
+            shorter = Booster(parsed.first(count).lightgbm_text(), width=self._schema.width)
+            kind, per_row = RAW if raw else NORMAL, self._text.n_outputs
+            yield count, self._shaped(shorter.predict(matrix, kind, per_row=per_row))
+
     def leaves(self, rows: Any) -> NDArray[np.int32]:
         """Return int32 [n, trees]: the leaf each row reaches in each tree; rows and errors as `predict`."""
         return self._run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(np.int32)
@@ -287,7 +326,7 @@ class Model:
 
     def importances(self) -> dict[str, tuple[int, float]]:
         """Return for each feature how often trees split on it, and the total gain of those splits; reads the file."""
-        gains = parse_model_text(self.data).split_gains()
+        gains = self._parsed().split_gains()
         pairs = zip(self._text.split_counts, gains, strict=True)
         return dict(zip(self.info.features, pairs, strict=True))
 
@@ -315,6 +354,10 @@ class Model:
         self._pool: ThreadPoolExecutor | None = None
         self._pool_guard = threading.Lock()
         self._is_stale = False
+
+    def _parsed(self) -> ParsedModel:
+        parsed = parse_model_text(self.data)
+        return parsed if self.num_iteration is None else parsed.first(self.num_iteration)
 
     def _new_row_call(self) -> RowCall:
         self._refresh()
@@ -348,7 +391,7 @@ class Model:
         if self._is_stale:
             with _fork_guard:
                 if self._is_stale:
-                    self._start(parse_model_text(self.data))
+                    self._start(self._parsed())
 
     def _forget(self) -> None:
         """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from predictor._names import NameFinder, names_as_text
 from predictor._refusals import ADD_COLUMNS, AS_NUMBER, AS_ROWS, ONE_NAME, SAY_LABELS, by_policy
-from predictor._tables import Labelled, columns_of, is_table, matrix_of, plain
+from predictor._tables import Labelled, columns_of, dense_blocks, is_sparse, is_table, matrix_of, plain
 from predictor.errors import SchemaError
 from predictor.manifest import Feature, Label, RowPolicy
 
@@ -129,6 +129,9 @@ class RowSchema:
             matrix = self._from_array(rows)
         elif (floats := matrix_of(rows, self.names)) is not None:
             matrix = self._from_array(floats)
+        elif is_sparse(rows):
+            blocks = [self._from_array(block) for block in dense_blocks(rows)]
+            matrix = np.concatenate([np.empty((0, self.width)), *blocks])
         elif (columns := columns_of(rows)) is not None:
             matrix = self._from_columns(columns)
         elif isinstance(rows, Mapping):

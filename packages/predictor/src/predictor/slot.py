@@ -33,7 +33,7 @@ class ModelSlot:
 
     def __init__(self, model: Model) -> None:
         self._current = model
-        self._previous: tuple[bytes, Manifest | None, int] | None = None
+        self._previous: tuple[bytes, Manifest | None, int, int | None] | None = None
         self._swapping = threading.Lock()
 
     @property
@@ -106,12 +106,12 @@ class ModelSlot:
         with self._swapping:
             if self._previous is None:
                 raise ModelError("nothing to roll back to: this slot has held one model only")
-            data, manifest, threads = self._previous
-            return self._replace(Model(data, manifest=manifest, threads=threads))
+            data, manifest, threads, iterations = self._previous
+            return self._replace(Model(data, manifest=manifest, threads=threads, num_iteration=iterations))
 
     def _replace(self, new: Model) -> ModelInfo:
         old = self._current
-        self._previous = (old.data, old.manifest, old.threads)
+        self._previous = (old.data, old.manifest, old.threads, old.num_iteration)
         self._current = new
         return new.info
 

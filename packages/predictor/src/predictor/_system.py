@@ -1,4 +1,4 @@
-"""How many processors this process may really use: OpenMP and `os.cpu_count` see the whole host."""
+"""What this process may use of its machine, and how it reads a file whose size it does not trust."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["available_cpus"]
+__all__ = ["available_cpus", "read_at_most"]
+
+_PIECE = 1 << 20
 
 
 def available_cpus(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -31,3 +33,22 @@ def _quota(cgroup: Path) -> float | None:
         except (OSError, ValueError):  # absent, or the word "max": no limit here
             continue
     return None
+
+
+def read_at_most(path: str | os.PathLike[str], limit: int) -> bytes | None:
+    """
+    Return the bytes of *path*, or None where there are more than *limit* of them.
+
+    Piece by piece, so that a sparse file of terabytes or an endless device costs no more memory than *limit*.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            return None
+        pieces, left = [], limit + 1
+        while left and (piece := file.read(min(_PIECE, left))):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces) if left else None
