@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -116,16 +116,69 @@ def busy_port() -> Iterator[int]:
         thread.join()
 
 
+class Moved(BaseHTTPRequestHandler):
+    """Sends every POST to another origin."""
+
+    to = ""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(307)
+        self.send_header("Location", f"{type(self).to}/predict")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Another origin: it answers, and remembers which headers it was sent."""
+
+    seen: ClassVar[list[tuple[str, list[str]]]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append((self.command, [name.lower() for name in self.headers]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def moved_ports() -> Iterator[list[int]]:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Moved) as moved,
+        ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere,
+    ):
+        Moved.to = f"http://127.0.0.1:{elsewhere.server_port}"
+        threads = [threading.Thread(target=server.serve_forever) for server in (moved, elsewhere)]
+        for thread in threads:
+            thread.start()
+        yield [moved.server_port, elsewhere.server_port]
+        for server in (moved, elsewhere):
+            server.shutdown()
+        for thread in threads:
+            thread.join()
+
+
 @needs_dotnet
 def test_the_client_keeps_its_promises(
     serve: Callable[..., Any],
     smoke: list[str],
     lossy: Callable[[int], int],
     busy_port: int,
+    moved_ports: list[int],
     redis_server: Any,
 ) -> None:
     service = serve(**redis_server.variables)
-    arguments = [f"http://127.0.0.1:{port}" for port in (service.port, lossy(service.port), busy_port)]
+    arguments = [
+        f"http://127.0.0.1:{port}" for port in (service.port, lossy(service.port), busy_port, *moved_ports)
+    ]
     ran = subprocess.run(
         [*smoke, *arguments, service.client.headers["x-api-key"]],
         env=os.environ | {"DOTNET_EnableDiagnostics": "0", "DOTNET_gcServer": "0"},
@@ -136,5 +189,8 @@ def test_the_client_keeps_its_promises(
     )
     print(ran.stdout)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.count("ok ") == 11
+    assert ran.stdout.count("ok ") == 14
+    ((method, headers),) = Elsewhere.seen
+    assert method == "GET", "no redirect was followed"
+    assert not {"x-api-key", "idempotency-key"} & set(headers)
     assert ComeBackInAMinute.seen == 1

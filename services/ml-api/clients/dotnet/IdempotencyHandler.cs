@@ -19,10 +19,16 @@ namespace MlApi
     /// A key that the caller set on the request is kept: <c>PredictRequest.IdempotencyKey()</c> makes the one that
     /// stands for an agent's decision at a candle minute. Otherwise each call of SendAsync gets a new GUID.
     /// </para>
+    /// <para>
+    /// Both headers go to the scheme, host and port of the base address alone. A request to another one is sent as it
+    /// is, once; and no redirect is followed, since .NET would take the headers and the body along: the service gives
+    /// none, so that one comes from somebody else, and is returned to the caller.
+    /// </para>
     /// <code>
-    /// var http = new HttpClient(new IdempotencyHandler(apiKey) { InnerHandler = new HttpClientHandler() })
+    /// var service = new Uri("http://ml-service:8000");
+    /// var http = new HttpClient(new IdempotencyHandler(apiKey, service) { InnerHandler = new HttpClientHandler() })
     /// {
-    ///     BaseAddress = new Uri("http://ml-service:8000"),
+    ///     BaseAddress = service,
     ///     Timeout = TimeSpan.FromSeconds(60), // for all attempts together
     /// };
     /// </code>
@@ -36,10 +42,16 @@ namespace MlApi
         private static readonly TimeSpan LongestDelay = TimeSpan.FromSeconds(10);
 
         private readonly string _apiKey;
+        private readonly Uri _baseAddress;
         private readonly Random _random = new Random();
 
-        public IdempotencyHandler(string apiKey)
+        public IdempotencyHandler(string apiKey, Uri baseAddress)
         {
+            if (baseAddress == null || !baseAddress.IsAbsoluteUri)
+            {
+                throw new ArgumentException("The service's absolute address is required.", nameof(baseAddress));
+            }
+            _baseAddress = baseAddress;
             if (string.IsNullOrWhiteSpace(apiKey))
             {
                 throw new ArgumentException("An API key is required.", nameof(apiKey));
@@ -61,6 +73,11 @@ namespace MlApi
         protected override async Task<HttpResponseMessage> SendAsync(
             HttpRequestMessage request, CancellationToken cancellationToken)
         {
+            if (!IsOurs(request.RequestUri))
+            {
+                return await base.SendAsync(request, cancellationToken).ConfigureAwait(false);
+            }
+            FollowNoRedirects();
             request.Headers.Remove(ApiKeyHeader);
             request.Headers.Add(ApiKeyHeader, _apiKey);
             if (request.Method != HttpMethod.Post)
@@ -94,6 +111,33 @@ namespace MlApi
                 TimeSpan delay = Delay(response, attempt);
                 response?.Dispose();
                 await Task.Delay(delay, cancellationToken).ConfigureAwait(false);
+            }
+        }
+
+        /// <summary>Whether an address has the scheme, host and port that the API key is for.</summary>
+        private bool IsOurs(Uri address)
+        {
+            return address != null && address.IsAbsoluteUri && Uri.Compare(address, _baseAddress,
+                UriComponents.SchemeAndServer, UriFormat.SafeUnescaped, StringComparison.OrdinalIgnoreCase) == 0;
+        }
+
+        /// <summary>
+        /// Of a redirect to another host .NET removes Authorization alone: X-API-Key and the body would go there.
+        /// </summary>
+        private void FollowNoRedirects()
+        {
+            HttpMessageHandler inner = InnerHandler;
+            while (inner is DelegatingHandler between)
+            {
+                inner = between.InnerHandler;
+            }
+            if (inner is HttpClientHandler client && client.AllowAutoRedirect)
+            {
+                client.AllowAutoRedirect = false;
+            }
+            else if (inner is SocketsHttpHandler sockets && sockets.AllowAutoRedirect)
+            {
+                sockets.AllowAutoRedirect = false;
             }
         }
 

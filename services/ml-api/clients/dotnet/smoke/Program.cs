@@ -8,8 +8,8 @@ using System.Threading.Tasks;
 using MlApi;
 
 /// <summary>
-/// The client against a running service: Program URL LOSSY_URL BUSY_URL API_KEY. Behind LOSSY_URL the answer to the
-/// first attempt of each request is lost; BUSY_URL tells everybody to come back in a minute. Prints a line for each fact; the exit code is the number of those that fail.
+/// The client against a running service: Program URL LOSSY_URL BUSY_URL MOVED_URL OTHER_URL API_KEY. Behind LOSSY_URL the answer to the
+/// first attempt of each request is lost; BUSY_URL tells everybody to come back in a minute, and MOVED_URL to ask OTHER_URL. Prints a line for each fact; the exit code is the number of those that fail.
 /// </summary>
 public static class Program
 {
@@ -20,11 +20,12 @@ public static class Program
 
     public static int Main(string[] args)
     {
-        Run(args[0], args[1], args[2], args[3]).GetAwaiter().GetResult();
+        Run(args[0], args[1], args[2], args[3], args[4], args[5]).GetAwaiter().GetResult();
         return _failures;
     }
 
-    private static async Task Run(string url, string lossyUrl, string busyUrl, string apiKey)
+    private static async Task Run(
+        string url, string lossyUrl, string busyUrl, string movedUrl, string otherUrl, string apiKey)
     {
         HttpClient http = Client(url, apiKey);
         PredictRequest first = Request("agent-1", 40);
@@ -70,6 +71,14 @@ public static class Program
         Answer busy = await Predict(Client(busyUrl, apiKey), first, first.IdempotencyKey());
         Check("who is told to come back in a minute is told so", busy.Status == 429);
 
+        Answer moved = await Predict(Client(movedUrl, apiKey), first, first.IdempotencyKey());
+        Check("a redirect is returned and not followed", moved.Status == 307);
+        var handler = new IdempotencyHandler(apiKey, new Uri(movedUrl)) { InnerHandler = new SocketsHttpHandler() };
+        moved = await Predict(new HttpClient(handler) { BaseAddress = new Uri(movedUrl) }, first, "another");
+        Check("nor by the other handler of .NET", moved.Status == 307);
+        HttpResponseMessage elsewhere = await http.SendAsync(new HttpRequestMessage(HttpMethod.Get, new Uri(otherUrl)));
+        Check("another address is asked as it is", (int)elsewhere.StatusCode == 200);
+
         PredictRequest nameless = Request(null, 40);
         Answer invalid = await Predict(http, nameless, "nameless");
         Check("a violation says where", invalid.Status == 422 && invalid.Body.Contains("agentId"));
@@ -77,7 +86,7 @@ public static class Program
 
     private static HttpClient Client(string url, string apiKey)
     {
-        var handler = new IdempotencyHandler(apiKey)
+        var handler = new IdempotencyHandler(apiKey, new Uri(url))
         {
             InnerHandler = new HttpClientHandler(),
             FirstDelay = TimeSpan.FromMilliseconds(20),

@@ -13,8 +13,16 @@ namespace System.Net.Http
         public void Dispose() { }
     }
 
+    public class SocketsHttpHandler : HttpMessageHandler
+    {
+        public bool AllowAutoRedirect { get; set; }
+        protected internal override Task<HttpResponseMessage> SendAsync(
+            HttpRequestMessage request, CancellationToken cancellationToken) { throw null; }
+    }
+
     public class HttpClientHandler : HttpMessageHandler
     {
+        public bool AllowAutoRedirect { get; set; }
         protected internal override Task<HttpResponseMessage> SendAsync(
             HttpRequestMessage request, CancellationToken cancellationToken) { throw null; }
     }
