@@ -41,6 +41,13 @@ def test_one_row_equals_the_batch(any_model, hard_rows):
         assert same_bits(model.predict_row(dict(zip(names, values, strict=True))), expected)
 
 
+def same_shares(model: Model, got, expected) -> bool:
+    """LightGBM's own to the last bit; those of the kernel, which adds in another order, to 1e-12 of the largest."""
+    if model.info.engine.startswith("LightGBM"):
+        return same_bits(got, expected)
+    return bool((np.abs(got - expected) <= 1e-12 * np.abs(expected).max()).all())
+
+
 def test_contributions_equal_booster_predict(any_model, hard_rows):
     model = any_model.load()
     if model.is_linear:
@@ -50,7 +57,7 @@ def test_contributions_equal_booster_predict(any_model, hard_rows):
     rows = hard_rows(any_model.booster, count=100)
     explanation = model.explain(rows)
     joined = np.concatenate([explanation.contributions, explanation.bias[..., None]], axis=-1)
-    assert same_bits(joined.reshape(len(rows), -1), any_model.truth(rows, pred_contrib=True))
+    assert same_shares(model, joined.reshape(len(rows), -1), any_model.truth(rows, pred_contrib=True))
 
 
 def test_encoded_rows_may_lie_in_memory_as_they_like(trained):
@@ -64,7 +71,7 @@ def test_encoded_rows_may_lie_in_memory_as_they_like(trained):
 def test_threads_do_not_change_a_bit(trained, monkeypatch):
     model = trained("multiclass").load(threads=4)
     model.threads = 4  # as on a machine with four processors
-    model._rows_to_split = 10
+    model._split_above = 1.0
     rows = np.tile(trained("multiclass").rows, (3, 1))
     assert same_bits(model.predict(rows), trained("multiclass").truth(rows))
     assert (model.leaves(rows) == trained("multiclass").truth(rows, pred_leaf=True)).all()

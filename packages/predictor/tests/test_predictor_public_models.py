@@ -40,7 +40,8 @@ def test_a_public_model_is_served_exactly(archive, tmp_path, hard_rows):
     shares = np.asarray(booster.predict(rows[:20], num_threads=1, pred_contrib=True))
     explained = model.explain(rows[:20])
     joined = np.concatenate([explained.contributions, explained.bias[..., None]], axis=-1)
-    assert (joined.reshape(shares.shape) == shares).all()
+    error = np.abs(joined.reshape(shares.shape) - shares).max()
+    assert error == 0 if model.info.engine.startswith("LightGBM") else error <= 1e-12 * np.abs(shares).max()
 
 
 def infos(path: Path) -> list[str]:

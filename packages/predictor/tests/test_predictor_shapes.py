@@ -151,7 +151,8 @@ def test_a_model_is_not_pickled(trained):
 def test_info_tells_what_is_served(trained):
     info = trained("multiclass").load().info
     assert (info.name, info.version, info.n_trees, info.output) == ("multiclass", "1", 18, "probabilities")
-    assert info.engine.startswith("LightGBM 4.")
+    assert info.engine.startswith(("LightGBM 4.", "native kernel ("))
+    assert info.engine.startswith("LightGBM") == bool(info.engine_reason)
     assert repr(trained("multiclass").load()) == "<Model multiclass 1: 18 trees, 5 features>"
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor._engine import Kernel, Refusal, make_kernel
 from predictor._features import features_of, labels_of, ordered_categories
 from predictor._model_file import ModelText, ParsedModel, parse_model_text, read_model
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
 from predictor._objectives import OutputKind, most_probable, per_class
+from predictor._self_check import agrees
 from predictor._system import available_cpus
 from predictor._tables import dense_blocks, is_sparse
 from predictor.errors import (
@@ -34,11 +38,13 @@ from predictor.schema import RowSchema
 
 __all__ = ["Model", "ModelInfo"]
 
-# Tree walks per call (rows x trees), from about 30 ns a walk: below the first the GIL is kept, because giving it
-# back costs a busy process more than 50 us of waiting others; above the second a batch is worth several threads.
-_HOLD_GIL_BELOW = 1_500
-_SPLIT_ABOVE = 150_000
-_CONTRIB_COST = 50  # one row's contributions against one row's prediction
+# Nanoseconds per call: below the first the GIL is kept, because giving it back costs a busy process more than 50 us of
+# waiting others; above the second a batch is worth several threads.
+_HOLD_GIL_BELOW = 45_000
+_SPLIT_ABOVE = 4_500_000
+_WALK_NS = 30  # LightGBM's walk of one row through one tree
+_Call = Callable[..., NDArray[Any]]  # rows, and whether to release the GIL
+_CONTRIB_COST = 50  # one row's contributions against one row's prediction, in LightGBM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +61,17 @@ class ModelInfo:
     n_trees: int
     objective: str | None
     output: OutputKind
-    engine: str
+    engine: str  # what computes: `native kernel (avx2)`, or LightGBM's own library
+    engine_reason: str = ""  # why it is not the kernel: a name, and what is behind it
 
 
 class Model:
     """
     A loaded, verified model. Make one with `Model.load`; it is immutable and safe to share among threads.
 
-    Every number is computed by LightGBM's own library and equals `Booster.predict` bit for bit. A model survives
-    `fork`: the child loads its own copy from memory at its first call.
+    Every prediction equals `Booster.predict` bit for bit, whether the native kernel computes it or LightGBM's own
+    library (`info.engine`); contributions of the kernel equal LightGBM's to rounding. A model survives `fork`: the
+    child loads LightGBM's part from memory again when it first needs it.
     """
 
     def __init__(
@@ -92,9 +100,10 @@ class Model:
                 [i for i in text.codes if text.feature_names[i] not in labels] if manifest is None else ()
             ),
         )
-        self._rows_to_split = -(-_SPLIT_ABOVE // text.n_trees)
-        self.info = _info(data, text, self._schema, manifest)
+        self._split_above = _SPLIT_ABOVE
         self._start(parsed)
+        self._kernel = self._checked_kernel(parsed)
+        self.info = _info(data, text, self._schema, manifest, self._kernel)
         _models.add(self)
         if num_iteration is None:  # golden answers are those of all trees
             self._check_golden_rows()
@@ -215,13 +224,17 @@ class Model:
         Raises:
             SchemaError: A name or cell does not fit the manifest.
         """
+        if self._plain_row is not None:
+            answer: NDArray[np.float64] | None = self._plain_row(row)
+            if answer is None:  # a cell that needs the schema's word
+                answer = self._encoded_row(self._schema.encode_row(row))
+            return answer
         values = self._schema.encode_row(row)
         try:
             call = self._local.call
         except AttributeError:
             call = self._new_row_call()
-        answer: NDArray[np.float64] = call(values)
-        return answer
+        return cast("NDArray[np.float64]", call(values))
 
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
         """
@@ -278,7 +291,7 @@ class Model:
 
     def leaves(self, rows: Any) -> NDArray[np.int32]:
         """Return int32 [n, trees]: the leaf each row reaches in each tree; rows and errors as `predict`."""
-        return self._run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(np.int32)
+        return self._run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(np.int32, copy=False)
 
     def explain(self, rows: Any) -> Explanation:
         """
@@ -290,7 +303,7 @@ class Model:
             Unsupported: A model with linear leaves, for which LightGBM has no contributions; or one that
                 was stripped of the row counts they are weighed by.
 
-        Cost: about 50 to 100 times `predict` per row.
+        The kernel's shares equal LightGBM's to 1e-12 of the largest one. Cost: about 50 to 100 times `predict` per row.
         """
         self._refuse_linear()
         if isinstance(rows, Mapping):
@@ -362,30 +375,51 @@ class Model:
     def _new_row_call(self) -> RowCall:
         self._refresh()
         self._local.call = call = RowCall(
-            self._booster, per_row=self._text.n_outputs, hold_gil=self._text.n_trees < _HOLD_GIL_BELOW
+            self._booster,
+            per_row=self._text.n_outputs,
+            hold_gil=self._text.n_trees * _WALK_NS < _HOLD_GIL_BELOW,
         )
         return call
 
-    def _run(self, matrix: NDArray[np.float64], kind: int, per_row: int) -> NDArray[np.float64]:
-        self._refresh()
-        weight = _CONTRIB_COST if kind == CONTRIB else 1
-        step = max(1, -(-self._rows_to_split // (2 * weight)))
-        if self.threads > 1 and len(matrix) >= 2 * step:
-            return self._split(matrix, kind, per_row, step)
-        hold = len(matrix) * self._text.n_trees * weight < _HOLD_GIL_BELOW
-        return self._booster.predict(matrix, kind, per_row=per_row, hold_gil=hold)
+    def _run(self, matrix: NDArray[np.float64], kind: int, per_row: int) -> NDArray[Any]:
+        """Ask the engine for *per_row* numbers of *kind* for each row, in several threads where that pays."""
+        kernel = self._kernel
+        if isinstance(kernel, Kernel) and (kind != CONTRIB or kernel.explains):
+            cost = kernel.cost(kind)
+            answer: _Call = partial(kernel.predict, kind=kind)
+        else:
+            self._refresh()
+            booster = self._booster
+            cost = self._text.n_trees * _WALK_NS * (_CONTRIB_COST if kind == CONTRIB else 1)
 
-    def _split(self, matrix: NDArray[np.float64], kind: int, per_row: int, step: int) -> NDArray[np.float64]:
+            def answer(rows: NDArray[np.float64], *, release: bool) -> NDArray[Any]:
+                return booster.predict(rows, kind, per_row=per_row, hold_gil=not release)
+
+        step = max(1, math.ceil(self._split_above / (2 * cost)))
+        if self.threads > 1 and len(matrix) >= 2 * step:
+            return self._split(matrix, answer, step)
+        return answer(matrix, release=len(matrix) * cost >= _HOLD_GIL_BELOW)
+
+    def _split(self, matrix: NDArray[np.float64], answer: _Call, step: int) -> NDArray[Any]:
         """Share one batch among threads; rows are independent, so the bits do not depend on the cut."""
         with self._pool_guard:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="predictor")
             pool = self._pool
-        booster = self._booster
         pieces = np.array_split(matrix, min(self.threads, len(matrix) // step))
-        return np.concatenate(
-            list(pool.map(lambda piece: booster.predict(piece, kind, per_row=per_row), pieces))
-        )
+        return np.concatenate(list(pool.map(partial(answer, release=True), pieces)))
+
+    def _checked_kernel(self, parsed: ParsedModel) -> Kernel | Refusal:
+        """Return the kernel, if it can serve this model and gives LightGBM's numbers here; else why not."""
+        self._plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
+        kernel = make_kernel(parsed)
+        if isinstance(kernel, Refusal):
+            return kernel
+        if not agrees(kernel, self._booster, parsed):
+            return Refusal("self_check")
+        kernel.bind(self._schema.cells, release=kernel.cost(NORMAL) >= _HOLD_GIL_BELOW)
+        self._plain_row, self._encoded_row = kernel.row, kernel.numbers
+        return kernel
 
     def _refresh(self) -> None:
         if self._is_stale:
@@ -395,13 +429,14 @@ class Model:
 
     def _forget(self) -> None:
         """
-        In a forked child: leave the parent's native objects alone, for ever.
+        In a forked child: leave the parent's native objects alone, for ever. The kernel is memory alone, and stays.
 
         Even freeing them could wait for a thread that did not survive the fork; their pages are shared anyway.
         """
         _abandoned.append((self._booster, self._local))
         self._is_stale = True
         self._local = threading.local()
+        self._pool, self._pool_guard = None, threading.Lock()  # its threads did not survive either
 
     def _shaped(self, answers: NDArray[np.float64]) -> NDArray[np.float64]:
         return answers[:, 0] if self._text.n_outputs == 1 else answers
@@ -444,7 +479,9 @@ class Model:
             raise ModelError("probabilities do not sum to 1; the model file and its objective do not match")
 
 
-def _info(data: bytes, text: ModelText, schema: RowSchema, manifest: Manifest | None) -> ModelInfo:
+def _info(
+    data: bytes, text: ModelText, schema: RowSchema, manifest: Manifest | None, kernel: Kernel | Refusal
+) -> ModelInfo:
     digest = sha256_of(data)
     return ModelInfo(
         name=manifest.name if manifest is not None else "unnamed",
@@ -457,7 +494,8 @@ def _info(data: bytes, text: ModelText, schema: RowSchema, manifest: Manifest | 
         n_trees=text.n_trees,
         objective=text.objective,
         output=text.output,
-        engine=engine_name(),
+        engine=engine_name() if isinstance(kernel, Refusal) else f"native kernel ({kernel.level})",
+        engine_reason=f"{kernel.name}: {kernel.reason}" if isinstance(kernel, Refusal) else "",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor._engine import cells_of
 from predictor._names import NameFinder, names_as_text
 from predictor._refusals import ADD_COLUMNS, AS_NUMBER, AS_ROWS, ONE_NAME, SAY_LABELS, by_policy
 from predictor._tables import Labelled, columns_of, dense_blocks, is_sparse, is_table, matrix_of, plain
@@ -68,6 +69,13 @@ class RowSchema:
         self._own_codes = {
             index: codes for index, codes in self._codes.items() if all(a == b for a, b in codes.items())
         }
+        self.cells = cells_of(
+            self.names,
+            nullable=[feature.nullable or policy.null == "allow" for feature in self.features],
+            whole=self._integers,
+            codes=self._codes,
+        )
+        """Reads rows of plain cells in C, where the extension is built; whatever it does not take is decided here."""
         self._has_short_way = len(self._own_codes) == len(self._codes) and not self._integers
 
     def encode_row(self, row: Any) -> Sequence[float]:
@@ -268,12 +276,16 @@ class RowSchema:
 
     def _from_rows(self, rows: Sequence[Any]) -> NDArray[np.float64]:
         matrix = np.empty((len(rows), self.width), dtype=np.float64)
-        for index, row in enumerate(rows):
-            values = self._in_order(row, index)
+        rows, index = list(rows), 0
+        while index < len(rows):
+            if self.cells is not None and (index := self.cells.rows(rows, matrix, index)) == len(rows):
+                break
+            values = self._in_order(rows[index], index)
             if self._has_short_way and self._is_plain(values):
                 matrix[index] = values
             else:
                 matrix[index] = [self._number(i, value, index) for i, value in enumerate(values)]
+            index += 1
         return matrix
 
     def _from_array(self, rows: NDArray[Any]) -> NDArray[np.float64]:

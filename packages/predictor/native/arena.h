@@ -1,0 +1,47 @@
+/* Memory that is given back all at once: what a plan keeps, and what its making needs for a moment. */
+#ifndef PREDICTOR_ARENA_H
+#define PREDICTOR_ARENA_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ARENA_MOST ((size_t)256 << 20) /* bytes; what asks for more is refused, so a strange model cannot fill the memory */
+
+typedef struct arena_block {
+    struct arena_block *next;
+    char padding[64 - sizeof(void *)]; /* what follows begins a cache line */
+} arena_block;
+
+typedef struct {
+    arena_block *blocks;
+    size_t bytes;
+    int too_large; /* why the last request failed: the limit, not the machine */
+} arena;
+
+/* Zeroed memory for *count* items of *size* bytes, or NULL. */
+static inline void *arena_get(arena *from, size_t count, size_t size) {
+    void *block;
+    if (size != 0 && count > (ARENA_MOST - from->bytes) / size) {
+        from->too_large = 1;
+        return NULL;
+    }
+    size_t bytes = (count * size + 63) / 64 * 64;
+    if (posix_memalign(&block, 64, sizeof(arena_block) + bytes) != 0) return NULL;
+    memset(block, 0, sizeof(arena_block) + bytes);
+    ((arena_block *)block)->next = from->blocks;
+    from->blocks = block;
+    from->bytes += count * size;
+    return (char *)block + sizeof(arena_block);
+}
+
+static inline void arena_free(arena *from) {
+    while (from->blocks != NULL) {
+        arena_block *next = from->blocks->next;
+        free(from->blocks);
+        from->blocks = next;
+    }
+    from->bytes = 0;
+}
+
+#endif

@@ -1,0 +1,121 @@
+#include "cells.h"
+
+#include <math.h>
+#include <string.h>
+
+#define EXACT ((long long)1 << 53) /* every whole number up to here is a float64 */
+
+static int number_is_plain(uint8_t flags, double value) {
+    if (isnan(value)) return (flags & CELL_NULLABLE) != 0;
+    if (isinf(value)) return 0;
+    return !(flags & CELL_WHOLE) || value == floor(value);
+}
+
+int cells_read_cell(const cells *own, Py_ssize_t feature, PyObject *cell, double *out) {
+    const uint8_t flags = own->flags[feature];
+    PyTypeObject *type = Py_TYPE(cell);
+    if (cell == Py_None) {
+        *out = NAN;
+        return (flags & CELL_NULLABLE) != 0;
+    }
+    if (flags & CELL_CATEGORY) {
+        if (type != &PyUnicode_Type && type != &PyLong_Type && type != &PyFloat_Type) return 0;
+        if (type == &PyFloat_Type && isnan(PyFloat_AsDouble(cell))) {
+            *out = NAN;
+            return (flags & CELL_NULLABLE) != 0;
+        }
+        PyObject *code = PyDict_GetItemWithError(PyTuple_GetItem(own->codes, feature), cell);
+        if (code == NULL) return PyErr_Occurred() ? -1 : 0;
+        *out = PyFloat_AsDouble(code);
+        return 1;
+    }
+    if (type == &PyFloat_Type) {
+        *out = PyFloat_AsDouble(cell);
+        return number_is_plain(flags, *out);
+    }
+    if (type == &PyLong_Type) {
+        int overflow;
+        long long value = PyLong_AsLongLongAndOverflow(cell, &overflow);
+        *out = (double)value;
+        return !overflow && value <= EXACT && value >= -EXACT;
+    }
+    return 0;
+}
+
+static int read_list(const cells *own, PyObject *row, double *out) {
+    if (PyList_Size(row) != own->width) return 0;
+    for (Py_ssize_t i = 0; i < own->width; i++) {
+        PyObject *cell = PyList_GetItem(row, i);
+        int found = cell == NULL ? -1 : cells_read_cell(own, i, cell, out + i);
+        if (found != 1) return found;
+    }
+    return 1;
+}
+
+static int read_tuple(const cells *own, PyObject *row, double *out) {
+    if (PyTuple_Size(row) != own->width) return 0;
+    for (Py_ssize_t i = 0; i < own->width; i++) {
+        int found = cells_read_cell(own, i, PyTuple_GetItem(row, i), out + i);
+        if (found != 1) return found;
+    }
+    return 1;
+}
+
+/* As many items as features, and each feature among them: so nothing is missing and nothing is too many. */
+static int read_dict(const cells *own, PyObject *row, double *out) {
+    if (PyDict_Size(row) != own->width) return 0;
+    for (Py_ssize_t i = 0; i < own->width; i++) {
+        PyObject *cell = PyDict_GetItemWithError(row, PyTuple_GetItem(own->names, i));
+        if (cell == NULL) return PyErr_Occurred() ? -1 : 0;
+        int found = cells_read_cell(own, i, cell, out + i);
+        if (found != 1) return found;
+    }
+    return 1;
+}
+
+/* The bytes of a float64 array, whose cells are then judged like floats. Category labels need the objects. */
+static int read_float64(const cells *own, PyObject *row, double *out) {
+    PyObject *bytes = PyObject_CallFunctionObjArgs(own->to_bytes, row, NULL);
+    if (bytes == NULL) return -1;
+    int plain = PyBytes_Size(bytes) == own->width * (Py_ssize_t)sizeof *out;
+    if (plain) memcpy(out, PyBytes_AsString(bytes), (size_t)own->width * sizeof *out);
+    Py_DECREF(bytes);
+    for (Py_ssize_t i = 0; i < own->width && plain == 1; i++) {
+        if (own->flags[i] & CELL_CATEGORY) {
+            PyObject *cell = PyFloat_FromDouble(out[i]);
+            plain = cell == NULL ? -1 : cells_read_cell(own, i, cell, out + i);
+            Py_XDECREF(cell);
+        } else {
+            plain = number_is_plain(own->flags[i], out[i]);
+        }
+    }
+    return plain;
+}
+
+static int read_array(const cells *own, PyObject *row, double *out) {
+    PyObject *ndim = PyObject_GetAttr(row, own->ndim_name);
+    if (ndim == NULL) return -1;
+    long dimensions = PyLong_AsLong(ndim);
+    Py_DECREF(ndim);
+    if (dimensions != 1) return 0;
+    PyObject *dtype = PyObject_GetAttr(row, own->dtype_name);
+    if (dtype == NULL) return -1;
+    int found = dtype == own->float64 ? 2 : PySequence_Contains(own->dtypes, dtype);
+    Py_DECREF(dtype);
+    if (found == 2) return read_float64(own, row, out);
+    if (found != 1) return found;
+    PyObject *list = PyObject_CallFunctionObjArgs(own->to_list, row, NULL);
+    if (list == NULL) return -1;
+    found = read_list(own, list, out);
+    Py_DECREF(list);
+    return found;
+}
+
+int cells_read_row(const cells *own, PyObject *row, double *out) {
+    PyTypeObject *type = Py_TYPE(row);
+    if (type == &PyList_Type) return read_list(own, row, out);
+    if (type == &PyDict_Type) return read_dict(own, row, out);
+    if (type == &PyTuple_Type) return read_tuple(own, row, out);
+    if ((PyObject *)type == own->array_type) return read_array(own, row, out);
+    return 0;
+}

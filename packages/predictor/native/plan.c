@@ -1,0 +1,124 @@
+/* From the trees of a model file to a plan: what is checked, and in which order things are made. */
+#include "plan.h"
+
+#include <math.h>
+
+#include "plan_parts.h"
+
+#define MOST_LEAVES ((size_t)1 << 27)
+
+const char *plan_refusal_name(plan_refusal refusal) {
+    static const char *const names[] = {
+        [PLAN_OK] = "none",
+        [PLAN_NO_MEMORY] = "no_memory",
+        [PLAN_BAD_SHAPE] = "bad_shape",
+        [PLAN_BAD_THRESHOLD] = "bad_threshold",
+        [PLAN_MIXED_FEATURE] = "mixed_feature",
+        [PLAN_MANY_CODES] = "many_codes",
+        [PLAN_MANY_COLUMNS] = "many_columns",
+        [PLAN_LARGE_TABLES] = "large_tables",
+        [PLAN_MANY_NODES] = "many_nodes",
+    };
+    return names[refusal];
+}
+
+/* One child of split *at*: in range, later than its parent (so there is no way round), and nobody else's child. */
+static int child_is_sound(int32_t child, int32_t at, int32_t n_splits, uint8_t *seen) {
+    if (child >= 0 ? (child <= at || child >= n_splits) : ~child > n_splits) return 0;
+    int32_t place = child >= 0 ? child : n_splits + ~child; /* splits first, then leaves */
+    if (seen[place]) return 0;
+    seen[place] = 1;
+    return 1;
+}
+
+plan_refusal plan_check_trees(making *m) {
+    const forest *f = m->from;
+    size_t n_splits = 0, n_leaves = 0;
+    if (f->n_features < 1 || f->n_outputs < 1 || f->n_trees < 1 || f->n_trees % f->n_outputs != 0) return PLAN_BAD_SHAPE;
+    if (f->n_leaves > MOST_LEAVES || f->n_features > (1 << 24)) return PLAN_MANY_NODES;
+    if ((m->trees = KEEP(m, (size_t)f->n_trees, tree)) == NULL) return no_room(m);
+    m->to->trees = m->trees;
+    for (int32_t t = 0; t < f->n_trees; t++) {
+        if (f->leaves[t] < 1 || (size_t)f->leaves[t] > f->n_leaves - n_leaves) return PLAN_BAD_SHAPE;
+        m->trees[t] = (tree){.n_leaves = (uint32_t)f->leaves[t], .first_split = n_splits, .first_leaf = n_leaves,
+                             .first_edge = n_splits + n_leaves};
+        n_leaves += (size_t)f->leaves[t];
+        n_splits += (size_t)f->leaves[t] - 1;
+        if (m->trees[t].n_leaves > m->to->max_leaves) m->to->max_leaves = m->trees[t].n_leaves;
+    }
+    if (n_leaves != f->n_leaves || n_splits != f->n_splits) return PLAN_BAD_SHAPE;
+
+    double *values = KEEP(m, n_leaves, double);
+    uint32_t *starts = KEEP(m, (size_t)f->n_trees, uint32_t);
+    uint8_t *seen = BORROW(m, 2 * (size_t)m->to->max_leaves, uint8_t);
+    m->splits = KEEP(m, n_splits, split);
+    if (values == NULL || starts == NULL || seen == NULL || m->splits == NULL) return no_room(m);
+    memcpy(values, f->leaf_value, n_leaves * sizeof *values);
+    m->to->leaf_value = values;
+    m->to->leaf_start = starts;
+    m->to->splits = m->splits;
+    for (int32_t t = 0; t < f->n_trees; t++) {
+        int32_t count = f->leaves[t] - 1;
+        starts[t] = (uint32_t)m->trees[t].first_leaf;
+        memset(seen, 0, 2 * (size_t)m->to->max_leaves);
+        for (int32_t i = 0; i < count; i++) {
+            size_t at = m->trees[t].first_split + (size_t)i;
+            uint8_t decision = f->decision[at];
+            if (!child_is_sound(f->left[at], i, count, seen) || !child_is_sound(f->right[at], i, count, seen))
+                return PLAN_BAD_SHAPE;
+            /* Each split names two children, none twice and never the root: so all others are reached exactly once. */
+            m->splits[at].child[0] = f->left[at];
+            m->splits[at].child[1] = f->right[at];
+            if (f->feature[at] < 0 || f->feature[at] >= f->n_features || decision > 11) return PLAN_BAD_SHAPE;
+            if (decision & DECISION_CATEGORY) {
+                if (f->set_start[at] < 0 || f->set_size[at] < 0 || (size_t)f->set_start[at] > f->n_set_words
+                    || (size_t)f->set_size[at] > f->n_set_words - (size_t)f->set_start[at])
+                    return PLAN_BAD_SHAPE;
+            } else if (isnan(f->threshold[at])) {
+                return PLAN_BAD_THRESHOLD;
+            }
+        }
+    }
+    return PLAN_OK;
+}
+
+plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan **made) {
+    arena kept = {0};
+    plan *to = arena_get(&kept, 1, sizeof *to);
+    arena *owner = arena_get(&kept, 1, sizeof *owner);
+    making m = {.from = trees, .to = to, .kept = &kept};
+    plan_refusal refusal = to == NULL || owner == NULL ? PLAN_NO_MEMORY : PLAN_OK;
+    *made = NULL;
+    if (refusal == PLAN_OK) {
+        to->n_features = (uint32_t)trees->n_features;
+        to->n_outputs = (uint32_t)trees->n_outputs;
+        to->n_trees = (uint32_t)trees->n_trees;
+        to->row = ROW_WALK;
+        refusal = plan_check_trees(&m);
+    }
+    if (refusal == PLAN_OK) refusal = plan_number_codes(&m);
+    if (refusal == PLAN_OK) refusal = plan_make_columns(&m);
+    if (refusal == PLAN_OK && !walk_only) refusal = plan_make_words(&m);
+    if (refusal == PLAN_OK && !walk_only) refusal = plan_make_steps(&m);
+    if (refusal == PLAN_OK) {
+        refusal = plan_make_edges(&m, lanes);
+        if (refusal == PLAN_LARGE_TABLES) refusal = PLAN_OK; /* only contributions are left to LightGBM */
+    }
+    arena_free(&m.scratch);
+    if (refusal != PLAN_OK) {
+        arena_free(&kept);
+        return refusal;
+    }
+    to->bytes = kept.bytes;
+    to->memory = owner;
+    *owner = kept;
+    *made = to;
+    return PLAN_OK;
+}
+
+void plan_free(plan *made) {
+    if (made != NULL) {
+        arena all = *(arena *)made->memory; /* a copy: the arena lies in its own memory */
+        arena_free(&all);
+    }
+}

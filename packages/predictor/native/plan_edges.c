@@ -1,0 +1,135 @@
+/* What the contributions read; shap_body.h has the mathematics. */
+#include <math.h>
+
+#include "plan_parts.h"
+
+#define MOST_NODES 512                       /* of the quadrature: 1024 different features on one path */
+#define MOST_INVERSES ((size_t)16 << 20)     /* doubles: 128 MiB */
+
+/*
+ * Nodes and weights of Gauss-Legendre quadrature on (0, 1): exact for polynomials of degree 2n - 1. Newton's method on the
+ * Legendre polynomial, by its three-term recurrence (Press et al., Numerical Recipes, 4.6).
+ */
+static void gauss_legendre(uint32_t n, double *node, double *weight) {
+    const double pi = 3.14159265358979323846;
+    for (uint32_t i = 0; i < n; i++) {
+        double x = cos(pi * (i + 0.75) / (n + 0.5)), slope = 1.0;
+        for (int turn = 0; turn < 100; turn++) {
+            double before = 0.0, value = 1.0;
+            for (uint32_t k = 1; k <= n; k++) {
+                double next = ((2.0 * k - 1.0) * x * value - (k - 1.0) * before) / k;
+                before = value;
+                value = next;
+            }
+            slope = n * (x * value - before) / (x * x - 1.0);
+            double step = value / slope;
+            x -= step;
+            if (fabs(step) < 1e-15) break;
+        }
+        node[i] = 0.5 * (1.0 - x);
+        weight[i] = 1.0 / ((1.0 - x * x) * slope * slope);
+    }
+}
+
+/* LightGBM's Tree::ExpectedValue, summed as it sums: the mean raw score of each output over the training rows. */
+static void expect(const plan *p, const forest *f, double *expected) {
+    for (uint32_t t = 0; t < p->n_trees; t++) {
+        const tree *own = p->trees + t;
+        double mean = 0.0;
+        if (own->n_leaves == 1) {
+            mean = p->leaf_value[own->first_leaf];
+        } else {
+            double total = f->split_count[own->first_split];
+            for (uint32_t l = 0; l < own->n_leaves; l++)
+                mean += f->leaf_count[own->first_leaf + l] / total * p->leaf_value[own->first_leaf + l];
+        }
+        expected[t % p->n_outputs] += mean;
+    }
+}
+
+/*
+ * The edges of one tree from the root down, so that `last[feature]`, the nearest edge above with that feature, is at hand.
+ * Returns how many different features the longest path has.
+ */
+static uint32_t follow_edges(making *m, const tree *t, edge *edges, uint32_t *last, int32_t *stack, uint32_t *distinct) {
+    const forest *f = m->from;
+    uint32_t n_splits = t->n_leaves - 1, most = 0;
+    size_t depth = 0;
+    distinct[0] = 0;
+    stack[depth++] = 0;
+    while (depth > 0) {
+        int32_t at = stack[--depth];
+        if (at < 0) { /* everything below edge ~at is done */
+            last[edges[~at].feature] = edges[~at].prior;
+            continue;
+        }
+        if (at > 0) {
+            edge *e = edges + at;
+            e->prior = last[e->feature];
+            e->share *= e->prior ? edges[e->prior].share : 1.0;
+            e->share_inverse = 1.0 / e->share;
+            distinct[at] = distinct[e->parent] + (e->prior == 0);
+            if (distinct[at] > most) most = distinct[at];
+            last[e->feature] = (uint32_t)at;
+            stack[depth++] = ~at;
+        }
+        if ((uint32_t)at >= n_splits) continue;
+        const split *s = m->splits + t->first_split + at;
+        for (int side = 0; side < 2; side++) {
+            int32_t child = s->child[side];
+            uint32_t to = child < 0 ? n_splits + (uint32_t)~child : (uint32_t)child;
+            double count = child < 0 ? f->leaf_count[t->first_leaf + (size_t)~child] : f->split_count[t->first_split + (size_t)child];
+            edges[to] = (edge){.parent = (uint32_t)at, .feature = (uint32_t)f->feature[t->first_split + (size_t)at],
+                               .is_left = side == 0, .share = count / f->split_count[t->first_split + (size_t)at]};
+            stack[depth++] = (int32_t)to;
+        }
+    }
+    return most;
+}
+
+plan_refusal plan_make_edges(making *m, uint32_t lanes) {
+    const forest *f = m->from;
+    plan *p = m->to;
+    size_t room = 2 * (size_t)p->max_leaves;
+    uint32_t most = 0;
+    if (f->split_count == NULL || f->leaf_count == NULL) return PLAN_OK;
+    for (size_t i = 0; i < f->n_splits; i++)
+        if (!(f->split_count[i] > 0.0)) return PLAN_OK;
+    for (uint32_t t = 0; t < p->n_trees; t++) /* a leaf that no training row reached would have no share */
+        for (uint32_t l = 0; l < p->trees[t].n_leaves && p->trees[t].n_leaves > 1; l++)
+            if (!(f->leaf_count[p->trees[t].first_leaf + l] > 0.0)) return PLAN_OK;
+    p->n_edges = f->n_splits + f->n_leaves;
+    edge *edges = KEEP(m, p->n_edges, edge);
+    double *expected = KEEP(m, p->n_outputs, double);
+    uint32_t *last = BORROW(m, p->n_features, uint32_t), *distinct = BORROW(m, room, uint32_t);
+    int32_t *stack = BORROW(m, 2 * room, int32_t);
+    if (edges == NULL || expected == NULL || last == NULL || distinct == NULL || stack == NULL) return no_room(m);
+    for (uint32_t t = 0; t < p->n_trees; t++)
+        if (p->trees[t].n_leaves > 1) {
+            uint32_t found = follow_edges(m, p->trees + t, edges + p->trees[t].first_edge, last, stack, distinct);
+            if (found > most) most = found;
+        }
+    /* The integrand has a factor for each feature of the path but one: degree most - 1, so half as many nodes are exact. */
+    uint32_t n = (most + 1) / 2;
+    n = (n > 0 ? n + lanes - 1 : lanes) / lanes * lanes;
+    if (n > MOST_NODES || p->n_edges > MOST_INVERSES / n) return PLAN_OK; /* LightGBM serves */
+    double *node = KEEP(m, n, double), *weight = KEEP(m, n, double), *inverse = KEEP(m, p->n_edges * n, double);
+    if (node == NULL || weight == NULL || inverse == NULL) return no_room(m);
+    gauss_legendre(n, node, weight);
+    for (uint32_t first = 0; first < n; first += lanes)
+        for (size_t e = 0; e < p->n_edges; e++)
+            for (uint32_t lane = 0; lane < lanes; lane++) {
+                double share = edges[e].share, u = node[first + lane];
+                inverse[(first * p->n_edges) + e * lanes + lane] = 1.0 / (share + u * (1.0 - share));
+            }
+    expect(p, f, expected);
+    p->edges = edges;
+    p->expected = expected;
+    p->node = node;
+    p->node_weight = weight;
+    p->edge_inverse = inverse;
+    p->n_nodes = n;
+    p->lanes = lanes;
+    p->has_contributions = 1;
+    return PLAN_OK;
+}

@@ -1,0 +1,45 @@
+/* The steps of plan_build, in their order. Each reads what the ones before it have made. */
+#ifndef PREDICTOR_PLAN_PARTS_H
+#define PREDICTOR_PLAN_PARTS_H
+
+#include "arena.h"
+#include "plan.h"
+
+typedef struct {
+    const forest *from;
+    plan *to;
+    arena *kept, scratch;
+    tree *trees;
+    split *splits;
+    feature_codes *features;
+    uint32_t *by_feature;       /* the splits, those of one feature together */
+    size_t *feature_start;      /* [n_features + 1]: where each feature's begin in by_feature */
+} making;
+
+/* An array that the plan keeps, or that only its making needs; plan_refusal of a request that failed. */
+#define KEEP(m, count, type) ((type *)arena_get((m)->kept, (count), sizeof(type)))
+#define BORROW(m, count, type) ((type *)arena_get(&(m)->scratch, (count), sizeof(type)))
+static inline plan_refusal no_room(const making *m) {
+    return m->kept->too_large || m->scratch.too_large ? PLAN_LARGE_TABLES : PLAN_NO_MEMORY;
+}
+
+plan_refusal plan_check_trees(making *m);     /* plan.c: shape and indices; fills `trees` and the children */
+plan_refusal plan_number_codes(making *m);    /* plan_codes.c: cuts and categories of each feature */
+plan_refusal plan_make_columns(making *m);    /* plan_codes.c: columns, and the test of each split */
+plan_refusal plan_make_words(making *m);      /* plan_tables.c: for one row */
+plan_refusal plan_make_steps(making *m);      /* plan_tables.c: for batches */
+plan_refusal plan_make_edges(making *m, uint32_t lanes); /* plan_edges.c: for contributions */
+
+/* How many of *cuts*, ascending, lie below *value*; 0 if it is NaN. The model's own `value <= cut`, counted. */
+static inline uint32_t rank_of(const double *cuts, uint32_t n_cuts, double value) {
+    if (n_cuts == 0) return 0;
+    const double *base = cuts;
+    while (n_cuts > 1) {
+        uint32_t half = n_cuts / 2;
+        base += base[half - 1] < value ? half : 0;
+        n_cuts -= half;
+    }
+    return (uint32_t)(base - cuts) + (*base < value);
+}
+
+#endif

@@ -1,0 +1,115 @@
+/* What the two fast kernels read: the table of words for one row, and the blend programs for batches. */
+#include "plan_parts.h"
+
+static int goes_left(const plan *p, const split *s, uint32_t code) {
+    return (p->columns[s->column].byte_of[code] & s->mask) <= s->bound;
+}
+
+/* The leaves below each child of each split of *t*, as bits: [2 * split + is right]. */
+static void leaves_below(const plan *p, const tree *t, uint64_t *below) {
+    for (uint32_t i = t->n_leaves - 1; i-- > 0;)
+        for (int side = 0; side < 2; side++) {
+            int32_t child = p->splits[t->first_split + i].child[side];
+            below[2 * i + side] = child < 0 ? (uint64_t)1 << ~child : below[2 * child] | below[2 * child + 1];
+        }
+}
+
+/*
+ * words[feature][code][tree]: the leaves of the tree that are possible for a row whose feature has this code. A split whose
+ * test is true leaves none below its right child, and the other way round; so over all features one leaf remains.
+ */
+plan_refusal plan_make_words(making *m) {
+    plan *p = m->to;
+    if (p->max_leaves > 64 || p->n_used == 0 || p->n_used > WORDS_MOST_FEATURES) return PLAN_OK;
+    size_t size = p->max_leaves <= 32 ? 4 : 8, block = WORDS_BLOCK_BYTES / size, stride = (p->n_trees + block - 1) / block * block;
+    size_t codes = 0;
+    size_t *starts = KEEP(m, p->n_used, size_t);
+    if (starts == NULL) return no_room(m);
+    for (uint32_t u = 0; u < p->n_used; u++) {
+        starts[u] = codes * stride;
+        codes += p->features[p->used[u]].n_codes;
+    }
+    if (codes * stride > WORDS_MOST_BYTES / size) return PLAN_OK; /* the walk serves */
+    void *words = arena_get(m->kept, codes * stride, size);
+    uint64_t *below = BORROW(m, 128, uint64_t);
+    uint32_t most_codes = 0;
+    for (uint32_t u = 0; u < p->n_used; u++)
+        if (p->features[p->used[u]].n_codes > most_codes) most_codes = p->features[p->used[u]].n_codes;
+    uint64_t *possible = BORROW(m, (size_t)p->n_used * most_codes, uint64_t);
+    uint32_t *place = BORROW(m, p->n_features, uint32_t);
+    if (words == NULL || below == NULL || possible == NULL || place == NULL) return no_room(m);
+    for (uint32_t u = 0; u < p->n_used; u++) place[p->used[u]] = u;
+    for (uint32_t t = 0; t < stride; t++) {
+        memset(possible, 0xFF, (size_t)p->n_used * most_codes * sizeof *possible);
+        if (t < p->n_trees) {
+            const tree *own = p->trees + t;
+            leaves_below(p, own, below);
+            for (uint32_t i = 0; i + 1 < own->n_leaves; i++) {
+                const split *s = p->splits + own->first_split + i;
+                uint32_t feature = p->columns[s->column].feature;
+                uint64_t *row = possible + (size_t)place[feature] * most_codes;
+                for (uint32_t code = 0; code < p->features[feature].n_codes; code++)
+                    row[code] &= ~below[2 * i + goes_left(p, s, code)];
+            }
+        }
+        for (uint32_t u = 0; u < p->n_used; u++)
+            for (uint32_t code = 0; code < p->features[p->used[u]].n_codes; code++) {
+                uint64_t word = t < p->n_trees && p->trees[t].n_leaves == 1 ? 1 : possible[(size_t)u * most_codes + code];
+                if (size == 4) ((uint32_t *)words)[starts[u] + code * stride + t] = (uint32_t)word;
+                else ((uint64_t *)words)[starts[u] + code * stride + t] = word;
+            }
+    }
+    p->word_table = starts;
+    p->words = words;
+    p->words_stride = (uint32_t)stride;
+    p->row = size == 4 ? ROW_WORDS32 : ROW_WORDS64;
+    return PLAN_OK;
+}
+
+/* Slots that the result of *child* needs while it is computed; 0 for a leaf. The Strahler number of its subtree. */
+static uint8_t slots_of(const uint8_t *slots, int32_t child) { return child < 0 ? 0 : slots[child]; }
+
+/* Append the steps that leave the leaf below split *at* in slot *out*; nothing below *out* is touched. */
+static void add_steps(const plan *p, const tree *t, int32_t at, uint8_t out, const uint8_t *slots, blend_step **next) {
+    const split *s = p->splits + t->first_split + at;
+    int is_set = s->mask != 0xFF;
+    blend_step step = {.column = s->column, .bound = is_set ? s->mask : s->bound, .kind = is_set ? BLEND_IS_SET : 0, .out = out};
+    int first = slots_of(slots, s->child[1]) > slots_of(slots, s->child[0]); /* the deeper child */
+    uint8_t results[2], free = out;
+    for (int turn = 0; turn < 2; turn++) {
+        int side = turn ? !first : first;
+        if (s->child[side] < 0) {
+            results[side] = (uint8_t)~s->child[side];
+        } else {
+            add_steps(p, t, s->child[side], free, slots, next);
+            results[side] = free++;
+            step.kind |= side ? BLEND_B_IS_SLOT : BLEND_A_IS_SLOT;
+        }
+    }
+    step.a = results[0];
+    step.b = results[1];
+    *(*next)++ = step;
+}
+
+plan_refusal plan_make_steps(making *m) {
+    plan *p = m->to;
+    uint8_t slots[BLEND_LEAVES];
+    if (p->max_leaves > BLEND_LEAVES || p->n_columns == 0) return PLAN_OK; /* the walk serves */
+    blend_step *steps = KEEP(m, m->from->n_splits, blend_step);
+    if (steps == NULL) return no_room(m);
+    for (uint32_t t = 0; t < p->n_trees; t++) {
+        const tree *own = p->trees + t;
+        if (own->n_leaves == 1) continue;
+        for (uint32_t i = own->n_leaves - 1; i-- > 0;) {
+            const split *s = p->splits + own->first_split + i;
+            uint8_t a = slots_of(slots, s->child[0]), b = slots_of(slots, s->child[1]);
+            slots[i] = a == b ? (uint8_t)(a + (a > 0)) : a > b ? a : b;
+            if (slots[i] == 0) slots[i] = 1;
+        }
+        blend_step *next = steps + own->first_split;
+        add_steps(p, own, 0, 0, slots, &next);
+    }
+    p->steps = steps;
+    p->has_blend = 1;
+    return PLAN_OK;
+}

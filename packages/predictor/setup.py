@@ -1,0 +1,34 @@
+"""
+Builds the optional extension `predictor._kernel`; everything else about the package is in pyproject.toml.
+
+Without a C compiler the build warns and goes on: the package then serves through LightGBM's own library. So it does on
+Windows, whose compiler has no vector types, and on free-threaded Python, where this code was never tried.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+NATIVE = Path("native")  # builds run in this folder
+
+# One binary for Python 3.11 and later. Sums in the order they are written, no fused multiply-add: the same bits.
+kernel = Extension(
+    "predictor._kernel",
+    sources=sorted(map(str, NATIVE.glob("*.c"))),
+    depends=sorted(map(str, NATIVE.glob("*.h"))),
+    include_dirs=[str(NATIVE)],
+    define_macros=[("Py_LIMITED_API", "0x030B0000")],
+    extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden"],
+    py_limited_api=True,
+    optional=True,
+)
+is_built = sys.platform != "win32" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+setup(
+    ext_modules=[kernel] if is_built else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if is_built else {},
+)

@@ -1,0 +1,266 @@
+"""
+Which engine computes a model's numbers: the native kernel where it is built and can, else LightGBM's own library.
+
+The kernel is an optional extension (`native/`). Whatever it does not do is refused here, by name, and LightGBM serves;
+the numbers are the same. `PREDICTOR_ENGINE` chooses by hand: `lightgbm` leaves the extension out altogether, `generic`,
+`avx2` or `avx512` take that level of it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor._model_file import ParsedModel
+from predictor._native import CONTRIB, LEAF, NORMAL, RAW
+from predictor.errors import EngineError, EngineUnavailable
+from predictor.manifest import Label
+
+try:
+    from predictor import _kernel
+except ImportError:  # no compiler when this was installed
+    _kernel = None  # type: ignore[assignment]
+
+__all__ = ["Kernel", "Refusal", "RefusalName", "cells_of", "make_kernel", "switched_off"]
+
+SETTING = "PREDICTOR_ENGINE"
+LEVELS = ("avx512", "avx2", "generic")
+
+RefusalName = Literal[
+    "switched_off",
+    "not_built",
+    "level_not_here",
+    "other_exp",
+    "linear_trees",
+    "averaged_trees",
+    "objective",
+    # From here on the plan's own, native/plan.c.
+    "no_memory",
+    "bad_shape",
+    "bad_threshold",
+    "mixed_feature",
+    "many_codes",
+    "many_columns",
+    "large_tables",
+    "many_nodes",
+    # And what was found before serving.
+    "self_check",
+]
+_REASONS: Mapping[RefusalName, str] = {
+    "switched_off": f"{SETTING}=lightgbm",
+    "not_built": "the extension is not installed; with a C compiler, install lightgbm-predictor again",
+    "level_not_here": f"{SETTING} names a level that this processor does not have",
+    "other_exp": "the extension was linked with another exp() than this Python",
+    "linear_trees": "leaves hold regressions",
+    "averaged_trees": "the trees of a random forest are averaged",
+    "objective": "the objective's transform is not known to be LightGBM's bit for bit",
+    "no_memory": "there was no memory for the tables",
+    "bad_shape": "the trees have an unknown shape",
+    "bad_threshold": "a threshold is not a number",
+    "mixed_feature": "one feature is split as a number and as a category",
+    "many_codes": "a feature has more than 65,000 thresholds or categories",
+    "many_columns": "the splits need more than 65,000 columns",
+    "large_tables": "the tables would take more than 256 MiB",
+    "many_nodes": "there are more leaves than the kernel counts",
+    "self_check": "it gave other numbers than LightGBM on this machine",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the kernel does not serve a model."""
+
+    name: RefusalName
+
+    @property
+    def reason(self) -> str:
+        """What is behind the name, in words."""
+        return _REASONS[self.name]
+
+
+class Kernel:
+    """The kernel's plan of one model; immutable, needs no lock, and survives a fork."""
+
+    def __init__(self, engine: Any, *, width: int, outputs: int, trees: int, splits: int) -> None:
+        """Use `make_kernel`."""
+        about = engine.describe()
+        self.level: str = about["level"]
+        self.row_path: str = about["row"]  # words32, words64 or walk
+        self.batch_path: str = about["batch"]  # blend, or as row_path
+        self.explains: bool = about["nodes"] > 0
+        self.bytes: int = about["bytes"]
+        self.row = engine.row
+        self.numbers = engine.numbers
+        self._engine = engine
+        self._width, self._outputs, self._trees = width, outputs, trees
+        # About a nanosecond and a half a tree and row; one edge of a tree and four nodes of the quadrature take ten.
+        self._explain_ns = 20.0 * splits * max(about["nodes"], 4) / 4
+        self._walk_ns = 1.5 * trees if self.batch_path == "blend" else 8.0 * trees
+
+    def cost(self, kind: int) -> float:
+        """Nanoseconds that one row of a batch takes, roughly: what threads and the GIL are decided by."""
+        return self._explain_ns if kind == CONTRIB else self._walk_ns
+
+    def bind(self, cells: Any, *, release: bool) -> None:
+        """Say, once, how `row` reads cells, and whether it releases the GIL."""
+        self._engine.bind(cells, np.zeros(self._outputs), release)
+
+    def predict(self, rows: NDArray[np.float64], kind: int, *, release: bool) -> NDArray[Any]:
+        """Return what LightGBM gives for *kind* and float64 *rows* [n, width]: one line a row."""
+        if rows.dtype != np.float64 or rows.ndim != 2 or rows.shape[1] != self._width:
+            raise EngineError(f"rows must be float64 [n, {self._width}]")
+        rows = np.require(rows, requirements=("C", "A"))
+        if kind == LEAF:
+            leaves = np.empty((len(rows), self._trees), dtype=np.int32)
+            self._engine.leaves(rows, leaves, release)
+            return leaves
+        per_row = self._outputs * (self._width + 1) if kind == CONTRIB else self._outputs
+        out = np.empty((len(rows), per_row), dtype=np.float64)
+        calls = {NORMAL: self._engine.predict, RAW: self._engine.raw, CONTRIB: self._engine.explain}
+        calls[kind](rows, out, release)
+        return out
+
+
+def switched_off() -> bool:
+    """Whether the extension is to be left out altogether."""
+    return _setting() == "lightgbm"
+
+
+def make_kernel(parsed: ParsedModel, *, walk_only: bool = False) -> Kernel | Refusal:
+    """
+    Return the kernel for a checked model, or why there is none.
+
+    Args:
+        parsed: What `parse_model_text` found.
+        walk_only: Leave the fast tables out, for tests of the walk that serves where they do not fit.
+
+    Raises:
+        EngineUnavailable: `PREDICTOR_ENGINE` is none of its values.
+    """
+    setting = _setting()
+    if setting == "lightgbm":
+        return Refusal("switched_off")
+    if _kernel is None:
+        return Refusal("not_built")
+    if setting is not None and setting not in _kernel.levels():
+        return Refusal("level_not_here")
+    if not _exp_agrees():
+        return Refusal("other_exp")
+    text = parsed.summary
+    if text.is_linear:
+        return Refusal("linear_trees")
+    if text.average_output:
+        return Refusal("averaged_trees")
+    finish = _finish_of(text.objective)
+    if finish is None:
+        return Refusal("objective")
+    return _build(parsed, setting or _kernel.levels()[0], finish, walk_only=walk_only)
+
+
+def _build(
+    parsed: ParsedModel, level: str, finish: tuple[int, float], *, walk_only: bool
+) -> Kernel | Refusal:
+    text, trees, width = parsed.summary, parsed.trees, len(parsed.summary.feature_names)
+    made: Any = _kernel.build(
+        level=level,
+        n_features=width,
+        n_outputs=text.n_outputs,
+        finish=finish[0],
+        scale=finish[1],
+        walk_only=walk_only,
+        leaves=np.diff(trees.leaf_start).astype(np.int32),
+        feature=trees.split_feature,
+        threshold=trees.threshold,
+        decision=trees.decision_type,
+        left=trees.left_child,
+        right=trees.right_child,
+        set_start=trees.category_start,
+        set_size=trees.category_size.astype(np.int32),
+        set_words=trees.category_words,
+        leaf_value=trees.leaf_value,
+        split_count=trees.internal_count.astype(np.float64),
+        leaf_count=trees.leaf_count.astype(np.float64),
+    )
+    if isinstance(made, str):
+        return Refusal(cast("RefusalName", made))  # a test compares the names
+    return Kernel(
+        made, width=width, outputs=text.n_outputs, trees=text.n_trees, splits=len(trees.split_feature)
+    )
+
+
+def cells_of(
+    names: Sequence[str],
+    *,
+    nullable: Sequence[bool],
+    whole: Sequence[int],
+    codes: Mapping[int, dict[Label, float]],
+) -> Any:
+    """
+    Return the extension's reader of plain cells, or None without the extension.
+
+    Args:
+        names: Of the features, in model order.
+        nullable: Whether None and NaN are let through unchanged.
+        whole: Indices of the features whose numbers must be whole.
+        codes: The code of each label, per category feature.
+    """
+    if switched_off() or _kernel is None:
+        return None
+    flags = bytearray(_kernel.CELL_NULLABLE if allowed else 0 for allowed in nullable)
+    for index in whole:
+        flags[index] |= _kernel.CELL_WHOLE
+    for index in codes:
+        flags[index] |= _kernel.CELL_CATEGORY
+    dtypes = frozenset(
+        map(np.dtype, ("float32", "int64", "int32", "int16", "int8", "uint32", "uint16", "uint8"))
+    )
+    tables = tuple(codes.get(index) for index in range(len(names)))
+    return _kernel.Cells(tuple(names), bytes(flags), tables, np.ndarray, np.dtype("float64"), dtypes)
+
+
+def _setting() -> str | None:
+    value = os.environ.get(SETTING, "")
+    if value not in ("", "lightgbm", *LEVELS):
+        raise EngineUnavailable(f"{SETTING}={value[:20]!r} must be lightgbm, {', '.join(LEVELS)}, or not set")
+    return value or None
+
+
+@cache
+def _exp_agrees() -> bool:
+    """Whether the kernel's exp is this Python's: a toolchain may bring its own, which golden raw scores cannot see."""
+    return all(_kernel.exp(x / 37) == math.exp(x / 37) for x in range(-1_000, 1_000, 7))
+
+
+# The transforms, as native/finish.h numbers them.
+_NONE, _EXP, _SIGMOID, _SOFTMAX, _LOG1P_EXP, _SIGNED_SQUARE = range(6)
+_FINISHES = {
+    **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), _NONE),
+    **dict.fromkeys(("lambdarank", "rank_xendcg"), _NONE),
+    **dict.fromkeys(("poisson", "gamma", "tweedie"), _EXP),
+    **dict.fromkeys(("binary", "multiclassova", "cross_entropy"), _SIGMOID),
+    "multiclass": _SOFTMAX,
+    "cross_entropy_lambda": _LOG1P_EXP,
+}
+
+
+def _finish_of(objective: str | None) -> tuple[int, float] | None:
+    """The transform of raw scores and its parameter, or None where it is not known."""
+    name, *options = (objective or "lambdarank").split(" ")
+    finish, scale = _FINISHES.get(name), 1.0
+    if finish is None:
+        return None
+    for option in options:
+        if option == "sqrt" and name != "regression":
+            return None  # LightGBM's other regressions differ in what they make of it
+        if option == "sqrt":
+            finish = _SIGNED_SQUARE
+        if option.startswith("sigmoid:") and name != "cross_entropy":
+            scale = float(option.removeprefix("sigmoid:"))
+    return finish, scale

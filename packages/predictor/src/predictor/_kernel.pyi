@@ -1,0 +1,73 @@
+# The C extension: plans of models and the calls on them. Optional; `_engine.py` is its one user.
+
+from typing import Any
+
+CELL_NULLABLE: int
+CELL_WHOLE: int
+CELL_CATEGORY: int
+
+# The instruction sets that this machine can run, best first; the last is `generic`.
+def levels() -> tuple[str, ...]: ...
+
+# The exponential function that the kernel was linked with.
+def exp(value: float, /) -> float: ...
+
+class Cells:
+    # Reads plain Python cells, by position or name.
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        flags: bytes,
+        codes: tuple[dict[Any, float] | None, ...],
+        array_type: type,
+        float64: Any,
+        dtypes: frozenset[Any],
+    ) -> None: ...
+    # Fill *out* [n, width] from *start* on; returns the first row that is not plain, or n.
+    def rows(self, rows: list[Any], out: Any, start: int, /) -> int: ...
+    # Fill *out* [n] with one feature's cells from *start* on; returns the first that is not plain, or n.
+    def column(self, values: list[Any], out: Any, feature: int, start: int, /) -> int: ...
+
+class Engine:
+    # One model's plan. Immutable after `bind`; any number of threads may call it.
+
+    # Once: how `row` reads cells, the array [n_outputs] whose copies it answers with, whether it lets the GIL go.
+    def bind(self, cells: Cells, template: Any, release: bool, /) -> None: ...
+    # Answer one row of plain cells, float64 [n_outputs]; None where a cell is not plain.
+    def row(self, row: Any, /) -> Any | None: ...
+    # Answer one row that is encoded already: numbers in model order.
+    def numbers(self, row: Any, /) -> Any: ...
+    # Write the objective's outputs of *rows*, float64 [n, width], into *out*, float64 [n, n_outputs].
+    def predict(self, rows: Any, out: Any, release: bool, /) -> None: ...
+    # Write raw scores; buffers as `predict`.
+    def raw(self, rows: Any, out: Any, release: bool, /) -> None: ...
+    # Write leaf numbers into *out*, int32 [n, n_trees].
+    def leaves(self, rows: Any, out: Any, release: bool, /) -> None: ...
+    # Write contributions and expected score into *out*, float64 [n, n_outputs, width + 1].
+    def explain(self, rows: Any, out: Any, release: bool, /) -> None: ...
+    # The level, the ways of one row and of batches, nodes of the quadrature (0: no contributions), bytes, columns.
+    def describe(self) -> dict[str, Any]: ...
+
+# Make a plan of trees given as flat arrays (see native/plan.h); a text names why there is none.
+def build(
+    *,
+    level: str,
+    n_features: int,
+    n_outputs: int,
+    leaves: Any,
+    feature: Any,
+    threshold: Any,
+    decision: Any,
+    left: Any,
+    right: Any,
+    set_start: Any,
+    set_size: Any,
+    set_words: Any,
+    leaf_value: Any,
+    split_count: Any,
+    leaf_count: Any,
+    finish: int,
+    scale: float,
+    walk_only: bool,
+) -> Engine | str: ...

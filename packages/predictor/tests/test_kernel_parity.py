@@ -1,0 +1,281 @@
+"""The native kernel gives LightGBM's bits at every level of instructions and by every way that it has."""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import lightgbm as lgb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from predictor import _engine, _kernel
+from predictor._engine import Kernel, Refusal, RefusalName, make_kernel
+from predictor._model_file import parse_model_text
+from predictor._native import CONTRIB, LEAF, NORMAL, RAW
+from predictor._self_check import hard_rows as own_hard_rows
+
+ARCHIVES = sorted(Path(__file__).with_name("models").glob("*.txt.xz"))
+SIZES = (1, 12, 13, 63, 64, 65, 255, 256, 257)
+LEVELS = _kernel.levels()
+
+
+@pytest.fixture(params=[(level, walk) for level in LEVELS for walk in (False, True)], ids=str)
+def kernel_of(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[bytes], Kernel]]:
+    """`kernel_of(data)`: the kernel at each level that runs here, with its tables and without."""
+    level, walk = request.param
+    monkeypatch.setenv("PREDICTOR_ENGINE", level)
+
+    def make(data: bytes) -> Kernel:
+        kernel = make_kernel(parse_model_text(data), walk_only=walk)
+        assert isinstance(kernel, Kernel), kernel
+        assert kernel.level == level
+        assert not walk or (kernel.row_path, kernel.batch_path) == ("walk", "walk")
+        return kernel
+
+    return make
+
+
+def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
+    got, expected = np.ascontiguousarray(got), np.ascontiguousarray(expected)
+    return got.shape == expected.shape and bool((got.view(np.int64) == expected.view(np.int64)).all())
+
+
+def check(kernel: Kernel, booster: lgb.Booster, rows: np.ndarray) -> None:
+    """Scores, outputs and leaves of batches of each size and of single rows, bit for bit; contributions to 1e-12."""
+    outputs = booster.num_model_per_iteration()
+    for kind, option in ((RAW, {"raw_score": True}), (NORMAL, {})):
+        truth = np.asarray(booster.predict(rows, num_threads=1, **option)).reshape(len(rows), outputs)
+        for n in (*SIZES, len(rows)):
+            assert same_bits(kernel.predict(rows[:n], kind, release=n % 2 == 0), truth[:n]), (kind, n)
+        singles = [kernel.predict(row[None], kind, release=False)[0] for row in rows[:100]]
+        assert same_bits(np.array(singles), truth[:100])
+    leaves = np.asarray(booster.predict(rows, pred_leaf=True, num_threads=1)).reshape(len(rows), -1)
+    for n in SIZES:
+        assert np.array_equal(kernel.predict(rows[:n], LEAF, release=False), leaves[:n])
+    if kernel.explains:
+        shares = np.asarray(booster.predict(rows[:30], pred_contrib=True, num_threads=1)).reshape(30, -1)
+        got = kernel.predict(rows[:30], CONTRIB, release=False)
+        assert np.abs(got - shares).max() <= 1e-12 * np.abs(shares).max()
+        sums = got.reshape(30, outputs, -1).sum(axis=-1)
+        raw = np.asarray(booster.predict(rows[:30], raw_score=True, num_threads=1)).reshape(30, outputs)
+        assert np.abs(sums - raw).max() <= 1e-12 * np.abs(shares).max()
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name.removesuffix(".txt.xz"))
+def test_public_models(archive, kernel_of, hard_rows):
+    data = lzma.decompress(archive.read_bytes())
+    booster = lgb.Booster(model_str=data.decode())
+    check(kernel_of(data), booster, hard_rows(booster, count=400))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("regression", "binary", "binary_missing", "binary_categories", "categories_missing", "multiclass"),
+        *(
+            "two_class_softmax",
+            "one_vs_all",
+            "poisson",
+            "cross_entropy",
+            "zero_as_missing",
+            "tiny_bins",
+            "dart",
+        ),
+        "one_leaf",
+    ],
+)
+def test_every_objective_and_kind_of_missing_value(name, trained, kernel_of, hard_rows):
+    subject = trained(name)
+    rows = np.concatenate([subject.rows[:200], hard_rows(subject.booster, count=200)])
+    check(kernel_of(subject.path.read_bytes()), subject.booster, rows)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "row", "batch"), [(40, "words64", "blend"), (200, "walk", "blend"), (600, "walk", "walk")]
+)
+@pytest.mark.parametrize("categorical", [False, True])
+def test_larger_trees_take_wider_words_or_are_walked(leaves, row, batch, categorical, kernel_of, hard_rows):
+    rng = np.random.default_rng(leaves)
+    x = rng.normal(size=(3_000, 6))
+    x[:, 3] = rng.integers(0, 90, 3_000)
+    x[rng.random(x.shape) < 0.05] = np.nan
+    y = np.sin(9 * x[:, 0]) * np.nan_to_num(x[:, 1]) + np.nan_to_num(x[:, 3]) % 7
+    booster = lgb.train(
+        {
+            "num_leaves": leaves,
+            "min_data_in_leaf": 2,
+            "min_data_per_group": 2,
+            "verbose": -1,
+            "num_threads": 1,
+        },
+        lgb.Dataset(x, np.nan_to_num(y), categorical_feature=[3] if categorical else []),
+        4,
+    )
+    data = booster.model_to_string().encode()
+    booster = lgb.Booster(model_str=data.decode())
+    kernel = kernel_of(data)
+    if kernel.row_path != "walk" or row == "walk":
+        assert kernel.batch_path == kernel.row_path or (kernel.row_path, kernel.batch_path) == (row, batch)
+    check(kernel, booster, np.concatenate([x[:100], hard_rows(booster, count=200)]))
+
+
+def test_more_thresholds_than_a_byte_holds_take_several_columns(kernel_of, hard_rows):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4_000, 2))
+    booster = lgb.train(
+        {
+            "max_bin": 2_000,
+            "min_data_in_bin": 1,
+            "num_leaves": 30,
+            "min_data_in_leaf": 1,
+            "verbose": -1,
+            "num_threads": 1,
+        },
+        lgb.Dataset(x, np.sin(50 * x[:, 0]) + rng.normal(size=4_000)),
+        80,
+    )
+    data = booster.model_to_string().encode()
+    cuts = parse_model_text(data).trees
+    assert len(np.unique(cuts.threshold[cuts.split_feature == 0])) > 600
+    booster = lgb.Booster(model_str=data.decode())
+    check(kernel_of(data), booster, np.concatenate([x[:200], hard_rows(booster, count=300)]))
+
+
+def test_contributions_of_paths_with_many_features(kernel_of):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(3_000, 40))
+    booster = lgb.train(
+        {"num_leaves": 120, "min_data_in_leaf": 2, "feature_fraction": 0.3, "verbose": -1, "num_threads": 1},
+        lgb.Dataset(x, (x**3).sum(axis=1)),
+        10,
+    )
+    data = booster.model_to_string().encode()
+    kernel = kernel_of(data)
+    assert kernel.explains
+    assert kernel._engine.describe()["nodes"] > 4
+    check(kernel, lgb.Booster(model_str=data.decode()), x[:300])
+
+
+CELL = st.one_of(
+    st.floats(width=64),
+    st.integers(-3, 70).map(float),
+    st.sampled_from([math.nan, 0.0, -0.0, 1e-36, 3e9, -1e300]),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10**6),
+    leaves=st.integers(2, 80),
+    bins=st.integers(3, 300),
+    missing=st.sampled_from(["none", "nan", "zero"]),
+    outputs=st.sampled_from([1, 3]),
+    cells=st.lists(CELL, min_size=4, max_size=80),
+)
+def test_any_model_and_any_row(kernel_of, hard_rows, seed, leaves, bins, missing, outputs, cells):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(300, 4)).round(rng.integers(0, 5))
+    x[:, 3] = rng.integers(0, 60, 300)
+    if missing != "none":
+        x[rng.random(x.shape) < 0.2] = np.nan
+    y = rng.integers(0, outputs, 300) if outputs > 1 else rng.normal(size=300)
+    parameters = (
+        {"objective": "multiclass", "num_class": outputs} if outputs > 1 else {"objective": "regression"}
+    )
+    booster = lgb.train(
+        parameters
+        | {"num_leaves": leaves, "max_bin": bins, "zero_as_missing": missing == "zero", "min_data_in_leaf": 1}
+        | {"min_data_per_group": 1, "verbose": -1, "num_threads": 1, "seed": seed},
+        lgb.Dataset(x, y, categorical_feature=[3]),
+        3,
+    )
+    data = booster.model_to_string().encode()
+    own = lgb.Booster(model_str=data.decode())
+    drawn = np.resize(np.array(cells), (max(20, len(cells) // 4), 4))
+    check(kernel_of(data), own, np.concatenate([drawn, hard_rows(own, seed=seed, count=60)]))
+
+
+def test_the_rows_of_the_self_check_stand_on_thresholds(trained):
+    trees = parse_model_text(trained("categories_missing").path.read_bytes()).trees
+    rows = own_hard_rows(trees, width=5)
+    assert set(trees.threshold[trees.split_feature == 0].tolist()) & set(rows[:, 0].tolist())
+    assert np.isnan(rows).any()
+    assert np.isinf(rows).any()
+    assert {0.0, 1.0, 2.0} <= set(rows[:, 4].tolist())
+
+
+def test_a_wrong_number_in_the_self_check_sends_the_model_to_lightgbm(trained, monkeypatch):
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
+    predict = Kernel.predict
+
+    def off_by_one_bit(self, rows, kind, *, release):
+        answers = predict(self, rows, kind, release=release)
+        if kind == NORMAL and len(rows) == 257:
+            answers[-1, -1] = np.nextafter(answers[-1, -1], np.inf)
+        return answers
+
+    monkeypatch.setattr(Kernel, "predict", off_by_one_bit)
+    model = trained("multiclass").load()
+    assert model.info.engine.startswith("LightGBM")
+    assert model.info.engine_reason.startswith("self_check: ")
+    monkeypatch.setattr(Kernel, "predict", predict)
+    assert trained("multiclass").load().info.engine == f"native kernel ({LEVELS[0]})"
+
+
+@pytest.mark.parametrize(("name", "refusal"), [("linear", "linear_trees"), ("forest", "averaged_trees")])
+def test_what_the_kernel_does_not_do_is_refused_by_name(name, refusal, trained, monkeypatch):
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
+    subject = trained(name)
+    kernel = make_kernel(parse_model_text(subject.path.read_bytes()))
+    assert isinstance(kernel, Refusal)
+    assert kernel.name == refusal
+    assert kernel.reason
+    assert subject.load().info.engine_reason == f"{kernel.name}: {kernel.reason}"
+    assert same_bits(subject.load().predict(subject.rows), subject.truth(subject.rows))
+
+
+def test_the_kernel_is_switched_off_or_down_by_a_setting(trained, monkeypatch):
+    subject = trained("binary")
+    for level in LEVELS:
+        monkeypatch.setenv("PREDICTOR_ENGINE", level)
+        assert subject.load().info.engine == f"native kernel ({level})"
+    monkeypatch.setenv("PREDICTOR_ENGINE", "lightgbm")
+    model = subject.load()
+    assert (model.info.engine[:8], model.info.engine_reason[:12]) == ("LightGBM", "switched_off")
+    assert model._schema.cells is None
+    monkeypatch.setenv("PREDICTOR_ENGINE", "fast")
+    with pytest.raises(_engine.EngineUnavailable, match="must be lightgbm, avx512, avx2, generic"):
+        subject.load()
+
+
+def test_a_level_that_is_not_here_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(_kernel, "levels", lambda: ("generic",))
+    monkeypatch.setenv("PREDICTOR_ENGINE", "avx512")
+    assert trained("binary").load().info.engine_reason.startswith("level_not_here: ")
+
+
+def test_another_exp_is_refused(trained, monkeypatch):
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
+    _engine._exp_agrees.cache_clear()
+    monkeypatch.setattr(_kernel, "exp", lambda x: math.nextafter(math.exp(x), math.inf))
+    try:
+        assert trained("binary").load().info.engine_reason.startswith("other_exp: ")
+    finally:
+        _engine._exp_agrees.cache_clear()
+
+
+def test_every_refusal_of_the_plan_has_a_reason():
+    source = (Path(__file__).parents[1] / "native" / "plan.c").read_text()
+    names = {line.split('"')[1] for line in source.splitlines() if line.strip().startswith("[PLAN_")} - {
+        "none"
+    }
+    assert names
+    assert names <= set(get_args(RefusalName)) == set(_engine._REASONS)
