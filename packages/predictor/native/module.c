@@ -132,7 +132,8 @@ static PyMethodDef cells_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot cells_slots[] = {
-    {Py_tp_new, PyType_GenericNew}, {Py_tp_init, cells_init}, {Py_tp_dealloc, cells_dealloc}, {Py_tp_methods, cells_methods}, {0, NULL},
+    {Py_tp_new, PyType_GenericNew}, {Py_tp_init, cells_init}, {Py_tp_dealloc, cells_dealloc}, {Py_tp_methods, cells_methods},
+    {Py_tp_doc, "Reads plain Python cells, by position or name."}, {0, NULL},
 };
 static PyType_Spec cells_spec = {"predictor._kernel.Cells", sizeof(cells_object), 0, Py_TPFLAGS_DEFAULT, cells_slots};
 
@@ -300,7 +301,10 @@ static PyMethodDef engine_methods[] = {
     {"describe", engine_describe, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
-static PyType_Slot engine_slots[] = {{Py_tp_dealloc, engine_dealloc}, {Py_tp_methods, engine_methods}, {0, NULL}};
+static PyType_Slot engine_slots[] = {
+    {Py_tp_dealloc, engine_dealloc}, {Py_tp_methods, engine_methods},
+    {Py_tp_doc, "One model's plan; any number of threads may call it."}, {0, NULL},
+};
 static PyType_Spec engine_spec = {"predictor._kernel.Engine", sizeof(engine_object), 0,
                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, engine_slots};
 
@@ -384,6 +388,10 @@ static int module_exec(PyObject *module) {
     if (PyModule_AddIntConstant(module, "CELL_NULLABLE", CELL_NULLABLE) < 0 || PyModule_AddIntConstant(module, "CELL_WHOLE", CELL_WHOLE) < 0
         || PyModule_AddIntConstant(module, "CELL_CATEGORY", CELL_CATEGORY) < 0)
         return -1;
+    PyObject *public = Py_BuildValue("[sssss]", "Cells", "Engine", "build", "exp", "levels");
+    int failed = public == NULL || PyModule_AddObjectRef(module, "__all__", public) < 0;
+    Py_XDECREF(public);
+    if (failed) return -1;
     return PyModule_AddObjectRef(module, "Cells", (PyObject *)state->cells_type)
            | PyModule_AddObjectRef(module, "Engine", (PyObject *)state->engine_type);
 }
@@ -410,7 +418,7 @@ static PyMethodDef module_methods[] = {
 };
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "_kernel", .m_size = sizeof(module_state), .m_methods = module_methods, .m_slots = module_slots,
+    PyModuleDef_HEAD_INIT, .m_name = "_kernel", .m_doc = "Plans of models, and the calls on them, in C.", .m_size = sizeof(module_state), .m_methods = module_methods, .m_slots = module_slots,
     .m_traverse = module_traverse, .m_clear = module_clear,
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
@@ -14,12 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from predictor import _engine, _kernel
+from predictor import _engine
 from predictor._engine import Kernel, Refusal, RefusalName, make_kernel
 from predictor._model_file import parse_model_text
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW
 from predictor._self_check import hard_rows as own_hard_rows
 
+_kernel = pytest.importorskip("predictor._kernel", reason="the extension is not built")
 ARCHIVES = sorted(Path(__file__).with_name("models").glob("*.txt.xz"))
 SIZES = (1, 12, 13, 63, 64, 65, 255, 256, 257)
 LEVELS = _kernel.levels()
@@ -171,7 +173,11 @@ CELL = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     seed=st.integers(0, 10**6),
     leaves=st.integers(2, 80),

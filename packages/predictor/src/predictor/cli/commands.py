@@ -40,6 +40,8 @@ def inspect(args: argparse.Namespace) -> int:
         return 0
     for name in ("name", "version", "sha256", "engine", "objective", "output", "n_trees"):
         _say(f"{name:<10} {info[name]}")
+    if model.info.engine_reason:
+        _say(f"{'':<10} not the native kernel: {model.info.engine_reason}")
     if model.info.classes:
         _say(f"{'classes':<10} {', '.join(map(str, model.info.classes))}")
     if model.manifest is not None:
