@@ -3,8 +3,8 @@ Hands damaged trees to the kernel's plan builder, and asks rows of every plan th
 
     scripts/kernel fuzz gcc 60        under AddressSanitizer and UBSan, where a read out of bounds ends the process
 
-Each round takes the arrays of a real model, changes a few numbers in them, and gets a named refusal or a plan. A plan of
-damaged trees is still a plan: every way of asking it must stay inside its memory. The seed of a round is its number.
+Each round takes the arrays of a real model, changes a few numbers in them, and gets a named refusal or a plan. A plan
+of damaged trees is still a plan: every way of asking it must stay inside its memory. The seed of a round is its number.
 """
 
 from __future__ import annotations
