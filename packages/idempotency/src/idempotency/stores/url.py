@@ -227,7 +227,7 @@ def _cluster(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     import redis.cluster
     from redis.exceptions import RedisClusterException, RedisError
 
-    from idempotency.stores.redis.errors import meaning_of
+    from idempotency.stores.redis.errors import to_store_error
 
     if not parts.hosts:
         _refuse(parts, "takes one or more hosts")
@@ -239,7 +239,7 @@ def _cluster(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
         RedisError,
         RedisClusterException,
     ) as error:  # the one that is not async asks for the slots at once
-        raise meaning_of(error) from error
+        raise to_store_error(error) from error
 
 
 _REDIS_CLIENTS = {"": _node, "sentinel": _sentinel, "cluster": _cluster}

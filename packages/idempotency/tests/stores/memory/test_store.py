@@ -256,16 +256,16 @@ class TestSweeping:
         for number in range(10_000):
             complete(store, f"k{number}", retention=60 + number % 7)
             clock.advance(1)
-        shelved, shelves = 0, 0
-        for both in (store._shelves, store._aside):
-            for shelf in both._shelves.values():
-                shelves += 1
-                link = shelf.after
-                while link is not shelf:
+        scheduled, buckets = 0, 0
+        for both in (store._wheel, store._aside):
+            for bucket in both._buckets.values():
+                buckets += 1
+                link = bucket.after
+                while link is not bucket:
                     assert link.before.after is link
-                    shelved, link = shelved + 1, link.after
-        assert shelved == len(store._entries) <= 10
-        assert shelves < 600, "a shelf for each 16 s of an hour, in each of the two"
+                    scheduled, link = scheduled + 1, link.after
+        assert scheduled == len(store._entries) <= 10
+        assert buckets < 600, "a bucket for each 16 s of an hour, in each of the two"
 
 
 class TestInspecting:

@@ -14,7 +14,7 @@ __all__ = [
     "cannot_create",
     "in_transaction",
     "is_transient",
-    "meaning_of",
+    "to_store_error",
     "sqlstate_of",
 ]
 
@@ -61,7 +61,7 @@ def advice_on(error: BaseException) -> str | None:
     return ADVICE.get(sqlstate_of(error) or "")
 
 
-def meaning_of(error: BaseException) -> StoreError:
+def to_store_error(error: BaseException) -> StoreError:
     """The typed error for what a driver raised, without any text of the server's: that may quote a record."""
     advice = advice_on(error)
     if advice is not None:
@@ -85,18 +85,18 @@ def meaning_of(error: BaseException) -> StoreError:
 
 
 def in_transaction(error: BaseException) -> StoreError:
-    """See `meaning_of`; for what befell a statement in a transaction of the caller's."""
-    return overtaken() if sqlstate_of(error) == "40001" else meaning_of(error)
+    """See `to_store_error`; for what befell a statement in a transaction of the caller's."""
+    return overtaken() if sqlstate_of(error) == "40001" else to_store_error(error)
 
 
 def cannot_create(error: BaseException) -> StoreError:
-    """See `meaning_of`; for what befell `create_schema`."""
+    """See `to_store_error`; for what befell `create_schema`."""
     if sqlstate_of(error) == "42501":
         return StoreUnavailable(
             "PostgreSQL: this role may not create the store's table: run the SQL of schema_sql() as a role that may, "
             f"and for this one {GRANTS}"
         )
-    return meaning_of(error)
+    return to_store_error(error)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from idempotency.stores._sql.mysql import MysqlRecords
 from idempotency.stores._sql.postgresql_steps import PostgresRecords
 from idempotency.stores._sql.sqlite import SqliteRecords
 
-__all__ = ["SqlRecords", "conflict_of", "is_transient", "meaning_of", "records_for"]
+__all__ = ["SqlRecords", "conflict_of", "is_transient", "to_store_error", "records_for"]
 
 SqlRecords: TypeAlias = PostgresRecords | MysqlRecords | SqliteRecords
 """What a store does with one table, as steps: the same methods for each kind of database."""
@@ -53,10 +53,10 @@ def records_for(dialect: str, table: str) -> SqlRecords:
     return kind(table)
 
 
-def meaning_of(backend: str, error: BaseException) -> StoreError:
+def to_store_error(backend: str, error: BaseException) -> StoreError:
     """The typed error for what a driver raised, without any text of the server's: that may quote a record."""
     if backend == "postgresql":
-        return postgresql_errors.meaning_of(error)
+        return postgresql_errors.to_store_error(error)
     if backend == "sqlite" and isinstance(error, sqlite3.Error):
         return sqlite_errors.translated(error, 0.0)
     number = _mysql_number(error)
@@ -75,7 +75,7 @@ def meaning_of(backend: str, error: BaseException) -> StoreError:
 
 
 def conflict_of(backend: str, error: BaseException) -> StoreError:
-    """See `meaning_of`; for what befell a statement in a transaction of the caller's."""
+    """See `to_store_error`; for what befell a statement in a transaction of the caller's."""
     if backend == "postgresql":
         return postgresql_errors.in_transaction(error)
     if backend == "sqlite":
@@ -85,7 +85,7 @@ def conflict_of(backend: str, error: BaseException) -> StoreError:
             "this transaction's snapshot is older than the record of its claim (innodb_snapshot_isolation): roll back, "
             "and make effect and record in a READ COMMITTED transaction"
         )
-    return meaning_of(backend, error)
+    return to_store_error(backend, error)
 
 
 def is_transient(backend: str, error: BaseException) -> bool:

@@ -28,12 +28,12 @@ from idempotency._core.types import (
 )
 from idempotency._fork import forget_in_child
 from idempotency.store import Page
-from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, Shelves
+from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, ExpiryWheel
 
 __all__ = ["MemoryStore", "SyncMemoryStore"]
 
 _SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
-_LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be shelved twice
+_LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be scheduled twice
 
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
@@ -58,9 +58,9 @@ class SyncMemoryStore:
         self._renew_lock()
         forget_in_child(self, SyncMemoryStore._renew_lock)
         self._entries: dict[StorageKey, Entry] = {}
-        # A record is shelved once, when it is claimed; one that a search for space finds running is set aside.
-        self._shelves = Shelves()
-        self._aside = Shelves()
+        # A record is scheduled once, when it is claimed; one that a search for space finds running is set aside.
+        self._wheel = ExpiryWheel()
+        self._aside = ExpiryWheel()
         # Wall time in nanoseconds outruns any counter of claims: a new process starts above the last (R9).
         self._fence = time.time_ns()
 
@@ -81,15 +81,11 @@ class SyncMemoryStore:
             if entry is None or now >= entry.expires_at:
                 if entry is not None:
                     self._remove(entry)
-                if (
-                    now >= self._shelves.due
-                    or now >= self._aside.due
-                    or len(self._entries) >= self.max_records
-                ):
+                if now >= self._wheel.due or now >= self._aside.due or len(self._entries) >= self.max_records:
                     self._make_room(now)
                 self._fence = fence = self._fence + 1
                 entry = self._entries[key] = Entry(key, fingerprint, owner, fence, now + lease, retention)
-                self._shelves.put(entry)
+                self._wheel.put(entry)
                 return _new(Acquired, (_new(Claim, (key, owner, 1, fence)),))
             if entry.outcome is not None:
                 age, expires_in = now - entry.completed_at, entry.expires_at - now
@@ -107,7 +103,7 @@ class SyncMemoryStore:
             entry.retention = retention
             entry.until = now + lease
             entry.expires_at = entry.until + retention
-            self._shelve_again(entry)
+            self._reschedule(entry)
             return Acquired(Claim(key, owner, entry.attempt, entry.fence))
 
     def renew(self, claim: Claim, *, lease: float) -> bool:
@@ -133,7 +129,7 @@ class SyncMemoryStore:
                 entry.expires_at = now + retention
                 late = entry.slot - entry.expires_at / SLOT_SECONDS
                 if late > _LATE_SLOTS or entry.aside:
-                    self._shelve_again(entry)
+                    self._reschedule(entry)
             return True
 
     def release(self, claim: Claim) -> bool:
@@ -191,10 +187,10 @@ class SyncMemoryStore:
         del self._entries[entry.key]
         entry.unlink()
 
-    def _shelve_again(self, entry: Entry) -> None:
+    def _reschedule(self, entry: Entry) -> None:
         entry.unlink()
         entry.aside = False
-        self._shelves.put(entry)
+        self._wheel.put(entry)
 
     def _make_room(self, now: float) -> None:
         self._sweep(now, _SWEEP)
@@ -210,7 +206,7 @@ class SyncMemoryStore:
 
     def _take_evictable(self, now: float) -> Entry | None:
         """A completed record near its expiry, or one that has expired; each running one is passed once."""
-        while (entry := self._shelves.take_soonest()) is not None:
+        while (entry := self._wheel.take_soonest()) is not None:
             if entry.outcome is not None or now >= entry.expires_at:
                 return entry
             entry.aside = True
@@ -223,10 +219,10 @@ class SyncMemoryStore:
 
     def _sweep(self, now: float, limit: int) -> int:
         removed = 0
-        for shelves in (self._shelves, self._aside):
-            while removed < limit and (entry := shelves.take_soonest(now)) is not None:
-                if now < entry.expires_at:  # renewed since it was shelved
-                    shelves.put(entry)
+        for wheel in (self._wheel, self._aside):
+            while removed < limit and (entry := wheel.take_soonest(now)) is not None:
+                if now < entry.expires_at:  # renewed since it was scheduled
+                    wheel.put(entry)
                 else:
                     del self._entries[entry.key]
                     removed += 1
@@ -297,7 +293,7 @@ def _push(entry: Entry, until: float) -> None:
     """Move the end of the lease, and with it the end of the record, but never back (R4, R7)."""
     if until > entry.until:
         entry.until = until
-        # It stays on its shelf, and moves on when that comes up: a renewal is cheap.
+        # It stays in its bucket and moves on when that is due, so that a renewal is cheap.
         entry.expires_at = until + entry.retention
 
 

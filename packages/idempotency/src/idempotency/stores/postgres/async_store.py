@@ -27,7 +27,7 @@ from idempotency.stores._sql.postgresql import (
 from idempotency.stores._sql.postgresql_errors import in_transaction
 from idempotency.stores._sql.postgresql_steps import complete_in
 from idempotency.stores.postgres.deadlines import AsyncCalls
-from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, meaning_of
+from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, to_store_error
 
 if TYPE_CHECKING:
     from idempotency.stores._sql.caller_types import AsyncPostgresConnection
@@ -188,13 +188,14 @@ class PostgresStore:
                 rows = await self._execute_once(statement, values)
             except psycopg.Error as error:
                 if not (tries_left and (is_gone(error) or is_transient(error))):
-                    raise meaning_of(error) from error
+                    raise to_store_error(error) from error
                 if is_gone(error):
                     unheard = error
                     await self._pool.check()  # the others have most likely gone with it
             else:
                 if removes and unheard is not None and rows in ([], [(0,)]):
-                    raise meaning_of(unheard) from unheard  # the try before may have removed it: not a "no"
+                    # The try before may have removed it, so this is not a "no".
+                    raise to_store_error(unheard) from unheard
                 return rows
         raise AssertionError("the last try returns or raises")
 

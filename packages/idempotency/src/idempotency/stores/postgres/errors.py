@@ -9,7 +9,7 @@ from idempotency._core.errors import StoreError, StoreUnavailable
 from idempotency.stores._sql import postgresql_errors
 from idempotency.stores._sql.postgresql_errors import cannot_create, is_transient
 
-__all__ = ["cannot_create", "is_gone", "is_transient", "meaning_of", "too_late"]
+__all__ = ["cannot_create", "is_gone", "is_transient", "to_store_error", "too_late"]
 
 _POOL: tuple[tuple[type[Exception], str], ...] = (
     (
@@ -21,12 +21,12 @@ _POOL: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def meaning_of(error: psycopg.Error) -> StoreError:
+def to_store_error(error: psycopg.Error) -> StoreError:
     """The typed error for what the driver raised, without any text of the server's: that may quote a record."""
     for kind, advice in _POOL:
         if isinstance(error, kind):
             return StoreUnavailable(f"PostgreSQL: {advice}")
-    return postgresql_errors.meaning_of(error)
+    return postgresql_errors.to_store_error(error)
 
 
 def is_gone(error: psycopg.Error) -> bool:

@@ -27,13 +27,13 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record,
 from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
-from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, meaning_of, unreachable
+from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, to_store_error, unreachable
 from idempotency.stores.redis.records import Adopt, Command, Names
 from idempotency.stores.redis.routes import Route, route_of_node, route_of_pool, sentinels_of
-from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_copies
+from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_acked_replicas
 from idempotency.stores.redis.sync_store import SyncRedisStore
-from idempotency.stores.redis.wire.node import Pipe
-from idempotency.stores.redis.wire.topology import Layout
+from idempotency.stores.redis.wire.node import NodeConnection
+from idempotency.stores.redis.wire.topology import ClusterTopology
 
 __all__ = ["Adopt", "OnEviction", "RedisStore", "SyncRedisStore"]
 
@@ -89,11 +89,11 @@ class RedisStore:
         self._only: Route | None = None
         if not isinstance(client, redis.asyncio.RedisCluster):
             self._only = route_of_pool(client.connection_pool, **self._ours)
-        self._layout = Layout(client)
-        self._pipes: dict[Hashable, Pipe] = {}
+        self._topology = ClusterTopology(client)
+        self._connections: dict[Hashable, NodeConnection] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._of_parent: list[dict[Hashable, Pipe]] = []
+        self._of_parent: list[dict[Hashable, NodeConnection]] = []
         forget_in_child(self, RedisStore._forget_connections)
 
     async def acquire(
@@ -164,10 +164,10 @@ class RedisStore:
         What is under way and every later call raises `StoreUnavailable`, a late release of the engine too.
         """
         self._closed = True
-        await self._layout.aclose()
-        for pipe in self._pipes.values():
-            await pipe.aclose()
-        self._pipes.clear()
+        await self._topology.aclose()
+        for connection in self._connections.values():
+            await connection.aclose()
+        self._connections.clear()
         if self._owns_client:
             for client in (self._client, *sentinels_of(self._client)):
                 await client.aclose()
@@ -184,13 +184,13 @@ class RedisStore:
 
     async def _confirm(self, answer: Answer, due: float, granted: Claim | None = None) -> None:
         wanted = self._settings.replicas
-        if answer.copies >= wanted:
+        if answer.acked_replicas >= wanted:
             return
         if granted is not None:
             release = records.release(self._name(granted.key), granted.owner, self._names.fence(granted.key))
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
                 await self._call(release._replace(writes=False), due)
-        raise too_few_copies(answer.copies, wanted)
+        raise too_few_acked_replicas(answer.acked_replicas, wanted)
 
     async def _get_or_none(self, key: StorageKey) -> Record | None:
         try:
@@ -213,10 +213,10 @@ class RedisStore:
                     answer = await self._deliver_in_cluster(command, route, due, unheard)
         except TimeoutError as error:
             if self._only is None:
-                self._layout.renew_behind()
+                self._topology.renew_in_background()
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
-            raise meaning_of(error) from error
+            raise to_store_error(error) from error
         if command.removes and not answer.reply and unheard:
             raise unreachable(unheard[-1])  # the try before may have removed it: not a "no"
         return answer
@@ -245,14 +245,14 @@ class RedisStore:
                 )
             except failures.MovedError:
                 route, asking = None, False
-                await self._layout.renew()
+                await self._topology.renew()
             except failures.AskError as error:  # this once, and only there
                 route, asking = self._route_to(error.host, error.port), True
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
                 unheard += may_have_worked(error)
-                await self._layout.renew()  # a failover? the layout says
+                await self._topology.renew()  # after a failover the topology names the new primary
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 
     def _route(self, key: bytes) -> Route:
@@ -271,13 +271,13 @@ class RedisStore:
         nodes = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
         return [route_of_node(node.connection_class, node.connection_kwargs, **self._ours) for node in nodes]
 
-    def _to(self, route: Route) -> Pipe:
+    def _to(self, route: Route) -> NodeConnection:
         if self._closed:
             raise closed()
-        pipe = self._pipes.get(route.place)
-        if pipe is None:
-            pipe = self._pipes[route.place] = Pipe(route.connect, self._settings)
-        return pipe
+        connection = self._connections.get(route.place)
+        if connection is None:
+            connection = self._connections[route.place] = NodeConnection(route.connect, self._settings)
+        return connection
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         """The running loop. A second one is refused, since it would hang; a forked process starts anew."""
@@ -295,6 +295,6 @@ class RedisStore:
         The sockets are the parent's too. To close them, or to let them be collected, would take them out of its
         selector: so they are kept, and not used.
         """
-        self._of_parent.append(self._pipes)
-        self._pipes, self._loop = {}, None
-        self._layout = Layout(self._client)
+        self._of_parent.append(self._connections)
+        self._connections, self._loop = {}, None
+        self._topology = ClusterTopology(self._client)

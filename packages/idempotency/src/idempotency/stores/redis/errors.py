@@ -8,7 +8,7 @@ from redis import exceptions as failures
 
 from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
 
-__all__ = ["NeverSent", "closed", "is_gone", "may_have_worked", "meaning_of", "unreachable"]
+__all__ = ["NeverSent", "closed", "is_gone", "may_have_worked", "to_store_error", "unreachable"]
 
 # The first word of an error reply (redis-py keeps it, or has a class for it) -> what to do.
 _ADVICE = {
@@ -39,7 +39,7 @@ _OF_CLASS: tuple[tuple[type[Exception], str], ...] = (  # redis-py takes the wor
 )
 
 
-def meaning_of(error: Exception) -> StoreError:
+def to_store_error(error: Exception) -> StoreError:
     """
     The typed error for what the driver raised.
 

@@ -12,7 +12,7 @@ from redis import exceptions as failures
 from idempotency._core.errors import StoreUnavailable
 from idempotency.stores.redis.records import pack
 
-__all__ = ["Answer", "OnEviction", "Settings", "judge_eviction", "too_few_copies", "wait_command"]
+__all__ = ["Answer", "OnEviction", "Settings", "judge_eviction", "too_few_acked_replicas", "wait_command"]
 
 OnEviction: TypeAlias = Literal["warn", "refuse"]
 """What to do about a server that may evict live records."""
@@ -58,11 +58,11 @@ class Answer(NamedTuple):
     A script's reply.
 
     Attributes:
-        copies: How many replicas had every write of this connection when it was read; 0 where none was asked for.
+        acked_replicas: How many replicas had every write of this connection when it was read; 0 if none is required.
     """
 
     reply: Any
-    copies: int
+    acked_replicas: int
 
 
 _POLICY = re.compile(rb"maxmemory_policy:(\S+)")
@@ -101,9 +101,9 @@ def judge_eviction(info: Any, on_eviction: OnEviction) -> bool | None:
     return True
 
 
-def too_few_copies(copies: int, wanted: int) -> StoreUnavailable:
+def too_few_acked_replicas(acked: int, wanted: int) -> StoreUnavailable:
     """A write that too few replicas have may be lost in a failover: it does not count."""
     return StoreUnavailable(
-        f"only {copies} of the {wanted} replicas asked for have confirmed the write; bring replicas back, or lower "
+        f"only {acked} of the {wanted} replicas asked for have confirmed the write; bring replicas back, or lower "
         "wait_replicas"
     )

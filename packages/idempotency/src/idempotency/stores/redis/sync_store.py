@@ -18,10 +18,10 @@ from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record,
 from idempotency._fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
-from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, meaning_of, unreachable
+from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, to_store_error, unreachable
 from idempotency.stores.redis.records import Adopt, Command, Names
 from idempotency.stores.redis.routes import Route, route_of_node, route_of_pool, sentinels_of
-from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_copies
+from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_acked_replicas
 from idempotency.stores.redis.wire.sockets import Sockets
 
 __all__ = ["SyncRedisStore"]
@@ -165,13 +165,13 @@ class SyncRedisStore:
 
     def _confirm(self, answer: Answer, end: float, granted: Claim | None = None) -> None:
         wanted = self._settings.replicas
-        if answer.copies >= wanted:
+        if answer.acked_replicas >= wanted:
             return
         if granted is not None:
             release = records.release(self._name(granted.key), granted.owner, self._names.fence(granted.key))
             with contextlib.suppress(StoreUnavailable):  # then its lease frees it
                 self._call(release._replace(writes=False), end)
-        raise too_few_copies(answer.copies, wanted)
+        raise too_few_acked_replicas(answer.acked_replicas, wanted)
 
     def _get_or_none(self, key: StorageKey) -> Record | None:
         try:
@@ -194,7 +194,7 @@ class SyncRedisStore:
             self._has_stalled = True
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
-            raise meaning_of(error) from error
+            raise to_store_error(error) from error
         if command.removes and not answer.reply and unheard:
             raise unreachable(unheard[-1])  # the try before may have removed it: not a "no"
         return answer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from idempotency._core.errors import StoreUnavailable
 from idempotency.stores._sql.callers import commits_each, of_a_driver
-from idempotency.stores._sql.records import is_transient, meaning_of, records_for
+from idempotency.stores._sql.records import is_transient, records_for, to_store_error
 from idempotency.stores._sql.statement import render
 from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive
 
@@ -149,7 +149,7 @@ class Tries:
             raise StoreUnavailable(
                 "the engine's pool had no connection in time; make it larger, or find out what holds them"
             ) from error
-        raise meaning_of(self._backend, cause) from error
+        raise to_store_error(self._backend, cause) from error
 
     def too_late(self, deadline: float) -> StoreUnavailable:
         """No answer within *deadline* seconds."""

@@ -33,13 +33,13 @@ class Call:
         packed = self.command.pack(whole=self.whole)
         return _ASKING + packed if self.asking else packed
 
-    def settle(self, copies: int) -> None:
+    def settle(self, acked_replicas: int) -> None:
         if self.answer.done():  # its caller has given up; the command took effect all the same
             return
         if isinstance(self.reply, Exception):
             self.answer.set_exception(self.reply)
         else:
-            self.answer.set_result(Answer(self.reply, copies))
+            self.answer.set_result(Answer(self.reply, acked_replicas))
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():

@@ -24,7 +24,7 @@ from idempotency.stores.redis.settings import Answer, Settings, wait_command
 from idempotency.stores.redis.wire.call import Call, Scripts
 from idempotency.stores.redis.wire.replies import Replies, Reply
 
-__all__ = ["Link", "is_open"]
+__all__ = ["Connection", "is_open"]
 
 _WINDOW = 256  # commands under way: bounds what a lost connection leaves in doubt
 _SHARE = 16  # commands that need not wait for more: the server works on them while the loop makes the next
@@ -34,10 +34,10 @@ class _Extra(Enum):
     """A reply that no caller gets as it is."""
 
     ASKING = auto()
-    COPIES = auto()  # how many replicas have what was written before
+    ACKED_REPLICAS = auto()  # how many replicas have what was written before
 
 
-class Link(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """
     A connection that redis-py has opened and authenticated; from here on the store writes and reads it itself.
 
@@ -131,7 +131,7 @@ class Link(asyncio.Protocol):
         call = self._expected.popleft()
         if call is _Extra.ASKING:
             return
-        if call is _Extra.COPIES:
+        if call is _Extra.ACKED_REPLICAS:
             for each in self._unconfirmed:
                 each.settle(reply if isinstance(reply, int) else 0)
             self._unconfirmed.clear()
@@ -180,7 +180,7 @@ class Link(asyncio.Protocol):
         packed = [call.pack() for call in calls]
         if self._wait and any(call.command.writes for call in calls):
             packed.append(self._wait)  # on this connection, or it would wait for somebody else's writes
-            self._expected.append(_Extra.COPIES)
+            self._expected.append(_Extra.ACKED_REPLICAS)
             for call in calls:
                 call.unconfirmed = True
         if packed:

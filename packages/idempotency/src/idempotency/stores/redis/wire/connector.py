@@ -1,8 +1,8 @@
 """
-Opening connections: what is not open when its caller has to answer goes on behind it, for a later call.
+Opens connections, and lets one that is not open by its caller's deadline go on in the background for a later call.
 
-Without that, a server whose name takes longer to look up than a call may take would never be reached again: each call
-would start the lookup anew and leave it unfinished.
+Otherwise a server whose name takes longer to look up than a call may take would never be reached: each call would start
+the lookup anew and give it up unfinished.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Openings"]
+__all__ = ["Connector"]
 
 # s: a resolver's default patience, three servers asked twice for 5 s; a new try is better then.
 _LONGEST = 30.0
 
 
-class Openings:
+class Connector:
     """
-    Opens connections to one place, at most one of them behind its caller.
+    Opens connections to one address, at most one of them in the background.
 
     Args:
         connect: Makes a connection that is not open yet.
@@ -31,7 +31,7 @@ class Openings:
         self._left: asyncio.Task[Any] | None = None
 
     async def open(self) -> Any:
-        """A connection that is open. Cancelled, it goes on without its caller, unless another one does already."""
+        """An open connection. If the caller is cancelled, it goes on in the background, unless another one does."""
         opening = asyncio.create_task(self._open())
         try:
             return await asyncio.shield(opening)
@@ -40,7 +40,7 @@ class Openings:
             raise
 
     async def aclose(self) -> None:
-        """Give up what goes on behind its caller."""
+        """Stop opening in the background."""
         if self._left is not None:
             self._left.cancel()
             await asyncio.wait({self._left})

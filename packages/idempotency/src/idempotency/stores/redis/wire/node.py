@@ -11,13 +11,13 @@ from redis import exceptions as failures
 from idempotency.stores.redis.errors import NeverSent, closed, is_gone
 from idempotency.stores.redis.records import Command, pack
 from idempotency.stores.redis.settings import Answer, Settings, judge_eviction
-from idempotency.stores.redis.wire.connection import Link, is_open
-from idempotency.stores.redis.wire.connector import Openings
+from idempotency.stores.redis.wire.connection import Connection, is_open
+from idempotency.stores.redis.wire.connector import Connector
 
-__all__ = ["Pipe"]
+__all__ = ["NodeConnection"]
 
 
-class Pipe:
+class NodeConnection:
     """
     The store's connection to one place.
 
@@ -28,9 +28,9 @@ class Pipe:
     def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
         self._settings = settings
         self._late: list[Any] = []  # opened when nobody waited for it any more
-        self._openings = Openings(connect, self._late.append)
-        self._link: Link | None = None
-        self._opening: asyncio.Task[Link] | None = None
+        self._connector = Connector(connect, self._late.append)
+        self._connection: Connection | None = None
+        self._opening: asyncio.Task[Connection] | None = None
         self._may_evict: bool | None = None
 
     def send(self, command: Command, due: float, *, asking: bool = False) -> Awaitable[Answer]:
@@ -39,33 +39,33 @@ class Pipe:
 
         Cancelled before the command is written, it is never sent; after that it may take effect.
         """
-        link = self._link
-        if link is None or link.lost:
+        shared = self._connection
+        if shared is None or shared.lost:
             return self._open_and_send(command, due, asking)
-        return link.send(command, due, asking=asking)
+        return shared.send(command, due, asking=asking)
 
     async def aclose(self) -> None:
         """Close the connection; what is under way fails."""
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait({self._opening})
-        await self._openings.aclose()
+        await self._connector.aclose()
         while self._late:
             await self._late.pop().disconnect(nowait=True)
-        if self._link is not None:
-            self._link.close(closed())
+        if self._connection is not None:
+            self._connection.close(closed())
             await asyncio.sleep(0)  # the loop closes the socket in its next turn
 
     async def _open_and_send(self, command: Command, due: float, asking: bool) -> Answer:
         try:
-            link = await self._open(due)
+            shared = await self._open(due)
         except failures.ConnectionError as error:
             if not is_gone(error):
                 raise
             raise NeverSent(*error.args) from error
-        return await link.send(command, due, asking=asking)
+        return await shared.send(command, due, asking=asking)
 
-    async def _open(self, due: float) -> Link:
+    async def _open(self, due: float) -> Connection:
         """A new connection: one, however many ask for it; it is opened to its end though they be cancelled."""
         loop = asyncio.get_running_loop()
         while True:
@@ -82,20 +82,20 @@ class Pipe:
                 return opening.result()
             # Out of time for whom it was begun, not for who came later: for them it begins anew.
 
-    async def _connected(self) -> Link:
+    async def _connected(self) -> Connection:
         try:
             async with asyncio.timeout(self._settings.deadline):
-                connection = await self._take_late() or await self._openings.open()
+                connection = await self._take_late() or await self._connector.open()
                 try:
                     if self._may_evict is None:
                         self._may_evict = await self._ask_eviction(connection)
-                    self._link = Link(connection, self._settings)
+                    self._connection = Connection(connection, self._settings)
                 except BaseException:
                     await connection.disconnect(nowait=True)
                     raise
         finally:
             self._opening = None
-        return self._link
+        return self._connection
 
     async def _take_late(self) -> Any:
         while self._late:
@@ -114,6 +114,6 @@ class Pipe:
         return judge_eviction(info, self._settings.on_eviction)
 
 
-def _hear(opening: asyncio.Task[Link]) -> None:
+def _hear(opening: asyncio.Task[Connection]) -> None:
     if not opening.cancelled():
         opening.exception()  # whoever waited is told; where nobody does any more, nobody need be

@@ -110,7 +110,7 @@ class Sockets:
         return answer
 
     def _forget_parents(self) -> None:
-        """In a forked child: its driver closes only its own copies of the parent's sockets."""
+        """In a forked child: its driver closes only the child's copies of the parent's sockets."""
         self._drop_idle()
         self._loading = {}  # a thread that held one of these is not here
 

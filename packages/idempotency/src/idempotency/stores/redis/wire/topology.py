@@ -1,16 +1,16 @@
-"""Who serves which slot of a cluster: learned by redis-py's client, asked anew by one task however many need it."""
+"""Which node serves which slot of a cluster, as redis-py's client learns it; one task refreshes it for all callers."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-__all__ = ["Layout"]
+__all__ = ["ClusterTopology"]
 
 
-class Layout:
+class ClusterTopology:
     """
-    What a cluster's client knows of the cluster.
+    The slots and nodes that a cluster's client knows.
 
     Args:
         client: `redis.asyncio.RedisCluster`.
@@ -21,16 +21,16 @@ class Layout:
         self._renewal: asyncio.Task[None] | None = None
 
     async def renew(self) -> None:
-        """Ask the nodes, and wait for the answer. Cancelled, the asking goes on: others wait for it, or will."""
-        renewal = self.renew_behind()
+        """Refresh and wait for it. If the caller is cancelled the refresh goes on, since others may wait for it."""
+        renewal = self.renew_in_background()
         await asyncio.wait({renewal})
         renewal.result()
 
-    def renew_behind(self) -> asyncio.Task[None]:
+    def renew_in_background(self) -> asyncio.Task[None]:
         """
-        Ask the nodes without waiting.
+        Refresh without waiting.
 
-        For who has no time left: a primary that is silent uses up every call's time, and none would ever learn that
+        For a caller that has no time left: a silent primary uses up each call's time, so no call would ever learn that
         a replica has taken its place.
         """
         if self._renewal is None or self._renewal.done():
@@ -39,7 +39,7 @@ class Layout:
         return self._renewal
 
     async def aclose(self) -> None:
-        """Stop asking."""
+        """Stop refreshing."""
         if self._renewal is not None and not self._renewal.done():
             self._renewal.cancel()
             await asyncio.wait({self._renewal})
@@ -47,4 +47,4 @@ class Layout:
 
 def _hear(renewal: asyncio.Task[None]) -> None:
     if not renewal.cancelled():
-        renewal.exception()  # the old layout stays, and the next call that fails asks again
+        renewal.exception()  # the old topology stays, and the next call that fails refreshes again

@@ -118,12 +118,12 @@ class TestSharing:
     ) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=2.0, owns_client=True)
         await claim(store, key)
-        pipe = store._to(store._only)
+        connection = store._to(store._only)
         own_redis.freeze()
         loop = asyncio.get_running_loop()
         patient = asyncio.create_task(store.get(key))
         with pytest.raises(TimeoutError):
-            await pipe.send(_get(store, key), loop.time() + 0.05)
+            await connection.send(_get(store, key), loop.time() + 0.05)
         own_redis.thaw()
         assert await patient is not None
         assert connections(own_redis) == 1 + 2, "the fixture's, the store's, and the one that asks"
