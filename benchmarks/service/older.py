@@ -32,7 +32,7 @@ from ta.volatility import BollingerBands
 logging.basicConfig(level=logging.INFO, format="%(asctime)s - %(name)s - %(levelname)s - %(message)s")
 log = logging.getLogger(__name__)
 
-API_KEY = os.environ.get("API_KEY", "k" * 32)
+API_KEY = os.environ.get("API_KEY", "the-api-key-of-the-benchmark")
 FEATURES = [
     *("sma_7", "sma_21", "rsi_14", "macd", "macd_signal", "macd_diff", "bb_width"),
     *("returns_1", "returns_7", "volatility_7", "volume_ratio"),
