@@ -179,8 +179,8 @@ class PrometheusHook:
         for begun in ("first", "takeover"):
             self._claimed.labels(begun)
         for name in errors.__all__:
-            kind: type[errors.IdempotencyError] = getattr(errors, name)
-            if kind not in {
+            kind = getattr(errors, name)
+            if issubclass(kind, errors.IdempotencyError) and kind not in {
                 errors.IdempotencyError,
                 errors.StoreError,
                 errors.RunEnded,
