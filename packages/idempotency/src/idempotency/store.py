@@ -15,10 +15,12 @@ from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, St
 
 __all__ = [
     "Inspectable",
+    "ManagedStore",
     "Page",
     "Purgeable",
     "Store",
     "SyncInspectable",
+    "SyncManagedStore",
     "SyncPurgeable",
     "SyncStore",
     "Waitable",
@@ -199,4 +201,25 @@ class SyncInspectable(Protocol):
 
     def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
+        ...
+
+
+class ManagedStore(Store, Inspectable, Protocol):
+    """A store of this library's: it can also be listed, and can create what it needs."""
+
+    async def create_schema(self) -> None:
+        """
+        Create the table that the records need where it is missing; nothing to do for a store without one.
+
+        Raises:
+            StoreUnavailable: No answer, or no right to create it; safe to call again, and from many processes.
+        """
+        ...
+
+
+class SyncManagedStore(SyncStore, SyncInspectable, Protocol):
+    """`ManagedStore` for callers without an event loop."""
+
+    def create_schema(self) -> None:
+        """See `ManagedStore.create_schema`."""
         ...

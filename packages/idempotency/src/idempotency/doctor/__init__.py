@@ -24,6 +24,14 @@ _PROMISES: Final = {
     "sqlite": "at least once, at most once, and effectively once for effects in the same file (complete_in)",
     "redis": "at least once or at most once, while no record is lost to eviction, a crash or a failover",
     "postgresql": "at least once, at most once, and effectively once for effects in the same database (complete_in)",
+    "mysql": "at least once, at most once, and effectively once for effects in the same database (complete_in)",
+}
+_KINDS: Final = {
+    "rediss": "redis",
+    "valkey": "redis",
+    "valkeys": "redis",
+    "postgres": "postgresql",
+    "mariadb": "mysql",
 }
 _GRAVITY: Final = ("ok", "info", "warn", "fail")
 _AT_WORST: Final = {
@@ -53,11 +61,20 @@ def examine(store: SyncStore, url: str) -> Iterator[Finding]:
 
 def _kind(parts: StoreURL) -> str:
     scheme = parts.scheme.partition("+")[0]
-    return {"rediss": "redis"}.get(scheme, scheme)
+    return _KINDS.get(scheme, scheme)
 
 
 def _settings(parts: StoreURL) -> Iterator[Finding]:
     options = dict(parts.query)
+    driver = parts.scheme.partition("+")[2]
+    if _kind(parts) == "mysql" or (driver and _kind(parts) in {"sqlite", "postgresql"}):
+        yield Finding(
+            "durability",
+            "info",
+            "not examined over SQLAlchemy; a commit should be on disk when it returns "
+            "(innodb_flush_log_at_trx_commit=1, synchronous_commit=on, synchronous=FULL)",
+        )
+        return
     match _kind(parts):
         case "memory":
             yield Finding("durability", "info", "nothing survives the process, and no other process sees it")

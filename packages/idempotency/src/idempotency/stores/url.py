@@ -7,6 +7,12 @@ A store from one line of configuration.
     redis+sentinel://host:26379,host:26379/service/0     the same, sentinel_username, sentinel_password
     redis+cluster://host:6379,host:6379                  the same as redis://
     postgresql://user:password@host/database             table, deadline, pool_size, prepare_threshold, and libpq's own
+    mysql://user:password@host/database                  table, deadline, pool_size, and the driver's own
+    postgresql+asyncpg://...  sqlite+aiosqlite:///...    the same, over SQLAlchemy and that driver
+
+`postgres` is `postgresql`, and `valkey` is `redis` in every scheme. `mysql` and `mariadb` take a driver too
+(`mysql+asyncmy`); of a pair such as asyncmy and PyMySQL the one is used that suits the store, with an event loop or
+without.
 
 Options are query parameters. `rediss+sentinel` and `rediss+cluster` use TLS, and every `rediss` scheme takes
 ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs and ssl_check_hostname.
@@ -19,13 +25,13 @@ from contextlib import closing
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
-from idempotency.store import Store, SyncStore
+from idempotency.store import ManagedStore, SyncManagedStore
 from idempotency.stores.store_url import StoreURL, parse_store_url
 
 __all__ = ["open_store", "open_sync_store", "postgres_conninfo", "redis_primaries"]
 
 
-def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None) -> Store:
+def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None) -> ManagedStore:
     """
     The store that *url* names; nothing is connected yet. `aclose` closes everything it opens.
 
@@ -38,23 +44,23 @@ def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None
     >>> type(open_store("memory:?max_records=500")).__name__
     'MemoryStore'
     """
-    store: Store = _open(url, sync=False, adopt=adopt)
+    store: ManagedStore = _open(url, sync=False, adopt=adopt)
     return store
 
 
-def open_sync_store(url: str) -> SyncStore:
+def open_sync_store(url: str) -> SyncManagedStore:
     """
     See `open_store`; for callers without an event loop.
 
     A cluster is asked for its slots at once, so `StoreUnavailable` may be raised here already.
     """
-    store: SyncStore = _open(url, sync=True)
+    store: SyncManagedStore = _open(url, sync=True)
     return store
 
 
 def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None = None) -> Any:
     parts = parse_store_url(url)
-    opener = _OPENERS.get(parts.scheme)
+    opener = _opener(parts.scheme)
     if opener is None:
         # Before "://" no password can stand, before a colon alone it can: "user:secret@host".
         shown = f" {parts.scheme!r}" if url.lower().startswith(f"{parts.scheme}://") and parts.scheme else ""
@@ -70,7 +76,20 @@ def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None
         raise ImportError(f"a {parts.scheme}: store needs asgi-idempotency[{_EXTRAS[error.name]}]") from error
 
 
-_EXTRAS = {"redis": "redis", "hiredis": "redis", "psycopg": "postgres", "psycopg_pool": "postgres"}
+_EXTRAS = {
+    "redis": "redis",
+    "hiredis": "redis",
+    "psycopg": "postgres",
+    "psycopg_pool": "postgres",
+    "sqlalchemy": "sqlalchemy",
+}
+
+
+def _opener(scheme: str) -> Callable[..., Any] | None:
+    dialect, plus, _ = scheme.partition("+")
+    if dialect in {"mysql", "mariadb"} or (plus and dialect in {"postgresql", "sqlite"}):
+        return _open_sqlalchemy
+    return _OPENERS.get(scheme)
 
 
 def _options(parts: StoreURL, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -295,6 +314,58 @@ def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | Non
         return None
 
 
+# Of two drivers of one server, which one has an event loop; others have both kinds, or one.
+_DRIVERS = {"asyncmy": "pymysql", "asyncpg": "psycopg", "aiosqlite": "pysqlite"}
+_ASYNC_DRIVERS = {"pymysql": "asyncmy", "mysqldb": "asyncmy", "psycopg2": "psycopg", "pysqlite": "aiosqlite"}
+
+
+def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
+    from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
+
+    import sqlalchemy  # isort: skip - the store says which extra is missing
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    readers: dict[str, Callable[[str], Any]] = {"table": str, "deadline": float, "pool_size": int}
+    options = _options(
+        parts._replace(query=tuple(pair for pair in parts.query if pair[0] in readers)), readers
+    )
+    if len(parts.hosts) > 1:
+        _refuse(parts, "takes one host")
+    dialect, _, driver = parts.scheme.partition("+")
+    driver = driver or "pymysql"
+    driver = (_DRIVERS if sync else _ASYNC_DRIVERS).get(driver, driver)
+    host, port = parts.hosts[0] if parts.hosts else (None, None)
+    url = sqlalchemy.URL.create(
+        f"{dialect}+{driver}",
+        username=parts.user,
+        password=parts.password,
+        host=host,
+        port=port,
+        database=unquote(parts.path.removeprefix("/")) or None,
+        query={name: value for name, value in parts.query if name not in readers},
+    )
+    deadline = options.pop("deadline", 5.0)
+    pool = {"pool_size": options.pop("pool_size", 8), "max_overflow": 0, "pool_timeout": deadline}
+    try:
+        engine: Any = _engine(sqlalchemy.create_engine if sync else create_async_engine, url, pool)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"a {parts.scheme}: store needs the driver {error.name}") from error
+    if engine is None:  # raised here: SQLAlchemy's own error quotes the URL
+        _refuse(parts, f"has no driver {driver!r} that SQLAlchemy knows, or one of the other kind")
+    if sync:
+        return SyncSQLAlchemyStore(engine, owns_engine=True, **options)
+    return SQLAlchemyStore(engine, owns_engine=True, deadline=deadline, **options)
+
+
+def _engine(create: Callable[..., Any], url: Any, pool: Mapping[str, Any]) -> Any:
+    from sqlalchemy.exc import ArgumentError, InvalidRequestError
+
+    try:
+        return create(url, **pool)
+    except (ArgumentError, InvalidRequestError):
+        return None
+
+
 def _number(parts: StoreURL, text: str) -> int:
     if text and not text.isdecimal():
         _refuse(parts, "ends with the number of a database, 0 by default")
@@ -314,5 +385,14 @@ _OPENERS: dict[str, Callable[..., Any]] = {
     "rediss+sentinel": _open_redis,
     "redis+cluster": _open_redis,
     "rediss+cluster": _open_redis,
+    "valkey": _open_redis,
+    "valkeys": _open_redis,
+    "valkey+sentinel": _open_redis,
+    "valkeys+sentinel": _open_redis,
+    "valkey+cluster": _open_redis,
+    "valkeys+cluster": _open_redis,
     "postgresql": _open_postgres,
+    "postgres": _open_postgres,
+    "mysql": _open_sqlalchemy,
+    "mariadb": _open_sqlalchemy,
 }

@@ -175,7 +175,7 @@ class TestClocks:
     def test_a_lease_of_another_boot_has_lapsed(self, path: Path) -> None:
         with closing(SyncSQLiteStore(path)) as store:
             held = claim(store, lease=3600, retention=3600)
-            sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e12")
+            sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e9")
             record = store.get(KEY)
             assert record is not None
             assert record.lease_left == 0.0
@@ -191,7 +191,7 @@ class TestClocks:
     def test_the_owner_itself_may_go_on_after_a_reboot(self, path: Path) -> None:
         with closing(SyncSQLiteStore(path)) as store:
             held = claim(store)
-            sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e12")
+            sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e9")
             assert store.renew(held, lease=30) is True
             reply = acquire(store)
             assert isinstance(reply, Running)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
     Claim,
@@ -293,6 +294,10 @@ def _only(rows: list[tuple[Any, ...]]) -> tuple[_Row | None, int]:
 
 def _row(columns: list[Any]) -> _Row:
     fingerprint, owner, attempt, fence, lease_until, retention, completed_at, outcome, expires_at = columns
+    instants = (lease_until, retention, expires_at, completed_at or 0)
+    wrong = check_seconds(*(int(instant) / 1e6 for instant in instants))
+    if wrong is not None:
+        raise wrong
     return _Row(
         bytes(fingerprint),
         bytes(owner),

@@ -38,7 +38,7 @@ _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CONTEXT: Final = b"idempotency: sealed outcome, format 1"
 
 # What a store may offer beyond its protocol (Waitable, Purgeable, Inspectable) and needs no key.
-_PASSED_THROUGH: Final = ("wait", "purge", "scan", "forget")
+_PASSED_THROUGH: Final = ("wait", "purge", "scan", "forget", "create_schema")
 
 
 class MissingSealingKey(UnknownRecordVersion):

@@ -148,6 +148,9 @@ class SyncMemoryStore:
             entry = self._entries.get(key)
             return _record(entry, now) if entry is not None and now < entry.expires_at else None
 
+    def create_schema(self) -> None:
+        """Nothing to create: there is no table."""
+
     def close(self) -> None:
         """Nothing to release: the records live as long as the store object."""
 
@@ -272,6 +275,9 @@ class MemoryStore:
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
         return self._store.get(key)
+
+    async def create_schema(self) -> None:
+        """Nothing to create: there is no table."""
 
     async def aclose(self) -> None:
         """Nothing to release: the records live as long as the store object."""

@@ -157,6 +157,9 @@ class RedisStore:
             records.write_cursor(at, next_position, len(places)),
         )
 
+    async def create_schema(self) -> None:
+        """Nothing to create: there is no table."""
+
     async def aclose(self) -> None:
         """
         Close the store's own connections; the client stays open unless the store owns it.

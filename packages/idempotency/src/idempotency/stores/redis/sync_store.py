@@ -134,6 +134,9 @@ class SyncRedisStore:
             records.write_cursor(at, next_position, len(places)),
         )
 
+    def create_schema(self) -> None:
+        """Nothing to create: there is no table."""
+
     def close(self) -> None:
         """
         Close the store's own connections; the client stays open unless the store owns it.

@@ -127,6 +127,9 @@ class SyncSQLiteStore:
         """See `Store.get`."""
         return self._file.execute(lambda: self._records.get(key))
 
+    def create_schema(self) -> None:
+        """Nothing to create: the table was, when the file was opened."""
+
     def close(self) -> None:
         """Close the connection; later calls raise `StoreUnavailable`."""
         self._file.close()
@@ -232,6 +235,9 @@ class SQLiteStore:
     async def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
         return await self._run(lambda: self._records.get(key))
+
+    async def create_schema(self) -> None:
+        """Nothing to create: the table was, when the file was opened."""
 
     async def aclose(self) -> None:
         """Close both connections; later calls raise `StoreUnavailable`."""

@@ -1,0 +1,157 @@
+"""
+Records in a database of a Django project: PostgreSQL, MySQL or MariaDB, SQLite.
+
+Put "idempotency.stores.django" into `INSTALLED_APPS`, and `migrate` creates the table. The store has connections of its
+own, with the settings of the project's: a claim must be seen by others at once, not when the view's transaction ends.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from idempotency._core.errors import StoreUnavailable
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency.store import Page
+from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
+from idempotency.stores._sql.records import SqlRecords, conflict_of, is_transient, meaning_of, records_for
+from idempotency.stores._sql.steps import Steps
+from idempotency.stores.django.connections import Connections
+
+__all__ = ["SyncDjangoStore"]
+
+T = TypeVar("T")
+
+_TRIES: Final = 10  # of two transactions in a deadlock one goes on
+_PAUSE: Final = 0.01  # s, at most, before the victim tries again
+_TAKES: Final = (
+    "Django's connection",
+    "SQLAlchemy's Session or Connection",
+    "the connection of a driver of its database",
+)
+
+
+class SyncDjangoStore:
+    """
+    A store in one of the databases of `settings.DATABASES`, for threads and processes.
+
+    Args:
+        using: The database's alias.
+        table: A plain lower-case name, or schema.name; the migration makes the default one.
+
+    In PostgreSQL and SQLite the table and the records are those of `PostgresStore` and `SQLiteStore`. How long a call
+    may take is for the database's `OPTIONS` to say (`connect_timeout`, `timeout`). Under ASGI use
+    `ThreadedStore(SyncDjangoStore())`.
+
+    Every method raises `StoreUnavailable` where there was no answer. Atomic: one transaction a call.
+    """
+
+    def __init__(self, using: str = "default", *, table: str = "idempotency_record") -> None:
+        self._connections = Connections(using)
+        self._table = table
+        self._found: SqlRecords | None = None
+
+    @property
+    def _records(self) -> SqlRecords:
+        if self._found is None:  # asked late: a store may be made before the settings are complete
+            self._found = records_for(self._connections.vendor, self._table)
+        return self._found
+
+    def create_schema(self) -> None:
+        """Create the table where it is missing, without a migration."""
+        self._run(lambda records: records.create())
+
+    def acquire(
+        self,
+        key: StorageKey,
+        *,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        lease: float,
+        retention: float,
+        takeover: bool = True,
+    ) -> Reply:
+        """See `Store.acquire`. A replay writes nothing and takes no lock."""
+        make: Callable[[SqlRecords], Steps[Reply]] = lambda records: records.acquire(  # noqa: E731 - for mypy
+            key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
+        )
+        return self._run(make)
+
+    def renew(self, claim: Claim, *, lease: float) -> bool:
+        """See `Store.renew`."""
+        return self._run(lambda records: records.renew(claim, lease=lease))
+
+    def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """See `Store.complete`. Also deletes two expired records."""
+        return self._run(lambda records: records.complete(claim, outcome, retention=retention))
+
+    def complete_in(self, connection: Any, claim: Claim, outcome: bytes, *, retention: float) -> bool:
+        """
+        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+
+        Args:
+            connection: `django.db.connection`, or one of `connections`, inside `atomic()` (with `ATOMIC_REQUESTS` a
+                view is); of the same database.
+            retention: Seconds.
+        Returns:
+            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+        Raises:
+            ValueError: No transaction has begun, or it is an inner `atomic()` block, which is a savepoint (those that a
+                `TestCase` puts round your own do not count).
+            TypeError, IsolationConflict, StoreError, StoreUnavailable: See `PostgresStore.complete_in`.
+        """
+        backend = self._records.backend
+        try:
+            caller = sync_caller(connection, backend)
+            if caller is None:
+                raise wrong_kind(self, connection, *_TAKES)
+            return caller.drive(self._records.complete_in(caller, claim, outcome, retention=retention))
+        except Exception as error:
+            if not of_a_driver(error):
+                raise
+            raise conflict_of(backend, error) from error
+
+    def release(self, claim: Claim) -> bool:
+        """See `Store.release`."""
+        return self._run(lambda records: records.release(claim), removes=True)
+
+    def get(self, key: StorageKey) -> Record | None:
+        """See `Store.get`."""
+        return self._run(lambda records: records.get(key))
+
+    def purge(self, *, limit: int = 1_000) -> int:
+        """See `Purgeable.purge`. What others hold is left for the next time."""
+        return self._run(lambda records: records.purge(limit), removes=True)
+
+    def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        """See `Inspectable.scan`. In key order."""
+        return self._run(lambda records: records.scan(limit, cursor))
+
+    def forget(self, key: StorageKey) -> bool:
+        """See `Inspectable.forget`."""
+        return self._run(lambda records: records.forget(key), removes=True)
+
+    def close(self) -> None:
+        """Close the store's own connections; those of the project stay open."""
+        self._connections.close()
+
+    def _run(self, make: Callable[[SqlRecords], Steps[T]], *, removes: bool = False) -> T:
+        records, may_have_been_lost = self._records, True
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return self._connections.run(make(records))
+            except Exception as error:
+                if not of_a_driver(error):
+                    raise
+                meaning = meaning_of(records.backend, error)
+                if tries_left and is_transient(records.backend, error):
+                    time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that two victims do not meet again
+                elif may_have_been_lost and type(meaning) is StoreUnavailable and not removes:
+                    may_have_been_lost = (
+                        False  # it may have died long before; a removal is not repeated: see R5
+                    )
+                else:
+                    raise meaning from error
+        raise AssertionError("the last try returns or raises")

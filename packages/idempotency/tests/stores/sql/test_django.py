@@ -1,0 +1,116 @@
+"""The Django store: its migration, its contract, its race, and `complete_in` in Django's transactions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+PROJECT = Path(__file__).with_name("django_project.py")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    if request.param == "sqlite":
+        return {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": str(tmp_path / "db.sqlite3"),
+            "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL"},
+        }
+    given = conninfo_to_dict(request.getfixturevalue("postgres_url"))
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": given.get("dbname", "postgres"),
+        "USER": given.get("user", ""),
+        "HOST": given["host"],
+    }
+
+
+def manage(database: dict[str, Any], command: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, str(PROJECT), json.dumps(database), command],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout) if done.stdout else None
+
+
+def test_eight_threads_at_two_hundred_keys_run_each_once(database: dict[str, Any]) -> None:
+    manage(database, "migrate")
+    assert manage(database, "race") == {"keys": 200, "runs": 200}
+
+
+def test_effect_and_record_are_one_commit_of_djangos(database: dict[str, Any]) -> None:
+    manage(database, "migrate")
+    told = manage(database, "transactions")
+    assert told["rolled back"] == [0, True]
+    assert told["seen inside"] is True
+    assert told["committed"] == [1, True]
+    assert "commits every statement" in told["autocommit"]
+    assert "savepoint" in told["savepoint"]
+    assert told["untouched"] is True
+    assert told.get("driver", True) is True
+
+
+def test_the_blocks_that_a_test_case_opens_are_no_savepoints(database: dict[str, Any]) -> None:
+    manage(database, "migrate")
+    if "sqlite" in database["ENGINE"]:
+        pytest.skip("a TestCase holds SQLite's one write lock, so that no other connection can claim")
+    assert manage(database, "testcase") == {"failures": []}
+
+
+def test_the_migration_can_be_undone(database: dict[str, Any], tmp_path: Path) -> None:
+    if "sqlite" not in database["ENGINE"]:
+        pytest.skip("the other tests need their table")
+    manage(database, "migrate")
+    assert not [
+        name for name in manage(database, "unmigrate")["tables"] if name.startswith("idempotency_record")
+    ]
+
+
+CONTRACT = """
+import sys, json
+from contextlib import contextmanager
+from django.conf import settings
+settings.configure(DATABASES={"default": json.loads(DATABASE)}, INSTALLED_APPS=[])
+import django; django.setup()
+from idempotency.stores.django import SyncDjangoStore
+from idempotency.testing import RealClock, StoreContract
+
+class TestDjangoStore(StoreContract):
+    max_examples = 3
+    steps = 15
+    def make_clock(self):
+        return RealClock(unit=0.05, resolution=0.01)
+    @contextmanager
+    def open_store(self, clock):
+        store = SyncDjangoStore()
+        store.create_schema()
+        yield store
+        store.close()
+"""
+
+
+def test_the_shipped_contract_holds(database: dict[str, Any], tmp_path: Path) -> None:
+    """In a process of its own: Django's settings are one for a process."""
+    test = tmp_path / "test_contract.py"
+    test.write_text(CONTRACT.replace("DATABASE)", f"{json.dumps(database)!r})", 1))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", str(test)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout

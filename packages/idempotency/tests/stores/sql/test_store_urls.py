@@ -1,0 +1,134 @@
+"""Stores over SQLAlchemy, and the other names of old ones, from a URL; typed so that the schema can be created."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
+from idempotency.cli import main
+from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
+from idempotency.stores.redis import RedisStore, SyncRedisStore
+from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
+from idempotency.stores.url import open_store, open_sync_store
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+
+
+@pytest.fixture
+def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    def url(scheme: str) -> str:
+        if scheme.startswith(("mysql", "mariadb")):
+            return f"{scheme}://{request.getfixturevalue('mariadb_server_url')}"
+        if scheme.startswith("sqlite"):
+            return f"{scheme}:///{tmp_path}/records.db"
+        if scheme.startswith("valkey"):
+            return str(request.getfixturevalue("redis_url")).replace("redis", scheme, 1)
+        given = conninfo_to_dict(request.getfixturevalue("postgres_url"))
+        return f"{scheme}://{given.get('user', '')}@/{given.get('dbname', '')}?host={given['host']}"
+
+    return url
+
+
+SCHEMES = {
+    "postgres": (PostgresStore, SyncPostgresStore),
+    "valkey": (RedisStore, SyncRedisStore),
+    "mysql": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "mariadb": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "mysql+asyncmy": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "mysql+pymysql": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "postgresql+asyncpg": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "postgresql+psycopg": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "sqlite+aiosqlite": (SQLAlchemyStore, SyncSQLAlchemyStore),
+    "sqlite+pysqlite": (SQLAlchemyStore, SyncSQLAlchemyStore),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_url_opens_either_kind(scheme: str, urls: Callable[[str], str]) -> None:
+    key = StorageKey(f"url-{secrets.token_hex(6)}")
+
+    async def live() -> None:
+        store = open_store(urls(scheme))
+        assert type(store) is SCHEMES[scheme][0]
+        await store.create_schema()
+        reply = await store.acquire(key, owner=Owner(b"o" * 16), **ASK)
+        assert isinstance(reply, Acquired)
+        assert await store.complete(reply.claim, b"{}", retention=60.0)
+        await store.aclose()
+
+    asyncio.run(live())
+    store = open_sync_store(urls(scheme))
+    assert type(store) is SCHEMES[scheme][1]
+    store.create_schema()
+    assert isinstance(store.acquire(key, owner=Owner(b"x" * 16), **ASK), Completed)
+    assert store.forget(key)
+    store.close()
+
+
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///{}/a.db"])
+def test_a_schema_can_be_created_everywhere(url: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = open_store(url.format(tmp_path))
+        await store.create_schema()
+        await store.aclose()
+
+    asyncio.run(main())
+    store = open_sync_store(url.format(tmp_path))
+    store.create_schema()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mysql+nothing://u:hidden@h/d", "no driver 'nothing'"),
+        ("mysql://u:hidden@a,b/d", "one host"),
+        ("mysql://u:hidden@h/d?pool_size=many", "pool_size"),
+        ("postgresql+pg8000://u:hidden@h/d", "other kind|no driver|needs the driver"),
+    ],
+)
+def test_what_cannot_be_opened_is_refused_without_its_password(url: str, told: str) -> None:
+    with pytest.raises((ValueError, ImportError), match=told) as caught:
+        open_store(url)
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "hidden" not in str(error)
+        error = error.__context__
+
+
+def test_options_reach_the_store(urls: Callable[[str], str]) -> None:
+    table = f"t_{secrets.token_hex(6)}"
+    store = open_sync_store(f"{urls('mysql')}?table={table}&pool_size=2&deadline=0.5&connect_timeout=3")
+    store.create_schema()
+    began = time.monotonic()
+    assert store.get(StorageKey("k")) is None
+    assert time.monotonic() - began < 5
+    store.close()
+
+
+@pytest.mark.parametrize("scheme", ["mysql", "postgres", "valkey", "sqlite+pysqlite"])
+def test_the_command_and_its_doctor_take_them(
+    scheme: str, urls: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = urls(scheme)
+    store = open_sync_store(url)
+    store.create_schema()
+    key = StorageKey(f"cli-{secrets.token_hex(6)}")
+    assert isinstance(store.acquire(key, owner=Owner(b"o" * 16), **ASK), Acquired)
+    assert main(["show", key, "--stored", "--store", url]) == 0
+    assert main(["release", key, "--stored", "--force", "--store", url]) == 0
+    assert store.get(key) is None
+    assert main(["purge", "--store", url]) == 0
+    assert main(["doctor", "--store", url]) in {0, 3}
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert "secret" not in said.out + said.err
+    store.close()
