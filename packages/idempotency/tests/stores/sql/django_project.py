@@ -10,6 +10,7 @@ import json
 import secrets
 import sys
 import time
+import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -137,7 +138,8 @@ def testcase() -> None:
             store.close()
 
     Inside.databases = {"default"}
-    result = Inside().run()
+    result = unittest.TestResult()
+    unittest.TestSuite([Inside()]).run(result)
     print(json.dumps({"failures": [trace for _, trace in (*result.failures, *result.errors)]}))
 
 

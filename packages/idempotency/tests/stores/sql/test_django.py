@@ -86,10 +86,10 @@ from idempotency.stores.django import SyncDjangoStore
 from idempotency.testing import RealClock, StoreContract
 
 class TestDjangoStore(StoreContract):
-    max_examples = 3
-    steps = 15
+    max_examples = 2
+    steps = 12
     def make_clock(self):
-        return RealClock(unit=0.05, resolution=0.01)
+        return RealClock(unit=0.03, resolution=0.008)
     @contextmanager
     def open_store(self, clock):
         store = SyncDjangoStore()
