@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,32 @@ def test_a_wheel_carries_its_types_its_data_and_its_licence(
     names = ZipFile(wheels[wheel]).namelist()
     assert [name for name in files if name not in names] == []
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_predictors_wheel_has_the_kernel_and_not_its_source(wheels: dict[str, Path]) -> None:
+    names = ZipFile(wheels["lightgbm_predictor"]).namelist()
+    assert [name for name in names if name.endswith((".c", ".h")) or "/tests/" in name] == []
+    assert ("predictor/_kernel.abi3.so" in names) == (shutil.which("cc") is not None)
+
+
+def test_a_wheel_made_without_a_compiler_serves_through_lightgbm(tmp_path: Path) -> None:
+    uv = shutil.which("uv")
+    assert uv
+    copy = tmp_path / "predictor"
+    ignored = shutil.ignore_patterns("*.so", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "packages/predictor", copy, ignore=ignored)
+    done = subprocess.run(
+        [uv, "build", "--quiet", "--wheel", "--out-dir", tmp_path / "out", copy],
+        env=os.environ | {"CC": "/bin/false"},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    names = ZipFile(next((tmp_path / "out").glob("*.whl"))).namelist()
+    assert "predictor/model.py" in names
+    assert [name for name in names if name.endswith(".so")] == []
 
 
 def test_the_model_in_the_package_is_small(wheels: dict[str, Path]) -> None:
