@@ -139,7 +139,7 @@ class Model:
             EngineUnavailable: LightGBM's library is not installed.
             OSError: The model file cannot be read.
 
-        The file is read once; what was checked is what is loaded. Cost: about 40 ms for a 1 MB model.
+        The file is read once; what was checked is what is loaded. Cost: some four to five times what LightGBM's own loading takes.
         """
         data = read_model(path)
         if manifest is None:
