@@ -101,8 +101,8 @@ class Kernel:
         self._engine = engine
         self._width, self._outputs, self._trees = width, outputs, trees
         # About a nanosecond and a half a tree and row; one edge of a tree and four nodes of the quadrature take ten.
-        self._explain_ns = 20.0 * splits * max(about["nodes"], 4) / 4
-        self._walk_ns = 1.5 * trees if self.batch_path == "blend" else 8.0 * trees
+        self._explain_ns = 100.0 + 20.0 * splits * max(about["nodes"], 4) / 4
+        self._walk_ns = 20.0 + (1.5 * trees if self.batch_path == "blend" else 8.0 * trees)
 
     def cost(self, kind: int) -> float:
         """Nanoseconds that one row of a batch takes, roughly: what threads and the GIL are decided by."""
