@@ -16,7 +16,7 @@ from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
-from idempotency.stores._sql.records import SqlRecords, conflict_of, is_transient, meaning_of, records_for
+from idempotency.stores._sql.records import SqlRecords, conflict_of, is_transient, to_store_error, records_for
 from idempotency.stores._sql.steps import Steps
 from idempotency.stores.django.connections import Connections
 
@@ -145,7 +145,7 @@ class SyncDjangoStore:
             except Exception as error:
                 if not of_a_driver(error):
                     raise
-                meaning = meaning_of(records.backend, error)
+                meaning = to_store_error(records.backend, error)
                 if tries_left and is_transient(records.backend, error):
                     time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that two victims do not meet again
                 elif may_have_been_lost and type(meaning) is StoreUnavailable and not removes:

@@ -8,6 +8,8 @@ from django.db import migrations
 
 from idempotency.stores._sql.records import records_for
 
+__all__ = ["Migration"]
+
 _TABLE = "idempotency_record"
 
 

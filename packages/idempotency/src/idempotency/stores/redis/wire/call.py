@@ -30,10 +30,12 @@ class Call:
         self.reply: Reply = None
 
     def pack(self) -> bytes:
+        """What to write for it."""
         packed = self.command.pack(whole=self.whole)
         return _ASKING + packed if self.asking else packed
 
     def settle(self, acked_replicas: int) -> None:
+        """Give its caller the reply, and how many replicas have what it wrote."""
         if self.answer.done():  # its caller has given up; the command took effect all the same
             return
         if isinstance(self.reply, Exception):
@@ -42,6 +44,7 @@ class Call:
             self.answer.set_result(Answer(self.reply, acked_replicas))
 
     def fail(self, error: Exception) -> None:
+        """Give its caller *error*, unless it has an answer already."""
         if not self.answer.done():
             own = type(error)(*error.args)  # an exception collects where it was raised
             self.answer.set_exception(own)
