@@ -16,7 +16,7 @@ from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
 from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
-from idempotency.stores._sql.records import SqlRecords, conflict_of, is_transient, to_store_error, records_for
+from idempotency.stores._sql.records import SqlRecords, conflict_of, is_transient, records_for, to_store_error
 from idempotency.stores._sql.steps import Steps
 from idempotency.stores.django.connections import Connections
 
