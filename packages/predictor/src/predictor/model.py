@@ -139,7 +139,7 @@ class Model:
             EngineUnavailable: LightGBM's library is not installed.
             OSError: The model file cannot be read.
 
-        The file is read once; what was checked is what is loaded. Cost: four to five times LightGBM's own loading.
+        The file is read once; what was checked is what is loaded. Cost: several times LightGBM's own loading.
         """
         data = read_model(path)
         if manifest is None:
