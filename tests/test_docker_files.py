@@ -173,7 +173,7 @@ def test_probes_ask_paths_that_the_service_has() -> None:
         pod["containers"][0][f"{kind}Probe"]["httpGet"]["path"]
         for kind in ("startup", "liveness", "readiness")
     }
-    assert paths <= set(document_of(load_settings(api_key="unused"))["paths"])
+    assert paths <= set(document_of(load_settings(api_key="not-used-by-this-test"))["paths"])
 
 
 def test_bicep_template_parses_and_holds_no_secret() -> None:

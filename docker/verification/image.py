@@ -162,14 +162,14 @@ def _other_users(tally: Tally) -> None:
 
 
 def _without_network(tally: Tally) -> None:
-    given = ("-e", "ML_SERVICE_API_KEY=key", "--network", "none")
+    given = ("-e", "ML_SERVICE_API_KEY=key-of-this-check", "--network", "none")
     podman("run", "-d", "--name", "alone", *_HARDENED, *given, IMAGE)
     try:
         until("health", lambda: podman("healthcheck", "run", "alone", check=False) == "")
         ask = (
             "import sys, urllib.request as r;"
             "q = r.Request('http://127.0.0.1:8000/predict', sys.stdin.buffer.read(),"
-            " {'X-API-Key': 'key', 'Content-Type': 'application/json'});"
+            " {'X-API-Key': 'key-of-this-check', 'Content-Type': 'application/json'});"
             "print(r.urlopen(q).status)"
         )
         answered = podman("exec", "-i", "alone", "python3", "-c", ask, given=BODY)
