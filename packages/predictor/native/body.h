@@ -61,7 +61,8 @@ INLINE void tile_codes(const feature_codes *f, const double *values, size_t stri
         }
         while (left > 1) {
             uint32_t half = left / 2;
-            for (uint32_t r = 0; r < 16; r++) base[r] += f->cuts[base[r] + half - 1] < value[r] ? half : 0;
+            for (uint32_t r = 0; r < 16; r++) /* a product, since a branch here would be guessed wrong half the time */
+                base[r] += (uint32_t)(f->cuts[base[r] + half - 1] < value[r]) * half;
             left -= half;
         }
         for (uint32_t r = 0; r < count; r++) {
@@ -188,19 +189,19 @@ static int level_row(const plan *p, const double *row, double *scores) { return 
 /* ---- batches --------------------------------------------------------------------------------------------------- */
 
 INLINE void blend_vectors(const uint8_t *column_bytes, bytes bound, const uint8_t *a, bytes all_a, const uint8_t *b, bytes all_b,
-                          uint8_t *out, uint32_t n, int is_set) {
-    for (uint32_t r = 0; r < n; r += BYTES) {
+                          uint8_t *out, uint32_t tile, int is_set) {
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < tile; r += BYTES) {
         bytes value = *(const bytes *)(column_bytes + r);
         bytes if_true = a != NULL ? *(const bytes *)(a + r) : all_a, if_false = b != NULL ? *(const bytes *)(b + r) : all_b;
         *(bytes *)(out + r) = is_set ? choose_clear(value, bound, if_true, if_false) : choose_at_most(value, bound, if_true, if_false);
     }
 }
 
-/* Run one tree's program over *n* rows of a tile, a whole number of vectors: *leaves* gets each row's leaf number. */
-INLINE void blend_tree(const plan *p, const tree *t, const uint8_t *tile_columns, uint8_t *slots, uint8_t *leaves, uint32_t n,
-                       uint32_t tile) {
+/* Run one tree's program over all rows of a tile, those that fill it up included: *leaves* gets each row's leaf number. */
+INLINE void blend_tree(const plan *p, const tree *t, const uint8_t *tile_columns, uint8_t *slots, uint8_t *leaves, uint32_t tile) {
     const blend_step *steps = p->steps + t->first_split;
-    if (t->n_leaves == 1) memset(leaves, 0, n);
+    if (t->n_leaves == 1) memset(leaves, 0, tile);
     for (uint32_t i = 0; i + 1 < t->n_leaves; i++) {
         const blend_step s = steps[i];
         const uint8_t *column_bytes = tile_columns + (size_t)s.column * tile;
@@ -208,14 +209,14 @@ INLINE void blend_tree(const plan *p, const tree *t, const uint8_t *tile_columns
         const uint8_t *a = s.a ? slots + s.a * tile : leaves, *b = s.b ? slots + s.b * tile : leaves;
         bytes bound = bytes_all(s.bound), all_a = bytes_all(s.a), all_b = bytes_all(s.b);
         switch (s.kind) {
-        case 0: blend_vectors(column_bytes, bound, NULL, all_a, NULL, all_b, out, n, 0); break;
-        case 1: blend_vectors(column_bytes, bound, a, all_a, NULL, all_b, out, n, 0); break;
-        case 2: blend_vectors(column_bytes, bound, NULL, all_a, b, all_b, out, n, 0); break;
-        case 3: blend_vectors(column_bytes, bound, a, all_a, b, all_b, out, n, 0); break;
-        case 4: blend_vectors(column_bytes, bound, NULL, all_a, NULL, all_b, out, n, 1); break;
-        case 5: blend_vectors(column_bytes, bound, a, all_a, NULL, all_b, out, n, 1); break;
-        case 6: blend_vectors(column_bytes, bound, NULL, all_a, b, all_b, out, n, 1); break;
-        default: blend_vectors(column_bytes, bound, a, all_a, b, all_b, out, n, 1);
+        case 0: blend_vectors(column_bytes, bound, NULL, all_a, NULL, all_b, out, tile, 0); break;
+        case 1: blend_vectors(column_bytes, bound, a, all_a, NULL, all_b, out, tile, 0); break;
+        case 2: blend_vectors(column_bytes, bound, NULL, all_a, b, all_b, out, tile, 0); break;
+        case 3: blend_vectors(column_bytes, bound, a, all_a, b, all_b, out, tile, 0); break;
+        case 4: blend_vectors(column_bytes, bound, NULL, all_a, NULL, all_b, out, tile, 1); break;
+        case 5: blend_vectors(column_bytes, bound, a, all_a, NULL, all_b, out, tile, 1); break;
+        case 6: blend_vectors(column_bytes, bound, NULL, all_a, b, all_b, out, tile, 1); break;
+        default: blend_vectors(column_bytes, bound, a, all_a, b, all_b, out, tile, 1);
         }
     }
 }
@@ -239,7 +240,6 @@ INLINE void add_group(const plan *p, uint32_t first, uint32_t count, uint32_t n,
 /* At most *tile* rows. `work` holds the columns, the slots and one group's leaves. */
 INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t tile, uint8_t *work, double *scores, int32_t *leaves) {
     uint8_t *slots = work + (size_t)p->n_columns * tile, *group = slots + BLEND_SLOTS * tile;
-    uint32_t whole = (n + BYTES - 1) / BYTES * BYTES;
     double sums[LARGE_TILE];
     tile_bytes(p, rows, n, tile, work);
     for (uint32_t k = 0; k < p->n_outputs; k++) {
@@ -248,7 +248,7 @@ INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t ti
             uint32_t left = (p->n_trees - first + p->n_outputs - 1) / p->n_outputs, count = left < GROUP ? left : GROUP;
             for (uint32_t g = 0; g < count; g++) {
                 uint32_t t = first + g * p->n_outputs;
-                blend_tree(p, p->trees + t, work, slots, group + g * tile, whole, tile);
+                blend_tree(p, p->trees + t, work, slots, group + g * tile, tile);
                 if (leaves != NULL)
                     for (uint32_t r = 0; r < n; r++) leaves[(size_t)r * p->n_trees + t] = group[g * tile + r];
             }
@@ -274,7 +274,7 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
         uint32_t most = n >= LARGE_TILE ? LARGE_TILE : SMALL_TILE;
         void *work;
         if (posix_memalign(&work, 64, ((size_t)p->n_columns + BLEND_SLOTS + GROUP) * most) != 0) return -1;
-        memset(work, 0, (size_t)p->n_columns * most); /* the rows that fill up a vector are zeros */
+        memset(work, 0, (size_t)p->n_columns * most); /* the rows that fill up a tile are zeros at first */
         while (n - done > FEW_ROWS) {
             uint32_t tile = n - done >= LARGE_TILE ? LARGE_TILE : SMALL_TILE, count = n - done < tile ? (uint32_t)(n - done) : tile;
             (tile == LARGE_TILE ? large_tile : small_tile)(p, rows + done * p->n_features, count, work,
