@@ -3,8 +3,7 @@
  *
  *   BYTES, bytes              bytes a vector, and its type
  *   bytes_all(x)              x in every byte
- *   choose_at_most(c, k, a, b)   per byte: c <= k ? a : b
- *   choose_clear(c, k, a, b)     per byte: (c & k) == 0 ? a : b
+ *   choose_at_most(c, m, k, a, b)   per byte: (c & m) <= k ? a : b
  *   LEVEL, LEVEL_NAME         the name of its `level`, and what it is called
  */
 #include <math.h>
@@ -188,36 +187,36 @@ static int level_row(const plan *p, const double *row, double *scores) { return 
 
 /* ---- batches --------------------------------------------------------------------------------------------------- */
 
-INLINE void blend_vectors(const uint8_t *column_bytes, bytes bound, const uint8_t *a, bytes all_a, const uint8_t *b, bytes all_b,
-                          uint8_t *out, uint32_t tile, int is_set) {
-#pragma GCC unroll 8
-    for (uint32_t r = 0; r < tile; r += BYTES) {
-        bytes value = *(const bytes *)(column_bytes + r);
-        bytes if_true = a != NULL ? *(const bytes *)(a + r) : all_a, if_false = b != NULL ? *(const bytes *)(b + r) : all_b;
-        *(bytes *)(out + r) = is_set ? choose_clear(value, bound, if_true, if_false) : choose_at_most(value, bound, if_true, if_false);
-    }
+/*
+ * Where a step takes its bytes from: a slot has one for each row of the tile, a leaf number the same for all. The mask cuts the
+ * place of a row to 0 for the latter, so that both are read by one instruction.
+ */
+typedef struct {
+    const uint8_t *bytes;
+    size_t row_mask;
+} source;
+
+INLINE void name_sources(source *sources, const uint8_t *slots, const uint8_t *numbers, uint32_t tile) {
+    for (uint32_t s = 0; s < BLEND_SLOTS; s++) sources[s] = (source){slots + s * tile, SIZE_MAX};
+    for (uint32_t leaf = 0; leaf < BLEND_LEAVES; leaf++) sources[BLEND_SLOTS + leaf] = (source){numbers + leaf * BYTES, 0};
 }
 
 /* Run one tree's program over all rows of a tile, those that fill it up included: *leaves* gets each row's leaf number. */
-INLINE void blend_tree(const plan *p, const tree *t, const uint8_t *tile_columns, uint8_t *slots, uint8_t *leaves, uint32_t tile) {
+INLINE void blend_tree(const plan *p, const tree *t, const uint8_t *tile_columns, uint8_t *slots, source *sources, uint8_t *leaves,
+                       uint32_t tile) {
     const blend_step *steps = p->steps + t->first_split;
     if (t->n_leaves == 1) memset(leaves, 0, tile);
+    sources[0].bytes = leaves; /* the last step of a tree writes slot 0 */
     for (uint32_t i = 0; i + 1 < t->n_leaves; i++) {
         const blend_step s = steps[i];
         const uint8_t *column_bytes = tile_columns + (size_t)s.column * tile;
-        uint8_t *out = s.out ? slots + s.out * tile : leaves; /* the last step of a tree writes slot 0 */
-        const uint8_t *a = s.a ? slots + s.a * tile : leaves, *b = s.b ? slots + s.b * tile : leaves;
-        bytes bound = bytes_all(s.bound), all_a = bytes_all(s.a), all_b = bytes_all(s.b);
-        switch (s.kind) {
-        case 0: blend_vectors(column_bytes, bound, NULL, all_a, NULL, all_b, out, tile, 0); break;
-        case 1: blend_vectors(column_bytes, bound, a, all_a, NULL, all_b, out, tile, 0); break;
-        case 2: blend_vectors(column_bytes, bound, NULL, all_a, b, all_b, out, tile, 0); break;
-        case 3: blend_vectors(column_bytes, bound, a, all_a, b, all_b, out, tile, 0); break;
-        case 4: blend_vectors(column_bytes, bound, NULL, all_a, NULL, all_b, out, tile, 1); break;
-        case 5: blend_vectors(column_bytes, bound, a, all_a, NULL, all_b, out, tile, 1); break;
-        case 6: blend_vectors(column_bytes, bound, NULL, all_a, b, all_b, out, tile, 1); break;
-        default: blend_vectors(column_bytes, bound, a, all_a, b, all_b, out, tile, 1);
-        }
+        const source a = sources[s.a], b = sources[s.b];
+        uint8_t *out = s.out ? slots + s.out * tile : leaves;
+        const bytes mask = bytes_all(s.mask), bound = bytes_all(s.bound);
+#pragma GCC unroll 8
+        for (size_t r = 0; r < tile; r += BYTES)
+            *(bytes *)(out + r) = choose_at_most(*(const bytes *)(column_bytes + r), mask, bound,
+                                                 *(const bytes *)(a.bytes + (r & a.row_mask)), *(const bytes *)(b.bytes + (r & b.row_mask)));
     }
 }
 
@@ -237,10 +236,13 @@ INLINE void add_group(const plan *p, uint32_t first, uint32_t count, uint32_t n,
     }
 }
 
-/* At most *tile* rows. `work` holds the columns, the slots and one group's leaves. */
-INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t tile, uint8_t *work, double *scores, int32_t *leaves) {
+/* At most *tile* rows. `work` holds the columns, the slots and one group's leaves; *numbers* a vector of each leaf number. */
+INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t tile, uint8_t *work, const uint8_t *numbers, double *scores,
+                      int32_t *leaves) {
     uint8_t *slots = work + (size_t)p->n_columns * tile, *group = slots + BLEND_SLOTS * tile;
     double sums[LARGE_TILE];
+    source sources[BLEND_SOURCES];
+    name_sources(sources, slots, numbers, tile);
     tile_bytes(p, rows, n, tile, work);
     for (uint32_t k = 0; k < p->n_outputs; k++) {
         for (uint32_t r = 0; r < n; r++) sums[r] = 0.0;
@@ -248,7 +250,7 @@ INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t ti
             uint32_t left = (p->n_trees - first + p->n_outputs - 1) / p->n_outputs, count = left < GROUP ? left : GROUP;
             for (uint32_t g = 0; g < count; g++) {
                 uint32_t t = first + g * p->n_outputs;
-                blend_tree(p, p->trees + t, work, slots, group + g * tile, tile);
+                blend_tree(p, p->trees + t, work, slots, sources, group + g * tile, tile);
                 if (leaves != NULL)
                     for (uint32_t r = 0; r < n; r++) leaves[(size_t)r * p->n_trees + t] = group[g * tile + r];
             }
@@ -259,12 +261,12 @@ INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t ti
     }
 }
 
-static void small_tile(const plan *p, const double *rows, uint32_t n, uint8_t *work, double *scores, int32_t *leaves) {
-    tile_rows(p, rows, n, SMALL_TILE, work, scores, leaves);
+static void small_tile(const plan *p, const double *rows, uint32_t n, uint8_t *work, const uint8_t *numbers, double *scores, int32_t *leaves) {
+    tile_rows(p, rows, n, SMALL_TILE, work, numbers, scores, leaves);
 }
 
-static void large_tile(const plan *p, const double *rows, uint32_t n, uint8_t *work, double *scores, int32_t *leaves) {
-    tile_rows(p, rows, n, LARGE_TILE, work, scores, leaves);
+static void large_tile(const plan *p, const double *rows, uint32_t n, uint8_t *work, const uint8_t *numbers, double *scores, int32_t *leaves) {
+    tile_rows(p, rows, n, LARGE_TILE, work, numbers, scores, leaves);
 }
 
 /* *scores* [n][n_outputs], or *leaves* [n][n_trees]; the other is NULL. */
@@ -273,11 +275,14 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
     if (p->has_blend && n > FEW_ROWS) {
         uint32_t most = n >= LARGE_TILE ? LARGE_TILE : SMALL_TILE;
         void *work;
-        if (posix_memalign(&work, 64, ((size_t)p->n_columns + BLEND_SLOTS + GROUP) * most) != 0) return -1;
+        const size_t tile_bytes_needed = ((size_t)p->n_columns + BLEND_SLOTS + GROUP) * most;
+        if (posix_memalign(&work, 64, tile_bytes_needed + BLEND_LEAVES * BYTES) != 0) return -1;
+        uint8_t *numbers = (uint8_t *)work + tile_bytes_needed;
+        for (uint32_t leaf = 0; leaf < BLEND_LEAVES; leaf++) memset(numbers + leaf * BYTES, (int)leaf, BYTES);
         memset(work, 0, (size_t)p->n_columns * most); /* the rows that fill up a tile are zeros at first */
         while (n - done > FEW_ROWS) {
             uint32_t tile = n - done >= LARGE_TILE ? LARGE_TILE : SMALL_TILE, count = n - done < tile ? (uint32_t)(n - done) : tile;
-            (tile == LARGE_TILE ? large_tile : small_tile)(p, rows + done * p->n_features, count, work,
+            (tile == LARGE_TILE ? large_tile : small_tile)(p, rows + done * p->n_features, count, work, numbers,
                 scores ? scores + done * p->n_outputs : NULL, leaves ? leaves + done * p->n_trees : NULL);
             done += count;
         }

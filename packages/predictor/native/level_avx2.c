@@ -16,11 +16,9 @@
 typedef __m256i bytes;
 
 static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi8((char)x); }
-static inline bytes choose_at_most(bytes value, bytes bound, bytes a, bytes b) {
-    return _mm256_blendv_epi8(b, a, _mm256_cmpeq_epi8(_mm256_min_epu8(value, bound), value));
-}
-static inline bytes choose_clear(bytes value, bytes bit, bytes a, bytes b) {
-    return _mm256_blendv_epi8(b, a, _mm256_cmpeq_epi8(_mm256_and_si256(value, bit), _mm256_setzero_si256()));
+static inline bytes choose_at_most(bytes value, bytes mask, bytes bound, bytes a, bytes b) {
+    bytes masked = _mm256_and_si256(value, mask);
+    return _mm256_blendv_epi8(b, a, _mm256_cmpeq_epi8(_mm256_min_epu8(masked, bound), masked));
 }
 
 #include "body.h"

@@ -16,11 +16,8 @@
 typedef __m512i bytes;
 
 static inline bytes bytes_all(uint8_t x) { return _mm512_set1_epi8((char)x); }
-static inline bytes choose_at_most(bytes value, bytes bound, bytes a, bytes b) {
-    return _mm512_mask_blend_epi8(_mm512_cmple_epu8_mask(value, bound), b, a);
-}
-static inline bytes choose_clear(bytes value, bytes bit, bytes a, bytes b) {
-    return _mm512_mask_blend_epi8(_mm512_testn_epi8_mask(value, bit), b, a);
+static inline bytes choose_at_most(bytes value, bytes mask, bytes bound, bytes a, bytes b) {
+    return _mm512_mask_blend_epi8(_mm512_cmple_epu8_mask(_mm512_and_si512(value, mask), bound), b, a);
 }
 
 #include "body.h"

@@ -7,8 +7,8 @@
 typedef uint8_t bytes __attribute__((vector_size(BYTES), may_alias));
 
 static inline bytes bytes_all(uint8_t x) { return (bytes){0} + x; }
-static inline bytes choose(bytes mask, bytes a, bytes b) { return b ^ ((a ^ b) & mask); }
-static inline bytes choose_at_most(bytes value, bytes bound, bytes a, bytes b) { return choose((bytes)(value <= bound), a, b); }
-static inline bytes choose_clear(bytes value, bytes bit, bytes a, bytes b) { return choose((bytes)((value & bit) == 0), a, b); }
+static inline bytes choose_at_most(bytes value, bytes mask, bytes bound, bytes a, bytes b) {
+    return b ^ ((a ^ b) & (bytes)((value & mask) <= bound));
+}
 
 #include "body.h"

@@ -85,16 +85,17 @@ typedef struct {
     int32_t child[2]; /* right where child[1]; a split of the same tree, or ~leaf */
 } split;
 
-/* One step of a tree's blend program: `slot[out] = test ? a : b`, where a and b are leaf numbers or slots. */
+/*
+ * One step of a tree's blend program: `slot[out] = (byte & mask) <= bound ? a : b`. Both a and b name a source: a slot, or,
+ * from BLEND_SLOTS on, a leaf number. So no step needs a branch, whatever its children are.
+ */
 typedef struct {
-    uint16_t column;
-    uint8_t bound; /* for a category set: the bit, set for rows that go right */
-    uint8_t kind;  /* BLEND_* bits */
-    uint8_t a, b, out;
+    uint16_t column, a, b;
+    uint8_t mask, bound, out;
 } blend_step;
-enum { BLEND_A_IS_SLOT = 1, BLEND_B_IS_SLOT = 2, BLEND_IS_SET = 4 };
 #define BLEND_SLOTS 9      /* of a tree of 256 leaves, its deeper child always first (its Strahler number) */
 #define BLEND_LEAVES 256
+#define BLEND_SOURCES (BLEND_SLOTS + BLEND_LEAVES)
 
 /* One edge of a tree for the contributions, named after the split or leaf that it leads to; see shap_body.h. */
 typedef struct {

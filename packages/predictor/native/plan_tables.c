@@ -72,22 +72,21 @@ static uint8_t slots_of(const uint8_t *slots, int32_t child) { return child < 0 
 /* Append the steps that leave the leaf below split *at* in slot *out*; nothing below *out* is touched. */
 static void add_steps(const plan *p, const tree *t, int32_t at, uint8_t out, const uint8_t *slots, blend_step **next) {
     const split *s = p->splits + t->first_split + at;
-    int is_set = s->mask != 0xFF;
-    blend_step step = {.column = s->column, .bound = is_set ? s->mask : s->bound, .kind = is_set ? BLEND_IS_SET : 0, .out = out};
+    blend_step step = {.column = s->column, .mask = s->mask, .bound = s->bound, .out = out};
     int first = slots_of(slots, s->child[1]) > slots_of(slots, s->child[0]); /* the deeper child */
-    uint8_t results[2], free = out;
+    uint8_t free = out;
     for (int turn = 0; turn < 2; turn++) {
         int side = turn ? !first : first;
+        uint16_t source;
         if (s->child[side] < 0) {
-            results[side] = (uint8_t)~s->child[side];
+            source = (uint16_t)(BLEND_SLOTS + ~s->child[side]);
         } else {
             add_steps(p, t, s->child[side], free, slots, next);
-            results[side] = free++;
-            step.kind |= side ? BLEND_B_IS_SLOT : BLEND_A_IS_SLOT;
+            source = free++;
         }
+        if (side) step.b = source;
+        else step.a = source;
     }
-    step.a = results[0];
-    step.b = results[1];
     *(*next)++ = step;
 }
 
