@@ -122,7 +122,9 @@ async def test_a_row_that_raises_on_its_own_fails_alone(slot, strict, error):
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*(batcher.predict(row) for row in rows), return_exceptions=True)
     assert [type(answer).__name__ for answer in answers] == ["Prediction", "SchemaError", "Prediction"]
-    assert str(answers[1]) == f"the row cannot be read: it raises {type(error).__name__}"
+    assert str(answers[1]) == (
+        f"the row cannot be read: it raises {type(error).__name__}; send a plain mapping or list"
+    )
     assert answers[1].__cause__ is error
 
 

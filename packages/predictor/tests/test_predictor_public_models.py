@@ -28,9 +28,10 @@ def test_a_public_model_is_served_exactly(archive, tmp_path, hard_rows):
         for name, info in zip(booster.feature_name(), infos(path), strict=True)
         if info[0] not in "[n"
     }
-    width = booster.num_feature()
+    # One row of the sample, of codes that the model knows.
+    known = [float(info.split(":")[0]) if info[0] not in "[n" else 0.0 for info in infos(path)]
     write_manifest(
-        path, np.zeros((1, width)), name="public", version="1", categories=codes, policy=LENIENT, golden=1
+        path, np.array([known]), name="public", version="1", categories=codes, policy=LENIENT, golden=1
     )
     model = Model.load(path)
     truth = np.asarray(booster.predict(rows, num_threads=1))

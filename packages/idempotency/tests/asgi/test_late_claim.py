@@ -10,7 +10,6 @@ import django_project
 import litestar
 import pytest
 from asgi_driver import Talk, call, http_scope
-from litestar.logging import LoggingConfig
 from quart import Quart
 from quart import request as quart_request
 from starlette.applications import Starlette
@@ -273,9 +272,7 @@ def litestar_app(ledger: Ledger, store: Any) -> Any:
         await claim(request.scope, request.headers["authorization"])  # type: ignore[arg-type]
         return ledger.charge()
 
-    app = litestar.Litestar(
-        [charge], logging_config=LoggingConfig(log_exceptions="never"), openapi_config=None
-    )
+    app = litestar.Litestar([charge], logging_config=None, openapi_config=None)
     return LateClaim(app, store=store)  # type: ignore[arg-type]
 
 

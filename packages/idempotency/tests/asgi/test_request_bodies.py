@@ -33,6 +33,8 @@ async def test_a_body_declared_too_large_is_refused_before_it_is_asked_for() -> 
     guarded = IdempotencyMiddleware(
         app, store=MemoryStore(), tenant=one_tenant(), policy=Policy(max_request_bytes=10)
     )
-    scope = http_scope("POST", "/upload", headers=[*key_header("k"), ("content-length", "11")])
+    scope = http_scope(
+        "POST", "/upload", headers=[*key_header("k"), ("content-length", "11"), ("expect", "100-continue")]
+    )
     await guarded(scope, receive, send)
     assert sent[0]["status"] == 413

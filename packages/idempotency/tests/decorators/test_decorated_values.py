@@ -6,6 +6,7 @@ import functools
 import logging
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -94,17 +95,16 @@ def _frozen(value: Any) -> Any:
 def test_two_calls_have_one_fingerprint_iff_their_arguments_are_the_same(left: Any, right: Any) -> None:
     def function(argument: Any, *more: Any, **named: Any) -> None: ...
 
-    reader = CallReader(
-        function, operation="op", key=lambda *_, **__: "k", fingerprint=None, max_key_chars=255
-    )
+    reader = CallReader(function, operation="op", key=lambda *_, **__: "k", fingerprint=None)
+    read = partial(reader.read, max_key_chars=255)
     same = repr(_frozen(left)) == repr(_frozen(right))
     for one, other in (
         (((left,), {}), ((right,), {})),
         ((("a", left), {}), (("a", right), {})),
         ((("a",), {"x": left}), (("a",), {"x": right})),
     ):
-        assert (reader.read(*one) == reader.read(*other)) is same
-    assert reader.read((left, right), {}) != reader.read((left,), {"more": right})
+        assert (read(*one) == read(*other)) is same
+    assert read((left, right), {}) != read((left,), {"more": right})
 
 
 class TestValues:

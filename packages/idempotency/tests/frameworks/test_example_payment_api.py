@@ -166,15 +166,20 @@ async def test_what_the_record_holds_is_what_the_first_caller_got(example: Modul
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [({"cents": 701}, 402), ({"payee": "nobody"}, 404), ({"cents": 0}, 422)]
+    ("body", "status", "replayed"),
+    [
+        ({"cents": 701}, 402, "true"),
+        ({"payee": "nobody"}, 404, "true"),
+        ({"cents": 0}, 422, None),  # of the framework's validation: no handler ran, so the key stays free
+    ],
 )
 async def test_a_refusal_moves_nothing_and_is_repeated(
-    example: ModuleType, database: str, body: dict[str, Any], status: int
+    example: ModuleType, database: str, body: dict[str, Any], status: int, replayed: str | None
 ) -> None:
     async with serving(example, database) as client:
         first, again = await pay(client, **body), await pay(client, **body)
     assert (first.status_code, again.status_code, again.content) == (status, status, first.content)
-    assert again.headers["Idempotency-Replayed"] == "true"
+    assert again.headers.get("Idempotency-Replayed") == replayed
     assert money(database) == {"alice": 700, "bob": 0}
 
 
