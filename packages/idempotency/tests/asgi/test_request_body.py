@@ -42,8 +42,10 @@ def upload(port: int, head: bytes, size: int, *, chunked: bool = False) -> bytes
         return answer
 
 
+# granian closes a connection as soon as the answer's bytes are complete, whatever the application still reads: there
+# the client may see a broken pipe (docs/concepts.md says so).
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", [server for server in SERVERS if server != "granian"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("refusal", ["too large", "bad key", "no tenant"])
 async def test_a_client_reads_why_its_upload_was_refused(server: str, framing: str, refusal: str) -> None:
