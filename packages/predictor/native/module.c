@@ -107,28 +107,8 @@ static PyObject *cells_rows(PyObject *self, PyObject *args) {
     return found < 0 ? NULL : PyLong_FromSsize_t(at);
 }
 
-/* column(cells: list, out, feature, start) -> the first cell from *start* that is not plain, or len(cells). */
-static PyObject *cells_column(PyObject *self, PyObject *args) {
-    cells *own = &((cells_object *)self)->own;
-    PyObject *values;
-    Py_buffer out;
-    Py_ssize_t feature, at, n;
-    if (!PyArg_ParseTuple(args, "O!w*nn", &PyList_Type, &values, &out, &feature, &at)) return NULL;
-    n = count_rows(&out, 1);
-    int found = 1;
-    if (n < 0 || at < 0 || feature < 0 || feature >= own->width) {
-        if (n >= 0) PyErr_SetString(PyExc_ValueError, "no such feature or cell");
-        found = -1;
-    }
-    for (; found == 1 && at < n && at < PyList_Size(values); at += found == 1)
-        found = cells_read_cell(own, feature, PyList_GetItem(values, at), (double *)out.buf + at);
-    PyBuffer_Release(&out);
-    return found < 0 ? NULL : PyLong_FromSsize_t(at);
-}
-
 static PyMethodDef cells_methods[] = {
     {"rows", cells_rows, METH_VARARGS, NULL},
-    {"column", cells_column, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot cells_slots[] = {

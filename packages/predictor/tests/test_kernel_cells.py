@@ -140,8 +140,6 @@ def test_buffers_are_checked_before_they_are_written():
             schema.cells.rows([[1.0, 1.0, 1, "x", 7]], out, 0)
     with pytest.raises(ValueError, match="start must not be negative"):
         schema.cells.rows([], np.zeros((1, 5)), -1)
-    with pytest.raises(ValueError, match="no such feature"):
-        schema.cells.column([1.0], np.zeros(1), 5, 0)
 
 
 def test_a_name_that_changes_the_rows_while_it_is_compared_does_no_harm():

@@ -31,13 +31,12 @@ from idempotency._core.fingerprint import (
     operation_digest,
     representation,
 )
-from idempotency._core.headers import AGE, EXPIRES_IN
 from idempotency._core.key import parse_key, storage_key
-from idempotency._core.outcome import Headers, replay_headers
+from idempotency._core.outcome import Headers
 from idempotency._core.policy import Policy
 from idempotency._core.printable import printable
 from idempotency._core.problem import problem
-from idempotency._core.recorded import read_response
+from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.recorder import Execution
@@ -264,15 +263,9 @@ class _Exchange:
     async def replay(self, completed: Completed, waited: float) -> None:
         """Send the recorded answer, marked as a replay; or the problem that stands in its way."""
         try:
-            outcome = read_response(completed, self.key, policy=self.policy)
+            answer = replay_answer(completed, key=self.key, policy=self.policy)
         except IdempotencyError as error:
             return await self.refuse(error)
-        headers = [
-            *replay_headers(outcome),
-            self.policy.wire.mark,
-            (AGE, b"%d" % completed.age),
-            (EXPIRES_IN, b"%d" % completed.expires_in),
-        ]
         if self.engine.hooks:
             self.engine.emit(
                 Replayed(
@@ -280,10 +273,10 @@ class _Exchange:
                     key_id=key_id(self.key),
                     age=completed.age,
                     waited=waited,
-                    traceparent=outcome.traceparent,
+                    traceparent=answer.traceparent,
                 )
             )
-        return await self._send_response(outcome.status, headers, outcome.body)
+        return await self._send_response(answer.status, answer.headers, answer.body)
 
     async def _refuse_unread(self, error: IdempotencyError, declared: int, *, named: bool = True) -> None:
         """Refuse a request before its body was read: have the rest come and drop it, or the client may see a reset."""
