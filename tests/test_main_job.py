@@ -29,17 +29,17 @@ def test_a_retry_gets_the_first_answer_also_after_a_restart(
     assert successor.predict(body(), "agent-1-202602201400").content == first.content
 
 
-def test_twins_are_one_run_and_a_wrong_key_sees_nothing(
+def test_duplicates_are_one_run_and_a_wrong_key_sees_nothing(
     serve: Serve, body: Body, store_variables: Mapping[str, str]
 ) -> None:
     service = serve(**store_variables)
     with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda _: service.predict(body(), "twins"), range(20)))
+        answers = list(pool.map(lambda _: service.predict(body(), "duplicates"), range(20)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
     assert service.metric('ml_service_cache_requests_total{result="miss"}') == 1.0
-    assert service.predict(body(), "twins", **{"X-API-Key": "wrong"}).status_code == 401
-    assert service.predict(body("agent-2"), "twins").status_code == 422
+    assert service.predict(body(), "duplicates", **{"X-API-Key": "wrong"}).status_code == 401
+    assert service.predict(body("agent-2"), "duplicates").status_code == 422
 
 
 def test_several_workers_share_one_decision_and_one_set_of_numbers(serve: Serve, body: Body) -> None:

@@ -132,9 +132,9 @@ async def load(
     return Measured(count / took, waits[count // 2], waits[int(count * 0.99)], cpu * 1000 / count)
 
 
-async def twins(server: Server, count: int) -> None:
+async def duplicates(server: Server, count: int) -> None:
     """Send *count* requests with one new key at once."""
-    message = request(body(), f"twins-{next(numbers)}")
+    message = request(body(), f"duplicates-{next(numbers)}")
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -221,7 +221,7 @@ async def compare(
                     measured.append(one)
             table[f"{name}, {connections}"] = (quietest(slices[ours]), quietest(slices[older]))
     before = await decided(ours)
-    await twins(ours, 50)
+    await duplicates(ours, 50)
     return table, await decided(ours) - before
 
 
@@ -253,7 +253,7 @@ def show(
     console.print(rows)
     console.print(f"first answer after   {ours.start:.2f} s / {older.start:.2f} s")
     console.print(f"resident memory      {ours.rss():.0f} MiB / {older.rss():.0f} MiB")
-    console.print(f"50 twins decided     {runs} time(s)")
+    console.print(f"50 duplicates decided     {runs} time(s)")
     decision = table["decision, 64"][1].cpu
     console.print(
         f"older: a decision costs {decision / table['replay, 64'][1].cpu:.0f} times the CPU of a replay "
@@ -272,7 +272,7 @@ def goals(table: dict[str, tuple[Measured, Measured]], ours: Server, runs: int) 
         "with a tenth of the p99": replay[0].p99 * 10 <= replay[1].p99,
         "the first answer comes within 1 s": ours.start <= 1.0,
         "at most 100 MiB are resident": ours.rss() <= 100,
-        "one of 50 twins decides": runs == 1,
+        "one of 50 duplicates decides": runs == 1,
     }
 
 

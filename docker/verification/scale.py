@@ -28,11 +28,13 @@ def verify_replicas(tally: Tally, scratch: Path) -> None:
         until("every service's part in it", all_took_part)
         tally.check("repeats of one key are answered alike by all of them", len(bodies) == 1)
         with ThreadPoolExecutor(24) as pool:
-            twins = list(pool.map(lambda _: service.predict("twins"), range(24)))
-        same = {twin.status for twin in twins} == {200} and len({twin.body for twin in twins}) == 1
-        runs = sum(1 for twin in twins if not twin.replayed)
+            answers = list(pool.map(lambda _: service.predict("duplicates"), range(24)))
+        same = {answer.status for answer in answers} == {200} and len(
+            {answer.body for answer in answers}
+        ) == 1
+        runs = sum(1 for answer in answers if not answer.replayed)
         tally.check(
-            "24 twins at once, over three services, make one decision", same and runs == 1, f"{runs} run"
+            "24 duplicates at once, over three services, make one decision", same and runs == 1, f"{runs} run"
         )
 
         podman("kill", "-s", "KILL", replicas[0])

@@ -1,8 +1,8 @@
 """
 Clients over real sockets, each sending its request again under the same key until it has a final answer.
 
-Among them: twins on two workers at once, strangers with another body under a used key, tenants who share a key's text,
-clients that hang up, and in the end, once all is calm, a replay of everything.
+Among them: duplicates on two workers at once, strangers with another body under a used key, tenants who share a
+key's text, clients that hang up, and in the end, once all is calm, a replay of everything.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Traffic:
     slow: float
     at_once: int
     patience: float = 30.0
-    twins: float = 0.15
+    duplicates: float = 0.15
     strangers: float = 0.05
     hang_ups: float = 0.05
 
@@ -144,8 +144,8 @@ class Clients:
         body = self._request(number)
         if chance.random() < traffic.hang_ups:
             await self._hang_up(operation, body)
-        twins = chance.choice([2, 2, 3]) if chance.random() < traffic.twins else 1
-        await asyncio.gather(*[self._until_final(operation, body) for _ in range(twins)])
+        duplicates = chance.choice([2, 2, 3]) if chance.random() < traffic.duplicates else 1
+        await asyncio.gather(*[self._until_final(operation, body) for _ in range(duplicates)])
         # Not after an unknown outcome: a claim that nobody heard of is released, and then the key is anybody's.
         answered = any(answer.status == 201 for answer in operation.answers)
         if chance.random() < traffic.strangers and answered:

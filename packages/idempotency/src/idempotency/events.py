@@ -42,7 +42,7 @@ class Claimed:
     Attributes:
         operation: "POST /charges", or the name given to a decorator.
         attempt: 1 for the first run; more where an abandoned one was taken over.
-        waited: Seconds spent waiting for a twin that did not finish; 0.0 where none ran.
+        waited: Seconds spent waiting for a duplicate that did not finish; 0.0 where none ran.
     """
 
     operation: str
@@ -58,7 +58,7 @@ class Replayed:
 
     Attributes:
         age: Seconds since the outcome was recorded.
-        waited: Seconds spent waiting for the running twin; 0.0 where it was done already.
+        waited: Seconds spent waiting for the running duplicate; 0.0 where it was done already.
         traceparent: The trace context (W3C) of the run that made the outcome, where a hook recorded one.
     """
 

@@ -144,7 +144,7 @@ class PrometheusHook:
         self._lost = counter("claims_lost", "Runs that no longer owned their key: possible second effects.")
         self._failures = counter("store_failures", "Calls that the store did not answer.", "step", "action")
         self._unprotected = counter("unprotected_runs", "Runs without a claim, since the store was away.")
-        self._waited = histogram("wait_seconds", "Time spent waiting for a running twin.", "end")
+        self._waited = histogram("wait_seconds", "Time spent waiting for a running duplicate.", "end")
         self._ran = histogram("run_seconds", "Time from the claim to the record.")
         if label is None:
             self._start_at_zero()
@@ -255,7 +255,7 @@ class OpenTelemetryHook:
             span.add_link(first_run, {"idempotency.link": "first_run"})
 
 
-# From a replay that met its twin's last moment to the longest wait a client stays for.
+# From a replay that met its duplicate's last moment to the longest wait a client stays for.
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 # What the engine does about each failure.

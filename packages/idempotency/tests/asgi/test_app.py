@@ -48,20 +48,20 @@ async def test_first_run_replay_and_mismatch(store: Store) -> None:
     assert (again.replayed, charges.runs) == (True, 1)
 
 
-async def test_twins_wait_and_follow(store: Store) -> None:
+async def test_duplicates_wait_and_follow(store: Store) -> None:
     async def work(number: int) -> None:
         await anyio.sleep(0.05)
 
     charges, answers = Charges(work), []
     app = guard(charges, store, wait=5)
 
-    async def twin() -> None:
+    async def duplicate() -> None:
         answers.append(await call(app, key="k"))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
-                tasks.start_soon(twin)
+                tasks.start_soon(duplicate)
     assert {answer.body for answer in answers} == {b'{"charge": 1}'}
 
 
@@ -71,13 +71,13 @@ async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
 
     charges, answers = Charges(work), []
 
-    async def twin(app: Any) -> None:
+    async def duplicate(app: Any) -> None:
         answers.append(await call(app, key="k"))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             for _ in range(3):  # an engine each, as in three processes
-                tasks.start_soon(twin, guard(charges, store, wait=5))
+                tasks.start_soon(duplicate, guard(charges, store, wait=5))
     assert [answer.body for answer in answers] == [b'{"charge": 1}'] * 3
 
 

@@ -140,7 +140,7 @@ async def test_expect_continue(site: Site) -> None:
     assert site.charges.bodies == [b"x" * 10]
 
 
-async def test_pipelined_twins_have_one_effect(site: Site) -> None:
+async def test_pipelined_duplicates_have_one_effect(site: Site) -> None:
     async with await Wire.connect(site.port) as wire:
         await wire.send(request("/charges", "k", b"{}") * 3)
         answers = [await wire.response() for _ in range(3)]
@@ -224,7 +224,7 @@ async def test_store_injection(site: Site) -> None:
         assert not set(record.key) & set("{}:*/;' ")
 
 
-# Twins.
+# Duplicates.
 
 
 async def test_concurrent_same_key(server: str) -> None:
@@ -235,11 +235,11 @@ async def test_concurrent_same_key(server: str) -> None:
 
     charges = Charges(work)
     async with serve(guard(charges, MemoryStore()), server) as port:
-        twins = [asyncio.create_task(post(port, key="k")) for _ in range(20)]
-        while sum(twin.done() for twin in twins) < 19:
+        duplicates = [asyncio.create_task(post(port, key="k")) for _ in range(20)]
+        while sum(duplicate.done() for duplicate in duplicates) < 19:
             await asyncio.sleep(0.005)
         go_on.set()
-        answers = await asyncio.gather(*twins)
+        answers = await asyncio.gather(*duplicates)
     assert sorted(answer.status for answer in answers) == [201] + [409] * 19
     assert charges.runs == 1
     for answer in answers:

@@ -223,7 +223,7 @@ class TestLostAnswers:
         assert answer.json() == {"charge": 1}
         assert shop.charges == 1
 
-    async def test_a_twin_that_still_runs_is_waited_for(self, caller: Caller, shop: Shop) -> None:
+    async def test_a_duplicate_that_still_runs_is_waited_for(self, caller: Caller, shop: Shop) -> None:
         shop.hold = hold = threading.Event()
 
         def release_at_the_second_pause() -> None:

@@ -1,4 +1,4 @@
-"""Every interleaving of twins, faults, crashes and lapsing leases keeps the promises; broken cores do not."""
+"""Every interleaving of duplicates, faults, crashes and lapsing leases keeps the promises; broken cores do not."""
 
 from __future__ import annotations
 

@@ -126,9 +126,9 @@ def test_errors_survive_pickle_and_copy() -> None:
         error_module.StoreUnavailable("gone"),
     ]
     for error in samples:
-        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
-            assert type(twin) is type(error)
-            assert (str(twin), vars(twin)) == (str(error), vars(error))
+        for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+            assert type(copied) is type(error)
+            assert (str(copied), vars(copied)) == (str(error), vars(error))
 
 
 def test_every_error_has_a_slug_of_its_own_and_a_status() -> None:

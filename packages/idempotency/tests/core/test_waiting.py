@@ -1,4 +1,4 @@
-"""How a request waits for its twin: the protocol alone, over a clock that the test moves."""
+"""How a request waits for its duplicate: the protocol alone, over a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY, FINGERPRINT = StorageKey("k"), Fingerprint(b"f")
 CLAIM = Claim(KEY, Owner(b"o" * 16), 2, 2)
 
 
-class Twin:
+class Duplicate:
     """A store that holds another owner's claim; *renewed* are the moments at which that owner shows signs of life."""
 
     def __init__(self, lease: float, renewed: list[float]) -> None:
@@ -31,23 +31,23 @@ class Twin:
         return Running(FINGERPRINT, self.until - self.now) if self.now < self.until else Acquired(CLAIM)
 
 
-def wait_for(twin: Twin, chances: list[float]) -> float:
-    """Play one request that waits for *twin*: the moment at which it may run."""
+def wait_for(duplicate: Duplicate, chances: list[float]) -> float:
+    """Play one request that waits for *duplicate*: the moment at which it may run."""
     draws = iter(chances * 1_000)
     steps = begin(KEY, FINGERPRINT, policy=Policy(), wait=1_000.0, chance=lambda: next(draws))
     action = next(steps)
     try:
         while True:
             if isinstance(action, Acquire):
-                action = steps.send(twin.acquire())
+                action = steps.send(duplicate.acquire())
             else:
                 assert isinstance(action, Await)
-                twin.now += min(action.poll, action.limit)
-                action = steps.send(WaitEnded(twin.now))
+                duplicate.now += min(action.poll, action.limit)
+                action = steps.send(WaitEnded(duplicate.now))
     except StopIteration as end:
         verdict = end.value
-    assert verdict == Execute(CLAIM, twin.now)
-    return twin.now
+    assert verdict == Execute(CLAIM, duplicate.now)
+    return duplicate.now
 
 
 CHANCES = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5)
@@ -57,7 +57,7 @@ CHANCES = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5)
 def test_who_waits_for_a_dead_owner_runs_within_30_ms_of_the_end_of_its_lease(
     lease: float, chances: list[float]
 ) -> None:
-    moment = wait_for(Twin(lease, renewed=[]), chances)
+    moment = wait_for(Duplicate(lease, renewed=[]), chances)
     assert lease <= moment <= lease + 0.031
 
 
@@ -66,6 +66,6 @@ def test_a_living_owner_is_asked_after_at_growing_intervals_and_never_succeeded(
     lease: float, renewals: int, chances: list[float]
 ) -> None:
     last = renewals * lease / 3
-    twin = Twin(lease, renewed=[beat * lease / 3 for beat in range(1, renewals + 1)])
-    assert last + lease <= wait_for(twin, chances) <= last + lease + 0.031
-    assert twin.asked <= 10 + 2 * (last + lease)
+    duplicate = Duplicate(lease, renewed=[beat * lease / 3 for beat in range(1, renewals + 1)])
+    assert last + lease <= wait_for(duplicate, chances) <= last + lease + 0.031
+    assert duplicate.asked <= 10 + 2 * (last + lease)

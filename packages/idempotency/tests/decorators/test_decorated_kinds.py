@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestAsync:
-    """What only coroutine functions have: cancellation, twins in one loop, tasks that outlive their run."""
+    """What only coroutine functions have: cancellation, duplicates in one loop, tasks that outlive their run."""
 
     async def test_a_cancelled_run_leaves_its_key_to_the_lease(self) -> None:
         world, started = World("async"), anyio.Event()
@@ -45,7 +45,7 @@ class TestAsync:
         record = await world.record(operation="slow")
         assert record.attempt == 1
 
-    async def test_twenty_twins_run_once_and_all_get_the_value(self) -> None:
+    async def test_twenty_duplicates_run_once_and_all_get_the_value(self) -> None:
         world, values = World("async"), []
 
         @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
@@ -63,7 +63,7 @@ class TestAsync:
         assert values == ["o-1"] * 20
         assert world.runs == ["o-1"]
 
-    async def test_without_a_wait_a_twin_is_told_to_come_back(self) -> None:
+    async def test_without_a_wait_a_duplicate_is_told_to_come_back(self) -> None:
         world, started, go = World("async"), anyio.Event(), anyio.Event()
 
         @idempotent(store=world.store, operation="slow", key=lambda order: order)
@@ -197,7 +197,7 @@ class _Future:
         yield
 
 
-def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_twin() -> None:
+def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_duplicate() -> None:
     """A waiter that is cancelled neither runs nor disturbs the run it waited for."""
     world = World("async")
 

@@ -1,4 +1,4 @@
-"""The async engine where requests are cancelled, at every step of theirs, and twins follow one another."""
+"""The async engine where requests are cancelled, at every step of theirs, and duplicates follow one another."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ async def test_request_cancelled_at_any_step_never_runs_twice_at_most_once() -> 
 
 @pytest.mark.parametrize("victim", ["the leader", "the first follower"])
 @pytest.mark.parametrize("status", [201, 503])
-async def test_twins_of_a_request_cancelled_at_any_step_are_all_answered(status: int, victim: str) -> None:
+async def test_duplicates_of_a_request_cancelled_at_any_step_are_all_answered(
+    status: int, victim: str
+) -> None:
     for steps in range(30):
         clock = FakeClock()
         charges = Steps(status=status)
@@ -179,7 +181,9 @@ async def test_twins_of_a_request_cancelled_at_any_step_are_all_answered(status:
         app.engine.hooks = (log,)
         answers: list[Answer] = []
 
-        async def twin(scope: anyio.CancelScope, app: Any = app, answers: list[Answer] = answers) -> None:
+        async def duplicate(
+            scope: anyio.CancelScope, app: Any = app, answers: list[Answer] = answers
+        ) -> None:
             with scope:
                 answers.append(await call(app, key="k"))
 
@@ -187,7 +191,7 @@ async def test_twins_of_a_request_cancelled_at_any_step_are_all_answered(status:
         with anyio.fail_after(5):
             async with anyio.create_task_group() as tasks:
                 for scope in scopes:
-                    tasks.start_soon(twin, scope)
+                    tasks.start_soon(duplicate, scope)
                 for _ in range(steps):
                     await anyio.lowlevel.checkpoint()
                 scopes[0 if victim == "the leader" else 1].cancel()
@@ -209,19 +213,19 @@ def question(wait: float = 0.0, **policy: Any) -> Ask:
     return Ask(StorageKey("k"), Fingerprint(b"f"), Policy(**policy), "POST /charges", wait)
 
 
-async def test_twins_in_one_process_replay_without_asking_the_store() -> None:
+async def test_duplicates_in_one_process_replay_without_asking_the_store() -> None:
     store, verdicts = Interposed(MemoryStore()), []
     engine = Engine(store)
     run = await engine.begin(question(wait=5, retention=60))
     assert isinstance(run, Run)
 
-    async def twin() -> None:
+    async def duplicate() -> None:
         verdicts.append(await engine.begin(question(wait=5)))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
-                tasks.start_soon(twin)
+                tasks.start_soon(duplicate)
             await background()
             await run.keep(encode_response(Response(201, (), b"done")))
     assert [type(verdict) for verdict in verdicts] == [Replay] * 8
@@ -235,13 +239,13 @@ async def test_what_a_watcher_finds_recorded_by_another_process_is_everybodys() 
     run = await elsewhere.begin(question())
     assert isinstance(run, Run)
 
-    async def twin() -> None:
+    async def duplicate() -> None:
         verdicts.append(await here.begin(question(wait=5)))
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             for _ in range(8):
-                tasks.start_soon(twin)
+                tasks.start_soon(duplicate)
             await background()
             asked = store.calls["acquire"]
             await run.keep(encode_response(Response(201, [], b"done")))
@@ -259,7 +263,7 @@ async def test_what_a_watcher_finds_recorded_by_another_process_is_everybodys() 
         ("unrecorded", ["Refuse", "Refuse", "Refuse"]),
     ],
 )
-async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_than_it(
+async def test_duplicates_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_than_it(
     fate: str, heard: list[str]
 ) -> None:
     records, verdicts = MemoryStore(), []
@@ -268,7 +272,7 @@ async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_th
     run = await engine.begin(question(wait=0.6))
     assert isinstance(run, Run)
 
-    async def twin() -> None:
+    async def duplicate() -> None:
         verdict = await engine.begin(question(wait=0.6))
         verdicts.append(type(verdict).__name__)
         if isinstance(verdict, Run):
@@ -277,7 +281,7 @@ async def test_twins_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_th
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
-                tasks.start_soon(twin)
+                tasks.start_soon(duplicate)
             await background()
             if fate != "unrecorded":
                 await records.forget(run.claim.key)
@@ -339,12 +343,12 @@ async def test_who_does_not_wait_itself_leads_those_that_may(policy: dict[str, f
     run = await engine.begin(ask(0.0))  # as with `Prefer: wait=0`, or without a preference
     assert isinstance(run, Run)
 
-    async def twin() -> None:
+    async def duplicate() -> None:
         verdicts.append(await engine.begin(ask(5.0)))
 
     with anyio.fail_after(4):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(twin)
+            tasks.start_soon(duplicate)
             await background()
             await run.keep(b"done")
     assert (type(verdicts[0]), store.calls["acquire"]) == (Replay, 1)
@@ -408,12 +412,12 @@ async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> Non
     assert isinstance(await engine.begin(question(wait=0.01)), Refuse)
     asked, verdicts = store.calls["acquire"], []
 
-    async def twin() -> None:
+    async def duplicate() -> None:
         verdicts.append(await engine.begin(question(wait=5)))
 
     with anyio.fail_after(4):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(twin)
+            tasks.start_soon(duplicate)
             await background()
             await run.keep(encode_response(Response(201, [], b"done")))
     assert isinstance(verdicts[0], Replay)

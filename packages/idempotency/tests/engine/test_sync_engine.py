@@ -264,7 +264,7 @@ class TestBothEngines:
         assert isinstance(during.error, FingerprintMismatch)
         assert isinstance(after.error, FingerprintMismatch)
 
-    async def test_a_waiter_replays_what_its_twin_records(self, engine: Any, store: Faults) -> None:
+    async def test_a_waiter_replays_what_its_duplicate_records(self, engine: Any, store: Faults) -> None:
         reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         assert isinstance(reply, Acquired)
         verdict = await engine.begin_and(
@@ -274,7 +274,7 @@ class TestBothEngines:
         assert verdict.completed.outcome == OUTCOME
         assert 0 < verdict.waited < 10
 
-    async def test_a_waiter_takes_over_when_its_twin_gives_up(
+    async def test_a_waiter_takes_over_when_its_duplicate_gives_up(
         self, engine: Any, store: Faults, events: list[Event]
     ) -> None:
         reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
@@ -333,7 +333,7 @@ class TestBothEngines:
         assert isinstance(verdict.error, InProgress)
         assert 1 <= verdict.error.retry_after <= 4
         assert store.calls.count("acquire") >= 2
-        assert events == [], "a twin that runs is no failure of the store"
+        assert events == [], "a duplicate that runs is no failure of the store"
 
     async def test_a_store_without_an_answer_refuses_and_its_possible_grant_is_released(
         self, engine: Any, store: Faults, events: list[Event]
@@ -553,8 +553,8 @@ class TestHeartbeat:
         assert isinstance(run, SyncRun)
         self.pass_time(sync, clock, 100)
         assert "get" not in store.calls, "a sign that the store heard asks for no more"
-        twin = sync.engine.begin(ask())
-        assert isinstance(twin, Refuse)
+        duplicate = sync.engine.begin(ask())
+        assert isinstance(duplicate, Refuse)
         assert isinstance(run.keep(OUTCOME), Recorded)
         self.pass_time(sync, clock, 20)
         assert len(sync.scheduler) == 0

@@ -1,4 +1,4 @@
-"""Twins in threads: one runs, the others wait for it, not for the store; if it fails exactly one of them runs."""
+"""Duplicates in threads: one runs, the others wait for it, not for the store; if it fails exactly one of them runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Counting(SyncMemoryStore):
         return super().acquire(key, **asked)
 
 
-class Twins:
+class Duplicates:
     """Threads that ask for one key and wait; each either runs, as it is told, or hears of the run."""
 
     def __init__(self, **policy: Any) -> None:
@@ -60,11 +60,11 @@ class Twins:
 
 
 @pytest.fixture
-def twins() -> Any:
-    twins = Twins()
-    yield twins
-    twins.threads.shutdown()
-    assert len(twins.engine.single_flight) == 0, "a in_flight was left behind"
+def duplicates() -> Any:
+    duplicates = Duplicates()
+    yield duplicates
+    duplicates.threads.shutdown()
+    assert len(duplicates.engine.single_flight) == 0, "a run was left behind"
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -84,82 +84,86 @@ def the_one_that_runs(calls: list[Future[Any]]) -> SyncRun:
     return run
 
 
-def test_one_of_many_threads_runs_and_the_others_replay_without_asking_the_store(twins: Twins) -> None:
-    run = twins.ask()
-    others = twins.followers(THREADS - 1)
-    assert twins.store.asked == 1
+def test_one_of_many_threads_runs_and_the_others_replay_without_asking_the_store(
+    duplicates: Duplicates,
+) -> None:
+    run = duplicates.ask()
+    others = duplicates.followers(THREADS - 1)
+    assert duplicates.store.asked == 1
     run.keep(OUTCOME)
     for call in others:
         verdict = call.result(5)
         assert isinstance(verdict, Replay)
         assert verdict.completed.outcome == OUTCOME
         assert verdict.waited > 0
-    assert twins.store.asked == 1
+    assert duplicates.store.asked == 1
 
 
 @pytest.mark.parametrize("failures", [1, 3])
-def test_a_failure_lets_exactly_one_of_the_others_run(twins: Twins, failures: int) -> None:
-    run = twins.ask()
-    others = twins.followers(8)
+def test_a_failure_lets_exactly_one_of_the_others_run(duplicates: Duplicates, failures: int) -> None:
+    run = duplicates.ask()
+    others = duplicates.followers(8)
     for failure in range(failures):
         run.release()
         run = the_one_that_runs(others)
-        assert twins.store.asked == 2 + failure
+        assert duplicates.store.asked == 2 + failure
         assert not any(call.done() for call in others)
     run.keep(OUTCOME)
     assert all(isinstance(call.result(5), Replay) for call in others)
-    assert twins.store.asked == 1 + failures
+    assert duplicates.store.asked == 1 + failures
 
 
 def test_after_an_abandoned_run_one_thread_watches_its_lease_for_all() -> None:
-    twins = Twins(lease=0.2)
-    twins.ask().abandon()
-    assert len(twins.engine.single_flight) == 0
-    first = twins.threads.submit(twins.ask, wait=30.0)
-    eventually(lambda: len(twins.engine.single_flight) == 1)
-    others = twins.followers(8)
+    duplicates = Duplicates(lease=0.2)
+    duplicates.ask().abandon()
+    assert len(duplicates.engine.single_flight) == 0
+    first = duplicates.threads.submit(duplicates.ask, wait=30.0)
+    eventually(lambda: len(duplicates.engine.single_flight) == 1)
+    others = duplicates.followers(8)
     run = first.result(5)
     assert (type(run), run.claim.attempt) == (SyncRun, 2)
     run.keep(OUTCOME)
     assert all(isinstance(call.result(5), Replay) for call in others)
-    twins.threads.shutdown()
-    assert len(twins.engine.single_flight) == 0
+    duplicates.threads.shutdown()
+    assert len(duplicates.engine.single_flight) == 0
 
 
-def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(twins: Twins) -> None:
-    reply = twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
-    first = twins.threads.submit(twins.ask, wait=30.0)
-    eventually(lambda: len(twins.engine.single_flight) == 1)
-    others = twins.followers(8)
-    asked = twins.store.asked
-    assert twins.store.complete(reply.claim, OUTCOME, retention=60.0)
+def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(
+    duplicates: Duplicates,
+) -> None:
+    reply = duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
+    first = duplicates.threads.submit(duplicates.ask, wait=30.0)
+    eventually(lambda: len(duplicates.engine.single_flight) == 1)
+    others = duplicates.followers(8)
+    asked = duplicates.store.asked
+    assert duplicates.store.complete(reply.claim, OUTCOME, retention=60.0)
     for call in (first, *others):
         verdict = call.result(5)
         assert isinstance(verdict, Replay)
         assert isinstance(verdict.completed, Completed)
-    assert twins.store.asked < asked + 8, "who watched asked for all"
+    assert duplicates.store.asked < asked + 8, "who watched asked for all"
 
 
-def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(twins: Twins) -> None:
-    reply = twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
-    first = twins.threads.submit(twins.ask, wait=0.05)
-    eventually(lambda: len(twins.engine.single_flight) == 1)
-    (other,) = twins.followers(1)
+def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(duplicates: Duplicates) -> None:
+    reply = duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
+    first = duplicates.threads.submit(duplicates.ask, wait=0.05)
+    eventually(lambda: len(duplicates.engine.single_flight) == 1)
+    (other,) = duplicates.followers(1)
     assert isinstance(first.result(5), Refuse)
-    assert twins.store.complete(reply.claim, OUTCOME, retention=60.0)
+    assert duplicates.store.complete(reply.claim, OUTCOME, retention=60.0)
     assert isinstance(other.result(5), Replay)
 
 
-def test_who_has_waited_long_enough_is_told_so(twins: Twins) -> None:
-    run = twins.ask()
-    verdict = twins.ask(wait=0.05)
+def test_who_has_waited_long_enough_is_told_so(duplicates: Duplicates) -> None:
+    run = duplicates.ask()
+    verdict = duplicates.ask(wait=0.05)
     assert isinstance(verdict, Refuse)
     assert isinstance(verdict.error, InProgress)
-    assert twins.store.asked == 2, "once, when its time was up"
-    (other,) = twins.followers(1)
+    assert duplicates.store.asked == 2, "once, when its time was up"
+    (other,) = duplicates.followers(1)
     run.keep(OUTCOME)
     assert isinstance(other.result(5), Replay), "who runs leads on, whoever gave up"
-    assert twins.store.asked == 2
+    assert duplicates.store.asked == 2
 
 
 class Interrupt(BaseException):
@@ -170,31 +174,31 @@ def interrupt(*_: Any) -> Any:
     raise Interrupt
 
 
-def test_a_watching_thread_that_is_interrupted_leads_no_longer(twins: Twins) -> None:
-    twins.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
-    twins.engine.sleep = interrupt
+def test_a_watching_thread_that_is_interrupted_leads_no_longer(duplicates: Duplicates) -> None:
+    duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
+    duplicates.engine.sleep = interrupt
     with pytest.raises(Interrupt):
-        twins.ask(wait=30.0)
-    assert len(twins.engine.single_flight) == 0
+        duplicates.ask(wait=30.0)
+    assert len(duplicates.engine.single_flight) == 0
 
 
 def test_a_following_thread_that_is_interrupted_has_nothing_to_release(
-    twins: Twins, monkeypatch: pytest.MonkeyPatch
+    duplicates: Duplicates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = []
-    monkeypatch.setattr(twins.engine, "release_late", lambda *asked: released.append(asked))
-    run = twins.ask()
+    monkeypatch.setattr(duplicates.engine, "release_late", lambda *asked: released.append(asked))
+    run = duplicates.ask()
     with monkeypatch.context() as patch:
-        patch.setattr(twins.engine.single_flight, "follow", interrupt)
+        patch.setattr(duplicates.engine.single_flight, "follow", interrupt)
         with pytest.raises(Interrupt):
-            twins.ask(wait=30.0)
-    assert (released, twins.store.asked) == ([], 1), "it never asked the store"
+            duplicates.ask(wait=30.0)
+    assert (released, duplicates.store.asked) == ([], 1), "it never asked the store"
     run.keep(OUTCOME)
 
 
-def test_another_request_under_the_key_is_refused_at_once(twins: Twins) -> None:
-    run = twins.ask()
-    verdict = twins.ask(wait=30.0, fingerprint=OTHER)
+def test_another_request_under_the_key_is_refused_at_once(duplicates: Duplicates) -> None:
+    run = duplicates.ask()
+    verdict = duplicates.ask(wait=30.0, fingerprint=OTHER)
     assert isinstance(verdict.error, FingerprintMismatch)
     run.keep(OUTCOME)
 

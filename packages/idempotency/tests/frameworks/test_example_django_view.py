@@ -107,7 +107,7 @@ def test_an_order_sent_twice_is_placed_once_for_each_customer(shop: Shop) -> Non
     assert shop.orders() == ["book", "book"]
 
 
-def test_twins_wait_and_get_the_first_ones_answer(shop: Shop) -> None:
+def test_duplicates_wait_and_get_the_first_ones_answer(shop: Shop) -> None:
     answers = shop.post(*[request()] * 5, at_once=True)
     assert [answer for _, _, answer in answers] == [{"order": 1, "sku": "book"}] * 5
     assert sum(replayed is None for _, replayed, _ in answers) == 1

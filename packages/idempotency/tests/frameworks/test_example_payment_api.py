@@ -136,7 +136,7 @@ async def test_a_payment_repeated_with_a_renewed_token_moves_the_money_once(
     assert money(database) == {"alice": 200, "bob": 500}
 
 
-async def test_twins_on_two_servers_pay_once_and_get_the_same_answer(
+async def test_duplicates_on_two_servers_pay_once_and_get_the_same_answer(
     example: ModuleType, database: str
 ) -> None:
     answers: list[httpx.Response] = []

@@ -103,7 +103,7 @@ async def test_a_handler_that_raises_frees_the_key(served: Any) -> None:
     assert (again.status, again.replayed, ledger.effects) == (500, False, 2)
 
 
-async def test_twins_at_once_have_one_effect(served: Any) -> None:
+async def test_duplicates_at_once_have_one_effect(served: Any) -> None:
     send, ledger = served
     answers = await asyncio.gather(*[send("/charges", key="k") for _ in range(10)])
     assert {answer.status for answer in answers} <= {201, 409}

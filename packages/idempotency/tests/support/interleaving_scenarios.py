@@ -18,7 +18,7 @@ __all__ = ["DEEP", "MUTANTS", "SCENARIOS", "Scenario"]
 AT_LEAST = Policy(wait=1.0)
 AT_MOST = Policy.at_most_once(wait=1.0)
 
-ONE, TWINS, THREE = ((Client(b"f"),) * count for count in (1, 2, 3))
+ONE, TWO, THREE = ((Client(b"f"),) * count for count in (1, 2, 3))
 STRANGER = (Client(b"g"),)
 
 
@@ -35,45 +35,45 @@ class Scenario(NamedTuple):
 
 
 SCENARIOS = {
-    "three twins, a crash and a lapse": Scenario(World(THREE, crashes_left=1, lapses_left=1)),
-    "twins, three lost replies and a lapse": Scenario(World(TWINS, faults_left=3, lapses_left=1)),
-    "twins, a stall, a lost reply and a handler that raises": Scenario(
-        World(TWINS, faults_left=1, lapses_left=2, raises_left=1)
+    "three duplicates, a crash and a lapse": Scenario(World(THREE, crashes_left=1, lapses_left=1)),
+    "duplicates, three lost replies and a lapse": Scenario(World(TWO, faults_left=3, lapses_left=1)),
+    "duplicates, a stall, a lost reply and a handler that raises": Scenario(
+        World(TWO, faults_left=1, lapses_left=2, raises_left=1)
     ),
-    "twins, a lost record, a lapse and a lost reply": Scenario(
-        World(TWINS, losses_left=1, lapses_left=1, faults_left=1)
+    "duplicates, a lost record, a lapse and a lost reply": Scenario(
+        World(TWO, losses_left=1, lapses_left=1, faults_left=1)
     ),
-    "a twin and a stranger under one key": Scenario(World((*TWINS, *STRANGER), faults_left=1, lapses_left=1)),
+    "a duplicate and a stranger under one key": Scenario(
+        World((*TWO, *STRANGER), faults_left=1, lapses_left=1)
+    ),
     "a stranger under a key whose record is lost": Scenario(
         World((*ONE, *STRANGER), losses_left=1, lapses_left=1, faults_left=2)
     ),
-    "at most once: twins, a crash, lapses and lost replies": Scenario(
-        World(TWINS, crashes_left=1, lapses_left=2, faults_left=2), AT_MOST
+    "at most once: duplicates, a crash, lapses and lost replies": Scenario(
+        World(TWO, crashes_left=1, lapses_left=2, faults_left=2), AT_MOST
     ),
-    "at most once: a lost record": Scenario(
-        World(TWINS, losses_left=1, lapses_left=1, faults_left=1), AT_MOST
-    ),
-    "one transaction: twins, a crash, a lapse and lost replies": Scenario(
-        World(TWINS, crashes_left=1, lapses_left=1, faults_left=2), transactional=True
+    "at most once: a lost record": Scenario(World(TWO, losses_left=1, lapses_left=1, faults_left=1), AT_MOST),
+    "one transaction: duplicates, a crash, a lapse and lost replies": Scenario(
+        World(TWO, crashes_left=1, lapses_left=1, faults_left=2), transactional=True
     ),
 }
 
 DEEP = {
-    "three twins, two crashes, two lapses and a lost reply": Scenario(
+    "three duplicates, two crashes, two lapses and a lost reply": Scenario(
         World(THREE, crashes_left=2, lapses_left=2, faults_left=1)
     ),
-    "four twins, a crash and a lapse": Scenario(World((*TWINS, *TWINS), crashes_left=1, lapses_left=1)),
-    "twins, six lost replies and three lapses": Scenario(World(TWINS, faults_left=6, lapses_left=3)),
-    "twins, two lost records, two lapses, two lost replies and a handler that raises": Scenario(
-        World(TWINS, losses_left=2, lapses_left=2, faults_left=2, raises_left=1)
+    "four duplicates, a crash and a lapse": Scenario(World((*TWO, *TWO), crashes_left=1, lapses_left=1)),
+    "duplicates, six lost replies and three lapses": Scenario(World(TWO, faults_left=6, lapses_left=3)),
+    "duplicates, two lost records, two lapses, two lost replies and a handler that raises": Scenario(
+        World(TWO, losses_left=2, lapses_left=2, faults_left=2, raises_left=1)
     ),
-    "three twins and a stranger, a lost reply and a lapse": Scenario(
+    "three duplicates and a stranger, a lost reply and a lapse": Scenario(
         World((*THREE, *STRANGER), faults_left=1, lapses_left=1)
     ),
-    "at most once: three twins, two crashes, two lapses and two lost replies": Scenario(
+    "at most once: three duplicates, two crashes, two lapses and two lost replies": Scenario(
         World(THREE, crashes_left=2, lapses_left=2, faults_left=2), AT_MOST
     ),
-    "one transaction: three twins, a crash, two lapses and a lost reply": Scenario(
+    "one transaction: three duplicates, a crash, two lapses and a lost reply": Scenario(
         World(THREE, crashes_left=1, lapses_left=2, faults_left=1), transactional=True
     ),
 }
@@ -100,12 +100,12 @@ def _decide(old: str, new: str) -> ModuleType:
     return machine
 
 
-_LOST_REPLIES = "twins, three lost replies and a lapse"
-_AT_MOST_ONCE = "at most once: twins, a crash, lapses and lost replies"
-_STALL = "twins, a stall, a lost reply and a handler that raises"
-_STRANGER = "a twin and a stranger under one key"
+_LOST_REPLIES = "duplicates, three lost replies and a lapse"
+_AT_MOST_ONCE = "at most once: duplicates, a crash, lapses and lost replies"
+_STALL = "duplicates, a stall, a lost reply and a handler that raises"
+_STRANGER = "a duplicate and a stranger under one key"
 _STRANGER_AFTER = "a stranger under a key whose record is lost"
-_TRANSACTION = "one transaction: twins, a crash, a lapse and lost replies"
+_TRANSACTION = "one transaction: duplicates, a crash, a lapse and lost replies"
 _MISMATCH = "    if reply.fingerprint != fingerprint:\n        return Refuse(FingerprintMismatch(key_id=key_id(key)))\n"
 _UNKNOWN = "    if reply.lease_left <= 0 and not takeover:\n        return Refuse(OutcomeUnknown(key_id=key_id(key)))\n"
 _CLAIM = "Execute(Claim(key, Owner(b'o0'), 1, 1))"
@@ -127,7 +127,7 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
         _LOST_REPLIES,
         _machine('policy.on_store_error == "bypass" else', 'policy.on_store_error != "bypass" else'),
     ),
-    "a twin runs beside the first": (
+    "a duplicate runs beside the first": (
         _LOST_REPLIES,
         _machine(
             "assert isinstance(reply, Running | Completed)", f"if isinstance(reply, Running): return {_CLAIM}"
@@ -140,7 +140,7 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
             f"if isinstance(reply, Completed): return {_CLAIM}",
         ),
     ),
-    "a twin waits for ever": (_LOST_REPLIES, _machine("if waited >= wait:", "if False:")),
+    "a duplicate waits for ever": (_LOST_REPLIES, _machine("if waited >= wait:", "if False:")),
     # The decision.
     "a mismatch is let through": (_STRANGER, _decide("if reply.fingerprint != fingerprint:", "if False:")),
     "a stranger is answered from the record": (

@@ -45,7 +45,7 @@ async def test_duplicates_spread_over_the_completion_instant_run_once_for_each_k
     keys = [f"{key}-{number}" for number in range(100)]
     for start in range(0, len(keys), 10):
         statuses = await asyncio.gather(
-            *[duplicate(name, 0.0007 * twin) for name in keys[start : start + 10] for twin in range(8)]
+            *[duplicate(name, 0.0007 * step) for name in keys[start : start + 10] for step in range(8)]
         )
         assert set(statuses) <= {201, 409}
     assert sorted(charges.bodies) == sorted(name.encode() for name in keys)

@@ -63,7 +63,7 @@ namespace MlApi
         public int Attempts { get; set; } = 4;
 
         /// <summary>
-        /// How long one attempt may take. Above the 25 s that the service lets a twin wait for the first request.
+        /// How long one attempt may take. Above the 25 s that the service lets a duplicate wait for the first request.
         /// </summary>
         public TimeSpan AttemptTimeout { get; set; } = TimeSpan.FromSeconds(30);
 

@@ -193,7 +193,7 @@ async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def prediction_policy(settings: Settings) -> Policy:
-    """What is promised for POST /predict: at least once, 2xx alone kept, twins wait for each other."""
+    """What is promised for POST /predict: at least once, 2xx alone kept, duplicates wait for each other."""
     return Policy(
         methods=frozenset({"POST"}),
         fingerprint=fingerprint_of(settings.fingerprint),

@@ -110,8 +110,8 @@ class Settings(BaseSettings):
         store_deadline: Longest time one store call may take.
         on_store_error: `refuse` answers 503 while the store is down; `bypass` decides without protection.
         fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one JSON body.
-        wait: How long a twin waits for the first request before it is told 409.
-        lease: How long a claim outlives a process that died. Below *wait*: a twin that waits takes over.
+        wait: How long a duplicate waits for the first request before it is told 409.
+        lease: How long a claim outlives a process that died. Below *wait*: a duplicate that waits takes over.
         cap_orders: Whether orders are cut to the cash or position that the portfolio has.
         explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
         max_header_fields: How many headers, and how many trailers, a request may have.

@@ -46,8 +46,8 @@ public static class Program
         Answer refused = await Predict(http, stranger, first.IdempotencyKey());
         Check("another agent's key is refused", refused.Status == 422 && !refused.Body.Contains("orders"));
 
-        PredictRequest[] twins = Enumerable.Range(0, 20).Select(_ => Request("agent-3", 40)).ToArray();
-        Answer[] answers = await Task.WhenAll(twins.Select(twin => Predict(http, twin, twin.IdempotencyKey())));
+        PredictRequest[] duplicates = Enumerable.Range(0, 20).Select(_ => Request("agent-3", 40)).ToArray();
+        Answer[] answers = await Task.WhenAll(duplicates.Select(duplicate => Predict(http, duplicate, duplicate.IdempotencyKey())));
         Check("twenty at once share one decision",
             answers.All(answer => answer.Status == 200) && answers.Select(answer => answer.Body).Distinct().Count() == 1);
 

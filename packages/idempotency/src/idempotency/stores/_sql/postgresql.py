@@ -9,8 +9,8 @@ one step all the same, in READ COMMITTED, is a matter of two locks and of when t
 - A write reads `clock_timestamp()` after it got these locks and waits for nothing between that and its write. So the
   writes of a key judge time in the order in which they take effect, and a lease counts from an instant at which the
   key was the caller's to take. `now()` would be the start of the transaction, long past after a wait.
-- A read (a replay, a running twin) locks nothing. It is true of the statement's snapshot, and the clock is read after
-  that; where this is the later instant at which the record is over, the statement goes on as a write.
+- A read (a replay, a running duplicate) locks nothing. It is true of the statement's snapshot, and the clock is read
+  after that; where this is the later instant at which the record is over, the statement goes on as a write.
 - A write takes effect when it is committed, after it read the clock. Both instants lie within the call; whoever comes
   in between either waits for the lock or reads the record as it was.
 """
