@@ -11,6 +11,7 @@ from collections.abc import Callable
 from weakref import ref
 
 import pytest
+from patience import PATIENCE
 from redis_servers import Server
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey
@@ -111,7 +112,7 @@ def test_a_memory_store_that_a_thread_was_using_works_in_the_child() -> None:
 def test_a_redis_store_that_a_thread_was_using_works_in_the_child(redis_server: Server) -> None:
     key = new_owner().hex()
     with redis_server.client() as client:
-        store = SyncRedisStore(client)
+        store = SyncRedisStore(client, deadline=PATIENCE)
         with store._lock:  # as a thread that is just being given a connection
             assert holds_in_child(lambda: claim(store, key))
         assert not claim(store, key)

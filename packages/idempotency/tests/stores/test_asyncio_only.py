@@ -9,6 +9,7 @@ import pytest
 import redis
 import redis.asyncio
 import trio
+from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey, Store
@@ -28,8 +29,10 @@ ASK: dict[str, Any] = {
 def test_under_trio_the_store_is_refused_with_a_way_out(name: str) -> None:
     def store() -> Store:
         if name == "RedisStore":
-            return RedisStore(redis.asyncio.Redis(port=1))
-        return PostgresStore(AsyncConnectionPool("postgresql://nowhere.invalid/app", open=False))
+            return RedisStore(redis.asyncio.Redis(port=1), deadline=PATIENCE)
+        return PostgresStore(
+            AsyncConnectionPool("postgresql://nowhere.invalid/app", open=False), deadline=PATIENCE
+        )
 
     async def main() -> None:
         with pytest.raises(RuntimeError, match=rf"{name} needs a running asyncio loop.*Sync{name}"):
@@ -41,7 +44,7 @@ def test_under_trio_the_store_is_refused_with_a_way_out(name: str) -> None:
 def test_under_trio_redis_is_reached_in_threads(redis_url: str, tmp_path: Path) -> None:
     async def main() -> None:
         client = redis.Redis.from_url(redis_url)
-        store = ThreadedStore(SyncRedisStore(client, prefix=f"{tmp_path.name}:"))
+        store = ThreadedStore(SyncRedisStore(client, prefix=f"{tmp_path.name}:", deadline=PATIENCE))
         assert isinstance(await store.acquire(StorageKey("k"), **ASK), Acquired)
         await store.aclose()
         client.close()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from idempotency import (
     Acquired,
@@ -177,7 +178,7 @@ def test_over_redis_a_replay_is_the_outcome_and_the_value_is_still_json(redis_ur
     from idempotency.stores.redis import SyncRedisStore
 
     with redis.Redis.from_url(redis_url) as client:
-        store = SyncEncryptedStore(SyncRedisStore(client, prefix="sealed:"), RING)
+        store = SyncEncryptedStore(SyncRedisStore(client, prefix="sealed:", deadline=PATIENCE), RING)
         completed(store)
         reply = acquire(store, owner=b"p" * 16)
         stored = client.get("sealed:k-1")

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg_pool
 import pytest
 import redis.asyncio
+from patience import PATIENCE
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
 from idempotency.stores.encrypted import EncryptedStore, KeyRing
@@ -65,7 +66,7 @@ def test_a_pool_that_was_opened_in_another_loop_is_refused_before_the_store_was_
     postgres_url: str,
 ) -> None:
     pool = psycopg_pool.AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False)
-    store = PostgresStore(pool)
+    store = PostgresStore(pool, deadline=PATIENCE)
     with asyncio.Runner() as first:
         first.run(pool.open())
         with asyncio.Runner() as second, pytest.raises(RuntimeError, match="another event loop"):
@@ -83,7 +84,7 @@ def test_a_loop_that_is_over_is_another_loop_too(postgres_url: str) -> None:
             await pool.close()
 
     pool = psycopg_pool.AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False)
-    store = PostgresStore(pool, owns_pool=True)
+    store = PostgresStore(pool, owns_pool=True, deadline=PATIENCE)
     assert isinstance(asyncio.run(use(store, pool)), Acquired)
     with pytest.raises(RuntimeError, match=re.escape("asyncio.run")):
         asyncio.run(ask(store))
@@ -100,7 +101,7 @@ def test_closing_an_owned_pool_from_another_loop_is_refused(postgres_url: str) -
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_redis_store_says_the_same(redis_url: str, call: str) -> None:
-    store = RedisStore(redis.asyncio.Redis.from_url(redis_url), owns_client=True)
+    store = RedisStore(redis.asyncio.Redis.from_url(redis_url), owns_client=True, deadline=PATIENCE)
     with asyncio.Runner() as first:
         first.run(ask(store))
         with asyncio.Runner() as second, pytest.raises(RuntimeError, match=r"RedisStore.*SyncRedisStore"):
@@ -129,7 +130,7 @@ class TestAnyLoop:
 
     def test_so_does_postgres_in_threads(self, postgres_url: str) -> None:
         with psycopg_pool.ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
-            store = ThreadedStore(SyncPostgresStore(pool))
+            store = ThreadedStore(SyncPostgresStore(pool, deadline=PATIENCE))
             first = asyncio.run(ask(store))
             assert isinstance(first, Acquired)
             assert asyncio.run(ask(store)).claim.fence == first.claim.fence

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from patience import PATIENCE
+
 import idempotency
 from idempotency.store import Store
 
@@ -56,11 +58,11 @@ async def _opened(kind: str, location: str) -> AsyncIterator[Store]:
         from idempotency.stores.redis import RedisStore
 
         async with Redis.from_url(location) as client:
-            yield RedisStore(client)
+            yield RedisStore(client, deadline=PATIENCE)
     else:
         from psycopg_pool import AsyncConnectionPool
 
         from idempotency.stores.postgres import PostgresStore
 
         async with AsyncConnectionPool(location, min_size=1, max_size=8, open=False) as pool:
-            yield PostgresStore(pool)
+            yield PostgresStore(pool, deadline=PATIENCE)

@@ -13,6 +13,7 @@ import pytest
 import time_machine
 from asgi_driver import call
 from effects import Charges, Interposed, guard
+from patience import PATIENCE
 from redis_servers import Server
 from stores import background_over
 
@@ -190,7 +191,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(own_redis: Server, 
     from idempotency.stores.redis import RedisStore
 
     async with Redis.from_url(own_redis.url) as client:
-        store = RedisStore(client)
+        store = RedisStore(client, deadline=PATIENCE)
 
         async def flush(number: int) -> None:
             await client.script_flush()

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from patience import PATIENCE
 from psycopg.adapt import Loader
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -227,7 +228,7 @@ class TestMisfits:
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute(f"CREATE TABLE {table} (key text)".encode())
             with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
-                store = SyncPostgresStore(pool, table=table)
+                store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
                 with pytest.raises(StoreError) as caught:
                     store.get(StorageKey("k"))
                 store.close()

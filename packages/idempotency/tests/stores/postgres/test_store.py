@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+from patience import PATIENCE
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -298,14 +299,14 @@ class TestServerThatGoesAway:
 class TestSchema:
     async def test_it_may_be_created_by_many_at_once(self, pool) -> None:
         table = f"t_{secrets.token_hex(6)}"
-        stores = [PostgresStore(pool, table=table) for _ in range(8)]
+        stores = [PostgresStore(pool, table=table, deadline=PATIENCE) for _ in range(8)]
         await asyncio.gather(*(store.create_schema() for store in stores))
         await claim(stores[0], StorageKey("k"))
         async with pool.connection() as connection:
             await connection.execute(f"DROP TABLE {table}; DROP SEQUENCE {table}_fence".encode())
 
     async def test_a_missing_table_is_said_to_be_missing(self, pool, key) -> None:
-        store = PostgresStore(pool, table="nowhere")
+        store = PostgresStore(pool, table="nowhere", deadline=PATIENCE)
         with pytest.raises(StoreUnavailable, match="create_schema"):
             await store.get(key)
 
@@ -324,7 +325,7 @@ class TestSchema:
             async with AsyncConnectionPool(
                 postgres_url, min_size=1, max_size=1, open=False, kwargs=kwargs
             ) as pool:
-                store = PostgresStore(pool)
+                store = PostgresStore(pool, deadline=PATIENCE)
                 name = StorageKey(f"{key}-{autocommit}")
                 for _ in range(8):
                     granted = await claim(store, name)

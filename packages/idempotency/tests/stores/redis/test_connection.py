@@ -14,6 +14,7 @@ import pytest
 import redis
 import redis.asyncio
 import uvloop
+from patience import PATIENCE
 from redis_proxy import Proxy
 from redis_servers import Server
 
@@ -76,7 +77,7 @@ def assert_none_is_open(server: Server) -> None:
 
 class TestSharing:
     async def test_a_caller_who_gives_up_costs_the_others_no_connection(self, own_redis: Server, key) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
         await claim(store, key)
         before = connections(own_redis)
         for number in range(50):
@@ -93,7 +94,7 @@ class TestSharing:
     async def test_a_cancelled_first_caller_leaves_the_connection_to_the_second(
         self, own_redis: Server, key
     ) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
         first = asyncio.create_task(ask(store, key))
         second = asyncio.create_task(ask(store, key))
         await asyncio.sleep(0)
@@ -165,7 +166,9 @@ class TestSharing:
 
     def test_it_works_under_uvloop(self, redis_server: Server, key) -> None:
         async def use() -> list[object]:
-            store = RedisStore(redis.asyncio.Redis(port=redis_server.port), owns_client=True)
+            store = RedisStore(
+                redis.asyncio.Redis(port=redis_server.port), owns_client=True, deadline=PATIENCE
+            )
             granted = await claim(store, key)
             await store.complete(granted, b'{"body":"' + b"x" * 500_000 + b'"}', retention=60.0)
             replies = await asyncio.gather(*(ask(store, key) for _ in range(64)))
@@ -180,7 +183,7 @@ class TestSharing:
 
 class TestClosing:
     async def test_a_closed_store_refuses_and_opens_nothing(self, own_redis: Server, key) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
         granted = await claim(store, key)
         await store.aclose()
         for call in (store.release(granted), store.get(key), ask(store, key)):
@@ -232,7 +235,7 @@ class TestClosing:
 
     def test_a_closed_store_without_an_event_loop_refuses(self, own_redis: Server, key) -> None:
         with redis.Redis(port=own_redis.port) as client:
-            store = SyncRedisStore(client)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             assert store.get(key) is None
             store.close()
             with pytest.raises(StoreUnavailable, match="closed; open a new one"):

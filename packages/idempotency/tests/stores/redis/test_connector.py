@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis.asyncio
+from patience import PATIENCE
 from redis_servers import Server
 
 from idempotency import StorageKey
@@ -110,7 +111,7 @@ async def test_a_name_that_no_resolver_can_be_asked_for_is_an_outage_and_no_cras
     redis_server: Server,
 ) -> None:
     client = redis.asyncio.Redis(host="a" * 70 + ".test", port=redis_server.port)
-    store = RedisStore(client, owns_client=True)
+    store = RedisStore(client, owns_client=True, deadline=PATIENCE)
     with pytest.raises(StoreUnavailable):
         await store.get(KEY)
     await store.aclose()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 import redis
 import redis.asyncio
+from patience import PATIENCE
 from redis_servers import Cluster
 
 from idempotency.store import Store, SyncStore
@@ -33,7 +34,7 @@ class TestRedisStoreContract(_InRealTime):
     @asynccontextmanager
     async def open_store(self, clock: Clock) -> AsyncIterator[Store]:
         async with redis.asyncio.Redis.from_url(self.url) as client:
-            store = RedisStore(client)
+            store = RedisStore(client, deadline=PATIENCE)
             yield store
             await store.aclose()
 
@@ -46,7 +47,7 @@ class TestSyncRedisStoreContract(_InRealTime):
     @contextmanager
     def open_store(self, clock: Clock) -> Iterator[SyncStore]:
         with redis.Redis.from_url(self.url) as client:
-            store = SyncRedisStore(client)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             yield store
             store.close()
 
@@ -61,6 +62,6 @@ class TestRedisClusterContract(_InRealTime):
     @asynccontextmanager
     async def open_store(self, clock: Clock) -> AsyncIterator[Store]:
         async with redis.asyncio.RedisCluster.from_url(self.url) as client:
-            store = RedisStore(client)
+            store = RedisStore(client, deadline=PATIENCE)
             yield store
             await store.aclose()

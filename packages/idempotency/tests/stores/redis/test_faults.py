@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from patience import PATIENCE
 from redis_proxy import Action, Proxy
 from redis_servers import Server
 
@@ -285,7 +286,7 @@ class TestRefusals:
         with own_redis.client() as client:
             client.config_set("requirepass", "open sesame")
         client = redis.asyncio.Redis(port=own_redis.port, password="hunter2")
-        store = RedisStore(client, owns_client=True)
+        store = RedisStore(client, owns_client=True, deadline=PATIENCE)
         with pytest.raises(StoreUnavailable, match="password") as refused:
             await ask(store, key)
         assert "hunter2" not in repr(refused.value)
@@ -340,7 +341,7 @@ class TestCancellation:
 
 class TestPlacesItMustNotBeUsed:
     def test_a_second_event_loop_is_refused(self, redis_server: Server, key) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=redis_server.port))
+        store = RedisStore(redis.asyncio.Redis(port=redis_server.port), deadline=PATIENCE)
 
         async def use() -> None:
             await store.get(key)
@@ -354,7 +355,7 @@ class TestPlacesItMustNotBeUsed:
 
     def test_a_forked_process_opens_connections_of_its_own(self, redis_server: Server, key) -> None:
         with redis_server.client() as client:
-            store = SyncRedisStore(client)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             reply = ask_sync(store, key)
             assert isinstance(reply, Acquired)
             readable, writable = os.pipe()
@@ -405,7 +406,7 @@ class TestPlacesItMustNotBeUsed:
     def test_a_client_that_reads_from_replicas_is_refused(self) -> None:
         sentinel = redis.asyncio.Sentinel([("127.0.0.1", 1)])
         with pytest.raises(ValueError, match="master_for"):
-            RedisStore(sentinel.slave_for("records"))
+            RedisStore(sentinel.slave_for("records"), deadline=PATIENCE)
 
 
 class TestEviction:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from patience import PATIENCE
 from redis_proxy import Proxy
 from redis_servers import Cluster, Server
 
@@ -80,7 +81,7 @@ async def test_it_rises_past_a_clock_that_was_set_back(store, client, key, end: 
 
 
 def test_the_same_without_an_event_loop(client: redis.Redis, key: StorageKey) -> None:
-    store = SyncRedisStore(client)
+    store = SyncRedisStore(client, deadline=PATIENCE)
     reply = store.acquire(key, owner=new_owner(), **ASK)
     before = as_if_granted_an_hour_ahead(client, f"idempotency:{key}")
     assert store.release(reply.claim)
@@ -148,7 +149,7 @@ async def test_a_prefix_whose_braces_make_no_tag_works_without(
 
 
 async def test_a_server_that_is_full_still_lets_a_claim_go(own_redis: Server, key: StorageKey) -> None:
-    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
     reply = await store.acquire(key, owner=new_owner(), **ASK)
     await store.release((await store.acquire(StorageKey("w"), owner=new_owner(), **ASK)).claim)
     with own_redis.client() as client:

@@ -13,6 +13,7 @@ import redis
 import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from redis_servers import Cluster, Server
 
 from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
@@ -36,7 +37,7 @@ def key() -> StorageKey:
 
 @pytest.fixture
 async def store(redis_server: Server) -> AsyncIterator[RedisStore]:
-    store = RedisStore(redis.asyncio.Redis(port=redis_server.port), owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=redis_server.port), owns_client=True, deadline=PATIENCE)
     yield store
     await store.aclose()
 
@@ -44,7 +45,7 @@ async def store(redis_server: Server) -> AsyncIterator[RedisStore]:
 @pytest.fixture
 def sync_store(redis_server: Server) -> Iterator[SyncRedisStore]:
     with redis_server.client() as client:
-        store = SyncRedisStore(client)
+        store = SyncRedisStore(client, deadline=PATIENCE)
         yield store
         store.close()
 
@@ -149,7 +150,7 @@ class TestLayout:
 
     def test_a_client_that_decodes_changes_nothing(self, redis_server: Server, key) -> None:
         with redis.Redis(port=redis_server.port, decode_responses=True, protocol=3) as client:
-            store = SyncRedisStore(client)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             reply = store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=9.0, retention=9.0)
             assert isinstance(reply, Acquired)
             store.complete(reply.claim, b'{"a":"\xc3\xa9"}', retention=9.0)
@@ -249,7 +250,9 @@ class TestLeases:
 class TestOperators:
     async def test_a_scan_meets_every_record_and_nothing_else(self, redis_server: Server, server) -> None:
         prefix = f"scan*[{secrets.token_hex(4)}]:"
-        store = RedisStore(redis.asyncio.Redis(port=redis_server.port), prefix=prefix, owns_client=True)
+        store = RedisStore(
+            redis.asyncio.Redis(port=redis_server.port), prefix=prefix, owns_client=True, deadline=PATIENCE
+        )
         assert isinstance(store, Inspectable)
         keys = {StorageKey(f"k{number}") for number in range(57)}
         for key in keys:
@@ -268,7 +271,7 @@ class TestOperators:
     async def test_a_scan_of_a_cluster_visits_every_primary(self, redis_cluster: Cluster) -> None:
         prefix = f"scan-{secrets.token_hex(4)}:"
         client = redis.asyncio.RedisCluster.from_url(redis_cluster.url)
-        store = RedisStore(client, prefix=prefix, owns_client=True)
+        store = RedisStore(client, prefix=prefix, owns_client=True, deadline=PATIENCE)
         keys = {StorageKey(f"k{number}") for number in range(30)}
         await asyncio.gather(*(claim(store, key) for key in keys))
         seen, cursor, first = [], None, True

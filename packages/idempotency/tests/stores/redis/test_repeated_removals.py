@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from patience import PATIENCE
 from redis_proxy import Proxy
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
@@ -134,7 +135,7 @@ def test_the_command_does_not_say_that_nothing_was_freed(
     redis_proxy: Proxy, redis_url: str, key: StorageKey, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        store = SyncRedisStore(client)
+        store = SyncRedisStore(client, deadline=PATIENCE)
         reply = store.acquire(key, owner=new_owner(), **ASK)
         assert isinstance(reply, Acquired)
         store.complete(reply.claim, b'{"format":1,"outcome":"value","value":1}', retention=60.0)

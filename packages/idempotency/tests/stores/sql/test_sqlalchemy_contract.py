@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from patience import PATIENCE
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -244,7 +245,11 @@ def test_the_drivers_own_store_has_the_same_records(
         opened(url_of(kind)) as store,
         ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool,
     ):
-        own: Any = SyncPostgresStore(pool) if "postgres" in kind else SyncSQLiteStore(tmp_path / "records.db")
+        own: Any = (
+            SyncPostgresStore(pool, deadline=PATIENCE)
+            if "postgres" in kind
+            else SyncSQLiteStore(tmp_path / "records.db")
+        )
         reply = own.acquire(key, owner=owner(), **ASK)
         assert isinstance(store.acquire(key, owner=owner(), **ASK), Running)
         assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
@@ -317,11 +322,13 @@ def test_a_driver_that_cannot_bind_bytes_is_refused() -> None:
         dialect = Dialect()
 
     with pytest.raises(ValueError, match="asyncmy"):
-        SQLAlchemyStore(Engine())  # type: ignore[arg-type]
+        SQLAlchemyStore(Engine(), deadline=PATIENCE)  # type: ignore[arg-type]
 
 
 def test_a_second_event_loop_is_refused(url_of: Callable[[str], sa.URL]) -> None:
-    store = SQLAlchemyStore(create_async_engine(url_of("sqlite+aiosqlite")), owns_engine=True)
+    store = SQLAlchemyStore(
+        create_async_engine(url_of("sqlite+aiosqlite")), owns_engine=True, deadline=PATIENCE
+    )
     with asyncio.Runner() as first:
         first.run(store.create_schema())
         with asyncio.Runner() as second, pytest.raises(RuntimeError, match="SyncSQLAlchemyStore"):
