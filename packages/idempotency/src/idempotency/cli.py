@@ -1,5 +1,5 @@
 """
-The `idempotency` command: look at the records of any store, free a key, give back space, examine a set-up.
+The `idempotency` command: look at the records of any store, free a key, give back space, examine a set-up, and a demo.
 
 Exit codes are the interface:
 
@@ -48,8 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # after --help, or a usage error
         return OK if end.code is None else int(end.code)
     try:
-        with closing(_open(args.store)) as store:
-            code: int = args.run(store, args)
+        code: int
+        if "store" in args:
+            with closing(_open(args.store)) as store:
+                code = args.run(store, args)
+        else:
+            code = args.run(args)
         sys.stdout.flush()
     except StoreUnavailable as error:
         return _fail(UNAVAILABLE, str(error))
@@ -185,6 +189,13 @@ def _doctor(store: SyncStore, args: argparse.Namespace) -> int:
     if not args.json:
         _print([finding._asdict() for finding in findings], args)
     return WRONG if any(finding.verdict in {"warn", "fail"} for finding in findings) else OK
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from idempotency._demo import run_demo
+    from idempotency._demo.screen import Screen
+
+    return run_demo(Screen(sys.stdout))
 
 
 # Records for people.
@@ -328,6 +339,9 @@ def _parser() -> argparse.ArgumentParser:
     purge = command("purge", _purge, "delete expired records")
     purge.add_argument("--batch", type=_positive, default=1_000, help="so many a transaction; default: 1000")
     command("doctor", _doctor, "examine a set-up and say which promises it can keep")
+    text = "watch payments with and without protection, while workers are killed and answers lost"
+    demo = commands.add_parser("demo", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG)
+    demo.set_defaults(run=_demo)
     return parser
 
 

@@ -1,0 +1,152 @@
+"""`idempotency demo`: a real run shows what is promised, on any terminal, and its exit code tells the truth."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from idempotency._demo import Tally, kept_promises
+from idempotency._demo.screen import Screen, wants_colour
+from idempotency._demo.setups import SETUPS
+
+ORDERS = [f"order-{number}" for number in range(1, 6)]
+RECORDING = Path(__file__).parents[4] / "docs" / "demo.svg"
+
+
+@pytest.fixture(scope="module")
+def run() -> subprocess.CompletedProcess[str]:
+    """One run of the command, its output no terminal, 80 columns wide."""
+    return subprocess.run(
+        [Path(sysconfig.get_path("scripts")) / "idempotency", "demo"],
+        env=os.environ | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def table(output: str) -> dict[str, list[str]]:
+    rows = re.findall(r"^([a-z+ ]+?)  +(\d+)  +(\d+)  +(\d+)  +([\d.]+ EUR)  +(\d+)$", output, re.MULTILINE)
+    return {name: list(figures) for name, *figures in rows}
+
+
+def test_each_promise_is_kept_and_no_protection_charges_three_orders_twice(
+    run: subprocess.CompletedProcess[str],
+) -> None:
+    assert run.stderr == ""
+    assert run.returncode == 0
+    assert table(run.stdout) == {
+        "no protection": ["5", "8", "3", "147.00 EUR", "0"],
+        "at least once": ["5", "6", "1", "49.00 EUR", "0"],
+        "at least once + derived key": ["5", "5", "0", "0.00 EUR", "0"],
+        "at most once": ["5", "4", "0", "0.00 EUR", "2"],
+        "effectively once": ["5", "5", "0", "0.00 EUR", "0"],
+    }
+
+
+def test_what_is_no_terminal_gets_no_colour_and_no_line_wider_than_asked(
+    run: subprocess.CompletedProcess[str],
+) -> None:
+    assert "\x1b" not in run.stdout
+    assert max(map(len, run.stdout.splitlines())) <= 80
+    assert run.stdout.isascii()
+
+
+def test_the_recording_in_the_readme_shows_what_a_run_shows(run: subprocess.CompletedProcess[str]) -> None:
+    drawn = re.findall(r'<text[^>]* class="line"[^>]*>(.*?)</text>', RECORDING.read_text(), re.DOTALL)
+    lines = [
+        re.sub("<[^>]+>", "", line).replace("&lt;", "<").replace("&amp;", "&").rstrip() for line in drawn
+    ]
+    assert [line for line in lines if line] == [
+        "$ idempotency demo",
+        *(line.rstrip() for line in run.stdout.splitlines() if line.strip()),
+    ]
+
+
+def tallies(charges: dict[str, dict[str, int]]) -> Iterator[Tally]:
+    for setup in SETUPS:
+        yield Tally(setup, dict.fromkeys(ORDERS, 1) | charges.get(setup.name, {}), frozenset())
+
+
+@pytest.mark.parametrize("name", ["at least once + derived key", "at most once", "effectively once"])
+def test_one_duplicate_where_none_is_allowed_breaks_the_promise(name: str) -> None:
+    assert kept_promises(list(tallies({})))
+    assert not kept_promises(list(tallies({name: {"order-2": 2}})))
+
+
+def test_at_least_once_is_allowed_one_duplicate_for_the_one_worker_killed_after_its_charge() -> None:
+    assert kept_promises(list(tallies({"at least once": {"order-5": 2}})))
+    assert not kept_promises(list(tallies({"at least once": {"order-4": 2, "order-5": 2}})))
+
+
+def test_an_order_that_is_not_charged_breaks_the_promise_unless_its_client_was_told() -> None:
+    silent = Tally(SETUPS[3], dict.fromkeys(ORDERS, 1) | {"order-4": 0}, frozenset())
+    assert not kept_promises([silent])
+    assert kept_promises([replace(silent, unresolved=frozenset({"order-4"}))])
+
+
+@pytest.mark.parametrize("columns", [24, 40, 57, 80, 200])
+def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
+    out = io.StringIO()
+    screen = Screen(out, columns=columns, colour=False)
+    screen.text("A sentence that is longer than a narrow terminal is wide, and says so.", "title")
+    screen.piece("killed before the commit", at=2)
+    screen.piece("A: kill -9", at=28)
+    screen.piece("B: 409 outcome-unknown")
+    screen.piece("0 charges: open", at=62)
+    screen.end_line()
+    screen.table(["", "orders", "overcharged"], [(["at least once + derived key", "5", "0.00 EUR"], "good")])
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= min(columns, 80)
+    shown = " ".join(" ".join(lines).split())
+    for text in ("killed before the commit", "A: kill -9", "B: 409", "0 charges: open", "0.00 EUR"):
+        assert text in shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environment", "coloured"),
+    [
+        (Terminal(), {}, True),
+        (Terminal(), {"NO_COLOR": "1"}, False),
+        (Terminal(), {"NO_COLOR": ""}, True),
+        (Terminal(), {"TERM": "dumb"}, False),
+        (io.StringIO(), {}, False),
+    ],
+)
+def test_colour_is_for_terminals_whose_owner_wants_it(
+    stream: io.StringIO, environment: dict[str, str], coloured: bool
+) -> None:
+    assert wants_colour(stream, environment) is coloured
+
+
+def test_a_worker_that_cannot_start_is_told_and_no_success() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from idempotency._demo import fleet, run_demo; from idempotency._demo.screen import Screen\n"
+            "fleet.sys.executable = '/bin/false'\n"
+            "sys.exit(run_demo(Screen(sys.stdout)))",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "worker A did not get to 'listening'" in done.stderr
