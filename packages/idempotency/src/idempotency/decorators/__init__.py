@@ -111,8 +111,9 @@ def idempotent(
         operation: The function's stable name in store keys and events; keys of two operations never meet. In the
             store key it stands where a middleware puts the tenant.
         key: The key of a call, from its arguments.
-        fingerprint: What makes two calls with one key the same, from their arguments: bytes or a JSON value. By
-            default every argument that is not at its default counts, and each must be a JSON value (or a tuple).
+        fingerprint: What makes two calls with one key the same, from their arguments: bytes, or a value of the same
+            kinds. By default every argument that is not at its default counts: JSON values, bytes, dates and times,
+            `Decimal`, `UUID`, enums, sets, dataclasses, pydantic models, and tuples, lists and dicts of these.
         codec: How the value is recorded: `JSON`, `DataclassCodec()`, `PydanticCodec()` or your own.
         policy: `lease`, `takeover`, `retention`, `wait`, `on_exception`, `on_store_error`, `max_key_chars` and
             `max_response_bytes` (of the record) count here; the rest is HTTP's. Or a function of the arguments that

@@ -8,9 +8,9 @@ from typing import Any
 from idempotency._core.annotations import signature
 from idempotency._core.errors import InvalidKey
 from idempotency._core.fingerprint import digest
-from idempotency._core.json import canonical
 from idempotency._core.key import storage_key
 from idempotency._core.types import Fingerprint, StorageKey
+from idempotency.decorators.arguments import encode_argument
 
 __all__ = ["CallReader"]
 
@@ -21,7 +21,8 @@ class CallReader:
 
     Args:
         key: The key of a call, from its arguments.
-        fingerprint: What makes two calls the same, from their arguments: bytes or a JSON value. None: every argument.
+        fingerprint: What makes two calls the same, from their arguments: bytes, or what `encode_argument`
+            takes. None: every argument.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class CallReader:
         The storage key and the fingerprint of one call; what happens to the arguments later changes neither.
 
         Raises:
-            TypeError: The key is not a string, the arguments do not fit, or have no canonical form.
+            TypeError: The key is not a string, the arguments do not fit, or one has no form to be compared by.
             InvalidKey: The key is blank, too long or not Unicode.
         """
         return self._read_key(args, kwargs, max_key_chars), self._read_fingerprint(args, kwargs)
@@ -74,7 +75,7 @@ class CallReader:
     def _read_fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fingerprint:
         if self._fingerprint is not None:
             chosen = self._fingerprint(*args, **kwargs)
-            return digest(b"chosen", chosen if isinstance(chosen, bytes) else self._canonical(chosen))
+            return digest(b"chosen", chosen if isinstance(chosen, bytes) else self._encode(chosen))
         arguments = self._signature.bind(*args, **kwargs).arguments
         return digest(b"arguments", *self._parts(arguments))
 
@@ -84,29 +85,29 @@ class CallReader:
             value, default = arguments[name], self._defaults.get(name)
             if default is not None and value is default.value:
                 continue
-            written = self._canonical(value)
+            written = self._encode(value)
             if default is None or written != default.written:
                 yield name.encode()
                 yield written
 
-    def _canonical(self, value: Any) -> bytes:
+    def _encode(self, value: Any) -> bytes:
         try:
-            return canonical(value)
+            return encode_argument(value)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"cannot tell whether two calls of {self._operation} are the same: {error}; pass fingerprint= "
-                "with a callable that picks what counts from the arguments, as bytes or as JSON values"
+                "with a callable that picks what counts from the arguments, such as [order.id, order.cents]"
             ) from None
 
 
 class _Default:
-    """A parameter's default, and its canonical form where it has one."""
+    """A parameter's default, and its text where it has one."""
 
     __slots__ = ("value", "written")
 
     def __init__(self, value: Any) -> None:
         self.value = value
         try:
-            self.written: bytes | None = canonical(value)
+            self.written: bytes | None = encode_argument(value)
         except (TypeError, ValueError):
             self.written = None
