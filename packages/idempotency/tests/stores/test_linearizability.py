@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from broken_line import Break, Line
 from histories import Seen, explains, fences_rise
+from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool
 from stores import KINDS, open_store
 
@@ -213,7 +214,7 @@ async def test_what_they_saw_over_a_line_that_breaks_is_explained_too(
     """The driver finds its connection gone, and the store asks again: nothing may have happened twice or be denied."""
     line, url = postgres_line
     async with AsyncConnectionPool(url, min_size=4, max_size=8, open=False) as pool:
-        store = Retelling(pool, deadline=2.0)
+        store = Retelling(pool, deadline=PATIENCE)
         await pool.wait()
         line.weather = storm(random.Random(1))
         found = await histories(store, seed=3, rounds=12)

@@ -2,7 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ["PATIENCE"]
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from idempotency.errors import StoreUnavailable
+
+__all__ = ["PATIENCE", "repeated", "repeated_sync"]
 
 PATIENCE = 30.0
 """Seconds: a bound for a busy machine, never the expected time. A store's own default is one second."""
+
+T = TypeVar("T")
+
+
+async def repeated(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer to *call*, which may be too slow for its store's short deadline: then it is repeated, as it may be."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await call()
+        except StoreUnavailable:
+            if time.monotonic() > end:
+                raise
+
+
+def repeated_sync(call: Callable[[], T]) -> T:
+    """The same without an event loop."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except StoreUnavailable:
+            if time.monotonic() > end:
+                raise

@@ -29,6 +29,7 @@ Fault: TypeAlias = Literal["kill", "freeze", "lag"]
 DEADLINE = 1.0  # seconds for a call
 LAG = 0.2  # seconds by which replicas are behind
 _CALLERS = 16
+_SERVED = 2.0  # seconds without a refusal, after which the outage is over; longer than a call
 _PAUSE = 0.002  # between the calls of one caller
 _FINGERPRINT = Fingerprint(b"f" * 32)
 
@@ -68,13 +69,15 @@ def cluster_url(cluster: Cluster, wait_replicas: int) -> str:
 
 
 async def fail_over(
-    url: str, victim: Server, fault: Fault, *, before: float, down: float, after: float
+    url: str, victim: Server, fault: Fault, *, before: float, down: float | None, after: float
 ) -> Failover:
     """
     Claim new keys over *url* for *before* seconds, *down* seconds with *victim* failed, and *after* it has come back.
 
+    If *down* is None, *victim* is left failed until everybody has been served again for two seconds.
+
     Raises:
-        TimeoutError: Nobody is served again within 30 s after that.
+        TimeoutError: Not everybody is served again within 60 s of the fault, or within 30 s after that.
     """
     seen = Failover()
     stores = [open_store(url) for _ in range(4)]
@@ -92,7 +95,7 @@ async def fail_over(
             await asyncio.sleep(LAG)
         victim.freeze() if fault == "freeze" else victim.stop()
         faulty_since = time.monotonic()
-        await asyncio.sleep(down)
+        await (_until_served(seen, faulty_since) if down is None else asyncio.sleep(down))
         victim.thaw() if fault == "freeze" else victim.start()
         await asyncio.sleep(after)
         stopping.set()
@@ -103,6 +106,12 @@ async def fail_over(
         for store in stores:
             await store.aclose()
     return seen
+
+
+async def _until_served(seen: Failover, faulty_since: float) -> None:
+    async with asyncio.timeout(60):
+        while not seen.refused or time.monotonic() - faulty_since - seen.outage < _SERVED:
+            await asyncio.sleep(0.05)
 
 
 async def _watch_timers(seen: Failover, is_over: Callable[[], bool]) -> None:

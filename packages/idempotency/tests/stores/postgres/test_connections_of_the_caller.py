@@ -92,7 +92,7 @@ class TestPools:
         async with AsyncConnectionPool(
             postgres_url, min_size=1, max_size=2, open=False, kwargs=kwargs
         ) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             await store.create_schema()
             granted = await store.acquire(key, owner=owner(), **ASK)
             assert isinstance(granted, Acquired)
@@ -115,7 +115,7 @@ class TestPools:
     ) -> None:
         kwargs = {"cursor_factory": CURSORS[habits[0]][0], "row_factory": ROWS[habits[1]]}
         with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False, kwargs=kwargs) as pool:
-            store = SyncPostgresStore(pool, deadline=5.0)
+            store = SyncPostgresStore(pool, deadline=PATIENCE)
             store.create_schema()
             granted = store.acquire(key, owner=owner(), **ASK)
             assert isinstance(granted, Acquired)
@@ -138,7 +138,7 @@ class TestSettings:
     @pytest.fixture
     async def store(self, postgres_url: str) -> AsyncIterator[PostgresStore]:
         async with AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             yield store
             await store.aclose()
 
@@ -163,7 +163,7 @@ class TestSettings:
         async with AsyncConnectionPool(
             postgres_url, min_size=1, max_size=2, open=False, configure=configure
         ) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             granted = await store.acquire(key, owner=owner(), **ASK)
             assert isinstance(granted, Acquired)
             assert (type(granted.claim.attempt), type(granted.claim.fence)) == (int, int)
@@ -195,7 +195,7 @@ class TestMisfits:
     @pytest.fixture
     def stores(self, postgres_url: str) -> Iterator[SyncPostgresStore]:
         with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
-            store = SyncPostgresStore(pool, deadline=5.0)
+            store = SyncPostgresStore(pool, deadline=PATIENCE)
             yield store
             store.close()
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency.store import Store, SyncStore
@@ -31,7 +32,7 @@ class TestPostgresStoreContract(_InRealTime):
     @asynccontextmanager
     async def open_store(self, clock: Clock) -> AsyncIterator[Store]:
         async with AsyncConnectionPool(self.url, min_size=1, max_size=8, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             yield store
             await store.aclose()
 
@@ -40,6 +41,6 @@ class TestSyncPostgresStoreContract(_InRealTime):
     @contextmanager
     def open_store(self, clock: Clock) -> Iterator[SyncStore]:
         with ConnectionPool(self.url, min_size=1, max_size=8, open=False) as pool:
-            store = SyncPostgresStore(pool, deadline=5.0)
+            store = SyncPostgresStore(pool, deadline=PATIENCE)
             yield store
             store.close()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 from broken_line import Break, Line
+from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
@@ -51,7 +52,7 @@ class TestLostReplies:
     @pytest.fixture
     async def store(self, postgres_line: tuple[Line, str]) -> AsyncIterator[PostgresStore]:
         async with AsyncConnectionPool(postgres_line[1], min_size=1, max_size=1, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             await pool.wait()
             yield store
             await store.aclose()
@@ -85,7 +86,7 @@ class TestLostReplies:
 
     def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
         with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
-            store = SyncPostgresStore(pool, deadline=5.0)
+            store = SyncPostgresStore(pool, deadline=PATIENCE)
             asked: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
             reply = store.acquire(key, owner=Owner(b"o" * 16), **asked)
             assert isinstance(reply, Acquired)
@@ -164,7 +165,7 @@ class TestOtherTransactions:
         async with AsyncConnectionPool(
             postgres_url, max_size=6, open=False, kwargs={"options": options}
         ) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             await asyncio.gather(*(worker(store) for _ in range(6)))
             await store.aclose()
         assert sorted(runs) == sorted(keys)
@@ -173,7 +174,7 @@ class TestOtherTransactions:
         self, postgres_url: str, key
     ) -> None:
         async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             async with pool.connection() as connection:
                 await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
                 await connection.execute("SELECT 1 FROM idempotency_record LIMIT 1")
@@ -189,7 +190,7 @@ class TestOtherTransactions:
 
     async def test_the_victim_of_a_deadlock_tries_again(self, postgres_url: str, key) -> None:
         async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             truly, fail = (
                 store._execute_once,
                 [psycopg.errors.DeadlockDetected(), psycopg.errors.DeadlockDetected()],
@@ -209,7 +210,7 @@ class TestOtherTransactions:
             await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as hand,
             AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool,
         ):
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             claim = await granted(store, key)
             async with pool.connection() as other, other.transaction():
                 await other.execute("SELECT FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
@@ -230,7 +231,7 @@ def test_two_loops_one_after_the_other_have_a_pool_and_a_store_each(postgres_url
 
     async def use() -> Reply:
         async with AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             reply = await ask(store, key, Owner(b"o" * 16))
             await store.aclose()
             return reply
@@ -240,7 +241,7 @@ def test_two_loops_one_after_the_other_have_a_pool_and_a_store_each(postgres_url
 
 def test_thirty_two_threads_grant_a_key_once(postgres_url: str, key) -> None:
     with ConnectionPool(postgres_url, min_size=4, max_size=8, open=False) as pool:
-        store = SyncPostgresStore(pool, deadline=10.0)
+        store = SyncPostgresStore(pool, deadline=PATIENCE)
 
         def work(thread: int) -> int:
             owner, won = Owner(bytes([thread]) * 16), 0

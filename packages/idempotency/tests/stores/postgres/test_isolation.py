@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, StorageKey
@@ -35,7 +36,7 @@ def key() -> StorageKey:
 @pytest.fixture
 async def store(postgres_url: str) -> AsyncIterator[PostgresStore]:
     async with AsyncConnectionPool(postgres_url, min_size=1, max_size=4, open=False) as pool:
-        store = PostgresStore(pool, deadline=5.0)
+        store = PostgresStore(pool, deadline=PATIENCE)
         yield store
         await store.aclose()
 
@@ -132,7 +133,7 @@ def test_the_same_without_an_event_loop(
         ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool,
         psycopg.connect(postgres_url) as connection,
     ):
-        store = SyncPostgresStore(pool, deadline=5.0)
+        store = SyncPostgresStore(pool, deadline=PATIENCE)
         connection.isolation_level = level
         connection.execute("SELECT count(*) FROM idempotency_record")
         reply = store.acquire(key, owner=Owner(b"o" * 16), **ASK)
@@ -177,7 +178,7 @@ class TestSavepoints:
             ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool,
             psycopg.connect(postgres_url) as connection,
         ):
-            store = SyncPostgresStore(pool, deadline=5.0)
+            store = SyncPostgresStore(pool, deadline=PATIENCE)
             reply = store.acquire(key, owner=Owner(b"o" * 16), **ASK)
             connection.execute("SAVEPOINT by_hand")
             with pytest.raises(ValueError, match="savepoint"):

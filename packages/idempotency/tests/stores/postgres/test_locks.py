@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
@@ -55,7 +56,7 @@ class Race:
         self.pool = pool
         self.table = table
         self.hand = hand
-        self.store = PostgresStore(pool, table=table, deadline=20.0)
+        self.store = PostgresStore(pool, table=table, deadline=PATIENCE)
 
     def without(self, statement: str, guard: str, instead: str) -> None:
         """Take *guard* out of the store's SQL."""
@@ -66,7 +67,7 @@ class Race:
         return self._changed("acquire", guard, instead)
 
     def _changed(self, statement: str, old: str, new: str) -> PostgresStore:
-        changed = PostgresStore(self.pool, table=self.table, deadline=20.0)
+        changed = PostgresStore(self.pool, table=self.table, deadline=PATIENCE)
         text = getattr(self.store._sql, statement)
         assert old in text, "there is no such guard"
         changed._sql = Statements(**{**self.store._sql._asdict(), statement: text.replace(old, new)})

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import psycopg
 import pytest
+from patience import PATIENCE
 from pgbouncer import SERVERS
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -45,7 +46,7 @@ class TestPooledPostgresStoreContract(_Pooled):
         async with AsyncConnectionPool(
             self.url, min_size=1, max_size=8, open=False, kwargs=UNPREPARED
         ) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             yield store
             await store.aclose()
 
@@ -54,7 +55,7 @@ class TestPooledSyncPostgresStoreContract(_Pooled):
     @contextmanager
     def open_store(self, clock: Clock) -> Iterator[SyncStore]:
         with ConnectionPool(self.url, min_size=1, max_size=8, open=False, kwargs=UNPREPARED) as pool:
-            store = SyncPostgresStore(pool, deadline=5.0)
+            store = SyncPostgresStore(pool, deadline=PATIENCE)
             yield store
             store.close()
 
@@ -90,7 +91,7 @@ class TestManyClients:
         async with AsyncConnectionPool(
             pgbouncer_url, min_size=8, max_size=8, open=False, kwargs=UNPREPARED
         ) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             await asyncio.gather(*(worker(store) for _ in range(8)))
             await store.aclose()
         assert sorted(runs) == sorted(keys)
@@ -108,7 +109,7 @@ class TestManyClients:
         async with AsyncConnectionPool(
             pgbouncer_url, min_size=2, max_size=2, open=False, kwargs=UNPREPARED
         ) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             await store.create_schema()
             for commit in (False, True):
                 key = new_key()
@@ -135,7 +136,7 @@ class TestManyClients:
     ) -> None:
         """Since 1.21 PgBouncer follows them (`max_prepared_statements`, which Debian's 1.18 does not know)."""
         async with AsyncConnectionPool(pgbouncer_url, min_size=6, max_size=6, open=False) as pool:
-            store = PostgresStore(pool, deadline=5.0)
+            store = PostgresStore(pool, deadline=PATIENCE)
             outcomes: list[object] = []
             for _ in range(12):
                 outcomes += await asyncio.gather(

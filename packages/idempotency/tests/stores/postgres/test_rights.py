@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from patience import PATIENCE
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -86,7 +87,7 @@ def test_a_role_without_create_uses_a_table_that_is_there(place: Place, found_by
     if found_by == "the search path":
         table, kwargs = "idempotency_record", {"options": f"-c search_path={place.schema}"}
     with ConnectionPool(place.url, min_size=1, max_size=2, open=False, kwargs=kwargs) as pool:
-        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         store.create_schema()
         use(store)
         with pool.connection() as connection:
@@ -100,7 +101,7 @@ async def test_the_same_in_an_event_loop(place: Place) -> None:
     place.admin.execute(schema_sql(table).encode())
     place.grant()
     async with AsyncConnectionPool(place.url, min_size=1, max_size=2, open=False) as pool:
-        store = PostgresStore(pool, table=table, deadline=5.0)
+        store = PostgresStore(pool, table=table, deadline=PATIENCE)
         await store.create_schema()
         assert isinstance(await store.acquire(StorageKey("k"), owner=Owner(b"o" * 16), **ASK), Acquired)
         await store.aclose()
@@ -109,7 +110,7 @@ async def test_the_same_in_an_event_loop(place: Place) -> None:
 def test_a_table_of_another_schema_is_not_taken_for_ours(place: Place) -> None:
     """One of the same name in `public`, which the search path also has: the qualified one is missing all the same."""
     with ConnectionPool(place.url, min_size=1, max_size=1, open=False) as pool:
-        store = SyncPostgresStore(pool, table=f"{place.schema}.idempotency_record", deadline=5.0)
+        store = SyncPostgresStore(pool, table=f"{place.schema}.idempotency_record", deadline=PATIENCE)
         place.admin.execute(f"GRANT USAGE ON SCHEMA {place.schema} TO {place.role}".encode())
         with pytest.raises(StoreUnavailable, match=r"may not create.*schema_sql"):
             store.create_schema()
@@ -126,7 +127,7 @@ def test_a_right_that_is_missing_is_said_to_be_missing(place: Place, without: st
     )
     place.admin.execute(f"REVOKE {what} FROM {place.role}".encode())
     with ConnectionPool(place.url, min_size=1, max_size=1, open=False) as pool:
-        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         with pytest.raises(StoreUnavailable, match=r"GRANT SELECT, INSERT, UPDATE, DELETE"):
             use(store)
         store.close()
@@ -142,7 +143,7 @@ def test_create_schema_changes_nothing_where_all_is_there(place: Place, postgres
     ):
         other.execute(f"INSERT INTO {table} VALUES ('k', '', '', 1, 1, now(), 1, NULL, NULL, now())".encode())
         other.execute(f"SELECT pg_advisory_xact_lock(hashtextextended('{table}', 1))".encode())
-        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         store.create_schema()
         store.close()
         other.rollback()
@@ -153,7 +154,7 @@ def test_an_index_that_is_missing_is_made(place: Place, postgres_url: str) -> No
     place.admin.execute(schema_sql(table).encode())
     place.admin.execute(f"DROP INDEX {table}_expires_at".encode())
     with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
-        store = SyncPostgresStore(pool, table=table, deadline=5.0)
+        store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         store.create_schema()
         store.close()
     row = place.admin.execute("SELECT to_regclass(%s)", [f"{table}_expires_at"]).fetchone()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from patience import PATIENCE
 from redis_servers import Cluster, Server
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey
@@ -53,7 +54,7 @@ async def claim_all(store: RedisStore, many: int) -> None:
 
 
 async def test_two_thousand_that_wait_for_a_new_server_share_one_load(own_redis: Server) -> None:
-    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
     await claim_all(store, 2_000)
     with own_redis.client() as client:
         assert max(counts(client)) <= 1
@@ -61,7 +62,7 @@ async def test_two_thousand_that_wait_for_a_new_server_share_one_load(own_redis:
 
 
 async def test_so_do_those_that_find_the_scripts_flushed(own_redis: Server) -> None:
-    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
     await claim_all(store, 1)
     with own_redis.client() as client:
         client.script_flush()
@@ -74,7 +75,7 @@ async def test_so_do_those_that_find_the_scripts_flushed(own_redis: Server) -> N
 
 
 async def test_after_a_restart_one_call_finds_out_and_the_others_wait(own_redis: Server) -> None:
-    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
     await claim_all(store, 1)
     own_redis.stop()
     own_redis.start()
@@ -92,7 +93,7 @@ async def test_after_a_restart_one_call_finds_out_and_the_others_wait(own_redis:
 
 async def test_each_node_of_a_cluster_is_sent_the_text_once(redis_cluster: Cluster) -> None:
     store = RedisStore(
-        redis.asyncio.RedisCluster.from_url(redis_cluster.url), deadline=10.0, owns_client=True
+        redis.asyncio.RedisCluster.from_url(redis_cluster.url), deadline=PATIENCE, owns_client=True
     )
     for node in redis_cluster.nodes:
         with node.client() as client:
@@ -106,7 +107,7 @@ async def test_each_node_of_a_cluster_is_sent_the_text_once(redis_cluster: Clust
 
 
 async def test_a_caller_that_gives_up_does_not_take_the_load_with_it(own_redis: Server) -> None:
-    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=10.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
     await store.forget(StorageKey("opens the connection"))
     calls = [asyncio.create_task(store.acquire(key, owner=new_owner(), **ASK)) for key in keys(50)]
     await asyncio.sleep(0)
@@ -123,7 +124,7 @@ async def test_a_text_that_is_refused_is_every_callers_answer(own_redis: Server)
         admin.execute_command("ACL SETUSER frugal on >secret ~* +@all -eval")
     store = RedisStore(
         redis.asyncio.Redis(port=own_redis.port, username="frugal", password="secret"),
-        deadline=3.0,
+        deadline=PATIENCE,
         owns_client=True,
     )
     calls = [store.acquire(key, owner=new_owner(), **ASK) for key in keys(20)]
@@ -136,7 +137,7 @@ class TestThreads:
     @pytest.fixture
     def store(self, own_redis: Server) -> Iterator[SyncRedisStore]:
         with redis.Redis(port=own_redis.port) as client:
-            store = SyncRedisStore(client, deadline=10.0)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             yield store
             store.close()
 
@@ -175,7 +176,7 @@ class TestThreads:
                 client.script_flush()
                 reset(client)
         with redis_cluster.client() as cluster:
-            store = SyncRedisStore(cluster, deadline=10.0)
+            store = SyncRedisStore(cluster, deadline=PATIENCE)
             self.claim_all(store, 60)
             store.close()
         for node in redis_cluster.nodes:

@@ -43,7 +43,7 @@ def key() -> StorageKey:
 @pytest.fixture
 async def proxied(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
     """A store behind the faulty proxy, its connection open."""
-    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=2.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=PATIENCE, owns_client=True)
     await claim(store, StorageKey(f"warm-up-{secrets.token_hex(8)}"))
     yield store
     await store.aclose()
@@ -69,7 +69,7 @@ def connections(server: Server) -> int:
 def assert_none_is_open(server: Server) -> None:
     """No connection but ours: the server is given a moment to notice."""
     with server.client() as client:
-        end = time.monotonic() + 5
+        end = time.monotonic() + PATIENCE
         while len(client.client_list()) > 1 and time.monotonic() < end:
             time.sleep(0.01)
         assert len(client.client_list()) == 1
@@ -103,21 +103,22 @@ class TestSharing:
         assert first.cancelled()
         await store.aclose()
 
-    async def test_a_silent_connection_is_left_by_who_still_has_time(
-        self, proxied: RedisStore, redis_proxy: Proxy, key
-    ) -> None:
+    async def test_a_silent_connection_is_left_by_who_still_has_time(self, redis_proxy: Proxy, key) -> None:
+        store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=4.0, owns_client=True)
+        await claim(store, StorageKey(f"{key}-warm-up"))
         redis_proxy.fail_next("EVALSHA", "hang")
-        early = asyncio.create_task(ask(proxied, StorageKey(f"{key}-early")))
-        await asyncio.sleep(1.0)
-        late = asyncio.create_task(ask(proxied, StorageKey(f"{key}-late")))
+        early = asyncio.create_task(ask(store, StorageKey(f"{key}-early")))
+        await asyncio.sleep(2.0)
+        late = asyncio.create_task(ask(store, StorageKey(f"{key}-late")))
         with pytest.raises(StoreUnavailable, match="may be repeated"):
             await early
         assert isinstance(await late, Acquired)
+        await store.aclose()
 
     async def test_a_caller_short_of_time_does_not_end_a_connection_that_answers(
         self, own_redis: Server, key
     ) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=2.0, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
         await claim(store, key)
         connection = store._to(store._only)
         own_redis.freeze()
@@ -142,7 +143,7 @@ class TestSharing:
             assert (await proxied.get(other)).key == other
 
     async def test_ten_thousand_callers_at_once_are_all_served_in_time(self, own_redis: Server) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=20.0, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
         replies = await asyncio.gather(*(ask(store, StorageKey(f"k-{number}")) for number in range(10_000)))
         assert {type(reply) for reply in replies} == {Acquired}
         await store.aclose()
@@ -150,7 +151,7 @@ class TestSharing:
     async def test_a_server_that_does_not_read_is_not_written_to_without_end(
         self, own_redis: Server, key
     ) -> None:
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=20.0, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
         granted = await claim(store, key)
         own_redis.freeze()
         outcome = b'{"body":"' + b"x" * 16_000_000 + b'"}'
@@ -194,7 +195,7 @@ class TestClosing:
 
     async def test_closing_while_connecting_leaves_no_connection(self, own_redis: Server, key) -> None:
         own_redis.freeze()
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=5.0, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
         callers = [asyncio.create_task(ask(store, key)) for _ in range(3)]
         await asyncio.sleep(0.05)
         await store.aclose()
@@ -210,7 +211,7 @@ class TestClosing:
         unhandled: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
         events: list[Event] = []
-        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=2.0, owns_client=True)
+        store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
         await claim(store, StorageKey("warm-up"))
         engine = Engine(store, hooks=[events.append])
         own_redis.freeze()
@@ -244,7 +245,7 @@ class TestClosing:
 
     def test_a_thread_in_a_call_takes_its_connection_with_it(self, own_redis: Server, key) -> None:
         with redis.Redis(port=own_redis.port) as client:
-            store = SyncRedisStore(client, deadline=5.0)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             assert store.get(key) is None
             own_redis.freeze()
             seen: list[object] = []

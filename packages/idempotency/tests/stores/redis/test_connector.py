@@ -65,7 +65,7 @@ async def miss(store: RedisStore) -> None:
 
 async def answered(store: RedisStore) -> None:
     """Ask until there is an answer."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(StoreUnavailable):
                 assert await store.get(KEY) is None

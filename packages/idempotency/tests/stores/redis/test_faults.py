@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from patience import PATIENCE
+from patience import PATIENCE, repeated, repeated_sync
 from redis_proxy import Action, Proxy
 from redis_servers import Server
 
@@ -49,7 +49,7 @@ async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
 @pytest.fixture
 def sync_store(redis_proxy: Proxy) -> Iterator[SyncRedisStore]:
     with redis.Redis(port=redis_proxy.port) as client:
-        store = SyncRedisStore(client, deadline=0.5)
+        store = SyncRedisStore(client, deadline=PATIENCE)
         store.get(StorageKey("warm-up"))
         reply = ask_sync(store, StorageKey(f"warm-up-{secrets.token_hex(8)}"))
         assert isinstance(reply, Acquired)
@@ -60,11 +60,11 @@ def sync_store(redis_proxy: Proxy) -> Iterator[SyncRedisStore]:
 
 
 class opened:
-    """A store with a short deadline on a port of the loopback, closed at the end."""
+    """A store on a port of the loopback, closed at the end."""
 
     def __init__(self, port: int, **settings: object) -> None:
         self.client = redis.asyncio.Redis(port=port)
-        self.store = RedisStore(self.client, **({"deadline": 0.5, "owns_client": True} | settings))
+        self.store = RedisStore(self.client, **({"deadline": PATIENCE, "owns_client": True} | settings))
 
     async def __aenter__(self) -> RedisStore:
         return self.store
@@ -131,7 +131,7 @@ class TestRoundTrips:
         assert (calls["cmdstat_evalsha"], calls["cmdstat_eval"]) == (4 - 1, 1)
 
     async def test_sixty_four_at_once_share_a_few_connections(self, own_redis: Server) -> None:
-        async with opened(own_redis.port, deadline=5.0) as store:
+        async with opened(own_redis.port, deadline=PATIENCE) as store:
             keys = [StorageKey(f"many-{number}") for number in range(64)]
             replies = await asyncio.gather(*(ask(store, each) for each in keys))
             with own_redis.client() as client:
@@ -202,28 +202,28 @@ class TestLostReplies:
 class TestDeadlines:
     async def test_a_frozen_server_is_answered_for_within_the_deadline(self, own_redis: Server, key) -> None:
         async with opened(own_redis.port, deadline=0.3) as store:
-            await warm_up(store)
+            await repeated(lambda: warm_up(store))
             own_redis.freeze()
             started = time.monotonic()
             outcomes = await asyncio.gather(*(ask(store, key) for _ in range(20)), return_exceptions=True)
             took = time.monotonic() - started
             own_redis.thaw()
             assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
-            assert took < 0.3 + 0.3
-            assert await store.get(StorageKey("thawed")) is None
+            assert took < PATIENCE
+            assert await repeated(lambda: store.get(StorageKey("thawed"))) is None
 
     def test_the_same_without_an_event_loop(self, own_redis: Server, key) -> None:
         with own_redis.client() as client:
             store = SyncRedisStore(client, deadline=0.3)
-            store.get(key)
+            repeated_sync(lambda: store.get(key))
             own_redis.freeze()
             started = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 ask_sync(store, key)
             took = time.monotonic() - started
             own_redis.thaw()
-            assert took < 0.3 + 0.3
-            assert store.get(StorageKey("thawed")) is None
+            assert took < PATIENCE
+            assert repeated_sync(lambda: store.get(StorageKey("thawed"))) is None
             store.close()
 
     async def test_a_server_that_is_not_there_is_refused_at_once(self, key) -> None:
@@ -231,17 +231,17 @@ class TestDeadlines:
             started = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 await ask(store, key)
-            assert time.monotonic() - started < 0.25
+            assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
 
     async def test_a_lost_owner_gets_its_claim_after_the_thaw(self, own_redis: Server, key) -> None:
         async with opened(own_redis.port, deadline=0.2) as store:
-            await warm_up(store)
+            await repeated(lambda: warm_up(store))
             owner = new_owner()
             own_redis.freeze()
             with pytest.raises(StoreUnavailable):
                 await ask(store, key, owner)
             own_redis.thaw()
-            assert isinstance(await ask(store, key, owner), Acquired)
+            assert isinstance(await repeated(lambda: ask(store, key, owner)), Acquired)
 
 
 class TestRefusals:
@@ -266,7 +266,7 @@ class TestRefusals:
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=advice):
             await ask(store, key)
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
         assert isinstance(await ask(store, key), Acquired), "nothing was granted, and the store goes on"
 
     async def test_one_refusal_in_a_batch_fails_its_own_call_alone(
@@ -296,7 +296,7 @@ class TestRefusals:
 class TestCancellation:
     async def test_a_cancelled_call_leaves_no_reply_for_the_next(self, own_redis: Server) -> None:
         """Cancelled at every point of its way, among others that go on: no answer ever reaches another's caller."""
-        async with opened(own_redis.port, deadline=5.0) as store:
+        async with opened(own_redis.port, deadline=PATIENCE) as store:
             await warm_up(store)
 
             async def own_key(number: int) -> bool:
@@ -318,7 +318,7 @@ class TestCancellation:
                 assert await asyncio.gather(*alive) == [True] * 4
 
     async def test_a_caller_that_gave_up_while_queued_is_never_sent(self, own_redis: Server) -> None:
-        async with opened(own_redis.port, deadline=5.0) as store:
+        async with opened(own_redis.port, deadline=PATIENCE) as store:
             await warm_up(store)
             tasks = [asyncio.create_task(ask(store, StorageKey(f"queued-{n}"))) for n in range(10)]
             await asyncio.sleep(0)
@@ -375,7 +375,7 @@ class TestPlacesItMustNotBeUsed:
 
     def test_a_forked_process_may_use_a_loop_of_its_own(self, redis_server: Server, key) -> None:
         """The parent's sockets stay the parent's: neither closed nor taken out of its selector by the child."""
-        store = RedisStore(redis.asyncio.Redis(port=redis_server.port), deadline=5.0)
+        store = RedisStore(redis.asyncio.Redis(port=redis_server.port), deadline=PATIENCE)
         loop = asyncio.new_event_loop()
         granted = loop.run_until_complete(claim(store, key))
         readable, writable = os.pipe()

@@ -41,7 +41,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[RedisStore]:
-    store = RedisStore(redis.asyncio.Redis.from_url(redis_url), deadline=3.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis.from_url(redis_url), deadline=PATIENCE, owns_client=True)
     yield store
     await store.aclose()
 
@@ -121,7 +121,10 @@ async def test_on_a_cluster_it_is_kept_beside_the_record(
 ) -> None:
     prefix = f"{prefix}{secrets.token_hex(3)}:"
     store = RedisStore(
-        redis.asyncio.RedisCluster.from_url(redis_cluster.url), prefix=prefix, deadline=3.0, owns_client=True
+        redis.asyncio.RedisCluster.from_url(redis_cluster.url),
+        prefix=prefix,
+        deadline=PATIENCE,
+        owns_client=True,
     )
     with redis_cluster.client() as client:
         for number in range(6):
@@ -138,7 +141,10 @@ async def test_a_prefix_whose_braces_make_no_tag_works_without(
     redis_cluster: Cluster, prefix: str, key: StorageKey
 ) -> None:
     store = RedisStore(
-        redis.asyncio.RedisCluster.from_url(redis_cluster.url), prefix=prefix, deadline=3.0, owns_client=True
+        redis.asyncio.RedisCluster.from_url(redis_cluster.url),
+        prefix=prefix,
+        deadline=PATIENCE,
+        owns_client=True,
     )
     for number in range(6):
         name = StorageKey(f"{key}-{number}")
@@ -160,7 +166,7 @@ async def test_a_server_that_is_full_still_lets_a_claim_go(own_redis: Server, ke
 
 
 async def test_it_costs_no_round_trip(redis_proxy: Proxy, key: StorageKey) -> None:
-    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), owns_client=True, deadline=2.0)
+    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), owns_client=True, deadline=PATIENCE)
     for _ in range(2):  # the first turn teaches the server the scripts
         redis_proxy.commands.clear()
         reply = await store.acquire(key, owner=new_owner(), **ASK)

