@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from mypy import api
 
-FILES = sorted((Path(__file__).parent / "typed_api").glob("*.py"))
+QUICKSTARTS = Path(__file__).parents[3] / "examples" / "quickstart"
+FILES = sorted((Path(__file__).parent / "typed_api").glob("*.py")) + [
+    path
+    for path in sorted(QUICKSTARTS.glob("*.py"))
+    if path.stem != "drf_app"  # REST framework has no types
+]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

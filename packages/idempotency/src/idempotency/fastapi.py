@@ -101,11 +101,37 @@ class Idempotent(Generic[T]):
         TypeError: *principal* or *name* is no function, or *policy* no `Policy`.
     """
 
+    # A checker takes the first that fits, so what FastAPI awaits or iterates over comes before what it takes as it is.
+    @overload
     def __init__(
         self,
         *,
-        principal: Callable[..., T] | Callable[..., Coroutine[Any, Any, T]],
+        principal: Callable[..., Coroutine[Any, Any, T]],
         name: Callable[[T], str] | None = None,
+        policy: Policy = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        principal: Callable[..., AsyncIterator[T] | Iterator[T]],
+        name: Callable[[T], str] | None = None,
+        policy: Policy = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        principal: Callable[..., T],
+        name: Callable[[T], str] | None = None,
+        policy: Policy = ...,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        *,
+        principal: Callable[..., Any],
+        name: Callable[[Any], str] | None = None,
         policy: Policy = Policy(),  # noqa: B008
     ) -> None:
         function: Any

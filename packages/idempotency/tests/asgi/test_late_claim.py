@@ -10,6 +10,7 @@ import django_project
 import litestar
 import pytest
 from asgi_driver import Talk, call, http_scope
+from litestar.middleware import DefineMiddleware
 from quart import Quart
 from quart import request as quart_request
 from starlette.applications import Starlette
@@ -265,6 +266,15 @@ def starlette_app(ledger: Ledger, store: Any) -> Any:
 
 
 def litestar_app(ledger: Ledger, store: Any) -> Any:
+    app = _litestar(ledger, [])
+    return LateClaim(app, store=store)  # type: ignore[arg-type]
+
+
+def litestar_middleware(ledger: Ledger, store: Any) -> Any:
+    return _litestar(ledger, [DefineMiddleware(LateClaim, store=store)])
+
+
+def _litestar(ledger: Ledger, middleware: Any) -> Any:
     @litestar.post("/v1/charges")
     async def charge(request: litestar.Request[Any, Any, Any]) -> dict[str, int]:
         if "authorization" not in request.headers:
@@ -272,8 +282,7 @@ def litestar_app(ledger: Ledger, store: Any) -> Any:
         await claim(request.scope, request.headers["authorization"])  # type: ignore[arg-type]
         return ledger.charge()
 
-    app = litestar.Litestar([charge], logging_config=None, openapi_config=None)
-    return LateClaim(app, store=store)  # type: ignore[arg-type]
+    return litestar.Litestar([charge], middleware=middleware, logging_config=None, openapi_config=None)
 
 
 def quart_app(ledger: Ledger, store: Any) -> Any:
@@ -307,7 +316,7 @@ def django_app(ledger: Ledger, store: Any) -> Any:
     return LateClaim(get_asgi_application(), store=store)
 
 
-@pytest.mark.parametrize("build", [starlette_app, litestar_app, quart_app, django_app])
+@pytest.mark.parametrize("build", [starlette_app, litestar_app, litestar_middleware, quart_app, django_app])
 async def test_every_framework_claims_by_one_call(build: Any, caplog: pytest.LogCaptureFixture) -> None:
     ledger, store = Ledger(), MemoryStore()
     app = build(ledger, store)

@@ -8,7 +8,7 @@ from typing import Any
 from idempotency._core.errors import Answered
 from idempotency.asgi.types import Scope
 
-__all__ = ["answered"]
+__all__ = ["answered", "is_answered"]
 
 
 def answered(scope: Scope, status: int) -> Answered:
@@ -25,6 +25,18 @@ def answered(scope: Scope, status: int) -> Answered:
     if "starlette.exceptions" in sys.modules and "app" in scope:
         return _of_starlette(status)
     return Answered()
+
+
+def is_answered(error: BaseException) -> bool:
+    """
+    Whether *error* is `Answered`, or was raised from it.
+
+    Litestar's exception handlers inside a middleware raise another one where they find that the answer has begun.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, Answered):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def _of_starlette(status: int) -> Answered:

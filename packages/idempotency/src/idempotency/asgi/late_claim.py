@@ -9,8 +9,8 @@ through, and what the application answers before uses no key up and costs no sto
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from idempotency._backends.base import running
 from idempotency._core.errors import (
@@ -25,7 +25,7 @@ from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
 from idempotency._core.types import Completed, StorageKey
 from idempotency._http.keyed_request import KeyedRequest
-from idempotency.asgi.answered import answered
+from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.middleware import full_path
 from idempotency.asgi.recorder import Execution
@@ -71,7 +71,7 @@ class LateClaim:
         self.engine = Engine(store, hooks=hooks)
         self.max_request_bytes = max_request_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection (ASGI 3)."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
@@ -89,7 +89,11 @@ class LateClaim:
         return None
 
 
-async def claim(scope: Scope, principal: str | Callable[[], str], policy: Policy = Policy()) -> None:  # noqa: B008
+async def claim(
+    scope: Mapping[str, Any],
+    principal: str | Callable[[], str],
+    policy: Policy = Policy(),  # noqa: B008
+) -> None:
     """
     Claim the current request, below `LateClaim`; call it just before the handler's first effect.
 
@@ -107,7 +111,7 @@ async def claim(scope: Scope, principal: str | Callable[[], str], policy: Policy
     await pending_claim(scope).claim(principal, policy)
 
 
-def pending_claim(scope: Scope) -> PendingClaim:
+def pending_claim(scope: Mapping[str, Any]) -> PendingClaim:
     """
     What `LateClaim` left in the scope.
 
@@ -172,9 +176,12 @@ class PendingClaim:
         hidden: Hidden = hide_bypasses(self.scope) if self._lines else None
         try:
             await app(self.scope, self._receive_inner, self._send_inner)
-        except Answered:
-            if not self._replaced:
-                raise
+        except Exception as error:
+            if self._replaced and is_answered(error):
+                return
+            if self._execution is not None and not isinstance(error, Answered):
+                await self._execution.raised(error)
+            raise
         except BaseException as error:
             if self._execution is not None:
                 await self._execution.raised(error)

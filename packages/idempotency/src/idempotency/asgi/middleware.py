@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from idempotency._backends.base import running
 from idempotency._backends.poll_once import poll_once
@@ -129,7 +129,7 @@ class IdempotencyMiddleware:
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
         _log.info("idempotency: %s, in %s", promise, type(store).__name__)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection (ASGI 3)."""
         if active.get() is not None and is_of_another_run(scope):
             with outside():
