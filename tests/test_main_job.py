@@ -91,8 +91,15 @@ def test_the_log_is_json_lines_that_name_each_step_and_no_key(serve: Serve, body
     assert "raw-key-of-the-client" not in service.log
 
 
-def test_the_demo_shows_a_decision_and_its_replay(command: Callable[..., Any]) -> None:
+def test_the_demo_shows_a_decision_and_its_replay_before_and_after_the_service_is_killed(
+    command: Callable[..., Any],
+) -> None:
     shown = command("demo")
     assert shown.returncode == 0, shown.stderr
-    assert "1st answer" in shown.stdout
-    assert "replayed, the same bytes" in shown.stdout
+    first, second, killed, third = shown.stdout.splitlines()[-4:]
+    assert first.startswith("1st answer")
+    assert second.startswith("2nd answer")
+    assert second.endswith("replayed, the same bytes")
+    assert killed.strip().startswith("kill -9")
+    assert third.startswith("3rd answer")
+    assert third.endswith("replayed, the same bytes")

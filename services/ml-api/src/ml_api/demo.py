@@ -1,7 +1,7 @@
 """
-The demo: a real service in a process of its own, a real request, and the same request again.
+The demo: a real service in a process of its own, a real request, and the same request again, also after `kill -9`.
 
-The second answer is the first one's bytes, found by its Idempotency-Key: that is all a client has to do to retry.
+The later answers are the first one's bytes, found by its Idempotency-Key: that is all a client has to do to retry.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from importlib.resources import files
@@ -42,7 +43,7 @@ def example_request() -> bytes:
 
 
 def demo(*, body: bytes | None = None) -> int:
-    """Run the demo with *body*, or the example, and print what happened: 0 if the second answer replayed the first."""
+    """Run the demo with *body*, or the example, and print what happened: 0 if each retry got the first one's bytes."""
     request = body if body is not None else example_request()
     api_key, key = secrets.token_hex(32), f"demo-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="ml-api-demo-") as directory:
@@ -54,31 +55,52 @@ def demo(*, body: bytes | None = None) -> int:
             "ML_SERVICE_STORE_PATH": str(Path(directory) / "idempotency.sqlite3"),
             "ML_SERVICE_LOG_FORMAT": "console",
         }
-        port = _free_port()
-        log = Path(directory) / "log"
         begun = time.perf_counter()
-        with log.open("wb") as stderr:
-            # In a directory of its own, so that no .env nearby changes what is shown.
-            command = [sys.executable, "-m", "ml_api", "serve", "--port", str(port)]
-            service = subprocess.Popen(command, env=environment, cwd=directory, stderr=stderr)  # noqa: S603
-        try:
-            health = _wait_for(service, port)
+        with ExitStack() as ending:
+            service = _Service(directory, environment, ending)
+            health = service.wait_until_up()
             if health is None:
-                print(f"the service did not start:\n{log.read_text()}", file=sys.stderr)
                 return 1
-            print(f"service    http://127.0.0.1:{port} up after {time.perf_counter() - begun:.2f} s")
+            print(f"service    http://127.0.0.1:{service.port} up after {time.perf_counter() - begun:.2f} s")
             print(f"model      {health['modelVersion']}")
             print(f"request    POST /predict, {len(request):,} bytes, Idempotency-Key: {key}")
             headers = {"X-API-Key": api_key, "Idempotency-Key": key, "Content-Type": "application/json"}
-            first = _post(port, request, headers)
-            second = _post(port, request, headers)
-        finally:
-            service.terminate()
-            service.wait()
-        return _show(first, second)
+            first = _post(service.port, request, headers)
+            second = _post(service.port, request, headers)
+            service.process.kill()
+            service.process.wait()
+            successor = _Service(directory, environment, ending)
+            if successor.wait_until_up() is None:
+                return 1
+            third = _post(successor.port, request, headers)
+        return _show(first, second, third)
 
 
-def _show(first: _Answer, second: _Answer) -> int:
+class _Service:
+    """`ml-api serve` on a free port, to be ended when *ending* closes."""
+
+    def __init__(self, directory: str, environment: dict[str, str], ending: ExitStack) -> None:
+        self.port = _free_port()
+        self._log = Path(directory) / f"log-{self.port}"
+        with self._log.open("wb") as stderr:
+            # In a directory of its own, so that no .env nearby changes what is shown.
+            command = [sys.executable, "-m", "ml_api", "serve", "--port", str(self.port)]
+            self.process = subprocess.Popen(command, env=environment, cwd=directory, stderr=stderr)  # noqa: S603
+        ending.callback(self._end)
+
+    def _end(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def wait_until_up(self) -> dict[str, Any] | None:
+        """What /health says; None, and the log on standard error, if the service does not start."""
+        health = _wait_for(self.process, self.port)
+        if health is None:
+            print(f"the service did not start:\n{self._log.read_text()}", file=sys.stderr)
+        return health
+
+
+def _show(first: _Answer, second: _Answer, third: _Answer) -> int:
     if first.status != 200:
         print(f"\nrefused with {first.status}: {first.body.decode()}", file=sys.stderr)
         return 1
@@ -94,11 +116,16 @@ def _show(first: _Answer, second: _Answer) -> int:
             fact = f"{asset} {signal['feature']} = {signal['value']}".lstrip()
             print(f"  signal   {fact} ({signal['rule']}): {signal['contribution']}")
     print(f"  reason   {decision['reasoning']}")
-    same = "the same bytes" if second.body == first.body else "OTHER BYTES"
-    replayed = "replayed" if second.replayed else "NOT REPLAYED"
     print(f"\n1st answer {first.milliseconds:6.2f} ms  decided, requestId {decision['requestId']}")
-    print(f"2nd answer {second.milliseconds:6.2f} ms  {replayed}, {same}")
-    return 0 if second.replayed and second.body == first.body else 1
+    print(f"2nd answer {second.milliseconds:6.2f} ms  {_compared(second, first)}")
+    print("           kill -9 of the service; another one over the same records")
+    print(f"3rd answer {third.milliseconds:6.2f} ms  {_compared(third, first)}")
+    return 0 if all(answer.replayed and answer.body == first.body for answer in (second, third)) else 1
+
+
+def _compared(answer: _Answer, first: _Answer) -> str:
+    same = "the same bytes" if answer.body == first.body else "OTHER BYTES"
+    return f"{'replayed' if answer.replayed else 'NOT REPLAYED'}, {same}"
 
 
 def _post(port: int, body: bytes, headers: dict[str, str]) -> _Answer:
