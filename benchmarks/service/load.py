@@ -47,6 +47,9 @@ API_KEY = "the-api-key-of-the-benchmark"
 SLICES = 8
 OLDER_RATIO = 42 / 0.59  # CPU of a decision to that of a replay, of the older service
 MARKETS = 256  # so many others come between two requests with the same candles: more than are kept
+KEEP_ALIVE = (
+    "60"  # s: 64 connections are opened before the first is used again, which takes the older shape a while
+)
 TICKS = os.sysconf("SC_CLK_TCK")
 numbers = itertools.count()
 
@@ -298,6 +301,7 @@ def main() -> int:
             "ML_SERVICE_FINGERPRINT": "decision",
             "ML_SERVICE_RATE_LIMIT": "0",  # one caller asks as fast as it can
             "ML_SERVICE_QUOTA_BYTES": "0",
+            "ML_SERVICE_KEEP_ALIVE_TIMEOUT": KEEP_ALIVE,
         }
         command = [sys.executable, "-m", "ml_api", "serve", "--port", str(first)]
         shape = [
@@ -307,6 +311,8 @@ def main() -> int:
             str(HERE),
             "--port",
             str(second),
+            "--timeout-keep-alive",
+            KEEP_ALIVE,
             "older:app",
         ]
         older_settings = bytecode | {"REDIS_PORT": str(redis)}

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from statistics import median
 
-from engine import DOCKER, PATIENCE, Service, composition, podman, run
+from engine import DOCKER, PATIENCE, Service, call, composition, podman, run
 from tally import Tally
 
 __all__ = ["verify_guide"]
@@ -194,14 +194,23 @@ def _redis_is_guarded(tally: Tally, service: Service) -> None:
     tally.check("and its end is the end of it", service.predict("while-redis-is-full").status == 200)
 
 
+_FLOORS = 8
+"""A hit may take this many times the time of `GET /health` beside it: on a busy machine both are slow."""
+
+
 def _targets(tally: Tally, service: Service) -> None:
     # One at a time, each on a connection of its own. The best of three medians: the rest is what else the machine did.
-    hits, misses = [], []
+    hits, misses, floors = [], [], []
     service.predict("timed")
     for number in range(3):
+        floors.append(median(call(service.port, "GET", "/health").seconds for _ in range(40)))
         hits.append(median(service.predict("timed").seconds for _ in range(40)))
         misses.append(median(service.predict(f"timed-{number}-{again}").seconds for again in range(40)))
-    tally.check("a hit is answered within 10 ms", min(hits) < 0.010, f"{min(hits) * 1000:.1f} ms")
-    tally.check("a miss is answered within 500 ms", min(misses) < 0.5, f"{min(misses) * 1000:.1f} ms")
+    hit, miss, floor = (min(times) * 1000 for times in (hits, misses, floors))
+    figure = f"{hit:.1f} ms; {floor:.1f} ms for /health"
+    tally.check(
+        f"a hit is answered within 10 ms, or {_FLOORS} times /health", hit < max(10, _FLOORS * floor), figure
+    )
+    tally.check("a miss is answered within 500 ms", miss < 500, f"{miss:.1f} ms")
     body = json.loads(service.predict("timed").body)
     tally.check("and it is the decision's whole answer", {"requestId", "orders"} <= set(body), sorted(body))

@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
 
-from ml_api.predict.types import Moment, Money, Name, Price, Symbol, to_decimal, to_float
+from ml_api.predict.types import Moment, Money, Name, Price, Symbol, to_decimal, to_floats
 from ml_api.trading.candle_series import CandleSeries
 
 __all__ = [
@@ -167,8 +167,8 @@ class PredictRequest(_Wire):
         candles = [candle for candle in self.candles if candle["symbol"] == asset]
         return CandleSeries(
             [candle["timestamp"] for candle in candles],
-            [to_float(candle["close"]) for candle in candles],
-            [to_float(candle["volume"]) for candle in candles],
+            to_floats([candle["close"] for candle in candles]),
+            to_floats([candle["volume"] for candle in candles]),
             lambda position: to_decimal(candles[position]["close"]),
         )
 
