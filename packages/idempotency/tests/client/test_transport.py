@@ -147,7 +147,7 @@ async def test_an_answer_of_more_than_a_mebibyte_is_left_to_its_reader(
 
 async def test_no_attempt_may_take_longer_than_what_is_left_of_the_whole(sender: Sender) -> None:
     inner = Script(sender.library, (503, {}, Body(b"")), (200, {}, Body(b"")))
-    times = iter([100.0, 100.0, 120.0, 128.0])  # begun, first attempt, its answer, second attempt
+    times = iter([100.0, 100.0, 120.0, 128.0, 129.0])  # begun, then each attempt and its answer
     await sender.send(
         inner,
         timeout={"connect": 5.0, "read": 60.0, "write": None},

@@ -12,11 +12,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from idempotency._backends.base import running
-from idempotency.client.call import Call, Sender, quote_key, uuid4_key
 from idempotency.client.deadlines import AsyncBoundedStream, BoundedStream, Worker, within
+from idempotency.client.httpx_call import Call, begin
+from idempotency.client.keys import KEY_HEADER, quote_key, uuid4_key
+from idempotency.client.operation import METHODS, Rules
 from idempotency.client.retry import Retry
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ else:
     _Transport = _AsyncTransport = object
 
 __all__ = ["AsyncIdempotencyTransport", "IdempotencyTransport", "Retry", "quote_key", "uuid4_key"]
-
-_METHODS: Final = frozenset({"POST", "PATCH"})
 
 _Request: TypeAlias = Any  # of either library
 _Response: TypeAlias = Any
@@ -59,12 +59,13 @@ class IdempotencyTransport(_Transport):
             its key, its credentials and its body go nowhere else. A redirect to another origin that keeps method and
             body is a `RequestError`, and nothing is sent; one that is followed by GET carries neither key nor
             credentials.
+        header: The name of the header that carries the key.
         sleep: Lets seconds pass; injected by tests.
         chance: Draws from [0, 1); injected by tests.
         monotonic: Seconds; injected by tests.
 
     Raises:
-        ValueError: *trusted_origins* holds what is no origin.
+        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
 
     Cost: the request's body in memory, and the response's up to 1 MiB; longer ones and those of unknown length stream.
     A call has a thread of its own, since a blocking read cannot be ended when `Retry.timeout` is over; a thread that
@@ -75,17 +76,22 @@ class IdempotencyTransport(_Transport):
         self,
         transport: httpx.BaseTransport | httpx2.BaseTransport,
         *,
-        methods: Collection[str] = _METHODS,
+        methods: Collection[str] = METHODS,
         retry: Retry = Retry(),  # noqa: B008
         new_key: Callable[[], str] = uuid4_key,
         trusted_origins: Collection[str] = (),
+        header: str = KEY_HEADER,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport: Any = transport
-        self._sender = Sender(methods, retry, new_key, chance, monotonic, trusted_origins)
+        self._rules = Rules(
+            methods=methods, retry=retry, new_key=new_key, trusted_origins=trusted_origins, header=header
+        )
         self._sleep = sleep
+        self._chance = chance
+        self._monotonic = monotonic
 
     @overload
     def handle_request(self, request: httpx.Request) -> httpx.Response: ...
@@ -93,7 +99,7 @@ class IdempotencyTransport(_Transport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response: ...
     def handle_request(self, request: _Request) -> _Response:
         """Send *request*; what the inner transport raises goes through once no attempt is left."""
-        call = self._sender.begin(request)
+        call = begin(self._rules, request, self._chance, self._monotonic)
         if call is None:
             return self._transport.handle_request(request)
         request.read()
@@ -103,15 +109,13 @@ class IdempotencyTransport(_Transport):
                 response = self._send(call, worker)
             except call.errors as error:
                 worker.end()
-                delay = call.after_error(error)
-                if delay is None:
+                if (delay := call.after_error(error)) is None:
                     raise
             except BaseException:
                 worker.end()
                 raise
             else:
-                delay = call.after_response(response)
-                if delay is None:
+                if (delay := call.after_response(response)) is None:
                     return response
                 response.close()
             self._sleep(delay)
@@ -123,7 +127,7 @@ class IdempotencyTransport(_Transport):
             response = worker.call(call.seconds, lambda: self._whole(call, request))
         except TimeoutError:
             raise call.late() from None
-        if call.read_ahead(response) or not call.is_bounded(response):
+        if call.is_read_ahead(response) or not call.is_bounded(response):
             worker.end()
             return response
         stream = BoundedStream(response.stream, worker, call.left, call.late)
@@ -131,7 +135,7 @@ class IdempotencyTransport(_Transport):
 
     def _whole(self, call: Call, request: _Request) -> _Response:
         response = self._transport.handle_request(request)
-        if not call.read_ahead(response):
+        if not call.is_read_ahead(response):
             return response
         try:
             return call.whole(response, b"".join(response.stream))
@@ -162,17 +166,22 @@ class AsyncIdempotencyTransport(_AsyncTransport):
         self,
         transport: httpx.AsyncBaseTransport | httpx2.AsyncBaseTransport,
         *,
-        methods: Collection[str] = _METHODS,
+        methods: Collection[str] = METHODS,
         retry: Retry = Retry(),  # noqa: B008
         new_key: Callable[[], str] = uuid4_key,
         trusted_origins: Collection[str] = (),
+        header: str = KEY_HEADER,
         sleep: Callable[[float], Awaitable[None]] | None = None,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport: Any = transport
-        self._sender = Sender(methods, retry, new_key, chance, monotonic, trusted_origins)
+        self._rules = Rules(
+            methods=methods, retry=retry, new_key=new_key, trusted_origins=trusted_origins, header=header
+        )
         self._sleep = sleep
+        self._chance = chance
+        self._monotonic = monotonic
 
     @overload
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response: ...
@@ -180,7 +189,7 @@ class AsyncIdempotencyTransport(_AsyncTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
     async def handle_async_request(self, request: _Request) -> _Response:
         """See `IdempotencyTransport.handle_request`."""
-        call = self._sender.begin(request)
+        call = begin(self._rules, request, self._chance, self._monotonic)
         if call is None:
             return await self._transport.handle_async_request(request)
         await request.aread()
@@ -188,12 +197,10 @@ class AsyncIdempotencyTransport(_AsyncTransport):
             try:
                 response = await self._send(call)
             except call.errors as error:
-                delay = call.after_error(error)
-                if delay is None:
+                if (delay := call.after_error(error)) is None:
                     raise
             else:
-                delay = call.after_response(response)
-                if delay is None:
+                if (delay := call.after_response(response)) is None:
                     return response
                 await response.aclose()
             await (self._sleep or running().sleep)(delay)
@@ -205,14 +212,14 @@ class AsyncIdempotencyTransport(_AsyncTransport):
             response = await within(call.seconds, lambda: self._whole(call, request))
         except TimeoutError:
             raise call.late() from None
-        if call.read_ahead(response) or not call.is_bounded(response):
+        if call.is_read_ahead(response) or not call.is_bounded(response):
             return response
         stream = AsyncBoundedStream(response.stream, call.left, call.late)
         return call.streamed(response, call.library.AsyncByteStream, stream)
 
     async def _whole(self, call: Call, request: _Request) -> _Response:
         response = await self._transport.handle_async_request(request)
-        if not call.read_ahead(response):
+        if not call.is_read_ahead(response):
             return response
         try:
             return call.whole(response, b"".join([chunk async for chunk in response.stream]))

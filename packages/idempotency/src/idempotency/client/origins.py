@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-__all__ = ["SAFE_HEADERS", "Origin", "is_allowed", "origin_of", "read_origins"]
+__all__ = ["SAFE_HEADERS", "Origin", "default_port", "is_allowed", "origin_of", "read_origins"]
 
 _PORTS: Final = {"http": 80, "https": 443}
 
@@ -31,6 +31,11 @@ class Origin(NamedTuple):
     scheme: str
     host: str
     port: int | None
+
+
+def default_port(scheme: str) -> int | None:
+    """The port of a URL that names none."""
+    return _PORTS.get(scheme)
 
 
 def origin_of(url: Any) -> Origin:

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from idempotency._core.errors import NotReplayable
 from idempotency._core.problem import problem_type
 
-__all__ = ["Retry", "next_delay", "parse_date", "parse_retry_after", "worth_retrying"]
+__all__ = ["Answer", "Retry", "next_delay", "parse_date", "parse_retry_after", "worth_retrying"]
 
 _NOT_REPLAYABLE = problem_type(NotReplayable.slug)
 _SECONDS = re.compile(r"[0-9]{1,9}")
+_SHOULD_RETRY = ("stripe-should-retry", "x-should-retry")  # the server's own word, in its two spellings
+
+
+class Answer(NamedTuple):
+    """
+    What `Retry.retry_if` and the retry core see of a response.
+
+    Attributes:
+        headers: Look a name up in lower case.
+        content: The body as it was sent, where it was read ahead; else empty.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +46,10 @@ class Retry:
         first_delay: The longest pause before the second attempt; it doubles for each one after that.
         max_delay: The longest pause, except where the server asks for more.
         statuses: The answers after which the same request is worth sending again.
+        max_retry_after: The longest Retry-After that is waited for. An answer that asks for more is the caller's at
+            once, since nobody should be back sooner.
+        retry_if: Your own rule. It gets each `Answer`, and each exception of the HTTP library, and says True (send it
+            again), False (it is final) or None (decide as ever). `attempts` and `timeout` hold whatever it says.
     Raises:
         ValueError: A number that cannot work, all of them named at once.
     """
@@ -39,6 +59,8 @@ class Retry:
     first_delay: float = 0.25
     max_delay: float = 8.0
     statuses: frozenset[int] = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+    max_retry_after: float = 60.0
+    retry_if: Callable[[Answer | Exception], bool | None] | None = None
 
     def __post_init__(self) -> None:
         wrong = [f"{name} must be > 0" for name in ("timeout", "first_delay") if not getattr(self, name) > 0]
@@ -46,6 +68,8 @@ class Retry:
             wrong.append("attempts must be at least 1")
         if not self.max_delay >= self.first_delay:
             wrong.append("max_delay must be at least first_delay")
+        if not self.max_retry_after >= 0:
+            wrong.append("max_retry_after must be >= 0")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -69,8 +93,10 @@ def next_delay(
     (0.5, None)
     >>> next_delay(Retry(), attempt=1, elapsed=29.9, chance=0.5, retry_after=1.0) is None
     True
+    >>> next_delay(Retry(timeout=900), attempt=1, elapsed=0.0, chance=0.5, retry_after=61.0) is None
+    True
     """
-    if attempt >= retry.attempts:
+    if attempt >= retry.attempts or (retry_after or 0.0) > retry.max_retry_after:
         return None
     longest = min(retry.max_delay, retry.first_delay * 2.0 ** min(attempt - 1, 60))
     delay = longest * chance + (retry_after or 0.0)
@@ -79,18 +105,34 @@ def next_delay(
 
 def worth_retrying(retry: Retry, status: int, headers: Mapping[str, str], content: bytes = b"") -> bool:
     """
-    Whether the same request may be answered otherwise: a status of *retry*, unless the answer is final.
+    Whether the same request may be answered otherwise.
 
-    Final are a replay, and the problem which says that the operation is done and its response was not kept.
+    `Retry.retry_if` decides first. Then these are final: a replay, and the problem which says that the operation is
+    done and its response was not kept. Then the server's own word counts, `Stripe-Should-Retry` or `x-should-retry`, on
+    an error; and last `Retry.statuses`.
 
     Args:
         headers: Of the response; names in any case, looked up in lower case.
         content: Its body, where it was read.
+
+    >>> worth_retrying(Retry(), 503, {}), worth_retrying(Retry(), 400, {}), worth_retrying(Retry(), 200, {})
+    (True, False, False)
+    >>> [worth_retrying(Retry(), 503, {"x-should-retry": word}) for word in ("true", "false")]
+    [True, False]
     """
-    if status not in retry.statuses or _says_done(headers.get("content-type", ""), content):
-        return False
+    if retry.retry_if is not None:
+        verdict = retry.retry_if(Answer(status, headers, content))
+        if verdict is not None:
+            return verdict
     replayed = headers.get("idempotency-replayed") or headers.get("idempotent-replayed") or ""
-    return replayed.strip().lower() != "true"
+    if replayed.strip().lower() == "true" or _says_done(headers.get("content-type", ""), content):
+        return False
+    if status >= 400:
+        for name in _SHOULD_RETRY:
+            word = (headers.get(name) or "").strip().lower()
+            if word in {"true", "false"}:
+                return word == "true"
+    return status in retry.statuses
 
 
 def _says_done(content_type: str, content: bytes) -> bool:

@@ -1,0 +1,194 @@
+"""
+Idempotent calls by aiohttp: a client middleware that sends each until it is answered, under one key.
+
+    session = aiohttp.ClientSession(middlewares=[idempotency_middleware()])
+
+Needs the extra `aiohttp`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Collection
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from math import inf
+from typing import Any
+from weakref import ref
+
+import aiohttp
+from aiohttp.base_protocol import BaseProtocol
+
+from idempotency.client.attempts import Attempts
+from idempotency.client.deadlines import within
+from idempotency.client.keys import KEY_HEADER, quote_key, uuid4_key
+from idempotency.client.operation import METHODS, Operation, Rules
+from idempotency.client.origins import origin_of
+from idempotency.client.retry import Answer, Retry
+
+__all__ = ["Retry", "idempotency_middleware", "quote_key", "uuid4_key"]
+
+_FINAL = (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL)
+
+# aiohttp makes a new request for each step of a redirect, and all that these share is the timer of their call.
+_current: ContextVar[tuple[object, Operation] | None] = ContextVar("idempotency_aiohttp_call", default=None)
+
+
+def idempotency_middleware(
+    *,
+    methods: Collection[str] = METHODS,
+    retry: Retry = Retry(),  # noqa: B008
+    new_key: Callable[[], str] = uuid4_key,
+    trusted_origins: Collection[str] = (),
+    header: str = KEY_HEADER,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    chance: Callable[[], float] = random.random,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> aiohttp.ClientMiddlewareType:
+    """
+    A middleware for `aiohttp.ClientSession`: put it first, so that the others act on each attempt.
+
+    Every POST and PATCH gets an Idempotency-Key unless the caller set one; its body is read once and is the same in
+    every attempt, also where it is a file or an asynchronous generator. What is retried, and when a call ends, is as
+    for `idempotency.client.IdempotencyTransport`. Requests of other methods pass untouched. The session's own timeout
+    holds for all attempts together, too.
+
+    Args:
+        methods: The methods that are keyed and retried.
+        retry: How often and how long.
+        new_key: Makes keys, of printable ASCII characters.
+        trusted_origins: Where a request may be redirected to beside its own origin; see `IdempotencyTransport`.
+        header: The name of the header that carries the key.
+        sleep: Lets seconds pass; injected by tests.
+        chance: Draws from [0, 1); injected by tests.
+        monotonic: Seconds; injected by tests.
+    Raises:
+        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
+
+    A call raises `aiohttp.ClientError` where a redirect would hand its key and its body to another origin, and
+    `aiohttp.ServerTimeoutError` where `Retry.timeout` is over. Cost: the body of the request in memory, and the
+    answer's up to 1 MiB; longer ones and those of unknown length stream.
+    """
+    rules = Rules(
+        methods=methods, retry=retry, new_key=new_key, trusted_origins=trusted_origins, header=header
+    )
+
+    async def middleware(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        attempts = await _begin(rules, request, monotonic())
+        if attempts is None:
+            return await handler(request)
+        while True:
+            seconds = attempts.begin(now=monotonic())
+            try:
+                response = await _send(request, handler, attempts, seconds, monotonic)
+            except (aiohttp.ClientError, OSError) as error:
+                delay = attempts.after_error(
+                    error, now=monotonic(), chance=chance(), transient=not isinstance(error, _FINAL)
+                )
+                if delay is None:
+                    raise
+            else:
+                delay = attempts.after_answer(
+                    _answer(response), now=monotonic(), chance=chance(), date=datetime.now(UTC)
+                )
+                if delay is None:
+                    return response
+                response.close()
+            await sleep(delay)
+
+    return middleware
+
+
+async def _begin(rules: Rules, request: aiohttp.ClientRequest, now: float) -> Attempts | None:
+    """The attempts of the call that *request* is part of, keyed and buffered; None where it is none of ours."""
+    timer = request._timer  # noqa: SLF001
+    origin = origin_of(request.url)
+    current = _current.get()
+    if current is not None and current[0] is timer:
+        operation = current[1]
+        if not rules.may_go_to(operation, origin):
+            if (refusal := rules.refusal(request.method, origin)) is not None:
+                raise aiohttp.ClientError(refusal)
+            for name in rules.unsafe(list(request.headers)):
+                request.headers.popall(name, None)
+        elif rules.covers(request.method):
+            request.headers[rules.header] = operation.key
+        return operation.attempts.redirected()
+    if not rules.covers(request.method):
+        return None
+    operation = rules.begin(request, origin, given=request.headers.get(rules.header), now=now)
+    _current.set((timer, operation))
+    request.headers[rules.header] = operation.key
+    await _buffer(request)
+    return operation.attempts
+
+
+async def _buffer(request: aiohttp.ClientRequest) -> None:
+    """Read the body once: an asynchronous generator is empty for the second attempt, and a file at its end."""
+    body: Any = request.body
+    if body and not isinstance(body, aiohttp.BytesPayload):
+        await request.update_body(await body.as_bytes())
+
+
+async def _send(
+    request: aiohttp.ClientRequest,
+    handler: aiohttp.ClientHandlerType,
+    attempts: Attempts,
+    seconds: float,
+    monotonic: Callable[[], float],
+) -> aiohttp.ClientResponse:
+    """One attempt: its answer in time, to the last byte where it is read ahead or is to be."""
+
+    async def send() -> aiohttp.ClientResponse:
+        response = await handler(request)
+        if attempts.is_read_ahead(_answer(response)):
+            try:
+                _give_back(response, await response.read())
+            except BaseException:
+                response.close()
+                raise
+        return response
+
+    try:
+        response = await within(seconds, send)
+    except TimeoutError as error:
+        if isinstance(error, aiohttp.ClientError):  # of one step: aiohttp's own
+            raise
+        raise aiohttp.ServerTimeoutError(attempts.late()) from None
+    answer = _answer(response)
+    if not attempts.is_read_ahead(answer) and attempts.is_bounded(answer):
+        _end_late(response, attempts.left(now=monotonic()), attempts.late())
+    return response
+
+
+def _give_back(response: aiohttp.ClientResponse, body: bytes) -> None:
+    """Have `response.content` be read once more, by whoever does not use `response.read()`."""
+    loop = asyncio.get_running_loop()
+    content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+    content.feed_data(body)
+    content.feed_eof()
+    response.content = content
+
+
+def _end_late(response: aiohttp.ClientResponse, seconds: float, message: str) -> None:
+    """End a body that is still coming in *seconds*: its reader gets a `ServerTimeoutError`."""
+    weak = ref(response)  # so that nothing is kept for a body that nobody reads
+
+    def end() -> None:
+        late = weak()
+        if late is not None and not late.content.is_eof():
+            late.content.set_exception(aiohttp.ServerTimeoutError(message))
+            late.close()
+
+    if seconds < inf:
+        timer = asyncio.get_running_loop().call_later(seconds, end)
+        response.content.on_eof(timer.cancel)
+
+
+def _answer(response: aiohttp.ClientResponse) -> Answer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(response.status, headers, response._body or b"")  # noqa: SLF001  # set once it was read

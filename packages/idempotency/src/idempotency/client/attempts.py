@@ -1,0 +1,115 @@
+"""
+The retry core: one logical call, from its first attempt to the answer or the error that is the caller's.
+
+It performs no I/O. Each client is a loop round it: begin an attempt, send, say what came of it, pause as long as the
+core says or hand the result over. Clock readings and chance are passed in.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from idempotency.client.retry import Answer, Retry, next_delay, parse_date, parse_retry_after, worth_retrying
+
+__all__ = ["READ_AHEAD", "Attempts"]
+
+READ_AHEAD: Final = 1_048_576  # bytes; a longer answer, or one of unknown length, is streamed
+_LEAST: Final = 0.001  # s; a timeout of 0 means "none" to some libraries
+
+
+class Attempts:
+    """
+    How often one call was sent, and whether there is another attempt.
+
+    Args:
+        began: When the call began, in seconds by the clock whose readings are given as *now* everywhere.
+
+    >>> attempts = Attempts(Retry(attempts=2, timeout=10.0), began=100.0)
+    >>> attempts.begin(now=100.0)
+    10.0
+    >>> attempts.after_answer(Answer(503, {"retry-after": "2"}), now=101.0, chance=0.0, date=datetime(2026, 11, 23))
+    2.0
+    >>> attempts.begin(now=103.0)
+    7.0
+    >>> attempts.after_answer(Answer(503, {}), now=104.0, chance=0.0, date=datetime(2026, 11, 23)) is None
+    True
+    """
+
+    def __init__(self, retry: Retry, *, began: float) -> None:
+        self._retry = retry
+        self._began = began
+        self.count = 0
+
+    def redirected(self) -> Attempts:
+        """The attempts for the next request of a redirect: the same call, so the same deadline."""
+        return Attempts(self._retry, began=self._began)
+
+    def begin(self, *, now: float) -> float:
+        """Count one more attempt; the seconds that it may take."""
+        self.count += 1
+        return self.left(now=now)
+
+    def left(self, *, now: float) -> float:
+        """Seconds that the call may still take; never quite 0."""
+        return max(_LEAST, self._retry.timeout - (now - self._began))
+
+    def after_answer(self, answer: Answer, *, now: float, chance: float, date: datetime) -> float | None:
+        """
+        Seconds until the next attempt, None where *answer* is the caller's.
+
+        Args:
+            chance: Uniform in [0, 1).
+            date: Our wall clock, for a Retry-After that is a date of a server that tells none of its own.
+        """
+        headers = answer.headers
+        if not worth_retrying(self._retry, answer.status, headers, answer.content):
+            return None
+        asked = parse_retry_after(headers.get("retry-after"), now=parse_date(headers.get("date")) or date)
+        return self._next(now=now, chance=chance, retry_after=asked)
+
+    def after_error(
+        self, error: Exception, *, now: float, chance: float, transient: bool = True
+    ) -> float | None:
+        """
+        Seconds until the next attempt, None where *error* is the caller's; it is then told how to go on.
+
+        Args:
+            transient: Whether another attempt may succeed, unless `Retry.retry_if` says otherwise: False where the
+                request itself is at fault.
+        """
+        if self._retry.retry_if is not None:
+            verdict = self._retry.retry_if(error)
+            transient = transient if verdict is None else verdict
+        if not transient:
+            return None
+        delay = self._next(now=now, chance=chance)
+        if delay is None:
+            error.add_note(
+                f"gave up after {self.count} attempts under one Idempotency-Key, which the request now carries: "
+                "the operation may have taken effect; send the same request object again to learn its outcome"
+            )
+        return delay
+
+    def late(self) -> str:
+        """What to say of an answer that was not there in time."""
+        return f"no whole answer within {self._retry.timeout:g} s, the time for all attempts (Retry.timeout)"
+
+    def is_read_ahead(self, answer: Answer) -> bool:
+        """Whether the whole body is read before the answer counts, as a connection may be lost in its middle."""
+        length = answer.headers.get("content-length") or ""
+        return length.isascii() and length.isdecimal() and int(length[:20]) <= READ_AHEAD
+
+    def is_bounded(self, answer: Answer) -> bool:
+        """Whether the deadline holds to the end of the body: not for one that is meant to last."""
+        kind = answer.headers.get("content-type") or ""
+        return self._retry.timeout < float("inf") and not kind.lower().startswith("text/event-stream")
+
+    def _next(self, *, now: float, chance: float, retry_after: float | None = None) -> float | None:
+        return next_delay(
+            self._retry,
+            attempt=self.count,
+            elapsed=now - self._began,
+            chance=chance,
+            retry_after=retry_after,
+        )

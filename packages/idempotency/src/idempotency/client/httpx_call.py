@@ -1,0 +1,153 @@
+"""What both transports for httpx and httpx2 do between a request, the retry core and a response; they only send."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from math import inf
+from typing import Any, Final, TypeAlias
+
+from idempotency.client.attempts import Attempts
+from idempotency.client.operation import Operation, Rules
+from idempotency.client.origins import origin_of
+from idempotency.client.retry import Answer
+
+__all__ = ["Call", "begin"]
+
+_OPERATION: Final = "idempotency.operation"  # an extension of a request, which its redirects inherit
+
+_Request: TypeAlias = Any  # of either library
+_Response: TypeAlias = Any
+
+
+def begin(
+    rules: Rules, request: _Request, chance: Callable[[], float], monotonic: Callable[[], float]
+) -> Call | None:
+    """
+    The call that *request* stands for, keyed; None where it is none of ours.
+
+    Raises:
+        httpx.RequestError: A redirect would hand a key and a body to another origin.
+    """
+    origin = origin_of(request.url)
+    operation: Operation | None = request.extensions.get(_OPERATION)
+    if operation is not None and not operation.began_with(request):
+        if not rules.may_go_to(operation, origin):
+            if (refusal := rules.refusal(request.method, origin)) is not None:
+                raise _library_of(request).RequestError(refusal, request=request)
+            for name in rules.unsafe(request.headers):
+                del request.headers[name]
+        attempts = operation.attempts.redirected()
+    elif rules.covers(request.method):
+        given = request.headers.get(rules.header)
+        operation = rules.begin(request, origin, given=given, now=monotonic())
+        # In the request itself, so that a redirect or an authentication round is the same operation still.
+        request.extensions = {**request.extensions, _OPERATION: operation}
+        request.headers[rules.header] = operation.key
+        attempts = operation.attempts
+    else:
+        return None
+    return Call(request, attempts, chance, monotonic)
+
+
+def _library_of(request: _Request) -> Any:
+    # The class below `object`, so that a subclass of somebody's own is traced to its library.
+    return sys.modules[type(request).__mro__[-2].__module__.partition(".")[0]]
+
+
+class Call:
+    """
+    One call, in the terms of its library.
+
+    Attributes:
+        library: Httpx or httpx2.
+        errors: What it raises where an attempt failed.
+        seconds: That the current attempt may take.
+    """
+
+    def __init__(
+        self,
+        request: _Request,
+        attempts: Attempts,
+        chance: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.library = _library_of(request)
+        self.errors: type[Exception] = self.library.TransportError
+        self.seconds = inf
+        self._request = request
+        self._attempts = attempts
+        self._chance = chance
+        self._monotonic = monotonic
+        self._content = b""  # of the last answer, where it was read ahead
+
+    def attempt(self) -> _Request:
+        """The request for the next attempt: the same bytes, its timeouts cut to the time that is left."""
+        self._content = b""
+        request = self._request
+        self.seconds = left = self._attempts.begin(now=self._monotonic())
+        given = request.extensions.get("timeout", {})
+        cut = {
+            name: min(seconds, left) if (seconds := given.get(name)) is not None else left
+            for name in ("connect", "read", "write", "pool")
+        }
+        cut = {name: seconds if seconds < inf else None for name, seconds in cut.items()}
+        return self.library.Request(
+            request.method,
+            request.url,
+            headers=request.headers,
+            stream=request.stream,
+            extensions={**request.extensions, "timeout": cut},
+        )
+
+    def left(self) -> float:
+        """Seconds that the call may still take."""
+        return self._attempts.left(now=self._monotonic())
+
+    def late(self) -> Exception:
+        """The error for an answer that was not there in time."""
+        error: Exception = self.library.ReadTimeout(self._attempts.late(), request=self._request)
+        return error
+
+    def after_error(self, error: Exception) -> float | None:
+        """Seconds until the next attempt, None where *error* is the caller's."""
+        library = self.library
+        of_the_request = isinstance(error, library.UnsupportedProtocol | library.LocalProtocolError)
+        return self._attempts.after_error(
+            error, now=self._monotonic(), chance=self._chance(), transient=not of_the_request
+        )
+
+    def after_response(self, response: _Response) -> float | None:
+        """Seconds until the next attempt, None where *response* is the caller's."""
+        answer = self._answer(response)
+        return self._attempts.after_answer(
+            answer, now=self._monotonic(), chance=self._chance(), date=datetime.now(UTC)
+        )
+
+    def is_read_ahead(self, response: _Response) -> bool:
+        """See `Attempts.is_read_ahead`."""
+        return self._attempts.is_read_ahead(self._answer(response))
+
+    def is_bounded(self, response: _Response) -> bool:
+        """See `Attempts.is_bounded`."""
+        return self._attempts.is_bounded(self._answer(response))
+
+    def whole(self, response: _Response, content: bytes) -> _Response:
+        """*response* with the body that was read, still encoded as it was sent."""
+        self._content = content
+        return self._respond(response, self.library.ByteStream(content))
+
+    def streamed(self, response: _Response, kind: type[Any], stream: Any) -> _Response:
+        """*response* with *stream*, of the library's *kind*, in place of its own."""
+        mixed = type(type(stream).__name__, (type(stream), kind), {})
+        stream.__class__ = mixed
+        return self._respond(response, stream)
+
+    def _respond(self, response: _Response, stream: Any) -> _Response:
+        return self.library.Response(
+            response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
+        )
+
+    def _answer(self, response: _Response) -> Answer:
+        return Answer(response.status_code, response.headers, self._content)

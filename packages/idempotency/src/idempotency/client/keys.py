@@ -1,0 +1,33 @@
+"""The key of a call: drawn at random, and written as its header carries it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from uuid import uuid4
+
+__all__ = ["KEY_HEADER", "quote_key", "uuid4_key"]
+
+KEY_HEADER: Final = "Idempotency-Key"
+_TEXT = re.compile(r"[ -~]+")
+
+
+def uuid4_key() -> str:
+    """A random key (RFC 9562, 5.4): 122 bits that nobody else draws."""
+    return str(uuid4())
+
+
+def quote_key(key: str) -> str:
+    r"""
+    A key as the header carries it: a String (RFC 9651, 4.1.6), which draft -07 asks for.
+
+    Raises:
+        ValueError: Empty, or not printable ASCII.
+
+    >>> quote_key("order-1"), quote_key('say "hi"')
+    ('"order-1"', '"say \\"hi\\""')
+    """
+    if not _TEXT.fullmatch(key):
+        raise ValueError("an idempotency key is one or more printable ASCII characters")
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

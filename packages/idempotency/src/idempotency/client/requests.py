@@ -1,0 +1,300 @@
+"""
+Idempotent calls by requests: an adapter that sends each until it is answered, under one key.
+
+    session = requests.Session()
+    IdempotencyAdapter().mount_on(session)
+
+Needs the extra `requests`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Generator
+from datetime import UTC, datetime
+from math import inf
+from typing import Any, Final
+from urllib.parse import urlsplit
+from weakref import finalize
+
+import requests
+from requests import exceptions
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3.util import Timeout as Urllib3Timeout
+
+from idempotency.client.attempts import Attempts
+from idempotency.client.deadlines import BoundedStream, Worker
+from idempotency.client.keys import KEY_HEADER, quote_key, uuid4_key
+from idempotency.client.operation import METHODS, Operation, Rules
+from idempotency.client.origins import Origin, default_port
+from idempotency.client.retry import Answer, Retry
+
+__all__ = ["IdempotencyAdapter", "Retry", "quote_key", "uuid4_key"]
+
+_OPERATION: Final = "idempotency.operation"  # among a request's hooks, which its redirects share
+_ERRORS: Final = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
+
+
+class IdempotencyAdapter(BaseAdapter):
+    """
+    Sends each call under one key, again where its answer is lost or invites it.
+
+    Every POST and PATCH gets an Idempotency-Key unless the caller set one; its body is read once and is the same in
+    every attempt, also where it is a file or a generator. What is retried, and when a call ends, is as for
+    `idempotency.client.IdempotencyTransport`. Requests of other methods pass untouched.
+
+    Without `stream=True` the whole answer is read before it counts, so that one that is cut off is asked for again.
+    With it, the answer is left to its reader, and `Retry.timeout` holds to its last byte.
+
+    Args:
+        adapter: What sends; `HTTPAdapter()` by default, without retries of urllib3's. It is closed with this one.
+        methods: The methods that are keyed and retried.
+        retry: How often and how long.
+        new_key: Makes keys, of printable ASCII characters.
+        trusted_origins: Where a request may be redirected to beside its own origin; see `IdempotencyTransport`.
+        header: The name of the header that carries the key.
+        sleep: Lets seconds pass; injected by tests.
+        chance: Draws from [0, 1); injected by tests.
+        monotonic: Seconds; injected by tests.
+    Raises:
+        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
+
+    Cost: the bodies of request and answer in memory, and a thread for each call, since a blocking read cannot be ended
+    when `Retry.timeout` is over; a thread that was left ends when the other side ends its read.
+    """
+
+    def __init__(
+        self,
+        adapter: BaseAdapter | None = None,
+        *,
+        methods: Collection[str] = METHODS,
+        retry: Retry = Retry(),  # noqa: B008
+        new_key: Callable[[], str] = uuid4_key,
+        trusted_origins: Collection[str] = (),
+        header: str = KEY_HEADER,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._adapter = adapter or HTTPAdapter(max_retries=0)
+        self._rules = Rules(
+            methods=methods, retry=retry, new_key=new_key, trusted_origins=trusted_origins, header=header
+        )
+        self._sleep = sleep
+        self._chance = chance
+        self._monotonic = monotonic
+
+    def mount_on(self, session: requests.Session) -> requests.Session:
+        """
+        Have *session* send everything by this adapter.
+
+        Both schemes are needed: a redirect goes to the adapter of the place that it leads to, and no other adapter
+        knows that a key must not leave its origin.
+        """
+        session.mount("https://", self)
+        session.mount("http://", self)
+        return session
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """
+        Send *request*; what the inner adapter raises goes through once no attempt is left.
+
+        Raises:
+            requests.RequestException: A redirect would hand a key and a body to another origin.
+            requests.ReadTimeout: `Retry.timeout` is over.
+        """
+        options = {"stream": True, "verify": verify, "cert": cert, "proxies": proxies}
+        attempts = self._begin(request)
+        if attempts is None:
+            return self._adapter.send(request, **{**options, "stream": stream}, timeout=timeout)
+        while True:
+            worker = Worker()
+            seconds = attempts.begin(now=self._monotonic())
+            try:
+                response = self._send(
+                    request, attempts, worker, stream, {**options, "timeout": _cut(timeout, seconds)}
+                )
+            except _ERRORS as error:
+                worker.end()
+                delay = attempts.after_error(
+                    error,
+                    now=self._monotonic(),
+                    chance=self._chance(),
+                    transient=not isinstance(error, exceptions.SSLError),
+                )
+                if delay is None:
+                    raise
+            except BaseException:
+                worker.end()
+                raise
+            else:
+                delay = attempts.after_answer(
+                    _answer(response), now=self._monotonic(), chance=self._chance(), date=datetime.now(UTC)
+                )
+                if delay is None:
+                    return response
+                response.close()
+            self._sleep(delay)
+
+    def _begin(self, request: requests.PreparedRequest) -> Attempts | None:
+        """The attempts of the call that *request* is part of, keyed and buffered; None where it is none of ours."""
+        hooks: Any = request.hooks
+        origin = _origin_of(request.url or "")
+        operation: Operation | None = hooks.get(_OPERATION)
+        if operation is not None and not operation.began_with(request):
+            if not self._rules.may_go_to(operation, origin):
+                if (refusal := self._rules.refusal(request.method, origin)) is not None:
+                    raise exceptions.RequestException(refusal, request=request)
+                for name in self._rules.unsafe(list(request.headers)):
+                    del request.headers[name]
+            return operation.attempts.redirected()
+        if not self._rules.covers(request.method):
+            return None
+        given = request.headers.get(self._rules.header)
+        text = given.decode("latin-1") if isinstance(given, bytes) else given
+        operation = self._rules.begin(request, origin, given=text, now=self._monotonic())
+        # In the request itself, so that a redirect or an authentication round is the same operation still.
+        hooks[_OPERATION] = operation
+        request.headers[self._rules.header] = operation.key
+        _buffer(request)
+        return operation.attempts
+
+    def _send(
+        self,
+        request: requests.PreparedRequest,
+        attempts: Attempts,
+        worker: Worker,
+        stream: bool,
+        options: dict[str, Any],
+    ) -> requests.Response:
+        """One attempt: its answer in time, whole unless it is streamed."""
+
+        def send() -> requests.Response:
+            response = self._adapter.send(request, **options)
+            response.connection = self  # type: ignore[assignment]  # where an authentication round sends again
+            if not stream:
+                try:
+                    response.content  # noqa: B018  # read and kept
+                except BaseException:
+                    response.close()
+                    raise
+            return response
+
+        def late() -> Exception:
+            return exceptions.ReadTimeout(attempts.late(), request=request)
+
+        def left() -> float:
+            return attempts.left(now=self._monotonic())
+
+        try:
+            response = worker.call(left(), send)
+        except TimeoutError:
+            raise late() from None
+        if stream and attempts.is_bounded(_answer(response)):
+            response.raw = _BoundedRaw(response.raw, worker, left, late)
+        else:
+            worker.end()
+        return response
+
+    def close(self) -> None:
+        """Close the inner adapter."""
+        self._adapter.close()
+
+
+class _BoundedRaw:
+    """urllib3's response, as far as requests reads it: what comes late is an error."""
+
+    def __init__(
+        self, raw: Any, worker: Worker, left: Callable[[], float], late: Callable[[], Exception]
+    ) -> None:
+        self._raw = raw
+        self._worker = worker
+        self._seconds = left
+        self._late = late
+        self._at_end = False
+        finalize(self, worker.end)  # where it is neither read to its end nor closed
+
+    def stream(
+        self, amt: int | None = 65_536, decode_content: bool | None = None
+    ) -> Generator[bytes, None, None]:
+        """The chunks."""
+        chunks = self._raw.stream(amt, decode_content=decode_content)
+        if not self._at_end:
+            yield from BoundedStream(chunks, self._worker, self._seconds, self._late)
+            self._end()
+
+    def read(self, *args: Any, **options: Any) -> Any:
+        """See `urllib3.HTTPResponse.read`."""
+        if self._at_end:
+            return b""
+        try:
+            chunk = self._worker.call(self._seconds(), lambda: self._raw.read(*args, **options))
+        except TimeoutError:
+            raise self._late() from None
+        if not chunk:
+            self._end()
+        return chunk
+
+    def close(self) -> None:
+        """Close the connection, unless the worker was left with it: then that ends with it."""
+        if self._at_end:
+            self._raw.close()
+        else:
+            self._at_end = True
+            BoundedStream(self._raw, self._worker, self._seconds, self._late).close()
+
+    def _end(self) -> None:
+        self._at_end = True
+        self._worker.end()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
+def _buffer(request: requests.PreparedRequest) -> None:
+    """Read a file or a generator once, so that every attempt sends the same bytes."""
+    body: Any = request.body
+    if body is None or isinstance(body, bytes | str):
+        return
+    content = body.read() if hasattr(body, "read") else b"".join(_as_bytes(chunk) for chunk in body)
+    request.body = content = _as_bytes(content)
+    request.headers.pop("Transfer-Encoding", None)
+    request.headers["Content-Length"] = str(len(content))
+
+
+def _as_bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+
+def _cut(timeout: Any, left: float) -> Any:
+    """The caller's timeout in any form that requests takes, cut to the time that is left."""
+    if left == inf:
+        return timeout
+    if isinstance(timeout, Urllib3Timeout):
+        connect, read = timeout.connect_timeout, timeout.read_timeout
+    elif isinstance(timeout, tuple):
+        connect, read = timeout
+    else:
+        connect = read = timeout
+    given = [seconds if isinstance(seconds, int | float) else left for seconds in (connect, read)]
+    return min(given[0], left), min(given[1], left)
+
+
+def _answer(response: requests.Response) -> Answer:
+    content = response._content  # noqa: SLF001  # False where it was not read: `content` would read it
+    return Answer(response.status_code, response.headers, content if isinstance(content, bytes) else b"")
+
+
+def _origin_of(url: str) -> Origin:
+    parts = urlsplit(url)
+    return Origin(parts.scheme, parts.hostname or "", parts.port or default_port(parts.scheme))

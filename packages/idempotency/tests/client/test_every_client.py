@@ -1,0 +1,419 @@
+"""
+What every client promises, whichever library it is for, over real sockets.
+
+The server loses answers, cuts them off, stalls, trickles, redirects, and answers 409, 425, 429 and 503.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from http_clients import CLIENTS, HTTPClient
+from lossy_shop import Shop, serving
+from scripted_server import Server, redirecting, trickling
+
+from idempotency import Policy, parse_key
+from idempotency.client import Answer, Retry
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest) -> HTTPClient:
+    return HTTPClient(request.param)
+
+
+@pytest.fixture
+def anyio_backend(client: HTTPClient) -> str:
+    return "trio" if client.name.endswith("-trio") else "asyncio"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Shop, str]]:
+    shop = Shop()
+    with serving(shop) as url:
+        yield shop, f"{url}/charges"
+
+
+@pytest.fixture
+def shop(served: tuple[Shop, str]) -> Shop:
+    served[0].reset()
+    return served[0]
+
+
+@pytest.fixture
+def url(served: tuple[Shop, str]) -> str:
+    return served[1]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(answer: Callable[[socket.socket, bytes], None]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def keys(shop: Shop) -> set[str | None]:
+    return {key for _, key, _ in shop.seen}
+
+
+class TestLostAnswers:
+    @pytest.mark.parametrize("fault", ["lost", "half"])
+    async def test_an_answer_lost_after_the_effect_is_replayed(
+        self, client: HTTPClient, shop: Shop, url: str, fault: str
+    ) -> None:
+        shop.faults.extend([fault, fault])
+        answer = await client.call("POST", url, body=b'{"cents": 100}')
+        assert (answer.status, answer.content) == (201, b'{"charge": 1}')
+        assert answer.headers["idempotency-replayed"] == "true"
+        assert shop.charges == 1
+        assert len(keys(shop)) == 1
+        assert {body for _, _, body in shop.seen} == {b'{"cents": 100}'}
+        assert client.pauses == [0.125, 0.25]
+
+    async def test_an_answer_that_never_comes_is_asked_for_again(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        shop.faults.append("stall")
+        answer = await client.call("POST", url, read_timeout=0.2)
+        assert answer.content == b'{"charge": 1}'
+        assert shop.charges == 1
+
+    async def test_a_connection_refused_is_tried_again_and_then_told(self, client: HTTPClient) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        with pytest.raises(client.lost) as caught:
+            await client.call("POST", f"http://127.0.0.1:{port}/", retry=Retry(attempts=3))
+        assert len(client.pauses) == 2
+        assert "gave up after 3 attempts" in caught.value.__notes__[0]
+
+
+class TestAnswers:
+    async def test_transient_answers_are_retried_under_one_key(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        shop.faults.extend([409, 425, 429, 503])
+        answer = await client.call("POST", url, retry=Retry(attempts=5))
+        assert answer.status == 201
+        assert client.pauses == [0.125, 0.25, 0.5, 1.0]
+        assert len(keys(shop)) == 1
+
+    @pytest.mark.parametrize("status", [200, 400, 404, 422, 501])
+    async def test_final_answers_are_not(self, client: HTTPClient, shop: Shop, url: str, status: int) -> None:
+        shop.faults.append(status)
+        assert (await client.call("POST", url)).status == status
+        assert len(shop.seen) == 1
+
+    async def test_the_server_says_when_to_come_back_in_either_form(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        now = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)  # a server whose clock is wrong
+        dates = [(b"date", _http_date(now)), (b"retry-after", _http_date(now + timedelta(seconds=9)))]
+        shop.faults.extend([(429, [(b"retry-after", b"7")], b""), (503, dates, b"")])
+        assert (await client.call("POST", url)).status == 201
+        assert client.pauses == [7.125, 9.25]
+
+    async def test_a_wait_longer_than_the_cap_is_the_callers(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        shop.faults.append((503, [(b"retry-after", b"61")], b"later"))
+        answer = await client.call("POST", url, retry=Retry(timeout=3600.0))
+        assert (answer.status, answer.content, client.pauses) == (503, b"later", [])
+        shop.faults.append((503, [(b"retry-after", b"61")], b"later"))
+        patient = Retry(timeout=3600.0, max_retry_after=100.0)
+        assert (await client.call("POST", url, retry=patient)).status == 201
+        assert client.pauses == [61.125]
+
+    @pytest.mark.parametrize("name", [b"stripe-should-retry", b"x-should-retry"])
+    async def test_the_servers_word_on_retrying_is_taken(
+        self, client: HTTPClient, shop: Shop, url: str, name: bytes
+    ) -> None:
+        shop.faults.extend([(402, [(name, b"true")], b""), (503, [(name, b"false")], b"no")])
+        answer = await client.call("POST", url)
+        assert (answer.status, answer.content, len(shop.seen)) == (503, b"no", 2)
+
+    async def test_a_rule_of_ones_own_decides_first(self, client: HTTPClient, shop: Shop, url: str) -> None:
+        seen: list[Answer | Exception] = []
+
+        def rule(outcome: Answer | Exception) -> bool | None:
+            seen.append(outcome)
+            if isinstance(outcome, Answer) and outcome.status == 400:
+                return b"try again" in outcome.content
+            return None
+
+        shop.faults.extend([(400, [], b"try again"), 503, "lost", (400, [], b"bad")])
+        answer = await client.call("POST", url, retry=Retry(attempts=9, retry_if=rule))
+        assert (answer.status, answer.content, len(shop.seen)) == (400, b"bad", 4)
+        assert [getattr(one, "status", "error") for one in seen] == [400, 503, "error", 400]
+
+    async def test_a_rule_of_ones_own_may_end_the_call_at_an_error(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        shop.faults.append("lost")
+        with pytest.raises(client.refused) as caught:
+            await client.call("POST", url, retry=Retry(retry_if=lambda _: False))
+        assert not hasattr(caught.value, "__notes__")
+        assert len(shop.seen) == 1
+
+    async def test_an_operation_that_is_done_and_whose_answer_was_not_kept_is_final(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        shop.policy = Policy(max_response_bytes=3)
+        shop.faults.append("lost")
+        answer = await client.call("POST", url)
+        assert answer.status == 409
+        assert b"not-replayable" in answer.content
+        assert (len(shop.seen), shop.charges) == (2, 1)
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_an_answer_is_read_whole_or_in_chunks(
+        self, client: HTTPClient, serve: Callable[..., Server], stream: bool
+    ) -> None:
+        for framing in (b"content-length: 9\r\n", b""):
+            head = b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + framing + b"\r\n"
+            server = serve(lambda connection, _, head=head: connection.sendall(head + b"123456789"))
+            answer = await client.call("POST", server.url, stream=stream)
+            assert answer.content == b"123456789"
+
+
+def _http_date(moment: datetime) -> bytes:
+    return format_datetime(moment, usegmt=True).encode()
+
+
+class TestRequests:
+    async def test_each_call_has_a_key_of_its_own_in_quotes(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        for _ in range(2):
+            await client.call("POST", url)
+        (_, first, _), (_, second, _) = shop.seen
+        assert first is not None
+        assert first != second
+        assert len(parse_key([first.encode()], strict=True) or "") == 36
+
+    async def test_the_callers_own_key_is_sent_as_it_is(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        shop.faults.extend([503, 503])
+        await client.call("POST", url, headers={"idempotency-key": "order-1"})
+        assert [key for _, key, _ in shop.seen] == ["order-1"] * 3
+
+    async def test_the_key_may_have_a_header_of_another_name(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        server = serve(_created)
+        await client.call("POST", server.url, header="X-Request-Id", new_key=lambda: "k-1")
+        assert b'x-request-id: "k-1"' in server.requests[0].lower()
+        assert b"idempotency-key" not in server.requests[0].lower()
+        with pytest.raises(ValueError, match="name of a header"):
+            await client.call("POST", server.url, header="two words")
+
+    @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+    async def test_other_methods_pass_untouched(
+        self, client: HTTPClient, shop: Shop, url: str, method: str
+    ) -> None:
+        shop.faults.extend([503, 503])
+        assert (await client.call(method, url)).status == 503
+        assert [(seen, key) for seen, key, _ in shop.seen] == [(method, None)]
+
+    async def test_methods_may_be_added(self, client: HTTPClient, shop: Shop, url: str) -> None:
+        shop.faults.append(503)
+        assert (await client.call("PUT", url, methods=["put"])).status == 201
+        assert len(shop.seen) == 2
+
+    async def test_a_body_that_can_be_read_once_is_sent_whole_each_time(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
+        async def later() -> Any:
+            for chunk in (b"one,", b"two"):
+                yield chunk
+
+        shop.faults.extend(["lost", 503])
+        await client.call("POST", url, body=later() if client.is_async else iter([b"one,", b"two"]))
+        assert [body for _, _, body in shop.seen] == [b"one,two"] * 3
+
+    # httpx takes no plain file in its asynchronous client.
+    @pytest.mark.parametrize("client", ["httpx", "httpx2", "requests", "aiohttp"], indirect=True)
+    async def test_a_file_is_sent_whole_each_time(self, client: HTTPClient, shop: Shop, url: str) -> None:
+        shop.faults.extend(["lost", 503])
+        await client.call("POST", url, body=io.BytesIO(b"content"))
+        assert [body for _, _, body in shop.seen] == [b"content"] * 3
+
+
+CHUNKS = b"1\r\nx\r\n" * 20 + b"0\r\n\r\n"
+TRICKLES = {
+    "the status line": (b"", b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n"),
+    "a header": (b"HTTP/1.1 201 Created\r\n", b"x-long: " + b"y" * 40 + b"\r\ncontent-length: 0\r\n\r\n"),
+    "nothing": (b"HTTP/1.1 201 Created\r\ncontent-length: 9\r\n\r\nx", b""),
+    "a body of known length": (b"HTTP/1.1 201 Created\r\ncontent-length: 40\r\n\r\n", b"x" * 40),
+    "a long body": (b"HTTP/1.1 201 Created\r\ncontent-length: 2000000\r\n\r\n", b"x" * 60),
+    "chunks": (b"HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n", CHUNKS),
+    "a body up to the close": (b"HTTP/1.1 201 Created\r\nconnection: close\r\n\r\n", b"x" * 40),
+}
+
+
+class TestDeadlines:
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("part", TRICKLES)
+    async def test_an_answer_that_trickles_ends_with_the_calls_time(
+        self, client: HTTPClient, part: str, stream: bool, serve: Callable[..., Server]
+    ) -> None:
+        at_once, slowly = TRICKLES[part]
+        stay = threading.Event()
+
+        def answer(connection: socket.socket, head: bytes) -> None:
+            connection.sendall(at_once)
+            for byte in slowly * 4:
+                if stay.wait(0.1):
+                    return
+                connection.sendall(bytes([byte]))
+            stay.wait(20)
+
+        server = serve(answer)
+        began = time.monotonic()
+        with pytest.raises(client.late):
+            await client.call("POST", server.url, retry=Retry(timeout=0.5, attempts=2), stream=stream)
+        took = time.monotonic() - began
+        stay.set()
+        assert took < 6, "the whole of such an answer takes 8 s and more"
+        assert len(server.requests) == 1
+
+    async def test_an_answer_that_comes_slowly_and_in_time_arrives_whole(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        head = b"HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n"
+        server = serve(trickling(head, b"1\r\nx\r\n0\r\n\r\n", 0.01))
+        answer = await client.call("POST", server.url, retry=Retry(timeout=20.0))
+        assert (answer.status, answer.content) == (201, b"x")
+
+    async def test_the_steps_of_a_redirect_share_one_deadline(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        def answer(connection: socket.socket, head: bytes) -> None:
+            now[0] += 4.0
+            steps.append(head)
+            connection.sendall(
+                b"HTTP/1.1 307 Moved\r\nlocation: /%d\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                % len(steps)
+                if len(steps) < 3
+                else b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            )
+
+        now, steps = [0.0], []
+        server = serve(answer)
+        reply = await client.call(
+            "POST", server.url, follow=True, monotonic=lambda: now[0], retry=Retry(timeout=12.0)
+        )
+        assert reply.status == 503
+        assert len(steps) == 3, "12 s are over: no step has a time of its own"
+
+    async def test_an_event_stream_may_last_longer_than_the_calls_time(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+        server = serve(trickling(head, b"data:1\n\n"))
+        answer = await client.call("POST", server.url, retry=Retry(timeout=0.3), stream=True)
+        assert answer.content == b"data:1\n\n"
+
+    async def test_a_call_may_be_given_all_the_time_there_is(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        server = serve(trickling(b"HTTP/1.1 201 Created\r\ncontent-length: 1\r\n\r\n", b"x", 0.01))
+        answer = await client.call("POST", server.url, retry=Retry(timeout=float("inf")))
+        assert answer.content == b"x"
+
+    async def test_no_thread_is_left_behind(self, client: HTTPClient, shop: Shop, url: str) -> None:
+        before = set(threading.enumerate())
+        for stream in (False, True):
+            await client.call("POST", url, stream=stream)
+        deadline = time.monotonic() + 5
+        while any(thread.name == "idempotency-client" for thread in set(threading.enumerate()) - before):
+            assert time.monotonic() < deadline, "a thread waits for nobody"
+            time.sleep(0.01)  # a thread that was told to end needs a moment of the interpreter
+
+
+SECRETS = {
+    "X-API-Key": "secret-api-key",
+    "Authorization": "Bearer secret-token",
+    "Cookie": "session=secret-cookie",
+}
+
+
+def _created(connection: socket.socket, head: bytes) -> None:
+    connection.sendall(b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+
+
+class TestOrigins:
+    @pytest.mark.parametrize(("status", "method"), [(307, "POST"), (308, "POST"), (307, "PATCH")])
+    async def test_a_redirect_that_keeps_the_body_goes_to_no_other_origin(
+        self, client: HTTPClient, status: int, method: str, serve: Callable[..., Server]
+    ) -> None:
+        other = serve(_created)
+        server = serve(redirecting(status, lambda: f"{other.url}/moved"))
+        with pytest.raises(client.refused, match="trusted_origins"):
+            await client.call(method, server.url, follow=True, headers=SECRETS, body=b"secret-body")
+        assert (len(server.requests), other.requests, client.pauses) == (1, [], [])
+
+    @pytest.mark.parametrize("status", [301, 302, 303])
+    async def test_a_redirect_to_get_elsewhere_takes_neither_key_nor_credentials_with_it(
+        self, client: HTTPClient, status: int, serve: Callable[..., Server]
+    ) -> None:
+        other = serve(_created)
+        server = serve(redirecting(status, lambda: f"{other.url}/moved"))
+        answer = await client.call("POST", server.url, follow=True, headers=SECRETS, body=b"secret-body")
+        assert answer.content == b"ok"
+        (arrived,) = other.requests
+        assert arrived.startswith(b"GET /moved ")
+        assert b"secret" not in arrived
+        assert b"idempotency-key" not in arrived.lower()
+
+    @pytest.mark.parametrize("own_key", [True, False])
+    async def test_a_redirect_to_the_same_origin_is_the_same_operation(
+        self, client: HTTPClient, own_key: bool, serve: Callable[..., Server]
+    ) -> None:
+        server = serve(redirecting(307, lambda: "/moved"))
+        headers = {**SECRETS, **({"Idempotency-Key": '"k-1"'} if own_key else {})}
+        answer = await client.call("POST", f"{server.url}/first", follow=True, headers=headers, body=b"{}")
+        assert answer.content == b"ok"
+        lines = [
+            line
+            for sent in server.requests
+            for line in sent.split(b"\r\n")
+            if line.lower().startswith(b"idempotency")
+        ]
+        assert (len(server.requests), len(lines), len(set(lines))) == (2, 2, 1)
+        assert b"secret-api-key" in server.requests[1]
+        assert server.requests[1].endswith(b"{}")
+
+    async def test_a_redirect_to_a_trusted_origin_is_followed_with_all_that_was_sent(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        other = serve(_created)
+        server = serve(redirecting(307, lambda: f"{other.url}/moved"))
+        answer = await client.call(
+            "POST", server.url, follow=True, headers=SECRETS, body=b"{}", trusted_origins=[other.url]
+        )
+        assert answer.content == b"ok"
+        assert b"secret-api-key" in other.requests[0]
+        assert other.requests[0].endswith(b"{}")
+
+    async def test_a_call_after_another_is_no_redirect_of_it(
+        self, client: HTTPClient, serve: Callable[..., Server]
+    ) -> None:
+        first, second = serve(_created), serve(_created)
+        for server in (first, second):
+            assert (await client.call("POST", server.url)).status == 201

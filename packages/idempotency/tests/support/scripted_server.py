@@ -1,0 +1,78 @@
+"""A server that answers each request as told, on a plain socket; for tests of clients."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+
+class Server:
+    """Answers each connection's requests as told; remembers the whole of what was sent to it."""
+
+    def __init__(self, answer: Callable[[socket.socket, bytes], None]) -> None:
+        self.requests: list[bytes] = []
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._talk, args=[connection], daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                sent = b""
+                while b"\r\n\r\n" not in sent:
+                    sent += connection.recv(65_536) or b"\r\n\r\n"
+                head, _, body = sent.partition(b"\r\n\r\n")
+                length = next(
+                    (
+                        int(line[15:])
+                        for line in head.lower().split(b"\r\n")
+                        if line.startswith(b"content-length:")
+                    ),
+                    0,
+                )
+                while len(body) < length:
+                    body += connection.recv(65_536)
+                self.requests.append(head + b"\r\n\r\n" + body)
+                self._answer(connection, head)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def trickling(at_once: bytes, slowly: bytes, pause: float = 0.1) -> Callable[[socket.socket, bytes], None]:
+    # Real time, since sockets have no other: a pause is a fifth of the deadline that it must not put off.
+    def answer(connection: socket.socket, head: bytes) -> None:
+        connection.sendall(at_once)
+        for byte in slowly:
+            time.sleep(pause)
+            connection.sendall(bytes([byte]))
+
+    return answer
+
+
+def redirecting(status: int, to: Callable[[], str]) -> Callable[[socket.socket, bytes], None]:
+    def answer(connection: socket.socket, head: bytes) -> None:
+        if b" /moved " in head.split(b"\r\n", 1)[0]:
+            connection.sendall(b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+        else:
+            connection.sendall(
+                b"HTTP/1.1 %d Moved\r\nlocation: %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                % (status, to().encode())
+            )
+
+    return answer
