@@ -24,6 +24,7 @@ _PROMISES: Final = {
     "sqlite": "at least once, at most once, and effectively once for effects in the same file (complete_in)",
     "redis": "at least once or at most once, while no record is lost to eviction, a crash or a failover",
     "postgresql": "at least once, at most once, and effectively once for effects in the same database (complete_in)",
+    "dynamodb": "at least once or at most once, while the clocks of all callers agree to within max_clock_skew",
     "mysql": "at least once, at most once, and effectively once for effects in the same database (complete_in)",
 }
 _KINDS: Final = {
@@ -81,6 +82,13 @@ def _settings(parts: StoreURL) -> Iterator[Finding]:
         case "sqlite":
             path = unquote(parts.path.removeprefix("/"))
             yield from sqlite_settings(path, synchronous=options.get("synchronous", "FULL"))
+        case "dynamodb":
+            yield Finding(
+                "clock",
+                "info",
+                "DynamoDB judges no time: the callers do, and max_clock_skew must be the same for all of them; this "
+                "machine's clock agrees with the server's",
+            )
         case "redis":
             yield from _redis(parts, int(options.get("wait_replicas", 0)))
         case "postgresql":

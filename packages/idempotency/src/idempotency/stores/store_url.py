@@ -8,10 +8,11 @@ part of its password may stand anywhere in it.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-__all__ = ["StoreURL", "hide_urls", "parse_store_url"]
+__all__ = ["StoreURL", "hide_urls", "parse_store_url", "read_options", "refuse"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WITH_SERVERS = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|mysql|mariadb)\b")
@@ -97,6 +98,28 @@ def _host(text: str) -> tuple[str, int | None]:
     if port and not (port.isascii() and port.isdecimal() and len(port) <= 5):
         raise ValueError
     return unquote(host), int(port) if port else None
+
+
+def read_options(parts: StoreURL, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """The options in the query of *parts*; a value that cannot be read is not quoted."""
+    options: dict[str, Any] = {}
+    unreadable = None
+    for name, value in parts.query:
+        if name not in readers:
+            known = ", ".join(sorted(readers))
+            raise ValueError(f"unknown option {name!r} for a {parts.scheme}: store; there are {known}")
+        try:
+            options[name] = readers[name](value)
+        except ValueError:
+            unreadable = name
+    if unreadable is not None:  # raised here: the reader's own error quotes the value
+        raise ValueError(f"option {unreadable!r} of a {parts.scheme}: store cannot be read")
+    return options
+
+
+def refuse(parts: StoreURL, reason: str) -> NoReturn:
+    """Raise `ValueError`: a store of this scheme *reason*."""
+    raise ValueError(f"a {parts.scheme}: store {reason}")
 
 
 def hide_urls(text: str) -> str:

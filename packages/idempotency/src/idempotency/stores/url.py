@@ -9,6 +9,7 @@ A store from one line of configuration.
     postgresql://user:password@host/database             table, deadline, pool_size, prepare_threshold, and libpq's own
     mysql://user:password@host/database                  table, deadline, pool_size, and the driver's own
     postgresql+asyncpg://...  sqlite+aiosqlite:///...    the same, over SQLAlchemy and that driver
+    dynamodb://table                                     region, endpoint, deadline, max_clock_skew
 
 `postgres` is `postgresql`, and `valkey` is `redis` in every scheme. `mysql` and `mariadb` take a driver too
 (`mysql+asyncmy`); of a pair such as asyncmy and PyMySQL the one is used that suits the store, with an event loop or
@@ -22,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 from idempotency.store import ManagedStore, SyncManagedStore
-from idempotency.stores.store_url import StoreURL, parse_store_url
+from idempotency.stores.store_url import StoreURL, parse_store_url, read_options, refuse
 
 __all__ = ["open_store", "open_sync_store", "postgres_conninfo", "redis_primaries"]
 
@@ -82,6 +83,8 @@ _EXTRAS = {
     "psycopg": "postgres",
     "psycopg_pool": "postgres",
     "sqlalchemy": "sqlalchemy",
+    "boto3": "dynamodb",
+    "botocore": "dynamodb",
 }
 
 
@@ -90,22 +93,6 @@ def _opener(scheme: str) -> Callable[..., Any] | None:
     if dialect in {"mysql", "mariadb"} or (plus and dialect in {"postgresql", "sqlite"}):
         return _open_sqlalchemy
     return _OPENERS.get(scheme)
-
-
-def _options(parts: StoreURL, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    unreadable = None
-    for name, value in parts.query:
-        if name not in readers:
-            known = ", ".join(sorted(readers))
-            raise ValueError(f"unknown option {name!r} for a {parts.scheme}: store; there are {known}")
-        try:
-            options[name] = readers[name](value)
-        except ValueError:
-            unreadable = name
-    if unreadable is not None:  # raised here: the reader's own error quotes the value
-        raise ValueError(f"option {unreadable!r} of a {parts.scheme}: store cannot be read")
-    return options
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -125,8 +112,8 @@ def _open_memory(parts: StoreURL, sync: bool) -> Any:
     from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 
     if parts.hosts or parts.path:
-        _refuse(parts, "takes neither a host nor a path")
-    options = _options(parts, {"max_records": int})
+        refuse(parts, "takes neither a host nor a path")
+    options = read_options(parts, {"max_records": int})
     return (SyncMemoryStore if sync else MemoryStore)(**options)
 
 
@@ -135,8 +122,8 @@ def _open_sqlite(parts: StoreURL, sync: bool) -> Any:
 
     path = unquote(parts.path.removeprefix("/"))
     if parts.hosts or not path:
-        _refuse(parts, "takes a path and no host: sqlite:///relative.db or sqlite:////absolute.db")
-    options = _options(parts, {"table": str, "busy_timeout": float, "synchronous": str})
+        refuse(parts, "takes a path and no host: sqlite:///relative.db or sqlite:////absolute.db")
+    options = read_options(parts, {"table": str, "busy_timeout": float, "synchronous": str})
     return (SyncSQLiteStore if sync else SQLiteStore)(path, **options)
 
 
@@ -167,7 +154,7 @@ def _open_redis(parts: StoreURL, sync: bool, **extra: Any) -> Any:
 
 def _redis_options(parts: StoreURL) -> dict[str, Any]:
     tls, sentinel = parts.scheme.startswith("rediss"), parts.scheme.endswith("+sentinel")
-    return _options(
+    return read_options(
         parts, _REDIS_OPTIONS | (_TLS_OPTIONS if tls else {}) | (_SENTINEL_OPTIONS if sentinel else {})
     )
 
@@ -211,7 +198,7 @@ def _node(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     import redis.asyncio
 
     if len(parts.hosts) != 1:
-        _refuse(parts, "takes one host; for several use redis+sentinel or redis+cluster")
+        refuse(parts, "takes one host; for several use redis+sentinel or redis+cluster")
     ((host, port),) = parts.hosts
     database = _number(parts, parts.path.removeprefix("/"))
     return (redis if sync else redis.asyncio).Redis(host=host, port=port or 6379, db=database, **options)
@@ -226,7 +213,7 @@ def _sentinel(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
 
     service, _, database = parts.path.removeprefix("/").partition("/")
     if not parts.hosts or not service:
-        _refuse(parts, "takes hosts and the name of the service: redis+sentinel://host:26379/service/0")
+        refuse(parts, "takes hosts and the name of the service: redis+sentinel://host:26379/service/0")
     guard = {
         "username": options.pop("sentinel_username", None),
         "password": options.pop("sentinel_password", None),
@@ -249,7 +236,7 @@ def _cluster(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     from idempotency.stores.redis.errors import to_store_error
 
     if not parts.hosts:
-        _refuse(parts, "takes one or more hosts")
+        refuse(parts, "takes one or more hosts")
     driver = redis.cluster if sync else redis.asyncio.cluster
     nodes = [driver.ClusterNode(host, port or 6379) for host, port in parts.hosts]
     try:
@@ -275,12 +262,12 @@ def _open_postgres(parts: StoreURL, sync: bool) -> Any:
         "pool_size": int,
         "prepare_threshold": lambda text: None if text == "none" else int(text),
     }
-    options = _options(
+    options = read_options(
         parts._replace(query=tuple(pair for pair in parts.query if pair[0] in readers)), readers
     )
     conninfo = postgres_conninfo(parts, without=readers)
     if conninfo is None:
-        _refuse(parts, f"has an option that is neither {', '.join(sorted(readers))}, nor one of libpq's")
+        refuse(parts, f"has an option that is neither {', '.join(sorted(readers))}, nor one of libpq's")
     size = options.pop("pool_size", 8)
     prepare = {name: options.pop(name) for name in {"prepare_threshold"} & options.keys()}
     pool: Any = (ConnectionPool if sync else AsyncConnectionPool)(
@@ -326,11 +313,11 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     from sqlalchemy.ext.asyncio import create_async_engine
 
     readers: dict[str, Callable[[str], Any]] = {"table": str, "deadline": float, "pool_size": int}
-    options = _options(
+    options = read_options(
         parts._replace(query=tuple(pair for pair in parts.query if pair[0] in readers)), readers
     )
     if len(parts.hosts) > 1:
-        _refuse(parts, "takes one host")
+        refuse(parts, "takes one host")
     dialect, _, driver = parts.scheme.partition("+")
     driver = driver or "pymysql"
     driver = (_DRIVERS if sync else _ASYNC_DRIVERS).get(driver, driver)
@@ -351,7 +338,7 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(f"a {parts.scheme}: store needs the driver {error.name}") from error
     if engine is None:  # raised here: SQLAlchemy's own error quotes the URL
-        _refuse(parts, f"has no driver {driver!r} that SQLAlchemy knows, or one of the other kind")
+        refuse(parts, f"has no driver {driver!r} that SQLAlchemy knows, or one of the other kind")
     if sync:
         return SyncSQLAlchemyStore(engine, owns_engine=True, **options)
     return SQLAlchemyStore(engine, owns_engine=True, deadline=deadline, **options)
@@ -366,14 +353,16 @@ def _engine(create: Callable[..., Any], url: Any, pool: Mapping[str, Any]) -> An
         return None
 
 
+def _open_dynamodb(parts: StoreURL, sync: bool) -> Any:
+    from idempotency.stores.dynamodb.url import open_dynamodb
+
+    return open_dynamodb(parts, sync)
+
+
 def _number(parts: StoreURL, text: str) -> int:
     if text and not text.isdecimal():
-        _refuse(parts, "ends with the number of a database, 0 by default")
+        refuse(parts, "ends with the number of a database, 0 by default")
     return int(text or 0)
-
-
-def _refuse(parts: StoreURL, reason: str) -> NoReturn:
-    raise ValueError(f"a {parts.scheme}: store {reason}")
 
 
 _OPENERS: dict[str, Callable[..., Any]] = {
@@ -395,4 +384,5 @@ _OPENERS: dict[str, Callable[..., Any]] = {
     "postgres": _open_postgres,
     "mysql": _open_sqlalchemy,
     "mariadb": _open_sqlalchemy,
+    "dynamodb": _open_dynamodb,
 }

@@ -1,0 +1,213 @@
+"""A record as an item of DynamoDB: its attributes, and what a moment makes of it. Times are microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
+from idempotency._core.types import Claim, Fingerprint, Owner, Record, State, StorageKey, key_id
+
+__all__ = [
+    "FORMAT",
+    "ID",
+    "INLINE_BYTES",
+    "PART_BYTES",
+    "Attributes",
+    "Item",
+    "item_id",
+    "key_of",
+    "microseconds",
+    "part_id",
+    "read_item",
+    "write_item",
+]
+
+Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""An item as the client has it, such as `{"fence": {"N": "7"}}`."""
+
+ID: Final = "id"
+"""The table's partition key, a string."""
+
+FORMAT: Final = 1
+INLINE_BYTES: Final = 8_192
+"""A longer outcome is kept in items of its own, so that to claim a key never costs the writing of an outcome."""
+PART_BYTES: Final = 390_000
+"""An item may have 409,600 bytes, its names included."""
+
+_RECORD: Final = "record:"
+_MOST: Final = 2**63  # a number past this was written by nobody
+
+
+class Item(NamedTuple):
+    """
+    Attributes:
+        state: "removed" keeps nothing but the fence, so that the next claim has a larger one (R9).
+        until: The end of the lease; of a completed record, when it was completed.
+        retention: How long the record lives after *until*.
+        outcome: None where it is in parts, or not there.
+        parts: The name that the parts of the outcome have, and how many there are.
+        removal: Of a removed record: the call that removed it.
+    """
+
+    state: Literal["running", "completed", "removed"]
+    fence: int
+    fingerprint: bytes = b""
+    owner: bytes = b""
+    attempt: int = 0
+    until: int = 0
+    retention: int = 0
+    outcome: bytes | None = None
+    parts: tuple[str, int] | None = None
+    removal: bytes = b""
+
+    @property
+    def expires(self) -> int:
+        """When the record is absent."""
+        return self.until + self.retention
+
+    def is_live(self, now: int, skew: int) -> bool:
+        """
+        Whether there is a record, at *now*.
+
+        A running one is given *skew* more: its owner, whose clock may be behind ours, must not lose it before its time.
+        """
+        if self.state == "running":
+            return now - skew < self.expires
+        return self.state == "completed" and now < self.expires
+
+    def claim(self, key: StorageKey) -> Claim:
+        """What its owner holds."""
+        return Claim(key, Owner(self.owner), self.attempt, self.fence)
+
+    def record(self, key: StorageKey, outcome: bytes | None, now: int, skew: int) -> Record:
+        """For people and tests."""
+        running = self.state == "running"
+        by = now - skew if running else now
+        return Record(
+            key=key,
+            state=State.RUNNING if running else State.COMPLETED,
+            fingerprint=Fingerprint(self.fingerprint),
+            owner=Owner(self.owner),
+            attempt=self.attempt,
+            fence=self.fence,
+            outcome=outcome,
+            lease_left=(self.until - by) / 1e6 if running else 0.0,
+            age=0.0 if running else max(now - self.until, 0) / 1e6,
+            expires_in=(self.expires - by) / 1e6,
+        )
+
+
+def microseconds(seconds: float) -> int:
+    """*seconds*, which may be a duration or an instant."""
+    return round(seconds * 1e6)
+
+
+def item_id(key: StorageKey) -> str:
+    """The partition key of a record."""
+    return _RECORD + key
+
+
+def key_of(attributes: Attributes) -> StorageKey | None:
+    """The key of a record; None of what is none, such as a part of an outcome."""
+    name = attributes.get(ID, {}).get("S", "")
+    return StorageKey(name.removeprefix(_RECORD)) if name.startswith(_RECORD) else None
+
+
+def part_id(name: str, number: int) -> str:
+    """The partition key of a part of an outcome."""
+    return f"part:{name}:{number}"
+
+
+def write_item(key: StorageKey, item: Item, *, ttl: int, ttl_after: int) -> dict[str, dict[str, Any]]:
+    """
+    The attributes of *item*.
+
+    Args:
+        ttl: When DynamoDB may delete it, in seconds since the epoch: after it has expired by every caller's clock.
+        ttl_after: Seconds by which that is later than the end of the lease.
+    """
+    written: dict[str, dict[str, Any]] = {
+        ID: {"S": item_id(key)},
+        "format": {"N": str(FORMAT)},
+        "state": {"S": item.state},
+        "fence": {"N": str(item.fence)},
+        "ttl": {"N": str(ttl)},
+    }
+    if item.state == "removed":
+        return written | {"removal": {"B": item.removal}}
+    return written | {
+        "fingerprint": {"B": item.fingerprint},
+        "owner": {"B": item.owner},
+        "attempt": {"N": str(item.attempt)},
+        "until": {"N": str(item.until)},
+        "retention": {"N": str(item.retention)},
+        "expires": {"N": str(item.expires)},
+        "ttl_after": {"N": str(ttl_after)},
+    }
+
+
+def read_item(key: StorageKey, attributes: Attributes) -> Item:
+    """
+    The item that *attributes* are.
+
+    Raises:
+        UnknownRecordVersion: Written by a version that this one does not know.
+        CorruptRecord: No store wrote it.
+    """
+    version = attributes.get("format", {}).get("N")
+    if version != str(FORMAT):
+        if isinstance(version, str) and version.isdecimal():
+            raise UnknownRecordVersion(
+                f"the record of {key_id(key)} has format {version[:20]}, this version reads {FORMAT}"
+            )
+        raise _corrupt(key)
+    state = attributes.get("state", {}).get("S")
+    fence = _number(key, attributes, "fence")
+    if state == "removed":
+        return Item("removed", fence, removal=_bytes(key, attributes, "removal"))
+    if state not in {"running", "completed"}:
+        raise _corrupt(key)
+    item = Item(
+        state,
+        fence,
+        _bytes(key, attributes, "fingerprint"),
+        _bytes(key, attributes, "owner"),
+        _number(key, attributes, "attempt"),
+        _number(key, attributes, "until"),
+        _number(key, attributes, "retention"),
+    )
+    if item.attempt < 1 or item.retention < 1:
+        raise _corrupt(key)
+    if state == "running":
+        return item
+    if "outcome" in attributes:
+        return item._replace(outcome=_bytes(key, attributes, "outcome"))
+    name = attributes.get("parts", {}).get("S")
+    count = _number(key, attributes, "part_count")
+    if not isinstance(name, str) or not 0 < count <= 10_000:
+        raise _corrupt(key)
+    return item._replace(parts=(name, count))
+
+
+def _number(key: StorageKey, attributes: Attributes, name: str) -> int:
+    text = attributes.get(name, {}).get("N", "")
+    if not (isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) < 20):
+        raise _corrupt(key)
+    number = int(text)
+    if number >= _MOST:
+        raise _corrupt(key)
+    return number
+
+
+def _bytes(key: StorageKey, attributes: Attributes, name: str) -> bytes:
+    value = attributes.get(name, {}).get("B")
+    if not isinstance(value, bytes) or not value:
+        raise _corrupt(key)
+    return value
+
+
+def _corrupt(key: StorageKey) -> CorruptRecord:
+    return CorruptRecord(
+        f"the item of {key_id(key)} is none that this store writes; forget the record, or find out who wrote it"
+    )

@@ -1,0 +1,410 @@
+"""Every rule of the store contract over DynamoDB's protocol, as moto serves it over HTTP; and this store's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+from dynamodb_server import client_of, start_dynamodb
+
+from idempotency import Acquired, Completed, Fingerprint, Owner, Running, StorageKey
+from idempotency.doctor import examine
+from idempotency.errors import CorruptRecord, StoreError, StoreUnavailable, UnknownRecordVersion
+from idempotency.store import Inspectable, Store, SyncInspectable, SyncStore
+from idempotency.stores.dynamodb import DynamoDBStore, SyncDynamoDBStore
+from idempotency.stores.url import open_store, open_sync_store
+from idempotency.testing import Clock, FakeClock, StoreContract
+
+ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+TABLE = "records"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with start_dynamodb() as url:
+        SyncDynamoDBStore(client_of(url), table=TABLE).create_schema()
+        yield url
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[Any]:
+    client = client_of(server)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def key() -> StorageKey:
+    return StorageKey(f"k-{secrets.token_hex(8)}")
+
+
+def owner() -> Owner:
+    return Owner(secrets.token_bytes(16))
+
+
+class _Contract(StoreContract):
+    """The callers keep the time, so the contract can move it."""
+
+    max_examples = 10
+    steps = 20
+
+    def make_clock(self) -> Clock:
+        clock = FakeClock()
+        clock.resolution = 1e-5  # times are kept in microseconds
+        return clock
+
+    @pytest.fixture(autouse=True)
+    def _client(self, client: Any) -> None:
+        self.client = client
+
+
+class TestSyncDynamoDBStoreContract(_Contract):
+    @contextmanager
+    def open_store(self, clock: Clock) -> Iterator[SyncStore]:
+        store = SyncDynamoDBStore(self.client, table=TABLE, max_clock_skew=0.0, clock=clock)
+        yield store
+        store.close()
+
+
+class TestDynamoDBStoreContract(_Contract):
+    @asynccontextmanager
+    async def open_store(self, clock: Clock) -> AsyncIterator[Store]:
+        store = DynamoDBStore(self.client, table=TABLE, max_clock_skew=0.0, clock=clock)
+        yield store
+        await store.aclose()
+
+
+@pytest.mark.timeout(400)  # moto answers one request at a time
+def test_eight_threads_at_two_hundred_keys_run_each_once(client: Any) -> None:
+    batch = secrets.token_hex(6)
+    keys = [StorageKey(f"race-{batch}-{number}") for number in range(200)]
+    store = SyncDynamoDBStore(client, table=TABLE)
+
+    def work(_: int) -> list[StorageKey]:
+        won = []
+        for key in keys:
+            reply = store.acquire(key, owner=owner(), **ASK)
+            if isinstance(reply, Acquired):
+                won.append(key)
+                assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
+        return won
+
+    with ThreadPoolExecutor(8) as threads:
+        runs = [key for won in threads.map(work, range(8)) for key in won]
+    assert sorted(runs) == sorted(keys)
+
+
+# Clocks.
+
+
+def test_a_lease_is_taken_over_only_when_it_has_lapsed_by_every_clock(client: Any, key: StorageKey) -> None:
+    ours, theirs = FakeClock(1_000_000.0), FakeClock(1_000_001.5)
+    first, second = (
+        SyncDynamoDBStore(client, table=TABLE, max_clock_skew=2.0, clock=clock) for clock in (ours, theirs)
+    )
+    granted = first.acquire(key, owner=owner(), **ASK)
+    assert isinstance(granted, Acquired)
+    ours.advance(29.9)
+    theirs.advance(29.9)  # 1.4 s past the end of the lease by their clock
+    running = second.acquire(key, owner=owner(), **ASK)
+    assert isinstance(running, Running)
+    assert running.lease_left == pytest.approx(0.6)
+    ours.advance(0.7)
+    theirs.advance(0.7)
+    taken = second.acquire(key, owner=owner(), **ASK)
+    assert isinstance(taken, Acquired)
+    assert (taken.claim.attempt, first.complete(granted.claim, b"{}", retention=60.0)) == (2, False)
+
+
+def test_the_fence_rises_where_the_next_caller_is_behind(client: Any, key: StorageKey) -> None:
+    clocks = [FakeClock(1_000_000.0), FakeClock(999_998.0)]
+    fences = []
+    for turn in range(6):
+        store = SyncDynamoDBStore(client, table=TABLE, clock=clocks[turn % 2])
+        reply = store.acquire(key, owner=owner(), **ASK)
+        assert isinstance(reply, Acquired)
+        fences.append(reply.claim.fence)
+        if turn % 3:
+            assert store.release(reply.claim) is True
+        else:
+            assert store.forget(key) is True
+    assert fences == sorted(set(fences))
+
+
+@pytest.mark.parametrize("seconds", [-60, 60])
+def test_a_machine_whose_clock_is_wrong_gets_no_claim(client: Any, key: StorageKey, seconds: float) -> None:
+    def misdate(parsed: Any, **_: Any) -> None:
+        parsed["ResponseMetadata"]["HTTPHeaders"]["date"] = formatdate(time.time() + seconds, usegmt=True)
+
+    store = SyncDynamoDBStore(client, table=TABLE)
+    client.meta.events.register("after-call.dynamodb", misdate)
+    with pytest.raises(StoreUnavailable, match=r"clock is \d+ s (ahead of|behind) DynamoDB's"):
+        store.acquire(key, owner=owner(), **ASK)
+
+
+# Outcomes of any length.
+
+
+@pytest.fixture
+def long_outcomes(client: Any) -> SyncDynamoDBStore:
+    """A store in a table that is soon read through."""
+    store = SyncDynamoDBStore(client, table="long-outcomes")
+    store.create_schema()
+    return store
+
+
+def test_a_long_outcome_is_kept_in_parts_that_go_with_its_record(
+    client: Any, key: StorageKey, long_outcomes: SyncDynamoDBStore
+) -> None:
+    store, outcome = long_outcomes, secrets.token_bytes(1_000_000)
+    reply = store.acquire(key, owner=owner(), **ASK)
+    assert store.complete(reply.claim, outcome, retention=60.0) is True
+    before = _parts(client)
+    assert store.complete(reply.claim, outcome[::-1], retention=60.0) is True, "a repeat"
+    assert _parts(client) == before, "what the repeat wrote is gone"
+    completed = store.acquire(key, owner=owner(), **ASK)
+    assert isinstance(completed, Completed)
+    assert completed.outcome == outcome
+    assert store.forget(key) is True
+    assert len(_parts(client)) == len(before) - 3
+
+
+def test_an_outcome_of_which_a_part_is_missing_is_corrupt(
+    client: Any, key: StorageKey, long_outcomes: SyncDynamoDBStore
+) -> None:
+    store = long_outcomes
+    reply = store.acquire(key, owner=owner(), **ASK)
+    others = _parts(client)
+    store.complete(reply.claim, bytes(500_000), retention=60.0)
+    client.delete_item(TableName="long-outcomes", Key={"id": {"S": (_parts(client) - others).pop()}})
+    with pytest.raises(CorruptRecord, match="part of the outcome"):
+        store.acquire(key, owner=owner(), **ASK)
+    with pytest.raises(CorruptRecord):
+        store.get(key)
+    assert store.forget(key) is True
+    assert isinstance(store.acquire(key, owner=owner(), **ASK), Acquired)
+
+
+def _parts(client: Any) -> set[str]:
+    pages = client.get_paginator("scan").paginate(TableName="long-outcomes")
+    names = {item["id"]["S"] for page in pages for item in page["Items"]}
+    return {name for name in names if name.startswith("part:")}
+
+
+# What the driver repeats, and what others write.
+
+
+@pytest.mark.parametrize("call", ["acquire", "renew", "complete", "release", "forget"])
+def test_a_call_that_the_driver_repeats_is_answered_as_if_it_had_not(
+    server: str, key: StorageKey, call: str
+) -> None:
+    """The reply to each first write is lost; botocore sends the request again."""
+    client = client_of(server, retries={"total_max_attempts": 3, "mode": "standard"})
+    store = SyncDynamoDBStore(client, table=TABLE)
+    lost: list[str] = []
+
+    reply = None if call == "acquire" else store.acquire(key, owner=owner(), **ASK)
+    send = client._endpoint.http_session.send
+
+    def send_and_lose(request: Any) -> Any:
+        response = send(request)
+        if not lost and (b"PutItem" in _target(request) or b"UpdateItem" in _target(request)):
+            from botocore.exceptions import ConnectionClosedError
+
+            lost.append(call)
+            raise ConnectionClosedError(endpoint_url=server)
+        return response
+
+    client._endpoint.http_session.send = send_and_lose
+    if call == "acquire":
+        mine = owner()
+        granted = store.acquire(key, owner=mine, **ASK)
+        assert isinstance(granted, Acquired)
+        assert (granted.claim.owner, granted.claim.attempt) == (mine, 1)
+    else:
+        assert reply is not None
+        answers = {
+            "renew": lambda: store.renew(reply.claim, lease=40.0),
+            "complete": lambda: store.complete(reply.claim, b"{}", retention=60.0),
+            "release": lambda: store.release(reply.claim),
+            "forget": lambda: store.forget(key),
+        }
+        assert answers[call]() is True
+    assert lost == [call]
+    client.close()
+
+
+def _target(request: Any) -> bytes:
+    target = request.headers["X-Amz-Target"]
+    return target if isinstance(target, bytes) else str(target).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"format": {"N": "2"}}, UnknownRecordVersion),
+        ({"format": {"S": "1"}}, CorruptRecord),
+        ({"state": {"S": "paused"}}, CorruptRecord),
+        ({"fence": {"N": "-1"}}, CorruptRecord),
+        ({"fence": {"N": "1E+30"}}, CorruptRecord),
+        ({"owner": {"S": "text"}}, CorruptRecord),
+        ({"until": {"S": "soon"}}, CorruptRecord),
+        ({"retention": {"N": "0"}}, CorruptRecord),
+    ],
+)
+def test_an_item_that_no_store_wrote_stays_as_it_is(
+    client: Any, key: StorageKey, change: dict[str, Any], error: type[StoreError]
+) -> None:
+    store = SyncDynamoDBStore(client, table=TABLE)
+    store.acquire(key, owner=owner(), **ASK)
+    name = {"id": {"S": f"record:{key}"}}
+    written = client.get_item(TableName=TABLE, Key=name)["Item"] | change
+    client.put_item(TableName=TABLE, Item=written)
+    for call in (lambda: store.acquire(key, owner=owner(), **ASK), lambda: store.get(key)):
+        with pytest.raises(error):
+            call()
+    assert client.get_item(TableName=TABLE, Key=name)["Item"] == written
+    assert key not in [record.key for record in store.scan(limit=10_000).records]
+    assert store.forget(key) is True
+    assert isinstance(store.acquire(key, owner=owner(), **ASK), Acquired)
+
+
+def test_an_item_that_dynamodb_deletes_meanwhile_is_absent(client: Any, key: StorageKey) -> None:
+    clock = FakeClock()
+    store = SyncDynamoDBStore(client, table=TABLE, clock=clock)
+    assert isinstance(first := store.acquire(key, owner=owner(), **ASK), Acquired)
+    clock.advance(1_000)  # expired, and still there
+    put, name = client.put_item, {"id": {"S": f"record:{key}"}}
+
+    def delete_in_between(**arguments: Any) -> Any:
+        if "#fence" in arguments.get("ConditionExpression", ""):
+            client.delete_item(TableName=TABLE, Key=name)
+        return put(**arguments)
+
+    client.put_item = delete_in_between
+    second = store.acquire(key, owner=owner(), **ASK)
+    assert isinstance(second, Acquired)
+    assert second.claim.fence > first.claim.fence
+    assert store.renew(first.claim, lease=1.0) is False
+
+
+# The table and the URL.
+
+
+def test_operators_can_list_and_forget(server: str) -> None:
+    client = client_of(server)
+    store = SyncDynamoDBStore(client, table="listed")
+    store.create_schema()
+    store.create_schema()
+    assert isinstance(store, SyncInspectable)
+    assert isinstance(DynamoDBStore(client), Inspectable)
+    live = client.describe_time_to_live(TableName="listed")["TimeToLiveDescription"]
+    assert (live["TimeToLiveStatus"], live["AttributeName"]) == ("ENABLED", "ttl")
+    keys = {StorageKey(f"k-{number}") for number in range(12)}
+    for key in sorted(keys):
+        reply = store.acquire(key, owner=owner(), **ASK)
+        if key == "k-3":
+            store.complete(reply.claim, bytes(20_000), retention=60.0)
+    store.acquire(StorageKey("gone"), owner=owner(), **ASK)
+    assert store.forget(StorageKey("gone")) is True
+    assert store.forget(StorageKey("gone")) is False
+    seen, cursor = [], None
+    while True:
+        page = store.scan(limit=5, cursor=cursor)
+        seen += page.records
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert {record.key for record in seen} == keys
+    assert [record.outcome for record in seen if record.key == "k-3"] == [bytes(20_000)]
+    client.close()
+
+
+def test_a_missing_table_is_said_to_be_missing(client: Any, key: StorageKey) -> None:
+    with pytest.raises(StoreUnavailable, match="create_schema"):
+        SyncDynamoDBStore(client, table="nowhere").get(key)
+
+
+def test_a_server_that_is_not_there_is_unavailable(key: StorageKey) -> None:
+    client = client_of("http://127.0.0.1:1", retries={"total_max_attempts": 1, "mode": "standard"})
+    with pytest.raises(StoreUnavailable, match="may have taken effect"):
+        SyncDynamoDBStore(client).get(key)
+    client.close()
+
+
+def test_what_is_refused_for_good_is_no_unavailability(client: Any) -> None:
+    store = SyncDynamoDBStore(client, table=TABLE)
+    with pytest.raises(StoreError, match="will not help") as caught:
+        store.acquire(StorageKey("k" * 3_000), owner=owner(), **ASK)  # a key has 2048 bytes at most
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_a_url_opens_both_kinds(server: str, key: StorageKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "tests")
+    url = f"dynamodb://{TABLE}?region=eu-central-1&endpoint={server}&deadline=60"
+    sync = open_sync_store(url)
+    reply = sync.acquire(key, owner=owner(), **ASK)
+    assert isinstance(reply, Acquired)
+    assert sync.complete(reply.claim, b'{"n":1}', retention=60.0)
+    sync.close()
+
+    async def ask() -> Any:
+        store = open_store(url + "&max_clock_skew=1")
+        try:
+            await store.create_schema()
+            return await store.acquire(key, owner=owner(), **ASK)
+        finally:
+            await store.aclose()
+
+    replayed = asyncio.run(ask())
+    assert isinstance(replayed, Completed)
+    assert replayed.outcome == b'{"n":1}'
+
+
+def test_the_doctor_finds_nothing_wrong(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "tests")
+    url = f"dynamodb://{TABLE}?region=eu-central-1&endpoint={server}&deadline=60"
+    store = open_sync_store(url)
+    findings = list(examine(store, url))
+    store.close()
+    assert {finding.verdict for finding in findings} == {"ok", "info"}, findings
+    assert "max_clock_skew" in str(findings[-1])
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("dynamodb://", "name of a table"),
+        ("dynamodb://user:secret@table?region=x", "name of a table"),
+        ("dynamodb://table/other?region=x", "name of a table"),
+        ("dynamodb://table?prefix=x", "unknown option 'prefix'"),
+        ("dynamodb://table", "region"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused(url: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    with pytest.raises(ValueError, match=told) as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_wrong_client_or_number_is_refused_at_once(client: Any) -> None:
+    with pytest.raises(TypeError, match="boto3"):
+        SyncDynamoDBStore(object())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_clock_skew"):
+        SyncDynamoDBStore(client, max_clock_skew=-1.0)
+    with pytest.raises(ValueError, match="max_threads"):
+        DynamoDBStore(client, max_threads=0)
