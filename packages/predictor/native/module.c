@@ -12,6 +12,7 @@
 #include "cells.h"
 #include "finish.h"
 #include "level.h"
+#include "numbers.h"
 
 #define ON_STACK 256 /* doubles of a row or its scores; longer ones take memory from the heap */
 
@@ -394,6 +395,9 @@ static PyMethodDef module_methods[] = {
     {"levels", module_levels, METH_NOARGS, NULL},
     {"exp", module_exp, METH_O, NULL},
     {"build", (PyCFunction)(void (*)(void))module_build, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"are_floats", numbers_are_floats, METH_O, NULL},
+    {"to_floats", numbers_to_floats, METH_VARARGS, NULL},
+    {"to_ints", numbers_to_ints, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};

@@ -5,17 +5,26 @@ LightGBM reads such a line with three different parsers of its own, none of whic
 understand, and one of which falls back to the C library and its locale. Text that passes here is read alike by all
 of them and by NumPy: whole numbers of digits and a sign, fractions as RFC 8259 (JSON) writes them, `inf` and `-inf`,
 parted by single spaces.
+
+The extension reads the same grammar, and converts, some ten times faster; a test compares the two.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from predictor.errors import ModelTextError
+
+try:
+    from predictor import _kernel
+except ImportError:  # no compiler when this was installed
+    _kernel = None  # type: ignore[assignment]
 
 __all__ = ["NumberLines", "read_floats", "read_ints", "to_floats"]
 
@@ -54,21 +63,12 @@ class NumberLines:
         Raises:
             ModelTextError: A line holds another number of entries.
         """
-        values = list(filter(None, self.values))
-        text = b" ".join(values)
-        expected = [size for value, size in zip(self.values, self.sizes, strict=True) if value]
-        starts = np.zeros(len(values), np.int64)
-        np.cumsum([len(value) + 1 for value in values[:-1]], out=starts[1:])
-        spaces = (np.frombuffer(text, np.uint8) == 0x20).view(np.uint8)
-        found = np.add.reduceat(spaces, starts, dtype=np.int64) if values else starts
-        found[-1:] += 1  # the line after which no space was put
-        if found.tolist() != expected or sum(expected) != sum(self.sizes):
-            for tree, (value, size) in enumerate(zip(self.values, self.sizes, strict=True)):
-                entries = value.count(b" ") + 1 if value else 0
-                if entries != size:
-                    reason = f"line {self.name!r} has {entries} entries instead of {size}"
-                    raise ModelTextError(reason, tree=tree)
-        return text
+        entries = [value.count(b" ") + 1 if value else 0 for value in self.values]
+        if entries != list(self.sizes):
+            tree = next(tree for tree, size in enumerate(self.sizes) if entries[tree] != size)
+            reason = f"line {self.name!r} has {entries[tree]} entries instead of {self.sizes[tree]}"
+            raise ModelTextError(reason, tree=tree)
+        return b" ".join(filter(None, self.values))
 
     def checked(self, passes: Callable[[bytes], bool]) -> bytes:
         """Return `joined`, refusing text that is not numbers by the grammar *passes*."""
@@ -86,8 +86,7 @@ def read_ints(lines: NumberLines, *, low: int, high: int) -> NDArray[np.int64]:
     Raises:
         ModelTextError: Another text, number of entries, or an entry outside *low*..*high*; `tree` says where.
     """
-    text = lines.checked(_are_ints)
-    numbers = np.fromstring(text, np.int64, sep=" ") if text else np.empty(0, np.int64)
+    numbers = _to_ints(lines)
     if numbers.size and (numbers.min() < low or numbers.max() > high):
         at = int(((numbers < low) | (numbers > high)).argmax())
         tree = int(np.searchsorted(np.cumsum(lines.sizes), at, side="right"))
@@ -104,12 +103,35 @@ def read_floats(lines: NumberLines) -> bytes:
     Raises:
         ModelTextError: Another text or number of entries; `tree` says where.
     """
-    return lines.checked(_are_floats)
+    native = _native()
+    return lines.checked(_are_floats if native is None else native.are_floats)
 
 
 def to_floats(text: bytes) -> NDArray[np.float64]:
     """Return the numbers of a text that `read_floats` checked, correctly rounded."""
-    return np.fromstring(text, np.float64, sep=" ") if text else np.empty(0, np.float64)
+    native = _native()
+    if native is None or not text:
+        return np.fromstring(text, np.float64, sep=" ") if text else np.empty(0, np.float64)
+    numbers = np.empty(text.count(b" ") + 1, np.float64)
+    if native.to_floats(text, numbers) != len(numbers):
+        raise ValueError("the text was not checked")
+    return numbers
+
+
+def _native() -> Any:
+    """Return the extension, or None where it is not built or switched off."""
+    return None if os.environ.get("PREDICTOR_ENGINE") == "lightgbm" else _kernel
+
+
+def _to_ints(lines: NumberLines) -> NDArray[np.int64]:
+    native = _native()
+    if native is not None:
+        text = lines.joined()
+        numbers = np.empty(sum(lines.sizes), np.int64)
+        if not text or native.to_ints(text, numbers) == len(numbers):
+            return numbers
+    text = lines.checked(_are_ints)  # which names the tree
+    return np.fromstring(text, np.int64, sep=" ") if text else np.empty(0, np.int64)
 
 
 def _are_ints(text: bytes) -> bool:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._engine import Kernel
+from predictor._engine import Kernel, Refusal, make_kernel
 from predictor._model_file import ParsedModel
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster
 from predictor._trees import CATEGORICAL, Trees
@@ -19,15 +19,21 @@ _LARGE = 257  # a large tile and one row
 _SINGLES = 8
 _ODD = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-36, -1e-35, -1.0, 3.9, 1e12)
 _CONTRIBUTION_ERROR = 1e-10  # of the largest contribution; measured are a few 1e-15
+# What LightGBM is asked for costs as much as loading where a model has hundreds of thousands of leaves; so there it is
+# asked about fewer rows, and about the contributions of its first trees.
+_WALKED, _FEWEST_ROWS = 2_000_000, 9  # leaves times rows
+_EXPLAINED = 40_000  # leaves
+_SCANNED = 100_000  # splits whose thresholds make rows
 
 
 def hard_rows(trees: Trees, *, width: int, count: int = _ROWS) -> NDArray[np.float64]:
     """Return float64 [count, width]: values on and beside splits, nulls, zeros, categories; always the same."""
     rows = np.zeros((count, width))
-    numeric = (trees.decision_type & CATEGORICAL) == 0
+    split_feature, threshold = trees.split_feature[:_SCANNED], trees.threshold[:_SCANNED]
+    numeric = (trees.decision_type[:_SCANNED] & CATEGORICAL) == 0
     for feature in range(width):
-        own = trees.split_feature == feature
-        cuts = np.unique(trees.threshold[own & numeric])[:200]
+        own = split_feature == feature
+        cuts = np.unique(threshold[own & numeric])[:200]
         pool = np.concatenate([cuts, np.nextafter(cuts, np.inf), np.nextafter(cuts, -np.inf), _ODD])
         if (own & ~numeric).any():
             pool = np.concatenate([np.arange(64.0), _ODD])
@@ -40,17 +46,20 @@ def agrees(kernel: Kernel, booster: Booster, parsed: ParsedModel) -> bool:
     """
     Whether *kernel* gives LightGBM's numbers: all bit for bit, but contributions to 1e-10 of the largest.
 
-    Asks for one row, both sizes of tile and their remainders. Cost: some 150 rows in LightGBM, 2 ms at 300 trees.
+    Asks for one row, both sizes of tile and their remainders. Cost: some 150 rows in LightGBM, 2 ms at 300 trees; fewer
+    rows where a model is large.
     """
     text = parsed.summary
     width, outputs, trees = len(text.feature_names), text.n_outputs, text.n_trees
-    rows = hard_rows(parsed.trees, width=width)
-    many = np.resize(rows, (_LARGE, width))
+    leaves = int(parsed.trees.leaf_start[-1])
+    rows = hard_rows(
+        parsed.trees, width=width, count=min(_ROWS, max(_FEWEST_ROWS, _WALKED // max(1, leaves)))
+    )
     for kind in (RAW, NORMAL):
         expected = booster.predict(rows, kind, per_row=outputs)
-        for batch in (rows, many):
-            got = kernel.predict(batch, kind, release=False)
-            if not _same(got, np.resize(expected, (len(batch), outputs))):
+        for size in (_ROWS, _LARGE):
+            got = kernel.predict(np.resize(rows, (size, width)), kind, release=False)
+            if not _same(got, np.resize(expected, (size, outputs))):
                 return False
         singles = [kernel.predict(row[None], kind, release=False)[0] for row in rows[:_SINGLES]]
         if not _same(np.array(singles), expected[:_SINGLES]):
@@ -60,11 +69,33 @@ def agrees(kernel: Kernel, booster: Booster, parsed: ParsedModel) -> bool:
         kernel.predict(few, LEAF, release=False), booster.predict(few, LEAF, per_row=trees)
     ):
         return False
-    if kernel.explains:
-        shares = booster.predict(rows[:1], CONTRIB, per_row=outputs * (width + 1))
-        error = np.abs(kernel.predict(rows[:1], CONTRIB, release=False) - shares).max()
-        return bool(error <= _CONTRIBUTION_ERROR * max(float(np.abs(shares).max()), 1e-300))
-    return True
+    return not kernel.explains or _explains_alike(kernel, booster, parsed, rows[:1])
+
+
+def _explains_alike(kernel: Kernel, booster: Booster, parsed: ParsedModel, row: NDArray[np.float64]) -> bool:
+    """Whether *kernel* gives LightGBM's contributions for *row*, and they add up to the score."""
+    text = parsed.summary
+    width, outputs = len(text.feature_names), text.n_outputs
+    shares = kernel.predict(row, CONTRIB, release=False)
+    sums = shares.reshape(outputs, width + 1).sum(axis=1)
+    off = np.abs(sums - kernel.predict(row, RAW, release=False)[0]).max()
+    if not off <= _CONTRIBUTION_ERROR * _size(shares):
+        return False
+    leaf_start = parsed.trees.leaf_start
+    if leaf_start[-1] > _EXPLAINED:
+        trees = int(np.searchsorted(leaf_start, _EXPLAINED))
+        parsed = parsed.first(max(1, trees // outputs))
+        first = make_kernel(parsed)
+        if isinstance(first, Refusal) or not first.explains:
+            return False
+        kernel, booster = first, Booster(parsed.lightgbm_text(), width=width)
+        shares = kernel.predict(row, CONTRIB, release=False)
+    theirs = booster.predict(row, CONTRIB, per_row=outputs * (width + 1))
+    return bool(np.abs(shares - theirs).max() <= _CONTRIBUTION_ERROR * _size(theirs))
+
+
+def _size(shares: NDArray[np.float64]) -> float:
+    return max(float(np.abs(shares).max()), 1e-300)
 
 
 def _same(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

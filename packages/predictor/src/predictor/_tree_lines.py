@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from predictor._numbers import NumberLines, read_floats, read_ints
 from predictor.errors import ModelTextError
 
-__all__ = ["Block", "Table", "spread"]
+__all__ = ["Table", "spread"]
 
 _INT32 = (1 << 31) - 1
 _COUNT = re.compile(rb"[0-9]{1,9}")
@@ -40,57 +39,67 @@ _USUAL = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One tree: its lines by name, and the text of it that LightGBM is given."""
-
-    lines: Mapping[str, bytes | None]
-    text: bytes
-    is_linear: bool
-
-    @classmethod
-    def read(cls, block: bytes, tree: int, width: int) -> Block:
-        """Read the `Tree=` block of tree number *tree*."""
-        usual = _USUAL.fullmatch(block)
-        if usual is not None and bool(usual["num_cat"].strip(b"0")) == (usual["cat_boundaries"] is not None):
-            return cls(usual.groupdict(), b"".join((*usual.group("k1", "k2", "k3", "k4"), b"\n\n")), False)
-        lines = _lines(block, tree)
-        is_linear = _is_linear(lines, width, tree)
-        return cls(lines, _written(lines, tree, is_linear=is_linear), is_linear)
-
-    def count(self, name: str, tree: int) -> int:
-        """Return a line that is one whole number."""
-        text = self.lines.get(name)
-        if text is None:
-            raise ModelTextError(f"line {name!r} is missing", tree=tree)
-        if not _COUNT.fullmatch(text):
-            raise ModelTextError(f"line {name!r} must be a whole number", tree=tree)
-        return int(text)
+# The same groups by position: what `re` gives at once for a tree.
+_GROUPS = tuple(sorted(_USUAL.groupindex, key=_USUAL.groupindex.__getitem__))
+_KEPT = ("k1", "k2", "k3", "k4")
 
 
 class Table:
-    """The lines of all trees, read column by column."""
+    """
+    The lines of all trees, read column by column.
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self.blocks = blocks
-        self.leaves = [block.count("num_leaves", tree) for tree, block in enumerate(blocks)]
+    Attributes:
+        text: For each tree the block that LightGBM is given.
+        is_linear: For each tree whether its leaves hold regressions.
+        leaves: For each tree how many leaves it has, at least 1; *nodes* is one less.
+        sets: For each tree how many category sets it has.
+    """
+
+    def __init__(self, blocks: Iterable[bytes], *, width: int) -> None:
+        """Read the `Tree=` blocks of a model over *width* features."""
+        rows, linear = [], set[int]()
+        for tree, block in enumerate(blocks):
+            usual = _USUAL.fullmatch(block)
+            if usual is not None and bool(usual["num_cat"].strip(b"0")) == (
+                usual["cat_boundaries"] is not None
+            ):
+                rows.append(usual.groups())
+                continue
+            lines = _lines(block, tree)
+            if _is_linear(lines, width, tree):
+                linear.add(tree)
+            lines["k1"] = _written(lines, is_linear=tree in linear, tree=tree)
+            rows.append(tuple(map(lines.get, _GROUPS)))
+        self._columns = dict(zip(_GROUPS, zip(*rows, strict=True), strict=True))
+        kept = zip(*(self._columns[name] for name in _KEPT), strict=True)
+        self.text = tuple(b"".join((*filter(None, parts), b"\n\n")) for parts in kept)
+        self.is_linear = [tree in linear for tree in range(len(rows))]
+        self.leaves = self._counts("num_leaves")
         if 0 in self.leaves:
             raise ModelTextError("num_leaves must be at least 1", tree=self.leaves.index(0))
         self.nodes = [count - 1 for count in self.leaves]
+        self.sets = self._counts("num_cat")
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def _counts(self, name: str) -> list[int]:
+        """Return a line that is one whole number in each tree."""
+        return [_count(text, name, tree) for tree, text in enumerate(self._columns[name])]
 
     def lines(self, name: str, sizes: Sequence[int], *, optional: bool = False) -> NumberLines:
         """Return the line *name* of each tree, empty where a tree needs none; an *optional* one may be absent."""
-        values = [block.lines.get(name) for block in self.blocks]
+        values: Sequence[bytes | None] = self._columns[name]
         if 0 in sizes and name in _OF_CATEGORIES:
             values = [value if size else b"" for value, size in zip(values, sizes, strict=True)]
-        if optional:
+        if optional and (None in values or 1 in self.leaves):
             # LightGBM leaves the counts of a tree without splits out, or writes them empty.
             present = [
                 value is not None and (value != b"" or leaves > 1)
                 for value, leaves in zip(values, self.leaves, strict=True)
             ]
             sizes = [size if there else 0 for size, there in zip(sizes, present, strict=True)]
-        elif None in values:
+        elif None in values:  # never so where the lines are optional
             raise ModelTextError(f"line {name!r} is missing", tree=values.index(None))
         return NumberLines(name, [value or b"" for value in values], sizes)
 
@@ -137,10 +146,9 @@ def _lines(block: bytes, tree: int) -> dict[str, bytes]:
 
 def _is_linear(lines: dict[str, bytes], width: int, tree: int) -> bool:
     """Check the small regressions that a linear tree adds to its leaves; their features are indices too."""
-    block = Block({"is_linear": b"0", **lines}, b"", False)
-    if block.count("is_linear", tree) == 0:
+    if _count(lines.get("is_linear", b"0"), "is_linear", tree) == 0:
         return False
-    leaves = block.count("num_leaves", tree)
+    leaves = _count(lines.get("num_leaves"), "num_leaves", tree)
     for name in ("leaf_features", "leaf_coeff"):  # LightGBM writes an extra space for each leaf
         lines[name] = b" ".join(filter(None, lines.get(name, b"").split(b" ")))
 
@@ -166,14 +174,23 @@ def _is_linear(lines: dict[str, bytes], width: int, tree: int) -> bool:
     return True
 
 
+def _count(text: bytes | None, name: str, tree: int) -> int:
+    """Return the one whole number of the line *name*."""
+    if text is None:
+        raise ModelTextError(f"line {name!r} is missing", tree=tree)
+    if not _COUNT.fullmatch(text):
+        raise ModelTextError(f"line {name!r} must be a whole number", tree=tree)
+    return int(text)
+
+
 def _is_normal(text: bytes) -> bool:
     """Whether *text* is zero or finite and larger than the smallest normal float64, also before rounding."""
     size = abs(float(text))
     return sys.float_info.min < size < math.inf or re.match(rb"[-+]?[0.]+(?:e|$)", text) is not None
 
 
-def _written(lines: Mapping[str, bytes], tree: int, *, is_linear: bool) -> bytes:
-    """Write one tree for LightGBM: the lines above that it computes with, and the blank ones it ends with."""
+def _written(lines: Mapping[str, bytes], *, is_linear: bool, tree: int) -> bytes:
+    """Write one tree for LightGBM: the lines above that it computes with, without the blank ones it ends with."""
     names = (
         *(
             "num_leaves",
@@ -190,4 +207,4 @@ def _written(lines: Mapping[str, bytes], tree: int, *, is_linear: bool) -> bytes
         "shrinkage",
     )
     body = b"".join(b"%b=%b\n" % (name.encode(), lines[name]) for name in names if name in lines)
-    return b"Tree=%d\n%b\n\n" % (tree, body)
+    return b"Tree=%d\n%b" % (tree, body)

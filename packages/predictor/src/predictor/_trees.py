@@ -7,7 +7,6 @@ other. Lines that no prediction or contribution depends on (weights, values and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor._numbers import read_floats, read_ints, to_floats
-from predictor._tree_lines import Block, Table, spread
+from predictor._tree_lines import Table, spread
 from predictor.errors import ModelTextError
 
 __all__ = ["CATEGORICAL", "MISSING", "Trees", "parse_trees"]
@@ -24,7 +23,6 @@ __all__ = ["CATEGORICAL", "MISSING", "Trees", "parse_trees"]
 CATEGORICAL, MISSING = 0b0001, 0b1100  # bits of decision_type (LightGBM's tree.h)
 _UINT32 = 1 << 32
 _INT32 = (1 << 31) - 1
-_LONG_NUMBER = re.compile(rb"[0-9]{300}")
 # LightGBM's contributions recurse along a branch, over a table that grows by the square of the deepest one: at some
 # ten thousand splits the process aborts. Trained trees stay far below.
 _DEEPEST = 4_096
@@ -37,8 +35,7 @@ class Trees:
 
     A tree of L leaves has L - 1 nodes; its root is its first node, and a tree of one leaf has none. Nodes and leaves
     are numbered within their tree. Everything is as in the file: what LightGBM does with it is LightGBM's tree.h.
-    Three arrays of fractions are converted from text when they are first asked for: `threshold`, `leaf_value` and
-    `split_gain`; that costs about as much as everything else.
+    `split_gain` is converted from text when it is first asked for: no prediction needs it.
     """
 
     node_start: NDArray[np.int64]  # [trees + 1]
@@ -54,25 +51,15 @@ class Trees:
     category_start: NDArray[np.int64]  # [nodes]: first word of a categorical split in category_words; else 0
     category_size: NDArray[np.int64]  # [nodes]: how many words; 0 for a numeric split
     category_words: NDArray[np.uint32]  # bit c % 32 of word c // 32: category c goes left
+    threshold: NDArray[np.float64]  # [nodes]: a numeric split sends x <= threshold left; it may be infinite
+    leaf_value: NDArray[np.float64]  # [leaves]: finite
     is_linear: NDArray[np.bool_]  # [trees]: leaves hold regressions, which are not in these arrays
     text: tuple[bytes, ...]  # [trees]: the block that LightGBM is given
-    threshold_text: bytes = field(repr=False)
-    leaf_value_text: bytes = field(repr=False)
     split_gain_text: bytes = field(repr=False)
     split_gain_sizes: tuple[int, ...] = field(repr=False)  # [trees]: 0 where a tree has no such line
 
     def __len__(self) -> int:
         return len(self.text)
-
-    @cached_property
-    def threshold(self) -> NDArray[np.float64]:
-        """[nodes]: a numeric split sends x <= threshold left; it may be infinite."""
-        return to_floats(self.threshold_text)
-
-    @cached_property
-    def leaf_value(self) -> NDArray[np.float64]:
-        """[leaves]: finite."""
-        return to_floats(self.leaf_value_text)
 
     @cached_property
     def split_gain(self) -> NDArray[np.float64]:
@@ -99,8 +86,8 @@ class Trees:
             category_size=self.category_size[:nodes],
             is_linear=self.is_linear[:count],
             text=self.text[:count],
-            threshold_text=_head(self.threshold_text, nodes),
-            leaf_value_text=_head(self.leaf_value_text, leaves),
+            threshold=self.threshold[:nodes],
+            leaf_value=self.leaf_value[:leaves],
             split_gain_text=_head(self.split_gain_text, gains),
             split_gain_sizes=self.split_gain_sizes[:count],
         )
@@ -120,10 +107,10 @@ def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
 
     Cost: linear in the size of the file.
     """
-    table = Table([Block.read(block, tree, width) for tree, block in enumerate(blocks)])
+    table = Table(blocks, width=width)
     node_start, leaf_start = _starts(table.nodes), _starts(table.leaves)
-    leaf_value = _finite(read_floats(table.lines("leaf_value", table.leaves)), leaf_start)
-    read_floats(table.lines("shrinkage", [1] * len(table.blocks)))
+    leaf_value = _finite(to_floats(read_floats(table.lines("leaf_value", table.leaves))), leaf_start)
+    read_floats(table.lines("shrinkage", [1] * len(table)))
     for name, sizes in (
         ("leaf_weight", table.leaves),
         ("internal_value", table.nodes),
@@ -133,7 +120,7 @@ def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
     decision_type = table.ints(
         "decision_type", table.nodes, low=0, high=0b1011
     )  # missing type 3 does not exist
-    threshold = read_floats(table.lines("threshold", table.nodes))
+    threshold = to_floats(read_floats(table.lines("threshold", table.nodes)))
     left = table.ints("left_child", table.nodes, low=-_INT32, high=_INT32)
     right = table.ints("right_child", table.nodes, low=-_INT32, high=_INT32)
     _check_shape(left, right, node_start, leaf_start)
@@ -151,10 +138,10 @@ def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
         category_start=start,
         category_size=size,
         category_words=words,
-        is_linear=np.array([block.is_linear for block in table.blocks], dtype=np.bool_),
-        text=tuple(block.text for block in table.blocks),
-        threshold_text=threshold,
-        leaf_value_text=leaf_value,
+        is_linear=np.array(table.is_linear, dtype=np.bool_),
+        text=table.text,
+        threshold=threshold,
+        leaf_value=leaf_value,
         split_gain_text=read_floats(gains),
         split_gain_sizes=tuple(gains.sizes),
     )
@@ -165,19 +152,13 @@ def _head(text: bytes, count: int) -> bytes:
     return b" ".join(text.split(b" ", count)[:count])
 
 
-def _finite(text: bytes, leaf_start: NDArray[np.int64]) -> bytes:
-    """
-    Refuse leaf values of which one is infinite, and return them.
-
-    What is spelled without an exponent, or with a negative one, and in fewer than 300 digits, is finite; so nearly
-    every file passes without a conversion.
-    """
-    if b"i" in text or text.count(b"e") != text.count(b"e-") or _LONG_NUMBER.search(text):
-        infinite = ~np.isfinite(to_floats(text))
-        if infinite.any():
-            tree = int(np.searchsorted(leaf_start, int(infinite.argmax()), side="right")) - 1
-            raise ModelTextError("a leaf value is not finite", tree=tree)
-    return text
+def _finite(values: NDArray[np.float64], leaf_start: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Refuse leaf values of which one is infinite, and return them."""
+    infinite = ~np.isfinite(values)
+    if infinite.any():
+        tree = int(np.searchsorted(leaf_start, int(infinite.argmax()), side="right")) - 1
+        raise ModelTextError("a leaf value is not finite", tree=tree)
+    return values
 
 
 def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
@@ -236,15 +217,17 @@ def _check_shape(
 
 
 def _categories(
-    table: Table, decision_type: NDArray[np.int64], threshold: bytes, node_start: NDArray[np.int64]
+    table: Table,
+    decision_type: NDArray[np.int64],
+    threshold: NDArray[np.float64],
+    node_start: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
     """Return where each categorical split's slice of the shared bit sets begins, its size, and the bit sets."""
-    num_cat = [block.count("num_cat", tree) for tree, block in enumerate(table.blocks)]
+    num_cat = table.sets
     start, size = np.zeros(len(decision_type), np.int64), np.zeros(len(decision_type), np.int64)
     nodes = np.flatnonzero(decision_type & CATEGORICAL)
     tree_of = np.searchsorted(node_start, nodes, side="right") - 1
-    chosen = _chosen_sets(threshold, nodes)
-    # Written so that what is not a number is wrong too.
+    chosen = threshold[nodes]  # of a categorical split the number of its set
     right = (chosen >= 0) & (chosen < np.array(num_cat)[tree_of]) & (chosen == np.floor(chosen))
     if not right.all():
         raise ModelTextError(
@@ -268,11 +251,3 @@ def _categories(
     start[nodes] = _starts(lengths)[tree_of] + limits[at]
     size[nodes] = limits[at + 1] - limits[at]
     return start, size, words
-
-
-def _chosen_sets(threshold: bytes, nodes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the numbers at the positions *nodes* of *threshold*: for a categorical split, the number of its set."""
-    if not len(nodes):
-        return np.empty(0, np.float64)
-    tokens = threshold.split(b" ")
-    return np.array([float(tokens[node]) for node in nodes.tolist()])

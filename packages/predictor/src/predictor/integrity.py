@@ -14,7 +14,7 @@ from predictor._model_file import ModelText
 from predictor.errors import GoldenRowMismatch, IntegrityError, ManifestError
 from predictor.manifest import Manifest
 
-__all__ = ["check_bits", "check_manifest", "check_sha256", "check_ulps", "sha256_of"]
+__all__ = ["check_bits", "check_digest", "check_manifest", "check_ulps", "sha256_of"]
 
 OUTPUT_ULPS = 4  # another CPU's libm may round exp differently; trees and their sums may not
 
@@ -24,16 +24,15 @@ def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def check_sha256(data: bytes, expected: str) -> None:
+def check_digest(found: str, expected: str) -> None:
     """
-    Refuse *data* unless its SHA-256 is *expected*.
+    Refuse a model whose SHA-256 *found* is not the *expected* one.
 
     Raises:
         IntegrityError: One bit differs, or *expected* is no SHA-256.
     """
     if not re.fullmatch(r"[0-9a-fA-F]{64}", expected):
         raise IntegrityError("sha256 must be 64 hex digits")
-    found = sha256_of(data)
     if not hmac.compare_digest(found, expected.lower()):
         raise IntegrityError(
             f"the model file was changed: its SHA-256 begins {found[:12]}, {expected[:12].lower()} was promised;"

@@ -32,7 +32,7 @@ from predictor.errors import (
     Unsupported,
 )
 from predictor.explain import Explanation
-from predictor.integrity import check_bits, check_manifest, check_sha256, check_ulps, sha256_of
+from predictor.integrity import check_bits, check_digest, check_manifest, check_ulps, sha256_of
 from predictor.manifest import Label, Manifest, RowPolicy, manifest_path
 from predictor.schema import RowSchema
 
@@ -75,7 +75,13 @@ class Model:
     """
 
     def __init__(
-        self, data: bytes, *, manifest: Manifest | None, threads: int, num_iteration: int | None = None
+        self,
+        data: bytes,
+        *,
+        manifest: Manifest | None,
+        threads: int,
+        num_iteration: int | None = None,
+        digest: str | None = None,
     ) -> None:
         """Use `Model.load` (from a file) or `Model.from_bytes`."""
         parsed = parse_model_text(data)
@@ -101,9 +107,10 @@ class Model:
             ),
         )
         self._split_above = _SPLIT_ABOVE
+        self._kernel = make_kernel(parsed)
         self._start(parsed)
-        self._kernel = self._checked_kernel(parsed)
-        self.info = _info(data, text, self._schema, manifest, self._kernel)
+        self._kernel = self._checked_kernel(self._kernel, parsed)
+        self.info = _info(digest or sha256_of(data), text, self._schema, manifest, self._kernel)
         _models.add(self)
         if num_iteration is None:  # golden answers are those of all trees
             self._check_golden_rows()
@@ -171,12 +178,13 @@ class Model:
         ]
         if not promised:
             raise IntegrityError("nobody vouches for this model: pass a manifest or its sha256")
+        digest = sha256_of(data)
         for promise in promised:
-            check_sha256(data, promise)
-        whole = cls(data, manifest=manifest, threads=threads)
+            check_digest(digest, promise)
+        whole = cls(data, manifest=manifest, threads=threads, digest=digest)
         if num_iteration is None:
             return whole
-        return cls(data, manifest=manifest, threads=threads, num_iteration=num_iteration)
+        return cls(data, manifest=manifest, threads=threads, num_iteration=num_iteration, digest=digest)
 
     @property
     def is_linear(self) -> bool:
@@ -354,12 +362,11 @@ class Model:
 
     def _start(self, parsed: ParsedModel) -> None:
         """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
-        outputs, width = self._text.n_outputs, self._schema.width
+        outputs = self._text.n_outputs
         try:
-            booster = Booster(parsed.lightgbm_text(), width=width)
-            if not self.is_linear:
-                # The first contributions fill tables inside the booster; here once, so never in a race.
-                booster.predict(np.zeros((1, width)), CONTRIB, per_row=outputs * (width + 1))
+            booster = Booster(parsed.lightgbm_text(), width=self._schema.width)
+            if not self.is_linear and not (isinstance(self._kernel, Kernel) and self._kernel.explains):
+                _fill_tables(booster, outputs)
         except EngineError as error:  # nothing known passes the checker and fails here
             raise ModelTextError(str(error)) from error
         self._booster = booster
@@ -409,13 +416,14 @@ class Model:
         pieces = np.array_split(matrix, min(self.threads, len(matrix) // step))
         return np.concatenate(list(pool.map(partial(answer, release=True), pieces)))
 
-    def _checked_kernel(self, parsed: ParsedModel) -> Kernel | Refusal:
+    def _checked_kernel(self, kernel: Kernel | Refusal, parsed: ParsedModel) -> Kernel | Refusal:
         """Return the kernel, if it can serve this model and gives LightGBM's numbers here; else why not."""
         self._plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
-        kernel = make_kernel(parsed)
         if isinstance(kernel, Refusal):
             return kernel
         if not agrees(kernel, self._booster, parsed):
+            if kernel.explains:
+                _fill_tables(self._booster, self._text.n_outputs)
             return Refusal("self_check")
         kernel.bind(self._schema.cells, release=kernel.cost(NORMAL) >= _HOLD_GIL_BELOW)
         self._plain_row, self._encoded_row = kernel.row, kernel.numbers
@@ -479,10 +487,14 @@ class Model:
             raise ModelError("probabilities do not sum to 1; the model file and its objective do not match")
 
 
+def _fill_tables(booster: Booster, outputs: int) -> None:
+    """Ask for contributions once: the first call fills tables inside the booster, and must not be in a race."""
+    booster.predict(np.zeros((1, booster.width)), CONTRIB, per_row=outputs * (booster.width + 1))
+
+
 def _info(
-    data: bytes, text: ModelText, schema: RowSchema, manifest: Manifest | None, kernel: Kernel | Refusal
+    digest: str, text: ModelText, schema: RowSchema, manifest: Manifest | None, kernel: Kernel | Refusal
 ) -> ModelInfo:
-    digest = sha256_of(data)
     return ModelInfo(
         name=manifest.name if manifest is not None else "unnamed",
         version=manifest.version if manifest is not None else f"sha256:{digest[:12]}",
