@@ -35,9 +35,8 @@ __all__ = [
     "encode_value",
     "has_no_body",
     "is_final",
-    "is_safe_value",
+    "is_safe",
     "recorded_headers",
-    "replay_headers",
 ]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -45,7 +44,9 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 _FORMAT = 1
 _BODILESS = frozenset({204, 304})  # and 1xx, which are never final
-_UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # control characters but the tab (RFC 9110, 5.5)
+_find_unsafe = re.compile(
+    rb"[\x00-\x08\x0a-\x1f\x7f]"
+).search  # control characters but the tab (RFC 9110, 5.5)
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
 
@@ -99,10 +100,9 @@ def encode_response(response: Response) -> bytes:
     return _encode(response.status, ",".join(lines), response.body, response.traceparent)
 
 
-def encode_answer(
-    status: int, headers: Headers, body: bytes, traceparent: str | None, *, drop: frozenset[bytes]
-) -> bytes:
+def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
     """`encode_response` of what `recorded_headers` leaves of an answer; in one pass over most."""
+    status, headers, body, traceparent = answer
     if body and status in _BODILESS:
         body = b""  # no server sends it (RFC 9110, 6.4.1)
     lines = []
@@ -123,13 +123,13 @@ def encode_answer(
 # Written out, member by member: a general encoder takes five times as long, before every first byte.
 def _encode(status: int, headers: str, content: bytes, traceparent: str | None) -> bytes:
     try:
-        body = f'"body":{_text(content.decode())}'
+        text = content.decode()
+        body = f'"body":{_ascii(text) if text.isascii() else encode_basestring(text)}'
     except UnicodeDecodeError:
         body = f'"body_base64":"{b64encode(content).decode()}"'
     trace = "" if traceparent is None else f',"traceparent":{_text(traceparent)}'
     return (
-        f'{{"format":{_FORMAT},"outcome":"response","status_code":{status:d},'
-        f'"headers":[{headers}],{body}{trace}}}'
+        f'{{"format":1,"outcome":"response","status_code":{status:d},"headers":[{headers}],{body}{trace}}}'
     ).encode()
 
 
@@ -233,14 +233,14 @@ def recorded_headers(
 
 def _safe(headers: Headers) -> Headers:
     """Those headers that a server can send: none with a control character, which could split a message."""
-    if _UNSAFE.search(b"".join([name + value for name, value in headers])):
-        return [(name, value) for name, value in headers if not _UNSAFE.search(name + value)]
+    if not is_safe([name + value for name, value in headers]):
+        return [(name, value) for name, value in headers if _find_unsafe(name + value) is None]
     return headers
 
 
-def is_safe_value(value: bytes) -> bool:
-    """Whether a server can send *value* in a header: no control character but the tab."""
-    return not _UNSAFE.search(value)
+def is_safe(values: Iterable[bytes]) -> bool:
+    """Whether a server can send each of *values* in a header: no control character but the tab."""
+    return _find_unsafe(b"".join(values)) is None
 
 
 def is_final(status: int) -> bool:
@@ -251,14 +251,3 @@ def is_final(status: int) -> bool:
 def has_no_body(status: int) -> bool:
     """Whether an answer with *status* never has a body (RFC 9110, 6.4.1)."""
     return status in _BODILESS
-
-
-def replay_headers(response: Response) -> Headers:
-    """The headers of a replay: as recorded, safe, with one Content-Length where a body is allowed (RFC 9110, 8.6)."""
-    headers = _safe(response.headers)
-    if response.status in _BODILESS:
-        return headers
-    for name, _ in headers:
-        if name == b"content-length":
-            return headers
-    return [*headers, (b"content-length", b"%d" % len(response.body))]

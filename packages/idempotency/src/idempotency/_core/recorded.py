@@ -29,7 +29,7 @@ from idempotency._core.outcome import (
     encode_unreplayable,
     has_no_body,
     is_final,
-    is_safe_value,
+    is_safe,
     recorded_headers,
 )
 from idempotency._core.policy import Policy
@@ -40,15 +40,19 @@ __all__ = ["check_seconds", "encode_recorded", "read_response", "read_value"]
 LONGEST: Final = 1e12
 """Seconds, some 30,000 years: a record that says more was not made by a store."""
 
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_are_names = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]*").fullmatch
+_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
 
 
 def check_seconds(*durations: float) -> StoreError | None:
     """The error for durations that no clock gives (infinite, not a number, tens of thousands of years), or None."""
-    if all(-LONGEST <= seconds <= LONGEST for seconds in durations):  # false for NaN
-        return None
-    return CorruptRecord("the stored record has a time that no clock gives; look at it before deleting it")
+    for seconds in durations:
+        if not -LONGEST <= seconds <= LONGEST:  # true for NaN
+            return CorruptRecord(
+                "the stored record has a time that no clock gives; look at it before deleting it"
+            )
+    return None
 
 
 def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None]:
@@ -64,11 +68,11 @@ def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None
             answer = policy.redact(answer._replace(headers=kept))
             reason = _unrecordable(answer, policy)
             if reason is None:  # its Content-Length may be another one by now
-                return encode_answer(*answer, drop=policy.wire.never_recorded), None
+                return encode_answer(answer, policy.wire.never_recorded), None
         except Exception as error:
             reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
     if reason is None:
-        return encode_answer(*answer, drop=policy.wire.never_recorded), None
+        return encode_answer(answer, policy.wire.never_recorded), None
     return encode_unreplayable(reason, answer.status), reason
 
 
@@ -82,7 +86,8 @@ def _unrecordable(answer: Response, policy: Policy) -> str | None:
 
 def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> Response:
     """
-    The recorded response, its headers as they may be sent; those that *policy* drops by its own choice are left out.
+    The recorded response as it may be sent: without the headers that *policy* drops by its own choice, and with one
+    Content-Length where a body is allowed (RFC 9110, 8.6).
 
     Raises:
         NotReplayable: It was not kept.
@@ -92,14 +97,17 @@ def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> R
     outcome = _decoded(completed, key)
     if not isinstance(outcome, Response):
         raise CorruptRecord("the record is a function's value, not a response: two users share its key")
-    if not is_final(outcome.status):
+    status, headers, body, traceparent = outcome
+    if not is_final(status):
         raise _corrupt("a status that ends no exchange")
-    if outcome.body and has_no_body(outcome.status):
-        raise _corrupt(f"a body with status {outcome.status}")
+    bodiless = has_no_body(status)
+    if body and bodiless:
+        raise _corrupt(f"a body with status {status}")
     limit = policy.max_response_bytes
-    if len(outcome.body) > limit:
+    if len(body) > limit:
         raise _corrupt(f"a body above this policy's max_response_bytes ({limit}; raise it if it was lowered)")
-    return outcome._replace(headers=_checked(outcome.headers, policy.wire, len(outcome.body)))
+    headers = _checked(headers, policy.wire, None if bodiless else b"%d" % len(body))
+    return _new(Response, (status, headers, body, traceparent))
 
 
 def read_value(completed: Completed, key: StorageKey, *, max_bytes: int) -> Value:
@@ -138,20 +146,29 @@ def _decoded(completed: Completed, key: StorageKey) -> Response | Value:
     return outcome
 
 
-def _checked(headers: Headers, wire: Wire, length: int) -> Headers:
-    """The headers that may be sent. One that this library never records says that somebody else wrote the record."""
-    lengths, dropped = 0, False
-    for name, value in headers:
-        if name in wire.forbidden:
-            raise _corrupt("a header that is never recorded")
-        if not _NAME.fullmatch(name) or not is_safe_value(value):
-            raise _corrupt("a header that no server can send")
-        if name == b"content-length":
-            lengths += 1
-            if lengths > 1 or value != b"%d" % length:
-                raise _corrupt("a Content-Length that is not its body's")
-        dropped = dropped or name in wire.never_recorded
-    return [pair for pair in headers if pair[0] not in wire.never_recorded] if dropped else headers
+def _checked(headers: Headers, wire: Wire, length: bytes | None) -> Headers:
+    """
+    The headers that may be sent. One that this library never records says that somebody else wrote the record.
+
+    Args:
+        length: The Content-Length to add where there is none; None where the status allows no body.
+    """
+    names = [name for name, _ in headers]
+    dropped = not wire.never_recorded.isdisjoint(names)
+    if dropped and not wire.forbidden.isdisjoint(names):
+        raise _corrupt("a header that is never recorded")
+    # All names at once, then all values: each check is one of characters, so that it says the same as one by one.
+    if b"" in names or not _are_names(b"".join(names)) or not is_safe([value for _, value in headers]):
+        raise _corrupt("a header that no server can send")
+    if b"content-length" in names:
+        if [value for name, value in headers if name == b"content-length"] != [length or b"0"]:
+            raise _corrupt("a Content-Length that is not its body's")
+        if not dropped:
+            return headers
+    kept = [pair for pair in headers if pair[0] not in wire.never_recorded] if dropped else headers
+    if length is None or (b"content-length", length) in kept:
+        return kept
+    return [*kept, (b"content-length", length)]
 
 
 def _corrupt(what: str) -> CorruptRecord:

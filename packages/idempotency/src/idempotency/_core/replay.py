@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from idempotency._core.headers import AGE, EXPIRES_IN
-from idempotency._core.outcome import Response, replay_headers
+from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
 from idempotency._core.recorded import read_response
 from idempotency._core.types import Completed, StorageKey
 
 __all__ = ["replay_answer"]
+
+_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
 
 def replay_answer(completed: Completed, *, key: StorageKey, policy: Policy) -> Response:
@@ -20,11 +22,11 @@ def replay_answer(completed: Completed, *, key: StorageKey, policy: Policy) -> R
         CorruptRecord: Not the record of an HTTP answer, or of one that this library does not record.
         UnknownRecordVersion: Written by a newer version of this library.
     """
-    outcome = read_response(completed, key, policy=policy)
-    headers = [
-        *replay_headers(outcome),
+    status, headers, body, traceparent = read_response(completed, key, policy=policy)
+    marked = [
+        *headers,
         policy.wire.mark,
         (AGE, b"%d" % completed.age),
         (EXPIRES_IN, b"%d" % completed.expires_in),
     ]
-    return outcome._replace(headers=headers)
+    return _new(Response, (status, marked, body, traceparent))
