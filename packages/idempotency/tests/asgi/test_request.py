@@ -18,7 +18,7 @@ from idempotency import (
     canonical_json,
     one_tenant,
 )
-from idempotency._core.decide import Refuse
+from idempotency._core.actions import Refuse
 from idempotency._core.errors import MissingKey
 from idempotency._core.types import key_id
 from idempotency.events import Event, Refused

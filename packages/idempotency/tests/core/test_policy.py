@@ -10,8 +10,8 @@ import pytest
 
 from idempotency import IdempotencyError, Policy, always, successes, unless_transient
 from idempotency._core import errors as error_module
-from idempotency._core.decide import settle
 from idempotency._core.delays import poll_delay, renew_interval, retry_after
+from idempotency._core.protocol import settle
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])

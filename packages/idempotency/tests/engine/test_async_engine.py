@@ -15,7 +15,7 @@ from effects import Charges, Interposed, guard, respond, unavailable
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
 from idempotency._backends.base import running
-from idempotency._core.decide import Refuse, Replay
+from idempotency._core.actions import Refuse, Replay
 from idempotency._core.outcome import Response, encode_response
 from idempotency._core.types import Acquired, Claim, Fingerprint, Reply, State
 from idempotency.engine import Ask, Engine, Run
@@ -320,10 +320,10 @@ async def test_record_is_tried_again_after_a_pause() -> None:
 
 
 async def test_another_request_under_a_running_key_is_refused_without_a_wait() -> None:
-    def chance() -> float:
+    def random() -> float:
         raise AssertionError("delays are drawn by who waits")
 
-    engine = Engine(MemoryStore(), chance=chance)
+    engine = Engine(MemoryStore(), random=random)
     run = await engine.begin(question(wait=5))
     assert isinstance(run, Run)
     verdict = await engine.begin(question(wait=5)._replace(fingerprint=Fingerprint(b"another")))

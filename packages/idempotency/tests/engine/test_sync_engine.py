@@ -30,8 +30,7 @@ from idempotency import (
     StoreUnavailable,
     UnknownRecordVersion,
 )
-from idempotency._core.decide import Refuse, Replay
-from idempotency._core.machine import Bypass, Forgotten, Recorded, Superseded, Unrecorded
+from idempotency._core.actions import Bypass, Forgotten, Recorded, Refuse, Replay, Superseded, Unrecorded
 from idempotency._core.types import State
 from idempotency.engine import Ask, Engine, Run
 from idempotency.engine.owner import new_owner
@@ -90,7 +89,7 @@ class Async:
     """The async engine over the faulty store."""
 
     def __init__(self, store: Faults, hooks: tuple[Callable[[Event], None], ...]) -> None:
-        self.engine = Engine(_Awaitable(store), hooks=hooks, chance=lambda: 0.5)  # type: ignore[arg-type]
+        self.engine = Engine(_Awaitable(store), hooks=hooks, random=lambda: 0.5)  # type: ignore[arg-type]
 
     async def begin(self, ask: Ask) -> Any:
         return await self.engine.begin(ask)
@@ -137,7 +136,7 @@ class Sync:
         self.engine = SyncEngine(
             store,  # type: ignore[arg-type]
             hooks=hooks,
-            chance=lambda: 0.5,
+            random=lambda: 0.5,
             monotonic=self.now,
             sleep=self.sleep,
             scheduler=self.scheduler,

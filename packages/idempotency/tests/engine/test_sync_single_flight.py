@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from idempotency import Completed, Fingerprint, FingerprintMismatch, InProgress, Policy, StorageKey
-from idempotency._core.decide import Refuse, Replay
+from idempotency._core.actions import Refuse, Replay
 from idempotency.engine import Ask
 from idempotency.engine.sync_single_flight import SyncSingleFlight
 from idempotency.engine_sync import SyncEngine, SyncRun

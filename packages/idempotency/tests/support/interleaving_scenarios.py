@@ -6,12 +6,11 @@ import inspect
 from types import ModuleType
 from typing import NamedTuple
 
+from interleaved_store import KEY
 from interleavings import Client, Found, World, explore
 
 from idempotency import Policy
-from idempotency._core import decide as decide_module
-from idempotency._core import machine as machine_module
-from idempotency._core.types import Claim, Owner, Running
+from idempotency._core import protocol
 
 __all__ = ["DEEP", "MUTANTS", "SCENARIOS", "Scenario"]
 
@@ -29,7 +28,7 @@ class Scenario(NamedTuple):
     policy: Policy = AT_LEAST
     transactional: bool = False
 
-    def explore(self, core: ModuleType = machine_module) -> Found:
+    def explore(self, core: ModuleType = protocol) -> Found:
         """All of it."""
         return explore(self.world, self.policy, core=core, transactional=self.transactional)
 
@@ -79,25 +78,14 @@ DEEP = {
 }
 
 
-def _mutated(module: ModuleType, old: str, new: str) -> ModuleType:
-    source = inspect.getsource(module)
+def _mutated(old: str, new: str) -> ModuleType:
+    """The protocol with one place changed."""
+    source = inspect.getsource(protocol)
     assert old in source, f"the mutant's line is gone: {old}"
-    mutant = ModuleType(module.__name__)
-    exec(compile(source.replace(old, new, 1), module.__name__, "exec"), mutant.__dict__)
+    mutant = ModuleType(protocol.__name__)
+    exec(compile(source.replace(old, new, 1), protocol.__name__, "exec"), mutant.__dict__)
+    mutant.__dict__["KEY"] = KEY
     return mutant
-
-
-def _machine(old: str, new: str) -> ModuleType:
-    return _mutated(machine_module, old, new)
-
-
-def _decide(old: str, new: str) -> ModuleType:
-    """The machine, around a broken `decide`."""
-    decide, machine = _mutated(decide_module, old, new), _mutated(machine_module, "", "")
-    decide.__dict__.update(Claim=Claim, Owner=Owner, Running=Running)
-    for name in ("decide", "Execute", "Replay", "Refuse", "Wait"):
-        setattr(machine, name, getattr(decide, name))
-    return machine
 
 
 _LOST_REPLIES = "duplicates, three lost replies and a lapse"
@@ -106,105 +94,109 @@ _STALL = "duplicates, a stall, a lost reply and a handler that raises"
 _STRANGER = "a duplicate and a stranger under one key"
 _STRANGER_AFTER = "a stranger under a key whose record is lost"
 _TRANSACTION = "one transaction: duplicates, a crash, a lapse and lost replies"
-_MISMATCH = "    if reply.fingerprint != fingerprint:\n        return Refuse(FingerprintMismatch(key_id=key_id(key)))\n"
-_UNKNOWN = "    if reply.lease_left <= 0 and not takeover:\n        return Refuse(OutcomeUnknown(key_id=key_id(key)))\n"
-_CLAIM = "Execute(Claim(key, Owner(b'o0'), 1, 1))"
+_MISMATCH = (
+    "    if reply.fingerprint != fingerprint:\n        return FingerprintMismatch(key_id=key_id(key))\n"
+)
+_REFUSAL = "        refused = _refusal(reply, key, fingerprint, policy)\n"
+_REPLAY = "        replay: Replay = _new(Replay, (reply, waited))\n        return replay\n"
+_CLAIM = "Execute(Claim(KEY, Owner(b'o0'), 1, 1))"
 
 MUTANTS: dict[str, tuple[str, ModuleType]] = {
     # The claim.
     "a claim that nobody confirmed is not released": (
         _AT_MOST_ONCE,
-        _machine("            yield RELEASE_LATER\n            return Bypass", "            return Bypass"),
+        _mutated("            yield RELEASE_LATER\n            return Bypass", "            return Bypass"),
     ),
     "a claim that nobody confirmed runs": (
         _LOST_REPLIES,
-        _machine(
+        _mutated(
             'return Bypass(reply) if policy.on_store_error == "bypass" else Refuse(reply)',
             f"return {_CLAIM}",
         ),
     ),
     "a store that fails is bypassed where the policy refuses": (
         _LOST_REPLIES,
-        _machine('policy.on_store_error == "bypass" else', 'policy.on_store_error != "bypass" else'),
+        _mutated('policy.on_store_error == "bypass" else', 'policy.on_store_error != "bypass" else'),
     ),
     "a duplicate runs beside the first": (
         _LOST_REPLIES,
-        _machine(
+        _mutated(
             "assert isinstance(reply, Running | Completed)", f"if isinstance(reply, Running): return {_CLAIM}"
         ),
     ),
     "a recorded operation runs again": (
         _LOST_REPLIES,
-        _machine(
-            "assert isinstance(reply, Running | Completed)",
-            f"if isinstance(reply, Completed): return {_CLAIM}",
-        ),
+        _mutated(_REPLAY, f"        return {_CLAIM}\n"),
     ),
-    "a duplicate waits for ever": (_LOST_REPLIES, _machine("if waited >= wait:", "if False:")),
-    # The decision.
-    "a mismatch is let through": (_STRANGER, _decide("if reply.fingerprint != fingerprint:", "if False:")),
+    "a duplicate waits for ever": (_LOST_REPLIES, _mutated("if waited >= wait:", "if False:")),
+    # A key that is taken.
+    "a stranger is told that the first request runs": (
+        _STRANGER,
+        _mutated(_MISMATCH, _MISMATCH.replace("FingerprintMismatch(", "InProgress(retry_after=1, ")),
+    ),
     "a stranger is answered from the record": (
         _STRANGER,
-        _decide(
-            _MISMATCH, f"    if isinstance(reply, Completed):\n        return Replay(reply)\n{_MISMATCH}"
+        _mutated(
+            "isinstance(reply, Completed) and reply.fingerprint == fingerprint:",
+            "isinstance(reply, Completed):",
         ),
     ),
     "a stranger waits for the first request": (
         _STRANGER,
-        _decide(
-            _MISMATCH,
-            f"    if isinstance(reply, Running):\n        return Wait(reply.lease_left)\n{_MISMATCH}",
-        ),
+        _mutated(_MISMATCH, f"    if isinstance(reply, Running):\n        return None\n{_MISMATCH}"),
     ),
     "an abandoned run is taken over where that is forbidden": (
         _AT_MOST_ONCE,
-        _decide(_UNKNOWN, f"    if reply.lease_left <= 0:\n        return {_CLAIM}\n"),
+        _mutated(
+            _REFUSAL,
+            f"        if isinstance(reply, Running) and reply.lease_left <= 0: return {_CLAIM}\n{_REFUSAL}",
+        ),
     ),
     "an abandoned run leaves its retries waiting for ever": (
         _AT_MOST_ONCE,
-        _decide("return Refuse(OutcomeUnknown(key_id=key_id(key)))", "return Wait(0.0)"),
+        _mutated("return OutcomeUnknown(key_id=key_id(key))", "return None"),
     ),
     # The record.
     "a lost claim counts as recorded": (
         _STALL,
-        _machine("        if answer is False:", "        if answer is False:\n            return RECORDED"),
+        _mutated("        if answer is False:", "        if answer is False:\n            return RECORDED"),
     ),
     "a lost claim is taken for a store that did not answer": (
         _STALL,
-        _machine(
-            "            return (yield from _lost(claim, fingerprint, chance))",
+        _mutated(
+            "            return (yield from _after_loss(claim, fingerprint, random))",
             "            return Unrecorded(StoreUnavailable('lost'))",
         ),
     ),
     "an answer that no store confirmed counts as recorded": (
         _LOST_REPLIES,
-        _machine("            return Unrecorded(answer)", "            return RECORDED"),
+        _mutated("            return Unrecorded(answer)", "            return RECORDED"),
     ),
     "a key is freed after its effect because the record was not confirmed": (
         _LOST_REPLIES,
-        _machine("        yield Sleep(delay)", "        yield RELEASE"),
+        _mutated("        yield Sleep(delay)", "        yield RELEASE"),
     ),
     # What a lost claim finds.
     "its own answer goes out beside its successor's record": (
         _STALL,
-        _machine(
+        _mutated(
             "return Superseded(Completed(fingerprint, outcome, found.age, found.expires_in))",
             "return Forgotten()",
         ),
     ),
     "its own answer goes out while its successor runs": (
         _STALL,
-        _machine(
+        _mutated(
             "case Record(state=State.RUNNING) if found", "case Record(state=State.RUNNING) if False and found"
         ),
     ),
     "it is answered from a stranger's record": (
         _STRANGER_AFTER,
-        _machine("outcome=bytes(outcome)) if found.fingerprint == fingerprint:", "outcome=bytes(outcome)):"),
+        _mutated("outcome=bytes(outcome)) if found.fingerprint == fingerprint:", "outcome=bytes(outcome)):"),
     ),
     "a store that fails at the look is taken for an empty one": (
         _STALL,
-        _machine(
+        _mutated(
             "        case StoreError():\n            return Refuse(found)",
             "        case StoreError():\n            return RECORDED",
         ),
@@ -212,10 +204,10 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
     # The release.
     "a run that raised keeps its key": (
         _STALL,
-        _machine("    answer = yield RELEASE\n", "    answer = True\n    yield Sleep(0.0)\n"),
+        _mutated("    answer = yield RELEASE\n", "    answer = True\n    yield Sleep(0.0)\n"),
     ),
     "a release that no store confirmed is not repeated": (
         _STALL,
-        _machine("        yield RELEASE_LATER\n\n\ndef is_lost", "        pass\n\n\ndef is_lost"),
+        _mutated("        yield RELEASE_LATER\n\n\ndef release_late", "        pass\n\n\ndef release_late"),
     ),
 }

@@ -1,9 +1,9 @@
 """
 Every interleaving of a few clients with a store that obeys R1 to R5, lost replies, crashes and lapsing leases.
 
-A client is the core's own machine, known only by the events it was sent, so a state of the world is a plain value,
+A client is the core's own protocol, known only by the events it was sent, so a state of the world is a plain value,
 equal states are explored once, and since nothing can be undone the complete schedules can be counted. The explorer
-knows nothing of how the machine decides; it checks what must hold whatever happens (the invariants are numbered in
+knows nothing of how the protocol decides; it checks what must hold whatever happens (the invariants are numbered in
 docs/reliability.md).
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import interleaved_store as store
 from interleaved_store import KEY, Kept
 
-from idempotency._core import machine as shipped
+from idempotency._core import protocol as shipped
 from idempotency._core.errors import InProgress, OutcomeUnknown, StoreError, StoreUnavailable
 from idempotency._core.policy import Policy
 from idempotency._core.types import Claim, Completed, Fingerprint, Owner, Record, Running
@@ -30,7 +30,7 @@ _NAP = 0.6  # s that pass in one wait
 
 class Client(NamedTuple):
     """
-    Phases: "begin" (asking), "run" (the handler runs), "record" and "give up" (ending it), "done", "dead".
+    Phases: "begin" (asking), "run" (the handler runs), "record" and "release" (ending it), "done", "dead".
 
     Attributes:
         events: What its current generator was sent, in order.
@@ -170,12 +170,12 @@ class Machines:
         """The pending action, or the verdict and True."""
         if phase == "begin":
             steps = self.core.begin(
-                KEY, Fingerprint(fingerprint), policy=self.policy, wait=self.policy.wait, chance=lambda: 0.5
+                KEY, Fingerprint(fingerprint), policy=self.policy, wait=self.policy.wait, random=lambda: 0.5
             )
         elif phase == "record":
-            steps = self.core.record(claim, Fingerprint(fingerprint), chance=lambda: 0.5)
+            steps = self.core.record(claim, Fingerprint(fingerprint), random=lambda: 0.5)
         else:
-            steps = self.core.give_up(claim)
+            steps = self.core.release()
         try:
             action = next(steps)
             for event in events:
@@ -248,20 +248,20 @@ class Machines:
             yield "effect, then records", becomes(effected, phase="record", events=())
             if world.raises_left:
                 raised = effected._replace(raised=world.raised + 1, raises_left=world.raises_left - 1)
-                yield "effect, then raises", becomes(raised, phase="give up", events=())
+                yield "effect, then raises", becomes(raised, phase="release", events=())
             return
         assert client.claim is not None
         held, committed = store.complete(world, client.claim, outcome_of(client, number))
         if not held:
-            yield "rolls back, superseded", becomes(phase="give up", events=())
+            yield "rolls back, superseded", becomes(phase="release", events=())
             return
         committed = committed._replace(effects=world.effects + 1)
         yield "commits", becomes(committed, phase="record", events=())
         if world.faults_left:
             left = world.faults_left - 1
-            lost = becomes(committed, phase="give up", events=())
+            lost = becomes(committed, phase="release", events=())
             yield "commits, reply lost", lost._replace(faults_left=left)
-            aborted = becomes(phase="give up", events=())
+            aborted = becomes(phase="release", events=())
             yield "commit fails", aborted._replace(faults_left=left)
 
     def _apply(self, world: World, number: int, client: Client, name: str) -> tuple[Any, World]:
@@ -278,7 +278,7 @@ class Machines:
     def _verdict(
         self, world: World, client: Client, number: int, verdict: Any, becomes: Callable[..., World]
     ) -> tuple[str, World]:
-        """Where the machine ended, held against the last thing that it was told."""
+        """Where the protocol ended, held against the last thing that it was told."""
         name, last = type(verdict).__name__, client.events[-1] if client.events else None
         own = outcome_of(client, number)
         done: dict[str, Any] = {"phase": "done", "events": ()}
@@ -296,7 +296,7 @@ class Machines:
         if name == "Refuse":
             self._check_refusal(client, verdict.error, last)
             return f"refuses {type(verdict.error).__name__}", becomes(**done, refused=type(verdict.error))
-        if client.phase == "give up":
+        if client.phase == "release":
             return "raised", becomes(**done, refused=RuntimeError)
         if name == "Recorded":
             kept = world.kept

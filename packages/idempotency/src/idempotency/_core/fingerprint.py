@@ -196,7 +196,9 @@ def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes
             content_encoding = value if not content_encoding else content_encoding + b", " + value
         elif value.isdigit():
             length = int(value) if len(value) < 20 else 10**20  # thousands of digits cannot be converted
-    return spelled_once(content_type), tokens_spelled_once(content_encoding), length
+    if content_encoding:
+        content_encoding = tokens_spelled_once(content_encoding)
+    return spelled_once(content_type), content_encoding, length
 
 
 def _representation(view: RequestView) -> tuple[bytes, bytes]:

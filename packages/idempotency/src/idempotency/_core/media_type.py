@@ -87,4 +87,4 @@ def spelled_once(value: bytes) -> bytes:
 
 def tokens_spelled_once(value: bytes) -> bytes:
     """A list of codings such as Content-Encoding, in lower case and with one blank behind each comma."""
-    return b", ".join([coding.strip(b" \t") for coding in value.lower().split(b",")]) if value else value
+    return b", ".join([coding.strip(b" \t") for coding in value.lower().split(b",")])

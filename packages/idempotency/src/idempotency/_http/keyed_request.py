@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from idempotency._core.decide import Refuse, Replay
+from idempotency._core.actions import Bypass, Refuse, Replay
 from idempotency._core.errors import IdempotencyError, MissingKey
 from idempotency._core.fingerprint import RequestView, operation_digest
 from idempotency._core.key import parse_key, storage_key
-from idempotency._core.machine import Bypass
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
 from idempotency._core.printable import printable

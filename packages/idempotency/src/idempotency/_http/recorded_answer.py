@@ -11,7 +11,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.recorded import encode_recorded
 from idempotency._core.types import Claim, key_id
 
-__all__ = ["AnswerEncoder"]
+__all__ = ["AnswerEncoder", "record_of", "require_response"]
 
 _log = logging.getLogger("idempotency")
 
@@ -40,11 +40,7 @@ class AnswerEncoder:
         Raises:
             TypeError: *answer* is no `Response`.
         """
-        if not isinstance(answer, Response):
-            raise TypeError(
-                f"outcome() takes an idempotency.Response(status, headers, body), not a {type(answer).__qualname__}"
-            )
-        return self.encode(answer, claim)[0]
+        return self.encode(require_response(answer), claim)[0]
 
     def encode(self, answer: Response, claim: Claim) -> tuple[bytes, Literal["kept", "unreplayable"]]:
         """
@@ -53,8 +49,29 @@ class AnswerEncoder:
         A tombstone where the body is too large, the status ends no exchange, or redaction fails: the effect is there
         already, so that the key must not run again (E2).
         """
-        outcome, reason = encode_recorded(answer._replace(traceparent=self._traceparent()), self._policy)
-        if reason is None:
-            return outcome, "kept"
-        _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(claim.key))
-        return outcome, "unreplayable"
+        return record_of(answer._replace(traceparent=self._traceparent()), self._policy, claim)
+
+
+def require_response(answer: Any) -> Response:
+    """
+    *answer*, if it is a `Response`.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(answer, Response):
+        raise TypeError(
+            f"outcome() takes an idempotency.Response(status, headers, body), not a {type(answer).__qualname__}"
+        )
+    return answer
+
+
+def record_of(
+    answer: Response, policy: Policy, claim: Claim
+) -> tuple[bytes, Literal["kept", "unreplayable"]]:
+    """`AnswerEncoder.encode` of an answer that has its trace context."""
+    outcome, reason = encode_recorded(answer, policy)
+    if reason is None:
+        return outcome, "kept"
+    _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(claim.key))
+    return outcome, "unreplayable"

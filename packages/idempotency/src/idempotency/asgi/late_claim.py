@@ -28,7 +28,7 @@ from idempotency._http.keyed_request import KeyedRequest
 from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.middleware import full_path
-from idempotency.asgi.recorder import Execution
+from idempotency.asgi.recorder import ResponseRecorder
 from idempotency.asgi.scope import Hidden, hide_bypasses, joined_run, restore
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
@@ -133,10 +133,10 @@ class PendingClaim:
         "_announced",
         "_begun",
         "_body",
-        "_execution",
         "_lines",
         "_middleware",
         "_receive",
+        "_recorder",
         "_replaced",
         "_size",
         "_start",
@@ -161,7 +161,7 @@ class PendingClaim:
         self._announced = False  # a claim is sure to come: an answer must not begin before it
         self._begun = False  # the answer has begun, and can no longer be replaced
         self._replaced = False  # the answer was given in the application's place
-        self._execution: Execution | None = None  # once the request is claimed
+        self._recorder: ResponseRecorder | None = None  # once the request is claimed
         self._start: Message | None = None  # kept back, because a claim was announced
         self._body: list[bytes] = []  # a copy of what the application has read
         self._size = 0
@@ -179,27 +179,27 @@ class PendingClaim:
         except Exception as error:
             if self._replaced and is_answered(error):
                 return
-            if self._execution is not None and not isinstance(error, Answered):
-                await self._execution.raised(error)
+            if self._recorder is not None and not isinstance(error, Answered):
+                await self._recorder.raised(error)
             raise
         except BaseException as error:
-            if self._execution is not None:
-                await self._execution.raised(error)
+            if self._recorder is not None:
+                await self._recorder.raised(error)
             raise
         else:
-            if self._execution is not None:
-                await self._execution.returned()
+            if self._recorder is not None:
+                await self._recorder.returned()
             else:
                 await self._flush()
         finally:
-            if self._execution is not None:
-                self._execution.leave()
+            if self._recorder is not None:
+                self._recorder.leave()
             restore(self.scope, hidden)
 
     @property
     def frame(self) -> Frame | None:
         """The run that the request is in, once it is claimed."""
-        return None if self._execution is None else self._execution.frame
+        return None if self._recorder is None else self._recorder.frame
 
     # The claim.
 
@@ -209,7 +209,7 @@ class PendingClaim:
 
     async def claim(self, principal: str | Callable[[], str], policy: Policy) -> None:
         """See `claim`. The caller's context is inside the run from here on."""
-        if self._execution is not None or self._replaced or self._begun:
+        if self._recorder is not None or self._replaced or self._begun:
             raise RuntimeError("claim a request once, and before its answer begins")
         self.policy = policy
         self.operation = f"{self.scope['method']} {full_path(self.scope)}"
@@ -226,11 +226,11 @@ class PendingClaim:
             raise answered(self.scope, verdict.status)
         if not isinstance(verdict, Run):
             return await self._flush()
-        self._execution = execution = Execution(self, verdict, None, self._next_message)
-        execution.enter()
+        self._recorder = recorder = ResponseRecorder(self, verdict, None, self._next_message)
+        recorder.enter()
         if self._start is not None:
             start, self._start = self._start, None
-            await execution.send(start)
+            await recorder.send(start)
         return None
 
     async def _read_rest(self, policy: Policy) -> None:
@@ -287,7 +287,7 @@ class PendingClaim:
             tenant,
         )
 
-    # What `Execution` asks of a request that it answers.
+    # What `ResponseRecorder` asks of a request that it answers.
 
     async def replay(self, completed: Completed, waited: float) -> None:
         """Answer with a recorded outcome."""
@@ -302,8 +302,8 @@ class PendingClaim:
     async def _receive_inner(self) -> Message:
         if self._unread:
             return self._unread.popleft()
-        if self._execution is not None:
-            return await self._execution.receive()
+        if self._recorder is not None:
+            return await self._recorder.receive()
         message = await self._receive()
         if self._lines and message["type"] == "http.request":
             self._note(message)
@@ -313,8 +313,8 @@ class PendingClaim:
         return await self._receive()
 
     async def _send_inner(self, message: Message) -> None:
-        if self._execution is not None:
-            return await self._execution.send(message)
+        if self._recorder is not None:
+            return await self._recorder.send(message)
         if self._replaced:
             return None
         if self._announced and not self._begun:

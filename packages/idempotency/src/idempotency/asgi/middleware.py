@@ -2,7 +2,7 @@
 The ASGI middleware: read the request, let the engine decide, run the application once, record, then send.
 
 Raw ASGI, so that whatever does not concern it (other types of scope, other methods, requests without a key) passes
-untouched and unbuffered. A request's state lives in its `_Exchange`, that of a run in its `Execution`.
+untouched and unbuffered. A request's state lives in its `_RequestHandler`, that of a run in its `ResponseRecorder`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from idempotency._backends.base import running
 from idempotency._backends.poll_once import poll_once
+from idempotency._core.actions import Refuse, Replay
 from idempotency._core.callables import is_plain
-from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
     BodyLost,
     IdempotencyError,
@@ -39,7 +39,7 @@ from idempotency._core.problem import problem
 from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency.asgi.before_handler import ask_frameworks
-from idempotency.asgi.recorder import Execution
+from idempotency.asgi.recorder import ResponseRecorder
 from idempotency.asgi.request_body import (
     RequestBody,
     drop_announced_trailers,
@@ -145,10 +145,10 @@ class IdempotencyMiddleware:
                 lines.append(value)
         if not lines and not policy.required:
             return await self.app(scope, receive, send)
-        return await _Exchange(self, policy, scope, receive, send).serve(lines)
+        return await _RequestHandler(self, policy, scope, receive, send).serve(lines)
 
 
-class _Exchange:
+class _RequestHandler:
     """One keyed request on its way to an answer: the question that its engine is asked."""
 
     __slots__ = (
@@ -206,15 +206,18 @@ class _Exchange:
             if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
                 raise RequestTooLarge(limit=policy.max_request_bytes)
             there, message = poll_once(self._receive())
-            body = _whole(message) if there else None
-            if body is None:
+            if there and message["type"] == "http.request" and not message.get("more_body", False):
+                body = message.get("body", b"")
+                if type(body) is not bytes:
+                    body = bytes(body)  # a server may hand out a view of its buffer
+                if len(body) > policy.max_request_bytes:
+                    return await self.refuse(RequestTooLarge(limit=policy.max_request_bytes))
+            else:
                 self._body = RequestBody(self._receive, policy)
                 read = partial(self._body.read, there, message)
                 body = await running().within(policy.body_timeout, read)
-            elif len(body) > policy.max_request_bytes:
-                return await self.refuse(RequestTooLarge(limit=policy.max_request_bytes))
-            if body is None:
-                return None  # the client left before its request was whole: nothing was claimed, nothing runs
+                if body is None:
+                    return None  # the client left before its request was whole: nothing was claimed, nothing runs
             if not body:
                 require_body(scope, declared)
         except TimeoutError:
@@ -236,7 +239,7 @@ class _Exchange:
         self.wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
         verdict = await self.engine.begin(self)
         if isinstance(verdict, Run):
-            await Execution(self, verdict, body, self._receive).of(middleware.app)
+            await ResponseRecorder(self, verdict, body, self._receive).run(middleware.app)
         elif isinstance(verdict, Replay):
             await self.replay(verdict.completed, verdict.waited)
         elif isinstance(verdict, Refuse):
@@ -331,14 +334,6 @@ class _Exchange:
     def _is_http2(self) -> bool:
         """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
         return str(self.scope.get("http_version", "1.1")).startswith(("2", "3"))
-
-
-def _whole(message: Message) -> bytes | None:
-    """The body, if this message is all of it."""
-    if message["type"] != "http.request" or message.get("more_body", False):
-        return None
-    body = message.get("body", b"")
-    return body if type(body) is bytes else bytes(body)  # a server may hand out a view of its buffer
 
 
 def _body_first(body: bytes, receive: Receive) -> Receive:

@@ -1,70 +1,54 @@
 """
-The application's one run under a claim, and its answer on the way out: held back, recorded, then sent (E1).
+The application's one run under a claim, and its answer on the way out: kept back, recorded, then sent (E1).
 
-An answer that cannot be kept (E2) is recorded as done and then flows; one that lost its claim gives way to its
-successor's (E8). By `Policy(record="return")` a whole answer is held until the application has returned.
+An answer that cannot be kept (E2) is recorded as done and then forwarded as it comes; where the claim was lost, the
+successor's answer goes out (E8). By `Policy(record="return")` a whole answer is kept back until the application has
+returned. The states are in `idempotency.asgi.states`, and drawn in `docs/recorder-states.md`.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Awaitable
 from contextvars import Token
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from idempotency._backends.base import Signal, Timer, running
-from idempotency._core.decide import NOT_ROUTED, Refuse, settle
-from idempotency._core.errors import IdempotencyError
-from idempotency._core.machine import RECORDED, Ending, Superseded
+from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
-from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
-from idempotency._core.recorded import encode_recorded
-from idempotency._core.types import Claim, Completed, key_id
+from idempotency._core.protocol import NOT_ROUTED, settle
+from idempotency._core.types import Claim
+from idempotency._http.recorded_answer import record_of, require_response
 from idempotency.asgi.before_handler import (
     BEFORE_HANDLER,
     answered_before_handler,
     is_routed,
     raised_before_handler,
 )
+from idempotency.asgi.request_handler import RequestHandler
 from idempotency.asgi.scope import enter, leave
-from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
-from idempotency.engine import Engine
+from idempotency.asgi.states import State
+from idempotency.asgi.types import ASGIApp, Message, Receive
 from idempotency.engine.current_claim import Frame, active
 from idempotency.engine.run import Run
 
-__all__ = ["Exchange", "Execution"]
+__all__ = ["ResponseRecorder"]
 
-_log = logging.getLogger("idempotency")
-
-
-class Exchange(Protocol):
-    """What a run needs of the request that it answers."""
-
-    engine: Engine
-    policy: Policy
-    scope: Scope
-    send: Send
-
-    @property
-    def operation(self) -> str:
-        """The request's name in events."""
-
-    async def replay(self, completed: Completed, waited: float) -> None:
-        """Answer with a recorded outcome."""
-
-    async def refuse(self, error: IdempotencyError) -> None:
-        """Answer with a problem."""
+_BUFFERING, _WHOLE, _RECORDING = State.BUFFERING, State.WHOLE, State.RECORDING
+_FAILED, _FORWARDING, _DISCARDING = State.FAILED, State.FORWARDING, State.DISCARDING
+_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
 
-class Execution:
+class ResponseRecorder:
     """
-    The application's one run under a claim, and its answer: held back until the record is made (E1).
+    One run of the application, and its answer: kept back until the record is made (E1).
 
-    Four states: holding back (`_run` is set); whole, and held until the application returns (`_whole`); recorded
-    (`_flowing`: what the application sends goes straight out); or answered otherwise (`_swallowing`: the record of a
-    successor went out in its place, E8).
+    Args:
+        handler: The request that is answered.
+        run: The claimed run.
+        body: The request's body, which was read before; None where *receive* gives it again.
+        receive: The server's.
     """
 
     __slots__ = (
@@ -72,11 +56,11 @@ class Execution:
         "_body",
         "_chunks",
         "_entered",
-        "_exchange",
-        "_flowing",
         "_handled",
+        "_handler",
         "_hold",
         "_lock",
+        "_policy",
         "_receive",
         "_recorded",
         "_result",
@@ -84,23 +68,23 @@ class Execution:
         "_scope",
         "_size",
         "_start",
-        "_swallowing",
-        "_whole",
+        "_state",
         "claim",
         "frame",
     )
 
-    def __init__(self, exchange: Exchange, run: Run, body: bytes | None, receive: Receive) -> None:
-        self._exchange = exchange
-        self._scope = exchange.scope
+    def __init__(self, handler: RequestHandler, run: Run, body: bytes | None, receive: Receive) -> None:
+        self._handler = handler
+        self._policy = handler.policy
+        self._scope = handler.scope
         self._receive = receive
-        self._run: Run | None = run  # until it is settled
+        self._run = run
         self.claim = run.claim
-        self._body: bytes | None = body  # until the application has read it
+        self._body = body  # until the application has read it
+        self._state = _BUFFERING
         self._start: Message | None = None
         self._chunks: list[bytes] = []
         self._size = 0
-        self._flowing = self._swallowing = self._whole = False
         self._handled = True  # False once it is known that the framework answered before a handler began
         self._result: str | None = None  # what the record holds, once it is made
         self._ambient = sys.exception()  # the caller's, which the application's answer has nothing to do with
@@ -108,7 +92,7 @@ class Execution:
         self._hold: Timer | None = None
         self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
 
-    async def of(self, app: ASGIApp) -> None:
+    async def run(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
         token = self.enter()
         try:
@@ -135,23 +119,28 @@ class Execution:
 
     async def raised(self, error: BaseException) -> None:
         """The application raised *error*, which goes on to the server."""
+        unsettled = self._state is _BUFFERING or self._state is _WHOLE
         if isinstance(error, Exception):
-            if self._run is not None:
+            if unsettled:
                 await self._fail(error)
             else:
                 await self._until_sent()
                 self._report(error)
-        elif self._run is not None:
-            self._take_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+        elif unsettled:
+            self._take_failed_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
         elif self._result == "kept":  # a stream is cancelled whenever its client leaves
             self._report(error)
 
     async def returned(self) -> None:
         """The application returned."""
-        if self._whole and self._start is not None:
-            await self._finish(self._start)
-        elif self._run is not None:
-            await self._end_incomplete()
+        if self._state is _WHOLE:
+            await self._record_answer()
+        elif (
+            self._state is _BUFFERING
+        ):  # without a whole answer: to the key an exception, to the server a broken answer
+            await self._fail(None)
+            if self._start is not None:
+                await self._flush(more_body=True)
         elif self._lock is not None:
             await self._until_sent()
 
@@ -160,31 +149,28 @@ class Execution:
     @property
     def retention(self) -> float:
         """Seconds, from the policy."""
-        return self._exchange.policy.retention
+        return self._policy.retention
 
     def outcome(self, answer: Any, _: Claim) -> bytes:
-        """*answer*, a `Response`, as `_finish` would record it."""
-        if not isinstance(answer, Response):
-            raise TypeError(
-                f"outcome() takes an idempotency.Response(status, headers, body), not a {type(answer).__qualname__}"
-            )
-        limit = self._exchange.policy.max_response_bytes
-        if len(answer.body) > limit:
-            return encode_unreplayable(f"larger than {limit} bytes", answer.status)
-        return self._encode(answer.status, answer.headers, answer.body)[0]
+        """*answer*, a `Response`, as it would be recorded."""
+        whole = require_response(answer)
+        return self._encode(whole.status, whole.headers, whole.body)[0]
+
+    # What the application receives and sends.
 
     async def receive(self) -> Message:
         """What the application receives."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        if not (self._flowing or self._swallowing or self._whole):
+        state = self._state
+        if state is _BUFFERING or state is _RECORDING or state is _FAILED:
             if self._recorded is None:  # no disconnect is seen until the record is made (E5)
                 self._recorded = running().signal()
             await self._recorded.wait()
-        if self._whole:
+        if self._state is _WHOLE:
             return {"type": "http.disconnect"}  # as a server says it once the answer is whole
-        token = active.set(self.frame.enclosing)  # see _send_out
+        token = active.set(self.frame.enclosing)  # see _forward
         try:
             return await self._receive()
         finally:
@@ -193,138 +179,182 @@ class Execution:
     async def send(self, message: Message) -> None:
         """What the application sends."""
         if self._lock is None:
-            due = self._send_out(message) if self._flowing else self._hold_back(message)
+            due = self._buffer(message) if self._state is _BUFFERING else self._send_late(message)
             if due is not None:
                 await due
         else:
             async with self._lock:
-                due = self._send_out(message) if self._flowing else self._hold_back(message)
+                due = self._buffer(message) if self._state is _BUFFERING else self._send_late(message)
                 if due is not None:
                     await due
 
-    async def _send_out(self, message: Message) -> None:
+    def _buffer(self, message: Message) -> Awaitable[None] | None:
+        """Keep a message back; what is due by it, if anything is."""
+        kind = message["type"]
+        if kind == "http.response.body" and self._start is not None:
+            chunk, more_body = message.get("body", b""), message.get("more_body", False)
+            self._chunks.append(chunk)
+            self._size += len(chunk)
+            policy = self._policy
+            if self._size > policy.max_response_bytes:
+                reason = f"larger than {policy.max_response_bytes} bytes"
+                return self._start_streaming(reason, more_body=more_body)
+            if more_body:
+                if self._hold is None:
+                    self._arm_hold()
+                return None
+            if policy.record == "answer":
+                return self._record_answer()
+            self._hold_until_return()
+            return None
+        if kind != "http.response.start":
+            return self._handler.send(message)
+        if self._start is not None:  # as a server says it: two answers must not be recorded as one
+            raise RuntimeError("the application sent http.response.start twice")
+        headers = message.get("headers")
+        if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
+            headers = list(headers or ())
+            message = {**message, "headers": headers}
+        self._start = message
+        status, error = message["status"], sys.exception()
+        if status >= 300 or error is not self._ambient or BEFORE_HANDLER in self._scope:
+            error = None if error is self._ambient else error
+            self._handled = not answered_before_handler(self._scope, status, error)
+        return self._start_event_stream() if _is_event_stream(headers) else None
+
+    def _send_late(self, message: Message) -> Awaitable[None] | None:
+        """A message that comes when nothing is kept back any more."""
+        if self._state is _FORWARDING:
+            return self._forward(message)
+        if self._state is _DISCARDING:
+            return None
+        if message["type"] == "http.response.start":
+            raise RuntimeError("the application sent http.response.start twice")
+        if message["type"] == "http.response.body":
+            raise RuntimeError("the application sent http.response.body after the last one")
+        return self._handler.send(message)
+
+    async def _forward(self, message: Message) -> None:
         # Not under our claim: a server begins the connection's next request in here, which inherits the context.
         token = active.set(self.frame.enclosing)
         try:
-            await self._exchange.send(message)
+            await self._handler.send(message)
         finally:
             active.reset(token)
 
-    def _hold_back(self, message: Message) -> Awaitable[None] | None:
-        """Keep a message; what is due by it, if anything is."""
-        if self._swallowing:
-            return None
-        kind = message["type"]
-        if kind == "http.response.start":
-            if self._start is not None:  # as a server says it: two answers must not be recorded as one
-                raise RuntimeError("the application sent http.response.start twice")
-            headers = message.get("headers")
-            if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
-                message = {**message, "headers": list(headers or ())}
-            self._start = message
-            status, error = message["status"], sys.exception()
-            if status >= 300 or error is not self._ambient or BEFORE_HANDLER in self._scope:
-                error = None if error is self._ambient else error
-                self._handled = not answered_before_handler(self._scope, status, error)
-            return self._let_flow("an event stream") if _is_event_stream(message["headers"]) else None
-        if kind != "http.response.body" or self._start is None:
-            return self._exchange.send(message)
-        if self._whole:
-            raise RuntimeError("the application sent http.response.body after the last one")
-        chunk, more_body = message.get("body", b""), message.get("more_body", False)
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        limit = self._exchange.policy.max_response_bytes
-        if self._size > limit:
-            return self._let_flow(f"larger than {limit} bytes", more_body=more_body)
-        if not more_body:
-            if self._exchange.policy.record == "answer":
-                return self._finish(self._start)
-            self._wait_for_return()
-            return None
-        if self._hold is None:
-            runtime = running()
-            self._lock = runtime.lock()
-            self._hold = runtime.after(self._exchange.policy.max_hold, self._end_hold)
-        return None
+    # The record.
 
-    def _wait_for_return(self) -> None:
-        """The answer is whole: hold it until the application has returned."""
-        self._whole = True
-        if self._hold is not None:
-            self._hold.cancel()
-        self._let_disconnects_pass()
-
-    async def _finish(self, start: Message) -> None:
+    async def _record_answer(self) -> None:
         """The answer is whole, and due: record it, then send it (E1)."""
-        self._whole = False
+        start = self._start
+        assert start is not None
         status: int = start["status"]
         if not self._is_kept(status):
             await self._take_run().release()
-            return await self._send_own(start)
+            return await self._flush()
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         outcome, result = self._encode(status, start["headers"], bytes(body))
         ending = await self._take_run().keep(outcome, result=result)
         if ending is RECORDED:
             self._result = result
-        return await self._answer(start, ending, stored=result == "kept")
+            return await self._flush(stored=result == "kept")
+        return await self._answer(ending)
 
     def _encode(
         self, status: int, headers: Headers, body: bytes
     ) -> tuple[bytes, Literal["kept", "unreplayable"]]:
-        """The record of an answer; a tombstone where it cannot be kept, since the effect is there already (E2)."""
-        engine = self._exchange.engine
+        engine = self._handler.engine
         traceparent = engine.traceparent() if engine.hooks else None
-        outcome, reason = encode_recorded(Response(status, headers, body, traceparent), self._exchange.policy)
-        if reason is None:
-            return outcome, "kept"
-        _log.error("%s: the answer is not kept, its retries get 409 (key %s)", reason, key_id(self.claim.key))
-        return outcome, "unreplayable"
+        answer: Response = _new(Response, (status, headers, body, traceparent))
+        return record_of(answer, self._policy, self.claim)
 
-    async def _end_hold(self) -> None:
-        async with self._lock:
-            if self._run is not None and not self._whole:
-                await self._let_flow(f"still streaming after {self._exchange.policy.max_hold:g} s")
-
-    async def _let_flow(self, reason: str, *, more_body: bool = True) -> None:
-        """The answer cannot be kept: say so in the record, then let it go (E2)."""
+    async def _start_streaming(self, reason: str, *, more_body: bool = True) -> None:
+        """The answer cannot be kept: say so in the record, then forward it as it comes (E2)."""
         start = self._start
         assert start is not None
         status: int = start["status"]
-        if self._is_kept(status):
-            outcome = encode_unreplayable(reason, status)
-            ending = await self._take_run().keep(outcome, result="unreplayable")
-            if ending is RECORDED:
-                self._result = "unreplayable"
-            await self._answer(start, ending, stored=False, more_body=more_body)
-        else:
+        if not self._is_kept(status):
             await self._take_run().release()
-            await self._send_own(start, more_body=more_body)
+            return await self._flush(more_body=more_body)
+        ending = await self._take_run().keep(encode_unreplayable(reason, status), result="unreplayable")
+        if ending is RECORDED:
+            self._result = "unreplayable"
+        return await self._answer(ending, more_body=more_body)
 
-    def _answer(
-        self, start: Message, ending: Ending, *, stored: bool, more_body: bool = False
-    ) -> Awaitable[None]:
+    async def _start_event_stream(self) -> None:
+        self._lock = running().lock()  # another task of the application's may send the first event meanwhile
+        async with self._lock:
+            await self._start_streaming("an event stream")
+
+    def _arm_hold(self) -> None:
+        """The answer comes in parts: wait for its end no longer than `max_hold`."""
+        runtime = running()
+        self._lock = runtime.lock()
+        self._hold = runtime.after(self._policy.max_hold, self._end_hold)
+
+    async def _end_hold(self) -> None:
+        async with self._lock:
+            if self._state is _BUFFERING:
+                await self._start_streaming(f"still streaming after {self._policy.max_hold:g} s")
+
+    async def _answer(self, ending: Ending, *, more_body: bool = False) -> None:
         if isinstance(ending, Superseded | Refuse):
-            return self._give_way(ending)
-        return self._send_own(start, stored=stored and ending is RECORDED, more_body=more_body)
+            await self._send_successor(ending)
+        else:
+            await self._flush(more_body=more_body)
 
-    async def _give_way(self, ending: Superseded | Refuse) -> None:
-        """The claim was lost: answer what is true now, and swallow what the application still sends."""
-        self._swallowing = True
+    async def _fail(self, error: Exception | None) -> None:
+        """The handler raised: free the key or record that it failed; the exception goes on to the server."""
+        run, policy = self._take_failed_run(), self._policy
+        handled = error is None or not (BEFORE_HANDLER in self._scope or raised_before_handler(error))
+        if policy.on_exception == "keep" and handled:
+            await run.keep(encode_response(handler_failed(policy.documentation_url)))
+        else:
+            await run.release()
+
+    def _is_kept(self, status: int) -> bool:
+        routed = status not in NOT_ROUTED or is_routed(self._scope)
+        return settle(status, policy=self._policy, routed=routed, handled=self._handled) == "keep"
+
+    def _report(self, error: BaseException) -> None:
+        """The application raised after its answer was recorded, which is what retries will get."""
+        if self._result is None:
+            return  # nothing of this run was recorded: its key is free, or another's
+        self._handler.engine.failed_after_record(error, self.claim, self._handler.operation)
+
+    async def _until_sent(self) -> None:
+        """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""
+        if self._lock is not None:
+            async with self._lock:
+                pass
+
+    # The transitions (`idempotency.asgi.states.TRANSITIONS`): nothing else sets the state.
+
+    def _hold_until_return(self) -> None:
+        self._state = _WHOLE
+        if self._hold is not None:
+            self._hold.cancel()
         self._let_disconnects_pass()
-        token = active.set(None)  # see _send_out
-        try:
-            if isinstance(ending, Superseded):
-                await self._exchange.replay(ending.completed, 0.0)
-            else:
-                await self._exchange.refuse(ending.error)
-        finally:
-            active.reset(token)
 
-    async def _send_own(self, start: Message, *, stored: bool = False, more_body: bool = False) -> None:
-        """Send what was held back, and from now on everything at once."""
-        send, wire = self._exchange.send, self._exchange.policy.wire
-        self._flowing = True
+    def _take_run(self) -> Run:
+        """The run, whose end is due."""
+        self._state = _RECORDING
+        if self._hold is not None:
+            self._hold.cancel()
+        return self._run
+
+    def _take_failed_run(self) -> Run:
+        """The run of an application that ended without a whole answer."""
+        self._state = _FAILED
+        if self._hold is not None:
+            self._hold.cancel()
+        return self._run
+
+    async def _flush(self, *, stored: bool = False, more_body: bool = False) -> None:
+        """Send what was kept back, and from now on everything at once."""
+        send, wire, start = self._handler.send, self._policy.wire, self._start
+        assert start is not None
+        self._state = _FORWARDING
         self._let_disconnects_pass()
         headers = start["headers"]
         for name, _ in headers:
@@ -335,7 +365,7 @@ class Execution:
             headers = [*headers, wire.expires_in]
         chunks, self._chunks = self._chunks, []
         last = len(chunks) - 1
-        token = active.set(None)  # see _send_out
+        token = active.set(None)  # see _forward
         try:
             await send({**start, "headers": headers})
             for index, chunk in enumerate(chunks):
@@ -345,44 +375,18 @@ class Execution:
         finally:
             active.reset(token)
 
-    async def _fail(self, error: Exception | None) -> None:
-        """The handler raised: free the key or record that it failed; the exception goes on to the server."""
-        run, policy = self._take_run(), self._exchange.policy
-        handled = error is None or not (BEFORE_HANDLER in self._scope or raised_before_handler(error))
-        if policy.on_exception == "keep" and handled:
-            await run.keep(encode_response(handler_failed(policy.documentation_url)))
-        else:
-            await run.release()
-
-    async def _end_incomplete(self) -> None:
-        """The handler returned without a whole answer: to the key an exception, to the server a broken answer."""
-        await self._fail(None)
-        if self._start is not None:
-            await self._send_own(self._start, more_body=True)
-
-    def _report(self, error: BaseException) -> None:
-        """The application raised after its answer was recorded, which is what retries will get."""
-        if self._result is None:
-            return  # nothing of this run was recorded: its key is free, or another's
-        self._exchange.engine.failed_after_record(error, self.claim, self._exchange.operation)
-
-    async def _until_sent(self) -> None:
-        """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""
-        if self._lock is not None:
-            async with self._lock:
-                pass
-
-    def _take_run(self) -> Run:
-        run, self._run = self._run, None
-        assert run is not None
-        if self._hold is not None:
-            self._hold.cancel()
-        return run
-
-    def _is_kept(self, status: int) -> bool:
-        policy = self._exchange.policy
-        routed = status not in NOT_ROUTED or is_routed(self._scope)
-        return settle(status, policy=policy, routed=routed, handled=self._handled) == "keep"
+    async def _send_successor(self, ending: Superseded | Refuse) -> None:
+        """The claim was lost: answer what is true now, and drop what the application still sends."""
+        self._state = _DISCARDING
+        self._let_disconnects_pass()
+        token = active.set(None)  # see _forward
+        try:
+            if isinstance(ending, Superseded):
+                await self._handler.replay(ending.completed, 0.0)
+            else:
+                await self._handler.refuse(ending.error)
+        finally:
+            active.reset(token)
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:

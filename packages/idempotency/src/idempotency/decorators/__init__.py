@@ -23,14 +23,13 @@ from copy import copy
 from functools import wraps
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_origin, overload
 
+from idempotency._core.actions import Bypass, Ending, Refuse, Replay, Superseded
 from idempotency._core.annotations import resolve
 from idempotency._core.callables import is_async, is_plain
-from idempotency._core.decide import Refuse, Replay
 from idempotency._core.errors import (
     IdempotencyError,
     UnknownRecordVersion,
 )
-from idempotency._core.machine import Bypass, Ending, Superseded
 from idempotency._core.outcome import encode_unreplayable, encode_value
 from idempotency._core.policy import Policy
 from idempotency._core.recorded import read_value

@@ -11,12 +11,12 @@ from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponse, UnreadablePostError
 from django.http.response import HttpResponseBase
 
-from idempotency._core.decide import Refuse, settle
+from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.errors import IncompleteRequest, RequestTooLarge
 from idempotency._core.fingerprint import RequestView
-from idempotency._core.machine import RECORDED, Ending, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.problem import handler_failed
+from idempotency._core.protocol import settle
 from idempotency._core.types import StorageKey
 from idempotency._http.keyed_request import KeyedRequest
 from idempotency._http.recorded_answer import AnswerEncoder

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from idempotency._backends.base import Runtime
-from idempotency._core import machine
-from idempotency._core.decide import Execute, Refuse, Replay
+from idempotency._core import actions, protocol
+from idempotency._core.actions import Bypass, Execute, Refuse, Replay, Verdict, WaitEnded
 from idempotency._core.errors import StoreError
-from idempotency._core.machine import Bypass, WaitEnded
 from idempotency._core.types import Completed, Owner
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.request import OperationRequest
@@ -40,9 +39,9 @@ class Acquisition:
         self._in_flight: InFlight | None = None  # what this request leads, if anything
         self._since = engine.monotonic()
 
-    async def drive(self, reply: machine.Event) -> Run | Replay | Refuse | Bypass:
+    async def drive(self, reply: actions.Event) -> Run | Replay | Refuse | Bypass:
         """
-        Perform the actions of the protocol (`machine.begin`).
+        Perform the actions of the protocol (`protocol.begin`).
 
         Args:
             reply: What the store answered to the first `acquire`; None where a duplicate runs in this process, so that
@@ -54,14 +53,14 @@ class Acquisition:
             self._hand_over()
             raise
 
-    async def _walk(self, reply: machine.Event) -> machine.Verdict:
+    async def _walk(self, reply: actions.Event) -> Verdict:
         engine, request = self._engine, self._request
-        steps = machine.begin(
+        steps = protocol.begin(
             request.key,
             request.fingerprint,
             policy=request.policy,
             wait=request.wait,
-            chance=engine.chance,
+            random=engine.random,
             duplicate_here=reply is None,
         )
         action = next(steps)
@@ -69,19 +68,19 @@ class Acquisition:
             if reply is not None:
                 action = steps.send(reply)
             while True:
-                if action is machine.ACQUIRE:
+                if action is actions.ACQUIRE:
                     action = steps.send(await self._acquire())
-                elif isinstance(action, machine.Await):
+                elif isinstance(action, actions.Await):
                     action = steps.send(await self._await(action))
                 else:
-                    assert action is machine.RELEASE_LATER
-                    engine.spawn_release(machine.unconfirmed(request.key, self._owner), request.operation)
+                    assert action is actions.RELEASE_LATER
+                    engine.spawn_release(protocol.unconfirmed(request.key, self._owner), request.operation)
                     action = steps.send(None)
         except StopIteration as end:
-            verdict: machine.Verdict = end.value
+            verdict: Verdict = end.value
             return verdict
 
-    async def _acquire(self) -> machine.Event:
+    async def _acquire(self) -> actions.Event:
         request = self._request
         try:
             return await self._engine.store.acquire(
@@ -95,10 +94,10 @@ class Acquisition:
         except StoreError as error:
             return error
         except BaseException:  # cancelled: the claim may be granted all the same
-            self._engine.spawn_release(machine.unconfirmed(request.key, self._owner), request.operation)
+            self._engine.spawn_release(protocol.unconfirmed(request.key, self._owner), request.operation)
             raise
 
-    async def _await(self, action: machine.Await) -> WaitEnded:
+    async def _await(self, action: actions.Await) -> WaitEnded:
         engine, request = self._engine, self._request
         learned: Completed | Promoted | None = None
         if self._in_flight is None:
@@ -128,20 +127,16 @@ class Acquisition:
             self._engine.single_flight.hand_over(self._request.key, self._in_flight)
             self._in_flight = None
 
-    def _conclude(self, verdict: machine.Verdict) -> Run | Replay | Refuse | Bypass:
+    def _conclude(self, verdict: Verdict) -> Run | Replay | Refuse | Bypass:
         engine, request = self._engine, self._request
-        match verdict:
-            case Execute(claim, waited):
-                in_flight, self._in_flight = self._in_flight, None
-                return self._start(request, claim, self._runtime, waited=waited, in_flight=in_flight)
-            case Replay(completed):
-                if self._in_flight is not None:
-                    engine.single_flight.resolve(request.key, self._in_flight, completed)
-                return verdict
-            case Bypass(error):
-                engine.store_failed("acquire", "bypassed", error, request.key, request.operation)
-            case Refuse(error):
-                if isinstance(error, StoreError):
-                    engine.store_failed("acquire", "refused", error, request.key, request.operation)
+        if isinstance(verdict, Execute):
+            in_flight, self._in_flight = self._in_flight, None
+            return self._start(
+                request, verdict.claim, self._runtime, waited=verdict.waited, in_flight=in_flight
+            )
+        if isinstance(verdict, Replay) and self._in_flight is not None:
+            in_flight, self._in_flight = self._in_flight, None
+            engine.single_flight.resolve(request.key, in_flight, verdict.completed)
+        engine.not_claimed(request, verdict)
         self._hand_over()
         return verdict

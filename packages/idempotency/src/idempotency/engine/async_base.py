@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from idempotency._backends.base import running
-from idempotency._core import delays, machine
+from idempotency._core import protocol
+from idempotency._core.actions import Sleep
 from idempotency._core.types import Claim
 from idempotency.engine.base import EngineBase
 from idempotency.engine.single_flight import InFlight, SingleFlight
@@ -20,29 +21,35 @@ class AsyncEngineBase(EngineBase[InFlight]):
     """An engine without `begin`."""
 
     store: Store
-    chance: Callable[[], float]
+    random: Callable[[], float]
     single_flight: SingleFlight
     _late_releases = 0  # at work now
 
     async def release_late(self, claim: Claim, operation: str) -> None:
-        """Try for a while to have the store forget *claim*; then its lease decides."""
+        """Perform the actions of `protocol.release_late`."""
         if self._late_releases >= _MAX_LATE_RELEASES:
             return
         self._late_releases += 1
+        steps = protocol.release_late(claim)
+        action = next(steps)
         try:
-            for delay in (*delays.RELEASE_RETRIES, None):
-                try:
-                    released = await self.store.release(claim)
-                except Exception as error:
-                    if delay is None:
-                        self.store_failed("release", "unrecorded", error, claim.key, operation)
+            while True:
+                if isinstance(action, Sleep):
+                    await running().sleep(action.seconds)
+                    action = steps.send(None)
                 else:
-                    if released or machine.is_confirmed(claim):
-                        return
-                if delay is not None:
-                    await running().sleep(delay)
+                    action = steps.send(await self._release(claim))
+        except StopIteration as end:
+            if end.value is not None:
+                self.store_failed("release", "unrecorded", end.value, claim.key, operation)
         finally:
             self._late_releases -= 1
+
+    async def _release(self, claim: Claim) -> bool | Exception:
+        try:
+            return await self.store.release(claim)
+        except Exception as error:
+            return error
 
     def spawn_release(self, claim: Claim, operation: str) -> None:
         """`release_late` in a task of its own."""

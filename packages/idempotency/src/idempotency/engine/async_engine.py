@@ -1,7 +1,7 @@
 """
-The engine: performs what the core's machine asks for, with a store, a clock and the running event loop.
+The engine: performs what the protocol asks for, with a store, a clock and the running event loop.
 
-It is the shell between `idempotency._core.machine` and the world, shared by the ASGI middleware and the decorators for
+It is the shell between `idempotency._core.protocol` and the world, shared by the ASGI middleware and the decorators for
 coroutine functions; `sync_engine` does the same for plain functions. `acquisition` goes from the question to the
 verdict where the store's first reply does not settle it, `run` is a claimed operation until its end.
 """
@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from idempotency._backends.base import Runtime, running
-from idempotency._core import machine
-from idempotency._core.decide import Refuse, Replay
+from idempotency._core import protocol
+from idempotency._core.actions import Bypass, Event, Execute, Refuse, Replay
 from idempotency._core.errors import StoreError
-from idempotency._core.machine import Bypass
-from idempotency._core.types import Acquired, Claim, Completed, key_id
+from idempotency._core.types import Claim
 from idempotency.engine.acquisition import Acquisition
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.checks import checked_hooks
@@ -26,7 +25,7 @@ from idempotency.engine.owner import new_owner
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.run import Run
 from idempotency.engine.single_flight import InFlight, SingleFlight
-from idempotency.events import Claimed, Hook
+from idempotency.events import Hook
 from idempotency.store import Store
 
 __all__ = ["Engine"]
@@ -39,7 +38,7 @@ class Engine(AsyncEngineBase):
     Args:
         store: Where records live.
         hooks: Called with every event.
-        chance: Draws from [0, 1); injected by tests.
+        random: Draws from [0, 1); injected by tests.
         monotonic: A clock for durations in events, never for leases; injected by tests.
     """
 
@@ -48,12 +47,12 @@ class Engine(AsyncEngineBase):
         store: Store,
         *,
         hooks: Sequence[Hook] = (),
-        chance: Callable[[], float] = random.random,
+        random: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.hooks = checked_hooks(hooks)
-        self.chance = chance
+        self.random = random
         self.monotonic = monotonic
         self.single_flight = SingleFlight()
         self._heartbeats: tuple[object, dict[float, Heartbeat]] = (None, {})
@@ -66,18 +65,16 @@ class Engine(AsyncEngineBase):
             `Run`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
-        owner = new_owner()
-        if (
-            request.wait > 0 and request.key in self.single_flight
-        ):  # rare: only then is it asked which loop this is
-            runtime = running()
-            if self.single_flight.find(request.key, request.fingerprint, runtime.loop) is not None:
+        owner, fingerprint = new_owner(), request.fingerprint
+        if protocol.follows_duplicate(request.wait) and request.key in self.single_flight:
+            runtime = running()  # rare: only then is it asked which loop this is
+            if self.single_flight.find(request.key, fingerprint, runtime.loop) is not None:
                 return await Acquisition(self, self.start, request, runtime, owner).drive(None)
         policy = request.policy
         try:
-            reply: machine.Event = await self.store.acquire(
+            reply: Event = await self.store.acquire(
                 request.key,
-                fingerprint=request.fingerprint,
+                fingerprint=fingerprint,
                 owner=owner,
                 lease=policy.lease,
                 retention=policy.retention,
@@ -86,19 +83,19 @@ class Engine(AsyncEngineBase):
         except StoreError as error:
             reply = error
         except BaseException:
-            self.spawn_release(machine.unconfirmed(request.key, owner), request.operation)
+            self.spawn_release(protocol.unconfirmed(request.key, owner), request.operation)
             raise
-        # Nearly every request is decided by the store's first reply: no machine is set in motion for it.
-        if isinstance(reply, Acquired):
-            try:
-                runtime = running()  # not asked before, since a replay can do without
-            except RuntimeError:
-                await self.store.release(reply.claim)  # nothing could keep it alive
-                raise
-            return self.start(request, reply.claim, runtime)
-        if isinstance(reply, Completed) and reply.fingerprint == request.fingerprint:
-            return Replay(reply)
-        return await Acquisition(self, self.start, request, running(), owner).drive(reply)
+        verdict = protocol.verdict_of(reply, fingerprint)
+        if verdict is None:
+            return await Acquisition(self, self.start, request, running(), owner).drive(reply)
+        if not isinstance(verdict, Execute):
+            return verdict
+        try:
+            runtime = running()  # not asked before, since a replay can do without
+        except RuntimeError:
+            await self.store.release(verdict.claim)  # nothing could keep it alive
+            raise
+        return self.start(request, verdict.claim, runtime)
 
     def start(
         self,
@@ -109,19 +106,12 @@ class Engine(AsyncEngineBase):
         waited: float = 0.0,
         in_flight: InFlight | None = None,
     ) -> Run:
-        """A run under *claim*, leading the twins of this process, if they may wait, unless another request does."""
+        """A run under *claim*. It leads its duplicates in this process, if they may wait and nobody leads them."""
         policy = request.policy
-        if in_flight is None and (request.wait > 0 or policy.wait > 0 or policy.prefer_wait > 0):
+        if in_flight is None and protocol.leads_duplicates(request.wait, policy):
             in_flight = self.single_flight.lead(request.key, request.fingerprint, runtime.loop)
         if self.hooks:
-            self.emit(
-                Claimed(
-                    operation=request.operation,
-                    key_id=key_id(request.key),
-                    attempt=claim.attempt,
-                    waited=waited,
-                )
-            )
+            self.claimed(request, claim, waited)
         return Run(self, request, claim, in_flight, self._heartbeat(runtime, policy.lease))
 
     def _heartbeat(self, runtime: Runtime, lease: float) -> Heartbeat:

@@ -6,12 +6,21 @@ import logging
 from collections.abc import Callable
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
-from idempotency._core.decide import Refuse
+from idempotency._core.actions import (
+    Bypass,
+    Ending,
+    Forgotten,
+    Recorded,
+    Refuse,
+    Replay,
+    Superseded,
+    Unrecorded,
+)
 from idempotency._core.errors import StoreError
-from idempotency._core.machine import Ending, Forgotten, Recorded, Superseded, Unrecorded
 from idempotency._core.types import Claim, Completed, StorageKey, key_id
 from idempotency.engine.request import OperationRequest
 from idempotency.events import (
+    Claimed,
     ClaimLost,
     Event,
     FailedAfterRecord,
@@ -64,6 +73,21 @@ class EngineBase(Generic[F]):
         if self.hooks:
             self.emit(FailedAfterRecord(operation=operation, key_id=name, attempt=claim.attempt, error=kind))
 
+    def claimed(self, request: OperationRequest, claim: Claim, waited: float) -> None:
+        """Tell of a run that begins."""
+        self.emit(
+            Claimed(
+                operation=request.operation, key_id=key_id(request.key), attempt=claim.attempt, waited=waited
+            )
+        )
+
+    def not_claimed(self, request: OperationRequest, verdict: Replay | Refuse | Bypass) -> None:
+        """Tell of a store that gave no answer, where that is why nothing was claimed."""
+        if isinstance(verdict, Bypass):
+            self.store_failed("acquire", "bypassed", verdict.error, request.key, request.operation)
+        elif isinstance(verdict, Refuse) and isinstance(verdict.error, StoreError):
+            self.store_failed("acquire", "refused", verdict.error, request.key, request.operation)
+
     def store_failed(
         self,
         step: Step,
@@ -93,7 +117,7 @@ class RunBase(Generic[F]):
     request: OperationRequest
     claim: Claim
     _engine: EngineBase[F]
-    _in_flight: F | None  # where this run leads the twins of this process
+    _in_flight: F | None  # where this run leads the duplicates of this process
     _over: bool
     _lost: bool
     _began: float  # s, by the engine's clock
@@ -106,7 +130,8 @@ class RunBase(Generic[F]):
                     self._resolve_followers(
                         Completed(request.fingerprint, outcome, 0.0, request.policy.retention)
                     )
-                self._settled(result)
+                if engine.hooks:
+                    self._settled(result)
             case Superseded(completed):
                 self._resolve_followers(completed)
                 self._claim_lost()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from idempotency._backends.base import running
-from idempotency._core import machine
+from idempotency._core import actions, protocol
+from idempotency._core.actions import Ending
 from idempotency._core.errors import as_store_error
-from idempotency._core.machine import RECORDED, Ending
 from idempotency._core.types import Claim
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.base import RunBase
@@ -55,23 +55,22 @@ class Run(RunBase[InFlight]):
             own answer, which no retry will see.
         """
         self._stop()
-        request, engine = self.request, self._engine
+        engine = self._engine
         try:
-            answer: machine.Event = await engine.store.complete(
-                self.claim, outcome, retention=request.policy.retention
+            answer: actions.Event = await engine.store.complete(
+                self.claim, outcome, retention=self.request.policy.retention
             )
         except Exception as error:
             answer = as_store_error(error)
         except BaseException:  # cancelled on the way to the store
             self.abandon()
             raise
-        # Nearly every outcome is recorded at the first try, so the protocol is not started for it.
-        ending = RECORDED if answer is True else await self._walk_record(answer, outcome)
+        ending = protocol.recorded(answer) or await self._walk_record(answer, outcome)
         return self._conclude(ending, outcome, result)
 
-    async def _walk_record(self, answer: machine.Event, outcome: bytes) -> Ending:
-        """Perform the actions of `machine.record`; *answer* is the result of the first one."""
-        steps = machine.record(self.claim, self.request.fingerprint, chance=self._engine.chance)
+    async def _walk_record(self, answer: actions.Event, outcome: bytes) -> Ending:
+        """Perform the actions of `protocol.record`; *answer* is the result of the first one."""
+        steps = protocol.record(self.claim, self.request.fingerprint, random=self._engine.random)
         next(steps)
         try:
             action = steps.send(answer)
@@ -87,7 +86,7 @@ class Run(RunBase[InFlight]):
     async def release(self) -> None:
         """Free the key: the next request with it runs. A release that fails is repeated in the background."""
         self._stop()
-        steps = machine.give_up(self.claim)
+        steps = protocol.release()
         action = next(steps)
         try:
             while True:
@@ -105,21 +104,21 @@ class Run(RunBase[InFlight]):
         self._resolve_followers(None)
         self._settled("abandoned")
 
-    async def _perform(self, action: machine.Action, outcome: bytes) -> machine.Event:
+    async def _perform(self, action: actions.Action, outcome: bytes) -> actions.Event:
         store, claim = self._engine.store, self.claim
         try:
-            if action is machine.COMPLETE:
+            if action is actions.COMPLETE:
                 return await store.complete(claim, outcome, retention=self.request.policy.retention)
-            if action is machine.GET_RECORD:
+            if action is actions.GET_RECORD:
                 return await store.get(claim.key)
-            if action is machine.RELEASE:
+            if action is actions.RELEASE:
                 return await store.release(claim)
         except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
             return as_store_error(error)
-        if isinstance(action, machine.Sleep):
+        if isinstance(action, actions.Sleep):
             await running().sleep(action.seconds)
         else:
-            assert action is machine.RELEASE_LATER
+            assert action is actions.RELEASE_LATER
             self._engine.spawn_release(claim, self.request.operation)
         return None
 
@@ -127,18 +126,27 @@ class Run(RunBase[InFlight]):
         """Renew the lease once. Called by the heartbeat."""
         if self._over:
             return
-        store, claim = self._engine.store, self.claim
+        steps = protocol.renew(self.claim)
+        action = next(steps)
         try:
-            if await store.renew(claim, lease=self.request.policy.lease):
-                return
-            lost = machine.is_lost(claim, await store.get(claim.key))
+            while True:
+                action = steps.send(await self._ask(action))
+        except StopIteration as end:
+            self._renewed(end.value)
         except Exception as error:
-            self._engine.store_failed("renew", "retrying", error, claim.key, self.request.operation)
-            return
-        if self._over:
+            self._engine.store_failed("renew", "retrying", error, self.claim.key, self.request.operation)
+
+    async def _ask(self, action: actions.Action) -> actions.Event:
+        if action is actions.RENEW:
+            return await self._engine.store.renew(self.claim, lease=self.request.policy.lease)
+        assert action is actions.GET_RECORD
+        return await self._engine.store.get(self.claim.key)
+
+    def _renewed(self, result: Literal["held", "lost", "settled"]) -> None:
+        if self._over or result == "held":
             return
         self._heartbeat.remove(self)
-        if lost:
+        if result == "lost":
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
 
     def _stop(self) -> None:

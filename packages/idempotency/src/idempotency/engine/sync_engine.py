@@ -1,5 +1,5 @@
 """
-The engine for code without an event loop: the same machine, performed with a sync store, threads and the clock.
+The engine for code without an event loop: the same protocol, performed with a sync store, threads and the clock.
 
 It takes the same steps as `async_engine`. What differs: a call that waits for a duplicate blocks its thread, and one
 daemon thread (`idempotency.engine.scheduler`) renews the leases of all runs and repeats releases that failed.
@@ -14,18 +14,17 @@ from functools import partial
 from typing import Literal
 from weakref import ref
 
-from idempotency._core import delays, machine
-from idempotency._core.decide import Execute, Refuse, Replay
+from idempotency._core import actions, delays, protocol
+from idempotency._core.actions import Bypass, Ending, Execute, Refuse, Replay, Sleep, Verdict, WaitEnded
 from idempotency._core.errors import StoreError, as_store_error
-from idempotency._core.machine import Bypass, Ending, WaitEnded
-from idempotency._core.types import Claim, Completed, key_id
+from idempotency._core.types import Claim, Completed
 from idempotency.engine.base import EngineBase, RunBase
 from idempotency.engine.checks import checked_hooks
 from idempotency.engine.owner import new_owner
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.scheduler import Scheduler
 from idempotency.engine.sync_single_flight import SyncInFlight, SyncSingleFlight
-from idempotency.events import Claimed, Hook
+from idempotency.events import Hook
 from idempotency.store import SyncStore
 
 __all__ = ["SyncEngine", "SyncRun"]
@@ -40,7 +39,7 @@ class SyncEngine(EngineBase[SyncInFlight]):
     Args:
         store: Where records live.
         hooks: Called with every event; those of a heartbeat in the engine's own thread.
-        chance: Draws from [0, 1); injected by tests.
+        random: Draws from [0, 1); injected by tests.
         monotonic: A clock for waits and for durations in events, never for leases; injected by tests.
         sleep: Lets seconds pass; injected by tests.
         scheduler: Performs heartbeats and late releases; injected by tests.
@@ -53,14 +52,14 @@ class SyncEngine(EngineBase[SyncInFlight]):
         store: SyncStore,
         *,
         hooks: Sequence[Hook] = (),
-        chance: Callable[[], float] = random.random,
+        random: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         scheduler: Scheduler | None = None,
     ) -> None:
         self.store = store
         self.hooks = checked_hooks(hooks)
-        self.chance = chance
+        self.random = random
         self.monotonic = monotonic
         self.sleep = sleep
         self.scheduler = Scheduler() if scheduler is None else scheduler
@@ -88,23 +87,26 @@ class SyncEngine(EngineBase[SyncInFlight]):
         if len(self._late) >= _MAX_LATE_RELEASES:
             return
         self._late.add(claim)
-        pauses = iter(delays.RELEASE_RETRIES)
+        steps = protocol.release_late(claim)
 
-        def release() -> None:
+        def perform(action: actions.Action) -> None:
             try:
-                over = self.store.release(claim) or machine.is_confirmed(claim)
-                failure = None
-            except Exception as error:
-                over, failure = False, error
-            delay = None if over else next(pauses, None)
-            if delay is not None:
-                return self.scheduler.after(delay, release)
-            if failure is not None:
-                self.store_failed("release", "unrecorded", failure, claim.key, operation)
-            self._late.discard(claim)
-            return None
+                while not isinstance(action, Sleep):
+                    action = steps.send(self._release(claim))
+            except StopIteration as end:
+                self._late.discard(claim)
+                if end.value is not None:
+                    self.store_failed("release", "unrecorded", end.value, claim.key, operation)
+            else:
+                self.scheduler.after(action.seconds, lambda: perform(steps.send(None)))
 
-        self.scheduler.after(0.0, release)
+        self.scheduler.after(0.0, lambda: perform(next(steps)))
+
+    def _release(self, claim: Claim) -> bool | Exception:
+        try:
+            return self.store.release(claim)
+        except Exception as error:
+            return error
 
 
 class _Acquisition:
@@ -120,34 +122,34 @@ class _Acquisition:
         self._since = engine.monotonic()
         self._asked = False
 
-    def drive(self) -> machine.Verdict:
+    def drive(self) -> Verdict:
         request, engine = self._request, self._engine
-        steps = machine.begin(
+        steps = protocol.begin(
             request.key,
             request.fingerprint,
             policy=request.policy,
             wait=request.wait,
-            chance=engine.chance,
-            duplicate_here=request.wait > 0
+            random=engine.random,
+            duplicate_here=protocol.follows_duplicate(request.wait)
             and engine.single_flight.find(request.key, request.fingerprint) is not None,
         )
         action = next(steps)
         try:
             while True:
-                if action is machine.ACQUIRE:
+                if action is actions.ACQUIRE:
                     action = steps.send(self._acquire())
-                elif isinstance(action, machine.Await):
+                elif isinstance(action, actions.Await):
                     completed = self._await(action)
                     action = steps.send(WaitEnded(engine.monotonic() - self._since, completed))
                 else:
-                    assert action is machine.RELEASE_LATER
-                    engine.release_late(machine.unconfirmed(request.key, self._owner), request.operation)
+                    assert action is actions.RELEASE_LATER
+                    engine.release_late(protocol.unconfirmed(request.key, self._owner), request.operation)
                     action = steps.send(None)
         except StopIteration as end:
-            verdict: machine.Verdict = end.value
+            verdict: Verdict = end.value
             return verdict
 
-    def _acquire(self) -> machine.Event:
+    def _acquire(self) -> actions.Event:
         request = self._request
         self._asked = True
         try:
@@ -162,7 +164,7 @@ class _Acquisition:
         except StoreError as error:
             return error
 
-    def _await(self, action: machine.Await) -> Completed | None:
+    def _await(self, action: actions.Await) -> Completed | None:
         engine, request = self._engine, self._request
         if self._in_flight is None:
             leader = engine.single_flight.find(request.key, request.fingerprint)
@@ -186,32 +188,20 @@ class _Acquisition:
         self._hand_over()
         if self._asked:
             self._engine.release_late(
-                machine.unconfirmed(self._request.key, self._owner), self._request.operation
+                protocol.unconfirmed(self._request.key, self._owner), self._request.operation
             )
 
-    def conclude(self, verdict: machine.Verdict) -> SyncRun | Replay | Refuse | Bypass:
+    def conclude(self, verdict: Verdict) -> SyncRun | Replay | Refuse | Bypass:
         engine, request = self._engine, self._request
-        match verdict:
-            case Execute(claim, waited):
-                if engine.hooks:
-                    engine.emit(
-                        Claimed(
-                            operation=request.operation,
-                            key_id=key_id(request.key),
-                            attempt=claim.attempt,
-                            waited=waited,
-                        )
-                    )
-                in_flight = self._in_flight or engine.single_flight.lead(request.key, request.fingerprint)
-                return SyncRun(engine, request, claim, in_flight)
-            case Replay(completed):
-                if self._in_flight is not None:
-                    engine.single_flight.resolve(request.key, self._in_flight, completed)
-                return verdict
-            case Bypass(error):
-                engine.store_failed("acquire", "bypassed", error, request.key, request.operation)
-            case Refuse(error) if isinstance(error, StoreError):
-                engine.store_failed("acquire", "refused", error, request.key, request.operation)
+        if isinstance(verdict, Execute):
+            if engine.hooks:
+                engine.claimed(request, verdict.claim, verdict.waited)
+            in_flight = self._in_flight or engine.single_flight.lead(request.key, request.fingerprint)
+            return SyncRun(engine, request, verdict.claim, in_flight)
+        if isinstance(verdict, Replay) and self._in_flight is not None:
+            in_flight, self._in_flight = self._in_flight, None
+            engine.single_flight.resolve(request.key, in_flight, verdict.completed)
+        engine.not_claimed(request, verdict)
         self._hand_over()
         return verdict
 
@@ -248,7 +238,7 @@ class SyncRun(RunBase[SyncInFlight]):
             own answer, which no retry will see.
         """
         self._over = True
-        steps = machine.record(self.claim, self.request.fingerprint, chance=self._engine.chance)
+        steps = protocol.record(self.claim, self.request.fingerprint, random=self._engine.random)
         action = next(steps)
         try:
             while True:
@@ -263,7 +253,7 @@ class SyncRun(RunBase[SyncInFlight]):
     def release(self) -> None:
         """Free the key: the next call with it runs. A release that fails is repeated in the background."""
         self._over = True
-        steps = machine.give_up(self.claim)
+        steps = protocol.release()
         action = next(steps)
         try:
             while True:
@@ -281,21 +271,21 @@ class SyncRun(RunBase[SyncInFlight]):
         self._resolve_followers(None)
         self._settled("abandoned")
 
-    def _perform(self, action: machine.Action, outcome: bytes) -> machine.Event:
+    def _perform(self, action: actions.Action, outcome: bytes) -> actions.Event:
         store, claim = self._engine.store, self.claim
         try:
-            if action is machine.COMPLETE:
+            if action is actions.COMPLETE:
                 return store.complete(claim, outcome, retention=self.request.policy.retention)
-            if action is machine.GET_RECORD:
+            if action is actions.GET_RECORD:
                 return store.get(claim.key)
-            if action is machine.RELEASE:
+            if action is actions.RELEASE:
                 return store.release(claim)
         except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
             return as_store_error(error)
-        if isinstance(action, machine.Sleep):
+        if isinstance(action, actions.Sleep):
             self._engine.sleep(action.seconds)
         else:
-            assert action is machine.RELEASE_LATER
+            assert action is actions.RELEASE_LATER
             self._engine.release_late(claim, self.request.operation)
         return None
 
@@ -309,21 +299,28 @@ class SyncRun(RunBase[SyncInFlight]):
         """Renew the lease and schedule the next renewal. Runs in the engine's thread."""
         if self._over:
             return
-        store, claim = self._engine.store, self.claim
-        lost = False
+        steps = protocol.renew(self.claim)
+        action = next(steps)
         try:
-            held = store.renew(claim, lease=self.request.policy.lease)
-            if not held:
-                lost = machine.is_lost(claim, store.get(claim.key))
+            while True:
+                action = steps.send(self._ask(action))
+        except StopIteration as end:
+            result: Literal["held", "lost", "settled"] = end.value
         except Exception as error:
-            self._engine.store_failed("renew", "retrying", error, claim.key, self.request.operation)
-            held = True
+            self._engine.store_failed("renew", "retrying", error, self.claim.key, self.request.operation)
+            result = "held"
         if self._over:
             return
-        if held:
+        if result == "held":
             self._renew_later()
-        elif lost:
+        elif result == "lost":
             self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
+
+    def _ask(self, action: actions.Action) -> actions.Event:
+        if action is actions.RENEW:
+            return self._engine.store.renew(self.claim, lease=self.request.policy.lease)
+        assert action is actions.GET_RECORD
+        return self._engine.store.get(self.claim.key)
 
 
 def _renew(alive: ref[SyncRun]) -> None:

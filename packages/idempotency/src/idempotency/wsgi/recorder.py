@@ -19,12 +19,12 @@ from contextvars import Token
 from enum import Enum
 from typing import Any, Final
 
-from idempotency._core.decide import Refuse, settle
+from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.errors import Answered
-from idempotency._core.machine import RECORDED, Ending, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
 from idempotency._core.problem import handler_failed
+from idempotency._core.protocol import settle
 from idempotency._core.types import Claim, key_id
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency.engine.current_claim import Frame, active

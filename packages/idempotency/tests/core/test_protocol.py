@@ -1,33 +1,42 @@
-"""The protocol's machine by itself: what it asks for, when, and how long it says that it waited."""
+"""The protocol by itself: what it asks for, when, and how long it says that it waited."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from idempotency import Policy, StorageKey
-from idempotency._core.decide import Execute, Refuse, Replay
-from idempotency._core.errors import CorruptRecord, InProgress, StoreUnavailable
-from idempotency._core.machine import (
+from idempotency._core.actions import (
     ACQUIRE,
     COMPLETE,
     GET_RECORD,
     RELEASE,
     RELEASE_LATER,
+    RENEW,
     Await,
-    Begin,
     Bypass,
+    Execute,
     Forgotten,
+    Refuse,
+    Replay,
     Sleep,
     Superseded,
     Unrecorded,
     WaitEnded,
+)
+from idempotency._core.errors import CorruptRecord, InProgress, StoreUnavailable
+from idempotency._core.protocol import (
+    Begin,
     begin,
-    give_up,
-    is_confirmed,
+    confirmed,
     record,
+    release,
+    release_late,
+    renew,
     unconfirmed,
+    verdict_of,
 )
 from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Owner, Record, Running, State
 
@@ -38,9 +47,9 @@ DONE = Completed(SAME, b"{}", 1.0, 59.0)
 DOWN = StoreUnavailable("no reply")
 
 
-def asking(*, wait: float = 0.0, chance: float = 0.0, duplicate_here: bool = False, **policy: Any) -> Begin:
+def asking(*, wait: float = 0.0, random: float = 0.0, duplicate_here: bool = False, **policy: Any) -> Begin:
     settings = Policy(**policy)
-    return begin(KEY, SAME, policy=settings, wait=wait, chance=lambda: chance, duplicate_here=duplicate_here)
+    return begin(KEY, SAME, policy=settings, wait=wait, random=lambda: random, duplicate_here=duplicate_here)
 
 
 def taken(state: State, fingerprint: Fingerprint = SAME, *, lease_left: float = 30.0) -> Record:
@@ -76,12 +85,12 @@ def test_each_pause_of_a_waiter_is_twice_the_last_and_none_outlasts_its_patience
     assert asked == [ACQUIRE, Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.9), ACQUIRE, Await(0.04, 0.7)]
 
 
-def test_chance_spreads_the_pauses_of_waiters() -> None:
-    asked, _ = play(asking(wait=1.0, chance=0.5), RUNNING)
+def test_randomness_spreads_the_pauses_of_waiters() -> None:
+    asked, _ = play(asking(wait=1.0, random=0.5), RUNNING)
     assert asked == [ACQUIRE, Await(0.015, 1.0)]
 
 
-def test_who_followed_a_twin_in_vain_goes_on_as_if_it_had_asked_once() -> None:
+def test_a_duplicate_that_ended_without_an_outcome_counts_as_one_poll() -> None:
     asked, _ = play(asking(wait=1.0, duplicate_here=True), WaitEnded(0.25), RUNNING)
     assert asked == [Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.75)]
 
@@ -115,14 +124,14 @@ def test_a_waiter_whose_patience_is_over_asks_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lease_left", "chance", "seconds"), [(30.0, 0.0, 1), (30.0, 0.99, 4), (1.5, 0.99, 2)]
+    ("lease_left", "random", "seconds"), [(30.0, 0.0, 1), (30.0, 0.99, 4), (1.5, 0.99, 2)]
 )
 def test_a_client_is_told_to_come_back_by_the_lease_of_who_runs(
-    lease_left: float, chance: float, seconds: int
+    lease_left: float, random: float, seconds: int
 ) -> None:
-    refused = play(asking(chance=chance), Running(SAME, lease_left))[1]
+    refused = play(asking(random=random), Running(SAME, lease_left))[1]
     successor = taken(State.RUNNING, lease_left=lease_left)
-    lost = play(record(CLAIM, SAME, chance=lambda: chance), False, successor)[1]
+    lost = play(record(CLAIM, SAME, random=lambda: random), False, successor)[1]
     for verdict in (refused, lost):
         assert isinstance(verdict.error, InProgress)
         assert verdict.error.retry_after == seconds
@@ -137,7 +146,7 @@ def test_a_store_that_is_silent_at_any_question_may_have_granted_the_claim() -> 
 
 
 def test_a_record_is_tried_three_times_with_growing_pauses() -> None:
-    steps = record(CLAIM, SAME, chance=lambda: 0.0)
+    steps = record(CLAIM, SAME, random=lambda: 0.0)
     asked, ending = play(steps, DOWN, None, DOWN, None, DOWN)
     assert asked == [COMPLETE, Sleep(0.05), COMPLETE, Sleep(0.25), COMPLETE]
     assert ending == Unrecorded(DOWN)
@@ -145,31 +154,66 @@ def test_a_record_is_tried_three_times_with_growing_pauses() -> None:
 
 def test_what_a_store_cannot_read_is_not_asked_again() -> None:
     unreadable = CorruptRecord("?")
-    assert play(record(CLAIM, SAME, chance=lambda: 0.0), unreadable) == ([COMPLETE], Unrecorded(unreadable))
+    assert play(record(CLAIM, SAME, random=lambda: 0.0), unreadable) == ([COMPLETE], Unrecorded(unreadable))
 
 
-def test_a_claim_is_confirmed_from_its_first_attempt_on_unless_nobody_heard_of_it() -> None:
-    assert is_confirmed(CLAIM)
-    assert not is_confirmed(unconfirmed(KEY, CLAIM.owner))
+def test_a_claim_confirmed_from_its_first_attempt_on_unless_nobody_heard_of_it() -> None:
+    assert confirmed(CLAIM)
+    assert not confirmed(unconfirmed(KEY, CLAIM.owner))
 
 
 @pytest.mark.parametrize("state", State)
 def test_a_lost_claim_whose_key_went_to_another_request_gives_its_own_answer(state: State) -> None:
     stranger = taken(state, Fingerprint(b"another"))
-    assert play(record(CLAIM, SAME, chance=lambda: 0.0), False, stranger)[1] == Forgotten()
+    assert play(record(CLAIM, SAME, random=lambda: 0.0), False, stranger)[1] == Forgotten()
 
 
 @pytest.mark.rule("E8")
 def test_who_cannot_learn_what_became_of_its_claim_does_not_contradict_it() -> None:
     """Somebody else may have answered already."""
-    assert play(record(CLAIM, SAME, chance=lambda: 0.0), False, DOWN)[1] == Refuse(DOWN)
+    assert play(record(CLAIM, SAME, random=lambda: 0.0), False, DOWN)[1] == Refuse(DOWN)
 
 
 def test_a_key_that_the_store_freed_is_not_freed_again() -> None:
-    assert play(give_up(CLAIM), False) == ([RELEASE], None)
-    assert play(give_up(CLAIM), DOWN) == ([RELEASE, RELEASE_LATER], None)
+    assert play(release(), False) == ([RELEASE], None)
+    assert play(release(), DOWN) == ([RELEASE, RELEASE_LATER], None)
 
 
 def test_a_lost_claim_answers_with_the_age_and_the_end_of_its_successors_record() -> None:
-    asked, ending = play(record(CLAIM, SAME, chance=lambda: 0.0), False, taken(State.COMPLETED))
+    asked, ending = play(record(CLAIM, SAME, random=lambda: 0.0), False, taken(State.COMPLETED))
     assert (asked, ending) == ([COMPLETE, GET_RECORD], Superseded(Completed(SAME, b"{}", 3.0, 57.0)))
+
+
+RENEWALS = [
+    ([True], "held", [RENEW]),
+    ([False, None], "lost", [RENEW, GET_RECORD]),
+    ([False, taken(State.RUNNING)], "lost", [RENEW, GET_RECORD]),
+    ([False, dataclasses.replace(taken(State.COMPLETED), owner=CLAIM.owner)], "settled", [RENEW, GET_RECORD]),
+]
+
+
+@pytest.mark.rule("E3")
+@pytest.mark.parametrize(("events", "result", "asked"), RENEWALS)
+def test_a_refused_renewal_is_lost_unless_the_handler_recorded_its_own_outcome(
+    events: list[Any], result: str, asked: list[Any]
+) -> None:
+    assert play(renew(CLAIM), *events) == (asked, result)
+
+
+def test_a_late_release_is_tried_four_times_with_growing_pauses() -> None:
+    asked, failure = play(release_late(CLAIM), DOWN, None, DOWN, None, DOWN, None, DOWN)
+    assert asked == [RELEASE, Sleep(0.25), RELEASE, Sleep(1.0), RELEASE, Sleep(4.0), RELEASE]
+    assert failure is DOWN
+
+
+def test_only_a_claim_that_nobody_confirmed_is_released_again_after_a_store_did_not_know_it() -> None:
+    assert play(release_late(CLAIM), False) == ([RELEASE], None)
+    assert play(release_late(unconfirmed(KEY, CLAIM.owner)), False, None, True) == (
+        [RELEASE, Sleep(0.25), RELEASE],
+        None,
+    )
+
+
+@pytest.mark.parametrize("reply", [RUNNING, Completed(Fingerprint(b"another"), b"{}", 1.0, 59.0), DOWN])
+def test_a_reply_that_gives_no_verdict_alone_is_left_to_the_protocol(reply: Any) -> None:
+    assert verdict_of(reply, SAME) is None

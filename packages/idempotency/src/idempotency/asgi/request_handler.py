@@ -1,0 +1,32 @@
+"""What a recorder needs of the request that it answers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from idempotency._core.errors import IdempotencyError
+from idempotency._core.policy import Policy
+from idempotency._core.types import Completed
+from idempotency.asgi.types import Scope, Send
+from idempotency.engine import Engine
+
+__all__ = ["RequestHandler"]
+
+
+class RequestHandler(Protocol):
+    """A keyed request, and the answers that are not the application's."""
+
+    engine: Engine
+    policy: Policy
+    scope: Scope
+    send: Send
+
+    @property
+    def operation(self) -> str:
+        """The request's name in events."""
+
+    async def replay(self, completed: Completed, waited: float) -> None:
+        """Answer with a recorded outcome."""
+
+    async def refuse(self, error: IdempotencyError) -> None:
+        """Answer with a problem."""
