@@ -16,6 +16,7 @@ from idempotency._core.fingerprint import (
 from idempotency._core.key import parse_key, storage_key
 from idempotency._core.outcome import Response
 from idempotency._core.policy import HOP_BY_HOP, Policy, always, successes, unless_transient
+from idempotency._core.problem import Problem
 from idempotency._core.types import (
     Acquired,
     Claim,
@@ -86,6 +87,7 @@ __all__ = [
     "Owner",
     "Page",
     "Policy",
+    "Problem",
     "Purgeable",
     "Record",
     "RequestTimeout",

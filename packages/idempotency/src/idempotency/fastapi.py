@@ -30,7 +30,7 @@ of the same user gets the replay, an expired one never does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial, wraps
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -59,7 +59,12 @@ _PARAMETER = (
 
 
 def install(
-    app: FastAPI, *, store: Store, hooks: Sequence[Hook] = (), max_request_bytes: int = 1_048_576
+    app: FastAPI,
+    *,
+    store: Store,
+    hooks: Sequence[Hook] = (),
+    max_request_bytes: int = 1_048_576,
+    key_headers: Iterable[str] = (),
 ) -> None:
     """
     Add `LateClaim` to *app*, and what protected operations take and answer to its OpenAPI document.
@@ -68,12 +73,20 @@ def install(
         store: Where records live, such as `idempotency.stores.redis.RedisStore`.
         hooks: Called with every event (`idempotency.events`).
         max_request_bytes: The longest body of a request with a key.
+        key_headers: Headers that may carry a key, beside those of the policies of endpoints that *app* has when its
+            first request comes; name here what a mounted application or a later endpoint reads.
     Raises:
         TypeError: *store* or a hook is not of its kind; at the first request, as Starlette makes its middleware then.
         RuntimeError: *app* has begun to serve.
     """
     LateClaim(app, store=store, hooks=hooks)  # to refuse a wrong store here, and not at the first request
-    app.add_middleware(LateClaim, store=store, hooks=hooks, max_request_bytes=max_request_bytes)
+    app.add_middleware(
+        LateClaim,
+        store=store,
+        hooks=hooks,
+        max_request_bytes=max_request_bytes,
+        key_headers=_KeyHeaders(app, key_headers),
+    )
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -283,6 +296,20 @@ def _with_parameter(endpoint: Callable[..., Any], dependency: Any) -> inspect.Si
     parameters = list(signature.parameters.values())
     index = next((i for i, one in enumerate(parameters) if one.kind is one.VAR_KEYWORD), len(parameters))
     return signature.replace(parameters=[*parameters[:index], claim, *parameters[index:]])
+
+
+class _KeyHeaders:
+    """The names of all headers that may carry a key, known once every route is there."""
+
+    def __init__(self, app: FastAPI, more: Iterable[str]) -> None:
+        self._app = app
+        self._more = tuple(more)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from Policy().key_headers
+        yield from self._more
+        for policy in _protected(self._app):
+            yield from policy.key_headers
 
 
 def _protected(app: FastAPI) -> dict[Policy, list[tuple[str, str]]]:

@@ -81,6 +81,7 @@ class Idempotency:
         self._policy = policy
         self._hooks = checked_hooks(hooks)
         self._max_request_bytes = max_request_bytes
+        self._key_headers = set(policy.key_headers)
         if app is not None:
             self.init_app(app)
 
@@ -96,6 +97,7 @@ class Idempotency:
             store=self._store,
             hooks=self._hooks,
             max_request_bytes=self._max_request_bytes,
+            key_headers=self._key_headers,
         )
 
     @overload
@@ -113,6 +115,7 @@ class Idempotency:
             RuntimeError: At a request: `init_app` was not called for its application. Nothing ran.
         """
         chosen = self._policy if policy is None else policy
+        self._key_headers.update(chosen.key_headers)
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(function)

@@ -12,16 +12,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from idempotency._core.errors import (
     BodyLost,
     CorruptRecord,
     FingerprintMismatch,
+    FirstRunFailed,
     IdempotencyError,
     InProgress,
     InvalidKey,
-    MissingKey,
     MissingTenant,
     NotReplayable,
     OutcomeUnknown,
@@ -32,7 +32,9 @@ from idempotency._core.errors import (
 )
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
-from idempotency._core.problem import PROBLEM_TYPE, handler_failed, problem
+from idempotency._core.problem import PROBLEM_TYPE
+from idempotency._http.keyed_request import missing_key
+from idempotency._http.refusal import first_run_failed, refusal
 
 __all__ = ["add_idempotency"]
 
@@ -56,15 +58,22 @@ _SCHEMA: Final = {
 }
 
 
+_RENDERED: Final[dict[str, Any]] = {
+    "title": "Refusal",
+    "description": "Nothing ran; `status` and the headers say what to do next.",
+}
+
+
 def add_idempotency(
     document: dict[str, Any], policy: Policy, *, operations: Iterable[tuple[str, str]] | None = None
 ) -> dict[str, Any]:
     """
     A copy of *document* in which the operations under *policy* say so.
 
-    Each gets the parameter `Idempotency-Key`; the responses 400, 408, 409, 413, 422, 500 and 503 with the problems that
-    this policy can give, beside what the application answers under the same status; and on its 2xx responses the
-    headers of a replay. Adding the same again changes nothing, so it may run on a document that was served before.
+    Each gets the headers that carry the key (`Policy.key_headers`); the responses 400, 408, 409, 413, 422, 500 and 503
+    with the problems that this policy can give, or with examples of what `Policy.render` makes of them, beside what the
+    application answers under the same status; and on its 2xx responses the headers of a replay. Adding the same again
+    changes nothing, so it may run on a document that was served before.
 
     Args:
         document: An OpenAPI 3.1 document, such as FastAPI's `app.openapi()`; not changed.
@@ -95,7 +104,8 @@ def add_idempotency(
                 responses[status] = _with_replay_headers(_resolved(document, response), policy)
         for code, examples in problems.items():
             responses[code] = _with_problems(_resolved(document, responses.get(code, {})), examples, policy)
-    document.setdefault("components", {}).setdefault("schemas", {})[_SCHEMA_NAME] = deepcopy(_SCHEMA)
+    if policy.render is None:
+        document.setdefault("components", {}).setdefault("schemas", {})[_SCHEMA_NAME] = deepcopy(_SCHEMA)
     return document
 
 
@@ -126,25 +136,31 @@ def _selected(
 
 
 def _add_parameter(document: dict[str, Any], operation: dict[str, Any], policy: Policy) -> None:
-    ours = _parameter(policy)
     parameters: list[dict[str, Any]] = operation.setdefault("parameters", [])
-    for index, parameter in enumerate(parameters):
-        if _is_key_header(_resolved(document, parameter)):
-            parameters[index] = ours  # the application's own, or ours of an earlier call
-            return
-    parameters.append(ours)
+    for header in policy.key_headers:
+        ours = _parameter(header, policy)
+        for index, parameter in enumerate(parameters):
+            if _is_header(_resolved(document, parameter), header):
+                parameters[index] = ours  # the application's own, or ours of an earlier call
+                break
+        else:
+            parameters.append(ours)
 
 
-def _is_key_header(parameter: dict[str, Any]) -> bool:
-    return parameter.get("in") == "header" and str(parameter.get("name", "")).lower() == "idempotency-key"
+def _is_header(parameter: dict[str, Any], name: str) -> bool:
+    return parameter.get("in") == "header" and str(parameter.get("name", "")).lower() == name.lower()
 
 
-def _parameter(policy: Policy) -> dict[str, Any]:
+def _parameter(header: str, policy: Policy) -> dict[str, Any]:
+    several = len(policy.key_headers) > 1
+    names = " or ".join(policy.key_headers)
+    one_of = f"One of {names} is required. " if several and policy.required else ""
     return {
-        "name": "Idempotency-Key",
+        "name": header,
         "in": "header",
-        "required": policy.required,
+        "required": policy.required and not several,  # OpenAPI cannot say "one of these"
         "description": (
+            f"{one_of}"
             "A new UUID for each new operation, and the same one when it is sent again. For "
             f"{policy.retention:g} s after the first answer a repetition gets that answer, and nothing runs a second "
             "time. Another request under the same key is refused (422)."
@@ -185,25 +201,22 @@ def _with_replay_headers(response: dict[str, Any], policy: Policy) -> dict[str, 
     return {**response, "headers": {**response.get("headers", {}), **deepcopy(headers)}}
 
 
-def _with_problems(response: dict[str, Any], examples: list[Response], policy: Policy) -> dict[str, Any]:
-    documents = [json.loads(example.body) for example in examples]
-    schema = {
-        "allOf": [{"$ref": _SCHEMA_REF}],
-        "properties": {"type": {"enum": [document["type"] for document in documents]}},
-    }
-    response = {"description": " / ".join(document["title"] for document in documents), **response}
-    media = dict(response.get("content", {}).get(_MEDIA_TYPE, {}))
-    others = _not_ours(media.get("schema"))
-    media["schema"] = {"anyOf": [*others, schema]} if others else schema
-    named = {
-        document["type"].removeprefix(PROBLEM_TYPE): {"summary": document["title"], "value": document}
-        for document in documents
-    }
-    media["examples"] = {**_examples(media), **named}
-    media.pop("example", None)
-    response["content"] = {**response.get("content", {}), _MEDIA_TYPE: media}
+class _Refusal(NamedTuple):
+    """What a route may answer in the application's place."""
+
+    slug: str
+    title: str
+    answer: Response
+
+
+def _with_problems(response: dict[str, Any], refusals: list[_Refusal], policy: Policy) -> dict[str, Any]:
+    response = {"description": " / ".join(refusal.title for refusal in refusals), **response}
+    if policy.render is None:
+        response["content"] = {**response.get("content", {}), **_problem_content(response, refusals)}
+    else:
+        response["content"] = {**response.get("content", {}), **_rendered_content(response, refusals)}
     headers = dict(response.get("headers", {}))
-    if any(name == b"retry-after" for example in examples for name, _ in example.headers):
+    if any(name == b"retry-after" for one in refusals for name, _ in one.answer.headers):
         headers["Retry-After"] = {
             "description": "Whole seconds to wait before the same request is sent again.",
             "schema": {"type": "integer", "minimum": 0},
@@ -214,6 +227,54 @@ def _with_problems(response: dict[str, Any], examples: list[Response], policy: P
             "schema": {"type": "string"},
         }
     return {**response, **({"headers": headers} if headers else {})}
+
+
+def _problem_content(response: dict[str, Any], refusals: list[_Refusal]) -> dict[str, Any]:
+    documents = [json.loads(one.answer.body) for one in refusals]
+    schema = {
+        "allOf": [{"$ref": _SCHEMA_REF}],
+        "properties": {"type": {"enum": [document["type"] for document in documents]}},
+    }
+    media = dict(response.get("content", {}).get(_MEDIA_TYPE, {}))
+    others = _not_ours(media.get("schema"))
+    media["schema"] = {"anyOf": [*others, schema]} if others else schema
+    named = {
+        one.slug: {"summary": one.title, "value": document}
+        for one, document in zip(refusals, documents, strict=True)
+    }
+    media["examples"] = {**_examples(media), **named}
+    media.pop("example", None)
+    return {_MEDIA_TYPE: media}
+
+
+def _rendered_content(response: dict[str, Any], refusals: list[_Refusal]) -> dict[str, Any]:
+    """Refusals in the application's own form, which only it knows: an example of each, and no schema."""
+    found: dict[str, Any] = {}
+    for one in refusals:
+        media_type = dict(one.answer.headers)[b"content-type"].decode("ascii")
+        if media_type not in found:
+            media = dict(response.get("content", {}).get(media_type, {}))
+            others = [schema for schema in _alternatives(media.get("schema")) if schema != _RENDERED]
+            media["schema"] = {"anyOf": [*others, _RENDERED]} if others else _RENDERED
+            media["examples"] = _examples(media)
+            media.pop("example", None)
+            found[media_type] = media
+        found[media_type]["examples"][one.slug] = {"summary": one.title, "value": _readable(one.answer.body)}
+    return found
+
+
+def _alternatives(schema: Any) -> list[Any]:
+    if schema is None:
+        return []
+    members = schema.get("anyOf") if isinstance(schema, dict) else None
+    return members if isinstance(members, list) and _RENDERED in members else [schema]
+
+
+def _readable(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")
 
 
 def _not_ours(schema: Any) -> list[Any]:
@@ -239,21 +300,21 @@ def _examples(media: dict[str, Any]) -> dict[str, Any]:
     return {"application": {"value": media["example"]}, **own} if "example" in media else own
 
 
-def _problems(policy: Policy) -> dict[str, list[Response]]:
-    """What the middleware may answer under *policy*, by status: real problem documents, to serve as examples."""
-    answers = [problem(error, documentation_url=policy.documentation_url) for error in _errors(policy)]
+def _problems(policy: Policy) -> dict[str, list[_Refusal]]:
+    """What the middleware may answer under *policy*, by status: real answers, to serve as examples."""
+    found = [_Refusal(error.slug, error.title, refusal(error, policy)) for error in _errors(policy)]
     if policy.on_exception == "keep":
-        answers.append(handler_failed(policy.documentation_url))
-    by_status: defaultdict[str, list[Response]] = defaultdict(list)
-    for answer in answers:
-        by_status[str(answer.status)].append(answer)
+        found.append(_Refusal(FirstRunFailed.slug, FirstRunFailed.title, first_run_failed(policy)))
+    by_status: defaultdict[str, list[_Refusal]] = defaultdict(list)
+    for one in found:
+        by_status[str(one.answer.status)].append(one)
     return dict(sorted(by_status.items()))
 
 
 def _errors(policy: Policy) -> Iterator[IdempotencyError]:
     yield InvalidKey("the value is neither a quoted string nor a plain token; send one key in double quotes")
     if policy.required:
-        yield MissingKey()
+        yield missing_key(policy)
     yield MissingTenant("the request has no Authorization header, which says whose Idempotency-Key this is")
     yield RequestTimeout(seconds=policy.body_timeout)
     yield BodyLost()

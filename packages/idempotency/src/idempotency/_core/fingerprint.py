@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
 from struct import Struct, pack
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote_plus
 
 from idempotency._core.media_type import media_type, spelled_once, tokens_spelled_once
 from idempotency._core.types import Fingerprint
@@ -21,6 +22,7 @@ from idempotency._core.types import Fingerprint
 __all__ = [
     "RequestView",
     "canonical_json",
+    "counted_query",
     "digest",
     "exact_bytes",
     "exact_operation_digest",
@@ -67,16 +69,44 @@ def digest(*parts: bytes) -> Fingerprint:
     return Fingerprint(sha256(b"".join((lengths, *parts))).digest())
 
 
-def operation_digest(view: RequestView, function: Callable[[RequestView], Fingerprint]) -> Fingerprint:
-    """The stored fingerprint: the operation (method, path, query) and what *function* makes of the rest (E9)."""
+def counted_query(query: bytes, ignored: Collection[str]) -> bytes:
+    """
+    *query* without its *ignored* parameters, names compared as a form parser reads them.
+
+    >>> counted_query(b"order=1&sent%5Fat=9&x", {"sent_at"})
+    b'order=1&x'
+    """
+    if not ignored or not query:
+        return query
+    kept = [
+        pair
+        for pair in query.split(b"&")
+        if unquote_plus(pair.partition(b"=")[0].decode("latin-1")) not in ignored
+    ]
+    return b"&".join(kept)
+
+
+def operation_digest(
+    view: RequestView,
+    function: Callable[[RequestView], Fingerprint],
+    *,
+    ignored_query: Collection[str] = (),
+) -> Fingerprint:
+    """
+    The stored fingerprint: the operation (method, path, query) and what *function* makes of the rest (E9).
+
+    Args:
+        ignored_query: Parameters of the query that do not count; *function* sees them all the same.
+    """
+    query = counted_query(view.query, ignored_query)
     if function is not exact_bytes:
         try:
             return digest(
-                view.method.encode(), view.path.encode("utf-8", "surrogatepass"), view.query, function(view)
+                view.method.encode(), view.path.encode("utf-8", "surrogatepass"), query, function(view)
             )
         except ValueError:
             pass
-    return exact_operation_digest(view.method, view.path, view.query, *_representation(view), view.body)
+    return exact_operation_digest(view.method, view.path, query, *_representation(view), view.body)
 
 
 _six_lengths = Struct(">6Q").pack

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from idempotency._core.errors import InvalidKey
 from idempotency._core.types import StorageKey
 
-__all__ = ["parse_key", "storage_key"]
+__all__ = ["parse_key", "parse_key_fields", "storage_key"]
 
 # Visible ASCII but for the characters that would make it look like a string, a list or parameters.
 _is_bare = re.compile(rb"[!#-+\--:<-\[\]-~]+").fullmatch
@@ -33,7 +33,9 @@ _LONGEST = 800  # characters of either part of a name: 255 of a client's, each p
 _is_safe = re.compile(r"[A-Za-z0-9._~-]{0,800}").fullmatch
 
 
-def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = False) -> str | None:
+def parse_key(
+    values: Sequence[bytes], *, max_chars: int = 255, strict: bool = False, header: str = "Idempotency-Key"
+) -> str | None:
     r"""
     The one key in the Idempotency-Key field lines of a request, or None where there is no such line.
 
@@ -41,6 +43,7 @@ def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = F
         values: The value of every Idempotency-Key field line, in order.
         max_chars: The longest key, in characters after unquoting.
         strict: Refuse the form without quotes.
+        header: The field's name, for errors.
     Raises:
         InvalidKey: More than one line, a list, empty or blank, too long, not ASCII, or not a String.
 
@@ -54,10 +57,10 @@ def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = F
     if not values:
         return None
     if len(values) > 1:
-        raise InvalidKey("there is more than one Idempotency-Key header; send exactly one")
+        raise InvalidKey(f"there is more than one {header} header; send exactly one")
     value = values[0].strip(b" \t")
     if not value:
-        raise InvalidKey("the Idempotency-Key header is empty; send a new UUID for each new operation")
+        raise InvalidKey(f"the {header} header is empty; send a new UUID for each new operation")
     if _is_bare(value):
         if strict:
             raise InvalidKey(
@@ -69,6 +72,32 @@ def parse_key(values: Sequence[bytes], *, max_chars: int = 255, strict: bool = F
     if len(key) > max_chars:
         raise InvalidKey(f"the key has {len(key)} characters; at most {max_chars} are accepted")
     return key
+
+
+def parse_key_fields(
+    fields: Sequence[tuple[str, Sequence[bytes]]], *, max_chars: int = 255, strict: bool = False
+) -> str | None:
+    """
+    The one key of a request that may carry it in headers of several names, or None where it has none.
+
+    Args:
+        fields: The headers' names, each with the values of its field lines.
+    Raises:
+        InvalidKey: See `parse_key`; or two of the headers hold different keys, so that a retry with one of them alone
+            might be another operation.
+
+    >>> parse_key_fields([("webhook-id", [b"msg_1"]), ("svix-id", [b"msg_1"])])
+    'msg_1'
+    """
+    found: str | None = None
+    named = ""
+    for header, values in fields:
+        key = parse_key(values, max_chars=max_chars, strict=strict, header=header)
+        if found is not None and key is not None and key != found:
+            raise InvalidKey(f"{named} and {header} hold two different keys; send one key")
+        if found is None:
+            found, named = key, header
+    return found
 
 
 def _unquote(value: bytes) -> str:

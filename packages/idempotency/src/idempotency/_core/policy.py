@@ -12,6 +12,7 @@ from idempotency._core.callables import is_plain
 from idempotency._core.fingerprint import RequestView, exact_bytes
 from idempotency._core.headers import FIRST_CALLER_ONLY, HOP_BY_HOP, Wire, is_token, wire
 from idempotency._core.outcome import Response
+from idempotency._core.problem import Render
 from idempotency._core.types import Fingerprint
 
 __all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
@@ -43,8 +44,12 @@ class Policy:
     Attributes:
         methods: The methods whose keys count; a key on any other request is ignored (draft -07, 2.2).
         required: Refuse a request without a key (400) instead of running it unprotected.
+        key_headers: The names of the headers that may carry the key, such as `X-GitHub-Delivery` for a webhook. Keys of
+            all of them are one kind: `webhook-id: 1` and `svix-id: 1` name one operation. Two headers with two
+            different keys are refused (400).
         max_key_chars: The longest key.
         fingerprint: What makes two requests the same; the operation is always part of it (E9).
+        ignored_query: Query parameters that do not count for that, such as the time or the signature of an attempt.
         lease: How long a claim holds without a sign of life; renewed every lease/3 while the handler runs.
         takeover: Whether a run that died may be repeated. False: its key answers `OutcomeUnknown` (at most once).
         retention: How long an outcome is replayed, from its completion on.
@@ -62,6 +67,9 @@ class Policy:
         max_hold: How long a response that keeps streaming is held back before it counts as unreplayable (E2).
         strict_keys: Refuse keys without quotes.
         documentation_url: Linked from every problem, with the problem's slug as fragment.
+        render: Makes the body of every refusal, in place of a problem document: from a `Problem` its Content-Type and
+            its bytes. Status, `Retry-After` and the other headers are not its affair. Where it raises, the problem
+            document is sent, and an error is logged.
         body_timeout: How long the body of a keyed request may take to arrive (408 after it).
         drop_headers: Response headers that only the first caller gets.
         replay_header: The response header that marks a replay.
@@ -73,8 +81,10 @@ class Policy:
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
     required: bool = False
+    key_headers: tuple[str, ...] = ("Idempotency-Key",)
     max_key_chars: int = 255
     fingerprint: Callable[[RequestView], Fingerprint] = exact_bytes
+    ignored_query: frozenset[str] = frozenset()
     lease: float = 30.0
     takeover: bool = True
     retention: float = 86_400.0
@@ -90,11 +100,15 @@ class Policy:
     max_hold: float = 5.0
     strict_keys: bool = False
     documentation_url: str | None = None
+    render: Render | None = None
     body_timeout: float = 30.0
     drop_headers: frozenset[bytes] = HOP_BY_HOP | FIRST_CALLER_ONLY
     replay_header: str = "Idempotency-Replayed"
     redact: Callable[[Response], Response] | None = None
     wire: Wire = field(init=False, repr=False, compare=False)  # derived from the others
+    key_fields: tuple[tuple[str, bytes], ...] = field(
+        init=False, repr=False, compare=False
+    )  # of `key_headers`
 
     def __post_init__(self) -> None:
         wrong = [
@@ -129,9 +143,19 @@ class Policy:
             wrong.append("drop_headers must be bytes in lower case")
         wrong += [
             f"{name} must be a plain function"
-            for name in ("fingerprint", "keep", "redact")
-            if not is_plain(getattr(self, name)) and (name, getattr(self, name)) != ("redact", None)
+            for name in ("fingerprint", "keep", "redact", "render")
+            if not is_plain(given := getattr(self, name))
+            and not (given is None and name in {"redact", "render"})
         ]
+        names: Any = self.key_headers
+        if (
+            not isinstance(names, tuple)
+            or not names
+            or not all(isinstance(name, str) and is_token(name) for name in names)
+        ):
+            wrong.append('key_headers must be a tuple of names of headers, such as ("Idempotency-Key",)')
+        if not isinstance(self.ignored_query, frozenset | set):
+            wrong.append("ignored_query must be a set of names")
         if not is_token(self.replay_header):
             wrong.append("replay_header must be the name of a header")
         if self.documentation_url is not None and not _URI.fullmatch(self.documentation_url):
@@ -142,6 +166,9 @@ class Policy:
             replay_header=self.replay_header, drop_headers=self.drop_headers, retention=self.retention
         )
         object.__setattr__(self, "wire", derived)  # the way of a frozen dataclass
+        object.__setattr__(self, "ignored_query", frozenset(self.ignored_query))
+        fields = tuple((name, name.lower().encode("ascii")) for name in self.key_headers)
+        object.__setattr__(self, "key_fields", fields)
 
     @property
     def promise(self) -> Literal["at least once", "at most once"]:

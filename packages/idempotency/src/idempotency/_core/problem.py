@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 from idempotency._core.errors import IdempotencyError
 from idempotency._core.outcome import Headers, Response
 
-__all__ = ["PROBLEM_TYPE", "handler_failed", "problem", "problem_type"]
+__all__ = ["PROBLEM_TYPE", "Problem", "Render", "handler_failed", "problem", "problem_type"]
 
 PROBLEM_TYPE = "urn:problem:idempotency:"
 """What every problem's `type` begins with; its slug follows. Stable (SemVer)."""
+
+
+class Problem(NamedTuple):
+    """
+    A refusal, as `Policy.render` gets it.
+
+    Attributes:
+        slug: What it is, in one stable word, such as `in-progress`; `type` ends with it.
+        title: A short, stable summary.
+        status: The HTTP status that is sent; rendering does not change it.
+        detail: What happened here, and what to do next.
+        retry_after: Seconds, where waiting helps; the header is sent in any case.
+        type: The URI that stands for it (RFC 9457, 3.1.1).
+    """
+
+    slug: str
+    title: str
+    status: int
+    detail: str
+    retry_after: int | None
+    type: str
+
+
+Render: TypeAlias = Callable[[Problem], tuple[str, bytes]]
+"""Makes the body of a refusal: its Content-Type, and its bytes."""
 
 
 def problem_type(slug: str) -> str:
@@ -18,34 +45,61 @@ def problem_type(slug: str) -> str:
     return PROBLEM_TYPE + slug
 
 
-def problem(error: IdempotencyError, *, documentation_url: str | None = None) -> Response:
-    """The answer for *error*: a document, Retry-After where waiting helps, a link where one is configured."""
-    response = _document(error.status, error.slug, error.title, str(error), documentation_url)
-    if error.retry_after is not None:
-        response.headers.append((b"retry-after", b"%d" % error.retry_after))
-    return response
+def problem(
+    error: IdempotencyError, *, documentation_url: str | None = None, render: Render | None = None
+) -> Response:
+    """
+    The answer for *error*: a document, Retry-After where waiting helps, a link where one is configured.
 
-
-def handler_failed(documentation_url: str | None = None) -> Response:
-    """What is recorded for a handler that raised, where the policy keeps exceptions."""
-    return _document(
-        500,
-        "first-run-failed",
-        "The first request with this Idempotency-Key failed",
-        "the first request with this key ended in an error and will not be run again under it; find out whether it "
-        "took effect before you send it with a new key",
+    Raises:
+        Exception: What *render* raises, or a `TypeError` where it gives something else than a text and bytes.
+    """
+    return _answer(
+        _problem(error.slug, error.title, error.status, str(error), error.retry_after),
         documentation_url,
+        render,
     )
 
 
-def _document(status: int, slug: str, title: str, detail: str, documentation_url: str | None) -> Response:
-    members = {"type": problem_type(slug), "title": title, "status": status, "detail": detail}
-    body = json.dumps(members).encode()
+def handler_failed(documentation_url: str | None = None, render: Render | None = None) -> Response:
+    """What is recorded for a handler that raised, where the policy keeps exceptions. It raises what `problem` does."""
+    first_run_failed = _problem(
+        "first-run-failed",
+        "The first request with this Idempotency-Key failed",
+        500,
+        "the first request with this key ended in an error and will not be run again under it; find out whether it "
+        "took effect before you send it with a new key",
+        None,
+    )
+    return _answer(first_run_failed, documentation_url, render)
+
+
+def _problem(slug: str, title: str, status: int, detail: str, retry_after: int | None) -> Problem:
+    return Problem(slug, title, status, detail, retry_after, problem_type(slug))
+
+
+def _answer(found: Problem, documentation_url: str | None, render: Render | None) -> Response:
+    made: tuple[Any, Any] = (_document if render is None else render)(found)
+    media_type, body = made
+    if not isinstance(media_type, str) or not isinstance(body, bytes):
+        raise TypeError("render must return a Content-Type and the bytes of a body")
     headers: Headers = [
-        (b"content-type", b"application/problem+json"),
+        (b"content-type", media_type.encode("ascii")),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
     ]
     if documentation_url is not None:
-        headers.append((b"link", f'<{documentation_url}#{slug}>; rel="describedby"'.encode()))
-    return Response(status, headers, body)
+        headers.append((b"link", f'<{documentation_url}#{found.slug}>; rel="describedby"'.encode()))
+    if found.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % found.retry_after))
+    return Response(found.status, headers, body)
+
+
+def _document(found: Problem) -> tuple[str, bytes]:
+    members = {
+        "type": found.type,
+        "title": found.title,
+        "status": found.status,
+        "detail": found.detail,
+    }
+    return "application/problem+json", json.dumps(members).encode()

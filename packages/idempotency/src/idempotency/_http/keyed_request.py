@@ -5,22 +5,22 @@ the application's. Shared by `idempotency.wsgi` and `idempotency.django`; it per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from idempotency._core.actions import Bypass, Refuse, Replay
 from idempotency._core.errors import IdempotencyError, MissingKey
 from idempotency._core.fingerprint import RequestView, operation_digest
-from idempotency._core.key import parse_key, storage_key
+from idempotency._core.key import parse_key_fields, storage_key
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
 from idempotency._core.printable import printable
-from idempotency._core.problem import problem
 from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
+from idempotency._http.refusal import refusal
 from idempotency.events import Event, Hook, Refused, Replayed
 
-__all__ = ["KeyedRequest", "Source"]
+__all__ = ["KeyedRequest", "Source", "missing_key", "require_known_headers"]
 
 RunT = TypeVar("RunT")
 
@@ -31,8 +31,8 @@ class Source(Protocol):
     def is_part_of(self, key: StorageKey) -> bool:
         """Whether it is part of a run under *key* already, and joins that (E10)."""
 
-    def key_lines(self) -> Sequence[bytes]:
-        """The Idempotency-Key field lines."""
+    def key_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*, which is in lower case."""
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
         """
@@ -81,14 +81,16 @@ class KeyedRequest(Generic[RunT]):
             TypeError: *tenant* is, or gives, no str.
         """
         self.policy, self.wait = policy, policy.wait
-        lines = self._source.key_lines()
-        if self._method not in policy.methods or not (lines or policy.required):
+        fields = [
+            (header, lines) for header, name in policy.key_fields if (lines := self._source.key_lines(name))
+        ]
+        if self._method not in policy.methods or not (fields or policy.required):
             return False
         named = False
         try:
-            key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
+            key = parse_key_fields(fields, max_chars=policy.max_key_chars, strict=policy.strict_keys)
             if key is None:
-                raise MissingKey
+                raise missing_key(policy)
             principal = tenant() if callable(tenant) else tenant
             if not isinstance(principal, str):
                 raise TypeError(
@@ -100,7 +102,7 @@ class KeyedRequest(Generic[RunT]):
             view = self._source.view(principal, limit=policy.max_request_bytes)
         except IdempotencyError as error:
             return self.refuse(error, named=named)
-        self.fingerprint = operation_digest(view, policy.fingerprint)
+        self.fingerprint = operation_digest(view, policy.fingerprint, ignored_query=policy.ignored_query)
         return True
 
     def conclude(self, verdict: RunT | Replay | Refuse | Bypass) -> RunT | Response | None:
@@ -140,4 +142,27 @@ class KeyedRequest(Generic[RunT]):
                     status=error.status,
                 )
             )
-        return problem(error, documentation_url=self.policy.documentation_url)
+        return refusal(error, self.policy)
+
+
+def missing_key(policy: Policy) -> MissingKey:
+    """The error for a request without a key that needs one: it names the header that the policy reads."""
+    return MissingKey(f"send an {policy.key_headers[0]} header: a new UUID for each new operation")
+
+
+def require_known_headers(policy: Policy, known: Collection[bytes]) -> None:
+    """
+    Refuse a policy whose key may be in a header that nobody looked for before the application ran.
+
+    Args:
+        known: The names that were looked for, in lower case.
+    Raises:
+        RuntimeError: The body of such a request may be gone already, so that it could not be told from another.
+    """
+    unknown = [header for header, name in policy.key_fields if name not in known]
+    if unknown:
+        raise RuntimeError(
+            f"a policy reads the key from {', '.join(unknown)}, and the layer around the application was not told: "
+            f"pass key_headers={policy.key_headers!r} to it too (LateClaim, install; in Django the setting "
+            'IDEMPOTENCY["KEY_HEADERS"])'
+        )

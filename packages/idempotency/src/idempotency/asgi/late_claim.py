@@ -9,7 +9,7 @@ through, and what the application answers before uses no key up and costs no sto
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from idempotency._backends.base import running
@@ -24,7 +24,7 @@ from idempotency._core.fingerprint import RequestView
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
 from idempotency._core.types import Completed, StorageKey
-from idempotency._http.keyed_request import KeyedRequest
+from idempotency._http.keyed_request import KeyedRequest, require_known_headers
 from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.middleware import full_path
@@ -52,6 +52,7 @@ class LateClaim:
         store: Where records live, such as `idempotency.stores.redis.RedisStore`.
         hooks: Called with every event (`idempotency.events`).
         max_request_bytes: The longest body that is kept for a claim; the policy, known later, may allow less.
+        key_headers: The headers that may carry a key, of every policy: the body of such a request is kept.
     Raises:
         TypeError: *store* or a hook is not of its kind.
 
@@ -59,7 +60,13 @@ class LateClaim:
     """
 
     def __init__(
-        self, app: ASGIApp, *, store: Store, hooks: Sequence[Hook] = (), max_request_bytes: int = 1_048_576
+        self,
+        app: ASGIApp,
+        *,
+        store: Store,
+        hooks: Sequence[Hook] = (),
+        max_request_bytes: int = 1_048_576,
+        key_headers: Iterable[str] = ("Idempotency-Key",),
     ) -> None:
         if isinstance(store, type) or not hasattr(store, "acquire") or not is_async_store(store):
             raise TypeError(
@@ -70,13 +77,14 @@ class LateClaim:
         self.app = app
         self.engine = Engine(store, hooks=hooks)
         self.max_request_bytes = max_request_bytes
+        self.key_names = frozenset(name.lower().encode("ascii") for name in key_headers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection (ASGI 3)."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        lines = [value for name, value in scope["headers"] if name == b"idempotency-key"]
-        pending = PendingClaim(self, scope, receive, send, lines)
+        keyed = any(name in self.key_names for name, _ in scope["headers"])
+        pending = PendingClaim(self, scope, receive, send, keyed)
         outer = scope.get(_PENDING)
         scope[_PENDING] = pending
         try:
@@ -133,7 +141,7 @@ class PendingClaim:
         "_announced",
         "_begun",
         "_body",
-        "_lines",
+        "_keyed",
         "_middleware",
         "_receive",
         "_recorder",
@@ -152,12 +160,12 @@ class PendingClaim:
     )
 
     def __init__(
-        self, middleware: LateClaim, scope: Scope, receive: Receive, send: Send, lines: list[bytes]
+        self, middleware: LateClaim, scope: Scope, receive: Receive, send: Send, keyed: bool
     ) -> None:
         self._middleware = middleware
         self._receive = receive
         self.send = send
-        self._lines = lines
+        self._keyed = keyed  # there is a header that may carry a key
         self._announced = False  # a claim is sure to come: an answer must not begin before it
         self._begun = False  # the answer has begun, and can no longer be replaced
         self._replaced = False  # the answer was given in the application's place
@@ -173,7 +181,7 @@ class PendingClaim:
 
     async def serve(self, app: ASGIApp) -> None:
         """Run *app* to its end."""
-        hidden: Hidden = hide_bypasses(self.scope) if self._lines else None
+        hidden: Hidden = hide_bypasses(self.scope) if self._keyed else None
         try:
             await app(self.scope, self._receive_inner, self._send_inner)
         except Exception as error:
@@ -211,12 +219,13 @@ class PendingClaim:
         """See `claim`. The caller's context is inside the run from here on."""
         if self._recorder is not None or self._replaced or self._begun:
             raise RuntimeError("claim a request once, and before its answer begins")
+        require_known_headers(policy, self._middleware.key_names)
         self.policy = policy
         self.operation = f"{self.scope['method']} {full_path(self.scope)}"
         self.request: KeyedRequest[Run] = KeyedRequest(
             self.engine, self, method=self.scope["method"], path=full_path(self.scope)
         )
-        if self._lines and not self._whole and self.scope["method"] in policy.methods:
+        if self._keyed and not self._whole and self.scope["method"] in policy.methods:
             await self._read_rest(policy)
         verdict: Run | Response | bool | None = self.request.prepare(principal, policy)
         if verdict is True:
@@ -264,9 +273,9 @@ class PendingClaim:
         """Whether a middleware outside has this request under *key* already (E10)."""
         return joined_run(self.scope, key) is not None
 
-    def key_lines(self) -> Sequence[bytes]:
-        """The Idempotency-Key field lines."""
-        return self._lines
+    def key_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*."""
+        return [value for found, value in self.scope["headers"] if found == name]
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
         """The whole request, as the application has read it or will."""
@@ -305,7 +314,7 @@ class PendingClaim:
         if self._recorder is not None:
             return await self._recorder.receive()
         message = await self._receive()
-        if self._lines and message["type"] == "http.request":
+        if self._keyed and message["type"] == "http.request":
             self._note(message)
         return message
 

@@ -20,24 +20,25 @@ from idempotency._core.callables import is_plain
 from idempotency._core.errors import (
     BodyLost,
     IdempotencyError,
-    MissingKey,
     RequestTimeout,
     RequestTooLarge,
 )
 from idempotency._core.fingerprint import (
     RequestView,
+    counted_query,
     exact_bytes,
     exact_operation_digest,
     operation_digest,
     representation,
 )
-from idempotency._core.key import parse_key, storage_key
+from idempotency._core.key import parse_key_fields, storage_key
 from idempotency._core.outcome import Headers
 from idempotency._core.policy import Policy
 from idempotency._core.printable import printable
-from idempotency._core.problem import problem
 from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
+from idempotency._http.keyed_request import missing_key
+from idempotency._http.refusal import refusal
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.recorder import ResponseRecorder
 from idempotency.asgi.request_body import (
@@ -139,13 +140,17 @@ class IdempotencyMiddleware:
         policy = self._policy_of(scope)
         if policy is None or scope["method"] not in policy.methods:
             return await self.app(scope, receive, send)
-        lines: list[bytes] = []
-        for name, value in scope["headers"]:
-            if name == b"idempotency-key":
-                lines.append(value)
-        if not lines and not policy.required:
+        fields: list[tuple[str, list[bytes]]] = []
+        for header, wanted in policy.key_fields:
+            lines: list[bytes] = []
+            for name, value in scope["headers"]:
+                if name == wanted:
+                    lines.append(value)
+            if lines:
+                fields.append((header, lines))
+        if not fields and not policy.required:
             return await self.app(scope, receive, send)
-        return await _RequestHandler(self, policy, scope, receive, send).serve(lines)
+        return await _RequestHandler(self, policy, scope, receive, send).serve(fields)
 
 
 class _RequestHandler:
@@ -181,16 +186,16 @@ class _RequestHandler:
         self.scope = scope
         self.send = send
 
-    async def serve(self, lines: list[bytes]) -> None:
+    async def serve(self, fields: list[tuple[str, list[bytes]]]) -> None:
         """Guard, read, decide, act."""
         policy, scope, middleware = self.policy, self.scope, self._middleware
         content_type, content_encoding, declared = representation(scope["headers"])
         try:
             if not declared:  # the one kind of request that may have trailers
-                drop_announced_trailers(scope)
-            key = parse_key(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
+                drop_announced_trailers(scope, policy.key_fields)
+            key = parse_key_fields(fields, max_chars=policy.max_key_chars, strict=policy.strict_keys)
             if key is None:
-                raise MissingKey
+                raise missing_key(policy)
             tenant = middleware.tenant(scope)
             if not isinstance(tenant, str):
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
@@ -230,12 +235,13 @@ class _RequestHandler:
             drop_late_trailers(headers, sent)
         method, path, query = scope["method"], self.path, scope.get("query_string", b"")
         if policy.fingerprint is exact_bytes:
+            query = counted_query(query, policy.ignored_query)
             self.fingerprint = exact_operation_digest(
                 method, path, query, content_type, content_encoding, body
             )
         else:
             view = RequestView(method, path, query, headers, body, tenant)
-            self.fingerprint = operation_digest(view, policy.fingerprint)
+            self.fingerprint = operation_digest(view, policy.fingerprint, ignored_query=policy.ignored_query)
         self.wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
         verdict = await self.engine.begin(self)
         if isinstance(verdict, Run):
@@ -312,7 +318,7 @@ class _RequestHandler:
                     status=error.status,
                 )
             )
-        answer = problem(error, documentation_url=self.policy.documentation_url)
+        answer = refusal(error, self.policy)
         if isinstance(error, RequestTooLarge | RequestTimeout) and not self._is_http2():
             answer.headers.append(
                 (b"connection", b"close")

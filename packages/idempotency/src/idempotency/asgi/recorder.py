@@ -16,10 +16,10 @@ from typing import Any, Literal
 from idempotency._backends.base import Signal, Timer, running
 from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
-from idempotency._core.problem import handler_failed
 from idempotency._core.protocol import NOT_ROUTED, settle
 from idempotency._core.types import Claim
 from idempotency._http.recorded_answer import record_of, require_response
+from idempotency._http.refusal import first_run_failed
 from idempotency.asgi.before_handler import (
     BEFORE_HANDLER,
     answered_before_handler,
@@ -308,7 +308,7 @@ class ResponseRecorder:
         run, policy = self._take_failed_run(), self._policy
         handled = error is None or not (BEFORE_HANDLER in self._scope or raised_before_handler(error))
         if policy.on_exception == "keep" and handled:
-            await run.keep(encode_response(handler_failed(policy.documentation_url)))
+            await run.keep(encode_response(first_run_failed(policy)))
         else:
             await run.release()
 

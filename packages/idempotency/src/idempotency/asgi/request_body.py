@@ -6,6 +6,7 @@ Besides, what a server may have made of it: fields of the trailer section among 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from idempotency._backends.base import running
@@ -74,12 +75,12 @@ class RequestBody:
             left -= len(message.get("body", b""))
 
 
-def drop_announced_trailers(scope: Scope) -> None:
+def drop_announced_trailers(scope: Scope, key_fields: Iterable[tuple[str, bytes]]) -> None:
     """
     Take out of the headers what the request announces as trailers, in case the server has merged the two sections.
 
     Raises:
-        InvalidKey: Idempotency-Key is announced: a key in a trailer is none (RFC 9110, 6.5.1).
+        InvalidKey: A header that carries a key is announced: a key in a trailer is none (RFC 9110, 6.5.1).
     """
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     announced = {
@@ -87,10 +88,11 @@ def drop_announced_trailers(scope: Scope) -> None:
     }
     if not announced:
         return
-    if b"idempotency-key" in announced:
-        raise InvalidKey(
-            "the Idempotency-Key must be a header, and the Trailer field announces it as a trailer"
-        )
+    for header, name in key_fields:
+        if name in announced:
+            raise InvalidKey(
+                f"the {header} must be a header, and the Trailer field announces it as a trailer"
+            )
     own = [pair for pair in headers if pair[0] not in announced]
     if len(own) < len(headers):
         scope["headers"] = own

@@ -10,6 +10,7 @@ from django.http import HttpResponse
 
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
+from idempotency._http.keyed_request import require_known_headers
 from idempotency.django.pending import PendingRequest
 
 __all__ = ["aclaim", "claim"]
@@ -24,7 +25,10 @@ def claim(
     Returns:
         What to answer in place of the view: a replay or a problem; None: run the view.
     """
-    prepared = False if policy is None else pending.operation.prepare(principal, policy)
+    if policy is None:
+        return None
+    require_known_headers(policy, pending.key_names)
+    prepared = pending.operation.prepare(principal, policy)
     if isinstance(prepared, Response):
         return pending.replace(prepared)
     if not prepared:
@@ -38,7 +42,10 @@ async def aclaim(
     pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy | None
 ) -> HttpResponse | None:
     """`claim`, on an event loop. *principal* is called in a thread, since it may read the database."""
-    if policy is None or not (pending.key_lines() or policy.required):
+    if policy is None:
+        return None
+    require_known_headers(policy, pending.key_names)
+    if not (pending.may_have_key or policy.required):
         return None
     prepared = await sync_to_async(pending.operation.prepare)(principal, policy)
     if isinstance(prepared, Response):

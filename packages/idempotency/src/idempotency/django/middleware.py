@@ -87,9 +87,9 @@ class IdempotencyMiddleware:
         return await self._asettle(pending, response)
 
     def _open(self, request: HttpRequest) -> PendingRequest[Any]:
-        pending: PendingRequest[Any] = PendingRequest(self.engine, request)
+        pending: PendingRequest[Any] = PendingRequest(self.engine, request, self.settings.key_names)
         setattr(request, PENDING, pending)
-        if pending.key_lines():
+        if pending.may_have_key:
             pending.read_body()
         return pending
 

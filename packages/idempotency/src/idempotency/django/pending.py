@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from contextvars import Token
 from typing import Any, Final, Generic, TypeVar
@@ -15,11 +15,11 @@ from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.errors import IncompleteRequest, RequestTooLarge
 from idempotency._core.fingerprint import RequestView
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
-from idempotency._core.problem import handler_failed
 from idempotency._core.protocol import settle
 from idempotency._core.types import StorageKey
 from idempotency._http.keyed_request import KeyedRequest
 from idempotency._http.recorded_answer import AnswerEncoder
+from idempotency._http.refusal import first_run_failed
 from idempotency.engine.current_claim import Frame, active
 from idempotency.engine.run import Run
 from idempotency.engine_sync import SyncRun
@@ -30,7 +30,6 @@ PENDING: Final = "_idempotency_pending"
 """The attribute of an `HttpRequest` that holds its `PendingRequest`."""
 
 RUNS: Final = "idempotency.runs"  # of the middlewares for ASGI and WSGI
-_KEY: Final = "HTTP_IDEMPOTENCY_KEY"
 
 RunT = TypeVar("RunT", Run, SyncRun)
 
@@ -43,12 +42,13 @@ class PendingRequest(Generic[RunT]):
     `settlement` says.
     """
 
-    def __init__(self, engine: Any, request: HttpRequest) -> None:
+    def __init__(self, engine: Any, request: HttpRequest, key_names: Collection[bytes]) -> None:
         self.request = request
         self.engine = engine
         self.operation: KeyedRequest[RunT] = KeyedRequest(
             engine, self, method=request.method or "", path=request.get_full_path().partition("?")[0]
         )
+        self.key_names = key_names
         self.raised = False
         self.run: RunT | None = None
         self.replacement: Response | None = None
@@ -66,10 +66,15 @@ class PendingRequest(Generic[RunT]):
         runs: tuple[Frame, ...] = holder.get(RUNS, ())
         return any(frame.claim.key == key and not frame.over for frame in runs)
 
-    def key_lines(self) -> Sequence[bytes]:
-        """The Idempotency-Key field lines: none, or all in one, joined by a comma, which no key holds."""
-        value = self.request.META.get(_KEY)
+    def key_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*: none, or all in one, joined by a comma, which no key holds."""
+        value = self.request.META.get("HTTP_" + name.decode("ascii").upper().replace("-", "_"))
         return [] if value is None else [value.encode("latin-1", "replace")]
+
+    @property
+    def may_have_key(self) -> bool:
+        """Whether there is a header that may carry a key."""
+        return any(self.key_lines(name) for name in self.key_names)
 
     def read_body(self) -> None:
         """Have Django keep the body, before a form is parsed out of it."""
@@ -146,7 +151,7 @@ class PendingRequest(Generic[RunT]):
         if self.raised and status >= 500:
             if policy.on_exception == "release":
                 return None
-            return encode_response(handler_failed(policy.documentation_url)), "kept"
+            return encode_response(first_run_failed(policy)), "kept"
         if settle(status, policy=policy) == "release":
             return None
         if response.streaming:

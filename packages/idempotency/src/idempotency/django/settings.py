@@ -18,7 +18,7 @@ from idempotency.events import Hook
 
 __all__ = ["Settings", "by_user", "open_project_store"]
 
-_NAMES: Final = frozenset({"STORE", "PRINCIPAL", "POLICY", "HOOKS"})
+_NAMES: Final = frozenset({"STORE", "PRINCIPAL", "POLICY", "HOOKS", "KEY_HEADERS"})
 
 
 def by_user(request: HttpRequest) -> str:
@@ -46,12 +46,14 @@ class Settings:
         principal: Gives whose key it is.
         policy: What is promised, or a function that says so for a request; None leaves the request alone.
         hooks: Called with every event.
+        key_names: The headers that may carry a key, in lower case: those of the policy, and `KEY_HEADERS`.
     """
 
     store: Any
     principal: Callable[[HttpRequest], str]
     policy: Policy | Callable[[HttpRequest], Policy | None]
     hooks: Sequence[Hook]
+    key_names: frozenset[bytes]
 
     @classmethod
     def read(cls) -> Settings:
@@ -77,7 +79,17 @@ class Settings:
             raise ImproperlyConfigured('IDEMPOTENCY["PRINCIPAL"] must be a function of the request')
         if not isinstance(policy, Policy) and not callable(policy):
             raise ImproperlyConfigured('IDEMPOTENCY["POLICY"] must be a Policy, or a function of the request')
-        return cls(store=given["STORE"], principal=principal, policy=policy, hooks=hooks)
+        more = given.get("KEY_HEADERS", ())
+        if isinstance(more, str) or not all(isinstance(name, str) for name in more):
+            raise ImproperlyConfigured('IDEMPOTENCY["KEY_HEADERS"] must be a list of names of headers')
+        names = {*(policy if isinstance(policy, Policy) else Policy()).key_headers, *more}
+        return cls(
+            store=given["STORE"],
+            principal=principal,
+            policy=policy,
+            hooks=hooks,
+            key_names=frozenset(name.lower().encode("ascii") for name in names),
+        )
 
     def policy_for(self, request: HttpRequest) -> Policy | None:
         """What is promised to *request*; None where it is left alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -10,7 +10,7 @@ from idempotency._core.fingerprint import RequestView
 from idempotency._core.outcome import Headers, Response
 from idempotency._core.policy import Policy
 from idempotency._core.types import StorageKey
-from idempotency._http.keyed_request import KeyedRequest
+from idempotency._http.keyed_request import KeyedRequest, require_known_headers
 from idempotency.engine.current_claim import Frame
 from idempotency.engine_sync import SyncEngine, SyncRun
 from idempotency.wsgi.request import BodyReader, full_path, headers_of, key_lines
@@ -32,9 +32,13 @@ class RequestHandler(KeyedRequest[SyncRun]):
 
     Args:
         body: Reads the body, and keeps it for the application.
+        known: The headers that were looked for before the application ran, in lower case; None: it has not run yet.
     """
 
-    def __init__(self, engine: SyncEngine, environ: Environ, body: BodyReader) -> None:
+    def __init__(
+        self, engine: SyncEngine, environ: Environ, body: BodyReader, known: Collection[bytes] | None = None
+    ) -> None:
+        self._known = known
         self.engine = engine
         self.environ = environ
         self._body = body
@@ -43,6 +47,8 @@ class RequestHandler(KeyedRequest[SyncRun]):
 
     def claim(self, tenant: str | Callable[[], str], policy: Policy) -> SyncRun | Response | None:
         """The run to perform; or the answer to give in its place; or None: run without protection."""
+        if self._known is not None:
+            require_known_headers(policy, self._known)
         prepared = self.prepare(tenant, policy)
         if isinstance(prepared, Response):
             return prepared
@@ -53,9 +59,9 @@ class RequestHandler(KeyedRequest[SyncRun]):
         runs: tuple[Frame, ...] = self.environ.get(RUNS, ())
         return any(frame.claim.key == key and not frame.over for frame in runs)
 
-    def key_lines(self) -> Sequence[bytes]:
-        """The Idempotency-Key field lines."""
-        return key_lines(self.environ)
+    def key_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*."""
+        return key_lines(self.environ, name)
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
         """The whole request; its body is read here."""

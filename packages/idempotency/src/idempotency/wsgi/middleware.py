@@ -8,7 +8,7 @@ the engine, `ResponseRecorder` has the application's answer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -78,7 +78,7 @@ class IdempotencyMiddleware:
         policy = self._policy_of(environ)
         if policy is None or environ["REQUEST_METHOD"] not in policy.methods:
             return self.app(environ, start_response)
-        if not policy.required and not key_lines(environ):
+        if not policy.required and not any(key_lines(environ, name) for _, name in policy.key_fields):
             return self.app(environ, start_response)
         body = BodyReader(environ, timeout=policy.body_timeout, monotonic=self.engine.monotonic)
         handler = RequestHandler(self.engine, environ, body)
@@ -99,6 +99,8 @@ class LateClaim:
     Args:
         max_request_bytes: The longest body that is kept for a claim; the policy, known later, may allow less.
         body_timeout: Seconds for the body of a keyed request to arrive, looked at between two reads.
+        key_headers: The headers that may carry a key, of every policy: the body of such a request is kept. Looked at
+            for each request, so that it may still grow.
     Raises:
         TypeError: *store* or a hook is not of its kind.
     """
@@ -111,21 +113,24 @@ class LateClaim:
         hooks: Sequence[Hook] = (),
         max_request_bytes: int = 1_048_576,
         body_timeout: float = 30.0,
+        key_headers: Collection[str] = ("Idempotency-Key",),
     ) -> None:
         self.app = app
         self.engine = _engine(store, hooks)
         self.max_request_bytes = max_request_bytes
         self.body_timeout = body_timeout
+        self.key_headers = key_headers
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request (PEP 3333)."""
         body = BodyReader(environ, timeout=self.body_timeout, monotonic=self.engine.monotonic)
-        if key_lines(environ):
+        known = {name.lower().encode("ascii") for name in self.key_headers}
+        if any(key_lines(environ, name) for name in known):
             # Before a framework parses a form out of it. What it raises a claim will raise again; where none is made
             # the body is the application's affair.
             with suppress(IdempotencyError):
                 body.read(limit=self.max_request_bytes)
-        recorder = ResponseRecorder(RequestHandler(self.engine, environ, body), start_response)
+        recorder = ResponseRecorder(RequestHandler(self.engine, environ, body, known), start_response)
         environ[_PENDING] = recorder
         return recorder.run(self.app)
 

@@ -23,10 +23,10 @@ from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.errors import Answered
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
-from idempotency._core.problem import handler_failed
 from idempotency._core.protocol import settle
 from idempotency._core.types import Claim, key_id
 from idempotency._http.recorded_answer import AnswerEncoder
+from idempotency._http.refusal import first_run_failed
 from idempotency.engine.current_claim import Frame, active
 from idempotency.engine_sync import SyncRun
 from idempotency.events import FailedAfterRecord
@@ -313,7 +313,7 @@ class ResponseRecorder:
         """The application raised: free the key or record that it failed."""
         run, policy = self._take_run(), self._handler.policy
         if policy.on_exception == "keep":
-            run.keep(encode_response(handler_failed(policy.documentation_url)))
+            run.keep(encode_response(first_run_failed(policy)))
         else:
             run.release()
 

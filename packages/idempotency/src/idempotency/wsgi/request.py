@@ -20,7 +20,6 @@ from idempotency.wsgi.types import Environ
 
 __all__ = ["BodyReader", "by_environ", "full_path", "headers_of", "key_lines"]
 
-_KEY: Final = "HTTP_IDEMPOTENCY_KEY"
 _CHUNK: Final = 65_536  # bytes asked of the server at a time
 
 
@@ -53,13 +52,13 @@ def by_environ(name: str) -> Callable[[Environ], str]:
     return tenant
 
 
-def key_lines(environ: Environ) -> list[bytes]:
+def key_lines(environ: Environ, name: bytes) -> list[bytes]:
     """
-    The Idempotency-Key field lines: none or one.
+    The field lines of the header *name*, in lower case, which carries a key: none or one.
 
     A server joins repeated lines with a comma before WSGI sees them, and no single key holds one: they are refused.
     """
-    value = environ.get(_KEY)
+    value = environ.get("HTTP_" + name.decode("ascii").upper().replace("-", "_"))
     return [] if value is None else [value.encode("latin-1")]
 
 
