@@ -6,16 +6,21 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from predictor._features import features_of, labels_of
 from predictor._model_file import parse_model_text, read_model
-from predictor.cli.tables import Row, TableError, read_rows, writer
+from predictor._system import available_cpus
+from predictor.cli.progress import ending_cleanly, shown
+from predictor.cli.streaming import Source, Task, answer_pieces, counted_from
+from predictor.cli.tables import Piece, Row, TableError, read_pieces, read_rows, writer
 from predictor.drift import DriftMonitor
-from predictor.errors import ManifestError, SchemaError
+from predictor.errors import ManifestError
 from predictor.manifest import Label, RowPolicy
 from predictor.manifest_writer import write_manifest
 from predictor.model import Model
@@ -23,7 +28,7 @@ from predictor.model import Model
 __all__ = ["Command", "bench", "explain", "inspect", "manifest", "predict", "report", "verify"]
 
 Command = Callable[[argparse.Namespace], int]
-T = TypeVar("T")
+_TIMED_PIECES = 8  # of a large file `bench` takes the first rows
 
 
 def inspect(args: argparse.Namespace) -> int:
@@ -64,7 +69,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Predict every row of a file; the output keeps the order."""
+    """Predict every row of a file, which need not fit in memory; the output keeps the order."""
     model = _load(args)
     monitor = None
     if args.drift:
@@ -72,47 +77,68 @@ def predict(args: argparse.Namespace) -> int:
             raise ManifestError("drift is measured against a manifest; make one with 'predictor manifest'")
         monitor = DriftMonitor(model.manifest)
     names = _output_names(model, is_raw=args.raw)
-    number = 0
-    with writer(args.output, sys.stdout, names) as write:
-        for block in _progress(_blocks(model, args.rows), quiet=args.output is None):
-            with _rows_from(number):
-                if monitor is not None:
-                    monitor.observe(block)
-                answers = model.predict(block, raw=args.raw).reshape(len(block), -1)
-            number += len(block)
-            write([dict(zip(names, answer, strict=True)) for answer in answers.tolist()])
+    task = _Predict(names, args.raw, monitor)
+    _stream(args, model, task, dict.fromkeys(names, float), jobs=1 if monitor is not None else args.jobs)
     if monitor is not None:
         for drift in monitor.report():
             print(json.dumps(dataclasses.asdict(drift)), file=sys.stderr)
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Predict:
+    names: tuple[str, ...]
+    is_raw: bool
+    monitor: DriftMonitor | None  # counts in this process alone
+
+    def __call__(self, model: Model, rows: Any, first: int) -> list[Row]:
+        with counted_from(first):
+            if self.monitor is not None:
+                self.monitor.observe(rows)
+            answers = model.predict(rows, raw=self.is_raw).reshape(len(rows), -1)
+        return [dict(zip(self.names, answer, strict=True)) for answer in answers.tolist()]
+
+
 def explain(args: argparse.Namespace) -> int:
-    """Write the features that moved each row's raw scores most (SHAP)."""
-    model = _load(args)
-    labels = model.info.classes if model.info.n_classes > 1 else model.info.classes[1:]
-    outputs = labels or tuple(range(model.info.n_classes))
-    number = 0
-    with writer(args.output, sys.stdout, ("row", "output", "rank", "feature", "contribution")) as write:
-        for block in _progress(_blocks(model, args.rows), quiet=args.output is None):
-            with _rows_from(number):
-                explanation = model.explain(block)
-            write(
-                [
-                    {
-                        "row": number + row,
-                        "output": output,
-                        "rank": rank,
-                        "feature": share.feature,
-                        "contribution": share.value,
-                    }
-                    for row in range(len(block))
-                    for output in outputs
-                    for rank, share in enumerate(explanation.top(args.top, row=row, output=output), 1)
-                ]
-            )
-            number += len(block)
+    """Write the features that moved each row's raw scores most (SHAP); the file need not fit in memory."""
+    columns = {"row": int, "output": str, "rank": int, "feature": str, "contribution": float}
+    _stream(args, _load(args), _Explain(args.top), columns, jobs=args.jobs)
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Explain:
+    top: int
+
+    def __call__(self, model: Model, rows: Any, first: int) -> list[Row]:
+        with counted_from(first):
+            explanation = model.explain(rows)
+        labels = model.info.classes if model.info.n_classes > 1 else model.info.classes[1:]
+        return [
+            {
+                "row": first + row,
+                "output": output,
+                "rank": rank,
+                "feature": share.feature,
+                "contribution": share.value,
+            }
+            for row in range(len(rows))
+            for output in labels or range(model.info.n_classes)
+            for rank, share in enumerate(explanation.top(self.top, row=row, output=output), 1)
+        ]
+
+
+def _stream(
+    args: argparse.Namespace, model: Model, task: Task, columns: dict[str, type], *, jobs: int | None
+) -> None:
+    """Write what *task* makes of each piece of the file; a signal that ends the process leaves no half file."""
+    source = Source(args.model, args.manifest, args.sha256)
+    answered = answer_pieces(
+        source, model, task, read_pieces(args.rows), jobs=jobs if jobs is not None else available_cpus()
+    )
+    with ending_cleanly(), closing(answered), writer(args.output, sys.stdout, columns) as write:
+        for part in shown(answered, args.rows, is_quiet=args.output is None):
+            write(part.lines)
 
 
 def manifest(args: argparse.Namespace) -> int:
@@ -122,7 +148,7 @@ def manifest(args: argparse.Namespace) -> int:
     labels = labels_of(text, names=text.feature_names, categories=categories)
     # A column is read by what the model file or --categories says it is, before there is a manifest.
     features = features_of(text, integers=tuple(_listed(args.integers)), labels=labels)
-    rows = [row for block in _progress(read_rows(args.rows, features)) for row in block]
+    rows = [row for block in read_rows(args.rows, features) for row in block]
     expected = [row.pop(args.expected, None) for row in rows] if args.expected else None
     if expected is not None and None in expected:
         raise TableError(f"{args.rows.name} has no {args.expected!r} in row {expected.index(None)}")
@@ -173,7 +199,8 @@ def bench(args: argparse.Namespace) -> int:
     from predictor.cli.timing import time_model
 
     model = _load(args)
-    rows = [row for block in _blocks(model, args.rows) for row in block]
+    pieces = islice(read_pieces(args.rows), _TIMED_PIECES)
+    rows = [row for piece in pieces for row in _listed_rows(piece, model)]
     if not rows:
         raise TableError(f"{args.rows.name} has no rows")
     for line in time_model(model, rows, calls=args.calls):
@@ -188,13 +215,13 @@ def report(args: argparse.Namespace) -> int:
     model = _load(args)
     rows: list[Row] = []
     labels: list[Any] = []
-    for block in _progress(read_rows(args.rows, model.features)):
+    for block in read_rows(args.rows, model.features):
         for row in block:
             if args.label is not None:
                 if args.label not in row:
                     raise TableError(f"{args.rows.name} has no column {args.label!r}")
                 labels.append(row.pop(args.label))
-            rows.append(_known(row, model))
+            rows.append({name: row[name] for name in model.info.features if name in row})
     args.output.write_text(render_report(model, rows, labels if args.label is not None else None), "utf-8")
     _say(f"ok: {args.output}")
     return 0
@@ -204,26 +231,9 @@ def _load(args: argparse.Namespace) -> Model:
     return Model.load(args.model, manifest=args.manifest, sha256=args.sha256)
 
 
-def _blocks(model: Model, path: Path) -> Iterator[list[Row]]:
-    """Read rows, dropping columns such as ids and labels that are no features: a file often has more than the model."""
-    for block in read_rows(path, model.features):
-        yield [_known(row, model) for row in block]
-
-
-@contextmanager
-def _rows_from(first: int) -> Iterator[None]:
-    """Count the row of an error from the start of the file, not of its block."""
-    try:
-        yield
-    except SchemaError as error:
-        if error.row is None:
-            raise
-        raise error.at_row(first + error.row) from error
-
-
-def _known(row: Row, model: Model) -> Row:
-    names = model.info.features
-    return {name: row[name] for name in names if name in row}
+def _listed_rows(piece: Piece, model: Model) -> list[Row]:
+    rows = piece.rows(model.features, model.info.features)
+    return rows if isinstance(rows, list) else rows.to_pylist()
 
 
 def _output_names(model: Model, *, is_raw: bool) -> tuple[str, ...]:
@@ -238,25 +248,6 @@ def _output_names(model: Model, *, is_raw: bool) -> tuple[str, ...]:
 
 def _listed(text: str) -> Iterable[str]:
     return (item.strip() for item in text.split(",") if item.strip())
-
-
-def _progress(blocks: Iterator[list[Row]], *, quiet: bool = False) -> Iterator[list[Row]]:
-    """Show rows as they pass, on a terminal, where rich is installed (the `cli` extra)."""
-    if quiet or not sys.stderr.isatty():
-        yield from blocks
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    except ImportError:
-        yield from blocks
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=None)
-        for block in blocks:
-            yield block
-            progress.advance(task, len(block))
 
 
 def _say(line: str) -> None:

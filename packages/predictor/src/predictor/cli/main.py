@@ -1,4 +1,6 @@
-"""Arguments and exit codes: 0 done, 1 the model or a row was refused, 2 wrong usage or an unreadable file."""
+"""Arguments and exit codes: 0 done, 1 the model or a row was refused, 2 wrong usage or an unreadable file,
+130 interrupted, 143 ended by SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except PredictorError as error:
         return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -45,7 +49,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     print(f"predictor: {error}", file=sys.stderr)
     return status
 
@@ -59,11 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     _command(table, "verify", commands.verify)
     predict = _command(table, "predict", commands.predict, takes_rows=True)
     predict.add_argument("--raw", action="store_true", help="raw scores instead of the objective's outputs")
-    predict.add_argument("--drift", action="store_true", help="print drift counters to stderr at the end")
+    predict.add_argument(
+        "--drift", action="store_true", help="print drift counters to stderr at the end; on one processor"
+    )
     explain = _command(table, "explain", commands.explain, takes_rows=True)
     explain.add_argument("--top", type=_positive, default=5, metavar="K", help="features per row (default 5)")
     for command in (predict, explain):
-        command.add_argument("-o", "--output", type=Path, help=".csv or .jsonl; default CSV to stdout")
+        command.add_argument(
+            "-o", "--output", type=Path, help=".csv, .jsonl or .parquet; default CSV to stdout"
+        )
+        command.add_argument(
+            "--jobs", type=_positive, metavar="N", help="processes for a large file; default all processors"
+        )
 
     make = _command(table, "manifest", commands.manifest, takes_rows=True, is_described=False)
     make.add_argument("--name", required=True, help="what the model is for")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from predictor._refusals import AS_NUMBER
 from predictor.errors import PredictorError, SchemaError
 from predictor.manifest import Feature
 
-__all__ = ["BLOCK", "Row", "TableError", "read_rows", "writer"]
+__all__ = ["BLOCK", "Piece", "Row", "TableError", "Writer", "read_pieces", "read_rows", "writer"]
 
 BLOCK = 8_192  # rows at a time
 
@@ -23,6 +26,52 @@ Writer = Callable[[list[Row]], None]
 
 class TableError(PredictorError):
     """A file of rows cannot be read or written."""
+
+
+class Piece(Protocol):
+    """Some rows of a file, read but not yet understood; it may be pickled."""
+
+    @property
+    def first(self) -> int:
+        """The row of the file that its first one is."""
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+
+    @property
+    def read_bytes(self) -> int:
+        """How much of the file was read so far, roughly; 0 for a pipe."""
+
+    def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> Any:
+        """
+        Return the rows, each as a mapping, or all as an Arrow table.
+
+        Args:
+            features: By which the cells of CSV are read.
+            names: Leave out columns of other names, as ids and labels; a name may have spaces for underscores.
+
+        Raises:
+            TableError, SchemaError: A line is no row, or a cell is no number; its row is counted from the file's start.
+        """
+        ...
+
+
+def read_pieces(path: Path) -> Iterator[Piece]:
+    """
+    Yield the rows of *path* in pieces of at most `BLOCK`.
+
+    Raises:
+        TableError: Unknown suffix, unreadable file, or a line that is no row.
+    """
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise TableError(f"{path.name}: known are {', '.join(sorted(readers))}")
+    try:
+        yield from reader(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TableError(f"{path.name} cannot be read: {error}") from error
 
 
 def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row]]:
@@ -36,14 +85,13 @@ def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row
     Raises:
         TableError: Unknown suffix, unreadable file, or a line that is no row.
     """
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise TableError(f"{path.name}: known are {', '.join(sorted(readers))}")
-    try:
-        yield from reader(path, _Features(features))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path.name} cannot be read: {error}") from error
+    for piece in read_pieces(path):
+        rows = piece.rows(features)
+        yield rows if isinstance(rows, list) else rows.to_pylist()
+
+
+def _is_wanted(name: str, names: Collection[str] | None) -> bool:
+    return names is None or name in names or name.replace(" ", "_") in names
 
 
 class _Features(dict[str, Feature]):
@@ -56,25 +104,51 @@ class _Features(dict[str, Feature]):
         return super().get(name) or super().get(name.replace(" ", "_"), default)
 
 
-def _read_csv(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:
+@dataclass(frozen=True, slots=True)
+class _CsvPiece:
+    names: list[str]
+    cells: list[list[str]]
+    first: int
+    read_bytes: int
+
+    @property
+    def size(self) -> int:
+        return len(self.cells)
+
+    def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> list[Row]:
+        known = _Features(features)
+        columns = [
+            (index, name, known.get(name)) for index, name in enumerate(self.names) if _is_wanted(name, names)
+        ]
+        return [
+            {name: _cell(cells[index], name, feature, row) for index, name, feature in columns}
+            for row, cells in enumerate(self.cells, self.first)
+        ]
+
+
+def _read_csv(path: Path) -> Iterator[Piece]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         names = next(reader, [])
         if len(set(names)) != len(names):
             raise TableError(f"{path.name}: a column name is repeated")
-        block: list[Row] = []
-        for number, cells in enumerate(reader):
+        first, block = 0, list[list[str]]()
+        for cells in reader:
             if len(cells) != len(names):
                 raise TableError(
                     f"{path.name}: line {reader.line_num} has {len(cells)} of {len(names)} cells"
                 )
-            pairs = zip(names, cells, strict=True)
-            block.append({name: _cell(cell, name, features.get(name), number) for name, cell in pairs})
+            block.append(cells)
             if len(block) == BLOCK:
-                yield block
-                block = []
+                yield _CsvPiece(names, block, first, _position(file))
+                first, block = first + BLOCK, []
         if block:
-            yield block
+            yield _CsvPiece(names, block, first, _position(file))
+
+
+def _position(file: TextIOWrapper) -> int:
+    """Return how far *file* was read: it cannot be asked itself between two lines, and a pipe cannot at all."""
+    return file.buffer.tell() if file.buffer.seekable() else 0
 
 
 def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
@@ -118,24 +192,42 @@ def _label(text: str, feature: Feature) -> Any:
     )
 
 
-def _read_jsonl(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:  # noqa: ARG001
+@dataclass(frozen=True, slots=True)
+class _JsonPiece:
+    path: Path
+    lines: list[tuple[int, str]]  # each with its number in the file
+    first: int
+    read_bytes: int
+
+    @property
+    def size(self) -> int:
+        return len(self.lines)
+
+    def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> list[Row]:  # noqa: ARG002
+        return [self._row(number, line, names) for number, line in self.lines]
+
+    def _row(self, number: int, line: str, names: Collection[str] | None) -> Row:
+        try:
+            row = json.loads(line, object_pairs_hook=_unrepeated)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise TableError(f"{self.path.name}: line {number} is no JSON object")
+        return {name: cell for name, cell in row.items() if _is_wanted(name, names)}
+
+
+def _read_jsonl(path: Path) -> Iterator[Piece]:
     with path.open(encoding="utf-8") as file:
-        block: list[Row] = []
+        first, block = 0, list[tuple[int, str]]()
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line, object_pairs_hook=_unrepeated)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise TableError(f"{path.name}: line {number} is no JSON object")
-            block.append(row)
+            block.append((number, line))
             if len(block) == BLOCK:
-                yield block
-                block = []
+                yield _JsonPiece(path, block, first, _position(file))
+                first, block = first + BLOCK, []
         if block:
-            yield block
+            yield _JsonPiece(path, block, first, _position(file))
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> Row:
@@ -146,7 +238,33 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _read_parquet(path: Path, features: Mapping[str, Feature]) -> Iterator[list[Row]]:  # noqa: ARG001
+@dataclass(frozen=True, slots=True)
+class _ArrowPiece:
+    table: Any
+    first: int
+    read_bytes: int
+
+    @property
+    def size(self) -> int:
+        return len(self.table)
+
+    def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> Any:  # noqa: ARG002
+        return self.table.select([name for name in self.table.column_names if _is_wanted(name, names)])
+
+
+def _read_parquet(path: Path) -> Iterator[Piece]:
+    pa, parquet = _pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            first, size, total = 0, path.stat().st_size, max(1, file.metadata.num_rows)
+            for batch in file.iter_batches(BLOCK):
+                yield _ArrowPiece(pa.Table.from_batches([batch]), first, size * (first + len(batch)) // total)
+                first += len(batch)
+    except pa.ArrowException as error:
+        raise TableError(f"{path.name} cannot be read: {error}") from error
+
+
+def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -154,20 +272,15 @@ def _read_parquet(path: Path, features: Mapping[str, Feature]) -> Iterator[list[
         raise TableError(
             "Parquet needs the 'parquet' extra: pip install 'lightgbm-predictor[parquet]'"
         ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(BLOCK):
-                yield batch.to_pylist()
-    except pa.ArrowException as error:
-        raise TableError(f"{path.name} cannot be read: {error}") from error
+    return pa, parquet
 
 
 @contextmanager
-def writer(path: Path | None, out: IO[str], columns: Sequence[str]) -> Iterator[Writer]:
+def writer(path: Path | None, out: IO[str], columns: Mapping[str, type]) -> Iterator[Writer]:
     """
-    Open *path* for rows of *columns*, as CSV or JSON lines by its suffix; None writes CSV to *out*.
+    Open *path* for rows of *columns*, as CSV, JSON lines or Parquet by its suffix; None writes CSV to *out*.
 
-    The file appears when everything was written; after an error there is no half of it.
+    The file appears when everything was written; before that it has another name, and after an error that is gone too.
 
     Raises:
         TableError: Another suffix, or the file cannot be written.
@@ -175,15 +288,17 @@ def writer(path: Path | None, out: IO[str], columns: Sequence[str]) -> Iterator[
     if path is None:
         yield _csv_writer(out, columns)
         return
-    if path.suffix.lower() not in (".csv", ".jsonl", ".ndjson"):
-        raise TableError(f"{path.name}: output is .csv or .jsonl")
-    unfinished = path.with_name(f"{path.name}.part")
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".jsonl", ".ndjson", ".parquet"):
+        raise TableError(f"{path.name}: output is .csv, .jsonl or .parquet")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                yield _csv_writer(file, columns)
-            else:
-                yield lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if suffix == ".parquet":
+            with _parquet_writer(unfinished, columns) as write:
+                yield write
+        else:
+            with unfinished.open("w", encoding="utf-8", newline="") as file:
+                yield _csv_writer(file, columns) if suffix == ".csv" else _json_writer(file)
         unfinished.replace(path)
     except OSError as error:  # of this file: a pipe on stdout is the caller's to close
         raise TableError(f"{path.name} cannot be written: {error}") from error
@@ -191,7 +306,25 @@ def writer(path: Path | None, out: IO[str], columns: Sequence[str]) -> Iterator[
         unfinished.unlink(missing_ok=True)
 
 
-def _csv_writer(file: IO[str], columns: Sequence[str]) -> Writer:
-    table = csv.DictWriter(file, columns, lineterminator="\n")
+def _csv_writer(file: IO[str], columns: Mapping[str, type]) -> Writer:
+    table = csv.DictWriter(file, list(columns), lineterminator="\n")
     table.writeheader()
     return table.writerows
+
+
+def _json_writer(file: IO[str]) -> Writer:
+    return lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Writer]:
+    pa, parquet = _pyarrow()
+    types = {float: pa.float64(), int: pa.int64(), str: pa.string()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    with parquet.ParquetWriter(path, schema) as file:
+
+        def write(rows: list[Row]) -> None:
+            cells = {name: [kind(row[name]) for row in rows] for name, kind in columns.items()}
+            file.write_table(pa.table(cells, schema))
+
+        yield write
