@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from idempotency._core.annotations import Plan, json_misfit, plan, show
 from idempotency._core.json import require_exact
+from idempotency._extras import missing
 
 __all__ = ["JSON", "Codec", "DataclassCodec", "PydanticCodec"]
 
@@ -136,7 +137,10 @@ class PydanticCodec:
 
     def bind(self, returns: Any) -> PydanticCodec:
         """See `Codec.bind`."""
-        from pydantic import PydanticUndefinedAnnotation, PydanticUserError
+        try:
+            from pydantic import PydanticUndefinedAnnotation, PydanticUserError
+        except ModuleNotFoundError as error:
+            raise missing("pydantic", "PydanticCodec", error) from error
 
         from idempotency._pydantic_plan import pydantic_plan
 

@@ -34,6 +34,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from functools import partial, wraps
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
 
+from idempotency._extras import missing
+
+try:
+    import fastapi  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("fastapi", "idempotency.fastapi", error) from error
+
 import anyio.from_thread
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.routing import APIRoute

@@ -31,6 +31,13 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, overload
 
+from idempotency._extras import missing
+
+try:
+    import flask  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("flask", "idempotency.flask", error) from error
+
 from flask import Flask, Response, current_app, request
 
 from idempotency._core.callables import is_plain

@@ -14,6 +14,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
 
 from idempotency import errors
+from idempotency._extras import missing
 from idempotency.events import (
     Claimed,
     ClaimLost,
@@ -111,10 +112,8 @@ class PrometheusHook:
     ) -> None:
         try:
             from prometheus_client import REGISTRY, Counter, Histogram
-        except ImportError as error:
-            raise ImportError(
-                "PrometheusHook needs prometheus-client: install asgi-idempotency[prometheus]"
-            ) from error
+        except ModuleNotFoundError as error:
+            raise missing("prometheus", "PrometheusHook", error) from error
         self._label = label
         always = ("operation",) if label is not None else ()
 
@@ -213,10 +212,8 @@ class OpenTelemetryHook:
         try:
             from opentelemetry import trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError as error:
-            raise ImportError(
-                "OpenTelemetryHook needs opentelemetry-api: install asgi-idempotency[otel]"
-            ) from error
+        except ModuleNotFoundError as error:
+            raise missing("otel", "OpenTelemetryHook", error) from error
         self._current_span = trace.get_current_span
         self._propagator = TraceContextTextMapPropagator()
 

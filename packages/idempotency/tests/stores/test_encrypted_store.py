@@ -474,4 +474,4 @@ def test_without_cryptography_the_import_error_names_the_extra() -> None:
     )
 
     assert run.returncode == 1
-    assert "install asgi-idempotency[encryption]" in run.stderr
+    assert "pip install 'asgi-idempotency[encryption]'" in run.stderr

@@ -18,7 +18,13 @@ from math import inf
 from typing import Any
 from weakref import ref
 
-import aiohttp
+from idempotency._extras import missing
+
+try:
+    import aiohttp
+except ModuleNotFoundError as error:
+    raise missing("aiohttp", "idempotency_middleware", error) from error
+
 from aiohttp.base_protocol import BaseProtocol
 
 from idempotency.client.attempts import Attempts

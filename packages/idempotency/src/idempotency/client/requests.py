@@ -18,7 +18,13 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from weakref import finalize
 
-import requests
+from idempotency._extras import missing
+
+try:
+    import requests
+except ModuleNotFoundError as error:
+    raise missing("requests", "IdempotencyAdapter", error) from error
+
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3.util import Timeout as Urllib3Timeout

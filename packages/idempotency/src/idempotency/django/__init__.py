@@ -13,6 +13,13 @@ docs/django.md lists every setting. The mixin is `idempotency.django.rest_framew
 
 from __future__ import annotations
 
+from idempotency._extras import missing
+
+try:
+    import django  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("django", "idempotency.django", error) from error
+
 from idempotency.django.middleware import IdempotencyMiddleware
 from idempotency.django.settings import by_user
 from idempotency.django.views import protect

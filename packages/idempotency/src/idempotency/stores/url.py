@@ -26,6 +26,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import unquote
 
+from idempotency._extras import missing
 from idempotency.store import ManagedStore, SyncManagedStore
 from idempotency.stores.store_url import StoreURL, parse_store_url, read_options, refuse
 
@@ -74,7 +75,7 @@ def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        raise ImportError(f"a {parts.scheme}: store needs asgi-idempotency[{_EXTRAS[error.name]}]") from error
+        raise missing(_EXTRAS[error.name], f"a {parts.scheme}: store", error) from error
 
 
 _EXTRAS = {

@@ -1,18 +1,23 @@
 """
 Tools for tests of idempotent code and of stores: shipped, so that a store of your own passes what ours pass.
 
-Needs the extra `testing` (pytest and Hypothesis).
+`StoreContract` needs the extra `testing` (pytest and Hypothesis); the others need nothing.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from idempotency._extras import missing
 from idempotency.testing._assert import Checked, assert_idempotent
 from idempotency.testing._clock import Clock, FakeClock, RealClock
-from idempotency.testing._contract import StoreContract
 from idempotency.testing._faults import Fault
 from idempotency.testing._faulty_store import FaultyStore
 from idempotency.testing._subject import OpenStore
 from idempotency.testing._sync_faulty_store import SyncFaultyStore
+
+if TYPE_CHECKING:
+    from idempotency.testing._contract import StoreContract
 
 __all__ = [
     "Checked",
@@ -26,3 +31,14 @@ __all__ = [
     "SyncFaultyStore",
     "assert_idempotent",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported where it is used: tests of an application need neither Hypothesis nor pytest.
+    if name != "StoreContract":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from idempotency.testing._contract import StoreContract
+    except ModuleNotFoundError as error:
+        raise missing("testing", "StoreContract", error) from error
+    return StoreContract

@@ -12,6 +12,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from idempotency._extras import missing
+
+try:
+    import django  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("django", "SyncDjangoStore", error) from error
+
 from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page

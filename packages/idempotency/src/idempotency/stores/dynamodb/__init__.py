@@ -11,6 +11,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from idempotency._extras import missing
+
+try:
+    import boto3  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("dynamodb", "DynamoDBStore", error) from error
+
 from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page

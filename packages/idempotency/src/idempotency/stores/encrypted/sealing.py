@@ -21,13 +21,14 @@ from typing import Any, Final
 
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Record, Reply, StorageKey
+from idempotency._extras import missing
 from idempotency.store import Store, SyncStore
 
 try:
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-except ImportError as error:
-    raise ImportError("encryption needs cryptography: install asgi-idempotency[encryption]") from error
+except ModuleNotFoundError as error:
+    raise missing("encryption", "EncryptedStore", error) from error
 
 __all__ = ["KeyRing", "MissingSealingKey", "SealingStore", "fingerprint_of"]
 

@@ -8,6 +8,14 @@ is one statement and one round trip, holds no session state, and works behind a 
 
 from __future__ import annotations
 
+from idempotency._extras import missing
+
+try:
+    import psycopg  # noqa: F401
+    import psycopg_pool  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("postgres", "PostgresStore", error) from error
+
 from idempotency.stores._sql.postgresql import Statements
 from idempotency.stores.postgres.async_store import PostgresStore
 from idempotency.stores.postgres.sync_store import SyncPostgresStore

@@ -15,7 +15,14 @@ import contextlib
 from collections.abc import Hashable
 from typing import Any
 
-import redis
+from idempotency._extras import missing
+
+try:
+    import hiredis  # noqa: F401
+    import redis
+except ModuleNotFoundError as error:
+    raise missing("redis", "RedisStore", error) from error
+
 import redis.asyncio
 from redis import exceptions as failures
 from redis.asyncio.retry import Retry

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from idempotency._core.errors import StoreUnavailable
+from idempotency._extras import missing
 from idempotency.stores._sql.callers import commits_each, of_a_driver
 from idempotency.stores._sql.records import is_transient, records_for, to_store_error
 from idempotency.stores._sql.statement import render
@@ -16,8 +17,8 @@ try:
     from sqlalchemy.engine import Connection
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.exc import TimeoutError as PoolTimeout
-except ImportError as error:
-    raise ImportError("this store needs SQLAlchemy: install asgi-idempotency[sqlalchemy]") from error
+except ModuleNotFoundError as error:
+    raise missing("sqlalchemy", "SQLAlchemyStore", error) from error
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect

@@ -1,0 +1,19 @@
+"""What to say where a library is missing that only an extra installs."""
+
+from __future__ import annotations
+
+__all__ = ["missing"]
+
+
+def missing(extra: str, what: str, error: ImportError) -> ImportError:
+    """
+    The error for *what*, such as `RedisStore`, whose library could not be imported.
+
+    >>> str(missing("redis", "RedisStore", ModuleNotFoundError(name="redis")))
+    "RedisStore needs redis, which is not installed: pip install 'asgi-idempotency[redis]'"
+    """
+    name = error.name or str(error)
+    return ModuleNotFoundError(
+        f"{what} needs {name}, which is not installed: pip install 'asgi-idempotency[{extra}]'",
+        name=error.name,
+    )

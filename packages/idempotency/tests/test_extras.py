@@ -1,0 +1,122 @@
+"""What is optional is missed only where it is used, and then the error says what to install."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import idempotency
+
+SOURCE = Path(idempotency.__file__).parent
+
+
+class Optional(NamedTuple):
+    extra: str
+    libraries: tuple[str, ...]
+    use: str
+
+
+OPTIONAL = [
+    Optional("redis", ("redis", "hiredis"), "import idempotency.stores.redis"),
+    Optional("redis", ("redis", "hiredis"), "from idempotency.stores.url import *; open_store('redis://localhost')"),
+    Optional("postgres", ("psycopg", "psycopg_pool"), "import idempotency.stores.postgres"),
+    Optional("postgres", ("psycopg",), "from idempotency.stores.url import *; open_store('postgresql://localhost/app')"),
+    Optional("sqlalchemy", ("sqlalchemy",), "import idempotency.stores.sqlalchemy"),
+    Optional("sqlalchemy", ("sqlalchemy",), "from idempotency.stores.url import *; open_store('mysql://localhost/app')"),
+    Optional("django", ("django",), "import idempotency.stores.django"),
+    Optional("django", ("django", "asgiref"), "import idempotency.django"),
+    Optional("dynamodb", ("boto3", "botocore"), "import idempotency.stores.dynamodb"),
+    Optional("dynamodb", ("boto3",), "from idempotency.stores.url import *; open_store('dynamodb://table')"),
+    Optional("fastapi", ("fastapi", "starlette", "anyio"), "import idempotency.fastapi"),
+    Optional("flask", ("flask",), "import idempotency.flask"),
+    Optional("requests", ("requests", "urllib3"), "import idempotency.client.requests"),
+    Optional("aiohttp", ("aiohttp",), "import idempotency.client.aiohttp"),
+    Optional("encryption", ("cryptography",), "import idempotency.stores.encrypted"),
+    Optional("pydantic", ("pydantic",), "from idempotency.codecs import *; PydanticCodec().bind(int)"),
+    Optional("prometheus", ("prometheus_client",), "from idempotency.hooks import *; PrometheusHook()"),
+    Optional("otel", ("opentelemetry",), "from idempotency.hooks import *; OpenTelemetryHook()"),
+    Optional("testing", ("hypothesis", "pytest"), "from idempotency.testing import StoreContract"),
+]  # fmt: skip
+
+NEEDED_NOWHERE = {
+    "httpx": "the clients find it in the request that it makes",
+    "httpx2": "as httpx",
+    "msgspec": "used where it is there, for speed alone",
+    "trio": "asked for only where it runs",
+    "sniffio": "as trio",
+    "aiosqlite": "imported for its types alone",
+    "asyncpg": "as aiosqlite",
+    "_typeshed": "as aiosqlite",
+    "annotationlib": "of the standard library from Python 3.14 on",
+    "litestar": "asked for only in an application that runs under it",
+    "quart": "as litestar",
+    "werkzeug": "as litestar",
+    "rest_framework": "whoever imports idempotency.django.rest_framework has it",
+}
+
+
+def run(program: str, without: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in without)
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; {blocked}{program}"], check=False, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("optional", OPTIONAL, ids=lambda one: f"{one.extra}: {one.use}")
+def test_a_missing_library_names_the_extra_that_brings_it(optional: Optional) -> None:
+    done = run(optional.use, optional.libraries)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert f"pip install 'asgi-idempotency[{optional.extra}]'" in last
+    assert any(name in last for name in optional.libraries), "it says which library it missed"
+
+
+def test_every_extra_and_every_optional_import_is_walked() -> None:
+    extras = set(metadata("asgi-idempotency").get_all("Provides-Extra") or ())
+    assert extras - {"all"} == {one.extra for one in OPTIONAL} | {"client", "msgspec"}
+    ours = set(sys.stdlib_module_names) | {"idempotency"}
+    imported = {
+        name
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _roots(node)
+    } - ours
+    walked = {library for one in OPTIONAL for library in one.libraries} | set(NEEDED_NOWHERE)
+    assert imported <= walked, "an optional import whose absence nobody has tried"
+
+
+def _roots(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+        return {node.module.partition(".")[0]}
+    return set()
+
+
+def test_the_package_and_its_test_tools_need_nothing_else() -> None:
+    third_party = tuple({library for one in OPTIONAL for library in one.libraries} | set(NEEDED_NOWHERE))
+    program = (
+        "import asyncio\n"
+        "import idempotency.client, idempotency.wsgi, idempotency.openapi, idempotency.hooks, idempotency.aws\n"
+        "from idempotency import IdempotencyMiddleware, one_tenant\n"
+        "from idempotency.stores.memory import MemoryStore\n"
+        "from idempotency.testing import assert_idempotent\n"
+        "runs = []\n"
+        "async def app(scope, receive, send):\n"
+        "    runs.append(1)\n"
+        "    await send({'type': 'http.response.start', 'status': 201, 'headers': []})\n"
+        "    await send({'type': 'http.response.body', 'body': b'done'})\n"
+        "guarded = IdempotencyMiddleware(app, store=MemoryStore(), tenant=one_tenant())\n"
+        "print(asyncio.run(assert_idempotent(guarded, 'POST', '/', effects=lambda: len(runs))).twins)\n"
+    )
+    blocked = f"for name in {third_party!r}: sys.modules[name] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{blocked}{program}"], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
