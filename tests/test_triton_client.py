@@ -1,16 +1,19 @@
-"""The Open Inference Protocol with a client that others wrote: tritonclient, over HTTP, with JSON tensors."""
+"""The Open Inference Protocol with a client that others wrote: tritonclient, over HTTP, in JSON and in bytes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
+import pandas as pd
 import pytest
 
 from ml_api.serving.registry import BUNDLED_MODEL
-from predictor import Model
+from predictor import Model, save
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tritonclient is built for Linux alone")
 
@@ -48,5 +51,53 @@ def test_tritonclient_reads_metadata_infers_and_gets_errors_that_it_understands(
         narrow.set_data_from_numpy(np.zeros((1, 2)), binary_data=False)
         with pytest.raises(InferenceServerException, match="11 features"):
             client.infer("btc-eth", [narrow], outputs=[wanted], headers={"X-API-Key": key})
+    finally:
+        client.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tritonclient_sends_and_gets_bytes_as_it_does_by_default(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    from tritonclient import http
+
+    sizes, colours = np.arange(6.0), np.array(list("rgbrgb"), object)
+    flowers = pd.DataFrame({"size": sizes, "colour": pd.Categorical(colours)})
+    estimator = lightgbm.LGBMClassifier(n_estimators=3, min_child_samples=1, verbose=-1)
+    estimator.fit(flowers, ["no", "no", "yes", "yes", "no", "yes"])
+    save(estimator, tmp_path / "flowers.txt", sample=flowers, name="flowers", version="3")
+    service = serve(ML_SERVICE_MODELS_DIR=str(tmp_path))
+    key = {"X-API-Key": dict(service.client.headers)["x-api-key"]}
+    client = http.InferenceServerClient(f"127.0.0.1:{service.port}")
+
+    def tensor(name: str, values: Any, datatype: str) -> Any:
+        made = http.InferInput(name, list(values.shape), datatype)
+        return made.set_data_from_numpy(values)
+
+    try:
+        index = client.get_model_repository_index(headers=key)
+        assert [(model["name"], model["version"]) for model in index] == [("btc-eth", "1.0.0"), ("flowers", "3")]
+        assert client.get_model_config("flowers", headers=key)["input"][1]["data_type"] == "TYPE_STRING"
+        assert client.get_model_metadata("flowers", headers=key)["classes"] == ["no", "yes"]
+
+        rows = np.array([ROW, ROW[::-1]])
+        answer = client.infer("btc-eth", [tensor("rows", rows, "FP64")], headers=key)
+        assert np.array_equal(answer.as_numpy("predict"), Model.load(BUNDLED_MODEL).predict(rows))
+
+        inputs = [tensor("size", sizes, "FP64"), tensor("colour", colours, "BYTES")]
+        wanted = [http.InferRequestedOutput(name) for name in ("label", "probabilities", "contributions")]
+        answer = client.infer(
+            "flowers", inputs, outputs=wanted, headers=key, parameters={"staged": "1,2"}, request_id="1"
+        )
+        assert answer.as_numpy("label").tolist() == [label.encode() for label in estimator.predict(flowers)]
+        assert np.array_equal(answer.as_numpy("probabilities"), estimator.predict_proba(flowers))
+        assert answer.as_numpy("contributions").shape == (6, 2)
+        staged = [estimator.predict_proba(flowers, num_iteration=count)[:, 1] for count in (1, 2)]
+        assert np.array_equal(answer.as_numpy("staged"), staged)
+        best = http.InferRequestedOutput("predict", class_count=1)
+        answer = client.infer("flowers", inputs, outputs=[best], headers=key)
+        assert [text.decode().rpartition(":")[2] for text in answer.as_numpy("predict")[:, 0]] == (
+            estimator.predict(flowers).tolist()
+        )
     finally:
         client.close()

@@ -40,6 +40,7 @@ from ml_api.http.rate_limit import RateLimit, TokenBuckets
 from ml_api.http.refusals import EVENTS, ConnectionEvents
 from ml_api.http.security_headers import SecurityHeaders
 from ml_api.inference.errors import InferenceErrors
+from ml_api.inference.requests import HEADER_LENGTH
 from ml_api.inference.routes import inference_routes
 from ml_api.observability.endpoint import metrics_endpoint
 from ml_api.observability.metrics import Metrics
@@ -209,7 +210,8 @@ def prediction_policy(settings: Settings) -> Policy:
 
 def inference_policy(settings: Settings) -> Policy:
     """The same for the Open Inference Protocol, where a request is its tensors: all of it counts but its `id`."""
-    return replace(prediction_policy(settings), fingerprint=json_fingerprint(ignoring="id"))
+    fingerprint = json_fingerprint(ignoring="id", length_header=HEADER_LENGTH)
+    return replace(prediction_policy(settings), fingerprint=fingerprint)
 
 
 def document_of(settings: Settings) -> dict[str, Any]:

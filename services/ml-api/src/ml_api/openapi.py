@@ -17,7 +17,8 @@ from idempotency import Policy
 from idempotency.openapi import add_idempotency
 from ml_api.demo import example_request
 from ml_api.http.problems import MEDIA_TYPE, TYPE_PREFIX
-from ml_api.inference.tensors import InferRequest, InferResponse
+from ml_api.inference.outputs import InferResponse
+from ml_api.inference.requests import InferRequest
 from ml_api.observability.telemetry import REQUEST_ID_HEADER
 from ml_api.predict.answer import PredictResponse
 from ml_api.predict.contract import ErrorItem, PredictRequest

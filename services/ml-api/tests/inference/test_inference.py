@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import lightgbm
 import numpy as np
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -20,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from idempotency.stores.memory import MemoryStore
 from ml_api.http.problems import problem_response
 from ml_api.inference.errors import InferenceErrors
+from ml_api.inference.routes import EXTENSIONS
 from ml_api.serving.registry import (
     BUNDLED_MODEL,
     ModelRegistry,
@@ -31,7 +31,7 @@ from ml_api.settings import Settings
 from ml_api.stores.backend import Backend
 from ml_api.trading.indicators import FEATURES
 from ml_api.trading.types import CLASSES
-from predictor import Manifest, Model, manifest_path, write_manifest
+from predictor import Manifest, Model, manifest_path
 
 pytestmark = pytest.mark.anyio
 
@@ -48,28 +48,6 @@ def tensor(data: list[Any], shape: list[int], name: str = "rows", datatype: str 
 
 def request(*inputs: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"inputs": list(inputs)} | more).encode()
-
-
-@pytest.fixture(scope="module")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A regression model with a category feature that may be missing: nothing of trading about it."""
-    directory = tmp_path_factory.mktemp("models")
-    random = np.random.default_rng(7)
-    rows = np.column_stack([random.normal(size=400), random.integers(0, 3, 400)])
-    truth = rows[:, 0] + 2 * (rows[:, 1] == 1)
-    data = lightgbm.Dataset(rows, truth, feature_name=["size", "colour"], categorical_feature=["colour"])
-    booster = lightgbm.train({"objective": "regression", "num_leaves": 7, "verbose": -1}, data, 20)
-    booster.save_model(directory / "houses.txt")
-    samples = [{"size": float(size), "colour": "rgb"[int(colour)]} for size, colour in rows]
-    write_manifest(
-        directory / "houses.txt",
-        samples,
-        name="houses",
-        version="2.1",
-        categories={"colour": ["r", "g", "b"]},
-        nullable=["size"],
-    )
-    return directory
 
 
 async def test_a_matrix_gets_exactly_the_models_numbers(service: Service, headers: Headers) -> None:
@@ -178,7 +156,7 @@ async def test_a_batch_over_the_handlers_time_is_cut_off_and_its_key_is_free_aga
     done = threading.Event()
     body = request(tensor(np.tile(ROW, (400, 1)).ravel().tolist(), [400, 11]))
 
-    def stuck(*_: object) -> None:
+    def stuck(*_: object, **__: object) -> None:
         done.wait(30)
 
     store = MemoryStore()
@@ -274,21 +252,29 @@ async def test_metadata_tell_what_to_send_and_what_comes_back(
         "name": "houses",
         "versions": ["2.1"],
         "platform": "lightgbm",
-        "inputs": [{"name": "rows", "datatype": "FP64", "shape": [-1, 2]}],
-        "outputs": [{"name": "predict", "datatype": "FP64", "shape": [-1]}],
-        "parameters": {"features": "size,colour", "classes": ""},
+        "inputs": [
+            {"name": "size", "datatype": "FP64", "shape": [-1]},
+            {"name": "colour", "datatype": "BYTES", "shape": [-1]},
+        ],
+        "outputs": [
+            {"name": "predict", "datatype": "FP64", "shape": [-1]},
+            {"name": "contributions", "datatype": "FP64", "shape": [-1, 2]},
+            {"name": "bias", "datatype": "FP64", "shape": [-1]},
+        ],
+        "features": [
+            {"name": "size", "datatype": "FP64", "nullable": True},
+            {"name": "colour", "datatype": "BYTES", "nullable": False, "categories": ["r", "g", "b"]},
+        ],
+        "classes": [],
+        "parameters": {"features": "size,colour", "classes": "", "objective": "regression"},
     }
-    assert trading.json()["outputs"] == [{"name": "predict", "datatype": "FP64", "shape": [-1, 3]}]
-
-
-async def test_the_binary_extension_is_refused_by_name(service: Service, headers: Headers) -> None:
-    async with service() as client:
-        answer = await client.post(
-            INFER, content=b"{}", headers=headers() | {"Inference-Header-Content-Length": "2"}
-        )
-    assert answer.status_code == 415
-    assert answer.json()["type"].endswith("binary-tensors")
-    assert "JSON" in answer.json()["error"]
+    assert trading.json()["inputs"] == [{"name": "rows", "datatype": "FP64", "shape": [-1, 11]}]
+    assert trading.json()["classes"] == ["SELL", "HOLD", "BUY"]
+    assert trading.json()["outputs"][:3] == [
+        {"name": "predict", "datatype": "FP64", "shape": [-1, 3]},
+        {"name": "probabilities", "datatype": "FP64", "shape": [-1, 3]},
+        {"name": "label", "datatype": "BYTES", "shape": [-1]},
+    ]
 
 
 async def test_an_unknown_model_or_version_is_404_with_the_names_there_are(
@@ -314,7 +300,7 @@ async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> 
         opened = [await client.get(path) for path in ("/v2", "/v2/health/live", "/v2/health/ready")]
     assert {answer.status_code for answer in [*closed, infer]} == {401}
     assert {answer.status_code for answer in opened} == {200}
-    assert opened[0].json() == {"name": "ml-api", "version": version("ml-api"), "extensions": []}
+    assert opened[0].json() == {"name": "ml-api", "version": version("ml-api"), "extensions": EXTENSIONS}
 
 
 async def test_whoever_refuses_says_so_in_the_protocols_own_member(

@@ -18,7 +18,9 @@ __all__ = ["json_fingerprint"]
 _MAX_BYTES = 65_536
 
 
-def json_fingerprint(*, ignoring: str | None = None) -> Callable[[RequestView], Fingerprint]:
+def json_fingerprint(
+    *, ignoring: str | None = None, length_header: str | None = None
+) -> Callable[[RequestView], Fingerprint]:
     """
     A fingerprint of the JSON value: white space, the order of members and escapes in strings do not count.
 
@@ -27,22 +29,29 @@ def json_fingerprint(*, ignoring: str | None = None) -> Callable[[RequestView], 
 
     Args:
         ignoring: A member of the top-level object that does not count.
+        length_header: A header that says how many bytes of the body are JSON; what follows counts byte for byte.
 
     The function raises ValueError for a body that is not JSON; the idempotency engine then takes the exact bytes, and
     the route refuses the body.
     """
 
     def fingerprint(view: RequestView) -> Fingerprint:
-        if len(view.body) > _MAX_BYTES:
+        length = view.header(length_header.encode()) if length_header is not None else b""
+        if not length.isdigit():
+            size, behind = len(view.body), b""
+        else:
+            size = int(length[:10])
+            behind = b"%d bytes and " % (len(view.body) - size) + view.body[size:]
+        if size > _MAX_BYTES:
             return exact_bytes(view)
         try:
-            value = _decode(view.body)
+            value = _decode(view.body[:size])
             if ignoring is not None and isinstance(value, dict):
                 value.pop(ignoring, None)
             canonical = _encode(value)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise ValueError("not JSON") from error
-        return exact_bytes(view._replace(body=canonical))
+        return exact_bytes(view._replace(body=behind + canonical))
 
     return fingerprint
 

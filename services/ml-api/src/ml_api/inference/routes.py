@@ -1,13 +1,12 @@
-"""The routes of the Open Inference Protocol: health, metadata, and `infer` under the same promise as /predict."""
+"""The routes of the Open Inference Protocol: health, metadata, and `infer` and `explain` under /predict's promise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
 from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -16,15 +15,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ml_api.http.auth import Guard, GuardedRoute
-from ml_api.http.endpoints import require_json
-from ml_api.http.problems import Problem
-from ml_api.inference.tensors import encode_inference, model_metadata, parse_inference, rows_of
+from ml_api.http.endpoints import Endpoint, require_json
+from ml_api.inference.metadata import model_config, model_metadata, repository_index
+from ml_api.inference.outputs import answer_inference, is_costly
+from ml_api.inference.requests import HEADER_LENGTH, InferRequest, InputTensor, OutputName, parse_inference
+from ml_api.inference.rows import rows_of, unfit_row
 from ml_api.observability.metrics import Metrics
 from predictor import Model, ModelSlot, SchemaError
 
-__all__ = ["inference_routes"]
+__all__ = ["EXTENSIONS", "inference_routes"]
+
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
+"""The extensions of the protocol that are spoken here, by Triton's names."""
 
 _INLINE_BYTES = 16_384  # a larger body is read and answered in a thread: the event loop must not stand for it
+
+Asked: TypeAlias = tuple[InferRequest, list[InputTensor]]
 
 
 def inference_routes(
@@ -39,42 +45,58 @@ def inference_routes(
     """
 
     async def server(_: Request) -> Response:
-        return JSONResponse({"name": "ml-api", "version": version("ml-api"), "extensions": []})
+        return JSONResponse({"name": "ml-api", "version": version("ml-api"), "extensions": EXTENSIONS})
 
     async def healthy(_: Request) -> Response:
         return Response()
+
+    async def index(_: Request) -> Response:
+        return JSONResponse(repository_index(models))
 
     async def metadata(request: Request) -> Response:
         name, slot = _asked(request)
         return JSONResponse(model_metadata(name, slot.current))
 
+    async def config(request: Request) -> Response:
+        name, slot = _asked(request)
+        return JSONResponse(model_config(name, slot.current))
+
     async def ready(request: Request) -> Response:
         _asked(request)
         return Response()
 
-    async def infer(request: Request) -> Response:
-        name, slot = _asked(request)
-        require_json(request)
-        if "inference-header-content-length" in request.headers:
-            raise Problem(
-                415, "binary-tensors", "Send the tensors as JSON: this service speaks no binary extension"
-            )
-        body, model = await request.body(), slot.current
-        if len(body) <= _INLINE_BYTES:
-            answer = answered(name, model, body)
-        else:
-            answer = await to_thread.run_sync(answered, name, model, body, abandon_on_cancel=True)
-        return Response(answer, media_type="application/json")
+    def answers(*default: OutputName) -> Endpoint:
+        async def infer(request: Request) -> Response:
+            name, slot = _asked(request)
+            header_length = request.headers.get(HEADER_LENGTH)
+            if header_length is None:
+                require_json(request)
+            body, model = await request.body(), slot.current
 
-    def answered(name: str, model: Model, body: bytes) -> bytes:
-        asked = parse_inference(body)
-        rows = rows_of(asked, model)
-        try:
-            with metrics.model_seconds.time():
-                values = model.predict(rows or np.empty((0, len(model.info.features))))
-        except SchemaError as error:
-            raise Problem(422, "row-does-not-fit", str(error)) from None
-        return encode_inference(asked, model, name, values)
+            def answered(asked: Asked | None = None) -> Response:
+                return _answer(asked or parse_inference(body, header_length), model, name)
+
+            if len(body) <= _INLINE_BYTES:
+                asked = parse_inference(body, header_length)
+                if not is_costly(asked[0], default):
+                    return answered(asked)
+                return await to_thread.run_sync(answered, asked, abandon_on_cancel=True)
+            return await to_thread.run_sync(answered, abandon_on_cancel=True)
+
+        def _answer(asked: Asked, model: Model, name: str) -> Response:
+            request, tensors = asked
+            rows = rows_of(tensors, model)
+            try:
+                with metrics.model_seconds.time():
+                    content, json_size = answer_inference(request, model, name, rows, default)
+            except SchemaError as error:
+                raise unfit_row(error, tensors, model) from None
+            if json_size is None:
+                return Response(content, media_type="application/json")
+            headers = {HEADER_LENGTH: str(json_size)}
+            return Response(content, headers=headers, media_type="application/octet-stream")
+
+        return infer
 
     def _asked(request: Request) -> tuple[str, ModelSlot]:
         name: str = request.path_params["name"]
@@ -92,5 +114,14 @@ def inference_routes(
         Route("/v2/health/ready", healthy),
         *(guarded(path, metadata) for path in of_model),
         *(guarded(f"{path}/ready", ready) for path in of_model),
-        *(guarded(f"{path}/infer", infer, methods=["POST"], middleware=keyed) for path in of_model),
+        *(guarded(f"{path}/config", config) for path in of_model),
+        guarded("/v2/repository/index", index, methods=["POST"]),
+        *(
+            guarded(f"{path}/{verb}", endpoint, methods=["POST"], middleware=keyed)
+            for path in of_model
+            for verb, endpoint in (
+                ("infer", answers("predict")),
+                ("explain", answers("contributions", "bias")),
+            )
+        ),
     ]

@@ -1,0 +1,174 @@
+"""
+Requests of the Open Inference Protocol (KServe V2): what they may say, and how they are read.
+
+A request is JSON. With the binary tensor extension the JSON is followed by the bytes of those tensors that say how many
+of them are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import jiter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ml_api.http.problems import Problem
+from ml_api.inference.binary import BinaryMismatch, read_values
+from ml_api.inference.datatypes import Datatype
+
+__all__ = ["HEADER_LENGTH", "InferRequest", "InputTensor", "OutputName", "parse_inference"]
+
+HEADER_LENGTH = "inference-header-content-length"
+"""The header that says how many bytes of a body are JSON; the rest belongs to binary tensors."""
+
+OutputName = Literal["predict", "probabilities", "label", "contributions", "bias"]
+
+Size = Annotated[int, Field(ge=0, le=10_000_000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, protected_namespaces=())
+
+
+class TensorParameters(_Part):
+    """What a tensor says about itself."""
+
+    binary_data_size: Annotated[
+        int | None, Field(ge=0, description="How many bytes behind the JSON are this tensor's.")
+    ] = None
+
+
+class Tensor(_Part):
+    """One tensor: its values row by row, flat or nested as its shape; or behind the JSON, as bytes."""
+
+    name: Annotated[str, Field(max_length=256)]
+    shape: Annotated[list[Size], Field(min_length=1, max_length=2)]
+    datatype: Datatype
+    data: list[Any] | None = None
+    parameters: TensorParameters = TensorParameters()
+
+
+class OutputParameters(_Part):
+    """How an output is sent."""
+
+    binary_data: Annotated[bool | None, Field(description="As bytes behind the JSON.")] = None
+    classification: Annotated[
+        int, Field(ge=0, le=10_000, description="The best so many classes, as `probability:index:label`.")
+    ] = 0
+
+
+class RequestedOutput(_Part):
+    """An output that the caller wants."""
+
+    name: OutputName
+    parameters: OutputParameters = OutputParameters()
+
+
+class RequestParameters(_Part):
+    """What holds for the whole request; other parameters mean nothing here."""
+
+    raw: Annotated[
+        bool, Field(description="Raw scores, before sigmoid, softmax or exp, in `predict` and `staged`.")
+    ] = False
+    staged: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[1-9][0-9]{0,6}(,[1-9][0-9]{0,6}){0,15}$",
+            description="Numbers of iterations, separated by commas: adds the output `staged`, what the model predicts "
+            "after each of them.",
+        ),
+    ] = None
+    binary_data_output: Annotated[bool, Field(description="All outputs as bytes behind the JSON.")] = False
+
+
+class InferRequest(_Part):
+    """A request of the protocol."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    inputs: Annotated[list[Tensor], Field(min_length=1)]
+    outputs: Annotated[
+        list[RequestedOutput] | None,
+        Field(description="Default: `predict`; of explain, `contributions` and `bias`."),
+    ] = None
+    parameters: RequestParameters = RequestParameters()
+
+    @property
+    def iterations(self) -> list[int]:
+        """The numbers of iterations that `staged` asks for."""
+        return [int(count) for count in (self.parameters.staged or "").split(",") if count]
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """A tensor with its values: JSON values, perhaps nested; or flat, and read from bytes already."""
+
+    name: str
+    shape: Sequence[int]
+    datatype: Datatype
+    values: Any
+    binary: bool
+
+
+def parse_inference(body: bytes, header_length: str | None = None) -> tuple[InferRequest, list[InputTensor]]:
+    """
+    Read one request.
+
+    Args:
+        header_length: The value of `HEADER_LENGTH`; None where the body is JSON alone.
+    Raises:
+        Problem: 422 with the violations; nothing of the body is echoed.
+    """
+    size = _json_size(body, header_length)
+    try:
+        document = jiter.from_json(body[:size], allow_inf_nan=False)
+    except ValueError as error:
+        raise _malformed(
+            [{"type": "json_invalid", "loc": ["body"], "msg": f"Invalid JSON: {error}"}]
+        ) from None
+    try:
+        request = InferRequest.model_validate(document)
+    except ValidationError as error:
+        items = error.errors(include_url=False, include_context=False, include_input=False)[:20]
+        violations = [
+            {"type": item["type"], "loc": ["body", *item["loc"]], "msg": item["msg"]} for item in items
+        ]
+        raise _malformed(violations) from None
+    return request, _with_values(request.inputs, memoryview(body)[size:])
+
+
+def _json_size(body: bytes, header_length: str | None) -> int:
+    if header_length is None:
+        return len(body)
+    if not (header_length.isascii() and header_length.isdigit() and int(header_length[:10]) <= len(body)):
+        raise _binary(f"{HEADER_LENGTH} must be the length of the JSON, at most that of the body")
+    return int(header_length)
+
+
+def _with_values(tensors: Sequence[Tensor], behind: memoryview) -> list[InputTensor]:
+    filled, begin = [], 0
+    for tensor in tensors:
+        size = tensor.parameters.binary_data_size
+        if (size is None) == (tensor.data is None):
+            raise _binary(f"tensor {tensor.name!r} needs either data or the parameter binary_data_size")
+        if size is None:
+            filled.append(InputTensor(tensor.name, tensor.shape, tensor.datatype, tensor.data, binary=False))
+            continue
+        try:
+            values = read_values(behind[begin : begin + size], size, tensor.datatype, tensor.shape)
+        except BinaryMismatch as error:
+            raise _binary(f"tensor {tensor.name!r} {error}") from None
+        filled.append(InputTensor(tensor.name, tensor.shape, tensor.datatype, values, binary=True))
+        begin += size
+    if begin != len(behind):
+        raise _binary(f"{len(behind)} bytes follow the JSON, and its tensors claim {begin}")
+    return filled
+
+
+def _binary(detail: str) -> Problem:
+    return Problem(422, "binary-tensors", f"{detail[0].upper()}{detail[1:]}")
+
+
+def _malformed(violations: list[dict[str, Any]]) -> Problem:
+    return Problem(422, "malformed-body", violations)
