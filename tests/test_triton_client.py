@@ -76,7 +76,10 @@ def test_tritonclient_sends_and_gets_bytes_as_it_does_by_default(
 
     try:
         index = client.get_model_repository_index(headers=key)
-        assert [(model["name"], model["version"]) for model in index] == [("btc-eth", "1.0.0"), ("flowers", "3")]
+        assert [(model["name"], model["version"]) for model in index] == [
+            ("btc-eth", "1.0.0"),
+            ("flowers", "3"),
+        ]
         assert client.get_model_config("flowers", headers=key)["input"][1]["data_type"] == "TYPE_STRING"
         assert client.get_model_metadata("flowers", headers=key)["classes"] == ["no", "yes"]
 

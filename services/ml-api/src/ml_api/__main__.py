@@ -43,9 +43,11 @@ def _serve(options: argparse.Namespace) -> int:
     from ml_api.observability.tracing import TracingUnusable
     from ml_api.server.serve import serve
     from ml_api.serving.registry import ModelUnusable
-    from ml_api.settings import load_settings
+    from ml_api.settings import PREFIX, load_settings
     from ml_api.stores.backend import StoreUnusable
 
+    if options.model is not None:
+        os.environ[f"{PREFIX}ONLY_MODELS"] = str(options.model.absolute())  # workers read it too
     settings = load_settings()
     try:
         _check_store(settings)
@@ -102,8 +104,7 @@ def _check(_: argparse.Namespace) -> int:
     print("settings  ok")
     try:
         models = load_models(settings)
-        names = [f"{name} {slot.current.info.version}" for name, slot in models.by_name.items()]
-        print(f"models    ok: {', '.join(names) if models.trading is not None else 'fixed rules'}")
+        print(f"models    ok: {models.described or 'fixed rules'}")
         answered, found = _check_store(settings)
         print(f"store     {'ok' if answered else 'away'}: {found}")
     except (ModelUnusable, StoreUnusable) as error:
@@ -149,7 +150,9 @@ def _between(least: int, most: int) -> Callable[[str], int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ml-api", description="Trading decisions over HTTP, safe to retry.", allow_abbrev=False
+        prog="ml-api",
+        description="Trading decisions and any LightGBM model over HTTP, safe to retry.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -160,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--workers", type=_between(1, 64), help="processes (default ML_SERVICE_WORKERS, else 1)"
+    )
+    serve.add_argument(
+        "--model", type=Path, help="serve this LightGBM model, or every *.txt of this folder, without trading"
     )
     serve.set_defaults(command=_serve)
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,7 +33,7 @@ from ml_api.http.cors import CORS
 from ml_api.http.docs_page import docs_routes
 from ml_api.http.endpoints import openapi_endpoint
 from ml_api.http.failed_attempts import FailedAttempts
-from ml_api.http.health import health_endpoint, ready_endpoint
+from ml_api.http.health import ServedModel, health_endpoint, ready_endpoint
 from ml_api.http.json_fingerprint import json_fingerprint
 from ml_api.http.limits import BodyLimit, HandlerDeadline
 from ml_api.http.problems import Problem, render_http_exception, render_problem
@@ -51,7 +52,7 @@ from ml_api.predict.endpoint import predict_endpoint
 from ml_api.predict.fingerprint import fingerprint_of
 from ml_api.predict.service import PredictionService
 from ml_api.serving.registry import ModelRegistry, load_models
-from ml_api.settings import PREFIX, RUNTIME_DIRECTORY, Settings, load_settings, unknown_variables
+from ml_api.settings import BASE_URL, PREFIX, RUNTIME_DIRECTORY, Settings, load_settings, unknown_variables
 from ml_api.stores.backend import Backend, open_backend
 from ml_api.stores.quota import AnswerQuota, StoredBytes
 from ml_api.stores.unrecorded import RefuseUnrecorded, note_unrecorded
@@ -77,13 +78,18 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     settings = settings or load_settings()
     metrics = Metrics()
     models = load_models(settings)
-    predictions = PredictionService(
-        models.trading,
-        metrics,
-        version=settings.model_version,
-        cap_orders=settings.cap_orders,
-        explain_top=settings.explain_top,
+    predictions = (
+        PredictionService(
+            models.trading,
+            metrics,
+            version=settings.model_version,
+            cap_orders=settings.cap_orders,
+            explain_top=settings.explain_top,
+        )
+        if settings.only_models is None
+        else None
     )
+    served: ServedModel = predictions or _ModelsAlone(models)
     backend = backend or open_backend(settings, metrics)
     for name, slot in models.by_name.items():
         metrics.model_workers.labels(name, slot.current.info.version).set(1)
@@ -142,18 +148,24 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     )
     app = Starlette(
         routes=[
-            GuardedRoute(
-                "/predict",
-                predict_endpoint(predictions),
-                methods=["POST"],
-                guard=callers,
-                middleware=keyed(prediction_policy(settings)),
+            *(
+                [
+                    GuardedRoute(
+                        "/predict",
+                        predict_endpoint(predictions),
+                        methods=["POST"],
+                        guard=callers,
+                        middleware=keyed(prediction_policy(settings)),
+                    )
+                ]
+                if predictions is not None
+                else []
             ),
             *inference_routes(
                 models.by_name, metrics, guard=callers, keyed=keyed(inference_policy(settings))
             ),
-            Route("/health", health_endpoint(predictions, SCHEMA_VERSION)),
-            Route("/ready", ready_endpoint(predictions, backend.kind, backend.monitor)),
+            Route("/health", health_endpoint(served, SCHEMA_VERSION)),
+            Route("/ready", ready_endpoint(served, backend.kind, backend.monitor)),
             Route("/metrics", metrics_endpoint(metrics)),
             Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
             *docs,
@@ -180,7 +192,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
         ],
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
-        lifespan=_Lifespan(backend, predictions, settings, admin, metrics),
+        lifespan=_Lifespan(backend, served, models, settings, admin, metrics),
     )
     # A redirect would name whatever Host was sent, and clients send the key and the body there.
     app.router.redirect_slashes = False
@@ -219,10 +231,25 @@ def document_of(settings: Settings) -> dict[str, Any]:
     from ml_api.openapi import openapi_document  # its schemas take time that a start should not
 
     return openapi_document(
-        prediction_policy(settings),
+        prediction_policy(settings) if settings.only_models is None else None,
         inference_policy(settings),
         admin=settings.admin_key is not None,
     )
+
+
+class _ModelsAlone:
+    """What `/health` says where nothing trades: the versions of all models."""
+
+    loaded = True
+
+    def __init__(self, models: ModelRegistry) -> None:
+        self._models = models
+
+    @property
+    def version(self) -> str:
+        """The version of the one model, or each with its name."""
+        slots = list(self._models.by_name.values())
+        return slots[0].current.info.version if len(slots) == 1 else self._models.described
 
 
 class _Admin:
@@ -263,12 +290,14 @@ class _Lifespan:
     def __init__(
         self,
         backend: Backend,
-        predictions: PredictionService,
+        served: ServedModel,
+        models: ModelRegistry,
         settings: Settings,
         admin: _Admin | None,
         metrics: Metrics,
     ) -> None:
-        self._backend, self._predictions, self._settings, self._admin = backend, predictions, settings, admin
+        self._backend, self._served, self._models = backend, served, models
+        self._settings, self._admin = settings, admin
         self._events = ConnectionEvents(
             lambda reason: metrics.http_refusals.labels(reason).inc(), metrics.open_connections.inc
         )
@@ -292,16 +321,23 @@ class _Lifespan:
         _log.info(
             "ml-api serving",
             extra={
-                "model": self._predictions.version,
-                "model_loaded": self._predictions.loaded,
+                "model": self._served.version,
+                "model_loaded": self._served.loaded,
                 "store": self._backend.kind,
                 "promise": prediction_policy(settings).promise,
                 "on_store_error": settings.on_store_error,
             },
         )
+        base = os.environ.get(BASE_URL, "")
+        for model, slot in self._models.by_name.items():
+            url = f"{base}/v2/models/{quote(model, safe='')}"
+            _log.info(
+                "model served", extra={"model": model, "version": slot.current.info.version, "url": url}
+            )
+        _log.info("what may be asked is described here", extra={"url": f"{base}/docs"})
         for sentence in unknown_variables():
             _log.warning(sentence)
-        if not self._predictions.loaded:
+        if not self._served.loaded:
             _log.warning("no model file: fixed rules decide, as %sRULE_FALLBACK asks", PREFIX)
         if (name := settings.unused) is not None:
             _log.warning("%s is set and not used: %sREDIS_ENABLED is not true", name, PREFIX)

@@ -36,12 +36,12 @@ _RETRY_AFTER = {
 }
 
 
-def openapi_document(predict: Policy, infer: Policy, *, admin: bool = False) -> Schema:
+def openapi_document(predict: Policy | None, infer: Policy, *, admin: bool = False) -> Schema:
     """
     Build the document.
 
     Args:
-        predict: The policy that POST /predict is served under.
+        predict: The policy that POST /predict is served under; None where it is not.
         infer: The policy of the Open Inference Protocol's `infer`.
         admin: Whether the model can be swapped.
     """
@@ -54,7 +54,7 @@ def openapi_document(predict: Policy, infer: Policy, *, admin: bool = False) -> 
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": {
-            "/predict": {"post": _predict()},
+            **({"/predict": {"post": _predict()}} if predict is not None else {}),
             "/health": {"get": _plain("health", "Whether the service runs, and with which model", _HEALTH)},
             "/ready": {"get": _plain("ready", "Whether requests may be sent here", _READY)},
             "/metrics": {"get": _metrics()},
@@ -73,8 +73,9 @@ def openapi_document(predict: Policy, infer: Policy, *, admin: bool = False) -> 
         for method in ("get", "post"):
             if method in item:
                 item[method]["tags"] = [_tag(path)]
-    document = add_idempotency(document, predict, operations=[("POST", "/predict")])
-    operations = [("POST", path) for path in document["paths"] if path.endswith("/infer")]
+    if predict is not None:
+        document = add_idempotency(document, predict, operations=[("POST", "/predict")])
+    operations = [("POST", path) for path in document["paths"] if path.endswith(("/infer", "/explain"))]
     return add_idempotency(document, infer, operations=operations)
 
 
@@ -131,27 +132,61 @@ def _inference() -> Schema:
         metadata = _plain(
             f"modelMetadata{suffix}", "A model's tensors", {"name": "string", "platform": "string"}
         )
+        metadata["description"] = (
+            "`inputs` are the tensors of the usual request; `features` has each feature's datatype, whether it may be "
+            "missing, and the labels of a category; `classes` the labels of the outputs."
+        )
         ready = _plain(f"modelReady{suffix}", "Whether a model is served")
-        for operation in (metadata, ready):
-            operation["security"] = [{"ApiKey": []}]
-            operation["responses"] |= {
-                "401": _problem("The API key is missing or wrong.", "unauthorized"),
-                "404": _problem("There is no such model.", "not-found"),
-            }
+        config = _plain(
+            f"modelConfig{suffix}", "A model's configuration, as Triton's clients read it", {"name": "string"}
+        )
+        for operation in (metadata, ready, config):
+            _guard(operation)
+            operation["responses"]["404"] = _problem("There is no such model.", "not-found")
         paths[stem] = {"parameters": parameters, "get": metadata}
         paths[f"{stem}/ready"] = {"parameters": parameters, "get": ready}
-        paths[f"{stem}/infer"] = {"parameters": parameters, "post": _infer(f"infer{suffix}")}
-    return paths
+        paths[f"{stem}/config"] = {"parameters": parameters, "get": config}
+        paths[f"{stem}/infer"] = {"parameters": parameters, "post": _infer(f"infer{suffix}", _INFER)}
+        paths[f"{stem}/explain"] = {"parameters": parameters, "post": _infer(f"explain{suffix}", _EXPLAIN)}
+    index = _plain("repositoryIndex", "Every model that is served, with its version")
+    index["responses"]["200"]["content"] = {"application/json": {"schema": {"type": "array"}}}
+    _guard(index)
+    return paths | {"/v2/repository/index": {"post": index}}
 
 
-def _infer(operation: str) -> Schema:
+def _guard(operation: Schema) -> None:
+    operation["security"] = [{"ApiKey": []}]
+    operation["responses"] |= {
+        "401": _problem("The API key is missing or wrong.", "unauthorized"),
+        "429": _problem(
+            "Many wrong API keys came from this address.", "too-many-failures", headers=_RETRY_AFTER
+        ),
+    }
+
+
+_INFER = "Ask a model (Open Inference Protocol)"
+_EXPLAIN = "Ask a model why: each feature's share of the raw scores (SHAP)"
+_BINARY = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "With the binary tensor extension: how many bytes of the body are JSON. The bytes of tensors with a "
+    "`binary_data_size` follow, in the tensors' order.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
+def _infer(operation: str, summary: str) -> Schema:
     tensor = {"name": "rows", "shape": [1, 11], "datatype": "FP64"}
     values = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
     responses = _refusals() | {
         "200": {
             "description": "The model's outputs, one row of them for each row.",
-            "headers": _REQUEST_ID,
-            "content": {"application/json": {"schema": _reference("InferResponse")}},
+            "headers": _REQUEST_ID
+            | {_BINARY["name"]: {key: _BINARY[key] for key in ("description", "schema")}},
+            "content": {
+                "application/json": {"schema": _reference("InferResponse")},
+                "application/octet-stream": {},
+            },
         },
         "404": _problem("There is no such model.", "not-found"),
         "422": {
@@ -162,15 +197,17 @@ def _infer(operation: str) -> Schema:
     }
     return {
         "operationId": operation,
-        "summary": "Ask a model (Open Inference Protocol)",
+        "summary": summary,
         "security": [{"ApiKey": []}],
+        "parameters": [_BINARY],
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {
                     "schema": _reference("InferRequest"),
                     "example": {"id": "1", "inputs": [tensor | {"data": values}]},
-                }
+                },
+                "application/octet-stream": {},
             },
         },
         "responses": responses,

@@ -33,6 +33,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ml_api.http.api_keys import ApiKeys, KeysFileError, weakness_of
 
 __all__ = [
+    "BASE_URL",
     "METRICS_DIRECTORY",
     "PREFIX",
     "RUNTIME_DIRECTORY",
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 PREFIX = "ML_SERVICE_"
+
+BASE_URL = "ML_API_BASE_URL"
+"""Set by `ml-api serve`: where it listens, for the log."""
 
 RUNTIME_DIRECTORY = "ML_API_RUNTIME_DIRECTORY"
 """Set by `ml-api serve` for its workers: a private directory with a socket for each of them."""
@@ -96,6 +100,7 @@ class Settings(BaseSettings):
         model_path: A LightGBM text model with its manifest beside it; None serves the model in the package.
         model_version: What answers call the model of the start; None takes the manifest's.
         models_dir: More models for the Open Inference Protocol: every `*.txt` with its manifest.
+        only_models: A model file, or a folder of them: the Open Inference Protocol serves these, and nothing trades.
         rule_fallback: Whether a missing model file is answered by fixed rules instead of refusing to start.
         api_key: The single, unnamed key. Its records carry no tenant.
         api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
@@ -136,6 +141,7 @@ class Settings(BaseSettings):
     model_path: Path | None = None
     model_version: str | None = Field(default=None, min_length=1, max_length=100)
     models_dir: DirectoryPath | None = None
+    only_models: Path | None = None
 
     api_keys_file: Annotated[FilePath, AfterValidator(_usable_keys)] | None = None
     api_key: SecretStr | None = Field(default=None, validate_default=True)
@@ -234,6 +240,7 @@ class Settings(BaseSettings):
         "admin_model_dir",
         "model_path",
         "models_dir",
+        "only_models",
         "model_version",
         "redis_url",
         mode="before",

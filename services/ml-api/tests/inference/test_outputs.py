@@ -1,4 +1,4 @@
-"""What a model says beside its predictions, where asked: labels, probabilities, raw and staged scores, contributions."""
+"""What a model says beside its predictions, where asked: labels, probabilities, raw scores, contributions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ COLUMNS = (
 )
 
 
-async def asked(client: httpx.AsyncClient, headers: dict[str, str], path: str, *inputs: Any, **more: Any) -> Any:
+async def asked(
+    client: httpx.AsyncClient, headers: dict[str, str], path: str, *inputs: Any, **more: Any
+) -> Any:
     answer = await client.post(path, content=json.dumps({"inputs": inputs} | more).encode(), headers=headers)
     assert answer.status_code == 200, answer.text
     return {output["name"]: output for output in answer.json()["outputs"]}
@@ -137,8 +139,9 @@ async def test_a_matrix_for_a_model_of_text_categories_is_refused_with_what_to_s
     async with service(models_dir=models_dir) as client:
         answer = await client.post("/v2/models/houses/infer", content=body, headers=headers())
     assert answer.status_code == 422
-    assert "one tensor of shape [n] for each feature, by its name, instead: size FP64, colour BYTES" in (
-        answer.json()["error"]
+    assert (
+        "one tensor of shape [n] for each feature, by its name, instead: size FP64, colour BYTES"
+        in (answer.json()["error"])
     )
 
 

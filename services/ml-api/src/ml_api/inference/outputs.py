@@ -87,7 +87,8 @@ def answer_inference(
     head: dict[str, Any] = {"model_name": name, "model_version": model.info.version}
     if request.id is not None:
         head["id"] = request.id
-    described, pieces = [], []
+    described: list[dict[str, Any]] = []
+    pieces: list[bytes] = []
     try:
         for output in outputs:
             values, datatype = answers.of(output)

@@ -22,7 +22,7 @@ from ml_api.observability.logs import configure_logging
 from ml_api.server.connection_limits import ConnectionLimits, raise_descriptor_limit
 from ml_api.server.connection_table import ConnectionTable
 from ml_api.server.protocol import LimitedProtocol
-from ml_api.settings import METRICS_DIRECTORY, RUNTIME_DIRECTORY, Settings
+from ml_api.settings import BASE_URL, METRICS_DIRECTORY, RUNTIME_DIRECTORY, Settings
 
 __all__ = ["ServiceConfig", "serve"]
 
@@ -77,6 +77,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
 
     # uvicorn repeats the signal once it has stopped: a stop that was asked for, and done, is a success.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if port:
+        os.environ[BASE_URL] = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     with _runtime_directory(shared=workers > 1):
         if workers == 1:
             uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,9 +12,11 @@ from ml_api.serving.swap import SwapRefused
 from ml_api.settings import PREFIX, Settings
 from ml_api.trading.indicators import FEATURES
 from ml_api.trading.types import CLASSES
-from predictor import Model, ModelSlot, PredictorError
+from predictor import Model, ModelSlot, PredictorError, manifest_path, sha256_of
 
 __all__ = ["BUNDLED_MODEL", "ModelRegistry", "ModelUnusable", "check_trading_model", "load_models"]
+
+_log = logging.getLogger("ml_api")
 
 BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
 """The model in the package: behind /predict unless another is named."""
@@ -29,12 +32,17 @@ class ModelRegistry:
     The slots of all models.
 
     Attributes:
-        trading: The one behind /predict; None where fixed rules decide.
+        trading: The one behind /predict; None where fixed rules decide, or nothing trades.
         by_name: All, the trading model included, by their manifests' names.
     """
 
     trading: ModelSlot | None
     by_name: Mapping[str, ModelSlot]
+
+    @property
+    def described(self) -> str:
+        """Every model with its version, for people."""
+        return ", ".join(f"{name} {slot.current.info.version}" for name, slot in self.by_name.items())
 
     def check(self, name: str, model: Model) -> None:
         """
@@ -54,15 +62,16 @@ def load_models(settings: Settings) -> ModelRegistry:
     Raises:
         ModelUnusable: One is missing, altered, not a model of this service, or shares its name with another.
     """
-    trading = _load_trading(settings)
+    trading = _load_trading(settings) if settings.only_models is None else None
     by_name = {trading.current.info.name: trading} if trading is not None else {}
-    for path in sorted(settings.models_dir.glob("*.txt")) if settings.models_dir is not None else ():
-        slot = ModelSlot(_load(path))
-        if slot.current.info.name in by_name:
-            raise ModelUnusable(
-                f"the model {path} is not served: another one is called {slot.current.info.name} too"
-            )
-        by_name[slot.current.info.name] = slot
+    alone = _files(settings.only_models) if settings.only_models is not None else []
+    beside = sorted(settings.models_dir.glob("*.txt")) if settings.models_dir is not None else []
+    for path in [*alone, *beside]:
+        model = _load(path, needs_manifest=path in beside)
+        name = model.info.name if model.manifest is not None else path.stem
+        if name in by_name:
+            raise ModelUnusable(f"the model {path} is not served: another one is called {name} too")
+        by_name[name] = ModelSlot(model)
     return ModelRegistry(trading, by_name)
 
 
@@ -94,8 +103,23 @@ def _load_trading(settings: Settings) -> ModelSlot | None:
     return ModelSlot(model)
 
 
-def _load(path: Path) -> Model:
+def _files(path: Path) -> list[Path]:
+    """The model file that was named, or every one of a folder."""
+    if not path.is_dir():
+        return [path]
+    if not (files := sorted(path.glob("*.txt"))):
+        raise ModelUnusable(f"the folder {path} holds no model; models are files named *.txt")
+    return files
+
+
+def _load(path: Path, *, needs_manifest: bool = True) -> Model:
     try:
-        return Model.load(path)
+        if needs_manifest or manifest_path(path).exists():
+            return Model.load(path)
+        _log.warning(
+            "%s has no manifest: nothing but the file itself says what it is; predictor.save writes one",
+            path.name,
+        )
+        return Model.load(path, sha256=sha256_of(path.read_bytes()))
     except (PredictorError, OSError) as error:
         raise ModelUnusable(f"the model {path} is not served: {error}") from error
