@@ -318,4 +318,4 @@ def lossy() -> Iterator[Callable[[int], int]]:
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)

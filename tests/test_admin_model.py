@@ -19,6 +19,8 @@ import pytest
 from ml_api.serving.registry import BUNDLED_MODEL
 from predictor import Manifest, manifest_path, write_manifest
 
+pytestmark = pytest.mark.real_time("models are exchanged in a service of several processes")
+
 ADMIN = "the-admin-key-of-the-system-tests"
 MANIFEST = ".manifest.json"
 
@@ -151,7 +153,7 @@ def test_what_is_not_a_regular_file_of_the_directory_is_refused_without_a_word_o
     assert swap(service, models / "good.txt").json()["version"] == "1.1.0"
     begun = time.monotonic()
     assert service.stop() == 0
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 60
 
 
 def test_a_model_that_means_another_row_is_refused_unless_the_request_says_so(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from patience import until_sync
 
 Body = Callable[..., bytes]
 Serve = Callable[..., Any]
@@ -63,8 +64,7 @@ def test_a_stop_lets_the_request_under_way_finish_and_then_ends(serve: Serve, bo
     with socket.create_connection(("127.0.0.1", service.port), timeout=30) as connection:
         connection.sendall(head + content[:1000])
         service.process.send_signal(signal.SIGTERM)
-        while "Shutting down" not in service.log:
-            time.sleep(0.02)
+        until_sync(lambda: "Shutting down" in service.log)
         connection.sendall(content[1000:])
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200")

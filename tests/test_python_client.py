@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 
 from idempotency.client import IdempotencyTransport, Retry
+
+pytestmark = pytest.mark.real_time("a server goes away and comes back")
 
 Serve = Callable[..., Any]
 Body = Callable[..., bytes]

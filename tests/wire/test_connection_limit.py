@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from raw_http import head
 
+pytestmark = pytest.mark.real_time("a service in another process closes connections by itself")
+
 Start = Callable[..., AbstractContextManager[Any]]
 
 LONG = {
@@ -39,7 +41,7 @@ def test_health_answers_while_a_stranger_holds_connections_that(start_wire: Star
         for _ in range(5):
             begun = time.monotonic()
             assert wire.healthy()
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 30
         assert wire.metric("ml_service_open_connections") <= 21
         assert wire.metric('ml_service_http_refusals_total{reason="too-many-connections"}') >= 30
         for client in held:
@@ -51,7 +53,7 @@ def test_a_request_that_runs_is_never_closed_for_a_new_connection(start_wire: St
         running = [wire.connect() for _ in range(3)]
         for client in running:
             client.send(wire.post(f"Content-Length: {len(wire.body)}"), wire.body[:-1])
-        time.sleep(0.2)  # until the service has read them; the answer below shows it
+        time.sleep(2)  # until the service has read them; the answer below shows it
         with wire.connect() as client:
             refused = client.answer()
         assert (refused.status, refused.problem) == (503, "too-many-connections")
@@ -68,7 +70,7 @@ def test_the_connection_that_is_idle_for_longest_is_closed_first(start_wire: Sta
         for client in (second, third, first):
             assert client.send(head("GET", "/health")).answer().status == 200
         assert wire.healthy()
-        second.closes(10)
+        second.closes(30)
         for client in (third, first):
             assert client.send(head("GET", "/health")).answer().status == 200
         for client in (first, second, third):
@@ -103,7 +105,7 @@ def test_connections_that_end_are_counted_out(wire: Any) -> None:
     assert wire.metric("ml_service_open_connections") == before + 5
     for client in clients:
         client.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while wire.metric("ml_service_open_connections") > before:
         assert time.monotonic() < deadline
         time.sleep(0.05)  # another process notices: nothing here tells when

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from effects import Charges, guard, read_body, respond
+from patience import until
 from servers import SERVERS, serve
 from wire import Wire, post, request
 
@@ -50,9 +51,10 @@ class Site:
 
 
 @pytest.fixture
-async def site(server: str) -> AsyncIterator[Site]:
+async def site(server: str, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """A guarded application; a parameter is the time that its requests' bodies may take."""
     charges, store = Charges(), MemoryStore()
-    app = guard(charges, store, max_request_bytes=100_000, body_timeout=0.2)
+    app = guard(charges, store, max_request_bytes=100_000, body_timeout=getattr(request, "param", 30.0))
     async with serve(app, server) as port:
         yield Site(port, charges, store)
 
@@ -72,6 +74,7 @@ async def test_truncated_body(site: Site) -> None:
     assert (await post(site.port, key="k")).status == 201
 
 
+@pytest.mark.parametrize("site", [0.2], indirect=True)
 async def test_slow_body(site: Site) -> None:
     async with await Wire.connect(site.port) as wire:
         await wire.send(request("/charges", "k", b"x" * 100)[:-50])
@@ -103,7 +106,7 @@ async def test_endless_chunks_are_cut_off(site: Site) -> None:
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     async with await Wire.connect(site.port) as wire:
         await wire.send(head + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 100)  # and no last one
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             answer = await wire.response()
         assert answer.status == 413
     assert site.charges.runs == 0
@@ -236,8 +239,7 @@ async def test_concurrent_same_key(server: str) -> None:
     charges = Charges(work)
     async with serve(guard(charges, MemoryStore()), server) as port:
         duplicates = [asyncio.create_task(post(port, key="k")) for _ in range(20)]
-        while sum(duplicate.done() for duplicate in duplicates) < 19:
-            await asyncio.sleep(0.005)
+        await until(lambda: sum(duplicate.done() for duplicate in duplicates) >= 19)
         go_on.set()
         answers = await asyncio.gather(*duplicates)
     assert sorted(answer.status for answer in answers) == [201] + [409] * 19
@@ -264,10 +266,11 @@ async def test_prefer_wait(server: str) -> None:
     async def work(number: int) -> None:
         await go_on.wait()
 
-    app = guard(Charges(work), MemoryStore(), prefer_wait=5)
+    charges = Charges(work)
+    app = guard(charges, MemoryStore(), prefer_wait=5)
     async with serve(app, server) as port:
         first = asyncio.create_task(post(port, key="k"))
-        await asyncio.sleep(0.05)
+        await until(lambda: charges.runs == 1)
         assert (await post(port, key="k")).status == 409, "without the preference nobody waits"
         waiting = asyncio.create_task(post(port, key="k", headers=[("prefer", "respond-async, wait=10")]))
         await asyncio.sleep(0.05)
@@ -285,7 +288,7 @@ async def test_waiter_that_leaves_does_no_harm(server: str) -> None:
     charges = Charges(work)
     async with serve(guard(charges, MemoryStore(), wait=5), server) as port:
         first = asyncio.create_task(post(port, key="k"))
-        await asyncio.sleep(0.05)
+        await until(lambda: charges.runs == 1)
         async with await Wire.connect(port) as wire:
             await wire.send(request("/charges", "k", b"{}"))
             await asyncio.sleep(0.05)
@@ -445,8 +448,7 @@ async def test_memory_bounded_store_refuses_rather_than_forgets_a_claim(server: 
     charges = Charges(work)
     async with serve(guard(charges, MemoryStore(max_records=2)), server) as port:
         running = [asyncio.create_task(post(port, key=f"k{number}")) for number in range(2)]
-        while charges.runs < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: charges.runs >= 2)
         refused = await post(port, key="k2")
         assert (refused.status, refused.values("retry-after") != []) == (503, True)
         go_on.set()

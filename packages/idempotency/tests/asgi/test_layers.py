@@ -109,7 +109,7 @@ async def test_client_that_leaves_under_a_base_http_middleware(side: str, store:
     app = wrap(guard(site, store)) if side == "outside" else guard(wrap(site), store)
     talk = Talk(app, http_scope(headers=key_header("k")))
     talk.give(b"{}")
-    with anyio.fail_after(5):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(talk.run)
             await anyio.wait_all_tasks_blocked()

@@ -22,6 +22,8 @@ from faults import Board, Fate, steps_of
 from journal import Journal
 from judge import Verdict, judge
 
+pytestmark = pytest.mark.real_time("a service is killed at every step, again and again")
+
 SOAK = Path(__file__).parents[2] / "soak"
 
 

@@ -227,7 +227,7 @@ def test_an_interruption_in_the_moment_of_promotion_hands_the_lead_on() -> None:
     thread.start()
     eventually(lambda: in_flight.followers == 1)
     single_flight.hand_over(KEY, in_flight)
-    thread.join(10)
+    thread.join(30)
     assert len(raised) == 1
     assert len(single_flight) == 0, "nobody else was there to lead"
 

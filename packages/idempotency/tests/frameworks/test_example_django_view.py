@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.real_time("a server is killed, and its leases run out")
+
 EXAMPLE = Path(__file__).parents[4] / "examples" / "django_view"
 
 # Sends what it is given to the ASGI application, all at once where it is told so; says what came back.

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from idempotency.stores.postgres import PostgresStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.real_time("a server is killed, and its leases run out"), pytest.mark.anyio]
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "payment_api.py"
 

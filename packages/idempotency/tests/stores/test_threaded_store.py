@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from patience import until
 
 from idempotency._core.types import Acquired, Fingerprint, Owner, Record, StorageKey
 from idempotency.store import Store
@@ -45,7 +46,7 @@ class Counting(SyncMemoryStore):
             self.inside += 1
             self.most = max(self.most, self.inside)
             self.threads.add(threading.get_ident())
-        self.gate.wait(5)
+        self.gate.wait(30)
         with self._lock:
             self.inside -= 1
         return None
@@ -63,9 +64,8 @@ class TestThreads:
         async with anyio.create_task_group() as tasks:
             for _ in range(9):
                 tasks.start_soon(store.get, StorageKey("k"))
-            with anyio.fail_after(5):
-                while inner.inside < 3:
-                    await anyio.sleep(0.001)
+            with anyio.fail_after(30):
+                await until(lambda: inner.inside >= 3)
             inner.gate.set()
         assert inner.most == 3
         assert threading.get_ident() not in inner.threads

@@ -55,13 +55,13 @@ def start_mariadb(binary: str) -> Iterator[str]:
         finally:
             server.terminate()
             with suppress(subprocess.TimeoutExpired):
-                server.wait(10)
+                server.wait(30)
             server.kill()
             server.wait()
 
 
 def _set_up(path: Path, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not _listens(path):
         if time.monotonic() > end or server.poll() is not None:
             raise RuntimeError(f"MariaDB did not start: {log.read_text()[-2000:]}")

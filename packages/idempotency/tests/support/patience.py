@@ -6,9 +6,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import anyio
+
 from idempotency.errors import StoreUnavailable
 
-__all__ = ["PATIENCE", "repeated", "repeated_sync"]
+__all__ = ["PATIENCE", "repeated", "repeated_sync", "until", "until_sync"]
 
 PATIENCE = 30.0
 """Seconds: a bound for a busy machine, never the expected time. A store's own default is one second."""
@@ -36,3 +38,19 @@ def repeated_sync(call: Callable[[], T]) -> T:
         except StoreUnavailable:
             if time.monotonic() > end:
                 raise
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait, under asyncio or trio, until *holds* returns something true; for what gives no sign of its own."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"waited {PATIENCE:g} s in vain"
+        await anyio.sleep(0.005)
+
+
+def until_sync(holds: Callable[[], object]) -> None:
+    """The same without an event loop."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"waited {PATIENCE:g} s in vain"
+        time.sleep(0.005)

@@ -58,11 +58,11 @@ def start_pgbouncer(binary: str, url: str) -> Iterator[str]:
             yield pooled
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             psycopg.connect(url).close()

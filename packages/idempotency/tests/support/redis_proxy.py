@@ -51,7 +51,7 @@ class Proxy:
             done.set()
 
         self._loop.call_soon_threadsafe(close)
-        done.wait(5)
+        done.wait(30)
 
     def run(self, started: Callable[[], None]) -> None:
         asyncio.run(self._serve(started))
@@ -142,9 +142,9 @@ def start_proxy(upstream: int) -> Iterator[Proxy]:
     started = threading.Event()
     thread = threading.Thread(target=proxy.run, args=(started.set,), name="redis-proxy")
     thread.start()
-    started.wait(5)
+    assert started.wait(60)
     try:
         yield proxy
     finally:
         proxy.stop()
-        thread.join(5)
+        thread.join(30)

@@ -205,7 +205,7 @@ def _free_port() -> int:
             return port
 
 
-def _until(ready: Callable[[], object], server: Server, seconds: float = 20.0) -> None:
+def _until(ready: Callable[[], object], server: Server, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if server.process.poll() is not None:

@@ -157,9 +157,9 @@ def open_tls_door(upstream: int, certificate: Path) -> Iterator[TlsDoor]:
     started = threading.Event()
     thread = threading.Thread(target=door.run, args=(started.set,), name="tls-door")
     thread.start()
-    started.wait(5)
+    assert started.wait(60)
     try:
         yield door
     finally:
         door.stop()
-        thread.join(5)
+        thread.join(30)

@@ -98,7 +98,7 @@ def test_a_hung_thread_goes_on_when_the_store_resumes() -> None:
     thread.start()
     assert store.get(KEY) is None
     store.resume()
-    thread.join(5)
+    thread.join(30)
     assert store.get(KEY) is not None
 
 

@@ -178,7 +178,7 @@ async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_stor
     charges = Charges()
     store = Interposed(any_store, complete=unavailable if error is unavailable else broken)
     app = IdempotencyMiddleware(
-        charges, store=store, tenant=one_tenant(), policy=Policy(lease=1.5), hooks=[events.append]
+        charges, store=store, tenant=one_tenant(), policy=Policy(lease=6.0), hooks=[events.append]
     )
     first = await call(app, key=key)
     assert (first.status, first.body) == (201, b'{"charge": 1}')
@@ -188,6 +188,7 @@ async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_stor
     assert charges.runs == 1
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(22)
 async def test_an_unrecorded_run_is_repeated_once_its_lease_is_over(any_store: Store, key: str) -> None:
     charges = Charges()
@@ -210,6 +211,7 @@ async def test_a_record_that_fails_once_is_made_by_the_second_try(any_store: Sto
     assert (await call(app, key=key)).replayed
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(23)
 async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_for_a_day(
     any_store: Store, key: str

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
 from effects import Charges, Interposed, guard, read_body, respond, unavailable
+from patience import until
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -186,9 +187,8 @@ async def test_one_waiter_takes_over_from_an_owner_that_failed(
         guard(charges, any_store, wait=5) for _ in range(processes)
     ]  # an engine for each stands for a process
     owner = asyncio.create_task(call(apps[0], key=key))
-    while charges.runs == 0:
-        await asyncio.sleep(0.005)
-    async with asyncio.timeout(10):
+    await until(lambda: charges.runs != 0)
+    async with asyncio.timeout(30):
         answers = await asyncio.gather(*[call(apps[number % processes], key=key) for number in range(5)])
     assert (await owner).status == 500
     assert charges.runs == 2
@@ -203,9 +203,10 @@ async def test_a_waiter_whose_patience_ends_is_told_to_come_back(any_store: Stor
     async def work(number: int) -> None:
         await go_on.wait()
 
-    app = guard(Charges(work), any_store, wait=0.1)
+    charges = Charges(work)
+    app = guard(charges, any_store, wait=0.1)
     owner = asyncio.create_task(call(app, key=key))
-    await asyncio.sleep(0.02)
+    await until(lambda: charges.runs == 1)
     answers = await asyncio.gather(*[call(app, key=key) for _ in range(3)])
     assert [answer.status for answer in answers] == [409] * 3
     for answer in answers:
@@ -214,6 +215,7 @@ async def test_a_waiter_whose_patience_ends_is_told_to_come_back(any_store: Stor
     assert (await owner).status == 201
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(45)
 async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
     key: str, monkeypatch: pytest.MonkeyPatch
@@ -230,9 +232,9 @@ async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
     charges = Charges(work)
     app = guard(charges, MemoryStore(), wait=5)
     owner = asyncio.create_task(call(app, key=key))
-    await asyncio.sleep(0.01)
+    await until(lambda: charges.runs == 1)
     waiters = [asyncio.create_task(call(app, key=key)) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)  # until they wait
     hand_over = app.engine.single_flight.hand_over
 
     def hand_over_and_cancel(*args: Any) -> None:
@@ -241,7 +243,7 @@ async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
 
     monkeypatch.setattr(app.engine.single_flight, "hand_over", hand_over_and_cancel)
     go_on.set()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         results = await asyncio.gather(*waiters, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
     assert [answer.body for answer in results[1:]] == [b'{"charge": 2}'] * 2
@@ -249,6 +251,7 @@ async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
     assert not app.engine.single_flight, "nobody leads when nobody is left"
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(46)
 async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: Store, key: str) -> None:
     go_on = asyncio.Event()
@@ -260,8 +263,7 @@ async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: 
     charges = Charges(work)
     app = guard(charges, store, wait=10)
     owner = asyncio.create_task(call(app, key=key))
-    while charges.runs == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: charges.runs != 0)
     waiters = [asyncio.create_task(call(app, key=key)) for _ in range(500)]
     await asyncio.sleep(0.1)
     go_on.set()
@@ -271,6 +273,7 @@ async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: 
     assert store.calls["acquire"] <= 5
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(46)
 async def test_waiters_for_another_process_poll_with_growing_pauses(key: str) -> None:
     go_on = asyncio.Event()
@@ -281,7 +284,7 @@ async def test_waiters_for_another_process_poll_with_growing_pauses(key: str) ->
     shared = MemoryStore()
     store, charges = Interposed(shared), Charges(work)
     owner = asyncio.create_task(call(guard(charges, shared), key=key))
-    await asyncio.sleep(0.01)
+    await until(lambda: charges.runs == 1)
     app = guard(charges, store, wait=10)
     waiters = [asyncio.create_task(call(app, key=key)) for _ in range(100)]
     await asyncio.sleep(0.6)

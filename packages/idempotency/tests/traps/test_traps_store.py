@@ -13,7 +13,7 @@ import pytest
 import time_machine
 from asgi_driver import call
 from effects import Charges, Interposed, guard
-from patience import PATIENCE
+from patience import PATIENCE, until
 from redis_servers import Server
 from stores import background_over
 
@@ -168,6 +168,7 @@ async def test_without_its_store_a_request_runs_unprotected_where_the_policy_say
     assert [event.action for event in events if isinstance(event, StoreFailed)] == ["bypassed"] * 2
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(26)
 async def test_a_wait_hint_that_fails_costs_a_little_time_and_nothing_else(key: str) -> None:
     async def work(number: int) -> None:
@@ -222,6 +223,7 @@ async def test_a_key_is_free_once_its_record_expired_and_a_replay_does_not_exten
     assert answer.body == b'{"charge": 2}'
 
 
+@pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(49)
 async def test_nothing_brings_an_expired_claim_back(any_store: Store, key: str) -> None:
     async def acquire() -> Any:
@@ -311,10 +313,9 @@ async def test_a_wall_clock_that_steps_an_hour_moves_no_lease(step: int, any_sto
     charges = Charges(work)
     app = guard(charges, any_store, lease=60)
     first = asyncio.create_task(call(app, key=key))
-    while charges.runs == 0:
-        await asyncio.sleep(0.005)
+    await until(lambda: charges.runs != 0)
     with time_machine.travel(time.time() + step):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await call(app, key=key)).status == 409
         go_on.set()
         assert (await first).status == 201

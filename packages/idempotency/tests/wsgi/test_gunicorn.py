@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+pytestmark = pytest.mark.real_time("its workers are other processes")
+
 SUPPORT = Path(__file__).parents[1] / "support"
 
 Send = Callable[..., httpx.Response]
@@ -50,7 +52,7 @@ def served(
     finally:
         server.terminate()
         try:
-            server.wait(10)
+            server.wait(30)
         finally:
             server.kill()
 

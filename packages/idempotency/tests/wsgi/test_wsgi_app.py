@@ -276,7 +276,7 @@ def test_a_concurrent_duplicate_is_told_to_wait_or_waits() -> None:
 
     def hold(environ: dict[str, Any]) -> None:
         inside.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
 
     app.during = hold
     store = SyncMemoryStore()
@@ -285,13 +285,13 @@ def test_a_concurrent_duplicate_is_told_to_wait_or_waits() -> None:
     answers: list[Answer] = []
     threads = [Thread(target=lambda: answers.append(call(protected, key="k")))]
     threads[0].start()
-    assert inside.wait(10)
+    assert inside.wait(30)
     refused = call(protected, key="k")
     threads.append(Thread(target=lambda: answers.append(call(patient, key="k"))))
     threads[1].start()
     go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert refused.status == 409
     assert int(refused.values("retry-after")[0]) >= 1
     assert [answer.body for answer in answers] == [b"charge 1", b"charge 1"]
@@ -304,14 +304,14 @@ def test_duplicates_at_once_have_one_effect() -> None:
     answers: list[Answer] = []
 
     def send() -> None:
-        barrier.wait(10)
+        barrier.wait(30)
         answers.append(call(protected, key="k"))
 
     threads = [Thread(target=send) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert {answer.status for answer in answers} <= {201, 409}
     assert app.effects == 1
 

@@ -69,7 +69,7 @@ async def test_the_worst_bodies_leave_the_loop_to_others(
             await asyncio.sleep(0)
             longest = max(longest, time.thread_time() - begun)
 
-    async with service(fingerprint=fingerprint) as client:
+    async with service(fingerprint=fingerprint, handler_timeout=60) as client:
         await client.post("/predict", content=body(), headers=headers())  # what is imported once is
         turning = asyncio.create_task(turn())
         for key in ("k", None):

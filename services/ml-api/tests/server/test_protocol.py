@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
+from patience import until
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
@@ -15,7 +16,7 @@ from ml_api.http.limits import BODY_IS_HERE
 from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.protocol import LimitedProtocol
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.real_time("the server's timers are real"), pytest.mark.anyio]
 
 
 class LimitedConfig(uvicorn.Config):
@@ -28,18 +29,17 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(*, max_header_bytes: int = 2048, header_timeout: float = 5.0) -> AsyncIterator[int]:
+async def serving(*, max_header_bytes: int = 2048, header_timeout: float = 30.0) -> AsyncIterator[int]:
     config = LimitedConfig(hello, port=0, http=LimitedProtocol, lifespan="off", log_config=None)
     config.limits = ConnectionLimits(
-        max_header_bytes=max_header_bytes, header_timeout=header_timeout, keep_alive_timeout=1
+        max_header_bytes=max_header_bytes, header_timeout=header_timeout, keep_alive_timeout=30
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     with contextlib.suppress(AttributeError):
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
+    await until(lambda: server.started)
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
@@ -54,7 +54,7 @@ async def talk(port: int, *parts: bytes) -> bytes:
             writer.write(part)
             await writer.drain()
             await asyncio.sleep(0)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             return await reader.read()
     except ConnectionResetError:
         return b""
@@ -103,7 +103,7 @@ async def test_headers_that_dawdle_are_408() -> None:
 
 
 async def test_headers_of_a_later_request_that_dawdle_are_408_too() -> None:
-    async with serving(header_timeout=0.1) as port:
+    async with serving(header_timeout=2.0) as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost:")
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 408" in answer
@@ -121,12 +121,12 @@ async def test_a_body_may_be_larger_than_headers_may() -> None:
 
 
 async def test_a_body_may_take_longer_than_headers_may() -> None:
-    async with serving(header_timeout=0.5) as port:
+    async with serving(header_timeout=2.0) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbo")
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(2.5)
         writer.write(b"dy")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             assert (await reader.read(65_536)).startswith(b"HTTP/1.1 200")
         writer.close()
 
@@ -135,7 +135,7 @@ async def test_head_and_body_of_an_answer_arrive_together() -> None:
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             first = await reader.read(65_536)
         writer.close()
     assert first.startswith(b"HTTP/1.1 200")

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from patience import until
 
 from ml_api.serving.model_files import ModelDirectory
 from ml_api.serving.registry import BUNDLED_MODEL
@@ -79,9 +80,8 @@ async def joined(*workers: Worker) -> AsyncIterator[None]:
         for worker in workers:
             await stack.enter_async_context(worker.peers.joined())
         yield
-        async with asyncio.timeout(5):
-            while asyncio.all_tasks() - before:  # until every link has seen its end
-                await asyncio.sleep(0.001)
+        async with asyncio.timeout(30):
+            await until(lambda: asyncio.all_tasks() <= before)  # until every link has seen its end
 
 
 async def test_all_serve_the_new_model_and_whoever_joins_later_too(

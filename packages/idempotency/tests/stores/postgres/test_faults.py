@@ -119,7 +119,7 @@ class TestLostReplies:
             with pytest.raises(psycopg.OperationalError):
                 await connection.commit()
             await connection.close()
-            async with asyncio.timeout(10):  # a server that was cut off rolls back when it finds out
+            async with asyncio.timeout(30):  # a server that was cut off rolls back when it finds out
                 while await scalar(
                     hand, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
                 ):
@@ -216,7 +216,7 @@ class TestOtherTransactions:
                 await other.execute("SELECT FROM idempotency_record WHERE key = %s FOR UPDATE", [key])
                 completing = asyncio.create_task(store.complete(claim, b"{}", retention=60.0))
                 ended = 0
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(30):
                     while not ended:
                         ended = await scalar(
                             hand,

@@ -199,6 +199,7 @@ class TestRaces:
 
 
 class TestLocksAndClocks:
+    @pytest.mark.real_time("the server judges by its own clock")
     async def test_a_completion_that_waited_for_a_lock_counts_from_when_it_got_it(
         self, store, pool, key
     ) -> None:

@@ -18,7 +18,7 @@ from idempotency import StorageKey
 from idempotency.errors import StoreUnavailable
 from idempotency.stores.url import open_sync_store
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.real_time("Redis servers fail over by their own timers"), pytest.mark.anyio]
 
 SLACK = 5.0  # seconds: callers are woken one after the other, on a busy machine
 

@@ -17,7 +17,7 @@ from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, StorageK
 from idempotency.errors import StoreUnavailable
 from idempotency.stores.redis import RedisStore, SyncRedisStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.real_time("replicas and Sentinels act by their own timers"), pytest.mark.anyio]
 
 DEADLINE = 6.0  # s; a third of it is waited for replicas
 ASK = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}

@@ -69,11 +69,11 @@ class TestContention:
 
         def hold(connection: sqlite3.Connection) -> None:
             held.set()
-            done.wait(5)
+            done.wait(30)
 
         thread = threading.Thread(target=store._file.run, args=(hold,))
         thread.start()
-        held.wait(5)
+        held.wait(30)
         with pytest.raises(StoreUnavailable, match="other threads"):
             acquire(store)
         done.set()
@@ -119,6 +119,7 @@ class TestContention:
         granted = [int(worker.communicate()[0]) for worker in workers]
         assert sum(granted) == 100
 
+    @pytest.mark.real_time("a killed process leaves a lease that runs out")
     def test_a_killed_process_leaves_a_claim_that_lapses(self, path: Path) -> None:
         script = f"""
             import time
