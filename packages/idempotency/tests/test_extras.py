@@ -61,11 +61,20 @@ NEEDED_NOWHERE = {
 }
 
 
+ABSENT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {without!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
 def run(program: str, without: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in without)
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; {blocked}{program}"], check=False, capture_output=True, text=True
-    )
+    """Run *program* in a process where the libraries *without* cannot be found."""
+    code = ABSENT.format(without=without) + program
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("optional", OPTIONAL, ids=lambda one: f"{one.extra}: {one.use}")
@@ -115,8 +124,5 @@ def test_the_package_and_its_test_tools_need_nothing_else() -> None:
         "guarded = IdempotencyMiddleware(app, store=MemoryStore(), tenant=one_tenant())\n"
         "print(asyncio.run(assert_idempotent(guarded, 'POST', '/', effects=lambda: len(runs))).twins)\n"
     )
-    blocked = f"for name in {third_party!r}: sys.modules[name] = None\n"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{blocked}{program}"], check=False, capture_output=True, text=True
-    )
+    done = run(program, third_party)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
