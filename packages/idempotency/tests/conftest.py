@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import broken_line
+import dynamodb_server
 import mariadb_server
 import pgbouncer
 import postgres_server
@@ -129,6 +130,13 @@ def mariadb_server_url() -> Iterator[str]:
     if binary is None:
         _cannot_run("no MariaDB server: install Debian's package mariadb-server")
     with mariadb_server.start_mariadb(binary) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def dynamodb_url() -> Iterator[str]:
+    """moto's server, which speaks DynamoDB's protocol."""
+    with dynamodb_server.start_dynamodb() as url:
         yield url
 
 

@@ -13,7 +13,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from dynamodb_server import client_of, start_dynamodb
+from dynamodb_server import client_of
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, Running, StorageKey
 from idempotency.doctor import examine
@@ -28,10 +28,9 @@ TABLE = "records"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with start_dynamodb() as url:
-        SyncDynamoDBStore(client_of(url), table=TABLE).create_schema()
-        yield url
+def server(dynamodb_url: str) -> str:
+    SyncDynamoDBStore(client_of(dynamodb_url), table=TABLE).create_schema()
+    return dynamodb_url
 
 
 @pytest.fixture

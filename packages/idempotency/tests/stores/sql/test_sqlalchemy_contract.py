@@ -220,6 +220,35 @@ def test_the_effect_and_the_record_are_one_commit(url_of: Callable[[str], sa.URL
             connection.exec_driver_sql(f"DROP TABLE {table}")
 
 
+@pytest.mark.parametrize("settle", ["commit", "complete", "release", "forget"])
+@pytest.mark.parametrize("kind", SYNC)
+def test_a_claim_that_is_settled_takes_no_second_effect(
+    url_of: Callable[[str], sa.URL], kind: str, settle: str
+) -> None:
+    """Whoever kept it, or repeats a transaction whose commit was not answered, is told to roll back."""
+    key = StorageKey(f"settled-{secrets.token_hex(6)}")
+    engine = sa.create_engine(url_of(kind), poolclass=sa.NullPool)
+    with opened(url_of(kind)) as store:
+        claim = store.acquire(key, owner=owner(), **ASK).claim
+        if settle == "commit":
+            with engine.begin() as connection:
+                assert store.complete_in(connection, claim, b'{"n":1}', retention=60.0) is True
+        elif settle == "complete":
+            assert store.complete(claim, b'{"n":1}', retention=60.0) is True
+        elif settle == "release":
+            assert store.release(claim) is True
+        else:
+            assert store.forget(key) is True
+        with engine.connect() as connection:
+            assert store.complete_in(connection, claim, b'{"n":2}', retention=60.0) is False
+            connection.rollback()
+        record = store.get(key)
+        assert (record and record.outcome) == (b'{"n":1}' if settle in {"commit", "complete"} else None)
+        assert store.complete(claim, b'{"n":2}', retention=60.0) is (record is not None), (
+            "R3: a repeat is True"
+        )
+
+
 def test_mariadb_completes_in_a_transaction_whose_snapshot_is_old(url_of: Callable[[str], sa.URL]) -> None:
     key = StorageKey(f"old-{secrets.token_hex(6)}")
     engine = sa.create_engine(

@@ -75,7 +75,7 @@ def test_rows_and_text_of_any_make_do(store: Any, path: Path, habits: dict[str, 
         with shop:
             shop.execute("INSERT INTO charge VALUES (1)")
             assert store.complete_in(shop, granted, OUTCOME, retention=60.0) is True
-            assert store.complete_in(shop, granted, b'{"n":2}', retention=60.0) is True
+            assert store.complete_in(shop, granted, b'{"n":2}', retention=60.0) is False  # one effect a claim
     assert store.get(KEY).outcome == OUTCOME
 
 

@@ -192,12 +192,15 @@ class MysqlRecords:
 
     def complete_in(self, _caller: object, claim: Claim, outcome: bytes, *, retention: float) -> Steps[bool]:
         """
-        Rule R3 in a transaction that the caller began and will end.
+        Rule R3 in a transaction that the caller began and will end; False where the outcome is recorded already.
 
         A locking read sees the latest committed row under every isolation level of InnoDB, so a snapshot older than
         the claim does no harm.
         """
         yield Begin()
+        row, _ = yield from self._held(claim)
+        if row is None or row.outcome is not None:
+            return False
         return (yield from self._settle(claim, outcome, retention))
 
     def release(self, claim: Claim) -> Steps[bool]:

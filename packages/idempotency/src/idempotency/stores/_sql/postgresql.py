@@ -204,14 +204,14 @@ WITH {mine}, written AS ({write_outcome}
 SELECT true FROM live
 """
 
-# In a transaction of the caller's, with what is needed to judge it: whether the row was to be had, what isolation level
-# the transaction has, whether the row was written by a transaction inside it (a savepoint), and whose the row is in its
-# snapshot.
+# In a transaction of the caller's, with what is needed to judge it: whether the row was to be had without an outcome,
+# what isolation level the transaction has, whether the row was written by a transaction inside it (a savepoint), and
+# whose the row is in its snapshot.
 _COMPLETE_IN = """
 WITH {mine}, written AS ({write_outcome}
     RETURNING r.xmin::text AS writer
 )
-SELECT EXISTS (SELECT FROM live), EXISTS (SELECT FROM mine), current_setting('transaction_isolation'),
+SELECT EXISTS (SELECT FROM live WHERE NOT done), EXISTS (SELECT FROM mine), current_setting('transaction_isolation'),
     (SELECT writer <> mod(txid_current(), 4294967296)::text FROM written),
     (SELECT fence FROM {table} WHERE key = %(key)s::text)
 """
@@ -357,7 +357,7 @@ def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
 
 def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False) -> bool:
     """
-    Whether the claim still held its key, from the row of `complete_in`.
+    Whether the claim still held its key and had recorded nothing, from the row of `complete_in`.
 
     Args:
         tests: Whether a savepoint is to be expected, as one that a test harness put round the transaction.

@@ -29,7 +29,12 @@ class _Caller(Protocol):
 def complete_in(
     sql: Statements, caller: _Caller, claim: Claim, outcome: bytes, retention: float
 ) -> Steps[bool]:
-    """Rule R3 in the transaction of *caller*; see `read_completed_in` for what it raises."""
+    """
+    Rule R3 in the transaction of *caller*; False where the outcome is recorded already.
+
+    Raises:
+        IsolationConflict, ValueError: See `read_completed_in`.
+    """
     values = complete_values(claim, outcome, retention, sweep=0)
     (row,) = (yield Query(sql.complete_in, values)).rows
     return read_completed_in(row, claim, tests=caller.tests)

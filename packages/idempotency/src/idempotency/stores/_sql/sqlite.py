@@ -199,12 +199,14 @@ class SqliteRecords:
 
     def complete_in(self, _caller: object, claim: Claim, outcome: bytes, *, retention: float) -> Steps[bool]:
         """
-        Rule R3 in a transaction that the caller began and will end.
+        Rule R3 in a transaction that the caller began and will end; False where the outcome is recorded already.
 
         The write lock comes first: a transaction that began to read earlier, and has been overtaken, is refused there
         (SQLITE_BUSY_SNAPSHOT), before its old snapshot could say anything about the claim.
         """
         yield self._begin()
+        if (yield from self._held(claim)) is None:
+            return False
         return (yield from self._write_outcome(claim, outcome, retention))
 
     def release(self, claim: Claim) -> Steps[bool]:

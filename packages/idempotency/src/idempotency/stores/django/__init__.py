@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from idempotency._extras import missing
 
 try:
-    import django  # noqa: F401
+    from django.core.exceptions import SynchronousOnlyOperation
 except ModuleNotFoundError as error:
     raise missing("django", "SyncDjangoStore", error) from error
 
@@ -67,7 +67,12 @@ class SyncDjangoStore:
         return self._found
 
     def create_schema(self) -> None:
-        """Create the table where it is missing, without a migration."""
+        """
+        Create the table where it is missing, without a migration.
+
+        Raises:
+            RuntimeError: Like every method, where it is called in an event loop.
+        """
         self._run(lambda records: records.create())
 
     def acquire(
@@ -103,7 +108,8 @@ class SyncDjangoStore:
                 view is); of the same database.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
+            back, the effect is not yours to make, or was made.
         Raises:
             ValueError: No transaction has begun, or it is an inner `atomic()` block, which is a savepoint (those that a
                 `TestCase` puts round your own do not count).
@@ -149,6 +155,11 @@ class SyncDjangoStore:
         for tries_left in reversed(range(_TRIES)):
             try:
                 return self._connections.run(make(records))
+            except SynchronousOnlyOperation as error:
+                raise RuntimeError(
+                    "SyncDjangoStore was called in an event loop, where Django talks to no database: use "
+                    "ThreadedStore(SyncDjangoStore())"
+                ) from error
             except Exception as error:
                 if not of_a_driver(error):
                     raise

@@ -114,7 +114,8 @@ class PostgresStore:
                 `psycopg.AsyncConnection`, SQLAlchemy's `AsyncSession` or `AsyncConnection`, or `asyncpg.Connection`.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
+            back, the effect is not yours to make, or was made.
         Raises:
             TypeError: *connection* is nothing of these.
             ValueError: It commits every statement, leads to another kind of database, or is inside a savepoint.

@@ -119,7 +119,8 @@ class SyncPostgresStore:
                 `psycopg.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
+            back, the effect is not yours to make, or was made.
         Raises:
             TypeError: *connection* is nothing of these.
             ValueError: It commits every statement, leads to another kind of database, or is inside a savepoint.

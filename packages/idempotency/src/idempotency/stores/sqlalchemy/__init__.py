@@ -108,7 +108,8 @@ class SQLAlchemyStore:
                 the effect, or the connection of an asyncio driver of it; not committed here.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
+            back, the effect is not yours to make, or was made.
         Raises:
             TypeError, ValueError, IsolationConflict, StoreError, StoreUnavailable: See `PostgresStore.complete_in`.
         """

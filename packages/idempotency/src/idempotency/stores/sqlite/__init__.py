@@ -108,7 +108,8 @@ class SyncSQLiteStore:
                 `sqlite3.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key: roll back, the effect is not yours to make.
+            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
+            back, the effect is not yours to make, or was made.
         Raises:
             TypeError: *connection* is nothing of these.
             ValueError: No transaction has begun, it is inside a savepoint (sqlite3 alone cannot tell of one), or the
