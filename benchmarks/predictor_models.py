@@ -1,7 +1,8 @@
-"""Models and rows for the predictor's benchmarks: trained here, on real bars, in seconds."""
+"""Models and rows for the predictor's benchmarks: trained here in seconds, on real bars or made-up rows; or public."""
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pandas as pd
 from arch.data import nasdaq, sp500
 from numpy.typing import NDArray
 
-__all__ = ["trading3"]
+__all__ = ["made", "made_hard", "public", "trading3"]
+
+PUBLIC = Path(__file__).parents[1] / "packages/predictor/tests/models"
 
 HORIZON, BAND = 5, 0.01  # days ahead, and the return below which a day counts as "hold"
 PARAMETERS = {
@@ -61,3 +64,57 @@ def _indicators(bars: Any) -> pd.DataFrame:
             "label": (ahead > -BAND).astype(int) + (ahead > BAND).where(ahead.notna()),
         }
     )
+
+
+def public(name: str, folder: Path) -> tuple[Path, NDArray[np.float64], dict[str, range]]:
+    """Unpack a model that others trained; with rows drawn over its features' ranges, and its categories by name."""
+    path = folder / f"{name}.txt"
+    path.write_bytes(lzma.decompress((PUBLIC / f"{name}.txt.xz").read_bytes()))
+    rng = np.random.default_rng(3)
+    header = dict(line.partition("=")[::2] for line in path.read_text().splitlines() if "=" in line)
+    infos, columns = header["feature_infos"].split(" "), []
+    for info in infos:
+        if info.startswith("["):
+            low, high = map(float, info.strip("[]").split(":"))
+            columns.append(rng.uniform(low, high, 8_000))
+        else:
+            columns.append(rng.choice([float(code) for code in info.split(":") if int(code) >= 0], 8_000))
+    codes = {
+        label: range(int(max(map(int, info.split(":")))) + 1)
+        for label, info in zip(header["feature_names"].split(" "), infos, strict=True)
+        if not info.startswith("[")
+    }
+    return path, np.ascontiguousarray(np.stack(columns, axis=1)), codes
+
+
+def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Path, NDArray[np.float64]]:
+    """Train *trees* trees of up to *leaves* leaves over *width* made-up features of four kinds of distribution."""
+    path = folder / f"made_{trees}x{leaves}.txt"
+    rng = np.random.default_rng(leaves)
+    rows = rng.normal(size=(8_000, width))
+    rows[:, ::4] = np.exp(rows[:, ::4])
+    rows[:, 1::4] = rows[:, 1::4].round(1)
+    score = np.sin(3 * rows[:, 2]) * rows[:, 3] + (rows[:, :8] ** 2).sum(axis=1) / 8 + rng.normal(size=8_000)
+    parameters = {"num_leaves": leaves, "min_data_in_leaf": 5, "learning_rate": 0.05, "objective": "binary"}
+    data = lgb.Dataset(rows, score > np.median(score))
+    lgb.train(parameters | {"num_threads": 1, "verbose": -1}, data, trees).save_model(path)
+    return path, rows
+
+
+def made_hard(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[np.float64]:
+    """Copies of rows with a third of the cells replaced by split values, their neighbours, NaN, tiny and infinite ones."""
+    rng = np.random.default_rng(9)
+    thresholds = [
+        float(value)
+        for line in path.read_text().splitlines()
+        if line.startswith("threshold=")
+        for value in line.removeprefix("threshold=").split()
+    ]
+    near = np.array(thresholds or [0.0])
+    pool = np.concatenate([near, np.nextafter(near, np.inf), np.nextafter(near, -np.inf)])
+    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, -1.0, 3.9])
+    hard = rows[rng.integers(len(rows), size=count)].copy()
+    chosen = rng.random(hard.shape)
+    hard[chosen < 0.3] = rng.choice(pool, int((chosen < 0.3).sum()))
+    hard[chosen > 0.95] = rng.choice(odd, int((chosen > 0.95).sum()))
+    return hard

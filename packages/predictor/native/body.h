@@ -113,6 +113,8 @@ INLINE void row_by_words(const plan *p, const double *row, double *scores, int32
         uint32_t feature = p->used[u];
         size_t code = value_code(p->features + feature, row[feature]);
         tables[u] = (const char *)p->words + p->word_table[u] * size + code * bytes_a_code;
+        /* The table is larger than the near caches: ask for its lines now, and find the next feature's code meanwhile. */
+        for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(tables[u] + at);
     }
     for (uint32_t first = 0; first < p->n_trees; first += per_block) {
         words possible[PER_BLOCK];

@@ -104,7 +104,6 @@ typedef struct {
     uint32_t feature;
     uint32_t is_left;
     double share;        /* of the training rows that pass here, multiplied over the edges with the same feature */
-    double share_inverse;
 } edge;
 
 typedef struct {
@@ -136,11 +135,8 @@ typedef struct {
 
     int has_contributions;    /* the counts were there, and all above zero */
     uint32_t n_nodes;         /* of the quadrature, rounded up to whole vectors */
-    uint32_t lanes;           /* doubles a vector */
     const double *node, *node_weight;
     const edge *edges;
-    const double *edge_inverse; /* 1 / (share + u (1 - share)): [n_nodes / lanes][all edges][lanes] */
-    size_t n_edges;
     const double *expected;   /* per output: the mean raw score over the training rows */
 
     size_t bytes;             /* of all tables */

@@ -3,8 +3,7 @@
 
 #include "plan_parts.h"
 
-#define MOST_NODES 512                       /* of the quadrature: 1024 different features on one path */
-#define MOST_INVERSES ((size_t)16 << 20)     /* doubles: 128 MiB */
+#define MOST_NODES 512 /* of the quadrature: 1024 different features on one path */
 
 /*
  * Nodes and weights of Gauss-Legendre quadrature on (0, 1): exact for polynomials of degree 2n - 1. Newton's method on the
@@ -67,7 +66,6 @@ static uint32_t follow_edges(making *m, const tree *t, edge *edges, uint32_t *la
             edge *e = edges + at;
             e->prior = last[e->feature];
             e->share *= e->prior ? edges[e->prior].share : 1.0;
-            e->share_inverse = 1.0 / e->share;
             distinct[at] = distinct[e->parent] + (e->prior == 0);
             if (distinct[at] > most) most = distinct[at];
             last[e->feature] = (uint32_t)at;
@@ -98,8 +96,7 @@ plan_refusal plan_make_edges(making *m, uint32_t lanes) {
     for (uint32_t t = 0; t < p->n_trees; t++) /* a leaf that no training row reached would have no share */
         for (uint32_t l = 0; l < p->trees[t].n_leaves && p->trees[t].n_leaves > 1; l++)
             if (!(f->leaf_count[p->trees[t].first_leaf + l] > 0.0)) return PLAN_OK;
-    p->n_edges = f->n_splits + f->n_leaves;
-    edge *edges = KEEP(m, p->n_edges, edge);
+    edge *edges = KEEP(m, f->n_splits + f->n_leaves, edge);
     double *expected = KEEP(m, p->n_outputs, double);
     uint32_t *last = BORROW(m, p->n_features, uint32_t), *distinct = BORROW(m, room, uint32_t);
     int32_t *stack = BORROW(m, 2 * room, int32_t);
@@ -112,24 +109,16 @@ plan_refusal plan_make_edges(making *m, uint32_t lanes) {
     /* The integrand has a factor for each feature of the path but one: degree most - 1, so half as many nodes are exact. */
     uint32_t n = (most + 1) / 2;
     n = (n > 0 ? n + lanes - 1 : lanes) / lanes * lanes;
-    if (n > MOST_NODES || p->n_edges > MOST_INVERSES / n) return PLAN_OK; /* LightGBM serves */
-    double *node = KEEP(m, n, double), *weight = KEEP(m, n, double), *inverse = KEEP(m, p->n_edges * n, double);
-    if (node == NULL || weight == NULL || inverse == NULL) return no_room(m);
+    if (n > MOST_NODES) return PLAN_OK; /* LightGBM serves */
+    double *node = KEEP(m, n, double), *weight = KEEP(m, n, double);
+    if (node == NULL || weight == NULL) return no_room(m);
     gauss_legendre(n, node, weight);
-    for (uint32_t first = 0; first < n; first += lanes)
-        for (size_t e = 0; e < p->n_edges; e++)
-            for (uint32_t lane = 0; lane < lanes; lane++) {
-                double share = edges[e].share, u = node[first + lane];
-                inverse[(first * p->n_edges) + e * lanes + lane] = 1.0 / (share + u * (1.0 - share));
-            }
     expect(p, f, expected);
     p->edges = edges;
     p->expected = expected;
     p->node = node;
     p->node_weight = weight;
-    p->edge_inverse = inverse;
     p->n_nodes = n;
-    p->lanes = lanes;
     p->has_contributions = 1;
     return PLAN_OK;
 }

@@ -17,42 +17,53 @@
  */
 
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
-typedef int64_t lane_masks __attribute__((vector_size(BYTES), may_alias));
 
 INLINE doubles doubles_all(double x) { return (doubles){0} + x; }
 
-/* One tree, LANES nodes of the quadrature: adds to *shares*, [feature], one vector each. */
+/*
+ * One tree, *wide* vectors of nodes, 1 or 2: adds to *shares*, [feature][2]. Two at once read each edge once, and give the
+ * machine something to do while a product waits for its parent's.
+ */
 INLINE void tree_contributions(const plan *p, const tree *t, uint32_t first_node, const uint8_t *passes, doubles *product,
-                               doubles *factor_inverse, doubles *ratio, doubles *shares) {
+                               doubles *factor_inverse, doubles *ratio, doubles *shares, uint32_t wide) {
     const uint32_t n_splits = t->n_leaves - 1, n = n_splits + t->n_leaves;
     const edge *edges = p->edges + t->first_edge;
     const split *splits = p->splits + t->first_split;
     const double *value = p->leaf_value + t->first_leaf;
-    const doubles *inverses = (const doubles *)(p->edge_inverse + (size_t)first_node * p->n_edges + t->first_edge * LANES);
-    const doubles u = *(const doubles *)(p->node + first_node), rest = 1.0 - u, rest_inverse = 1.0 / rest;
-    product[0] = *(const doubles *)(p->node_weight + first_node);
-    factor_inverse[0] = doubles_all(1.0);
-    ratio[0] = doubles_all(0.0);
+    doubles u[2], rest[2];
+    for (uint32_t v = 0; v < wide; v++) {
+        const uint32_t node = first_node + v * LANES;
+        u[v] = *(const doubles *)(p->node + node);
+        rest[v] = 1.0 - u[v];
+        product[v] = *(const doubles *)(p->node_weight + node);
+        factor_inverse[v] = doubles_all(1.0);
+        ratio[v] = doubles_all(0.0);
+    }
     for (uint32_t e = 1; e < n; e++) {
         const edge *own = edges + e;
         const double on = passes[e];
-        const lane_masks mask = (lane_masks){0} - (int64_t)passes[e];
-        const doubles if_off = rest_inverse * own->share_inverse;
-        const doubles inverse = (doubles)(((lane_masks)inverses[e] & mask) | ((lane_masks)if_off & ~mask));
-        const doubles own_ratio = (on - own->share) * inverse;
-        product[e] = product[own->parent] * (own->share * rest + on * u) * factor_inverse[own->prior];
-        factor_inverse[e] = inverse;
-        ratio[e] = own_ratio;
-        if (e >= n_splits) {
-            product[e] *= value[e - n_splits];
-            shares[own->feature] += product[e] * (own_ratio - ratio[own->prior]);
+        const double leaf = e >= n_splits ? value[e - n_splits] : 1.0;
+        for (uint32_t v = 0; v < wide; v++) {
+            const doubles factor = own->share * rest[v] + on * u[v], inverse = 1.0 / factor;
+            const doubles own_ratio = (on - own->share) * inverse;
+            doubles own_product = product[own->parent * wide + v] * factor * factor_inverse[own->prior * wide + v];
+            factor_inverse[e * wide + v] = inverse;
+            ratio[e * wide + v] = own_ratio;
+            if (e >= n_splits) {
+                own_product *= leaf;
+                shares[own->feature * 2 + v] += own_product * (own_ratio - ratio[own->prior * wide + v]);
+            }
+            product[e * wide + v] = own_product;
         }
     }
     for (uint32_t e = n_splits; e-- > 1;) {
         const int32_t left = splits[e].child[0], right = splits[e].child[1];
-        product[e] = product[left < 0 ? n_splits + (uint32_t)~left : (uint32_t)left]
-                     + product[right < 0 ? n_splits + (uint32_t)~right : (uint32_t)right];
-        shares[edges[e].feature] += product[e] * (ratio[e] - ratio[edges[e].prior]);
+        const size_t a = left < 0 ? n_splits + (uint32_t)~left : (uint32_t)left, b = right < 0 ? n_splits + (uint32_t)~right : (uint32_t)right;
+        for (uint32_t v = 0; v < wide; v++) {
+            const doubles sum = product[a * wide + v] + product[b * wide + v];
+            product[e * wide + v] = sum;
+            shares[edges[e].feature * 2 + v] += sum * (ratio[e * wide + v] - ratio[edges[e].prior * wide + v]);
+        }
     }
 }
 
@@ -66,28 +77,43 @@ INLINE void find_passes(const plan *p, const tree *t, const uint8_t *bytes_of_ro
     for (uint32_t e = 1; e < n; e++) passes[e] = (left[edges[e].parent] == edges[e].is_left) & passes[edges[e].prior];
 }
 
+/* Rows a tile: each tree's edges are read once for all of them. Few, because each has a sum for every feature. */
+#define SHAP_ROWS 8
+
 static int level_contributions(const plan *p, const double *rows, size_t n, double *out) {
-    const size_t most = 2 * (size_t)p->max_leaves, vectors = 3 * most + p->n_features;
+    const size_t most = 2 * (size_t)p->max_leaves, per_row = (size_t)p->n_outputs * (p->n_features + 1);
+    const size_t own_shares = 2 * (size_t)p->n_features, vectors = 6 * most + SHAP_ROWS * own_shares;
     void *memory;
-    if (posix_memalign(&memory, 64, vectors * sizeof(doubles) + 2 * most + p->n_columns) != 0) return -1;
-    doubles *product = memory, *factor_inverse = product + most, *ratio = factor_inverse + most, *shares = ratio + most;
-    uint8_t *left = (uint8_t *)(shares + p->n_features), *passes = left + most, *bytes_of_row = passes + most;
-    for (size_t r = 0; r < n; r++) {
-        row_bytes(p, rows + r * p->n_features, bytes_of_row);
-        for (uint32_t k = 0; k < p->n_outputs; k++, out += p->n_features + 1) {
-            for (uint32_t f = 0; f < p->n_features; f++) shares[f] = doubles_all(0.0);
+    if (posix_memalign(&memory, 64, vectors * sizeof(doubles) + 2 * most + SHAP_ROWS * (size_t)p->n_columns) != 0) return -1;
+    doubles *product = memory, *factor_inverse = product + 2 * most, *ratio = factor_inverse + 2 * most, *shares = ratio + 2 * most;
+    uint8_t *left = (uint8_t *)(shares + SHAP_ROWS * own_shares), *passes = left + most, *tile_bytes_of = passes + most;
+    for (size_t first = 0; first < n; first += SHAP_ROWS) {
+        const size_t count = n - first < SHAP_ROWS ? n - first : SHAP_ROWS;
+        for (size_t r = 0; r < count; r++) row_bytes(p, rows + (first + r) * p->n_features, tile_bytes_of + r * p->n_columns);
+        for (uint32_t k = 0; k < p->n_outputs; k++) {
+            for (size_t i = 0; i < count * own_shares; i++) shares[i] = doubles_all(0.0);
             for (uint32_t t = k; t < p->n_trees; t += p->n_outputs) {
                 if (p->trees[t].n_leaves == 1) continue; /* it only moves the expected score */
-                find_passes(p, p->trees + t, bytes_of_row, left, passes);
-                for (uint32_t node = 0; node < p->n_nodes; node += LANES)
-                    tree_contributions(p, p->trees + t, node, passes, product, factor_inverse, ratio, shares);
+                for (size_t r = 0; r < count; r++) {
+                    doubles *own = shares + r * own_shares;
+                    find_passes(p, p->trees + t, tile_bytes_of + r * p->n_columns, left, passes);
+                    uint32_t node = 0;
+                    for (; node + 2 * LANES <= p->n_nodes; node += 2 * LANES)
+                        tree_contributions(p, p->trees + t, node, passes, product, factor_inverse, ratio, own, 2);
+                    if (node < p->n_nodes)
+                        tree_contributions(p, p->trees + t, node, passes, product, factor_inverse, ratio, own, 1);
+                }
             }
-            for (uint32_t f = 0; f < p->n_features; f++) {
-                double sum = 0.0;
-                for (int lane = 0; lane < LANES; lane++) sum += shares[f][lane];
-                out[f] = sum;
+            for (size_t r = 0; r < count; r++) {
+                double *answer = out + (first + r) * per_row + (size_t)k * (p->n_features + 1);
+                for (uint32_t f = 0; f < p->n_features; f++) {
+                    double sum = 0.0;
+                    for (uint32_t v = 0; v < 2; v++)
+                        for (int lane = 0; lane < LANES; lane++) sum += shares[r * own_shares + 2 * f + v][lane];
+                    answer[f] = sum;
+                }
+                answer[p->n_features] = p->expected[k];
             }
-            out[p->n_features] = p->expected[k];
         }
     }
     free(memory);

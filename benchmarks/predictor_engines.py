@@ -1,0 +1,105 @@
+"""The engines that the predictor is measured beside, each as calls on one row and on batches of float64 rows."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Engine", "c_fast", "peers"]
+
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to ask a model: *row* takes a list of floats where it is there, *batch* float64 [n, features]."""
+
+    name: str
+    batch: Callable[[Rows], Any]
+    row: Callable[[list[float]], Any] | None = None
+
+
+def c_fast(booster: lgb.Booster) -> Engine:
+    """LightGBM's single-row fast call, bound by hand and unchecked; and its call for matrices."""
+    library, width, outputs = (
+        ctypes.CDLL(lgb.basic._LIB._name),
+        booster.num_feature(),
+        booster.num_model_per_iteration(),
+    )
+    config, written = ctypes.c_void_p(), ctypes.c_int64()
+    row, out = (ctypes.c_double * width)(), (ctypes.c_double * outputs)()
+    parameters = b"num_threads=1 verbosity=-1"
+    started = library.LGBM_BoosterPredictForMatSingleRowFastInit(
+        booster._handle, 0, 0, -1, 1, ctypes.c_int32(width), parameters, ctypes.byref(config)
+    )
+    assert started == 0
+    call = library.LGBM_BoosterPredictForMatSingleRowFast
+    arguments = (config, row, ctypes.byref(written), out)
+
+    def predict(values: list[float]) -> Any:
+        row[:] = values
+        call(*arguments)
+        return out
+
+    def predict_matrix(rows: Rows) -> Rows:
+        answers = np.empty((len(rows), outputs))
+        done = library.LGBM_BoosterPredictForMat(
+            booster._handle,
+            ctypes.c_void_p(rows.ctypes.data),
+            1,
+            ctypes.c_int32(len(rows)),
+            ctypes.c_int32(width),
+            1,
+            0,
+            0,
+            -1,
+            parameters,
+            ctypes.byref(written),
+            ctypes.c_void_p(answers.ctypes.data),
+        )
+        assert done == 0
+        return answers
+
+    return Engine("LightGBM's C call", predict_matrix, predict)
+
+
+def lleaves(path: Path, outputs: int) -> Engine | None:
+    """The compiler for LightGBM models, one thread; its row is its compiled function with bound buffers."""
+    try:
+        import lleaves as compiler  # noqa: PLC0415  an engine that need not be here
+    except ImportError:
+        return None
+    model = compiler.Model(model_file=str(path))
+    model.compile()
+    row, out = (ctypes.c_double * model.num_feature())(), (ctypes.c_double * outputs)()
+
+    def predict(values: list[float]) -> Any:
+        row[:] = values
+        model._c_entry_func(row, out, 0, 1)
+        return out
+
+    return Engine("lleaves", lambda rows: model.predict(rows, n_jobs=1), predict)
+
+
+def lignum(path: Path) -> Engine | None:
+    """pylignum with its trees compiled."""
+    try:
+        import lignum as engine  # noqa: PLC0415  an engine that need not be here
+    except ImportError:
+        return None
+    model = engine.load(str(path))
+    model.compile()
+    return Engine("pylignum", model.predict)
+
+
+def peers(path: Path, booster: lgb.Booster) -> list[Engine]:
+    """LightGBM's C call, and the engines that are installed."""
+    found = [c_fast(booster), lleaves(path, booster.num_model_per_iteration()), lignum(path)]
+    return [engine for engine in found if engine is not None]
