@@ -60,7 +60,7 @@ class Subject:
 
     @property
     def level(self) -> str:
-        kernel = self.model._kernel
+        kernel = self.model._runtime.kernel
         return kernel.level if isinstance(kernel, Kernel) else "lightgbm"
 
     def theirs(self, rows: Rows, **options: Any) -> Rows:
@@ -269,11 +269,15 @@ def measure_trading3(folder: Path) -> list[Gate]:
     path = folder / "trading3.txt"
     _, rows = trading3(path)
     subject = Subject.load("trading3", path, rows, others=True, classes=("SELL", "HOLD", "BUY"))
-    print(f"\ntrading3: {subject.model.info.n_trees} trees, {rows.shape[1]} features; {subject.model.info.engine}")
+    print(
+        f"\ntrading3: {subject.model.info.n_trees} trees, {rows.shape[1]} features; {subject.model.info.engine}"
+    )
     exact, level = exactness(subject), subject.level
     singles, many = one_row(subject, exact), batches(subject, (8, 64, 1_024, 16_384), exact)
     gates = [
-        ratio_gate("one row trading3", singles[f"predict_row({kind})"], level, name=f"one row trading3: {kind}")
+        ratio_gate(
+            "one row trading3", singles[f"predict_row({kind})"], level, name=f"one row trading3: {kind}"
+        )
         for kind in ("list", "array", "mapping")
     ]
     cost = singles["LightGBM's C call"] / singles["predict_row(list)"]
@@ -320,7 +324,7 @@ def measure_rest(folder: Path) -> list[Gate]:
         singles, many = one_row(subject, exact), batches(subject, (1_024,), exact)
         gates.append(ratio_gate(f"one row {name}", singles["predict_row(list)"], level))
         gates.append(ratio_gate(f"batch of 1,024, {name}", many[1_024]["predict"], level))
-        gates += explanations(subject, gate=name == "63 leaves") + [parity(subject, exact)]
+        gates += [*explanations(subject, gate=name == "63 leaves"), parity(subject, exact)]
     return gates
 
 

@@ -73,7 +73,7 @@ def c_fast(booster: lgb.Booster) -> Engine:
 def lleaves(path: Path, outputs: int) -> Engine | None:
     """The compiler for LightGBM models, one thread; its row is its compiled function with bound buffers."""
     try:
-        import lleaves as compiler  # noqa: PLC0415  an engine that need not be here
+        import lleaves as compiler
     except ImportError:
         return None
     model = compiler.Model(model_file=str(path))
@@ -91,7 +91,7 @@ def lleaves(path: Path, outputs: int) -> Engine | None:
 def lignum(path: Path) -> Engine | None:
     """pylignum with its trees compiled."""
     try:
-        import lignum as engine  # noqa: PLC0415  an engine that need not be here
+        import lignum as engine
     except ImportError:
         return None
     model = engine.load(str(path))

@@ -102,7 +102,7 @@ def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Pat
 
 
 def made_hard(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[np.float64]:
-    """Copies of rows with a third of the cells replaced by split values, their neighbours, NaN, tiny and infinite ones."""
+    """Copies of rows, a third of the cells replaced: by split values, their neighbours, NaN, tiny and infinite ones."""
     rng = np.random.default_rng(9)
     thresholds = [
         float(value)

@@ -1,14 +1,71 @@
 #include "cells.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define EXACT ((long long)1 << 53) /* every whole number up to here is a float64 */
 
 static int number_is_plain(uint8_t flags, double value) {
     if (isnan(value)) return (flags & CELL_NULLABLE) != 0;
-    if (isinf(value)) return 0;
+    if (isinf(value)) return (flags & CELL_INFINITE) != 0;
     return !(flags & CELL_WHOLE) || value == floor(value);
+}
+
+/* Codes beyond this are not kept as bits: numbers of that feature are then left to Python. */
+#define MOST_KNOWN_CODES ((size_t)1 << 20)
+
+int cells_know_codes(cells *own) {
+    if ((own->known = calloc((size_t)own->width + 1, sizeof *own->known)) == NULL) return PyErr_NoMemory(), -1;
+    for (Py_ssize_t i = 0; i < own->width; i++) {
+        PyObject *label, *code;
+        Py_ssize_t at = 0;
+        code_set *set = own->known + i;
+        if (!(own->flags[i] & CELL_CATEGORY)) continue;
+        if ((set->bits = calloc(MOST_KNOWN_CODES / 8, 1)) == NULL) return PyErr_NoMemory(), -1;
+        while (PyDict_Next(PyTuple_GetItem(own->codes, i), &at, &label, &code)) {
+            double value = PyFloat_AsDouble(code);
+            if (value == -1.0 && PyErr_Occurred()) return -1;
+            if (!(value >= 0.0 && value < (double)MOST_KNOWN_CODES && value == floor(value))) continue;
+            set->bits[(size_t)value / 8] |= (uint8_t)(1 << (size_t)value % 8);
+            if ((size_t)value >= set->n) set->n = (size_t)value + 1;
+        }
+        uint8_t *less = realloc(set->bits, set->n / 8 + 1);
+        if (less != NULL) set->bits = less;
+    }
+    return 0;
+}
+
+static int each_is_plain(const cells *own, const double *rows, size_t n) {
+    for (size_t r = 0; r < n; r++, rows += own->width)
+        for (Py_ssize_t i = 0; i < own->width; i++) {
+            const double value = rows[i];
+            const code_set *set = own->known + i;
+            if (value - value == 0.0 && own->flags[i] == 0) continue; /* a finite number, of any size */
+            if (!(own->flags[i] & CELL_CATEGORY) || isnan(value)) {
+                if (!number_is_plain(own->flags[i], value)) return 0;
+                continue;
+            }
+            if (!(value >= 0.0 && value < (double)set->n) || value != floor(value)) return 0;
+            if (!(set->bits[(size_t)value / 8] >> (size_t)value % 8 & 1)) return 0;
+        }
+    return 1;
+}
+
+/* Whether there is no NaN and no infinity: zero times one of those is NaN, and stays so in a sum. */
+static int all_finite(const double *values, size_t n) {
+    double sums[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++) sums[j] += values[i + j] * 0.0;
+    for (; i < n; i++) sums[0] += values[i] * 0.0;
+    for (int j = 1; j < 8; j++) sums[0] += sums[j];
+    return sums[0] == 0.0;
+}
+
+int cells_are_plain(const cells *own, const double *rows, size_t n) {
+    if (!own->all_numbers || !all_finite(rows, n * (size_t)own->width)) return each_is_plain(own, rows, n);
+    return 1;
 }
 
 int cells_read_cell(const cells *own, Py_ssize_t feature, PyObject *cell, double *out) {

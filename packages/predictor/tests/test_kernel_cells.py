@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,15 @@ def outcome(schema: RowSchema, row: Any) -> Any:
         return str(error)
 
 
-@settings(max_examples=400, deadline=None)
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "400"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(cells=st.lists(CELL, min_size=5, max_size=5), policy=st.sampled_from(POLICIES))
 @example(cells=[1.0, None, 2.0, "y", 7], policy=RowPolicy())
 @example(cells=[1.0, math.nan, 2.5, "y", 7], policy=RowPolicy())
 @example(cells=[2**53 + 1, math.nan, 2, 3.0, math.nan], policy=RowPolicy())
 def test_a_row_that_is_read_in_c_has_the_schemas_numbers(cells, policy):
-    import os
-
     os.environ.pop("PREDICTOR_ENGINE", None)
     schema = RowSchema(FEATURES, policy)
     for row in (cells, tuple(cells), dict(zip(NAMES, cells, strict=True))):
@@ -79,6 +81,79 @@ def test_a_row_that_is_read_in_c_has_the_schemas_numbers(cells, policy):
             assert isinstance(expected, bytes), expected
             numbers = np.frombuffer(expected)
             assert np.where(np.isnan(numbers), np.nan, numbers).tobytes() == nan_is_nan.tobytes()
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    rows=st.lists(st.tuples(CELL, CELL, CELL, CELL, CELL), min_size=1, max_size=3),
+    policy=st.sampled_from(POLICIES),
+)
+@example(rows=[(1.0, None, 2, "y", 7), (math.inf, math.nan, 3.0, 3, 0)], policy=POLICIES[1])
+@example(rows=[(1.0, 2.0, 2.5, "y", 7)], policy=RowPolicy())
+def test_columns_have_the_numbers_and_refusals_of_their_rows(rows, policy):
+    """As lists and as arrays: whether NumPy, C or Python reads a column, each cell is what it is in a row."""
+    os.environ.pop("PREDICTOR_ENGINE", None)
+    schema = RowSchema(FEATURES, policy)
+    try:
+        expected = schema.encode(list(map(list, rows))).tobytes()
+    except SchemaError:
+        expected = None
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    objects = [np.empty(len(rows), dtype=object) for _ in columns]
+    for array, column in zip(objects, columns, strict=True):
+        array[:] = column
+    for by_column in (columns, objects):
+        try:
+            got = schema.encode_columns(dict(zip(NAMES, by_column, strict=True))).tobytes()
+        except SchemaError:
+            got = None
+        assert got == expected
+
+
+NUMBERS = st.one_of(
+    st.floats(), st.integers(-3, 9).map(float), st.sampled_from([math.nan, math.inf, -0.0, 0.5, 1e300])
+)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    rows=st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=1, max_size=9),
+    policy=st.sampled_from(POLICIES),
+)
+@example(rows=[[1.0, 2.0, 7.0]], policy=RowPolicy())
+@example(rows=[[1.0, 2.0, 1e300]], policy=RowPolicy())
+def test_arrays_have_the_numbers_and_refusals_of_their_rows(rows, policy):
+    os.environ.pop("PREDICTOR_ENGINE", None)
+    schema = RowSchema((FEATURES[0], FEATURES[2], FEATURES[4]), policy)
+    try:
+        expected = schema.encode(rows)
+    except SchemaError:
+        expected = None
+    try:
+        got = schema.encode(np.array(rows))
+    except SchemaError:
+        got = None
+    assert (got is None) == (expected is None)
+    if got is not None:  # by value: category -0.0 is category 0
+        assert np.array_equal(got, expected, equal_nan=True)
+
+
+def test_plain_columns_and_arrays_are_read_without_python(monkeypatch):
+    schema = RowSchema(FEATURES, RowPolicy())
+
+    def not_asked(*_: Any) -> Any:
+        raise AssertionError("a cell was read by Python")
+
+    monkeypatch.setattr(type(schema._rules), "number", not_asked)
+    columns = {"plain": [1.0, 2], "nullable": [None, math.nan], "whole": np.arange(2), "label": ("x", 3)}
+    read = schema.encode_columns(columns | {"code": np.array([7.0, math.nan])})
+    assert np.array_equal(read, [[1, math.nan, 0, 0, 7], [2, math.nan, 1, 5, math.nan]], equal_nan=True)
+    numbers = RowSchema(FEATURES[:3], RowPolicy())
+    array = np.array([[1.0, math.nan, 3.0]])
+    assert numbers.encode(array) is array
+    monkeypatch.undo()
+    with pytest.raises(SchemaError, match="whole number"):
+        numbers.encode(np.array([[1.0, math.nan, 3.5]]))
 
 
 def test_plain_rows_are_read_in_c_and_not_by_the_schema():
@@ -140,6 +215,12 @@ def test_buffers_are_checked_before_they_are_written():
             schema.cells.rows([[1.0, 1.0, 1, "x", 7]], out, 0)
     with pytest.raises(ValueError, match="start must not be negative"):
         schema.cells.rows([], np.zeros((1, 5)), -1)
+    for feature in (-1, 5):
+        with pytest.raises(ValueError, match="no such feature"):
+            schema.cells.column([1.0], feature, np.zeros((1, 5)))
+    for matrix in (np.zeros(7), np.zeros(41, np.uint8)[1:]):
+        with pytest.raises(ValueError, match="whole rows of aligned float64"):
+            schema.cells.plain(matrix)
 
 
 def test_a_name_that_changes_the_rows_while_it_is_compared_does_no_harm():

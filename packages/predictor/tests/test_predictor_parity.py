@@ -70,8 +70,8 @@ def test_encoded_rows_may_lie_in_memory_as_they_like(trained):
 
 def test_threads_do_not_change_a_bit(trained, monkeypatch):
     model = trained("multiclass").load(threads=4)
-    model.threads = 4  # as on a machine with four processors
-    model._split_above = 1.0
+    model._runtime.threads = 4  # as on a machine with four processors
+    model._runtime.split_above = 1.0
     rows = np.tile(trained("multiclass").rows, (3, 1))
     assert same_bits(model.predict(rows), trained("multiclass").truth(rows))
     assert (model.leaves(rows) == trained("multiclass").truth(rows, pred_leaf=True)).all()

@@ -86,7 +86,7 @@ import os, sys, threading, time
 import numpy as np
 from predictor import Model
 model = Model.load(sys.argv[1], threads=2)
-model.threads, model._split_above = 2, 1_000
+model._runtime.threads, model._runtime.split_above = 2, 1_000
 rows = np.random.default_rng(0).normal(size=(4000, 5))
 expected = model.predict(rows)
 stop = threading.Event()

@@ -116,7 +116,8 @@ class Kernel:
         """Return what LightGBM gives for *kind* and float64 *rows* [n, width]: one line a row."""
         if rows.dtype != np.float64 or rows.ndim != 2 or rows.shape[1] != self._width:
             raise EngineError(f"rows must be float64 [n, {self._width}]")
-        rows = np.require(rows, requirements=("C", "A"))
+        if not rows.flags.carray:
+            rows = np.require(rows, requirements=("C", "A"))
         if kind == LEAF:
             leaves = np.empty((len(rows), self._trees), dtype=np.int32)
             self._engine.leaves(rows, leaves, release)
@@ -199,6 +200,7 @@ def cells_of(
     names: Sequence[str],
     *,
     nullable: Sequence[bool],
+    infinite: bool,
     whole: Sequence[int],
     codes: Mapping[int, dict[Label, float]],
 ) -> Any:
@@ -208,12 +210,15 @@ def cells_of(
     Args:
         names: Of the features, in model order.
         nullable: Whether None and NaN are let through unchanged.
+        infinite: Whether infinities are, in any feature.
         whole: Indices of the features whose numbers must be whole.
         codes: The code of each label, per category feature.
     """
     if switched_off() or _kernel is None:
         return None
     flags = bytearray(_kernel.CELL_NULLABLE if allowed else 0 for allowed in nullable)
+    if infinite:
+        flags = bytearray(flag | _kernel.CELL_INFINITE for flag in flags)
     for index in whole:
         flags[index] |= _kernel.CELL_WHOLE
     for index in codes:

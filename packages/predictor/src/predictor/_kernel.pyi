@@ -5,6 +5,7 @@ from typing import Any
 CELL_NULLABLE: int
 CELL_WHOLE: int
 CELL_CATEGORY: int
+CELL_INFINITE: int
 
 # The instruction sets that this machine can run, best first; the last is `generic`.
 def levels() -> tuple[str, ...]: ...
@@ -35,6 +36,10 @@ class Cells:
     ) -> None: ...
     # Fill *out* [n, width] from *start* on; returns the first row that is not plain, or n.
     def rows(self, rows: list[Any], out: Any, start: int, /) -> int: ...
+    # Fill one column of *out* [n, width]; returns the first cell that is not plain, or n.
+    def column(self, values: list[Any], feature: int, out: Any, /) -> int: ...
+    # Whether every cell of float64 [n, width], categories by their codes, is plain.
+    def plain(self, matrix: Any, /) -> bool: ...
 
 class Engine:
     # One model's plan. Immutable after `bind`; any number of threads may call it.

@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._engine import Kernel, Refusal, make_kernel
 from predictor._features import features_of, labels_of, ordered_categories
-from predictor._model_file import ModelText, ParsedModel, parse_model_text, read_model
-from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster, RowCall, engine_name
-from predictor._objectives import OutputKind, most_probable, per_class
-from predictor._self_check import agrees
+from predictor._info import ModelInfo, model_info
+from predictor._model_file import ParsedModel, parse_model_text, read_model
+from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster
+from predictor._objectives import most_probable, per_class
+from predictor._runtime import Runtime
 from predictor._system import available_cpus
 from predictor._tables import dense_blocks, is_sparse
 from predictor.errors import (
-    EngineError,
     IntegrityError,
     ManifestError,
     ModelError,
-    ModelTextError,
     Unsupported,
 )
 from predictor.explain import Explanation
 from predictor.integrity import check_bits, check_digest, check_manifest, check_ulps, sha256_of
-from predictor.manifest import Label, Manifest, RowPolicy, manifest_path
+from predictor.manifest import Manifest, RowPolicy, manifest_path
 from predictor.schema import RowSchema
 
 __all__ = ["Model", "ModelInfo"]
-
-# Nanoseconds per call: below the first the GIL is kept, because giving it back costs a busy process more than 50 us of
-# waiting others; above the second a batch is worth several threads.
-_HOLD_GIL_BELOW = 45_000
-_SPLIT_ABOVE = 4_500_000
-_WALK_NS = 30  # LightGBM's walk of one row through one tree
-_Call = Callable[..., NDArray[Any]]  # rows, and whether to release the GIL
-_CONTRIB_COST = 50  # one row's contributions against one row's prediction, in LightGBM
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
-    """What a loaded model is, for logs, `/health` and people."""
-
-    name: str
-    version: str  # the manifest's; without one, `sha256:` and 12 hex digits
-    sha256: str
-    features: tuple[str, ...]  # in model order
-    categories: Mapping[str, tuple[Label, ...]]  # category feature -> the labels rows may use
-    classes: tuple[Label, ...]  # in output order; a binary model's probability is that of classes[1]
-    n_classes: int  # values per row: 1 for regression and binary models
-    n_trees: int
-    objective: str | None
-    output: OutputKind
-    engine: str  # what computes: `native kernel (avx2)`, or LightGBM's own library
-    engine_reason: str = ""  # why it is not the kernel: a name, and what is behind it
 
 
 class Model:
@@ -96,7 +62,6 @@ class Model:
         self.manifest = manifest
         self.features = features
         self.data = data  # the file's bytes, as they were verified
-        self.threads = min(threads, available_cpus())
         self._text = text
         self._schema = RowSchema(
             features,
@@ -106,12 +71,12 @@ class Model:
                 [i for i in text.codes if text.feature_names[i] not in labels] if manifest is None else ()
             ),
         )
-        self._split_above = _SPLIT_ABOVE
-        self._kernel = make_kernel(parsed)
-        self._start(parsed)
-        self._kernel = self._checked_kernel(self._kernel, parsed)
-        self.info = _info(digest or sha256_of(data), text, self._schema, manifest, self._kernel)
-        _models.add(self)
+        self._parse = _parser(data, num_iteration)
+        self._runtime = Runtime(
+            parsed, parse=self._parse, cells=self._schema.cells, threads=min(threads, available_cpus())
+        )
+        self._plain_row = self._runtime.plain_row
+        self.info = model_info(digest or sha256_of(data), text, self._schema, manifest, self._runtime.kernel)
         if num_iteration is None:  # golden answers are those of all trees
             self._check_golden_rows()
 
@@ -187,6 +152,11 @@ class Model:
         return cls(data, manifest=manifest, threads=threads, num_iteration=num_iteration, digest=digest)
 
     @property
+    def threads(self) -> int:
+        """How many threads one large batch may be split over."""
+        return self._runtime.threads
+
+    @property
     def is_linear(self) -> bool:
         """Whether leaves hold regressions, which LightGBM cannot explain."""
         return self._text.is_linear
@@ -217,7 +187,7 @@ class Model:
 
         For batching: rows are encoded each on its own, so that a bad one fails alone, and predicted together.
         """
-        return self._shaped(self._run(matrix, RAW if raw else NORMAL, self._text.n_outputs))
+        return self._shaped(self._runtime.run(matrix, RAW if raw else NORMAL, self._text.n_outputs))
 
     def predict_row(self, row: Any) -> NDArray[np.float64]:
         """
@@ -235,14 +205,9 @@ class Model:
         if self._plain_row is not None:
             answer: NDArray[np.float64] | None = self._plain_row(row)
             if answer is None:  # a cell that needs the schema's word
-                answer = self._encoded_row(self._schema.encode_row(row))
+                answer = self._runtime.row(self._schema.encode_row(row))
             return answer
-        values = self._schema.encode_row(row)
-        try:
-            call = self._local.call
-        except AttributeError:
-            call = self._new_row_call()
-        return cast("NDArray[np.float64]", call(values))
+        return self._runtime.row(self._schema.encode_row(row))
 
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
         """
@@ -271,7 +236,7 @@ class Model:
         """
         matrix = self._schema.encode(rows)
         if self._text.output == "raw" and self._text.n_outputs > 1 and self.info.classes:
-            scores = self._run(matrix, RAW, self._text.n_outputs)
+            scores = self._runtime.run(matrix, RAW, self._text.n_outputs)
         else:
             scores = self._probabilities(matrix)
         return most_probable(scores, self.info.classes)
@@ -281,7 +246,7 @@ class Model:
             raise Unsupported(
                 f"the answers of this model are {self._text.output}, not probabilities: use predict"
             )
-        return per_class(self._run(matrix, NORMAL, self._text.n_outputs))
+        return per_class(self._runtime.run(matrix, NORMAL, self._text.n_outputs))
 
     def staged(
         self, rows: Any, iterations: Iterable[int], *, raw: bool = False
@@ -291,7 +256,7 @@ class Model:
 
         Shapes and errors as `predict`. Cost: one load and one prediction for each.
         """
-        matrix, parsed = self._schema.encode(rows), self._parsed()
+        matrix, parsed = self._schema.encode(rows), self._parse()
         for count in iterations:
             shorter = Booster(parsed.first(count).lightgbm_text(), width=self._schema.width)
             kind, per_row = RAW if raw else NORMAL, self._text.n_outputs
@@ -299,7 +264,9 @@ class Model:
 
     def leaves(self, rows: Any) -> NDArray[np.int32]:
         """Return int32 [n, trees]: the leaf each row reaches in each tree; rows and errors as `predict`."""
-        return self._run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(np.int32, copy=False)
+        return self._runtime.run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(
+            np.int32, copy=False
+        )
 
     def explain(self, rows: Any) -> Explanation:
         """
@@ -318,7 +285,7 @@ class Model:
             rows = [rows]
         matrix = self._schema.encode(rows)
         outputs, width = self._text.n_outputs, self._schema.width
-        flat = self._run(matrix, CONTRIB, outputs * (width + 1))
+        flat = self._runtime.run(matrix, CONTRIB, outputs * (width + 1))
         # LightGBM concatenates per output: one share per feature, then the expected value.
         shaped = flat.reshape(len(matrix), outputs, width + 1)
         if not np.isfinite(shaped).all():
@@ -347,7 +314,7 @@ class Model:
 
     def importances(self) -> dict[str, tuple[int, float]]:
         """Return for each feature how often trees split on it, and the total gain of those splits; reads the file."""
-        gains = self._parsed().split_gains()
+        gains = self._parse().split_gains()
         pairs = zip(self._text.split_counts, gains, strict=True)
         return dict(zip(self.info.features, pairs, strict=True))
 
@@ -359,92 +326,6 @@ class Model:
     def __repr__(self) -> str:
         info = self.info
         return f"<Model {info.name} {info.version}: {info.n_trees} trees, {len(info.features)} features>"
-
-    def _start(self, parsed: ParsedModel) -> None:
-        """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
-        outputs = self._text.n_outputs
-        try:
-            booster = Booster(parsed.lightgbm_text(), width=self._schema.width)
-            if not self.is_linear and not (isinstance(self._kernel, Kernel) and self._kernel.explains):
-                _fill_tables(booster, outputs)
-        except EngineError as error:  # nothing known passes the checker and fails here
-            raise ModelTextError(str(error)) from error
-        self._booster = booster
-        self._local = threading.local()
-        self._pool: ThreadPoolExecutor | None = None
-        self._pool_guard = threading.Lock()
-        self._is_stale = False
-
-    def _parsed(self) -> ParsedModel:
-        parsed = parse_model_text(self.data)
-        return parsed if self.num_iteration is None else parsed.first(self.num_iteration)
-
-    def _new_row_call(self) -> RowCall:
-        self._refresh()
-        self._local.call = call = RowCall(
-            self._booster,
-            per_row=self._text.n_outputs,
-            hold_gil=self._text.n_trees * _WALK_NS < _HOLD_GIL_BELOW,
-        )
-        return call
-
-    def _run(self, matrix: NDArray[np.float64], kind: int, per_row: int) -> NDArray[Any]:
-        """Ask the engine for *per_row* numbers of *kind* for each row, in several threads where that pays."""
-        kernel = self._kernel
-        if isinstance(kernel, Kernel) and (kind != CONTRIB or kernel.explains):
-            cost = kernel.cost(kind)
-            answer: _Call = partial(kernel.predict, kind=kind)
-        else:
-            self._refresh()
-            booster = self._booster
-            cost = self._text.n_trees * _WALK_NS * (_CONTRIB_COST if kind == CONTRIB else 1)
-
-            def answer(rows: NDArray[np.float64], *, release: bool) -> NDArray[Any]:
-                return booster.predict(rows, kind, per_row=per_row, hold_gil=not release)
-
-        step = max(1, math.ceil(self._split_above / (2 * cost)))
-        if self.threads > 1 and len(matrix) >= 2 * step:
-            return self._split(matrix, answer, step)
-        return answer(matrix, release=len(matrix) * cost >= _HOLD_GIL_BELOW)
-
-    def _split(self, matrix: NDArray[np.float64], answer: _Call, step: int) -> NDArray[Any]:
-        """Share one batch among threads; rows are independent, so the bits do not depend on the cut."""
-        with self._pool_guard:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="predictor")
-            pool = self._pool
-        pieces = np.array_split(matrix, min(self.threads, len(matrix) // step))
-        return np.concatenate(list(pool.map(partial(answer, release=True), pieces)))
-
-    def _checked_kernel(self, kernel: Kernel | Refusal, parsed: ParsedModel) -> Kernel | Refusal:
-        """Return the kernel, if it can serve this model and gives LightGBM's numbers here; else why not."""
-        self._plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
-        if isinstance(kernel, Refusal):
-            return kernel
-        if not agrees(kernel, self._booster, parsed):
-            if kernel.explains:
-                _fill_tables(self._booster, self._text.n_outputs)
-            return Refusal("self_check")
-        kernel.bind(self._schema.cells, release=kernel.cost(NORMAL) >= _HOLD_GIL_BELOW)
-        self._plain_row, self._encoded_row = kernel.row, kernel.numbers
-        return kernel
-
-    def _refresh(self) -> None:
-        if self._is_stale:
-            with _fork_guard:
-                if self._is_stale:
-                    self._start(self._parsed())
-
-    def _forget(self) -> None:
-        """
-        In a forked child: leave the parent's native objects alone, for ever. The kernel is memory alone, and stays.
-
-        Even freeing them could wait for a thread that did not survive the fork; their pages are shared anyway.
-        """
-        _abandoned.append((self._booster, self._local))
-        self._is_stale = True
-        self._local = threading.local()
-        self._pool, self._pool_guard = None, threading.Lock()  # its threads did not survive either
 
     def _shaped(self, answers: NDArray[np.float64]) -> NDArray[np.float64]:
         return answers[:, 0] if self._text.n_outputs == 1 else answers
@@ -474,9 +355,11 @@ class Model:
         shape = (len(matrix), self._text.n_outputs)
         if shape[0] == 0:
             return
-        batch = self._run(matrix, NORMAL, shape[1])
+        batch = self._runtime.run(matrix, NORMAL, shape[1])
         check_bits(
-            "raw scores", self._run(matrix, RAW, shape[1]), np.array(raw, dtype=np.float64).reshape(shape)
+            "raw scores",
+            self._runtime.run(matrix, RAW, shape[1]),
+            np.array(raw, dtype=np.float64).reshape(shape),
         )
         check_bits("one row against batch", singles, batch)
         if output is not None:
@@ -487,41 +370,11 @@ class Model:
             raise ModelError("probabilities do not sum to 1; the model file and its objective do not match")
 
 
-def _fill_tables(booster: Booster, outputs: int) -> None:
-    """Ask for contributions once: the first call fills tables inside the booster, and must not be in a race."""
-    booster.predict(np.zeros((1, booster.width)), CONTRIB, per_row=outputs * (booster.width + 1))
+def _parser(data: bytes, num_iteration: int | None) -> Callable[[], ParsedModel]:
+    """Return what reads the checked bytes again."""
 
+    def parse() -> ParsedModel:
+        parsed = parse_model_text(data)
+        return parsed if num_iteration is None else parsed.first(num_iteration)
 
-def _info(
-    digest: str, text: ModelText, schema: RowSchema, manifest: Manifest | None, kernel: Kernel | Refusal
-) -> ModelInfo:
-    return ModelInfo(
-        name=manifest.name if manifest is not None else "unnamed",
-        version=manifest.version if manifest is not None else f"sha256:{digest[:12]}",
-        sha256=digest,
-        features=schema.names,
-        categories={f.name: f.categories for f in schema.features if f.categories is not None},
-        classes=manifest.classes if manifest is not None else (),
-        n_classes=text.n_outputs,
-        n_trees=text.n_trees,
-        objective=text.objective,
-        output=text.output,
-        engine=engine_name() if isinstance(kernel, Refusal) else f"native kernel ({kernel.level})",
-        engine_reason=f"{kernel.name}: {kernel.reason}" if isinstance(kernel, Refusal) else "",
-    )
-
-
-_models: weakref.WeakSet[Model] = weakref.WeakSet()
-_fork_guard = threading.Lock()
-_abandoned: list[object] = []
-
-
-def _after_fork() -> None:
-    global _fork_guard  # noqa: PLW0603  the parent's lock may be held for ever in the child
-    _fork_guard = threading.Lock()
-    for model in list(_models):
-        model._forget()  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    return parse

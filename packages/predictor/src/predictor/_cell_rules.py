@@ -1,0 +1,120 @@
+"""One cell of a row, as the number that LightGBM will see: by the manifest's word on its feature, exact or refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from predictor._refusals import AS_NUMBER, by_policy
+from predictor.errors import SchemaError
+from predictor.manifest import Feature, Label, RowPolicy
+
+__all__ = ["EXACT", "UNSEEN", "CellRules"]
+
+EXACT = 2**53  # every whole number up to here is a float64
+UNSEEN = -1.0  # LightGBM sends a negative category the way of every category it did not learn
+
+
+class CellRules:
+    """What a cell of each feature may be; safe to share among threads."""
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        policy: RowPolicy,
+        *,
+        ordered: Collection[int] = (),
+        unlabelled: Collection[int] = (),
+    ) -> None:
+        """Arguments as `RowSchema`'s."""
+        self.features = tuple(features)
+        self.policy = policy
+        self.names = tuple(feature.name for feature in self.features)
+        self.width = len(self.names)
+        self.codes: dict[int, dict[Label, float]] = {
+            index: dict(zip(feature.categories or (), map(float, feature.codes or ()), strict=True))
+            for index, feature in enumerate(self.features)
+            if feature.kind == "category"
+        }
+        self.integers = [i for i, feature in enumerate(self.features) if feature.kind == "integer"]
+        self.ordered = frozenset(ordered)
+        self.unlabelled = frozenset(unlabelled)
+        # A category whose labels are LightGBM's own codes needs no translation, so it can take the short way.
+        self.own_codes = {
+            index: codes for index, codes in self.codes.items() if all(a == b for a, b in codes.items())
+        }
+
+    def number(self, index: int, value: Any, row: int | None) -> float:
+        """
+        Convert one cell of feature *index* by its type; nulls, infinities and fractions are judged elsewhere.
+
+        Raises:
+            SchemaError: The cell does not fit; it names the feature, and *row* where that is known.
+        """
+        feature = self.features[index]
+        if isinstance(value, np.generic):
+            # NumPy gives a time in nanoseconds as a plain whole number.
+            value = value if value.dtype.kind in "mM" else value.item()
+        if value is None or type(value).__name__ == "NAType":  # pandas.NA, without importing pandas
+            return math.nan
+        if isinstance(value, bool):
+            if self.policy.boolean == "refuse":
+                raise by_policy("boolean", "is a boolean, not a number", feature=feature.name, row=row)
+            value = int(value)
+        if index in self.codes:
+            return self._code(index, value, row)
+        if type(value) is int:
+            return self._exact(feature, value, row)
+        if isinstance(value, float):
+            return float(value)
+        raise SchemaError(
+            f"is {type(value).__name__}, not a number", remedy=AS_NUMBER, feature=feature.name, row=row
+        )
+
+    def _exact(self, feature: Feature, value: int, row: int | None) -> float:
+        try:
+            number = float(value)
+        except OverflowError:
+            raise SchemaError(
+                "is larger than any float64", remedy="send null", feature=feature.name, row=row
+            ) from None
+        if number != value and self.policy.large_integer == "refuse":
+            reason = f"{value} is not exact as float64"
+            raise by_policy("large_integer", reason, feature=feature.name, row=row)
+        return number
+
+    def _code(self, index: int, value: Any, row: int | None) -> float:
+        feature = self.features[index]
+        if not isinstance(value, str | int | float):
+            raise SchemaError(
+                f"is {type(value).__name__}, not a category",
+                remedy=f"send one of the labels, such as {self._shown(index)}",
+                feature=feature.name,
+                row=row,
+            )
+        if isinstance(value, float) and math.isnan(value):
+            return math.nan
+        code = self.codes[index].get(value)
+        if code is not None:
+            return code
+        if index in self.own_codes and index not in self.ordered and _is_negative(value):
+            return math.nan  # as LightGBM reads a negative code, such as the -1 of an encoder's unknown
+        if self.policy.unseen == "refuse":
+            shown = repr(value)[:40]
+            reason = f"{shown} is a category that training did not have"
+            raise by_policy("unseen", reason, feature=feature.name, row=row)
+        if isinstance(value, str) or index not in self.own_codes or index in self.ordered:
+            return UNSEEN
+        # Where LightGBM's codes are the labels a number goes on as it is, to be read as Booster.predict reads it.
+        return value if isinstance(value, float) else float(value) if abs(value) < EXACT else UNSEEN
+
+    def _shown(self, index: int) -> str:
+        return ", ".join(repr(label)[:20] for label in list(self.codes[index])[:3]) or "none"
+
+
+def _is_negative(value: float | str) -> bool:
+    """Whether LightGBM, which cuts fractions off, reads *value* as a negative code."""
+    return not isinstance(value, str) and -math.inf < value <= -1

@@ -1,0 +1,177 @@
+"""
+The engines of one loaded model at work: which one answers, over how many threads, and what a fork leaves of them.
+
+The kernel is immutable memory. LightGBM's part has a booster and, for each thread, a bound call; a forked child leaves
+the parent's alone and loads them again when it first needs them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor._engine import Kernel, Refusal, make_kernel
+from predictor._model_file import ParsedModel
+from predictor._native import CONTRIB, NORMAL, Booster, RowCall
+from predictor._self_check import agrees
+from predictor.errors import EngineError, ModelTextError
+
+__all__ = ["Runtime"]
+
+# Nanoseconds per call: below the first the GIL is kept, because giving it back costs a busy process more than 50 us of
+# waiting others; above the second a batch is worth several threads.
+_HOLD_GIL_BELOW = 45_000
+_SPLIT_ABOVE = 4_500_000
+_WALK_NS = 30  # LightGBM's walk of one row through one tree
+_CONTRIB_COST = 50  # one row's contributions against one row's prediction, in LightGBM
+_Call = Callable[..., NDArray[Any]]  # rows, and whether to release the GIL
+
+
+class Runtime:
+    """Answers encoded rows; safe to share among threads."""
+
+    def __init__(
+        self, parsed: ParsedModel, *, parse: Callable[[], ParsedModel], cells: Any, threads: int
+    ) -> None:
+        """
+        Load the engines of *parsed*.
+
+        Args:
+            parsed: The checked model.
+            parse: Gives the same again, in a forked child.
+            cells: The extension's reader of plain cells, or None.
+            threads: That one large batch may be split over, >= 1.
+
+        Raises:
+            ModelTextError: LightGBM does not load the text.
+        """
+        self._parse = parse
+        self._outputs, self._trees = parsed.summary.n_outputs, parsed.summary.n_trees
+        self._width, self._is_linear = len(parsed.summary.feature_names), parsed.summary.is_linear
+        self.threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        self.split_above = _SPLIT_ABOVE  # nanoseconds
+        self.kernel = make_kernel(parsed)
+        self._start(parsed)
+        self.plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
+        """Answers one row of plain cells; None for a row that needs the schema's word. Missing without the kernel."""
+        self.kernel = self._checked(self.kernel, parsed, cells)
+        _runtimes.add(self)
+
+    def row(self, values: Sequence[float]) -> NDArray[np.float64]:
+        """Return float64 [n_outputs] for one encoded row."""
+        if isinstance(self.kernel, Kernel):
+            return cast("NDArray[np.float64]", self.kernel.numbers(values))
+        try:
+            call = self._local.call
+        except AttributeError:
+            call = self._new_row_call()
+        return cast("NDArray[np.float64]", call(values))
+
+    def run(self, matrix: NDArray[np.float64], kind: int, per_row: int) -> NDArray[Any]:
+        """Return *per_row* numbers of *kind* for each row, computed in several threads where that pays."""
+        kernel = self.kernel
+        if isinstance(kernel, Kernel) and (kind != CONTRIB or kernel.explains):
+            cost = kernel.cost(kind)
+            answer: _Call = partial(kernel.predict, kind=kind)
+        else:
+            self._refresh()
+            booster = self._booster
+            cost = self._trees * _WALK_NS * (_CONTRIB_COST if kind == CONTRIB else 1)
+
+            def answer(rows: NDArray[np.float64], *, release: bool) -> NDArray[Any]:
+                return booster.predict(rows, kind, per_row=per_row, hold_gil=not release)
+
+        step = max(1, math.ceil(self.split_above / (2 * cost)))
+        if self.threads > 1 and len(matrix) >= 2 * step:
+            return self._split(matrix, answer, step)
+        return answer(matrix, release=len(matrix) * cost >= _HOLD_GIL_BELOW)
+
+    def _split(self, matrix: NDArray[np.float64], answer: _Call, step: int) -> NDArray[Any]:
+        """Share one batch among threads; rows are independent, so the bits do not depend on the cut."""
+        with self._pool_guard:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="predictor")
+            pool = self._pool
+        pieces = np.array_split(matrix, min(self.threads, len(matrix) // step))
+        return np.concatenate(list(pool.map(partial(answer, release=True), pieces)))
+
+    def _start(self, parsed: ParsedModel) -> None:
+        """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
+        try:
+            booster = Booster(parsed.lightgbm_text(), width=self._width)
+            if not self._is_linear and not (isinstance(self.kernel, Kernel) and self.kernel.explains):
+                _fill_tables(booster, self._outputs)
+        except EngineError as error:  # nothing known passes the checker and fails here
+            raise ModelTextError(str(error)) from error
+        self._booster = booster
+        self._local = threading.local()
+        self._pool = None
+        self._pool_guard = threading.Lock()
+        self._is_stale = False
+
+    def _checked(self, kernel: Kernel | Refusal, parsed: ParsedModel, cells: Any) -> Kernel | Refusal:
+        """Return the kernel, if it can serve this model and gives LightGBM's numbers here; else why not."""
+        if isinstance(kernel, Refusal):
+            return kernel
+        if not agrees(kernel, self._booster, parsed):
+            if kernel.explains:
+                _fill_tables(self._booster, self._outputs)
+            return Refusal("self_check")
+        kernel.bind(cells, release=kernel.cost(NORMAL) >= _HOLD_GIL_BELOW)
+        self.plain_row = kernel.row
+        return kernel
+
+    def _new_row_call(self) -> RowCall:
+        self._refresh()
+        self._local.call = call = RowCall(
+            self._booster, per_row=self._outputs, hold_gil=self._trees * _WALK_NS < _HOLD_GIL_BELOW
+        )
+        return call
+
+    def _refresh(self) -> None:
+        if self._is_stale:
+            with _fork_guard:
+                if self._is_stale:
+                    self._start(self._parse())
+
+    def _forget(self) -> None:
+        """
+        In a forked child: leave the parent's native objects alone, for ever. The kernel is memory alone, and stays.
+
+        Even freeing them could wait for a thread that did not survive the fork; their pages are shared anyway.
+        """
+        _abandoned.append((self._booster, self._local))
+        self._is_stale = True
+        self._local = threading.local()
+        self._pool, self._pool_guard = None, threading.Lock()  # its threads did not survive either
+
+
+def _fill_tables(booster: Booster, outputs: int) -> None:
+    """Ask for contributions once: the first call fills tables inside the booster, and must not be in a race."""
+    booster.predict(np.zeros((1, booster.width)), CONTRIB, per_row=outputs * (booster.width + 1))
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_fork_guard = threading.Lock()
+_abandoned: list[object] = []
+
+
+def _after_fork() -> None:
+    global _fork_guard  # noqa: PLW0603  the parent's lock may be held for ever in the child
+    _fork_guard = threading.Lock()
+    for runtime in list(_runtimes):
+        runtime._forget()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
