@@ -15,6 +15,7 @@ from typing import Any
 
 from predictor._features import features_of, labels_of
 from predictor._model_file import parse_model_text, read_model
+from predictor._outputs import output_names
 from predictor._system import available_cpus
 from predictor.cli.progress import ending_cleanly, shown
 from predictor.cli.streaming import Source, Task, answer_pieces, counted_from
@@ -76,7 +77,7 @@ def predict(args: argparse.Namespace) -> int:
         if model.manifest is None:
             raise ManifestError("drift is measured against a manifest; make one with 'predictor manifest'")
         monitor = DriftMonitor(model.manifest)
-    names = _output_names(model, is_raw=args.raw)
+    names = output_names(model.info, is_raw=args.raw)
     task = _Predict(names, args.raw, monitor)
     _stream(args, model, task, dict.fromkeys(names, float), jobs=1 if monitor is not None else args.jobs)
     if monitor is not None:
@@ -234,16 +235,6 @@ def _load(args: argparse.Namespace) -> Model:
 def _listed_rows(piece: Piece, model: Model) -> list[Row]:
     rows = piece.rows(model.features, model.info.features)
     return rows if isinstance(rows, list) else rows.to_pylist()
-
-
-def _output_names(model: Model, *, is_raw: bool) -> tuple[str, ...]:
-    classes = model.info.classes
-    if model.info.n_classes > 1:
-        labels = classes or tuple(range(model.info.n_classes))
-        return tuple(f"{'raw' if is_raw else 'p'}_{label}" for label in labels)
-    if is_raw:
-        return ("raw",)
-    return (f"p_{classes[1]}",) if classes else ("prediction",)
 
 
 def _listed(text: str) -> Iterable[str]:

@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> Iterator[Piece]:
 
 def _position(file: TextIOWrapper) -> int:
     """Return how far *file* was read: it cannot be asked itself between two lines, and a pipe cannot at all."""
-    return file.buffer.tell() if file.buffer.seekable() else 0
+    return os.lseek(file.fileno(), 0, os.SEEK_CUR) if file.seekable() else 0
 
 
 def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:

@@ -1,0 +1,148 @@
+"""
+Score tables with a verified model, in any engine that calls a function for a batch of rows.
+
+One `Scorer` is made where the work is planned and sent to where it is done; each process there loads the model once,
+and checks that its file has the very bytes that the planner saw. DuckDB, Polars, Dask, Ray Data and Spark take it as it
+is: docs/predictor/scale-out.md has an example of each.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from predictor._outputs import output_names
+from predictor.errors import SchemaError
+from predictor.manifest import Manifest, manifest_path
+from predictor.model import Model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Scorer"]
+
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """
+    A function from tables to tables with answers; it may be pickled, and is safe to share among threads.
+
+    Example:
+        >>> from predictor.arrow import Scorer
+        >>> Scorer("absent.txt")
+        Traceback (most recent call last):
+        ...
+        predictor.errors.ManifestError: no manifest at 'absent.txt.manifest.json' ...
+
+    Attributes:
+        path: The model file, at the same place on every machine; its manifest stands beside it.
+        raw: Whether the answers are raw scores.
+        sha256: What the file's bytes must hash to; filled in from the manifest that is here now.
+        names: The columns of answers: `prediction`, or `p_<class>` for each class; raw scores: `raw`, `raw_<class>`.
+    """
+
+    path: str | os.PathLike[str]
+    raw: bool = False
+    sha256: str = field(default="", kw_only=True)
+    names: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        """
+        Load the model here.
+
+        Raises:
+            ModelError: As `Model.load`.
+        """
+        path = str(Path(self.path).absolute())
+        object.__setattr__(self, "path", path)
+        if not self.sha256:
+            object.__setattr__(self, "sha256", Manifest.read(manifest_path(path)).sha256)
+        model = _load(path, self.sha256)
+        object.__setattr__(self, "names", output_names(model.info, is_raw=self.raw))
+
+    def __call__(self, rows: Any) -> Any:
+        """
+        Return *rows* with the answers as further columns.
+
+        Args:
+            rows: An Arrow `Table` or `RecordBatch`, a Polars or a pandas frame; other columns than the model's are
+                passed through.
+
+        Returns:
+            The same kind of table: each of `names`, float64.
+
+        Raises:
+            SchemaError: A name or cell does not fit, or a column has the name of an answer.
+        """
+        answers = self._answers(rows)
+        names = _names(rows)
+        for name in self.names:
+            if name in names:
+                raise SchemaError("is the name of an answer", remedy="rename the column", feature=name)
+        columns = dict(zip(self.names, answers.T, strict=True))
+        if hasattr(rows, "with_columns"):  # Polars
+            import polars as pl
+
+            return rows.with_columns(pl.Series(name, column) for name, column in columns.items())
+        if hasattr(rows, "assign"):  # pandas
+            return rows.assign(**columns)
+        import pyarrow as pa
+
+        arrays = [*rows.columns, *(pa.array(column) for column in columns.values())]
+        return type(rows).from_arrays(arrays, names=[*names, *self.names])
+
+    def batches(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield each Arrow record batch with its answers, as Spark's `mapInArrow` wants it; errors as a call."""
+        for batch in batches:
+            yield self(batch)
+
+    def columns(self, *columns: Any) -> Any:
+        """
+        Return one Arrow array of answers to *columns*, Arrow arrays in the order of the model's features.
+
+        For a user-defined function of DuckDB, whose arguments have no names. Several answers a row are a list.
+
+        Raises:
+            SchemaError: There are more or fewer columns than features, or a cell does not fit.
+        """
+        import pyarrow as pa
+
+        features = _load(str(self.path), self.sha256).info.features
+        if len(columns) != len(features):
+            raise SchemaError(
+                f"{len(columns)} columns for {len(features)} features", remedy=f"pass {', '.join(features)}"
+            )
+        answers = self._answers(pa.table(list(columns), names=list(features)))
+        if answers.shape[1] == 1:
+            return pa.array(answers[:, 0])
+        return pa.FixedSizeListArray.from_arrays(pa.array(answers.ravel()), answers.shape[1])
+
+    def _answers(self, rows: Any) -> NDArray[Any]:
+        model = _load(str(self.path), self.sha256)
+        known = frozenset(model.info.features)
+        kept = [name for name in _names(rows) if str(name) in known]
+        return model.predict(
+            rows.select(kept) if hasattr(rows, "select") else rows[kept], raw=self.raw
+        ).reshape(-1, len(self.names))
+
+
+def _names(rows: Any) -> list[Any]:
+    """Return the column names of *rows*; Arrow has them in its schema, frames in `columns`."""
+    return list(rows.schema.names if hasattr(rows, "num_columns") else rows.columns)
+
+
+@lru_cache(maxsize=8)
+def _load_once(path: str, sha256: str) -> Model:
+    return Model.load(path, sha256=sha256)
+
+
+def _load(path: str, sha256: str) -> Model:
+    with _loading:  # so that threads that come together load once
+        return _load_once(path, sha256)

@@ -1,0 +1,119 @@
+"""One scorer in every engine: the same bits, the right rows, one load a process, other bytes refused."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from predictor import IntegrityError, ManifestError, Model, SchemaError, manifest_path
+from predictor.arrow import Scorer
+
+
+@pytest.fixture(params=["binary", "multiclass", "regression"])
+def subject(request, trained):
+    return trained(request.param)
+
+
+def table(rows: int = 3_000) -> pa.Table:
+    x = np.random.default_rng(1).normal(size=(rows, 5)).round(3)
+    return pa.table({"id": np.arange(rows), **{name: x[:, index] for index, name in enumerate("edcba")}})
+
+
+def truth(subject, rows: pa.Table) -> np.ndarray:
+    matrix = np.stack([rows[name].to_numpy() for name in "abcde"], axis=1)
+    return subject.truth(matrix).reshape(len(rows), -1)
+
+
+def answers(rows: pa.Table, scorer: Scorer) -> np.ndarray:
+    return np.stack([rows[name].to_numpy() for name in scorer.names], axis=1)
+
+
+def test_every_kind_of_table_keeps_its_kind_and_columns(subject):
+    rows, scorer = table(), Scorer(subject.path)
+    expected = truth(subject, rows)
+    for given in (rows, rows.combine_chunks().to_batches()[0], pl.from_arrow(rows), rows.to_pandas()):
+        scored = scorer(given)
+        assert type(scored) is type(given)
+        found = (
+            scored
+            if isinstance(scored, pa.Table | pa.RecordBatch)
+            else pa.table(dict(scored.items() if isinstance(scored, pd.DataFrame) else scored.to_dict()))
+        )
+        assert found.schema.names == [*rows.column_names, *scorer.names]
+        assert np.array_equal(np.stack([np.asarray(found[name]) for name in scorer.names], axis=1), expected)
+
+
+def test_polars_lazily_in_pieces(subject):
+    rows, scorer = table(), Scorer(subject.path)
+    schema = pl.from_arrow(rows).schema
+    lazy = (
+        pl.from_arrow(rows)
+        .lazy()
+        .map_batches(scorer, schema={**schema, **dict.fromkeys(scorer.names, pl.Float64)})
+    )
+    assert np.array_equal(answers(lazy.collect().to_arrow(), scorer), truth(subject, rows))
+
+
+def test_duckdb_calls_it_as_a_function_of_columns(subject):
+    duckdb = pytest.importorskip("duckdb", reason="run with `uv run --with duckdb`")
+    rows, scorer = table(), Scorer(subject.path)
+    kind = "DOUBLE" if len(scorer.names) == 1 else f"DOUBLE[{len(scorer.names)}]"
+    with duckdb.connect() as connection:
+        connection.create_function("score", scorer.columns, None, kind, type="arrow")
+        found = connection.sql("SELECT id, score(a, b, c, d, e) AS p FROM rows ORDER BY id").fetchall()
+    assert np.array_equal(np.array([p for _, p in found]).reshape(len(rows), -1), truth(subject, rows))
+
+
+def test_dask_maps_it_over_partitions(subject):
+    frame = pytest.importorskip("dask.dataframe", reason="run with `uv run --with 'dask[dataframe]'`")
+    rows, scorer = table().to_pandas(), Scorer(subject.path)
+    meta = rows.head(0).assign(**dict.fromkeys(scorer.names, 0.0))
+    scored = (
+        frame.from_pandas(rows, npartitions=4).map_partitions(scorer, meta=meta).compute(scheduler="threads")
+    )
+    assert np.array_equal(scored[list(scorer.names)].to_numpy(), truth(subject, table()))
+
+
+def test_batches_as_spark_gives_them(subject):
+    rows, scorer = table(), Scorer(subject.path, raw=True)
+    scored = pa.Table.from_batches(scorer.batches(rows.to_batches(max_chunksize=700)))
+    matrix = np.stack([rows[name].to_numpy() for name in "abcde"], axis=1)
+    expected = subject.truth(matrix, raw_score=True).reshape(len(rows), -1)
+    assert np.array_equal(answers(scored, scorer), expected)
+
+
+def test_a_copy_loads_once_and_only_the_same_bytes(trained, tmp_path, monkeypatch):
+    path = tmp_path / "model.txt"
+    shutil.copy(trained("binary").path, path)
+    shutil.copy(manifest_path(trained("binary").path), manifest_path(path))
+    loads: list[object] = []
+    load = Model.load
+    monkeypatch.setattr(Model, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
+    scorer = Scorer(path)
+    copy = pickle.loads(pickle.dumps(scorer))
+    assert copy == scorer
+    assert copy(table(3)).equals(scorer(table(3)))
+    assert len(loads) == 1
+    shutil.copy(trained("regression").path, path)
+    shutil.copy(manifest_path(trained("regression").path), manifest_path(path))
+    assert Scorer(path).names == ("prediction",)
+    with pytest.raises(IntegrityError):
+        Scorer(path, sha256=scorer.sha256[::-1])
+
+
+def test_what_does_not_fit_is_refused(trained, tmp_path):
+    scorer = Scorer(trained("binary").path)
+    with pytest.raises(SchemaError, match="is missing"):
+        scorer(table().drop_columns(["c"]))
+    with pytest.raises(SchemaError, match="the name of an answer"):
+        scorer(scorer(table()))
+    with pytest.raises(SchemaError, match="4 columns for 5 features; pass a, b, c, d, e"):
+        scorer.columns(*table().columns[:4])
+    with pytest.raises(ManifestError):
+        Scorer(tmp_path / "absent.txt")
