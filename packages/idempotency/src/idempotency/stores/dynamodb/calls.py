@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,  # noqa: A004 - botocore's own
-    HTTPClientError,
-)
+from idempotency._extras import missing
+
+try:
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,  # noqa: A004 - botocore's own
+        HTTPClientError,
+    )
+except ModuleNotFoundError as error:
+    raise missing("dynamodb", "DynamoDBStore", error) from error
 
 from idempotency._core.errors import StoreError, StoreUnavailable
 from idempotency.stores.dynamodb.item import Attributes
