@@ -42,6 +42,7 @@ OPTIONAL = [
     Optional("prometheus", ("prometheus_client",), "from idempotency.hooks import *; PrometheusHook()"),
     Optional("otel", ("opentelemetry",), "from idempotency.hooks import *; OpenTelemetryHook()"),
     Optional("testing", ("hypothesis", "pytest"), "from idempotency.testing import StoreContract"),
+    Optional("testing", ("pytest",), "import idempotency.testing.fixtures"),
 ]  # fmt: skip
 
 NEEDED_NOWHERE = {

@@ -46,6 +46,9 @@ class Source(Protocol):
 class _Engine(Protocol):
     hooks: tuple[Hook, ...]
 
+    @property
+    def is_off(self) -> bool: ...
+
     def emit(self, event: Event) -> None: ...
 
 
@@ -84,7 +87,7 @@ class KeyedRequest(Generic[RunT]):
         fields = [
             (header, lines) for header, name in policy.key_fields if (lines := self._source.key_lines(name))
         ]
-        if self._method not in policy.methods or not (fields or policy.required):
+        if self._method not in policy.methods or not (fields or policy.required) or self._engine.is_off:
             return False
         named = False
         try:

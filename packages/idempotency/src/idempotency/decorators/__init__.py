@@ -39,6 +39,7 @@ from idempotency.decorators.call import CallReader
 from idempotency.engine import Ask, Engine
 from idempotency.engine.checks import is_async_store
 from idempotency.engine.current_claim import Frame, active, covering, inside, joined
+from idempotency.engine.overrides import overrides
 from idempotency.engine_sync import SyncEngine
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store, SyncStore
@@ -163,6 +164,8 @@ def idempotent(
 def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Shell) -> Callable[..., Any]:
     @wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
+        if overrides.off:
+            return await function(*args, **kwargs)
         ask = shell_of_all.read(args, kwargs)
         shell = shell_of_all.under(ask.policy)
         enclosing = active.get()
@@ -196,6 +199,8 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Sh
 def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: _Shell) -> Callable[..., Any]:
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        if overrides.off:
+            return function(*args, **kwargs)
         ask = shell_of_all.read(args, kwargs)
         shell = shell_of_all.under(ask.policy)
         enclosing = active.get()

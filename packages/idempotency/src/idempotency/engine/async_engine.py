@@ -21,6 +21,7 @@ from idempotency.engine.acquisition import Acquisition
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.checks import checked_hooks
 from idempotency.engine.heartbeat import Heartbeat
+from idempotency.engine.overrides import overrides
 from idempotency.engine.owner import new_owner
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.run import Run
@@ -56,6 +57,7 @@ class Engine(AsyncEngineBase):
         self.monotonic = monotonic
         self.single_flight = SingleFlight()
         self._heartbeats: tuple[object, dict[float, Heartbeat]] = (None, {})
+        overrides.adopt(self)
 
     async def begin(self, request: OperationRequest) -> Run | Replay | Refuse | Bypass:
         """

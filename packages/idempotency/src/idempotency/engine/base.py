@@ -18,6 +18,7 @@ from idempotency._core.actions import (
 )
 from idempotency._core.errors import StoreError
 from idempotency._core.types import Claim, Completed, StorageKey, key_id
+from idempotency.engine.overrides import overrides
 from idempotency.engine.request import OperationRequest
 from idempotency.events import (
     Claimed,
@@ -57,6 +58,11 @@ class EngineBase(Generic[F]):
     hooks: tuple[Hook, ...]
     monotonic: Callable[[], float]
     single_flight: _Flights[F]
+
+    @property
+    def is_off(self) -> bool:
+        """Whether a test has switched protection off."""
+        return overrides.off
 
     def emit(self, event: Event) -> None:
         """Tell the hooks; with none installed, what must not go unseen is logged."""

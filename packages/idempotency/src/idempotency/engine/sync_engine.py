@@ -20,6 +20,7 @@ from idempotency._core.errors import StoreError, as_store_error
 from idempotency._core.types import Claim, Completed
 from idempotency.engine.base import EngineBase, RunBase
 from idempotency.engine.checks import checked_hooks
+from idempotency.engine.overrides import overrides
 from idempotency.engine.owner import new_owner
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.scheduler import Scheduler
@@ -65,6 +66,7 @@ class SyncEngine(EngineBase[SyncInFlight]):
         self.scheduler = Scheduler() if scheduler is None else scheduler
         self.single_flight = SyncSingleFlight()
         self._late: set[Claim] = set()
+        overrides.adopt(self)
 
     def begin(self, request: OperationRequest) -> SyncRun | Replay | Refuse | Bypass:
         """

@@ -13,6 +13,7 @@ from idempotency.testing._assert import Checked, assert_idempotent
 from idempotency.testing._clock import Clock, FakeClock, RealClock
 from idempotency.testing._faults import Fault
 from idempotency.testing._faulty_store import FaultyStore
+from idempotency.testing._overrides import protection_off, swapped_stores
 from idempotency.testing._subject import OpenStore
 from idempotency.testing._sync_faulty_store import SyncFaultyStore
 
@@ -30,6 +31,8 @@ __all__ = [
     "StoreContract",
     "SyncFaultyStore",
     "assert_idempotent",
+    "protection_off",
+    "swapped_stores",
 ]
 
 

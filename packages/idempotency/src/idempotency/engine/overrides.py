@@ -1,0 +1,77 @@
+"""
+What tests of an application override in every engine of the process: see `idempotency.testing`.
+
+Not the context: a test client runs the application in threads, or a loop, of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+__all__ = ["Overrides", "overrides"]
+
+
+class Overrides:
+    """
+    Attributes:
+        off: Whether everything runs unprotected.
+    """
+
+    def __init__(self) -> None:
+        self.off = False
+        self._lock = threading.RLock()
+        self._engines: WeakSet[Any] = WeakSet()
+        self._replace: Callable[[Any], Any] | None = None
+        self._replaced: list[tuple[Any, Any]] = []  # engines, with the stores that they had
+
+    def adopt(self, engine: Any) -> None:
+        """Have *engine*, which has its store, be overridden with all others."""
+        with self._lock:
+            self._engines.add(engine)
+            if self._replace is not None:
+                self._swap(engine, self._replace)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Run everything unprotected, until the context ends."""
+        before, self.off = self.off, True
+        try:
+            yield
+        finally:
+            self.off = before
+
+    @contextmanager
+    def stores(self, replace: Callable[[Any], Any]) -> Iterator[None]:
+        """
+        Give every engine what *replace* makes of its store, and every engine that is made meanwhile.
+
+        Raises:
+            RuntimeError: They are replaced already.
+        """
+        with self._lock:
+            if self._replace is not None:
+                raise RuntimeError("the stores are swapped already: end that first")
+            self._replace = replace
+        try:
+            with self._lock:
+                for engine in list(self._engines):
+                    self._swap(engine, replace)
+            yield
+        finally:
+            with self._lock:
+                for engine, store in self._replaced:
+                    engine.store = store
+                self._replaced.clear()
+                self._replace = None
+
+    def _swap(self, engine: Any, replace: Callable[[Any], Any]) -> None:
+        replacement = replace(engine.store)
+        self._replaced.append((engine, engine.store))
+        engine.store = replacement
+
+
+overrides = Overrides()

@@ -1,0 +1,75 @@
+"""Unit tests of handlers: without protection, or over stores in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from idempotency.engine.checks import is_async_store
+from idempotency.engine.overrides import overrides
+from idempotency.store import Store, SyncStore
+from idempotency.stores.memory import MemoryStore, SyncMemoryStore
+
+__all__ = ["protection_off", "swapped_stores"]
+
+
+def protection_off() -> AbstractContextManager[None]:
+    """
+    Run every protected route and function as if it were not protected, until the context ends.
+
+    No key is asked for, none is read by a middleware, and no store is called. It holds for the whole process, for every
+    thread and event loop: do not use it where protected code runs in earnest.
+
+    >>> from idempotency import idempotent
+    >>> from idempotency.stores.memory import SyncMemoryStore
+    >>> runs = []
+    >>> guarded = idempotent(store=SyncMemoryStore(), operation="pay", key=lambda order: order)(runs.append)
+    >>> with protection_off():
+    ...     guarded("o-1"), guarded("o-1")
+    (None, None)
+    >>> runs
+    ['o-1', 'o-1']
+    """
+    return overrides.switched_off()
+
+
+def swapped_stores(
+    make: Callable[[], Store] = MemoryStore, make_sync: Callable[[], SyncStore] = SyncMemoryStore
+) -> AbstractContextManager[None]:
+    """
+    Give every middleware and every decorated function another store, fresh and in memory, until the context ends.
+
+    What shares a store now shares its replacement. It holds for the whole process. `complete_in` is your own call of
+    your own store, and goes there still: try transactions over the real one.
+
+    Args:
+        make: Makes the replacement of a `Store`.
+        make_sync: Makes that of a `SyncStore`.
+    Raises:
+        RuntimeError: On entering: the stores are swapped already.
+
+    >>> from idempotency import idempotent
+    >>> store, runs = SyncMemoryStore(), []
+    >>> guarded = idempotent(store=store, operation="pay", key=lambda order: order)(runs.append)
+    >>> with swapped_stores():
+    ...     guarded("o-1"), guarded("o-1")
+    (None, None)
+    >>> runs, store.scan().records
+    (['o-1'], ())
+    """
+    replacements: dict[
+        int, tuple[Any, Any]
+    ] = {}  # with the store itself, which keeps its id from being reused
+
+    def replace(store: Any) -> Any:
+        if id(store) not in replacements:
+            replacement = make() if is_async_store(store) else make_sync()
+            if is_async_store(replacement) is not is_async_store(store):
+                raise TypeError(
+                    f"a {type(store).__name__} cannot be replaced by a {type(replacement).__name__}"
+                )
+            replacements[id(store)] = (store, replacement)
+        return replacements[id(store)][1]
+
+    return overrides.stores(replace)

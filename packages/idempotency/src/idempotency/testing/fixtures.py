@@ -1,0 +1,33 @@
+"""
+Fixtures for pytest: put `pytest_plugins = ["idempotency.testing.fixtures"]` into your top `conftest.py`.
+
+Installing the package alone adds nothing to your test runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from idempotency._extras import missing
+from idempotency.testing._overrides import protection_off, swapped_stores
+
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    raise missing("testing", "idempotency.testing.fixtures", error) from error
+
+__all__ = ["idempotency_in_memory", "idempotency_off"]
+
+
+@pytest.fixture
+def idempotency_off() -> Iterator[None]:
+    """The test runs protected routes and functions as if they were not protected: see `protection_off`."""
+    with protection_off():
+        yield
+
+
+@pytest.fixture
+def idempotency_in_memory() -> Iterator[None]:
+    """The test runs over fresh stores in memory: see `swapped_stores`."""
+    with swapped_stores():
+        yield
