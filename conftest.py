@@ -1,4 +1,8 @@
-"""Every Python example in the documentation and in docstrings is a test."""
+"""
+Every Python example in the documentation and in docstrings is a test.
+
+`pytest -m fast` runs what needs no server, no process and no waiting: it collects nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,47 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
+from hypothesis import HealthCheck, settings
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
+
+ROOT = Path(__file__).parent
+FAST = (
+    "packages/idempotency/tests/core",
+    "packages/idempotency/tests/decorators",
+    "packages/idempotency/tests/engine",
+    "services/ml-api/tests/trading",
+)
+"""Of these the tests are `fast`, but for those that wait in real time."""
+
+# A machine that stands still for a moment shows no fault; CI=true has a profile of Hypothesis's own that agrees.
+if not os.environ.get("CI"):
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m fast`, leave unread what has no fast test: reading every test file takes longer than those tests do."""
+    if config.option.markexpr != "fast" or collection_path == ROOT or ROOT not in collection_path.parents:
+        return None
+    places = [ROOT / place for place in FAST]
+    near = any(
+        place == collection_path or place in collection_path.parents or collection_path in place.parents
+        for place in places
+    )
+    return None if near else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.path.is_relative_to(ROOT) or item.get_closest_marker("real_time"):
+            continue
+        if item.path.relative_to(ROOT).as_posix().startswith(FAST):
+            item.add_marker("fast")
 
 
 def _enter(namespace: MutableMapping[str, object]) -> None:

@@ -19,8 +19,6 @@ import pytest
 from ml_api.serving.registry import BUNDLED_MODEL
 from predictor import Manifest, manifest_path, write_manifest
 
-pytestmark = pytest.mark.real_time("models are exchanged in a service of several processes")
-
 ADMIN = "the-admin-key-of-the-system-tests"
 MANIFEST = ".manifest.json"
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import sync_playwright
 
-pytestmark = pytest.mark.real_time("a browser takes its time")
-
 QUIET = (
     "--no-sandbox",
     "--disable-gpu",

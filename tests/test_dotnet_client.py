@@ -19,8 +19,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-pytestmark = pytest.mark.real_time("a server goes away and comes back")
-
 # How the public key of a strong name begins (ECMA-335, II.6.2.1.3: RSA, 1024 bits), and its size.
 PUBLIC_KEY = bytes.fromhex("00240000048000009400000006020000002400005253413100040000")
 PUBLIC_KEY_BYTES = 160

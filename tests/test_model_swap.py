@@ -16,8 +16,6 @@ import pytest
 from ml_api.serving.registry import BUNDLED_MODEL
 from predictor import Manifest, manifest_path
 
-pytestmark = pytest.mark.real_time("models are exchanged in a service of several processes")
-
 WORKERS = 2
 ADMIN = "the-admin-key-of-the-system-tests"
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.real_time("servers are frozen and killed under a service")
-
 Serve = Callable[..., Any]
 Body = Callable[..., bytes]
 Eventually = Callable[[Callable[[], object], str], None]

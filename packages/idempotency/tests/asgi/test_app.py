@@ -109,7 +109,7 @@ async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
     async def work(number: int) -> None:
         if number == 1:
             started.set()
-            await anyio.sleep(60)
+            await anyio.sleep_forever()
 
     charges, events = Charges(work), list[Event]()
     app = IdempotencyMiddleware(

@@ -59,7 +59,7 @@ async def test_another_request_is_refused_at_once_while_the_first_runs(
 @pytest.mark.trap(29)
 async def test_another_request_is_refused_after_the_first_ones_lease_too(any_store: Store, key: str) -> None:
     async def work(number: int) -> None:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     charges = Charges(work)
     app = guard(charges, any_store, lease=0.2)

@@ -88,7 +88,7 @@ async def test_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, ke
 async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key: str) -> None:
     async def work(number: int) -> None:
         if number == 1:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     charges = Charges(work)
     app = guard(charges, any_store, lease=KEPT_LEASE)
@@ -106,7 +106,7 @@ async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key
 @pytest.mark.trap(9)
 async def test_a_cancelled_run_is_never_repeated_at_most_once(any_store: Store, key: str) -> None:
     async def work(number: int) -> None:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     charges = Charges(work)
     app = guard(charges, any_store, policy=Policy.at_most_once(lease=LEASE))
@@ -130,7 +130,7 @@ async def test_a_request_cancelled_before_its_run_frees_its_key_at_once(any_stor
     async def acquire(store: Store, *args: Any, **kwargs: Any) -> Any:
         await store.acquire(*args, **kwargs)
         granted.set()
-        await asyncio.sleep(60)  # the reply is on its way
+        await asyncio.Event().wait()  # the reply is on its way
 
     charges = Charges()
     waiting = asyncio.create_task(call(guard(charges, Interposed(any_store, acquire=acquire)), key=key))

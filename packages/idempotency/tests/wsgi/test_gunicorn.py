@@ -15,8 +15,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = pytest.mark.real_time("its workers are other processes")
-
 SUPPORT = Path(__file__).parents[1] / "support"
 
 Send = Callable[..., httpx.Response]

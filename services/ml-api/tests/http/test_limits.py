@@ -172,7 +172,7 @@ async def test_a_body_that_is_here_may_still_be_too_large() -> None:
 
 
 async def nap(_: Request) -> PlainTextResponse:
-    await asyncio.sleep(30)
+    await asyncio.Event().wait()
     return PlainTextResponse("late")
 
 

@@ -1,0 +1,65 @@
+"""Real waits in tests are few, marked where they are long, and become fewer."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TESTS = ("packages/idempotency/tests", "packages/predictor/tests", "services/ml-api/tests", "tests")
+
+MOST_SLEEPS = 145
+"""Calls of `sleep` in tests, but for `sleep(0)`. Lower it when there are fewer; it does not rise."""
+
+LONG = 0.5  # seconds
+
+
+def sleeps(folder: str) -> Iterator[tuple[Path, ast.Call, ast.Module]]:
+    """Every call of some `sleep` below *folder* that waits."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        module = ast.parse(path.read_text())
+        for node in ast.walk(module):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called == "sleep" and [ast.unparse(argument) for argument in node.args] != ["0"]:
+                yield path, node, module
+
+
+def test_the_number_of_sleeps_only_falls() -> None:
+    """Wait for an event, for `until`, or give the clock in; else mark the test `real_time`, and say why."""
+    found = sum(1 for folder in TESTS for _ in sleeps(folder))
+    assert found <= MOST_SLEEPS
+
+
+def test_a_long_sleep_is_in_a_test_that_is_marked() -> None:
+    unmarked = []
+    for folder in TESTS:
+        for path, call, module in sleeps(folder):
+            seconds = call.args[0] if call.args else None
+            if not isinstance(seconds, ast.Constant) or not seconds.value >= LONG:
+                continue
+            around = [
+                node
+                for node in ast.walk(module)
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and node.lineno <= call.lineno <= (node.end_lineno or 0)
+            ]
+            marks = [ast.unparse(mark) for node in around for mark in node.decorator_list]
+            marks += [ast.unparse(node) for node in module.body if isinstance(node, ast.Assign)]
+            if "support" not in path.parts and not any("real_time" in mark for mark in marks):
+                unmarked.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert unmarked == []
+
+
+def test_a_mark_gives_its_reason(request: pytest.FixtureRequest) -> None:
+    marked = [
+        (item.nodeid, mark.args)
+        for item in request.session.items
+        for mark in item.iter_markers("real_time")
+        if len(mark.args) != 1 or not str(mark.args[0]).strip()
+    ]
+    assert marked == []
