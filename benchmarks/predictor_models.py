@@ -12,7 +12,7 @@ import pandas as pd
 from arch.data import nasdaq, sp500
 from numpy.typing import NDArray
 
-__all__ = ["made", "made_hard", "public", "trading3"]
+__all__ = ["made", "made_frame", "made_hard", "public", "trading3"]
 
 PUBLIC = Path(__file__).parents[1] / "packages/predictor/tests/models"
 
@@ -99,6 +99,19 @@ def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Pat
     data = lgb.Dataset(rows, score > np.median(score))
     lgb.train(parameters | {"num_threads": 1, "verbose": -1}, data, trees).save_model(path)
     return path, rows
+
+
+def made_frame(folder: Path) -> tuple[Path, pd.DataFrame]:
+    """Train on a frame with three category columns of text among its eight; returns the model and the frame."""
+    path, rng = folder / "frame.txt", np.random.default_rng(6)
+    frame = pd.DataFrame(rng.normal(size=(8_000, 5)), columns=list("abcde"))
+    for name, size in (("venue", 5), ("sector", 12), ("symbol", 60)):
+        labels = [f"{name} {k}" for k in range(size)]
+        frame[name] = pd.Categorical.from_codes(rng.integers(size, size=8_000), categories=labels)
+    score = frame["a"] * frame["b"] + frame["symbol"].cat.codes % 7 + frame["sector"].cat.codes % 3
+    data = lgb.Dataset(frame, score)
+    lgb.train({"num_threads": 1, "verbose": -1, "min_data_per_group": 20}, data, 100).save_model(path)
+    return path, frame
 
 
 def made_hard(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[np.float64]:

@@ -129,6 +129,49 @@ def test_larger_trees_take_wider_words_or_are_walked(leaves, row, batch, categor
     check(kernel, booster, np.concatenate([x[:100], hard_rows(booster, count=200)]))
 
 
+RARE: dict[str, dict[str, object]] = {
+    "missing values not used": {"use_missing": False},
+    "zero missing, but not used": {"use_missing": False, "zero_as_missing": True},
+    "thousands of categories": {"max_cat_threshold": 2_000, "cat_smooth": 0, "max_bin": 4_000},
+    "categories one by one": {"max_cat_to_onehot": 100},
+    "two bins": {"max_bin": 2},
+    "a bin for each value": {"max_bin": 65_535, "min_data_in_bin": 1, "num_leaves": 500},
+    "deep": {"num_leaves": 900, "min_sum_hessian_in_leaf": 0, "learning_rate": 1.0},
+    "monotone": {"monotone_constraints": [1, -1, 0, 0, 0], "monotone_constraints_method": "advanced"},
+    "cross_entropy_lambda": {"objective": "cross_entropy_lambda"},
+    "scaled sigmoids": {"objective": "multiclassova", "num_class": 3, "sigmoid": 2.5},
+    "square roots": {"reg_sqrt": True},
+    "ranks": {"objective": "rank_xendcg"},
+    "a loss of one's own": {
+        "objective": lambda scores, data: (scores - data.get_label(), np.ones(len(scores)))
+    },
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_rare_options_of_training(name, kernel_of, hard_rows):
+    options, rng = RARE[name], np.random.default_rng(1)
+    x = rng.normal(size=(1_000, 5)).round(2)
+    x[:, 3:] = rng.integers(0, [2_000, 40], (1_000, 2))
+    x[rng.random(x.shape) < 0.1] = np.nan
+    y = np.nan_to_num(x[:, 0] * x[:, 1]) + np.nan_to_num(x[:, 4]) % 5
+    objective = str(options.get("objective", ""))
+    if objective.startswith(("multiclass", "rank")):
+        y = np.digitize(y, np.quantile(y, [0.33, 0.66]))
+    elif objective.startswith("cross"):
+        y = (y > 2).astype(float)
+    data = lgb.Dataset(
+        x,
+        y,
+        categorical_feature=[] if "monotone" in name or "bin" in name else [3, 4],
+        group=[50] * 20 if objective.startswith("rank") else None,
+    )
+    common = {"min_data_in_leaf": 1, "min_data_per_group": 1, "verbose": -1, "num_threads": 1}
+    text = lgb.train(common | options, data, 4).model_to_string()
+    booster = lgb.Booster(model_str=text)
+    check(kernel_of(text.encode()), booster, np.concatenate([x[:60], hard_rows(booster, count=200)]))
+
+
 def test_more_thresholds_than_a_byte_holds_take_several_columns(kernel_of, hard_rows):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4_000, 2))
@@ -233,7 +276,7 @@ def test_a_wrong_number_in_the_self_check_sends_the_model_to_lightgbm(trained, m
     assert model.info.engine.startswith("LightGBM")
     assert model.info.engine_reason.startswith("self_check: ")
     monkeypatch.setattr(Kernel, "predict", predict)
-    assert trained("multiclass").load().info.engine == f"native kernel ({LEVELS[0]})"
+    assert trained("multiclass").load().info.engine == f"native kernel ({_engine.default_level()})"
 
 
 @pytest.mark.parametrize(("name", "refusal"), [("linear", "linear_trees"), ("forest", "averaged_trees")])
@@ -266,6 +309,12 @@ def test_a_level_that_is_not_here_is_refused(trained, monkeypatch):
     monkeypatch.setattr(_kernel, "levels", lambda: ("generic",))
     monkeypatch.setenv("PREDICTOR_ENGINE", "avx512")
     assert trained("binary").load().info.engine_reason.startswith("level_not_here: ")
+
+
+def test_a_level_that_was_never_run_serves_only_where_it_is_asked_for(trained, monkeypatch):
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
+    monkeypatch.setattr(_kernel, "levels", lambda: ("avx512", "generic"))
+    assert trained("binary").load().info.engine == "native kernel (generic)"
 
 
 def test_another_exp_is_refused(trained, monkeypatch):

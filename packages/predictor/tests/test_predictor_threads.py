@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from predictor import available_cpus
+from predictor import ModelSlot, available_cpus
 
 LINUX = sys.platform == "linux"
 
@@ -60,6 +60,44 @@ def test_every_thread_gets_its_own_rows_answer(trained):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(hammer, range(8))) == [0] * 8
+
+
+def test_threads_get_the_answers_of_one_model_or_the_other_while_they_are_exchanged(trained):
+    """Rows, batches and contributions, while the slot changes its model: each answer is one model's, to the bit."""
+    files, rows = ("multiclass", "categories_missing"), trained("multiclass").rows[:120]
+    models = [trained(name).load() for name in files]
+    truth = [(model.predict(rows), model.explain(rows[:9]).contributions) for model in models]
+    slot, stop, barrier = ModelSlot(models[0]), threading.Event(), threading.Barrier(7)
+
+    def ask(seed: int) -> int:
+        wrong, rng = 0, np.random.default_rng(seed)
+        barrier.wait()
+        for step in range(150):
+            model = slot.current
+            answers, shares = truth[models.index(model)]
+            at, size = int(rng.integers(100)), int(rng.integers(1, 20))
+            wrong += bool((model.predict_row(rows[at]) != answers[at]).any())
+            wrong += bool((model.predict(rows[at : at + size]) != answers[at : at + size]).any())
+            if step % 10 == 0:
+                wrong += bool((model.explain(rows[:9]).contributions != shares).any())
+        return wrong
+
+    def exchange() -> None:
+        barrier.wait()
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            slot.adopt(models[turn % 2])
+            stop.wait(0.001)  # else it would hold the GIL against all others
+
+    with ThreadPoolExecutor(7) as pool:
+        asked = [pool.submit(ask, seed) for seed in range(6)]
+        changing = pool.submit(exchange)
+        try:
+            assert [call.result() for call in asked] == [0] * 6
+        finally:
+            stop.set()
+        changing.result()
 
 
 NO_TEAM = """

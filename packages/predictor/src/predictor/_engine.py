@@ -28,10 +28,12 @@ try:
 except ImportError:  # no compiler when this was installed
     _kernel = None  # type: ignore[assignment]
 
-__all__ = ["Kernel", "Refusal", "RefusalName", "cells_of", "make_kernel", "switched_off"]
+__all__ = ["Kernel", "Refusal", "RefusalName", "cells_of", "default_level", "make_kernel", "switched_off"]
 
 SETTING = "PREDICTOR_ENGINE"
 LEVELS = ("avx512", "avx2", "generic")
+UNTRIED = frozenset({"avx512"})
+"""Levels that no test has run yet, for want of such a processor: they compile, and run where they are asked for."""
 
 RefusalName = Literal[
     "switched_off",
@@ -162,7 +164,12 @@ def make_kernel(parsed: ParsedModel, *, walk_only: bool = False) -> Kernel | Ref
     finish = _finish_of(text.objective)
     if finish is None:
         return Refusal("objective")
-    return _build(parsed, setting or _kernel.levels()[0], finish, walk_only=walk_only)
+    return _build(parsed, setting or default_level(), finish, walk_only=walk_only)
+
+
+def default_level() -> str:
+    """Return the best level of this processor that was tried; needs the extension."""
+    return next(level for level in _kernel.levels() if level not in UNTRIED)
 
 
 def _build(
