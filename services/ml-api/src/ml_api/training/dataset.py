@@ -45,8 +45,8 @@ class Dataset:
     Attributes:
         rows: float64[n, 11] in the order of FEATURES.
         labels: int64[n], 0 SELL, 1 HOLD, 2 BUY.
-        dates: datetime64[D][n], the day of the row's newest bar.
-        known: datetime64[D][n], the day on which the label became known.
+        dates: `datetime64[D]` of shape n, the day of the row's newest bar.
+        known: `datetime64[D]` of shape n, the day on which the label became known.
     """
 
     rows: FloatArray
