@@ -26,18 +26,17 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
 
+from idempotency._core.description import STATES, outcome_kind, state_name
 from idempotency._core.errors import InvalidKey, StoreError, StoreUnavailable
 from idempotency._core.key import parse_key, storage_key
 from idempotency._core.printable import printable
-from idempotency._core.types import Claim, Record, State, StorageKey, key_id
+from idempotency._core.types import Claim, Record, StorageKey, key_id
 from idempotency.store import SyncInspectable, SyncPurgeable, SyncStore
 
 __all__ = ["main"]
 
 OK, ABSENT, UNAVAILABLE, WRONG, USAGE = 0, 1, 2, 3, 64
 
-_STATES: Final = ("running", "abandoned", "completed")
-_KINDS: Final = ("response", "value", "unreplayable", "sealed")
 _EPILOG: Final = "Exit codes: 0 done or found, 1 absent, 2 store unavailable, 3 something is wrong, 64 usage."
 
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK if end.code is None else int(end.code)
     try:
         code: int
-        if "store" in args:
+        if not args.alone:
             with closing(_open(args.store)) as store:
                 code = args.run(store, args)
         else:
@@ -72,8 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open(url: str | None) -> SyncStore:
-    from idempotency.stores.store_url import hide_urls, parse_store_url
     from idempotency.stores.url import open_sync_store
+
+    return open_sync_store(_existing(url))
+
+
+def _existing(url: str | None) -> str:
+    """
+    *url*, of a store that may be opened.
+
+    Raises:
+        ValueError: There is none.
+        StoreUnavailable: It is a file that does not exist.
+    """
+    from idempotency.stores.store_url import hide_urls, parse_store_url
 
     if not url:
         raise ValueError("which store? give --store URL, or set IDEMPOTENCY_STORE")
@@ -82,7 +93,7 @@ def _open(url: str | None) -> SyncStore:
     if parts.scheme == "sqlite" and not parts.hosts and path and not Path(unquote(path)).exists():
         # A store makes its file; a command that only looks must not hide a misspelt path behind an empty one.
         raise StoreUnavailable(hide_urls(f"there is no file {path}"))
-    return open_sync_store(url)
+    return url
 
 
 # The commands.
@@ -114,7 +125,7 @@ def _listed(store: SyncInspectable, args: argparse.Namespace) -> Iterator[dict[s
         for record in page.records:
             if (
                 record.key.startswith(prefix)
-                and args.state in {None, _state(record)}
+                and args.state in {None, state_name(record)}
                 and args.id in {None, key_id(record.key)}
             ):
                 yield _described(record)
@@ -138,7 +149,7 @@ def _release(store: SyncStore, args: argparse.Namespace) -> int:
         return _done(args, key, "unreadable", freed=_inspectable(store).forget(key))
     if record is None:
         return _fail(ABSENT, f"there is no record {key_id(key)}")
-    state = _state(record)
+    state = state_name(record)
     if state == "completed":
         if not args.force:
             return _fail(
@@ -198,6 +209,19 @@ def _demo(_: argparse.Namespace) -> int:
     return run_demo(Screen(sys.stdout))
 
 
+def _dashboard(args: argparse.Namespace) -> int:
+    try:
+        from idempotency.dashboard.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name not in {"starlette", "uvicorn"}:
+            raise
+        raise ImportError("the dashboard needs asgi-idempotency[dashboard]") from error
+    from idempotency.stores.url import open_store
+
+    serve(open_store(_existing(args.store)), port=args.port, writable=args.writable)
+    return OK
+
+
 # Records for people.
 
 
@@ -210,18 +234,12 @@ def _key(args: argparse.Namespace) -> StorageKey:
     return storage_key(args.tenant, key)
 
 
-def _state(record: Record) -> str:
-    if record.state is State.COMPLETED:
-        return "completed"
-    return "running" if record.lease_left > 0 else "abandoned"
-
-
 def _described(record: Record) -> dict[str, Any]:
     """What may be shown of a record: its name and figures, never its owner's token or its outcome's content."""
     described: dict[str, Any] = {
         "key": record.key,
         "key_id": key_id(record.key),
-        "state": _state(record),
+        "state": state_name(record),
         "attempt": record.attempt,
         "fence": record.fence,
         "expires_in_s": round(record.expires_in, 3),
@@ -230,20 +248,9 @@ def _described(record: Record) -> dict[str, Any]:
         return described | {"lease_left_s": round(record.lease_left, 3)}
     return described | {
         "age_s": round(record.age, 3),
-        "outcome": _kind(record.outcome),
+        "outcome": outcome_kind(record.outcome),
         "outcome_bytes": len(record.outcome),
     }
-
-
-def _kind(outcome: bytes) -> str:
-    try:
-        members = json.loads(outcome)
-        kind, status = members["outcome"], members.get("status_code")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "unreadable"
-    if kind not in _KINDS:  # only known words: the rest of an outcome is a response's content
-        return "unreadable"
-    return f"{kind} {status}" if type(status) is int else str(kind)
 
 
 def _inspectable(store: SyncStore) -> SyncInspectable:
@@ -296,13 +303,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(
-        name: str, run: Callable[[SyncStore, argparse.Namespace], int], text: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG
         )
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, alone=False)
         added.add_argument(
             "--store",
             metavar="URL",
@@ -327,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("list", _list, "list records")
     listing.add_argument("--tenant", default="", help="only this tenant's")
     listing.add_argument(
-        "--state", choices=_STATES, help="only these; abandoned: the lease is over, nothing recorded"
+        "--state", choices=STATES, help="only these; abandoned: the lease is over, nothing recorded"
     )
     listing.add_argument("--id", metavar="KEY_ID", help="only the record with this key_id, as logs show it")
     listing.add_argument("--limit", type=_positive, default=100, help="at most so many; default: 100")
@@ -341,7 +346,13 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "examine a set-up and say which promises it can keep")
     text = "watch payments with and without protection, while workers are killed and answers lost"
     demo = commands.add_parser("demo", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG)
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, alone=True)
+    page = command("dashboard", _dashboard, "serve a page that shows the records, on this machine alone")
+    page.set_defaults(alone=True)
+    page.add_argument("--port", type=int, default=8008, help="default: 8008; 0 takes a free one")
+    page.add_argument(
+        "--writable", action="store_true", help="let the page release, forget and purge; default: read-only"
+    )
     return parser
 
 

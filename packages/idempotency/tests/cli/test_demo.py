@@ -40,6 +40,7 @@ def table(output: str) -> dict[str, list[str]]:
     return {name: list(figures) for name, *figures in rows}
 
 
+@pytest.mark.real_time("the workers of the demo are killed, and leases run out")
 def test_each_promise_is_kept_and_no_protection_charges_three_orders_twice(
     run: subprocess.CompletedProcess[str],
 ) -> None:
@@ -54,6 +55,7 @@ def test_each_promise_is_kept_and_no_protection_charges_three_orders_twice(
     }
 
 
+@pytest.mark.real_time("the workers of the demo are killed, and leases run out")
 def test_what_is_no_terminal_gets_no_colour_and_no_line_wider_than_asked(
     run: subprocess.CompletedProcess[str],
 ) -> None:
@@ -62,6 +64,7 @@ def test_what_is_no_terminal_gets_no_colour_and_no_line_wider_than_asked(
     assert run.stdout.isascii()
 
 
+@pytest.mark.real_time("the workers of the demo are killed, and leases run out")
 def test_the_recording_in_the_readme_shows_what_a_run_shows(run: subprocess.CompletedProcess[str]) -> None:
     drawn = re.findall(r'<text[^>]* class="line"[^>]*>(.*?)</text>', RECORDING.read_text(), re.DOTALL)
     lines = [
@@ -134,6 +137,7 @@ def test_colour_is_for_terminals_whose_owner_wants_it(
     assert wants_colour(stream, environment) is coloured
 
 
+@pytest.mark.real_time("the workers of the demo are killed, and leases run out")
 def test_a_worker_that_cannot_start_is_told_and_no_success() -> None:
     done = subprocess.run(
         [

@@ -1,0 +1,44 @@
+"""What a person did on the dashboard, as a value and as a line in the log."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from idempotency._core.printable import printable
+
+__all__ = ["AuditEvent", "log_audit"]
+
+_log = logging.getLogger("idempotency.audit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent:
+    """
+    Somebody saw an answer, or changed a record.
+
+    Attributes:
+        action: What was asked for.
+        key_id: 12 hex digits that stand for the key; "" for a purge.
+        actor: Who asked, as the application's `actor` function says; "" where it says nothing.
+        result: "done", or why not: "changed" (another state than the one that was shown) or "absent".
+        count: How many records were deleted.
+    """
+
+    action: Literal["show-outcome", "release", "forget", "purge"]
+    key_id: str
+    actor: str
+    result: Literal["done", "changed", "absent"]
+    count: int = 0
+
+
+def log_audit(event: AuditEvent) -> None:
+    """
+    Write *event* to the logger `idempotency.audit`, level info.
+
+    >>> log_audit(AuditEvent(action="release", key_id="0bafe22156d2", actor="alice", result="done"))
+    """
+    fields = asdict(event)
+    shown = " ".join(f"{name}={printable(str(value))}" for name, value in fields.items())
+    _log.info("idempotency.audit %s", shown, extra={f"idempotency.{name}": v for name, v in fields.items()})

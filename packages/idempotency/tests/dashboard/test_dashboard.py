@@ -1,0 +1,343 @@
+"""The dashboard: what it shows and hides, what it changes and for whom, and that it never reads a whole store."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from idempotency import (
+    Acquired,
+    Claim,
+    Fingerprint,
+    Owner,
+    Page,
+    Policy,
+    Response,
+    StorageKey,
+    StoreUnavailable,
+    storage_key,
+)
+from idempotency._core.outcome import encode_response
+from idempotency._core.types import key_id
+from idempotency.dashboard import AuditEvent, Counts, dashboard
+from idempotency.events import Claimed, ClaimLost, Refused, Replayed
+from idempotency.stores.memory import MemoryStore
+from idempotency.stores.sqlite import SQLiteStore
+
+ANSWER = encode_response(Response(201, [(b"x-card", b"4242")], b'{"holder": "<b>alice</b>"}'))
+
+
+class Office:
+    """A store with a clock of its own, the page over it, and what the audit was told."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.now = 0.0
+        self.store = MemoryStore(clock=lambda: self.now, max_records=10_000)
+        self.audited: list[AuditEvent] = []
+        app = dashboard(
+            self.store, audit=self.audited.append, actor=lambda _: "carol", **({"writable": True} | settings)
+        )
+        self.client = TestClient(
+            Starlette(routes=[Mount("/keys", app)]),
+            base_url="http://office.example/keys/",
+            follow_redirects=True,
+        )
+
+    def claim(self, key: str, *, tenant: str = "", lease: float = 30.0, owner: bytes = b"o" * 16) -> Claim:
+        reply = asyncio.run(
+            self.store.acquire(
+                StorageKey(key) if "\udcff" in key else storage_key(tenant, key),
+                fingerprint=Fingerprint(b"\xfe" * 32),
+                owner=Owner(owner),
+                lease=lease,
+                retention=3600.0,
+            )
+        )
+        assert isinstance(reply, Acquired)
+        return reply.claim
+
+    def complete(self, key: str) -> None:
+        asyncio.run(self.store.complete(self.claim(key), ANSWER, retention=3600.0))
+
+    def form(self, path: str, action: str) -> dict[str, str]:
+        page = self.client.get(path).text
+        found = re.search(rf'<form method="post" action="/keys/{action}">(.*?)</form>', page, re.DOTALL)
+        assert found, f"no form for {action} at {path}"
+        return dict(re.findall(r'name="([^"]+)" value="([^"]*)"', found[1]))
+
+    def record(self, key: str) -> Any:
+        return asyncio.run(self.store.get(StorageKey(key) if "\udcff" in key else storage_key("", key)))
+
+
+def test_keys_are_listed_with_state_attempt_lease_age_and_outcome() -> None:
+    office = Office()
+    office.claim("abandoned", lease=1.0)
+    office.now += 2.0
+    office.claim("running")
+    office.complete("completed")
+    office.now += 5.0
+    page = office.client.get("").text
+    rows = {row[0]: row[1:] for row in re.findall(
+        r'<td class="key"><a [^>]*>([^<]*)</a></td><td>(\w+)</td><td class="number">(\d+)</td>'
+        r'<td class="number">([^<]*)</td><td class="number">([^<]*)</td><td class="number">[^<]*</td><td>([^<]*)</td>',
+        page,
+    )}  # fmt: skip
+    assert rows == {
+        "abandoned": ("abandoned", "1", "", "", ""),
+        "running": ("running", "1", "25.0 s", "", ""),
+        "completed": ("completed", "1", "", "5.0 s", "response 201"),
+    }
+
+
+def test_a_list_can_be_of_one_tenant_and_one_state() -> None:
+    office = Office()
+    office.claim("order-1", tenant="alice")
+    office.claim("order-2", tenant="bob")
+    office.complete("order-3")
+    listed = office.client.get("?tenant=alice").text
+    assert "alice:order-1" in listed
+    assert "order-2" not in listed
+    listed = office.client.get("?state=completed").text
+    assert "order-3" in listed
+    assert "order-1" not in listed
+
+
+@pytest.mark.parametrize("typed", ["order-1", '"order-1"', " order-1 "])
+def test_a_key_is_found_as_the_client_wrote_it(typed: str) -> None:
+    office = Office()
+    office.claim("order-1", tenant="alice")
+    found = office.client.get("find", params={"tenant": "alice", "key": typed})
+    assert found.status_code == 200
+    assert "<h1>alice:order-1</h1>" in found.text
+    assert office.client.get("find", params={"tenant": "bob", "key": typed}).status_code == 404
+
+
+def test_an_answer_is_hidden_until_it_is_asked_for_and_that_is_audited() -> None:
+    office = Office()
+    office.complete("order-1")
+    hidden = office.client.get("record?key=order-1").text
+    assert "fe" * 32 in hidden, "the request's fingerprint"
+    assert "4242" not in hidden
+    assert "alice" not in hidden
+    assert office.audited == []
+    shown = office.client.get("record?key=order-1&show=outcome").text
+    assert "x-card: 4242" in shown
+    assert "&lt;b&gt;alice&lt;/b&gt;" in shown
+    assert "<b>alice" not in shown
+    assert office.audited == [
+        AuditEvent(
+            action="show-outcome", key_id=key_id(storage_key("", "order-1")), actor="carol", result="done"
+        )
+    ]
+
+
+def test_what_the_policy_redacts_is_not_shown_either() -> None:
+    office = Office(policy=Policy(redact=lambda response: response._replace(body=b"***", headers=[])))
+    office.complete("order-1")
+    shown = office.client.get("record?key=order-1&show=outcome").text
+    assert "***" in shown
+    assert "4242" not in shown
+    assert "alice" not in shown
+
+
+def test_nobody_sees_an_owners_token() -> None:
+    office = Office()
+    office.claim("order-1", owner=b"OWNER-TOKEN-16by")
+    page = office.client.get("record?key=order-1").text
+    assert "OWNER-TOKEN" not in page
+    assert b"OWNER-TOKEN-16by".hex() not in page
+
+
+def test_an_abandoned_key_is_found_and_released_and_that_is_audited() -> None:
+    office = Office()
+    office.claim("order-1", lease=1.0)
+    office.now += 2.0
+    done = office.client.post("release", data=office.form("record?key=order-1", "release"))
+    assert done.status_code == 200
+    assert office.record("order-1") is None
+    assert [(event.action, event.actor, event.result, event.count) for event in office.audited] == [
+        ("release", "carol", "done", 1)
+    ]
+
+
+def test_whoever_took_over_since_the_page_was_shown_keeps_the_key() -> None:
+    office = Office()
+    office.claim("order-1", lease=1.0)
+    office.now += 2.0
+    form = office.form("record?key=order-1", "release")
+    assert office.claim("order-1", owner=b"second-owner-16b").attempt == 2
+    assert office.client.post("release", data=form).status_code == 409
+    assert office.record("order-1").attempt == 2
+    assert [event.result for event in office.audited] == ["changed"]
+
+
+def test_a_completed_record_is_forgotten_only_by_its_own_form() -> None:
+    office = Office()
+    office.complete("order-1")
+    form = office.form("record?key=order-1", "forget")
+    assert office.client.post("release", data=form).status_code == 403
+    assert office.record("order-1") is not None
+    assert office.client.post("forget", data=form).status_code == 200
+    assert office.record("order-1") is None
+
+
+def test_a_form_from_elsewhere_changes_nothing() -> None:
+    office = Office()
+    office.claim("order-1")
+    office.claim("order-2")
+    form = office.form("record?key=order-1", "release")
+    attempts = [
+        (form | {"token": "0" * 64}, {}),
+        (form | {"key": "order-2"}, {}),
+        ({**form, "token": ""}, {}),
+        (form, {"Sec-Fetch-Site": "cross-site"}),
+        (form, {"Sec-Fetch-Site": "same-site"}),
+        (form, {"Cookie": "idempotency-dashboard=another-browser"}),
+    ]
+    for data, headers in attempts:
+        cookies = dict(office.client.cookies)
+        if "Cookie" in headers:
+            office.client.cookies.clear()
+        assert office.client.post("release", data=data, headers=headers).status_code == 403, (data, headers)
+        for name, value in cookies.items():
+            office.client.cookies.set(name, value, domain="office.example", path="/keys")
+    assert office.client.post("release", json=form).status_code == 403
+    assert office.record("order-1") is not None
+    assert office.record("order-2") is not None
+    assert office.audited == []
+
+
+def test_it_is_read_only_unless_it_was_made_writable() -> None:
+    office = Office(writable=False)
+    office.claim("order-1")
+    assert 'method="post"' not in office.client.get("").text
+    assert 'method="post"' not in office.client.get("record?key=order-1").text
+    assert "set-cookie" not in office.client.get("").headers
+    for path in ("release", "forget", "purge"):
+        assert office.client.post(path, data={"key": "order-1"}).status_code == 404
+    assert office.record("order-1") is not None
+
+
+def test_expired_records_are_purged_where_the_store_keeps_them(tmp_path: Any) -> None:
+    clock = [0.0]
+    store = SQLiteStore(tmp_path / "records.db", clock=lambda: clock[0], synchronous="OFF")
+    audited: list[AuditEvent] = []
+    client = TestClient(dashboard(store, writable=True, audit=audited.append))
+    for number in range(3):
+        asyncio.run(
+            store.acquire(
+                storage_key("", f"order-{number}"),
+                fingerprint=Fingerprint(b"f"),
+                owner=Owner(b"o" * 16),
+                lease=1.0,
+                retention=1.0,
+            )
+        )
+    clock[0] = 60.0
+    token = re.search(r'name="token" value="(\w+)"', client.get("/").text)
+    assert token
+    assert client.post("/purge", data={"token": token[1]}).status_code == 200
+    assert [(event.action, event.count) for event in audited] == [("purge", 3)]
+
+
+@pytest.mark.parametrize("path", ["", "record?key=order-1", "record?key=gone", "style.css", "nowhere"])
+def test_every_answer_is_private_and_inert(path: str) -> None:
+    office = Office()
+    office.claim("order-1")
+    answer = office.client.get(path)
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "<script" not in answer.text
+    assert " style=" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "key", ["<script>alert(1)</script>", "k\x1b[2J", "k\udcff", 'a"b', "ключ", "a b%2Fc&d=e"]
+)
+def test_a_key_with_odd_characters_is_shown_as_text_and_released(key: str) -> None:
+    office = Office()
+    office.claim(key)
+    page = office.client.get("").text
+    assert "<script" not in page
+    found = re.search(r'<td class="key"><a href="/keys/(record\?[^"]+)"', page)
+    assert found
+    path = found[1].replace("&amp;", "&")
+    assert office.client.get(path).status_code == 200
+    assert office.client.post("release", data=office.form(path, "release")).status_code == 200
+    assert office.record(key) is None
+
+
+class CountingStore(MemoryStore):
+    """Counts how many records its pages gave."""
+
+    given = 0
+
+    async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+        page = await super().scan(limit=limit, cursor=cursor)
+        self.given += len(page.records)
+        return page
+
+
+def test_a_list_reads_a_bounded_part_of_the_store_and_goes_on_from_there() -> None:
+    office = Office()
+    store = CountingStore(max_records=10_000)
+    client = TestClient(dashboard(store))
+    office.store = store
+    for number in range(5_000):
+        office.claim(f"order-{number:04}", tenant="bob" if number < 4_990 else "zoe")
+    assert client.get("/").text.count('class="key"') == 50
+    assert store.given == 50
+    path, pages, found = "/?tenant=zoe", 0, 0
+    while True:
+        store.given = 0
+        text = client.get(path).text
+        assert store.given <= 2_000
+        pages, found = pages + 1, found + text.count('class="key"')
+        go_on = re.search(r'<a href="([^"]*cursor=[^"]*)">Go on', text)
+        if go_on is None:
+            break
+        path = go_on[1].replace("&amp;", "&")
+    assert (pages, found) == (3, 10)
+
+
+def test_counts_are_of_each_minute_and_forget_the_oldest() -> None:
+    now = [0.0]
+    counts = Counts(minutes=3, clock=lambda: now[0])
+    for attempt in (1, 1, 2):
+        counts(Claimed(operation="o", key_id="k", attempt=attempt, waited=0.0))
+    now[0] = 60.0
+    counts(Replayed(operation="o", key_id="k", age=1.0, waited=0.0))
+    counts(Refused(operation="o", key_id="k", problem="in-progress", status=409))
+    counts(Refused(operation="o", key_id=None, problem="missing-key", status=400))
+    counts(ClaimLost(operation="o", key_id="k", attempt=1))
+    assert counts.per_minute("misses") == [0, 2, 0]
+    assert counts.per_minute("takeovers") == [0, 1, 0]
+    assert counts.per_minute("hits") == [0, 0, 1]
+    assert counts.per_minute("conflicts") == [0, 0, 1]
+    assert counts.per_minute("lost claims") == [0, 0, 1]
+    now[0] = 200.0
+    assert counts.per_minute("misses") == [0, 0, 0]
+    page = TestClient(dashboard(MemoryStore(), counts=counts)).get("/").text
+    assert '<th scope="row">hits</th><td class="number">1</td><td class="number">0.33</td>' in page
+
+
+def test_a_store_that_does_not_answer_is_a_503() -> None:
+    class Down(MemoryStore):
+        async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+            raise StoreUnavailable("connection refused")
+
+    answer = TestClient(dashboard(Down())).get("/")
+    assert answer.status_code == 503
+    assert "connection refused" in answer.text
+
+
+def test_a_store_that_cannot_be_listed_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="cannot list"):
+        dashboard(object())  # type: ignore[arg-type]

@@ -1,0 +1,129 @@
+"""`idempotency dashboard` in a real browser: a key is found, shown and released, and nothing else is asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from idempotency import Acquired, Fingerprint, Owner, Response, storage_key
+from idempotency._core.outcome import encode_response
+from idempotency.stores.sqlite import SyncSQLiteStore
+
+ANSWER = encode_response(Response(201, [(b"content-type", b"application/json")], b'{"charge": 1}'))
+PATIENCE_MS = 60_000
+
+chromium = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.real_time("a server and a browser are started"),
+    pytest.mark.skipif(
+        chromium is None and not os.environ.get("CI"),
+        reason="no Chromium on the PATH: the dashboard was not looked at in a browser",
+    ),
+]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A store of 20,000 completed records, and one whose run was abandoned."""
+    path = tmp_path / "records.db"
+    with closing(SyncSQLiteStore(path, synchronous="OFF")) as store:
+        for key, lease in (("order-1", 0.001), ("done", 30.0)):
+            reply = store.acquire(
+                storage_key("alice", key),
+                fingerprint=Fingerprint(b"f" * 32),
+                owner=Owner(b"o" * 16),
+                lease=lease,
+                retention=3600.0,
+            )
+            assert isinstance(reply, Acquired)
+        store.complete(reply.claim, ANSWER, retention=3600.0)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) "
+            "INSERT INTO idempotency_record SELECT 'bob:order-' || n.i, version, fingerprint, owner, attempt, fence, "
+            "boot, lease_until, retention, expires_at, completed_at, outcome FROM idempotency_record, n "
+            "WHERE key = 'alice:done'"
+        )
+    return path
+
+
+@contextmanager
+def served(database: Path, *options: str) -> Iterator[str]:
+    """The address that the command prints."""
+    command = Path(sysconfig.get_path("scripts")) / "idempotency"
+    process = subprocess.Popen(
+        [command, "dashboard", "--store", f"sqlite:///{database}", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), process.communicate()[1]
+        yield line.split()[0]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@contextmanager
+def browsed() -> Iterator[tuple[Page, list[str]]]:
+    """A narrow page, and what it complained of or asked elsewhere."""
+    assert chromium is not None, "no Chromium on the PATH; CI installs one"
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith("http://127.0.0.1:") else complaints.append(request.url)
+            ),
+        )
+        yield page, complaints
+        browser.close()
+
+
+def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released(database: Path) -> None:
+    with served(database, "--writable") as address, browsed() as (page, complaints):
+        page.goto(address)
+        assert page.locator("td.key").count() == 50
+        page.get_by_role("link", name="Go on").click()
+        page.get_by_label("Tenant").first.fill("alice")
+        page.get_by_label("Key", exact=True).fill("order-1")
+        page.get_by_role("button", name="Find this key").click()
+        page.get_by_role("heading", name="alice:order-1").wait_for()
+        page.get_by_role("button", name="Release this key").click()
+        page.get_by_text(re.compile("Done: release, 1 record")).wait_for()
+        with closing(SyncSQLiteStore(database)) as store:
+            assert store.get(storage_key("alice", "order-1")) is None
+        page.goto(f"{address}record?key=alice:done")
+        assert "charge" not in page.content()
+        page.get_by_role("link", name="Show the answer").click()
+        page.get_by_text('{"charge": 1}').wait_for()
+        width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert width <= 0
+        assert complaints == []
+
+
+def test_without_writable_the_page_offers_no_change(database: Path) -> None:
+    with served(database) as address, browsed() as (page, complaints):
+        page.goto(f"{address}record?key=alice:order-1")
+        page.get_by_text("abandoned").first.wait_for()
+        assert page.get_by_role("button", name="Release this key").count() == 0
+        assert page.goto(address.rsplit("/", 2)[0] + "/") is not None
+        assert page.get_by_text("alice").count() == 0, "shown without the address's random part"
+    assert [text for text in complaints if "404" not in text] == []
