@@ -96,6 +96,8 @@ def test_the_demo_shows_a_decision_and_its_replay_before_and_after_the_service_i
 ) -> None:
     shown = command("demo")
     assert shown.returncode == 0, shown.stderr
+    assert "\nbars       Real daily bars to 2013-03-01 of Microsoft, sent as BTC" in shown.stdout
+    assert "\nverdict    No skill to trade on: log loss 0.4% better" in shown.stdout
     first, second, killed, third = shown.stdout.splitlines()[-4:]
     assert first.startswith("1st answer")
     assert second.startswith("2nd answer")

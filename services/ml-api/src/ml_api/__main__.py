@@ -82,10 +82,13 @@ def _train(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from ml_api.serving.registry import BUNDLED_MODEL
     from ml_api.training.report import ReportUnavailable, write_report
-    from predictor import PredictorError
+    from ml_api.training.verdict import verdict
+    from predictor import Manifest, PredictorError, manifest_path
 
+    model = options.model or BUNDLED_MODEL
     try:
-        write_report(options.out, options.model or BUNDLED_MODEL)
+        write_report(options.out, model)
+        print(verdict(Manifest.read(manifest_path(model)).metrics))
     except (ReportUnavailable, PredictorError) as error:
         return _refuse(str(error))
     except OSError as error:

@@ -21,8 +21,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.trading.rules import RULES
 from ml_api.trading.types import ASSETS
+from ml_api.training.verdict import verdict
+from predictor import Manifest, manifest_path
 
 __all__ = ["demo", "example_request"]
 
@@ -63,6 +66,8 @@ def demo(*, body: bytes | None = None) -> int:
                 return 1
             print(f"service    http://127.0.0.1:{service.port} up after {time.perf_counter() - begun:.2f} s")
             print(f"model      {health['modelVersion']}")
+            print(f"verdict    {verdict(Manifest.read(manifest_path(BUNDLED_MODEL)).metrics)}")
+            print(f"bars       {_label(request)}")
             print(f"request    POST /predict, {len(request):,} bytes, Idempotency-Key: {key}")
             headers = {"X-API-Key": api_key, "Idempotency-Key": key, "Content-Type": "application/json"}
             first = _post(service.port, request, headers)
@@ -74,6 +79,15 @@ def demo(*, body: bytes | None = None) -> int:
                 return 1
             third = _post(successor.port, request, headers)
         return _show(first, second, third)
+
+
+def _label(request: bytes) -> str:
+    """Whose bars a request says that it holds, in its `instructions`."""
+    try:
+        said = json.loads(request)["instructions"]
+    except (ValueError, KeyError, TypeError):
+        said = ""
+    return said if isinstance(said, str) and said.isprintable() and said else "the request does not say whose"
 
 
 class _Service:

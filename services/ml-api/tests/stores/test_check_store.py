@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ml_api.__main__ import _check_store
+from ml_api.__main__ import _check_store, main
 from ml_api.settings import Settings
 
 
@@ -42,3 +42,43 @@ def test_a_name_that_takes_long_to_look_up_delays_no_start(lookups: threading.Ev
     start.join(30)
     assert not lookups.is_set()
     assert [answered for answered, _ in found] == [False]
+
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("redis://:s3cr3t@127.0.0.1:1/0", 1),
+        ("redis://user:s3cr3t@[::1]:1/0", 1),
+        ("redis://:s3cr3t%40%2F@127.0.0.1:1", 1),
+        ("redis://:%zzs3cr3t@127.0.0.1:1", 1),
+        ("redis+sentinel://:s3cr3t@127.0.0.1:1/cache", 1),
+        ("redis://user:s3c/r3t@s3cr3t@h:1", 2),
+        ("redis://:s3cr3t#x@127.0.0.1:1", 2),
+        ("redis://:s3cr3t@[::1", 2),
+        ("redis://:s3cr3t@127.0.0.1:99999", 2),
+        ("redis://:s3cr3t@127.0.0.1:abc", 2),
+        ("redis://:s3cr3t@127.0.0.1:-1", 2),
+        ("redis://:s3cr3t", 2),
+        ("redis://:s3cr3t@127.0.0.1:1/x", 2),
+        ("redis://:s3cr3t@127.0.0.1:1?password=s3cr3t", 2),
+        ("redis+sentinel://:s3cr3t@127.0.0.1:1/", 2),
+        ("unix:///run/redis.sock?password=s3cr3t", 2),
+        ("valkey://:s3cr3t@h", 2),
+        ("s3cr3t", 2),
+    ],
+)
+def test_check_says_of_any_redis_url_in_one_line_what_is_wrong_and_never_its_password(
+    url: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ML_SERVICE_API_KEY", "the-key-of-the-tests")
+    monkeypatch.setenv("ML_SERVICE_REDIS_ENABLED", "true")
+    monkeypatch.setenv("ML_SERVICE_REDIS_URL", url)
+    monkeypatch.setenv("ML_SERVICE_STORE_DEADLINE", "0.2")
+    assert main(["check"]) == code
+    out, err = capsys.readouterr()
+    assert SECRET not in out + err
+    said = [line for line in (err or out).splitlines() if "REDIS_URL" in line or "not reachable yet" in line]
+    assert len(said) == 1

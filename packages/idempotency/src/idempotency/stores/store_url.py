@@ -95,7 +95,7 @@ def _host(text: str) -> tuple[str, int | None]:
     bracketed = text.startswith("[")  # an IPv6 address
     host, _, port = text[1:].partition("]") if bracketed else text.partition(":")
     port = port.removeprefix(":") if bracketed else port
-    if port and not (port.isascii() and port.isdecimal() and len(port) <= 5):
+    if port and not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65_535):
         raise ValueError
     return unquote(host), int(port) if port else None
 

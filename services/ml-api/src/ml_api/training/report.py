@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.training.evaluation import Evaluation
+from ml_api.training.verdict import verdict
 from predictor import Manifest, manifest_path
 
 __all__ = ["ReportUnavailable", "render", "write_report"]
@@ -146,6 +147,7 @@ def _summary(manifest: Manifest, told: _Provenance) -> str:
     ]
     tested = sum(fold["tested"] for fold in told["evaluation"].folds)
     return (
+        f"<p><strong>{escape(verdict(manifest.metrics))}</strong></p>\n"
         f"<p>{tested} out-of-sample test samples, walk-forward. Log loss: lower is better, the rest higher.</p>\n"
         + _table(["measure", "model", "no-skill baseline"], rows)
     )

@@ -1,0 +1,32 @@
+"""One sentence on what a trading model is worth, from the figures in its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from predictor import Metric
+
+__all__ = ["verdict"]
+
+_HARDLY = 0.01  # a log loss less than this share below the baseline's is next to none
+
+
+def verdict(metrics: Mapping[str, Metric]) -> str:
+    """
+    Judge a model by its out-of-sample log loss and direction accuracy, each beside a baseline without skill.
+
+    A model without these figures is said to be unproven.
+    """
+    loss, direction = metrics.get("log_loss"), metrics.get("direction_accuracy")
+    if loss is None or direction is None or not loss.baseline or direction.baseline is None:
+        return "Unproven: its manifest has no figures beside a baseline; do not trade on it."
+    gain = 1 - loss.model / loss.baseline
+    figures = (
+        f"log loss {abs(gain):.1%} {'better' if gain > 0 else 'worse'} than class frequencies, direction of a move "
+        f"right in {direction.model:.1%} against {direction.baseline:.1%} without skill"
+    )
+    if direction.model <= direction.baseline or gain <= 0:
+        return f"No skill to trade on: {figures}."
+    if gain < _HARDLY:
+        return f"Hardly any skill: {figures}."
+    return f"Some skill on past data: {figures}."
