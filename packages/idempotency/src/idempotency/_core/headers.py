@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["AGE", "EXPIRES_IN", "FIRST_CALLER_ONLY", "HOP_BY_HOP", "Wire", "is_token", "wire"]
+__all__ = ["AGE", "EXPIRES_IN", "FIRST_CALLER_ONLY", "HOP_BY_HOP", "HeaderRules", "header_rules", "is_token"]
 
 AGE: Final = b"idempotency-age"
 EXPIRES_IN: Final = b"idempotency-expires-in"
@@ -39,7 +39,7 @@ def is_token(name: str) -> bool:
     return _TOKEN.fullmatch(name) is not None
 
 
-class Wire(NamedTuple):
+class HeaderRules(NamedTuple):
     """
     Attributes:
         ours: Names that only this library sets: an application does not speak for us.
@@ -56,9 +56,9 @@ class Wire(NamedTuple):
     expires_in: tuple[bytes, bytes]
 
 
-def wire(*, replay_header: str, drop_headers: frozenset[bytes], retention: float) -> Wire:
-    """See `Wire`."""
+def header_rules(*, replay_header: str, drop_headers: frozenset[bytes], retention: float) -> HeaderRules:
+    """See `HeaderRules`."""
     mark = replay_header.lower().encode("ascii")
     ours = _OURS | {mark}
     forbidden = _OURS | (drop_headers & (HOP_BY_HOP | FIRST_CALLER_ONLY))
-    return Wire(ours, ours | drop_headers, forbidden, (mark, b"true"), (EXPIRES_IN, b"%d" % retention))
+    return HeaderRules(ours, ours | drop_headers, forbidden, (mark, b"true"), (EXPIRES_IN, b"%d" % retention))

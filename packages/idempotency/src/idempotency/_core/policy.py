@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from idempotency._core.callables import is_plain
 from idempotency._core.fingerprint import RequestView, exact_bytes
-from idempotency._core.headers import FIRST_CALLER_ONLY, HOP_BY_HOP, Wire, is_token, wire
+from idempotency._core.headers import FIRST_CALLER_ONLY, HOP_BY_HOP, HeaderRules, header_rules, is_token
 from idempotency._core.outcome import Response
 from idempotency._core.problem import Render
 from idempotency._core.types import Fingerprint
@@ -53,7 +53,7 @@ class Policy:
         lease: How long a claim holds without a sign of life; renewed every lease/3 while the handler runs.
         takeover: Whether a run that died may be repeated. False: its key answers `OutcomeUnknown` (at most once).
         retention: How long an outcome is replayed, from its completion on.
-        wait: How long a request waits for its running twin before 409.
+        wait: How long a request waits for a running duplicate before 409.
         prefer_wait: The longest wait a client may ask for with `Prefer: wait=N` (RFC 7240, 4.3); 0 ignores it.
         keep: Which statuses are recorded; the others free the key.
         on_exception: Whether a handler that raises frees the key or records a 500.
@@ -105,7 +105,7 @@ class Policy:
     drop_headers: frozenset[bytes] = HOP_BY_HOP | FIRST_CALLER_ONLY
     replay_header: str = "Idempotency-Replayed"
     redact: Callable[[Response], Response] | None = None
-    wire: Wire = field(init=False, repr=False, compare=False)  # derived from the others
+    header_rules: HeaderRules = field(init=False, repr=False, compare=False)  # derived from the others
     key_fields: tuple[tuple[str, bytes], ...] = field(
         init=False, repr=False, compare=False
     )  # of `key_headers`
@@ -162,10 +162,10 @@ class Policy:
             wrong.append("documentation_url must be a URI, in ASCII")
         if wrong:
             raise ValueError("; ".join(wrong))
-        derived = wire(
+        derived = header_rules(
             replay_header=self.replay_header, drop_headers=self.drop_headers, retention=self.retention
         )
-        object.__setattr__(self, "wire", derived)  # the way of a frozen dataclass
+        object.__setattr__(self, "header_rules", derived)  # the way of a frozen dataclass
         object.__setattr__(self, "ignored_query", frozenset(self.ignored_query))
         fields = tuple((name, name.lower().encode("ascii")) for name in self.key_headers)
         object.__setattr__(self, "key_fields", fields)
@@ -197,7 +197,7 @@ class Policy:
 
     @classmethod
     def draft_07(cls, **overrides: Any) -> Policy:
-        """The wire of draft-ietf-httpapi-idempotency-key-header-07: a required, quoted key."""
+        """The rules of draft-ietf-httpapi-idempotency-key-header-07: a required, quoted key."""
         settings: dict[str, Any] = {"required": True, "strict_keys": True}
         return cls(**(settings | overrides))
 
@@ -206,8 +206,8 @@ class Policy:
         """
         After Stripe's v1 API: POST only, every answer kept for 24 hours, `Idempotent-Replayed` on replays.
 
-        Refusals stay problem documents with the statuses of draft -07: Stripe's SDKs retry the 409 of a running twin,
-        and show the 422 of a reused key as an `APIError`, where Stripe itself answers 400.
+        Refusals stay problem documents with the statuses of draft -07: Stripe's SDKs retry the 409 of a running
+        duplicate, and show the 422 of a reused key as an `APIError`, where Stripe itself answers 400.
         """
         settings: dict[str, Any] = {
             "methods": frozenset({"POST"}),

@@ -19,7 +19,7 @@ from idempotency._core.errors import (
     StoreError,
     UnknownRecordVersion,
 )
-from idempotency._core.headers import Wire
+from idempotency._core.headers import HeaderRules
 from idempotency._core.outcome import (
     Headers,
     Response,
@@ -62,16 +62,18 @@ def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None
     """
     reason = _unrecordable(answer, policy)
     if reason is None and policy.redact is not None:
-        kept = recorded_headers(answer.headers, drop=policy.wire.never_recorded, length=len(answer.body))
+        kept = recorded_headers(
+            answer.headers, drop=policy.header_rules.never_recorded, length=len(answer.body)
+        )
         try:
             answer = policy.redact(answer._replace(headers=kept))
             reason = _unrecordable(answer, policy)
             if reason is None:  # its Content-Length may be another one by now
-                return encode_answer(answer, policy.wire.never_recorded), None
+                return encode_answer(answer, policy.header_rules.never_recorded), None
         except Exception as error:
             reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
     if reason is None:
-        return encode_answer(answer, policy.wire.never_recorded), None
+        return encode_answer(answer, policy.header_rules.never_recorded), None
     return encode_unreplayable(reason, answer.status), reason
 
 
@@ -105,7 +107,7 @@ def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> R
     limit = policy.max_response_bytes
     if len(body) > limit:
         raise _corrupt(f"a body above this policy's max_response_bytes ({limit}; raise it if it was lowered)")
-    headers = _checked(headers, policy.wire, None if bodiless else b"%d" % len(body))
+    headers = _checked(headers, policy.header_rules, None if bodiless else b"%d" % len(body))
     return _new(Response, (status, headers, body, traceparent))
 
 
@@ -145,7 +147,7 @@ def _decoded(completed: Completed, key: StorageKey) -> Response | Value:
     return outcome
 
 
-def _checked(headers: Headers, wire: Wire, length: bytes | None) -> Headers:
+def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Headers:
     """
     The headers that may be sent. One that this library never records says that somebody else wrote the record.
 
@@ -153,8 +155,8 @@ def _checked(headers: Headers, wire: Wire, length: bytes | None) -> Headers:
         length: The Content-Length to add where there is none; None where the status allows no body.
     """
     names = list(map(_name, headers))
-    dropped = not wire.never_recorded.isdisjoint(names)
-    if dropped and not wire.forbidden.isdisjoint(names):
+    dropped = not rules.never_recorded.isdisjoint(names)
+    if dropped and not rules.forbidden.isdisjoint(names):
         raise _corrupt("a header that is never recorded")
     # All names at once, then all values: each check is one of characters, so that it says the same as one by one.
     if b"" in names or not _are_names(b"".join(names)) or not is_safe(map(_value, headers)):
@@ -164,7 +166,7 @@ def _checked(headers: Headers, wire: Wire, length: bytes | None) -> Headers:
             raise _corrupt("a Content-Length that is not its body's")
         if not dropped:
             return headers
-    kept = [pair for pair in headers if pair[0] not in wire.never_recorded] if dropped else headers
+    kept = [pair for pair in headers if pair[0] not in rules.never_recorded] if dropped else headers
     if length is None or (b"content-length", length) in kept:
         return kept
     return [*kept, (b"content-length", length)]

@@ -25,7 +25,7 @@ def replay_answer(completed: Completed, *, key: StorageKey, policy: Policy) -> R
     status, headers, body, traceparent = read_response(completed, key, policy=policy)
     marked = [
         *headers,
-        policy.wire.mark,
+        policy.header_rules.mark,
         (AGE, b"%d" % completed.age),
         (EXPIRES_IN, b"%d" % completed.expires_in),
     ]

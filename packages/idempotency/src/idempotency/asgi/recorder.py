@@ -357,15 +357,15 @@ class ResponseRecorder:
 
     async def _flush(self, *, stored: bool = False, more_body: bool = False) -> None:
         """Send what was kept back, and from now on everything at once."""
-        send, wire, start = self._handler.send, self._policy.wire, self._start
+        send, rules, start = self._handler.send, self._policy.header_rules, self._start
         assert start is not None
         self._state = _FORWARDING
         self._let_disconnects_pass()
         headers = start["headers"]
-        if not wire.ours.isdisjoint(map(bytes.lower, map(_name, headers))):
-            headers = [pair for pair in headers if pair[0].lower() not in wire.ours]
+        if not rules.ours.isdisjoint(map(bytes.lower, map(_name, headers))):
+            headers = [pair for pair in headers if pair[0].lower() not in rules.ours]
         if stored:
-            headers = [*headers, wire.expires_in]
+            headers = [*headers, rules.expires_in]
         chunks, self._chunks = self._chunks, []
         last = len(chunks) - 1
         token = active.set(None)  # see _forward

@@ -168,7 +168,7 @@ class PendingRequest(Generic[RunT]):
             response.close()
             return to_django(self.operation.refuse(ending.error))
         if ending is RECORDED and result == "kept":
-            name, value = self.operation.policy.wire.expires_in
+            name, value = self.operation.policy.header_rules.expires_in
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
         return response
 

@@ -295,11 +295,11 @@ class ResponseRecorder:
     def _begin(self, state: State, *, stored: bool = False) -> None:
         """Hand the application's own status and headers to the server."""
         assert self._start is not None
-        wire = self._handler.policy.wire
+        rules = self._handler.policy.header_rules
         status, headers = self._start
-        headers = [pair for pair in headers if pair[0].lower().encode("latin-1") not in wire.ours]
+        headers = [pair for pair in headers if pair[0].lower().encode("latin-1") not in rules.ours]
         if stored:
-            headers += text_headers([wire.expires_in])
+            headers += text_headers([rules.expires_in])
         self._state = state
         self._server_write = self._server_start(status, headers)
 
