@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
 from struct import Struct, pack
 from typing import Any, NamedTuple, NoReturn
@@ -117,9 +117,12 @@ def exact_operation_digest(
 ) -> Fingerprint:
     """`operation_digest` by `exact_bytes`, in one pass over the body: `digest` of six parts, for every request."""
     # `digest`, written out: of what the default policy does to a request this was the costliest.
-    target = path.encode("utf-8", "surrogatepass")
-    parts = (method.encode(), target, query, content_type, content_encoding, body)
-    return Fingerprint(sha256(b"".join((_six_lengths(*map(len, parts)), *parts))).digest())
+    verb, target = method.encode(), path.encode("utf-8", "surrogatepass")
+    lengths = _six_lengths(
+        len(verb), len(target), len(query), len(content_type), len(content_encoding), len(body)
+    )
+    parts = (lengths, verb, target, query, content_type, content_encoding, body)
+    return Fingerprint(sha256(b"".join(parts)).digest())
 
 
 def exact_bytes(view: RequestView) -> Fingerprint:
@@ -204,38 +207,28 @@ def _part(part: bytes) -> bytes:
 _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-length"})
 
 
-def representation(headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes, int]:
+def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, int]:
     """
     What headers say of the body: its Content-Type, its Content-Encoding, and its length (0 where they do not).
 
     Content-Type and Content-Encoding come in one spelling for all that mean the same: a proxy between two attempts may
     write them otherwise (RFC 9110, 8.3.1: type, names of parameters and charset in any case, values quoted or not).
     """
-    fields = dict(headers)
-    if len(fields) < len(headers):
-        fields = _joined(headers)
-    # Some servers leave the blanks round a field value (RFC 9110, 5.5).
-    content_type = fields.get(b"content-type", b"").strip(b" \t")
-    content_encoding = fields.get(b"content-encoding", b"").strip(b" \t")
+    content_type = content_encoding = b""
+    length = 0
+    for name, field in headers:
+        if name not in _OF_THE_BODY:
+            continue
+        value = field.strip(b" \t")  # some servers leave the blanks round a field value (RFC 9110, 5.5)
+        if name == b"content-type":
+            content_type = value if not content_type else content_type + b", " + value
+        elif name == b"content-encoding":
+            content_encoding = value if not content_encoding else content_encoding + b", " + value
+        elif value.isdigit():
+            length = int(value) if len(value) < 20 else 10**20  # thousands of digits cannot be converted
     if content_encoding:
         content_encoding = tokens_spelled_once(content_encoding)
-    declared, length = fields.get(b"content-length", b"").strip(b" \t"), 0
-    if declared.isdigit():
-        length = int(declared) if len(declared) < 20 else 10**20  # thousands of digits cannot be converted
     return spelled_once(content_type), content_encoding, length
-
-
-def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """What is said of the body by headers of which some come more than once."""
-    fields: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in _OF_THE_BODY:
-            text = value.strip(b" \t")
-            if name != b"content-length":
-                fields[name] = fields[name] + b", " + text if fields.get(name) else text
-            elif text.isdigit():
-                fields[name] = text
-    return fields
 
 
 def _representation(view: RequestView) -> tuple[bytes, bytes]:

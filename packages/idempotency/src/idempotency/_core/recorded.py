@@ -9,7 +9,6 @@ problem document, never sent as it is and never an internal error.
 from __future__ import annotations
 
 import re
-from operator import itemgetter
 from typing import Final
 
 from idempotency._core.errors import (
@@ -39,19 +38,21 @@ from idempotency._core.types import Completed, StorageKey, key_id
 __all__ = ["check_seconds", "encode_recorded", "read_response", "read_value"]
 
 LONGEST: Final = 1e12
-"""Seconds, some 30,000 years: a record whose times come to more was not made by a store."""
+"""Seconds, some 30,000 years: a record that says more was not made by a store."""
 
 _are_names = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]*").fullmatch
-_name, _value = itemgetter(0), itemgetter(1)
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
 
 
 def check_seconds(*durations: float) -> StoreError | None:
     """The error for durations that no clock gives (infinite, not a number, tens of thousands of years), or None."""
-    if sum(map(abs, durations)) <= LONGEST:  # false for NaN
-        return None
-    return CorruptRecord("the stored record has a time that no clock gives; look at it before deleting it")
+    for seconds in durations:
+        if not -LONGEST <= seconds <= LONGEST:  # true for NaN
+            return CorruptRecord(
+                "the stored record has a time that no clock gives; look at it before deleting it"
+            )
+    return None
 
 
 def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None]:
@@ -154,12 +155,12 @@ def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Head
     Args:
         length: The Content-Length to add where there is none; None where the status allows no body.
     """
-    names = list(map(_name, headers))
+    names = [name for name, _ in headers]
     dropped = not rules.never_recorded.isdisjoint(names)
     if dropped and not rules.forbidden.isdisjoint(names):
         raise _corrupt("a header that is never recorded")
     # All names at once, then all values: each check is one of characters, so that it says the same as one by one.
-    if b"" in names or not _are_names(b"".join(names)) or not is_safe(map(_value, headers)):
+    if b"" in names or not _are_names(b"".join(names)) or not is_safe([value for _, value in headers]):
         raise _corrupt("a header that no server can send")
     if b"content-length" in names:
         if [value for name, value in headers if name == b"content-length"] != [length or b"0"]:

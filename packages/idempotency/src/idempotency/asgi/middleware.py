@@ -141,13 +141,13 @@ class IdempotencyMiddleware:
         policy = self._policy_of(scope)
         if policy is None or scope["method"] not in policy.methods or overrides.off:
             return await self.app(scope, receive, send)
-        headers = scope["headers"]
-        sent = dict(headers)
         fields: list[tuple[str, list[bytes]]] = []
         for header, wanted in policy.key_fields:
-            if wanted in sent:
-                once = len(sent) == len(headers)  # nothing is said twice, so that the key is not either
-                lines = [sent[wanted]] if once else [value for name, value in headers if name == wanted]
+            lines: list[bytes] = []
+            for name, value in scope["headers"]:
+                if name == wanted:
+                    lines.append(value)
+            if lines:
                 fields.append((header, lines))
         if not fields and not policy.required:
             return await self.app(scope, receive, send)
@@ -209,16 +209,15 @@ class _RequestHandler:
         headers = scope["headers"]
         sent = len(headers)
         try:
-            limit = policy.max_request_bytes
-            if declared > limit:  # before a byte is read, or invited by a 100 (Continue)
-                raise RequestTooLarge(limit=limit)
+            if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
+                raise RequestTooLarge(limit=policy.max_request_bytes)
             there, message = poll_once(self._receive())
             if there and message["type"] == "http.request" and not message.get("more_body", False):
                 body = message.get("body", b"")
                 if type(body) is not bytes:
                     body = bytes(body)  # a server may hand out a view of its buffer
-                if len(body) > limit:
-                    return await self.refuse(RequestTooLarge(limit=limit))
+                if len(body) > policy.max_request_bytes:
+                    return await self.refuse(RequestTooLarge(limit=policy.max_request_bytes))
             else:
                 self._body = RequestBody(self._receive, policy)
                 read = partial(self._body.read, there, message)
@@ -361,4 +360,4 @@ def full_path(scope: Scope) -> str:
     root: str = scope.get("root_path", "")
     raw: bytes | None = scope.get("raw_path")
     path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
-    return path if not root or path.startswith(root) else root + path
+    return path if path.startswith(root) else root + path

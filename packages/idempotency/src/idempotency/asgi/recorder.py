@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable
 from contextvars import Token
-from operator import itemgetter
 from typing import Any, Literal
 
 from idempotency._backends.base import Signal, Timer, running
@@ -38,7 +37,6 @@ __all__ = ["ResponseRecorder"]
 
 _BUFFERING, _WHOLE, _RECORDING = State.BUFFERING, State.WHOLE, State.RECORDING
 _FAILED, _FORWARDING, _DISCARDING = State.FAILED, State.FORWARDING, State.DISCARDING
-_name = itemgetter(0)
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 
 
@@ -222,10 +220,7 @@ class ResponseRecorder:
         if status >= 300 or error is not self._ambient or BEFORE_HANDLER in self._scope:
             error = None if error is self._ambient else error
             self._handled = not answered_before_handler(self._scope, status, error)
-        content_type: bytes = dict(headers).get(b"content-type", b"")
-        if content_type[:17].lower() == b"text/event-stream":
-            return self._start_event_stream()
-        return None
+        return self._start_event_stream() if _is_event_stream(headers) else None
 
     def _send_late(self, message: Message) -> Awaitable[None] | None:
         """A message that comes when nothing is kept back any more."""
@@ -362,8 +357,10 @@ class ResponseRecorder:
         self._state = _FORWARDING
         self._let_disconnects_pass()
         headers = start["headers"]
-        if not rules.ours.isdisjoint(map(bytes.lower, map(_name, headers))):
-            headers = [pair for pair in headers if pair[0].lower() not in rules.ours]
+        for name, _ in headers:
+            if name.lower() in rules.ours:
+                headers = [pair for pair in headers if pair[0].lower() not in rules.ours]
+                break
         if stored:
             headers = [*headers, rules.expires_in]
         chunks, self._chunks = self._chunks, []
@@ -394,3 +391,10 @@ class ResponseRecorder:
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:
             self._recorded.set()
+
+
+def _is_event_stream(headers: Headers) -> bool:
+    for name, value in headers:
+        if name == b"content-type":
+            return value[:17].lower() == b"text/event-stream"
+    return False
