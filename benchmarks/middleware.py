@@ -6,8 +6,8 @@ What the middleware costs, as ratios to the same application without it, measure
 
 The application is a Starlette with a route that answers a small JSON document and one that answers 4 kB, called through
 ASGI with no server between, so that the ratios are the harshest there are. Blocks of calls alternate between the
-variants; of each variant the block that took the least CPU time is kept. First runs use keys never seen before, replays
-a thousand keys in turn.
+variants. Of each variant the block that took the least CPU time is judged, and the median block stands beside it: on a
+busy machine the two lie far apart. First runs use keys never seen before, replays a thousand keys in turn.
 
 The rows called floor are `middleware_floor.py`: the least that Python can do, and no goal, since nothing in it makes it
 safe to use. They say how much of a goal that was missed could be had at all.
@@ -21,6 +21,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from middleware_floor import Floor
@@ -42,7 +43,8 @@ HEADERS = [
 ]
 SIGNAL = {"feature": "rsi_14", "value": 56.0168, "rule": ">60 = overbought zone", "contribution": "bearish"}
 REPORT = {"signals": [SIGNAL] * 40}  # 4 kB of JSON: one character in seven is a quotation mark, as is usual
-GOALS = {"bypass": 1.03, "first run": 1.5, "first run, 1,000,000 records": 1.5, "replay": 0.8}
+GOALS = {"bypass": 1.03, "replay": 1.0}
+ADDED_GOAL = 2.0  # a first run, over what the floor adds to the bare application
 fresh = itertools.count()
 old = itertools.cycle([b"replayed-%d" % number for number in range(1_000)])
 
@@ -101,7 +103,7 @@ async def fill(store: MemoryStore, records: int) -> None:
         await store.acquire(key, fingerprint=Fingerprint(b"f"), owner=owner, lease=30, retention=86_400)
 
 
-async def measure() -> dict[str, float]:
+async def measure() -> dict[str, list[float]]:
     bare = Starlette(
         routes=[Route("/charges", charge, methods=["POST"]), Route("/report", report, methods=["POST"])]
     )
@@ -133,7 +135,7 @@ async def measure() -> dict[str, float]:
     for _ in range(BLOCKS):
         for name, variant in variants.items():
             times[name].append(await block(*variant))
-    return {name: min(samples) for name, samples in times.items()}
+    return times
 
 
 def main() -> int:
@@ -144,13 +146,29 @@ def main() -> int:
     arguments = parser.parse_args()
     times = asyncio.run(measure())
     missed = False
-    for name, seconds in times.items():
-        bare = "bare, 4 kB" if name.endswith("4 kB") else "bare"
-        ratio, goal = seconds / times[bare], GOALS.get(name)
+    print(f"{'':32} {'least':>10}  {'x bare':>6}  {'median':>10}  {'x bare':>6}")
+    for name, samples in times.items():
+        bare = times["bare, 4 kB" if name.endswith("4 kB") else "bare"]
+        least, middle = min(samples), median(samples)
+        ratio, goal = least / min(bare), GOALS.get(name)
         verdict = "" if goal is None else f"  goal <= {goal:.2f}  {'ok' if ratio <= goal else 'MISSED'}"
         missed |= goal is not None and ratio > goal
-        print(f"{name:32} {seconds * 1e6:7.1f} us  {ratio:5.2f} x bare{verdict}")
+        columns = f"{least * 1e6:7.1f} us  {ratio:6.2f}  {middle * 1e6:7.1f} us  {middle / median(bare):6.2f}"
+        print(f"{name:32} {columns}{verdict}")
+    added = {kind: _added(times, kind) for kind in (min, median)}
+    verdict = "ok" if added[min] <= ADDED_GOAL else "MISSED"
+    missed |= added[min] > ADDED_GOAL
+    print(
+        f"a first run adds {added[min]:.2f} times what the floor adds (medians: {added[median]:.2f})"
+        f"  goal <= {ADDED_GOAL:.2f}  {verdict}"
+    )
     return int(missed and arguments.check)
+
+
+def _added(times: dict[str, list[float]], kind: Callable[[list[float]], float]) -> float:
+    """What a first run adds to the bare application, over what the floor adds."""
+    bare = kind(times["bare"])
+    return (kind(times["first run"]) - bare) / (kind(times["floor, first run"]) - bare)
 
 
 if __name__ == "__main__":
