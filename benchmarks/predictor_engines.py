@@ -100,6 +100,8 @@ def lignum(path: Path) -> Engine | None:
 
 
 def peers(path: Path, booster: lgb.Booster) -> list[Engine]:
-    """LightGBM's C call, and the engines that are installed."""
-    found = [c_fast(booster), lleaves(path, booster.num_model_per_iteration()), lignum(path)]
+    """LightGBM's C call, and the installed engines; lleaves for up to 100 trees, since it compiles for long."""
+    found = [c_fast(booster), lignum(path)]
+    if booster.num_trees() <= 100:
+        found.append(lleaves(path, booster.num_model_per_iteration()))
     return [engine for engine in found if engine is not None]
