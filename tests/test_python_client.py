@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from patience import until_sync
 
 from idempotency.client import IdempotencyTransport, Retry
 
@@ -40,8 +40,10 @@ def test_a_call_outlives_an_outage_of_redis(serve: Serve, body: Body, redis_serv
     service = serve(**redis_server.variables)
     redis_server.kill()
 
+    refused = 'ml_service_requests_total{method="POST",route="/predict",status="503"}'
+
     def heal() -> None:
-        time.sleep(0.5)  # the outage, which the call must meet
+        until_sync(lambda: service.metric(refused) >= 1.0)
         redis_server.start()
 
     healer = threading.Thread(target=heal)
@@ -50,7 +52,7 @@ def test_a_call_outlives_an_outage_of_redis(serve: Serve, body: Body, redis_serv
         answer = client.post("/predict", content=body())
     healer.join()
     assert answer.status_code == 200
-    assert service.metric('ml_service_requests_total{method="POST",route="/predict",status="503"}') >= 1.0
+    assert service.metric(refused) >= 1.0
 
 
 def test_a_call_outlives_a_restart_of_the_service(serve: Serve, body: Body) -> None:
