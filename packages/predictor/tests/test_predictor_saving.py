@@ -108,6 +108,24 @@ def test_a_booster_a_ranker_and_an_early_stopped_model_are_saved(tmp_path, frame
         assert model.info.classes == ()
 
 
+@pytest.mark.parametrize("steps", [(), ("passthrough",)])
+def test_a_pipeline_of_nothing_but_an_estimator_is_that_estimator(steps, score, tmp_path):
+    x = np.column_stack((score, score**2))
+    labels = np.where(score > score.median(), "up", "down")
+    pipeline = make_pipeline(*steps, lgb.LGBMClassifier(**QUIET)).fit(x, labels)
+    assert save(pipeline, tmp_path / "m.txt", sample=x, name="m", version="1").classes == ("down", "up")
+    model = Model.load(tmp_path / "m.txt")
+    assert model.predict_label(x).tolist() == pipeline.predict(x).tolist()
+
+
+def test_a_classifier_that_saw_one_class_is_refused_by_name(score, tmp_path):
+    x = score.to_numpy()[:, None]
+    estimator = lgb.LGBMClassifier(**QUIET).fit(x, np.full(len(x), "up"))
+    with pytest.raises(Unsupported, match="one class, 'up'"):
+        save(estimator, tmp_path / "m.txt", sample=x, name="m", version="1")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path, frame, score):
     x = frame[["unit price"]].fillna(0).to_numpy()
     pipeline = make_pipeline(StandardScaler(), lgb.LGBMRegressor(**QUIET)).fit(x, score)

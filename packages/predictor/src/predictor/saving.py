@@ -21,7 +21,8 @@ def save(
     Write *estimator* to *path* and its manifest beside it, and prove that the pair answers as the estimator does.
 
     Args:
-        estimator: A fitted `LGBMClassifier`, `LGBMRegressor` or `LGBMRanker`, or a `Booster`.
+        estimator: A fitted `LGBMClassifier`, `LGBMRegressor` or `LGBMRanker`, a `Booster`, or a scikit-learn pipeline
+            of nothing but one of them.
         path: Where the model file goes; the manifest is `<path>.manifest.json`.
         sample: The training rows, or a fair sample of them, as the estimator takes them. Their kinds, categories,
             booleans, nulls and ranges become the manifest's.
@@ -34,18 +35,15 @@ def save(
         The manifest that was written.
 
     Raises:
-        Unsupported: A pipeline, whose steps no model file holds, or no estimator of LightGBM at all.
+        Unsupported: A pipeline with steps before its last, which no model file holds; a classifier that saw one class;
+            or no estimator of LightGBM at all.
         GoldenRowMismatch: The saved model answers otherwise than *estimator* for *sample*.
         ModelTextError, SchemaError, ManifestError: As `write_manifest`.
 
     After an error neither file is there, or the old ones still are. Cost: three loads of the model.
     """
     if hasattr(estimator, "steps"):
-        steps = ", ".join(repr(step) for step, _ in estimator.steps[:-1]) or "none"
-        raise Unsupported(
-            f"a model file holds no steps of a pipeline (here {steps}): save its last one, pipeline[-1], with"
-            " sample=pipeline[:-1].transform(rows), and transform rows alike before they are predicted"
-        )
+        estimator = _last_step(estimator)
     booster = getattr(estimator, "booster_", estimator)
     if not hasattr(booster, "save_model") or not hasattr(booster, "feature_name"):
         raise Unsupported(f"{type(estimator).__name__} is no fitted estimator or Booster of LightGBM")
@@ -54,12 +52,27 @@ def save(
         model = Path(folder, target.name)
         booster.save_model(str(model))
         if hasattr(estimator, "classes_"):
+            if len(estimator.classes_) < 2:
+                raise Unsupported(
+                    f"the classifier was trained on one class, {str(estimator.classes_[0])!r}: train it on rows of two"
+                )
             options.setdefault("classes", list(estimator.classes_))
         options.setdefault("expected", _answers(estimator, booster, sample))
         made = write_manifest(model, sample, name=name, version=version, **options)
         model.replace(target)  # a pair of which one is old is refused by its hash
         manifest_path(model).replace(manifest_path(target))
     return made
+
+
+def _last_step(pipeline: Any) -> Any:
+    """Return the estimator of a pipeline that does nothing else to its rows."""
+    steps = [repr(name) for name, step in pipeline.steps[:-1] if step not in (None, "passthrough")]
+    if steps:
+        raise Unsupported(
+            f"a model file holds no steps of a pipeline (here {', '.join(steps)}): save its last one, pipeline[-1],"
+            " with sample=pipeline[:-1].transform(rows), and transform rows alike before they are predicted"
+        )
+    return pipeline.steps[-1][1]
 
 
 def _answers(estimator: Any, booster: Any, sample: Any) -> Any:
