@@ -27,7 +27,7 @@ ROW = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
 def infer(wire: Any, *inputs: dict[str, Any], name: str = "btc-eth", lines: tuple[str, ...] = ()) -> Answer:
     content = json.dumps({"inputs": inputs}).encode()
     start = wire.post(f"Content-Length: {len(content)}", *lines, path=f"/v2/models/{name}/infer")
-    return wire.ask(start + content)  # type: ignore[no-any-return]
+    return wire.ask(start + content)
 
 
 # Whose key opens what
@@ -109,7 +109,7 @@ def test_a_caller_over_its_quota_is_told_so_and_others_go_on(start_wire: Start, 
 
         def decide(key: str, number: int | None = None) -> Answer:
             lines = () if number is None else (f"Idempotency-Key: {key}-{number}",)
-            return wire.ask(wire.post(f"Content-Length: {len(wire.body)}", *lines, key=key) + wire.body)  # type: ignore[no-any-return]
+            return wire.ask(wire.post(f"Content-Length: {len(wire.body)}", *lines, key=key) + wire.body)
 
         greedy = [decide("the-key-of-the-greedy", number) for number in range(6)]
         refused = [answer for answer in greedy if answer.status == 429]
