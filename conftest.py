@@ -10,7 +10,6 @@ import os
 from collections.abc import MutableMapping
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,7 +59,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _enter(namespace: MutableMapping[str, object]) -> None:
     namespace["__name__"] = "__main__"  # frameworks ask the module of a handler where it lives
-    namespace["installed"] = lambda name: find_spec(name) is not None  # for examples of what few have
     directory = TemporaryDirectory(prefix="example-", ignore_cleanup_errors=True)
     namespace["_leave"] = [partial(os.chdir, Path.cwd()), directory.cleanup]
     os.chdir(directory.name)  # a page may make files

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import shutil
 
+import dask.dataframe as dd
+import duckdb
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -61,7 +63,6 @@ def test_polars_lazily_in_pieces(subject):
 
 
 def test_duckdb_calls_it_as_a_function_of_columns(subject):
-    duckdb = pytest.importorskip("duckdb", reason="run with `uv run --with duckdb`")
     rows, scorer = table(), Scorer(subject.path)
     kind = "DOUBLE" if len(scorer.names) == 1 else f"DOUBLE[{len(scorer.names)}]"
     with duckdb.connect() as connection:
@@ -71,11 +72,10 @@ def test_duckdb_calls_it_as_a_function_of_columns(subject):
 
 
 def test_dask_maps_it_over_partitions(subject):
-    frame = pytest.importorskip("dask.dataframe", reason="run with `uv run --with 'dask[dataframe]'`")
     rows, scorer = table().to_pandas(), Scorer(subject.path)
     meta = rows.head(0).assign(**dict.fromkeys(scorer.names, 0.0))
     scored = (
-        frame.from_pandas(rows, npartitions=4).map_partitions(scorer, meta=meta).compute(scheduler="threads")
+        dd.from_pandas(rows, npartitions=4).map_partitions(scorer, meta=meta).compute(scheduler="threads")
     )
     assert np.array_equal(scored[list(scorer.names)].to_numpy(), truth(subject, table()))
 
