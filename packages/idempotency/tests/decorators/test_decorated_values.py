@@ -48,7 +48,7 @@ class TestCalls:
     @pytest.mark.parametrize(
         "argument",
         [float("nan"), float("inf"), Decimal("nan"), object(), [object()], len, int, memoryview(b"x")],
-        ids=repr,
+        ids=["nan", "inf", "decimal-nan", "object", "list-of-object", "function", "class", "memoryview"],
     )
     async def test_an_argument_without_a_canonical_form_asks_for_a_fingerprint(
         self, world: World, argument: object
