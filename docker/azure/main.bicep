@@ -1,6 +1,6 @@
 // The service on Azure Container Apps, over Azure Managed Redis or an Azure Cache for Redis that exists already.
 //   az deployment group create --resource-group rg-ai-trading-race-prod --template-file docker/azure/main.bicep \
-//     --parameters image=<registry>/ai-trading-ml:0.1.0 registry=<registry> keyVault=<name>
+//     --parameters image=<registry>/ai-trading-ml:0.2.0 registry=<registry> keyVault=<name>
 // The key vault must hold the secret `ml-api-key`. Nothing secret is a parameter, an output or a plain setting.
 
 @description('Where everything runs.')
