@@ -26,6 +26,8 @@ from raw_http import PATIENCE, Answer, Client, head
 
 API_KEY = "the-api-key-of-the-wire-tests"
 
+SERVE = ("ml_api", "serve")
+
 SHORT_LIMITS = {
     "ML_SERVICE_HEADER_TIMEOUT": "1",
     "ML_SERVICE_BODY_TIMEOUT": "1",
@@ -94,7 +96,9 @@ def start_wire(
     example = json.dumps(json.loads(EXAMPLE.read_bytes())).encode()
 
     @contextlib.contextmanager
-    def start(*, descriptors: int | None = None, **variables: str) -> Iterator[Wire]:
+    def start(
+        *, descriptors: int | None = None, command: tuple[str, ...] = SERVE, **variables: str
+    ) -> Iterator[Wire]:
         directory = tmp_path_factory.mktemp("wire")
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = int(probe.getsockname()[1])
@@ -112,7 +116,7 @@ def start_wire(
 
         with (directory / "log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "ml_api", "serve", "--port", str(port)],
+                [sys.executable, "-m", *command, "--port", str(port)],
                 env=inherited | own | SHORT_LIMITS | variables,
                 cwd=directory,
                 stderr=log,

@@ -64,6 +64,16 @@ def test_a_callers_key_opens_no_spelling_of_the_admin_path(with_admin: Any, targ
     assert asked.status == 422  # the right key is read, and the empty body refused
 
 
+def test_nor_does_it_behind_a_prefix_that_the_server_was_told_of(start_wire: Start) -> None:
+    command = ("uvicorn", "--factory", "ml_api.app:create_app", "--root-path", "/ml")
+    with start_wire(command=command, ML_SERVICE_ADMIN_KEY=ADMIN) as running:
+        for path in ("/admin/model", "/ml/admin/model", "/ml/ml/admin/model"):
+            refused = running.ask(running.post("Content-Length: 0", path=path))
+            assert refused.status in {401, 404, 405}
+        assert running.ask(running.post("Content-Length: 0", path="/admin/model", key=ADMIN)).status == 422
+        assert running.ask(head("GET", "/health")).status == 200
+
+
 def test_two_keys_in_one_request_open_nothing(with_admin: Any) -> None:
     for lines in (("X-API-Key: " + ADMIN,), ("x-api-key: " + with_admin.api_key,)):
         answer = with_admin.ask(with_admin.post("Content-Length: 0", *lines, path="/admin/model"))
