@@ -62,3 +62,8 @@ def test_every_rule_that_is_cited_is_defined() -> None:
 def test_every_rule_that_is_defined_is_cited_by_a_test() -> None:
     cited = cited_by_tests()
     assert [number for number in defined() if number not in cited] == []
+
+
+def test_the_page_on_wsgi_says_of_every_engine_rule_whether_it_holds() -> None:
+    rows = re.findall(r"^\| (E\d+) ", (ROOT / "docs" / "wsgi.md").read_text(), re.MULTILINE)
+    assert rows == [number for number in defined() if number.startswith("E")]
