@@ -37,6 +37,8 @@ OPTIONAL = [
     Optional("flask", ("flask",), "import idempotency.flask"),
     Optional("requests", ("requests", "urllib3"), "import idempotency.client.requests"),
     Optional("aiohttp", ("aiohttp",), "import idempotency.client.aiohttp"),
+    Optional("dashboard", ("starlette",), "import idempotency.dashboard"),
+    Optional("dashboard", ("uvicorn",), "import idempotency.dashboard.serve"),
     Optional("encryption", ("cryptography",), "import idempotency.stores.encrypted"),
     Optional("pydantic", ("pydantic",), "from idempotency.codecs import *; PydanticCodec().bind(int)"),
     Optional("prometheus", ("prometheus_client",), "from idempotency.hooks import *; PrometheusHook()"),

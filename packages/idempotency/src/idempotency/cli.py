@@ -210,12 +210,7 @@ def _demo(_: argparse.Namespace) -> int:
 
 
 def _dashboard(args: argparse.Namespace) -> int:
-    try:
-        from idempotency.dashboard.serve import serve
-    except ModuleNotFoundError as error:
-        if error.name not in {"starlette", "uvicorn"}:
-            raise
-        raise ImportError("the dashboard needs asgi-idempotency[dashboard]") from error
+    from idempotency.dashboard.serve import serve
     from idempotency.stores.url import open_store
 
     serve(open_store(_existing(args.store)), port=args.port, writable=args.writable)

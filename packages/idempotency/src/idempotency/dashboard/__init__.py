@@ -12,6 +12,13 @@ Needs `asgi-idempotency[dashboard]`. It is HTML and one style sheet: no script, 
 
 from __future__ import annotations
 
+from idempotency._extras import missing
+
+try:
+    import starlette  # noqa: F401
+except ModuleNotFoundError as error:
+    raise missing("dashboard", "the dashboard", error) from error
+
 from idempotency.dashboard.app import dashboard
 from idempotency.dashboard.audit import AuditEvent, log_audit
 from idempotency.dashboard.counts import Counts

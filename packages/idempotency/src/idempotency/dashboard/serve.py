@@ -8,7 +8,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvicorn
+from idempotency._extras import missing
+
+try:
+    import uvicorn
+except ModuleNotFoundError as error:
+    raise missing("dashboard", "the dashboard's server", error) from error
+
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
