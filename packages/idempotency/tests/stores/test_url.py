@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+from patience import patient
 from redis_servers import Cluster, Sentinels, Server
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
@@ -62,27 +63,27 @@ async def test_sqlite_takes_three_slashes_and_a_path(tmp_path: Path) -> None:
 
 
 async def test_redis_takes_the_stores_options(redis_url: str) -> None:
-    url = f"{redis_url}?prefix=url:&deadline=2&on_eviction=refuse"
+    url = f"{redis_url}?prefix=url:&deadline=30&on_eviction=refuse"
     assert await lives_a_life(url)
     assert lives_a_sync_life(url)
 
 
 async def test_sentinel_takes_hosts_and_a_service(redis_sentinels: Sentinels) -> None:
     port, name = redis_sentinels.sentinel.port, redis_sentinels.name
-    url = f"redis+sentinel://127.0.0.1:{port}/{name}/0?wait_replicas=1"
+    url = f"redis+sentinel://127.0.0.1:{port}/{name}/0?wait_replicas=1&deadline=30"
     assert await lives_a_life(url)
     assert lives_a_sync_life(url)
 
 
 async def test_cluster_takes_any_of_its_nodes(redis_cluster: Cluster) -> None:
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[1:])
-    assert await lives_a_life(f"redis+cluster://{hosts}")
-    assert lives_a_sync_life(f"redis+cluster://{hosts}")
+    assert await lives_a_life(patient(f"redis+cluster://{hosts}"))
+    assert lives_a_sync_life(patient(f"redis+cluster://{hosts}"))
 
 
 async def test_postgresql_keeps_libpqs_own_options(postgres_url: str) -> None:
     mark = "&" if "?" in postgres_url else "?"
-    url = f"{postgres_url}{mark}pool_size=2&deadline=5&application_name=records"
+    url = f"{postgres_url}{mark}pool_size=2&deadline=30&application_name=records"
     assert await lives_a_life(url)
     assert lives_a_sync_life(url)
 
@@ -142,7 +143,7 @@ def test_an_opened_store_does_not_show_its_password() -> None:
 async def test_redis_adopts_what_it_is_told_to_and_nothing_else_has_values_of_others(
     redis_server: Server,
 ) -> None:
-    store = open_store(redis_server.url, adopt=lambda value: b'{"n":%b}' % value)
+    store = open_store(patient(redis_server.url), adopt=lambda value: b'{"n":%b}' % value)
     with redis_server.client() as client:
         key = StorageKey(f"url-{secrets.token_hex(8)}")
         client.set(f"idempotency:{key}", "7", ex=60)

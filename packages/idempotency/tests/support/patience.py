@@ -10,12 +10,17 @@ import anyio
 
 from idempotency.errors import StoreUnavailable
 
-__all__ = ["PATIENCE", "repeated", "repeated_sync", "until", "until_sync"]
+__all__ = ["PATIENCE", "patient", "repeated", "repeated_sync", "until", "until_sync"]
 
 PATIENCE = 30.0
 """Seconds: a bound for a busy machine, never the expected time. A store's own default is one second."""
 
 T = TypeVar("T")
+
+
+def patient(url: str) -> str:
+    """*url* of a store, with a deadline that a busy machine does not reach."""
+    return f"{url}{'&' if '?' in url else '?'}deadline={PATIENCE:g}"
 
 
 async def repeated(call: Callable[[], Awaitable[T]]) -> T:
