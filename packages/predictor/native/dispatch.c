@@ -4,22 +4,30 @@
 #ifdef PREDICTOR_HAS_X86_LEVELS
 #include <cpuid.h>
 
-/* The registers that the operating system saves when it switches threads (Intel SDM 1, 13.3: XCR0). */
-static uint64_t saved_registers(void) {
+#define SAVES_YMM 0x06u /* the 128- and 256-bit registers */
+#define SAVES_ZMM 0xE0u /* the mask registers, and the 512-bit ones: the upper halves of 0 to 15, and 16 to 31 */
+
+/* The registers that the operating system saves when it switches threads (Intel SDM 1, 13.3: XCR0), of the first 32 kinds. */
+static uint32_t saved_registers(void) {
     uint32_t low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
+    return low;
 }
 
+/* Unsigned, because a compiler's own name for bit 31 may be a negative int. */
+static int has(uint32_t bits, uint32_t wanted) { return (bits & wanted) == wanted; }
+
+/* Every instruction set that the levels' target pragmas name, and that the system saves the registers they use. */
 static void find_features(int *avx2, int *avx512) {
     unsigned a, b, c, d;
     *avx2 = *avx512 = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & 1u << 27)) return; /* OSXSAVE: xgetbv exists */
-    uint64_t saved = saved_registers();
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, bit_OSXSAVE | bit_POPCNT)) return; /* OSXSAVE: xgetbv exists */
+    const uint32_t saved = saved_registers();
+    /* Without LZCNT the processor does not fault: it runs another instruction, with another result. */
+    if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !has(c, bit_LZCNT)) return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
-    *avx2 = (saved & 0x6) == 0x6 && (b & 1u << 5);
-    /* AVX512F, DQ, BW, VL, and that the mask and 512-bit registers are saved too. */
-    *avx512 = *avx2 && (saved & 0xE6) == 0xE6 && (b & 1u << 16) && (b & 1u << 17) && (b & 1u << 30) && (b & 1u << 31);
+    *avx2 = has(saved, SAVES_YMM) && has(b, bit_AVX2 | bit_BMI | bit_BMI2);
+    *avx512 = *avx2 && has(saved, SAVES_ZMM) && has(b, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL);
 }
 #endif
 

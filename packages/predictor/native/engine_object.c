@@ -1,8 +1,9 @@
 /*
  * `Engine`: one model's plan as a Python object, and its making.
  *
- * Every buffer is checked for size and alignment here; the kernel below trusts its arguments. The GIL is kept for short work,
- * because handing it over costs others more than the work takes, and released where the caller asks for it.
+ * The size and alignment of every buffer are checked here, and the trees' indices in plan.c; the level's functions trust their
+ * arguments. `build` always releases the GIL. The calls that answer rows keep it for short work, because handing it over costs
+ * others more than the work takes, and release it where the caller asks for it: `row` and `numbers` as `bind` said.
  */
 #include "objects.h"
 
@@ -225,7 +226,10 @@ PyObject *build_engine(PyObject *module, PyObject *args, PyObject *kwargs) {
             .leaf_value = b[LEAF_VALUE].buf, .split_count = b[SPLIT_COUNT].buf, .leaf_count = b[LEAF_COUNT].buf,
             .n_splits = n_splits, .n_leaves = n_leaves, .n_set_words = (size_t)b[SET_WORDS].len / 4,
         };
-        plan_refusal refusal = plan_build(&trees, chosen->lanes, walk_only, &made);
+        plan_refusal refusal;
+        Py_BEGIN_ALLOW_THREADS /* a tenth of a second for a large model; it calls nothing of Python */
+        refusal = plan_build(&trees, chosen->lanes, walk_only, &made);
+        Py_END_ALLOW_THREADS
         if (refusal != PLAN_OK) result = PyUnicode_FromString(plan_refusal_name(refusal));
     }
     for (int i = 0; i < ALL; i++) PyBuffer_Release(&b[i]);

@@ -7,7 +7,7 @@
 /* Rows are float64 [n][n_features], finite or not; every output is overwritten. All return 0, or -1 without memory. */
 typedef struct {
     const char *name;
-    uint32_t lanes; /* doubles a vector: what plan_build must be told */
+    uint32_t lanes; /* doubles of the smallest vector that `contributions` takes: what plan_build must be told */
     int (*row)(const plan *p, const double *row, double *scores);                      /* [n_outputs], raw */
     int (*batch)(const plan *p, const double *rows, size_t n, double *scores);         /* [n][n_outputs], raw */
     int (*leaves)(const plan *p, const double *rows, size_t n, int32_t *leaves);       /* [n][n_trees] */

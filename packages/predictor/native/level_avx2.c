@@ -10,18 +10,16 @@
 #pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
 #endif
 
-#define LEVEL level_avx2
-#define LEVEL_NAME "avx2"
 #define BYTES 32
 typedef __m256i bytes;
 
 static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi8((char)x); }
-static inline bytes choose_at_most(bytes value, bytes mask, bytes bound, bytes a, bytes b) {
-    bytes masked = _mm256_and_si256(value, mask);
-    return _mm256_blendv_epi8(b, a, _mm256_cmpeq_epi8(_mm256_min_epu8(masked, bound), masked));
-}
+static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm256_blendv_epi8(b, a, sum); }
+static inline bytes add_bytes(bytes a, bytes b) { return _mm256_add_epi8(a, b); }
 
 #include "body.h"
+
+const level level_avx2 = {"avx2", LANES, level_row, level_batch, level_leaves, level_contributions};
 
 #ifdef __clang__
 #pragma clang attribute pop

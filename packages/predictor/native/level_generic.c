@@ -1,14 +1,14 @@
 /* Any processor: vectors of 16 bytes, which compilers turn into SSE2 on x86-64 and NEON on ARM64. */
 #include <stdint.h>
 
-#define LEVEL level_generic
-#define LEVEL_NAME "generic"
 #define BYTES 16
 typedef uint8_t bytes __attribute__((vector_size(BYTES), may_alias));
+typedef int8_t signed_bytes __attribute__((vector_size(BYTES), may_alias)); /* below 0: the top bit is set */
 
 static inline bytes bytes_all(uint8_t x) { return (bytes){0} + x; }
-static inline bytes choose_at_most(bytes value, bytes mask, bytes bound, bytes a, bytes b) {
-    return b ^ ((a ^ b) & (bytes)((value & mask) <= bound));
-}
+static inline bytes choose_top(bytes sum, bytes a, bytes b) { return b ^ ((a ^ b) & (bytes)((signed_bytes)sum < 0)); }
+static inline bytes add_bytes(bytes a, bytes b) { return a + b; }
 
 #include "body.h"
+
+const level level_generic = {"generic", LANES, level_row, level_batch, level_leaves, level_contributions};

@@ -5,13 +5,17 @@
 
 #include "level.h"
 #include "numbers.h"
+#include "tree_text.h"
 
 static PyObject *module_levels(PyObject *module, PyObject *ignored) {
     const level *found[3];
     int n = levels_here(found);
     PyObject *names = PyTuple_New(n);
     (void)module, (void)ignored;
-    for (int i = 0; names != NULL && i < n; i++) PyTuple_SetItem(names, i, PyUnicode_FromString(found[i]->name));
+    for (int i = 0; names != NULL && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(found[i]->name);
+        if (name == NULL || PyTuple_SetItem(names, i, name) < 0) Py_CLEAR(names);
+    }
     return names;
 }
 
@@ -59,6 +63,8 @@ static PyMethodDef module_methods[] = {
     {"are_floats", numbers_are_floats, METH_O, NULL},
     {"to_floats", numbers_to_floats, METH_VARARGS, NULL},
     {"to_ints", numbers_to_ints, METH_VARARGS, NULL},
+    {"tree_heads", tree_heads, METH_VARARGS, NULL},
+    {"read_trees", read_trees, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};

@@ -13,8 +13,7 @@ typedef unsigned __int128 uint128;
 
 static inline int is_digit(char c) { return (unsigned char)(c - '0') <= 9; }
 
-/* The end of a number by the grammar of RFC 8259, 6, or of an infinity; NULL where there is none at *at*. */
-static const char *number_end(const char *at, const char *end) {
+const char *number_end(const char *at, const char *end) {
     if (at < end && *at == '-') at++;
     if (at == end) return NULL;
     if (*at == 'i') return end - at >= 3 && at[1] == 'n' && at[2] == 'f' ? at + 3 : NULL;
@@ -48,13 +47,11 @@ PyObject *numbers_are_floats(PyObject *module, PyObject *text) {
 
 #define MOST_FIVES 27 /* 5 to this power is the last one below 2 to the 63 */
 
-static uint64_t fives[MOST_FIVES + 1];
-
-static void fill_fives(void) {
-    if (fives[0] != 0) return; /* under the GIL */
-    uint64_t power = 1;
-    for (int k = 0; k <= MOST_FIVES; k++, power *= 5) fives[k] = power;
-}
+static const uint64_t fives[MOST_FIVES + 1] = {
+    1u, 5u, 25u, 125u, 625u, 3125u, 15625u, 78125u, 390625u, 1953125u, 9765625u, 48828125u, 244140625u, 1220703125u,
+    6103515625u, 30517578125u, 152587890625u, 762939453125u, 3814697265625u, 19073486328125u, 95367431640625u, 476837158203125u,
+    2384185791015625u, 11920928955078125u, 59604644775390625u, 298023223876953125u, 1490116119384765625u, 7450580596923828125u,
+};
 
 static int high_bit(uint128 value) { /* value > 0 */
     uint64_t high = (uint64_t)(value >> 64);
@@ -94,13 +91,6 @@ static double scaled(uint64_t digits, int exponent) {
     return ldexp((double)(uint64_t)value, twos);
 }
 
-/* The last number that took the slow way: nearly always LightGBM's bound for zero, 1.0000000180025095e-35. */
-typedef struct {
-    const char *text;
-    Py_ssize_t size;
-    double value;
-} last_slow;
-
 static double slow_number(const char *start, const char *end, last_slow *last) {
     char *stop;
     if (end - start != last->size || memcmp(start, last->text, (size_t)last->size) != 0)
@@ -108,8 +98,7 @@ static double slow_number(const char *start, const char *end, last_slow *last) {
     return last->value;
 }
 
-/* One number that ends at *end*, followed by a space or the NUL of a bytes object. */
-static double number(const char *at, const char *end, last_slow *last) {
+double number_value(const char *at, const char *end, last_slow *last) {
     const char *start = at;
     int is_negative = *at == '-', exponent = 0, stated = 0, counted = 0;
     uint64_t digits = 0;
@@ -143,14 +132,13 @@ PyObject *numbers_to_floats(PyObject *module, PyObject *args) {
     Py_ssize_t size, n = 0;
     Py_buffer out;
     if (!PyArg_ParseTuple(args, "y#w*", &text, &size, &out)) return NULL;
-    fill_fives();
     const char *at = text, *end = text + size;
-    last_slow slow = {NULL, -1, 0.0};
+    last_slow slow = NO_SLOW_NUMBER;
     Py_ssize_t room = out.len / (Py_ssize_t)sizeof(double);
     while (at < end && n < room) {
         const char *last = number_end(at, end);
         if (last == NULL) break;
-        double value = number(at, last, &slow);
+        double value = number_value(at, last, &slow);
         memcpy((char *)out.buf + n++ * (Py_ssize_t)sizeof(double), &value, sizeof value);
         at = last + 1;
     }

@@ -5,6 +5,20 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+/* The end of a number by the grammar of RFC 8259, 6, or of an infinity; NULL where there is none at *at*. */
+const char *number_end(const char *at, const char *end);
+
+/* The last number that took the slow way: nearly always LightGBM's bound for zero, 1.0000000180025095e-35. */
+typedef struct {
+    const char *text;
+    Py_ssize_t size;
+    double value;
+} last_slow;
+#define NO_SLOW_NUMBER {NULL, -1, 0.0}
+
+/* The value of the number that number_end found, correctly rounded; needs the GIL. What follows it is no part of any number. */
+double number_value(const char *at, const char *end, last_slow *last);
+
 /* are_floats(text: bytes) -> bool: fractions by RFC 8259, or infinities, parted by single spaces. */
 PyObject *numbers_are_floats(PyObject *module, PyObject *text);
 

@@ -99,7 +99,7 @@ plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan
     if (refusal == PLAN_OK) refusal = plan_number_codes(&m);
     if (refusal == PLAN_OK) refusal = plan_make_columns(&m);
     if (refusal == PLAN_OK && !walk_only) refusal = plan_make_words(&m);
-    if (refusal == PLAN_OK && !walk_only) refusal = plan_make_steps(&m);
+    if (refusal == PLAN_OK && !walk_only) refusal = plan_make_chains(&m);
     if (refusal == PLAN_OK) {
         refusal = plan_make_edges(&m, lanes);
         if (refusal == PLAN_LARGE_TABLES) refusal = PLAN_OK; /* only contributions are left to LightGBM */

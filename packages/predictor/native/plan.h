@@ -11,9 +11,11 @@
  *                      bits of one word. The AND of a row's words over the features has one bit left: the leaf.
  *                      (QuickScorer, Lucchese et al., SIGIR 2015, with every decision of a feature folded into one word.)
  *   blend  (batches)   A tile of rows holds one byte a row for each *column*, a group of tests on one feature. A split is one
- *                      comparison of bytes and one choice between two bytes, the leaf numbers of its children, bottom up.
+ *                      addition of bytes (of category sets after a mask), whose top bit is the test, and one choice between
+ *                      two bytes, the leaf numbers of its children, bottom up.
  *
- * Trees of more than 256 leaves, and tables that would not fit a cache, are walked instead, sixteen trees at a time.
+ * A model is walked instead, sixteen trees at a time, where one of its trees has more leaves than that kernel takes (64 for
+ * words, 256 for blend), and for one row also where the table would not fit a cache.
  */
 #ifndef PREDICTOR_PLAN_H
 #define PREDICTOR_PLAN_H
@@ -62,40 +64,62 @@ enum { MISSING_NONE, MISSING_ZERO, MISSING_NAN };
 /* LightGBM reads a number of at most this size as zero (kZeroThreshold, a float). */
 #define ZERO_THRESHOLD ((double)1e-35f)
 
+/* Cuts are counted in blocks: whoever reads a block whole finds infinities behind the last cut, and no value is above those. */
+#define CUT_BLOCK 16
+
 /* How a value of one feature becomes its code. */
 typedef struct {
     uint32_t n_codes;         /* 0: no tree reads this feature */
     uint32_t n_cuts;          /* numbers: thresholds below, ascending; code n_cuts + 1 is NaN */
-    const double *cuts;
+    const double *cuts;       /* and CUT_BLOCK infinities */
     uint32_t n_categories;    /* categories: one more than the largest that a set could name */
     const uint16_t *code_of;  /* their codes, where n_codes - 1 stands for every other value */
     uint8_t is_category;
 } feature_codes;
 
-/* One byte a row, made from the code of one feature. A test on it is `(byte & mask) <= bound`: then the row goes left. */
+/*
+ * One byte a row, made from the code of one feature: a count of at most 127, or the bits of up to eight category sets. A test on
+ * it is `(byte & mask) <= bound`: then the row goes left.
+ */
 typedef struct {
     uint32_t feature;
     const uint8_t *byte_of; /* per code */
 } column;
 
+#define WHOLE_BYTE 0xFF
+
 /* One split as the walk and the contributions see it. */
 typedef struct {
     uint16_t column;
-    uint8_t mask, bound;
+    uint8_t mask, bound; /* WHOLE_BYTE and below 127, or the bit of a category set and 0 */
     int32_t child[2]; /* right where child[1]; a split of the same tree, or ~leaf */
 } split;
 
 /*
- * One step of a tree's blend program: `slot[out] = (byte & mask) <= bound ? a : b`. Both a and b name a source: a slot, or,
- * from BLEND_SLOTS on, a leaf number. So no step needs a branch, whatever its children are.
+ * The blend programs. A tree is cut into *chains*, see plan_chains.c. A chain holds one leaf number a row, at first that of
+ * one leaf; each step, from the bottom of the tree up, puts its operand in the place of those where the byte `(byte & mask) + add`
+ * has its top bit: where the row goes to the split's other child. The operand is a leaf, or what an earlier chain left in a slot.
  */
 typedef struct {
-    uint16_t column, a, b;
-    uint8_t mask, bound, out;
-} blend_step;
-#define BLEND_SLOTS 9      /* of a tree of 256 leaves, its deeper child always first (its Strahler number) */
-#define BLEND_LEAVES 256
-#define BLEND_SOURCES (BLEND_SLOTS + BLEND_LEAVES)
+    uint16_t column, other; /* other: a leaf of the unit, or from UNIT_LEAVES on a slot */
+    uint8_t mask, add;
+} chain_step;
+typedef struct {
+    uint16_t n_steps, out; /* out: the slot of its result */
+    uint8_t start;         /* the leaf that it begins with */
+} chain;
+
+/* Trees of one output whose chains run together. Their leaves are numbered one tree after the other, to fit a byte. */
+#define UNIT_TREES 8
+#define UNIT_LEAVES 256
+typedef struct {
+    uint32_t first_tree, n_trees; /* n_outputs apart; tree g's leaves go to slot g */
+    uint32_t n_chains, n_flat;    /* the first n_flat have leaves alone as operands */
+    uint32_t n_flat_steps;        /* of those */
+    uint32_t has_sets;            /* whether any step tests a category, and needs its mask */
+    size_t first_chain, first_step, first_value;
+    uint8_t first_leaf[UNIT_TREES];
+} blend_unit;
 
 /* One edge of a tree for the contributions, named after the split or leaf that it leads to; see shap_body.h. */
 typedef struct {
@@ -108,7 +132,7 @@ typedef struct {
 
 typedef struct {
     uint32_t n_leaves;
-    size_t first_split, first_leaf; /* in `splits` and `steps`, in `leaf_value` */
+    size_t first_split, first_leaf; /* in `splits`, in `leaf_value` */
     size_t first_edge;              /* in `edges`: splits first, then leaves */
 } tree;
 
@@ -125,7 +149,11 @@ typedef struct {
 
     row_path row;
     int has_blend;
-    const blend_step *steps;  /* per split; the order within a tree is the program's own */
+    uint32_t n_units, n_slots;
+    const blend_unit *units;
+    const chain *chains;
+    const chain_step *steps;
+    const double *unit_values; /* of leaves, unit by unit */
 
     uint32_t n_used;          /* features that trees read */
     const uint32_t *used;

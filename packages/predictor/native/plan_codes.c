@@ -7,8 +7,8 @@
  *
  * Splits of one feature that treat missing values alike share a column: a byte that says how many of *their* thresholds
  * lie below the value. A missing value gets the smallest or the largest such number, so that it goes its way at all of them.
- * More than 255 thresholds take several columns, each holding its share of the count. Category sets are single bits of a
- * column, eight sets to a byte.
+ * More than 127 thresholds take several columns, each holding its share of the count. Category sets are single bits of a
+ * column, eight sets to a byte: a batch masks the set's bit before it uses the top bit of a sum.
  */
 #include <math.h>
 
@@ -16,7 +16,8 @@
 
 #define MOST_CODES 65000
 #define MOST_COLUMNS 65000
-#define PAGE 255 /* thresholds in one column: its bytes count from 0 to 255 */
+#define SETS_A_COLUMN 8 /* one bit of a byte each */
+#define PAGE 127 /* thresholds in one column: its bytes count from 0 to 127 */
 
 enum { RULES = 5 }; /* what a split does with a missing value; all but the first need the value's own word on it */
 static int rule_of(uint8_t decision) {
@@ -33,7 +34,7 @@ static int compare_doubles(const void *a, const void *b) {
 
 static plan_refusal number_cuts(making *m, feature_codes *codes, const uint32_t *own, size_t count) {
     const forest *f = m->from;
-    double *cuts = KEEP(m, count + 2, double);
+    double *cuts = KEEP(m, count + 2 + CUT_BLOCK, double);
     size_t n = 0, kept = 0;
     int zero = 0;
     if (cuts == NULL) return no_room(m);
@@ -49,6 +50,7 @@ static plan_refusal number_cuts(making *m, feature_codes *codes, const uint32_t 
     for (size_t i = 0; i < n; i++)
         if (kept == 0 || cuts[i] != cuts[kept - 1]) cuts[kept++] = cuts[i];
     if (kept > MOST_CODES) return PLAN_MANY_CODES;
+    for (size_t i = kept; i < kept + CUT_BLOCK; i++) cuts[i] = INFINITY;
     codes->cuts = cuts;
     codes->n_cuts = (uint32_t)kept;
     codes->n_codes = (uint32_t)kept + 2;
@@ -177,7 +179,7 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
         uint32_t index = below[rank_of(codes->cuts, n_cuts, f->threshold[at] + 0.0)];
         m->splits[at].column = (uint16_t)(base + index / PAGE);
         m->splits[at].bound = (uint8_t)(index % PAGE);
-        m->splits[at].mask = 0xFF;
+        m->splits[at].mask = WHOLE_BYTE;
     }
     return PLAN_OK;
 }
@@ -210,18 +212,18 @@ static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) 
         while (place[at_place] && memcmp(members + (place[at_place] - 1) * size, own, size) != 0)
             at_place = (at_place + 1) & (places - 1);
         if (!place[at_place]) {
-            if (n_sets % 8 == 0) {
+            if (n_sets % SETS_A_COLUMN == 0) {
                 plan_refusal refusal = add_column(m, list, feature, &bytes);
                 if (refusal != PLAN_OK) return refusal;
             }
             for (uint32_t code = 0; code < codes->n_codes; code++)
-                if (!(own[code / 8] >> code % 8 & 1)) bytes[code] |= (uint8_t)(1 << n_sets % 8);
+                if (!(own[code / 8] >> code % 8 & 1)) bytes[code] |= (uint8_t)(1 << n_sets % SETS_A_COLUMN);
             place[at_place] = (uint32_t)++n_sets;
         }
         uint32_t index = place[at_place] - 1;
-        m->splits[at].column = (uint16_t)(base + index / 8);
+        m->splits[at].column = (uint16_t)(base + index / SETS_A_COLUMN);
         m->splits[at].bound = 0;
-        m->splits[at].mask = (uint8_t)(1 << index % 8);
+        m->splits[at].mask = (uint8_t)(1 << index % SETS_A_COLUMN);
     }
     return PLAN_OK;
 }

@@ -27,7 +27,7 @@ plan_refusal plan_check_trees(making *m);     /* plan.c: shape and indices; fill
 plan_refusal plan_number_codes(making *m);    /* plan_codes.c: cuts and categories of each feature */
 plan_refusal plan_make_columns(making *m);    /* plan_codes.c: columns, and the test of each split */
 plan_refusal plan_make_words(making *m);      /* plan_tables.c: for one row */
-plan_refusal plan_make_steps(making *m);      /* plan_tables.c: for batches */
+plan_refusal plan_make_chains(making *m);     /* plan_chains.c: for batches */
 plan_refusal plan_make_edges(making *m, uint32_t lanes); /* plan_edges.c: for contributions */
 
 /* How many of *cuts*, ascending, lie below *value*; 0 if it is NaN. The model's own `value <= cut`, counted. */

@@ -1,4 +1,4 @@
-/* What the two fast kernels read: the table of words for one row, and the blend programs for batches. */
+/* The table of words, by which the kernel for one row finds the leaves; see plan.h. */
 #include "plan_parts.h"
 
 static int goes_left(const plan *p, const split *s, uint32_t code) {
@@ -66,49 +66,3 @@ plan_refusal plan_make_words(making *m) {
     return PLAN_OK;
 }
 
-/* Slots that the result of *child* needs while it is computed; 0 for a leaf. The Strahler number of its subtree. */
-static uint8_t slots_of(const uint8_t *slots, int32_t child) { return child < 0 ? 0 : slots[child]; }
-
-/* Append the steps that leave the leaf below split *at* in slot *out*; nothing below *out* is touched. */
-static void add_steps(const plan *p, const tree *t, int32_t at, uint8_t out, const uint8_t *slots, blend_step **next) {
-    const split *s = p->splits + t->first_split + at;
-    blend_step step = {.column = s->column, .mask = s->mask, .bound = s->bound, .out = out};
-    int first = slots_of(slots, s->child[1]) > slots_of(slots, s->child[0]); /* the deeper child */
-    uint8_t free = out;
-    for (int turn = 0; turn < 2; turn++) {
-        int side = turn ? !first : first;
-        uint16_t source;
-        if (s->child[side] < 0) {
-            source = (uint16_t)(BLEND_SLOTS + ~s->child[side]);
-        } else {
-            add_steps(p, t, s->child[side], free, slots, next);
-            source = free++;
-        }
-        if (side) step.b = source;
-        else step.a = source;
-    }
-    *(*next)++ = step;
-}
-
-plan_refusal plan_make_steps(making *m) {
-    plan *p = m->to;
-    uint8_t slots[BLEND_LEAVES];
-    if (p->max_leaves > BLEND_LEAVES || p->n_columns == 0) return PLAN_OK; /* the walk serves */
-    blend_step *steps = KEEP(m, m->from->n_splits, blend_step);
-    if (steps == NULL) return no_room(m);
-    for (uint32_t t = 0; t < p->n_trees; t++) {
-        const tree *own = p->trees + t;
-        if (own->n_leaves == 1) continue;
-        for (uint32_t i = own->n_leaves - 1; i-- > 0;) {
-            const split *s = p->splits + own->first_split + i;
-            uint8_t a = slots_of(slots, s->child[0]), b = slots_of(slots, s->child[1]);
-            slots[i] = a == b ? (uint8_t)(a + (a > 0)) : a > b ? a : b;
-            if (slots[i] == 0) slots[i] = 1;
-        }
-        blend_step *next = steps + own->first_split;
-        add_steps(p, own, 0, 0, slots, &next);
-    }
-    p->steps = steps;
-    p->has_blend = 1;
-    return PLAN_OK;
-}

@@ -16,10 +16,6 @@
  * above with the same feature) to its feature. (Compare Yu et al., Linear TreeShap, NeurIPS 2022.)
  */
 
-typedef double doubles __attribute__((vector_size(BYTES), may_alias));
-
-INLINE doubles doubles_all(double x) { return (doubles){0} + x; }
-
 /*
  * One tree, *wide* vectors of nodes, 1 or 2: adds to *shares*, [feature][2]. Two at once read each edge once, and give the
  * machine something to do while a product waits for its parent's.

@@ -1,4 +1,4 @@
-"""What the extension reads as plain cells is what the schema would have made of them; the rest is left to it."""
+"""The extension reads plain cells as the schema would, and leaves the others to the schema."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_row_that_is_read_in_c_has_the_schemas_numbers(cells, policy):
 @example(rows=[(1.0, None, 2, "y", 7), (math.inf, math.nan, 3.0, 3, 0)], policy=POLICIES[1])
 @example(rows=[(1.0, 2.0, 2.5, "y", 7)], policy=RowPolicy())
 def test_columns_have_the_numbers_and_refusals_of_their_rows(rows, policy):
-    """As lists and as arrays: whether NumPy, C or Python reads a column, each cell is what it is in a row."""
+    """As lists and as arrays: a cell has the same value in a column, read by NumPy, C or Python, as in a row."""
     os.environ.pop("PREDICTOR_ENGINE", None)
     schema = RowSchema(FEATURES, policy)
     try:
@@ -193,7 +193,7 @@ def test_plain_rows_are_read_in_c_and_not_by_the_schema():
     ],
     ids=repr,
 )
-def test_what_is_not_plain_is_left_to_the_schema(row):
+def test_cells_that_are_not_plain_are_left_to_the_schema(row):
     schema = RowSchema(FEATURES, RowPolicy())
     assert schema.cells.rows([row], np.zeros((1, 5)), 0) == 0
 

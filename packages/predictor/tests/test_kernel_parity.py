@@ -194,6 +194,90 @@ def test_more_thresholds_than_a_byte_holds_take_several_columns(kernel_of, hard_
     check(kernel_of(data), booster, np.concatenate([x[:200], hard_rows(booster, count=300)]))
 
 
+@pytest.mark.parametrize("thresholds", [1, 31, 32, 33, 48, 127, 128, 254, 527, 528, 529, 545])
+@pytest.mark.parametrize("missing", ["nan", "zero"])
+def test_any_number_of_thresholds_of_a_feature(thresholds, missing, kernel_of, hard_rows):
+    # Each value between two cuts has an answer of its own, so every cut of the first feature is learned.
+    rng = np.random.default_rng(thresholds)
+    x = np.stack([np.arange(4_000.0) % (thresholds + 1) - 20, np.zeros(4_000)], axis=1)
+    y = rng.normal(size=thresholds + 1)[np.arange(4_000) % (thresholds + 1)]
+    x[rng.random(x.shape) < 0.1] = np.nan
+    booster = lgb.train(
+        {"max_bin": 4_000, "min_data_in_bin": 1, "num_leaves": 250, "min_data_in_leaf": 1, "verbose": -1}
+        | {"learning_rate": 1.0, "num_threads": 1, "zero_as_missing": missing == "zero"},
+        lgb.Dataset(x, y),
+        6,
+    )
+    data = booster.model_to_string().encode()
+    trees = parse_model_text(data).trees
+    assert len(np.unique(trees.threshold[trees.split_feature == 0])) >= thresholds * 0.9
+    own = lgb.Booster(model_str=data.decode())
+    check(kernel_of(data), own, np.concatenate([x[:300], hard_rows(own, count=300)]))
+
+
+def test_eight_category_sets_share_a_column(kernel_of, hard_rows):
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 40, (2_000, 1)).astype(float)
+    booster = lgb.train(
+        {"num_leaves": 9, "min_data_in_leaf": 1, "min_data_per_group": 1, "cat_smooth": 0, "verbose": -1}
+        | {"num_threads": 1, "learning_rate": 0.5},
+        lgb.Dataset(x, rng.normal(size=40)[x[:, 0].astype(int)], categorical_feature=[0]),
+        5,
+    )
+    data = booster.model_to_string().encode()
+    trees = parse_model_text(data).trees
+    ends = trees.category_start + trees.category_size
+    words = (trees.category_words[start:end] for start, end in zip(trees.category_start, ends, strict=True))
+    sets = {tuple(np.trim_zeros(own, "b").tolist()) for own in words}
+    assert len(sets) > 16
+    kernel, own = kernel_of(data), lgb.Booster(model_str=data.decode())
+    assert kernel._engine.describe()["columns"] == math.ceil(len(sets) / 8)
+    check(kernel, own, np.concatenate([x[:200], hard_rows(own, count=200)]))
+
+
+def test_nan_of_any_bits_is_the_same_missing_value(kernel_of, trained):
+    subject = trained("binary_missing")
+    rows = subject.rows[:300].copy()
+    # Quiet and signalling ones, of either sign, with and without a payload.
+    bits = [
+        0x7FF8000000000000,
+        0xFFF8000000000000,
+        0x7FF0000000000001,
+        0xFFF7FFFFFFFFFFFF,
+        0x7FF8DEAD0000BEEF,
+    ]
+    odd = np.resize(np.array(bits, dtype=np.uint64).view(np.float64), len(rows))
+    rows[np.arange(300), np.arange(300) % 5] = odd
+    assert len(np.unique(rows.view(np.uint64)[np.isnan(rows)])) == len(bits)
+    check(kernel_of(subject.path.read_bytes()), subject.booster, rows)
+
+
+@pytest.mark.parametrize("leaves", [2, 7, 32, 33, 64, 100, 128, 255, 256])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_trees_of_any_size_stand_side_by_side(leaves, outputs, kernel_of, hard_rows):
+    rng = np.random.default_rng(leaves)
+    x = rng.normal(size=(1_500, 4))
+    x[:, 3] = rng.integers(0, 30, 1_500)
+    y = np.sin(5 * x[:, 0]) * x[:, 1] + x[:, 3] % 4
+    params = {"min_data_in_leaf": 1, "min_data_per_group": 1, "verbose": -1, "num_threads": 1}
+    # A class that no row has gets trees of one leaf.
+    params |= {"objective": "multiclass", "num_class": 4} if outputs == 4 else {}
+    data = lgb.Dataset(
+        x,
+        np.digitize(y, np.quantile(y, [0.4, 0.7])) if outputs == 4 else y,
+        categorical_feature=[3],
+        free_raw_data=False,
+    )
+    sizes = [leaves, 5, leaves, leaves // 2 + 2, *[leaves] * 7]
+    booster = lgb.train(params, data, len(sizes), callbacks=[lgb.reset_parameter(num_leaves=sizes)])
+    text = booster.model_to_string().encode()
+    grown = np.diff(parse_model_text(text).trees.leaf_start)
+    assert grown.max() == max(sizes)
+    assert (grown.min() == 1) == (outputs == 4)
+    own = lgb.Booster(model_str=text.decode())
+    check(kernel_of(text), own, np.concatenate([x[:200], hard_rows(own, count=200)]))
+
+
 def test_contributions_of_paths_with_many_features(kernel_of):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3_000, 40))
@@ -280,7 +364,7 @@ def test_a_wrong_number_in_the_self_check_sends_the_model_to_lightgbm(trained, m
 
 
 @pytest.mark.parametrize(("name", "refusal"), [("linear", "linear_trees"), ("forest", "averaged_trees")])
-def test_what_the_kernel_does_not_do_is_refused_by_name(name, refusal, trained, monkeypatch):
+def test_a_model_that_the_kernel_cannot_run_is_refused_by_name(name, refusal, trained, monkeypatch):
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     subject = trained(name)
     kernel = make_kernel(parse_model_text(subject.path.read_bytes()))
@@ -289,32 +373,6 @@ def test_what_the_kernel_does_not_do_is_refused_by_name(name, refusal, trained, 
     assert kernel.reason
     assert subject.load().info.engine_reason == f"{kernel.name}: {kernel.reason}"
     assert same_bits(subject.load().predict(subject.rows), subject.truth(subject.rows))
-
-
-def test_the_kernel_is_switched_off_or_down_by_a_setting(trained, monkeypatch):
-    subject = trained("binary")
-    for level in LEVELS:
-        monkeypatch.setenv("PREDICTOR_ENGINE", level)
-        assert subject.load().info.engine == f"native kernel ({level})"
-    monkeypatch.setenv("PREDICTOR_ENGINE", "lightgbm")
-    model = subject.load()
-    assert (model.info.engine[:8], model.info.engine_reason[:12]) == ("LightGBM", "switched_off")
-    assert model._schema.cells is None
-    monkeypatch.setenv("PREDICTOR_ENGINE", "fast")
-    with pytest.raises(_engine.EngineUnavailable, match="must be lightgbm, avx512, avx2, generic"):
-        subject.load()
-
-
-def test_a_level_that_is_not_here_is_refused(trained, monkeypatch):
-    monkeypatch.setattr(_kernel, "levels", lambda: ("generic",))
-    monkeypatch.setenv("PREDICTOR_ENGINE", "avx512")
-    assert trained("binary").load().info.engine_reason.startswith("level_not_here: ")
-
-
-def test_a_level_that_was_never_run_serves_only_where_it_is_asked_for(trained, monkeypatch):
-    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
-    monkeypatch.setattr(_kernel, "levels", lambda: ("avx512", "generic"))
-    assert trained("binary").load().info.engine == "native kernel (generic)"
 
 
 def test_another_exp_is_refused(trained, monkeypatch):

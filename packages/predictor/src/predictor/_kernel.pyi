@@ -22,6 +22,17 @@ def to_floats(text: bytes, out: Any, /) -> int: ...
 # Write whole numbers into int64 *out*; returns how many, or -1 where *text* is not whole numbers with single spaces.
 def to_ints(text: bytes, out: Any, /) -> int: ...
 
+# Where each tree of a file begins, into int64 *at* [trees + 1], and its leaves, into int32 *leaves* [trees], by the
+# numbers of `tree_sizes`; False where that is not how the file is written.
+def tree_heads(data: bytes, start: int, sizes: bytes, at: Any, leaves: Any, /) -> bool: ...
+
+# Read the trees *first* to *end* into arrays of all trees, as `Trees` has them; *before* is how many words of category
+# sets earlier ones have. Returns their text for LightGBM, their gains as text, and their words; None where one of them
+# is not usual.
+def read_trees(
+    data: bytes, first: int, end: int, before: int, width: int, /, *arrays: Any
+) -> tuple[bytes, bytes, bytes] | None: ...
+
 class Cells:
     # Reads plain Python cells, by position or name.
 
@@ -61,7 +72,8 @@ class Engine:
     # The level, the ways of one row and of batches, nodes of the quadrature (0: no contributions), bytes, columns.
     def describe(self) -> dict[str, Any]: ...
 
-# Make a plan of trees given as flat arrays (see native/plan.h); a text names why there is none.
+# Make a plan of trees given as flat arrays (see native/plan.h); a text names why there is none. Releases the GIL:
+# nobody may write to the arrays meanwhile, because what was checked is what is used.
 def build(
     *,
     level: str,

@@ -1,0 +1,82 @@
+/* Batches: the leaves of all trees for a tile of rows, by the programs of plan_chains.c, and the sums of their values. */
+
+#define WIDE 8 /* vectors of leaf numbers that a chain keeps in registers */
+
+/* Run *count* chains over a tile. `numbers` has a vector of each leaf number, then the slots; `deep`: slots may be operands. */
+INLINE void run_chains(const chain *chains, uint32_t count, const chain_step *steps, const uint8_t *columns, uint8_t *numbers,
+                       uint32_t tile, int deep, int has_sets) {
+    enum { AT_A_TIME = WIDE * BYTES };
+    const uint32_t wide = tile < AT_A_TIME ? tile / BYTES : WIDE;
+    uint8_t *slots = numbers + UNIT_LEAVES * BYTES;
+    for (uint32_t c = 0; c < count; c++) {
+        const chain own = chains[c];
+        for (size_t row = 0; row < tile; row += AT_A_TIME) {
+            bytes leaf[WIDE];
+            for (uint32_t v = 0; v < wide; v++) leaf[v] = bytes_all(own.start);
+            for (const chain_step *s = steps; s < steps + own.n_steps; s++) {
+                const bytes add = bytes_all(s->add), mask = bytes_all(s->mask), number = bytes_all((uint8_t)s->other);
+                const bytes *column = (const bytes *)(columns + (size_t)s->column * tile + row);
+                /* A slot has a vector for each of the tile's, a leaf number the same for all: a stride of 0, and no branch. */
+                const uint32_t is_slot = s->other >= UNIT_LEAVES;
+                const size_t slot = (size_t)(s->other - UNIT_LEAVES) & -(size_t)is_slot, stride = BYTES & -(size_t)is_slot;
+                const uint8_t *other = numbers + (s->other - slot) * BYTES + slot * tile + (row & -(size_t)is_slot);
+#pragma GCC unroll 8
+                for (uint32_t v = 0; v < wide; v++) {
+                    bytes byte = column[v];
+                    if (has_sets) byte &= mask;
+                    leaf[v] = choose_top(add_bytes(byte, add), deep ? *(const bytes *)(other + v * stride) : number, leaf[v]);
+                }
+            }
+            bytes *out = (bytes *)(slots + (size_t)own.out * tile + row);
+            for (uint32_t v = 0; v < wide; v++) out[v] = leaf[v];
+        }
+        steps += own.n_steps;
+    }
+}
+
+INLINE void run_unit(const plan *p, const blend_unit *u, const uint8_t *columns, uint8_t *numbers, uint32_t tile, int has_sets) {
+    const chain *chains = p->chains + u->first_chain;
+    const chain_step *steps = p->steps + u->first_step;
+    run_chains(chains, u->n_flat, steps, columns, numbers, tile, 0, has_sets);
+    run_chains(chains + u->n_flat, u->n_chains - u->n_flat, steps + u->n_flat_steps, columns, numbers, tile, 1, has_sets);
+}
+
+/* Each row's sum grows by the values of its leaves in *count* trees, in the order of the model. */
+INLINE void add_leaves(const double *values, uint32_t count, uint32_t n, const uint8_t *leaves, uint32_t tile, double *sums) {
+    __asm__("" : "+r"(values)); /* one address in a register, not two to be added for each leaf */
+    for (double *sum = sums; sum < sums + n; sum++, leaves++) {
+        double own = *sum;
+#pragma GCC unroll 8
+        for (size_t g = 0; g < count; g++) own += values[leaves[g * tile]];
+        *sum = own;
+    }
+}
+
+/* At most *tile* rows. `work` is a vector of each leaf number, the slots, and the columns. */
+INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t tile, uint8_t *work, double *scores, int32_t *leaves) {
+    uint8_t *slots = work + UNIT_LEAVES * BYTES, *columns = slots + (size_t)p->n_slots * tile;
+    double sums[LARGE_TILE];
+    tile_bytes(p, rows, n, tile, columns);
+    for (const blend_unit *u = p->units; u < p->units + p->n_units; u++) {
+        const uint32_t k = u->first_tree % p->n_outputs, next = u->first_tree + u->n_trees * p->n_outputs;
+        const double *values = p->unit_values + u->first_value;
+        if (u->has_sets) run_unit(p, u, columns, work, tile, 1);
+        else run_unit(p, u, columns, work, tile, 0);
+        if (leaves != NULL) {
+            for (uint32_t g = 0; g < u->n_trees; g++) {
+                int32_t *own = leaves + u->first_tree + g * p->n_outputs;
+                for (uint32_t r = 0; r < n; r++) own[(size_t)r * p->n_trees] = slots[g * tile + r] - u->first_leaf[g];
+            }
+            continue;
+        }
+        if (u->first_tree == k) memset(sums, 0, n * sizeof *sums);
+        switch (u->n_trees) {
+        case UNIT_TREES: add_leaves(values, UNIT_TREES, n, slots, tile, sums); break;
+        case 4: add_leaves(values, 4, n, slots, tile, sums); break;
+        case 1: add_leaves(values, 1, n, slots, tile, sums); break;
+        default: add_leaves(values, u->n_trees, n, slots, tile, sums);
+        }
+        if (next >= p->n_trees)
+            for (uint32_t r = 0; r < n; r++) scores[(size_t)r * p->n_outputs + k] = sums[r];
+    }
+}

@@ -1,0 +1,138 @@
+/*
+ * The blend programs: trees cut into chains, and the chains of a unit put in order.
+ *
+ * A chain follows the deeper child of each split, so a tree has as many chains as it has splits of two leaves, and the
+ * results of few are needed at a time. The chains of a unit's trees run level by level, those of equal length one
+ * after the other: then the processor guesses the ends of their loops.
+ */
+#include <stdlib.h>
+
+#include "plan_parts.h"
+
+/* A chain while its unit is put together; its splits are found from theirs. */
+typedef struct {
+    uint32_t tree, level, n_steps, first_step; /* level 1: all its operands are leaves */
+    uint16_t out;
+    uint8_t start, is_root;
+} draft;
+
+/* Where a split went: its chain, its step of that, and the child that the chain comes from. */
+typedef struct {
+    uint32_t chain, step;
+    uint8_t level, deeper;
+} placed;
+
+/* Cut tree *number* of a unit into chains, from its last split up to its root. Returns how many there are. */
+static uint32_t cut_tree(const plan *p, const tree *t, uint32_t number, draft *chains, placed *places) {
+    uint32_t n = 0;
+    if (t->n_leaves == 1) {
+        chains[0] = (draft){.tree = number, .level = 1, .is_root = 1};
+        return 1;
+    }
+    for (uint32_t i = t->n_leaves - 1; i-- > 0;) {
+        const int32_t *child = p->splits[t->first_split + i].child;
+        const int left = child[0] < 0 ? 0 : places[child[0]].level, right = child[1] < 0 ? 0 : places[child[1]].level;
+        placed *own = places + i;
+        own->deeper = right > left;
+        own->level = (uint8_t)((own->deeper ? right : left) + (left == right));
+        const int32_t from = child[own->deeper];
+        if (from < 0) { /* both are leaves */
+            own->chain = n;
+            chains[n++] = (draft){.tree = number, .start = (uint8_t)~from};
+        } else {
+            own->chain = places[from].chain;
+        }
+        own->step = chains[own->chain].n_steps++;
+        chains[own->chain].level = own->level;
+    }
+    chains[places[0].chain].is_root = 1;
+    return n;
+}
+
+/* By level, then by length; then as they were made, so that every machine makes the same plan. */
+static int compare_chains(const void *a, const void *b) {
+    const draft *x = *(const draft *const *)a, *y = *(const draft *const *)b;
+    if (x->level != y->level) return x->level < y->level ? -1 : 1;
+    if (x->n_steps != y->n_steps) return x->n_steps < y->n_steps ? -1 : 1;
+    return x < y ? -1 : x > y;
+}
+
+/*
+ * The number to add, so that the sum has its top bit where the row goes to the other child. Counts are below 128, bounds below 127:
+ * byte + (127 - bound) reaches 128 where byte > bound, and byte + (255 - bound), cut to a byte, where byte <= bound.
+ * Of a category's byte the mask leaves one bit, up to 128 (right), or 0 (left): with the bit less one as bound the same sums hold.
+ */
+static uint8_t addend(const split *s, int deeper_is_right) {
+    const int bound = s->mask == WHOLE_BYTE ? s->bound : s->mask - 1;
+    return (uint8_t)((deeper_is_right ? 255 : 127) - bound);
+}
+
+plan_refusal plan_make_chains(making *m) {
+    plan *p = m->to;
+    if (p->max_leaves > UNIT_LEAVES || p->n_columns == 0) return PLAN_OK; /* the walk serves */
+    size_t n_units = 0, n_chains = 0, n_steps = 0, n_values = 0;
+    chain_step *steps = KEEP(m, m->from->n_splits, chain_step);
+    chain *chains = KEEP(m, m->from->n_leaves, chain);
+    blend_unit *units = KEEP(m, p->n_trees, blend_unit);
+    double *values = KEEP(m, m->from->n_leaves, double);
+    /* A unit has at most as many chains, and fewer splits, than leaves: a tree that would not fit is not cut for it. */
+    draft *drafts = BORROW(m, UNIT_LEAVES, draft), **order = BORROW(m, UNIT_LEAVES, draft *);
+    placed *places = BORROW(m, UNIT_LEAVES, placed);
+    if (steps == NULL || chains == NULL || units == NULL || values == NULL || drafts == NULL || order == NULL || places == NULL)
+        return no_room(m);
+    for (uint32_t k = 0; k < p->n_outputs; k++)
+        for (uint32_t first = k; first < p->n_trees;) {
+            blend_unit *u = units + n_units++;
+            draft *own_drafts[UNIT_TREES];
+            uint32_t n = 0, n_leaves = 0, own_steps = 0;
+            *u = (blend_unit){.first_tree = first, .first_chain = n_chains, .first_step = n_steps, .first_value = n_values};
+            for (uint32_t t = first; t < p->n_trees && u->n_trees < UNIT_TREES; t += p->n_outputs) {
+                const tree *own = p->trees + t;
+                if (n_leaves + own->n_leaves > UNIT_LEAVES) break;
+                own_drafts[u->n_trees] = drafts + n;
+                u->first_leaf[u->n_trees] = (uint8_t)n_leaves;
+                n += cut_tree(p, own, u->n_trees++, drafts + n, places + n_leaves);
+                memcpy(values + n_values, p->leaf_value + own->first_leaf, own->n_leaves * sizeof *values);
+                n_values += own->n_leaves;
+                n_leaves += own->n_leaves;
+            }
+            for (uint32_t c = 0; c < n; c++) order[c] = drafts + c;
+            qsort(order, n, sizeof *order, compare_chains);
+            uint32_t slots = u->n_trees;
+            for (uint32_t c = 0; c < n; c++) {
+                draft *d = order[c];
+                d->out = (uint16_t)(d->is_root ? d->tree : slots++);
+                d->first_step = own_steps;
+                own_steps += d->n_steps;
+                if (d->level == 1) {
+                    u->n_flat++;
+                    u->n_flat_steps = own_steps;
+                }
+                chains[n_chains++] = (chain){(uint16_t)d->n_steps, d->out, (uint8_t)(u->first_leaf[d->tree] + d->start)};
+            }
+            for (uint32_t g = 0; g < u->n_trees; g++) {
+                const tree *own = p->trees + first + g * p->n_outputs;
+                const placed *place = places + u->first_leaf[g];
+                for (uint32_t i = 0; i + 1 < own->n_leaves; i++) {
+                    const split *s = p->splits + own->first_split + i;
+                    const int32_t other = s->child[!place[i].deeper];
+                    const uint32_t source = other < 0 ? u->first_leaf[g] + (uint32_t)~other
+                                                      : UNIT_LEAVES + (uint32_t)own_drafts[g][place[other].chain].out;
+                    steps[n_steps + own_drafts[g][place[i].chain].first_step + place[i].step] = (chain_step){
+                        .column = s->column, .other = (uint16_t)source, .mask = s->mask, .add = addend(s, place[i].deeper)};
+                    u->has_sets |= s->mask != WHOLE_BYTE;
+                }
+            }
+            u->n_chains = n;
+            n_steps += own_steps;
+            if (slots > p->n_slots) p->n_slots = slots;
+            first += u->n_trees * p->n_outputs;
+        }
+    p->units = units;
+    p->n_units = (uint32_t)n_units;
+    p->unit_values = values;
+    p->chains = chains;
+    p->steps = steps;
+    p->has_blend = 1;
+    return PLAN_OK;
+}

@@ -1,0 +1,53 @@
+"""Which levels of instructions the kernel finds on a processor, and which of them serves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from predictor import _engine
+
+_kernel = pytest.importorskip("predictor._kernel", reason="the extension is not built")
+LEVELS = _kernel.levels()
+# What native/level_avx2.c and level_avx512.c are compiled for, by the names of Linux.
+INSTRUCTIONS = {
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "bmi1", "bmi2", "abm", "popcnt"},
+    "avx2": {"avx2", "bmi1", "bmi2", "abm", "popcnt"},
+    "generic": set(),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the list of instructions as Linux has it")
+def test_the_levels_here_are_those_whose_instructions_linux_lists():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    listed = next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    assert tuple(level for level, needed in INSTRUCTIONS.items() if needed <= listed) == LEVELS
+
+
+def test_the_kernel_is_switched_off_or_down_by_a_setting(trained, monkeypatch):
+    subject = trained("binary")
+    for level in LEVELS:
+        monkeypatch.setenv("PREDICTOR_ENGINE", level)
+        assert subject.load().info.engine == f"native kernel ({level})"
+    monkeypatch.setenv("PREDICTOR_ENGINE", "lightgbm")
+    model = subject.load()
+    assert (model.info.engine[:8], model.info.engine_reason[:12]) == ("LightGBM", "switched_off")
+    assert model._schema.cells is None
+    monkeypatch.setenv("PREDICTOR_ENGINE", "fast")
+    with pytest.raises(_engine.EngineUnavailable, match="must be lightgbm, avx512, avx2, generic"):
+        subject.load()
+
+
+def test_a_level_that_is_not_here_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(_kernel, "levels", lambda: ("generic",))
+    monkeypatch.setenv("PREDICTOR_ENGINE", "avx512")
+    assert trained("binary").load().info.engine_reason.startswith("level_not_here: ")
+
+
+@pytest.mark.parametrize("best", range(len(LEVELS)))
+def test_the_best_level_that_the_processor_has_serves(best, trained, monkeypatch):
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
+    monkeypatch.setattr(_kernel, "levels", lambda: LEVELS[best:])
+    assert trained("binary").load().info.engine == f"native kernel ({LEVELS[best]})"
