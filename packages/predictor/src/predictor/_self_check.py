@@ -1,4 +1,4 @@
-"""Before the kernel serves a model: every way it can answer, against LightGBM on rows that are hard on this model."""
+"""Compares the kernel with LightGBM, on rows that are hard for this model, before the kernel serves it."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ def hard_rows(trees: Trees, *, width: int, count: int = _ROWS) -> NDArray[np.flo
     rows = np.zeros((count, width))
     split_feature, threshold = trees.split_feature[:_SCANNED], trees.threshold[:_SCANNED]
     numeric = (trees.decision_type[:_SCANNED] & CATEGORICAL) == 0
+    order = np.argsort(split_feature, kind="stable")  # the splits of one feature together
+    ends = np.searchsorted(split_feature[order], np.arange(width + 1))
     for feature in range(width):
-        own = split_feature == feature
-        cuts = np.unique(threshold[own & numeric])[:200]
+        own = order[ends[feature] : ends[feature + 1]]
+        cuts = np.unique(threshold[own][numeric[own]])[:200]
         pool = np.concatenate([cuts, np.nextafter(cuts, np.inf), np.nextafter(cuts, -np.inf), _ODD])
-        if (own & ~numeric).any():
+        if not numeric[own].all():
             pool = np.concatenate([np.arange(64.0), _ODD])
         # Steps that share no factor with most sizes, so that rows mix the values of different features.
         rows[:, feature] = pool[(np.arange(count) * 37 + feature * 101 + np.arange(count) // 7) % len(pool)]

@@ -1,4 +1,4 @@
-"""The lines of one tree of a model file, and the text that LightGBM is given of them."""
+"""Reads the lines of one tree of a model file, and writes the text of the tree for LightGBM."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-The trees of a model file as flat arrays: every index in range, every node reached exactly once.
+Checks the trees of a model file and holds them as arrays: indices in range, each node reached exactly once.
 
 `parse_trees` also writes the text that LightGBM is given: the lines that were checked, in LightGBM's own order, and no
 other. Lines that no prediction or contribution depends on (weights, values and gains of inner nodes) are left out.
@@ -7,6 +7,7 @@ other. Lines that no prediction or contribution depends on (weights, values and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from predictor._numbers import read_floats, read_ints, to_floats
 from predictor._tree_lines import Table, spread
+from predictor._usual_trees import usual_trees
 from predictor.errors import ModelTextError
 
 __all__ = ["CATEGORICAL", "MISSING", "Trees", "parse_trees"]
 
 CATEGORICAL, MISSING = 0b0001, 0b1100  # bits of decision_type (LightGBM's tree.h)
+_COUNT = re.compile(r"[0-9]{1,9}")
 _UINT32 = 1 << 32
 _INT32 = (1 << 31) - 1
 # LightGBM's contributions recurse along a branch, over a table that grows by the square of the deepest one: at some
@@ -49,17 +52,18 @@ class Trees:
     internal_count: NDArray[np.int32]  # [nodes]: training rows; zeros where the file has none
     leaf_count: NDArray[np.int32]  # [leaves]: training rows; zeros where the file has none
     category_start: NDArray[np.int64]  # [nodes]: first word of a categorical split in category_words; else 0
-    category_size: NDArray[np.int64]  # [nodes]: how many words; 0 for a numeric split
+    category_size: NDArray[np.int32]  # [nodes]: how many words; 0 for a numeric split
     category_words: NDArray[np.uint32]  # bit c % 32 of word c // 32: category c goes left
     threshold: NDArray[np.float64]  # [nodes]: a numeric split sends x <= threshold left; it may be infinite
     leaf_value: NDArray[np.float64]  # [leaves]: finite
     is_linear: NDArray[np.bool_]  # [trees]: leaves hold regressions, which are not in these arrays
-    text: tuple[bytes, ...]  # [trees]: the block that LightGBM is given
+    text: bytes = field(repr=False)  # the blocks that LightGBM is given, one after the other
+    text_sizes: NDArray[np.int64]  # [trees]: their bytes
     split_gain_text: bytes = field(repr=False)
     split_gain_sizes: tuple[int, ...] = field(repr=False)  # [trees]: 0 where a tree has no such line
 
     def __len__(self) -> int:
-        return len(self.text)
+        return len(self.text_sizes)
 
     @cached_property
     def split_gain(self) -> NDArray[np.float64]:
@@ -85,7 +89,8 @@ class Trees:
             category_start=self.category_start[:nodes],
             category_size=self.category_size[:nodes],
             is_linear=self.is_linear[:count],
-            text=self.text[:count],
+            text=self.text[: int(self.text_sizes[:count].sum())],
+            text_sizes=self.text_sizes[:count],
             threshold=self.threshold[:nodes],
             leaf_value=self.leaf_value[:leaves],
             split_gain_text=_head(self.split_gain_text, gains),
@@ -97,9 +102,15 @@ class Trees:
         return int(np.searchsorted(self.node_start, node, side="right")) - 1
 
 
-def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
+def parse_trees(data: bytes, start: int, sizes: str, *, width: int) -> tuple[Trees, int]:
     """
-    Check the `Tree=` blocks of a model over *width* features and return them as arrays.
+    Check the trees of a model file over *width* features; return them as arrays, and where they end in *data*.
+
+    Args:
+        data: The whole file.
+        start: Where its first `Tree=` line begins.
+        sizes: The header's `tree_sizes`.
+        width: Features of the model.
 
     Raises:
         ModelTextError: A missing, repeated or unknown line, a wrong length, an index out of range, a node that is
@@ -107,6 +118,33 @@ def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
 
     Cost: linear in the size of the file.
     """
+    usual = usual_trees(data, start, sizes.encode(), width=width)
+    if usual is not None:
+        end = start + sum(map(int, sizes.split(" ")))
+        return Trees(**usual), end
+    blocks, end = _blocks(data, start, sizes)
+    return _read_blocks(blocks, width=width), end
+
+
+def _blocks(data: bytes, start: int, sizes: str) -> tuple[list[bytes], int]:
+    """Cut the trees apart by `tree_sizes`, which is how LightGBM finds them: those bytes must be the trees exactly."""
+    texts = sizes.split(" ")
+    if not all(map(_COUNT.fullmatch, texts)):
+        raise ModelTextError("tree_sizes must be whole numbers")
+    blocks: list[bytes] = []
+    for index, size in enumerate(map(int, texts)):
+        block = data[start : start + size]
+        if len(block) < size or not block.endswith(b"\n\n") or not block.startswith(b"Tree=%d\n" % index):
+            raise ModelTextError("its bytes do not match tree_sizes (cut off or edited)", tree=index)
+        if not block.isascii():
+            raise ModelTextError("text that is not ASCII", tree=index)
+        blocks.append(block)
+        start += size
+    return blocks, start
+
+
+def _read_blocks(blocks: Iterable[bytes], *, width: int) -> Trees:
+    """Check any trees, line by line."""
     table = Table(blocks, width=width)
     node_start, leaf_start = _starts(table.nodes), _starts(table.leaves)
     leaf_value = _finite(to_floats(read_floats(table.lines("leaf_value", table.leaves))), leaf_start)
@@ -136,10 +174,11 @@ def parse_trees(blocks: Iterable[bytes], *, width: int) -> Trees:
         internal_count=table.counts("internal_count", table.nodes),
         leaf_count=table.counts("leaf_count", table.leaves),
         category_start=start,
-        category_size=size,
+        category_size=size.astype(np.int32),
         category_words=words,
         is_linear=np.array(table.is_linear, dtype=np.bool_),
-        text=table.text,
+        text=b"".join(table.text),
+        text_sizes=np.array(list(map(len, table.text)), np.int64),
         threshold=threshold,
         leaf_value=leaf_value,
         split_gain_text=read_floats(gains),
