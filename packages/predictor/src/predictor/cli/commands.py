@@ -5,26 +5,32 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from predictor._features import features_of, labels_of
+from predictor._features import features_of, labels_of, ordered_categories
 from predictor._model_file import parse_model_text, read_model
 from predictor._outputs import output_names
 from predictor._system import available_cpus
+from predictor.cli.expected import Expected
 from predictor.cli.progress import ending_cleanly, shown
+from predictor.cli.sampling import TellingSample
 from predictor.cli.streaming import Source, Task, answer_pieces, counted_from
-from predictor.cli.tables import Piece, Row, TableError, read_pieces, read_rows, writer
+from predictor.cli.tables import Piece, Row, TableError, read_pieces
+from predictor.cli.writing import require_folder, writer
 from predictor.drift import DriftMonitor
 from predictor.errors import ManifestError
-from predictor.manifest import Label, RowPolicy
+from predictor.manifest import Label, Manifest, RowPolicy
 from predictor.manifest_writer import write_manifest
 from predictor.model import Model
+from predictor.schema import RowSchema
 
 __all__ = ["Command", "bench", "explain", "inspect", "manifest", "predict", "report", "verify"]
 
@@ -73,16 +79,19 @@ def predict(args: argparse.Namespace) -> int:
     """Predict every row of a file, which need not fit in memory; the output keeps the order."""
     model = _load(args)
     monitor = None
-    if args.drift:
-        if model.manifest is None:
+    if args.drift or args.reference is not None:
+        reference = _reference(args, model)
+        if reference is None:
             raise ManifestError("drift is measured against a manifest; make one with 'predictor manifest'")
-        monitor = DriftMonitor(model.manifest)
+        monitor = DriftMonitor(reference)
     names = output_names(model.info, is_raw=args.raw)
     task = _Predict(names, args.raw, monitor)
     _stream(args, model, task, dict.fromkeys(names, float), jobs=1 if monitor is not None else args.jobs)
     if monitor is not None:
-        for drift in monitor.report():
-            print(json.dumps(dataclasses.asdict(drift)), file=sys.stderr)
+        of_answers = () if args.raw else monitor.answers()  # the manifest has no raw scores to compare with
+        counted = [*map(dataclasses.asdict, monitor.report()), *map(dataclasses.asdict, of_answers)]
+        for drift in counted:
+            print(json.dumps(drift), file=sys.stderr)
     return 0
 
 
@@ -94,9 +103,9 @@ class _Predict:
 
     def __call__(self, model: Model, rows: Any, first: int) -> list[Row]:
         with counted_from(first):
-            if self.monitor is not None:
-                self.monitor.observe(rows)
             answers = model.predict(rows, raw=self.is_raw).reshape(len(rows), -1)
+            if self.monitor is not None:
+                self.monitor.observe(rows, None if self.is_raw else answers)
         return [dict(zip(self.names, answer, strict=True)) for answer in answers.tolist()]
 
 
@@ -145,17 +154,32 @@ def _stream(
 def manifest(args: argparse.Namespace) -> int:
     """Make <model>.manifest.json from a model and sample rows."""
     categories = _categories(args.categories)
-    text = parse_model_text(read_model(args.model)).summary
-    labels = labels_of(text, names=text.feature_names, categories=categories)
+    data = read_model(args.model)
+    text = parse_model_text(data).summary
+    names = tuple(_listed(args.names)) or text.feature_names
+    labels = labels_of(text, names=names, categories=categories)
     # A column is read by what the model file or --categories says it is, before there is a manifest.
-    features = features_of(text, integers=tuple(_listed(args.integers)), labels=labels)
-    rows = [row for block in read_rows(args.rows, features) for row in block]
-    expected = [row.pop(args.expected, None) for row in rows] if args.expected else None
-    if expected is not None and None in expected:
-        raise TableError(f"{args.rows.name} has no {args.expected!r} in row {expected.index(None)}")
+    features = features_of(text, names=names, integers=tuple(_listed(args.integers)), labels=labels)
+    schema = partial(RowSchema, features, ordered=ordered_categories(features, text))
+    told = tuple(_listed(args.expected or ""))
+    sample = TellingSample(schema, args.sample, aside=told)
+    expected = Expected(data, text, features, told) if told else None
+    with ending_cleanly():
+        for piece in shown(read_pieces(args.rows), args.rows, is_quiet=False):
+            rows = piece.rows(features, {*names, *told})
+            rows = rows if isinstance(rows, list) else rows.to_pylist()
+            with counted_from(piece.first):
+                matrix = sample.add(rows)
+            if expected is not None:
+                expected.add(matrix, expected.told(rows, first=piece.first))
+    rows, seen = sample.rows(), sample.seen
+    if not rows:
+        raise TableError(f"{args.rows.name} has no rows; a manifest needs at least one")
+    if expected is not None:
+        expected.check()
     made = write_manifest(
         args.model,
-        rows,
+        [{name: cell for name, cell in row.items() if name not in told} for row in rows],
         name=args.name,
         version=args.version,
         classes=tuple(_listed(args.classes)),
@@ -165,14 +189,21 @@ def manifest(args: argparse.Namespace) -> int:
         categories=categories,
         policy=_policy(args.allow),
         golden=args.golden,
-        expected=expected,
+        expected=expected.told(rows) if expected is not None else None,
         path=args.output,
     )
     _say(f"ok: {made.name} {made.version}, {len(made.features)} features, {len(made.golden)} golden rows")
+    if len(rows) < seen:
+        _say(
+            f"ranges and nulls are those of all {seen:,} rows; distributions and golden rows are of {len(rows):,} of"
+            " them (--sample)"
+        )
     if expected is None:
         _say(
             "not compared with the trained model: pass --expected COLUMN, its own predictions for these rows"
         )
+    else:
+        _say(f"all {seen:,} rows have the answer in --expected, bit for bit")
     return 0
 
 
@@ -210,22 +241,89 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write one HTML page with pictures: importances, feature ranges, calibration."""
-    from predictor.cli.report import render_report
+    """Write one HTML page with pictures: skill beside a baseline, calibration, influence, drift."""
+    from predictor.cli.report import Report
 
     model = _load(args)
-    rows: list[Row] = []
-    labels: list[Any] = []
-    for block in read_rows(args.rows, model.features):
-        for row in block:
-            if args.label is not None:
-                if args.label not in row:
-                    raise TableError(f"{args.rows.name} has no column {args.label!r}")
-                labels.append(row.pop(args.label))
-            rows.append({name: row[name] for name in model.info.features if name in row})
-    args.output.write_text(render_report(model, rows, labels if args.label is not None else None), "utf-8")
+    is_ranking = (model.info.objective or "").startswith(("lambdarank", "rank_xendcg"))
+    if args.label is not None and is_ranking and args.query is None:
+        raise TableError("a ranking is judged by query: name the column of the query with --query")
+    if args.query is not None and (args.label is None or not is_ranking):
+        raise TableError("--query is for a ranking model, with --label")
+    require_folder(args.output)
+    reference = _reference(args, model)
+    made = Report(model, reference, has_labels=args.label is not None, has_queries=args.query is not None)
+    asked = [name for name in (args.label, args.query) if name is not None]
+    with ending_cleanly():
+        for piece in shown(read_pieces(args.rows), args.rows, is_quiet=False):
+            rows = piece.rows(model.features, {*model.info.features, *asked})
+            columns = [_taken_out(rows, name, args.rows, keep=name in model.info.features) for name in asked]
+            with counted_from(piece.first):
+                made.add(_without(rows, {*asked} - {*model.info.features}), *columns)
+        page = made.page()
+        unfinished = args.output.with_name(f".{args.output.name}.{os.getpid()}.part")
+        try:
+            unfinished.write_text(page, "utf-8")
+            unfinished.replace(args.output)
+        finally:
+            unfinished.unlink(missing_ok=True)
     _say(f"ok: {args.output}")
     return 0
+
+
+def _taken_out(rows: Any, name: str, path: Path, *, keep: bool) -> list[Any]:
+    """Return the column *name* of *rows*: mappings, from which it is taken unless *keep*, or an Arrow table."""
+    given = list(rows[0]) if isinstance(rows, list) and rows else getattr(rows, "column_names", [])
+    try:
+        if not isinstance(rows, list):
+            column: list[Any] = rows.column(name).to_pylist()
+            return column
+        return [row[name] if keep else row.pop(name) for row in rows]
+    except KeyError as error:
+        raise TableError(
+            f"{path.name} has no column {name!r} (in every row); it has {', '.join(map(str, given[:20]))}"
+        ) from error
+
+
+def _without(rows: Any, names: set[str]) -> Any:
+    return rows if isinstance(rows, list) or not names else rows.drop_columns(sorted(names))
+
+
+def _reference(args: argparse.Namespace, model: Model) -> Manifest | None:
+    """Return the manifest that drift is measured against: --reference, made with other rows, or the model's."""
+    if args.reference is None:
+        return model.manifest
+    found, info = Manifest.read(args.reference), model.info
+    if (found.output, found.n_outputs) != (info.output, info.n_classes):
+        raise ManifestError(
+            f"{args.reference.name} describes a model with other outputs: {found.n_outputs} of the kind"
+            f" {found.output!r} where this model has {info.n_classes} of the kind {info.output!r}; make the reference"
+            " from this model file with 'predictor manifest'"
+        )
+    for ours, theirs in zip_longest(model.features, found.features):
+        if (
+            ours is None
+            or theirs is None
+            or (ours.name, ours.kind == "category") != (theirs.name, theirs.kind == "category")
+        ):
+            raise ManifestError(
+                f"{args.reference.name} describes other features than the model: "
+                f"{getattr(theirs, 'name', 'none')} where the model has {getattr(ours, 'name', 'none')}"
+            )
+        codes = dict(zip(ours.categories or (), ours.codes or (), strict=True))
+        for label, code in zip(theirs.categories or (), theirs.codes or (), strict=True):
+            if codes.get(label, code) != code:
+                raise ManifestError(
+                    f"{args.reference.name} gives {ours.name} {label!r} another code than the model"
+                )
+    # By their text, because --classes gives nothing else.
+    own_classes, classes = list(map(str, info.classes)), list(map(str, found.classes))
+    if own_classes and classes and own_classes != classes:
+        raise ManifestError(
+            f"{args.reference.name} has the classes {', '.join(classes)} where the model has"
+            f" {', '.join(own_classes)}; their order counts, because answers are compared by position"
+        )
+    return found.model_copy(update={"classes": info.classes or found.classes})
 
 
 def _load(args: argparse.Namespace) -> Model:

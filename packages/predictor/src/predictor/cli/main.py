@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from predictor.cli import commands
@@ -56,6 +57,7 @@ def _fail(error: Exception | str, status: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="predictor", description=commands.__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('lightgbm-predictor')}")
     table = parser.add_subparsers(required=True, metavar="command")
 
     inspect = _command(table, "inspect", commands.inspect)
@@ -96,15 +98,37 @@ def _parser() -> argparse.ArgumentParser:
         help="a word of the policy to be lenient in; may be repeated",
     )
     make.add_argument(
-        "--expected", metavar="COLUMN", help="column with the trained model's own predictions, compared"
+        "--expected",
+        metavar="COLUMN",
+        help="column with the trained model's own predictions, compared in every row; of several outputs one that"
+        " holds lists, or one for each, parted by commas",
     )
     make.add_argument("--golden", type=_natural, default=8, help="golden rows to record (default 8)")
+    make.add_argument(
+        "--sample",
+        type=_positive,
+        default=50_000,
+        metavar="N",
+        help="rows held in memory for distributions and golden rows (default 50000); ranges are those of all rows",
+    )
     make.add_argument("-o", "--output", type=Path, help="default <model>.manifest.json")
 
     bench = _command(table, "bench", commands.bench, takes_rows=True)
     bench.add_argument("--calls", type=_positive, default=2_000, help="one-row calls to time (default 2000)")
     report = _command(table, "report", commands.report, takes_rows=True)
-    report.add_argument("--label", help="column with the true label: adds calibration")
+    report.add_argument("--label", help="column with the true label: adds how good the answers are")
+    report.add_argument(
+        "--query",
+        metavar="COLUMN",
+        help="of a ranking model: column whose equal values, in a row, are one query",
+    )
+    for command, implied in ((predict, "; implies --drift"), (report, "")):
+        command.add_argument(
+            "--reference",
+            type=Path,
+            metavar="MANIFEST",
+            help=f"measure drift against this manifest, made with other rows; default the model's own{implied}",
+        )
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default report.html")
     return parser
 
@@ -121,7 +145,9 @@ def _command(
     parser = table.add_parser(name, help=summary, description=summary)
     parser.add_argument("model", type=Path, help="a LightGBM text model")
     if takes_rows:
-        parser.add_argument("rows", type=Path, help=".csv, .jsonl or .parquet with the features by name")
+        parser.add_argument(
+            "rows", type=Path, help=".csv, .jsonl or .parquet with the features by name, or a folder of them"
+        )
     if is_described:
         parser.add_argument("--manifest", type=Path, help="default <model>.manifest.json")
         parser.add_argument("--sha256", help="what the model's bytes must hash to; default the manifest's")

@@ -1,4 +1,4 @@
-"""What a person sees while a file passes, and how a long run ends when it is told to."""
+"""The progress bar of a long run, and its end by a signal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
-from predictor.cli.streaming import Answered
+from predictor.cli.tables import files_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,7 +36,17 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
     raise SystemExit(128 + number)
 
 
-def shown(parts: Iterator[Answered], path: Path, *, is_quiet: bool) -> Iterator[Answered]:
+class _Part(Protocol):
+    @property
+    def size(self) -> int: ...
+    @property
+    def read_bytes(self) -> int: ...
+
+
+_AnyPart = TypeVar("_AnyPart", bound=_Part)
+
+
+def shown(parts: Iterator[_AnyPart], path: Path, *, is_quiet: bool) -> Iterator[_AnyPart]:
     """
     Pass *parts* on; on a terminal show how much of *path* is done and how many rows a second.
 
@@ -47,7 +57,7 @@ def shown(parts: Iterator[Answered], path: Path, *, is_quiet: bool) -> Iterator[
         yield from parts
         return
     with progress:
-        total = path.stat().st_size or None  # a pipe has no length
+        total = sum(file.stat().st_size for file in files_of(path)) or None  # a pipe has no length
         task, rows = progress.add_task(path.name, total=total, rows=0, rate=0), 0
         for part in parts:
             yield part

@@ -2,206 +2,362 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.drift import DriftMonitor, FeatureDrift
+from predictor.cli.charts import Charts
+from predictor.cli.evaluation import Classified, Compared, Estimated, numbers_of, positions_of
+from predictor.cli.ranking import Ranked
+from predictor.cli.sampling import Sample
+from predictor.drift import AnswerDrift, DriftMonitor
 from predictor.errors import PredictorError, SchemaError
-from predictor.manifest import Feature
+from predictor.manifest import Manifest
 from predictor.model import Model
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["Report"]
 
-__all__ = ["calibration", "render_report"]
-
-_SHOWN = 16  # features with a picture, by gain
-_BINS = 10
-_INK, _PALE = "#1f4e79", "#c9d6e3"
+_SHOWN = 12  # features with a picture, by gain
+_DEPENDENCE = 4  # features with a dependence picture
+_CURVES = 12  # classes with a curve, the most frequent ones
+_CELLS = 20  # classes up to which a confusion matrix can be read
+_EXPLAINED = 1_000  # rows, a fair sample: contributions cost 50 to 100 times a prediction
+_DRIFTED = 0.25  # a stability index that asks for action, by custom
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1, h2 { font-weight: 600 } img { max-width: 100% } table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left } .wide { overflow-x: auto }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #c3c9d1; --pale: #9db4c8;
+ --s0: #14639e; --s1: #b3460b; --s2: #1d7a3c; --s3: #7b3fa0; --tint: 20, 99, 158 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ed; --paper: #14171b; --line: #4a525c; --pale: #5d7183;
+ --s0: #6db6ee; --s1: #f0975f; --s2: #6fcf8d; --s3: #c79be6; --tint: 109, 182, 238 } }
+@media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --line: #999; --pale: #9db4c8;
+ --s0: #14639e; --s1: #b3460b; --s2: #1d7a3c; --s3: #7b3fa0; --tint: 20, 99, 158 }
+ figure, tr, .verdict { break-inside: avoid } h2, h3 { break-after: avoid } main { max-width: none !important } }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: var(--ink); background: var(--paper) }
+main { max-width: 66rem; margin: 0 auto; padding: 1rem }
+h1, h2 { font-weight: 600; line-height: 1.25; overflow-wrap: anywhere } h2 { margin-top: 2rem }
+.verdict { border-left: .3rem solid var(--s0); padding: .1rem 1rem; font-size: 1.1rem }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem }
+.grid.small { grid-template-columns: repeat(auto-fill, minmax(min(13.5rem, 100%), 1fr)) }
+.grid { margin: 1.2rem 0 }
+figure { margin: 0; max-width: 30rem } svg { width: 100%; height: auto; overflow: visible }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+.caption { font-weight: 600; margin: 1.2rem 0 .4rem; break-after: avoid }
+td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; font-weight: 400 }
+thead th { font-weight: 600 } td:first-child, th:first-child { text-align: left; overflow-wrap: break-word;
+ min-width: 5rem; max-width: 16rem }
+table.facts td, table.facts th { text-align: left }
+@media (max-width: 40rem) { td, th { padding: .2rem .35rem; font-size: .85rem } }
+p, td { overflow-wrap: break-word }
 """
 
 
-def render_report(model: Model, rows: Sequence[Any], labels: Sequence[Any] | None) -> str:
-    """
-    Return the page for *rows* (n >= 1) and, where given, their true *labels*.
+class Report:
+    """Gathers rows block by block, in memory that does not grow with them, and writes the page at the end."""
 
-    Raises:
-        PredictorError: matplotlib (the `report` extra) is missing, or a row or label does not fit.
-    """
-    if not rows:
-        raise PredictorError("a report needs at least one row")
-    matrix = model.encode(rows)
-    parts = [_facts(model, len(rows)), _importances(model)]
-    if model.manifest is not None:
-        monitor = DriftMonitor(model.manifest)
-        monitor.observe(rows)
-        parts.append(_ranges(model, matrix, monitor.report()))
-    if labels is not None:
-        parts.append(_calibration(model, matrix, labels))
-    title = escape(f"{model.info.name} {model.info.version}")
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
-        f"<body><h1>{title}</h1>{''.join(parts)}</body></html>\n"
-    )
+    def __init__(
+        self, model: Model, reference: Manifest | None, *, has_labels: bool, has_queries: bool = False
+    ) -> None:
+        """
+        Args:
+            model: Answers.
+            reference: What drift is measured against; it has the model's features. None measures none.
+            has_labels: Whether `add` will be given labels.
+            has_queries: Whether it will be given queries too.
 
+        Raises:
+            PredictorError: matplotlib (the `report` extra) is missing.
+        """
+        self._charts, self._model, info = Charts(), model, model.info
+        self._rows, self._sample = 0, Sample(_EXPLAINED)
+        self._monitor = DriftMonitor(reference) if reference is not None else None
+        self._compared = reference.features if reference is not None else model.features
+        gains = [gain for _, gain in model.importances().values()]
+        self._chosen = sorted(range(len(gains)), key=lambda index: -gains[index])[:_SHOWN]
+        bins = (self._compared[index].reference for index in self._chosen)
+        self._bins = [np.zeros(0 if found is None else len(found.shares), dtype=np.int64) for found in bins]
+        self._classified = self._estimated = self._ranked = None
+        if not has_labels:
+            return
+        if has_queries:
+            self._ranked = Ranked()
+        elif info.output == "value":
+            self._estimated = Estimated()
+        elif info.output != "raw":
+            self._classified = Classified(info.classes or tuple(range(max(2, info.n_classes))))
 
-def calibration(
-    probability: NDArray[np.float64], happened: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """
-    Return per occupied tenth of the probability scale: mean probability, observed share, and rows.
+    def add(self, rows: Any, labels: Sequence[Any] = (), queries: Sequence[Any] = ()) -> None:
+        """
+        Take rows in any form of `Model.predict`, with their true labels where the report has them.
 
-    Args:
-        probability: float64 [n] in [0, 1].
-        happened: bool [n].
-    """
-    bins = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    counts = np.bincount(bins, minlength=_BINS)
-    used = counts > 0
-    mean = np.bincount(bins, weights=probability, minlength=_BINS)[used] / counts[used]
-    share = np.bincount(bins, weights=happened, minlength=_BINS)[used] / counts[used]
-    return mean, share, counts[used]
+        Raises:
+            SchemaError: A row or label does not fit; its row is counted from the first of *rows*.
+        """
+        matrix = self._model.encode(rows)
+        answers = self._model.predict_encoded(matrix).reshape(len(matrix), -1)
+        if self._monitor is not None:
+            self._monitor.observe(rows, answers)
+        self._sample.add(rows)
+        self._rows += len(matrix)
+        for counts, index in zip(self._bins, self._chosen, strict=True):
+            self._count(counts, index, matrix[:, index])
+        if self._classified is None and self._estimated is None and self._ranked is None:
+            return
+        lost = ~np.isfinite(answers).all(axis=1)
+        if lost.any():
+            raise SchemaError("has no finite answer", row=int(lost.argmax()))
+        if self._classified is not None:
+            self._classified.add(answers, positions_of(labels, self._classified.classes))
+        elif self._estimated is not None:
+            self._estimated.add(answers, numbers_of(labels))
+        elif self._ranked is not None:
+            self._ranked.add(answers[:, 0], numbers_of(labels), queries)
 
+    def page(self) -> str:
+        """
+        Return the page.
 
-def _facts(model: Model, n_rows: int) -> str:
-    info = model.info
-    facts: list[tuple[str, object]] = [
-        ("SHA-256", info.sha256),
-        ("engine", info.engine),
-        ("objective", info.objective or "none: raw scores"),
-        ("trees", info.n_trees),
-        ("classes", ", ".join(map(str, info.classes)) or "-"),
-        ("rows in this report", n_rows),
-    ]
-    if model.manifest is not None:
-        facts += [(key, value) for key, value in model.manifest.provenance.items()]
-    page = _table(("fact", "value"), facts)
-    if model.manifest is not None and model.manifest.metrics:
-        metrics = ((name, metric.model, metric.baseline) for name, metric in model.manifest.metrics.items())
-        page += "<h2>Quality when it was made</h2>" + _table(("metric", "model", "baseline"), metrics)
-    return page
-
-
-def _importances(model: Model) -> str:
-    ranked = sorted(model.importances().items(), key=lambda item: -item[1][1])[:_SHOWN]
-    figure = _figure(height=0.6 + 0.28 * len(ranked))
-    axes = figure.add_subplot()
-    names, gains = [name for name, _ in ranked], [gain for _, (_, gain) in ranked]
-    axes.barh(range(len(names)), gains, color=_INK)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("total gain of splits")
-    return "<h2>Importances</h2>" + _picture(figure, "importance of each feature, by total gain")
-
-
-def _ranges(model: Model, matrix: NDArray[np.float64], drift: Sequence[FeatureDrift]) -> str:
-    gains = [gain for _, gain in model.importances().values()]
-    chosen = sorted(sorted(range(len(gains)), key=lambda index: -gains[index])[:_SHOWN])
-    lines = -(-len(chosen) // 4)
-    figure = _figure(height=1.9 * lines)
-    for place, index in enumerate(chosen, 1):
-        _bars(figure.add_subplot(lines, 4, place), model.features[index], matrix[:, index])
-    counters = (
-        (d.feature, d.nulls, d.below, d.above, d.unseen, None if d.psi is None else round(d.psi, 4))
-        for d in drift
-    )
-    heads = ("feature", "nulls", "below range", "above range", "unseen", "stability index")
-    return (
-        "<h2>Features: these rows (dark) against the rows the model was made with (pale)</h2>"
-        + _picture(figure, "share of rows per bin, per feature")
-        + _table(heads, counters)
-    )
-
-
-def _bars(axes: Any, feature: Feature, column: NDArray[np.float64]) -> None:
-    axes.set_title(feature.name, fontsize=8)
-    axes.set_xticks([])
-    axes.tick_params(labelsize=6)
-    reference, seen = feature.reference, column[~np.isnan(column)]
-    if reference is None or not len(seen):
-        return
-    if feature.codes is not None:
-        counts = np.array([np.count_nonzero(seen == code) for code in feature.codes])
-    else:
-        counts = np.bincount(np.searchsorted(reference.edges, seen), minlength=len(reference.shares))
-        axes.set_xlabel(f"{feature.min:.4g} .. {feature.max:.4g}", fontsize=6)
-    places = np.arange(len(counts))
-    axes.bar(places - 0.2, reference.shares, 0.4, color=_PALE)
-    axes.bar(places + 0.2, counts / max(1, counts.sum()), 0.4, color=_INK)
-
-
-def _calibration(model: Model, matrix: NDArray[np.float64], labels: Sequence[Any]) -> str:
-    answers = model.predict_encoded(matrix).reshape(len(matrix), -1)
-    figure = _figure(height=4.2)
-    axes = figure.add_subplot()
-    if model.info.output in ("value", "raw"):
-        try:
-            truth = np.array([float(label) for label in labels])
-        except (TypeError, ValueError) as error:
-            raise SchemaError("labels of a regression must be numbers") from error
-        order = np.array_split(np.argsort(answers[:, 0], kind="stable"), min(_BINS, len(truth)))
-        axes.plot(
-            [answers[part, 0].mean() for part in order],
-            [truth[part].mean() for part in order],
-            "o-",
-            color=_INK,
+        Raises:
+            PredictorError: There was no row.
+        """
+        if not self._rows:
+            raise PredictorError("a report needs at least one row")
+        title = escape(f"{self._model.info.name} {self._model.info.version}")
+        verdict = "".join(f"<p>{escape(sentence)}</p>" for sentence in self._verdict())
+        parts = (self._facts(), self._quality(), self._influence(), self._features())
+        return (
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+            f'<body><main><h1>{title}</h1><div class="verdict">{verdict}</div>{"".join(parts)}</main></body></html>\n'
         )
-        axes.set(xlabel="mean prediction per tenth of rows", ylabel="mean of what happened")
-    else:
-        for name, column, happened in _outcomes(model, answers, labels):
-            mean, share, _ = calibration(column, happened)
-            axes.plot(mean, share, "o-", label=str(name))
-        axes.plot([0, 1], [0, 1], color=_PALE, linewidth=1)
-        axes.set(xlabel="mean probability", ylabel="share that happened", xlim=(0, 1), ylim=(0, 1))
-        axes.legend()
-    return "<h2>Calibration</h2>" + _picture(figure, "calibration: what was said against what happened")
+
+    def _verdict(self) -> Iterable[str]:
+        if self._classified is not None:
+            yield self._classified.verdict()
+        elif self._estimated is not None:
+            yield self._estimated.verdict()
+        elif self._ranked is not None:
+            yield self._ranked.verdict()
+        else:
+            yield "How good the answers are was not measured: " + (
+                "name the column with the true labels (--label), and of a ranking model the query's (--query)."
+            )
+        if self._monitor is None:
+            yield "Drift was not measured: there is no manifest to compare with."
+            return
+        drift = self._monitor.report()
+        moved = [d.feature for d in drift if d.psi is not None and d.psi >= _DRIFTED]
+        if moved:
+            more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
+            yield (
+                f"{len(moved)} of {len(drift)} features have another distribution than in training (stability index"
+                f" {_DRIFTED} or more): {', '.join(moved[:5])}{more}."
+            )
+        else:
+            yield f"No feature drifted: every stability index is below {_DRIFTED}."
+        worst = max((d.psi for d in self._monitor.answers() if d.psi is not None), default=None)
+        if worst is not None:
+            same = (
+                "another distribution than" if worst >= _DRIFTED else "about the distribution that they had"
+            )
+            yield f"The answers have {same} in training: stability index {worst:.2g}."
+        if self._rows < 1_000:
+            yield "There are fewer than 1,000 rows: chance alone moves a stability index so far that it says little."
+
+    def _facts(self) -> str:
+        info, manifest = self._model.info, self._model.manifest
+        facts: list[tuple[str, object]] = [
+            ("rows in this report", f"{self._rows:,}"),
+            ("SHA-256", info.sha256[:16] + "..."),
+            ("engine", info.engine),
+            ("objective", info.objective or "none: raw scores"),
+            ("trees", info.n_trees),
+            ("classes", ", ".join(map(str, info.classes)) or None),
+        ]
+        if manifest is not None:
+            facts += list(manifest.provenance.items())
+        page = "<h2>The model</h2>" + _table("Facts", ("fact", "value"), facts, style="facts")
+        if manifest is not None and manifest.metrics:
+            metrics = ((name, metric.model, metric.baseline) for name, metric in manifest.metrics.items())
+            page += _table("Quality when it was made", ("metric", "model", "baseline"), metrics)
+        return page
+
+    def _quality(self) -> str:
+        if self._classified is not None:
+            return self._of_classes(self._classified)
+        if self._estimated is not None:
+            return (
+                "<h2>Quality</h2>"
+                + _losses(self._estimated.losses(), "their mean")
+                + _grid(self._charts.estimates(self._estimated))
+                + "<p>Bars: 95 % interval of the mean.</p>"
+            )
+        if self._ranked is not None:
+            model, chance = self._ranked.finish()
+            lines = [("NDCG@10", f"{model:.4f}", f"{chance:.4f}")]
+            return (
+                "<h2>Quality</h2>"
+                + _table("Larger is better", ("measure", "model", "random order"), lines)
+                + f"<p>Mean over {self._ranked.queries:,} queries; {self._ranked.without:,} without a relevant row"
+                " are left out.</p>"
+            )
+        return ""
+
+    def _of_classes(self, counted: Classified) -> str:
+        frequent = sorted(counted.shown, key=lambda index: -int(counted.confusion[index].sum()))[:_CURVES]
+        curves = [counted.curve(index) for index in sorted(frequent)]
+        curves = [curve for curve in curves if not math.isnan(curve.area)]
+        pictures = [self._charts.roc(curves), self._charts.precision(curves)] if curves else []
+        if len(counted.shown) <= _CURVES:
+            pictures.append(self._charts.calibration(counted))
+        areas = ((c.label, f"{c.area:.4f}", f"{c.average_precision:.4f}", f"{c.share:.4f}") for c in curves)
+        steps = (
+            (counted.classes[index], *(f"{cell:.4f}" for cell in line[:4]), f"{int(line[4]):,}")
+            for index in counted.shown[:_CURVES]
+            for line in counted.calibration(index)
+        )
+        heads = ("class", "mean probability", "share that happened", "95 % from", "to", "rows")
+        return (
+            "<h2>Quality</h2>"
+            + _losses(counted.losses(), "class frequencies")
+            + _grid(*pictures)
+            + _table(
+                "Each class against the rest; guessing has ROC area 0.5 and average precision equal to the share",
+                ("class", "ROC area", "average precision", "share of rows"),
+                areas,
+            )
+            + self._confusion(counted)
+            + _table("Calibration, with intervals of Wilson", heads, steps)
+        )
+
+    @staticmethod
+    def _confusion(counted: Classified) -> str:
+        if len(counted.classes) > _CELLS:
+            return f"<p>No confusion matrix: {len(counted.classes)} classes are more than {_CELLS}.</p>"
+        lines = []
+        for name, counts in zip(counted.classes, counted.confusion, strict=True):
+            total = max(1, int(counts.sum()))
+            cells = (
+                f'<td style="background: rgba(var(--tint), {0.35 * n / total:.3f})">{n:,}</td>'
+                for n in counts
+            )
+            lines.append(f'<tr><th scope="row">{escape(str(name))}</th>{"".join(cells)}</tr>')
+        heads = "".join(f'<th scope="col">{escape(str(name))}</th>' for name in counted.classes)
+        return _scrolling(
+            "Confusion: rows by true class, columns by the most probable one",
+            f'<thead><tr><th scope="col">true</th>{heads}</tr></thead><tbody>{"".join(lines)}</tbody>',
+        )
+
+    def _influence(self) -> str:
+        names = list(self._model.info.features)
+        ranked = sorted(self._model.importances().items(), key=lambda item: -item[1][1])[:_SHOWN]
+        page = "<h2>What moves the answers</h2>"
+        gains = self._charts.bars(
+            [name for name, _ in ranked], [gain for _, (_, gain) in ranked], "total gain of splits"
+        )
+        if self._model.is_linear:
+            return page + _grid(gains) + "<p>LightGBM has no contributions for linear trees.</p>"
+        rows = self._sample.rows()
+        explained = self._model.explain(rows)
+        matrix = self._model.encode(rows)
+        shares = explained.contributions
+        several = shares.ndim == 3
+        size = np.abs(shares).mean(axis=(0, 1) if several else 0)
+        order = np.argsort(-size, kind="stable")[:_SHOWN]
+        classes = self._model.info.classes or tuple(range(self._model.info.n_classes))
+        # Of several outputs the pictures show the one that moves most, and say so.
+        output = int(np.abs(shares).mean(axis=(0, 2)).argmax()) if several else 0
+        one = shares[:, output] if several else shares
+        of = f" to the score of class {escape(str(classes[output]))}, which moves most" if several else ""
+        pictures = [
+            gains,
+            self._charts.bars([names[i] for i in order], size[order].tolist(), "mean |contribution| (SHAP)"),
+            self._charts.swarm([names[i] for i in order], matrix[:, order], one[:, order]),
+        ]
+        dependence = (
+            self._charts.dependence(self._model.features[i], matrix[:, i], one[:, i])
+            for i in order[:_DEPENDENCE]
+        )
+        drawn = f"{len(rows):,} rows" + (
+            "" if len(rows) == self._rows else f", a fair sample of {self._rows:,}"
+        )
+        return (
+            page
+            + f"<p>Contributions (SHAP) of {drawn}. Dots show contributions{of}: one dot a row, dark where the"
+            " feature is small, light where it is large; a category counts by its code.</p>"
+            + _grid(*pictures)
+            + "<h3>Contribution by value</h3>"
+            + _grid(*dependence, style="grid small")
+        )
+
+    def _features(self) -> str:
+        if self._monitor is None:
+            return ""
+        pictures = (
+            self._charts.shares(self._compared[index], counts)
+            for index, counts in zip(self._chosen, self._bins, strict=True)
+            if counts.any()
+        )
+        counters = (
+            (d.feature, *map("{:,}".format, (d.rows, d.nulls, d.below, d.above, d.unseen)), _rounded(d.psi))
+            for d in sorted(self._monitor.report(), key=lambda d: -(d.psi or 0.0))
+        )
+        heads = ("feature", "rows", "nulls", "below range", "above range", "unseen", "stability index")
+        return (
+            "<h2>Drift</h2><p>Strong bars: these rows. Pale bars: the rows of the reference, by default"
+            " those that the model was made with, in tenths. By"
+            " custom a stability index of 0.1 asks for a look and 0.25 for action.</p>"
+            + _grid(*pictures, style="grid small")
+            + _table("All features, the most moved first", heads, counters)
+            + self._answers(self._monitor.answers())
+        )
+
+    @staticmethod
+    def _answers(drifts: Sequence[AnswerDrift]) -> str:
+        lines = (
+            ("prediction" if d.output is None else d.output, f"{d.rows:,}", _rounded(d.psi)) for d in drifts
+        )
+        return _table("Answers", ("output", "rows", "stability index"), lines) if drifts else ""
+
+    def _count(self, counts: NDArray[np.int64], index: int, column: NDArray[np.float64]) -> None:
+        feature, seen = self._compared[index], column[~np.isnan(column)]
+        if feature.reference is None:
+            return
+        if feature.codes is not None:
+            counts += np.array([np.count_nonzero(seen == code) for code in feature.codes], dtype=np.int64)
+        else:
+            counts += np.bincount(np.searchsorted(feature.reference.edges, seen), minlength=len(counts))
 
 
-def _outcomes(
-    model: Model, answers: NDArray[np.float64], labels: Sequence[Any]
-) -> Iterable[tuple[Any, NDArray[np.float64], NDArray[np.bool_]]]:
-    classes = model.info.classes or tuple(range(max(2, model.info.n_classes)))
-    texts = np.array([str(label) for label in labels])
-    if unknown := set(texts) - set(map(str, classes)):
-        raise SchemaError(f"label {min(unknown)[:40]!r} is no class of this model")
-    # A binary model has one column, the probability of its second class.
-    columns = ((classes[1], 0),) if answers.shape[1] == 1 else tuple((c, i) for i, c in enumerate(classes))
-    return [(name, answers[:, index], texts == str(name)) for name, index in columns]
+def _rounded(number: float | None) -> str | None:
+    return None if number is None else f"{number:.4f}"
 
 
-def _table(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    def line(cells: Iterable[object], tag: str) -> str:
-        texts = ("-" if cell is None else escape(str(cell)) for cell in cells)
-        return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
-
-    body = "".join(line(cells, "td") for cells in lines)
-    return f'<div class="wide"><table>{line(heads, "th")}{body}</table></div>'
+def _losses(losses: Sequence[Compared], baseline: str) -> str:
+    lines = ((loss.name, f"{loss.model:.5g}", f"{loss.baseline:.5g}") for loss in losses)
+    return _table("Smaller is better", ("measure", "model", baseline), lines)
 
 
-def _figure(*, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PredictorError(
-            "pictures need the 'report' extra: pip install 'lightgbm-predictor[report]'"
-        ) from error
-    return Figure(figsize=(9, max(height, 2.0)), layout="constrained")
+def _grid(*pictures: str, style: str = "grid") -> str:
+    return f'<div class="{style}">{"".join(pictures)}</div>'
 
 
-def _picture(figure: Figure, caption: str) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+def _table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[object]], *, style: str = "") -> str:
+    def line(cells: Sequence[object]) -> str:
+        first, *rest = ("-" if cell is None else escape(str(cell)) for cell in cells)
+        return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{text}</td>" for text in rest)}</tr>'
+
+    titles = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "".join(map(line, lines))
+    return _scrolling(caption, f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody>", style=style)
+
+
+def _scrolling(caption: str, content: str, *, style: str = "") -> str:
+    """A table that scrolls on its own where the page is narrow; its caption does not, and is as wide as the page."""
+    # What scrolls is reachable by keyboard (WCAG 2.1.1).
+    return (
+        f'<p class="caption">{escape(caption)}</p><div class="wide" tabindex="0" role="group"'
+        f' aria-label="{escape(caption)}"><table class="{style}" aria-label="{escape(caption)}">{content}</table></div>'
+    )

@@ -30,7 +30,7 @@ _WORTH_PROCESSES = 6  # pieces: below, starting processes takes longer than they
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model comes from, for a process that loads it anew."""
+    """The location and options of a model, for a process that loads it anew."""
 
     model: Path
     manifest: Path | None
@@ -42,7 +42,7 @@ class Source:
 
 
 class Task(Protocol):
-    """What is made of the rows of a piece; it may be pickled."""
+    """The work on the rows of a piece; it can be pickled."""
 
     def __call__(self, model: Model, rows: Any, first: int) -> list[Row]:
         """Return the lines to write for *rows*, of which the first is row *first* of the file."""

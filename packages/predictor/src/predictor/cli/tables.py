@@ -1,27 +1,25 @@
-"""Rows from and to files: CSV, JSON lines and Parquet, in blocks, so that a file need not fit in memory."""
+"""Reads rows from CSV, JSON lines and Parquet, in blocks, so that a file need not fit in memory."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from predictor._refusals import AS_NUMBER
 from predictor.errors import PredictorError, SchemaError
 from predictor.manifest import Feature
 
-__all__ = ["BLOCK", "Piece", "Row", "TableError", "Writer", "read_pieces", "read_rows", "writer"]
+__all__ = ["BLOCK", "Piece", "Row", "TableError", "files_of", "import_pyarrow", "read_pieces", "read_rows"]
 
 BLOCK = 8_192  # rows at a time
 
 Row = dict[str, Any]
-Writer = Callable[[list[Row]], None]
 
 
 class TableError(PredictorError):
@@ -37,11 +35,11 @@ class Piece(Protocol):
 
     @property
     def size(self) -> int:
-        """How many rows."""
+        """The number of rows."""
 
     @property
     def read_bytes(self) -> int:
-        """How much of the file was read so far, roughly; 0 for a pipe."""
+        """The bytes of the file read so far, roughly; 0 for a pipe."""
 
     def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> Any:
         """
@@ -59,18 +57,56 @@ class Piece(Protocol):
 
 def read_pieces(path: Path) -> Iterator[Piece]:
     """
-    Yield the rows of *path* in pieces of at most `BLOCK`.
+    Return the rows of *path* in pieces of at most `BLOCK`: a file, or a folder, whose files are read by name.
+
+    Rows of a folder are counted on from file to file.
 
     Raises:
-        TableError: Unknown suffix, unreadable file, or a line that is no row.
+        TableError: At once: unknown suffix, no such file, a folder without one. While reading: unreadable file, or a
+            line that is no row.
     """
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise TableError(f"{path.name}: known are {', '.join(sorted(readers))}")
+    files = files_of(path)
+    return _read(files[0]) if files == [path] else _read_all(files)
+
+
+def files_of(path: Path) -> list[Path]:
+    """
+    Return the files of rows at *path*: itself, or those in a folder whose names do not begin with `.` or `_`.
+
+    Raises:
+        TableError: There is none, or its suffix is unknown.
+    """
+    known = ", ".join(sorted(_READERS))
+    if path.is_dir():
+        found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _READERS]
+        if not (files := [file for file in found if not file.name.startswith((".", "_"))]):
+            raise TableError(f"the folder {path.name} holds no file of rows; known are {known}")
+        return files
+    if path.suffix.lower() not in _READERS:
+        raise TableError(f"{path.name}: known are {known}, and folders of them")
+    if not path.exists():
+        raise TableError(f"{path} cannot be read: No such file or directory")
+    return [path]
+
+
+def _read_all(files: Sequence[Path]) -> Iterator[Piece]:
+    first = read_bytes = 0
+    for file in files:
+        rows = 0
+        for piece in _read(file):
+            rows = piece.first + piece.size
+            yield replace(piece, first=first + piece.first, read_bytes=read_bytes + piece.read_bytes)
+        first, read_bytes = first + rows, read_bytes + file.stat().st_size
+
+
+def _read(path: Path) -> Iterator[_AnyPiece]:
     try:
-        yield from reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        yield from _READERS[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x}); save it again as UTF-8"
+        ) from error
+    except (OSError, csv.Error) as error:
         raise TableError(f"{path.name} cannot be read: {error}") from error
 
 
@@ -79,8 +115,8 @@ def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row
     Yield the rows of *path* as mappings, at most `BLOCK` at a time.
 
     CSV has no types: a cell of a feature in *features* is read by its kind (a label where it is a category, however
-    much it looks like a number), other cells as a number where they look like one; an empty cell is None, or the label
-    of no letters where the feature has it. JSON lines and Parquet say their types themselves.
+    much it looks like a number; else a number, or True and False), other cells as a number where they look like one;
+    an empty cell is None, or the label of no letters where the feature has it. JSON lines and Parquet say their types.
 
     Raises:
         TableError: Unknown suffix, unreadable file, or a line that is no row.
@@ -126,12 +162,18 @@ class _CsvPiece:
         ]
 
 
-def _read_csv(path: Path) -> Iterator[Piece]:
+def _read_csv(path: Path) -> Iterator[_CsvPiece]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         names = next(reader, [])
+        if not names:
+            raise TableError(f"{path.name} is empty: its first line names the columns")
         if len(set(names)) != len(names):
-            raise TableError(f"{path.name}: a column name is repeated")
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise TableError(f"{path.name}: the column name {repeated[:80]!r} is repeated")
+        for separator in (";", "\t"):
+            if len(names) == 1 and separator in names[0]:
+                raise TableError(f"{path.name}: columns are separated by {separator!r}; write it with commas")
         first, block = 0, list[list[str]]()
         for cells in reader:
             if len(cells) != len(names):
@@ -164,6 +206,8 @@ def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
         return _label(text, feature)
     number = _number(text)
     if number is None and feature is not None:
+        if text.lower() in ("true", "false"):  # as pandas writes a column of booleans
+            return text.lower() == "true"
         raise SchemaError(f"{text[:40]!r} is not a number", remedy=AS_NUMBER, feature=name, row=row)
     return text if number is None else number
 
@@ -216,7 +260,7 @@ class _JsonPiece:
         return {name: cell for name, cell in row.items() if _is_wanted(name, names)}
 
 
-def _read_jsonl(path: Path) -> Iterator[Piece]:
+def _read_jsonl(path: Path) -> Iterator[_JsonPiece]:
     with path.open(encoding="utf-8") as file:
         first, block = 0, list[tuple[int, str]]()
         for number, line in enumerate(file, 1):
@@ -252,8 +296,8 @@ class _ArrowPiece:
         return self.table.select([name for name in self.table.column_names if _is_wanted(name, names)])
 
 
-def _read_parquet(path: Path) -> Iterator[Piece]:
-    pa, parquet = _pyarrow()
+def _read_parquet(path: Path) -> Iterator[_ArrowPiece]:
+    pa, parquet = import_pyarrow()
     try:
         with parquet.ParquetFile(path) as file:
             first, size, total = 0, path.stat().st_size, max(1, file.metadata.num_rows)
@@ -264,7 +308,17 @@ def _read_parquet(path: Path) -> Iterator[Piece]:
         raise TableError(f"{path.name} cannot be read: {error}") from error
 
 
-def _pyarrow() -> tuple[Any, Any]:
+_AnyPiece = _CsvPiece | _JsonPiece | _ArrowPiece
+_READERS: dict[str, Callable[[Path], Iterator[_AnyPiece]]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and its Parquet part, or raise `TableError`, naming the extra."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -273,58 +327,3 @@ def _pyarrow() -> tuple[Any, Any]:
             "Parquet needs the 'parquet' extra: pip install 'lightgbm-predictor[parquet]'"
         ) from error
     return pa, parquet
-
-
-@contextmanager
-def writer(path: Path | None, out: IO[str], columns: Mapping[str, type]) -> Iterator[Writer]:
-    """
-    Open *path* for rows of *columns*, as CSV, JSON lines or Parquet by its suffix; None writes CSV to *out*.
-
-    The file appears when everything was written; before that it has another name, and after an error that is gone too.
-
-    Raises:
-        TableError: Another suffix, or the file cannot be written.
-    """
-    if path is None:
-        yield _csv_writer(out, columns)
-        return
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".jsonl", ".ndjson", ".parquet"):
-        raise TableError(f"{path.name}: output is .csv, .jsonl or .parquet")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        if suffix == ".parquet":
-            with _parquet_writer(unfinished, columns) as write:
-                yield write
-        else:
-            with unfinished.open("w", encoding="utf-8", newline="") as file:
-                yield _csv_writer(file, columns) if suffix == ".csv" else _json_writer(file)
-        unfinished.replace(path)
-    except OSError as error:  # of this file: a pipe on stdout is the caller's to close
-        raise TableError(f"{path.name} cannot be written: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _csv_writer(file: IO[str], columns: Mapping[str, type]) -> Writer:
-    table = csv.DictWriter(file, list(columns), lineterminator="\n")
-    table.writeheader()
-    return table.writerows
-
-
-def _json_writer(file: IO[str]) -> Writer:
-    return lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@contextmanager
-def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Writer]:
-    pa, parquet = _pyarrow()
-    types = {float: pa.float64(), int: pa.int64(), str: pa.string()}
-    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
-    with parquet.ParquetWriter(path, schema) as file:
-
-        def write(rows: list[Row]) -> None:
-            cells = {name: [kind(row[name]) for row in rows] for name, kind in columns.items()}
-            file.write_table(pa.table(cells, schema))
-
-        yield write

@@ -1,0 +1,230 @@
+"""Pictures of a report as SVG inside the page: its text is text, and its colours follow the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor.cli.evaluation import Classified, Curve, Estimated
+from predictor.errors import PredictorError
+from predictor.manifest import Feature
+
+__all__ = ["Charts"]
+
+# What matplotlib is told, and the page's colour that it stands for.
+_TEXT, _GRID, _INK, _PALE = "#010203", "#020304", "#030405", "#040506"
+_SERIES = ("#030405", "#050607", "#060708", "#070809")
+_NAMES = {
+    _TEXT: "currentColor",
+    _GRID: "var(--line)",
+    _PALE: "var(--pale)",
+    **dict(zip(_SERIES, ("var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)"), strict=True)),
+}
+_DASHES = ("-", "--", "-.", ":")
+_DOTS = "#2f86c4"  # pictures of points are pixels, which cannot follow the page: seen on white and on black
+_WIDE, _SMALL = (
+    3.6,
+    2.75,
+)  # inches: at the page's widths of pictures, text of 9 points is 10 to 16 pixels high
+_NAMED = 6  # categories up to which a small picture has room for their labels
+Floats = NDArray[np.float64]
+
+
+class Charts:
+    """Draws the pictures of one page."""
+
+    def __init__(self) -> None:
+        try:
+            from matplotlib import rc_context
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise PredictorError(
+                "pictures need the 'report' extra: pip install 'lightgbm-predictor[report]'"
+            ) from error
+        self._figure, self._settings, self._drawn = Figure, rc_context, 0
+
+    def bars(self, names: Sequence[str], values: Sequence[float], label: str) -> str:
+        """Horizontal bars, the first on top."""
+
+        def draw(axes: Any) -> None:
+            axes.barh(range(len(names)), values, color=_INK)
+            axes.locator_params(axis="x", nbins=4)
+            axes.set_yticks(range(len(names)), [_short(name) for name in names])
+            axes.invert_yaxis()
+            axes.set_xlabel(label)
+
+        return self._draw(draw, label + " of each feature", height=0.9 + 0.24 * len(names))
+
+    def shares(self, feature: Feature, counts: NDArray[np.int64]) -> str:
+        """These rows beside the reference, per bin."""
+
+        def draw(axes: Any) -> None:
+            if feature.reference is None:
+                return
+            places = np.arange(len(counts))
+            axes.bar(places - 0.2, feature.reference.shares, 0.4, color=_PALE)
+            axes.bar(places + 0.2, counts / max(1, counts.sum()), 0.4, color=_INK)
+            _label_categories(axes, feature, places)
+            axes.set_title(_short(feature.name), fontsize=9)
+            if feature.min is not None and feature.max is not None:
+                axes.set_xlabel(f"{feature.min:.4g} .. {feature.max:.4g}")
+
+        return self._draw(draw, f"share of rows per bin of {feature.name}", height=1.7, width=_SMALL)
+
+    def roc(self, curves: Sequence[Curve]) -> str:
+        """True against false positive rate."""
+
+        def draw(axes: Any) -> None:
+            for curve, style in zip(curves, self._styles(len(curves)), strict=True):
+                axes.plot(
+                    curve.fall_out, curve.recall, **style, label=f"{_short(curve.label)} {curve.area:.3f}"
+                )
+            axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
+            axes.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC, with its area")
+            self._legend(axes, len(curves))
+
+        return self._draw(draw, "ROC curve of each class against the rest")
+
+    def precision(self, curves: Sequence[Curve]) -> str:
+        """Precision against recall."""
+
+        def draw(axes: Any) -> None:
+            for curve, style in zip(curves, self._styles(len(curves)), strict=True):
+                name = f"{_short(curve.label)} {curve.average_precision:.3f}"
+                axes.plot(curve.recall, curve.precision, **style, label=name)
+            axes.set(xlabel="recall", ylabel="precision", ylim=(0, 1.03), title="PR, with average precision")
+            self._legend(axes, len(curves))
+
+        return self._draw(draw, "precision and recall of each class against the rest")
+
+    def calibration(self, counted: Classified) -> str:
+        """The chart of predicted against observed frequencies, with 95 % intervals."""
+
+        def draw(axes: Any) -> None:
+            axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
+            for index, style in zip(counted.shown, self._styles(len(counted.shown)), strict=True):
+                said, share, low, high, _ = counted.calibration(index).T
+                name = _short(counted.classes[index])
+                axes.errorbar(said, share, (share - low, high - share), fmt="o", **style, ms=4, label=name)
+            axes.set(xlabel="mean probability", ylabel="share that happened", title="Calibration")
+            self._legend(axes, len(counted.shown))
+
+        return self._draw(draw, "calibration: probabilities against what happened")
+
+    def estimates(self, counted: Estimated) -> str:
+        """Mean label against mean prediction, per tenth of the rows."""
+
+        def draw(axes: Any) -> None:
+            truth, said = counted.pairs.T
+            parts = np.array_split(np.argsort(said, kind="stable"), min(10, len(said)))
+            x = [float(said[part].mean()) for part in parts]
+            axes.axline((x[0], x[0]), slope=1, color=_GRID, linewidth=1)
+            reach = [1.96 * float(truth[part].std()) / len(part) ** 0.5 for part in parts]
+            axes.errorbar(x, [truth[part].mean() for part in parts], reach, fmt="o-", color=_INK, ms=4)
+            axes.set(xlabel="mean prediction per tenth of rows", ylabel="mean label", title="Calibration")
+
+        return self._draw(draw, "calibration: predictions against labels")
+
+    def swarm(self, names: Sequence[str], values: Floats, shares: Floats) -> str:
+        """One line per feature, one dot per row: how far it moved the score; the darker, the larger the value."""
+
+        def draw(axes: Any) -> None:
+            random = np.random.default_rng(0)
+            for line in range(len(names)):
+                x, v = shares[:, line], values[:, line]
+                rank = np.argsort(np.argsort(np.nan_to_num(v, nan=-np.inf))) / max(1, len(v) - 1)
+                jitter = random.uniform(-0.3, 0.3, len(x))
+                axes.scatter(
+                    x, line + jitter, c=rank, cmap="plasma", vmin=-0.15, vmax=1.15, s=4, rasterized=True
+                )
+            axes.axvline(0, color=_GRID, linewidth=1)
+            axes.locator_params(axis="x", nbins=5)
+            axes.set_yticks(range(len(names)), [_short(name) for name in names])
+            axes.invert_yaxis()
+            axes.set_xlabel("contribution to the raw score (SHAP)")
+
+        return self._draw(draw, "contribution of each feature in each row", height=0.9 + 0.34 * len(names))
+
+    def dependence(self, feature: Feature, values: Floats, shares: Floats) -> str:
+        """Contribution against value; of a category by its labels, where there is room."""
+
+        def draw(axes: Any) -> None:
+            axes.scatter(values, shares, s=4, color=_DOTS, alpha=0.6, rasterized=True)
+            axes.axhline(0, color=_GRID, linewidth=1)
+            axes.locator_params(nbins=4)
+            if feature.codes is not None:
+                _label_categories(axes, feature, feature.codes)
+                axes.set_xlim(min(feature.codes, default=0) - 0.5, max(feature.codes, default=0) + 0.5)
+            axes.set(xlabel=_short(feature.name), ylabel="contribution")
+
+        return self._draw(draw, f"contribution of {feature.name} by its value", height=1.9, width=_SMALL)
+
+    @staticmethod
+    def _styles(count: int) -> list[dict[str, Any]]:
+        # Told apart by the dashes too, for who does not see the colours or prints in grey.
+        return [
+            {"color": _SERIES[i % 4], "linestyle": _DASHES[i // 4 % 4 if count > 4 else i % 4]}
+            for i in range(count)
+        ]
+
+    @staticmethod
+    def _legend(axes: Any, count: int) -> None:
+        if count <= 12:
+            axes.legend(fontsize=8, frameon=False)
+
+    def _draw(
+        self, draw: Callable[[Any], None], caption: str, *, height: float = 2.8, width: float = _WIDE
+    ) -> str:
+        self._drawn += 1
+        with self._settings({
+            **dict.fromkeys(
+                ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _TEXT
+            ),
+            "axes.edgecolor": _GRID,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": str(self._drawn),  # each picture its own names: they share one page
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "text.parse_math": False,  # a feature may be called $x$
+        }):  # fmt: skip
+            figure = self._figure(figsize=(width, height), layout="constrained")
+            draw(figure.add_subplot())
+            file = io.StringIO()
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            figure.savefig(file, format="svg", transparent=True, dpi=160, metadata=nothing)
+        text = file.getvalue()
+        text = text[text.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+        text = re.sub(r'<g id="[^"]*"', "<g", text)
+        text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
+        for told, name in _NAMES.items():
+            text = text.replace(told, name)
+        view = re.search(r'viewBox="[^"]*"', text)
+        if view is None:
+            raise RuntimeError("matplotlib wrote an SVG without a viewBox")
+        body = text[text.index(">") + 1 :]
+        return f'<figure><svg {view[0]} role="img" aria-label="{escape(caption)}">{body}</figure>'
+
+
+def _label_categories(axes: Any, feature: Feature, places: Sequence[float] | NDArray[np.int64]) -> None:
+    """Name the categories of *feature* at *places* on the x axis, or nothing where there are too many or none."""
+    labels = feature.categories or ()
+    if 0 < len(labels) <= _NAMED:
+        room = 36 // len(labels)  # characters
+        axes.set_xticks(places, [_short(label, room) for label in labels])
+    else:
+        axes.set_xticks([])
+
+
+def _short(name: object, most: int = 20) -> str:
+    text = str(name)
+    return text if len(text) <= most else text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,277 @@
+"""
+Measures answers against labels that arrive in blocks, by sums and counts, so that memory does not grow with rows.
+
+Beside every loss stands what the best constant answer would have got on the same rows: their own class frequencies, or
+their mean. A difference counts where it is above two standard errors, with rows taken as independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor._objectives import per_class
+from predictor.errors import SchemaError
+from predictor.manifest import Label
+
+__all__ = ["Classified", "Compared", "Curve", "Estimated", "numbers_of", "positions_of", "wilson"]
+
+BINS = 10  # of the probability scale, for calibration
+_GRID, _REACH = 8_000, 20.0  # log-odds from -20 to 20 in steps of 0.005, for ROC and PR
+_TINY = 1e-15  # a probability of 0 counts as this, or one row would make the log loss infinite
+_CERTAIN = 2.0  # standard errors
+_PAIRS = 20_000  # label and prediction, held for the pictures of a regression
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A loss, smaller is better, beside that of a constant answer on the same rows."""
+
+    name: str
+    model: float
+    baseline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One class against the rest, by falling score; scores within 0.005 of log-odds count as equal."""
+
+    label: Label
+    recall: Floats  # the true positive rate
+    fall_out: Floats  # the false positive rate
+    precision: Floats
+    area: float  # under the ROC curve; NaN where a side has no rows
+    average_precision: float
+    share: float  # of the rows that are of this class
+
+
+class Classified:
+    """Counts what a classifier said against what was so."""
+
+    def __init__(self, classes: Sequence[Label]) -> None:
+        k = len(classes)
+        self.classes: tuple[Label, ...] = tuple(classes)
+        self.confusion: NDArray[np.int64] = np.zeros(
+            (k, k), dtype=np.int64
+        )  # by true class, then by the most probable one
+        self._loss, self._squared, self._brier = np.zeros(k), 0.0, 0.0
+        self._bins = np.zeros((k, BINS, 3))  # rows, sum of probabilities, rows of the class
+        self._grid = np.zeros((k, _GRID, 2), dtype=np.int64)  # of other classes, of this class
+
+    @property
+    def rows(self) -> int:
+        """The number of rows counted."""
+        return int(self.confusion.sum())
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The classes with a curve: of two, the second says it all."""
+        return (1,) if len(self.classes) == 2 else tuple(range(len(self.classes)))
+
+    def add(self, answers: Floats, truth: NDArray[np.int64]) -> None:
+        """Count *answers* [n, outputs] and the position of each row's true class."""
+        given = per_class(answers)
+        of_all = given / given.sum(axis=1, keepdims=True).clip(_TINY)  # one-vs-all does not sum to 1
+        k, happened = len(self.classes), truth[:, None] == np.arange(len(self.classes))
+        loss = -np.log(of_all[np.arange(len(truth)), truth].clip(_TINY, 1.0))
+        self._loss += np.bincount(truth, weights=loss, minlength=k)
+        self._squared += float((loss**2).sum())
+        self._brier += float(((of_all - happened) ** 2).sum())
+        np.add.at(self.confusion, (truth, of_all.argmax(axis=1)), 1)
+        for index in self.shown:
+            p, hit = given[:, index], happened[:, index]
+            place = np.minimum((p * BINS).astype(int), BINS - 1)
+            for column, weights in enumerate((None, p, hit)):
+                self._bins[index, :, column] += np.bincount(place, weights=weights, minlength=BINS)
+            odds = np.log(p.clip(1e-12, 1.0) / (1.0 - p).clip(1e-12, 1.0))
+            place = ((odds.clip(-_REACH, _REACH) + _REACH) / (2 * _REACH) * (_GRID - 1)).astype(int)
+            for side in (0, 1):
+                self._grid[index, :, side] += np.bincount(place[hit == bool(side)], minlength=_GRID)
+
+    def losses(self) -> tuple[Compared, Compared]:
+        """Return log loss (nats) and Brier score; of two classes the squared error of one probability, else of all."""
+        share = self.confusion.sum(axis=1) / max(1, self.rows)
+        half = 2 if len(self.classes) == 2 else 1
+        return (
+            Compared("log loss", float(self._loss.sum()) / self.rows, float(share @ self._surprise())),
+            Compared("Brier score", self._brier / self.rows / half, float(1 - (share**2).sum()) / half),
+        )
+
+    def verdict(self) -> str:
+        """Return one sentence or two: is it better than guessing the class frequencies."""
+        counts = self.confusion.sum(axis=1)
+        if (counts > 0).sum() < 2:
+            only = self.classes[int(counts.argmax())]
+            return f"All rows are of the class {only}: whether the model can tell classes apart cannot be seen here."
+        loss, surprise = self.losses()[0], self._surprise()
+        squared = self._squared - 2 * float(surprise @ self._loss) + float(counts @ surprise**2)
+        error = _standard_error(loss.baseline - loss.model, squared, self.rows)
+        return _verdict(loss, error, self.rows, "guessing the class frequencies")
+
+    def calibration(self, index: int) -> Floats:
+        """Return [bins, 5] of a class: mean probability, observed share, its 95 % interval (Wilson), rows."""
+        n, said, hits = self._bins[index][self._bins[index, :, 0] > 0].T
+        low, high = wilson(hits, n)
+        return np.column_stack((said / n, hits / n, low, high, n))
+
+    def curve(self, index: int) -> Curve:
+        """Return ROC and PR of one class against the rest."""
+        misses, hits = np.cumsum(self._grid[index, ::-1], axis=0).T
+        positives, negatives = max(1, int(hits[-1])), max(1, int(misses[-1]))
+        recall, fall_out = hits / positives, misses / negatives
+        precision = hits / np.maximum(1, hits + misses)
+        area = float(np.sum(np.diff(fall_out, prepend=0) * (recall + np.concatenate(([0], recall[:-1]))) / 2))
+        changed = np.flatnonzero(np.diff(hits + misses, prepend=0))
+        return Curve(
+            self.classes[index],
+            np.concatenate(([0.0], recall[changed])),
+            np.concatenate(([0.0], fall_out[changed])),
+            np.concatenate((precision[changed][:1], precision[changed])),
+            area if hits[-1] and misses[-1] else math.nan,
+            float(np.sum(np.diff(recall, prepend=0) * precision)) if hits[-1] else math.nan,
+            int(hits[-1]) / max(1, int(hits[-1] + misses[-1])),
+        )
+
+    def _surprise(self) -> Floats:
+        """Return the log loss of guessing the frequencies for a row of each class; 0 for a class without rows."""
+        counts = self.confusion.sum(axis=1)
+        return -np.log(np.where(counts > 0, counts, self.rows) / max(1, self.rows))
+
+
+class Estimated:
+    """Sums the errors of a regression, and holds a sample of label and prediction."""
+
+    def __init__(self) -> None:
+        self.rows: int = 0
+        self._mean, self._spread, self._squared = 0.0, 0.0, 0.0
+        self._random, self._keys = np.random.default_rng(0), np.empty(0)
+        self.pairs: Floats = np.empty((0, 2))  # label, prediction: of all rows, or of a sample
+
+    def add(self, answers: Floats, truth: Floats) -> None:
+        """Count *answers* [n, 1] and their true values, n >= 1."""
+        n, mean = len(truth), float(truth.mean())
+        shift, total = mean - self._mean, self.rows + n
+        # Chan, Golub, LeVeque (1979): spreads of two parts, without the loss of digits of a sum of squares.
+        self._spread += float(((truth - mean) ** 2).sum()) + shift**2 * self.rows * n / total
+        self._mean, self.rows = self._mean + shift * n / total, total
+        self._squared += float(((truth - answers[:, 0]) ** 2).sum())
+        keys = np.concatenate((self._keys, self._random.random(n)))
+        pairs = np.concatenate((self.pairs, np.column_stack((truth, answers[:, 0]))))
+        kept = np.sort(np.argsort(keys, kind="stable")[:_PAIRS])
+        self._keys, self.pairs = keys[kept], pairs[kept]
+
+    def losses(self) -> tuple[Compared, Compared]:
+        """Return RMSE of all rows, and MAE of the pairs that are held."""
+        truth, said = self.pairs.T
+        of = "" if len(truth) == self.rows else f" (sample of {len(truth):,} rows)"
+        return (
+            Compared("RMSE", math.sqrt(self._squared / self.rows), math.sqrt(self._spread / self.rows)),
+            Compared(
+                f"MAE{of}", float(np.abs(truth - said).mean()), float(np.abs(truth - self._mean).mean())
+            ),
+        )
+
+    def verdict(self) -> str:
+        """Return one sentence or two: is it better than the mean."""
+        if self._spread == 0:
+            return "All labels are equal: whether the model can tell rows apart cannot be seen here."
+        truth, said = self.pairs.T
+        gain = (truth - self._mean) ** 2 - (truth - said) ** 2
+        error = float(gain.std()) / math.sqrt(self.rows)
+        # The RMSE is compared by its square, whose standard error is that of a mean.
+        rmse = self.losses()[0]
+        mean_gain = (self._spread - self._squared) / self.rows
+        return _verdict(
+            rmse, error * (rmse.baseline - rmse.model) / (mean_gain or 1.0), self.rows, "their mean"
+        )
+
+
+def wilson(hits: Floats, rows: Floats) -> tuple[Floats, Floats]:
+    """Return the 95 % score interval of shares (Wilson, 1927); *rows* > 0."""
+    z, share = 1.96, hits / rows
+    middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
+    reach = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return np.minimum(middle - reach, share).clip(0, 1), np.maximum(middle + reach, share).clip(0, 1)
+
+
+def positions_of(labels: Sequence[Any], classes: Sequence[Label]) -> NDArray[np.int64]:
+    """
+    Return which of *classes* each label is: the equal one, else the one with the same text.
+
+    Raises:
+        SchemaError: A label is missing or no class; its row is counted from the first of *labels*.
+    """
+    equal = {label: index for index, label in enumerate(classes)}
+    by_text = {str(label): index for index, label in enumerate(classes)}
+    texts_are_numbers = {float(text): index for text, index in by_text.items() if _is_number(text)}
+    found = np.empty(len(labels), dtype=np.int64)
+    for row, label in enumerate(labels):
+        if label is None or (isinstance(label, float) and math.isnan(label)):
+            raise SchemaError("the label is missing", remedy="leave rows without a label out", row=row)
+        index = equal.get(label, by_text.get(str(label)))
+        if index is None and isinstance(label, int | float):
+            index = texts_are_numbers.get(float(label))
+        if index is None:
+            known = ", ".join(str(known) for known in classes[:10])
+            raise SchemaError(
+                f"label {str(label)[:40]!r} is no class of this model",
+                remedy=f"the classes are {known}; is --label the right column?",
+                row=row,
+            )
+        found[row] = index
+    return found
+
+
+def numbers_of(labels: Sequence[Any]) -> Floats:
+    """
+    Return labels as float64.
+
+    Raises:
+        SchemaError: A label is missing, no number, or not finite; its row is counted from the first of *labels*.
+    """
+    found = np.empty(len(labels))
+    for row, label in enumerate(labels):
+        try:
+            found[row] = math.nan if label is None else float(label)
+        except (TypeError, ValueError) as error:
+            raise SchemaError(
+                f"label {str(label)[:40]!r} is no number",
+                remedy="labels of this model are numbers; is --label the right column?",
+                row=row,
+            ) from error
+        if not math.isfinite(found[row]):
+            raise SchemaError(
+                "the label is missing or not finite", remedy="leave rows without a label out", row=row
+            )
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _standard_error(mean: float, squares: float, n: int) -> float:
+    return math.sqrt(max(0.0, squares / n - mean**2) / n)
+
+
+def _verdict(loss: Compared, error: float, rows: int, than: str) -> str:
+    gain = loss.baseline - loss.model
+    figures = f"{loss.name} {loss.model:.4g} against {loss.baseline:.4g} on {rows:,} rows"
+    needed = max(_CERTAIN * error, 1e-6 * loss.baseline)  # a difference of rounding is none
+    if gain > needed:
+        return f"Better than {than}: {figures}, {gain / loss.baseline:.1%} lower."
+    if gain < -needed:
+        return f"Worse than {than}: {figures}. Do not use these answers as they are."
+    return (
+        f"No better than {than}: {figures}, a difference that chance explains (within two standard errors)."
+    )

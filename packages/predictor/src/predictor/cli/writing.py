@@ -1,0 +1,79 @@
+"""Writes rows to CSV, JSON lines and Parquet, block by block; a file appears when it is whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from predictor.cli.tables import Row, TableError, import_pyarrow
+
+__all__ = ["Writer", "require_folder", "writer"]
+
+Writer = Callable[[list[Row]], None]
+
+
+def require_folder(path: Path) -> None:
+    """Raise `TableError` where *path* cannot be written because its folder is not there."""
+    if not path.parent.is_dir():
+        raise TableError(f"{path} cannot be written: there is no folder {str(path.parent)!r}")
+
+
+@contextmanager
+def writer(path: Path | None, out: IO[str], columns: Mapping[str, type]) -> Iterator[Writer]:
+    """
+    Open *path* for rows of *columns*, as CSV, JSON lines or Parquet by its suffix; None writes CSV to *out*.
+
+    The file appears when everything was written; before that it has another name, and after an error that is gone too.
+
+    Raises:
+        TableError: Another suffix, or the file cannot be written.
+    """
+    if path is None:
+        yield _csv_writer(out, columns)
+        return
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".jsonl", ".ndjson", ".parquet"):
+        raise TableError(f"{path.name}: output is .csv, .jsonl or .parquet")
+    require_folder(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if suffix == ".parquet":
+            with _parquet_writer(unfinished, columns) as write:
+                yield write
+        else:
+            with unfinished.open("w", encoding="utf-8", newline="") as file:
+                yield _csv_writer(file, columns) if suffix == ".csv" else _json_writer(file)
+        unfinished.replace(path)
+    except OSError as error:  # of this file: a pipe on stdout is the caller's to close
+        raise TableError(f"{path.name} cannot be written: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _csv_writer(file: IO[str], columns: Mapping[str, type]) -> Writer:
+    table = csv.DictWriter(file, list(columns), lineterminator="\n")
+    table.writeheader()
+    return table.writerows
+
+
+def _json_writer(file: IO[str]) -> Writer:
+    return lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextmanager
+def _parquet_writer(path: Path, columns: Mapping[str, type]) -> Iterator[Writer]:
+    pa, parquet = import_pyarrow()
+    types = {float: pa.float64(), int: pa.int64(), str: pa.string()}
+    schema = pa.schema([(name, types[kind]) for name, kind in columns.items()])
+    with parquet.ParquetWriter(path, schema) as file:
+
+        def write(rows: list[Row]) -> None:
+            cells = {name: [kind(row[name]) for row in rows] for name, kind in columns.items()}
+            file.write_table(pa.table(cells, schema))
+
+        yield write
