@@ -1,19 +1,20 @@
-"""Is the data still what the model was trained on: counters and population stability against the manifest."""
+"""Compares served rows and answers with those of the training: counters and population stability indices."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.errors import ManifestError
-from predictor.manifest import Feature, Manifest, RowPolicy
+from predictor.errors import ManifestError, SchemaError
+from predictor.manifest import Feature, Label, Manifest, Reference, RowPolicy
 from predictor.schema import RowSchema
 
-__all__ = ["DriftMonitor", "FeatureDrift", "population_stability_index"]
+__all__ = ["AnswerDrift", "DriftMonitor", "FeatureDrift", "population_stability_index"]
 
 # Everything is let in to be counted, whatever the model's own policy refuses; only text where numbers belong is not.
 _COUNT_ALL = RowPolicy(
@@ -30,7 +31,7 @@ _SHARE_FLOOR = 1e-4  # an empty bin counts as this share, or one absent value wo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureDrift:
-    """What one feature looked like since the monitor started or was reset."""
+    """The statistics of one feature since the monitor started or was reset."""
 
     feature: str
     rows: int
@@ -43,6 +44,15 @@ class FeatureDrift:
     )  # population stability index; None before any row, or without a reference in the manifest
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerDrift:
+    """The statistics of one output of the model since the monitor started or was reset."""
+
+    output: Label | None  # the class it is of; None for the one output of a model without classes
+    rows: int  # that were observed with their answers, NaN ones included; not those observed without
+    psi: float | None  # population stability index; None before any answer
+
+
 class DriftMonitor:
     """
     Counts what rows look like against the manifest's reference. Safe to share among threads.
@@ -52,7 +62,10 @@ class DriftMonitor:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._features = manifest.features
+        self._features, self._answers, self._outputs = manifest.features, manifest.answers, manifest.n_outputs
+        self._labels: Sequence[Label | None] = manifest.classes or range(len(self._answers))
+        if len(self._answers) < 2:  # a binary model answers for its second class
+            self._labels = (manifest.classes[1:] or (None,))[: len(self._answers)]
         self._schema = RowSchema(
             [feature.model_copy(update={"kind": _kind(feature)}) for feature in manifest.features], _COUNT_ALL
         )
@@ -65,21 +78,46 @@ class DriftMonitor:
             self._rows = 0
             self._counts = np.zeros((len(self._features), 4), dtype=np.int64)  # null, below, above, unseen
             self._bins = [np.zeros(_bin_count(feature), dtype=np.int64) for feature in self._features]
+            self._answered = [np.zeros(len(one.shares) + 1, dtype=np.int64) for one in self._answers]
 
-    def observe(self, rows: Any) -> None:
+    def observe(self, rows: Any, answers: NDArray[np.float64] | None = None) -> None:
         """
         Count *rows*, in any form `Model.predict` takes, also ones its policy would refuse.
 
+        Args:
+            rows: What was asked; n >= 0.
+            answers: What `Model.predict` answered: [n], or [n, outputs]; not raw scores. Counted where given.
+
         Raises:
-            SchemaError: The width is wrong, or text stands where a number belongs; nothing was counted.
+            SchemaError: The width is wrong, text stands where a number belongs, or the answers are not numbers of
+                that shape; nothing was counted.
         """
         matrix = self._schema.encode(rows)
+        answered = []
+        if answers is not None:
+            checked = _checked_answers(answers, rows=len(matrix), outputs=self._outputs)
+            answered = _count_answers(self._answers, checked)
         found = [_count(feature, matrix[:, index]) for index, feature in enumerate(self._features)]
         with self._guard:
             self._rows += len(matrix)
             for index, (counts, bins) in enumerate(found):
                 self._counts[index] += counts
                 self._bins[index] += bins
+            for index, bins in enumerate(answered):
+                self._answered[index] += bins
+
+    def answers(self) -> tuple[AnswerDrift, ...]:
+        """Return one `AnswerDrift` per output, in order; none where the manifest has no distribution of answers."""
+        with self._guard:
+            counts = [array.copy() for array in self._answered]
+        return tuple(
+            AnswerDrift(
+                output=label,
+                rows=int(bins.sum()),
+                psi=_stability(reference, bins[:-1], null=int(bins[-1])) if bins.any() else None,
+            )
+            for label, reference, bins in zip(self._labels, self._answers, counts, strict=True)
+        )
 
     def report(self) -> tuple[FeatureDrift, ...]:
         """Return one `FeatureDrift` per feature, in model order."""
@@ -143,10 +181,42 @@ def _count(feature: Feature, column: NDArray[np.float64]) -> tuple[list[int], ND
 
 
 def _psi(feature: Feature, null: int, unseen: int, bins: NDArray[np.int64]) -> float | None:
+    return (
+        None if feature.reference is None else _stability(feature.reference, bins, null=null, unseen=unseen)
+    )
+
+
+def _stability(reference: Reference, bins: NDArray[np.int64], *, null: int, unseen: int = 0) -> float:
     """The index over value bins, unseen categories as one bin more, and nulls as another."""
-    reference = feature.reference
-    if reference is None:
-        return None
     total = max(1, null + unseen + int(bins.sum()))
     expected = np.append(np.array(reference.shares) * (1 - reference.null_share), (0.0, reference.null_share))
     return population_stability_index(expected, np.append(bins, (unseen, null)) / total)
+
+
+def _checked_answers(answers: Any, *, rows: int, outputs: int) -> NDArray[np.float64]:
+    """Return *answers* as float64 [rows, outputs]; a `SchemaError` for what `Model.predict` never answers."""
+    remedy = "pass what Model.predict answered for these very rows"
+    try:
+        found = np.asarray(answers)
+    except ValueError as error:
+        raise SchemaError("the answers have rows of several lengths", remedy=remedy) from error
+    shapes = [(rows, outputs), *([(rows,)] if outputs == 1 or rows == 0 else [])]
+    if found.shape not in shapes:
+        raise SchemaError(
+            f"the answers have the shape {found.shape}, where {rows} rows of this model have {(rows, outputs)}",
+            remedy=remedy,
+        )
+    if found.dtype.kind not in "fiu":
+        raise SchemaError(f"the answers are no numbers but {found.dtype}", remedy=remedy)
+    return found.astype(np.float64).reshape(rows, outputs)
+
+
+def _count_answers(references: Sequence[Reference], answers: NDArray[np.float64]) -> list[NDArray[np.int64]]:
+    """Return for each output the answers [n, outputs] in each bin, and last those that are no number."""
+    found = []
+    for reference, column in zip(references, answers.T, strict=bool(references)):
+        seen = column[~np.isnan(column)]
+        places = np.searchsorted(reference.edges, seen)
+        bins = np.bincount(places, minlength=len(reference.shares))
+        found.append(np.append(bins, len(column) - len(seen)))
+    return found

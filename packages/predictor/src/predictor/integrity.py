@@ -1,4 +1,4 @@
-"""Is this the model that was promised: its bytes by SHA-256, its shape by the manifest, its numbers by golden rows."""
+"""Verifies a model: its bytes by SHA-256, its shape by the manifest, its numbers by golden rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from predictor._model_file import ModelText
 from predictor.errors import GoldenRowMismatch, IntegrityError, ManifestError
 from predictor.manifest import Manifest
 
-__all__ = ["check_bits", "check_digest", "check_manifest", "check_ulps", "sha256_of"]
+__all__ = ["Comparison", "check_bits", "check_digest", "check_manifest", "check_ulps", "sha256_of"]
 
 OUTPUT_ULPS = 4  # another CPU's libm may round exp differently; trees and their sums may not
 
@@ -95,3 +95,54 @@ def _refuse_first(what: str, wrong: Any) -> None:
             f"{what}: golden row {int(wrong.argmax())} gives other numbers than when the model was made"
             f" ({int(wrong.sum())} of {len(wrong)} rows); do not serve this model here"
         )
+
+
+class Comparison:
+    """Counts the rows whose answer is not the expected one, block by block."""
+
+    def __init__(self) -> None:
+        self._rows = self._wrong = self._first = 0
+        self._most, self._has_nan = 0.0, False
+
+    def add(self, answers: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+        """
+        Compare *answers* [n] or [n, outputs] with *expected*: as many, or two classes' for one probability.
+
+        Raises:
+            ManifestError: The shapes do not fit.
+        """
+        if expected.ndim == 2 and answers.ndim == 1:
+            two = expected.shape[1] == 2
+            answers = np.column_stack((1.0 - answers, answers)) if two else answers[:, None]
+        if expected.shape != answers.shape:
+            raise ManifestError(
+                f"expected has the shape {expected.shape}, the model answers {answers.shape}: one for each row"
+            )
+        wrong = (expected != answers) & ~(np.isnan(expected) & np.isnan(answers))
+        if wrong.any():
+            rows = wrong.reshape(len(wrong), -1).any(axis=1)
+            if not self._wrong:
+                self._first = self._rows + int(rows.argmax())
+            self._wrong += int(rows.sum())
+            apart = np.abs(expected - answers)[wrong]
+            is_nan = np.isnan(apart)  # one of the two is NaN: then there is no difference to measure
+            self._has_nan |= bool(is_nan.any())
+            self._most = max(self._most, float(apart[~is_nan].max(initial=0.0)))
+        self._rows += len(expected)
+
+    def check(self, what: str) -> None:
+        """
+        Refuse the model unless every row of *what* has its expected answer, bit for bit.
+
+        Raises:
+            GoldenRowMismatch: One has another.
+        """
+        if self._wrong:
+            by = [f"by up to {self._most:g}"] if self._most else []
+            by += ["NaN against a number"] if self._has_nan else []
+            raise GoldenRowMismatch(
+                f"{self._wrong} of {self._rows} {what} have another answer than expected, first row {self._first},"
+                f" {' or '.join(by)}: the file is not the trained model (was it saved with all its rounds?), it"
+                " changes its trees' answers (pred_early_stop, a subclass), or rows are read otherwise than in"
+                " training (are categories or names told right?)"
+            )

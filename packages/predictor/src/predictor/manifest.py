@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -45,11 +45,13 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 class _Frozen(BaseModel):
     # Pydantic before 2.10 claims every name that begins with "model_".
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class Reference(_Frozen):
-    """How one feature was distributed in the sample rows; what drift is measured against."""
+    """The distribution of a feature, or of an output, in the sample rows, which drift is measured against."""
 
     count: int = Field(ge=1, description="rows, null ones included")
     null_share: Finite = Field(ge=0, le=1)
@@ -58,6 +60,12 @@ class Reference(_Frozen):
         description="inner bin edges, rising; a value v falls in bin k where edges[k-1] < v <= edges[k]",
     )
     shares: tuple[Finite, ...] = Field(description="share of the non-null rows per bin, or per category code")
+
+    @model_validator(mode="after")
+    def _edges_rise(self) -> Self:
+        if sorted(set(self.edges)) != list(self.edges):
+            raise ValueError("the reference needs rising edges")
+        return self
 
 
 class Feature(_Frozen):
@@ -88,16 +96,16 @@ class Feature(_Frozen):
             raise ValueError("only a category feature has categories")
         if self.reference is not None:
             bins = len(self.codes) if self.codes is not None else len(self.reference.edges) + 1
-            if len(self.reference.shares) != bins or sorted(set(self.reference.edges)) != list(
-                self.reference.edges
-            ):
-                raise ValueError("the reference needs rising edges and one share per bin")
+            if len(self.reference.shares) != bins:
+                raise ValueError(
+                    f"the reference needs one share per bin: {bins}, not {len(self.reference.shares)}"
+                )
         return self
 
 
 class RowPolicy(_Frozen):
     """
-    What to do with a row that does not fit. The default refuses; each other word is a decision to write down.
+    The handling of rows that do not fit. The default refuses them; each other word is a decision to write down.
 
     `DriftMonitor` counts nulls, unseen categories and values out of range, whatever is allowed here.
     """
@@ -150,6 +158,9 @@ class Manifest(_Frozen):
     features: tuple[Feature, ...] = Field(min_length=1)
     policy: RowPolicy = RowPolicy()
     golden: tuple[GoldenRow, ...] = ()
+    answers: tuple[Reference, ...] = Field(
+        default=(), description="how each output was distributed over the sample rows"
+    )
     provenance: Mapping[str, JsonValue] = Field(
         default_factory=dict, description="data, code, seed, time span"
     )
@@ -174,6 +185,10 @@ class Manifest(_Frozen):
             raise ValueError(
                 f"{len(self.classes)} class labels do not fit {self.n_outputs} {self.output} outputs"
             )
+        if self.answers and len(self.answers) != self.n_outputs:
+            raise ValueError(f"{len(self.answers)} distributions of answers for {self.n_outputs} outputs")
+        if any(len(answers.shares) != len(answers.edges) + 1 for answers in self.answers):
+            raise ValueError("a distribution of answers needs one share per bin")
         for golden in self.golden:
             if (len(golden.row), len(golden.raw), len(golden.output)) != (
                 len(names),
@@ -201,8 +216,18 @@ class Manifest(_Frozen):
             raise ManifestError(
                 f"{Path(path).name!r} has more than {_MAX_BYTES} bytes; make the manifest again"
             )
-        _refuse_repeated(data, Path(path).name)
-        with named_members(Path(path).name):
+        return cls.from_bytes(data, name=Path(path).name)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, name: str) -> Manifest:
+        """
+        Check a manifest that was read already; errors call it *name*.
+
+        Raises:
+            ManifestError: As `read`.
+        """
+        _refuse_repeated(data, name)
+        with named_members(name):
             return cls.model_validate_json(data)
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -14,8 +14,8 @@ from pydantic import JsonValue
 
 from predictor._features import features_of, labels_of, ordered_categories
 from predictor._model_file import ModelText, parse_model_text, read_model
-from predictor.errors import GoldenRowMismatch, ManifestError, SchemaError
-from predictor.integrity import sha256_of
+from predictor.errors import ManifestError, SchemaError
+from predictor.integrity import Comparison, sha256_of
 from predictor.manifest import (
     Feature,
     GoldenRow,
@@ -69,9 +69,9 @@ def write_manifest(
     Args:
         model: A file that `Booster.save_model` wrote.
         rows: The training rows, or a fair sample of them: array, frame, or list of rows, n >= 1. Their ranges,
-            nulls and distribution become the reference; *golden* of them, evenly spaced, become golden rows. A
-            pandas frame with the training frame's category columns also says which features those are, which the
-            model file does not.
+            nulls and distribution, and that of their answers, become the reference of drift; *golden* of them, evenly
+            spaced, become golden rows. A pandas frame with the training frame's category columns also says which
+            features those are, which the model file does not.
         name: What the model is for, such as `trading-signal`.
         version: The version every prediction will carry.
         classes: Class labels in output order: two for a binary model, one per output for a multiclass one.
@@ -153,8 +153,13 @@ def write_manifest(
     loaded = Model.from_bytes(data, manifest=draft)
     if expected is not None:
         _check_expected(loaded, sample, expected)
-    rows_with_answers = _golden_rows(loaded, sample, count=golden)
-    manifest = draft.model_copy(update={"golden": rows_with_answers})
+    answers = loaded.predict_encoded(sample).reshape(len(sample), -1)
+    manifest = draft.model_copy(
+        update={
+            "golden": _golden_rows(loaded, sample, count=golden),
+            "answers": tuple(_distribution(column) for column in answers.T),
+        }
+    )
     Model.from_bytes(data, manifest=manifest)
     manifest.write(path if path is not None else manifest_path(model))
     return manifest
@@ -193,23 +198,9 @@ def _refuse_foreign_codes(drafts: Sequence[Feature], text: ModelText, sample: ND
 
 def _check_expected(model: Model, sample: NDArray[np.float64], expected: Any) -> None:
     """Refuse a model that does not give *expected* for *sample*, bit for bit."""
-    told = np.asarray(expected, dtype=np.float64)
-    answers = model.predict_encoded(sample)
-    if told.ndim == 2 and answers.ndim == 1:
-        answers = np.column_stack((1.0 - answers, answers)) if told.shape[1] == 2 else answers[:, None]
-    if told.shape != answers.shape:
-        raise ManifestError(
-            f"expected has the shape {told.shape}, the model answers {answers.shape}: one for each sample row"
-        )
-    wrong = (told != answers) & ~(np.isnan(told) & np.isnan(answers))
-    if wrong.any():
-        rows = wrong.reshape(len(wrong), -1).any(axis=1)
-        raise GoldenRowMismatch(
-            f"{int(rows.sum())} of {len(rows)} sample rows have another answer than expected, first row"
-            f" {int(rows.argmax())}, by up to {float(np.abs(told - answers)[wrong].max()):g}: the file is not the"
-            " trained model (was it saved with all its rounds?), or rows are read otherwise than in training (are"
-            " categories or names told right?)"
-        )
+    comparison = Comparison()
+    comparison.add(model.predict_encoded(sample), np.asarray(expected, dtype=np.float64))
+    comparison.check("sample rows")
 
 
 def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
@@ -263,7 +254,7 @@ def _observed(feature: Feature, column: NDArray[np.float64], *, decide_nullable:
     finite = seen[np.isfinite(seen)]
     if len(finite) and feature.kind != "category":
         update |= {"min": float(finite.min()), "max": float(finite.max())}
-    update["reference"] = _reference(feature, column, seen)
+    update["reference"] = _distribution(column, feature.codes)
     return feature.model_copy(update=update)
 
 
@@ -283,22 +274,21 @@ def _with_rare_categories(feature: Feature, seen: NDArray[np.float64]) -> Featur
     return feature.model_copy(update={"categories": codes, "codes": codes})
 
 
-def _reference(feature: Feature, column: NDArray[np.float64], seen: NDArray[np.float64]) -> Reference:
+def _distribution(column: NDArray[np.float64], codes: Sequence[int] | None = None) -> Reference:
+    """Return how *column* is distributed over *codes*, or without codes over the tenths of its finite numbers."""
+    seen = column[~np.isnan(column)]
     edges: NDArray[np.float64] = np.empty(0)
-    if feature.kind == "category":
-        counts = np.array([np.count_nonzero(seen == code) for code in feature.codes or ()])
+    if codes is not None:
+        counts = np.array([np.count_nonzero(seen == code) for code in codes], dtype=np.int64)
     else:
-        if np.isfinite(seen).any():
-            edges = np.unique(
-                np.quantile(seen[np.isfinite(seen)], np.arange(1, _BINS) / _BINS, method="inverted_cdf")
-            )
+        if (finite := seen[np.isfinite(seen)]).size:
+            edges = np.unique(np.quantile(finite, np.arange(1, _BINS) / _BINS, method="inverted_cdf"))
         counts = np.bincount(np.searchsorted(edges, seen), minlength=len(edges) + 1)
-    shares = counts / max(1, int(counts.sum()))
     return Reference(
         count=len(column),
         null_share=1 - len(seen) / len(column),
         edges=tuple(edges.tolist()),
-        shares=tuple(shares.tolist()),
+        shares=tuple((counts / max(1, int(counts.sum()))).tolist()),
     )
 
 
