@@ -28,7 +28,7 @@ class Trained:
         return Model.load(self.path, **options)
 
     def truth(self, rows: np.ndarray, **options: Any) -> np.ndarray:
-        """What LightGBM's own Python layer answers, with the one thread count that is safe beside ours."""
+        """The answer of LightGBM's own Python layer, with the one thread count that is safe beside ours."""
         return np.asarray(self.booster.predict(rows, num_threads=1, **options))
 
 
@@ -169,6 +169,7 @@ def hard_rows(booster: lgb.Booster, *, seed: int = 0, count: int = 2_000) -> np.
             5e-324,
             1.7e308,
             -1.0,
+            -0.5,
             0.5,
             3.9,
             1e12,

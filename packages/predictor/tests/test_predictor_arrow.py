@@ -107,7 +107,7 @@ def test_a_copy_loads_once_and_only_the_same_bytes(trained, tmp_path, monkeypatc
         Scorer(path, sha256=scorer.sha256[::-1])
 
 
-def test_what_does_not_fit_is_refused(trained, tmp_path):
+def test_batches_that_do_not_fit_the_model_are_refused(trained, tmp_path):
     scorer = Scorer(trained("binary").path)
     with pytest.raises(SchemaError, match="is missing"):
         scorer(table().drop_columns(["c"]))

@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from predictor import Feature, SchemaError, manifest_path, sha256_of
+from predictor import Feature, SchemaError, manifest_path, save, sha256_of
 from predictor.cli import main
-from predictor.cli.report import calibration
 from predictor.cli.tables import BLOCK, TableError, read_rows
 
 NAMES = list("abcde")
@@ -121,8 +120,8 @@ def test_report_is_one_page_that_fetches_nothing(subject, rows_file, tmp_path, c
     page = tmp_path / "r.html"
     assert main(["report", str(subject.path), str(rows_file), "--label", "label", "-o", str(page)]) == 0
     html = page.read_text()
-    assert html.count("data:image/png;base64,") == 3  # importances, features, calibration
-    assert not re.search(r"https?://|<script|@import|url\(", html)
+    assert html.count("<figure>") == 6 + 4 + 5  # quality and influence, dependence, features
+    assert not re.search(r"https?://|<script|@import|url\((?!#)", html)
     assert "Calibration" in html
     assert main(["report", str(subject.path), str(rows_file), "--label", "nope", "-o", str(page)]) == 2
     assert main(["report", str(subject.path), str(rows_file), "--label", "id", "-o", str(page)]) == 1
@@ -231,19 +230,11 @@ def test_a_count_that_is_none_is_wrong_usage(subject, rows_file, capsys, option)
 
 
 @pytest.mark.parametrize("text", ["1_0", "\u0663", "\uff11", "0x10", "1e", "+-1", "9" * 5_000])
-def test_what_only_python_calls_a_number_is_none(subject, tmp_path, text):
+def test_number_syntax_that_only_python_reads_is_refused(subject, tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_text(f"a\n{text}\n", "utf-8")
     with pytest.raises(SchemaError, match=r"row 0: feature 'a': .* is not a number"):
         next(read_rows(path, subject.load().features))
-
-
-def test_calibration_counts_every_row_once():
-    probability = np.array([0.0, 0.05, 0.5, 0.55, 1.0])
-    mean, share, count = calibration(probability, np.array([False, True, True, True, True]))
-    assert mean.tolist() == pytest.approx([0.025, 0.525, 1.0])
-    assert share.tolist() == [0.5, 1.0, 1.0]
-    assert count.tolist() == [2, 2, 1]
 
 
 def test_the_installed_command_answers(subject):
@@ -349,7 +340,106 @@ def test_a_manifest_of_the_command_is_held_to_a_column_of_expected_answers(label
         "600 of 600 sample rows have another answer" not in capsys.readouterr().err
     )  # x itself is gone then
     assert main(["manifest", str(path), str(rows), *made, "--expected", "nope"]) == 2
-    assert "has no 'nope' in row 0" in capsys.readouterr().err
+    assert "row 0 has no number in 'nope', where --expected looks" in capsys.readouterr().err
+
+
+def test_every_row_is_compared_with_what_is_expected_not_the_sample_alone(labelled, tmp_path, capsys):
+    path, rows, _ = labelled
+    whole = pd.read_csv(rows, dtype={"kind of it": str}, keep_default_na=False)
+    whole = pd.concat([whole] * 40, ignore_index=True)
+    made = ["--name", "m", "--version", "1", "--expected", "answer", "--sample", "50"]
+    for wrong in ([], [BLOCK + 7, 20_000]):
+        whole.loc[wrong, "answer"] += 1e-12
+        whole.to_csv(rows, index=False)
+        output = tmp_path / f"{len(wrong)}.json"
+        assert main(["manifest", str(path), str(rows), *made, "-o", str(output)]) == bool(wrong)
+        assert output.exists() == (not wrong)
+        said = capsys.readouterr()
+        if wrong:
+            assert f"2 of 24000 rows have another answer than expected, first row {BLOCK + 7}" in said.err
+        else:
+            assert "all 24,000 rows have the answer in --expected, bit for bit" in said.out
+
+
+@pytest.mark.parametrize("form", ["columns.csv", "lists.jsonl", "lists.parquet"])
+def test_the_expected_answers_of_several_outputs_are_columns_or_lists(form, trained, tmp_path, capsys):
+    subject = trained("multiclass")
+    truth = subject.truth(subject.rows)
+    frame = pd.DataFrame(subject.rows, columns=list("abcde"))
+    rows, told = tmp_path / form, "answers"
+    if form.endswith("csv"):
+        told = "p0,p1,p2"
+        frame = frame.assign(**{f"p{k}": truth[:, k] for k in range(3)})
+        frame.to_csv(rows, index=False)
+    elif form.endswith("jsonl"):
+        frame.assign(answers=truth.tolist()).to_json(rows, orient="records", lines=True, double_precision=15)
+        lines = [json.loads(line) for line in rows.read_text().splitlines()]
+        exact = zip(lines, frame.to_dict("records"), truth.tolist(), strict=True)
+        rows.write_text("".join(json.dumps(row | {"answers": given}) + "\n" for _, row, given in exact))
+    else:
+        frame.assign(answers=truth.tolist()).to_parquet(rows)
+    made = ["--name", "m", "--version", "1", "-o", str(tmp_path / "m.json")]  # the model is other tests' too
+    asked = ["manifest", str(subject.path), str(rows), *made, "--expected"]
+    assert main([*asked, told]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    if form.endswith("csv"):
+        assert main([*asked, "p0,p2,p1"]) == 1
+        assert "rows have another answer" in capsys.readouterr().err
+        assert main([*asked, "p0"]) == 1
+        assert "one for each row" in capsys.readouterr().err
+
+
+def test_a_folder_is_read_as_one_file_and_what_is_no_rows_is_passed_over(subject, frame, tmp_path, capsys):
+    folder, whole = tmp_path / "parts", tmp_path / "whole.parquet"
+    folder.mkdir()
+    frame.to_parquet(whole)
+    step = len(frame) // 3
+    for number, start in enumerate(range(0, len(frame), step)):
+        frame[start : start + step].to_parquet(folder / f"part-{number:05}.parquet", index=False)
+    for name in ("_SUCCESS", "notes.txt", ".hidden.parquet"):
+        (folder / name).write_text("no rows")
+    answers = []
+    for rows in (whole, folder):
+        assert main(["predict", str(subject.path), str(rows)]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    bad = frame[:1].astype({"b": object}).assign(b="x")
+    bad.to_parquet(folder / "part-99999.parquet")
+    assert main(["predict", str(subject.path), str(folder)]) == 1
+    assert f"row {len(frame)}: feature 'b'" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(subject.path), str(tmp_path / "empty")]) == 2
+    assert "the folder empty holds no file of rows" in capsys.readouterr().err
+
+
+def test_booleans_as_pandas_writes_them_to_csv_are_those_of_the_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"open": rng.random(300) < 0.5, "x": rng.normal(size=300)})
+    estimator = lgb.LGBMRegressor(n_estimators=3, verbose=-1, n_jobs=1).fit(
+        frame, frame["x"] + 3 * frame["open"]
+    )
+    path, rows = tmp_path / "m.txt", tmp_path / "rows.csv"
+    save(estimator, path, sample=frame, name="m", version="1")
+    frame.to_csv(rows, index=False)
+    assert main(["predict", str(path), str(rows)]) == 0
+    answers = [float(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert answers == estimator.predict(frame, num_threads=1).tolist()
+    save(estimator, path, sample=frame.astype(float), name="m", version="1")  # no booleans were promised
+    assert main(["predict", str(path), str(rows)]) == 1
+    assert 'RowPolicy(boolean="number")' in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_or_written_is_told_before_a_line_is(subject, rows_file, tmp_path, capsys):
+    asked = ["predict", str(subject.path)]
+    for arguments, reason in (
+        ([*asked, str(tmp_path / "absent.csv")], "absent.csv cannot be read: No such file"),
+        ([*asked, str(rows_file), "-o", str(tmp_path / "no" / "a.csv")], "there is no folder"),
+        (["report", *asked[1:], str(rows_file), "-o", str(tmp_path / "no" / "r.html")], "there is no folder"),
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        assert reason in said.err
+        assert said.out == ""
 
 
 def test_categories_names_nullability_and_policy_are_options(trained, tmp_path, capsys):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from predictor import DriftMonitor, Feature, ManifestError, SchemaError, write_manifest
+from predictor import DriftMonitor, Feature, Manifest, ManifestError, Model, SchemaError, write_manifest
 from predictor.drift import population_stability_index
 
 
@@ -117,3 +118,81 @@ def test_the_index_of_a_worked_example():
     )
     with pytest.raises(ManifestError, match="bins"):
         population_stability_index(np.array([1.0]), np.array([0.5, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("binary_categories", ["yes"]), ("multiclass", None), ("regression", [None])]
+)
+def test_answers_are_compared_with_those_of_the_sample(kind, labels, trained, tmp_path):
+    subject = trained(kind)
+    classes = subject.load().info.classes
+    made = write_manifest(
+        subject.path, subject.rows, name="x", version="1", classes=classes, path=tmp_path / "m.json"
+    )
+    monitor = DriftMonitor(made)
+    assert {drift.psi for drift in monitor.answers()} == {None}
+    answers = Model.load(subject.path, manifest=made).predict(subject.rows)
+    monitor.observe(subject.rows, answers)
+    same = monitor.answers()
+    assert [drift.output for drift in same] == (labels or list(classes))
+    assert all((drift.rows, drift.psi) == (len(answers), pytest.approx(0, abs=1e-12)) for drift in same)
+    monitor.reset()
+    monitor.observe(subject.rows)  # without answers, none are counted
+    assert {drift.rows for drift in monitor.answers()} == {0}
+    top = np.argsort(answers.reshape(len(answers), -1)[:, 0])[-50:]
+    monitor.observe(subject.rows[top], answers[top])
+    assert max(drift.psi for drift in monitor.answers()) > 0.25
+
+
+def test_a_manifest_of_before_has_no_answers_to_compare_with(trained):
+    subject = trained("binary")
+    old = subject.load().manifest.model_copy(update={"answers": ()})
+    monitor = DriftMonitor(Manifest.model_validate_json(old.model_dump_json()))
+    monitor.observe(subject.rows, subject.truth(subject.rows))
+    assert monitor.answers() == ()
+    with pytest.raises(ValidationError, match="2 distributions of answers for 1 outputs"):
+        Manifest.model_validate(
+            old.model_dump() | {"answers": [{"count": 1, "null_share": 0, "shares": [1.0]}] * 2}
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "answers", "reason"),
+    [
+        ("multiclass", 2, np.zeros((2, 2)), r"the shape \(2, 2\), where 2 rows of this model have \(2, 3\)"),
+        ("multiclass", 3, np.zeros(3), r"the shape \(3,\), where 3 rows"),
+        ("binary", 2, np.zeros((2, 2)), r"the shape \(2, 2\), where 2 rows of this model have \(2, 1\)"),
+        ("binary", 2, np.zeros(3), r"the shape \(3,\), where 2 rows"),
+        ("binary", 1, 0.5, r"the shape \(\), where 1 rows"),
+        ("binary", 2, [[0.5], [0.5, 0.5]], "rows of several lengths"),
+        ("binary", 2, ["yes", "no"], "the answers are no numbers but <U3"),
+        ("binary", 2, [None, 0.5], "the answers are no numbers but object"),
+    ],
+)
+@pytest.mark.parametrize("is_old", [False, True])
+def test_answers_that_the_model_cannot_have_given_are_refused_and_nothing_is_counted(
+    kind, rows, answers, reason, is_old, trained
+):
+    made = trained(kind).load().manifest
+    monitor = DriftMonitor(made.model_copy(update={"answers": ()}) if is_old else made)
+    with pytest.raises(SchemaError, match=reason):
+        monitor.observe(trained(kind).rows[:rows], answers)
+    assert {drift.rows for drift in (*monitor.report(), *monitor.answers())} == {0}
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "binary", "regression"])
+def test_an_empty_batch_counts_nothing(kind, trained):
+    model = trained(kind).load()
+    monitor = DriftMonitor(model.manifest)
+    monitor.observe([], model.predict([]))
+    monitor.observe(np.empty((0, 5)), [])
+    assert {drift.rows for drift in (*monitor.report(), *monitor.answers())} == {0}
+    assert {drift.psi for drift in (*monitor.report(), *monitor.answers())} == {None}
+
+
+def test_answers_are_counted_in_the_rows_of_an_output_though_they_be_nan(trained):
+    subject = trained("binary")
+    monitor = DriftMonitor(subject.load().manifest)
+    monitor.observe(subject.rows[:3], [0.5, np.nan, 1])
+    monitor.observe(subject.rows[:4])
+    assert ([drift.rows for drift in monitor.answers()], by_name(monitor)["a"].rows) == ([3], 7)

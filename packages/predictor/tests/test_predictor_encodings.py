@@ -1,4 +1,4 @@
-"""How the rows of training were encoded: what a file does not say is asked for, or refused, never guessed."""
+"""The encoding of the training rows: what a file does not say is asked for or refused, never guessed."""
 
 from __future__ import annotations
 
@@ -506,7 +506,7 @@ def test_every_classifier_has_a_probability_for_each_class(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["regression", "poisson", "linear"])
-def test_what_is_no_classifier_has_no_probabilities(trained, kind):
+def test_a_model_that_is_no_classifier_has_no_probabilities(trained, kind):
     for call in (trained(kind).load().predict_proba, trained(kind).load().predict_label):
         with pytest.raises(Unsupported, match="value, not probabilities"):
             call(trained(kind).rows)

@@ -26,13 +26,13 @@ from predictor import (
     write_manifest,
 )
 from predictor._system import read_at_most
-from predictor.integrity import check_ulps, sha256_of
+from predictor.integrity import Comparison, check_ulps, sha256_of
 
 
 def rewrite(subject, **changes) -> Manifest:
     """The subject's manifest with members replaced, as JSON would have it."""
     members = json.loads(manifest_path(subject.path).read_text())
-    return Manifest.model_validate(members | changes)
+    return Manifest.model_validate(members | {"answers": ()} | changes)
 
 
 def test_one_altered_byte_is_refused_and_named(trained, tmp_path):
@@ -89,6 +89,13 @@ def test_a_manifest_that_says_something_twice_is_refused(trained, tmp_path, memb
     path.write_text(text.replace(f'"{member}":', f'"{member}":{again},"{member}":', 1))
     with pytest.raises(ManifestError, match=rf"m\.json: {member} is there twice"):
         Manifest.read(path)
+
+
+def test_a_manifest_from_bytes_is_the_one_from_its_file_and_errors_have_its_name(trained):
+    path = manifest_path(trained("binary").path)
+    assert Manifest.from_bytes(path.read_bytes(), name="m.json") == Manifest.read(path)
+    with pytest.raises(ManifestError, match=r"^m\.json: "):
+        Manifest.from_bytes(b"{}", name="m.json")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +349,7 @@ def test_pandas_categories_are_mapped_by_label(tmp_path):
         model.predict_row({"x": 0.0, "side": "f"})
 
 
-def test_what_was_said_about_a_model_must_fit_it(trained, tmp_path):
+def test_a_manifest_must_fit_its_model(trained, tmp_path):
     subject, path = trained("binary_categories"), tmp_path / "m.json"
     for options, reason in (
         ({"categories": {"e": ["a"]}}, "learned code"),
@@ -592,3 +599,29 @@ def test_pandas_categories_that_cannot_be_placed_must_be_passed(trained, tmp_pat
     row = [["x", 0, 0, 0, 0]]
     made = write_manifest(path, row, name="x", version="1", categories={"a": ["x"], "e": twelve})
     assert made.features[4].categories == tuple(range(12))
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected", "told"),
+    [
+        ([1.0, 2.0], [1.0, 2.5], "first row 1, by up to 0.5: the file"),
+        ([1.0, 2.0], [1.0, np.nan], "first row 1, NaN against a number: the file"),
+        (
+            [np.nan, 2.0, 3.0],
+            [1.0, 2.0, 3.25],
+            "first row 0, by up to 0.25 or NaN against a number: the file",
+        ),
+        ([1.0, 2.0], [np.inf, 2.0], "first row 0, by up to inf: the file"),
+    ],
+)
+def test_a_refused_comparison_tells_numbers_that_differ_from_nan(answers, expected, told):
+    comparison = Comparison()
+    comparison.add(np.array(answers), np.array(expected))
+    with pytest.raises(GoldenRowMismatch, match=told):
+        comparison.check("rows")
+
+
+def test_a_reference_with_too_few_shares_is_told_how_many_there_must_be():
+    few = {"count": 1, "null_share": 0, "edges": (1, 2), "shares": (1,)}
+    with pytest.raises(ValueError, match="the reference needs one share per bin: 3, not 1"):
+        Feature(name="a", model_name="a", reference=few)

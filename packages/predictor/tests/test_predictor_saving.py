@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from predictor import (
     GoldenRowMismatch,
     Manifest,
+    ManifestError,
     Model,
     ModelSlot,
     SchemaError,
@@ -49,6 +54,10 @@ def score(frame) -> np.ndarray:
         + frame["stars"].astype(int)
         - frame["open"]
     )
+
+
+def cube(values):
+    return values**3
 
 
 def of_classes(labels):
@@ -126,11 +135,14 @@ def test_a_classifier_that_saw_one_class_is_refused_by_name(score, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path, frame, score):
+def test_a_failed_save_leaves_no_file_behind(tmp_path, frame, score):
     x = frame[["unit price"]].fillna(0).to_numpy()
     pipeline = make_pipeline(StandardScaler(), lgb.LGBMRegressor(**QUIET)).fit(x, score)
     with pytest.raises(Unsupported, match=r"here 'standardscaler'.*sample=pipeline\[:-1\]\.transform"):
         save(pipeline, tmp_path / "m.txt", sample=x, name="m", version="1")
+    nested = make_pipeline(pipeline)
+    with pytest.raises(Unsupported, match="here 'standardscaler'"):
+        save(nested, tmp_path / "m.txt", sample=x, name="m", version="1")
     for other in (StandardScaler().fit(x), None, "model"):
         with pytest.raises(Unsupported, match="is no fitted estimator"):
             save(other, tmp_path / "m.txt", sample=x, name="m", version="1")
@@ -148,6 +160,76 @@ def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path, frame, score):
     assert (
         Model.load(tmp_path / "m.txt").predict(scaled).tolist() == pipeline.predict(x, num_threads=1).tolist()
     )
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "advice"),
+    [
+        (
+            lambda x, y: GridSearchCV(lgb.LGBMRegressor(**QUIET), {}, cv=2).fit(x, y),
+            "save its best_estimator_",
+        ),
+        (lambda x, y: lgb.LGBMRegressor(**QUIET), "call its fit first"),
+        (lambda x, y: make_pipeline(lgb.LGBMRegressor(**QUIET)), "call its fit first"),
+        (
+            lambda x, y: TransformedTargetRegressor(
+                lgb.LGBMRegressor(**QUIET), func=np.cbrt, inverse_func=cube
+            ).fit(x, y),
+            "not what else it computes",
+        ),
+        (
+            lambda x, y: CalibratedClassifierCV(lgb.LGBMClassifier(**QUIET), cv=2).fit(x, y > y.median()),
+            "not what else it computes",
+        ),
+        (
+            lambda x, y: lgb.cv(
+                {"verbose": -1}, lgb.Dataset(x, y), 2, stratified=False, return_cvbooster=True
+            )["cvbooster"],
+            "save one of its boosters",
+        ),
+        (
+            lambda x, y: lgb.LGBMClassifier(**QUIET).fit(
+                x, np.array(["2020", "2021"], "datetime64[Y]")[(y > 0) * 1]
+            ),
+            "train on str",
+        ),
+    ],
+    ids=["search", "unfitted", "unfitted pipeline", "target", "calibrated", "folds", "dates"],
+)
+def test_what_is_more_than_one_fitted_model_is_refused_with_what_to_save(
+    wrapped, advice, frame, score, tmp_path
+):
+    x = frame[["unit price"]].to_numpy()
+    with pytest.raises(Unsupported, match=advice):
+        save(wrapped(x, score), tmp_path / "m.txt", sample=x, name="m", version="1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_estimator_that_changes_the_answers_of_its_trees_is_not_saved(frame, score, tmp_path):
+    labels = score > score.median()
+    early = {"pred_early_stop": True, "pred_early_stop_margin": 0.01, "pred_early_stop_freq": 1}
+    estimator = lgb.LGBMClassifier(**QUIET, **early).fit(frame, labels)
+    with pytest.raises(GoldenRowMismatch, match="pred_early_stop"):
+        save(estimator, tmp_path / "m.txt", sample=frame, name="m", version="1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sample_that_the_estimator_does_not_take_is_refused_with_what_to_pass(frame, score, tmp_path):
+    estimator = lgb.LGBMRegressor(**QUIET).fit(frame, score)
+    for sample in (frame.assign(label=score), frame.astype({"side": str}), frame[:0], frame.to_numpy()):
+        with pytest.raises(ManifestError, match=r"does not take the sample .* without the label"):
+            save(estimator, tmp_path / "m.txt", sample=sample, name="m", version="1")
+    with pytest.raises(TypeError, match="path"):
+        save(estimator, tmp_path / "m.txt", sample=frame, name="m", version="1", path=tmp_path / "other.json")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        save(estimator, tmp_path / "absent" / "m.txt", sample=frame, name="m", version="1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pipeline_within_a_pipeline_is_its_estimator(frame, score, tmp_path):
+    pipeline = make_pipeline(make_pipeline(lgb.LGBMRegressor(**QUIET))).fit(frame, score)
+    save(pipeline, tmp_path / "m.txt", sample=frame, name="m", version="1")
+    assert Model.load(tmp_path / "m.txt").predict(frame).tolist() == pipeline.predict(frame).tolist()
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "forest", "dart", "linear", "categories_missing"])
@@ -198,7 +280,19 @@ def test_a_forked_child_keeps_to_its_number_of_iterations(trained):
     child.join()
 
 
-@pytest.mark.parametrize("form", ["csr_matrix", "csr_array", "csc_matrix", "coo_matrix"])
+FORMS = [
+    "csr_matrix",
+    "csr_array",
+    "csc_matrix",
+    "coo_matrix",
+    "dok_matrix",
+    "dok_array",
+    "lil_array",
+    "bsr_array",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["zero_as_missing", "binary_missing", "binary_categories"])
 def test_sparse_rows_answer_as_lightgbm_does(trained, form, kind):
     subject = trained(kind)
@@ -209,6 +303,10 @@ def test_sparse_rows_answer_as_lightgbm_does(trained, form, kind):
     model = subject.load()
     assert model.predict(rows).tolist() == expected
     assert np.array_equal(model.encode(rows), dense, equal_nan=True)
+    few = getattr(sp, form)(dense[:3])
+    assert np.array_equal(model.explain(few).contributions, model.explain(dense[:3]).contributions)
+    assert np.array_equal(model.leaves(few), model.leaves(dense[:3]))
+    assert model.predict_row(getattr(sp, form)(dense[:1])).tolist() == model.predict_row(dense[0]).tolist()
     assert model.predict(rows.tocsr()[:0]).shape == (0,)
 
 
@@ -223,3 +321,66 @@ def test_sparse_rows_are_held_to_the_same_policy(strict):
     twice = sp.csr_matrix((np.array([1.0, 2.0]), np.array([1, 1]), np.array([0, 2])), shape=(1, 5))
     with pytest.raises(SchemaError, match=r"there twice; call its sum_duplicates"):
         model.predict(twice)
+
+
+def retrained(frame, score):
+    """A Booster as its owner may leave it: trained on, refitted, a leaf set, trees in another order."""
+    data = lgb.Dataset(frame, score, free_raw_data=False)
+    booster = lgb.train(
+        {"verbose": -1, "num_threads": 1, "min_data_per_group": 5}, data, 6, keep_training_booster=True
+    )
+    booster.update()
+    booster = booster.refit(frame, score + 1)
+    booster.set_leaf_output(0, 0, 3.25)
+    return booster.shuffle_models()
+
+
+def unpickled(frame, score):
+    return pickle.loads(
+        pickle.dumps(lgb.LGBMClassifier(**QUIET).fit(frame, of_classes(["SELL", "HOLD", "BUY"])(score)))
+    )
+
+
+def of_text(frame, score):
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, score), 5)
+    return lgb.Booster(model_str=booster.model_to_string())
+
+
+def own_loss(truth, scores):
+    return scores - truth, np.ones_like(truth, dtype=float)
+
+
+WILD = {
+    "retrained": retrained,
+    "unpickled": unpickled,
+    "of text": of_text,
+    "forest": lambda x, y: lgb.LGBMClassifier(
+        boosting_type="rf", bagging_freq=1, bagging_fraction=0.6, **QUIET
+    ).fit(x, of_classes(["a", "b", "c"])(y)),
+    "dart": lambda x, y: lgb.LGBMRegressor(boosting_type="dart", **QUIET).fit(x, y),
+    "linear": lambda x, y: lgb.LGBMRegressor(linear_tree=True, **QUIET).fit(x, y),
+    "monotone": lambda x, y: lgb.LGBMRegressor(monotone_constraints=[1, 0, 0, -1], **QUIET).fit(x, y),
+    "weighted": lambda x, y: lgb.LGBMClassifier(class_weight={"no": 3, "yes": 0.5}, **QUIET).fit(
+        x, of_classes(["no", "yes"])(y)
+    ),
+    "own loss": lambda x, y: lgb.LGBMRegressor(objective=own_loss, **QUIET).fit(x, y),
+    "parameters of predict": lambda x, y: lgb.LGBMClassifier(
+        start_iteration_predict=2, num_iteration_predict=3, predict_raw_score=True, **QUIET
+    ).fit(x, of_classes(["no", "yes"])(y)),
+    "categories by index": lambda x, y: lgb.LGBMRegressor(**QUIET).fit(
+        x.assign(side=x["side"].cat.codes), y, categorical_feature=[1]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WILD)
+def test_an_unusual_estimator_is_saved_as_it_answers(kind, frame, score, tmp_path):
+    estimator = WILD[kind](frame, score.to_numpy())
+    sample = frame.assign(side=frame["side"].cat.codes) if kind == "categories by index" else frame
+    save(estimator, tmp_path / "m.txt", sample=sample, name="m", version="1")
+    model = Model.load(tmp_path / "m.txt")
+    if hasattr(estimator, "predict_proba"):
+        assert model.predict_proba(sample).tolist() == estimator.predict_proba(sample, num_threads=1).tolist()
+        assert model.predict_label(sample).tolist() == estimator.predict(sample, num_threads=1).tolist()
+    else:
+        assert model.predict(sample).tolist() == estimator.predict(sample, num_threads=1).tolist()

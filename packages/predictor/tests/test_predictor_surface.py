@@ -1,4 +1,4 @@
-"""What is public is listed, documented and typed; serving needs NumPy and LightGBM's library, nothing heavier."""
+"""Public names are listed, documented and typed; serving needs NumPy and LightGBM's library, nothing heavier."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ print("done", survived)
 """
 
 
-def test_whatever_passes_the_checker_is_safe_for_lightgbm(trained):
+def test_a_file_that_passes_the_checker_is_safe_for_lightgbm(trained):
     """Random damage with a matching hash: refused, or loaded and predicted; never an abort, a hang or a crash."""
     paths = [str(trained(kind).path) for kind in ("categories_missing", "linear", "one_vs_all")]
     child = subprocess.run(

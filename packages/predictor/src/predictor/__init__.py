@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from predictor._system import available_cpus
 from predictor.batcher import Batcher, Prediction
-from predictor.drift import DriftMonitor, FeatureDrift
+from predictor.drift import AnswerDrift, DriftMonitor, FeatureDrift
 from predictor.errors import (
     BatcherClosed,
     GoldenRowMismatch,
@@ -26,6 +26,7 @@ from predictor.saving import save
 from predictor.slot import Golden, ModelSlot
 
 __all__ = [
+    "AnswerDrift",
     "Batcher",
     "BatcherClosed",
     "Contribution",

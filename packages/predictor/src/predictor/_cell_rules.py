@@ -1,4 +1,4 @@
-"""One cell of a row, as the number that LightGBM will see: by the manifest's word on its feature, exact or refused."""
+"""Converts one cell of a row exactly to the number for LightGBM, by its feature's manifest entry, or refuses it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNSEEN = -1.0  # LightGBM sends a negative category the way of every category it
 
 
 class CellRules:
-    """What a cell of each feature may be; safe to share among threads."""
+    """The values that a cell of each feature may have; safe to share among threads."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
 """
-Whole columns and matrices to float64 [n, width].
+Converts whole columns and matrices to float64 [n, width].
 
 Plain columns are copied by NumPy or read in C, and judged in C, all at once; what is not plain goes cell by cell, by
 `CellRules`, which alone decides.

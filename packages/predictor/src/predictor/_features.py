@@ -1,4 +1,4 @@
-"""From a model file alone: which features it has, and which labels its pandas categories had."""
+"""Reads the features of a model, and the labels of its pandas categories, from the model file alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loaded model says about itself."""
+"""Describes a loaded model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["ModelInfo", "model_info"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a loaded model is, for logs, `/health` and people."""
+    """Describes a loaded model, for logs, `/health` and people."""
 
     name: str
     version: str  # the manifest's; without one, `sha256:` and 12 hex digits

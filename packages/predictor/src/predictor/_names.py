@@ -1,4 +1,4 @@
-"""Which column of a row is which feature: by text, as LightGBM names the columns of a frame."""
+"""Matches the columns of a row to features by name, as LightGBM names the columns of a data frame."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Lines of numbers from a model file, read for all trees at once and held to one grammar.
+Parses the lines of numbers of a model file, for all trees at once, by one strict grammar.
 
 LightGBM reads such a line with three different parsers of its own, none of which complains about what it does not
 understand, and one of which falls back to the C library and its locale. Text that passes here is read alike by all

@@ -1,4 +1,4 @@
-"""What a model's numbers mean: LightGBM's objectives and the kind of output each one gives."""
+"""Maps LightGBM's objectives to the kind of output that each one gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the columns of a model's answers are called."""
+"""Names the columns of a model's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a refused row is told: what is wrong, and the word of the policy or the argument that would let it in."""
+"""Writes the error of a refused row: what is wrong, and which policy or argument would accept it."""
 
 from __future__ import annotations
 

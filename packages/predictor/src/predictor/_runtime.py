@@ -1,5 +1,5 @@
 """
-The engines of one loaded model at work: which one answers, over how many threads, and what a fork leaves of them.
+Runs the engines of one loaded model: chooses engine and threads, and resets both after a fork.
 
 The kernel is immutable memory. LightGBM's part has a booster and, for each thread, a bound call; a forked child leaves
 the parent's alone and loads them again when it first needs them.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from predictor._engine import Kernel, Refusal, make_kernel
 from predictor._model_file import ParsedModel
-from predictor._native import CONTRIB, NORMAL, Booster, RowCall
+from predictor._native import CONTRIB, Booster, RowCall
 from predictor._self_check import agrees
 from predictor.errors import EngineError, ModelTextError
 
@@ -127,7 +127,7 @@ class Runtime:
             if kernel.explains:
                 _fill_tables(self._booster, self._outputs)
             return Refusal("self_check")
-        kernel.bind(cells, release=kernel.cost(NORMAL) >= _HOLD_GIL_BELOW)
+        kernel.bind(cells, release=kernel.row_ns >= _HOLD_GIL_BELOW)
         self.plain_row = kernel.row
         return kernel
 

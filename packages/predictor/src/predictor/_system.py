@@ -1,4 +1,4 @@
-"""What this process may use of its machine, and how it reads a file whose size it does not trust."""
+"""Finds what this process may use of its machine, and reads files of untrusted size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables with named columns, recognised by what they can do: no data-frame library is imported."""
+"""Reads tables with named columns by their interface; no data-frame library is imported."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Concurrent single rows of one event loop, predicted together.
+Predicts concurrent single rows of one event loop together.
 
 Measure before using it: `Model.predict_row` inline has less overhead, and wins at most loads (README, "When to batch").
 """

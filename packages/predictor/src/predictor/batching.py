@@ -1,4 +1,4 @@
-"""The batcher's bookkeeping without a loop or a clock: what waits, when a flush is due, what a flush takes."""
+"""Decides, without a loop or a clock, what waits for a batch, when a flush is due, and what it takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Due(Enum):
-    """When the shell must flush next, as far as the last change tells."""
+    """The time of the next flush, as of the last change."""
 
     NOW = auto()  # a batch is full: at the next turn of the loop
     LATER = auto()  # the first row of a batch: after the shell's waiting time

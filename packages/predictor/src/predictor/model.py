@@ -76,7 +76,9 @@ class Model:
             parsed, parse=self._parse, cells=self._schema.cells, threads=min(threads, available_cpus())
         )
         self._plain_row = self._runtime.plain_row
-        self.info = model_info(digest or sha256_of(data), text, self._schema, manifest, self._runtime.kernel)
+        self.info: ModelInfo = model_info(
+            digest or sha256_of(data), text, self._schema, manifest, self._runtime.kernel
+        )
         if num_iteration is None:  # golden answers are those of all trees
             self._check_golden_rows()
 
@@ -153,7 +155,7 @@ class Model:
 
     @property
     def threads(self) -> int:
-        """How many threads one large batch may be split over."""
+        """The most threads that one large batch is split over."""
         return self._runtime.threads
 
     @property
@@ -194,7 +196,8 @@ class Model:
         Predict one row by the shortest way.
 
         Args:
-            row: A mapping by name, a sequence in manifest order, an array [features], or a table of one row.
+            row: A mapping by name, a sequence in manifest order, an array [features], or a table or sparse matrix
+                of one row.
 
         Returns:
             float64 [n_classes], always one-dimensional; bit for bit the row of `predict`.
@@ -281,7 +284,7 @@ class Model:
         The kernel's shares equal LightGBM's to 1e-12 of the largest one. Cost: about 50 to 100 times `predict` per row.
         """
         self._refuse_linear()
-        if isinstance(rows, Mapping):
+        if isinstance(rows, Mapping) and not is_sparse(rows):  # one kind of SciPy's is a mapping too
             rows = [rows]
         matrix = self._schema.encode(rows)
         outputs, width = self._text.n_outputs, self._schema.width

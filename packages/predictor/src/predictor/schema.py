@@ -1,5 +1,5 @@
 """
-Rows in, one float64 matrix out: by name where rows have names, in manifest order where they do not.
+Turns rows into one float64 matrix: by name where rows have names, else in the manifest's order.
 
 LightGBM takes whatever has the right width, in whatever order, and reads text, None and large integers as numbers. Here
 each cell is converted by the manifest's word on its feature, and a cell that does not fit raises `SchemaError`
@@ -51,11 +51,14 @@ class RowSchema:
                 a frame has labels, which nobody said how to translate; it is refused there.
         """
         self._rules = rules = CellRules(features, policy, ordered=ordered, unlabelled=unlabelled)
-        self.features, self.policy, self.names, self.width = rules.features, policy, rules.names, rules.width
+        self.features: tuple[Feature, ...] = rules.features
+        self.policy: RowPolicy = policy
+        self.names: tuple[str, ...] = rules.names
+        self.width: int = rules.width
         self._get: Callable[[Mapping[str, Any]], Any] = itemgetter(*self.names)
         self._find_names = NameFinder(self.features, policy).find
         self._not_nullable = np.array([not feature.nullable for feature in self.features])
-        self.cells = cells_of(
+        self.cells: Any = cells_of(
             self.names,
             nullable=[feature.nullable or policy.null == "allow" for feature in self.features],
             infinite=policy.infinite == "allow",
@@ -78,7 +81,9 @@ class RowSchema:
             SchemaError: A name or cell does not fit.
         """
         if type(row) not in (dict, list, tuple) and (
-            is_table(row) or (isinstance(row, np.ndarray) and row.ndim == 2 and len(row) == 1)
+            is_table(row)
+            or is_sparse(row)
+            or (isinstance(row, np.ndarray) and row.ndim == 2 and len(row) == 1)
         ):
             return self._one_of_table(row)
         values = self._in_order(row, None)
@@ -131,7 +136,7 @@ class RowSchema:
         if (columns := columns_of(rows)) is not None:
             return self._from_columns(columns)
         if isinstance(rows, Mapping):
-            raise SchemaError("one mapping is one row", remedy="use predict_row, or pass a list of mappings")
+            raise SchemaError("one mapping is one row", remedy="pass it in a list, [row], or use predict_row")
         if isinstance(rows, Sequence) and not isinstance(rows, str | bytes | bytearray):
             return self._from_rows(rows)
         raise SchemaError(f"rows of type {type(rows).__name__} are not understood", remedy=AS_ROWS)

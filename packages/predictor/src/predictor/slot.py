@@ -1,4 +1,4 @@
-"""One place that holds the model being served, and changes it without a gap."""
+"""Holds the model being served, and replaces it without a gap."""
 
 from __future__ import annotations
 
