@@ -131,7 +131,7 @@ def test_pairs_that_naive_canonicalisation_confuses(one: bytes, other: bytes) ->
     "body",
     [b"", b"{", b"NaN", b"[Infinity]", b'{"a":1,"a":1}', b"\xff", b"[" * 100_000, b"\xef\xbb\xbf{}", b"1 2"],
 )
-def test_what_is_not_plain_json_counts_by_its_bytes(body: bytes) -> None:
+def test_a_body_that_is_not_plain_json_is_fingerprinted_by_its_bytes(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         canonical_json(view(body))
     assert operation_digest(view(body), canonical_json) == operation_digest(view(body), exact_bytes)

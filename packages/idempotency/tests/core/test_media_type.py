@@ -153,7 +153,7 @@ TOKEN = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1,
         TOKEN.map(str.lower), st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)), max_size=4
     )
 )
-def test_what_the_standard_library_writes_is_read(parameters: dict[str, str]) -> None:
+def test_the_standard_librarys_output_is_read(parameters: dict[str, str]) -> None:
     parameters.pop("charset", None)
     message = EmailMessage()
     message.add_header("X", "text/plain", **parameters)

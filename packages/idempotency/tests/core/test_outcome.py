@@ -195,7 +195,7 @@ def test_without_msgspec_the_standard_library_reads(monkeypatch: pytest.MonkeyPa
         importlib.reload(_speedups)
 
 
-def test_what_belongs_to_one_connection_or_caller_is_not_recorded() -> None:
+def test_headers_of_one_connection_or_caller_are_not_recorded() -> None:
     headers = [
         (b"Content-Type", b"text/plain"),
         (b"connection", b"close, X-Trace"),

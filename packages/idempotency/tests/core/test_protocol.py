@@ -70,7 +70,7 @@ def taken(state: State, fingerprint: Fingerprint = SAME, *, lease_left: float = 
 
 
 def play(steps: Any, *events: Any) -> tuple[list[Any], Any]:
-    """What it asks for, and its verdict where the last event brings one."""
+    """Returns the actions asked for, and the verdict where the last event brings one."""
     asked = [next(steps)]
     try:
         for event in events:
@@ -152,7 +152,7 @@ def test_a_record_is_tried_three_times_with_growing_pauses() -> None:
     assert ending == Unrecorded(DOWN)
 
 
-def test_what_a_store_cannot_read_is_not_asked_again() -> None:
+def test_an_unreadable_record_is_not_asked_for_again() -> None:
     unreadable = CorruptRecord("?")
     assert play(record(CLAIM, SAME, random=lambda: 0.0), unreadable) == ([COMPLETE], Unrecorded(unreadable))
 
@@ -169,7 +169,7 @@ def test_a_lost_claim_whose_key_went_to_another_request_gives_its_own_answer(sta
 
 
 @pytest.mark.rule("E8")
-def test_who_cannot_learn_what_became_of_its_claim_does_not_contradict_it() -> None:
+def test_a_caller_whose_claim_is_unknown_does_not_contradict_the_record() -> None:
     """Somebody else may have answered already."""
     assert play(record(CLAIM, SAME, random=lambda: 0.0), False, DOWN)[1] == Refuse(DOWN)
 

@@ -1,4 +1,4 @@
-"""How a request waits for a concurrent duplicate: the protocol alone, over a clock that the test moves."""
+"""Waiting for a concurrent duplicate: the protocol alone, over a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DRAWS = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=5)
 
 
 @given(st.floats(0.1, 60), DRAWS)
-def test_who_waits_for_a_dead_owner_runs_within_30_ms_of_the_end_of_its_lease(
+def test_a_waiter_for_a_dead_owner_runs_within_30_ms_of_the_leases_end(
     lease: float, draws: list[float]
 ) -> None:
     moment = wait_for(Duplicate(lease, renewed=[]), draws)

@@ -1,4 +1,4 @@
-"""The words of the protocol: what an engine is asked to do, what it tells in return, how operations begin and end."""
+"""Defines the messages between engine and protocol: requests, results, and how an operation begins and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Return annotations, read at decoration: whether JSON holds their values, and how to carry dataclasses through it."""
+"""Reads return annotations at decoration: whether JSON can hold the values, and how to encode dataclasses."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _first(misfits: collections.abc.Iterable[str | None]) -> str | None:
 
 
 class Plan(NamedTuple):
-    """How values of one type become JSON, and values again."""
+    """Encodes values of one type as JSON, and decodes them."""
 
     encode: Callable[[Any], Any]
     decode: Callable[[Any], Any]

@@ -1,4 +1,4 @@
-"""Which callables of a user can be called and are done when they return."""
+"""Tells plain functions from coroutine functions and classes."""
 
 from __future__ import annotations
 

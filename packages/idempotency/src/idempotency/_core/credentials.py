@@ -1,4 +1,4 @@
-"""Which header fields carry credentials: what proves who a caller is, and changes while the caller stays the same."""
+"""Lists the header fields that carry credentials, which may change while the caller stays the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delays: how long to wait for a duplicate, when to renew a lease, when a client should come back. Pure arithmetic."""
+"""Computes delays: how long to wait for a duplicate, when to renew a lease, when a client should retry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record in words for people: its state, and what kind of outcome it has. Never a key, a header or a body."""
+"""Describes a record for people: its state and its kind of outcome, never a key, a header or a body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS: Final = ("response", "value", "unreplayable", "sealed")
 
 
 def state_name(record: Record) -> StateName:
-    """Where the record stands; abandoned: its lease is over and nothing is recorded."""
+    """The state of the record; abandoned: its lease is over and nothing is recorded."""
     if record.state is State.COMPLETED:
         return "completed"
     return "running" if record.lease_left > 0 else "abandoned"

@@ -37,7 +37,7 @@ __all__ = [
 
 class IdempotencyError(Exception):
     """
-    The root of everything this library raises.
+    The root of this library's typed errors. (`Answered`, which only ends a handler, is not an error.)
 
     Attributes:
         status: The HTTP status of the problem document.
@@ -66,24 +66,28 @@ class Answered(Exception):
     """
     Ends a handler whose request has its answer already: a replay of the first run's, or a problem.
 
-    Raised by `claim` under `LateClaim`, which sends that answer and drops whatever the application still sends. Let it
-    pass: a handler that catches it and goes on would repeat the effect.
+    Raised by `claim` under `LateClaim`, which sends that answer and drops whatever the application still sends. Do not
+    catch it: a handler that goes on would repeat the effect.
     """
 
 
 class InvalidKey(IdempotencyError):
     """The Idempotency-Key is there and cannot be read as one key (draft -07, 2.1; RFC 9651, 3.3.3)."""
 
-    status, slug, title = 400, "invalid-key", "The Idempotency-Key header cannot be read"
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "invalid-key"
+    title: ClassVar[str] = "The Idempotency-Key header cannot be read"
 
 
 class MissingKey(IdempotencyError):
     """The operation requires an Idempotency-Key and got none (draft -07, 2.7)."""
 
-    status, slug, title = 400, "missing-key", "An Idempotency-Key header is required"
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "missing-key"
+    title: ClassVar[str] = "An Idempotency-Key header is required"
 
     def __init__(
-        self, message: str = "send an Idempotency-Key header: a new UUID for each new operation"
+        self, message: str = "send the header Idempotency-Key: a new UUID for each new operation"
     ) -> None:
         super().__init__(message)
 
@@ -91,13 +95,17 @@ class MissingKey(IdempotencyError):
 class MissingTenant(IdempotencyError):
     """The request does not say whose key this is, and strangers must not share one."""
 
-    status, slug, title = 400, "missing-tenant", "The request does not say whose Idempotency-Key this is"
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "missing-tenant"
+    title: ClassVar[str] = "The request does not say whose Idempotency-Key this is"
 
 
 class FingerprintMismatch(IdempotencyError):
     """The key was already used for a different request (draft -07, 2.7)."""
 
-    status, slug, title = 422, "key-reused", "The Idempotency-Key was used for a different request"
+    status: ClassVar[int] = 422
+    slug: ClassVar[str] = "key-reused"
+    title: ClassVar[str] = "The Idempotency-Key was used for a different request"
 
     def __init__(self, *, key_id: str) -> None:
         super().__init__(
@@ -110,7 +118,9 @@ class FingerprintMismatch(IdempotencyError):
 class InProgress(IdempotencyError):
     """The first request with this key is still running (draft -07, 2.7)."""
 
-    status, slug, title = 409, "in-progress", "The first request with this Idempotency-Key is still running"
+    status: ClassVar[int] = 409
+    slug: ClassVar[str] = "in-progress"
+    title: ClassVar[str] = "The first request with this Idempotency-Key is still running"
 
     def __init__(self, *, key_id: str, retry_after: int) -> None:
         super().__init__(
@@ -118,13 +128,15 @@ class InProgress(IdempotencyError):
             f"send it again, unchanged, in {retry_after} s"
         )
         self.key_id = key_id
-        self.retry_after = retry_after
+        self.retry_after: int = retry_after
 
 
 class OutcomeUnknown(IdempotencyError):
     """The run that held this key ended without an outcome, and the policy forbids a second one (at most once)."""
 
-    status, slug, title = 409, "outcome-unknown", "The outcome of the first request is unknown"
+    status: ClassVar[int] = 409
+    slug: ClassVar[str] = "outcome-unknown"
+    title: ClassVar[str] = "The outcome of the first request is unknown"
 
     def __init__(self, *, key_id: str) -> None:
         super().__init__(
@@ -137,12 +149,14 @@ class OutcomeUnknown(IdempotencyError):
 class NotReplayable(IdempotencyError):
     """The operation is done, and its response was not kept: streamed, endless or larger than the limit (E2)."""
 
-    status, slug, title = 409, "not-replayable", "The first request is done; its response was not kept"
+    status: ClassVar[int] = 409
+    slug: ClassVar[str] = "not-replayable"
+    title: ClassVar[str] = "The first request is done; its response was not kept"
 
     def __init__(self, *, key_id: str, reason: str) -> None:
         super().__init__(
             f"the request with idempotency key {key_id} is done and will not run again, but its response was not kept "
-            f"({reason}); read the result where the operation left it"
+            f"({reason}); read the result from the resource that the operation changed"
         )
         self.key_id = key_id
         self.reason = reason
@@ -151,7 +165,9 @@ class NotReplayable(IdempotencyError):
 class FirstRunFailed(IdempotencyError):
     """The decorated function raised on the first run with this key, and the policy keeps exceptions."""
 
-    status, slug, title = 500, "first-run-failed", "The first request with this Idempotency-Key failed"
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "first-run-failed"
+    title: ClassVar[str] = "The first request with this Idempotency-Key failed"
 
     def __init__(self, *, key_id: str, error: str) -> None:
         super().__init__(
@@ -165,7 +181,9 @@ class FirstRunFailed(IdempotencyError):
 class RequestTooLarge(IdempotencyError):
     """The body is larger than a keyed request may be; nothing ran."""
 
-    status, slug, title = 413, "request-too-large", "The request body is too large for an idempotent request"
+    status: ClassVar[int] = 413
+    slug: ClassVar[str] = "request-too-large"
+    title: ClassVar[str] = "The request body is too large for an idempotent request"
 
     def __init__(self, *, limit: int) -> None:
         super().__init__(f"a request with an Idempotency-Key may have at most {limit} bytes of body")
@@ -175,7 +193,9 @@ class RequestTooLarge(IdempotencyError):
 class RequestTimeout(IdempotencyError):
     """The body of a keyed request did not arrive in time; nothing ran."""
 
-    status, slug, title = 408, "request-timeout", "The request body did not arrive in time"
+    status: ClassVar[int] = 408
+    slug: ClassVar[str] = "request-timeout"
+    title: ClassVar[str] = "The request body did not arrive in time"
 
     def __init__(self, *, seconds: float) -> None:
         super().__init__(
@@ -187,7 +207,9 @@ class RequestTimeout(IdempotencyError):
 class BodyLost(IdempotencyError):
     """The request says that it has a body, and the server handed over none; nothing ran."""
 
-    status, slug, title = 400, "body-lost", "The request body did not arrive"
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "body-lost"
+    title: ClassVar[str] = "The request body did not arrive"
 
     def __init__(
         self,
@@ -200,12 +222,14 @@ class BodyLost(IdempotencyError):
 class RunEnded(IdempotencyError):
     """A claim was used after its run had ended: what it says would belong to another operation."""
 
-    status, slug, title = 500, "run-ended", "A claim was used after its run had ended"
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "run-ended"
+    title: ClassVar[str] = "A claim was used after its run had ended"
 
     def __init__(self, *, key_id: str, wanted: str) -> None:
         super().__init__(
-            f"the run of idempotency key {key_id} is over, so {wanted} of its claim would speak for another operation; "
-            'while a run lasts, take from its claim what is needed later, such as the text that derive("mail") returns'
+            f"the run of idempotency key {key_id} is over, so {wanted} of its claim cannot be used; "
+            'read what is needed later while the run lasts, such as the text that derive("mail") returns'
         )
         self.key_id = key_id
         self.wanted = wanted
@@ -214,7 +238,9 @@ class RunEnded(IdempotencyError):
 class IncompleteRequest(IdempotencyError):
     """The body of a keyed request ended before its Content-Length; nothing ran."""
 
-    status, slug, title = 400, "incomplete-request", "The request body ended too early"
+    status: ClassVar[int] = 400
+    slug: ClassVar[str] = "incomplete-request"
+    title: ClassVar[str] = "The request body ended too early"
 
     def __init__(
         self,
@@ -226,7 +252,9 @@ class IncompleteRequest(IdempotencyError):
 class LengthRequired(IdempotencyError):
     """The body of a keyed request has no length, and the server does not say where it ends; nothing ran."""
 
-    status, slug, title = 411, "length-required", "The request body has no length"
+    status: ClassVar[int] = 411
+    slug: ClassVar[str] = "length-required"
+    title: ClassVar[str] = "The request body has no length"
 
     def __init__(
         self, message: str = "send a Content-Length: this server does not hand on a body without one"
@@ -237,14 +265,18 @@ class LengthRequired(IdempotencyError):
 class StoreError(IdempotencyError):
     """A store could not do what was asked."""
 
-    status, slug, title = 503, "store-error", "The idempotency store failed"
+    status: ClassVar[int] = 503
+    slug: ClassVar[str] = "store-error"
+    title: ClassVar[str] = "The idempotency store failed"
 
 
 class StoreUnavailable(StoreError):
     """No answer from the store: the call may or may not have taken effect, and is safe to repeat (R8)."""
 
-    status, slug, title = 503, "store-unavailable", "The idempotency store cannot be reached"
-    retry_after = 1
+    status: ClassVar[int] = 503
+    slug: ClassVar[str] = "store-unavailable"
+    title: ClassVar[str] = "The idempotency store cannot be reached"
+    retry_after: int = 1
 
 
 class IsolationConflict(StoreError):
@@ -255,25 +287,33 @@ class IsolationConflict(StoreError):
     transaction again as the message says. Repeating the call in the same transaction fails again.
     """
 
-    status, slug, title = 503, "isolation-conflict", "The transaction cannot see the record of its claim"
-    retry_after = 1
+    status: ClassVar[int] = 503
+    slug: ClassVar[str] = "isolation-conflict"
+    title: ClassVar[str] = "The transaction cannot see the record of its claim"
+    retry_after: int = 1
 
 
 class UnknownRecordVersion(StoreError):
     """The record was written by a version of this library that this one cannot read; it is left as it is."""
 
-    status, slug, title = 503, "unknown-record-version", "The stored record has an unknown version"
-    retry_after = 5
+    status: ClassVar[int] = 503
+    slug: ClassVar[str] = "unknown-record-version"
+    title: ClassVar[str] = "The stored record has an unknown version"
+    retry_after: int = 5
 
 
 class CorruptRecord(StoreError):
     """The stored record cannot be read; it is neither run again nor deleted, so that a person can look at it."""
 
-    status, slug, title = 500, "corrupt-record", "The stored record cannot be read"
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "corrupt-record"
+    title: ClassVar[str] = "The stored record cannot be read"
 
 
 def as_store_error(error: Exception) -> StoreError:
     """A StoreError as it is; anything else a store raised is a store that could not answer."""
     if isinstance(error, StoreError):
         return error
-    return StoreUnavailable(f"the store raised {type(error).__name__}")
+    return StoreUnavailable(
+        f"the store raised {type(error).__name__}; the call may have taken effect, and may be repeated"
+    )

@@ -1,5 +1,5 @@
 """
-Fingerprints: what makes two requests under one key the same operation.
+Computes fingerprints, which decide whether two requests under one key are the same operation.
 
 A fingerprint function sees the request and returns a digest; the engine adds method, path and query itself (E9), so a
 function speaks of the body alone. Where it raises ValueError (a body it cannot read) the exact bytes are used, and the
@@ -209,7 +209,7 @@ _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-length
 
 def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, int]:
     """
-    What headers say of the body: its Content-Type, its Content-Encoding, and its length (0 where they do not).
+    Reads the body's Content-Type, Content-Encoding and Content-Length (0 where it is absent) from headers.
 
     Content-Type and Content-Encoding come in one spelling for all that mean the same: a proxy between two attempts may
     write them otherwise (RFC 9110, 8.3.1: type, names of parameters and charset in any case, values quoted or not).

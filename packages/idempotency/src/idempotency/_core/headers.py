@@ -1,4 +1,4 @@
-"""What a policy makes of response headers, worked out once for each policy and not for each request."""
+"""Precomputes a policy's rules for response headers, once per policy instead of once per request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that comes back as it went: which Python values survive `json` unchanged, and one text for each of them."""
+"""Checks which Python values survive a JSON round trip unchanged, and writes each of them in one way."""
 
 from __future__ import annotations
 

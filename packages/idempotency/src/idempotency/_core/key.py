@@ -1,5 +1,5 @@
 """
-The Idempotency-Key header, read strictly, and the name its record gets in a store.
+Parses the Idempotency-Key header strictly, and derives the name of its record in a store.
 
 draft-ietf-httpapi-idempotency-key-header-07, 2.1: the value is an Item Structured Header whose bare item is a String
 (RFC 9651, 3.3.3). Most clients send the text without its quotes, so that form is read too unless *strict*; `"k"` and

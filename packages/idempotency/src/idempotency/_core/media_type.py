@@ -1,4 +1,4 @@
-"""Content-Type and Content-Encoding as values: one spelling for all that mean the same (RFC 9110, 8.3 and 8.4)."""
+"""Normalizes Content-Type and Content-Encoding, so that equal values compare equal (RFC 9110, 8.3 and 8.4)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-The outcome codec: what a run left behind, as one UTF-8 JSON object that a person can read.
+Encodes and decodes outcomes: the result of a run as one UTF-8 JSON object that a person can read.
 
     {"format": 1, "outcome": "response", "status_code": 201, "headers": [["content-type", "text/plain"]], "body": "ok"}
     {"format": 1, "outcome": "value", "value": ...}
@@ -16,6 +16,7 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, NamedTuple, TypeAlias
 
@@ -66,7 +67,7 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a decorated function returned, as its codec wrote it."""
+    """The return value of a decorated function, as its codec encoded it."""
 
     value: Any
     traceparent: str | None = None
@@ -107,17 +108,28 @@ def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
         body = b""  # no server sends it (RFC 9110, 6.4.1)
     lines = []
     for name, value in headers:
-        name = name.lower()  # noqa: PLW2901
-        if name not in drop and (name != b"content-length" or value == b"%d" % len(body)):
-            lines.append(f"[{_ascii(name.decode('latin-1'))},{_ascii(value.decode('latin-1'))}]")
-        elif name == b"connection":
-            break  # it names others that are not recorded
+        begun = _recorded_name(name, drop)
+        if begun is None:
+            if name.lower() == b"connection":
+                break  # it names others that are not recorded
+        elif begun != _CONTENT_LENGTH or value == b"%d" % len(body):
+            lines.append(f"{begun}{_ascii(value.decode('latin-1'))}]")
     else:
         text = ",".join(lines)
         if "\\" not in text and "\x7f" not in text:  # control characters are escaped, and little else is
             return _encode(status, text, body, traceparent)
     kept = recorded_headers(headers, drop=drop, length=len(body))
     return encode_response(Response(status, kept, body, traceparent))
+
+
+_CONTENT_LENGTH = '["content-length",'
+
+
+@lru_cache(maxsize=256)  # the names that an application uses are few, and the same for each answer
+def _recorded_name(name: bytes, drop: frozenset[bytes]) -> str | None:
+    """The name of a header as its line in a record begins; None where *drop* has it."""
+    name = name.lower()
+    return None if name in drop else f"[{_ascii(name.decode('latin-1'))},"
 
 
 # Written out, member by member: a general encoder takes five times as long, before every first byte.
@@ -232,7 +244,7 @@ def recorded_headers(
 
 
 def _safe(headers: Headers) -> Headers:
-    """Those headers that a server can send: none with a control character, which could split a message."""
+    """Drops headers with a control character, which could split a message."""
     if not is_safe([name + value for name, value in headers]):
         return [(name, value) for name, value in headers if _find_unsafe(name + value) is None]
     return headers

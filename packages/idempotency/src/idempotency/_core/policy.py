@@ -1,4 +1,4 @@
-"""The policy of a route: which requests are protected, for how long, and what is kept of their answers."""
+"""Defines the policy of a route: which requests are protected, for how long, and what is recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def unless_transient(status: int) -> bool:
-    """Keep every answer but those that invite the same request again: 408, 425, 429, 500, 502, 503 and 504."""
+    """
+    Keep every answer but those of a temporary failure: 408, 425, 429, 500, 502, 503 and 504.
+
+    With this function as `Policy.keep` (the default) 401, 403 and 405 free the key too, and so does a 404 or 307 of a
+    router that had no route for the request.
+    """
     return status not in _TRANSIENT
 
 
@@ -32,51 +37,52 @@ def always(status: int) -> bool:  # noqa: ARG001
 
 
 def successes(status: int) -> bool:
-    """Keep 2xx alone."""
+    """Keep only 2xx."""
     return 200 <= status < 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """
-    What is promised for a route. All durations are in seconds, all sizes in bytes.
+    The promise and the limits of a route. All durations are in seconds, all sizes in bytes.
 
     Attributes:
         methods: The methods whose keys count; a key on any other request is ignored (draft -07, 2.2).
         required: Refuse a request without a key (400) instead of running it unprotected.
-        key_headers: The names of the headers that may carry the key, such as `X-GitHub-Delivery` for a webhook. Keys of
-            all of them are one kind: `webhook-id: 1` and `svix-id: 1` name one operation. Two headers with two
+        key_headers: The names of the headers that may carry the key, such as `X-GitHub-Delivery` for a webhook. They
+            share one set of keys: `webhook-id: 1` and `svix-id: 1` name the same operation. Two headers with
             different keys are refused (400).
         max_key_chars: The longest key.
         fingerprint: What makes two requests the same; the operation is always part of it (E9).
-        ignored_query: Query parameters that do not count for that, such as the time or the signature of an attempt.
-        lease: How long a claim holds without a sign of life; renewed every lease/3 while the handler runs.
-        takeover: Whether a run that died may be repeated. False: its key answers `OutcomeUnknown` (at most once).
+        ignored_query: Query parameters that are left out of the fingerprint, such as the time or the signature of an
+            attempt.
+        lease: How long a claim is valid without a renewal; it is renewed every lease/3 while the handler runs.
+        takeover: Whether the next request runs again after a run died. False: it gets `OutcomeUnknown` (at most once).
         retention: How long an outcome is replayed, from its completion on.
         wait: How long a request waits for a running duplicate before 409.
         prefer_wait: The longest wait a client may ask for with `Prefer: wait=N` (RFC 7240, 4.3); 0 ignores it.
         keep: Which statuses are recorded; the others free the key.
         on_exception: Whether a handler that raises frees the key or records a 500.
-        record: When the outcome is recorded and the answer sent: once the answer is whole ("answer"), or once the
-            application has returned without raising ("return"), so that what it does after its answer counts too, such
-            as a commit in the exit code of a dependency. A stream, or what is too long to be kept, is not held (E2).
+        record: When the outcome is recorded and the answer sent: "answer", as soon as the answer is complete; "return",
+            after the application has returned without raising, so that a failure after the answer counts too, such as
+            one in the exit code of a dependency. A stream, or an answer too long to record, is not held back (E2).
         on_store_error: Whether a request whose claim cannot be confirmed is refused (503) or runs unprotected.
         max_request_bytes: The largest body of a keyed request (413 above it).
-        max_discard_bytes: How much is read and dropped of a body that was refused, so that the client reads the answer.
+        max_discard_bytes: How much of a refused body is read and dropped, so that the client can read the answer.
         max_response_bytes: The largest body that is recorded; a larger one is recorded as done and not kept (E2).
         max_hold: How long a response that keeps streaming is held back before it counts as unreplayable (E2).
         strict_keys: Refuse keys without quotes.
         documentation_url: Linked from every problem, with the problem's slug as fragment.
-        render: Makes the body of every refusal, in place of a problem document: from a `Problem` its Content-Type and
-            its bytes. Status, `Retry-After` and the other headers are not its affair. Where it raises, the problem
-            document is sent, and an error is logged.
+        render: Makes the body of every refusal instead of a problem document: it takes a `Problem` and returns the
+            Content-Type and the bytes. It cannot change the status, `Retry-After` or other headers. If it raises, the
+            problem document is sent, and an error is logged.
         body_timeout: How long the body of a keyed request may take to arrive (408 after it).
         drop_headers: Response headers that only the first caller gets.
         replay_header: The response header that marks a replay.
-        redact: Applied to a response before it is recorded; the first caller still gets the whole one. Where it
-            raises, the response is recorded as done and not kept (E2).
+        redact: Applied to a response before it is recorded; the first caller still gets the whole one. If it raises,
+            the response is recorded as done and not kept (E2).
     Raises:
-        ValueError: Settings that cannot work, all of them named at once.
+        ValueError: Settings that cannot work; the message names all of them.
     """
 
     methods: frozenset[str] = frozenset({"POST", "PATCH"})
@@ -173,7 +179,7 @@ class Policy:
     @property
     def promise(self) -> Literal["at least once", "at most once"]:
         """
-        What one live key is promised, transactions aside (docs/concepts.md).
+        The promise that this policy gives a live key, transactions aside (docs/concepts.md).
 
         At most once needs all four settings of `at_most_once`: each of the others has a way to a second run.
         """

@@ -1,4 +1,4 @@
-"""Text for a terminal or a log line: what could move a cursor, begin a line or hide another text is escaped."""
+"""Escapes text for a terminal or a log line: control characters, line breaks and invisible characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): what a client is told, and what to do next."""
+"""Builds problem documents (RFC 9457), which tell a client what went wrong and what to do next."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def problem(
 
 
 def handler_failed(documentation_url: str | None = None, render: Render | None = None) -> Response:
-    """What is recorded for a handler that raised, where the policy keeps exceptions. It raises what `problem` does."""
+    """The response recorded for a handler that raised, where the policy keeps exceptions. Raises as `problem` does."""
     first_run_failed = _problem(
         "first-run-failed",
         "The first request with this Idempotency-Key failed",

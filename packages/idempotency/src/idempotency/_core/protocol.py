@@ -1,5 +1,5 @@
 """
-Every decision of one operation, from the store's first reply to its end; nothing else decides.
+Makes every decision of one operation, from the store's first reply to its end; no other module decides.
 
 `begin` leads from a keyed request to a verdict: run, replay, refuse or bypass. `renew` keeps a run's lease. `settle`
 says whether its answer is recorded; `record`, `release` and `release_late` end it. Those with several steps are

@@ -1,5 +1,5 @@
 """
-What is recorded, and whether a record may be replayed.
+Decides what is recorded, and whether a record may be replayed.
 
 A record comes from outside this process, so whatever a recording checks is checked again before its replay. One that
 this library cannot have made, or that a server could not send, is a `CorruptRecord`: refused with its
@@ -9,6 +9,7 @@ problem document, never sent as it is and never an internal error.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from idempotency._core.errors import (
@@ -40,7 +41,7 @@ __all__ = ["check_seconds", "encode_recorded", "read_response", "read_value"]
 LONGEST: Final = 1e12
 """Seconds, some 30,000 years: a record that says more was not made by a store."""
 
-_are_names = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]*").fullmatch
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
 _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
 
@@ -114,7 +115,7 @@ def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> R
 
 def read_value(completed: Completed, key: StorageKey, *, max_bytes: int) -> Value:
     """
-    What a decorated function's codec wrote, in `{"returned": ...}`.
+    Reads the value that a decorated function's codec encoded, from `{"returned": ...}`.
 
     Raises:
         FirstRunFailed: The run raised, and its policy keeps that.
@@ -155,22 +156,35 @@ def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Head
     Args:
         length: The Content-Length to add where there is none; None where the status allows no body.
     """
-    names = [name for name, _ in headers]
-    dropped = not rules.never_recorded.isdisjoint(names)
-    if dropped and not rules.forbidden.isdisjoint(names):
-        raise _corrupt("a header that is never recorded")
-    # All names at once, then all values: each check is one of characters, so that it says the same as one by one.
-    if b"" in names or not _are_names(b"".join(names)) or not is_safe([value for _, value in headers]):
+    never_recorded = rules.never_recorded
+    values: list[bytes] = []
+    has_length = drops = False
+    for name, value in headers:
+        values.append(value)
+        if not _is_name(name):
+            raise _corrupt("a header that no server can send")
+        if name == b"content-length":
+            if has_length or value != (length or b"0"):
+                raise _corrupt("a Content-Length that is not its body's")
+            has_length = True
+        if name in never_recorded:
+            if name in rules.forbidden:
+                raise _corrupt("a header that is never recorded")
+            drops = True
+    if not is_safe(values):  # all at once: a check of characters, so that it says the same as one by one
         raise _corrupt("a header that no server can send")
-    if b"content-length" in names:
-        if [value for name, value in headers if name == b"content-length"] != [length or b"0"]:
-            raise _corrupt("a Content-Length that is not its body's")
-        if not dropped:
-            return headers
-    kept = [pair for pair in headers if pair[0] not in rules.never_recorded] if dropped else headers
-    if length is None or (b"content-length", length) in kept:
-        return kept
-    return [*kept, (b"content-length", length)]
+    if drops:
+        headers = [pair for pair in headers if pair[0] not in never_recorded]
+        has_length = has_length and b"content-length" not in never_recorded
+    if has_length or length is None:
+        return headers
+    return [*headers, (b"content-length", length)]
+
+
+@lru_cache(maxsize=256)  # the names that an application uses are few, and the same in each record
+def _is_name(name: bytes) -> bool:
+    """Whether *name* can be a header's, in lower case as it is recorded (RFC 9110, 5.1 and 5.6.2)."""
+    return _NAME.fullmatch(name) is not None
 
 
 def _corrupt(what: str) -> CorruptRecord:

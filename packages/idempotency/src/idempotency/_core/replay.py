@@ -1,4 +1,4 @@
-"""The answer of a replay, from the record of the first run; and whatever stands in its way, as an error."""
+"""Builds the replayed response from a record, or raises the error that says why it cannot be replayed."""
 
 from __future__ import annotations
 

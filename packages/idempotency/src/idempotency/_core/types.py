@@ -1,5 +1,5 @@
 """
-The values every layer speaks in: what names a record, what owns it, and what a store may answer.
+Defines the values that all layers share: storage keys, owners, claims, and the replies of a store.
 
 Those made for every request are named tuples: as immutable as frozen dataclasses, and made in half the time.
 """
@@ -29,20 +29,20 @@ StorageKey = NewType("StorageKey", str)
 """A record's name in a store, made by `storage_key(tenant, key)`: ASCII, escaped, never a client's raw text."""
 
 Fingerprint = NewType("Fingerprint", bytes)
-"""A digest of the request; two requests under one key are the same operation iff these are equal."""
+"""A digest of the request; two requests under one key are the same operation if and only if it is equal."""
 
 Owner = NewType("Owner", bytes)
-"""16 random bytes drawn for each acquire: the secret that alone guards a claim's writes."""
+"""16 random bytes drawn for each acquire; a store accepts a claim's writes only with the owner that holds it."""
 
 
 class Claim(NamedTuple):
     """
-    The right to run one operation and to record its outcome: a value to present, not a state to be in.
+    The right to run one operation and to record its outcome; every call that uses the right passes this value.
 
     Attributes:
         attempt: 1 for the first run of a record, one more for every takeover of it.
-        fence: Strictly increasing per key over every claim ever granted (R9): hand it to a resource that can
-            refuse smaller numbers, and a stalled owner's late effect is refused there.
+        fence: Strictly increasing per key over every claim ever granted (R9). A resource that refuses smaller numbers
+            then refuses the late effect of a stalled owner.
     """
 
     key: StorageKey
@@ -52,18 +52,18 @@ class Claim(NamedTuple):
 
 
 class Acquired(NamedTuple):
-    """The key was free, abandoned or already ours: *claim* may run the operation."""
+    """The key was free, abandoned or already this owner's: the holder of *claim* may run the operation."""
 
     claim: Claim
 
 
 class Running(NamedTuple):
     """
-    Somebody else holds the key.
+    Another owner holds the key.
 
     Attributes:
-        fingerprint: Of the request that holds it.
-        lease_left: Seconds by the store's clock, 0 where the lease is over and nobody may take over.
+        fingerprint: The fingerprint of the request that holds it.
+        lease_left: Seconds by the store's clock; 0 if the lease is over and this request may not take over.
     """
 
     fingerprint: Fingerprint
@@ -91,7 +91,7 @@ Reply: TypeAlias = Acquired | Running | Completed
 
 
 class State(StrEnum):
-    """Where a record stands; an absent record has no state."""
+    """The state of a record; an absent record has none."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -107,7 +107,8 @@ class Record:
         owner: The token of the claim that wrote it.
         outcome: None while the operation runs.
         lease_left: Seconds, negative once the lease has lapsed; 0.0 for a completed record.
-        age: Seconds since completion; 0.0 while running.
+        age: Seconds since completion; while it runs, since it was claimed or taken over. For display only: it is 0.0 if
+            the store does not keep it, and wrong if the store's clock was set.
         expires_in: Seconds until the store forgets the record.
     """
 
