@@ -12,6 +12,7 @@ import pytest
 from asgi_driver import Answer, Talk, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
 from fastapi import Depends, FastAPI
+from loop_time import advance, movable
 from patience import until
 from servers import SERVERS, serve
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from wire import post
 
-from idempotency import IdempotencyMiddleware, Policy, one_tenant
+from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
 from idempotency.events import Event, FailedAfterRecord, Replayed, Settled
 from idempotency.stores.memory import MemoryStore
 
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    return movable(request.param)
 
 
 class CommitFailed(Exception):
@@ -51,6 +52,11 @@ class Bank:
             "hooks": [self.events.append],
             "policy": Policy(record=record, **policy),  # type: ignore[arg-type]
         }
+
+    async def has_recorded(self) -> bool:
+        """Whether an outcome was recorded under the key that `send` uses."""
+        record = await self.store.get(StorageKey("k"))
+        return record is not None and record.outcome is not None
 
     def commit(self) -> None:
         if self.runs == 1:
@@ -147,7 +153,7 @@ async def send(app: Any, key: str | None = "k") -> tuple[int | None, bool]:
 
 
 @pytest.mark.parametrize("name", APPS)
-async def test_what_fails_after_the_recorded_answer_is_an_event_and_says_what_to_do(
+async def test_a_failure_after_the_recorded_answer_emits_an_event_that_says_what_to_do(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bank = Bank()
@@ -223,12 +229,12 @@ async def test_recorded_on_return_nothing_is_sent_before_the_application_has_ret
         await go_on.wait()
 
     store = MemoryStore()
-    talk = Talk(guard(slow, store, record="return", max_hold=0.001), http_scope(headers=key_header("k")))
+    talk = Talk(guard(slow, store, record="return", max_hold=5), http_scope(headers=key_header("k")))
     talk.give(b"{}")
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(talk.run)
-            await anyio.sleep(0.05)  # longer than max_hold, which is for answers that are not whole
+            await advance(6)  # longer than max_hold, which is for answers that are not whole
             assert talk.messages == []
             assert (await call(guard(Charges(), store), key="k")).status == 409
             go_on.set()
@@ -254,7 +260,7 @@ async def test_recorded_on_return_what_cannot_be_held_is_recorded_as_done_and_fl
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"done", "more_body": True})
         if kind == "too slow":
-            await anyio.sleep(0.05)  # past max_hold
+            await until(bank.has_recorded)
         await send({"type": "http.response.body", "body": b""})
         bank.commit()
 
@@ -297,7 +303,7 @@ async def test_a_cancellation_after_the_answer_is_told_of_where_it_was_recorded(
     assert (results, len(told)) == ((["kept"], 1) if record == "answer" else (["abandoned"], 0))
 
 
-async def test_what_fails_after_an_answer_that_was_not_recorded_is_no_event() -> None:
+async def test_a_failure_after_an_unrecorded_answer_emits_no_event() -> None:
     """Its key is free: a retry runs."""
     bank = Bank()
 

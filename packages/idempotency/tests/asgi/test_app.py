@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, Interposed, guard, read_body, respond
+from effects import Charges, Interposed, followers, guard, read_body, respond
+from patience import PATIENCE, lapsed, until
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
 from idempotency.errors import IdempotencyError
@@ -50,10 +51,10 @@ async def test_first_run_replay_and_mismatch(store: Store) -> None:
 
 async def test_duplicates_wait_and_follow(store: Store) -> None:
     async def work(number: int) -> None:
-        await anyio.sleep(0.05)
+        await until(lambda: followers(app.engine) == 7)
 
     charges, answers = Charges(work), []
-    app = guard(charges, store, wait=5)
+    app = guard(charges, store, wait=PATIENCE)
 
     async def duplicate() -> None:
         answers.append(await call(app, key="k"))
@@ -65,10 +66,10 @@ async def test_duplicates_wait_and_follow(store: Store) -> None:
     assert {answer.body for answer in answers} == {b'{"charge": 1}'}
 
 
-@pytest.mark.real_time("a lease runs out")
+@pytest.mark.real_time("who waits elsewhere asks again after real pauses")
 async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
     async def work(number: int) -> None:
-        await anyio.sleep(0.1)
+        await anyio.wait_all_tasks_blocked()  # the others are in their pauses
 
     charges, answers = Charges(work), []
 
@@ -78,26 +79,30 @@ async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             for _ in range(3):  # an engine each, as in three processes
-                tasks.start_soon(duplicate, guard(charges, store, wait=5))
+                tasks.start_soon(duplicate, guard(charges, store, wait=PATIENCE))
     assert [answer.body for answer in answers] == [b'{"charge": 1}'] * 3
 
 
-@pytest.mark.real_time("a lease runs out")
+@pytest.mark.real_time("a lease is renewed by a real timer")
 @pytest.mark.rule("E3")
 async def test_handler_that_outlives_its_lease(store: Store) -> None:
+    go_on = anyio.Event()
+
     async def work(number: int) -> None:
-        await anyio.sleep(2.0)
+        await go_on.wait()
 
     charges, answers = Charges(work), []
-    app = guard(charges, store, lease=1.2)
+    watched = Interposed(store)
+    app = guard(charges, watched, lease=1.2)
 
     async def first() -> None:
         answers.append(await call(app, key="k"))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(first)
-        await anyio.sleep(1.6)
+        await until(lambda: watched.calls.get("renew", 0) >= 4)  # one each third of the lease
         assert (await call(app, key="k")).status == 409
+        go_on.set()
     assert (answers[0].status, charges.runs) == (201, 1)
 
 
@@ -121,7 +126,7 @@ async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
         tasks.cancel_scope.cancel()
     assert [event.result for event in events if isinstance(event, Settled)] == ["abandoned"]
     assert (await call(app, key="k")).status == 409
-    await anyio.sleep(1.25)
+    await lapsed(store, StorageKey("k"))
     assert (await call(app, key="k")).status == 201
 
 
@@ -131,11 +136,15 @@ async def test_stream_is_held_and_then_flows(store: Store) -> None:
         await read_body(receive)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for number in range(4):
+            if number == 2:
+                await talk.arrived.wait()  # what was held until now
             await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 3})
-            await anyio.sleep(0.05)
 
     app = guard(stream, store, max_hold=0.08)
-    assert (await call(app, key="k")).body == b"0123"
+    talk = Talk(app, http_scope(headers=key_header("k")))
+    talk.give(b"{}")
+    with anyio.fail_after(PATIENCE):
+        assert (await talk.run()).body == b"0123"
     assert (await call(app, key="k")).status == 409
 
 
@@ -168,7 +177,7 @@ async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) ->
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listen)
-            await anyio.sleep(0.02)
+            await anyio.wait_all_tasks_blocked()
             assert seen == [], "the client has left; the work goes on all the same"
             await respond(send, b"done")
 
@@ -268,7 +277,6 @@ async def test_oversized_answer_ends_where_the_application_ended_it(status: int,
     assert again.status == {200: 409, 503: 503}[status], "what is not kept at any length frees its key"
 
 
-@pytest.mark.real_time("a lease runs out")
 @pytest.mark.parametrize("ends", ["by returning", "by raising"])
 async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: Store) -> None:
     """It ends while the hold's timer records that it streams: whoever serves it is told all it will ever be told."""
@@ -276,7 +284,7 @@ async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: St
 
     async def slowly(real: Store, *args: Any, **kwargs: Any) -> bool:
         recording.set()
-        await anyio.sleep(0.05)
+        await anyio.wait_all_tasks_blocked()  # the application is over
         return await real.complete(*args, **kwargs)
 
     async def drip(scope: Any, receive: Any, send: Any) -> None:
@@ -292,7 +300,7 @@ async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: St
     with contextlib.suppress(LookupError):
         await talk.run()
     sent = len(talk.messages)
-    await anyio.sleep(0.1)
+    await anyio.wait_all_tasks_blocked()
     assert [len(talk.messages), sent] == [2, 2]
     assert (await call(app, key="k")).status == 409, "what was recorded stays"
 

@@ -225,9 +225,7 @@ async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
 @pytest.mark.parametrize(
     "name", [b"idempotency-replayed", b"Idempotency-Replayed", b"Idempotency-Expires-In"]
 )
-async def test_what_an_application_says_in_the_middlewares_name_is_not_passed_on(
-    name: bytes, store: MemoryStore
-) -> None:
+async def test_the_applications_own_idempotency_headers_are_dropped(name: bytes, store: MemoryStore) -> None:
     async def impostor(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, headers=[(b"x-own", b"1"), (name, b"forged"), (b"x-last", b"2")])
 
@@ -274,7 +272,7 @@ async def test_a_body_without_a_start_is_for_the_server_to_refuse(store: MemoryS
     assert await store.get(KEY) is None, "no answer, as far as the key is concerned"
 
 
-async def test_what_is_sent_while_the_held_answer_goes_out_comes_after_it(store: MemoryStore) -> None:
+async def test_parts_sent_while_the_buffered_answer_goes_out_come_after_it(store: MemoryStore) -> None:
     """The hold's timer and the application are two writers."""
     messages: list[Any] = []
     letting_go = anyio.Event()
@@ -287,7 +285,7 @@ async def test_what_is_sent_while_the_held_answer_goes_out_comes_after_it(store:
 
     async def slow_server(message: Any) -> None:
         letting_go.set()
-        await anyio.sleep(0.02)
+        await anyio.wait_all_tasks_blocked()  # the application has gone on as far as it may
         messages.append(message)
 
     async def receive() -> Any:

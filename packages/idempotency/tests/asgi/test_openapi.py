@@ -195,7 +195,7 @@ def test_the_headers_of_a_replay_are_on_success_alone_and_named_by_the_policy() 
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
-def test_what_the_middleware_really_answers_is_what_the_document_says(policy: Policy) -> None:
+def test_the_middlewares_real_answers_match_the_openapi_document(policy: Policy) -> None:
     client = TestClient(application(policy), headers={"authorization": "alice"})
     operation = add_idempotency(application().openapi(), policy)["paths"]["/charges"]["post"]
     key = {"idempotency-key": '"k-1"'}

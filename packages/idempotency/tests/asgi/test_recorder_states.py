@@ -11,6 +11,7 @@ import anyio
 import pytest
 from asgi_driver import Talk, http_scope, key_header
 from effects import guard, respond
+from patience import PATIENCE
 
 from idempotency import Acquired, Fingerprint, StorageKey
 from idempotency._core.outcome import Response, encode_response
@@ -101,7 +102,7 @@ async def test_an_answer_takes_the_drawn_steps(
     await STORE.forget(KEY)
     talk = Talk(guard(app, STORE, record=record), http_scope(headers=key_header("k")))
     talk.give(b"{}")
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         try:
             await talk.run()
         except ConnectionError:

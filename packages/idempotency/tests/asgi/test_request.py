@@ -1,4 +1,4 @@
-"""What the middleware makes of a request: its body, its patience, its fingerprint, and its name in events."""
+"""The middleware's reading of a request: its body, its timeouts, its fingerprint, and its name in events."""
 
 from __future__ import annotations
 

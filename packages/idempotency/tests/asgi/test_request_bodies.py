@@ -1,4 +1,4 @@
-"""How much of a keyed request is read, and when it is refused instead."""
+"""The limits on reading a keyed request's body, and the refusals."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, guard
+from effects import Charges, Gate, guard
+from patience import until
 from servers import SERVERS, serve
 from wire import Wire, post, request
 
@@ -26,7 +27,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def upload(port: int, head: bytes, size: int, *, chunked: bool = False) -> bytes:
-    """What a plain client reads that first writes all of its request; it fails on a reset."""
+    """Returns what a client reads that first writes its whole request; raises on a reset."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(head)
         piece = b"x" * 65_536
@@ -67,7 +68,7 @@ async def test_a_client_reads_why_its_upload_was_refused(server: str, framing: s
     assert charges.runs == 0
 
 
-async def test_what_is_dropped_of_a_refused_body_is_bounded_in_bytes() -> None:
+async def test_draining_a_refused_body_is_bounded_in_bytes() -> None:
     taken = 0
 
     async def receive() -> Any:
@@ -87,7 +88,7 @@ async def test_what_is_dropped_of_a_refused_body_is_bounded_in_bytes() -> None:
     assert 20_000 <= taken - 6_000 <= 21_000
 
 
-async def test_what_is_dropped_of_a_refused_body_is_bounded_in_seconds() -> None:
+async def test_draining_a_refused_body_is_bounded_in_seconds() -> None:
     talk = Talk(guard(Charges(), MemoryStore(), body_timeout=0.05), http_scope(headers=key_header("k")))
     talk.give(b"x" * (MIB + 1), more_body=True)  # and nothing more
     answer = await talk.run()
@@ -152,9 +153,10 @@ async def test_a_credential_in_a_late_trailer_names_nobody(server: str) -> None:
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-User"))
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     head = head.replace(b"\r\n\r\n", b"\r\nx-user: alice\r\n\r\n")
-    async with serve(app, server) as port, await Wire.connect(port) as wire:
+    gate = Gate(app)
+    async with serve(gate, server) as port, await Wire.connect(port) as wire:
         await wire.send(head)
-        await asyncio.sleep(0.05)  # the head must reach the application before the trailer
+        await until(lambda: gate.come == 1)
         await wire.send(b"2\r\n{}\r\n0\r\nx-user: mallory\r\nx-late: 1\r\n\r\n")
         assert (await wire.response()).status == 201
     names = [(name, value) for name, value in charges.scopes[0]["headers"] if name.startswith(b"x-")]

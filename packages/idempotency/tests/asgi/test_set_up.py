@@ -24,7 +24,7 @@ def set_up(**wrong: Any) -> IdempotencyMiddleware:
     "store",
     [SyncMemoryStore(), MemoryStore, "redis://:secret@localhost", None],
 )
-def test_what_is_no_store_is_refused_and_not_quoted(store: Any) -> None:
+def test_anything_but_a_store_is_refused_and_not_quoted(store: Any) -> None:
     with pytest.raises(TypeError, match="store must be a Store") as refused:
         set_up(store=store)
     assert "secret" not in str(refused.value)
@@ -37,7 +37,7 @@ def test_a_tenant_that_cannot_be_asked_is_refused(tenant: Any) -> None:
 
 
 @pytest.mark.parametrize("policy", [later, Policy, {"required": True}])
-def test_what_gives_no_policy_is_refused(policy: Any) -> None:
+def test_a_policy_option_that_is_no_policy_is_refused(policy: Any) -> None:
     with pytest.raises(TypeError, match="policy must be a Policy"):
         set_up(policy=policy)
 

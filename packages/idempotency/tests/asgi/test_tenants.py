@@ -1,4 +1,4 @@
-"""Whose key it is: a principal keeps its records when its credential is replaced; a credential for one warns."""
+"""Tenants: a principal keeps its records when its credential is replaced; a credential as tenant warns."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_credential_for_a_principal_warns_at_set_up_and_not_at_requests(name: 
 
 
 @pytest.mark.parametrize("name", CREDENTIALS)
-def test_who_says_that_the_value_is_stable_is_not_warned(name: str) -> None:
+def test_a_tenant_declared_stable_is_not_warned_about(name: str) -> None:
     by_header(name, stable=True)  # warnings are errors here
 
 
@@ -203,7 +203,7 @@ def test_blanks_round_a_value_make_no_other_tenant() -> None:
         tenant(http_scope(headers=[("x-user-id", " \t")]))
 
 
-def test_what_is_no_headers_name_is_refused() -> None:
+def test_an_invalid_header_name_is_refused() -> None:
     for name in ("", "X User", "user\n", "ключ"):
         with pytest.raises(ValueError, match="name of a header"):
             by_header(name)

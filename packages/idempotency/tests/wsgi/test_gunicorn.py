@@ -1,93 +1,212 @@
-"""Flask under gunicorn: two worker processes, threads or greenlets, real sockets, and a worker that is killed."""
+"""Duplicates, kills and clients that leave, over two worker processes of gunicorn, with threads or greenlets."""
 
 from __future__ import annotations
 
-import json
-import os
+import http.client
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import struct
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import httpx
 import pytest
+from gunicorn_server import WORKERS, Gunicorn, start_gunicorn
+from patience import until_sync
+from wsgi_driver import Answer
 
-SUPPORT = Path(__file__).parents[1] / "support"
-
-Send = Callable[..., httpx.Response]
-
-
-@pytest.fixture(params=["gthread", "gevent"], scope="module")
-def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Send, Path]]:
-    """A function that sends one request to the application, and the directory of its effects."""
-    data = tmp_path_factory.mktemp("shop")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    threads = ["--threads", "8"] if request.param == "gthread" else []
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "gunicorn", "wsgi_shop:app", "--pythonpath", str(SUPPORT)),
-            *("--bind", f"127.0.0.1:{port}", "--workers", "2", "--worker-class", request.param, *threads),
-            *("--log-level", "error", "--graceful-timeout", "2"),
-        ],
-        env=os.environ | {"SHOP_DATA": str(data), "SHOP_LEASE": "0.8"},
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            _until_it_answers(client)
-
-            def send(key: str, then: str = "", content: Iterator[bytes] | None = None) -> httpx.Response:
-                headers = {"X-User": "alice", "Idempotency-Key": key, "Content-Type": "application/json"}
-                body = json.dumps({"then": then}).encode() if content is None else content
-                return client.post("/charges", headers=headers, content=body)
-
-            yield send, data
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        finally:
-            server.kill()
+HELD = ["/held", "/late/held", "/flask/held"]
+DOOMED = ["/doomed", "/late/doomed", "/flask/doomed"]
+BROKEN = (ConnectionError, http.client.HTTPException)
 
 
-def _until_it_answers(client: httpx.Client) -> None:
-    for _ in range(400):
-        try:
-            client.get("/")
-        except httpx.TransportError:
-            time.sleep(0.025)  # another process starts: there is nothing to wait on but its port
-        else:
-            return
-    pytest.fail("gunicorn did not start")
+@pytest.fixture(scope="module", params=[*WORKERS])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+    with start_gunicorn(request.param, tmp_path_factory.mktemp("site")) as server:
+        yield server
 
 
-def test_eight_duplicates_over_two_processes_have_one_effect(served: tuple[Send, Path]) -> None:
-    send, data = served
+@pytest.fixture
+def server(running: Gunicorn) -> Gunicorn:
+    """The server, whose application has done nothing yet."""
+    running.effects.forget()
+    return running
+
+
+@pytest.fixture
+def clients() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: send("at-once", "sleep"), range(8)))
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.content for answer in answers}) == 1
-    assert sum(answer.headers.get("idempotency-replayed") == "true" for answer in answers) == 7
-    assert (data / "at-once").read_text() == "charged\n"
+        yield pool
 
 
-def test_a_worker_killed_before_its_effect_is_taken_over(served: tuple[Send, Path]) -> None:
-    send, data = served
-    with pytest.raises(httpx.TransportError):
-        send("killed", "die")
-    assert send("killed", "die").status_code == 201
-    assert (data / "killed").read_text() == "charged\n"
+def leaving(port: int, path: str, *, key: str = "k", body: bytes = b"{}") -> socket.socket:
+    """A client that has sent its request, and may leave when it is told to."""
+    client = socket.create_connection(("127.0.0.1", port), 30)
+    client.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n"
+        f"Idempotency-Key: {key}\r\n\r\n".encode()
+        + body
+    )
+    return client
 
 
-def test_a_chunked_body_is_read_whole(served: tuple[Send, Path]) -> None:
-    send, data = served
-    for replayed in (None, "true"):
-        answer = send("chunked", content=iter([b'{"then"', b': ""}']))
-        assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, replayed)
-    assert send("chunked", content=iter([b'{"then"', b': "no"}'])).status_code == 422
-    assert (data / "chunked").read_text() == "charged\n"
+def leave(client: socket.socket) -> None:
+    """Close the connection, with RST instead of FIN."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+# Duplicates over two processes.
+
+
+@pytest.mark.parametrize("path", HELD)
+def test_eight_duplicates_over_two_processes_have_one_effect(
+    server: Gunicorn, clients: ThreadPoolExecutor, path: str
+) -> None:
+    sent = [clients.submit(server.send, path) for _ in range(8)]
+    server.gate.wait().go_on()
+    answers = [answer.result() for answer in sent]
+    assert {answer.status for answer in answers} == {201}
+    assert len({answer.body for answer in answers}) == 1
+    assert sorted(answer.replayed for answer in answers) == [False] + [True] * 7
+    assert server.effects.bodies == [b"{}"]
+
+
+def test_a_duplicate_waits_as_long_as_it_prefers(server: Gunicorn, clients: ThreadPoolExecutor) -> None:
+    path = "/held-impatient"
+    first = clients.submit(server.send, path)
+    held = server.gate.wait()
+    refused = server.send(path)
+    assert (refused.status, int(refused.values("retry-after")[0]) >= 1) == (409, True)
+    waiting = clients.submit(server.send, path, headers={"Prefer": "wait=20"})
+    held.go_on()
+    assert (first.result().status, waiting.result().replayed) == (201, True)
+    assert server.effects.bodies == [b"{}"]
+
+
+@pytest.mark.rule("E3")
+def test_a_run_that_outlives_its_lease_keeps_its_key(server: Gunicorn, clients: ThreadPoolExecutor) -> None:
+    first = clients.submit(server.send, "/doomed-once")
+    held = server.gate.wait()
+    lease_left, renewals = 0.0, 0
+
+    def renewed_beyond_the_lease() -> bool:
+        nonlocal lease_left, renewals
+        now_left = server.effects.store.scan().records[0].lease_left
+        renewals += now_left > lease_left
+        lease_left = now_left
+        return renewals >= 6  # the claim itself, and five renewals, each a third of the lease after the last
+
+    until_sync(renewed_beyond_the_lease, "for renewals")
+    assert b"in-progress" in server.send("/doomed-once").body
+    held.go_on()
+    assert first.result().status == 201
+    assert server.effects.bodies == [b"{}"]
+
+
+@pytest.mark.rule("E9")
+def test_an_encoded_slash_and_a_slash_are_one_path(server: Gunicorn) -> None:
+    """As under every WSGI server, which hands the path over decoded."""
+    assert [server.send(path).replayed for path in ("/orders/1", "/orders%2F1")] == [False, True]
+
+
+# A worker that is killed.
+
+
+def killed(request: Future[Answer]) -> bool:
+    """Whether its client saw the connection break."""
+    return isinstance(request.exception(), BROKEN)
+
+
+@pytest.mark.parametrize("path", DOOMED)
+def test_a_worker_killed_before_its_effect_is_taken_over(
+    server: Gunicorn, clients: ThreadPoolExecutor, path: str
+) -> None:
+    first = clients.submit(server.send, path)
+    server.gate.wait().kill()
+    assert killed(first)
+    again = clients.submit(server.send, path)
+    server.gate.wait().go_on()
+    assert (again.result().status, again.result().replayed) == (201, False)
+    assert server.effects.bodies == [b"{}"]
+
+
+@pytest.mark.rule("E4")
+def test_a_worker_killed_between_effect_and_answer_is_repeated_at_least_once(
+    server: Gunicorn, clients: ThreadPoolExecutor
+) -> None:
+    first = clients.submit(server.send, "/doomed-after-effect")
+    server.gate.wait().kill()
+    assert killed(first)
+    again = clients.submit(server.send, "/doomed-after-effect")
+    server.gate.wait().go_on()
+    assert again.result().status == 201
+    assert server.effects.bodies == [b"{}"] * 2, (
+        "the promise is at least once; complete_in makes it exactly once"
+    )
+    assert server.send("/doomed-after-effect").replayed
+
+
+def test_a_worker_killed_is_never_repeated_at_most_once(
+    server: Gunicorn, clients: ThreadPoolExecutor
+) -> None:
+    first = clients.submit(server.send, "/doomed-once")
+    server.gate.wait().kill()
+    assert killed(first)
+    until_sync(lambda: b"outcome-unknown" in server.send("/doomed-once").body, "for the lease to end")
+    assert server.send("/doomed-once").status == 409
+    assert server.effects.bodies == []
+
+
+# A client that leaves.
+
+
+@pytest.mark.rule("E5")
+@pytest.mark.parametrize("path", HELD)
+def test_a_handler_whose_client_has_left_goes_on_to_its_record(server: Gunicorn, path: str) -> None:
+    client = leaving(server.port, path)
+    held = server.gate.wait()
+    leave(client)
+    held.go_on()
+    again = server.send(path)
+    assert (again.status, again.replayed, server.effects.bodies) == (201, True, [b"{}"])
+
+
+def test_a_client_that_waits_for_a_duplicate_and_leaves_does_no_harm(
+    server: Gunicorn, clients: ThreadPoolExecutor
+) -> None:
+    first = clients.submit(server.send, "/held")
+    held = server.gate.wait()
+    leave(leaving(server.port, "/held"))
+    last = clients.submit(server.send, "/held")
+    held.go_on()
+    assert (first.result().status, last.result().replayed) == (201, True)
+    assert server.effects.bodies == [b"{}"]
+
+
+@pytest.mark.rule("E1")
+def test_a_client_that_leaves_while_its_answer_is_on_the_way_gets_it_later(server: Gunicorn) -> None:
+    client = leaving(server.port, "/megabyte")
+    assert client.recv(1)
+    leave(client)
+    again = server.send("/megabyte")
+    assert (again.status, again.body, again.replayed) == (200, b"x" * 1_000_000, True)
+    assert server.effects.bodies == [b"{}"]
+
+
+def test_a_client_that_leaves_a_stream_has_it_closed_and_never_run_again(server: Gunicorn) -> None:
+    client = leaving(server.port, "/events")
+    assert client.recv(1)
+    leave(client)
+    until_sync(lambda: "closed " in server.effects.notes, "for the stream to be closed")
+    assert server.send("/events").status == 409
+    assert server.effects.bodies == [b"{}"]
+
+
+@pytest.mark.parametrize("path", ["/charges", "/late/charges", "/flask/charges"])
+def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing(server: Gunicorn, path: str) -> None:
+    """It closes its side alone, so that it reads what it is told; the server reads an end, and no error."""
+    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\nIdempotency-Key: k\r\n\r\n"
+        client.sendall(head.encode() + b"amount=1")
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert (server.effects.bodies, server.effects.store.scan().records) == ([], ())

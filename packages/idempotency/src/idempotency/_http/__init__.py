@@ -1,1 +1,1 @@
-"""What every HTTP framework has in common: a keyed request, and the record of its answer. No I/O."""
+"""Holds what all HTTP frameworks share: reading a keyed request and recording its response. No I/O of its own."""

@@ -17,6 +17,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.printable import printable
 from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
+from idempotency._http.prefer import preferred_wait
 from idempotency._http.refusal import refusal
 from idempotency.events import Event, Hook, Refused, Replayed
 
@@ -26,13 +27,13 @@ RunT = TypeVar("RunT")
 
 
 class Source(Protocol):
-    """What a framework knows of a request."""
+    """The request, as its framework gives it."""
 
     def is_part_of(self, key: StorageKey) -> bool:
         """Whether it is part of a run under *key* already, and joins that (E10)."""
 
-    def key_lines(self, name: bytes) -> Sequence[bytes]:
-        """The field lines of the header *name*, which is in lower case."""
+    def field_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*, which is in lower case: none, or all joined by a comma."""
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
         """
@@ -69,7 +70,8 @@ class KeyedRequest(Generic[RunT]):
         self._engine = engine
         self._source = source
         self._method = method
-        self.operation = printable(f"{method} {path}")  # hooks write it into logs, which it must not forge
+        # Hooks write it into logs, which it must not forge.
+        self.operation: str = printable(f"{method} {path}")
 
     def prepare(self, tenant: str | Callable[[], str], policy: Policy) -> Response | bool:
         """
@@ -83,12 +85,13 @@ class KeyedRequest(Generic[RunT]):
         Raises:
             TypeError: *tenant* is, or gives, no str.
         """
-        self.policy, self.wait = policy, policy.wait
+        self.policy = policy
         fields = [
-            (header, lines) for header, name in policy.key_fields if (lines := self._source.key_lines(name))
+            (header, lines) for header, name in policy.key_fields if (lines := self._source.field_lines(name))
         ]
         if self._method not in policy.methods or not (fields or policy.required) or self._engine.is_off:
             return False
+        self.wait = preferred_wait(self._source.field_lines(b"prefer"), policy)
         named = False
         try:
             key = parse_key_fields(fields, max_chars=policy.max_key_chars, strict=policy.strict_keys)
@@ -149,8 +152,8 @@ class KeyedRequest(Generic[RunT]):
 
 
 def missing_key(policy: Policy) -> MissingKey:
-    """The error for a request without a key that needs one: it names the header that the policy reads."""
-    return MissingKey(f"send an {policy.key_headers[0]} header: a new UUID for each new operation")
+    """The error for a request without a key that needs one: it names the headers that the policy reads."""
+    return MissingKey(f"send the header {' or '.join(policy.key_headers)}: a new UUID for each new operation")
 
 
 def require_known_headers(policy: Policy, known: Collection[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What is recorded of an HTTP answer, by the policy of its request; the same for every framework."""
+"""Decides, by the policy of its request, what is recorded of an HTTP response, for every framework."""
 
 from __future__ import annotations
 

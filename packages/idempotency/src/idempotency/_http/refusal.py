@@ -1,4 +1,4 @@
-"""The answers that are not the application's: refusals, in the policy's own form where it has one."""
+"""Builds the responses that the library sends itself: refusals, in the policy's own format if it has one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refusal(error: IdempotencyError, policy: Policy) -> Response:
 
 
 def first_run_failed(policy: Policy) -> Response:
-    """What is recorded for a handler that raised, where the policy keeps exceptions."""
+    """The response recorded for a handler that raised, where the policy keeps exceptions."""
     try:
         return handler_failed(policy.documentation_url, policy.render)
     except Exception as failure:

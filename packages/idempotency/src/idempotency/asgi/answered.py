@@ -1,4 +1,4 @@
-"""The exception that ends a handler, as its framework expects one: it would log any other as a failure."""
+"""Defines the exception that ends a handler, in the framework's own type: it would log any other as a failure."""
 
 from __future__ import annotations
 

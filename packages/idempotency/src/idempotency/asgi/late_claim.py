@@ -1,5 +1,5 @@
 """
-The same protection, claimed by the application itself, just before its handler.
+Claims the key inside the application, just before its handler runs, instead of in a middleware.
 
 A framework authenticates and validates inside the application, where no middleware outside can see it. So `LateClaim`
 runs the application, keeps a copy of the body as that is read, and waits for `claim`: until then everything passes
@@ -70,14 +70,14 @@ class LateClaim:
     ) -> None:
         if isinstance(store, type) or not hasattr(store, "acquire") or not is_async_store(store):
             raise TypeError(
-                f"store must be a Store, such as MemoryStore(), and this {type(store).__name__} is none; "
-                "open_store() makes one of a URL"
+                f"store must be a Store, such as MemoryStore(), not this {type(store).__name__}; "
+                "open_store() makes one from a URL"
             )
         ask_frameworks(app)
         self.app = app
-        self.engine = Engine(store, hooks=hooks)
+        self.engine: Engine = Engine(store, hooks=hooks)
         self.max_request_bytes = max_request_bytes
-        self.key_names = frozenset(name.lower().encode("ascii") for name in key_headers)
+        self.key_names: frozenset[bytes] = frozenset(name.lower().encode("ascii") for name in key_headers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection (ASGI 3)."""
@@ -121,7 +121,7 @@ async def claim(
 
 def pending_claim(scope: Mapping[str, Any]) -> PendingClaim:
     """
-    What `LateClaim` left in the scope.
+    The claim that `LateClaim` left in the scope.
 
     Raises:
         RuntimeError: It did not run.
@@ -164,7 +164,7 @@ class PendingClaim:
     ) -> None:
         self._middleware = middleware
         self._receive = receive
-        self.send = send
+        self.send: Send = send
         self._keyed = keyed  # there is a header that may carry a key
         self._announced = False  # a claim is sure to come: an answer must not begin before it
         self._begun = False  # the answer has begun, and can no longer be replaced
@@ -175,9 +175,9 @@ class PendingClaim:
         self._size = 0
         self._whole = False  # the body has been read to its end
         self._unread: deque[Message] = deque()  # read by the claim, and still to be read by the application
-        self.engine = middleware.engine
-        self.scope = scope
-        self.status = 0  # of the answer that was given in the application's place
+        self.engine: Engine = middleware.engine
+        self.scope: Scope = scope
+        self.status: int = 0  # of the answer that was given in the application's place
 
     async def serve(self, app: ASGIApp) -> None:
         """Run *app* to its end."""
@@ -220,8 +220,8 @@ class PendingClaim:
         if self._recorder is not None or self._replaced or self._begun:
             raise RuntimeError("claim a request once, and before its answer begins")
         require_known_headers(policy, self._middleware.key_names)
-        self.policy = policy
-        self.operation = f"{self.scope['method']} {full_path(self.scope)}"
+        self.policy: Policy = policy
+        self.operation: str = f"{self.scope['method']} {full_path(self.scope)}"
         self.request: KeyedRequest[Run] = KeyedRequest(
             self.engine, self, method=self.scope["method"], path=full_path(self.scope)
         )
@@ -273,7 +273,7 @@ class PendingClaim:
         """Whether a middleware outside has this request under *key* already (E10)."""
         return joined_run(self.scope, key) is not None
 
-    def key_lines(self, name: bytes) -> Sequence[bytes]:
+    def field_lines(self, name: bytes) -> Sequence[bytes]:
         """The field lines of the header *name*."""
         return [value for found, value in self.scope["headers"] if found == name]
 

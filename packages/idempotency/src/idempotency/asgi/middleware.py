@@ -8,7 +8,6 @@ untouched and unbuffered. A request's state lives in its `_RequestHandler`, that
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -38,6 +37,7 @@ from idempotency._core.printable import printable
 from idempotency._core.replay import replay_answer
 from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency._http.keyed_request import missing_key
+from idempotency._http.prefer import preferred_wait
 from idempotency._http.refusal import refusal
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.recorder import ResponseRecorder
@@ -70,8 +70,6 @@ EXPOSED_HEADERS: Final = (
 )
 """For `expose_headers` of a CORS middleware: what this one adds; a policy's own `replay_header` comes on top."""
 
-_PREFER_WAIT = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
-
 _log = logging.getLogger("idempotency")
 
 
@@ -83,18 +81,18 @@ class IdempotencyMiddleware:
     """
     One effect per Idempotency-Key, for any ASGI application, after draft-ietf-httpapi-idempotency-key-header-07.
 
-    The application runs to its end once per key whatever the client's connection does; its answer is recorded before
-    the first byte leaves (E1), and repeated to every retry.
+    The application runs to its end once per key, even if the client disconnects. Its answer is recorded before the
+    first byte is sent (E1), and every retry gets the recorded answer.
 
     Args:
         app: The application to protect.
         store: Where records live, such as `idempotency.stores.redis.RedisStore`.
-        tenant: Whose key it is, from the scope: `by_user()` for what an authentication middleware outside this one left
-            there, or a callable of your own that returns the verified principal; not a credential, which is replaced
-            while its holder stays. It has no default: a replay across principals is a leak. It may raise an
-            `IdempotencyError`, such as `MissingTenant`, to refuse; anything else it raises, or returns but a string, is
-            a 500. The empty string is a tenant like any other, shared by all for whom it is returned (`one_tenant`).
-        policy: What is promised; or a callable that gives the policy for a scope, None to leave it alone.
+        tenant: Whose key it is: a callable of the scope. `by_user()` takes the user that an authentication middleware
+            outside this one put there; your own callable returns the verified user or account, never a credential,
+            because credentials are replaced. There is no default: a replay to another user would be a leak. It may
+            raise an `IdempotencyError`, such as `MissingTenant`, to refuse the request; any other exception, or a value
+            that is not a string, is a 500. All requests for which it returns "" share one tenant (`one_tenant`).
+        policy: What is promised; or a callable that takes the scope and returns a policy, or None for no protection.
         hooks: Called with every event (`idempotency.events`).
     Raises:
         TypeError: *store*, *tenant*, *policy* or a hook is not of its kind.
@@ -113,8 +111,8 @@ class IdempotencyMiddleware:
     ) -> None:
         if isinstance(store, type) or not is_async_store(store):
             raise TypeError(
-                f"store must be a Store, such as MemoryStore(), and this {type(store).__name__} is none; "
-                "open_store() makes one of a URL"
+                f"store must be a Store, such as MemoryStore(), not this {type(store).__name__}; "
+                "open_store() makes one from a URL"
             )
         if not is_plain(tenant) or tenant in _MAKERS:
             raise TypeError(
@@ -125,7 +123,7 @@ class IdempotencyMiddleware:
             raise TypeError("policy must be a Policy, or a plain function that gives one for a scope")
         ask_frameworks(app)
         self.app = app
-        self.engine = Engine(store, hooks=hooks)
+        self.engine: Engine = Engine(store, hooks=hooks)
         self.tenant = tenant
         self._policy_of = (lambda _scope: policy) if isinstance(policy, Policy) else policy
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
@@ -243,7 +241,10 @@ class _RequestHandler:
         else:
             view = RequestView(method, path, query, headers, body, tenant)
             self.fingerprint = operation_digest(view, policy.fingerprint, ignored_query=policy.ignored_query)
-        self.wait = policy.wait if policy.prefer_wait <= 0 else self._preferred_wait()
+        self.wait = policy.wait
+        if policy.prefer_wait > 0:
+            lines = (value for name, value in scope["headers"] if name == b"prefer")
+            self.wait = preferred_wait(lines, policy)
         verdict = await self.engine.begin(self)
         if isinstance(verdict, Run):
             await ResponseRecorder(self, verdict, body, self._receive).run(middleware.app)
@@ -261,12 +262,6 @@ class _RequestHandler:
         return printable(
             f"{self.scope['method']} {self.path}"
         )  # hooks write it into logs, which it must not forge
-
-    def _preferred_wait(self) -> float:
-        for name, value in self.scope["headers"]:
-            if name == b"prefer" and (preferred := _PREFER_WAIT.search(value)):
-                return min(float(preferred[1]), self.policy.prefer_wait)
-        return self.policy.wait
 
     # Answers that are not the application's.
 

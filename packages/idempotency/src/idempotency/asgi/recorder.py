@@ -1,5 +1,5 @@
 """
-The application's one run under a claim, and its answer on the way out: kept back, recorded, then sent (E1).
+Runs the application once under a claim: buffers its response, records it, then sends it (E1).
 
 An answer that cannot be kept (E2) is recorded as done and then forwarded as it comes; where the claim was lost, the
 successor's answer goes out (E8). By `Policy(record="return")` a whole answer is kept back until the application has
@@ -79,7 +79,7 @@ class ResponseRecorder:
         self._scope = handler.scope
         self._receive = receive
         self._run = run
-        self.claim = run.claim
+        self.claim: Claim = run.claim
         self._body = body  # until the application has read it
         self._state = _BUFFERING
         self._start: Message | None = None
@@ -107,8 +107,8 @@ class ResponseRecorder:
             active.reset(token)
 
     def enter(self) -> Token[Frame | None]:
-        """What runs in this context from now on is the run."""
-        self.frame = Frame(self.claim, self, active.get())
+        """Makes all code that runs in this context from now on part of the run."""
+        self.frame: Frame = Frame(self.claim, self, active.get())
         self._entered = enter(self._scope, self.frame)
         return active.set(self.frame)
 
@@ -159,7 +159,7 @@ class ResponseRecorder:
     # What the application receives and sends.
 
     async def receive(self) -> Message:
-        """What the application receives."""
+        """The application's `receive` callable."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -177,7 +177,7 @@ class ResponseRecorder:
             active.reset(token)
 
     async def send(self, message: Message) -> None:
-        """What the application sends."""
+        """The application's `send` callable."""
         if self._lock is None:
             due = self._buffer(message) if self._state is _BUFFERING else self._send_late(message)
             if due is not None:
@@ -364,14 +364,14 @@ class ResponseRecorder:
         if stored:
             headers = [*headers, rules.expires_in]
         chunks, self._chunks = self._chunks, []
-        last = len(chunks) - 1
         token = active.set(None)  # see _forward
         try:
             await send({**start, "headers": headers})
-            for index, chunk in enumerate(chunks):
-                await send(
-                    {"type": "http.response.body", "body": chunk, "more_body": more_body or index < last}
-                )
+            if chunks:
+                last = chunks.pop()
+                for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": last, "more_body": more_body})
         finally:
             active.reset(token)
 

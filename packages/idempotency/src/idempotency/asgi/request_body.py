@@ -1,5 +1,5 @@
 """
-The body of a keyed request: read within its limits, or dropped so that the client can read why it was refused.
+Reads the body of a keyed request within its limits, or discards it so that the client can read the refusal.
 
 Besides, what a server may have made of it: fields of the trailer section among the headers, and a body that it lost.
 """
@@ -18,7 +18,7 @@ __all__ = ["RequestBody", "drop_announced_trailers", "drop_late_trailers", "requ
 
 
 class RequestBody:
-    """What is still to come of a request's body."""
+    """The part of a request's body that has not been received."""
 
     __slots__ = ("_ended", "_policy", "_receive")
 

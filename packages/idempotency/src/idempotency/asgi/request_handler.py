@@ -1,4 +1,4 @@
-"""What a recorder needs of the request that it answers."""
+"""Declares what a recorder needs of the request that it answers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-What a scope holds of ours while its request runs.
+Keeps the library's entries in an ASGI scope while its request runs.
 
 The application gets the caller's own scope, not a copy: what routers and layers inside write into it (`route`,
 `path_params`, `user`), layers outside read from it.
@@ -48,7 +48,7 @@ def enter(scope: Scope, frame: Frame) -> Entered:
     """Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6)."""
     runs: tuple[Frame, ...] = scope.get(RUNS, ())
     scope[RUNS] = (*runs, frame)
-    return runs, hide_bypasses(scope) if "extensions" in scope else None
+    return runs, hide_bypasses(scope) if scope.get("extensions") else None
 
 
 def hide_bypasses(scope: Scope) -> Hidden:

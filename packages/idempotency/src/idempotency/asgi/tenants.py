@@ -1,4 +1,4 @@
-"""Whose key it is: the principal behind a request, as a middleware's `tenant` callable finds it in the scope."""
+"""Finds whose key it is: the principal that a middleware's `tenant` callable reads from the scope."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def by_user(subject: Callable[[Any], object] | None = None) -> Callable[[Scope],
     """
     A tenant for each authenticated user: what an authentication middleware outside left as `scope["user"]`.
 
-    A user keeps one tenant whatever proves who it is: a new access token, another session or a new signature.
-    Starlette, Litestar and Django Channels leave a user there.
+    A user keeps the same tenant with a new access token, another session or a new signature. Starlette, Litestar and
+    Django Channels put a user there.
 
     Args:
         subject: The user's stable and unique identifier, a text, an int or a UUID, from the user. By default the
@@ -101,13 +101,13 @@ def by_header(name: str, *, stable: bool = False) -> Callable[[Scope], str]:
     keyed request without the header, or with a blank one, is refused (400): strangers must not share a tenant. Repeated
     header lines count together; blanks round a value do not.
 
-    **Not for a credential.** A token that is replaced between two attempts of one call makes the second attempt a
-    request of somebody else: it runs again (docs/security.md). So `Authorization`, cookies, API keys, signatures and
-    their like warn here (`CredentialTenantWarning`).
+    **Not for a credential.** If a token is replaced between two attempts of one call, the second attempt counts as
+    another caller's request and runs again (docs/security.md). So `Authorization`, cookies, API keys, signatures and
+    similar headers warn (`CredentialTenantWarning`).
 
     Args:
-        stable: True says that all values of one caller are the same for as long as records are kept, such as an API
-            key that is never replaced: then nothing warns.
+        stable: True switches the warning off: a caller's value stays the same for as long as records are kept, as with
+            an API key that is never replaced.
     Raises:
         ValueError: *name* is no header's name.
 
@@ -140,5 +140,5 @@ def by_header(name: str, *, stable: bool = False) -> Callable[[Scope], str]:
 
 
 def one_tenant() -> Callable[[Scope], str]:
-    """Everybody is the same principal: right for one trusted caller, a leak between users otherwise."""
+    """All requests share one tenant: right for one trusted caller; with several users, one may get another's answer."""
     return lambda _scope: ""

@@ -1,4 +1,4 @@
-"""One WSGI request: what its engine is asked, and how an answer is written."""
+"""Handles one WSGI request: what it asks of the engine, and how it writes a response."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from idempotency._core.policy import Policy
 from idempotency._core.types import StorageKey
 from idempotency._http.keyed_request import KeyedRequest, require_known_headers
 from idempotency.engine.current_claim import Frame
-from idempotency.engine_sync import SyncEngine, SyncRun
-from idempotency.wsgi.request import BodyReader, full_path, headers_of, key_lines
+from idempotency.engine.sync_engine import SyncEngine, SyncRun
+from idempotency.wsgi.request import BodyReader, field_lines, full_path, headers_of
 from idempotency.wsgi.types import Environ, HeaderList
 
 __all__ = ["RUNS", "RequestHandler", "status_line", "text_headers"]
@@ -59,9 +59,18 @@ class RequestHandler(KeyedRequest[SyncRun]):
         runs: tuple[Frame, ...] = self.environ.get(RUNS, ())
         return any(frame.claim.key == key and not frame.over for frame in runs)
 
-    def key_lines(self, name: bytes) -> Sequence[bytes]:
-        """The field lines of the header *name*."""
-        return key_lines(self.environ, name)
+    def field_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*, which is in lower case: none, or all in one, joined by a comma."""
+        return field_lines(self.environ, name)
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether its body was refused for its length, with a part of it unread."""
+        return self._body.is_too_large
+
+    def discard_body(self) -> None:
+        """Read what still comes of such a body, so that the client reads the answer."""
+        self._body.discard(most=self.policy.max_discard_bytes)
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
         """The whole request; its body is read here."""

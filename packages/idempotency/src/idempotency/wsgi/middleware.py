@@ -16,12 +16,12 @@ from idempotency._core.callables import is_plain
 from idempotency._core.errors import Answered, IdempotencyError
 from idempotency._core.policy import Policy
 from idempotency.engine.checks import is_async_store
-from idempotency.engine_sync import SyncEngine
+from idempotency.engine.sync_engine import SyncEngine
 from idempotency.events import Hook
 from idempotency.store import SyncStore
 from idempotency.wsgi.handler import RequestHandler
 from idempotency.wsgi.recorder import ResponseRecorder
-from idempotency.wsgi.request import BodyReader, key_lines
+from idempotency.wsgi.request import BodyReader, field_lines
 from idempotency.wsgi.types import Environ, StartResponse, WSGIApp
 
 __all__ = ["IdempotencyMiddleware", "LateClaim", "claim", "pending_claim"]
@@ -67,7 +67,7 @@ class IdempotencyMiddleware:
         if not isinstance(policy, Policy) and not is_plain(policy):
             raise TypeError("policy must be a Policy, or a plain function that gives one for an environment")
         self.app = app
-        self.engine = _engine(store, hooks)
+        self.engine: SyncEngine = _engine(store, hooks)
         self.tenant = tenant
         self._policy_of = (lambda _environ: policy) if isinstance(policy, Policy) else policy
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
@@ -78,7 +78,7 @@ class IdempotencyMiddleware:
         policy = self._policy_of(environ)
         if policy is None or environ["REQUEST_METHOD"] not in policy.methods:
             return self.app(environ, start_response)
-        if not policy.required and not any(key_lines(environ, name) for _, name in policy.key_fields):
+        if not policy.required and not any(field_lines(environ, name) for _, name in policy.key_fields):
             return self.app(environ, start_response)
         body = BodyReader(environ, timeout=policy.body_timeout, monotonic=self.engine.monotonic)
         handler = RequestHandler(self.engine, environ, body)
@@ -116,7 +116,7 @@ class LateClaim:
         key_headers: Collection[str] = ("Idempotency-Key",),
     ) -> None:
         self.app = app
-        self.engine = _engine(store, hooks)
+        self.engine: SyncEngine = _engine(store, hooks)
         self.max_request_bytes = max_request_bytes
         self.body_timeout = body_timeout
         self.key_headers = key_headers
@@ -125,7 +125,7 @@ class LateClaim:
         """Answer one request (PEP 3333)."""
         body = BodyReader(environ, timeout=self.body_timeout, monotonic=self.engine.monotonic)
         known = {name.lower().encode("ascii") for name in self.key_headers}
-        if any(key_lines(environ, name) for name in known):
+        if any(field_lines(environ, name) for name in known):
             # Before a framework parses a form out of it. What it raises a claim will raise again; where none is made
             # the body is the application's affair.
             with suppress(IdempotencyError):
@@ -156,7 +156,7 @@ def claim(environ: Environ, principal: str | Callable[[], str], policy: Policy =
 
 def pending_claim(environ: Environ) -> ResponseRecorder:
     """
-    What `LateClaim` left in the environment.
+    The claim that `LateClaim` left in the environment.
 
     Raises:
         RuntimeError: It did not run.
@@ -172,7 +172,7 @@ def pending_claim(environ: Environ) -> ResponseRecorder:
 def _engine(store: SyncStore, hooks: Sequence[Hook]) -> SyncEngine:
     if isinstance(store, type) or not hasattr(store, "acquire") or is_async_store(store):
         raise TypeError(
-            f"store must be a SyncStore, such as SyncMemoryStore(), and this {type(store).__name__} is none; "
-            "each store module has one beside its asynchronous store"
+            f"store must be a SyncStore, such as SyncMemoryStore(), not this {type(store).__name__}; "
+            "each store module has one, such as SyncRedisStore, beside its asynchronous store"
         )
     return SyncEngine(store, hooks=hooks)

@@ -1,5 +1,5 @@
 r"""
-The application's one run of a request, and its answer: under a claim kept back until its record is made (E1).
+Runs the application once under a claim, and buffers its response until the record is made (E1).
 
     UNCLAIMED --- a claim is made before the answer begins --------------> BUFFERING
         |    \--- a claim is refused, or has an outcome already ---------> REPLACED
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import Token
 from enum import Enum
 from typing import Any, Final
@@ -24,12 +24,10 @@ from idempotency._core.errors import Answered
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
 from idempotency._core.protocol import settle
-from idempotency._core.types import Claim, key_id
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency._http.refusal import first_run_failed
 from idempotency.engine.current_claim import Frame, active
-from idempotency.engine_sync import SyncRun
-from idempotency.events import FailedAfterRecord
+from idempotency.engine.sync_engine import SyncRun
 from idempotency.wsgi.handler import RUNS, RequestHandler, status_line, text_headers
 from idempotency.wsgi.types import ExceptionInfo, HeaderList, StartResponse, Write, WSGIApp
 
@@ -41,7 +39,7 @@ _FILE_WRAPPER: Final = "wsgi.file_wrapper"
 
 
 class State(Enum):
-    """Where the answer stands; the drawing above says what leads from one to the next."""
+    """The state of the answer; the drawing above shows the transitions."""
 
     UNCLAIMED = "unclaimed"
     BUFFERING = "buffering"
@@ -69,8 +67,9 @@ class ResponseRecorder:
         self._server_write: Write | None = None  # while STREAMING
         self._outer_runs: tuple[Frame, ...] = ()
         self._application: Iterable[bytes] | None = None  # until it is closed
-        self._recorded: Claim | None = None
+        self._recorded = False
         self._file_wrapper: Any = None
+        self._returned = False
 
     def claim(self, tenant: str | Callable[[], str], policy: Policy) -> bool:
         """
@@ -81,7 +80,7 @@ class ResponseRecorder:
         Raises:
             RuntimeError: The answer has begun, or a claim was made before.
         """
-        if self._state is not State.UNCLAIMED or self._start is not None:
+        if self._state is not State.UNCLAIMED or self._start is not None or self._returned:
             raise RuntimeError("claim once, and before the answer begins")
         verdict = self._handler.claim(tenant, policy)
         if isinstance(verdict, Response):
@@ -100,19 +99,23 @@ class ResponseRecorder:
             Whatever *app* raises, once its key is settled.
         """
         if self._replacement is not None:
-            return self._replace(self._replacement)  # claimed before, in vain: the application need not run
+            return self._replace(
+                self._replacement
+            )  # refused or answered before: the application need not run
         try:
-            self._application = app(self._handler.environ, self._start_response)
-            rest = iter(self._application)
+            self._application = application = app(self._handler.environ, self._start_response)
+            if self._is(State.UNCLAIMED) and self._start is not None:
+                self._application = None  # closing it is for the server
+                return application  # as it is: a server may know a file by its type
+            rest = iter(application)
             self._read(rest)
-        except Answered:
-            if self._replacement is None:
+        except Exception as error:
+            # `Answered` of a claim that is not this one's is the application's failure like any other.
+            if self._replacement is None or not isinstance(error, Answered):
+                if self._run is not None:
+                    self._fail()
+                self._close_after_failure()
                 raise
-        except Exception:
-            if self._run is not None:
-                self._fail()
-            self._close_after_failure()
-            raise
         except (
             BaseException
         ):  # the worker is told to exit, its greenlet is killed: the outcome is unknown (E4)
@@ -122,10 +125,10 @@ class ResponseRecorder:
             raise
         finally:
             self._leave()
-        if self._replacement is None:
-            return _Body(self._chunks, iter(()) if self._is(State.ANSWERED) else rest, self)
-        self.close()
-        return self._replace(self._replacement)
+        if self._replacement is not None:
+            self.close()
+            return self._replace(self._replacement)
+        return _Body(self._chunks, iter(()) if self._is(State.ANSWERED) else self._flow(rest), self)
 
     def close(self) -> None:
         """
@@ -136,21 +139,38 @@ class ResponseRecorder:
         """
         application, self._application = self._application, None
         close = getattr(application, "close", None)
-        if close is None:
-            return
         try:
-            close()
+            if close is not None:
+                with self._under_claim():
+                    close()
+        finally:
+            if self._frame is not None:
+                self._frame.end()
+
+    def _flow(self, rest: Iterator[bytes]) -> Iterator[bytes]:
+        """The rest of the application's answer, which runs under its claim until it is closed."""
+        while True:
+            with self._under_claim():
+                try:
+                    chunk = next(rest)
+                except StopIteration:
+                    return
+            yield chunk
+
+    @contextmanager
+    def _under_claim(self) -> Iterator[None]:
+        """The application goes on, beyond `run`; where its answer was recorded, a failure is told of."""
+        token = None if self._frame is None else active.set(self._frame)
+        try:
+            yield
         except Exception as error:
-            if self._recorded is not None:
-                self._handler.engine.emit(
-                    FailedAfterRecord(
-                        operation=self._handler.operation,
-                        key_id=key_id(self._recorded.key),
-                        attempt=self._recorded.attempt,
-                        error=type(error).__name__,
-                    )
-                )
+            if self._recorded and self._frame is not None:
+                handler = self._handler
+                handler.engine.failed_after_record(error, self._frame.claim, handler.operation)
             raise
+        finally:
+            if token is not None:
+                active.reset(token)
 
     def _close_after_failure(self) -> None:
         """Let the application clean up; what that raises must not hide why it failed."""
@@ -160,8 +180,10 @@ class ResponseRecorder:
             _log.exception("close() of an answer that failed raised too")
 
     def _replace(self, answer: Response) -> Iterable[bytes]:
+        handler = self._handler
         self._server_start(status_line(answer.status), text_headers(answer.headers))
-        return [answer.body] if answer.body and self._handler.environ["REQUEST_METHOD"] != "HEAD" else []
+        body = [answer.body] if answer.body and handler.environ["REQUEST_METHOD"] != "HEAD" else []
+        return _then(body, handler.discard_body) if handler.is_too_large else body
 
     # The run as `current_claim()` and inner layers see it.
 
@@ -178,9 +200,9 @@ class ResponseRecorder:
         self._token = active.set(self._frame)
 
     def _leave(self) -> None:
+        self._returned = True
         if self._frame is None or self._token is None:
             return
-        self._frame.end()
         token, self._token = self._token, None
         # A framework may have claimed in a context of its own, which went with it.
         with suppress(ValueError):
@@ -201,7 +223,7 @@ class ResponseRecorder:
             if self._state is State.UNCLAIMED or self._state is State.STREAMING:
                 self._start = (status, headers)
                 return self._server_start(status, headers, exc_info)
-            if exc_info is not None and exc_info[1] is not None and self._chunks:
+            if exc_info is not None and exc_info[1] is not None and self._size > 0:
                 raise exc_info[1].with_traceback(exc_info[2])  # as a server does that sent its first byte
             self._start = (status, list(headers))
             return self._write
@@ -221,7 +243,7 @@ class ResponseRecorder:
 
     def _read(self, chunks: Iterator[bytes]) -> None:
         """Take the answer chunk by chunk, until it is whole or is not ours to buffer."""
-        if self._start is None and self._state is State.UNCLAIMED:
+        if self._is(State.UNCLAIMED):
             self._next(chunks)  # a generator begins its work here, and may claim
         if self._is(State.BUFFERING) and self._is_event_stream():
             self._stream("an event stream")
@@ -243,6 +265,10 @@ class ResponseRecorder:
     def _take(self, chunk: bytes) -> None:
         if self._start is None:
             raise AssertionError("the application sent a body before it called start_response")
+        if not isinstance(chunk, bytes):
+            raise TypeError(
+                f"a body is made of bytes (PEP 3333), and the application sent {type(chunk).__name__}"
+            )
         self._chunks.append(chunk)
         self._size += len(chunk)
         now, policy = self._handler.engine.monotonic(), self._handler.policy
@@ -266,8 +292,9 @@ class ResponseRecorder:
         if self._is_released(status):
             self._take_run().release()
             return self._begin(State.ANSWERED)
+        answer = Response(status, headers, b"".join(self._chunks))
         run = self._take_run()
-        outcome, result = self._encoder.encode(Response(status, headers, b"".join(self._chunks)), run.claim)
+        outcome, result = self._encoder.encode(answer, run.claim)
         ending = run.keep(outcome, result=result)
         return self._conclude(ending, State.ANSWERED, stored=result == "kept")
 
@@ -282,9 +309,7 @@ class ResponseRecorder:
         return self._conclude(ending, State.STREAMING, stored=False)
 
     def _conclude(self, ending: Ending, state: State, *, stored: bool) -> None:
-        if ending is RECORDED:
-            assert self._frame is not None
-            self._recorded = self._frame.claim
+        self._recorded = ending is RECORDED
         if isinstance(ending, Superseded):
             self._state, self._replacement = State.REPLACED, self._handler.replay(ending.completed)
         elif isinstance(ending, Refuse):
@@ -335,7 +360,7 @@ class ResponseRecorder:
 
 
 class _Body:
-    """What was kept back, then the rest of the application's own iterable, which is closed as PEP 3333 has it."""
+    """An iterable of the buffered parts, then the rest of the application's own, which it closes (PEP 3333)."""
 
     def __init__(self, chunks: list[bytes], rest: Iterator[bytes], recorder: ResponseRecorder) -> None:
         self._chunks = chunks
@@ -349,6 +374,12 @@ class _Body:
     def close(self) -> None:
         """The server is done with the answer."""
         self._recorder.close()
+
+
+def _then(body: list[bytes], do: Callable[[], None]) -> Iterator[bytes]:
+    """*body*, and once the server asks for more, so that it has sent that, *do*."""
+    yield from body
+    do()
 
 
 def _status(line: str) -> int:

@@ -1,10 +1,10 @@
-"""What a WSGI environment says of a request: its key, its headers, its path, and its body, read within bounds."""
+"""Reads a request from a WSGI environment: its key, headers, path, and its body within limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from io import BufferedReader, BytesIO, RawIOBase
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 from idempotency._core.errors import (
@@ -12,15 +12,14 @@ from idempotency._core.errors import (
     IncompleteRequest,
     LengthRequired,
     MissingTenant,
-    RequestTimeout,
     RequestTooLarge,
 )
 from idempotency._core.outcome import Headers
+from idempotency._http.content_length import content_length
+from idempotency._http.incoming_body import arriving, discard
 from idempotency.wsgi.types import Environ
 
-__all__ = ["BodyReader", "by_environ", "full_path", "headers_of", "key_lines"]
-
-_CHUNK: Final = 65_536  # bytes asked of the server at a time
+__all__ = ["BodyReader", "by_environ", "field_lines", "full_path", "headers_of"]
 
 
 def by_environ(name: str) -> Callable[[Environ], str]:
@@ -52,11 +51,12 @@ def by_environ(name: str) -> Callable[[Environ], str]:
     return tenant
 
 
-def key_lines(environ: Environ, name: bytes) -> list[bytes]:
+def field_lines(environ: Environ, name: bytes) -> list[bytes]:
     """
-    The field lines of the header *name*, in lower case, which carries a key: none or one.
+    The field lines of the header *name*, which is in lower case: none, or all in one.
 
-    A server joins repeated lines with a comma before WSGI sees them, and no single key holds one: they are refused.
+    A server joins repeated lines with a comma before WSGI sees them. No key holds a comma, so two keys are refused;
+    a list such as `Prefer` is read as one.
     """
     value = environ.get("HTTP_" + name.decode("ascii").upper().replace("-", "_"))
     return [] if value is None else [value.encode("latin-1")]
@@ -98,6 +98,7 @@ class BodyReader:
         self._environ = environ
         self._timeout = timeout
         self._monotonic = monotonic
+        self._stream: _ReadAhead | None = None  # from its first read until the body is whole
         self._body: bytes | None = None
         self._error: IdempotencyError | None = None
 
@@ -109,7 +110,7 @@ class BodyReader:
             RequestTooLarge: It is longer.
             RequestTimeout: Not whole in time.
             IncompleteRequest: The client left before its body was whole.
-            LengthRequired: It has no length, and the server does not say where it ends.
+            LengthRequired: It has no length, and the server does not say where it ends; or one that is no number.
         """
         if self._error is not None:
             raise self._error
@@ -120,59 +121,81 @@ class BodyReader:
                 self._error = error
                 raise
             _replace_body(self._environ, self._body)
+            self._stream = None
         elif len(self._body) > limit:
             raise RequestTooLarge(limit=limit)
         return self._body
 
     def _read(self, limit: int) -> bytes:
         environ = self._environ
-        declared = environ.get("CONTENT_LENGTH") or ""
-        length = int(declared) if declared.isascii() and declared.isdigit() else None
+        length = content_length(environ.get("CONTENT_LENGTH"))
         if length is None and not environ.get("wsgi.input_terminated"):
             if environ.get("HTTP_TRANSFER_ENCODING"):
                 raise LengthRequired
             return b""  # PEP 3333: without a Content-Length there is no body to read
+        # What was read is the application's all the same, should nothing be claimed.
+        self._stream = stream = _ReadAhead(environ["wsgi.input"], length)
+        environ["wsgi.input"] = BufferedReader(stream)
         if length is not None and length > limit:
             raise RequestTooLarge(limit=limit)
-        stream = environ["wsgi.input"]
-        chunks: list[bytes] = []
-        # What was read is the application's all the same, should nothing be claimed.
-        environ["wsgi.input"] = BufferedReader(_Prefixed(chunks, stream))
-        self._read_stream(stream, limit + 1 if length is None else length, chunks)
-        body = b"".join(chunks)
+        most = limit + 1 if length is None else length
+        stream.ahead.extend(arriving(stream.receive, most, timeout=self._timeout, monotonic=self._monotonic))
+        body = b"".join(stream.ahead)
         if length is not None and len(body) < length:
             raise IncompleteRequest
         if len(body) > limit:
             raise RequestTooLarge(limit=limit)
         return body
 
-    def _read_stream(self, stream: Any, most: int, chunks: list[bytes]) -> None:
-        until = self._monotonic() + self._timeout
-        while most > 0:
-            if self._monotonic() > until:
-                raise RequestTimeout(seconds=self._timeout)
-            chunk = stream.read(min(most, _CHUNK))
-            if not chunk:
-                break
-            chunks.append(chunk)
-            most -= len(chunk)
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it was refused for its length, with a part of it unread."""
+        return isinstance(self._error, RequestTooLarge)
+
+    def discard(self, *, most: int) -> None:
+        """
+        Read what still comes of a body that was too large, and drop it; the application may have read a part, or all.
+
+        Args:
+            most: Bytes; the time is bounded as that of `read` is.
+        """
+        assert self._stream is not None
+        discard(self._stream.receive, most, timeout=self._timeout, monotonic=self._monotonic)
 
 
-class _Prefixed(RawIOBase):
-    """What was read of a stream already, then the rest of it."""
+class _ReadAhead(RawIOBase):
+    """
+    The stream of a server, of which some bytes were read ahead of the application: it gets these, then the rest.
 
-    def __init__(self, chunks: list[bytes], stream: Any) -> None:
-        self._chunks = chunks
+    Args:
+        left: How many bytes the server is to give; None: all, to the end of its stream. Not every server ends that with
+            the body: to ask for more would wait for bytes that never come.
+    Attributes:
+        ahead: The parts that were read, and that the application has not got.
+    """
+
+    def __init__(self, stream: Any, left: int | None) -> None:
         self._stream = stream
+        self._left = left
+        self.ahead: list[bytes] = []
+
+    def receive(self, size: int) -> bytes:
+        """At most *size* bytes from the server; none at the end of the body."""
+        if self._left is not None:
+            size = min(size, self._left)
+        chunk: bytes = self._stream.read(size) if size else b""
+        if self._left is not None:
+            self._left -= len(chunk)
+        return chunk
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        chunk = self._chunks.pop(0) if self._chunks else self._stream.read(len(buffer))
         size = len(buffer)
+        chunk = self.ahead.pop(0) if self.ahead else self.receive(size)
         if len(chunk) > size:
-            self._chunks.insert(0, chunk[size:])
+            self.ahead.insert(0, chunk[size:])
             chunk = chunk[:size]
         buffer[: len(chunk)] = chunk
         return len(chunk)
