@@ -1,5 +1,5 @@
 """
-What a child of `os.fork` must forget: connections, threads and locks that belong to its parent.
+Resets, in a child of `os.fork`, the connections, threads and locks that belong to its parent.
 
 A socket is shared with the parent, a thread exists in the parent alone, and a lock may be held by such a thread for
 ever. Whoever owns one registers here how to start anew, and the child does so before any of its own code runs.

@@ -1,5 +1,5 @@
 """
-Which implementation runs: `IDEMPOTENCY_IMPL=plain` in the environment switches the speed-ups off.
+Selects the implementation: `IDEMPOTENCY_IMPL=plain` in the environment switches the speed-ups off.
 
 Each of them has a plain version beside it that means the same. `scripts/matrix` runs the whole test suite without them,
 and a bug that disappears with `plain` is in a speed-up. It is read once, when the package is imported.

@@ -54,7 +54,7 @@ class Claimed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
     """
-    A recorded outcome is answered; nothing runs.
+    A request is answered by a recorded outcome; nothing runs.
 
     Attributes:
         age: Seconds since the outcome was recorded.
@@ -72,7 +72,7 @@ class Replayed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
     """
-    A problem is answered; nothing runs.
+    A request is answered by a problem; nothing runs.
 
     Attributes:
         key_id: None where the request had no readable key.
@@ -127,7 +127,7 @@ class FailedAfterRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimLost:
-    """A run no longer owns its key: it stalled past its lease, or the record was lost. It may be one of two."""
+    """A run no longer owns its key: it stalled past its lease, or the record was lost. A second run is possible."""
 
     operation: str
     key_id: str
@@ -140,13 +140,13 @@ class StoreFailed:
     The store gave no answer.
 
     Attributes:
-        step: What was asked of it.
-        action: What was done about it: "refused" (503), "bypassed" (the run is unprotected), "retrying", or
-            "unrecorded" (the true answer was sent, its record is missing: until the lease is over a retry is told to
-            wait, then it runs again or, at most once, is told that the outcome is unknown).
+        step: The call that failed.
+        action: What happens now: "refused" (503), "bypassed" (the run is unprotected), "retrying", or "unrecorded" (the
+            handler's answer was sent, but not recorded: until the lease is over a retry gets 409; then it runs again
+            or, under at most once, gets `OutcomeUnknown`).
         error: The class name of the error, for counting.
-        reason: What the store said, and what to do about it, for the person who reads the log; "" where the store
-            raised something else than a `StoreError`, which might quote anything.
+        reason: The message of the store's error, which says what to do, for the reader of the log; "" if the store
+            raised another exception than a `StoreError`, whose message may contain anything.
     """
 
     operation: str
@@ -160,7 +160,7 @@ class StoreFailed:
 Event: TypeAlias = Claimed | Replayed | Refused | Settled | FailedAfterRecord | ClaimLost | StoreFailed
 
 Hook: TypeAlias = Callable[[Event], None]
-"""Called for every event, in the request's own task: be quick. What it raises is logged and goes no further."""
+"""Called for every event, in the request's own task, so it must be quick. Its exceptions are logged, not raised."""
 
 
 def emit(hooks: Sequence[Hook], event: Event) -> None:

@@ -61,8 +61,8 @@ class LoggingHook:
     Args:
         logger: Where to; the logger `idempotency` by default.
 
-    Levels: error for a lost claim (its effect may be one of two) and for an application that raised after its answer
-    was recorded (its effect may be missing), warning for a store that gave no answer, info for the rest.
+    Levels: error for a lost claim (the effect may have been made twice) and for an application that raised after its
+    answer was recorded (the effect may be missing), warning for a store that gave no answer, info for the rest.
 
     >>> from idempotency.events import ClaimLost
     >>> import logging, sys
@@ -91,13 +91,14 @@ class PrometheusHook:
     Counters and histograms for every event, with labels of few values only: never a path, a key or a tenant.
 
     Make one and share it among all middlewares and decorators of a process; a registry refuses a second one of the
-    same namespace. Without *label* every series is there from the start, at 0, so that a first failure is a rate.
+    same namespace. Without *label* every series exists from the start with the value 0, so that `rate` sees the first
+    failure.
 
     Args:
         registry: Where to register; prometheus_client's default registry where None.
         namespace: What every metric's name begins with.
-        label: Makes the value of a label `operation` from an event's operation, such as "POST /charges". Paths hold
-            identifiers: map them to as many values as there are routes, and everything else to one.
+        label: Adds a label `operation`; it returns the label's value for an event's operation, such as "POST /charges".
+            Paths contain identifiers: return one value for each route, and one for everything else.
     Raises:
         ImportError: prometheus-client is not installed.
         ValueError: The registry has these metrics already.

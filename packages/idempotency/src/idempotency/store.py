@@ -29,7 +29,7 @@ __all__ = [
 
 class Store(Protocol):
     """
-    Where records live, for callers with an event loop.
+    Keeps records, for callers with an event loop.
 
     Any method may raise `StoreUnavailable`: there was no answer, so the call may or may not have taken effect. Every
     call is safe to repeat with the same arguments (R8).
@@ -67,10 +67,10 @@ class Store(Protocol):
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
         """
-        Push the end of the lease to at least *lease* seconds from now; never shortens it (R4).
+        Let the lease end at least *lease* seconds from now; never shortens it (R4).
 
         Returns:
-            False if the claim was taken over, settled or forgotten: stop renewing.
+            False if the claim was taken over, completed, released or forgotten: stop renewing.
         """
         ...
 
@@ -81,16 +81,16 @@ class Store(Protocol):
         Args:
             outcome: One UTF-8 JSON object, not empty; stored and returned byte for byte.
         Returns:
-            True if the owner still holds the key, also after its lease lapsed if nobody took over; a repeat is True
-            and the first outcome stays. False otherwise; nothing is changed.
+            True if the owner still holds the key, also after its lease lapsed if nobody took over. A repeated call
+            returns True, and the first outcome stays. False otherwise; nothing is changed.
         """
         ...
 
     async def release(self, claim: Claim) -> bool:
         """
-        Forget a running claim, never a completed record (R5).
+        Remove a running claim, never a completed record (R5).
 
-        The owner alone is compared, so that a claim whose grant was never confirmed can be released with fence 0.
+        Only the owner is compared, so that a claim whose grant was never confirmed can be released with fence 0.
 
         Returns:
             True if this call removed the record; False where there was nothing of this owner's to remove.

@@ -12,7 +12,7 @@ import anyio.lowlevel
 import pytest
 from asgi_driver import Answer, call
 from effects import Charges, Interposed, guard, respond, unavailable
-from patience import until
+from patience import PATIENCE, until
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
 from idempotency._backends.base import running
@@ -139,7 +139,11 @@ async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) ->
         assert len(begun) == len(ended), "of every run that begins an end is told"
         stores.append(store)
     renewals = [store.calls.get("renew", 0) for store in stores]
-    await anyio.sleep(LEASE)
+    living = Interposed(MemoryStore())
+    run = await Engine(living).begin(question(lease=LEASE))
+    assert isinstance(run, Run)
+    await until(lambda: living.calls.get("renew", 0) >= 3)  # as long as a lease
+    await run.keep(b"done")
     assert [store.calls.get("renew", 0) for store in stores] == renewals, "what is over shows no sign of life"
 
 
@@ -178,7 +182,7 @@ async def test_duplicates_of_a_request_cancelled_at_any_step_are_all_answered(
     for steps in range(30):
         clock = FakeClock()
         charges = Steps(status=status)
-        app = guard(charges, stepwise(MemoryStore(clock=clock)), lease=LEASE, wait=5)
+        app = guard(charges, stepwise(MemoryStore(clock=clock)), lease=LEASE, wait=PATIENCE)
         log = Log()
         app.engine.hooks = (log,)
         answers: list[Answer] = []
@@ -197,13 +201,20 @@ async def test_duplicates_of_a_request_cancelled_at_any_step_are_all_answered(
                 for _ in range(steps):
                     await anyio.lowlevel.checkpoint()
                 scopes[0 if victim == "the leader" else 1].cancel()
-                while len(answers) < 3:
-                    await anyio.sleep(0.002)
+
+                async def are_answered(
+                    clock: Any = clock, log: Log = log, answers: list[Answer] = answers
+                ) -> bool:
+                    for _ in range(50):  # each task goes on as far as it can: the store is in memory
+                        await anyio.lowlevel.checkpoint()
                     begun, ended = (
                         sum(isinstance(one, kind) for one in log.events) for kind in (Claimed, Settled)
                     )
                     if begun == ended:
                         clock.advance(LEASE + 0.001)  # nothing runs: what was abandoned lapses
+                    return len(answers) >= 3
+
+                await until(are_answered)
         assert len(answers) >= 3
         assert {(answer.status, answer.body) for answer in answers} == {(status, b"onetwo")}
         assert len(app.engine.single_flight) == 0
@@ -218,11 +229,11 @@ def question(wait: float = 0.0, **policy: Any) -> Ask:
 async def test_duplicates_in_one_process_replay_without_asking_the_store() -> None:
     store, verdicts = Interposed(MemoryStore()), []
     engine = Engine(store)
-    run = await engine.begin(question(wait=5, retention=60))
+    run = await engine.begin(question(wait=PATIENCE, retention=60))
     assert isinstance(run, Run)
 
     async def duplicate() -> None:
-        verdicts.append(await engine.begin(question(wait=5)))
+        verdicts.append(await engine.begin(question(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -235,14 +246,14 @@ async def test_duplicates_in_one_process_replay_without_asking_the_store() -> No
     assert store.calls == {"acquire": 1, "complete": 1}
 
 
-async def test_what_a_watcher_finds_recorded_by_another_process_is_everybodys() -> None:
+async def test_an_outcome_found_by_a_watcher_is_shared_with_all_followers() -> None:
     store, verdicts = Interposed(MemoryStore()), []
     here, elsewhere = Engine(store), Engine(store)
     run = await elsewhere.begin(question())
     assert isinstance(run, Run)
 
     async def duplicate() -> None:
-        verdicts.append(await here.begin(question(wait=5)))
+        verdicts.append(await here.begin(question(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -326,7 +337,7 @@ async def test_another_request_under_a_running_key_is_refused_without_a_wait() -
         raise AssertionError("delays are drawn by who waits")
 
     engine = Engine(MemoryStore(), random=random)
-    run = await engine.begin(question(wait=5))
+    run = await engine.begin(question(wait=PATIENCE))
     assert isinstance(run, Run)
     verdict = await engine.begin(question(wait=5)._replace(fingerprint=Fingerprint(b"another")))
     assert isinstance(verdict, Refuse)
@@ -335,7 +346,7 @@ async def test_another_request_under_a_running_key_is_refused_without_a_wait() -
 
 
 @pytest.mark.parametrize("policy", [{"wait": 5.0}, {"prefer_wait": 5.0}])
-async def test_who_does_not_wait_itself_leads_those_that_may(policy: dict[str, float]) -> None:
+async def test_a_request_that_does_not_wait_can_lead_requests_that_do(policy: dict[str, float]) -> None:
     store, verdicts = Interposed(MemoryStore()), []
     engine = Engine(store)
 
@@ -386,13 +397,12 @@ def test_an_engine_keeps_runs_alive_in_each_loop_that_it_serves() -> None:
     async def serve(key: str) -> None:
         run = await engine.begin(question(lease=LEASE)._replace(key=StorageKey(key)))
         assert isinstance(run, Run)
-        await anyio.sleep(1.5 * LEASE)
+        before = store.calls.get("renew", 0)
+        await until(lambda: store.calls.get("renew", 0) > before)
         await run.keep(b"done")
 
     for number in range(1, 4):
-        before = store.calls.get("renew", 0)
         anyio.run(serve, f"k-{number}")
-        assert store.calls.get("renew", 0) > before
 
 
 async def test_runs_that_are_over_are_not_remembered() -> None:
@@ -410,13 +420,13 @@ async def test_runs_that_are_over_are_not_remembered() -> None:
 async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> None:
     store = Interposed(MemoryStore())
     engine = Engine(store)
-    run = await engine.begin(question(wait=5))
+    run = await engine.begin(question(wait=PATIENCE))
     assert isinstance(run, Run)
     assert isinstance(await engine.begin(question(wait=0.01)), Refuse)
     asked, verdicts = store.calls["acquire"], []
 
     async def duplicate() -> None:
-        verdicts.append(await engine.begin(question(wait=5)))
+        verdicts.append(await engine.begin(question(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -439,7 +449,7 @@ async def test_watcher_whose_patience_ends_hands_the_lead_on() -> None:
         gone.set()
 
     async def follower() -> None:
-        verdicts.append(await here.begin(question(wait=5)))
+        verdicts.append(await here.begin(question(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:

@@ -1,5 +1,5 @@
 """
-What "inside a run" means: whoever inherits a run's context is inside it until it ends, and no longer.
+The meaning of "inside a run": code that inherits a run's context is inside it until it ends, and no longer.
 
 Every shell that begins a run (the middleware, the decorator of either kind) is crossed with every way to inherit a
 context: tasks, task groups, callbacks, executors, threads, copied contexts.
@@ -133,7 +133,7 @@ async def _finish(value: Any) -> None:
 
 
 class Seen:
-    """What code saw of the run around it: its claim, and whether a call of the run's storage key is part of it."""
+    """The run as the code within saw it: its claim, and whether a call of the run's storage key is part of it."""
 
     def __init__(self) -> None:
         self.claims: list[CurrentClaim | None] = []
@@ -260,7 +260,7 @@ ASYNC_RUNS = [name for name in RUNS if name != "sync_decorator"]
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("run", ASYNC_RUNS)
-async def test_what_inherits_a_run_is_inside_it_while_it_lasts(run: str, way: str) -> None:
+async def test_a_task_that_inherits_a_run_is_inside_it_while_it_lasts(run: str, way: str) -> None:
     seen, inherited = Seen(), Inherited()
 
     async def begin() -> None:
@@ -276,7 +276,7 @@ async def test_what_inherits_a_run_is_inside_it_while_it_lasts(run: str, way: st
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("run", ASYNC_RUNS)
-async def test_what_inherits_a_run_and_outlives_it_is_no_part_of_it(run: str, way: str) -> None:
+async def test_a_task_that_outlives_the_run_it_inherited_is_outside_it(run: str, way: str) -> None:
     seen, inherited = Seen(), Inherited()
     await RUNS[run](functools.partial(getattr(inherited, way), seen.look))
     assert seen.claims == []
@@ -512,7 +512,7 @@ async def test_a_request_with_a_key_has_its_own_claim_whatever_context_it_arrive
     assert keys == [str(number) for number in range(len(ASYNC_RUNS))]
 
 
-async def test_what_the_server_is_asked_for_and_told_is_no_part_of_the_run() -> None:
+async def test_receive_and_send_of_the_server_are_outside_the_run() -> None:
     """A server may begin the connection's next request in there, which inherits the context."""
     seen: list[CurrentClaim | None] = []
 

@@ -41,7 +41,7 @@ BRIEF = {
 
 @pytest.fixture(scope="module")
 def reports(redis_binary: Path, postgres_url: str) -> dict[str, dict[str, Any]]:
-    """What the soak says of each run; the servers are asked for because it starts their like."""
+    """The soak's report of each run; the server fixtures are here because the soak starts servers of the same kinds."""
     command = [sys.executable, str(SOAK), *RUNS, *[f"--{name}={value}" for name, value in BRIEF.items()]]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)

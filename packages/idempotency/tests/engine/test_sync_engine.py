@@ -10,12 +10,12 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
+from patience import PATIENCE, until_sync
 
 from idempotency import (
     Acquired,
@@ -220,7 +220,7 @@ class TestBothEngines:
         assert isinstance(events[1], Settled)
         assert events[1].result == "kept"
 
-    async def test_who_may_wait_and_meets_nobody_does_not_wait(
+    async def test_a_request_that_may_wait_runs_at_once_without_a_duplicate(
         self, engine: Any, store: Faults, events: list[Event]
     ) -> None:
         run = await engine.begin(ask(wait=10.0))
@@ -455,7 +455,7 @@ class TestBothEngines:
         assert store.calls.count("renew") == 1
         await engine.end(run, "abandon")
 
-    async def test_what_became_of_a_claim_is_asked_again_where_the_store_did_not_say(
+    async def test_an_unanswered_question_about_a_claim_is_repeated(
         self, engine: Any, store: Faults, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
@@ -489,7 +489,7 @@ class TestBothEngines:
         assert record.state is State.RUNNING
 
     @pytest.mark.parametrize("how", ["keep", "release", "abandon"])
-    async def test_what_is_over_shows_no_sign_of_life(self, how: str, engine: Any, store: Faults) -> None:
+    async def test_a_finished_run_renews_no_lease(self, how: str, engine: Any, store: Faults) -> None:
         run = await engine.begin(ask())
         await engine.end(run, how, *([OUTCOME] if how == "keep" else []))
         await engine.sign(run)  # one that was on its way when the run ended
@@ -502,7 +502,7 @@ class TestBothEngines:
         run = await engine.begin(ask())
 
         def release_and_look(key: StorageKey) -> None:
-            """What the sign finds: the key is free, for the run has just freed it."""
+            """Runs at the wake-up: the key is free, because the run has just freed it."""
             store.inner.release(run.claim)
             run._over = True
 
@@ -518,7 +518,7 @@ class TestBothEngines:
         await engine.background()
         assert store.inner.get(KEY) is None
 
-    async def test_what_a_hook_raises_changes_nothing(
+    async def test_an_error_in_a_hook_changes_nothing(
         self, request: pytest.FixtureRequest, store: Faults, caplog: pytest.LogCaptureFixture
     ) -> None:
         def broken(event: Event) -> None:
@@ -667,11 +667,11 @@ class TestScheduler:
         for _ in range(20):
             scheduler.after(0.0, job)
         for _ in range(20):
-            assert ran.acquire(timeout=5)
+            assert ran.acquire(timeout=PATIENCE)
         assert names == {"idempotency-scheduler"}
         thread = scheduler._thread
         if thread is not None:
-            thread.join(timeout=5)
+            thread.join(timeout=PATIENCE)
         assert scheduler._thread is None
 
     def test_a_sooner_job_wakes_the_thread(self) -> None:
@@ -682,7 +682,7 @@ class TestScheduler:
         assert len(scheduler) == 1
         scheduler._start_anew()
 
-    def test_what_a_job_raises_is_logged_and_the_next_one_runs(
+    def test_an_error_in_a_job_is_logged_and_the_next_job_runs(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         clock, ran = FakeClock(), []
@@ -738,11 +738,18 @@ sys.exit(status != 0)
 
 @pytest.mark.real_time("a lease is renewed by a real thread")
 def test_a_thread_renews_while_the_handler_blocks() -> None:
-    """Real time, once: a handler that sleeps past its lease keeps its claim."""
-    engine = SyncEngine(SyncMemoryStore())
+    """Real time, once: a handler that works past its lease keeps its claim."""
+    renewals: list[Claim] = []
+
+    class Watched(SyncMemoryStore):
+        def renew(self, claim: Claim, *, lease: float) -> bool:
+            renewals.append(claim)
+            return super().renew(claim, lease=lease)
+
+    engine = SyncEngine(Watched())
     run = engine.begin(ask(lease=1.2))
     assert isinstance(run, SyncRun)
-    time.sleep(1.6)
+    until_sync(lambda: len(renewals) >= 4)  # one each third of the lease
     assert isinstance(engine.begin(ask(lease=1.2)), Refuse)
     assert isinstance(run.keep(OUTCOME), Recorded)
 
@@ -753,7 +760,7 @@ def test_many_threads_with_one_key_run_once() -> None:
     outcomes: list[bytes] = []
 
     def call() -> None:
-        verdict = engine.begin(ask(wait=10.0))
+        verdict = engine.begin(ask(wait=PATIENCE))
         if isinstance(verdict, SyncRun):
             runs.append(verdict.claim)
             verdict.keep(OUTCOME)

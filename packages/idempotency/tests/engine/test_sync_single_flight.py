@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from patience import until_sync
 
 from idempotency import Completed, Fingerprint, FingerprintMismatch, InProgress, Policy, StorageKey
 from idempotency._core.actions import Refuse, Replay
@@ -55,7 +54,7 @@ class Duplicates:
         calls = [self.threads.submit(self.ask, wait=30.0) for _ in range(count)]
         in_flight = self.engine.single_flight.find(KEY, SAME)
         assert in_flight is not None
-        eventually(lambda: in_flight.followers == count)
+        until_sync(lambda: in_flight.followers == count)
         return calls
 
 
@@ -67,16 +66,9 @@ def duplicates() -> Any:
     assert len(duplicates.engine.single_flight) == 0, "a run was left behind"
 
 
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def the_one_that_runs(calls: list[Future[Any]]) -> SyncRun:
     """The run of the one call that is answered; the others still wait."""
-    eventually(lambda: any(call.done() for call in calls))
+    until_sync(lambda: any(call.done() for call in calls))
     (call,) = [call for call in calls if call.done()]
     calls.remove(call)
     run = call.result()
@@ -118,7 +110,7 @@ def test_after_an_abandoned_run_one_thread_watches_its_lease_for_all() -> None:
     duplicates.ask().abandon()
     assert len(duplicates.engine.single_flight) == 0
     first = duplicates.threads.submit(duplicates.ask, wait=30.0)
-    eventually(lambda: len(duplicates.engine.single_flight) == 1)
+    until_sync(lambda: len(duplicates.engine.single_flight) == 1)
     others = duplicates.followers(8)
     run = first.result(5)
     assert (type(run), run.claim.attempt) == (SyncRun, 2)
@@ -128,12 +120,12 @@ def test_after_an_abandoned_run_one_thread_watches_its_lease_for_all() -> None:
     assert len(duplicates.engine.single_flight) == 0
 
 
-def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(
+def test_an_outcome_found_by_a_watching_thread_is_shared_with_all_followers(
     duplicates: Duplicates,
 ) -> None:
     reply = duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     first = duplicates.threads.submit(duplicates.ask, wait=30.0)
-    eventually(lambda: len(duplicates.engine.single_flight) == 1)
+    until_sync(lambda: len(duplicates.engine.single_flight) == 1)
     others = duplicates.followers(8)
     asked = duplicates.store.asked
     assert duplicates.store.complete(reply.claim, OUTCOME, retention=60.0)
@@ -147,14 +139,14 @@ def test_what_a_watching_thread_finds_recorded_by_another_process_is_everybodys(
 def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(duplicates: Duplicates) -> None:
     reply = duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     first = duplicates.threads.submit(duplicates.ask, wait=0.05)
-    eventually(lambda: len(duplicates.engine.single_flight) == 1)
+    until_sync(lambda: len(duplicates.engine.single_flight) == 1)
     (other,) = duplicates.followers(1)
     assert isinstance(first.result(5), Refuse)
     assert duplicates.store.complete(reply.claim, OUTCOME, retention=60.0)
     assert isinstance(other.result(5), Replay)
 
 
-def test_who_has_waited_long_enough_is_told_so(duplicates: Duplicates) -> None:
+def test_a_wait_past_its_limit_ends_in_409(duplicates: Duplicates) -> None:
     run = duplicates.ask()
     verdict = duplicates.ask(wait=0.05)
     assert isinstance(verdict, Refuse)
@@ -167,7 +159,7 @@ def test_who_has_waited_long_enough_is_told_so(duplicates: Duplicates) -> None:
 
 
 class Interrupt(BaseException):
-    """As a signal raises it, in the main thread's sleep or wait."""
+    """Raised as a signal raises KeyboardInterrupt, in the main thread's sleep or wait."""
 
 
 def interrupt(*_: Any) -> Any:
@@ -225,7 +217,7 @@ def test_an_interruption_in_the_moment_of_promotion_hands_the_lead_on() -> None:
 
     thread = threading.Thread(target=unlucky)
     thread.start()
-    eventually(lambda: in_flight.followers == 1)
+    until_sync(lambda: in_flight.followers == 1)
     single_flight.hand_over(KEY, in_flight)
     thread.join(30)
     assert len(raised) == 1

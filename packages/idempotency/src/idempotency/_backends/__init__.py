@@ -1,1 +1,1 @@
-"""What differs between asyncio, trio and plain threads."""
+"""Adapts what the engine needs to asyncio, trio and plain threads."""

@@ -1,4 +1,4 @@
-"""For stores whose driver speaks asyncio alone: say so before the driver fails in a stranger way."""
+"""Refuses a trio event loop for stores whose driver runs on asyncio only, with an error that says so."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def asyncio_loop(store: object) -> asyncio.AbstractEventLoop:
 
 def other_loop(store: object, what: str) -> str:
     """
-    What to say where *store* is called in another event loop than the one it is bound to.
+    The error for a call of *store* in another event loop than the one it is bound to.
 
     Args:
         what: What each loop needs one of, such as "client and one store".

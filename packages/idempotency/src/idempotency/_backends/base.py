@@ -1,5 +1,5 @@
 """
-The event loop that is running, asyncio or trio, reduced to what the engine and the middleware need of it.
+Gives the engine and the middleware one interface to the running event loop, asyncio or trio.
 
 trio is looked up only where it is the one that runs, so that importing this package needs the standard library alone.
 """
@@ -52,7 +52,7 @@ class Signal(Protocol):
 
 
 class Runtime(Protocol):
-    """What differs between the two loops."""
+    """The operations that asyncio and trio do differently."""
 
     @property
     def loop(self) -> object:
@@ -262,6 +262,8 @@ def _trio() -> Runtime:
     try:
         import trio
     except ImportError:
-        raise RuntimeError("idempotency needs a running asyncio or trio loop here") from None
+        raise RuntimeError(
+            "idempotency needs a running asyncio or trio loop here: call it from async code, or use a sync store"
+        ) from None
     trio.lowlevel.current_trio_token()  # raises RuntimeError outside trio
     return _TRIO

@@ -1,4 +1,4 @@
-"""Worker threads from either event loop, without importing the one that is not running."""
+"""Runs calls in worker threads from asyncio or trio, and imports only the library whose loop is running."""
 
 from __future__ import annotations
 

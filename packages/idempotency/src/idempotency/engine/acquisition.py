@@ -1,4 +1,4 @@
-"""What follows where the store's first reply does not decide a request: waiting, asking again, a verdict."""
+"""Acquires a key that the store's first reply did not settle: waits, asks again, and ends in a decision."""
 
 from __future__ import annotations
 

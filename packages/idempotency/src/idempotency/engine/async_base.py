@@ -1,4 +1,4 @@
-"""What a run and an acquisition need of an async engine: the store, single flight, releases in the background."""
+"""Declares what a run and an acquisition need of an async engine: store, single flight, background releases."""
 
 from __future__ import annotations
 

@@ -52,10 +52,10 @@ class Engine(AsyncEngineBase):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
-        self.hooks = checked_hooks(hooks)
+        self.hooks: tuple[Hook, ...] = checked_hooks(hooks)
         self.random = random
         self.monotonic = monotonic
-        self.single_flight = SingleFlight()
+        self.single_flight: SingleFlight = SingleFlight()
         self._heartbeats: tuple[object, dict[float, Heartbeat]] = (None, {})
         overrides.adopt(self)
 
@@ -117,7 +117,7 @@ class Engine(AsyncEngineBase):
         return Run(self, request, claim, in_flight, self._heartbeat(runtime, policy.lease))
 
     def _heartbeat(self, runtime: Runtime, lease: float) -> Heartbeat:
-        """What renews the leases of *lease* seconds in the running loop."""
+        """The heartbeat that renews leases of *lease* seconds in the running loop."""
         loop, heartbeats = self._heartbeats
         if loop is not runtime.loop:  # the heartbeats of another loop live on in its timers
             heartbeats = {}

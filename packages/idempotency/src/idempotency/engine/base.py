@@ -1,4 +1,4 @@
-"""What both engines share: events for hooks, and what the end of a run means to its concurrent duplicates."""
+"""Holds what both engines share: events for hooks, and what a run's end means to its concurrent duplicates."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Flights(Protocol[F_contra]):
 
 
 class EngineBase(Generic[F]):
-    """What an engine tells its hooks."""
+    """Sends an engine's events to its hooks."""
 
     hooks: tuple[Hook, ...]
     monotonic: Callable[[], float]
@@ -116,7 +116,7 @@ class EngineBase(Generic[F]):
 
 
 class RunBase(Generic[F]):
-    """What the end of a run means to those who wait for it, and to the hooks."""
+    """Reports the end of a run to its waiting duplicates and to the hooks."""
 
     __slots__ = ("_began", "_engine", "_in_flight", "_lost", "_over", "claim", "request")
 

@@ -1,4 +1,4 @@
-"""Stores and hooks of the wrong kind, which are refused where they are set up."""
+"""Refuses stores and hooks of the wrong kind where they are handed over, not at the first request."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def checked_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
     for hook in tuple(hooks):
         if not is_plain(hook):
             raise TypeError(
-                f"a hook is a plain function of an event, or an object like one; {hook!r} is none"
+                "a hook must be a plain function that takes an event, or an object that can be called like one, "
+                f"not {hook!r}"
             )
     return tuple(hooks)

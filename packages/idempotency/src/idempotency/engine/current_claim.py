@@ -1,5 +1,5 @@
 """
-Which run the current code is part of: what it may know of its claim, and which calls join that run.
+Tracks which run the current code is part of: what it may read of its claim, and which calls join the run.
 
 Context variables are inherited by tasks, threads, callbacks and copied contexts, which may outlive the run that they
 were made in. So a run is represented by a `Frame` that knows when the run is over: from then on nobody who inherited
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class OutcomeEncoder(Protocol):
-    """What makes the record of a run: the middleware's recorder, or a decorated function's codec."""
+    """Encodes the outcome of a run: the middleware's recorder, or a decorated function's codec."""
 
     @property
     def retention(self) -> float:
@@ -56,7 +56,7 @@ class Frame:
     __slots__ = ("_born", "_encoder", "claim", "enclosing")
 
     def __init__(self, claim: Claim, encoder: OutcomeEncoder, enclosing: Frame | None) -> None:
-        self.claim = claim
+        self.claim: Claim = claim
         self.enclosing: Frame | None = enclosing
         self._encoder: OutcomeEncoder | None = encoder
         self._born = _forks.count
@@ -96,7 +96,7 @@ class Frame:
 
     def encoder_for(self, wanted: str) -> OutcomeEncoder:
         """
-        What makes the record, as long as there is one to make.
+        The encoder of the run's outcome, as long as the run is not recorded.
 
         Raises:
             RunEnded: The run is over.
@@ -124,10 +124,10 @@ class _JoinedFrame(Frame):
 @dataclass(frozen=True, slots=True, repr=False)
 class CurrentClaim:
     """
-    What running code may know of its claim, and hand on.
+    The claim as the running handler sees it: its key, attempt and fence, and keys derived from it.
 
-    It speaks for its run, and for as long as that lasts: kept beyond it, `claim`, `derive`, `outcome` and `retention`
-    raise `RunEnded`. Whoever needs a derived key later takes the string while the run lasts.
+    It is valid only while its run lasts: afterwards `claim`, `derive`, `outcome` and `retention` raise `RunEnded`. If
+    you need a derived key later, call `derive` during the run and keep the string.
     """
 
     _claim: Claim
@@ -146,17 +146,17 @@ class CurrentClaim:
 
     @property
     def attempt(self) -> int:
-        """1 for the first run; more where an earlier one was abandoned: its effect may be there already."""
+        """1 for the first run. More if an earlier run was abandoned, which may have made the effect already."""
         return self._claim.attempt
 
     @property
     def fence(self) -> int:
-        """Strictly increasing per key: a resource that refuses smaller numbers is safe from a stalled owner (R9)."""
+        """Strictly increasing per key. A resource that refuses smaller numbers is protected from a stalled run (R9)."""
         return self._claim.fence
 
     def derive(self, name: str) -> str:
         """
-        An idempotency key for a call that this operation makes: the same on every attempt, another for every *name*.
+        An idempotency key for a call to another service: the same on every attempt, a different one for each *name*.
 
         Returns:
             32 hexadecimal digits: 128 bits of a SHA-256 over the storage key and *name*.
@@ -268,7 +268,7 @@ def _running(frame: Frame | None) -> Frame | None:
 
 
 class _Forks:
-    """How often this process was forked off another: a child must not take its parent's runs for its own."""
+    """Counts the forks that led to this process: a child must not take its parent's runs for its own."""
 
     count = 0
 

@@ -2,6 +2,7 @@
 Renews the leases of every run with the same lease in one event loop, from one timer (E3).
 
 A timer for each run would cost more than the claim does, and nearly all runs end before their first renewal is due.
+Programs without an event loop renew by `idempotency.engine.scheduler`.
 """
 
 from __future__ import annotations

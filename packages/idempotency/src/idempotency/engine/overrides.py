@@ -1,5 +1,5 @@
 """
-What tests of an application override in every engine of the process: see `idempotency.testing`.
+Holds what an application's tests override in every engine of the process (see `idempotency.testing`).
 
 Not the context: a test client runs the application in threads, or a loop, of its own.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 __all__ = ["Overrides", "overrides"]
@@ -22,7 +22,7 @@ class Overrides:
     """
 
     def __init__(self) -> None:
-        self.off = False
+        self.off: bool = False
         self._lock = threading.RLock()
         self._engines: WeakSet[Any] = WeakSet()
         self._replace: Callable[[Any], Any] | None = None
@@ -54,7 +54,9 @@ class Overrides:
         """
         with self._lock:
             if self._replace is not None:
-                raise RuntimeError("the stores are swapped already: end that first")
+                raise RuntimeError(
+                    "the stores are swapped already: leave that `with swapped_stores()` block first"
+                )
             self._replace = replace
         try:
             with self._lock:
@@ -74,4 +76,4 @@ class Overrides:
         engine.store = replacement
 
 
-overrides = Overrides()
+overrides: Final = Overrides()

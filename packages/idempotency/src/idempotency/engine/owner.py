@@ -1,4 +1,4 @@
-"""Owner tokens: 128 random bits for each acquire."""
+"""Generates owner tokens: 128 random bits for each acquire."""
 
 from __future__ import annotations
 

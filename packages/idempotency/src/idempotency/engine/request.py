@@ -1,4 +1,4 @@
-"""What an engine is given to claim: one keyed request, or one call of a decorated function."""
+"""Defines what an engine is asked to claim: one keyed request, or one call of a decorated function."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OperationRequest(Protocol):
 
     @property
     def policy(self) -> Policy:
-        """How long it may run, what is kept, and what happens on failures."""
+        """The policy of the route: limits, what is kept, and what a failure does."""
 
     @property
     def operation(self) -> str:

@@ -1,4 +1,4 @@
-"""A claimed operation while it runs, and its three possible ends: keep, release, abandon."""
+"""Holds a claimed operation while it runs, and ends it in one of three ways: keep, release, abandon."""
 
 from __future__ import annotations
 

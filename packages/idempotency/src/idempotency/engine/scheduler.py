@@ -1,5 +1,5 @@
 """
-Work that is due later, in programs without an event loop: one daemon thread performs it, in order.
+Runs delayed work, such as renewing leases, in programs without an event loop: in order, on one daemon thread.
 
 The thread starts with the first job, sleeps until the next one is due, and ends by itself when there are none.
 """

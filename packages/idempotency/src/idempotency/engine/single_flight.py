@@ -28,8 +28,8 @@ class InFlight:
     __slots__ = ("fingerprint", "followers", "loop")
 
     def __init__(self, fingerprint: Fingerprint, loop: object) -> None:
-        self.fingerprint = fingerprint
-        self.loop = loop
+        self.fingerprint: Fingerprint = fingerprint
+        self.loop: object = loop
         self.followers: dict[Gate[Completed | Promoted], None] = {}  # in the order they came
 
 
@@ -40,7 +40,7 @@ class SingleFlight:
         self._by_key: dict[StorageKey, InFlight] = {}
 
     def find(self, key: StorageKey, fingerprint: Fingerprint, loop: object) -> InFlight | None:
-        """What a request may follow, or None: same fingerprint, same loop."""
+        """The flight that a request may follow (same fingerprint, same loop), or None."""
         in_flight = self._by_key.get(key)
         if in_flight is None or in_flight.fingerprint != fingerprint or in_flight.loop is not loop:
             return None
@@ -55,7 +55,7 @@ class SingleFlight:
     async def follow(
         self, in_flight: InFlight, key: StorageKey, runtime: Runtime, limit: float
     ) -> Completed | Promoted | None:
-        """What the leader learned, `Promoted` where the caller is to lead now, None after *limit* seconds."""
+        """Returns the leader's result, `Promoted` where the caller is to lead now, None after *limit* seconds."""
         gate: Gate[Completed | Promoted] = runtime.gate()
         in_flight.followers[gate] = None
         try:

@@ -59,11 +59,11 @@ class SyncEngine(EngineBase[SyncInFlight]):
         scheduler: Scheduler | None = None,
     ) -> None:
         self.store = store
-        self.hooks = checked_hooks(hooks)
+        self.hooks: tuple[Hook, ...] = checked_hooks(hooks)
         self.random = random
         self.monotonic = monotonic
         self.sleep = sleep
-        self.scheduler = Scheduler() if scheduler is None else scheduler
+        self.scheduler: Scheduler = Scheduler() if scheduler is None else scheduler
         self.single_flight = SyncSingleFlight()
         self._late: set[Claim] = set()
         overrides.adopt(self)

@@ -21,10 +21,10 @@ class SyncInFlight:
     __slots__ = ("changed", "completed", "fingerprint", "followers", "vacant")
 
     def __init__(self, fingerprint: Fingerprint, lock: threading.Lock) -> None:
-        self.fingerprint = fingerprint
-        self.changed = threading.Condition(lock)
-        self.followers = 0
-        self.vacant = False  # the leader has left, and no follower has taken its place yet
+        self.fingerprint: Fingerprint = fingerprint
+        self.changed: threading.Condition = threading.Condition(lock)
+        self.followers: int = 0
+        self.vacant: bool = False  # the leader has left, and no follower has taken its place yet
         self.completed: Completed | None = None
 
 
@@ -40,7 +40,7 @@ class SyncSingleFlight:
         self._by_key: dict[StorageKey, SyncInFlight] = {}
 
     def find(self, key: StorageKey, fingerprint: Fingerprint) -> SyncInFlight | None:
-        """What a call may follow, or None: same fingerprint."""
+        """The flight that a call may follow (same fingerprint), or None."""
         in_flight = self._by_key.get(key)
         return in_flight if in_flight is not None and in_flight.fingerprint == fingerprint else None
 
@@ -51,7 +51,7 @@ class SyncSingleFlight:
             return in_flight if self._by_key.setdefault(key, in_flight) is in_flight else None
 
     def follow(self, in_flight: SyncInFlight, key: StorageKey, limit: float) -> tuple[Completed | None, bool]:
-        """What the leader learned within *limit* seconds, if anything, and whether the caller is to lead now."""
+        """Returns the leader's result within *limit* seconds, if any, and whether the caller is to lead now."""
         with self._lock:
             in_flight.followers += 1
             promoted = False
