@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -25,7 +26,8 @@ from idempotency import (
 )
 from idempotency._core.outcome import encode_response
 from idempotency._core.types import key_id
-from idempotency.dashboard import AuditEvent, Counts, dashboard
+from idempotency.counts import Counts
+from idempotency.dashboard import AuditEvent, dashboard
 from idempotency.events import Claimed, ClaimLost, Refused, Replayed
 from idempotency.stores.memory import MemoryStore
 from idempotency.stores.sqlite import SQLiteStore
@@ -89,10 +91,21 @@ def test_keys_are_listed_with_state_attempt_lease_age_and_outcome() -> None:
         page,
     )}  # fmt: skip
     assert rows == {
-        "abandoned": ("abandoned", "1", "", "", ""),
-        "running": ("running", "1", "25.0 s", "", ""),
+        "abandoned": ("abandoned", "1", "over for 6.0 s", "7.0 s", ""),
+        "running": ("running", "1", "25.0 s", "5.0 s", ""),
         "completed": ("completed", "1", "", "5.0 s", "response 201"),
     }
+
+
+def test_a_list_says_of_how_many_records_it_speaks() -> None:
+    office = Office()
+    assert "Shown: 0. Of all 0." in office.client.get("").text
+    office.claim("running")
+    office.complete("done")
+    assert "Shown: 2: 1 running, 1 completed. Of all 2." in office.client.get("").text
+    for number in range(60):
+        office.complete(f"order-{number}")
+    assert "Of 50 records that this page looked at; there may be more." in office.client.get("").text
 
 
 def test_a_list_can_be_of_one_tenant_and_one_state() -> None:
@@ -137,7 +150,7 @@ def test_an_answer_is_hidden_until_it_is_asked_for_and_that_is_audited() -> None
     ]
 
 
-def test_what_the_policy_redacts_is_not_shown_either() -> None:
+def test_redacted_parts_of_an_answer_are_not_shown() -> None:
     office = Office(policy=Policy(redact=lambda response: response._replace(body=b"***", headers=[])))
     office.complete("order-1")
     shown = office.client.get("record?key=order-1&show=outcome").text
@@ -158,7 +171,7 @@ def test_an_abandoned_key_is_found_and_released_and_that_is_audited() -> None:
     office = Office()
     office.claim("order-1", lease=1.0)
     office.now += 2.0
-    done = office.client.post("release", data=office.form("record?key=order-1", "release"))
+    done = office.client.post("release", data=office.form("release?key=order-1", "release"))
     assert done.status_code == 200
     assert office.record("order-1") is None
     assert [(event.action, event.actor, event.result, event.count) for event in office.audited] == [
@@ -166,11 +179,11 @@ def test_an_abandoned_key_is_found_and_released_and_that_is_audited() -> None:
     ]
 
 
-def test_whoever_took_over_since_the_page_was_shown_keeps_the_key() -> None:
+def test_a_successor_that_took_over_since_the_page_was_shown_keeps_the_key() -> None:
     office = Office()
     office.claim("order-1", lease=1.0)
     office.now += 2.0
-    form = office.form("record?key=order-1", "release")
+    form = office.form("release?key=order-1", "release")
     assert office.claim("order-1", owner=b"second-owner-16b").attempt == 2
     assert office.client.post("release", data=form).status_code == 409
     assert office.record("order-1").attempt == 2
@@ -180,7 +193,7 @@ def test_whoever_took_over_since_the_page_was_shown_keeps_the_key() -> None:
 def test_a_completed_record_is_forgotten_only_by_its_own_form() -> None:
     office = Office()
     office.complete("order-1")
-    form = office.form("record?key=order-1", "forget")
+    form = office.form("forget?key=order-1", "forget")
     assert office.client.post("release", data=form).status_code == 403
     assert office.record("order-1") is not None
     assert office.client.post("forget", data=form).status_code == 200
@@ -191,7 +204,7 @@ def test_a_form_from_elsewhere_changes_nothing() -> None:
     office = Office()
     office.claim("order-1")
     office.claim("order-2")
-    form = office.form("record?key=order-1", "release")
+    form = office.form("release?key=order-1", "release")
     attempts = [
         (form | {"token": "0" * 64}, {}),
         (form | {"key": "order-2"}, {}),
@@ -218,8 +231,11 @@ def test_it_is_read_only_unless_it_was_made_writable() -> None:
     office.claim("order-1")
     assert 'method="post"' not in office.client.get("").text
     assert 'method="post"' not in office.client.get("record?key=order-1").text
+    assert "Release" not in office.client.get("record?key=order-1").text
+    assert "Purge" not in office.client.get("").text
     assert "set-cookie" not in office.client.get("").headers
     for path in ("release", "forget", "purge"):
+        assert office.client.get(path, params={"key": "order-1"}).status_code == 404
         assert office.client.post(path, data={"key": "order-1"}).status_code == 404
     assert office.record("order-1") is not None
 
@@ -240,13 +256,26 @@ def test_expired_records_are_purged_where_the_store_keeps_them(tmp_path: Any) ->
             )
         )
     clock[0] = 60.0
-    token = re.search(r'name="token" value="(\w+)"', client.get("/").text)
+    token = re.search(r'name="token" value="(\w+)"', client.get("/purge").text)
     assert token
     assert client.post("/purge", data={"token": token[1]}).status_code == 200
     assert [(event.action, event.count) for event in audited] == [("purge", 3)]
 
 
-@pytest.mark.parametrize("path", ["", "record?key=order-1", "record?key=gone", "style.css", "nowhere"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "record?key=order-1",
+        "record?key=gone",
+        "release?key=order-1",
+        "totals",
+        "totals?count=all",
+        "rates",
+        "style.css",
+        "nowhere",
+    ],
+)
 def test_every_answer_is_private_and_inert(path: str) -> None:
     office = Office()
     office.claim("order-1")
@@ -270,18 +299,20 @@ def test_a_key_with_odd_characters_is_shown_as_text_and_released(key: str) -> No
     assert found
     path = found[1].replace("&amp;", "&")
     assert office.client.get(path).status_code == 200
-    assert office.client.post("release", data=office.form(path, "release")).status_code == 200
+    form = office.form(path.replace("record?", "release?"), "release")
+    assert office.client.post("release", data=form).status_code == 200
     assert office.record(key) is None
 
 
 class CountingStore(MemoryStore):
-    """Counts how many records its pages gave."""
+    """Counts its pages, and how many records they gave."""
 
-    given = 0
+    given = scans = 0
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         page = await super().scan(limit=limit, cursor=cursor)
         self.given += len(page.records)
+        self.scans += 1
         return page
 
 
@@ -324,8 +355,13 @@ def test_counts_are_of_each_minute_and_forget_the_oldest() -> None:
     assert counts.per_minute("lost claims") == [0, 0, 1]
     now[0] = 200.0
     assert counts.per_minute("misses") == [0, 0, 0]
-    page = TestClient(dashboard(MemoryStore(), counts=counts)).get("/").text
-    assert '<th scope="row">hits</th><td class="number">1</td><td class="number">0.33</td>' in page
+    page = TestClient(dashboard(MemoryStore(), counts=counts)).get("/rates").text
+    assert "No process wrote counts into this store" in page
+    assert "In this process" in page
+    now[0] = 61.0
+    page = TestClient(dashboard(MemoryStore(), counts=counts)).get("/rates").text
+    row = '<th scope="row">hits</th><td class="number">1</td><td class="number">0.33</td><td class="number">1</td>'
+    assert row in page
 
 
 def test_a_store_that_does_not_answer_is_a_503() -> None:
@@ -341,3 +377,91 @@ def test_a_store_that_does_not_answer_is_a_503() -> None:
 def test_a_store_that_cannot_be_listed_is_refused_at_once() -> None:
     with pytest.raises(TypeError, match="cannot list"):
         dashboard(object())  # type: ignore[arg-type]
+
+
+def test_a_confirmation_says_what_will_happen_and_changes_nothing() -> None:
+    office = Office()
+    office.claim("order-1")
+    page = office.client.get("release?key=order-1").text
+    assert "<h1>Release order-1?</h1>" in page
+    assert "there may be two effects" in page
+    assert "The audit will say that carol did this." in page
+    assert office.record("order-1") is not None
+    assert office.audited == []
+    office.complete("order-2")
+    assert "that answer is lost" in office.client.get("forget?key=order-2").text
+    assert office.client.get("release?key=order-2").status_code == 409
+    assert office.client.get("forget?key=order-1").status_code == 409
+    assert office.client.get("release?key=gone").status_code == 409
+
+
+def told_totals(page: str) -> dict[str, str]:
+    return dict(re.findall(r'<th scope="row">(\w+)</th><td class="number">([^<]*)', page))
+
+
+def test_totals_are_counted_only_when_asked_for_on_the_page_itself() -> None:
+    store = CountingStore()
+    client = TestClient(dashboard(store))
+    assert "Count all records" in client.get("/totals").text
+    elsewhere = client.get("/totals?count=all", headers={"Sec-Fetch-Site": "cross-site"})
+    assert "Count all records" in elsewhere.text
+    assert store.scans == 0
+    assert "Result" in client.get("/totals?count=all", headers={"Sec-Fetch-Site": "same-origin"}).text
+    assert store.scans == 1
+
+
+def test_a_count_that_takes_long_says_how_far_it_is_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    office = Office()
+    for number in range(5):
+        office.complete(f"order-{number}")
+    for name, value in {"STEP": 1, "TOLD_EVERY": -1.0}.items():
+        monkeypatch.setattr(f"idempotency.dashboard.totals.{name}", value)
+    page = office.client.get("totals?count=all").text
+    assert re.findall(r"<li>([^<]*)", page) == [f"at least {n}: {n} completed" for n in range(1, 6)]
+    assert told_totals(page)["all"] == "5"
+    monkeypatch.setattr("idempotency.dashboard.totals.LONGEST", -1.0)
+    page = office.client.get("totals?count=all").text
+    assert "there are more records" in page
+    assert told_totals(page)["all"] == "at least 1"
+
+
+def test_a_count_whose_store_fails_shows_what_it_had_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(MemoryStore):
+        async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+            if cursor is not None:
+                raise StoreUnavailable("connection refused")
+            return await super().scan(limit=1)
+
+    office = Office()
+    store = office.store = Failing()
+    for number in range(3):
+        office.complete(f"order-{number}")
+    page = TestClient(dashboard(store)).get("/totals?count=all").text
+    assert "the store did not answer: connection refused" in page
+    assert told_totals(page)["completed"] == "at least 1"
+    assert page.endswith("</html>")
+
+
+def test_one_count_runs_at_a_time_and_one_that_is_left_makes_room() -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
+            started.set()
+            await go_on.wait()
+            return await super().scan(limit=limit, cursor=cursor)
+
+    async def counts() -> tuple[int, int]:
+        app = dashboard(Slow())
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://office.example") as client:
+            first = asyncio.create_task(client.get("/totals?count=all"))
+            await started.wait()
+            second = await client.get("/totals?count=all")
+            first.cancel()
+            await asyncio.wait([first])
+            go_on.set()
+            third = await client.get("/totals?count=all")
+            return second.status_code, third.status_code
+
+    assert asyncio.run(counts()) == (429, 200)

@@ -8,15 +8,21 @@ import shutil
 import sqlite3
 import subprocess
 import sysconfig
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
 from idempotency import Acquired, Fingerprint, Owner, Response, storage_key
 from idempotency._core.outcome import encode_response
+from idempotency.counts import StoreCounts
+from idempotency.events import Replayed
 from idempotency.stores.sqlite import SyncSQLiteStore
 
 ANSWER = encode_response(Response(201, [(b"content-type", b"application/json")], b'{"charge": 1}'))
@@ -78,13 +84,14 @@ def served(database: Path, *options: str) -> Iterator[str]:
 
 
 @contextmanager
-def browsed() -> Iterator[tuple[Page, list[str]]]:
-    """A narrow page, and what it complained of or asked elsewhere."""
+def browsed(**view: Any) -> Iterator[tuple[Page, list[str]]]:
+    """A page without JavaScript unless *view* says otherwise, and what it complained of or asked elsewhere."""
     assert chromium is not None, "no Chromium on the PATH; CI installs one"
     complaints: list[str] = []
+    settings = {"viewport": {"width": 375, "height": 800}, "java_script_enabled": False} | view
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page = browser.new_page(**settings)
         page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda message: complaints.append(message.text))
         page.on(
@@ -97,7 +104,9 @@ def browsed() -> Iterator[tuple[Page, list[str]]]:
         browser.close()
 
 
-def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released(database: Path) -> None:
+def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released_without_javascript(
+    database: Path,
+) -> None:
     with served(database, "--writable") as address, browsed() as (page, complaints):
         page.goto(address)
         assert page.locator("td.key").count() == 50
@@ -106,6 +115,10 @@ def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released(database:
         page.get_by_label("Key", exact=True).fill("order-1")
         page.get_by_role("button", name="Find this key").click()
         page.get_by_role("heading", name="alice:order-1").wait_for()
+        page.get_by_role("link", name="Release this key").click()
+        page.get_by_role("heading", name="What will happen").wait_for()
+        with closing(SyncSQLiteStore(database)) as store:
+            assert store.get(storage_key("alice", "order-1")) is not None, "the first step changes nothing"
         page.get_by_role("button", name="Release this key").click()
         page.get_by_text(re.compile("Done: release, 1 record")).wait_for()
         with closing(SyncSQLiteStore(database)) as store:
@@ -114,16 +127,92 @@ def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released(database:
         assert "charge" not in page.content()
         page.get_by_role("link", name="Show the answer").click()
         page.get_by_text('{"charge": 1}').wait_for()
-        width = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert width <= 0
+        page.get_by_role("link", name="Totals").click()
+        page.get_by_role("link", name="Count all records").click()
+        page.get_by_role("row", name="all 20,001").wait_for()
         assert complaints == []
+
+
+def test_a_key_is_found_and_its_change_confirmed_or_left_by_keyboard_alone(database: Path) -> None:
+    with served(database, "--writable") as address, browsed(java_script_enabled=True) as (page, _):
+
+        def tab_to(name: str) -> None:
+            for _ in range(30):
+                page.keyboard.press("Tab")
+                focused = "document.activeElement"
+                if name in page.evaluate(f"{focused}.labels?.[0]?.innerText ?? {focused}.innerText ?? ''"):
+                    return
+            raise AssertionError(f"no way to {name!r} by the Tab key")
+
+        page.goto(address)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.innerText") == "To the content"
+        tab_to("Tenant")
+        page.keyboard.type("alice")
+        tab_to("Key")
+        page.keyboard.type("order-1")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="alice:order-1").wait_for()
+        tab_to("Release this key")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="What will happen").wait_for()
+        tab_to("Cancel")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="alice:order-1", exact=True).wait_for()
+        with closing(SyncSQLiteStore(database)) as store:
+            assert store.get(storage_key("alice", "order-1")) is not None
+
+
+PAGES = (
+    "",
+    "?state=abandoned",
+    "record?key=alice:done&show=outcome",
+    "record?key=alice:order-1",
+    "release?key=alice:order-1",
+    "forget?key=alice:done",
+    "purge",
+    "totals",
+    "totals?count=all",
+    "rates",
+    "record?key=nowhere",
+)
+"""Every kind of page."""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1366, "light")])
+def test_every_page_fits_its_window_and_axe_finds_nothing(database: Path, width: int, scheme: str) -> None:
+    with closing(SyncSQLiteStore(database)) as store:
+        counts = StoreCounts(store, clock=lambda: time.time() - 60.0)
+        for _ in range(3):
+            counts(Replayed(operation="POST /charges", key_id="0bafe22156d2", age=1.0, waited=0.0))
+        counts.close()
+    pictures = os.environ.get("DASHBOARD_PICTURES")  # a folder, to look at them by eye
+    view = {"java_script_enabled": True, "viewport": {"width": width, "height": 800}, "color_scheme": scheme}
+    with served(database, "--writable") as address, browsed(**view) as (page, _):
+        found = []
+        for path in PAGES:
+            page.goto(address + path)
+            overhang = page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            if overhang > 0:
+                found.append(f"{path}: {overhang} px wider than the window")
+            for violation in Axe().run(page).response["violations"]:
+                nodes = ", ".join(str(node["target"][0]) for node in violation["nodes"][:3])
+                found.append(f"{path}: {violation['impact']}: {violation['help']} at {nodes}")
+            if pictures:
+                page.screenshot(
+                    path=Path(pictures, f"{quote(path, safe='') or 'index'}-{width}-{scheme}.png")
+                )
+        assert found == []
 
 
 def test_without_writable_the_page_offers_no_change(database: Path) -> None:
     with served(database) as address, browsed() as (page, complaints):
         page.goto(f"{address}record?key=alice:order-1")
         page.get_by_text("abandoned").first.wait_for()
-        assert page.get_by_role("button", name="Release this key").count() == 0
+        assert page.get_by_text("Release this key").count() == 0
+        assert page.get_by_role("link", name="Purge").count() == 0
         assert page.goto(address.rsplit("/", 2)[0] + "/") is not None
         assert page.get_by_text("alice").count() == 0, "shown without the address's random part"
     assert [text for text in complaints if "404" not in text] == []

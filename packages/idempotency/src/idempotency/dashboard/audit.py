@@ -1,4 +1,4 @@
-"""What a person did on the dashboard, as a value and as a line in the log."""
+"""The audit event of a change made on the dashboard, as a value and as a line in the log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AuditEvent:
 
     action: Literal["show-outcome", "release", "forget", "purge"]
     key_id: str
-    actor: str
+    actor: str = ""
     result: Literal["done", "changed", "absent"]
     count: int = 0
 

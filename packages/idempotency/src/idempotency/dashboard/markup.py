@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from urllib.parse import urlencode
 
-from idempotency._core.description import STATES, outcome_kind, state_name
+from idempotency._core.description import STATES, StateName, outcome_kind, state_name
 from idempotency._core.outcome import Response
 from idempotency._core.printable import printable
 from idempotency._core.types import Record, key_id
-from idempotency.dashboard.counts import SERIES, Counts
+from idempotency.counts import Series
 
 __all__ = [
+    "address",
     "answer",
+    "around",
     "confirmation",
     "counts_table",
     "link",
-    "page",
     "record_details",
     "records_table",
     "search_forms",
+    "shown_of",
     "text",
+    "totals_line",
+    "totals_table",
 ]
 
 
@@ -41,21 +45,33 @@ def address(base: str, **query: str) -> str:
     return base + (f"?{urlencode(given, errors='surrogateescape')}" if given else "")
 
 
-def page(root: str, title: str, body: Iterable[str]) -> str:
-    """A whole page."""
+def around(root: str, title: str, pages: dict[str, str], here: str) -> tuple[str, str]:
+    """
+    The HTML before and after the body of a page.
+
+    Args:
+        pages: The paths below *root* that the head of each page links to, each with its name.
+        here: Which of them this is.
+    """
+    links = "".join(
+        f'<a href="{escape(root)}/{path}"{" aria-current=page" if path == here else ""}>{name}</a>'
+        for path, name in pages.items()
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{text(title)}</title><link rel="stylesheet" href="{escape(root)}/style.css"></head>'
-        f"<body><header>{link(root + '/', 'All keys')}</header><main><h1>{text(title)}</h1>"
-        f"{''.join(body)}</main></body></html>"
+        f'<title>{text(title)} - idempotency</title><link rel="stylesheet" href="{escape(root)}/style.css"></head>'
+        '<body><a class="skip" href="#content">To the content</a>'
+        f'<header><nav aria-label="Pages">{links}</nav></header><main id="content"><h1>{text(title)}</h1>',
+        "</main></body></html>",
     )
 
 
 def search_forms(root: str, *, tenant: str, state: str) -> str:
     """One form that finds a key, one that lists."""
     options = "".join(
-        f"<option{' selected' if name == state else ''}>{name}</option>" for name in ("", *STATES)
+        f'<option value="{name}"{" selected" if name == state else ""}>{name or "any"}</option>'
+        for name in ("", *STATES)
     )
     return (
         f'<form action="{escape(root)}/find"><label>Tenant <input name="tenant" value="{text(tenant)}"></label>'
@@ -71,7 +87,7 @@ def records_table(root: str, records: Sequence[Record]) -> str:
         return '<p class="soft">None here.</p>'
     rows = "".join(
         f'<tr><td class="key">{link(root + "/record", record.key, key=record.key)}</td><td>{state_name(record)}</td>'
-        f'<td class="number">{record.attempt}</td><td class="number">{_seconds(record.lease_left)}</td>'
+        f'<td class="number">{record.attempt}</td><td class="number">{_lease(record)}</td>'
         f'<td class="number">{_seconds(record.age)}</td><td class="number">{_seconds(record.expires_in)}</td>'
         f"<td>{'' if record.outcome is None else text(outcome_kind(record.outcome))}</td></tr>"
         for record in records
@@ -81,6 +97,12 @@ def records_table(root: str, records: Sequence[Record]) -> str:
         '<th>State</th><th class="number">Attempt</th><th class="number">Lease left</th><th class="number">Age</th>'
         f'<th class="number">Expires in</th><th>Outcome</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _lease(record: Record) -> str:
+    if record.lease_left >= 0:
+        return _seconds(record.lease_left)
+    return f"over for {_seconds(-record.lease_left)}"
 
 
 def _seconds(seconds: float) -> str:
@@ -93,13 +115,13 @@ def _seconds(seconds: float) -> str:
 
 
 def record_details(record: Record) -> str:
-    """What may be shown of one record without being asked for its answer."""
+    """The details of one record without its answer."""
     shown = {
         "State": state_name(record),
         "Key id in logs": key_id(record.key),
         "Attempt": record.attempt,
         "Fence": record.fence,
-        "Lease left": _seconds(record.lease_left) or "none",
+        "Lease left": _lease(record) or "none",
         "Age": _seconds(record.age) or "none",
         "Expires in": _seconds(record.expires_in),
         "Request's fingerprint": record.fingerprint.hex(),
@@ -107,7 +129,8 @@ def record_details(record: Record) -> str:
         "Outcome's size": f"{len(record.outcome or b'')} bytes",
     }
     rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>{text(value)}</td></tr>' for name, value in shown.items()
+        f'<tr><th scope="row">{name}</th><td class="whole">{text(value)}</td></tr>'
+        for name, value in shown.items()
     )
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Record"><table>{rows}</table></div>'
 
@@ -122,37 +145,89 @@ def answer(response: Response) -> str:
     return f'<h2>Recorded answer</h2><pre tabindex="0">{shown}</pre>'
 
 
-def confirmation(root: str, action: str, fields: dict[str, str], warning: str, label: str) -> str:
-    """A form that does *action* when its button is pressed."""
-    hidden = "".join(
-        f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in fields.items()
+def shown_of(root: str, counts: Mapping[StateName, int], looked_at: int, *, whole: bool) -> str:
+    """The line below a list: how much of the store it covers, and a link to the rest."""
+    shown = sum(counts.values())
+    states = f": {_by_state(counts)}" if shown else ""
+    of = (
+        f"all {looked_at:,}"
+        if whole
+        else f"{looked_at:,} records that this page looked at; there may be more"
     )
     return (
-        f'<p class="bad">{text(warning)}</p><form method="post" action="{escape(root)}/{action}">{hidden}'
-        f"<button>{text(label)}</button> {link(root + '/', 'Cancel')}</form>"
+        f'<p class="soft">Shown: {shown}{states}. Of {of}. {link(root + "/totals", "Count all by state")}</p>'
     )
 
 
-def counts_table(counts: Counts) -> str:
-    """The last minutes of each series: a picture, the sum, and the rate."""
+def totals_line(counts: Mapping[StateName, int]) -> str:
+    """The line that tells the progress of a count."""
+    return f"at least {sum(counts.values()):,}: {_by_state(counts)}"
+
+
+def _by_state(counts: Mapping[StateName, int]) -> str:
+    return ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts.get(state))
+
+
+def totals_table(counts: Mapping[StateName, int], ended: str, seconds: float) -> str:
+    """
+    The result of a count.
+
+    Args:
+        ended: Why it is not the whole; "" where it is.
+    """
+    least = "at least " if ended else ""
+    rows = "".join(
+        f'<tr><th scope="row">{state}</th><td class="number">{least}{counts.get(state, 0):,}</td></tr>'
+        for state in STATES
+    )
+    return (
+        (f'<p class="bad">{text(ended)}</p>' if ended else "")
+        + f'<h2>Result</h2><table><thead><tr><th>State</th><th class="number">Records</th></tr></thead><tbody>{rows}'
+        f'</tbody><tfoot><tr><th scope="row">all</th>'
+        f'<td class="number">{least}{sum(counts.values()):,}</td></tr></tfoot></table>'
+        f'<p class="soft">Counted in {seconds:.1f} s. What came or went meanwhile may be missed or counted twice.</p>'
+    )
+
+
+def confirmation(
+    root: str, action: str, hidden: dict[str, str], *, consequences: Iterable[str], label: str, back: str
+) -> str:
+    """A page that says what will happen, with a form whose button sends *action*."""
+    fields = "".join(
+        f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in hidden.items()
+    )
+    listed = "".join(f"<li>{text(line)}</li>" for line in consequences)
+    return (
+        f'<h2>What will happen</h2><ul>{listed}</ul><form method="post" action="{escape(root)}/{action}">{fields}'
+        f'<button class="danger">{text(label)}</button> <a href="{escape(back)}">Cancel</a></form>'
+    )
+
+
+def counts_table(title: str, per_minute: Mapping[Series, Sequence[int]]) -> str:
+    """
+    The last minutes of each series: the sum, the rate, the busiest minute, and a picture.
+
+    Args:
+        per_minute: For each series the minutes, the oldest first; as many for each.
+    """
     rows = []
-    for series in SERIES:
-        minutes = counts.per_minute(series)
-        most = max(*minutes, 1)
+    minutes = len(per_minute["hits"])
+    for series, counts in per_minute.items():
+        most = max(*counts, 1)
         bars = "".join(
             f'<rect x="{4 * at}" y="{24 - 24 * count / most:.1f}" width="3" height="{24 * count / most:.1f}"/>'
-            for at, count in enumerate(minutes)
+            for at, count in enumerate(counts)
             if count
         )
         rows.append(
-            f'<tr><th scope="row">{series}</th><td class="number">{sum(minutes)}</td>'
-            f'<td class="number">{sum(minutes) / len(minutes):.2f}</td><td><svg class="bars" role="img" width="240" '
-            f'height="24" viewBox="0 0 {4 * len(minutes)} 24" aria-label="{series} in each minute">{bars}</svg>'
-            "</td></tr>"
+            f'<tr><th scope="row">{series}</th><td class="number">{sum(counts):,}</td>'
+            f'<td class="number">{sum(counts) / minutes:.2f}</td><td class="number">{max(counts):,}</td>'
+            f'<td><svg class="bars" role="img" width="{4 * minutes}" height="24" viewBox="0 0 {4 * minutes} 24" '
+            f'aria-label="{series}, minute by minute">{bars}</svg></td></tr>'
         )
     return (
-        '<h2>In this process</h2><div class="scroll" tabindex="0" role="region" aria-label="Counts"><table><thead>'
-        f'<tr><th>Requests</th><th class="number">Last {len(counts.per_minute("hits"))} min</th>'
-        '<th class="number">A minute</th>'
-        f"<th>Minute by minute</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<h2>{text(title)}</h2><div class="scroll" tabindex="0" role="region" aria-label="{text(title)}"><table>'
+        f'<thead><tr><th>Requests</th><th class="number">Last {minutes} min</th><th class="number">A minute</th>'
+        '<th class="number">Most in a minute</th><th>Minute by minute</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

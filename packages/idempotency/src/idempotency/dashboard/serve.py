@@ -12,8 +12,8 @@ from idempotency._extras import missing
 
 try:
     import uvicorn
-except ModuleNotFoundError as error:
-    raise missing("dashboard", "the dashboard's server", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("dashboard", "the dashboard's server", _error) from _error
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware

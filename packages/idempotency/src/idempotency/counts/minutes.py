@@ -10,11 +10,15 @@ from typing import Final, Literal, TypeAlias
 
 from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed
 
-__all__ = ["SERIES", "Counts", "Series"]
+__all__ = ["MINUTES", "SERIES", "Counts", "Series"]
 
 Series: TypeAlias = Literal["hits", "misses", "conflicts", "takeovers", "lost claims"]
 
 SERIES: Final[tuple[Series, ...]] = ("hits", "misses", "conflicts", "takeovers", "lost claims")
+"""What is counted: replays, first runs, refusals because of another request, takeovers, and lost claims."""
+
+MINUTES: Final = 60  # that are kept and shown
+
 _CONFLICTS: Final = frozenset({"in-progress", "key-reused", "outcome-unknown", "not-replayable"})
 
 
@@ -27,8 +31,8 @@ class Counts:
         minutes: How many minutes are kept.
         clock: Seconds from any origin, for tests; monotonic by default.
 
-    Safe to share between threads, and among middlewares. It counts in one process: several workers show several pages
-    of counts, and `idempotency.hooks.PrometheusHook` is for all of them together.
+    Safe to share between threads, and among middlewares. It counts in one process: for several workers take
+    `StoreCounts`. Cost: an addition under a lock for each event.
 
     >>> from idempotency.events import Replayed
     >>> counts = Counts()
@@ -37,7 +41,7 @@ class Counts:
     1
     """
 
-    def __init__(self, *, minutes: int = 60, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, minutes: int = MINUTES, clock: Callable[[], float] = time.monotonic) -> None:
         self._minutes = minutes
         self._clock = clock
         self._lock = threading.Lock()
@@ -45,7 +49,7 @@ class Counts:
 
     def __call__(self, event: Event) -> None:
         """Count *event*."""
-        found = _series(event)
+        found = series_of(event)
         if found is None:
             return
         minute = int(self._clock() // 60)
@@ -57,7 +61,7 @@ class Counts:
             self._counts[minute][found] += 1
 
     def per_minute(self, series: Series) -> list[int]:
-        """How many there were in each minute, the oldest first; the last one is not over yet."""
+        """The count of each minute, the oldest first; the last minute is not over yet."""
         now = int(self._clock() // 60)
         with self._lock:
             return [
@@ -66,7 +70,8 @@ class Counts:
             ]
 
 
-def _series(event: Event) -> Series | None:
+def series_of(event: Event) -> Series | None:
+    """The series that *event* belongs to."""
     match event:
         case Replayed():
             return "hits"

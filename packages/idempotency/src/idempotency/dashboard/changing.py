@@ -1,0 +1,202 @@
+"""
+The pages that change: release, forget and purge, each in two steps.
+
+The first says what will happen and changes nothing; its form is bound to the action, the record, the run that was shown
+and the browser. The second does it, tells the audit, and says what became of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import quote, unquote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from idempotency._core.description import state_name
+from idempotency._core.types import Claim, Record, StorageKey, key_id
+from idempotency.dashboard import markup
+from idempotency.dashboard.audit import AuditEvent
+from idempotency.dashboard.desk import Desk
+from idempotency.dashboard.requests import fields, form, root
+from idempotency.store import Purgeable
+
+__all__ = ["PURGED", "Changing"]
+
+PURGED: Final = 1_000  # records at most, in one step
+
+
+class Changing:
+    """The views of one desk whose records can be changed."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def confirm_release(self, request: Request) -> Response:
+        """The page that asks for confirmation before a release."""
+        return await self._confirm(request, "release", _RELEASE)
+
+    async def confirm_forget(self, request: Request) -> Response:
+        """The page that asks for confirmation before a record is forgotten."""
+        return await self._confirm(request, "forget", _FORGET)
+
+    async def _confirm(
+        self, request: Request, action: str, consequences: Mapping[str, Sequence[str]]
+    ) -> Response:
+        key = StorageKey(fields(request.url.query).get("key", ""))
+        record = await self._desk.store.get(key)
+        if record is None:
+            return self._answered(request, AuditEvent(action="release", key_id=key_id(key), result="absent"))
+        state = state_name(record)
+        if state not in consequences:
+            text = f"<p>The record is {state}. {markup.link(root(request) + '/record', 'Look at it', key=key)}</p>"
+            return self._desk.page(request, f"Cannot {action} this key", [text], status=409)
+        browser = self._desk.tokens.browser(request)
+        seen = _stamp(record) if action == "release" else ""
+        hidden = {
+            "key": quote(key, errors="surrogateescape"),  # which may hold what no page can
+            "seen": seen,
+            "token": self._desk.tokens.make(browser, action, key, seen),
+        }
+        body = [
+            markup.record_details(record),
+            markup.confirmation(
+                root(request),
+                action,
+                hidden,
+                consequences=[*consequences[state], *self._told(request)],
+                label=f"{action.capitalize()} this key",
+                back=markup.address(root(request) + "/record", key=key),
+            ),
+        ]
+        return self._desk.page(request, f"{action.capitalize()} {key}?", body, browser=browser)
+
+    def _told(self, request: Request) -> list[str]:
+        actor = self._desk.actor(request)
+        return [
+            f"The audit will say that {actor} did this."
+            if actor
+            else "The audit will say that this was done."
+        ]
+
+    async def release(self, request: Request) -> Response:
+        """Free the key of the run that was shown, and of no other."""
+        sent = await form(request)
+        key, seen = _key(sent), sent.get("seen", "")
+        if not self._desk.tokens.fits(request, sent.get("token", ""), "release", key, seen):
+            return self._refused(request)
+        record = await self._desk.store.get(key)
+        if record is None:
+            return await self._done(
+                request, AuditEvent(action="release", key_id=key_id(key), result="absent")
+            )
+        claim = Claim(key, record.owner, record.attempt, record.fence)
+        done = _stamp(record) == seen and await self._desk.store.release(claim)
+        result = AuditEvent(
+            action="release",
+            key_id=key_id(key),
+            result="done" if done else "changed",
+            count=int(done),
+        )
+        return await self._done(request, result)
+
+    async def forget(self, request: Request) -> Response:
+        """Delete a completed record."""
+        sent = await form(request)
+        key = _key(sent)
+        if not self._desk.tokens.fits(request, sent.get("token", ""), "forget", key, ""):
+            return self._refused(request)
+        done = await self._desk.store.forget(key)
+        result = AuditEvent(
+            action="forget",
+            key_id=key_id(key),
+            result="done" if done else "absent",
+            count=int(done),
+        )
+        return await self._done(request, result)
+
+    async def confirm_purge(self, request: Request) -> Response:
+        """The page that asks for confirmation before a purge."""
+        if not isinstance(self._desk.store, Purgeable):
+            return self._no_purge(request)
+        browser = self._desk.tokens.browser(request)
+        consequences = [
+            f"Up to {PURGED:,} records that have expired are deleted, to give back their space.",
+            "No answer to any request changes: an expired record counts as absent already.",
+            *self._told(request),
+        ]
+        hidden = {"token": self._desk.tokens.make(browser, "purge")}
+        body = markup.confirmation(
+            root(request),
+            "purge",
+            hidden,
+            consequences=consequences,
+            label="Purge expired records",
+            back=root(request) + "/",
+        )
+        return self._desk.page(request, "Purge expired records?", [body], browser=browser)
+
+    async def purge(self, request: Request) -> Response:
+        """Delete expired records, some of them where there are many."""
+        if not isinstance(self._desk.store, Purgeable):
+            return self._no_purge(request)
+        if not self._desk.tokens.fits(request, (await form(request)).get("token", ""), "purge"):
+            return self._refused(request)
+        count = await self._desk.store.purge(limit=PURGED)
+        return await self._done(request, AuditEvent(action="purge", key_id="", result="done", count=count))
+
+    def _no_purge(self, request: Request) -> Response:
+        return self._desk.page(
+            request, "Nothing to purge", ["<p>This store deletes expired records by itself.</p>"], status=404
+        )
+
+    def _refused(self, request: Request) -> Response:
+        return self._desk.page(
+            request, "Not done", ["<p>The form is not of this page. Open it again.</p>"], status=403
+        )
+
+    async def _done(self, request: Request, event: AuditEvent) -> Response:
+        await self._desk.tell(request, event)
+        return self._answered(request, event)
+
+    def _answered(self, request: Request, event: AuditEvent) -> Response:
+        said = {
+            "done": f"Done: {event.action}, {event.count} record{'' if event.count == 1 else 's'}.",
+            "changed": "Not done: the record changed after it was shown. Look again.",
+            "absent": "Not done: there is no such record any more.",
+        }[event.result]
+        body = f"<p>{said}</p><p>{markup.link(root(request) + '/', 'All keys')}</p>"
+        return self._desk.page(
+            request, said.partition(":")[0], [body], status=200 if event.result == "done" else 409
+        )
+
+
+def _key(sent: dict[str, str]) -> StorageKey:
+    return StorageKey(unquote(sent.get("key", ""), errors="surrogateescape"))
+
+
+def _stamp(record: Record) -> str:
+    """A token that tells this run from the next one of its key; never the owner's token itself."""
+    return key_id(StorageKey(record.owner.hex()))
+
+
+_RELEASE: Final[Mapping[str, Sequence[str]]] = {
+    "running": (
+        "It is running, and its lease is renewed.",
+        "If it is released, the next request with this key runs at once: there may be two effects.",
+        "The run itself is not stopped. Release it only if its process is known to be gone.",
+    ),
+    "abandoned": (
+        "Its process is gone or stalled; nobody knows whether its effect was made. Find out in your own data first.",
+        "If it is released, the next request with this key runs.",
+        "If the effect is there already, leave the record: then no retry makes a second one.",
+    ),
+}
+_FORGET: Final[Mapping[str, Sequence[str]]] = {
+    "completed": (
+        "The operation is done, and retries get its recorded answer.",
+        "If the record is forgotten, that answer is lost, and the next request with this key runs again: there may be "
+        "two effects.",
+    ),
+}

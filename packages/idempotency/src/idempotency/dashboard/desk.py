@@ -1,0 +1,70 @@
+"""The base of every page of the dashboard: the store, the audit hook, and the rendering of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from idempotency._core.policy import Policy
+from idempotency.dashboard import markup
+from idempotency.dashboard.audit import AuditEvent
+from idempotency.dashboard.requests import root
+from idempotency.dashboard.tokens import COOKIE, FormTokens
+from idempotency.store import ManagedStore, Purgeable
+
+__all__ = ["Desk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The settings of one dashboard; see `dashboard`."""
+
+    store: ManagedStore
+    writable: bool
+    policy: Policy
+    actor: Callable[[Request], str]
+    audit: Callable[[AuditEvent], None]
+    tokens: FormTokens
+
+    async def tell(self, request: Request, event: AuditEvent) -> None:
+        """Tell the audit, in a thread since it may write to a database; and who it was."""
+        await run_in_threadpool(self.audit, replace(event, actor=self.actor(request)))
+
+    def page(
+        self,
+        request: Request,
+        title: str,
+        body: Iterable[str],
+        *,
+        status: int = 200,
+        browser: str | None = None,
+    ) -> Response:
+        """
+        A whole page.
+
+        Args:
+            browser: The name that forms on it are bound to; where it has forms.
+        """
+        top, bottom = self.around(request, title)
+        response = HTMLResponse(f"{top}{''.join(body)}{bottom}", status)
+        if browser is not None and request.cookies.get(COOKIE) != browser:
+            response.set_cookie(
+                COOKIE,
+                browser,
+                path=root(request) or "/",
+                httponly=True,
+                samesite="strict",
+                secure=request.url.scheme == "https",
+            )
+        return response
+
+    def around(self, request: Request, title: str) -> tuple[str, str]:
+        """The HTML before and after the body of a page."""
+        pages = {"": "Keys", "totals": "Totals", "rates": "Rates"}
+        if self.writable and isinstance(self.store, Purgeable):
+            pages["purge"] = "Purge"
+        return markup.around(root(request), title, pages, request.url.path.rpartition("/")[2])

@@ -1,0 +1,133 @@
+"""The pages that read: the list, the search, one record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from idempotency._core.description import StateName, state_name
+from idempotency._core.errors import IdempotencyError, StoreError
+from idempotency._core.key import parse_key, storage_key
+from idempotency._core.outcome import Response as Recorded
+from idempotency._core.outcome import decode
+from idempotency._core.types import Record, StorageKey, key_id
+from idempotency.counts.record import is_count
+from idempotency.dashboard import markup
+from idempotency.dashboard.audit import AuditEvent
+from idempotency.dashboard.desk import Desk
+from idempotency.dashboard.requests import fields, root
+
+__all__ = ["Looking"]
+
+PAGE_RECORDS: Final = 50
+LOOKED_AT: Final = 2_000  # records that one page may read while it looks for those of a tenant or a state
+
+
+class Looking:
+    """The views of one desk."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def index(self, request: Request) -> Response:
+        """A page of records."""
+        query = fields(request.url.query)
+        tenant, state = query.get("tenant", ""), query.get("state", "")
+        found, looked_at, cursor = await self._matching(tenant, state, query.get("cursor"))
+        here = root(request)
+        body = [
+            markup.search_forms(here, tenant=tenant, state=state),
+            markup.records_table(here, found),
+            markup.shown_of(
+                here,
+                Counter(map(state_name, found)),
+                looked_at,
+                whole=cursor is None and "cursor" not in query,
+            ),
+        ]
+        if cursor is not None:
+            body.append(
+                f'<p class="next">{markup.link(here + "/", "Go on", tenant=tenant, state=state, cursor=cursor)}</p>'
+            )
+        return self._desk.page(request, "Idempotency keys", body)
+
+    async def _matching(
+        self, tenant: str, state: str, cursor: str | None
+    ) -> tuple[list[Record], int, str | None]:
+        prefix = storage_key(tenant, "") if tenant else ""
+        found: list[Record] = []
+        looked_at = 0
+        for _ in range(LOOKED_AT):  # steps: a page may be empty, such as one of records that nobody can read
+            if len(found) >= PAGE_RECORDS or looked_at >= LOOKED_AT:
+                break
+            page = await self._desk.store.scan(limit=PAGE_RECORDS, cursor=cursor)
+            looked_at += len(page.records)
+            found += [
+                record
+                for record in page.records
+                if record.key.startswith(prefix)
+                and state in {"", state_name(record)}
+                and not is_count(record.key)
+            ]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        return found, looked_at, cursor
+
+    async def find(self, request: Request) -> Response:
+        """From a client's key to its record's page."""
+        query = fields(request.url.query)
+        key = query.get("key", "").strip()
+        try:
+            if key.startswith('"'):  # as it stands in the header
+                key = parse_key([key.encode()]) or ""
+            found = storage_key(query.get("tenant", "").strip(), key)
+        except (IdempotencyError, ValueError) as error:
+            return self._desk.page(request, "No such key", [f"<p>{markup.text(error)}</p>"], status=400)
+        return RedirectResponse(markup.address(root(request) + "/record", key=found), 303)
+
+    async def record(self, request: Request) -> Response:
+        """One record; its answer where it is asked for, and a link to what may be done with it."""
+        query = fields(request.url.query)
+        key = StorageKey(query.get("key", ""))
+        record = await self._desk.store.get(key)
+        if record is None:
+            return self._desk.page(
+                request, "No such record", ["<p>It never was, is expired, or was released.</p>"], status=404
+            )
+        here = root(request)
+        body = [markup.record_details(record)]
+        if record.outcome is not None:
+            if query.get("show") == "outcome":
+                event = AuditEvent(action="show-outcome", key_id=key_id(key), result="done")
+                await self._desk.tell(request, event)
+                body.append(self._answer(record.outcome))
+            else:
+                body.append(
+                    f"<p>{markup.link(here + '/record', 'Show the answer', key=key, show='outcome')}"
+                    ' <span class="soft">Headers and body. That you looked is logged.</span></p>'
+                )
+        if self._desk.writable:
+            action, label = _CHANGE[state_name(record)]
+            body.append(f"<p>{markup.link(f'{here}/{action}', label, key=key)}</p>")
+        return self._desk.page(request, record.key, body)
+
+    def _answer(self, outcome: bytes) -> str:
+        try:
+            decoded = decode(outcome)
+        except StoreError as error:
+            return f"<p>{markup.text(error)}</p>"
+        if not isinstance(decoded, Recorded):
+            return '<p class="soft">A function\'s value, or an answer that was not kept.</p>'
+        redact = self._desk.policy.redact
+        return markup.answer(redact(decoded) if redact else decoded)
+
+
+_CHANGE: Final[dict[StateName, tuple[str, str]]] = {
+    "completed": ("forget", "Forget this record..."),
+    "running": ("release", "Release this key..."),
+    "abandoned": ("release", "Release this key..."),
+}

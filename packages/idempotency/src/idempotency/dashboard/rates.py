@@ -1,0 +1,53 @@
+"""The page of hits, misses, conflicts and takeovers by the minute."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from idempotency.counts import SERIES, Counts
+from idempotency.counts.reader import CountsReader
+from idempotency.dashboard import markup
+from idempotency.dashboard.desk import Desk
+
+__all__ = ["Rates"]
+
+_MEANING = (
+    '<p class="soft">Hits are answered from a record; misses run for the first time; conflicts are refused because of '
+    "another request; takeovers run again what was abandoned; a lost claim may be one of two effects.</p>"
+)
+
+
+class Rates:
+    """
+    The view of one desk.
+
+    Args:
+        own: The counts of this process, where it is one that counts.
+    """
+
+    def __init__(self, desk: Desk, own: Counts | None) -> None:
+        self._desk = desk
+        self._own = own
+        self._shared = CountsReader(desk.store)
+
+    async def rates(self, request: Request) -> Response:
+        """The last hour."""
+        shared = await self._shared.read()
+        body = [_MEANING]
+        if shared.records:
+            body.append(markup.counts_table("In all processes", shared.per_minute))
+            body.append(
+                '<p class="soft">The last minutes that are over, as each process wrote them into the store.'
+                f"{'' if shared.whole else ' Not all are read yet: load this page again.'}</p>"
+            )
+        else:
+            body.append(
+                "<p>No process wrote counts into this store within the last hour. The hook "
+                "<code>idempotency.counts.StoreCounts</code> does, once a minute: "
+                "<code>hooks=[StoreCounts(open_sync_store(url))]</code>.</p>"
+            )
+        if self._own is not None:
+            own = {series: self._own.per_minute(series) for series in SERIES}
+            body.append(markup.counts_table("In this process", own))
+        return self._desk.page(request, "Rates", body)
