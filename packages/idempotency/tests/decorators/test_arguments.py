@@ -1,4 +1,4 @@
-"""What an argument counts as: every kind of value that a function takes, told apart from every other."""
+"""The fingerprints of arguments: every kind of value that a function takes is told apart from every other."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import attrs
+import msgspec
 import pytest
 from decorated import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import AnyUrl, BaseModel, ConfigDict, HttpUrl, PostgresDsn, SecretStr, create_model
 
 from idempotency import FingerprintMismatch
 from idempotency._core.json import canonical
@@ -55,6 +57,21 @@ class OtherLine:
     count: int = 1
 
 
+@attrs.define
+class Parcel:
+    sku: str
+    count: int = 1
+    notes: list[str] = attrs.field(factory=list)
+    label: str = attrs.field(default=attrs.Factory(lambda self: self.sku, takes_self=True))
+
+
+class Item(msgspec.Struct):
+    sku: str
+    count: int = 1
+    notes: list[str] = []
+    gift: bool | msgspec.UnsetType = msgspec.UNSET
+
+
 class Point(NamedTuple):
     x: int
     y: int = 0
@@ -84,6 +101,12 @@ DIFFERENT: list[Any] = [
     *(Point(1), Point(1, 2), [1, 0]),
     *(Order(number="1"), Order(number="1", due=None), Order(number="1", due=date(2026, 6, 1)), {"number": "1"}),
     *(Order(number="1", lines=[Line("a")]), Order(number="1", more=1), Order(number="1", more=2)),
+    *(Parcel("a"), Parcel("a", 2), Parcel("b"), Parcel("a", 1, ["x"]), Parcel("a", label="x")),
+    *(Item("a"), Item("a", 2), Item("b"), Item("a", 1, ["x"]), Item("a", gift=True), Item("a", gift=False)),
+    *(HttpUrl("https://a.example"), AnyUrl("https://a.example"), HttpUrl("https://a.example/b"), "https://a.example/"),
+    *(PostgresDsn("postgresql://a/b"), PostgresDsn("postgresql://a/c"), msgspec.UNSET),
+    *(BERLIN, ZoneInfo("Europe/Paris"), "Europe/Berlin"),
+    *(UTC, timezone(timedelta(0), "GMT"), timezone(timedelta(hours=1))),
     *(PurePosixPath("a"), PureWindowsPath("a"), ip_address("127.0.0.1"), ip_address("::1"), ip_network("::/8")),
 ]  # fmt: skip
 
@@ -110,6 +133,9 @@ def test_no_two_of_many_values_are_taken_for_each_other() -> None:
         (Line("a"), Line("a", 1)),
         (Line("a", notes=[]), Line("a")),
         (Point(1), Point(1, 0)),
+        (Parcel("a"), Parcel("a", 1, [], "a")),
+        (Item("a"), Item("a", 1, [], msgspec.UNSET)),
+        (HttpUrl("https://a.example"), HttpUrl("https://A.example/")),
         (Order(number="1", lines=[Line("a")]), Order(number="1", lines=[{"sku": "a"}])),
         (PurePosixPath("a"), Path("a")) if sys.platform != "win32" else (1, 1),
         (NOON.replace(tzinfo=UTC), datetime.fromisoformat("2026-06-01T12:00:00+00:00")),
@@ -218,6 +244,19 @@ def test_a_field_that_a_later_release_adds_changes_nothing_at_its_default() -> N
     after = make_dataclass("Job", fields + more, namespace=dict(where))
     assert encode_argument(before("a")) == encode_argument(after("a"))
     assert encode_argument(before("a")) != encode_argument(after("a", 4))
+    plain = attrs.make_class("Job", {"name": attrs.field()}, class_body=dict(where))
+    wider = attrs.make_class(
+        "Job",
+        {"name": attrs.field(), "retries": attrs.field(default=3), "tags": attrs.field(factory=list)},
+        class_body=dict(where),
+    )
+    assert encode_argument(plain("a")) == encode_argument(wider("a")) != encode_argument(wider("a", 4))
+    struct = msgspec.defstruct("Job", [("name", str)], module="jobs")
+    longer = msgspec.defstruct(
+        "Job", [("name", str), ("retries", int, 3), ("tags", list, [])], module="jobs", kw_only=True
+    )
+    assert encode_argument(struct("a")) == encode_argument(longer(name="a"))
+    assert encode_argument(longer(name="a")) != encode_argument(longer(name="a", retries=4))
     model = create_model("Job", __module__="jobs", name=(str, ...))
     later = create_model("Job", __module__="jobs", name=(str, ...), retries=(int, 3))
     assert encode_argument(model(name="a")) == encode_argument(later(name="a"))
@@ -229,9 +268,26 @@ class Wider(Line):
         object.__setattr__(self, "more", more)
 
 
+class Endpoint:
+    """Holds a URL under the name that pydantic's own URLs keep theirs, and more beside it."""
+
+    def __init__(self, url: str, cents: int) -> None:
+        self._url = HttpUrl(url)._url
+        self.cents = cents
+
+
 @pytest.mark.parametrize(
     "value",
-    [Wider("x"), OrderedDict(a=1), type("Text", (str,), {})("a"), type("Plain", (), {})(), iter([]), Line],
+    [
+        Wider("x"),
+        Endpoint("https://a.example", 5),
+        SecretStr("x"),
+        OrderedDict(a=1),
+        type("Text", (str,), {})("a"),
+        type("Plain", (), {})(),
+        iter([]),
+        Line,
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_value_that_may_hold_more_than_is_known_is_refused_without_being_shown(value: Any) -> None:

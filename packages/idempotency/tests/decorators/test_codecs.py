@@ -135,7 +135,7 @@ class TestJSONAnnotations:
         ],
         ids=str,
     )
-    def test_what_json_may_hold_passes(self, returns: Any) -> None:
+    def test_every_json_value_passes(self, returns: Any) -> None:
         assert json_misfit(returns) is None
         assert JSON.bind(returns) is JSON
         assert repr(JSON) == "JSON"  # what a signature shows
@@ -161,7 +161,7 @@ class TestJSONAnnotations:
         ],
         ids=str,
     )
-    def test_what_json_would_change_is_refused_by_its_name(self, returns: Any, misfit: str) -> None:
+    def test_a_value_that_json_would_change_is_refused_by_its_name(self, returns: Any, misfit: str) -> None:
         with pytest.raises(TypeError, match="codec=PydanticCodec") as caught:
             JSON.bind(returns)
         assert misfit in str(caught.value)
@@ -202,7 +202,7 @@ class TestDataclassCodec:
         with pytest.raises((TypeError, KeyError)):
             DataclassCodec().bind(Order).decode(stored)
 
-    def test_what_would_not_come_back_is_refused_at_decoration(self) -> None:
+    def test_a_type_that_would_not_come_back_is_refused_at_decoration(self) -> None:
         @dataclass
         class At:
             at: datetime

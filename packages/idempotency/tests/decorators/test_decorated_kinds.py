@@ -1,20 +1,21 @@
-"""What only coroutine functions have, and only plain ones: cancellation, threads, loops."""
+"""Behaviour that only coroutine functions have (cancellation, loops) or only plain ones (threads)."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import pytest
 from decorated import World, charge
+from patience import PATIENCE, until, until_sync
 
 from idempotency import (
     IdempotencyMiddleware,
     InProgress,
+    NotReplayable,
     Policy,
     current_claim,
     idempotent,
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestAsync:
-    """What only coroutine functions have: cancellation, duplicates in one loop, tasks that outlive their run."""
+    """Coroutine functions alone: cancellation, duplicates in one loop, tasks that outlive their run."""
 
     async def test_a_cancelled_run_leaves_its_key_to_the_lease(self) -> None:
         world, started = World("async"), anyio.Event()
@@ -48,10 +49,12 @@ class TestAsync:
     async def test_twenty_duplicates_run_once_and_all_get_the_value(self) -> None:
         world, values = World("async"), []
 
-        @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
+        @idempotent(
+            store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE)
+        )
         async def slow(order: str) -> str:
             world.runs.append(order)
-            await anyio.sleep(0.02)
+            await anyio.wait_all_tasks_blocked()  # the others wait for this one
             return order
 
         async def call() -> None:
@@ -146,15 +149,19 @@ async def _post(app: Any) -> bytes:
 
 
 class TestSync:
-    """What only plain functions have: threads, and loops they may block."""
+    """Plain functions alone: threads, and loops they may block."""
 
     def test_threads_with_one_key_run_once(self) -> None:
-        world, values = World("sync"), []
+        world, asked, values = World("sync"), list[str](), list[str]()
 
-        @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
+        def key_of(order: str) -> str:
+            asked.append(order)
+            return order
+
+        @idempotent(store=world.store, operation="slow", key=key_of, policy=Policy(wait=PATIENCE))
         def slow(order: str) -> str:
             world.runs.append(order)
-            time.sleep(0.02)
+            until_sync(lambda: len(asked) == 10)
             return order
 
         threads = [threading.Thread(target=lambda: values.append(slow("o-1"))) for _ in range(10)]
@@ -191,30 +198,73 @@ class TestSync:
         with pytest.raises(TypeError, match="define it by `async def`"):
             guarded("o-1")
 
+    @pytest.mark.parametrize("kind", ["sync", "async"])
+    async def test_a_generator_that_no_annotation_announced_is_no_value(self, kind: Any) -> None:
+        """It would be recorded as done before any of it is."""
+        world = World(kind)
+        ran: list[str] = []
+
+        guarded = world.guard(lambda order: (ran.append(item) for item in [order]))
+        for _ in range(2):
+            with pytest.raises(TypeError, match="collect it, inside"):
+                await world.call(guarded, "o-1")
+        assert ran == []
+
+    async def test_a_coroutine_that_nobody_awaited_is_no_value_of_a_coroutine_function(self) -> None:
+        world = World("async")
+        ran = []
+
+        async def work(order: str) -> None:
+            ran.append(order)
+
+        guarded = world.guard(work)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="await it"):
+                await guarded("o-1")
+        assert ran == []
+
 
 class _Future:
     def __await__(self) -> Iterator[None]:
         yield
 
 
+def test_a_task_that_works_already_does_not_free_its_key() -> None:
+    world = World("async")
+    ran = []
+
+    async def work(order: str) -> None:
+        ran.append(order)
+
+    async def call_twice() -> None:
+        guarded = world.guard(lambda order: asyncio.ensure_future(work(order)))
+        await (await guarded("o-1"))
+        with pytest.raises(NotReplayable):
+            await guarded("o-1")
+
+    asyncio.run(call_twice())
+    assert ran == ["o-1"]
+
+
 def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_duplicate() -> None:
     """A waiter that is cancelled neither runs nor disturbs the run it waited for."""
-    world = World("async")
+    world, go_on = World("async"), asyncio.Event()
 
-    @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=10.0))
+    @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE))
     async def slow(order: str) -> str:
         world.runs.append(order)
-        await asyncio.sleep(0.05)
+        await go_on.wait()
         return order
 
     async def main() -> str:
         first = asyncio.create_task(slow("o-1"))
-        await asyncio.sleep(0.01)
+        await until(lambda: world.runs)
         waiter = asyncio.create_task(slow("o-1"))
-        await asyncio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
         waiter.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiter
+        go_on.set()
         return await first
 
     assert asyncio.run(main()) == "o-1"

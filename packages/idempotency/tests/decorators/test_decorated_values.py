@@ -1,4 +1,4 @@
-"""What is recorded of a call: its arguments as a fingerprint, its value as JSON."""
+"""The record of a call: its arguments as a fingerprint, its value as JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestCalls:
-    """What a call must bring, checked before anything runs."""
+    """The requirements on a call, checked before anything runs."""
 
     @pytest.mark.parametrize("key", [None, 7, b"o-1"])
     async def test_a_key_that_is_no_string_is_a_type_error(self, world: World, key: object) -> None:

@@ -1,4 +1,4 @@
-"""What can be known to go wrong is refused where a function is decorated."""
+"""Mistakes that decoration can see are refused there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _CallableObject:
 
 
 class TestDecoration:
-    """What can be known to go wrong is refused where it is written."""
+    """Mistakes that decoration can see are refused there."""
 
     def decorate(self, function: Any, *, store: Any = None, **options: Any) -> Any:
         settings: dict[str, Any] = {"operation": "op", "key": lambda *_: "k"}
@@ -33,9 +33,9 @@ class TestDecoration:
         async def coroutine(order: str) -> str:
             return order
 
-        with pytest.raises(TypeError, match="`async def` needs a Store, and SyncMemoryStore is none"):
+        with pytest.raises(TypeError, match="`async def` needs a Store, not a SyncMemoryStore"):
             self.decorate(coroutine)
-        with pytest.raises(TypeError, match="`def` needs a SyncStore, and MemoryStore is none"):
+        with pytest.raises(TypeError, match="`def` needs a SyncStore, not a MemoryStore"):
             self.decorate(charge, store=MemoryStore())
 
     async def test_partials_and_objects_are_what_they_call(self) -> None:
@@ -166,7 +166,7 @@ def test_a_policy_may_depend_on_the_arguments() -> None:
 
 
 @pytest.mark.parametrize("policy", ["at_most_once", Policy, None])
-def test_what_is_no_policy_is_refused(policy: Any) -> None:
+def test_anything_but_a_policy_is_refused(policy: Any) -> None:
     with pytest.raises(TypeError, match="policy="):
         idempotent(store=SyncMemoryStore(), operation="charge", key=lambda: "k", policy=policy)
 

@@ -1,4 +1,4 @@
-"""What a return type allows comes back from its record as it was, or is refused where the function is decorated."""
+"""A value of the return type comes back from its record as it was, or the type is refused at decoration."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ VALUES: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(
     ("kind", "value"), VALUES, ids=[f"{kind!r:.60}-{n}" for n, (kind, _) in enumerate(VALUES)]
 )
-def test_what_the_return_type_allows_comes_back_as_it_was(kind: Any, value: Any) -> None:
+def test_every_value_of_the_return_type_comes_back_as_it_was(kind: Any, value: Any) -> None:
     codec = PydanticCodec().bind(kind)
     again = codec.decode(json.loads(json.dumps(codec.encode(value))))
     assert again == value
@@ -304,7 +304,7 @@ class Lazy(pydantic.BaseModel):
         (type[int], "cannot write"),
     ],
 )
-def test_what_cannot_come_back_is_refused_at_decoration(kind: Any, reason: str) -> None:
+def test_a_return_type_that_json_cannot_restore_is_refused_at_decoration(kind: Any, reason: str) -> None:
     with pytest.raises(TypeError, match=reason):
         PydanticCodec().bind(kind)
 

@@ -9,22 +9,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Coroutine, Sequence
 from copy import copy
 from functools import wraps
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, get_origin, overload
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from idempotency._core.actions import Bypass, Ending, Refuse, Replay, Superseded
-from idempotency._core.annotations import resolve
 from idempotency._core.callables import is_async, is_plain
 from idempotency._core.errors import (
     IdempotencyError,
@@ -35,12 +25,13 @@ from idempotency._core.policy import Policy
 from idempotency._core.recorded import read_value
 from idempotency._core.types import Claim, Completed, StorageKey, key_id
 from idempotency.codecs import JSON, Codec
-from idempotency.decorators.call import CallReader
+from idempotency.decorators.call import CallReader, OfArguments
+from idempotency.decorators.deferred import require_begun, require_done, return_type
 from idempotency.engine import Ask, Engine
 from idempotency.engine.checks import is_async_store
 from idempotency.engine.current_claim import Frame, active, covering, inside, joined
 from idempotency.engine.overrides import overrides
-from idempotency.engine_sync import SyncEngine
+from idempotency.engine.sync_engine import SyncEngine
 from idempotency.events import Hook, Refused, Replayed
 from idempotency.store import Store, SyncStore
 
@@ -50,11 +41,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _log = logging.getLogger("idempotency")
-
-# What hands its work out later: it would be recorded before any of it is done.
-_DEFERRED: frozenset[Any] = frozenset(
-    {AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Generator, Iterator}
-)
 
 
 class _AsyncDecorator(Protocol):
@@ -72,10 +58,10 @@ def idempotent(
     *,
     store: Store,
     operation: str,
-    key: Callable[..., str],
-    fingerprint: Callable[..., object] | None = ...,
+    key: OfArguments[str],
+    fingerprint: OfArguments[object] | None = ...,
     codec: Codec[Any] = ...,
-    policy: Policy | Callable[..., Policy] = ...,
+    policy: Policy | OfArguments[Policy] = ...,
     hooks: Sequence[Hook] = ...,
 ) -> _AsyncDecorator: ...
 
@@ -85,10 +71,10 @@ def idempotent(
     *,
     store: SyncStore,
     operation: str,
-    key: Callable[..., str],
-    fingerprint: Callable[..., object] | None = ...,
+    key: OfArguments[str],
+    fingerprint: OfArguments[object] | None = ...,
     codec: Codec[Any] = ...,
-    policy: Policy | Callable[..., Policy] = ...,
+    policy: Policy | OfArguments[Policy] = ...,
     hooks: Sequence[Hook] = ...,
 ) -> _SyncDecorator: ...
 
@@ -97,10 +83,10 @@ def idempotent(
     *,
     store: Store | SyncStore,
     operation: str,
-    key: Callable[..., str],
-    fingerprint: Callable[..., object] | None = None,
+    key: OfArguments[str],
+    fingerprint: OfArguments[object] | None = None,
     codec: Codec[Any] = JSON,
-    policy: Policy | Callable[..., Policy] = Policy(),  # noqa: B008
+    policy: Policy | OfArguments[Policy] = Policy(),  # noqa: B008
     hooks: Sequence[Hook] = (),
 ) -> Any:
     """
@@ -108,16 +94,17 @@ def idempotent(
 
     Args:
         store: A `Store` for `async def`, a `SyncStore` for `def`.
-        operation: The function's stable name in store keys and events; keys of two operations never meet. In the
-            store key it stands where a middleware puts the tenant.
+        operation: The function's stable name in store keys and events; two operations never share a key. In the
+            store key it takes the place of a middleware's tenant.
         key: The key of a call, from its arguments.
         fingerprint: What makes two calls with one key the same, from their arguments: bytes, or a value of the same
             kinds. By default every argument that is not at its default counts: JSON values, bytes, dates and times,
-            `Decimal`, `UUID`, enums, sets, dataclasses, pydantic models, and tuples, lists and dicts of these.
+            `Decimal`, `UUID`, enums, sets, dataclasses, classes of attrs, structs of msgspec, pydantic models, and
+            tuples, lists and dicts of these.
         codec: How the value is recorded: `JSON`, `DataclassCodec()`, `PydanticCodec()` or your own.
         policy: `lease`, `takeover`, `retention`, `wait`, `on_exception`, `on_store_error`, `max_key_chars` and
-            `max_response_bytes` (of the record) count here; the rest is HTTP's. Or a function of the arguments that
-            gives one for a call, such as a lease as long as the call has left to run.
+            `max_response_bytes` (of the record) apply here; the others concern HTTP only. Or a function of the
+            arguments that returns a policy for the call, for example with a lease as long as the call may still run.
         hooks: Called with every event.
     Raises:
         TypeError: At decoration: a function and a store of different kinds, a generator, a function that returns an
@@ -126,10 +113,10 @@ def idempotent(
 
     The decorated function raises, before anything runs: `TypeError` and `InvalidKey` for a call without a usable key or
     fingerprint; `InProgress` while the first call runs (after `policy.wait` seconds); `FingerprintMismatch`;
-    `OutcomeUnknown`; `NotReplayable`; `FirstRunFailed`; a `StoreError`. What the function itself raises goes through;
-    `policy.on_exception` says whether its key is free again or answers `FirstRunFailed`. A cancelled or interrupted run
-    leaves its key to the lease. A value that the codec cannot give back is returned, logged, and recorded as done: its
-    retries raise `NotReplayable`.
+    `OutcomeUnknown`; `NotReplayable`; `FirstRunFailed`; a `StoreError`. An exception of the function itself reaches the
+    caller; `policy.on_exception` says whether its key is free again or raises `FirstRunFailed`. After a cancelled or
+    interrupted run the key stays claimed until the lease ends. If the codec cannot restore the value, the caller gets
+    it, an error is logged, and it is recorded as done: retries raise `NotReplayable`.
 
     Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
     """
@@ -145,7 +132,7 @@ def idempotent(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         _require_kind(function, store, operation)
-        bound = codec.bind(_return_type(function, operation))
+        bound = codec.bind(return_type(function, operation))
         reader = CallReader(
             function,
             operation=operation,
@@ -181,6 +168,7 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Sh
         try:
             with inside(frame):
                 value = await function(*args, **kwargs)
+                require_begun(value, ask.operation)
         except Exception as error:
             if shell.keeps_exceptions:
                 await run.keep(shell.encode_failure(error))
@@ -216,7 +204,7 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: 
         try:
             with inside(frame):
                 value = function(*args, **kwargs)
-                _require_done(value, ask.operation)
+                require_done(value, ask.operation)
         except Exception as error:
             if shell.keeps_exceptions:
                 run.keep(shell.encode_failure(error))
@@ -233,7 +221,7 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: 
 
 
 class _Shell:
-    """What the two guards share: calls in, records out, and the events of what is answered without a run."""
+    """The base of the two guards: reads calls, writes records, and emits the events of calls answered without a run."""
 
     def __init__(
         self,
@@ -241,7 +229,7 @@ class _Shell:
         reader: CallReader,
         operation: str,
         codec: Codec[Any],
-        policy: Policy | Callable[..., Policy],
+        policy: Policy | OfArguments[Policy],
     ) -> None:
         self._engine = engine
         self._reader = reader
@@ -307,7 +295,7 @@ class _Shell:
         return encode_value({"raised": type(error).__qualname__}, self._engine.traceparent())
 
     def conclude(self, ask: Ask, ending: Ending, value: Any) -> Any:
-        """What the caller of a finished run gets: its own value, unless a successor's record says otherwise (E8)."""
+        """Returns the value of a finished run: its own, unless a successor's record says otherwise (E8)."""
         if isinstance(ending, Superseded):
             return self.answer(ask, Replay(ending.completed))
         if isinstance(ending, Refuse):
@@ -366,28 +354,12 @@ def _require_kind(function: Any, store: Any, operation: str) -> None:
     if any(
         inspect.isgeneratorfunction(item) or inspect.isasyncgenfunction(item) for item in (function, call)
     ):
-        raise TypeError(f"{operation}: a generator hands its values out one by one; return a list of them")
+        raise TypeError(
+            f"{operation}: a generator has no single value to record; return a list of its values"
+        )
     if is_async(function) != is_async_store(store):
         mine, wanted = ("async def", "Store") if is_async(function) else ("def", "SyncStore")
         raise TypeError(
-            f"{operation}: a function defined by `{mine}` needs a {wanted}, and {type(store).__name__} is none; "
+            f"{operation}: a function defined by `{mine}` needs a {wanted}, not a {type(store).__name__}; "
             "each store module has both, such as MemoryStore and SyncMemoryStore"
         )
-
-
-def _return_type(function: Callable[..., Any], operation: str) -> Any:
-    returns = resolve(function)
-    if (get_origin(returns) or returns) in _DEFERRED:
-        raise TypeError(
-            f"{operation}: a function that returns an awaitable or an iterator would be recorded before its work "
-            "is done; await it, or collect it, inside"
-        )
-    return returns
-
-
-def _require_done(value: object, operation: str) -> None:
-    """Refuse, as the function's own error, what an annotation would have shown."""
-    if inspect.isawaitable(value):
-        if inspect.iscoroutine(value):
-            value.close()
-        raise TypeError(f"{operation} returned an awaitable: define it by `async def`, over a Store")

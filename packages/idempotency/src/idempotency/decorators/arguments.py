@@ -1,9 +1,9 @@
 """
-One text for one argument of a decorated function, so that two calls can be told apart by it.
+Writes one argument of a decorated function as text, so that different calls get different fingerprints.
 
 JSON values are written as JSON. What JSON has no form for is written with its type: dates, decimals, UUIDs, enums,
-sets, dataclasses, pydantic models. Two values have one text only where no function could tell them apart; what has no
-such text is refused.
+sets, dataclasses, classes of attrs, structs of msgspec, pydantic models. Two values have one text only where no
+function could tell them apart; what has no such text is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag
 from fractions import Fraction
@@ -35,8 +35,8 @@ def encode_argument(value: Any) -> bytes:
     The text of *value*; no two different values share one.
 
     A tuple counts as a list and a frozenset as a set, as JSON and the queues that carry it have one of each. The
-    number 1, the text "1", `True`, `1.0` and `Decimal("1")` are five values. Of a dataclass, a named tuple or a
-    pydantic model the class counts, by module and name, and each field that is not at its default.
+    number 1, the text "1", `True`, `1.0` and `Decimal("1")` are five values. Of a dataclass, a named tuple, a class of
+    attrs, a struct or a pydantic model the class counts, by module and name, and each field that is not at its default.
 
     Raises:
         TypeError: A value of another type, or a subclass of one that is known; the message names the type only.
@@ -89,9 +89,35 @@ def _encode(value: Any, depth: int) -> bytes:
         return _sequence(b"o", (_class(kind), *_members(value, _dataclass_defaults(value), depth)))
     if isinstance(value, tuple) and "_fields" in kind.__dict__:
         return _sequence(b"o", (_class(kind), *_members(value, _named_tuple_defaults(kind), depth)))
-    if _is_pydantic_model(value):
+    if "__attrs_attrs__" in kind.__dict__:
+        return _sequence(b"o", (_class(kind), *_members(value, _attrs_defaults(kind), depth)))
+    return _encode_of_another_package(value, depth)
+
+
+def _encode_of_another_package(value: Any, depth: int) -> bytes:
+    # Looked up, not imported: where a value is, its module was imported. zoneinfo reads the build settings of Python.
+    kind = type(value)
+    pydantic, core, msgspec, zoneinfo = map(
+        sys.modules.get, ("pydantic", "pydantic_core", "msgspec", "zoneinfo")
+    )
+    if pydantic is not None and isinstance(value, pydantic.BaseModel):
         return _encode_model(value, depth)
+    if core is not None and isinstance(value, _url_kinds(core)):
+        return _sequence(b"o", (_class(kind), _text(b"s", str(value).encode())))
+    if msgspec is not None and isinstance(value, msgspec.Struct):
+        return _sequence(b"o", (_class(kind), *_members(value, _struct_defaults(kind, msgspec), depth)))
+    if msgspec is not None and value is msgspec.UNSET:
+        return b"x"
+    if zoneinfo is not None and kind is zoneinfo.ZoneInfo:
+        return _zone(value)
     raise TypeError(f"a {kind.__qualname__} has no canonical form")
+
+
+def _url_kinds(core: Any) -> tuple[type[Any], ...]:
+    """The classes of URLs; pydantic's own, from 2.10 on, wrap those of pydantic_core and have no public base."""
+    networks = sys.modules.get("pydantic.networks")
+    wrapping = (getattr(networks, name, None) for name in ("_BaseUrl", "_BaseMultiHostUrl"))
+    return (core.Url, core.MultiHostUrl, *(kind for kind in wrapping if kind is not None))
 
 
 def _class(kind: type[Any]) -> bytes:
@@ -128,14 +154,31 @@ def _named_tuple_defaults(kind: Any) -> dict[str, Any]:
     return {name: kind._field_defaults.get(name, _MISSING) for name in kind._fields}
 
 
+def _attrs_defaults(kind: Any) -> dict[str, Any]:
+    attr: Any = sys.modules["attr"]
+    defaults = {}
+    for attribute in kind.__attrs_attrs__:
+        default = attribute.default
+        if isinstance(default, attr.Factory):
+            default = _MISSING if default.takes_self else _made_by(default.factory)
+        defaults[attribute.name] = _MISSING if default is attr.NOTHING else default
+    return defaults
+
+
+def _struct_defaults(kind: Any, msgspec: Any) -> dict[str, Any]:
+    given = kind.__struct_defaults__  # of the last fields
+    defaults: dict[str, Any] = dict.fromkeys(kind.__struct_fields__, _MISSING)
+    for name, default in zip(reversed(kind.__struct_fields__), reversed(given), strict=False):
+        if type(default).__name__ == "Factory":  # msgspec's own, which has no public name
+            defaults[name] = _made_by(default.factory)
+        elif default is not msgspec.NODEFAULT:
+            defaults[name] = default
+    return defaults
+
+
 def _made_by(factory: Any) -> Any:
     """A default that is made anew each time: an empty collection is one and the same, an identifier is not."""
     return factory() if factory in _EMPTY_FACTORIES else _MISSING
-
-
-def _is_pydantic_model(value: Any) -> bool:
-    pydantic = sys.modules.get("pydantic")  # where a model is, it was imported
-    return pydantic is not None and isinstance(value, pydantic.BaseModel)
 
 
 def _encode_model(model: Any, depth: int) -> bytes:
@@ -177,6 +220,17 @@ def _moment(kind: bytes) -> Callable[[Any], bytes]:
     return encode
 
 
+def _zone(value: Any) -> bytes:
+    if value.key is None:
+        raise ValueError("a ZoneInfo without a key does not say which zone is meant")
+    return _text(b"Z", value.key.encode())
+
+
+def _offset(value: timezone) -> bytes:
+    delta = value.utcoffset(None)
+    return _text(b"F", b"%d,%d,%d,%b" % (delta.days, delta.seconds, delta.microseconds, str(value).encode()))
+
+
 def _as_text(kind: bytes) -> Callable[[Any], bytes]:
     return lambda value: _text(kind, str(value).encode("utf-8", "surrogatepass"))
 
@@ -194,6 +248,7 @@ _SCALARS: Final[dict[type[Any], Callable[[Any], bytes]]] = {
     date: lambda value: _text(b"D", value.isoformat().encode()),
     datetime: _moment(b"T"),
     time: _moment(b"C"),
+    timezone: _offset,
     timedelta: lambda value: _text(b"L", b"%d,%d,%d" % (value.days, value.seconds, value.microseconds)),
     # A path by its flavour, whether it can open files or not.
     PurePosixPath: _as_text(b"P"),

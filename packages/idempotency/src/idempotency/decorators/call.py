@@ -1,9 +1,9 @@
-"""What a call of a decorated function is: its key and its fingerprint, read once, before anything runs."""
+"""Reads the key and the fingerprint of a decorated function's call, once, before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Concatenate, TypeAlias, TypeVar
 
 from idempotency._core.annotations import signature
 from idempotency._core.errors import InvalidKey
@@ -12,7 +12,22 @@ from idempotency._core.key import storage_key
 from idempotency._core.types import Fingerprint, StorageKey
 from idempotency.decorators.arguments import encode_argument
 
-__all__ = ["CallReader"]
+__all__ = ["CallReader", "OfArguments"]
+
+T = TypeVar("T")
+
+OfArguments: TypeAlias = (
+    Callable[Concatenate[Any, Any, Any, ...], T]
+    | Callable[Concatenate[Any, Any, ...], T]
+    | Callable[Concatenate[Any, ...], T]
+    | Callable[..., T]
+)
+"""
+A function of the decorated function's arguments.
+
+The last form takes any function. The others say nothing more, but from them pyright's strict mode takes the types of
+the parameters of a lambda.
+"""
 
 
 class CallReader:
@@ -30,8 +45,8 @@ class CallReader:
         function: Callable[..., Any],
         *,
         operation: str,
-        key: Callable[..., str],
-        fingerprint: Callable[..., object] | None,
+        key: OfArguments[str],
+        fingerprint: OfArguments[object] | None,
     ) -> None:
         self._operation = operation
         self._key = key

@@ -46,7 +46,7 @@ class Codec(Protocol[T]):
 
     def decode(self, stored: Any) -> T:
         """
-        What `encode` was given.
+        Returns the value that `encode` was given.
 
         Raises:
             Exception: Any, where *stored* no longer fits: the retry is refused, and nothing runs.
@@ -119,7 +119,7 @@ class DataclassCodec:
 
 class PydanticCodec:
     """
-    Whatever pydantic knows: models, dataclasses, typed dicts, named tuples, unions, enums, dates, Decimal, UUID, bytes.
+    Encodes what pydantic knows: models, dataclasses, typed dicts, tuples, unions, enums, dates, Decimal, UUID, bytes.
 
     A model is recorded by the names of its fields, whatever its aliases and custom serializers make of them elsewhere,
     and comes back with its validators left out: as it was. Bytes are base64. Refused at decoration: a secret, which is
@@ -142,7 +142,7 @@ class PydanticCodec:
         except ModuleNotFoundError as error:
             raise missing("pydantic", "PydanticCodec", error) from error
 
-        from idempotency._pydantic_plan import pydantic_plan
+        from idempotency.codecs._pydantic_plan import pydantic_plan
 
         bound = PydanticCodec(_agreed("PydanticCodec", self._kind, returns))
         try:

@@ -1,5 +1,5 @@
 """
-How values of any type that pydantic knows become JSON and come back as they were, decided from the type alone.
+Plans, from a type alone, how values of any type that pydantic knows are encoded as JSON and decoded.
 
 A model is taken apart by the names of its fields and put together again from them: aliases, custom serializers and
 validators have no part in it, since nothing says that one undoes the other. Where JSON lacks a type the plan knows it;
@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 import pydantic
 
 from idempotency._core.annotations import Plan, plain, show
-from idempotency._json_forms import (
+from idempotency.codecs._json_forms import (
     LEAVES,
     SCALARS,
     exactly,
@@ -178,7 +178,8 @@ class _Planner:
             raise TypeError(f"pydantic cannot write {show(annotation)} as JSON: a class is code")
         if issubclass(kind, _SECRETS):
             raise TypeError(
-                f"pydantic cannot write {show(annotation)} as JSON: a secret is masked; return what is not"
+                f"pydantic cannot write {show(annotation)} as JSON: a secret would be masked; "
+                "return a value that is not a secret"
             )
         if issubclass(kind, enum.Enum):
             return of_enum(kind)
@@ -300,7 +301,8 @@ class _Planner:
 def _require_included(kind: type[Any], name: str, field: Any) -> None:
     if getattr(field, "exclude", None):
         raise TypeError(
-            f"pydantic cannot write {kind.__qualname__} as JSON: its field {name} is excluded, and would be lost"
+            f"pydantic cannot write {kind.__qualname__} as JSON: its field {name} is excluded, so a retry "
+            "would not get it; include it, or return another type"
         )
 
 
@@ -319,7 +321,7 @@ def _by_pydantic(annotation: Any) -> Plan:
     adapter = pydantic.TypeAdapter(annotation)
     adapter.json_schema(mode="serialization")  # fails for what has no form in JSON
     if (get_origin(annotation) or annotation) in _ONCE:
-        raise TypeError(f"{show(annotation)} hands its values out once")
+        raise TypeError(f"{show(annotation)} gives its values only once; return a list of them")
     return Plan(
         lambda value: json.loads(adapter.dump_json(value, warnings="error")),
         lambda stored: adapter.validate_json(json.dumps(stored)),
