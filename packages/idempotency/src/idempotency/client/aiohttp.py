@@ -22,13 +22,13 @@ from idempotency._extras import missing
 
 try:
     import aiohttp
-except ModuleNotFoundError as error:
-    raise missing("aiohttp", "idempotency_middleware", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("aiohttp", "idempotency_middleware", _error) from _error
 
 from aiohttp.base_protocol import BaseProtocol
 
-from idempotency.client.attempts import Attempts
-from idempotency.client.deadlines import within
+from idempotency.client.attempts import LEAST, Attempts
+from idempotency.client.deadlines import DeadlineExceeded, within
 from idempotency.client.keys import KEY_HEADER, quote_key, uuid4_key
 from idempotency.client.operation import METHODS, Operation, Rules
 from idempotency.client.origins import origin_of
@@ -39,7 +39,13 @@ __all__ = ["Retry", "idempotency_middleware", "quote_key", "uuid4_key"]
 _FINAL = (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL)
 
 # aiohttp makes a new request for each step of a redirect, and all that these share is the timer of their call.
-_current: ContextVar[tuple[object, Operation] | None] = ContextVar("idempotency_aiohttp_call", default=None)
+# The error is the one that the step ended with, where aiohttp itself may repeat it.
+_current: ContextVar[tuple[object, Operation, Exception | None] | None] = ContextVar(
+    "idempotency_aiohttp_call", default=None
+)
+
+# Methods that aiohttp itself sends once more where the connection was lost.
+_REPEATED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
 def idempotency_middleware(
@@ -49,6 +55,7 @@ def idempotency_middleware(
     new_key: Callable[[], str] = uuid4_key,
     trusted_origins: Collection[str] = (),
     header: str = KEY_HEADER,
+    quoted: bool = True,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     chance: Callable[[], float] = random.random,
     monotonic: Callable[[], float] = time.monotonic,
@@ -67,6 +74,7 @@ def idempotency_middleware(
         new_key: Makes keys, of printable ASCII characters.
         trusted_origins: Where a request may be redirected to beside its own origin; see `IdempotencyTransport`.
         header: The name of the header that carries the key.
+        quoted: Whether a key that is made is sent in quotes; see `IdempotencyTransport`.
         sleep: Lets seconds pass; injected by tests.
         chance: Draws from [0, 1); injected by tests.
         monotonic: Seconds; injected by tests.
@@ -78,76 +86,105 @@ def idempotency_middleware(
     answer's up to 1 MiB; longer ones and those of unknown length stream.
     """
     rules = Rules(
-        methods=methods, retry=retry, new_key=new_key, trusted_origins=trusted_origins, header=header
+        methods=methods,
+        retry=retry,
+        new_key=new_key,
+        trusted_origins=trusted_origins,
+        header=header,
+        quoted=quoted,
     )
 
     async def middleware(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        attempts = await _begin(rules, request, monotonic())
-        if attempts is None:
+        begun = await _begin(rules, request, monotonic)
+        if begun is None:
             return await handler(request)
+        operation, attempts = begun
         while True:
-            seconds = attempts.begin(now=monotonic())
+            ended: Exception | None = None
             try:
-                response = await _send(request, handler, attempts, seconds, monotonic)
+                response = await _send(request, handler, attempts, monotonic)
             except (aiohttp.ClientError, OSError) as error:
                 delay = attempts.after_error(
-                    error, now=monotonic(), chance=chance(), transient=not isinstance(error, _FINAL)
+                    error, now=monotonic(), chance=chance(), transient=_is_transient(error)
                 )
                 if delay is None:
+                    ended = error if request.method in _REPEATED else None
                     raise
             else:
-                delay = attempts.after_answer(
-                    _answer(response), now=monotonic(), chance=chance(), date=datetime.now(UTC)
-                )
+                try:
+                    delay = attempts.after_answer(
+                        _answer(response), now=monotonic(), chance=chance(), date=datetime.now(UTC)
+                    )
+                except BaseException:  # of `Retry.retry_if`
+                    response.close()
+                    raise
                 if delay is None:
                     return response
                 response.close()
+            finally:
+                # Also after it: a middleware that stands inside may have made a call of its own in between.
+                _current.set((request._timer, operation, ended))  # noqa: SLF001
             await sleep(delay)
 
     return middleware
 
 
-async def _begin(rules: Rules, request: aiohttp.ClientRequest, now: float) -> Attempts | None:
-    """The attempts of the call that *request* is part of, keyed and buffered; None where it is none of ours."""
-    timer = request._timer  # noqa: SLF001
+async def _begin(
+    rules: Rules, request: aiohttp.ClientRequest, monotonic: Callable[[], float]
+) -> tuple[Operation, Attempts] | None:
+    """
+    The call that *request* is part of, keyed and buffered, and the attempts of this step of it; None where it is none
+    of ours.
+    """
     origin = origin_of(request.url)
     current = _current.get()
-    if current is not None and current[0] is timer:
-        operation = current[1]
+    if current is not None and current[0] is request._timer:  # noqa: SLF001
+        _, operation, ended = current
+        if ended is not None:  # aiohttp repeats what has had all of its attempts
+            _current.set(None)
+            raise ended
         if not rules.may_go_to(operation, origin):
-            if (refusal := rules.refusal(request.method, origin)) is not None:
+            if (refusal := rules.refusal(request.method, origin, has_body=bool(request.body))) is not None:
                 raise aiohttp.ClientError(refusal)
             for name in rules.unsafe(list(request.headers)):
                 request.headers.popall(name, None)
         elif rules.covers(request.method):
             request.headers[rules.header] = operation.key
-        return operation.attempts.redirected()
+        return operation, operation.attempts.redirected()
     if not rules.covers(request.method):
         return None
-    operation = rules.begin(request, origin, given=request.headers.get(rules.header), now=now)
-    _current.set((timer, operation))
+    operation = rules.begin(request, origin, given=request.headers.get(rules.header), now=monotonic())
     request.headers[rules.header] = operation.key
-    await _buffer(request)
-    return operation.attempts
+    await _buffer(request, operation.attempts, monotonic)
+    return operation, operation.attempts
 
 
-async def _buffer(request: aiohttp.ClientRequest) -> None:
+async def _buffer(request: aiohttp.ClientRequest, attempts: Attempts, monotonic: Callable[[], float]) -> None:
     """Read the body once: an asynchronous generator is empty for the second attempt, and a file at its end."""
     body: Any = request.body
-    if body and not isinstance(body, aiohttp.BytesPayload):
-        await request.update_body(await body.as_bytes())
+    if not body or isinstance(body, aiohttp.BytesPayload):
+        return
+    try:
+        content = await within(attempts.left(now=monotonic()), body.as_bytes)
+    except DeadlineExceeded:
+        raise aiohttp.ServerTimeoutError(attempts.late_upload()) from None
+    if attempts.left(now=monotonic()) <= LEAST:
+        raise aiohttp.ServerTimeoutError(attempts.late_upload())
+    await request.update_body(content)
 
 
 async def _send(
     request: aiohttp.ClientRequest,
     handler: aiohttp.ClientHandlerType,
     attempts: Attempts,
-    seconds: float,
     monotonic: Callable[[], float],
 ) -> aiohttp.ClientResponse:
     """One attempt: its answer in time, to the last byte where it is read ahead or is to be."""
+    seconds = attempts.begin(now=monotonic())
+    if seconds is None:
+        raise aiohttp.ServerTimeoutError(attempts.late())
 
     async def send() -> aiohttp.ClientResponse:
         response = await handler(request)
@@ -161,9 +198,7 @@ async def _send(
 
     try:
         response = await within(seconds, send)
-    except TimeoutError as error:
-        if isinstance(error, aiohttp.ClientError):  # of one step: aiohttp's own
-            raise
+    except DeadlineExceeded:
         raise aiohttp.ServerTimeoutError(attempts.late()) from None
     answer = _answer(response)
     if not attempts.is_read_ahead(answer) and attempts.is_bounded(answer):
@@ -193,6 +228,13 @@ def _end_late(response: aiohttp.ClientResponse, seconds: float, message: str) ->
     if seconds < inf:
         timer = asyncio.get_running_loop().call_later(seconds, end)
         response.content.on_eof(timer.cancel)
+
+
+def _is_transient(error: aiohttp.ClientError | OSError) -> bool:
+    """Whether another attempt may succeed."""
+    # Once the session's total timeout is over, aiohttp raises a bare TimeoutError in this and in every later attempt.
+    is_total_timeout = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
+    return not is_total_timeout and not isinstance(error, _FINAL)
 
 
 def _answer(response: aiohttp.ClientResponse) -> Answer:

@@ -1,5 +1,5 @@
 """
-The retry core: one logical call, from its first attempt to the answer or the error that is the caller's.
+Runs the retries of one logical call, from its first attempt to the response or error for the caller.
 
 It performs no I/O. Each client is a loop round it: begin an attempt, send, say what came of it, pause as long as the
 core says or hand the result over. Clock readings and chance are passed in.
@@ -12,15 +12,15 @@ from typing import Final
 
 from idempotency.client.retry import Answer, Retry, next_delay, parse_date, parse_retry_after, worth_retrying
 
-__all__ = ["READ_AHEAD", "Attempts"]
+__all__ = ["LEAST", "READ_AHEAD", "Attempts"]
 
 READ_AHEAD: Final = 1_048_576  # bytes; a longer answer, or one of unknown length, is streamed
-_LEAST: Final = 0.001  # s; a timeout of 0 means "none" to some libraries
+LEAST: Final = 0.001  # s; a timeout of 0 means "none" to some libraries
 
 
 class Attempts:
     """
-    How often one call was sent, and whether there is another attempt.
+    Counts the attempts of one call and decides whether there is another.
 
     Args:
         began: When the call began, in seconds by the clock whose readings are given as *now* everywhere.
@@ -39,20 +39,23 @@ class Attempts:
     def __init__(self, retry: Retry, *, began: float) -> None:
         self._retry = retry
         self._began = began
-        self.count = 0
+        self.count: int = 0
 
     def redirected(self) -> Attempts:
         """The attempts for the next request of a redirect: the same call, so the same deadline."""
         return Attempts(self._retry, began=self._began)
 
-    def begin(self, *, now: float) -> float:
-        """Count one more attempt; the seconds that it may take."""
+    def begin(self, *, now: float) -> float | None:
+        """Count one more attempt; the seconds that it may take, None where the call's time is over."""
+        seconds = self.left(now=now)
+        if seconds <= LEAST:
+            return None
         self.count += 1
-        return self.left(now=now)
+        return seconds
 
     def left(self, *, now: float) -> float:
-        """Seconds that the call may still take; never quite 0."""
-        return max(_LEAST, self._retry.timeout - (now - self._began))
+        """Seconds that the call may still take; `LEAST` where it is over."""
+        return max(LEAST, self._retry.timeout - (now - self._began))
 
     def after_answer(self, answer: Answer, *, now: float, chance: float, date: datetime) -> float | None:
         """
@@ -92,8 +95,15 @@ class Attempts:
         return delay
 
     def late(self) -> str:
-        """What to say of an answer that was not there in time."""
+        """The error for a response that did not arrive in time."""
         return f"no whole answer within {self._retry.timeout:g} s, the time for all attempts (Retry.timeout)"
+
+    def late_upload(self) -> str:
+        """The error for a request's body that its caller did not make in time."""
+        return (
+            f"the request's body was not whole within {self._retry.timeout:g} s, the time for all attempts "
+            "(Retry.timeout); nothing was sent"
+        )
 
     def is_read_ahead(self, answer: Answer) -> bool:
         """Whether the whole body is read before the answer counts, as a connection may be lost in its middle."""

@@ -1,4 +1,4 @@
-"""The key of a call: drawn at random, and written as its header carries it."""
+"""Generates the key of a call at random, and writes it as the header field's value."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from typing import Final
 from uuid import uuid4
 
-__all__ = ["KEY_HEADER", "quote_key", "uuid4_key"]
+__all__ = ["KEY_HEADER", "bare_key", "quote_key", "uuid4_key"]
 
 KEY_HEADER: Final = "Idempotency-Key"
 _TEXT = re.compile(r"[ -~]+")
+_BARE = re.compile(r"[!-~]([ -~]*[!-~])?")  # a header field's value neither begins nor ends with a space
 
 
 def uuid4_key() -> str:
@@ -31,3 +32,17 @@ def quote_key(key: str) -> str:
         raise ValueError("an idempotency key is one or more printable ASCII characters")
     escaped = key.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def bare_key(key: str) -> str:
+    """
+    A key as the header carries it without quotes.
+
+    Raises:
+        ValueError: Empty, not printable ASCII, or with a space at an end.
+    """
+    if not _BARE.fullmatch(key):
+        raise ValueError(
+            "a key without quotes is one or more printable ASCII characters, without spaces around them"
+        )
+    return key

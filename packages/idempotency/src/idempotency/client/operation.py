@@ -1,5 +1,5 @@
 """
-What a logical call may do, whichever library sends it: which methods are keyed, under which key, and to which origins.
+Decides, for any HTTP library, which methods get a key, which key, and for which origins.
 
 No I/O. A redirect makes a new request of the library's; `Operation` is what joins it to the call that it belongs to.
 """
@@ -11,8 +11,8 @@ from typing import Any, Final
 from weakref import ref
 
 from idempotency._core.headers import is_token
-from idempotency.client.attempts import Attempts
-from idempotency.client.keys import quote_key
+from idempotency.client.attempts import LEAST, Attempts
+from idempotency.client.keys import bare_key, quote_key
 from idempotency.client.origins import SAFE_HEADERS, Origin, is_allowed, read_origins
 from idempotency.client.retry import Retry
 
@@ -27,17 +27,36 @@ class Operation:
 
     Attributes:
         key: As the header carries it; kept for libraries that forget it at a redirect.
+        challenged: Whether the last answer was a 401, after which a library that authenticates may send the same
+            request object once more.
     """
 
     def __init__(self, request: Any, origin: Origin, key: str, attempts: Attempts) -> None:
-        self._request = ref(request)
+        self._requests = [ref(request)]  # that were sent for it
         self.origin = origin
         self.key = key
         self.attempts = attempts
+        self.challenged: bool = False
 
-    def began_with(self, request: Any) -> bool:
-        """Whether *request* is the object that the call began with: sent again by its caller, it is no redirect."""
-        return self._request() is request
+    def continues_with(self, request: Any, *, now: float) -> bool:
+        """
+        Whether *request* is a further step of this call: of a redirect, or of an authentication round.
+
+        An object that was sent for it already is one after a 401, within the call's time. Else its caller sends it
+        again, which is a call of its own.
+        """
+        if any(sent() is request for sent in self._requests):
+            return self.challenged and self.attempts.left(now=now) > LEAST
+        return True
+
+    def next_step(self, request: Any) -> Attempts:
+        """The attempts for *request*, which a redirect or an authentication round made."""
+        self._requests.append(ref(request))
+        return self.attempts.redirected()
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """None: a pickled or deep copy of a request, such as that of a cached response, is no part of the call."""
+        return type(None), ()
 
 
 class Rules:
@@ -57,6 +76,7 @@ class Rules:
         new_key: Callable[[], str],
         trusted_origins: Collection[str],
         header: str,
+        quoted: bool,
     ) -> None:
         if not is_token(header):
             raise ValueError("header must be the name of a header, such as Idempotency-Key")
@@ -64,6 +84,7 @@ class Rules:
         self.retry = retry
         self._methods = frozenset(method.upper() for method in methods)
         self._new_key = new_key
+        self._write_key = quote_key if quoted else bare_key
         self._trusted = read_origins(trusted_origins)
 
     def covers(self, method: str | None) -> bool:
@@ -80,19 +101,19 @@ class Rules:
         Raises:
             ValueError: `new_key` gave what no header can carry.
         """
-        key = quote_key(self._new_key()) if given is None else given
+        key = self._write_key(self._new_key()) if given is None else given
         return Operation(request, origin, key, Attempts(self.retry, began=now))
 
     def may_go_to(self, operation: Operation, origin: Origin) -> bool:
         """Whether the call's key, credentials and body may be sent to *origin*."""
         return is_allowed(operation.origin, origin, self._trusted)
 
-    def refusal(self, method: str | None, origin: Origin) -> str | None:
+    def refusal(self, method: str | None, origin: Origin, *, has_body: bool) -> str | None:
         """
         Why a redirect to *origin*, which the call may not go to, is refused; None where it may be followed without
         whatever was meant for the first origin.
         """
-        if method in {"GET", "HEAD"}:
+        if method in {"GET", "HEAD"} and not has_body:
             return None
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
         return (
@@ -102,5 +123,5 @@ class Rules:
         )
 
     def unsafe(self, names: Iterable[str]) -> list[str]:
-        """Those of the header *names* that another origin must not get."""
+        """Selects the header *names* that another origin must not get."""
         return [name for name in names if name.lower() not in SAFE_HEADERS]

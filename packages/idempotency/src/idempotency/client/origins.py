@@ -1,4 +1,4 @@
-"""Where a keyed request may be redirected to: the origin it was made for, and those that its maker trusts."""
+"""Decides where a keyed request may be redirected: to its own origin, and to the origins its caller trusts."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def default_port(scheme: str) -> int | None:
 
 
 def origin_of(url: Any) -> Origin:
-    """The origin of *url*, which has the attributes `scheme`, `host` and `port`."""
-    return Origin(url.scheme, url.host, url.port or _PORTS.get(url.scheme))
+    """The origin of *url*, of httpx or yarl; its host in ASCII, as it is looked up (RFC 5891, 4.4)."""
+    host = url.raw_host
+    ascii_host = host.decode("ascii") if isinstance(host, bytes) else host
+    return Origin(url.scheme, ascii_host, url.port or _PORTS.get(url.scheme))
 
 
 def read_origins(texts: Collection[str]) -> frozenset[Origin]:
@@ -66,9 +68,11 @@ def read_origins(texts: Collection[str]) -> frozenset[Origin]:
             or parts.path not in {"", "/"}
             or parts.query
             or "@" in parts.netloc
+            or not text.isascii()
         ):
             raise ValueError(
-                "each of trusted_origins must be a scheme and a host, such as https://api.example:8443"
+                "each of trusted_origins must be a scheme and a host in ASCII, such as https://api.example:8443 "
+                "or https://xn--mller-kva.example"
             )
         found.add(Origin(parts.scheme, parts.hostname, port or _PORTS.get(parts.scheme)))
     return frozenset(found)

@@ -9,12 +9,13 @@ Needs the extra `requests`.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from datetime import UTC, datetime
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 from weakref import finalize
 
@@ -22,15 +23,16 @@ from idempotency._extras import missing
 
 try:
     import requests
-except ModuleNotFoundError as error:
-    raise missing("requests", "IdempotencyAdapter", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("requests", "IdempotencyAdapter", _error) from _error
 
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3 import HTTPResponse
 from urllib3.util import Timeout as Urllib3Timeout
 
-from idempotency.client.attempts import Attempts
-from idempotency.client.deadlines import BoundedStream, Worker
+from idempotency.client.attempts import LEAST, Attempts
+from idempotency.client.deadlines import DeadlineExceeded, Upload, Worker
 from idempotency.client.keys import KEY_HEADER, quote_key, uuid4_key
 from idempotency.client.operation import METHODS, Operation, Rules
 from idempotency.client.origins import Origin, default_port
@@ -60,6 +62,7 @@ class IdempotencyAdapter(BaseAdapter):
         new_key: Makes keys, of printable ASCII characters.
         trusted_origins: Where a request may be redirected to beside its own origin; see `IdempotencyTransport`.
         header: The name of the header that carries the key.
+        quoted: Whether a key that is made is sent in quotes; see `IdempotencyTransport`.
         sleep: Lets seconds pass; injected by tests.
         chance: Draws from [0, 1); injected by tests.
         monotonic: Seconds; injected by tests.
@@ -67,7 +70,9 @@ class IdempotencyAdapter(BaseAdapter):
         ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
 
     Cost: the bodies of request and answer in memory, and a thread for each call, since a blocking read cannot be ended
-    when `Retry.timeout` is over; a thread that was left ends when the other side ends its read.
+    when `Retry.timeout` is over. A thread that was left before the answer's headers were whole closes the answer once
+    they are, or ends with the adapter's own timeout. One that was left in the middle of the body ends at once (urllib3
+    2.3 or newer), or else when the body does.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class IdempotencyAdapter(BaseAdapter):
         new_key: Callable[[], str] = uuid4_key,
         trusted_origins: Collection[str] = (),
         header: str = KEY_HEADER,
+        quoted: bool = True,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
@@ -86,7 +92,12 @@ class IdempotencyAdapter(BaseAdapter):
         super().__init__()
         self._adapter = adapter or HTTPAdapter(max_retries=0)
         self._rules = Rules(
-            methods=methods, retry=retry, new_key=new_key, trusted_origins=trusted_origins, header=header
+            methods=methods,
+            retry=retry,
+            new_key=new_key,
+            trusted_origins=trusted_origins,
+            header=header,
+            quoted=quoted,
         )
         self._sleep = sleep
         self._chance = chance
@@ -125,11 +136,8 @@ class IdempotencyAdapter(BaseAdapter):
             return self._adapter.send(request, **{**options, "stream": stream}, timeout=timeout)
         while True:
             worker = Worker()
-            seconds = attempts.begin(now=self._monotonic())
             try:
-                response = self._send(
-                    request, attempts, worker, stream, {**options, "timeout": _cut(timeout, seconds)}
-                )
+                response = self._send(request, attempts, worker, stream, {**options, "timeout": timeout})
             except _ERRORS as error:
                 worker.end()
                 delay = attempts.after_error(
@@ -144,9 +152,16 @@ class IdempotencyAdapter(BaseAdapter):
                 worker.end()
                 raise
             else:
-                delay = attempts.after_answer(
-                    _answer(response), now=self._monotonic(), chance=self._chance(), date=datetime.now(UTC)
-                )
+                try:
+                    delay = attempts.after_answer(
+                        _answer(response),
+                        now=self._monotonic(),
+                        chance=self._chance(),
+                        date=datetime.now(UTC),
+                    )
+                except BaseException:  # of `Retry.retry_if`
+                    response.close()
+                    raise
                 if delay is None:
                     return response
                 response.close()
@@ -155,15 +170,16 @@ class IdempotencyAdapter(BaseAdapter):
     def _begin(self, request: requests.PreparedRequest) -> Attempts | None:
         """The attempts of the call that *request* is part of, keyed and buffered; None where it is none of ours."""
         hooks: Any = request.hooks
-        origin = _origin_of(request.url or "")
+        origin = _origin_of(request)
         operation: Operation | None = hooks.get(_OPERATION)
-        if operation is not None and not operation.began_with(request):
+        if operation is not None and operation.continues_with(request, now=self._monotonic()):
             if not self._rules.may_go_to(operation, origin):
-                if (refusal := self._rules.refusal(request.method, origin)) is not None:
+                has_body = bool(request.body)
+                if (refusal := self._rules.refusal(request.method, origin, has_body=has_body)) is not None:
                     raise exceptions.RequestException(refusal, request=request)
                 for name in self._rules.unsafe(list(request.headers)):
                     del request.headers[name]
-            return operation.attempts.redirected()
+            return operation.next_step(request)
         if not self._rules.covers(request.method):
             return None
         given = request.headers.get(self._rules.header)
@@ -172,8 +188,28 @@ class IdempotencyAdapter(BaseAdapter):
         # In the request itself, so that a redirect or an authentication round is the same operation still.
         hooks[_OPERATION] = operation
         request.headers[self._rules.header] = operation.key
-        _buffer(request)
+        self._buffer(request, operation.attempts)
         return operation.attempts
+
+    def _buffer(self, request: requests.PreparedRequest, attempts: Attempts) -> None:
+        """Read a file or a generator once, so that every attempt sends the same bytes."""
+        body: Any = request.body
+        if body is None or isinstance(body, bytes | str):
+            return
+
+        def late() -> Exception:
+            return exceptions.Timeout(attempts.late_upload(), request=request)
+
+        if hasattr(body, "read"):
+            content = _as_bytes(body.read())
+            if attempts.left(now=self._monotonic()) <= LEAST:
+                raise late()
+        else:
+            chunks = Upload(body, lambda: attempts.left(now=self._monotonic()), late)
+            content = b"".join(map(_as_bytes, chunks))
+        request.body = content
+        request.headers.pop("Transfer-Encoding", None)
+        request.headers["Content-Length"] = str(len(content))
 
     def _send(
         self,
@@ -184,11 +220,14 @@ class IdempotencyAdapter(BaseAdapter):
         options: dict[str, Any],
     ) -> requests.Response:
         """One attempt: its answer in time, whole unless it is streamed."""
+        begun: list[requests.Response] = []
+        seconds = attempts.begin(now=self._monotonic())
 
-        def send() -> requests.Response:
-            response = self._adapter.send(request, **options)
+        def send(timeout: Any) -> requests.Response:
+            response = self._adapter.send(request, **{**options, "timeout": timeout})
+            begun.append(response)
             response.connection = self  # type: ignore[assignment]  # where an authentication round sends again
-            if not stream:
+            if not stream and not worker.was_left:
                 try:
                     response.content  # noqa: B018  # read and kept
                 except BaseException:
@@ -202,10 +241,21 @@ class IdempotencyAdapter(BaseAdapter):
         def left() -> float:
             return attempts.left(now=self._monotonic())
 
+        if seconds is None:
+            raise late()
+        timeout = _cut(options["timeout"], seconds)
         try:
-            response = worker.call(left(), send)
-        except TimeoutError:
+            response = worker.call(seconds, lambda: send(timeout))
+        except DeadlineExceeded:
             raise late() from None
+        except exceptions.ConnectionError as error:
+            if left() > LEAST or isinstance(error, exceptions.Timeout):
+                raise
+            raise late() from error  # urllib3's timeout, which was cut to the same moment, came first
+        finally:
+            if worker.was_left:  # the time is over, or the caller was interrupted
+                for unread in begun:
+                    _end_reading(unread.raw)
         if stream and attempts.is_bounded(_answer(response)):
             response.raw = _BoundedRaw(response.raw, worker, left, late)
         else:
@@ -215,6 +265,9 @@ class IdempotencyAdapter(BaseAdapter):
     def close(self) -> None:
         """Close the inner adapter."""
         self._adapter.close()
+
+
+_READS: Final = frozenset({"read1", "readinto", "readline", "readlines"})  # that wait for the server
 
 
 class _BoundedRaw:
@@ -235,47 +288,66 @@ class _BoundedRaw:
     ) -> Generator[bytes, None, None]:
         """The chunks."""
         chunks = self._raw.stream(amt, decode_content=decode_content)
-        if not self._at_end:
-            yield from BoundedStream(chunks, self._worker, self._seconds, self._late)
-            self._end()
+        while not self._at_end:
+            if chunk := self._call(lambda: next(chunks, b"")):
+                yield chunk
 
     def read(self, *args: Any, **options: Any) -> Any:
         """See `urllib3.HTTPResponse.read`."""
-        if self._at_end:
-            return b""
+        return b"" if self._at_end else self._call(lambda: self._raw.read(*args, **options))
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The lines, made of what `stream` gives."""
+        return HTTPResponse.__iter__(cast("HTTPResponse", self))
+
+    def close(self) -> None:
+        """Close the connection, unless the worker was left with it: then that does."""
+        self._end()
+        if not self._worker.was_left:
+            self._raw.close()
+
+    def release_conn(self) -> None:
+        """See `urllib3.HTTPResponse.release_conn`; not while the worker still reads from the connection."""
+        if not self._worker.was_left:
+            self._raw.release_conn()
+
+    def _call(self, read: Callable[[], Any]) -> Any:
         try:
-            chunk = self._worker.call(self._seconds(), lambda: self._raw.read(*args, **options))
-        except TimeoutError:
+            chunk = self._worker.call(self._seconds(), read, close=self._drop)
+        except DeadlineExceeded:
             raise self._late() from None
+        except Exception as error:
+            if self._seconds() > LEAST:
+                raise
+            raise self._late() from error  # urllib3's timeout, which was cut to the same moment, came first
+        finally:
+            if self._worker.was_left:  # the time is over, or the caller was interrupted
+                _end_reading(self._raw)
         if not chunk:
             self._end()
         return chunk
 
-    def close(self) -> None:
-        """Close the connection, unless the worker was left with it: then that ends with it."""
-        if self._at_end:
-            self._raw.close()
-        else:
-            self._at_end = True
-            BoundedStream(self._raw, self._worker, self._seconds, self._late).close()
+    def _drop(self) -> None:
+        self._raw.close()
+        self._raw.release_conn()  # so that a pool of limited size has its place back
 
     def _end(self) -> None:
         self._at_end = True
         self._worker.end()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._raw, name)
+        value = getattr(self._raw, name)
+        if name not in _READS:
+            return value
+        return lambda *args, **options: self._call(lambda: value(*args, **options))
 
 
-def _buffer(request: requests.PreparedRequest) -> None:
-    """Read a file or a generator once, so that every attempt sends the same bytes."""
-    body: Any = request.body
-    if body is None or isinstance(body, bytes | str):
-        return
-    content = body.read() if hasattr(body, "read") else b"".join(_as_bytes(chunk) for chunk in body)
-    request.body = content = _as_bytes(content)
-    request.headers.pop("Transfer-Encoding", None)
-    request.headers["Content-Length"] = str(len(content))
+def _end_reading(raw: Any) -> None:
+    """Wake the thread that reads *raw*, an answer that comes too slowly: a blocking read ends by nothing else."""
+    shutdown = getattr(raw, "shutdown", None)
+    if shutdown is not None:
+        with contextlib.suppress(ValueError, RuntimeError, OSError):  # it has just come to its end
+            shutdown()
 
 
 def _as_bytes(text: str | bytes) -> bytes:
@@ -287,8 +359,10 @@ def _cut(timeout: Any, left: float) -> Any:
     if left == inf:
         return timeout
     if isinstance(timeout, Urllib3Timeout):
-        connect, read = timeout.connect_timeout, timeout.read_timeout
-    elif isinstance(timeout, tuple):
+        whole = timeout.clone()
+        whole.total = min(timeout.total, left) if isinstance(timeout.total, int | float) else left
+        return whole
+    if isinstance(timeout, tuple):
         connect, read = timeout
     else:
         connect = read = timeout
@@ -301,6 +375,10 @@ def _answer(response: requests.Response) -> Answer:
     return Answer(response.status_code, response.headers, content if isinstance(content, bytes) else b"")
 
 
-def _origin_of(url: str) -> Origin:
-    parts = urlsplit(url)
-    return Origin(parts.scheme, parts.hostname or "", parts.port or default_port(parts.scheme))
+def _origin_of(request: requests.PreparedRequest) -> Origin:
+    try:
+        parts = urlsplit(request.url or "")
+        port = parts.port
+    except ValueError as error:
+        raise exceptions.InvalidURL(*error.args, request=request) from error
+    return Origin(parts.scheme, parts.hostname or "", port or default_port(parts.scheme))

@@ -1,4 +1,4 @@
-"""When a client should try again: pure arithmetic, with the clock's reading and chance passed in."""
+"""Computes when a client should retry: pure arithmetic, with the time and the random number passed in."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from idempotency._core.problem import problem_type
 __all__ = ["Answer", "Retry", "next_delay", "parse_date", "parse_retry_after", "worth_retrying"]
 
 _NOT_REPLAYABLE = problem_type(NotReplayable.slug)
-_SECONDS = re.compile(r"[0-9]{1,9}")
+_SECONDS = re.compile(r"[0-9]+")
 _SHOULD_RETRY = ("stripe-should-retry", "x-should-retry")  # the server's own word, in its two spellings
 
 
 class Answer(NamedTuple):
     """
-    What `Retry.retry_if` and the retry core see of a response.
+    The part of a response that `Retry.retry_if` and the retry core see.
 
     Attributes:
         headers: Look a name up in lower case.
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """
-    How often, and for how long, one logical call is repeated. All durations are in seconds.
+    The limits on the repeats of one logical call. All durations are in seconds.
 
     Attributes:
         attempts: The most requests sent for one call, the first included.
@@ -46,12 +46,13 @@ class Retry:
         first_delay: The longest pause before the second attempt; it doubles for each one after that.
         max_delay: The longest pause, except where the server asks for more.
         statuses: The answers after which the same request is worth sending again.
-        max_retry_after: The longest Retry-After that is waited for. An answer that asks for more is the caller's at
-            once, since nobody should be back sooner.
-        retry_if: Your own rule. It gets each `Answer`, and each exception of the HTTP library, and says True (send it
-            again), False (it is final) or None (decide as ever). `attempts` and `timeout` hold whatever it says.
+        max_retry_after: The longest Retry-After that is waited for. An answer that asks for more is returned at once,
+            since a client must not retry sooner than asked.
+        retry_if: Your own rule. It is called with each `Answer` and each exception of the HTTP library. True sends the
+            request again, False makes the result final, None leaves the decision to the other rules. `attempts` and
+            `timeout` apply in any case.
     Raises:
-        ValueError: A number that cannot work, all of them named at once.
+        ValueError: Numbers that cannot work; the message names all of them.
     """
 
     attempts: int = 4

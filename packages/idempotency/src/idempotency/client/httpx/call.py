@@ -1,4 +1,4 @@
-"""What both transports for httpx and httpx2 do between a request, the retry core and a response; they only send."""
+"""Holds what the httpx and httpx2 transports share: everything between request and response but the sending."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def begin(
     """
     origin = origin_of(request.url)
     operation: Operation | None = request.extensions.get(_OPERATION)
-    if operation is not None and not operation.began_with(request):
+    if operation is not None and operation.continues_with(request, now=monotonic()):
         if not rules.may_go_to(operation, origin):
-            if (refusal := rules.refusal(request.method, origin)) is not None:
+            if (refusal := rules.refusal(request.method, origin, has_body=_has_body(request))) is not None:
                 raise _library_of(request).RequestError(refusal, request=request)
             for name in rules.unsafe(request.headers):
                 del request.headers[name]
-        attempts = operation.attempts.redirected()
+        attempts = operation.next_step(request)
     elif rules.covers(request.method):
         given = request.headers.get(rules.header)
         operation = rules.begin(request, origin, given=given, now=monotonic())
@@ -48,7 +48,12 @@ def begin(
         attempts = operation.attempts
     else:
         return None
-    return Call(request, attempts, chance, monotonic)
+    return Call(request, operation, attempts, chance, monotonic)
+
+
+def _has_body(request: _Request) -> bool:
+    headers = request.headers
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _library_of(request: _Request) -> Any:
@@ -61,39 +66,59 @@ class Call:
     One call, in the terms of its library.
 
     Attributes:
-        library: Httpx or httpx2.
+        module: Httpx or httpx2.
         errors: What it raises where an attempt failed.
         seconds: That the current attempt may take.
     """
 
+    module: Any
+
     def __init__(
         self,
         request: _Request,
+        operation: Operation,
         attempts: Attempts,
         chance: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        self.library = _library_of(request)
-        self.errors: type[Exception] = self.library.TransportError
-        self.seconds = inf
+        self.module = _library_of(request)
+        self.errors: type[Exception] = self.module.TransportError
+        self.seconds: float = inf
         self._request = request
+        self._operation = operation
         self._attempts = attempts
         self._chance = chance
         self._monotonic = monotonic
         self._content = b""  # of the last answer, where it was read ahead
 
+    def has_unread_body(self) -> bool:
+        """Whether the request's body is a stream, which is yet to be read."""
+        try:
+            self._request.content  # noqa: B018
+        except self.module.RequestNotRead:
+            return True
+        return False
+
     def attempt(self) -> _Request:
-        """The request for the next attempt: the same bytes, its timeouts cut to the time that is left."""
+        """
+        The request for the next attempt: the same bytes, its timeouts cut to the time that is left.
+
+        Raises:
+            httpx.ReadTimeout: None is left.
+        """
         self._content = b""
         request = self._request
-        self.seconds = left = self._attempts.begin(now=self._monotonic())
+        left = self._attempts.begin(now=self._monotonic())
+        if left is None:
+            raise self.late()
+        self.seconds = left
         given = request.extensions.get("timeout", {})
         cut = {
             name: min(seconds, left) if (seconds := given.get(name)) is not None else left
             for name in ("connect", "read", "write", "pool")
         }
         cut = {name: seconds if seconds < inf else None for name, seconds in cut.items()}
-        return self.library.Request(
+        return self.module.Request(
             request.method,
             request.url,
             headers=request.headers,
@@ -107,12 +132,17 @@ class Call:
 
     def late(self) -> Exception:
         """The error for an answer that was not there in time."""
-        error: Exception = self.library.ReadTimeout(self._attempts.late(), request=self._request)
+        error: Exception = self.module.ReadTimeout(self._attempts.late(), request=self._request)
+        return error
+
+    def late_upload(self) -> Exception:
+        """The error for a body that its caller did not make in time."""
+        error: Exception = self.module.WriteTimeout(self._attempts.late_upload(), request=self._request)
         return error
 
     def after_error(self, error: Exception) -> float | None:
         """Seconds until the next attempt, None where *error* is the caller's."""
-        library = self.library
+        library = self.module
         of_the_request = isinstance(error, library.UnsupportedProtocol | library.LocalProtocolError)
         return self._attempts.after_error(
             error, now=self._monotonic(), chance=self._chance(), transient=not of_the_request
@@ -121,6 +151,7 @@ class Call:
     def after_response(self, response: _Response) -> float | None:
         """Seconds until the next attempt, None where *response* is the caller's."""
         answer = self._answer(response)
+        self._operation.challenged = answer.status == 401
         return self._attempts.after_answer(
             answer, now=self._monotonic(), chance=self._chance(), date=datetime.now(UTC)
         )
@@ -136,16 +167,19 @@ class Call:
     def whole(self, response: _Response, content: bytes) -> _Response:
         """*response* with the body that was read, still encoded as it was sent."""
         self._content = content
-        return self._respond(response, self.library.ByteStream(content))
+        return self._respond(response, self.module.ByteStream(content))
 
-    def streamed(self, response: _Response, kind: type[Any], stream: Any) -> _Response:
-        """*response* with *stream*, of the library's *kind*, in place of its own."""
-        mixed = type(type(stream).__name__, (type(stream), kind), {})
-        stream.__class__ = mixed
-        return self._respond(response, stream)
+    def streamed(self, response: _Response, stream: Any, kind: type[Any]) -> _Response:
+        """*response* with *stream* in place of its own."""
+        return self._respond(response, self.mixed(stream, kind))
+
+    def mixed(self, stream: Any, kind: type[Any]) -> Any:
+        """*stream* as a stream of the library's *kind*."""
+        stream.__class__ = type(type(stream).__name__, (type(stream), kind), {})
+        return stream
 
     def _respond(self, response: _Response, stream: Any) -> _Response:
-        return self.library.Response(
+        return self.module.Response(
             response.status_code, headers=response.headers, stream=stream, extensions=response.extensions
         )
 
