@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from idempotency._demo import Tally, kept_promises
-from idempotency._demo.screen import Screen, wants_colour
-from idempotency._demo.setups import SETUPS
+from idempotency.cli.demo import Tally, kept_promises
+from idempotency.cli.demo.screen import Screen, wants_colour
+from idempotency.cli.demo.setups import SETUPS
 
 ORDERS = [f"order-{number}" for number in range(1, 6)]
 RECORDING = Path(__file__).parents[4] / "docs" / "demo.svg"
@@ -56,7 +56,7 @@ def test_each_promise_is_kept_and_no_protection_charges_three_orders_twice(
 
 
 @pytest.mark.real_time("the workers of the demo are killed, and leases run out")
-def test_what_is_no_terminal_gets_no_colour_and_no_line_wider_than_asked(
+def test_output_to_no_terminal_has_no_colour_and_no_line_wider_than_asked(
     run: subprocess.CompletedProcess[str],
 ) -> None:
     assert "\x1b" not in run.stdout
@@ -143,7 +143,8 @@ def test_a_worker_that_cannot_start_is_told_and_no_success() -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from idempotency._demo import fleet, run_demo; from idempotency._demo.screen import Screen\n"
+            "import sys; from idempotency.cli.demo import fleet, run_demo\n"
+            "from idempotency.cli.demo.screen import Screen\n"
             "fleet.sys.executable = '/bin/false'\n"
             "sys.exit(run_demo(Screen(sys.stdout)))",
         ],

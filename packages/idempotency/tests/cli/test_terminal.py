@@ -1,4 +1,4 @@
-"""What the command prints is one line a line, whatever a record is named: nothing moves a cursor or forges a line."""
+"""The command prints one line for each record, whatever its name holds: no control character reaches the terminal."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from asgi_driver import call
 from effects import Charges, Interposed, guard, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import patient
 from store_calls import claim
 
 from idempotency._core.printable import printable
@@ -59,7 +60,7 @@ def test_rediss_keys_that_are_not_utf_8_are_listed_shown_and_freed(
     redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = f"t-{secrets.token_hex(4)}:"
-    url = f"{redis_url}?prefix={prefix}"
+    url = patient(f"{redis_url}?prefix={prefix}")
     value = (
         '{"v":1,"state":"running","fingerprint":"66","owner":"61","attempt":1,"fence":1,"lease_until_ms":1,'
         '"retention_ms":1}'

@@ -1,4 +1,4 @@
-"""What goes wrong for each of the five orders, and what the client does about it: it retries at the other worker."""
+"""The fault that meets each of the five orders, and the client's retries at the other worker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from idempotency._demo.fleet import Answer, DemoFailed, Request, Worker
-from idempotency._demo.setups import AFTER_COMMIT, BEFORE_COMMIT, BEGUN
+from idempotency.cli.demo.fleet import Answer, DemoFailed, Request, Worker
+from idempotency.cli.demo.setups import AFTER_COMMIT, BEFORE_COMMIT, BEGUN
 
 __all__ = ["SCENES", "Scene", "Shown"]
 

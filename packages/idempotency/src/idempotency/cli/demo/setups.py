@@ -1,4 +1,4 @@
-"""What is charged, and the five set-ups that the demo compares: no protection, and the promises of docs/concepts.md."""
+"""The price, and the five set-ups that the demo compares: no protection, and the promises of docs/concepts.md."""
 
 from __future__ import annotations
 

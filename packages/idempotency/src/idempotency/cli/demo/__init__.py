@@ -16,10 +16,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from idempotency._demo.fleet import DemoFailed, two_workers
-from idempotency._demo.scenes import SCENES
-from idempotency._demo.screen import Screen, Style
-from idempotency._demo.setups import LEDGER_SCHEMA, PRICE_CENTS, SETUPS, Setup
+from idempotency.cli.demo.fleet import DemoFailed, two_workers
+from idempotency.cli.demo.scenes import SCENES
+from idempotency.cli.demo.screen import Screen, Style
+from idempotency.cli.demo.setups import LEDGER_SCHEMA, PRICE_CENTS, SETUPS, Setup
 
 __all__ = ["Tally", "kept_promises", "run_demo"]
 
@@ -27,7 +27,7 @@ __all__ = ["Tally", "kept_promises", "run_demo"]
 @dataclass(frozen=True, slots=True)
 class Tally:
     """
-    What a set-up came to.
+    The counts of one set-up.
 
     Attributes:
         charges: How often each order was charged, as the ledger counts it.

@@ -1,7 +1,7 @@
 """
 One worker of the demo, a process of its own: a payment API behind wsgiref, in one of the set-ups.
 
-    python -m idempotency._demo.worker SETUP_NUMBER DATABASE
+    python -m idempotency.cli.demo.worker SETUP_NUMBER DATABASE
 
 It prints "listening PORT", "received ORDER" for each request, and the name of the stop that a request asks for in its
 Demo-Stop header; there it waits for a line on its standard input. Where that ends, so does the worker.
@@ -22,7 +22,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from idempotency._core.outcome import Response
 from idempotency._core.policy import Policy
-from idempotency._demo.setups import (
+from idempotency.cli.demo.setups import (
     AFTER_COMMIT,
     BEFORE_COMMIT,
     BEGUN,

@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Final, NoReturn
 from urllib.parse import unquote
@@ -31,6 +31,7 @@ from idempotency._core.errors import InvalidKey, StoreError, StoreUnavailable
 from idempotency._core.key import parse_key, storage_key
 from idempotency._core.printable import printable
 from idempotency._core.types import Claim, Record, StorageKey, key_id
+from idempotency.counts.record import is_count
 from idempotency.store import SyncInspectable, SyncPurgeable, SyncStore
 
 __all__ = ["main"]
@@ -40,8 +41,13 @@ OK, ABSENT, UNAVAILABLE, WRONG, USAGE = 0, 1, 2, 3, 64
 _EPILOG: Final = "Exit codes: 0 done or found, 1 absent, 2 store unavailable, 3 something is wrong, 64 usage."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+def main(argv: Sequence[str] | None = None, *, store: SyncStore | None = None) -> int:
+    """
+    Run one command and return its exit code.
+
+    Args:
+        store: What the command looks at where it is told no URL; it stays open.
+    """
     try:
         args = _parser().parse_args(argv)
     except SystemExit as end:  # after --help, or a usage error
@@ -49,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int
         if not args.alone:
-            with closing(_open(args.store)) as store:
-                code = args.run(store, args)
+            given = None if args.store else store
+            with closing(_open(args.store)) if given is None else nullcontext(given) as opened:
+                code = args.run(opened, args)
         else:
             code = args.run(args)
         sys.stdout.flush()
@@ -92,7 +99,9 @@ def _existing(url: str | None) -> str:
     path = parts.path.removeprefix("/")
     if parts.scheme == "sqlite" and not parts.hosts and path and not Path(unquote(path)).exists():
         # A store makes its file; a command that only looks must not hide a misspelt path behind an empty one.
-        raise StoreUnavailable(hide_urls(f"there is no file {path}"))
+        raise StoreUnavailable(
+            hide_urls(f"there is no file {path}: check the path; the command creates none")
+        )
     return url
 
 
@@ -127,6 +136,7 @@ def _listed(store: SyncInspectable, args: argparse.Namespace) -> Iterator[dict[s
                 record.key.startswith(prefix)
                 and args.state in {None, state_name(record)}
                 and args.id in {None, key_id(record.key)}
+                and not is_count(record.key)
             ):
                 yield _described(record)
                 left -= 1
@@ -192,6 +202,8 @@ def _purge(store: SyncStore, args: argparse.Namespace) -> int:
 def _doctor(store: SyncStore, args: argparse.Namespace) -> int:
     from idempotency.doctor import examine
 
+    if not args.store:
+        raise ValueError("doctor opens the store itself: give --store URL")
     findings = []
     for finding in examine(store, args.store):
         findings.append(finding)
@@ -203,8 +215,8 @@ def _doctor(store: SyncStore, args: argparse.Namespace) -> int:
 
 
 def _demo(_: argparse.Namespace) -> int:
-    from idempotency._demo import run_demo
-    from idempotency._demo.screen import Screen
+    from idempotency.cli.demo import run_demo
+    from idempotency.cli.demo.screen import Screen
 
     return run_demo(Screen(sys.stdout))
 
@@ -230,19 +242,19 @@ def _key(args: argparse.Namespace) -> StorageKey:
 
 
 def _described(record: Record) -> dict[str, Any]:
-    """What may be shown of a record: its name and figures, never its owner's token or its outcome's content."""
+    """Describes a record by its name and figures, never by its owner's token or its outcome's content."""
     described: dict[str, Any] = {
         "key": record.key,
         "key_id": key_id(record.key),
         "state": state_name(record),
         "attempt": record.attempt,
         "fence": record.fence,
+        "age_s": round(record.age, 3),
         "expires_in_s": round(record.expires_in, 3),
     }
     if record.outcome is None:
         return described | {"lease_left_s": round(record.lease_left, 3)}
     return described | {
-        "age_s": round(record.age, 3),
         "outcome": outcome_kind(record.outcome),
         "outcome_bytes": len(record.outcome),
     }

@@ -39,7 +39,13 @@ class Worker:
 
     def __init__(self, name: str, setup_number: int, database: Path) -> None:
         self.name = name
-        self._command = [sys.executable, "-m", "idempotency._demo.worker", str(setup_number), str(database)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "idempotency.cli.demo.worker",
+            str(setup_number),
+            str(database),
+        ]
         self._start()
 
     def _start(self) -> None:
@@ -53,7 +59,7 @@ class Worker:
 
     @property
     def port(self) -> int:
-        """Where it listens; waits until it does."""
+        """The port it listens on; waits until it does."""
         if not self._port:
             self._port = int(self.wait_for("listening").partition(" ")[2])
         return self._port
@@ -115,7 +121,7 @@ def _environment() -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    What a client was told.
+    The response that a client received.
 
     Attributes:
         status: None where the connection ended without an answer.
@@ -138,7 +144,7 @@ class Request:
         self._connection.request("POST", "/charges", json.dumps({"order": order}), headers)
 
     def answer(self) -> Answer:
-        """What comes back; `Answer(None)` where the worker died first."""
+        """The worker's answer; `Answer(None)` where it died first."""
         try:
             response = self._connection.getresponse()
             body = response.read()

@@ -35,7 +35,7 @@ class Screen:
 
     def __init__(self, stream: TextIO, *, columns: int | None = None, colour: bool | None = None) -> None:
         columns = shutil.get_terminal_size((_WIDEST, 24)).columns if columns is None else columns
-        self.columns = max(_NARROWEST, min(columns, _WIDEST))
+        self.columns: int = max(_NARROWEST, min(columns, _WIDEST))
         self._stream = stream
         self._colour = wants_colour(stream, os.environ) if colour is None else colour
         self._column = 0
