@@ -13,6 +13,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from dynamodb_server import client_of
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, Running, StorageKey
@@ -20,6 +21,7 @@ from idempotency.doctor import examine
 from idempotency.errors import CorruptRecord, StoreError, StoreUnavailable, UnknownRecordVersion
 from idempotency.store import Inspectable, Store, SyncInspectable, SyncStore
 from idempotency.stores.dynamodb import DynamoDBStore, SyncDynamoDBStore
+from idempotency.stores.dynamodb.calls import Calls
 from idempotency.stores.url import open_store, open_sync_store
 from idempotency.testing import Clock, FakeClock, StoreContract
 
@@ -82,9 +84,9 @@ class TestDynamoDBStoreContract(_Contract):
 
 
 @pytest.mark.timeout(400)  # moto answers one request at a time
-def test_eight_threads_at_two_hundred_keys_run_each_once(client: Any) -> None:
+def test_eight_threads_at_sixty_keys_run_each_once(client: Any) -> None:
     batch = secrets.token_hex(6)
-    keys = [StorageKey(f"race-{batch}-{number}") for number in range(200)]
+    keys = [StorageKey(f"race-{batch}-{number}") for number in range(60)]
     store = SyncDynamoDBStore(client, table=TABLE)
 
     def work(_: int) -> list[StorageKey]:
@@ -339,11 +341,25 @@ def test_a_server_that_is_not_there_is_unavailable(key: StorageKey) -> None:
     client.close()
 
 
-def test_what_is_refused_for_good_is_no_unavailability(client: Any) -> None:
+def test_a_permanent_refusal_is_not_called_unavailability(client: Any) -> None:
     store = SyncDynamoDBStore(client, table=TABLE)
     with pytest.raises(StoreError, match="will not help") as caught:
         store.acquire(StorageKey("k" * 3_000), owner=owner(), **ASK)  # a key has 2048 bytes at most
     assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_a_write_that_met_one_in_another_region_is_called_unavailability() -> None:
+    class Client:
+        def get_item(self, **_: object) -> None:
+            refusal: Any = {
+                "Error": {"Code": "ReplicatedWriteConflictException"},
+                "ResponseMetadata": {"HTTPStatusCode": 400},
+            }
+            raise ClientError(refusal, "GetItem")
+
+    calls = Calls(Client(), TABLE, None, 1.0)
+    with pytest.raises(StoreUnavailable, match="ReplicatedWriteConflictException"):
+        calls("get_item")
 
 
 def test_a_url_opens_both_kinds(server: str, key: StorageKey, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import PATIENCE
+from patience import PATIENCE, patient
 
 from idempotency import (
     Acquired,
@@ -195,7 +195,7 @@ def test_over_redis_a_replay_is_the_outcome_and_the_value_is_still_json(redis_ur
 def test_over_postgres_a_replay_is_the_outcome(postgres_url: str) -> None:
     from idempotency.stores.url import open_sync_store
 
-    store: Any = SyncEncryptedStore(open_sync_store(postgres_url), RING)
+    store: Any = SyncEncryptedStore(open_sync_store(patient(postgres_url)), RING)
     key = StorageKey("sealed-k-1")
     completed(store, key)
     reply = acquire(store, key, owner=b"p" * 16)
@@ -239,7 +239,7 @@ def test_the_same_outcome_is_never_sealed_the_same_way_twice() -> None:
 
 
 @given(outcome=st.binary(max_size=200), key=st.text(max_size=20), fingerprint=st.binary(max_size=40))
-def test_whatever_is_sealed_opens_in_its_place_byte_for_byte(
+def test_a_sealed_outcome_opens_in_its_place_byte_for_byte(
     outcome: bytes, key: str, fingerprint: bytes
 ) -> None:
     place = {"key": StorageKey(key), "fingerprint": Fingerprint(fingerprint)}
@@ -319,7 +319,7 @@ def test_relabelling_a_record_with_another_key_of_the_ring_is_a_corrupt_record()
         b"[" * 100_000,
     ],
 )
-def test_what_is_no_sealed_outcome_is_a_corrupt_record(outcome: bytes) -> None:
+def test_an_outcome_that_is_not_sealed_is_a_corrupt_record(outcome: bytes) -> None:
     with pytest.raises(CorruptRecord):
         RING.unseal(outcome, key=KEY, fingerprint=FINGERPRINT)
 
@@ -401,7 +401,7 @@ def test_a_plain_outcome_is_refused_unless_it_is_accepted_by_word() -> None:
     assert acquire(accepting, OTHER_KEY, owner=b"p" * 16).outcome == OUTCOME
 
 
-def test_where_plain_outcomes_are_accepted_a_corrupt_one_is_still_handed_on_to_be_refused() -> None:
+def test_a_corrupt_outcome_is_refused_also_where_plain_ones_are_accepted() -> None:
     store = SyncEncryptedStore(
         Tampered(lambda reply: reply._replace(outcome=b"not json")), RING, accept_plain=True
     )

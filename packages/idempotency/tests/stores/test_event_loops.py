@@ -1,4 +1,4 @@
-"""Which stores may be used from a second event loop, and what the others say at the first call from one."""
+"""Stores that may be used from a second event loop, and the errors of the others at the first call from one."""
 
 from __future__ import annotations
 

@@ -7,49 +7,41 @@ of the kind was missing is part of it. A checker counts only if it finds broken 
 
 from __future__ import annotations
 
-import random
-import secrets
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import anyio
 import django_project
-import psycopg
 import pytest
-from broken_line import Break, Line
+from callers_of_a_store import CALLERS, FINGERPRINTS, RESOLUTION, histories
 from dynamodb_server import client_of
 from histories import Seen, explains, fences_rise
 from patience import PATIENCE
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from stores import KINDS, open_store
 
 from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Owner, Reply, Running, StorageKey
-from idempotency.errors import StoreUnavailable
 from idempotency.store import Store
 from idempotency.stores.django import SyncDjangoStore
 from idempotency.stores.dynamodb import DynamoDBStore
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
-from idempotency.stores.postgres import PostgresStore
-from idempotency.stores.sqlalchemy import SQLAlchemyStore
+from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
 from idempotency.stores.threaded import ThreadedStore
-from idempotency.testing import Fault, FaultyStore
-from idempotency.testing._spec import Acquire, Complete, Release, Renew
+from idempotency.testing._spec import Acquire, Renew
 
 pytestmark = pytest.mark.anyio
 
-CALLERS, CALLERS_A_KEY = 16, 4
 ENGINES = ("postgresql+asyncpg", "mysql+asyncmy", "sqlite+aiosqlite")
-# They read the clock at another instant than they take effect: see `stores._sql.postgresql`.
-APART = frozenset({"PostgresStore", "SQLAlchemyStore", "DynamoDBStore"})
-RESOLUTION = 0.003  # s: Redis counts in milliseconds, at both ends
-FINGERPRINTS = (Fingerprint(b"\x01" * 32), Fingerprint(b"\x01" * 32), Fingerprint(b"\x02" * 32))
+SYNC_ENGINES = ("postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite")
+DJANGO = ("django", "django on postgresql", "django on mysql")
+# They read the clock at another instant than they take effect: see `stores._sql.postgresql_statements`, and
+# `stores.dynamodb`, where it is the caller's clock.
+APART = frozenset({"postgres", *ENGINES, *SYNC_ENGINES, *DJANGO, "dynamodb"})
 
 
 @pytest.fixture
@@ -57,11 +49,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[*KINDS, *ENGINES, "django", "dynamodb"])
+@pytest.fixture(params=[*KINDS, *ENGINES, *SYNC_ENGINES, *DJANGO, "dynamodb"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opener = {"django": over_django, "dynamodb": over_dynamodb}.get(request.param)
+    opener = over_dynamodb if request.param == "dynamodb" else None
     if request.param in ENGINES:
         opener = over_an_engine
+    elif request.param in SYNC_ENGINES:
+        opener = over_a_sync_engine
+    elif request.param in DJANGO:
+        opener = over_django
     if opener is not None:
         async with opener(request, tmp_path) as store:
             yield store
@@ -75,26 +71,44 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield store
 
 
+def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database, for the dialect and driver of the parameter."""
+    kind: str = request.param
+    if kind.startswith("sqlite"):
+        return f"{kind}:///{tmp_path}/records.db"
+    if kind.startswith("mysql"):
+        return f"{kind}://{request.getfixturevalue('mariadb_server_url')}"
+    given = conninfo_to_dict(request.getfixturevalue("postgres_url"))
+    return f"{kind}://{given.get('user', '')}@/{given.get('dbname', '')}?host={given['host']}"
+
+
 @asynccontextmanager
 async def over_an_engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    dialect, driver = request.param.split("+")
-    if dialect == "sqlite":
-        url = f"sqlite+{driver}:///{tmp_path}/records.db"
-    elif dialect == "mysql":
-        url = f"mysql+{driver}://{request.getfixturevalue('mariadb_server_url')}"
-    else:
-        given = conninfo_to_dict(request.getfixturevalue("postgres_url"))
-        url = f"postgresql+{driver}://{given.get('user', '')}@/{given.get('dbname', '')}?host={given['host']}"
-    store = SQLAlchemyStore(create_async_engine(url, pool_size=8), owns_engine=True, deadline=PATIENCE)
+    engine = create_async_engine(engine_url(request, tmp_path), pool_size=8)
+    store = SQLAlchemyStore(engine, owns_engine=True, deadline=PATIENCE)
     await store.create_schema()
     yield store
     await store.aclose()
 
 
 @asynccontextmanager
-async def over_django(_: pytest.FixtureRequest, __: Path) -> AsyncIterator[Store]:
+async def over_a_sync_engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    engine = create_engine(engine_url(request, tmp_path), pool_size=8)
+    inner = SyncSQLAlchemyStore(engine, owns_engine=True)
+    inner.create_schema()
+    store = ThreadedStore(inner)
+    yield store
+    await store.aclose()
+
+
+@asynccontextmanager
+async def over_django(request: pytest.FixtureRequest, _: Path) -> AsyncIterator[Store]:
     django_project.configure()
-    inner = SyncDjangoStore()
+    _, _, vendor = request.param.partition(" on ")
+    if vendor:
+        server = "postgres_url" if vendor == "postgresql" else "mariadb_server_url"
+        django_project.add_database(vendor, request.getfixturevalue(server))
+    inner = SyncDjangoStore(vendor or "default")
     with pytest.raises(RuntimeError, match="ThreadedStore"):
         inner.create_schema()
     await anyio.to_thread.run_sync(inner.create_schema)
@@ -113,141 +127,8 @@ async def over_dynamodb(request: pytest.FixtureRequest, _: Path) -> AsyncIterato
     client.close()
 
 
-def weather(chance: random.Random) -> Iterator[Fault | float | None]:
-    """Of a hundred calls ten are lost, half of them after they took effect, and ten are late."""
-    while True:
-        drawn = chance.random()
-        if drawn < 0.05:
-            yield Fault.FAIL_BEFORE
-        elif drawn < 0.10:
-            yield Fault.FAIL_AFTER
-        else:
-            yield chance.uniform(0.0, 0.005) if drawn < 0.20 else None
-
-
-_UNHEARD: ContextVar[list[tuple[float, float]]] = ContextVar(
-    "tries of the present call that lost their connection"
-)
-
-
-class Retelling(PostgresStore):
-    """Tells of each try whose answer was lost: it was a call of its own, whose effect may be over before the next."""
-
-    async def _execute_once(self, statement: str, values: Any) -> Any:
-        began = time.monotonic()
-        try:
-            return await super()._execute_once(statement, values)
-        except psycopg.Error:
-            _UNHEARD.get().append((began, time.monotonic()))
-            raise
-
-
-class Caller:
-    """One of those who share a key: it claims, dawdles, and shows signs of life, settles or gives up."""
-
-    def __init__(
-        self, store: Store, key: StorageKey, chance: random.Random, history: list[Seen], pace: float
-    ) -> None:
-        self.store = store
-        self.key = key
-        self.chance = chance
-        self.history = history
-        self.pace = pace  # all durations are multiplied by it
-
-    async def live(self, turns: int) -> None:
-        for _ in range(turns):
-            owner = Owner(secrets.token_bytes(16))
-            reply = await self.acquire(owner)
-            if reply is None and self.chance.random() < 0.5:
-                reply = await self.acquire(
-                    owner
-                )  # its answer was lost: the claim is as it was granted then (R2)
-            if isinstance(reply, Acquired):
-                await self.run(reply.claim)
-            elif reply is None:
-                await self.release(Claim(self.key, owner, 0, 0))
-            await anyio.sleep(self.chance.uniform(0.0, 0.01) * self.pace)
-
-    async def run(self, claim: Claim) -> None:
-        await anyio.sleep(self.chance.choice([0.0, 0.002, 0.02]) * self.pace)
-        for _ in range(self.chance.choice([0, 1, 2, 2])):
-            act = self.chance.choice([self.renew, self.renew, self.release, self.complete, self.complete])
-            await act(claim)
-
-    async def acquire(self, owner: Owner) -> Reply | None:
-        chance = self.chance
-        call = Acquire(
-            self.key,
-            chance.choice(FINGERPRINTS),
-            owner,
-            lease=chance.uniform(0.004, 0.02) * self.pace,
-            retention=chance.uniform(0.02, 0.05) * self.pace,
-            takeover=chance.random() < 0.9,
-        )
-        return await self.note(
-            call,
-            self.store.acquire(
-                self.key,
-                fingerprint=call.fingerprint,
-                owner=owner,
-                lease=call.lease,
-                retention=call.retention,
-                takeover=call.takeover,
-            ),
-        )
-
-    async def renew(self, claim: Claim) -> None:
-        lease = self.chance.uniform(0.004, 0.02) * self.pace
-        await self.note(Renew(self.key, claim.owner, lease), self.store.renew(claim, lease=lease))
-
-    async def complete(self, claim: Claim) -> None:
-        outcome, retention = (
-            b'{"n":%d}' % self.chance.randrange(10**9),
-            self.chance.uniform(0.01, 0.05) * self.pace,
-        )
-        await self.note(
-            Complete(self.key, claim.owner, outcome, retention),
-            self.store.complete(claim, outcome, retention=retention),
-        )
-
-    async def release(self, claim: Claim) -> None:
-        await self.note(Release(self.key, claim.owner), self.store.release(claim))
-
-    async def note(self, call: Any, asked: Any) -> Any:
-        unheard: list[tuple[float, float]] = []
-        _UNHEARD.set(unheard)
-        began = time.monotonic()
-        try:
-            reply = await asked
-        except StoreUnavailable:
-            reply = None
-        self.history.append(Seen(call, reply, began, time.monotonic()))
-        if not isinstance(call, Release):  # that one is never to be answered as if its first try had not been
-            self.history += [Seen(call, None, *tried) for tried in unheard]
-        return reply
-
-
-async def histories(
-    store: Store, *, seed: int, rounds: int, turns: int = 3, pace: float = 1.0
-) -> list[list[Seen]]:
-    """What was seen of each key, some keys at a time."""
-    chance = random.Random(seed)
-    faulty = FaultyStore(store)
-    for method in ("acquire", "renew", "complete", "release"):
-        faulty.inject(method, weather(chance))
-    found: list[list[Seen]] = []
-    for _ in range(rounds):
-        async with anyio.create_task_group() as tasks:
-            for _ in range(CALLERS // CALLERS_A_KEY):
-                key, history = StorageKey(f"linear-{secrets.token_hex(8)}"), []
-                found.append(history)
-                for _ in range(CALLERS_A_KEY):
-                    tasks.start_soon(Caller(faulty, key, chance, history, pace).live, turns)
-    return found
-
-
 def scarcest(found: list[list[Seen]]) -> int:
-    """How often the rarest of what must be seen was seen."""
+    """The count of the rarest of the events that a history must hold."""
     replies = [seen.reply for history in found for seen in history]
     kinds = Counter("lost" if reply is None else type(reply).__name__ for reply in replies)
     takeovers = sum(isinstance(reply, Acquired) and reply.claim.attempt > 1 for reply in replies)
@@ -255,42 +136,20 @@ def scarcest(found: list[list[Seen]]) -> int:
 
 
 @pytest.mark.timeout(400)
-async def test_what_sixteen_callers_saw_is_explained_by_the_rules(store: Store) -> None:
-    apart = type(store).__name__ in APART
+async def test_histories_of_sixteen_callers_are_linearizable(
+    store: Store, request: pytest.FixtureRequest
+) -> None:
+    kind = request.node.callspec.params["store"]
     found: list[list[Seen]] = []
     for seed in range(7, 11):  # on a busy machine most leases lapse before their work is done: then once more
-        rounds, pace = (4, 20.0) if isinstance(store, DynamoDBStore) else (16, 1.0)  # moto takes its time
+        rounds, pace = (4, 20.0) if kind == "dynamodb" else (16, 1.0)  # moto takes its time
         found += await histories(store, seed=seed, rounds=rounds, pace=pace)
         if scarcest(found) > 10:
             break
     assert scarcest(found) > 10, "these histories say too little"
     for history in found:
         told = "\n".join(map(repr, history))
-        assert explains(history, resolution=RESOLUTION, apart=apart), told
-        assert fences_rise(history), told
-
-
-def storm(chance: random.Random) -> Iterator[Break | None]:
-    while True:
-        yield chance.choice(list(Break)) if chance.random() < 0.02 else None
-
-
-async def test_what_they_saw_over_a_line_that_breaks_is_explained_too(
-    postgres_line: tuple[Line, str],
-) -> None:
-    """The driver finds its connection gone, and the store asks again: nothing may have happened twice or be denied."""
-    line, url = postgres_line
-    async with AsyncConnectionPool(url, min_size=4, max_size=8, open=False) as pool:
-        store = Retelling(pool, deadline=PATIENCE)
-        await pool.wait()
-        line.weather = storm(random.Random(1))
-        found = await histories(store, seed=3, rounds=12)
-        line.weather = iter(())
-        await store.aclose()
-    assert min(line.breaks[kind] for kind in Break) > 5, line.breaks
-    for history in found:
-        told = "\n".join(map(repr, history))
-        assert explains(history, resolution=RESOLUTION, apart=True), told
+        assert explains(history, resolution=RESOLUTION, apart=kind in APART), told
         assert fences_rise(history), told
 
 

@@ -141,7 +141,7 @@ async def overwrite(store: Any, key: StorageKey, outcome: bytes) -> None:
         forged(headers=[["x-tab", "a\tb"], ["x-latin", "é"]]),
     ],
 )
-async def test_what_could_have_been_recorded_is_replayed(outcome: bytes) -> None:
+async def test_a_recordable_response_is_replayed(outcome: bytes) -> None:
     store = MemoryStore()
     app = guard(Charges(), store, policy=POLICY)
     await call(app, key="k")

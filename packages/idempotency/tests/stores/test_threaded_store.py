@@ -102,7 +102,7 @@ def test_a_store_used_before_a_fork_has_threads_in_the_child_too() -> None:
         time.sleep(0.1)  # until its thread is idle: that is the one the child would wait for
         child = os.fork()
         if child == 0:
-            asyncio.run(asyncio.wait_for(store.get("k"), 5))
+            asyncio.run(asyncio.wait_for(store.get("k"), 30))
             os._exit(0)
         raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """

@@ -1,4 +1,4 @@
-"""What a handler writes into its own transaction is what the middleware or the decorator would have recorded."""
+"""A handler's `complete_in` writes what the middleware or the decorator would have recorded."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_redaction_holds_for_the_record_of_a_transaction(shop: Shop) -> No
     await store.aclose()
 
 
-async def test_what_is_no_response_is_refused_with_the_effect(shop: Shop) -> None:
+async def test_an_outcome_that_is_no_response_is_refused_and_rolls_the_effect_back(shop: Shop) -> None:
     store = shop.store()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

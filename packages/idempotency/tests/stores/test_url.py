@@ -112,7 +112,7 @@ async def test_postgresql_keeps_libpqs_own_options(postgres_url: str) -> None:
         ("postgresql://localhost/db?table=Drop%20it", "plain lower-case name"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_what_can(open_any, url: str, hint: str) -> None:
+def test_a_url_that_cannot_be_read_is_refused_with_a_hint(open_any, url: str, hint: str) -> None:
     with pytest.raises(ValueError, match=r".") as refused:
         open_any(url)
     assert hint in str(refused.value)

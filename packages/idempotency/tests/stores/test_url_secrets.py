@@ -136,7 +136,7 @@ PASSWORDS = st.text(
 def test_any_password_written_as_it_is_is_read_or_hidden(
     password: str, scheme: str, hosts: str, rest: str
 ) -> None:
-    """Of a password that is written unencoded no piece of four characters is shown."""
+    """Of a password that is written without percent-encoding no piece of four characters is shown."""
     url = f"{scheme}://user:{password}@{hosts}{rest}"
     pieces = {"Zq7" + password[3], password[-4:]}
     try:
@@ -180,5 +180,5 @@ def test_several_hosts_and_a_socket_are_told_to_libpq() -> None:
     )
 
 
-def test_what_is_no_url_stays_in_a_message() -> None:
+def test_text_that_is_no_url_stays_in_a_message() -> None:
     assert hide_urls("argument --limit: invalid int value: 'x'") == "argument --limit: invalid int value: 'x'"

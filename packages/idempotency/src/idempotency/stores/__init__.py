@@ -1,1 +1,5 @@
-"""Stores, each in a module of its own with its own driver: `memory`, `sqlite`, `redis`, `postgres`; `url` opens any."""
+"""
+Stores, each in a module of its own, named after its database or its library.
+
+`url` opens each of them but `django` from its URL. `encrypted` and `threaded` wrap another store.
+"""

@@ -1,5 +1,5 @@
 """
-The URL of a store, taken apart once, for the stores and for the doctor.
+Parses the URL of a store, for the stores and for the doctor.
 
 Nothing that is raised here quotes any of it, or is chained to an error that does: where a URL is written wrongly, a
 part of its password may stand anywhere in it.
@@ -113,7 +113,7 @@ def read_options(parts: StoreURL, readers: Mapping[str, Callable[[str], Any]]) -
         except ValueError:
             unreadable = name
     if unreadable is not None:  # raised here: the reader's own error quotes the value
-        raise ValueError(f"option {unreadable!r} of a {parts.scheme}: store cannot be read")
+        raise ValueError(f"option {unreadable!r} of a {parts.scheme}: store has a value that cannot be read")
     return options
 
 

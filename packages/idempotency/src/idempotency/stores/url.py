@@ -1,5 +1,5 @@
 """
-A store from one line of configuration.
+Opens a store from its URL, so that one line of configuration chooses it.
 
     memory:                                              options: max_records
     sqlite:///relative.db  sqlite:////absolute.db        table, busy_timeout, synchronous
@@ -69,7 +69,9 @@ def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None
         raise ValueError(f"unknown store scheme{shown}; there are {', '.join(_OPENERS)}")
     extra = {"adopt": adopt} if adopt is not None else {}
     if extra and opener is not _open_redis:
-        raise ValueError(f"a {parts.scheme}: store adopts nothing; only Redis holds values of others")
+        raise ValueError(
+            f"a {parts.scheme}: store adopts nothing; pass adopt only with the URL of a Redis store"
+        )
     try:
         return opener(parts, sync, **extra)
     except ModuleNotFoundError as error:
@@ -279,7 +281,7 @@ def _open_postgres(parts: StoreURL, sync: bool) -> Any:
 
 def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | None:
     """
-    What libpq is told, by its own keywords: it reads a URL otherwise than this library where a password is odd.
+    The connection as libpq's keywords: libpq reads a URL with an odd password otherwise than this library.
 
     Args:
         without: Options that are not libpq's.
@@ -323,13 +325,16 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     driver = driver or "pymysql"
     driver = (_DRIVERS if sync else _ASYNC_DRIVERS).get(driver, driver)
     host, port = parts.hosts[0] if parts.hosts else (None, None)
+    database = unquote(parts.path.removeprefix("/")) or None
+    if dialect == "sqlite" and database in {None, ":memory:"}:  # each connection would have one of its own
+        refuse(parts, f"takes the path of a file, such as {parts.scheme}:///records.db")
     url = sqlalchemy.URL.create(
         f"{dialect}+{driver}",
         username=parts.user,
         password=parts.password,
         host=host,
         port=port,
-        database=unquote(parts.path.removeprefix("/")) or None,
+        database=database,
         query={name: value for name, value in parts.query if name not in readers},
     )
     deadline = options.pop("deadline", 5.0)
@@ -339,7 +344,10 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(f"a {parts.scheme}: store needs the driver {error.name}") from error
     if engine is None:  # raised here: SQLAlchemy's own error quotes the URL
-        refuse(parts, f"has no driver {driver!r} that SQLAlchemy knows, or one of the other kind")
+        refuse(
+            parts,
+            f"has no driver {driver!r} that SQLAlchemy knows, or one that is async for a sync store or the reverse",
+        )
     if sync:
         return SyncSQLAlchemyStore(engine, owns_engine=True, **options)
     return SQLAlchemyStore(engine, owns_engine=True, deadline=deadline, **options)

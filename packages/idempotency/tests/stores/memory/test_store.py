@@ -93,7 +93,7 @@ class TestBounds:
         claim(store, "new")
         assert keys(store) == ["new", "retried"]
 
-    def test_of_records_made_together_a_full_store_forgets_the_oldest(self, clock: FakeClock) -> None:
+    def test_a_full_store_forgets_the_oldest_of_records_made_together(self, clock: FakeClock) -> None:
         """The newest is the one whose answer may still be on its way, and its client about to ask again."""
         store = SyncMemoryStore(max_records=3, clock=clock)
         for key in "abc":
@@ -251,7 +251,7 @@ class TestSweeping:
         clock.advance(60)
         assert [store.purge(limit=3), store.purge(limit=3), store.purge(limit=3)] == [3, 2, 0]
 
-    def test_what_is_gone_is_not_remembered_anywhere(self, clock: FakeClock) -> None:
+    def test_expired_records_leave_nothing_in_memory(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=10, clock=clock)
         for number in range(10_000):
             complete(store, f"k{number}", retention=60 + number % 7)

@@ -190,7 +190,7 @@ class TestSettings:
 
 
 class TestMisfits:
-    """What no repeat can cure is not called transient."""
+    """A failure that no repeat can cure is not called transient."""
 
     @pytest.fixture
     def stores(self, postgres_url: str) -> Iterator[SyncPostgresStore]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 from broken_line import Break, Line
-from patience import PATIENCE
+from patience import PATIENCE, until
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, Running, StorageKey
@@ -119,11 +119,9 @@ class TestLostReplies:
             with pytest.raises(psycopg.OperationalError):
                 await connection.commit()
             await connection.close()
-            async with asyncio.timeout(30):  # a server that was cut off rolls back when it finds out
-                while await scalar(
-                    hand, "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
-                ):
-                    await asyncio.sleep(0.01)
+            # A server that was cut off rolls back when it finds out.
+            idle = "SELECT count(*) = 0 FROM pg_stat_activity WHERE state = 'idle in transaction'"
+            await until(lambda: scalar(hand, idle))
             reply, effects = await ask(store, key), await scalar(hand, f"SELECT count(*) FROM {table}")
             assert (type(reply), effects) == ((Completed, 1) if lost is Break.AFTER else (Running, 0))
             await hand.execute(f"DROP TABLE {table}".encode())
@@ -140,7 +138,7 @@ class TestOtherTransactions:
     async def test_under_any_isolation_each_key_is_granted_once(
         self, level: str, postgres_url: str, key
     ) -> None:
-        """What cannot be serialized has had no effect, and is tried again; a caller may hear of it, and asks again."""
+        """A serialization failure has had no effect and is tried again; a caller that is told of it asks again."""
         runs: list[StorageKey] = []
 
         async def insisting(call: Callable[[], Awaitable[T]]) -> T:

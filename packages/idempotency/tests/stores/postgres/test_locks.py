@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import patience
 import psycopg
 import pytest
 from patience import PATIENCE
@@ -21,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
 from idempotency._core.types import Reply
-from idempotency.stores._sql.postgresql import Statements
+from idempotency.stores._sql.postgresql_statements import Statements
 from idempotency.stores.postgres import PostgresStore
 
 pytestmark = pytest.mark.anyio
@@ -95,9 +96,8 @@ class Race:
 
     async def until_waiting(self, callers: int = 1) -> None:
         """Return once so many callers wait for a lock."""
-        async with asyncio.timeout(15):
-            while await self.scalar("SELECT count(*) FROM pg_locks WHERE NOT granted") < callers:
-                await asyncio.sleep(0.002)
+        waiting = f"SELECT count(*) >= {callers} FROM pg_locks WHERE NOT granted"
+        await patience.until(lambda: self.scalar(waiting))
 
 
 async def ask(
@@ -116,7 +116,7 @@ async def granted(store: PostgresStore, key: StorageKey = KEY, **durations: floa
 async def lapsed(race: Race, key: StorageKey = KEY, *, retention: float = 60.0) -> Claim:
     """A claim whose lease is over, and with a short *retention* the whole record."""
     claim = await granted(race.store, key, lease=0.001, retention=retention)
-    await asyncio.sleep(0.005)
+    await (patience.lapsed if retention > 1 else patience.forgotten)(race.store, key)
     return claim
 
 
@@ -134,7 +134,7 @@ async def fences_rise(race: Race) -> bool:
     await race.until_waiting()
     second = asyncio.create_task(ask(race.store, lease=0.01))
     await settled_or_waiting(race, second, 2)
-    await asyncio.sleep(0.02)
+    await patience.lapsed(race.store, KEY)
     await race.open_gate()
     claims = [reply.claim for reply in (await first, await second) if isinstance(reply, Acquired)]
     claims.sort(key=lambda claim: claim.attempt)
@@ -199,13 +199,12 @@ async def a_sweep_waits_for_nobody(race: Race) -> bool:
 async def behind_a_row_lock(
     race: Race, call: Callable[[], Awaitable[object]], *, until: str = "SELECT true"
 ) -> tuple[Any, Any]:
-    """What *call* answers that waited for the row until a query was true; and when that was, by the server's clock."""
+    """Returns the answer of a *call* that waited for the row until a query was true, and the time by the server."""
     async with race.pool.connection() as other, other.transaction():
         await other.execute(f"SELECT FROM {race.table} FOR UPDATE".encode())
         waiting = asyncio.ensure_future(call())
         await race.until_waiting()
-        while not await race.scalar(until):
-            await asyncio.sleep(0.005)
+        await patience.until(lambda: race.scalar(until))
         freed = await race.now()
     return await waiting, freed
 
@@ -240,7 +239,7 @@ async def what_expires_at_the_lock_is_gone(race: Race) -> bool:
 
 @dataclass(frozen=True)
 class Guard:
-    """What is taken out of which statement, and the race that then goes wrong."""
+    """A guard taken out of a statement, and the race that then goes wrong."""
 
     statement: str
     guard: str

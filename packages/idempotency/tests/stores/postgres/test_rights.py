@@ -1,4 +1,4 @@
-"""Which rights suffice: the ones that docs/stores.md lists, and no CREATE."""
+"""The rights that docs/stores.md lists suffice, without CREATE."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Place:
     url: str
 
     def grant(self) -> None:
-        """What docs/stores.md says, to the letter, with these names."""
+        """Grants the rights exactly as docs/stores.md prints them, with these names."""
         text = (
             DOCUMENTED.read_text().partition("<!-- grants -->")[2].partition("```sql")[2].partition("```")[0]
         )

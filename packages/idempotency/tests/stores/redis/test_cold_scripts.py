@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from patience import PATIENCE
+from patience import PATIENCE, until
 from redis_servers import Cluster, Server
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey
@@ -38,7 +38,7 @@ def keys(many: int) -> list[StorageKey]:
 
 
 def counts(client: redis.Redis) -> tuple[int, int]:
-    """How many EVALSHA failed for want of a script, and how many EVAL carried a text."""
+    """Counts the EVALSHA calls that failed for a missing script, and the EVAL calls that carried its text."""
     failed = int(client.info("errorstats").get("errorstat_NOSCRIPT", {"count": 0})["count"])
     evals = client.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"]
     return failed, evals
@@ -80,12 +80,14 @@ async def test_after_a_restart_one_call_finds_out_and_the_others_wait(own_redis:
     own_redis.stop()
     own_redis.start()
     with own_redis.client() as client:
-        for _ in range(200):
+
+        def is_up() -> bool:
             try:
-                client.ping()
-                break
+                return bool(client.ping())
             except redis.ConnectionError:
-                await asyncio.sleep(0.02)  # until the server is up
+                return False
+
+        await until(is_up)
         await claim_all(store, 2_000)
         assert max(counts(client)) <= 1
     await store.aclose()

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import pytest
 import redis
 import redis.asyncio
@@ -332,7 +333,7 @@ class TestCancellation:
             await warm_up(store)
             own_redis.freeze()
             calls = [asyncio.create_task(ask(store, StorageKey(f"k-{number}"))) for number in range(4)]
-            await asyncio.sleep(0.05)
+            await anyio.wait_all_tasks_blocked()
             await store.aclose()
             answers = await asyncio.gather(*calls, return_exceptions=True)
             own_redis.thaw()

@@ -92,7 +92,7 @@ def test_the_same_without_an_event_loop(client: redis.Redis, key: StorageKey) ->
     store.close()
 
 
-async def test_what_is_kept_of_a_released_key_can_be_read_and_ends_with_the_retention(
+async def test_the_fence_kept_of_a_released_key_is_readable_and_ends_with_the_retention(
     store, client, key
 ) -> None:
     reply = await store.acquire(key, owner=new_owner(), **ASK)
@@ -102,7 +102,7 @@ async def test_what_is_kept_of_a_released_key_can_be_read_and_ends_with_the_rete
     assert 0 < client.ttl(kept) <= ASK["retention"]
 
 
-async def test_what_is_kept_is_no_record(store, client, key) -> None:
+async def test_a_kept_fence_is_not_a_record(store, client, key) -> None:
     """Neither listed nor found: an operator sees records alone."""
     reply = await store.acquire(key, owner=new_owner(), **ASK)
     await store.release(reply.claim)

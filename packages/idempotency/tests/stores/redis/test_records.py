@@ -1,4 +1,4 @@
-"""What is in Redis: readable, byte for byte, alive as long as it should be, and granted once."""
+"""Records in Redis: readable, byte for byte, alive as long as they should be, and granted once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a real server refuses, in its own words: the caller is told what to do, at once, and nothing was claimed."""
+"""Refusals of a real server, in its own words: the caller is told at once what to do, and nothing was claimed."""
 
 from __future__ import annotations
 

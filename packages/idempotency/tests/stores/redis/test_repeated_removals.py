@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from patience import PATIENCE
+from patience import PATIENCE, patient, until
 from redis_proxy import Proxy
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
@@ -99,8 +98,10 @@ async def test_a_renewal_and_a_completion_unheard_are_repeated_and_true(store, r
 
 async def test_a_connection_that_was_lost_before_the_call_leaves_no_doubt(store, redis_proxy, key) -> None:
     """Nothing had been sent, so a record that is not there was not there."""
+    connection = store._to(store._only)._connection
+    assert connection is not None
     redis_proxy.cut()
-    await asyncio.sleep(0.05)  # until the loop has heard of it
+    await until(lambda: connection.lost)
     assert await store.forget(key) is False
 
 
@@ -139,7 +140,7 @@ def test_the_command_does_not_say_that_nothing_was_freed(
         reply = store.acquire(key, owner=new_owner(), **ASK)
         assert isinstance(reply, Acquired)
         store.complete(reply.claim, b'{"format":1,"outcome":"value","value":1}', retention=60.0)
-        url = f"redis://127.0.0.1:{redis_proxy.port}/0"
+        url = patient(f"redis://127.0.0.1:{redis_proxy.port}/0")
         assert main(["show", key, "--stored", "--store", url]) == 0  # get.lua is known from here on
         store.forget(StorageKey(f"{key}-none"))  # and so is forget.lua
         capsys.readouterr()

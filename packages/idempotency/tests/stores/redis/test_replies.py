@@ -48,7 +48,7 @@ def test_replies_do_not_depend_on_where_the_network_cuts_them(values: list[Reply
 
 
 @given(data=st.binary(max_size=300), places=st.lists(st.integers(0, 300), max_size=5))
-def test_whatever_comes_is_read_or_refused(data: bytes, places: list[int]) -> None:
+def test_any_input_is_read_or_refused(data: bytes, places: list[int]) -> None:
     replies = Replies()
     try:
         for piece in cut(data, places):
@@ -101,7 +101,7 @@ def test_a_redirection_says_where_to() -> None:
         b"\r\n",
     ],
 )
-def test_what_is_no_reply_is_refused(data: bytes) -> None:
+def test_an_invalid_reply_is_refused(data: bytes) -> None:
     with pytest.raises(failures.InvalidResponse):
         Replies().feed(data)
 

@@ -20,10 +20,10 @@ from patience import PATIENCE
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
-from idempotency.errors import IsolationConflict, StoreError
+from idempotency.errors import IsolationConflict
 from idempotency.stores.encrypted import EncryptedStore, KeyRing, SyncEncryptedStore
 from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
 from idempotency.stores.sqlite import SQLiteStore, SyncSQLiteStore
@@ -54,6 +54,16 @@ class Boom(Exception):
     pass
 
 
+class Base(DeclarativeBase):
+    pass
+
+
+class Named(Base):
+    __tablename__ = "named"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
 class Database:
     """One database that has effects and records."""
 
@@ -63,6 +73,8 @@ class Database:
         with self.engine().begin() as connection:
             connection.exec_driver_sql("DROP TABLE IF EXISTS charge_in")
             connection.exec_driver_sql("CREATE TABLE charge_in (cents INTEGER)")
+            Base.metadata.drop_all(connection)
+            Base.metadata.create_all(connection)
 
     def engine(self, **options: Any) -> sa.Engine:
         driver = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite"}[self.backend]
@@ -275,20 +287,46 @@ class TestSQLAlchemy:
     def test_an_effect_that_fails_at_the_flush_is_its_own_error(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
-        metadata = sa.MetaData()
-        missing = sa.Table("no_such_table", metadata, sa.Column("id", sa.Integer, primary_key=True))
-
-        from sqlalchemy.orm import registry
-
-        class Thing:
-            pass
-
-        registry().map_imperatively(Thing, missing)
         granted = claimed(sync_store, key)
         with Session(database.engine(), autoflush=False) as session:
-            session.add(Thing())
-            with pytest.raises((StoreError, sa.exc.SQLAlchemyError)):
+            session.add_all([Named(name="twice"), Named(name="twice")])
+            with pytest.raises(sa.exc.IntegrityError):
                 sync_store.complete_in(session, granted, OUTCOME, retention=60.0)
+            with pytest.raises(sa.exc.PendingRollbackError):
+                sync_store.complete_in(session, granted, OUTCOME, retention=60.0)
+        assert sync_store.get(key).outcome is None
+
+    def test_a_session_in_which_nothing_may_begin_says_so_itself(
+        self, database: Database, sync_store: Any, key: StorageKey
+    ) -> None:
+        with (
+            Session(database.engine(), autobegin=False) as session,
+            pytest.raises(sa.exc.InvalidRequestError, match=r"call session.begin\(\)"),
+        ):
+            sync_store.complete_in(session, claimed(sync_store, key), OUTCOME, retention=60.0)
+
+    def test_a_session_with_a_bind_for_each_mapper_is_refused_with_what_to_give(
+        self, database: Database, sync_store: Any, key: StorageKey
+    ) -> None:
+        granted = claimed(sync_store, key)
+        with Session(binds={Named: database.engine()}) as session:
+            session.add(Named(name="one"))
+            with pytest.raises(ValueError, match="bind_arguments"):
+                sync_store.complete_in(session, granted, OUTCOME, retention=60.0)
+            connection = session.connection(bind_arguments={"mapper": Named})
+            assert sync_store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
+            session.commit()
+        assert sync_store.get(key).outcome == OUTCOME
+
+    def test_a_savepoint_of_the_sessions_connection_is_refused(
+        self, database: Database, sync_store: Any, key: StorageKey
+    ) -> None:
+        granted = claimed(sync_store, key)
+        with Session(database.engine()) as session:
+            session.execute(sa.text(INSERT))
+            with session.connection().begin_nested(), pytest.raises(ValueError, match="savepoint"):
+                sync_store.complete_in(session, granted, OUTCOME, retention=60.0)
+            session.commit()
         assert sync_store.get(key).outcome is None
 
     def test_a_snapshot_that_is_too_old_is_a_conflict(
@@ -411,6 +449,16 @@ class TestEventLoop:
             async with session.begin_nested():
                 with pytest.raises(ValueError, match="savepoint"):
                     await async_store.complete_in(session, granted, OUTCOME, retention=60.0)
+        assert (await async_store.get(key)).outcome is None
+
+    async def test_an_effect_that_fails_at_the_flush_is_its_own_error(
+        self, database: Database, async_store: Any, key: StorageKey, driver: str
+    ) -> None:
+        granted = await claimed_async(async_store, key)
+        async with AsyncSession(database.async_engine(driver)) as session:
+            session.add_all([Named(name="twice"), Named(name="twice")])
+            with pytest.raises(sa.exc.IntegrityError):
+                await async_store.complete_in(session, granted, OUTCOME, retention=60.0)
         assert (await async_store.get(key)).outcome is None
 
     async def test_inside_run_sync_the_plain_session_does(

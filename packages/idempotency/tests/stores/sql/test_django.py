@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
+from django_project import database_settings
 
-PROJECT = Path(__file__).with_name("django_project.py")
+PROJECT = Path(__file__).with_name("django_commands.py")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     if request.param == "sqlite":
         return {
@@ -22,13 +22,8 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
             "NAME": str(tmp_path / "db.sqlite3"),
             "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL"},
         }
-    given = conninfo_to_dict(request.getfixturevalue("postgres_url"))
-    return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": given.get("dbname", "postgres"),
-        "USER": given.get("user", ""),
-        "HOST": given["host"],
-    }
+    server = "postgres_url" if request.param == "postgresql" else "mariadb_server_url"
+    return database_settings(request.param, request.getfixturevalue(server))
 
 
 def manage(database: dict[str, Any], command: str) -> Any:
@@ -81,6 +76,7 @@ import sys, json
 from contextlib import contextmanager
 from django.conf import settings
 settings.configure(DATABASES={"default": json.loads(DATABASE)}, INSTALLED_APPS=[])
+import pymysql; pymysql.install_as_MySQLdb()
 import django; django.setup()
 from idempotency.stores.django import SyncDjangoStore
 from idempotency.testing import RealClock, StoreContract

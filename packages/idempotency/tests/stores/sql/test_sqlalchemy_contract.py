@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from patience import PATIENCE
+from patience import PATIENCE, forgotten_sync
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -124,6 +124,7 @@ class TestAiosqliteContract(_Async):
 def test_eight_threads_at_two_hundred_keys_run_each_once(url_of: Callable[[str], sa.URL], kind: str) -> None:
     batch = secrets.token_hex(6)
     keys = [StorageKey(f"race-{batch}-{number}") for number in range(200)]
+    completed = {key: threading.Event() for key in keys}
     with opened(url_of(kind)) as store:
 
         def work(_: int) -> list[StorageKey]:
@@ -134,10 +135,11 @@ def test_eight_threads_at_two_hundred_keys_run_each_once(url_of: Callable[[str],
                     if isinstance(reply, Completed):
                         break
                     if isinstance(reply, Running):
-                        time.sleep(0.001)  # another thread is about to complete it
+                        assert completed[key].wait(PATIENCE)
                         continue
                     won.append(key)
                     assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
+                    completed[key].set()
             return won
 
         with ThreadPoolExecutor(8) as threads:
@@ -191,10 +193,10 @@ def test_operators_can_list_and_purge(url_of: Callable[[str], sa.URL], kind: str
             seen += [record.key for record in page.records]
             cursor, first = page.cursor, False
         assert [key for key in seen if key.startswith(batch)] == keys
-        for number in range(7):
-            name = StorageKey(f"{batch}-old-{number}")
+        old = [StorageKey(f"{batch}-old-{number}") for number in range(7)]
+        for name in old:
             store.acquire(name, fingerprint=ASK["fingerprint"], owner=owner(), lease=0.001, retention=0.001)
-        time.sleep(0.02)  # the server judges expiry by its own clock
+        forgotten_sync(store, *old)
         assert store.purge(limit=5) == 5
         assert store.purge(limit=5) == 2
 
@@ -288,7 +290,7 @@ def test_the_drivers_own_store_has_the_same_records(
 
 @pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE"])
 @pytest.mark.parametrize("kind", SYNC)
-def test_whatever_isolation_the_engine_has_a_key_is_granted_once(
+def test_a_key_is_granted_once_under_every_isolation_level(
     url_of: Callable[[str], sa.URL], kind: str, level: Any
 ) -> None:
     key = StorageKey(f"level-{secrets.token_hex(6)}")
@@ -325,6 +327,27 @@ def test_connections_that_died_are_replaced(url_of: Callable[[str], sa.URL], kin
                     kill["postgresql"].replace(" AND application_name = 'doomed'", "")
                 ).all()
         assert store.renew(reply.claim, lease=30.0) is True
+
+
+def test_a_connection_of_a_driver_that_cannot_be_joined_is_refused_by_what_is_taken(
+    url_of: Callable[[str], sa.URL],
+) -> None:
+    with opened(url_of("mysql+pymysql")) as store:
+        granted = store.acquire(StorageKey(f"raw-{secrets.token_hex(6)}"), owner=owner(), **ASK).claim
+        raw = store._engine.raw_connection()
+        with pytest.raises(TypeError, match=r"Session or Connection or Django's connection, not pymysql"):
+            store.complete_in(raw.driver_connection, granted, b"{}", retention=60.0)
+        raw.close()
+
+
+def test_a_transaction_that_may_not_write_is_said_to_be_read_only(url_of: Callable[[str], sa.URL]) -> None:
+    with opened(url_of("mysql+pymysql")) as store:
+        granted = store.acquire(StorageKey(f"read-{secrets.token_hex(6)}"), owner=owner(), **ASK).claim
+        with sa.create_engine(url_of("mysql+pymysql"), poolclass=sa.NullPool).connect() as connection:
+            connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
+            connection.rollback()
+            with pytest.raises(StoreUnavailable, match="read-only"):
+                store.complete_in(connection, granted, b"{}", retention=60.0)
 
 
 def test_a_missing_table_is_said_to_be_missing(url_of: Callable[[str], sa.URL]) -> None:

@@ -95,7 +95,7 @@ def test_a_schema_can_be_created_everywhere(url: str, tmp_path: Path) -> None:
         ("postgresql+pg8000://u:hidden@h/d", "other kind|no driver|needs the driver"),
     ],
 )
-def test_what_cannot_be_opened_is_refused_without_its_password(url: str, told: str) -> None:
+def test_a_url_that_cannot_be_opened_is_refused_without_its_password(url: str, told: str) -> None:
     with pytest.raises((ValueError, ImportError), match=told) as caught:
         open_store(url)
     error: BaseException | None = caught.value
@@ -116,7 +116,7 @@ def test_options_reach_the_store(urls: Callable[[str], str]) -> None:
 def test_the_command_and_its_doctor_take_them(
     scheme: str, urls: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = urls(scheme)
+    url = patient(urls(scheme))
     store = open_sync_store(url)
     store.create_schema()
     key = StorageKey(f"cli-{secrets.token_hex(6)}")

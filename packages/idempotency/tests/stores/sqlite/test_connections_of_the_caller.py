@@ -187,7 +187,7 @@ class TestSnapshots:
 
 
 class TestMisfits:
-    """What no repeat can cure is not called transient."""
+    """A failure that no repeat can cure is not called transient."""
 
     def test_a_connection_that_is_closed(self, store: Any, path: Path) -> None:
         granted = claimed(store)
@@ -208,7 +208,7 @@ class TestMisfits:
         assert not isinstance(caught.value, StoreUnavailable)
 
     @pytest.mark.parametrize("connection", [None, "shop.db", object(), 5])
-    def test_what_is_no_connection_is_a_type_error_that_says_what_is(
+    def test_any_other_object_than_a_connection_is_a_type_error_that_lists_the_kinds(
         self, store: Any, connection: Any
     ) -> None:
         with pytest.raises(TypeError, match=r"sqlite3\.Connection.*Session.*Django"):

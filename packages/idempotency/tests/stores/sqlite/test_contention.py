@@ -11,13 +11,15 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from patience import PATIENCE, until, until_sync
 from store_calls import FINGERPRINT, KEY, acquire, claim
 
 from idempotency import Acquired, Completed, Owner, Running
@@ -80,7 +82,7 @@ class TestContention:
         thread.join()
 
     def test_threads_take_turns_on_one_store(self, path: Path) -> None:
-        with closing(SyncSQLiteStore(path)) as store:
+        with closing(SyncSQLiteStore(path, busy_timeout=PATIENCE)) as store:
             granted: list[Reply] = []
 
             def work() -> None:
@@ -98,7 +100,7 @@ class TestContention:
             import secrets, sys
             from idempotency.stores.sqlite import SyncSQLiteStore
             sys.stdin.readline()  # all start together
-            store = SyncSQLiteStore({str(path)!r})
+            store = SyncSQLiteStore({str(path)!r}, busy_timeout={PATIENCE})
             ask = dict(fingerprint=b"f" * 32, lease=30.0, retention=60.0)
             replies = [store.acquire(f"k{{n}}", owner=secrets.token_bytes(16), **ask) for n in range(100)]
             print(sum(type(reply).__name__ == "Acquired" for reply in replies))
@@ -136,9 +138,14 @@ class TestContention:
             assert process.stdout.readline() == "claimed\n"
             process.send_signal(signal.SIGKILL)
         with closing(SyncSQLiteStore(path)) as store:
-            deadline = time.monotonic() + 5
-            while isinstance(reply := acquire(store), Running) and time.monotonic() < deadline:
-                time.sleep(min(reply.lease_left, 0.05))
+            replies: list[Reply] = []
+
+            def takes_over() -> bool:
+                replies.append(acquire(store))
+                return not isinstance(replies[-1], Running)
+
+            until_sync(takes_over)
+            reply = replies[-1]
             assert isinstance(reply, Acquired)
             assert reply.claim.attempt == 2
 
@@ -191,10 +198,16 @@ class TestLoop:
         assert isinstance(await self.ask(store), Completed)
 
     async def test_a_locked_file_is_waited_for_without_stopping_the_loop(
-        self, store: SQLiteStore, path: Path
+        self, store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        waiting = threading.Event()
+        wait_in_a_thread = store._patient.run
 
-        ticks = 0
+        def told(call: Any) -> Any:
+            waiting.set()
+            return wait_in_a_thread(call)
+
+        monkeypatch.setattr(store._patient, "run", told)
         replies: list[Reply] = []
 
         async def claim_it() -> None:
@@ -204,9 +217,9 @@ class TestLoop:
             other.execute("BEGIN IMMEDIATE")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(claim_it)
-                while ticks < 20:
-                    await anyio.sleep(0.005)
-                    ticks += 1
+                await until(waiting.is_set)
+                for _ in range(20):
+                    await anyio.lowlevel.checkpoint()
                 assert replies == [], "the claim must wait for the writer"
                 other.execute("COMMIT")
         assert isinstance(replies[0], Acquired)
@@ -263,8 +276,8 @@ def test_effects_committed_with_their_record_happen_once_whatever_is_killed(path
                     os.write(1, f"{{step}}\\n".encode())
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            store = SyncSQLiteStore({str(path)!r})
-            app = sqlite3.connect({str(path)!r}, timeout=10)
+            store = SyncSQLiteStore({str(path)!r}, busy_timeout={PATIENCE})
+            app = sqlite3.connect({str(path)!r}, timeout={PATIENCE})
             for number in range(40):
                 key = f"k{{number}}"
                 while True:

@@ -1,1 +1,1 @@
-"""What the stores over SQL databases share: statements, records by dialect, and other people's connections."""
+"""The base of the SQL stores: statements, records by dialect, and connections of the caller."""

@@ -1,5 +1,5 @@
 """
-Connections that belong to the application: what `complete_in` takes, and how a statement runs in their transaction.
+Runs the statements of `complete_in` on the application's own connection, in its transaction.
 
 A statement always goes through what the caller gave (its session, its wrapper), never through a driver's connection
 taken out of it: SQLAlchemy and Django begin the transaction themselves, at the first statement that they see, and what
@@ -9,44 +9,17 @@ went round them would be committed alone. No framework is imported here that the
 from __future__ import annotations
 
 import sqlite3
-import sys
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
+from idempotency.stores._sql.caller_errors import autocommitting, is_a, nested, other_backend
 from idempotency.stores._sql.statement import render
 from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive, drive_async
 
-__all__ = [
-    "AsyncCaller",
-    "Caller",
-    "async_caller",
-    "autocommitting",
-    "commits_each",
-    "is_a",
-    "nested",
-    "of_a_driver",
-    "sync_caller",
-    "wrong_kind",
-]
+__all__ = ["AsyncCaller", "Caller", "async_caller", "commits_each", "sync_caller"]
 
 T = TypeVar("T")
 
-_DRIVERS: Final = frozenset(
-    (
-        "MySQLdb",
-        "aiosqlite",
-        "asyncmy",
-        "asyncpg",
-        "django",
-        "pg8000",
-        "psycopg",
-        "psycopg2",
-        "psycopg_pool",
-        "pymysql",
-        "sqlalchemy",
-        "sqlite3",
-    )
-)
 _BACKENDS: Final = {"mariadb": "mysql"}  # a dialect's name -> the backend it speaks to, where the two differ
 
 
@@ -83,6 +56,8 @@ def sync_caller(connection: object, backend: str) -> Caller | None:
         backend: "postgresql", "mysql" or "sqlite": where the store's records are.
     Raises:
         ValueError: It leads to another kind of database, commits every statement, or is inside a savepoint.
+
+    What a session raises that cannot write its effects, or has no transaction to write them in, comes as it is.
     """
     if is_a(connection, "sqlalchemy.orm", "scoped_session"):
         connection = connection()  # type: ignore[operator]
@@ -123,60 +98,6 @@ def async_caller(connection: object, backend: str) -> AsyncCaller | None:
     return None
 
 
-def is_a(value: object, module: str, *names: str) -> bool:
-    """Whether *value* is of one of the classes *names*; where nobody has imported their *module*, it is not."""
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(
-        value, tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
-    )
-
-
-def of_a_driver(error: BaseException) -> bool:
-    """Whether a database driver, or the framework round one, raised *error*; else it is ours or the caller's."""
-    return isinstance(error, OSError) or any(
-        kind.__module__.partition(".")[0] in _DRIVERS for kind in type(error).__mro__
-    )
-
-
-def wrong_kind(store: object, connection: object, *takes: str, instead: str = "") -> TypeError:
-    """
-    That *store* cannot complete in *connection*, and what it takes.
-
-    Args:
-        instead: Which store takes connections of the other kind, with an event loop or without.
-    """
-    *most, last = takes
-    kind = type(connection)
-    advice = f"; {instead}" if instead else ""
-    return TypeError(
-        f"complete_in of {type(store).__name__} takes {', '.join(most)} or {last}, not "
-        f"{kind.__module__}.{kind.__qualname__}{advice}"
-    )
-
-
-def autocommitting() -> ValueError:
-    """The connection would commit the record alone."""
-    return ValueError(
-        "complete_in needs a transaction, and this connection commits every statement: begin one and make the effect "
-        "in it first; the record joins it"
-    )
-
-
-def nested() -> ValueError:
-    """A savepoint may be rolled back while the effect stays."""
-    return ValueError(
-        "complete_in was called inside a savepoint, which can be rolled back while the outer transaction commits the "
-        "effect: call it in the outermost block of the transaction"
-    )
-
-
-def _other_backend(name: str, backend: str) -> ValueError:
-    return ValueError(
-        f"this connection leads to {name}, and this store's records are in {backend}: effect and record must share "
-        "one database"
-    )
-
-
 # SQLAlchemy.
 
 
@@ -184,9 +105,24 @@ def _of_session(session: Any, backend: str) -> Caller:
     if session.in_nested_transaction():
         raise nested()
     session.flush()  # effects first: what they violate is their error, not the record's
-    connection = session.connection()
-    # A session that a test joined to an outer transaction works in a savepoint of its own, and commits that.
-    return _SQLAlchemy(connection, backend, tests=connection.in_nested_transaction())
+    connection = _only_connection(session)
+    tests = connection.in_nested_transaction()
+    # A session that a test bound to a connection works in a savepoint of its own there, and commits that.
+    if tests and not is_a(session.get_bind(), "sqlalchemy.engine", "Connection"):
+        raise nested()
+    return _SQLAlchemy(connection, backend, tests=tests)
+
+
+def _only_connection(session: Any) -> Any:
+    from sqlalchemy.exc import UnboundExecutionError
+
+    try:
+        return session.connection()
+    except UnboundExecutionError as error:
+        raise ValueError(
+            "this session has no bind, or one for each mapper, so it does not say where the record belongs: give "
+            "complete_in the connection that the effect is made by, session.connection(bind_arguments={...})"
+        ) from error
 
 
 def _of_connection(connection: Any, backend: str) -> Caller:
@@ -199,7 +135,7 @@ class _SQLAlchemy:
     def __init__(self, connection: Any, backend: str, *, tests: bool) -> None:
         dialect = connection.dialect
         if _BACKENDS.get(dialect.name, dialect.name) != backend:
-            raise _other_backend(dialect.name, backend)
+            raise other_backend(dialect.name, backend)
         self.tests = tests
         self._connection = connection
         self._paramstyle: str = dialect.paramstyle
@@ -266,7 +202,7 @@ class _AsyncSQLAlchemy:
 
 def _of_django(connection: Any, backend: str) -> Caller:
     if connection.vendor != backend:
-        raise _other_backend(connection.vendor, backend)
+        raise other_backend(connection.vendor, backend)
     if not connection.in_atomic_block and connection.get_autocommit():
         raise autocommitting()
     # One atomic block inside another is a savepoint, unless a TestCase opened the outer one.
@@ -292,6 +228,7 @@ class _Django:
 
     def _execute(self, query: Query) -> Result:
         from django.db import Error
+        from django.db.transaction import TransactionManagementError
 
         text, params = render(query.sql, query.values, "format")
         try:
@@ -299,6 +236,10 @@ class _Django:
                 cursor.execute(text, params)
                 rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
                 return Result(rows, cursor.rowcount)
+        except (
+            TransactionManagementError
+        ):  # its cause is what failed before, which may be the application's own error
+            raise
         except Error as error:
             raise (error.__cause__ or error) from error
 
@@ -336,8 +277,6 @@ def _has_no_transaction(connection: Any) -> bool:
 
 class _Sqlite3:
     def __init__(self, connection: sqlite3.Connection) -> None:
-        if not connection.in_transaction:
-            raise autocommitting()
         self.tests = False
         self._connection = connection
 
@@ -345,6 +284,8 @@ class _Sqlite3:
         return drive(steps, self._run)
 
     def _run(self, step: Query | Begin) -> Result:
+        if not self._connection.in_transaction:  # raises where it is closed, and that is translated here
+            raise autocommitting()
         query = step.lock if isinstance(step, Begin) else step
         if query is None:
             return Result([], 0)

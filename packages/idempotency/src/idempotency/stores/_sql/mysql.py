@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from idempotency._core.errors import StoreError
 from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
@@ -33,13 +34,17 @@ __all__ = ["MysqlRecords"]
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}(\.[a-z_][a-z0-9_]{0,50})?")
 _SWEEP = 2  # expired rows that a completion deletes: more than it adds, so that the table shrinks under load
 _PURGE_BATCH = 500
+_LARGE = 1_000_000  # bytes; the smallest max_allowed_packet in use is 1 MiB
 _GONE_LIFE = 86_400.0  # s that the fence of a record without a known retention is kept
 
-# Microseconds since 1970. UTC_TIMESTAMP stands still while a statement waits for a lock and SYSDATE does not, but only
-# the first ignores the session's time zone and its changes of summer time: so what has passed since is added.
+# Microseconds since 1970. UTC_TIMESTAMP stands still while a statement waits for a lock and SYSDATE does not: the time
+# since then is added. SYSDATE is in the session's time zone: by its wall clock a change to summer time adds an hour,
+# and by UNIX_TIMESTAMP the hour that comes twice in autumn can add one. The smaller of the two is never too much, so a
+# live lease never looks lapsed.
 _NOW = (
     "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
-    " + GREATEST(TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)), 0))"
+    " + GREATEST(LEAST(TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)),"
+    " (UNIX_TIMESTAMP(SYSDATE(6)) - UNIX_TIMESTAMP(NOW(6))) * 1000000), 0))"
 )
 
 # Bytes rather than text: they are compared exactly, trailing blanks and all.
@@ -82,7 +87,7 @@ _COLUMNS = ", ".join(_Row._fields)
 
 class MysqlRecords:
     """
-    What a store does with one table, as steps for whoever has the connection.
+    A store's operations on one table, as steps for the code that has the connection.
 
     Args:
         table: A plain lower-case name, or database.name.
@@ -267,9 +272,21 @@ class MysqlRecords:
         if row is None:
             return False
         if row.outcome is None:
+            yield from self._check_size(outcome)
             done = row._replace(outcome=outcome, completed_at=now, expires_at=now + _us(retention))
             yield from self._put(claim.key, done)
         return True
+
+    def _check_size(self, outcome: bytes) -> Steps[None]:
+        """Refuse what the server would hang up on, which looks like a lost connection that a repeat may cure."""
+        if len(outcome) < _LARGE:
+            return
+        ((limit,),) = (yield Query("SELECT @@max_allowed_packet", {})).rows
+        if len(outcome) >= int(limit):
+            raise StoreError(
+                f"MySQL: nothing was written, since an outcome of {len(outcome)} bytes is larger than the server's "
+                f"max_allowed_packet, {limit}; raise that, or keep a smaller outcome"
+            )
 
     def _put(self, key: StorageKey, row: _Row) -> Steps[None]:
         values: Mapping[str, Any] = {"key": key.encode(), **row._asdict()}
@@ -354,7 +371,7 @@ def _record(key: StorageKey, row: _Row, now: int) -> Record:
         fence=row.fence,
         outcome=row.outcome,
         lease_left=(row.lease_until - now) / 1e6 if running else 0.0,
-        age=0.0 if row.completed_at is None else max(now - row.completed_at, 0) / 1e6,
+        age=max(now - (row.fence if row.completed_at is None else row.completed_at), 0) / 1e6,
         expires_in=(row.expires_at - now) / 1e6,
     )
 

@@ -1,11 +1,11 @@
-"""What a failure of PostgreSQL means to a caller, and what to do about it, whichever driver reports it."""
+"""Translates PostgreSQL's errors, from any driver, to store errors that say what to do."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
-from idempotency.stores._sql.postgresql import overtaken
+from idempotency.stores._sql.postgresql_rows import overtaken
 
 __all__ = [
     "ADVICE",
@@ -57,7 +57,7 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 def advice_on(error: BaseException) -> str | None:
-    """What is known about this kind of failure."""
+    """The advice on this kind of failure."""
     return ADVICE.get(sqlstate_of(error) or "")
 
 
@@ -75,9 +75,14 @@ def to_store_error(error: BaseException) -> StoreError:
     code = state or type(error).__name__
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if state[:2] in _PERMANENT_STATES if state else kinds & _PERMANENT_KINDS:
+        older = (
+            "; if the table is of an earlier version, create_schema() adds the column"
+            if state == "42703"
+            else ""
+        )
         return StoreError(
             f"PostgreSQL or its driver refused the statement ({code}), and repeating it will not help; look at the "
-            "error that this one was raised from"
+            f"error that this one was raised from{older}"
         )
     return StoreUnavailable(
         f"no answer from PostgreSQL ({code}); the call may or may not have taken effect, and may be repeated"

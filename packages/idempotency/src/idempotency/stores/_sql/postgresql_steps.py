@@ -6,10 +6,7 @@ from typing import Protocol
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._sql.postgresql import (
-    PURGE_BATCH,
-    SWEEP,
-    Statements,
+from idempotency.stores._sql.postgresql_rows import (
     acquire_values,
     claim_values,
     complete_values,
@@ -17,6 +14,7 @@ from idempotency.stores._sql.postgresql import (
     read_completed_in,
     read_record,
 )
+from idempotency.stores._sql.postgresql_statements import PURGE_BATCH, SWEEP, Statements
 from idempotency.stores._sql.steps import Query, Steps
 
 __all__ = ["PostgresRecords", "complete_in"]
@@ -42,7 +40,7 @@ def complete_in(
 
 class PostgresRecords:
     """
-    What a store does with one table; the same table, records and promises as `PostgresStore`'s.
+    A store's operations on one table, with the table, records and promises of `PostgresStore`.
 
     Args:
         table: A plain lower-case name, or schema.name.

@@ -1,4 +1,4 @@
-"""Which records a store keeps where, and what a failure there means: the dialects behind one face."""
+"""Gives the SQL dialects one interface: where records are kept, and what a failure means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idempotency.stores._sql.mysql import MysqlRecords
 from idempotency.stores._sql.postgresql_steps import PostgresRecords
 from idempotency.stores._sql.sqlite import SqliteRecords
 
-__all__ = ["SqlRecords", "conflict_of", "is_transient", "to_store_error", "records_for"]
+__all__ = ["SqlRecords", "conflict_of", "is_transient", "records_for", "to_store_error", "waited_in_vain"]
 
 SqlRecords: TypeAlias = PostgresRecords | MysqlRecords | SqliteRecords
 """What a store does with one table, as steps: the same methods for each kind of database."""
@@ -26,7 +26,8 @@ _BACKENDS: Final[dict[str, Callable[[str], SqlRecords]]] = {
 
 # Numbers of MySQL's errors (its reference manual, appendix B).
 _DEADLOCK, _LOCK_TIMEOUT, _CHANGED = 1213, 1205, 1020
-_MYSQL_TRANSIENT: Final = frozenset((_DEADLOCK, _LOCK_TIMEOUT, _CHANGED))
+# Without _LOCK_TIMEOUT: whoever asked has waited for innodb_lock_wait_timeout already, by default 50 s.
+_MYSQL_TRANSIENT: Final = frozenset((_DEADLOCK, _CHANGED))
 _MYSQL_ADVICE: Final = {
     1044: "this user may not use the store's database; grant it SELECT, INSERT, UPDATE and DELETE on the table",
     1045: "the server refused the user or the password",
@@ -34,9 +35,22 @@ _MYSQL_ADVICE: Final = {
     1040: "the server has no connection left; use a smaller pool",
     1114: "the server's disk is full",
     1146: "the store's table is missing; call create_schema() once, or run its SQL",
+    1792: "this transaction is read-only; make the effect in one that may write",
     1290: "this server is read-only; connect to the primary",
-    1205: "somebody held the record's row for longer than innodb_lock_wait_timeout; look for a long transaction",
+    _LOCK_TIMEOUT: "somebody held the record's row for longer than innodb_lock_wait_timeout; look for a long "
+    "transaction",
 }
+_MYSQL_PERMANENT: Final = {
+    1153: "nothing was written, since the record is larger than the server's max_allowed_packet; raise that, or keep a "
+    "smaller outcome",
+    1665: "nothing was written, since the server's binlog_format is STATEMENT, which takes no READ COMMITTED "
+    "transaction; set it to ROW or MIXED",
+}
+# Errors of the client: while it sends a packet that is too large, the server's 1153 gets lost with the connection.
+_MYSQL_LOST: Final = frozenset((2006, 2013))
+_MYSQL_HUNG_UP: Final = (
+    "if the outcome is large, compare it with the server's max_allowed_packet: a server hangs up on more"
+)
 _PERMANENT_KINDS: Final = frozenset(("ProgrammingError", "NotSupportedError", "DataError", "IntegrityError"))
 
 
@@ -62,6 +76,8 @@ def to_store_error(backend: str, error: BaseException) -> StoreError:
     number = _mysql_number(error)
     if number in _MYSQL_ADVICE:
         return StoreUnavailable(f"MySQL: {_MYSQL_ADVICE[number]}")
+    if number in _MYSQL_PERMANENT:
+        return StoreError(f"MySQL: {_MYSQL_PERMANENT[number]}")
     kinds = {kind.__name__ for kind in type(error).__mro__}
     name = number or type(error).__name__
     if kinds & _PERMANENT_KINDS:
@@ -69,8 +85,9 @@ def to_store_error(backend: str, error: BaseException) -> StoreError:
             f"the database or its driver refused the statement ({name}), and repeating it will not help; look at the "
             "error that this one was raised from"
         )
+    hint = f"; {_MYSQL_HUNG_UP}" if number in _MYSQL_LOST else ""
     return StoreUnavailable(
-        f"no answer from the database ({name}); the call may or may not have taken effect, and may be repeated"
+        f"no answer from the database ({name}); the call may or may not have taken effect, and may be repeated{hint}"
     )
 
 
@@ -96,6 +113,11 @@ def is_transient(backend: str, error: BaseException) -> bool:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
     return _mysql_number(error) in _MYSQL_TRANSIENT
+
+
+def waited_in_vain(backend: str, error: BaseException) -> bool:
+    """Whether the server waited for a lock as long as it may: another try would wait as long again."""
+    return backend == "mysql" and _mysql_number(error) == _LOCK_TIMEOUT
 
 
 def _mysql_number(error: BaseException) -> int | None:

@@ -44,7 +44,7 @@ _TABLE = re.compile(r"(?!sqlite_)[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII | re.IGN
 
 
 class Clocks(NamedTuple):
-    """Which boot this is, seconds since it, and seconds of the wall clock."""
+    """The id of this boot, the seconds since it, and the seconds of the wall clock."""
 
     boot_id: bytes
     boot: Callable[[], float]
@@ -92,7 +92,7 @@ _SHAPES = {(*_HEAD, NoneType, NoneType), (*_HEAD, float, bytes)}
 
 class SqliteRecords:
     """
-    What a store does with one table, as steps for whoever has the connection.
+    A store's operations on one table, as steps for the code that has the connection.
 
     Args:
         table: A plain SQL identifier.
@@ -157,7 +157,7 @@ class SqliteRecords:
             yield from self._load(StorageKey(""))
         except sqlite3.OperationalError as error:
             raise StoreError(
-                f"the table {self.table} has not the columns of this store; give the store another table"
+                f"the table {self.table} does not have the columns of this store; give the store another table"
             ) from error
 
     def acquire(
@@ -391,6 +391,6 @@ class SqliteRecords:
             fence=row.fence,
             outcome=row.outcome,
             lease_left=self._lease_left(row) if running else 0.0,
-            age=0.0 if row.completed_at is None else max(now - row.completed_at, 0.0),
+            age=max(now - (row.fence / 1e6 if row.completed_at is None else row.completed_at), 0.0),
             expires_in=row.expires_at - now,
         )

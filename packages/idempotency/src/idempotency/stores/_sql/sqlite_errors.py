@@ -1,4 +1,4 @@
-"""What a failure of SQLite means to a caller, and what to do about it, whichever driver reports it."""
+"""Translates SQLite's errors, from any driver, to store errors that say what to do."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-What a store asks of a database, one statement after the other, apart from how a driver executes it.
+Lists the statements of each store call in order, independent of the driver that executes them.
 
 A method of a dialect's records is a generator: it yields each statement and is sent the rows. Two short loops drive it,
 one with `await` and one without, so nothing is decided twice.
@@ -35,7 +35,7 @@ class Begin(NamedTuple):
 
 class Result(NamedTuple):
     """
-    What the database answered.
+    The database's reply.
 
     Attributes:
         rows: Empty for a statement that returns none.

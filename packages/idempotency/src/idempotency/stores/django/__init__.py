@@ -10,20 +10,29 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from idempotency._extras import missing
 
 try:
     from django.core.exceptions import SynchronousOnlyOperation
-except ModuleNotFoundError as error:
-    raise missing("django", "SyncDjangoStore", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("django", "SyncDjangoStore", _error) from _error
 
 from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
-from idempotency.stores._sql.records import SqlRecords, conflict_of, is_transient, records_for, to_store_error
+from idempotency.stores._sql.caller_errors import of_a_driver, sync_kinds, translated, wrong_kind
+from idempotency.stores._sql.callers import sync_caller
+from idempotency.stores._sql.records import (
+    SqlRecords,
+    conflict_of,
+    is_transient,
+    records_for,
+    to_store_error,
+    waited_in_vain,
+)
 from idempotency.stores._sql.steps import Steps
 from idempotency.stores.django.connections import Connections
 
@@ -33,11 +42,6 @@ T = TypeVar("T")
 
 _TRIES: Final = 10  # of two transactions in a deadlock one goes on
 _PAUSE: Final = 0.01  # s, at most, before the victim tries again
-_TAKES: Final = (
-    "Django's connection",
-    "SQLAlchemy's Session or Connection",
-    "the connection of a driver of its database",
-)
 
 
 class SyncDjangoStore:
@@ -85,7 +89,18 @@ class SyncDjangoStore:
         retention: float,
         takeover: bool = True,
     ) -> Reply:
-        """See `Store.acquire`. A replay writes nothing and takes no lock."""
+        """
+        See `Store.acquire`. A replay writes nothing and takes no lock.
+
+        Raises:
+            RuntimeError: The caller is in a transaction of the same SQLite database, which the claim would wait for.
+        """
+        if self._connections.is_locked_by_caller:
+            raise RuntimeError(
+                "the caller is in a transaction (ATOMIC_REQUESTS), and SQLite lets nobody write beside it: keep "
+                'the records in a file of their own, such as IDEMPOTENCY = {"STORE": "sqlite:///idempotency.sqlite3"}, '
+                "or claim before the transaction, as the middleware does for a view without protect or the mixin"
+            )
         make: Callable[[SqlRecords], Steps[Reply]] = lambda records: records.acquire(  # noqa: E731 - for mypy
             key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
         )
@@ -116,15 +131,11 @@ class SyncDjangoStore:
             TypeError, IsolationConflict, StoreError, StoreUnavailable: See `PostgresStore.complete_in`.
         """
         backend = self._records.backend
-        try:
-            caller = sync_caller(connection, backend)
-            if caller is None:
-                raise wrong_kind(self, connection, *_TAKES)
-            return caller.drive(self._records.complete_in(caller, claim, outcome, retention=retention))
-        except Exception as error:
-            if not of_a_driver(error):
-                raise
-            raise conflict_of(backend, error) from error
+        caller = sync_caller(connection, backend)
+        if caller is None:
+            raise wrong_kind(self, connection, *sync_kinds(backend))
+        steps = self._records.complete_in(caller, claim, outcome, retention=retention)
+        return caller.drive(translated(steps, partial(conflict_of, backend)))
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
@@ -164,6 +175,8 @@ class SyncDjangoStore:
                 if not of_a_driver(error):
                     raise
                 meaning = to_store_error(records.backend, error)
+                if waited_in_vain(records.backend, error):
+                    raise meaning from error
                 if tries_left and is_transient(records.backend, error):
                     time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that two victims do not meet again
                 elif may_have_been_lost and type(meaning) is StoreUnavailable and not removes:

@@ -12,4 +12,4 @@ class IdempotencyRecordsConfig(AppConfig):
 
     name = "idempotency.stores.django"
     label = "idempotency_records"
-    verbose_name = "Idempotency records"
+    verbose_name: str = "Idempotency records"

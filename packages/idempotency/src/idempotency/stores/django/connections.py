@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, Final, TypeVar
 
 from idempotency._fork import forget_in_child
@@ -13,6 +14,7 @@ __all__ = ["Connections"]
 
 T = TypeVar("T")
 
+_LONGEST_IDLE: Final = 60.0  # s; servers and proxies close what is idle for minutes
 _BEGIN: Final = {"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION"}
 
 
@@ -20,13 +22,17 @@ class Connections:
     """
     Connections with the settings of the database *using*, made when they are needed and kept.
 
+    `CONN_MAX_AGE` bounds their age where it is positive. Django's default, 0, closes the connections of a request with
+    the request; these belong to no request and are kept, but one that was idle for a minute is opened anew. One of
+    Django's own pool (the option `pool`) goes back to the pool after each call.
+
     Args:
         using: An alias of `settings.DATABASES`.
     """
 
     def __init__(self, using: str) -> None:
         self._using = using
-        self._idle: list[Any] = []
+        self._idle: list[tuple[Any, float]] = []  # a connection, and since when it is idle
         self._of_parent: list[Any] = []  # never closed: that would end the parent's sessions
         self._closed = False
         forget_in_child(self, Connections._forget_parents)
@@ -38,17 +44,29 @@ class Connections:
 
         return str(connections[self._using].vendor)
 
+    @property
+    def is_locked_by_caller(self) -> bool:
+        """Whether this thread is in a transaction of the project's own, beside which nobody can commit."""
+        from django.db import connections
+
+        connection = connections[self._using]
+        return connection.vendor == "sqlite" and connection.in_atomic_block
+
     def run(self, steps: Steps[T]) -> T:
-        """What *steps* return, committed; a driver's own errors come through, and their connection is closed."""
-        connection = self._take()
+        """Commits *steps* and returns their result; a driver's error closes the connection and is raised as it is."""
+        connection, idle_since = self._take()
         try:
-            connection.close_if_unusable_or_obsolete()
+            _refresh(connection, idle_since)
             value = _run(connection, steps)
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong is the error to report
                 connection.close()
             raise
-        self._idle.append(connection)
+        if (
+            getattr(connection, "pool", None) is not None
+        ):  # PostgreSQL's option: what is kept is lost to the project
+            connection.close()
+        self._idle.append((connection, time.monotonic()))
         if self._closed:
             self.close()
         return value
@@ -58,21 +76,33 @@ class Connections:
         self._closed = True
         with contextlib.suppress(IndexError):  # another thread may take the last
             while True:
-                self._idle.pop().close()
+                self._idle.pop()[0].close()
 
-    def _take(self) -> Any:
+    def _take(self) -> tuple[Any, float]:
         from django.db import connections
 
         try:
             return self._idle.pop()
         except IndexError:
             connection = connections.create_connection(self._using)
+            # With AUTOCOMMIT off, Django leaves every commit to the project, and nobody would commit PostgreSQL's.
+            connection.settings_dict = {**connection.settings_dict, "AUTOCOMMIT": True}
             connection.inc_thread_sharing()
-            return connection
+            return connection, time.monotonic()
 
     def _forget_parents(self) -> None:
-        self._of_parent += self._idle
+        self._of_parent += [connection for connection, _ in self._idle]
         self._idle = []
+
+
+def _refresh(connection: Any, idle_since: float) -> None:
+    """Close a connection that is too old or was idle too long; the next statement opens it again."""
+    if not connection.settings_dict["CONN_MAX_AGE"]:
+        connection.close_at = None
+    if time.monotonic() - idle_since > _LONGEST_IDLE:
+        connection.close()
+    else:
+        connection.close_if_unusable_or_obsolete()
 
 
 def _run(connection: Any, steps: Steps[T]) -> T:

@@ -15,8 +15,8 @@ from idempotency._extras import missing
 
 try:
     import boto3  # noqa: F401
-except ModuleNotFoundError as error:
-    raise missing("dynamodb", "DynamoDBStore", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("dynamodb", "DynamoDBStore", _error) from _error
 
 from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
@@ -61,9 +61,7 @@ class SyncDynamoDBStore:
         if not 0 <= max_clock_skew < math.inf:
             raise ValueError(f"max_clock_skew must be a number of seconds, 0 or more, not {max_clock_skew}")
         if not hasattr(client, "put_item"):
-            raise TypeError(
-                f'client must be boto3.client("dynamodb"), and this {type(client).__name__} is none'
-            )
+            raise TypeError(f'client must be boto3.client("dynamodb"), not this {type(client).__name__}')
         self._client = client
         self._owns_client = owns_client
         self._calls = Calls(client, table, clock, max_clock_skew)

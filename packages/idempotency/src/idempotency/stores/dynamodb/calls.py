@@ -1,4 +1,4 @@
-"""Calls of DynamoDB through a botocore client: what their failures mean, and whether the clocks agree."""
+"""Calls DynamoDB through a botocore client, translates its failures, and checks that the clocks agree."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ try:
         ConnectionError,  # noqa: A004 - botocore's own
         HTTPClientError,
     )
-except ModuleNotFoundError as error:
-    raise missing("dynamodb", "DynamoDBStore", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("dynamodb", "DynamoDBStore", _error) from _error
 
 from idempotency._core.errors import StoreError, StoreUnavailable
 from idempotency.stores.dynamodb.item import Attributes
@@ -31,6 +31,7 @@ _TRANSIENT: Final = frozenset(
         "InternalServerError",
         "LimitExceededException",
         "ProvisionedThroughputExceededException",
+        "ReplicatedWriteConflictException",
         "RequestLimitExceeded",
         "ServiceUnavailable",
         "Throttling",
@@ -63,7 +64,7 @@ class Calls:
     ) -> None:
         self.client = client
         self.table = table
-        self.clock = clock or time.time
+        self.clock: Callable[[], float] = clock or time.time
         self._compares = clock is None
         self._tolerance = max_clock_skew / 2  # of one clock: two may differ by twice that
 

@@ -1,4 +1,4 @@
-"""A record as an item of DynamoDB: its attributes, and what a moment makes of it. Times are microseconds."""
+"""Encodes a record as a DynamoDB item, and reads its state at a given time. Times are microseconds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Item(NamedTuple):
 
     @property
     def expires(self) -> int:
-        """When the record is absent."""
+        """The time from which the record is absent, in microseconds."""
         return self.until + self.retention
 
     def is_live(self, now: int, skew: int) -> bool:
@@ -77,7 +77,7 @@ class Item(NamedTuple):
         return self.state == "completed" and now < self.expires
 
     def claim(self, key: StorageKey) -> Claim:
-        """What its owner holds."""
+        """The claim that the owner of the record holds."""
         return Claim(key, Owner(self.owner), self.attempt, self.fence)
 
     def record(self, key: StorageKey, outcome: bytes | None, now: int, skew: int) -> Record:
@@ -93,7 +93,7 @@ class Item(NamedTuple):
             fence=self.fence,
             outcome=outcome,
             lease_left=(self.until - by) / 1e6 if running else 0.0,
-            age=0.0 if running else max(now - self.until, 0) / 1e6,
+            age=max(now - (self.fence if running else self.until), 0) / 1e6,
             expires_in=(self.expires - by) / 1e6,
         )
 

@@ -352,7 +352,7 @@ def _unchanged(found: Item | None) -> dict[str, Any]:
 
 
 def _gone(fence: int) -> Item:
-    """What stands for an item that is not there: the last fence that was seen of it."""
+    """An item that stands for a missing one and carries the last fence that was seen of it."""
     return Item("removed", fence)
 
 

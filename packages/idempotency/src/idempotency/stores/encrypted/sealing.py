@@ -1,5 +1,5 @@
 """
-What sealing an outcome means: AES-256-GCM (NIST SP 800-38D) under a key of the user's, in one JSON object.
+Seals outcomes with AES-256-GCM (NIST SP 800-38D) under the user's key, as one JSON object.
 
     {"format":1,"outcome":"sealed","sealed_by":"2026-11","sealed":"<base64 of nonce, ciphertext and tag>"}
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from struct import pack
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Record, Reply, StorageKey
@@ -27,8 +27,8 @@ from idempotency.store import Store, SyncStore
 try:
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-except ModuleNotFoundError as error:
-    raise missing("encryption", "EncryptedStore", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("encryption", "EncryptedStore", _error) from _error
 
 __all__ = ["KeyRing", "MissingSealingKey", "SealingStore", "fingerprint_of"]
 
@@ -45,7 +45,8 @@ _PASSED_THROUGH: Final = ("wait", "purge", "scan", "forget", "create_schema")
 class MissingSealingKey(UnknownRecordVersion):
     """The record was sealed with a key that this process does not have; it is left as it is, and nothing runs."""
 
-    slug, title = "missing-sealing-key", "The stored record is sealed with a key that is missing here"
+    slug: ClassVar[str] = "missing-sealing-key"
+    title: ClassVar[str] = "The stored record is sealed with a key that is missing here"
 
     def __init__(self, *, sealed_by: str) -> None:
         super().__init__(f"the stored record was sealed with key {sealed_by!r}: add that key to the key ring")
@@ -101,7 +102,7 @@ class KeyRing:
 
     def unseal(self, outcome: bytes, *, key: StorageKey, fingerprint: Fingerprint) -> bytes:
         """
-        What `seal` was given.
+        Returns the outcome that `seal` was given.
 
         Raises:
             MissingSealingKey: It was sealed with a key that is not on this ring.
@@ -145,7 +146,7 @@ class KeyRing:
 
 
 class SealingStore:
-    """What the async and the sync store share: everything but the calls of the inner store."""
+    """The base of the async and the sync store: everything but the calls of the inner store."""
 
     _keys: KeyRing
     _accept_plain: bool
@@ -159,7 +160,7 @@ class SealingStore:
             if hasattr(store, name):
                 setattr(self, name, getattr(store, name))
         if hasattr(store, "complete_in"):
-            self.complete_in = partial(self._complete_in, store.complete_in)
+            self.complete_in: Callable[..., Any] = partial(self._complete_in, store.complete_in)
 
     def _complete_in(
         self,
@@ -173,7 +174,7 @@ class SealingStore:
         fingerprint = fingerprint_of(claim)
         if fingerprint is None:  # a read of its own might see another state than the caller's transaction
             raise TypeError(
-                "complete_in takes the very claim that this store granted, as current_claim() has it"
+                "complete_in takes only the claim that this store granted: pass current_claim().claim"
             )
         sealed = self._keys.seal(outcome, key=claim.key, fingerprint=fingerprint)
         return complete_in(connection, claim, sealed, retention=retention)

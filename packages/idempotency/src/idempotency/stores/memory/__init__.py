@@ -1,9 +1,9 @@
 """
 Records in the memory of one process: for tests, for one worker, and for a first try.
 
-Nothing survives the process, so with several workers each guards only the requests that reach it. Every call
-costs the same from no record to a million: expiry is a comparison when a record is met (R7), and the space of
-expired ones is given back a few at a time by the calls that follow.
+Nothing survives the process, and with several workers each protects only the requests that reach it. The cost of a
+call does not depend on the number of records: expiry is checked when a record is read (R7), and later calls delete
+expired records a few at a time.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class SyncMemoryStore:
     A bounded, thread-safe store for one process.
 
     Args:
-        max_records: When a new key would exceed it, a completed record near its expiry is forgotten. Running
-            records never are: when all are running, `acquire` raises `StoreUnavailable`.
-        clock: Seconds from any origin, never stepping back; `time.monotonic` knows nothing of the wall clock.
+        max_records: When a new key would exceed it, a completed record near its expiry is dropped. Running records
+            never are: if all are running, `acquire` raises `StoreUnavailable`.
+        clock: Seconds from any origin, never stepping back; `time.monotonic` does not depend on the wall clock.
 
     Atomic: one lock around every method. Cost: a few dictionary operations, whatever the number of records.
     """
@@ -85,10 +85,11 @@ class SyncMemoryStore:
                     self._make_room(now)
                 self._fence = fence = self._fence + 1
                 entry = self._entries[key] = Entry(key, fingerprint, owner, fence, now + lease, retention)
+                entry.since = now
                 self._wheel.put(entry)
                 return _new(Acquired, (_new(Claim, (key, owner, 1, fence)),))
             if entry.outcome is not None:
-                age, expires_in = now - entry.completed_at, entry.expires_at - now
+                age, expires_in = now - entry.since, entry.expires_at - now
                 return _new(Completed, (entry.fingerprint, entry.outcome, age, expires_in))
             if entry.owner == owner:  # its first reply was lost (R2); the lease counts from this one
                 _push(entry, now + lease)
@@ -100,6 +101,7 @@ class SyncMemoryStore:
             self._fence = entry.fence = self._fence + 1
             entry.owner = owner
             entry.attempt += 1
+            entry.since = now
             entry.retention = retention
             entry.until = now + lease
             entry.expires_at = entry.until + retention
@@ -125,7 +127,7 @@ class SyncMemoryStore:
                 return False
             if entry.outcome is None:
                 entry.outcome = outcome
-                entry.completed_at = now
+                entry.since = now
                 entry.expires_at = now + retention
                 late = entry.slot - entry.expires_at / SLOT_SECONDS
                 if late > _LATE_SLOTS or entry.aside:
@@ -314,6 +316,6 @@ def _record(entry: Entry, now: float) -> Record:
         fence=entry.fence,
         outcome=entry.outcome,
         lease_left=entry.until - now if running else 0.0,
-        age=0.0 if running else now - entry.completed_at,
+        age=now - entry.since,
         expires_in=entry.expires_at - now,
     )

@@ -33,7 +33,6 @@ class Entry(_Node):
     __slots__ = (
         "aside",
         "attempt",
-        "completed_at",
         "expires_at",
         "fence",
         "fingerprint",
@@ -41,6 +40,7 @@ class Entry(_Node):
         "outcome",
         "owner",
         "retention",
+        "since",
         "slot",
         "until",
     )
@@ -54,17 +54,17 @@ class Entry(_Node):
         until: float,
         retention: float,
     ) -> None:
-        self.key = key
-        self.fingerprint = fingerprint
-        self.owner = owner
-        self.attempt = 1
-        self.fence = fence
-        self.until = until
-        self.retention = retention
-        self.expires_at = until + retention
+        self.key: StorageKey = key
+        self.fingerprint: Fingerprint = fingerprint
+        self.owner: Owner = owner
+        self.attempt: int = 1
+        self.fence: int = fence
+        self.until: float = until
+        self.retention: float = retention
+        self.expires_at: float = until + retention
         self.outcome: bytes | None = None
-        self.completed_at: float
-        self.aside = False  # passed over by a search for space: in the other wheel
+        self.since: float  # of its claim while it runs, then of its completion
+        self.aside: bool = False  # passed over by a search for space: in the other wheel
         self.slot: int
 
 
@@ -84,7 +84,7 @@ class ExpiryWheel:
     def __init__(self) -> None:
         self._buckets: dict[int, _Node] = {}
         self._slots: list[int] = []
-        self.due = math.inf
+        self.due: float = math.inf
 
     def put(self, entry: Entry) -> None:
         """Add *entry* to the bucket of its expiry, behind those that are there."""

@@ -13,10 +13,10 @@ from idempotency._extras import missing
 try:
     import psycopg  # noqa: F401
     import psycopg_pool  # noqa: F401
-except ModuleNotFoundError as error:
-    raise missing("postgres", "PostgresStore", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("postgres", "PostgresStore", _error) from _error
 
-from idempotency.stores._sql.postgresql import Statements
+from idempotency.stores._sql.postgresql_statements import Statements
 from idempotency.stores.postgres.async_store import PostgresStore
 from idempotency.stores.postgres.sync_store import SyncPostgresStore
 

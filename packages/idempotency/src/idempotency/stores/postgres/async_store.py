@@ -12,19 +12,18 @@ from psycopg_pool import AsyncConnectionPool
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._sql.callers import async_caller, of_a_driver, wrong_kind
-from idempotency.stores._sql.postgresql import (
-    PURGE_BATCH,
-    SWEEP,
+from idempotency.stores._sql.caller_errors import translated, wrong_kind
+from idempotency.stores._sql.callers import async_caller
+from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_rows import (
     TRIES,
-    Statements,
     acquire_values,
     claim_values,
     complete_values,
     read_acquired,
     read_record,
 )
-from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_statements import PURGE_BATCH, SWEEP, Statements
 from idempotency.stores._sql.postgresql_steps import complete_in
 from idempotency.stores.postgres.deadlines import AsyncCalls
 from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, to_store_error
@@ -42,13 +41,13 @@ class PostgresStore:
     A store for many processes, in one event loop of asyncio.
 
     Args:
-        pool: Connections to the primary, opened by the caller; it stays the caller's.
-        table: Its name, or schema.name, in lower case.
+        pool: Connections to the primary. The caller opens and closes it, unless *owns_pool* is set.
+        table: The table's name, or schema.name, in lower case.
         deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats.
         owns_pool: Whether the store opens *pool* when it is first used, and `aclose` closes it.
 
-    Every method raises `StoreUnavailable` where there was no answer. Atomic: one statement per call, READ COMMITTED.
-    An acknowledged claim outlives a failover only with synchronous replication; see `docs/failure-modes.md`.
+    Every method raises `StoreUnavailable` if there was no answer. Atomic: one statement per call, READ COMMITTED.
+    An acknowledged claim survives a failover only with synchronous replication; see `docs/failure-modes.md`.
     """
 
     def __init__(
@@ -130,12 +129,8 @@ class PostgresStore:
             raise wrong_kind(
                 self, connection, *_TAKES, instead="SyncPostgresStore takes connections without an event loop"
             )
-        try:
-            return await caller.drive(complete_in(self._sql, caller, claim, outcome, retention))
-        except Exception as error:
-            if not of_a_driver(error):
-                raise
-            raise in_transaction(error) from error
+        steps = complete_in(self._sql, caller, claim, outcome, retention)
+        return await caller.drive(translated(steps, in_transaction))
 
     async def release(self, claim: Claim) -> bool:
         """See `Store.release`."""

@@ -1,4 +1,4 @@
-"""Calls that return within the store's deadline: tasks of one event loop, or threads of the store's own."""
+"""Runs calls that return within the store's deadline, as tasks of an event loop or in the store's own threads."""
 
 from __future__ import annotations
 

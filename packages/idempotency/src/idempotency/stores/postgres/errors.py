@@ -1,4 +1,4 @@
-"""What psycopg and its pool report, beside what every driver of PostgreSQL does."""
+"""Translates the errors of psycopg and its pool that no other PostgreSQL driver raises."""
 
 from __future__ import annotations
 

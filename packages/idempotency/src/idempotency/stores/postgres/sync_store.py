@@ -13,19 +13,18 @@ from psycopg_pool import ConnectionPool
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
-from idempotency.stores._sql.postgresql import (
-    PURGE_BATCH,
-    SWEEP,
+from idempotency.stores._sql.caller_errors import translated, wrong_kind
+from idempotency.stores._sql.callers import sync_caller
+from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_rows import (
     TRIES,
-    Statements,
     acquire_values,
     claim_values,
     complete_values,
     read_acquired,
     read_record,
 )
-from idempotency.stores._sql.postgresql_errors import in_transaction
+from idempotency.stores._sql.postgresql_statements import PURGE_BATCH, SWEEP, Statements
 from idempotency.stores._sql.postgresql_steps import complete_in
 from idempotency.stores.postgres.deadlines import SyncCalls
 from idempotency.stores.postgres.errors import cannot_create, is_gone, is_transient, to_store_error
@@ -43,17 +42,17 @@ class SyncPostgresStore:
     A store for many processes and threads.
 
     Args:
-        pool: Connections to the primary, opened by the caller; it stays the caller's. After a fork make a new pool
-            and a new store.
-        table: Its name, or schema.name, in lower case.
+        pool: Connections to the primary. The caller opens and closes it, unless *owns_pool* is set. After a fork
+            make a new pool and a new store.
+        table: The table's name, or schema.name, in lower case.
         deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats. Since the
             driver cannot be told to stop waiting, each call runs in a thread of the store's, as many as the
             pool has connections; a call given up on keeps its thread until the server or the network ends
             it (`tcp_user_timeout` in the connection string bounds that).
         owns_pool: Whether the store opens *pool* when it is first used, and `close` closes it.
 
-    Every method raises `StoreUnavailable` where there was no answer. Atomic: one statement per call, READ COMMITTED.
-    An acknowledged claim outlives a failover only with synchronous replication; see `docs/failure-modes.md`.
+    Every method raises `StoreUnavailable` if there was no answer. Atomic: one statement per call, READ COMMITTED.
+    An acknowledged claim survives a failover only with synchronous replication; see `docs/failure-modes.md`.
     """
 
     def __init__(
@@ -135,12 +134,8 @@ class SyncPostgresStore:
             raise wrong_kind(
                 self, connection, *_TAKES, instead="PostgresStore takes connections with an event loop"
             )
-        try:
-            return caller.drive(complete_in(self._sql, caller, claim, outcome, retention))
-        except Exception as error:
-            if not of_a_driver(error):
-                raise
-            raise in_transaction(error) from error
+        steps = complete_in(self._sql, caller, claim, outcome, retention)
+        return caller.drive(translated(steps, in_transaction))
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""

@@ -2,10 +2,10 @@
 Records in Redis (7.0 or newer) or Valkey: one node, Sentinel, or a cluster.
 
 A replay is one round trip and a first run two. All callers share a connection, and what is ready in the same turn of
-the loop shares a write. Each operation is one Lua script, so it is atomic, and judged by the server's clock alone.
+the loop shares a write. Each operation is one Lua script, so it is atomic, and only the server's clock counts.
 
 What Redis cannot promise: a failover may lose the last writes, a claim among them, and the operation may then run
-twice. `wait_replicas` makes a claim count only once that many replicas have it; see `docs/failure-modes.md`.
+twice. With `wait_replicas` a claim counts only when that many replicas have it; see `docs/failure-modes.md`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from idempotency._extras import missing
 try:
     import hiredis  # noqa: F401
     import redis
-except ModuleNotFoundError as error:
-    raise missing("redis", "RedisStore", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("redis", "RedisStore", _error) from _error
 
 import redis.asyncio
 from redis import exceptions as failures
@@ -53,26 +53,26 @@ class RedisStore:
     A store for many processes, in one event loop of asyncio.
 
     Args:
-        client: Says where Redis is: `redis.asyncio.Redis` (also from `Sentinel.master_for`) or `RedisCluster`. The
-            store opens one connection of its own to each node, another where one was slow to open, with the client's
+        client: `redis.asyncio.Redis` (also from `Sentinel.master_for`) or `RedisCluster`; it says where Redis is. The
+            store opens its own connection to each node (a second one if the first is slow to open) with the client's
             address, credentials and TLS; the client's retries, timeouts and decoding do not apply to them.
-        prefix: What every key begins with.
-        deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. A connection that
-            takes longer, because a name is slow to look up, is opened behind the call and serves a later one; what
-            Sentinel and a cluster ask their own nodes has no such second chance, so give those by address.
-        wait_replicas: How many replicas must confirm a write (WAIT) before it counts. Where fewer do in a third of
-            the deadline, the call raises `StoreUnavailable`, and a claim just granted is released.
-        on_eviction: What to do where the server's maxmemory-policy is not noeviction, which is asked at the first
-            connection: "warn" in the log, or "refuse" with `StoreUnavailable`.
-        adopt: Turns a value that something else wrote under one of our keys (an older service, say) into an
-            outcome, which then replays to whoever presents the key; None where it does not know it either. Without
-            *adopt* such a value is `CorruptRecord`.
+        prefix: The beginning of every key.
+        deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. If connecting takes
+            longer, because a name is slow to look up, it goes on in the background for a later call. Queries to
+            Sentinels and between nodes of a cluster do not, so give these by address.
+        wait_replicas: How many replicas must confirm a write (WAIT) before it counts. If fewer confirm within a third
+            of the deadline, the call raises `StoreUnavailable`, and a claim that was just granted is released.
+        on_eviction: What to do if the server's maxmemory-policy, read at the first connection, is not noeviction:
+            "warn" in the log, or "refuse" with `StoreUnavailable`.
+        adopt: Turns a value that another program (such as an older service) wrote under one of our keys into an
+            outcome, which is then replayed for that key, or returns None if it cannot. Without *adopt* such a value
+            raises `CorruptRecord`.
         owns_client: Whether `aclose` closes *client* too.
 
-    Every method raises `StoreUnavailable` where there was no answer, and `RuntimeError` in another event loop.
-    Atomic: one script per call. Fences are the server's time in microseconds, and at least the last one + 1: the last
-    fence of a key is in its record, and beside it for as long as it was to be retained once it is released or forgotten
-    (in a cluster, unless the prefix has braces that make no hash tag).
+    Every method raises `StoreUnavailable` if there was no answer, and `RuntimeError` in another event loop.
+    Atomic: one script per call. Fences are the server's time in microseconds, and at least the last one + 1. The last
+    fence of a key is in its record; after a release or `forget` it is kept in a key of its own, for the retention (in a
+    cluster, unless the prefix has braces that make no hash tag).
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class RedisStore:
             return None
 
     def _due(self) -> float:
-        """When a call that begins now has to end, in seconds of the loop."""
+        """The deadline of a call that begins now, in seconds of the loop's clock."""
         return self._bind().time() + self._settings.deadline
 
     async def _call(self, command: Command, due: float, route: Route | None = None) -> Answer:

@@ -1,4 +1,4 @@
-"""What a failure of Redis means to a caller, and what to do about it."""
+"""Translates Redis errors to store errors that say what to do."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-How a record is kept in Redis, without any I/O: the scripts, their commands, and what their replies mean.
+Records in Redis, without any I/O: the scripts, their commands, and the meaning of their replies.
 
 One string per record, a JSON object that a person can read with `GET` and delete with `DEL`; `TTL` shows its end:
 
@@ -78,7 +78,7 @@ class _Script(NamedTuple):
 
 class Command(NamedTuple):
     """
-    What to send about *key*: a script with its arguments, or, without a script, the words of a command.
+    A command about *key*: a script with its arguments or, without a script, the words of a command.
 
     A script goes out as EVALSHA, and as EVAL to a server that has not seen it.
 
@@ -125,7 +125,7 @@ _FENCE = "fence:{"  # no storage key begins so: braces are escaped in it
 
 class Names:
     """
-    What the keys of a store are called.
+    The names of a store's keys in Redis.
 
     Args:
         prefix: What every name begins with.
@@ -139,11 +139,11 @@ class Names:
         self._keeps_fences = not cluster or key_slot(self.record("k")) == key_slot(self.fence("k"))
 
     def record(self, key: str) -> bytes:
-        """Where the record of *key* is."""
+        """The name of the Redis key that holds the record of *key*."""
         return (self._prefix + key).encode("utf-8", "surrogateescape")
 
     def fence(self, key: str) -> bytes:
-        """Where the last fence of *key* is, once its record is gone; empty where it is not kept."""
+        """The Redis key of the last fence of *key*, for when its record is gone; empty where it is not kept."""
         name = f"{self._prefix}{_FENCE}{self._prefix}{key}}}"
         return name.encode("utf-8", "surrogateescape") if self._keeps_fences else b""
 
@@ -203,7 +203,7 @@ def read_acquired(
     reply: list[Any], key: StorageKey, fingerprint: Fingerprint, owner: Owner, adopt: Adopt | None
 ) -> Reply:
     """
-    What `acquire` was answered.
+    Reads the server's reply to `acquire`.
 
     Raises:
         UnknownRecordVersion: The record is of a version that this one cannot read.
@@ -228,7 +228,7 @@ def read_acquired(
 
 def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -> Record | None:
     """
-    What `get` was answered; an adopted value has no owner and no fingerprint.
+    Reads the server's reply to `get`; an adopted value has no owner and no fingerprint.
 
     Raises:
         UnknownRecordVersion, CorruptRecord: As `read_acquired`.
@@ -254,7 +254,7 @@ def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -
         fence=fence,
         outcome=outcome,
         lease_left=0.0 if outcome is not None else (moment - now) / 1000,
-        age=0.0 if outcome is None else _seconds(now - moment),
+        age=max(now * 1000 - fence, 0) / 1e6 if outcome is None else _seconds(now - moment),
         expires_in=_seconds(to_live),
     )
 
@@ -274,7 +274,7 @@ def scan(prefix: str, position: bytes, limit: int) -> Command:
 
 def read_cursor(cursor: str | None, places: int) -> tuple[int, bytes]:
     """
-    Which of *places* nodes a scan has come to, and how far there.
+    Reads from a cursor which of *places* nodes a scan has reached, and the position there.
 
     Raises:
         ValueError: Not a cursor of a scan over as many nodes.

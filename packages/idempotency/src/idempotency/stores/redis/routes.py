@@ -1,5 +1,5 @@
 """
-Where the record of a key lives, and how to connect there: one node, Sentinel, or a cluster.
+Finds the node that holds the record of a key, and connects to it: one node, Sentinel, or a cluster.
 
 The store opens connections of its own, exactly as the client's pool would make them (address, credentials, TLS), but
 without the driver's retries and decoding: a hidden repeat of a command, or a pool that others have used up, must not

@@ -1,4 +1,4 @@
-"""What a Redis store was told, and what it checks about the server before it trusts it with a claim."""
+"""Holds a Redis store's settings, and checks the server's before the store trusts it with a claim."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("idempotency.stores.redis")
 
 class Settings(NamedTuple):
     """
-    What a store was told, for whoever talks to the server.
+    The settings of a store, for the code that talks to the server.
 
     Attributes:
         deadline: Seconds for one exchange with the server, connecting included.

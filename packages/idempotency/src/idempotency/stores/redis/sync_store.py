@@ -183,7 +183,7 @@ class SyncRedisStore:
             return None
 
     def _end(self) -> float:
-        """When a call that begins now has to end, in monotonic seconds."""
+        """The deadline of a call that begins now, in monotonic seconds."""
         return time.monotonic() + self._settings.deadline
 
     def _call(self, command: Command, end: float, route: Route | None = None) -> Answer:

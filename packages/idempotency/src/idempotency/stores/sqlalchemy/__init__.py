@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from idempotency._backends.asyncio_only import asyncio_loop, other_loop
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._sql.callers import async_caller, of_a_driver, wrong_kind
+from idempotency.stores._sql.caller_errors import translated, wrong_kind
+from idempotency.stores._sql.callers import async_caller
 from idempotency.stores._sql.records import conflict_of, records_for
 from idempotency.stores._sql.steps import Steps
-from idempotency.stores.sqlalchemy.run import Runner, check_driver, schema_of
+from idempotency.stores.sqlalchemy.run import Runner, check_driver, check_pool, schema_of
 from idempotency.stores.sqlalchemy.sync_store import SyncSQLAlchemyStore
 
 if TYPE_CHECKING:
@@ -30,10 +32,12 @@ __all__ = ["SQLAlchemyStore", "SyncSQLAlchemyStore", "schema_of"]
 
 T = TypeVar("T")
 
-_TAKES = (
-    "SQLAlchemy's AsyncSession or AsyncConnection",
-    "the connection of an asyncio driver of its database",
-)
+_TAKES: Final = {
+    "postgresql": ("psycopg.AsyncConnection", "asyncpg.Connection"),
+    "sqlite": ("aiosqlite.Connection",),
+    "mysql": (),
+}
+"""Connections of drivers, beside SQLAlchemy's own."""
 
 
 class SQLAlchemyStore:
@@ -62,6 +66,7 @@ class SQLAlchemyStore:
         if not 0 < deadline < math.inf:
             raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
         check_driver(engine.dialect)
+        check_pool(engine.pool)
         self._engine = engine
         self._records = records_for(engine.dialect.name, table)
         self._runner = Runner(self._records.backend, engine.dialect.paramstyle)
@@ -115,13 +120,10 @@ class SQLAlchemyStore:
         """
         caller = async_caller(connection, self._records.backend)
         if caller is None:
-            raise wrong_kind(self, connection, *_TAKES, instead="SyncSQLAlchemyStore takes the others")
-        try:
-            return await caller.drive(self._records.complete_in(caller, claim, outcome, retention=retention))
-        except Exception as error:
-            if not of_a_driver(error):
-                raise
-            raise conflict_of(self._records.backend, error) from error
+            takes = ("SQLAlchemy's AsyncSession or AsyncConnection", *_TAKES[self._records.backend])
+            raise wrong_kind(self, connection, *takes, instead="SyncSQLAlchemyStore takes the others")
+        steps = self._records.complete_in(caller, claim, outcome, retention=retention)
+        return await caller.drive(translated(steps, partial(conflict_of, self._records.backend)))
 
     async def release(self, claim: Claim) -> bool:
         """See `Store.release`."""

@@ -1,14 +1,16 @@
-"""How the steps of a call run on a connection of the store's engine, and what becomes of a failure."""
+"""Runs the steps of a call on a connection of the store's engine, and translates its failures."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from idempotency._core.errors import StoreUnavailable
 from idempotency._extras import missing
-from idempotency.stores._sql.callers import commits_each, of_a_driver
+from idempotency.stores._sql.caller_errors import of_a_driver
+from idempotency.stores._sql.callers import commits_each
 from idempotency.stores._sql.records import is_transient, records_for, to_store_error
 from idempotency.stores._sql.statement import render
 from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive
@@ -17,13 +19,15 @@ try:
     from sqlalchemy.engine import Connection
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.exc import TimeoutError as PoolTimeout
-except ModuleNotFoundError as error:
-    raise missing("sqlalchemy", "SQLAlchemyStore", error) from error
+    from sqlalchemy.pool import SingletonThreadPool, StaticPool
+except ModuleNotFoundError as _error:
+    raise missing("sqlalchemy", "SQLAlchemyStore", _error) from _error
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
+    from sqlalchemy.pool import Pool
 
-__all__ = ["Runner", "Tries", "check_driver", "schema_of"]
+__all__ = ["Runner", "Tries", "check_driver", "check_pool", "schema_of"]
 
 T = TypeVar("T")
 
@@ -58,6 +62,23 @@ def check_driver(dialect: Dialect) -> None:
         raise ValueError("aiomysql cannot bind bytes with a current PyMySQL: use mysql+asyncmy://")
 
 
+def check_pool(pool: Pool) -> None:
+    """
+    Refuse a pool that gives the store the connection on which a transaction of the application is under way.
+
+    The store's commit would commit the application's effect too, whether that is finished or not.
+
+    Raises:
+        ValueError: One connection for everybody, or for each thread, as engines to a SQLite database in memory have.
+    """
+    if isinstance(pool, StaticPool | SingletonThreadPool):
+        raise ValueError(
+            f"this engine's {type(pool).__name__} gives the store your own session's connection, and each call of the "
+            "store would commit what your session has begun: use a file in place of a SQLite database in memory, or a "
+            "MemoryStore in tests"
+        )
+
+
 class Runner:
     """
     Runs the steps of one call on one connection.
@@ -72,22 +93,38 @@ class Runner:
         self._paramstyle = paramstyle
 
     def run(self, connection: Connection, make: Callable[[], Steps[T]]) -> T:
-        """What the steps of *make* return, committed."""
+        """Commits the steps of *make* and returns their result."""
         if self._backend == "postgresql":  # each call is one statement, which may commit itself
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
 
+        began = False  # by the store's own BEGIN, which it ends by a statement too: see _begin_sqlite
+
+        def commit() -> None:
+            nonlocal began
+            if began:
+                connection.exec_driver_sql("COMMIT")
+                began = False
+            connection.commit()
+
         def step(asked: Query | Begin) -> Result:
+            nonlocal began
             if not isinstance(asked, Begin):
                 return self._execute(connection, asked)
-            connection.commit()  # nothing, or the batch before: an old snapshot must not be what is judged by
+            commit()  # nothing, or the batch before: an old snapshot must not be what is judged by
             if self._backend == "mysql":
                 self._begin_mysql(connection)
             elif asked.lock is not None:
-                self._begin_sqlite(connection, asked.lock)
+                began = self._begin_sqlite(connection, asked.lock)
             return Result([], 0)
 
-        value = drive(make(), step)
-        connection.commit()
+        try:
+            value = drive(make(), step)
+            commit()
+        except BaseException:
+            if began:
+                with suppress(Exception):  # what went wrong is the error to report
+                    connection.exec_driver_sql("ROLLBACK")
+            raise
         return value
 
     def _begin_mysql(self, connection: Connection) -> None:
@@ -97,14 +134,22 @@ class Runner:
         if commits_each(connection):
             connection.exec_driver_sql("START TRANSACTION")
 
-    def _begin_sqlite(self, connection: Connection, lock: Query) -> None:
+    def _begin_sqlite(self, connection: Connection, lock: Query) -> bool:
+        """
+        Returns whether the transaction was begun by a statement, since the engine commits every one.
+
+        It must end by a statement too: with `autocommit=True` (Python 3.12) sqlite3's commit() and rollback() do
+        nothing.
+        """
         self._execute(connection, lock)  # the driver, or the application's own event, begins before it
         driver: Any = connection.connection.driver_connection
-        if not driver.in_transaction:  # the engine commits every statement
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if driver.in_transaction:
+            return False
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return True
 
     def tries(self, *, removes: bool) -> Tries:
-        """How often this call has been tried."""
+        """The number of tries of this call so far."""
         return Tries(self._backend, removes=removes)
 
     def _execute(self, connection: Connection, query: Query) -> Result:
@@ -129,7 +174,7 @@ class Tries:
 
     def failed(self, error: Exception) -> float:
         """
-        How many seconds to wait before the call may be tried again.
+        Returns the seconds to wait before the next try.
 
         Raises:
             StoreError: It may not, or has been often enough; what no database raised comes as it is.

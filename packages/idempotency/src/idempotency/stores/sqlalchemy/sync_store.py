@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
 from idempotency.store import Page
-from idempotency.stores._sql.callers import of_a_driver, sync_caller, wrong_kind
+from idempotency.stores._sql.caller_errors import sync_kinds, translated, wrong_kind
+from idempotency.stores._sql.callers import sync_caller
 from idempotency.stores._sql.records import conflict_of, records_for
 from idempotency.stores._sql.steps import Steps
-from idempotency.stores.sqlalchemy.run import Runner, check_driver
+from idempotency.stores.sqlalchemy.run import Runner, check_driver, check_pool
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -21,12 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["SyncSQLAlchemyStore"]
 
 T = TypeVar("T")
-
-_TAKES = (
-    "SQLAlchemy's Session or Connection",
-    "Django's connection",
-    "the connection of a driver of its database",
-)
 
 
 class SyncSQLAlchemyStore:
@@ -44,6 +40,7 @@ class SyncSQLAlchemyStore:
         self, engine: Engine, *, table: str = "idempotency_record", owns_engine: bool = False
     ) -> None:
         check_driver(engine.dialect)
+        check_pool(engine.pool)
         self._engine = engine
         self._records = records_for(engine.dialect.name, table)
         self._runner = Runner(self._records.backend, engine.dialect.paramstyle)
@@ -86,15 +83,12 @@ class SyncSQLAlchemyStore:
         Args:
             connection: A `Session` or `Connection` of the same database, Django's connection, or a driver's.
         """
-        try:
-            caller = sync_caller(connection, self._records.backend)
-            if caller is None:
-                raise wrong_kind(self, connection, *_TAKES, instead="SQLAlchemyStore takes the others")
-            return caller.drive(self._records.complete_in(caller, claim, outcome, retention=retention))
-        except Exception as error:
-            if not of_a_driver(error):
-                raise
-            raise conflict_of(self._records.backend, error) from error
+        caller = sync_caller(connection, self._records.backend)
+        if caller is None:
+            takes = sync_kinds(self._records.backend)
+            raise wrong_kind(self, connection, *takes, instead="SQLAlchemyStore takes the others")
+        steps = self._records.complete_in(caller, claim, outcome, retention=retention)
+        return caller.drive(translated(steps, partial(conflict_of, self._records.backend)))
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""

@@ -2,8 +2,8 @@
 Records in one SQLite file, shared by every process of one machine: survives crashes, needs no server.
 
 Durable by default: WAL with `synchronous=FULL` syncs each claim and each outcome before the call returns. Leases are
-judged by the time since boot and survive steps of the wall clock. With `complete_in` the record is committed in the
-transaction of the effect itself, which makes the effect effectively once.
+measured by the time since boot, so steps of the wall clock do not change them. With `complete_in` the record is
+committed in the transaction of the effect itself, which makes the effect effectively once.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ class SyncSQLiteStore:
     Args:
         path: The file, created with its tables on first use; its directory must exist.
         table: A plain SQL identifier; several stores may share a file under different names.
-        busy_timeout: Seconds to wait for another process, and as long for another thread, before a call raises
+        busy_timeout: Seconds to wait for another process, and the same again for another thread, before a call raises
             `StoreUnavailable`.
-        synchronous: SQLite's own setting. FULL survives a loss of power; NORMAL may lose the last commits then.
+        synchronous: SQLite's own setting. With FULL commits survive a power loss; with NORMAL the last may be lost.
         clock: Seconds from any origin, for tests; by default time since boot for leases, wall time for retention.
 
     Raises:
-        StoreError: The file is on a network file system, or SQLite refuses WAL for it, or the table is another's.
+        StoreError: The file is on a network file system, or SQLite refuses WAL for it, or a table of this name exists
+            that is not this store's.
         StoreUnavailable: The file cannot be opened, written or read now. It is created once, on opening; if it
-            disappears later, every call raises this until it is back or the process starts anew.
+            disappears later, every call raises this until it is back or the process is restarted.
 
-    Atomic: each call is one transaction (`BEGIN IMMEDIATE`), or one read where nothing is to be written. Safe to use
-    from many threads, and to open before a fork: the child opens a connection of its own.
+    Atomic: each call is one transaction (`BEGIN IMMEDIATE`), or one read if nothing has to be written. Safe to use
+    from many threads, and to open before a fork: the child opens its own connection.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """
-One database file as a store needs it: opened safely, never silently created anew, never shared across a fork.
+Opens the database file of a store safely: never silently created anew, never shared across a fork.
 
 SQLite's own errors end here: what leaves is a `StoreError` that says what to do.
 """
@@ -56,7 +56,7 @@ class DatabaseFile:
             raise ValueError(f"synchronous must be one of {', '.join(SYNCHRONOUS)}, not {synchronous!r}")
         if busy_timeout < 0:
             raise ValueError(f"busy_timeout must not be negative: {busy_timeout}")
-        self.path = Path(path).absolute()
+        self.path: Path = Path(path).absolute()
         self._busy_timeout = busy_timeout
         self._synchronous = synchronous
         self._lock = threading.Lock()

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from idempotency._core.types import Claim
-from idempotency.stores._sql.callers import (
-    AsyncCaller,
-    Caller,
-    async_caller,
-    of_a_driver,
-    sync_caller,
-    wrong_kind,
-)
+from idempotency.stores._sql.caller_errors import translated, wrong_kind
+from idempotency.stores._sql.callers import AsyncCaller, Caller, async_caller, sync_caller
 from idempotency.stores._sql.sqlite import SqliteRecords
 from idempotency.stores._sql.sqlite_errors import in_transaction
 from idempotency.stores._sql.steps import Query, Steps
@@ -28,7 +22,7 @@ _ASYNC: Final = ("aiosqlite.Connection", "SQLAlchemy's AsyncSession or AsyncConn
 
 
 class PendingAnswer(Awaitable[bool]):
-    """What `complete_in` answers for a connection of an event loop: await it; it is neither true nor false itself."""
+    """The awaitable that `complete_in` returns for an async connection; it is itself neither true nor false."""
 
     def __init__(self, answer: Coroutine[Any, Any, bool]) -> None:
         self._answer = answer
@@ -53,17 +47,10 @@ def complete_in(
     retention: float,
 ) -> bool:
     """See `SyncSQLiteStore.complete_in`."""
-    try:
-        caller = sync_caller(connection, "sqlite")
-        if caller is None:
-            raise wrong_kind(
-                store, connection, *_SYNC, instead="SQLiteStore takes those of an event loop too"
-            )
-        return caller.drive(_steps(file, records, caller, claim, outcome, retention))
-    except Exception as error:
-        if not of_a_driver(error):
-            raise
-        raise in_transaction(error) from error
+    caller = sync_caller(connection, "sqlite")
+    if caller is None:
+        raise wrong_kind(store, connection, *_SYNC, instead="SQLiteStore takes those of an event loop too")
+    return caller.drive(_steps(file, records, caller, claim, outcome, retention))
 
 
 def complete_in_async(
@@ -78,28 +65,26 @@ def complete_in_async(
     """See `SQLiteStore.complete_in`."""
     caller = async_caller(connection, "sqlite")
     if caller is not None:
-        return PendingAnswer(_awaited(caller, _steps(file, records, caller, claim, outcome, retention)))
-    try:
-        known = sync_caller(connection, "sqlite")
-        if known is None:
-            raise wrong_kind(store, connection, *_SYNC, *_ASYNC)
-        return known.drive(_steps(file, records, known, claim, outcome, retention))
-    except Exception as error:
-        if not of_a_driver(error):
-            raise
-        raise in_transaction(error) from error
-
-
-async def _awaited(caller: AsyncCaller, steps: Steps[bool]) -> bool:
-    try:
-        return await caller.drive(steps)
-    except Exception as error:
-        if not of_a_driver(error):
-            raise
-        raise in_transaction(error) from error
+        steps = _steps(file, records, caller, claim, outcome, retention)
+        return PendingAnswer(caller.drive(steps))
+    known = sync_caller(connection, "sqlite")
+    if known is None:
+        raise wrong_kind(store, connection, *_SYNC, *_ASYNC)
+    return known.drive(_steps(file, records, known, claim, outcome, retention))
 
 
 def _steps(
+    file: DatabaseFile,
+    records: SqliteRecords,
+    caller: Caller | AsyncCaller,
+    claim: Claim,
+    outcome: bytes,
+    retention: float,
+) -> Steps[bool]:
+    return translated(_complete_in(file, records, caller, claim, outcome, retention), in_transaction)
+
+
+def _complete_in(
     file: DatabaseFile,
     records: SqliteRecords,
     caller: Caller | AsyncCaller,
@@ -111,5 +96,7 @@ def _steps(
     main = yield Query("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'", {})
     name = os.fsdecode(main.rows[0][0] or b"")
     if not (name and file.is_at(Path(name))):
-        raise ValueError(f"the connection is not to {file.path.name}, where this store keeps its records")
+        raise ValueError(
+            f"the connection is not to {file.path.name}, where this store keeps its records: pass one to that file"
+        )
     return (yield from records.complete_in(caller, claim, outcome, retention=retention))

@@ -1,4 +1,4 @@
-"""One command on its way, and what its answer tells about the scripts that the server has."""
+"""Holds one command until its reply, and notes from the reply which scripts the server has loaded."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Call:
     __slots__ = ("answer", "asking", "command", "due", "reply", "unconfirmed", "whole")
 
     def __init__(self, command: Command, due: float, asking: bool, answer: asyncio.Future[Answer]) -> None:
-        self.command = command
-        self.due = due
-        self.asking = asking
-        self.answer = answer
-        self.whole = False  # whether the script's text has to be sent
-        self.unconfirmed = False  # whether a WAIT was sent behind it
+        self.command: Command = command
+        self.due: float = due
+        self.asking: bool = asking
+        self.answer: asyncio.Future[Answer] = answer
+        self.whole: bool = False  # whether the script's text has to be sent
+        self.unconfirmed: bool = False  # whether a WAIT was sent behind it
         self.reply: Reply = None
 
     def pack(self) -> bytes:
-        """What to write for it."""
+        """The bytes to write for this call."""
         packed = self.command.pack(whole=self.whole)
         return _ASKING + packed if self.asking else packed
 
@@ -52,7 +52,7 @@ class Call:
 
 class Scripts:
     """
-    Which scripts the server at the other end of a connection has, as far as its answers tell.
+    The scripts that a connection's server has loaded, as far as its replies tell.
 
     Of the calls of a script that is not known to be there, one goes ahead and finds out, with the text if it has to;
     the others wait for its answer, so that the text is sent once and not once for each.
@@ -94,5 +94,5 @@ class Scripts:
         return reversed(self._held.pop(script.sha, ()))
 
     def held(self) -> Iterable[Call]:
-        """Those that wait for another's answer."""
+        """The calls that wait for another call's answer."""
         return chain.from_iterable(self._held.values())

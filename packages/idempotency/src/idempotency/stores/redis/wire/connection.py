@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(self, connection: Any, settings: Settings) -> None:
-        self.lost = False
+        self.lost: bool = False
         self._connection = connection  # kept, since its streams close the transport when they are collected
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._patience = settings.deadline / 2

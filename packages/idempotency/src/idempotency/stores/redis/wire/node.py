@@ -1,4 +1,4 @@
-"""The way to one place: a connection that all callers share, opened when it is needed, and anew when it is lost."""
+"""Keeps one connection to a node for all callers: opens it when needed, and reopens it when it is lost."""
 
 from __future__ import annotations
 

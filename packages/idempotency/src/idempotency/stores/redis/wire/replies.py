@@ -1,4 +1,4 @@
-"""What a Redis server says, without any I/O: bytes in, whole replies out, by the parser that redis-py uses as well."""
+"""Parses replies of a Redis server, by the parser that redis-py uses too: bytes in, whole replies out. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocking connections to one place, each used by one thread at a time."""
+"""Keeps a pool of blocking connections to one node; each is used by one thread at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which node serves which slot of a cluster, as redis-py's client learns it; one task refreshes it for all callers."""
+"""The nodes and slots of a cluster, as redis-py's client learns them; one task refreshes them for all callers."""
 
 from __future__ import annotations
 

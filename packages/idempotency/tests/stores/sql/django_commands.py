@@ -1,7 +1,7 @@
 """
 A Django project of one process, which the tests start: each command prints what the test looks at.
 
-    python django_project.py DATABASE COMMAND      DATABASE: JSON of settings.DATABASES["default"]
+    python django_commands.py DATABASE COMMAND      DATABASE: JSON of settings.DATABASES["default"]
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-import time
+import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import django
+import pymysql
 import pytest
 from django.conf import settings
+
+pymysql.install_as_MySQLdb()  # Django asks for mysqlclient, which needs a compiler
 
 settings.configure(
     DATABASES={"default": json.loads(sys.argv[1])},
@@ -51,6 +54,7 @@ def migrate() -> None:
 def race() -> None:
     store, batch = SyncDjangoStore(), secrets.token_hex(6)
     keys = [StorageKey(f"race-{batch}-{number}") for number in range(200)]
+    completed = {key: threading.Event() for key in keys}
 
     def work(_: int) -> list[StorageKey]:
         won = []
@@ -60,10 +64,11 @@ def race() -> None:
                 if isinstance(reply, Completed):
                     break
                 if isinstance(reply, Running):
-                    time.sleep(0.002)  # another thread is about to complete it
+                    assert completed[key].wait(30.0)
                     continue
                 won.append(key)
                 assert store.complete(reply.claim, b"{}", retention=60.0)
+                completed[key].set()
         return won
 
     with ThreadPoolExecutor(8) as threads:

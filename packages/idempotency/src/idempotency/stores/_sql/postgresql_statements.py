@@ -1,5 +1,5 @@
 """
-How a record is kept in PostgreSQL, without any I/O: the table, the statements, and what their rows mean.
+PostgreSQL's table and statements, without any I/O; `postgresql_rows` has their parameters and rows.
 
 Each call of the store is one statement, so it needs no session and works behind a pooler of transactions. Why each is
 one step all the same, in READ COMMITTED, is a matter of two locks and of when the clock is read:
@@ -18,40 +18,9 @@ one step all the same, in READ COMMITTED, is a matter of two locks and of when t
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from idempotency._core.errors import IsolationConflict
-from idempotency._core.recorded import check_seconds
-from idempotency._core.types import (
-    Acquired,
-    Claim,
-    Completed,
-    Fingerprint,
-    Owner,
-    Record,
-    Reply,
-    Running,
-    State,
-    StorageKey,
-)
-from idempotency.stores._sql.callers import nested
-
-__all__ = [
-    "PURGE_BATCH",
-    "SWEEP",
-    "TRIES",
-    "Statements",
-    "acquire_values",
-    "claim_values",
-    "complete_values",
-    "overtaken",
-    "read_acquired",
-    "read_completed_in",
-    "read_record",
-]
-
-TRIES = 3
-"""How often a call is tried: after a restart every connection of a pool is dead; of two in a deadlock one goes on."""
+__all__ = ["PURGE_BATCH", "SWEEP", "Statements"]
 
 PURGE_BATCH = 500
 """Rows that one statement of a purge deletes: each takes a place in the server's table of locks until it is over."""
@@ -73,8 +42,10 @@ CREATE TABLE IF NOT EXISTS {table} (
     completed_at timestamptz,
     outcome      bytea,                      -- a JSON object: convert_from(outcome, 'UTF8')
     expires_at   timestamptz      NOT NULL,
+    claimed_at   timestamptz      NOT NULL DEFAULT statement_timestamp(),  -- or taken over: for people alone
     CHECK ((outcome IS NULL) = (completed_at IS NULL))
 );
+ALTER TABLE {table} ADD COLUMN IF NOT EXISTS claimed_at timestamptz NOT NULL DEFAULT statement_timestamp();
 CREATE INDEX IF NOT EXISTS {plain}_expires_at ON {table} (expires_at);
 CREATE SEQUENCE IF NOT EXISTS {table}_fence;
 """
@@ -83,6 +54,7 @@ CREATE SEQUENCE IF NOT EXISTS {table}_fence;
 _PRESENT = """
 SELECT to_regclass('{table}') IS NOT NULL AND to_regclass('{table}_fence') IS NOT NULL
     AND to_regclass('{table}_expires_at') IS NOT NULL
+    AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname = 'claimed_at')
 """
 
 # IF NOT EXISTS does not keep two processes that start at once from colliding.
@@ -103,9 +75,10 @@ WITH standing AS MATERIALIZED (
     WHERE r.key = %(key)s::text AND r.expires_at > c.now
         AND (r.outcome IS NOT NULL OR (r.lease_until > c.now AND r.owner <> %(owner)s::bytea))
 ), written AS (
-    INSERT INTO {table} AS r (key, fingerprint, owner, attempt, fence, lease_until, retention, expires_at)
+    INSERT INTO {table} AS r
+        (key, fingerprint, owner, attempt, fence, lease_until, retention, expires_at, claimed_at)
     SELECT %(key)s::text, %(fingerprint)s::bytea, %(owner)s::bytea, 1, c.fence, c.now + l.lease,
-        %(retention)s::float8, c.now + l.lease + l.retention
+        %(retention)s::float8, c.now + l.lease + l.retention, c.now
     FROM (
         SELECT {key_lock} AS locked,
             make_interval(secs => %(lease)s::float8) AS lease, make_interval(secs => %(retention)s::float8) AS retention
@@ -115,7 +88,7 @@ WITH standing AS MATERIALIZED (
     ) AS c
     WHERE NOT EXISTS (SELECT FROM standing)
     ON CONFLICT (key) DO UPDATE
-    SET (fingerprint, owner, attempt, fence, lease_until, retention, completed_at, outcome, expires_at) = (
+    SET (fingerprint, owner, attempt, fence, lease_until, retention, completed_at, outcome, expires_at, claimed_at) = (
         SELECT
             CASE WHEN v.verdict = 'gone' THEN excluded.fingerprint ELSE r.fingerprint END,
             CASE WHEN v.verdict IN ('gone', 'lapsed') THEN excluded.owner ELSE r.owner END,
@@ -126,9 +99,10 @@ WITH standing AS MATERIALIZED (
             CASE WHEN v.verdict = 'kept' THEN r.completed_at END,
             CASE WHEN v.verdict = 'kept' THEN r.outcome END,
             CASE WHEN v.verdict = 'kept' THEN r.expires_at
-                ELSE v.lease_until + make_interval(secs => v.retention) END
+                ELSE v.lease_until + make_interval(secs => v.retention) END,
+            CASE WHEN v.verdict IN ('gone', 'lapsed') THEN v.now ELSE r.claimed_at END
         FROM (
-            SELECT j.verdict,
+            SELECT j.verdict, j.now,
                 CASE j.verdict WHEN 'kept' THEN r.lease_until
                     WHEN 'ours' THEN greatest(r.lease_until, j.now + make_interval(secs => %(lease)s::float8))
                     ELSE j.now + make_interval(secs => %(lease)s::float8) END AS lease_until,
@@ -154,7 +128,7 @@ SELECT {columns} FROM (SELECT * FROM standing UNION ALL SELECT * FROM written) A
 
 _COLUMNS = """key, fingerprint, owner, attempt, fence, outcome,
     extract(epoch FROM lease_until - now)::float8,
-    extract(epoch FROM now - completed_at)::float8,
+    extract(epoch FROM now - coalesce(completed_at, claimed_at))::float8,
     extract(epoch FROM expires_at - now)::float8"""
 
 # The row is locked first, in a step of its own; what follows reads the clock, so it is read after the lock.
@@ -300,106 +274,3 @@ class Statements(NamedTuple):
             _FORGET,
         )
         return cls(*(statement.format(**names) for statement in statements))
-
-
-# The figures are converted once more than need be: an application's connection may load a type in a way of its own.
-
-
-def acquire_values(
-    key: StorageKey, fingerprint: Fingerprint, owner: Owner, lease: float, retention: float, takeover: bool
-) -> dict[str, Any]:
-    """The parameters of `acquire`."""
-    return {
-        "key": key,
-        "fingerprint": fingerprint,
-        "owner": owner,
-        "lease": lease,
-        "retention": retention,
-        "takeover": takeover,
-    }
-
-
-def claim_values(claim: Claim) -> dict[str, Any]:
-    """The parameters that every write of a claim has."""
-    return {"key": claim.key, "owner": claim.owner}
-
-
-def complete_values(claim: Claim, outcome: bytes, retention: float, *, sweep: int) -> dict[str, Any]:
-    """
-    The parameters of `complete`; *sweep* is how many expired rows to delete with it.
-
-    Raises:
-        ValueError: *outcome* is empty: a completed record would look like one that has none.
-    """
-    if not outcome:
-        raise ValueError("an outcome must not be empty")
-    return claim_values(claim) | {"outcome": outcome, "retention": retention, "sweep": sweep}
-
-
-def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
-    """
-    What `acquire` was answered.
-
-    Raises:
-        CorruptRecord: The record has a time that no clock gives.
-    """
-    _, fingerprint, holder, attempt, fence, outcome, lease_left, age, expires_in = row
-    wrong = check_seconds(lease_left, age or 0.0, expires_in)
-    if wrong is not None:
-        raise wrong
-    if outcome is not None:
-        left = max(float(expires_in), 0.0)
-        return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), max(float(age), 0.0), left)
-    if bytes(holder) == owner:
-        return Acquired(Claim(key, owner, int(attempt), int(fence)))
-    return Running(Fingerprint(bytes(fingerprint)), max(float(lease_left), 0.0))
-
-
-def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False) -> bool:
-    """
-    Whether the claim still held its key and had recorded nothing, from the row of `complete_in`.
-
-    Args:
-        tests: Whether a savepoint is to be expected, as one that a test harness put round the transaction.
-    Raises:
-        IsolationConflict: The transaction's snapshot does not say.
-        ValueError: The record was written inside a savepoint.
-    """
-    held, seen, isolation, inside_savepoint, fence = row
-    if inside_savepoint and not tests:
-        raise nested()
-    if held or seen or isolation == "read committed":
-        return bool(held)
-    if fence is not None and fence > claim.fence:
-        return False  # granted to somebody else before the snapshot
-    raise IsolationConflict(
-        f"this transaction is {isolation.upper()}, and its snapshot may be older than the claim: roll back, and make "
-        "effect and record in a READ COMMITTED transaction, or begin the transaction after the claim was made"
-    )
-
-
-def overtaken() -> IsolationConflict:
-    """The server refused to lock a row that somebody changed after the transaction's snapshot (40001)."""
-    return IsolationConflict(
-        "this transaction is REPEATABLE READ or SERIALIZABLE, and something changed after its snapshot; a claim's "
-        "record changes whenever its lease is renewed, every third of the lease: roll back, and make effect and "
-        "record in a READ COMMITTED transaction, or in one that is over sooner"
-    )
-
-
-def read_record(row: tuple[Any, ...]) -> Record:
-    """A row as a record."""
-    key, fingerprint, owner, attempt, fence, outcome, lease_left, age, expires_in = row
-    running = outcome is None
-    return Record(
-        key=StorageKey(key),
-        state=State.RUNNING if running else State.COMPLETED,
-        fingerprint=Fingerprint(bytes(fingerprint)),
-        owner=Owner(bytes(owner)),
-        attempt=int(attempt),
-        fence=int(fence),
-        outcome=None if running else bytes(outcome),
-        lease_left=float(lease_left) if running else 0.0,
-        age=0.0 if running else max(float(age), 0.0),  # below 0: the server's clock was set back
-        expires_in=float(expires_in),
-    )

@@ -1,0 +1,137 @@
+"""The parameters of PostgreSQL's statements, and the meaning of the rows that they return, without any I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from idempotency._core.errors import IsolationConflict
+from idempotency._core.recorded import check_seconds
+from idempotency._core.types import (
+    Acquired,
+    Claim,
+    Completed,
+    Fingerprint,
+    Owner,
+    Record,
+    Reply,
+    Running,
+    State,
+    StorageKey,
+)
+from idempotency.stores._sql.caller_errors import nested
+
+__all__ = [
+    "TRIES",
+    "acquire_values",
+    "claim_values",
+    "complete_values",
+    "overtaken",
+    "read_acquired",
+    "read_completed_in",
+    "read_record",
+]
+
+TRIES = 3
+"""How often a call is tried: after a restart every connection of a pool is dead; of two in a deadlock one goes on."""
+
+# The figures are converted once more than need be: an application's connection may load a type in a way of its own.
+
+
+def acquire_values(
+    key: StorageKey, fingerprint: Fingerprint, owner: Owner, lease: float, retention: float, takeover: bool
+) -> dict[str, Any]:
+    """The parameters of `acquire`."""
+    return {
+        "key": key,
+        "fingerprint": fingerprint,
+        "owner": owner,
+        "lease": lease,
+        "retention": retention,
+        "takeover": takeover,
+    }
+
+
+def claim_values(claim: Claim) -> dict[str, Any]:
+    """The parameters that every write of a claim has."""
+    return {"key": claim.key, "owner": claim.owner}
+
+
+def complete_values(claim: Claim, outcome: bytes, retention: float, *, sweep: int) -> dict[str, Any]:
+    """
+    The parameters of `complete`; *sweep* is how many expired rows to delete with it.
+
+    Raises:
+        ValueError: *outcome* is empty: a completed record would look like one that has none.
+    """
+    if not outcome:
+        raise ValueError("an outcome must not be empty")
+    return claim_values(claim) | {"outcome": outcome, "retention": retention, "sweep": sweep}
+
+
+def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
+    """
+    Reads the database's reply to `acquire`.
+
+    Raises:
+        CorruptRecord: The record has a time that no clock gives.
+    """
+    _, fingerprint, holder, attempt, fence, outcome, lease_left, age, expires_in = row
+    wrong = check_seconds(lease_left, age or 0.0, expires_in)
+    if wrong is not None:
+        raise wrong
+    if outcome is not None:
+        left = max(float(expires_in), 0.0)
+        return Completed(Fingerprint(bytes(fingerprint)), bytes(outcome), max(float(age), 0.0), left)
+    if bytes(holder) == owner:
+        return Acquired(Claim(key, owner, int(attempt), int(fence)))
+    return Running(Fingerprint(bytes(fingerprint)), max(float(lease_left), 0.0))
+
+
+def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False) -> bool:
+    """
+    Whether the claim still held its key and had recorded nothing, from the row of `complete_in`.
+
+    Args:
+        tests: Whether a savepoint is to be expected, as one that a test harness put round the transaction.
+    Raises:
+        IsolationConflict: The transaction's snapshot does not say.
+        ValueError: The record was written inside a savepoint.
+    """
+    held, seen, isolation, inside_savepoint, fence = row
+    if inside_savepoint and not tests:
+        raise nested()
+    if held or seen or isolation == "read committed":
+        return bool(held)
+    if fence is not None and fence > claim.fence:
+        return False  # granted to somebody else before the snapshot
+    raise IsolationConflict(
+        f"this transaction is {isolation.upper()}, and its snapshot may be older than the claim: roll back, and make "
+        "effect and record in a READ COMMITTED transaction, or begin the transaction after the claim was made"
+    )
+
+
+def overtaken() -> IsolationConflict:
+    """The server refused to lock a row that somebody changed after the transaction's snapshot (40001)."""
+    return IsolationConflict(
+        "this transaction is REPEATABLE READ or SERIALIZABLE, and something changed after its snapshot; a claim's "
+        "record changes whenever its lease is renewed, every third of the lease: roll back, and make effect and "
+        "record in a READ COMMITTED transaction, or in one that is over sooner"
+    )
+
+
+def read_record(row: tuple[Any, ...]) -> Record:
+    """A row as a record."""
+    key, fingerprint, owner, attempt, fence, outcome, lease_left, age, expires_in = row
+    running = outcome is None
+    return Record(
+        key=StorageKey(key),
+        state=State.RUNNING if running else State.COMPLETED,
+        fingerprint=Fingerprint(bytes(fingerprint)),
+        owner=Owner(bytes(owner)),
+        attempt=int(attempt),
+        fence=int(fence),
+        outcome=None if running else bytes(outcome),
+        lease_left=float(lease_left) if running else 0.0,
+        age=max(float(age), 0.0),  # below 0: the server's clock was set back
+        expires_in=float(expires_in),
+    )

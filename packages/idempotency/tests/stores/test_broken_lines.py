@@ -1,0 +1,135 @@
+"""
+Connections lost between request and answer: what sixteen callers saw is still explained by the rules.
+
+The driver finds its connection gone, and the store asks again: nothing may have happened twice or be denied.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import django_project
+import pytest
+from broken_line import Break, Line
+from callers_of_a_store import RESOLUTION, histories, retold
+from histories import explains, fences_rise
+from patience import PATIENCE
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import Connection, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from idempotency.store import Store
+from idempotency.stores._sql.steps import Steps
+from idempotency.stores.django import SyncDjangoStore
+from idempotency.stores.django.connections import Connections
+from idempotency.stores.postgres import PostgresStore
+from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
+from idempotency.stores.sqlalchemy.run import Runner
+from idempotency.stores.threaded import ThreadedStore
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class RetoldPostgresStore(PostgresStore):
+    async def _execute_once(self, statement: str, values: Any) -> Any:
+        with retold():
+            return await super()._execute_once(statement, values)
+
+
+class RetoldRunner(Runner):
+    def run(self, connection: Connection, make: Callable[[], Steps[T]]) -> T:
+        with retold():
+            return super().run(connection, make)
+
+
+class RetoldConnections(Connections):
+    def run(self, steps: Steps[T]) -> T:
+        with retold():
+            return super().run(steps)
+
+
+@asynccontextmanager
+async def over_psycopg(url: str) -> AsyncIterator[Store]:
+    async with AsyncConnectionPool(url, min_size=4, max_size=8, open=False) as pool:
+        store = RetoldPostgresStore(pool, deadline=PATIENCE)
+        await pool.wait()
+        yield store
+        await store.aclose()
+
+
+@asynccontextmanager
+async def over_asyncmy(url: str) -> AsyncIterator[Store]:
+    engine = create_async_engine(f"mysql+asyncmy://{url}", pool_size=8)
+    store = SQLAlchemyStore(engine, owns_engine=True, deadline=PATIENCE)
+    store._runner = RetoldRunner("mysql", engine.dialect.paramstyle)
+    await store.create_schema()
+    yield store
+    await store.aclose()
+
+
+@asynccontextmanager
+async def over_pymysql(url: str) -> AsyncIterator[Store]:
+    # Without TLS: PyMySQL reads all certificates of the machine for each connection, and here each is soon lost.
+    engine = create_engine(f"mysql+pymysql://{url}", pool_size=8, connect_args={"ssl_disabled": True})
+    inner = SyncSQLAlchemyStore(engine, owns_engine=True)
+    inner._runner = RetoldRunner("mysql", engine.dialect.paramstyle)
+    store = ThreadedStore(inner)
+    await anyio.to_thread.run_sync(inner.create_schema)
+    yield store
+    await store.aclose()
+
+
+@asynccontextmanager
+async def over_django(url: str) -> AsyncIterator[Store]:
+    django_project.configure()
+    django_project.add_database("mysql", url, alias="line")
+    inner = SyncDjangoStore("line")
+    inner._connections = RetoldConnections("line")
+    store = ThreadedStore(inner)
+    await anyio.to_thread.run_sync(inner.create_schema)
+    yield store
+    await store.aclose()
+
+
+def storm(chance: random.Random, share: float) -> Iterator[Break | None]:
+    while True:
+        yield chance.choice(list(Break)) if chance.random() < share else None
+
+
+async def check_histories(line: Line, opened: AbstractAsyncContextManager[Store], *, share: float) -> None:
+    """Let *share* of all pieces that are sent break the line."""
+    async with opened as store:
+        line.weather = storm(random.Random(1), share)
+        found = await histories(store, seed=3, rounds=12)
+        line.weather = iter(())
+    assert min(line.breaks[kind] for kind in Break) > 5, line.breaks
+    for history in found:
+        told = "\n".join(map(repr, history))
+        assert explains(history, resolution=RESOLUTION, apart=True), told
+        assert fences_rise(history), told
+
+
+async def test_histories_over_a_line_to_postgresql_are_linearizable(postgres_line: tuple[Line, str]) -> None:
+    line, url = postgres_line
+    await check_histories(line, over_psycopg(url), share=0.02)
+
+
+@pytest.mark.parametrize(
+    "opened", [over_asyncmy, over_pymysql, over_django], ids=lambda opened: opened.__name__
+)
+async def test_histories_over_a_line_to_mariadb_are_linearizable(
+    mariadb_line: tuple[Line, str], opened: Callable[[str], AbstractAsyncContextManager[Store]]
+) -> None:
+    line, url = mariadb_line
+    await check_histories(line, opened(url), share=0.005)  # a call is several round trips
