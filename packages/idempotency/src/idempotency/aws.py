@@ -17,11 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from idempotency._core.annotations import signature
+from idempotency._core.callables import is_async
 from idempotency._core.policy import Policy
+from idempotency._core.types import Claim
 from idempotency.codecs import JSON, Codec
 from idempotency.decorators import idempotent
+from idempotency.engine.checks import is_async_store
 from idempotency.events import Hook
 from idempotency.store import SyncStore
 
@@ -31,13 +35,27 @@ _MARGIN = 1.0  # s; Lambda stops a handler a little after it said
 
 
 class LambdaContext(Protocol):
-    """What this library reads of the context that Lambda passes."""
+    """The part of Lambda's context that this library reads."""
 
     def get_remaining_time_in_millis(self) -> int:
         """Milliseconds until Lambda stops the handler."""
 
 
 Handler = Callable[[Any, Any], Any]
+
+
+class _Unrenewed:
+    """*store*, but for renewals: a lease that lasts as long as the invocation must not outlast it."""
+
+    def __init__(self, store: SyncStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def renew(self, claim: Claim, *, lease: float) -> bool:  # noqa: ARG002 - those of a store
+        """The claim is held: nobody can take it over before the invocation is over."""
+        return True
 
 
 def lambda_handler(
@@ -57,7 +75,7 @@ def lambda_handler(
     leaves its key to the next invocation at once, and none can be run beside one that still works.
 
     Args:
-        store: A `SyncStore` that outlives the sandbox, such as `SyncRedisStore` or `SyncPostgresStore`. Make it outside
+        store: A `SyncStore` that outlives the sandbox, such as `SyncDynamoDBStore` or `SyncRedisStore`. Make it outside
             the handler, so that warm invocations share its connections.
         operation: The function's stable name in the store.
         key: The key of an event: a business key, such as an order's number. A message id covers redelivery alone.
@@ -68,19 +86,35 @@ def lambda_handler(
     Raises:
         TypeError: At decoration, as `idempotent` does.
 
-    The handler raises what a function decorated by `idempotent` raises. Let `InProgress` pass: Lambda, or the queue in
-    front of it, then asks again.
+    The handler raises what a function decorated by `idempotent` raises, and `TypeError` where it is called without
+    Lambda's context. Let `InProgress` pass: Lambda, or the queue in front of it, then asks again.
     """
 
-    def under(_event: Any, context: LambdaContext) -> Policy:
-        return replace(policy, lease=context.get_remaining_time_in_millis() / 1000 + _MARGIN)
-
     def decorate(handler: Handler) -> Handler:
+        given = signature(handler)
+
+        def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, LambdaContext]:
+            bound = given.bind(*args, **kwargs)
+            bound.apply_defaults()
+            event, context, *_ = (*bound.args, *bound.kwargs.values())
+            return event, context
+
+        def under(*args: Any, **kwargs: Any) -> Policy:
+            return replace(policy, lease=_left(read(args, kwargs)[1]) + _MARGIN)
+
+        def counted(*args: Any, **kwargs: Any) -> object:
+            event = read(args, kwargs)[0]
+            return event if fingerprint is None else fingerprint(event)
+
+        wrong = is_async_store(store) or is_async(
+            handler
+        )  # which `idempotent` refuses by the store's own name
+        held = store if wrong else cast("SyncStore", _Unrenewed(store))
         decorated: Handler = idempotent(
-            store=store,
+            store=held,
             operation=operation,
-            key=lambda event, _context: key(event),
-            fingerprint=lambda event, _context: event if fingerprint is None else fingerprint(event),
+            key=lambda *args, **kwargs: key(read(args, kwargs)[0]),
+            fingerprint=counted,
             codec=codec,
             policy=under,
             hooks=hooks,
@@ -88,3 +122,16 @@ def lambda_handler(
         return decorated
 
     return decorate
+
+
+def _left(context: LambdaContext) -> float:
+    """Seconds that the invocation has left."""
+    try:
+        milliseconds = context.get_remaining_time_in_millis()
+    except AttributeError:
+        raise TypeError(
+            "the second argument of a Lambda handler must be the context that Lambda passes: the lease is the time "
+            "that it says is left. In a unit test pass an object with get_remaining_time_in_millis(), or switch the "
+            "protection off (idempotency.testing.protection_off)"
+        ) from None
+    return max(0.0, milliseconds / 1000)

@@ -1,8 +1,8 @@
 """
 Idempotency for FastAPI: claimed after authentication and validation, just before the endpoint's first line.
 
-A 401 or 403 of a dependency, a validation error and broken JSON make no store call and use no key up; a renewed token
-of the same user gets the replay, an expired one never does.
+A 401 or 403 of a dependency, a validation error and broken JSON make no store call and do not use up the key. A renewed
+token of the same user gets the replay, an expired one never does.
 
 >>> from typing import Annotated
 >>> from fastapi import Depends, FastAPI, Header, HTTPException
@@ -38,8 +38,8 @@ from idempotency._extras import missing
 
 try:
     import fastapi  # noqa: F401
-except ModuleNotFoundError as error:
-    raise missing("fastapi", "idempotency.fastapi", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("fastapi", "idempotency.fastapi", _error) from _error
 
 import anyio.from_thread
 from fastapi import Depends, FastAPI, HTTPException
@@ -80,8 +80,8 @@ def install(
         store: Where records live, such as `idempotency.stores.redis.RedisStore`.
         hooks: Called with every event (`idempotency.events`).
         max_request_bytes: The longest body of a request with a key.
-        key_headers: Headers that may carry a key, beside those of the policies of endpoints that *app* has when its
-            first request comes; name here what a mounted application or a later endpoint reads.
+        key_headers: Further headers that may carry a key. Those in the policies of *app*'s endpoints are found by
+            themselves at the first request; name here those of mounted applications and of endpoints added later.
     Raises:
         TypeError: *store* or a hook is not of its kind; at the first request, as Starlette makes its middleware then.
         RuntimeError: *app* has begun to serve.

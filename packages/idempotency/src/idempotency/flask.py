@@ -29,14 +29,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from idempotency._extras import missing
 
 try:
     import flask  # noqa: F401
-except ModuleNotFoundError as error:
-    raise missing("flask", "idempotency.flask", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("flask", "idempotency.flask", _error) from _error
 
 from flask import Flask, Response, current_app, request
 
@@ -49,6 +49,8 @@ from idempotency.wsgi import LateClaim
 from idempotency.wsgi.middleware import pending_claim
 
 __all__ = ["Idempotency"]
+
+_EXTENSION: Final = "idempotency"  # its name in `app.extensions`
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,7 +100,13 @@ class Idempotency:
 
         Raises:
             TypeError: The store is not a `SyncStore`.
+            RuntimeError: *app* has one already, this one or another: a request has one store and is recorded once.
         """
+        if _EXTENSION in app.extensions:
+            raise RuntimeError(
+                "this application has an Idempotency already: install one by init_app(app), once, and use it for every "
+                "view, with policies of their own"
+            )
         app.wsgi_app = LateClaim(  # type: ignore[method-assign]
             app.wsgi_app,
             store=self._store,
@@ -106,6 +114,7 @@ class Idempotency:
             max_request_bytes=self._max_request_bytes,
             key_headers=self._key_headers,
         )
+        app.extensions[_EXTENSION] = self
 
     @overload
     def protect(self, view: Callable[P, R], /) -> Callable[P, R]: ...
@@ -119,7 +128,7 @@ class Idempotency:
         Protect a view; put it directly above the function, below the route and below what authenticates.
 
         Raises:
-            RuntimeError: At a request: `init_app` was not called for its application. Nothing ran.
+            RuntimeError: At a request: this extension is not the one of its application (`init_app`). Nothing ran.
         """
         chosen = self._policy if policy is None else policy
         self._key_headers.update(chosen.key_headers)
@@ -127,6 +136,11 @@ class Idempotency:
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             @wraps(function)
             def protected(*args: Any, **kwargs: Any) -> Any:
+                if current_app.extensions.get(_EXTENSION) is not self:
+                    raise RuntimeError(
+                        "the Idempotency that protects this view is not installed in its application: call "
+                        "init_app(app), and have one Idempotency for each application"
+                    )
                 if not pending_claim(request.environ).claim(self._principal, chosen):
                     return Response(status=204)  # dropped: `LateClaim` sends the replay or the problem
                 return current_app.ensure_sync(function)(*args, **kwargs)

@@ -202,7 +202,7 @@ def _with_replay_headers(response: dict[str, Any], policy: Policy) -> dict[str, 
 
 
 class _Refusal(NamedTuple):
-    """What a route may answer in the application's place."""
+    """A response that the middleware may send in the application's place."""
 
     slug: str
     title: str
@@ -301,7 +301,7 @@ def _examples(media: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problems(policy: Policy) -> dict[str, list[_Refusal]]:
-    """What the middleware may answer under *policy*, by status: real answers, to serve as examples."""
+    """The problems that the middleware may answer under *policy*, by status: real ones, to serve as examples."""
     found = [_Refusal(error.slug, error.title, refusal(error, policy)) for error in _errors(policy)]
     if policy.on_exception == "keep":
         found.append(_Refusal(FirstRunFailed.slug, FirstRunFailed.title, first_run_failed(policy)))

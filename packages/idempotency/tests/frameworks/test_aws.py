@@ -8,8 +8,10 @@ import pytest
 
 from idempotency import Policy
 from idempotency.aws import lambda_handler
+from idempotency.engine.scheduler import Scheduler
 from idempotency.errors import FingerprintMismatch, FirstRunFailed, InProgress
 from idempotency.stores.memory import SyncMemoryStore
+from idempotency.testing import protection_off
 
 
 class Context:
@@ -84,3 +86,79 @@ def test_the_policy_says_the_rest() -> None:
     with pytest.raises(FirstRunFailed):
         handler(event, Context())
     assert len(effects) == 1
+
+
+@pytest.mark.parametrize("milliseconds", [0, -3_000])
+def test_an_invocation_without_time_left_holds_its_key_for_the_margin(milliseconds: int) -> None:
+    now, effects = [0.0], []
+
+    @lambda_handler(
+        store=SyncMemoryStore(clock=lambda: now[0]), operation="charge", key=lambda event: event["order"]
+    )
+    def handler(event: Any, context: Any) -> None:
+        effects.append(event)
+        raise Killed
+
+    for moment in (0.0, 1.1):
+        now[0] = moment
+        with pytest.raises(Killed):
+            handler({"order": "o"}, Context(milliseconds))
+    assert len(effects) == 2
+
+
+def test_arguments_may_be_given_by_name() -> None:
+    effects: list[Any] = []
+    handler = charging(SyncMemoryStore(), effects)
+    event = {"order": "o"}
+    assert handler(event=event, context=Context()) == handler(event, Context()) == {"charge": 1}
+
+
+def test_a_call_without_a_context_says_what_is_missing() -> None:
+    effects: list[Any] = []
+    handler = charging(SyncMemoryStore(), effects)
+    with pytest.raises(TypeError, match="protection_off"):
+        handler({"order": "o"}, None)
+    with protection_off():
+        assert handler({"order": "o"}, None) == {"charge": 1}
+
+
+@pytest.mark.parametrize("shape", ["stars", "rest", "default"])
+def test_a_handler_takes_event_and_context_in_any_way(shape: str) -> None:
+    effects: list[Any] = []
+
+    def stars(*args: Any, **kwargs: Any) -> int:
+        effects.append(args)
+        return len(effects)
+
+    def rest(event: Any, *others: Any) -> int:
+        return stars(event, *others)
+
+    def default(event: Any, context: Any = None) -> int:
+        return stars(event, context)
+
+    made = {"stars": stars, "rest": rest, "default": default}[shape]
+    handler = lambda_handler(store=SyncMemoryStore(), operation="charge", key=lambda event: event["order"])(
+        made
+    )
+    assert [handler({"order": "o"}, Context()) for _ in range(2)] == [1, 1]
+    if shape == "default":
+        with pytest.raises(TypeError, match="protection_off"):
+            handler({"order": "p"})
+
+
+def test_a_renewal_does_not_hold_the_key_longer_than_the_invocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would come every third of the lease, and make it last that much longer than the handler."""
+    now, due = [0.0], list[Any]()
+    monkeypatch.setattr(Scheduler, "after", lambda _, seconds, job: due.append(job))
+    store = SyncMemoryStore(clock=lambda: now[0])
+
+    @lambda_handler(store=store, operation="charge", key=lambda event: event["order"])
+    def handler(event: Any, context: Any) -> float:
+        now[0] = 2.0
+        assert due, "the engine wants to renew"
+        for job in due[:]:
+            job()
+        [record] = store.scan().records
+        return record.lease_left
+
+    assert handler({"order": "o"}, Context(3_000)) == pytest.approx(2.0)

@@ -28,7 +28,7 @@ from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from idempotency import Policy, current_claim
+from idempotency import Policy, StorageKey, current_claim
 from idempotency.django import IdempotencyMiddleware, protect
 from idempotency.django.rest_framework import IdempotentAPIView
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
@@ -199,7 +199,7 @@ def test_nobody_gets_a_problem_and_no_effect(send: Send, shop: Shop) -> None:
     assert (answer.status_code, replayed(answer), shop.effects) == (400, False, 1)
 
 
-def test_what_django_refuses_before_a_view_uses_no_key_up(send: Send, shop: Shop) -> None:
+def test_a_refusal_of_django_before_the_view_frees_the_key(send: Send, shop: Shop) -> None:
     refused = [
         send("nowhere"),
         send("charge", csrf=True),
@@ -286,7 +286,7 @@ def test_a_rest_view_has_a_policy_of_its_own(send: Send, shop: Shop, alice: User
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy.at_most_once(), Policy.stripe_v1()])
-def test_what_a_rest_view_refuses_uses_no_key_up(shop: Shop, alice: User, policy: Policy) -> None:
+def test_a_refusal_of_a_rest_view_frees_the_key(shop: Shop, alice: User, policy: Policy) -> None:
     store = SyncMemoryStore()
     with override_settings(MIDDLEWARE=MIDDLEWARE, IDEMPOTENCY={"STORE": store, "POLICY": policy}):
         client = Client(headers={"Idempotency-Key": "k"})
@@ -368,7 +368,21 @@ def test_the_management_command_reads_the_projects_store(
             call_command("idempotency", "show", "no-such-key")
     assert missing.value.code == 1
     with (
-        override_settings(IDEMPOTENCY={"STORE": SyncMemoryStore()}),
+        override_settings(IDEMPOTENCY={"STORE": MemoryStore()}),
         pytest.raises(CommandError, match="URL"),
     ):
         call_command("idempotency", "list")
+
+
+def test_the_management_command_takes_the_store_that_the_setting_makes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = SyncMemoryStore()
+    store.acquire(StorageKey("1:k"), fingerprint=b"f", owner=b"o" * 16, lease=30, retention=60)
+    for given in (store, lambda: store):
+        with override_settings(IDEMPOTENCY={"STORE": given}):
+            call_command("idempotency", "list")
+        assert "1:k" in capsys.readouterr().out
+        with override_settings(IDEMPOTENCY={"STORE": given}), pytest.raises(SystemExit):
+            call_command("idempotency", "doctor")
+        assert "--store URL" in capsys.readouterr().err

@@ -5,12 +5,14 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from openapi_spec_validator import validate
+from patience import PATIENCE
 from pydantic import BaseModel
 from starlette.middleware.base import BaseHTTPMiddleware
 
@@ -125,7 +127,7 @@ async def test_an_expired_token_never_gets_a_replay(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy.at_most_once(), Policy.stripe_v1()])
-async def test_what_is_refused_before_the_endpoint_makes_no_store_call(policy: Policy) -> None:
+async def test_a_request_refused_before_the_endpoint_makes_no_store_call(policy: Policy) -> None:
     shop = Shop(policy=policy)
     add_charges(shop)
 
@@ -169,12 +171,12 @@ async def test_a_key_may_be_required() -> None:
 
 
 async def test_duplicates_at_once_have_one_effect() -> None:
-    shop = Shop(policy=Policy(wait=5))
+    shop = Shop(policy=Policy(wait=PATIENCE))
 
     @shop.app.post("/slow", status_code=201)
     @shop.once.protect
     async def slow(body: Charge) -> dict[str, int]:
-        await asyncio.sleep(0.05)  # the duplicates are other tasks of this loop: they need a turn
+        await anyio.wait_all_tasks_blocked()  # the duplicates wait
         return shop.effect()
 
     answers = await asyncio.gather(*[shop.post("/slow") for _ in range(50)])
@@ -240,7 +242,7 @@ async def test_an_endpoint_that_raises_is_never_repeated_at_most_once() -> None:
     assert shop.effects == 1
 
 
-async def test_what_the_endpoint_itself_answers_is_an_outcome(shop: Shop) -> None:
+async def test_an_answer_of_the_endpoint_itself_is_recorded(shop: Shop) -> None:
     @shop.app.post("/refuse")
     @shop.once.protect
     async def refuse(body: Charge) -> None:

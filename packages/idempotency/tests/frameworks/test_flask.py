@@ -90,7 +90,7 @@ def test_another_user_with_the_same_key_has_an_effect_of_its_own(shop: Shop) -> 
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy.at_most_once(), Policy.stripe_v1()])
-def test_what_is_refused_before_the_view_never_reaches_the_store(policy: Policy) -> None:
+def test_a_request_refused_before_the_view_never_reaches_the_store(policy: Policy) -> None:
     shop = Shop(policy=policy)
     refused = [
         shop.post(token="Bearer x"),
@@ -102,7 +102,7 @@ def test_what_is_refused_before_the_view_never_reaches_the_store(policy: Policy)
     assert shop.post().status_code == 201
 
 
-def test_what_the_view_itself_answers_is_an_outcome(shop: Shop) -> None:
+def test_an_answer_of_the_view_itself_is_recorded(shop: Shop) -> None:
     for _ in range(2):
         assert shop.post(json={"amount": -1}).status_code == 422
     assert shop.effects == 1
@@ -223,9 +223,41 @@ def test_a_protected_view_without_the_extension_installed_runs_nothing() -> None
     once = Idempotency(store=SyncMemoryStore(), principal=lambda: "alice")
     app.post("/charges")(once.protect(lambda: effects.append(1) or "charged"))
     app.testing = True
-    with pytest.raises(RuntimeError, match="LateClaim"):
+    with pytest.raises(RuntimeError, match="init_app"):
         app.test_client().post("/charges", headers={"Idempotency-Key": "k"})
     assert effects == []
+
+
+def test_an_application_has_one_extension_once_and_so_one_store(shop: Shop) -> None:
+    """Twice in an application, an extension would have two layers around it that both take a request for theirs."""
+    layer = shop.app.wsgi_app
+    with pytest.raises(RuntimeError, match="has an Idempotency already"):
+        Idempotency(shop.app, store=SyncMemoryStore(), principal=lambda: "alice")
+    with pytest.raises(RuntimeError, match="has an Idempotency already"):
+        shop.once.init_app(shop.app)
+    assert shop.app.wsgi_app == layer
+    assert [shop.post().status_code for _ in range(2)] == [201, 201]
+    assert (shop.effects, shop.records) == (1, 1)
+
+
+def test_an_extension_that_could_not_be_installed_is_not_there() -> None:
+    app = Flask("shop")
+    with pytest.raises(TypeError, match="SyncStore"):
+        Idempotency(app, store=MemoryStore(), principal=lambda: "alice")  # type: ignore[arg-type]
+    once = Idempotency(app, store=SyncMemoryStore(), principal=lambda: "alice")
+    app.post("/charges")(once.protect(lambda: "charged"))
+    answers = [app.test_client().post("/charges", headers={"Idempotency-Key": "k"}) for _ in range(2)]
+    assert [replayed(answer) for answer in answers] == [False, True]
+
+
+def test_a_view_that_another_extension_protects_runs_nothing(shop: Shop) -> None:
+    """Its claim would be made in a store that its author did not name."""
+    other = Idempotency(store=SyncMemoryStore(), principal=lambda: "alice")
+    shop.app.post("/other", endpoint="other")(other.protect(shop.charge))
+    shop.app.testing = True
+    with pytest.raises(RuntimeError, match="one Idempotency for each application"):
+        shop.post("/other")
+    assert (shop.effects, shop.records) == (0, 0)
 
 
 def test_claiming_twice_is_refused(shop: Shop) -> None:

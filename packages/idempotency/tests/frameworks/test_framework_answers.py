@@ -1,4 +1,4 @@
-"""What a framework answers before a handler ran frees the key; what a handler answers does not."""
+"""A framework's answer from before a handler ran frees the key; a handler's own answer does not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("framework", [name for name in APPS if name.startswith("FastAPI")])
 @pytest.mark.parametrize("case", BEFORE)
-async def test_what_fastapi_answers_before_the_handler_frees_the_key_under_every_preset(
+async def test_an_answer_of_fastapi_before_the_handler_frees_the_key_under_every_preset(
     framework: str, case: str, preset: str
 ) -> None:
     assert await observe(framework, case, PRESETS[preset]) == "freed"
@@ -120,7 +120,7 @@ async def answers_while_it_handles_an_exception(request: fastapi.Request) -> Res
 
 @_handler
 async def calls_another_application(request: fastapi.Request) -> Response:
-    """Whose dependency refuses: its exception comes here, and the handler has begun."""
+    """An endpoint whose inner application has a dependency that refuses: its exception arrives in a begun handler."""
     other = FastAPI()
 
     def broken() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from asgi_driver import Talk, call, http_scope
 from frameworks import FRAMEWORKS, Ledger, build
+from patience import PATIENCE
 from servers import SERVERS, serve, serve_hypercorn
 from wire import Http2, Response, Wire, post, request
 
@@ -149,9 +150,10 @@ async def test_a_client_that_resets_its_http2_stream_finds_its_answer_later(fram
     app, ledger = build(framework, MemoryStore(), policy=Policy(max_hold=5))
     async with serve_hypercorn(app) as port, Http2(port) as http2:
         stream = http2.start("/stream", "k", b"{}")
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE):
+            await ledger.begun.wait()
         http2.reset(stream)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # until the server has heard of it: nothing tells, since the run goes on
         ledger.go_on.set()
         async with asyncio.timeout(30):
             await ledger.closed.wait()

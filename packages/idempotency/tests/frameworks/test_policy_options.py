@@ -231,11 +231,11 @@ class TestKeyHeaders:
         assert (answer.status_code, world.runs) == (400, 0)
         assert "webhook-id and svix-id hold two different keys" in answer.json()["detail"]
 
-    async def test_errors_name_the_header_that_is_meant(self, open_world: Any) -> None:
-        world = open_world(Policy(key_headers=("X-Delivery",), required=True))
+    async def test_errors_name_the_headers_that_are_meant(self, open_world: Any) -> None:
+        world = open_world(Policy(key_headers=("X-Delivery", "X-Event"), required=True))
         missing, empty = await world.post(), await world.post(x_delivery="a b")
         assert (missing.status_code, empty.status_code, world.runs) == (400, 400, 0)
-        assert "X-Delivery" in missing.json()["detail"]
+        assert "X-Delivery or X-Event" in missing.json()["detail"]
 
     @pytest.mark.parametrize("open_world", ["asgi-late", "wsgi-late", "django-protect"], indirect=True)
     async def test_a_layer_that_was_not_told_of_a_header_refuses_to_run_unprotected(
@@ -274,7 +274,7 @@ class TestIgnoredQuery:
 
 
 def envelope(problem: Problem) -> tuple[str, bytes]:
-    """As an API has its errors, which had them before."""
+    """The error envelope of an API that had one before."""
     return "application/json", json.dumps({"error": {"code": problem.slug, "text": problem.detail}}).encode()
 
 

@@ -15,13 +15,14 @@ import shutil
 import socket
 import subprocess
 import textwrap
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from patience import until_sync
+from ports import free_port
 
 pytestmark = [pytest.mark.fresh_environment, pytest.mark.timeout(300)]
 
@@ -43,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Commands:
-    """What the head comment of a quickstart says to type."""
+    """The commands that the head comment of a quickstart gives."""
 
     install: list[str]
     serve: list[str]
@@ -113,8 +114,8 @@ def _make_environment(place: Path, packages: Sequence[str], wheel: Path, pinned:
 
 @contextmanager
 def _serving(command: Sequence[str], programs: Path, directory: Path) -> Iterator[int]:
-    """What *command* serves, on another port; the port."""
-    port = _free_port()
+    """Runs *command*'s server on a free port and gives the port."""
+    port = free_port()
     program, *arguments = [word.replace("8000", str(port)) for word in command]
     environment = {"PATH": f"{programs}:{os.defpath}", "HOME": str(directory), "PYTHONUNBUFFERED": "1"}
     with (directory / "log").open("ab") as log:
@@ -141,16 +142,15 @@ def _serving(command: Sequence[str], programs: Path, directory: Path) -> Iterato
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
+    def listens() -> bool:
         assert server.poll() is None, log.read_text()
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail(f"the server did not start: {log.read_text()}")
+            return False
+        return True
+
+    until_sync(listens, f"the server starts; {log} has what it says", patience=60.0)
 
 
 def _curl(command: Sequence[str], port: int) -> Answer:
@@ -169,11 +169,6 @@ def _curl(command: Sequence[str], port: int) -> Answer:
     assert matched, status
     headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
     return Answer(int(matched[1]), headers, body)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _uv() -> str:

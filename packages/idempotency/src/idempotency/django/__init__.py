@@ -17,8 +17,8 @@ from idempotency._extras import missing
 
 try:
     import django  # noqa: F401
-except ModuleNotFoundError as error:
-    raise missing("django", "idempotency.django", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("django", "idempotency.django", _error) from _error
 
 from idempotency.django.middleware import IdempotencyMiddleware
 from idempotency.django.settings import by_user

@@ -33,6 +33,7 @@ def claim(
         return pending.replace(prepared)
     if not prepared:
         return None
+    pending.require_open()
     begin = pending.engine.begin
     verdict = (async_to_sync(begin) if iscoroutinefunction(begin) else begin)(pending.operation)
     return pending.begin(pending.operation.conclude(verdict))
@@ -52,6 +53,7 @@ async def aclaim(
         return pending.replace(prepared)
     if not prepared:
         return None
+    pending.require_open()
     begin = pending.engine.begin
     verdict = await (begin if iscoroutinefunction(begin) else sync_to_async(begin))(pending.operation)
     return pending.begin(pending.operation.conclude(verdict))

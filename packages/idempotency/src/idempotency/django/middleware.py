@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, ClassVar
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 
 from idempotency.django.claims import aclaim, claim
-from idempotency.django.pending import PENDING, PendingRequest, to_django
+from idempotency.django.pending import PENDING, PendingRequest, drop
 from idempotency.django.settings import Settings, open_project_store
 from idempotency.engine import Engine
-from idempotency.engine_sync import SyncEngine
+from idempotency.engine.sync_engine import SyncEngine
 
 __all__ = ["IdempotencyMiddleware"]
+
+_log = logging.getLogger("idempotency")
 
 
 class IdempotencyMiddleware:
@@ -39,7 +44,7 @@ class IdempotencyMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self.get_response = get_response
-        self.settings = Settings.read()
+        self.settings: Settings = Settings.read()
         self._is_async = iscoroutinefunction(get_response)
         self._lock = threading.Lock()
         self._engine: Any = None
@@ -64,9 +69,31 @@ class IdempotencyMiddleware:
         if self._is_async:
             return self._acall(request)
         pending = self._open(request)
+        if pending.may_have_key and isinstance(request, ASGIRequest):
+            # A plain middleware below makes Django call this one in a thread, and cancel what that waits for.
+            return async_to_sync(self._answer_whole)(pending, request)
+        return self._answer_plainly(pending, request)
+
+    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
+        pending = self._open(request)
+        if not pending.may_have_key:
+            return await self._answer(pending, request)
+        return await self._answer_whole(pending, request)
+
+    async def _answer_whole(self, pending: PendingRequest[Any], request: HttpRequest) -> HttpResponseBase:
+        """Answer a request that may have a key, whether or not its client stays (E5)."""
+        answer = self._answer if self._is_async else sync_to_async(self._answer_plainly)
+        return await _until_settled(pending, asyncio.create_task(answer(pending, request)))
+
+    def _answer_plainly(self, pending: PendingRequest[Any], request: HttpRequest) -> HttpResponseBase:
         try:
-            response = self.get_response(request)
-        except BaseException:  # Django answers exceptions itself: this is a worker that is told to exit (E4)
+            response: HttpResponseBase = self.get_response(request)
+        except Exception:  # Django answers it itself, unless DEBUG_PROPAGATE_EXCEPTIONS is set
+            if pending.run is not None:
+                failure = pending.failure()
+                pending.run.release() if failure is None else pending.run.keep(failure)
+            raise
+        except BaseException:  # a worker that is told to exit (E4)
             if pending.run is not None:
                 pending.run.abandon()
             raise
@@ -74,10 +101,14 @@ class IdempotencyMiddleware:
             pending.leave()
         return self._settle(pending, response)
 
-    async def _acall(self, request: HttpRequest) -> HttpResponseBase:
-        pending = self._open(request)
+    async def _answer(self, pending: PendingRequest[Any], request: HttpRequest) -> HttpResponseBase:
         try:
             response = await self.get_response(request)
+        except Exception:
+            if pending.run is not None:
+                failure = pending.failure()
+                await (pending.run.release() if failure is None else pending.run.keep(failure))
+            raise
         except BaseException:
             if pending.run is not None:
                 pending.run.abandon()
@@ -119,21 +150,21 @@ class IdempotencyMiddleware:
 
     def _settle(self, pending: PendingRequest[Any], response: HttpResponseBase) -> HttpResponseBase:
         if pending.run is None:
-            return _replaced(pending, response)
+            return pending.in_place_of(response)
         recorded = pending.outcome_of(response)
         if recorded is None:
             pending.run.release()
-            return response
+            return pending.own(response)
         outcome, result = recorded
         return pending.answer(response, pending.run.keep(outcome, result=result), result)
 
     async def _asettle(self, pending: PendingRequest[Any], response: HttpResponseBase) -> HttpResponseBase:
         if pending.run is None:
-            return _replaced(pending, response)
+            return pending.in_place_of(response)
         recorded = pending.outcome_of(response)
         if recorded is None:
             await pending.run.release()
-            return response
+            return pending.own(response)
         outcome, result = recorded
         return pending.answer(response, await pending.run.keep(outcome, result=result), result)
 
@@ -146,8 +177,29 @@ def claims_itself(view: Any) -> bool:
     )
 
 
-def _replaced(pending: PendingRequest[Any], response: HttpResponseBase) -> HttpResponseBase:
-    if pending.replacement is None:
-        return response
-    response.close()
-    return to_django(pending.replacement)
+async def _until_settled(
+    pending: PendingRequest[Any], answering: asyncio.Task[HttpResponseBase]
+) -> HttpResponseBase:
+    """
+    Returns the result of *answering*; once a key is claimed, a cancellation waits for the record (E5).
+
+    Django cancels a request whose client has left, while its view goes on in a thread. A second cancellation, such as
+    that of a loop which ends, is not held back: the claim is left to its lease (E4).
+    """
+    try:
+        return await asyncio.shield(answering)
+    except asyncio.CancelledError:
+        if pending.run is None:
+            answering.cancel()
+        try:
+            await asyncio.wait([answering])
+        except asyncio.CancelledError:
+            answering.cancel()
+            raise
+        if answering.cancelled():
+            raise
+        if (error := answering.exception()) is None:
+            await sync_to_async(drop)(answering.result())
+        else:
+            _log.error("%s failed once its client had left", pending.operation.operation, exc_info=error)
+        raise

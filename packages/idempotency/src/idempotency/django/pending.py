@@ -1,30 +1,33 @@
-"""A request on its way through Django: claimed just before its view, settled when its response is there."""
+"""Carries a request through Django: claims its key just before the view, settles it when the response is there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Token
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.exceptions import RequestDataTooBig
-from django.http import HttpRequest, HttpResponse, UnreadablePostError
+from django.http import HttpRequest, HttpResponse, RawPostDataException, UnreadablePostError
 from django.http.response import HttpResponseBase
 
 from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
-from idempotency._core.errors import IncompleteRequest, RequestTooLarge
+from idempotency._core.errors import IncompleteRequest, LengthRequired, RequestTooLarge
 from idempotency._core.fingerprint import RequestView
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
+from idempotency._core.policy import Policy
 from idempotency._core.protocol import settle
 from idempotency._core.types import StorageKey
+from idempotency._http.content_length import content_length
+from idempotency._http.incoming_body import discard
 from idempotency._http.keyed_request import KeyedRequest
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency._http.refusal import first_run_failed
 from idempotency.engine.current_claim import Frame, active
 from idempotency.engine.run import Run
-from idempotency.engine_sync import SyncRun
+from idempotency.engine.sync_engine import SyncRun
 
-__all__ = ["PENDING", "PendingRequest", "pending_of", "to_django"]
+__all__ = ["PENDING", "PendingRequest", "drop", "pending_of", "to_django"]
 
 PENDING: Final = "_idempotency_pending"
 """The attribute of an `HttpRequest` that holds its `PendingRequest`."""
@@ -52,8 +55,10 @@ class PendingRequest(Generic[RunT]):
         self.raised = False
         self.run: RunT | None = None
         self.replacement: Response | None = None
+        self._left = False
         self._body: bytes | None = None
         self._too_large = False
+        self._read_above = False
         self._encoder: AnswerEncoder | None = None
         self._frame: Frame | None = None
         self._token: Token[Any] | None = None
@@ -66,15 +71,15 @@ class PendingRequest(Generic[RunT]):
         runs: tuple[Frame, ...] = holder.get(RUNS, ())
         return any(frame.claim.key == key and not frame.over for frame in runs)
 
-    def key_lines(self, name: bytes) -> Sequence[bytes]:
-        """The field lines of the header *name*: none, or all in one, joined by a comma, which no key holds."""
+    def field_lines(self, name: bytes) -> Sequence[bytes]:
+        """The field lines of the header *name*, which is in lower case: none, or all in one, joined by a comma."""
         value = self.request.META.get("HTTP_" + name.decode("ascii").upper().replace("-", "_"))
         return [] if value is None else [value.encode("latin-1", "replace")]
 
     @property
     def may_have_key(self) -> bool:
         """Whether there is a header that may carry a key."""
-        return any(self.key_lines(name) for name in self.key_names)
+        return any(self.field_lines(name) for name in self.key_names)
 
     def read_body(self) -> None:
         """Have Django keep the body, before a form is parsed out of it."""
@@ -84,10 +89,23 @@ class PendingRequest(Generic[RunT]):
             self._too_large = True
         except UnreadablePostError:
             self._body = None
+        except RawPostDataException:
+            self._read_above = True
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
-        """The whole request."""
+        """
+        The whole request.
+
+        Raises:
+            IdempotencyError: Its body is longer than *limit* bytes, or did not arrive.
+            RuntimeError: Its body was read before this middleware could.
+        """
         request, body = self.request, self._body
+        if self._read_above:
+            raise RuntimeError(
+                "a middleware above IdempotencyMiddleware has read the body of this request, as request.POST of a "
+                "multipart form does: put IdempotencyMiddleware above it"
+            )
         if self._too_large:
             from django.conf import settings
 
@@ -96,6 +114,8 @@ class PendingRequest(Generic[RunT]):
             raise IncompleteRequest
         if len(body) > limit:
             raise RequestTooLarge(limit=limit)
+        if hasattr(request, "environ"):
+            _require_whole(request, body, limit=limit)
         headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
             for name, value in request.headers.items()
@@ -105,11 +125,30 @@ class PendingRequest(Generic[RunT]):
 
     # The claim.
 
+    def require_open(self) -> None:
+        """
+        Refuse a claim that nobody would settle.
+
+        Raises:
+            RuntimeError: The request is over. Under ASGI Django lets go of one whose client has left, while a plain
+                view goes on in its thread.
+        """
+        if self._left:
+            raise RuntimeError("this request is over, or its client has left: nothing is claimed for it")
+
     def begin(self, verdict: RunT | Response | None) -> HttpResponse | None:
-        """Enter the run, or learn what to answer in its place."""
+        """
+        Enter the run, or learn what to answer in its place.
+
+        Raises:
+            RuntimeError: The request is over; the run is left to its lease.
+        """
         if isinstance(verdict, Response):
             return self.replace(verdict)
         if verdict is not None:
+            if self._left:
+                verdict.abandon()
+                self.require_open()
             self.run = verdict
             self._encoder = AnswerEncoder(self.operation.policy, self.engine.traceparent)
             self._frame = Frame(verdict.claim, self._encoder, None)
@@ -120,6 +159,17 @@ class PendingRequest(Generic[RunT]):
         """Answer with *answer*, whatever the view says."""
         self.replacement = answer
         return to_django(answer)
+
+    def in_place_of(self, response: HttpResponseBase) -> HttpResponseBase:
+        """*response*, or what replaces it."""
+        if self.replacement is None:
+            return response
+        drop(response)
+        if self._too_large and hasattr(self.request, "environ"):
+            return to_django(
+                self.replacement, _RefusedUnread(self.request, self.operation.policy, self.engine.monotonic)
+            )
+        return to_django(self.replacement)
 
     def require_unclaimed(self) -> None:
         """
@@ -132,7 +182,8 @@ class PendingRequest(Generic[RunT]):
             raise RuntimeError("this request was claimed before: protect a view once")
 
     def leave(self) -> None:
-        """The view is over: what runs from now on is not under its claim."""
+        """The view is over: what runs from now on is not under its claim, and nothing is claimed any more."""
+        self._left = True
         if self._frame is None or self._token is None:
             return
         self._frame.end()
@@ -144,33 +195,81 @@ class PendingRequest(Generic[RunT]):
     # The settlement.
 
     def outcome_of(self, response: HttpResponseBase) -> tuple[bytes, Any] | None:
-        """The record of *response*, and whether it can be replayed; None where its key is to be freed."""
-        assert self._encoder is not None
+        """
+        The record of *response*, and whether it can be replayed; None where its key is to be freed.
+
+        Raises:
+            Whatever the policy raises, or what a response does that is none; the run is left to its lease.
+        """
         assert self.run is not None
+        try:
+            return self._outcome_of(response, self.run)
+        except BaseException:
+            self.run.abandon()
+            raise
+
+    def failure(self) -> bytes | None:
+        """The record of a view that raised; None where its key is to be freed."""
+        policy = self.operation.policy
+        return None if policy.on_exception == "release" else encode_response(first_run_failed(policy))
+
+    def _outcome_of(self, response: HttpResponseBase, run: RunT) -> tuple[bytes, Any] | None:
+        assert self._encoder is not None
         policy, status = self.operation.policy, response.status_code
         if self.raised and status >= 500:
-            if policy.on_exception == "release":
-                return None
-            return encode_response(first_run_failed(policy)), "kept"
+            return None if (failure := self.failure()) is None else (failure, "kept")
         if settle(status, policy=policy) == "release":
             return None
         if response.streaming:
             return encode_unreplayable("a streaming response", status), "unreplayable"
         assert isinstance(response, HttpResponse)
-        return self._encoder.encode(Response(status, _headers(response), response.content), self.run.claim)
+        return self._encoder.encode(Response(status, _headers(response), response.content), run.claim)
 
     def answer(self, response: HttpResponseBase, ending: Ending, result: str) -> HttpResponseBase:
-        """What to answer once the record was made, or was not (E8)."""
+        """The response once the record was made, or could not be (E8)."""
         if isinstance(ending, Superseded):
-            response.close()
+            drop(response)
             return to_django(self.operation.replay(ending.completed))
         if isinstance(ending, Refuse):
-            response.close()
+            drop(response)
             return to_django(self.operation.refuse(ending.error))
+        response = self.own(response)
         if ending is RECORDED and result == "kept":
             name, value = self.operation.policy.header_rules.expires_in
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
         return response
+
+    def own(self, response: HttpResponseBase) -> HttpResponseBase:
+        """The view's own response, which does not say that it is a replay: a view does not speak for us."""
+        for name in self.operation.policy.header_rules.ours:
+            del response.headers[name.decode("ascii")]
+        return response
+
+
+def drop(response: HttpResponseBase) -> None:
+    """Free what a response holds that nobody will see. Its `close` would tell Django that the request is finished."""
+    closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001
+    for close in closers:
+        with suppress(Exception):  # as Django closes them
+            close()
+
+
+def _require_whole(request: HttpRequest, body: bytes, *, limit: int) -> None:
+    """
+    Refuse what Django takes for a whole body under WSGI: one that was cut off, and none in place of a chunked one.
+
+    Raises:
+        IncompleteRequest: It is shorter than its Content-Length.
+        LengthRequired: It has no length, or one that is no number.
+        RequestTooLarge: It was to be longer than *limit*.
+    """
+    length = content_length(request.META.get("CONTENT_LENGTH"))
+    if length is not None and length > limit:
+        raise RequestTooLarge(limit=limit)
+    if length is None and "HTTP_TRANSFER_ENCODING" in request.META:
+        raise LengthRequired
+    if length is not None and len(body) < length:
+        raise IncompleteRequest
 
 
 def pending_of(request: HttpRequest) -> PendingRequest[Any]:
@@ -189,13 +288,38 @@ def pending_of(request: HttpRequest) -> PendingRequest[Any]:
     return pending
 
 
-def to_django(answer: Response) -> HttpResponse:
-    """A recorded answer, or a problem, as Django has it."""
-    response = HttpResponse(answer.body, status=answer.status)
+class _RefusedUnread(HttpResponse):
+    """The refusal of a body that is too large: once it is sent, what still comes is read and dropped."""
+
+    def __init__(self, request: HttpRequest, policy: Policy, monotonic: Callable[[], float]) -> None:
+        super().__init__()
+        self._unread = request
+        self._policy = policy
+        self._monotonic = monotonic
+
+    def close(self) -> None:
+        """The server has sent it."""
+        policy = self._policy
+        discard(
+            self._unread.read,
+            policy.max_discard_bytes,
+            timeout=policy.body_timeout,
+            monotonic=self._monotonic,
+        )
+        super().close()
+
+
+def to_django(answer: Response, response: HttpResponse | None = None) -> HttpResponse:
+    """A recorded answer, or a problem, as Django has it; written into *response* where that is given."""
+    response = HttpResponse() if response is None else response
+    response.content, response.status_code = answer.body, answer.status
     del response.headers["Content-Type"]
     for name, value in answer.headers:
-        # Django keeps one value a name. Those that may be repeated are joined (RFC 9110, 5.3).
         text, given = value.decode("latin-1"), name.decode("latin-1")
+        if name == b"set-cookie":
+            response.cookies.load(text)
+            continue
+        # Django keeps one value a name. Those that may be repeated are joined (RFC 9110, 5.3).
         response.headers[given] = f"{response.headers[given]}, {text}" if given in response.headers else text
     return response
 

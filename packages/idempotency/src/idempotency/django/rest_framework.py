@@ -5,11 +5,17 @@ Idempotency for the views of Django REST framework, which authenticate inside.
         permission_classes = [IsAuthenticated]
 
         def post(self, request): ...
+
+    @protect
+    @api_view(["POST"])
+    @permission_classes([IsAuthenticated])
+    def charge(request): ...
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
 
 from rest_framework.exceptions import APIException
 from rest_framework.request import Request
@@ -18,7 +24,9 @@ from rest_framework.views import APIView
 from idempotency._core.policy import Policy
 from idempotency.django.views import claim_now
 
-__all__ = ["IdempotentAPIView", "IdempotentMixin"]
+__all__ = ["IdempotentAPIView", "IdempotentMixin", "protect"]
+
+View = Callable[..., Any]
 
 
 class _Answered(APIException):
@@ -47,3 +55,50 @@ class IdempotentMixin:
 
 class IdempotentAPIView(IdempotentMixin, APIView):
     """An `APIView` whose requests run once per key."""
+
+
+@overload
+def protect(view: View, /) -> View: ...
+@overload
+def protect(view: None = None, /, *, policy: Policy) -> Callable[[View], View]: ...
+
+
+def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
+    """
+    Protect a view that `api_view` made of a function, or `as_view()` of an `APIView`: put it directly around either.
+
+    Args:
+        policy: What is promised; by default what the setting says.
+    Raises:
+        TypeError: *view* is none of these, is protected already, or has another decorator around it. It is made anew
+            from its class, so that what such a decorator does, a login for example, would be lost.
+    """
+
+    def decorate(made: Any) -> Any:
+        kind = getattr(made, "cls", None)
+        if not (isinstance(kind, type) and issubclass(kind, APIView)) or hasattr(made, "actions"):
+            raise TypeError(
+                "put protect above @api_view, or around as_view(); a view set takes IdempotentMixin"
+            )
+        if issubclass(kind, IdempotentMixin):
+            raise TypeError(
+                f"{kind.__name__} is protected already: protect a view once, by protect or IdempotentMixin"
+            )
+        if _layers(made) != _layers(kind.as_view(**made.initkwargs)):
+            raise TypeError(
+                "put protect directly above @api_view, or around as_view(), and other decorators above it"
+            )
+        members = {"idempotency_policy": policy, "__module__": kind.__module__, "__doc__": kind.__doc__}
+        protected = type(kind.__name__, (IdempotentMixin, kind), members)
+        return protected.as_view(**made.initkwargs)  # type: ignore[attr-defined]
+
+    return decorate if view is None else decorate(view)
+
+
+def _layers(view: Any) -> list[Any]:
+    """The code of *view* and of all that it wraps."""
+    layers = []
+    while view is not None:
+        layers.append(getattr(view, "__code__", view))
+        view = getattr(view, "__wrapped__", None)
+    return layers

@@ -92,7 +92,7 @@ class Settings:
         )
 
     def policy_for(self, request: HttpRequest) -> Policy | None:
-        """What is promised to *request*; None where it is left alone."""
+        """The policy for *request*; None if it is not protected."""
         return self.policy if isinstance(self.policy, Policy) else self.policy(request)
 
 
@@ -113,7 +113,7 @@ def open_project_store(given: Any, *, asynchronous: bool) -> Any:
     if is_async_store(store) is not asynchronous:
         wanted, server = ("a Store", "ASGI") if asynchronous else ("a SyncStore", "WSGI")
         raise ImproperlyConfigured(
-            f'IDEMPOTENCY["STORE"]: under {server} it must be {wanted}, and {type(store).__name__} is none; a URL '
+            f'IDEMPOTENCY["STORE"]: under {server} it must be {wanted}, not a {type(store).__name__}; a URL '
             "gives the right kind for either"
         )
     return store

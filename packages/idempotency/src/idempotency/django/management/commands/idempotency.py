@@ -7,10 +7,11 @@ import sys
 from argparse import REMAINDER, ArgumentParser
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from idempotency.cli import main
-from idempotency.django.settings import Settings
+from idempotency.django.settings import Settings, open_project_store
 
 __all__ = ["Command"]
 
@@ -26,10 +27,17 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         """Run it; its exit code is the process's."""
-        store = Settings.read().store
-        if not isinstance(store, str) or ":" not in store:
-            raise CommandError('the command opens its store by a URL: give IDEMPOTENCY["STORE"] as one')
-        os.environ["IDEMPOTENCY_STORE"] = store  # what the command opens unless it is told another
-        code = main(options["arguments"])
+        given, store = Settings.read().store, None
+        if isinstance(given, str) and ":" in given:
+            os.environ["IDEMPOTENCY_STORE"] = given  # what the command opens unless it is told another
+        else:
+            os.environ.pop("IDEMPOTENCY_STORE", None)
+            try:
+                store = open_project_store(given, asynchronous=False)
+            except ImproperlyConfigured as error:
+                raise CommandError(
+                    'the command takes a SyncStore: name another by --store URL, or give IDEMPOTENCY["STORE"] as a URL'
+                ) from error
+        code = main(options["arguments"], store=store)
         if code:
             sys.exit(code)
