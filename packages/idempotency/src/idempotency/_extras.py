@@ -1,4 +1,4 @@
-"""What to say where a library is missing that only an extra installs."""
+"""Raises the error that names the extra to install when an optional library is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `idempotency doctor` looks at: whether a store keeps its rules, how its server is set, what can be promised."""
+"""Runs the checks of `idempotency doctor`: the store's rules, its server's settings, and which promises hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor says about one thing."""
+"""Defines a finding: what the doctor reports about one check."""
 
 from __future__ import annotations
 

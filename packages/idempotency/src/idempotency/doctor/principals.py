@@ -1,4 +1,4 @@
-"""Whether the records show one call under two principals: a tenant that is taken from a credential does that."""
+"""Finds calls recorded under two principals, which happens when the tenant is taken from a credential."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def principals(store: SyncStore) -> Iterator[Finding]:
 
 
 def _is_response(record: Record) -> bool:
-    """Of decorated functions two operations may well have one key and the same arguments."""
+    """Whether the record is a response: two decorated functions may well share a key and arguments."""
     if record.outcome is None:
         return False
     try:

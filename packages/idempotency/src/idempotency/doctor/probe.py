@@ -1,5 +1,5 @@
 """
-Whether a store keeps its rules here and now: one key, claimed and shared and recorded as by two processes.
+Checks that a store keeps its rules, with one key that is claimed, shared and recorded as by two processes.
 
 The key is one that no client can send, and nothing of it is left behind.
 """

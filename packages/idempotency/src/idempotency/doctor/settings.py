@@ -1,5 +1,5 @@
 """
-What a store's server is set to, and what that does to the promises.
+Reads the settings of a store's server, and reports which promises they weaken.
 
 Read over a connection of its own; what this user may not read is reported as unknown.
 """
@@ -20,7 +20,7 @@ _OLDEST_REDIS: Final = 7
 
 
 def sqlite_settings(path: str | Path, *, synchronous: str) -> Iterator[Finding]:
-    """Of the file at *path*; *synchronous* is the store's, since SQLite keeps it for each connection alone."""
+    """Reads the settings of the file at *path*; *synchronous* is the store's, since SQLite keeps it by connection."""
     connection = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
     try:
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
@@ -52,7 +52,7 @@ def sqlite_settings(path: str | Path, *, synchronous: str) -> Iterator[Finding]:
 
 def redis_settings(client: Any, *, wait_replicas: int) -> Iterator[Finding]:
     """
-    Of one Redis or Valkey server.
+    Reads the settings of one Redis or Valkey server.
 
     Args:
         client: `redis.Redis`, connected to the server to look at.
@@ -156,7 +156,7 @@ def _redis_config(client: Any, name: str) -> str | None:
 
 
 def postgres_settings(connection: Any, *, table: str) -> Iterator[Finding]:
-    """Of the server behind a psycopg *connection*, in autocommit mode."""
+    """Reads the settings of the server behind a psycopg *connection*, in autocommit mode."""
     (version,) = connection.execute("SHOW server_version").fetchone()
     yield Finding("version", "info", f"PostgreSQL {version}")
     (found,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone()

@@ -28,7 +28,7 @@ Effects: TypeAlias = Callable[[], int] | Callable[[], Awaitable[int]]
 
 class Checked(NamedTuple):
     """
-    What was tried.
+    A summary of the checks that were made.
 
     Attributes:
         steps: At how many points the application waits for something while it serves one request.
@@ -211,7 +211,7 @@ def _tally(answers: Iterable[_Answer]) -> str:
 
 
 class _Cut(NamedTuple):
-    """What happens to a request, and at which of its steps, counted from 1."""
+    """A fault, and the step of the request at which it happens, counted from 1."""
 
     kind: Literal["disconnect", "cancel"]
     step: int
@@ -219,7 +219,7 @@ class _Cut(NamedTuple):
 
 @dataclass(slots=True)
 class _Answer:
-    """What the client saw; *status* is None where it saw nothing."""
+    """The response as the client saw it; *status* is None where there was none."""
 
     status: int | None = None
     body: bytes = b""

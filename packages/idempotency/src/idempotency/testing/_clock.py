@@ -40,8 +40,8 @@ class FakeClock:
     3600.0
     """
 
-    unit = 1.0
-    resolution = 0.0
+    unit: float = 1.0
+    resolution: float = 0.0
 
     def __init__(self, start: float = 1_000_000.0) -> None:
         self._now = start

@@ -1,4 +1,4 @@
-"""Which faults a store meets, call by call: what the async and the sync faulty store share."""
+"""Plans the faults of a store call by call, for the async and the sync faulty store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TICK = 0.002  # s between checks of whether a hung call may go on
 
 
 class Fault(Enum):
-    """What may happen to one call; a float instead delays it by so many seconds."""
+    """A fault of one call; a float instead delays the call by so many seconds."""
 
     FAIL_BEFORE = "fail before"
     """`StoreUnavailable`, and nothing has happened."""
@@ -33,7 +33,7 @@ class Fault(Enum):
 
 
 class FaultPlan:
-    """Which fault befalls which call, and which calls were made."""
+    """Assigns faults to calls, and lists the calls that were made."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Method, StorageKey]] = []

@@ -29,7 +29,7 @@ OTHER = Fingerprint(b"\x02" * 32)
 
 
 class Contract(ABC):
-    """What each rule's tests share: one store, opened for each test."""
+    """The base of each rule's tests: one store, opened for each test."""
 
     @abstractmethod
     def open_store(self, clock: Clock) -> OpenStore:
@@ -229,7 +229,7 @@ class R4RenewNeverShortens(Contract):
 
 
 class R5ReleaseForgetsRunningClaimsOnly(Contract):
-    """What ran is never forgotten by the one that ran it."""
+    """R5: release forgets a running claim, never a completed one."""
 
     def test_r5_a_released_key_is_free(self, subject: Subject) -> None:
         claim = subject.claim(subject.key())

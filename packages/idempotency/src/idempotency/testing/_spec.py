@@ -254,7 +254,7 @@ def _describes(reply: object, state: SpecState, key: StorageKey, now: Span) -> b
         state.fence,
     )
     if isinstance(state, Held):
-        moves = reply.state is State.RUNNING and reply.outcome is None and reply.age == 0.0
+        moves = reply.state is State.RUNNING and reply.outcome is None and reply.age >= 0.0
         moves = moves and reply.lease_left in state.until - now
     else:
         moves = reply.state is State.COMPLETED and reply.outcome == state.outcome and reply.lease_left == 0.0

@@ -38,8 +38,8 @@ class Subject:
     ) -> None:
         self.store = store
         self.clock = clock
-        self.short = clock.unit
-        self.long = 3600.0 * max(clock.unit, 1.0)
+        self.short: float = clock.unit
+        self.long: float = 3600.0 * max(clock.unit, 1.0)
         self._loop = loop
         self._prefix = secrets.token_hex(6)  # one server may serve many runs
         self._numbers = itertools.count(1)
@@ -95,7 +95,7 @@ class Subject:
         self.clock.advance(seconds)
 
     def timed(self, call: Callable[[], T]) -> tuple[T, Span]:
-        """What *call* gave, and the span of time in which the store may have judged it."""
+        """The result of *call*, and the span of time in which the store may have judged it."""
         margin = self.clock.resolution
         before = self.clock() - margin
         return call(), Span(before, self.clock() + margin)

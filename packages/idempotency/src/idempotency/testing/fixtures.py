@@ -13,8 +13,8 @@ from idempotency.testing._overrides import protection_off, swapped_stores
 
 try:
     import pytest
-except ModuleNotFoundError as error:
-    raise missing("testing", "idempotency.testing.fixtures", error) from error
+except ModuleNotFoundError as _error:
+    raise missing("testing", "idempotency.testing.fixtures", _error) from _error
 
 __all__ = ["idempotency_in_memory", "idempotency_off"]
 
