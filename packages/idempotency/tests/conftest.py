@@ -133,6 +133,14 @@ def mariadb_server_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+async def mariadb_line(mariadb_server_url: str) -> AsyncIterator[tuple[broken_line.Line, str]]:
+    """A line to that server which breaks when told, and `user:password@/database?unix_socket=...` through it."""
+    user, database = mariadb_server_url.partition("@")[0], mariadb_server_url.rpartition("/")[2]
+    async with broken_line.open_line(mariadb_server.socket_of(mariadb_server_url)) as (line, here):
+        yield line, f"{user}@localhost/{database}?unix_socket={here}/socket"
+
+
 @pytest.fixture(scope="session")
 def dynamodb_url() -> Iterator[str]:
     """moto's server, which speaks DynamoDB's protocol."""

@@ -1,4 +1,4 @@
-"""What is optional is missed only where it is used, and then the error says what to install."""
+"""A missing optional dependency is noticed only where it is used, and the error says what to install."""
 
 from __future__ import annotations
 

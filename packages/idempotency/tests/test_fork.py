@@ -45,7 +45,7 @@ class Owned:
         self.forgotten += 1
 
 
-def test_what_is_registered_is_forgotten_once_in_the_child_and_not_in_the_parent() -> None:
+def test_registered_state_is_forgotten_once_in_the_child_and_not_in_the_parent() -> None:
     owned = Owned()
     forget_in_child(owned, Owned.forget)
 

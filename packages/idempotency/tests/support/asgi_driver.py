@@ -20,7 +20,7 @@ Headers: TypeAlias = Iterable[tuple[str | bytes, str | bytes]]
 
 
 class Answer:
-    """What came back: None for the status where no response was started."""
+    """The response; its status is None where none was started."""
 
     def __init__(self, messages: list[Message]) -> None:
         self.messages = messages

@@ -15,7 +15,7 @@ __all__ = ["Break", "Line", "open_line"]
 
 
 class Break(Enum):
-    """What becomes of one piece of what is sent, whichever way it goes."""
+    """The fate of one piece of data on the line, in either direction."""
 
     BEFORE = "before"
     """It is lost, and the line with it."""

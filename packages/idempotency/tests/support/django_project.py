@@ -7,11 +7,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import django
+import pymysql
 from django.conf import settings
+from psycopg.conninfo import conninfo_to_dict
 
-__all__ = ["URLS", "configure", "migrate", "set_urls"]
+__all__ = ["URLS", "add_database", "configure", "database_settings", "migrate", "set_urls"]
 
 URLS = "django_tests_urls"
 
@@ -47,6 +50,45 @@ def configure() -> None:
         SECRET_KEY="of the tests",
     )
     django.setup()
+
+
+def database_settings(vendor: str, url: str) -> dict[str, Any]:
+    """
+    The entry of `DATABASES` for a server of the tests.
+
+    Args:
+        vendor: "postgresql" or "mysql", which MariaDB is too.
+        url: As the fixtures `postgres_url` and `mariadb_server_url` give it.
+    """
+    if vendor == "postgresql":
+        given = conninfo_to_dict(url)
+        where = {
+            "NAME": given.get("dbname", "postgres"),
+            "USER": given.get("user", ""),
+            "HOST": given["host"],
+        }
+    else:
+        parts = urlsplit(f"//{url}")
+        where = {
+            "NAME": parts.path.lstrip("/"),
+            "USER": parts.username,
+            "PASSWORD": parts.password or "",
+            "HOST": parse_qs(parts.query).get("unix_socket", [parts.hostname])[0],
+            "PORT": parts.port,
+        }
+    return {"ENGINE": f"django.db.backends.{vendor}", **where}
+
+
+def add_database(vendor: str, url: str, *, alias: str = "") -> None:
+    """Make a server of the tests known to the project, under *alias*, or its vendor's name."""
+    from django.db import connections
+
+    if vendor == "mysql":
+        pymysql.install_as_MySQLdb()  # Django asks for mysqlclient, which needs a compiler
+    alias = alias or vendor
+    connections.settings[alias] = connections.configure_settings(
+        {"default": {}, alias: database_settings(vendor, url)}
+    )[alias]
 
 
 def migrate() -> None:

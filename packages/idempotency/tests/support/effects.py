@@ -6,15 +6,21 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from idempotency import IdempotencyMiddleware, Policy, one_tenant
+from idempotency.engine import Engine
 from idempotency.errors import StoreUnavailable
 from idempotency.store import Store
 
-__all__ = ["Charges", "Interposed", "guard", "read_body", "respond", "unavailable"]
+__all__ = ["Charges", "Gate", "Interposed", "followers", "guard", "read_body", "respond", "unavailable"]
 
 
 def guard(app: Any, store: Any, *, policy: Any = None, **settings: Any) -> IdempotencyMiddleware:
     """The middleware around *app* for a single tenant; *settings* are the policy's."""
     return IdempotencyMiddleware(app, store=store, tenant=one_tenant(), policy=policy or Policy(**settings))
+
+
+def followers(engine: Engine) -> int:
+    """The number of requests that wait for a duplicate of theirs that *engine* runs in the same loop."""
+    return sum(len(in_flight.followers) for in_flight in engine.single_flight._by_key.values())
 
 
 async def read_body(receive: Any) -> bytes:
@@ -60,7 +66,7 @@ class Charges:
 
     @property
     def runs(self) -> int:
-        """How often money was taken."""
+        """The number of times that money was taken."""
         return len(self.bodies)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -75,6 +81,23 @@ class Charges:
         answer = b'{"charge": %d}' % number
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
         await respond(send, answer, status=self.status, headers=headers)
+
+
+class Gate:
+    """An ASGI application in front of another: how many requests have `come` to it, and how many are `over`."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.come = self.over = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        self.come += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.over += 1
 
 
 class Interposed:

@@ -1,5 +1,5 @@
 """
-What becomes of a key that a framework answers before its handler ran, or that fails after its answer.
+The fate of a key whose request a framework answers before the handler ran, or fails after its answer.
 
 Each framework is set up as its users do and asked by real requests; `docs/framework-answers.md` shows what came out.
 
@@ -387,7 +387,7 @@ APPS: dict[str, tuple[Callable[[dict[str, Any]], Any], frozenset[str]]] = {
 
 
 async def observe(framework: str, case: str, policy: Policy) -> Seen:
-    """What became of the key of one request."""
+    """Observes the fate of one request's key."""
     build, without = APPS[framework]
     if case in without:
         return "-"

@@ -30,10 +30,11 @@ __all__ = ["FRAMEWORKS", "Ledger", "build"]
 
 
 class Ledger:
-    """What the application did, and when its stream may go on."""
+    """The application's effects, and the event that lets its stream go on."""
 
     def __init__(self) -> None:
         self.effects = 0
+        self.begun = asyncio.Event()
         self.go_on = asyncio.Event()
         self.closed = asyncio.Event()
 
@@ -44,6 +45,7 @@ class Ledger:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """A chunk, and another one once it is asked for."""
+        self.begun.set()
         try:
             yield b"first"
             await self.go_on.wait()

@@ -22,7 +22,7 @@ _MOST = 500_000  # states; a history that needs more is made of too many calls a
 
 
 class _Place(NamedTuple):
-    """How far the search has come: the calls done, as bits, and what that makes of the record and of the time."""
+    """A node of the search: the calls done, as bits, the record that they lead to, and the time reached."""
 
     done: int
     state: SpecState

@@ -1,4 +1,4 @@
-"""What the explorer is let loose on: scenarios, small ones for every test run and deep ones, and broken cores."""
+"""The explorer's scenarios, small ones for every test run and deep ones, and broken cores that it must find."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class World(NamedTuple):
 
 class Found(NamedTuple):
     """
-    What an exploration saw.
+    The result of an exploration.
 
     Attributes:
         schedules: The complete orders of events, from the start to where nothing more can happen.
@@ -278,7 +278,7 @@ class Machines:
     def _verdict(
         self, world: World, client: Client, number: int, verdict: Any, becomes: Callable[..., World]
     ) -> tuple[str, World]:
-        """Where the protocol ended, held against the last thing that it was told."""
+        """Checks the end of the protocol against the last event that it was given."""
         name, last = type(verdict).__name__, client.events[-1] if client.events else None
         own = outcome_of(client, number)
         done: dict[str, Any] = {"phase": "done", "events": ()}
@@ -316,7 +316,7 @@ class Machines:
             raise Violated("I7: a stranger was told of the first request's state")
 
     def check(self, world: World) -> None:
-        """What holds in every state (I2, I3, I7, I13, I14)."""
+        """Checks what holds in every state (I2, I3, I7, I13, I14)."""
         allowed = 1 + world.losses + world.raised  # a handler that raised freed its key: the policy says so
         if self.policy.takeover and not self.transactional:
             allowed += world.takeovers

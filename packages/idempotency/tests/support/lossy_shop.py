@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from patience import until
 
 from idempotency import IdempotencyMiddleware, Policy, one_tenant
 from idempotency.stores.memory import MemoryStore
@@ -39,8 +39,8 @@ class Shop:
 
     async def _charge(self, scope: Any, receive: Any, send: Any) -> None:
         hold, self.hold = self.hold, None
-        while hold is not None and not hold.is_set():
-            await asyncio.sleep(0.005)
+        if hold is not None:
+            await until(hold.is_set)
         self.charges += 1
         await self._send(send, *self.answer)
 
@@ -82,8 +82,9 @@ class Shop:
                 if fault == "half":
                     await send(messages[0])
                     await send({"type": "http.response.body", "body": b'{"ch', "more_body": True})
-                    await asyncio.sleep(0.01)
-                receive.__self__.transport.abort()
+                    receive.__self__.transport.close()  # once what was sent is on its way
+                else:
+                    receive.__self__.transport.abort()
             case "stall":
                 await self._guarded(scope, receive_again, keep)
                 while (await receive())["type"] != "http.disconnect":
@@ -91,8 +92,7 @@ class Shop:
             case threading.Event():  # stream: one chunk, and the rest once the event is set
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": b"first", "more_body": True})
-                while not fault.is_set():
-                    await asyncio.sleep(0.005)
+                await until(fault.is_set)
                 await send({"type": "http.response.body", "body": b"second"})
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
 
 import pymysql
+from patience import until_sync
+from ports import free_port
 
-__all__ = ["find_mariadb", "start_mariadb"]
+__all__ = ["find_mariadb", "socket_of", "start_mariadb"]
 
 
 def find_mariadb() -> str | None:
@@ -26,8 +28,7 @@ def start_mariadb(binary: str) -> Iterator[str]:
     """A server of its own on a free port of the loopback: `user:password@host:port/database`."""
     with TemporaryDirectory(prefix="mariadb-", ignore_cleanup_errors=True) as directory:
         data, log = Path(directory, "data"), Path(directory, "log")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         common = [f"--datadir={data}", "--user=root"]
         subprocess.run(
             ["mariadb-install-db", "--no-defaults", *common, "--auth-root-authentication-method=normal"],
@@ -60,12 +61,27 @@ def start_mariadb(binary: str) -> Iterator[str]:
             server.wait()
 
 
+def socket_of(url: str) -> Path:
+    """The socket on which the server of *url* listens too."""
+    given = urlsplit(f"//{url}")
+    with (
+        pymysql.connect(
+            host=given.hostname, port=given.port or 3306, user=given.username, password=given.password or ""
+        ) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute("SELECT @@socket")
+        (path,) = cursor.fetchone() or ("",)
+    return Path(path)
+
+
 def _set_up(path: Path, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 90
-    while not _listens(path):
-        if time.monotonic() > end or server.poll() is not None:
+    def is_up() -> bool:
+        if server.poll() is not None:
             raise RuntimeError(f"MariaDB did not start: {log.read_text()[-2000:]}")
-        time.sleep(0.05)  # until it listens
+        return _listens(path)
+
+    until_sync(is_up, f"MariaDB listens at {path}", patience=90.0)
     connection = pymysql.connect(unix_socket=str(path), user="root")
     with connection, connection.cursor() as cursor:
         cursor.execute("CREATE DATABASE tests")

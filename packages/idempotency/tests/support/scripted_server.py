@@ -33,7 +33,10 @@ class Server:
             try:
                 sent = b""
                 while b"\r\n\r\n" not in sent:
-                    sent += connection.recv(65_536) or b"\r\n\r\n"
+                    part = connection.recv(65_536)
+                    if not part:
+                        return  # closed before its request was whole
+                    sent += part
                 head, _, body = sent.partition(b"\r\n\r\n")
                 length = next(
                     (
@@ -51,6 +54,9 @@ class Server:
                 return
 
     def close(self) -> None:
+        # Wakes the thread. Left waiting, it may take the connections of whoever is given this file number next.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
         self._listener.close()
 
 
@@ -59,7 +65,7 @@ def trickling(at_once: bytes, slowly: bytes, pause: float = 0.1) -> Callable[[so
     def answer(connection: socket.socket, head: bytes) -> None:
         connection.sendall(at_once)
         for byte in slowly:
-            time.sleep(pause)
+            time.sleep(pause)  # the client times it by the real clock
             connection.sendall(bytes([byte]))
 
     return answer

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +13,8 @@ import hypercorn.config
 import uvicorn
 from granian.constants import Interfaces
 from granian.server.embed import Server as Granian
+from patience import until
+from ports import free_port
 
 __all__ = ["SERVERS", "serve", "serve_granian", "serve_hypercorn", "serve_uvicorn"]
 
@@ -45,9 +45,8 @@ async def serve_uvicorn(app: Any, *, http: str = "h11", **options: Any) -> Async
         # Not serve(): that would take over the signals of the process that runs the tests.
         task = asyncio.create_task(server._serve(sockets=[listener]))
         try:
-            while not server.started:
-                await asyncio.sleep(0.005)
-                assert not task.done(), "uvicorn did not start"
+            await until(lambda: server.started or task.done())
+            assert server.started, "uvicorn did not start"
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
@@ -79,7 +78,7 @@ async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
 @asynccontextmanager
 async def serve_granian(app: Any) -> AsyncIterator[int]:
     """Serve *app* by granian, HTTP/1.1 and HTTP/2 with prior knowledge; the port."""
-    port = _free_port()
+    port = free_port()
     server = Granian(app, port=port, interface=Interfaces.ASGINL, log_enabled=False)
     task = asyncio.create_task(server.serve())
     try:
@@ -90,24 +89,17 @@ async def serve_granian(app: Any) -> AsyncIterator[int]:
         await task
 
 
-def _free_port() -> int:
-    """For a server that takes no socket: not one of those that outgoing connections are given meanwhile."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
 async def _connectable(port: int, task: asyncio.Task[Any]) -> None:
-    while True:
+    async def takes_connections() -> bool:
         assert not task.done(), "the server did not start"
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
-            await asyncio.sleep(0.005)
-        else:
-            writer.close()
-            return
+            return False
+        writer.close()
+        return True
+
+    await until(takes_connections)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ async def main(
 
     async def work(number: int) -> None:
         os.write(file, b"1")
-        await asyncio.sleep(float(seconds))
+        await asyncio.sleep(float(seconds))  # the work of one request
 
     async with open_store(kind, location) as store:
         app = guard(Charges(work), store, lease=float(lease))

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 @dataclass
 class Answer:
-    """What a client of the server would see."""
+    """The response as a client of the server sees it."""
 
     status: int = 0
     headers: list[tuple[str, str]] = field(default_factory=list)

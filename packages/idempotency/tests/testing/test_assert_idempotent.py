@@ -172,7 +172,9 @@ async def test_a_fastapi_route_in_a_thread_is_idempotent() -> None:
     assert set(charges) == {3}
 
 
-async def test_twins_that_wait_for_the_first_answer_are_idempotent_and_no_retry_outlasts_patience() -> None:
+async def test_duplicates_that_wait_for_the_first_answer_are_idempotent_and_retries_end_with_patience() -> (
+    None
+):
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=one_tenant(), policy=Policy(wait=60.0))
 
@@ -221,7 +223,7 @@ async def test_a_replay_that_says_something_else_is_found() -> None:
         await check(Handmade(charges, change=lambda body: body + b" again"), charges)
 
 
-async def test_a_check_before_the_act_lets_twins_run() -> None:
+async def test_a_check_before_the_act_lets_concurrent_duplicates_run() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match="5 requests at once under one key, answered 5 x 201: 5 effects"):
@@ -262,7 +264,7 @@ async def test_an_answer_without_its_effect_is_found() -> None:
         await check(Handmade(charges, when_cancelled=(200, b"done")), charges)
 
 
-async def test_twins_that_are_told_anything_but_to_wait_are_found() -> None:
+async def test_duplicates_answered_with_anything_but_409_or_the_first_answer_are_found() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match="answered 500 running, expected the first answer, 201"):

@@ -85,7 +85,7 @@ class TestFaults:
         store.inject("acquire", [Fault.HANG])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.claim, store)
-            await anyio.sleep(0.01)
+            await anyio.wait_all_tasks_blocked()
             assert await store.get(KEY) is None
             store.resume()
         assert await store.get(KEY) is not None

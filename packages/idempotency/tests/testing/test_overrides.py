@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.http import JsonResponse
+from django.test import Client, override_settings
+from django.urls import path
+from django_project import configure, set_urls
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask, jsonify
+from litestar import Litestar, post
+from litestar import Request as LitestarRequest
+from litestar.middleware import DefineMiddleware
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient as StarletteClient
 
 from idempotency import IdempotencyMiddleware, Policy, StoreUnavailable, idempotent, one_tenant
+from idempotency.asgi import LateClaim, claim
 from idempotency.fastapi import Idempotent, install
 from idempotency.flask import Idempotency
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
@@ -76,13 +84,35 @@ class Shop:
         app.post("/")(once.protect(view))
         return app.test_client()
 
+    def _litestar(self) -> Any:
+        @post("/", status_code=200)
+        async def endpoint(request: LitestarRequest[Any, Any, Any]) -> dict[str, int]:
+            await claim(request.scope, "alice", POLICY)
+            return self.run()
+
+        return StarletteClient(
+            Litestar([endpoint], middleware=[DefineMiddleware(LateClaim, store=DownStore())])
+        )
+
+    def _django(self) -> Any:
+        def view(_: Any) -> JsonResponse:
+            return JsonResponse(self.run())
+
+        configure()
+        set_urls([path("", view)])
+        settings = {"STORE": SyncDownStore, "PRINCIPAL": lambda _: "alice", "POLICY": POLICY}
+        with override_settings(MIDDLEWARE=["idempotency.django.IdempotencyMiddleware"], IDEMPOTENCY=settings):
+            client = Client()
+            client.handler.load_middleware()
+        return client
+
     def post(self, key: str | None = None) -> int:
         headers = {} if key is None else {"Idempotency-Key": key}
         status: int = self.client.post("/", headers=headers).status_code
         return status
 
 
-@pytest.fixture(params=["starlette", "fastapi", "flask"])
+@pytest.fixture(params=["starlette", "fastapi", "litestar", "flask", "django"])
 def shop(request: pytest.FixtureRequest) -> Shop:
     return Shop(request.param)
 
@@ -117,7 +147,7 @@ def test_functions_are_switched_and_swapped_too() -> None:
         pay("o-1")
 
 
-def test_what_shared_a_store_shares_its_replacement_and_what_did_not_does_not() -> None:
+def test_users_of_one_store_share_its_replacement_and_others_do_not() -> None:
     shared, own = SyncMemoryStore(), SyncMemoryStore()
     runs: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What the tests of the traps share: every store, a key nobody else uses, and an event loop."""
+"""Fixtures of the traps' tests: every store, a key nobody else uses, and an event loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def key() -> str:
 
 @pytest.fixture
 def locate(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Where a kind of store lives: a file of this test's, or the session's server."""
+    """The location of a kind of store: a file of this test's, or the session's server."""
 
     def location(kind: str) -> str:
         match kind:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import pytest
 from asgi_driver import call
 from effects import Charges, Interposed, guard, read_body, respond, unavailable
+from patience import lapsed
 from servers import SERVERS, serve
 from wire import post
 
-from idempotency import IdempotencyMiddleware, NotReplayable, Policy, idempotent, one_tenant
+from idempotency import IdempotencyMiddleware, NotReplayable, Policy, StorageKey, idempotent, one_tenant
 from idempotency.errors import CorruptRecord
 from idempotency.events import Event, StoreFailed
 from idempotency.store import Store
@@ -193,7 +193,7 @@ async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_stor
 async def test_an_unrecorded_run_is_repeated_once_its_lease_is_over(any_store: Store, key: str) -> None:
     charges = Charges()
     await call(guard(charges, Interposed(any_store, complete=unavailable), lease=LEASE), key=key)
-    await asyncio.sleep(LEASE + 0.05)
+    await lapsed(any_store, StorageKey(key))
     assert (await call(guard(charges, any_store, lease=LEASE), key=key)).body == b'{"charge": 2}'
 
 
@@ -223,7 +223,7 @@ async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_f
     assert (
         await call(guard(charges, Interposed(any_store, complete=refuse), lease=LEASE), key=key)
     ).status == 201
-    await asyncio.sleep(LEASE + 0.05)
+    await lapsed(any_store, StorageKey(key))
     assert (await call(guard(charges, any_store, lease=LEASE), key=key)).status == 201
 
 

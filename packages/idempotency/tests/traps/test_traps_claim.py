@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from asgi_driver import call
 from effects import Charges, Interposed, guard
-from patience import until
+from patience import lapsed, until
 from stores import open_store
 
 from idempotency import Policy, State, StorageKey
@@ -35,13 +35,13 @@ async def test_duplicates_spread_over_the_completion_instant_run_once_for_each_k
     any_store: Store, key: str
 ) -> None:
     async def work(number: int) -> None:
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # what real stores take for a few calls
 
     charges = Charges(work)
     app = guard(charges, any_store)
 
     async def duplicate(name: str, delay: float) -> int | None:
-        await asyncio.sleep(delay)
+        await asyncio.sleep(delay)  # before, at and after the end of that
         return (await call(app, key=name, body=name.encode())).status
 
     keys = [f"{key}-{number}" for number in range(100)]
@@ -118,14 +118,17 @@ async def test_a_running_record_has_a_lease_of_its_own_and_an_end(any_store: Sto
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(5)
 async def test_a_handler_that_outlives_its_lease_keeps_its_key(any_store: Store, key: str) -> None:
-    async def work(number: int) -> None:
-        await asyncio.sleep(1.6 * KEPT_LEASE)
+    go_on = asyncio.Event()
 
-    charges = Charges(work)
-    app, elsewhere = (guard(charges, any_store, lease=KEPT_LEASE) for _ in range(2))
+    async def work(number: int) -> None:
+        await go_on.wait()
+
+    charges, watched = Charges(work), Interposed(any_store)
+    app, elsewhere = (guard(charges, store, lease=KEPT_LEASE) for store in (watched, any_store))
     first = asyncio.create_task(call(app, key=key))
-    await asyncio.sleep(1.2 * KEPT_LEASE)
+    await until(lambda: watched.calls.get("renew", 0) >= 4)  # one each third of the lease
     assert (await call(elsewhere, key=key)).status == 409
+    go_on.set()
     assert (await first).status == 201
     assert charges.runs == 1
     again = await call(elsewhere, key=key)
@@ -146,7 +149,7 @@ async def _stalled_owner(
     stalled = guard(charges, Interposed(store, renew=_frozen), lease=LEASE)
     task = asyncio.create_task(call(stalled, key=key))
     await until(lambda: charges.runs != 0)
-    await asyncio.sleep(LEASE + 0.05)
+    await lapsed(store, StorageKey(key))
     return charges, task, go_on
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from typing import Any
 
 import anyio
 import pytest
 from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, guard, read_body, respond
-from patience import until
+from effects import Charges, Interposed, guard, read_body, respond
+from patience import PATIENCE, forgotten, lapsed, until
 from servers import SERVERS, serve
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -37,11 +36,11 @@ async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_i
     shared_kind: str, locate: Any, key: str
 ) -> None:
     """The documented outcome: nothing can renew from a loop that stands still, and both callers get one answer."""
-    blocked, events = threading.Event(), list[Event]()
+    blocked, go_on, events = threading.Event(), threading.Event(), list[Event]()
 
     async def blocking(number: int) -> None:
         blocked.set()
-        time.sleep(LEASE + 2.0)  # what an async handler must not do
+        go_on.wait(PATIENCE)  # what an async handler must not do: its loop stands still
 
     charges = Charges(blocking)
 
@@ -56,8 +55,9 @@ async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_i
         other_loop = asyncio.get_running_loop().run_in_executor(None, asyncio.run, elsewhere())
         await until(blocked.is_set)
         charges.work = None
-        await asyncio.sleep(LEASE + 0.1)
+        await lapsed(store, StorageKey(key))
         second = await call(guard(charges, store, lease=LEASE), key=key)
+        go_on.set()
         first = await other_loop
     assert charges.runs == 2
     assert first.body == second.body
@@ -67,18 +67,20 @@ async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_i
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(8)
 async def test_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, key: str) -> None:
-    runs = []
+    runs, go_on = [], threading.Event()
 
     def charge(request: Request) -> PlainTextResponse:
         runs.append(1)
-        time.sleep(1.6 * KEPT_LEASE)  # in a thread of the pool: harmless
+        go_on.wait(PATIENCE)  # in a thread of the pool: harmless
         return PlainTextResponse("charged", 201)
 
     inner = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
-    app, elsewhere = (guard(inner, any_store, lease=KEPT_LEASE) for _ in range(2))
+    watched = Interposed(any_store)
+    app, elsewhere = (guard(inner, store, lease=KEPT_LEASE) for store in (watched, any_store))
     first = asyncio.create_task(call(app, key=key))
-    await asyncio.sleep(1.2 * KEPT_LEASE)
+    await until(lambda: watched.calls.get("renew", 0) >= 4)  # one each third of the lease
     assert (await call(elsewhere, key=key)).status == 409
+    go_on.set()
     assert (await first).status == 201
     assert len(runs) == 1
 
@@ -98,7 +100,7 @@ async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key
     with pytest.raises(asyncio.CancelledError):
         await first
     assert (await call(app, key=key)).status == 409, "its effect may have happened: no second run yet"
-    await asyncio.sleep(KEPT_LEASE + 0.05)
+    await lapsed(any_store, StorageKey(key))
     assert (await call(app, key=key)).body == b'{"charge": 2}'
 
 
@@ -114,7 +116,7 @@ async def test_a_cancelled_run_is_never_repeated_at_most_once(any_store: Store, 
     await until(lambda: charges.runs != 0)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    await asyncio.sleep(LEASE + 0.05)
+    await lapsed(any_store, StorageKey(key))
     answer = await call(app, key=key)
     assert answer.status == 409
     assert b"outcome-unknown" in answer.body
@@ -123,8 +125,6 @@ async def test_a_cancelled_run_is_never_repeated_at_most_once(any_store: Store, 
 
 @pytest.mark.trap(9)
 async def test_a_request_cancelled_before_its_run_frees_its_key_at_once(any_store: Store, key: str) -> None:
-    from effects import Interposed
-
     granted = asyncio.Event()
 
     async def acquire(store: Store, *args: Any, **kwargs: Any) -> Any:
@@ -137,9 +137,7 @@ async def test_a_request_cancelled_before_its_run_frees_its_key_at_once(any_stor
     await granted.wait()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    async with asyncio.timeout(30):
-        while await any_store.get(StorageKey(key)) is not None:
-            await asyncio.sleep(0.01)
+    await forgotten(any_store, StorageKey(key))
     assert (await call(guard(charges, any_store), key=key)).status == 201
 
 
@@ -155,12 +153,12 @@ async def test_a_client_that_closes_its_socket_mid_handler_finds_its_answer_late
         done.set()
 
     charges = Charges(work)
-    async with serve(guard(charges, any_store, wait=5), server) as port:
+    async with serve(guard(charges, any_store, wait=PATIENCE), server) as port:
         async with await Wire.connect(port) as wire:
             await wire.send(request("/charges", key, b"{}"))
             await until(lambda: charges.runs != 0)
             wire.reset()
-        await asyncio.sleep(0.05)  # the server has noticed
+        await asyncio.sleep(0.05)  # until the server has noticed: it tells nobody while the run goes on
         go_on.set()
         await done.wait()
         again = await post(port, key=key)
@@ -211,7 +209,7 @@ async def test_a_client_that_leaves_an_event_stream_ends_its_generator(
         try:
             while True:
                 yield b"data: tick\n\n"
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # between two events of an endless stream
         finally:
             ended.set()
 

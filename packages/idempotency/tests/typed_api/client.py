@@ -1,5 +1,7 @@
 """Read by type checkers, never run: one transport class serves both httpx libraries; requests and aiohttp beside it."""
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from __future__ import annotations
 
 from typing import assert_type

@@ -1,5 +1,10 @@
-"""Read by mypy, never run: what a decorated function's type is. A wrong line without its `ignore` fails, and so does
-a right line with one."""
+"""
+Read by type checkers, never run: what a decorated function's type is.
+
+A wrong line without its `ignore` fails, and so does a right line with one.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ def charge(order: str, cents: int = 100) -> dict[str, int]:
 
 
 @idempotent(
-    store=MemoryStore(), operation="charge", key=lambda order, **_: order.hex(), codec=PydanticCodec()
+    store=MemoryStore(), operation="charge", key=lambda order, dry=False: order.hex(), codec=PydanticCodec()
 )
 async def charge_later(order: bytes, *, dry: bool = False) -> float:
     return 1.0

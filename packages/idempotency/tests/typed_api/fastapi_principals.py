@@ -1,4 +1,6 @@
-"""Read by mypy, never run: what a principal may be in FastAPI, and what its name is made of."""
+"""Read by type checkers, never run: what a principal may be in FastAPI, and what its name is made of."""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 

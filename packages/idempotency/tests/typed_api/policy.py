@@ -1,5 +1,7 @@
 """Read by type checkers, never run: a policy's options, and the switches for unit tests."""
 
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
 from __future__ import annotations
 
 from typing import assert_type

@@ -1,4 +1,6 @@
-"""Read by mypy, never run: what a URL opens has a schema to create, and which connections `complete_in` takes."""
+"""Read by type checkers, never run: what a URL opens has a schema to create; which connections `complete_in` takes."""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
