@@ -109,7 +109,7 @@ class TestOneKey:
         assert again.headers.get("idempotency-replayed") == "true"
         assert other.status_code == 422
 
-    async def test_twins_share_one_run_and_one_answer(
+    async def test_concurrent_duplicates_share_one_run_and_one_answer(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -122,7 +122,7 @@ class TestOneKey:
         assert 'ml_service_cache_requests_total{result="miss"} 1.0' in metrics
         assert 'ml_service_cache_requests_total{result="hit"} 49.0' in metrics
 
-    async def test_of_a_refused_body_is_free_for_a_good_one(
+    async def test_a_key_whose_body_was_refused_is_free_for_a_good_one(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -191,7 +191,7 @@ class TestABadRequest:
 
     async def test_of_five_megabytes_gets_a_short_answer(self, service: Service, headers: Headers) -> None:
         bad = b'{"agentId":"a","portfolio":{},"candles":[' + b'{"symbol":1},' * 300_000 + b"{}]}"
-        async with service(max_body_bytes=10_000_000) as client:
+        async with service(max_body_bytes=10_000_000, handler_timeout=120) as client:
             answer = await client.post("/predict", content=bad, headers=headers())
         assert answer.status_code == 422
         assert len(answer.content) < 10_000
@@ -392,7 +392,7 @@ async def test_health_is_given_in_both_spellings_without_a_key(service: Service)
 async def test_ready_tells_the_model_and_the_state_of_the_store_without_a_key(service: Service) -> None:
     store = MemoryStore()
     monitor = RedisMonitor(store, Metrics())
-    watched = Backend("redis", store, monitor, store.aclose)
+    watched = Backend("redis", store, monitor)
     async with service(model_version="1.0.0") as client:
         own = await client.get("/ready")
     async with service(backend=watched, model_version="1.0.0") as client:

@@ -1,4 +1,4 @@
-"""What answers call the model that decided, and what is counted of it."""
+"""The version of the model that answers state, and the metrics of decisions."""
 
 from __future__ import annotations
 

@@ -17,12 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_api.predict.answer import Answer, encode_answer
-from ml_api.predict.contract import (
-    Candle,
-    Portfolio,
-    PredictRequest,
-    parse_request,
-)
+from ml_api.predict.contract import DecisionRequest, parse_request
 from ml_api.trading.decision import Decision, Predict, compute_features, decide
 from ml_api.trading.indicators import FEATURES, FloatArray, Row, compute
 from ml_api.trading.types import ASSETS
@@ -42,7 +37,7 @@ def answering(*chances: tuple[float, float, float]) -> Predict:
 SELL, HOLD, BUY = (0.5, 0.3, 0.2), (0.3, 0.4, 0.3), (0.2, 0.34, 0.46)
 
 
-def decided(request: PredictRequest, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
+def decided(request: DecisionRequest, predict: Predict | None, *, cap_to_portfolio: bool = False) -> Decision:
     return decide(
         compute_features(request.series), request.portfolio, predict, cap_to_portfolio=cap_to_portfolio
     )
@@ -89,10 +84,10 @@ class TestTheRow:
     def test_the_row_is_the_shared_indicator_function_over_all_candles(self, make_body: Make) -> None:
         request = parse_request(make_body(assets=["BTC"]))
         newest_last = request.candles[::-1]
-        columns = [[float(c[name]) for c in newest_last] for name in ("close", "volume")]
+        columns = [[float(getattr(c, name)) for c in newest_last] for name in ("close", "volume")]
         (asset_decision,) = decided(request, answering(BUY)).asset_decisions
         assert asset_decision.row == compute(*columns)
-        assert asset_decision.price == Decimal(str(newest_last[-1]["close"]))
+        assert asset_decision.price == Decimal(str(newest_last[-1].close, "ascii"))
 
     def test_both_assets_go_to_the_model_in_one_call_btc_first(self, make_body: Make) -> None:
         seen: list[list[Row]] = []
@@ -245,7 +240,7 @@ class TestTheCap:
 
 
 class TestSkipping:
-    """What cannot be judged is skipped with its reason, never guessed."""
+    """An asset that cannot be judged is skipped with its reason, never guessed."""
 
     @pytest.mark.parametrize(
         ("count", "usable"), [(1, 0), (6, 0), (7, 0), (19, 0), (20, 2), (26, 2), (33, 2), (34, 2)]
@@ -358,17 +353,13 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
     def sane(price: Decimal) -> Decimal:  # half of the runs reach the arithmetic behind the checks
         return abs(price) + 1 if spread else price
 
-    candles = [
-        Candle(symbol=s, timestamp=t, open=p, high=p, low=p, close=sane(p), volume=sane(v))
+    candles = ",".join(
+        f'{{"symbol":"{s}","timestamp":"{t.isoformat()}","open":{p:f},"high":{p:f},"low":{p:f},"close":{sane(p):f},'
+        f'"volume":{sane(v):f}}}'
         for s, t, p, v in columns
-    ]
-    request = PredictRequest.model_construct(
-        request_id="r",
-        agent_id="a",
-        portfolio=Portfolio.model_construct(cash=money[0], total_value=money[1], positions=[]),
-        candles=candles,
-        instructions="",
     )
+    portfolio = f'{{"cash":{money[0]:f},"totalValue":{money[1]:f}}}'
+    request = parse_request(f'{{"agentId":"a","portfolio":{portfolio},"candles":[{candles}]}}'.encode())
     decision = decided(request, model, cap_to_portfolio=cap)
     answer = Answer(
         model_version="1",
@@ -384,7 +375,7 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
     assert all(0 < order["quantity"] <= 1000 for order in read["orders"])
     assert all(math.isfinite(signal["value"]) for signal in read["signals"])
     assert {v.asset for v in decision.asset_decisions} | set(decision.skipped) == {
-        c["symbol"] for c in candles
+        symbol for symbol, *_ in columns
     } & set(ASSETS)
 
 

@@ -1,21 +1,19 @@
-"""The answer of POST /predict: its bytes, and the schema that the OpenAPI document shows."""
+"""The answer of POST /predict: its bytes, by the types that the OpenAPI document shows."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
-from pydantic.alias_generators import to_camel
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from ml_api.predict.contract import SCHEMA_VERSION
 from ml_api.trading import types as domain
 
-__all__ = ["Answer", "Contribution", "Order", "PredictResponse", "Signal", "encode_answer"]
+__all__ = ["Answer", "Contribution", "Order", "PredictResponse", "encode_answer"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,102 +31,66 @@ class Answer:
     contributions: Sequence[domain.Contribution] | None = None
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """
-    Write an answer as the .NET client reads it: quantities are plain JSON numbers.
-
-    By hand, because no encoder at hand writes a Decimal as a number and floats may grow an exponent (1e-05).
-    """
-    orders = ",".join(
-        f'{{"assetSymbol":"{order.asset_symbol}","side":"{order.side}",'
-        f'"quantity":{order.quantity:f},"limitPrice":null}}'
-        for order in answer.orders
-    )
-    signals = ",".join(
-        [
-            f'{{"feature":{_text(signal.feature)},"value":{signal.value!r},"rule":{_text(signal.rule)},'
-            f'"fired":{"true" if signal.fired else "false"},"contribution":"{signal.contribution}"}}'
-            for signal in answer.signals
-        ]
-    )
-    contributions = ",".join(
-        f'{{"assetSymbol":"{one.asset_symbol}","feature":{_text(one.feature)},"logOdds":{one.log_odds!r}}}'
-        for one in answer.contributions or ()
-    )
-    explained = f',"contributions":[{contributions}]' if answer.contributions is not None else ""
-    created = answer.created_at.astimezone(UTC).isoformat(timespec="milliseconds")[: -len("+00:00")]
-    return (
-        f'{{"schemaVersion":{_text(answer.schema_version)},"modelVersion":{_text(answer.model_version)},'
-        f'"requestId":{_text(answer.request_id)},"agentId":{_text(answer.agent_id)},'
-        f'"createdAt":"{created}Z","orders":[{orders}],"signals":[{signals}],'
-        f'"reasoning":{_text(answer.reasoning)}{explained}}}'
-    ).encode("ascii")
-
-
-_text = json.encoder.encode_basestring_ascii
-
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_camel, json_schema_serialization_defaults_required=True, protected_namespaces=()
-    )
-
-
-class Order(_Schema):
+class Order(Struct, rename="camel"):
     """One market order. limitPrice is always null."""
 
     asset_symbol: domain.Asset
     side: Literal["BUY", "SELL"]
     quantity: Annotated[
-        Decimal,
-        Field(gt=0, le=domain.MAX_QUANTITY, decimal_places=domain.QUANTITY_PLACES),
-        WithJsonSchema(
-            {
-                "type": "number",
-                "description": f"At most {domain.QUANTITY_PLACES} decimal places, no exponent.",
-            }
+        Raw,
+        Meta(
+            description=f"At most {domain.QUANTITY_PLACES} decimal places, no exponent.",
+            extra_json_schema={"type": "number"},
         ),
     ]
-    limit_price: None = None
+    limit_price: None
 
 
-class Signal(_Schema):
-    """One fixed rule held against one indicator of one asset."""
-
-    feature: str
-    value: Annotated[float, Field(allow_inf_nan=False, description="Rounded to 4 places.")]
-    rule: str
-    fired: bool
-    contribution: domain.Direction
-
-
-class Contribution(_Schema):
-    """How far one indicator moved the model towards the action it chose for one asset; negative: away from it."""
+class Contribution(Struct, rename="camel"):
+    """The amount by which one indicator moved the model towards the action it chose for one asset; negative: away."""
 
     asset_symbol: domain.Asset
     feature: str
-    log_odds: Annotated[float, Field(allow_inf_nan=False)]
+    log_odds: float
 
 
-def _optional_contributions(schema: dict[str, Any]) -> None:
-    schema["required"] = [name for name in schema["required"] if name != "contributions"]
-
-
-class PredictResponse(_Schema):
+class PredictResponse(Struct, rename="camel"):
     """
     The decision. Signals list the assets one after the other, 9 rules each.
 
     All members are always present, but for *contributions*: only a service that is set to explain sends those.
     """
 
-    model_config = ConfigDict(json_schema_extra=_optional_contributions)
-
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str
     model_version: str
     request_id: str
     agent_id: str
-    created_at: Annotated[datetime, Field(description="UTC, with Z.")]
-    orders: tuple[Order, ...]
-    signals: tuple[Signal, ...]
+    created_at: Annotated[str, Meta(description="UTC, with Z.", extra_json_schema={"format": "date-time"})]
+    orders: list[Order]
+    signals: Sequence[domain.Signal]
     reasoning: str
-    contributions: tuple[Contribution, ...] | None = None
+    contributions: list[Contribution] | UnsetType = UNSET
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Write an answer as the .NET client reads it: quantities are plain JSON numbers."""
+    created = answer.created_at.astimezone(UTC).isoformat(timespec="milliseconds")
+    orders = [
+        Order(one.asset_symbol, one.side, Raw(f"{one.quantity:f}".encode()), None) for one in answer.orders
+    ]
+    explained = answer.contributions
+    return msgspec.json.encode(
+        PredictResponse(
+            answer.schema_version,
+            answer.model_version,
+            answer.request_id,
+            answer.agent_id,
+            created.removesuffix("+00:00") + "Z",
+            orders,
+            answer.signals,
+            answer.reasoning,
+            UNSET
+            if explained is None
+            else [Contribution(one.asset_symbol, one.feature, one.log_odds) for one in explained],
+        )
+    )

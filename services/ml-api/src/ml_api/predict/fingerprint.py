@@ -1,5 +1,5 @@
 """
-What makes two requests the same decision.
+Computes the fingerprint of a decision request: equal fingerprints mean the same decision.
 
 The .NET client's key is `{agentId}-{newest candle minute}`, while requestId is fresh on every call and the
 portfolio moves between two cycles that share a key. So the fingerprint is a projection of the body on what
@@ -15,9 +15,11 @@ from typing import Literal
 
 from idempotency import Fingerprint, RequestView
 from ml_api.http.json_fingerprint import json_fingerprint
-from ml_api.predict.contract import projection
+from ml_api.predict.seen_candles import SeenCandles
 
 __all__ = ["decision_fingerprint", "fingerprint_of"]
+
+_projection = SeenCandles().projection
 
 
 def fingerprint_of(kind: Literal["decision", "body"]) -> Callable[[RequestView], Fingerprint]:
@@ -33,8 +35,7 @@ def decision_fingerprint(view: RequestView) -> Fingerprint:
         ValueError: Not a body of this contract; the engine then takes the exact bytes, and the route
             refuses them.
     """
-    agent, minute = projection(view.body)
-    hashed = sha256()
-    for part in (agent.encode(), str(minute).encode(), view.tenant.encode()):
-        hashed.update(b"%d:%b" % (len(part), part))  # with its length: no two different triples run together
-    return Fingerprint(hashed.digest())
+    agent, minute = _projection(view.body)
+    parts = agent.encode(), str(minute).encode(), view.tenant.encode()
+    # Each with its length: no two different triples run together.
+    return Fingerprint(sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest())

@@ -63,13 +63,8 @@ class PredictionService:
         self._ranges: tuple[Manifest | None, Sequence[tuple[str, float, float]]] = (None, ())
 
     @property
-    def loaded(self) -> bool:
-        """Whether a model decides; False for the fixed rules."""
-        return self._slot is not None
-
-    @property
     def version(self) -> str:
-        """As answers call the model."""
+        """The model's version as answers state it."""
         return self._name(self._slot.current if self._slot is not None else None)
 
     def decide(self, body: bytes) -> bytes:

@@ -1,20 +1,31 @@
-"""The values that a request is made of: decimals kept to their last digit, instants, names; each with its own error."""
+"""The values that a request is made of: decimals kept to their last digit, instants, names; others are refused."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Annotated, Any, TypeAlias
 
-from jiter import LosslessFloat
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+import msgspec
+from msgspec import Meta, Raw
 
-__all__ = ["Moment", "Money", "Name", "Price", "SentNumber", "Symbol", "to_decimal", "to_floats"]
+__all__ = [
+    "PATTERN_END",
+    "Close",
+    "Digits",
+    "Instant",
+    "Money",
+    "Name",
+    "Price",
+    "SchemaVersion",
+    "Symbol",
+    "close_text",
+    "money_schema",
+    "to_instant",
+    "to_money",
+]
 
 # The largest System.Decimal of .NET, the caller's money type; beyond it arithmetic stops being exact money.
 _MAX_MONEY = Decimal(79_228_162_514_264_337_593_543_950_335)
@@ -24,103 +35,91 @@ _INSTANT_TEXT = (
     r"([Zz]|[+-][0-9]{2}:?[0-9]{2})?$"
 )
 _is_instant = re.compile(_INSTANT_TEXT).fullmatch
+_is_decimal = re.compile(_DECIMAL_TEXT).fullmatch
+_NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DECIMAL_TEXT}]}
 
-SentNumber: TypeAlias = LosslessFloat | int | Decimal
-"""A finite number as it was sent, every digit of it: with a fraction or exponent, whole, or in a string."""
+PATTERN_END = r"(?!\n)"
+"""
+Behind the `$` of a pattern that msgspec checks: for Python `$` also matches before a last line feed. In JSON Schema it
+does not, so the published pattern goes without.
+"""
+
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
+Symbol: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32)]
+SchemaVersion: TypeAlias = Annotated[str, Meta(pattern=r"^1(\.[0-9]{1,4})?$" + PATTERN_END)]
+
+# Candles are checked for sense where they are used (trading.decision): a bound here would cost a comparison each.
+Price: TypeAlias = float | Annotated[str, Meta(pattern=_DECIMAL_TEXT + PATTERN_END)]
+
+Close: TypeAlias = Annotated[Raw, Meta(extra_json_schema=_NUMBER_SCHEMA)]
+"""A price as the text of its JSON: orders are sized with one of them, to its last digit. `close_text` checks it."""
+
+Instant: TypeAlias = Annotated[
+    str, Meta(extra_json_schema={"pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]})
+]
+"""ISO 8601 with Z, an offset or neither (then UTC); `to_instant` checks it. Digits beyond a microsecond are cut."""
 
 
-def to_decimal(number: SentNumber) -> Decimal:
+class Digits(str):
+    """A JSON number with a fraction or an exponent, as it was written."""
+
+    __slots__ = ()
+
+
+class Money(Decimal):
+    """An exact amount: a JSON number, kept to its last digit, or the same digits in a string. Never a boolean."""
+
+    __slots__ = ()
+
+
+def to_money(sent: object) -> Money:
     """
-    The number, exactly.
+    The amount that *sent* is: `Digits`, an integer, or a string.
 
     Raises:
-        ValueError: Its exponent is beyond that of a decimal.
+        ValueError: It is none, not finite, or larger than the caller's own decimals.
     """
-    if not isinstance(number, LosslessFloat):
-        return Decimal(number)
-    try:
-        return number.as_decimal()
-    except InvalidOperation:
-        raise ValueError("an exponent beyond that of a decimal") from None
+    # Decimal() itself takes "1_000", " 1" and digits of other scripts; money should not.
+    if type(sent) in {Digits, int} or (type(sent) is str and _is_decimal(sent)):
+        try:
+            amount = Money(sent)  # type: ignore[arg-type]
+        except InvalidOperation:
+            raise ValueError("an exponent beyond that of a decimal") from None
+        if -_MAX_MONEY <= amount <= _MAX_MONEY:
+            return amount
+    raise ValueError("not a decimal of a sensible size")
 
 
-def to_floats(numbers: Sequence[SentNumber]) -> list[float]:
-    """The nearest float64 of each; infinite where a number is too large for one."""
-    try:
-        return list(map(float, numbers))
-    except OverflowError:  # of an integer, which a decimal of its digits never raises
-        return [float(Decimal(number) if isinstance(number, int) else number) for number in numbers]
+def money_schema(_: type) -> dict[str, Any]:
+    """The JSON schema of `Money`, the only type here that msgspec does not know."""
+    return _NUMBER_SCHEMA
 
 
-_AS_SENT = core_schema.union_schema(
-    [
-        core_schema.is_instance_schema(LosslessFloat),
-        core_schema.int_schema(strict=True),
-        # Decimal() itself takes "1_000", " 1" and digits of other scripts; money should not.
-        core_schema.chain_schema(
-            [
-                core_schema.str_schema(strict=True, pattern=_DECIMAL_TEXT),
-                core_schema.decimal_schema(allow_inf_nan=False),
-            ]
-        ),
-    ],
-    mode="left_to_right",
-)
+_close_string = msgspec.json.Decoder(Annotated[str, Meta(pattern=_DECIMAL_TEXT + PATTERN_END)]).decode
 
 
-class _Number:
-    """A finite decimal: a JSON number, kept to its last digit, or the same digits in a string. Never a boolean."""
+def close_text(close: Raw) -> str:
+    """
+    The digits of a close, of which `float` and `Decimal` make a number.
 
-    def __init__(self, limit: Decimal | None = None) -> None:
-        self._limit = limit
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: CoreSchema = _AS_SENT
-        if self._limit is not None:
-            exact = core_schema.no_info_after_validator_function(to_decimal, _AS_SENT)
-            within = core_schema.decimal_schema(allow_inf_nan=False, ge=-self._limit, le=self._limit)
-            schema = core_schema.chain_schema([exact, within])
-        return core_schema.custom_error_schema(
-            schema,
-            custom_error_type="decimal",
-            custom_error_message="Input should be a finite decimal number of a sensible size, or one as a string",
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "number"}, {"type": "string", "pattern": _DECIMAL_TEXT}]}
-
-
-class _Instant:
-    """A point in time: ISO 8601 with Z, an offset or neither (then UTC). Digits beyond a microsecond are cut."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.custom_error_schema(
-            core_schema.no_info_after_validator_function(_instant, core_schema.str_schema(strict=True)),
-            custom_error_type="datetime",
-            custom_error_message="Input should be an ISO 8601 date and time such as 2026-02-20T14:00:00Z",
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"type": "string", "pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]}
+    Raises:
+        msgspec.ValidationError: It is neither a number nor one in a string.
+    """
+    text = str(close, "utf-8")
+    return text if text[0] in "-0123456789" else _close_string(close)
 
 
 # Assets share their candle times, and so do a fingerprint and its decision, and successive requests. Only what the
 # pattern lets pass is kept, so entries are short.
 @lru_cache(maxsize=4096)
-def _instant(text: str) -> datetime:
+def to_instant(text: str) -> datetime:
+    """
+    The point in time.
+
+    Raises:
+        ValueError: *text* is not an ISO 8601 date and time.
+    """
     if not _is_instant(text):
         raise ValueError("not an ISO 8601 date and time")
     moment = datetime.fromisoformat(text.upper())  # RFC 3339 allows t and z, fromisoformat no z
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-Money: TypeAlias = Annotated[Decimal, _Number(_MAX_MONEY)]
-# Candles are checked for sense where they are used (trading.decision): a bound here would cost a comparison each.
-Price: TypeAlias = Annotated[SentNumber, _Number()]
-Moment: TypeAlias = Annotated[datetime, _Instant()]
-Symbol: TypeAlias = Annotated[str, Field(min_length=1, max_length=32)]
-Name: TypeAlias = Annotated[str, Field(min_length=1, max_length=128)]

@@ -1,8 +1,8 @@
-"""What moved the model: its own largest contributions per asset, beside the fixed rules, which know no model."""
+"""Finds the model's largest contributions per asset, listed beside the fixed rules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,15 +28,11 @@ def contributions(
     if not decisions:
         return ()
     shares = explain(np.array([decision.row for decision in decisions]))
-    return tuple(
-        Contribution(asset_symbol=decision.asset, feature=FEATURES[column], log_odds=float(toward[column]))
-        for decision, toward in _chosen(decisions, shares)
-        for column in np.argsort(-np.abs(toward), kind="stable")[:top].tolist()
-    )
-
-
-def _chosen(
-    decisions: Sequence[AssetDecision], shares: FloatArray
-) -> Iterator[tuple[AssetDecision, FloatArray]]:
+    listed: list[Contribution] = []
     for decision, by_class in zip(decisions, shares, strict=True):
-        yield decision, by_class[CLASSES.index(decision.action)]
+        toward = by_class[CLASSES.index(decision.action)]
+        largest = np.argsort(-np.abs(toward), kind="stable")[:top].tolist()
+        listed += [
+            Contribution(decision.asset, FEATURES[column], float(toward[column])) for column in largest
+        ]
+    return tuple(listed)

@@ -15,10 +15,19 @@ from itertools import chain
 from operator import gt
 from typing import Protocol
 
-from ml_api.trading.candle_series import CandleSeries
 from ml_api.trading.indicators import MIN_CANDLES, FloatArray, Row, compute
 from ml_api.trading.rules import rule_decision, signals
-from ml_api.trading.types import ASSETS, CLASSES, MAX_QUANTITY, QUANTITY_PLACES, Action, Asset, Order, Signal
+from ml_api.trading.types import (
+    ASSETS,
+    CLASSES,
+    MAX_QUANTITY,
+    QUANTITY_PLACES,
+    Action,
+    Asset,
+    CandleSeries,
+    Order,
+    Signal,
+)
 
 __all__ = [
     "Decision",
@@ -44,7 +53,7 @@ _MONEY = Context(prec=60)  # quotients of money and prices of any size, rounded 
 
 @dataclass(frozen=True, slots=True)
 class AssetDecision:
-    """What was concluded about one asset."""
+    """The decision about one asset."""
 
     asset: Asset
     row: Row
@@ -56,7 +65,7 @@ class AssetDecision:
 @dataclass(frozen=True, slots=True)
 class MarketFeatures:
     """
-    What the candles of one moment say, whoever asks.
+    The features computed from the candles of one moment, the same for every agent.
 
     Attributes:
         rows: Of each asset that can be judged its indicators and the newest close, in the order of `ASSETS`.
@@ -81,7 +90,7 @@ class Decision:
 
 
 class PositionLike(Protocol):
-    """What the agent holds of one asset; `contract.Position` is one."""
+    """The agent's holding of one asset; `contract.Position` is one."""
 
     @property
     def symbol(self) -> str:
@@ -90,7 +99,7 @@ class PositionLike(Protocol):
 
     @property
     def quantity(self) -> Decimal:
-        """How much of it."""
+        """The quantity held."""
         ...
 
 
@@ -99,17 +108,17 @@ class PortfolioLike(Protocol):
 
     @property
     def cash(self) -> Decimal:
-        """What is left to buy with."""
+        """The cash left to buy with."""
         ...
 
     @property
     def total_value(self) -> Decimal:
-        """What orders are a share of."""
+        """The value of which orders are a share."""
         ...
 
     @property
     def positions(self) -> Sequence[PositionLike]:
-        """What can be sold."""
+        """The holdings that can be sold."""
         ...
 
 
@@ -150,30 +159,25 @@ def decide(
         ValueError: The model's answer is not float64[3] for each row. One that is not finite skips its asset.
     """
     if predict is None:
-        conclusions = [
+        conclusions: Sequence[tuple[Action, float] | None] = [
             rule_decision(row, own) for (_, row, _), own in zip(market.rows, market.signals, strict=True)
         ]
-        skipped = market.skipped
     else:
-        answers = _conclude(predict, [row for _, row, _ in market.rows])
-        conclusions = [answer for answer in answers if answer is not None]
-        unanswered = [
-            asset for (asset, *_), answer in zip(market.rows, answers, strict=True) if answer is None
-        ]
-        skipped = {**market.skipped, **dict.fromkeys(unanswered, _NOT_FINITE)}
-    asset_decisions = tuple(
-        AssetDecision(asset, row, price, action, confidence)
-        for (asset, row, price), (action, confidence) in zip(
-            [known for known in market.rows if known[0] not in skipped], conclusions, strict=True
-        )
-    )
-    orders, traded, refused = _size(asset_decisions, portfolio, cap_to_portfolio)
+        conclusions = _conclude(predict, [row for _, row, _ in market.rows])
+    decided: list[AssetDecision] = []
+    skipped = dict(market.skipped)
+    for (asset, row, price), conclusion in zip(market.rows, conclusions, strict=True):
+        if conclusion is None:
+            skipped[asset] = _NOT_FINITE
+        else:
+            decided.append(AssetDecision(asset, row, price, *conclusion))
+    orders, traded, refused = _size(decided, portfolio, cap_to_portfolio)
     remarks = [f"{asset} skipped: {reason}" for asset, reason in skipped.items()] + refused
     return Decision(
         orders=tuple(orders),
         signals=tuple(chain.from_iterable(market.signals)),
         reasoning="; ".join((traded or ["No trading signals"]) + remarks),
-        asset_decisions=asset_decisions,
+        asset_decisions=tuple(decided),
         skipped=skipped,
     )
 
@@ -236,49 +240,38 @@ def _nonsense(answer: str) -> ValueError:
 
 
 def _size(
-    asset_decisions: tuple[AssetDecision, ...], portfolio: PortfolioLike, cap: bool
+    decided: Sequence[AssetDecision], portfolio: PortfolioLike, cap: bool
 ) -> tuple[list[Order], list[str], list[str]]:
-    """Orders, a line per order, and a remark per asset_decision that deserved an order and got none."""
+    """Orders, a line per order, and a remark per decision that deserved an order and got none."""
     orders: list[Order] = []
     traded: list[str] = []
     refused: list[str] = []
     cash = portfolio.cash
     with localcontext(_MONEY):
-        for asset_decision in asset_decisions:
-            if asset_decision.action == "HOLD":
+        for one in decided:
+            if one.action == "HOLD":
                 continue
-            quantity = _stake(portfolio.total_value, asset_decision)
-            if cap and asset_decision.action == "BUY":
-                quantity = min(quantity, cash / asset_decision.price)
+            quantity = _stake(portfolio.total_value, one)
+            if cap and one.action == "BUY":
+                quantity = min(quantity, cash / one.price)
             elif cap:
-                held = sum(
-                    (p.quantity for p in portfolio.positions if p.symbol == asset_decision.asset), Decimal(0)
-                )
-                quantity = min(quantity, held)
+                held = (position.quantity for position in portfolio.positions if position.symbol == one.asset)
+                quantity = min(quantity, sum(held, Decimal(0)))
             if (problem := _outside(quantity)) is not None:
-                refused.append(f"{asset_decision.asset} {asset_decision.action} not ordered: {problem}")
+                refused.append(f"{one.asset} {one.action} not ordered: {problem}")
                 continue
             # A capped quantity must not round up past the cap.
             quantity = quantity.quantize(_PLACES, rounding=ROUND_DOWN if cap else ROUND_HALF_EVEN)
-            cash -= quantity * asset_decision.price if asset_decision.action == "BUY" else 0
-            orders.append(
-                Order(
-                    asset_symbol=asset_decision.asset,
-                    side=asset_decision.action,
-                    quantity=quantity,
-                    limit_price=None,
-                )
-            )
-            traded.append(
-                f"{asset_decision.asset}: {asset_decision.action} (confidence: {asset_decision.confidence:.0%})"
-            )
+            cash -= quantity * one.price if one.action == "BUY" else 0
+            orders.append(Order(one.asset, one.action, quantity))
+            traded.append(f"{one.asset}: {one.action} (confidence: {one.confidence:.0%})")
     return orders, traded, refused
 
 
-def _stake(total_value: Decimal, asset_decision: AssetDecision) -> Decimal:
+def _stake(total_value: Decimal, one: AssetDecision) -> Decimal:
     # repr: the shortest decimal of the confidence, so that 0.9 is 0.9 and no digit of binary noise decides a tie.
-    share = Decimal(repr(min(asset_decision.confidence, _MAX_CONFIDENCE)))
-    return total_value * _STAKE * share / asset_decision.price
+    share = Decimal(repr(min(one.confidence, _MAX_CONFIDENCE)))
+    return total_value * _STAKE * share / one.price
 
 
 def _outside(quantity: Decimal) -> str | None:

@@ -1,11 +1,13 @@
-"""What a decision consists of. Plain values that check themselves; how they are sent is none of their business."""
+"""The parts of a decision: plain values that check themselves and know no wire."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from math import isfinite
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 __all__ = [
     "ASSETS",
@@ -14,6 +16,7 @@ __all__ = [
     "QUANTITY_PLACES",
     "Action",
     "Asset",
+    "CandleSeries",
     "Contribution",
     "Direction",
     "Order",
@@ -32,6 +35,23 @@ CLASSES: Final[tuple[Action, ...]] = ("SELL", "HOLD", "BUY")
 
 MAX_QUANTITY: Final = 1000
 QUANTITY_PLACES: Final = 8
+
+
+class CandleSeries(NamedTuple):
+    """
+    The candles of one asset in the order in which they came, member by member; possibly none.
+
+    Attributes:
+        times: When each began.
+        closes: Closing prices as float64; infinite where the decimal is too large.
+        volumes: Likewise.
+        exact_close: The close of the candle at a position as it was sent, since money is sized with it.
+    """
+
+    times: Sequence[datetime]
+    closes: Sequence[float]
+    volumes: Sequence[float]
+    exact_close: Callable[[int], Decimal]
 
 
 @dataclass(slots=True)
@@ -56,7 +76,7 @@ class Order:
             )
 
 
-@dataclass(frozen=True, slots=True)  # answers share it
+@dataclass(slots=True)
 class Signal:
     """One fixed rule held against one indicator of one asset; *value* is finite, rounded to 4 places."""
 
@@ -74,7 +94,7 @@ class Signal:
 
 @dataclass(slots=True)
 class Contribution:
-    """How far one indicator moved the model towards the action it chose for one asset; negative: away from it."""
+    """The amount by which one indicator moved the model towards the action it chose for one asset; negative: away."""
 
     asset_symbol: Asset
     feature: str

@@ -1,0 +1,87 @@
+"""
+Writes a JSON body in its plainest form: each known member once, by its camelCase name.
+
+For bodies that a typed reader cannot take as they are: with snake_case names, with unknown members, with a member
+repeated of which only the last counts, with a number beyond float64. What numbers say is kept to the last digit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import cache
+from itertools import accumulate
+from typing import Any, get_args, get_origin
+
+import msgspec
+from msgspec import Raw, Struct
+
+__all__ = ["MAX_DEPTH", "NotJson", "depth", "plain_body"]
+
+MAX_DEPTH = 201
+"""Levels of objects and arrays that a body may have."""
+
+_BEYOND_FLOAT = "9e999"  # in a string, which a price may be: infinite, as the number itself would be
+
+
+class NotJson(ValueError):
+    """The body is not JSON; the message says why and where, and quotes nothing."""
+
+
+def plain_body(body: bytes, kind: type[Struct]) -> bytes:
+    """
+    The same body, written anew; *kind* says which members have another name, or must fit into a float64.
+
+    Raises:
+        NotJson: The body is not JSON, or not UTF-8.
+    """
+    try:
+        document = _decode(body)
+    except UnicodeDecodeError:
+        raise NotJson("it is not UTF-8") from None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise NotJson(str(error)) from None
+    return _encode(_plain(document, kind))
+
+
+def depth(body: bytes) -> int:
+    """The levels of objects and arrays in *body*; where it is not JSON, some number at least as large."""
+    brackets = _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
+    return max(accumulate(step - 1 for step in brackets), default=0)
+
+
+# What one bracket adds to the depth, plus one: bytes are not negative.
+_STEPS = bytes.maketrans(b"[{]}", b"\2\2\0\0")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+
+def _digits(number: str) -> Raw:
+    return Raw(number.encode())
+
+
+_decode = msgspec.json.Decoder(float_hook=_digits).decode
+_encode = msgspec.json.Encoder().encode
+_fields = cache(msgspec.structs.fields)
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Struct):
+        return {
+            field.encode_name: _plain(value[name], field.type)
+            for field in _fields(kind)
+            for name in [field.encode_name if field.encode_name in value else field.name]
+            if name in value
+        }
+    if isinstance(value, list) and get_origin(kind) is list:
+        return [_plain(item, get_args(kind)[0]) for item in value]
+    if type(value) in {Raw, int} and float in get_args(kind) and not _fits(value):
+        return _BEYOND_FLOAT
+    return value
+
+
+def _fits(number: Raw | int) -> bool:
+    try:
+        return math.isfinite(float(number))
+    except OverflowError:
+        return False
