@@ -24,7 +24,7 @@ PUBLIC = {"/health", "/ready", "/metrics", "/openapi.json", "/v2", "/v2/health/l
 def application() -> Starlette:
     store = MemoryStore()
     settings = Settings.model_validate({"api_key": CALLER, "admin_key": ADMIN})
-    return create_app(settings, backend=Backend("sqlite", store, None, store.aclose))
+    return create_app(settings, backend=Backend("sqlite", store))
 
 
 def test_every_route_that_is_not_named_public_is_guarded() -> None:

@@ -46,7 +46,7 @@ async def test_head_and_body_leave_together_and_soon(wire: Wire, one_write: OneW
     assert wire.sent == [b"head body"]
 
 
-async def test_what_comes_later_is_not_lost_and_stays_in_order(wire: Wire, one_write: OneWrite) -> None:
+async def test_later_writes_are_sent_in_order(wire: Wire, one_write: OneWrite) -> None:
     for part in (b"1", b"2", b"3"):
         one_write.write(part)
         await asyncio.sleep(0)

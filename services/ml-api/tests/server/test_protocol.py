@@ -8,15 +8,22 @@ from collections.abc import AsyncIterator
 
 import pytest
 import uvicorn
-from patience import until
+from loop_time import advance, movable
+from patience import PATIENCE, until
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ml_api.http.limits import BODY_IS_HERE
 from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.protocol import LimitedProtocol
 
 pytestmark = [pytest.mark.real_time("the server's timers are real"), pytest.mark.anyio]
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return movable("asyncio")
 
 
 class LimitedConfig(uvicorn.Config):
@@ -29,8 +36,10 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(*, max_header_bytes: int = 2048, header_timeout: float = 30.0) -> AsyncIterator[int]:
-    config = LimitedConfig(hello, port=0, http=LimitedProtocol, lifespan="off", log_config=None)
+async def serving(
+    *, max_header_bytes: int = 2048, header_timeout: float = 30.0, app: ASGIApp = hello
+) -> AsyncIterator[int]:
+    config = LimitedConfig(app, port=0, http=LimitedProtocol, lifespan="off", log_config=None)
     config.limits = ConnectionLimits(
         max_header_bytes=max_header_bytes, header_timeout=header_timeout, keep_alive_timeout=30
     )
@@ -78,7 +87,7 @@ async def test_headers_over_the_limit_are_431() -> None:
     assert b"connection: close" in answer.lower()
 
 
-async def test_what_stands_between_names_and_values_counts_too() -> None:
+async def test_separators_between_names_and_values_count_too() -> None:
     async with serving() as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 400 + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 431")
@@ -121,13 +130,23 @@ async def test_a_body_may_be_larger_than_headers_may() -> None:
 
 
 async def test_a_body_may_take_longer_than_headers_may() -> None:
-    async with serving(header_timeout=2.0) as port:
+    begun = asyncio.Event()
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        body = await Request(scope, receive).body()
+        await PlainTextResponse(body)(scope, receive, send)
+
+    async with serving(header_timeout=2.0, app=echo) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nbo")
-        await asyncio.sleep(2.5)
-        writer.write(b"dy")
-        async with asyncio.timeout(30):
-            assert (await reader.read(65_536)).startswith(b"HTTP/1.1 200")
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbo")
+        async with asyncio.timeout(PATIENCE):
+            await begun.wait()
+            await advance(2.5)
+            writer.write(b"dy")
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"\r\n\r\nbody")
         writer.close()
 
 

@@ -1,4 +1,4 @@
-"""How the server is set up around the application."""
+"""The server's set-up around the application."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every route shares: keys, limits, errors as problem documents, and the endpoints that know no model."""
+"""The HTTP layer of every route: keys, limits, errors as problem documents, and the endpoints that know no model."""

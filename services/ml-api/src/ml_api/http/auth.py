@@ -78,7 +78,6 @@ class Authentication:
         self._refused, self._slowed = refused, slowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard HTTP; a lifespan passes."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         address = client_address(scope)
@@ -124,5 +123,4 @@ class GuardedRoute(Route):
         self._guarded = guard(super().handle)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, once the guard has let the request through."""
         await self._guarded(scope, receive, send)

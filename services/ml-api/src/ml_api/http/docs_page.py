@@ -16,12 +16,14 @@ from starlette.routing import Route
 __all__ = ["docs_routes"]
 
 _ASSETS = Path(str(files("ml_api"))) / "http" / "assets"
-_FILES = {
-    "docs.js": (_ASSETS / "docs.js", "text/javascript"),
-    "swagger-ui-bundle.js": (_ASSETS / "swagger-ui" / "swagger-ui-bundle.js", "text/javascript"),
-    "swagger-ui.css": (_ASSETS / "swagger-ui" / "swagger-ui.css", "text/css"),
-    "favicon-32x32.png": (_ASSETS / "swagger-ui" / "favicon-32x32.png", "image/png"),
-}
+_KEPT = {"Cache-Control": "max-age=3600"}
+_FILES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+    ("/docs", "docs.html", "text/html", {}),
+    ("/docs/docs.js", "docs.js", "text/javascript", _KEPT),
+    ("/docs/swagger-ui-bundle.js", "swagger-ui/swagger-ui-bundle.js", "text/javascript", _KEPT),
+    ("/docs/swagger-ui.css", "swagger-ui/swagger-ui.css", "text/css", _KEPT),
+    ("/docs/favicon-32x32.png", "swagger-ui/favicon-32x32.png", "image/png", _KEPT),
+)
 _HEADERS = {
     # Swagger UI sets styles inline and draws its icons from data: addresses.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -31,19 +33,13 @@ _HEADERS = {
 }
 
 
-async def _page(_: Request) -> Response:
-    return FileResponse(_ASSETS / "docs.html", media_type="text/html", headers=_HEADERS)
+def _route(path: str, file: str, media_type: str, headers: dict[str, str]) -> Route:
+    async def answer(_: Request) -> Response:
+        return FileResponse(_ASSETS / file, media_type=media_type, headers=_HEADERS | headers)
 
-
-def _file(name: str) -> Route:
-    path, media_type = _FILES[name]
-
-    async def file(_: Request) -> Response:
-        return FileResponse(path, media_type=media_type, headers=_HEADERS | {"Cache-Control": "max-age=3600"})
-
-    return Route(f"/docs/{name}", file, name=f"docs/{name}")
+    return Route(path, answer)
 
 
 def docs_routes() -> list[Route]:
     """The page and its four files, each by its exact name; all public, for none tells more than the repository."""
-    return [Route("/docs", _page), *map(_file, _FILES)]
+    return [_route(*file) for file in _FILES]

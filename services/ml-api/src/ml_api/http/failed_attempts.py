@@ -1,4 +1,4 @@
-"""Failed authentications: after a few from one address each further one is slowed, so that guessing gets nowhere."""
+"""Slows failed authentications: after a few from one address, each further one waits, against guessing."""
 
 from __future__ import annotations
 

@@ -9,57 +9,36 @@ state is in the body.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ml_api.http.endpoints import Endpoint
 
-__all__ = ["ServedModel", "StoreMonitor", "health_endpoint", "ready_endpoint"]
+__all__ = ["health_endpoint", "ready_endpoint"]
 
 
-class ServedModel(Protocol):
-    """
-    What health has to know of the model: its version, and whether it is one or the rules that stand in for
-    it.
-    """
-
-    @property
-    def version(self) -> str:
-        """As answers call it."""
-        ...
-
-    @property
-    def loaded(self) -> bool:
-        """False while fixed rules decide."""
-        ...
-
-
-class StoreMonitor(Protocol):
-    """What readiness reports of a store that may be away."""
-
-    @property
-    def up(self) -> bool | None:
-        """The last answer; None before the first."""
-        ...
-
-
-def health_endpoint(model: ServedModel, schema_version: str) -> Endpoint:
+def health_endpoint(version: Callable[[], str], *, loaded: bool, schema_version: str) -> Endpoint:
     """
     The endpoint of GET /health. Each fact is given in both spellings: people read one, the .NET client the
     other.
+
+    Args:
+        version: Says which model answers now.
+        loaded: False where fixed rules decide instead of a model.
     """
 
     async def health(_: Request) -> Response:
+        model = version()
         return JSONResponse(
             {
                 "status": "healthy",
-                "model_loaded": model.loaded,
-                "model_version": model.version,
+                "model_loaded": loaded,
+                "model_version": model,
                 "schema_version": schema_version,
-                "modelLoaded": model.loaded,
-                "modelVersion": model.version,
+                "modelLoaded": loaded,
+                "modelVersion": model,
                 "schemaVersion": schema_version,
             }
         )
@@ -67,17 +46,19 @@ def health_endpoint(model: ServedModel, schema_version: str) -> Endpoint:
     return health
 
 
-def ready_endpoint(model: ServedModel, store: str, monitor: StoreMonitor | None) -> Endpoint:
+def ready_endpoint(
+    version: Callable[[], str], *, store: str, store_up: Callable[[], bool | None]
+) -> Endpoint:
     """
     The endpoint of GET /ready: 200 once the worker serves.
 
     Args:
         store: Which store keeps the answers: "redis" or "sqlite".
-        monitor: Whose last answer is reported; None for a store that cannot be away.
+        store_up: Says whether it answered the last time; None before the first.
     """
 
     async def ready(_: Request) -> Response:
-        up = monitor.up if monitor is not None else True
-        return JSONResponse({"status": "ready", "modelVersion": model.version, "store": store, "storeUp": up})
+        members = {"status": "ready", "modelVersion": version(), "store": store, "storeUp": store_up()}
+        return JSONResponse(members)
 
     return ready

@@ -44,7 +44,6 @@ class BodyLimit:
         self._max_bytes, self._timeout = max_bytes, timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard HTTP; pass everything else."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         body = _Body(receive, self._max_bytes, None if BODY_IS_HERE in scope else self._timeout)
@@ -117,8 +116,6 @@ class HandlerDeadline:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the handler against the clock; an answer that has begun may take its time."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         loop, begun = asyncio.get_running_loop(), False
 
         async def receive_off_the_clock() -> Message:

@@ -55,8 +55,7 @@ class RateLimit:
         self._buckets = buckets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard HTTP; pass everything else."""
-        if scope["type"] == "http" and (wait := self._buckets.take(caller(scope))):
+        if wait := self._buckets.take(caller(scope)):
             detail = (
                 f"More than {self._buckets.per_minute} requests a minute; send this one again in {wait} s"
             )

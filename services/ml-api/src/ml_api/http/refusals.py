@@ -1,4 +1,4 @@
-"""What the server refuses before the application sees it: how it is answered, counted and logged."""
+"""Answers, counts and logs requests that the server refuses before the application sees them."""
 
 from __future__ import annotations
 
@@ -89,14 +89,9 @@ class ConnectionEvents:
         self._unsaid: dict[str, int] = {}
 
     def refused(self, reason: str) -> None:
-        """Note one refusal."""
         self._refused(reason)
         count, now = self._unsaid.get(reason, 0) + 1, self._clock()
         if now >= self._next_line.get(reason, now):
-            self._next_line[reason], count = now + _LOG_EVERY, _say(reason, count)
+            _log.warning("connection refused or cut", extra={"reason": reason, "count": count})
+            self._next_line[reason], count = now + _LOG_EVERY, 0
         self._unsaid[reason] = count
-
-
-def _say(reason: str, count: int) -> int:
-    _log.warning("connection refused or cut", extra={"reason": reason, "count": count})
-    return 0

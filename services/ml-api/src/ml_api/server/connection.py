@@ -1,5 +1,5 @@
 """
-The life of one connection: how long it may wait, how its answers are written, how it ends.
+Runs one connection: how long it may wait, how its responses are written, how it ends.
 
 uvicorn's own connection has one timer, between an answer and the next byte, whatever that byte is. So one that says
 nothing, or a blank line, or half a request, or that does not read its answer, stays open for ever. Here a timer runs
@@ -27,7 +27,7 @@ __all__ = ["Connection", "Reading"]
 
 
 class Reading(Enum):
-    """What of a request has been read last."""
+    """The part of a request that was read last."""
 
     NOTHING = auto()  # the last one is whole, or there was none
     HEADERS = auto()

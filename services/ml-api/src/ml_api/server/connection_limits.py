@@ -1,4 +1,4 @@
-"""What one connection, and all of them together, may take."""
+"""Limits what one connection, and all of them together, may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The open connections of one process, and which of them may be closed for a new one."""
+"""Tracks the open connections of a process, and which of them may be closed to accept a new one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["ConnectionTable", "Evictable"]
 
 
 class Evictable(Protocol):
-    """What the table asks of a connection."""
+    """A connection as the table sees it."""
 
     @property
     def anonymous(self) -> bool:

@@ -1,5 +1,5 @@
 """
-A transport on which what one turn of the event loop writes leaves together.
+Wraps a transport so that everything written in one turn of the event loop is sent in one write.
 
 uvicorn writes the head of an answer and its body apart: two system calls, two packets, and a client that is woken
 twice. That is a good part of what a short answer costs.
