@@ -1,5 +1,5 @@
 """
-What the service's tests share: a clean environment, bodies as the .NET client sends them, the service in-process.
+Fixtures of the service's tests: a clean environment, bodies as the .NET client sends them, the service in-process.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ NEWEST = datetime(2026, 2, 20, 14, 0, tzinfo=UTC)
 
 
 def memory_backend() -> Backend:
-    store = MemoryStore()
-    return Backend("sqlite", store, None, store.aclose)
+    return Backend("sqlite", MemoryStore())
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ API_KEY = "the-api-key-of-the-tests"
 def application() -> Starlette:
     chosen = Settings.model_validate({"api_key": API_KEY, "store_path": "unused"})
     store = MemoryStore()
-    return create_app(chosen, backend=Backend("sqlite", store, None, store.aclose))
+    return create_app(chosen, backend=Backend("sqlite", store))
 
 
 @pytest.mark.anyio
@@ -95,7 +95,7 @@ checks = [
 
 
 @document.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_requests_made_from_the_document_get_the_answers_it_promises(case: schemathesis.Case) -> None:
     case.call_and_validate(headers={"X-API-Key": API_KEY}, checks=checks)
 

@@ -35,7 +35,7 @@ def test_no_page_may_call_unless_its_origin_is_named() -> None:
     assert load_settings().origins == ()  # the guide has `*`: any page that knows the key
 
 
-def test_who_waits_for_a_process_that_died_takes_over_and_is_not_told_to_come_back() -> None:
+def test_a_waiter_for_a_dead_process_takes_over_instead_of_answering_409() -> None:
     settings = load_settings()
     assert settings.handler_timeout < settings.lease < settings.wait
 
@@ -233,7 +233,7 @@ def test_a_misspelt_variable_is_named_with_its_likely_meaning(monkeypatch: pytes
         ("ML_SERVICE_PORT_8000_TCP_ADDR", "10.0.0.1"),
     ],
 )
-def test_what_kubernetes_injects_beside_a_service_of_this_name_is_ignored(
+def test_variables_that_kubernetes_injects_for_a_service_of_this_name_are_ignored(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ml_api import Unusable
 
 if TYPE_CHECKING:
     from ml_api.settings import Settings
 
 __all__ = ["main"]
-
-_UNUSABLE = 2  # the exit code for settings, models and stores that cannot be used; 1 is a command that failed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,12 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     # Imports make much that stays and hardly any garbage: no looking through it two hundred times over.
     gc.set_threshold(1_000_000)
-    from ml_api.settings import SettingsError
-
     try:
         code: int = options.command(options)
-    except SettingsError as error:
-        return _refuse(str(error))
+    except Unusable as error:
+        print(f"ml-api: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output had enough; nothing may be written at exit either
@@ -40,78 +40,61 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from ml_api.observability.tracing import TracingUnusable
     from ml_api.server.serve import serve
-    from ml_api.serving.registry import ModelUnusable
     from ml_api.settings import PREFIX, load_settings
-    from ml_api.stores.backend import StoreUnusable
 
     if options.model is not None:
         os.environ[f"{PREFIX}ONLY_MODELS"] = str(options.model.absolute())  # workers read it too
     settings = load_settings()
-    try:
-        _check_store(settings)
-        serve(settings, host=options.host, port=options.port, workers=options.workers or settings.workers)
-    except (ModelUnusable, StoreUnusable, TracingUnusable) as error:
-        return _refuse(str(error))
+    _check_store(settings)
+    serve(settings, host=options.host, port=options.port, workers=options.workers or settings.workers)
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
     from ml_api.demo import demo
 
-    try:
+    with _file("read", options.body):
         body = options.body.read_bytes() if options.body is not None else None
-    except OSError as error:
-        return _refuse(f"{options.body} cannot be read: {error.strerror}")
     return demo(body=body)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ml_api.training import TrainingDataMissing, train
+    from ml_api.training import train
 
-    try:
+    with _file("written", options.out):
         train(options.out)
-    except TrainingDataMissing as error:
-        return _refuse(str(error))
-    except OSError as error:
-        return _refuse(f"{options.out} cannot be written: {error.strerror}")
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     from ml_api.serving.registry import BUNDLED_MODEL
-    from ml_api.training.report import ReportUnavailable, write_report
+    from ml_api.training.report import write_report
     from ml_api.training.verdict import verdict
     from predictor import Manifest, PredictorError, manifest_path
 
     model = options.model or BUNDLED_MODEL
     try:
-        write_report(options.out, model)
+        with _file("written", options.out):
+            write_report(options.out, model)
         print(verdict(Manifest.read(manifest_path(model)).metrics))
-    except (ReportUnavailable, PredictorError) as error:
-        return _refuse(str(error))
-    except OSError as error:
-        return _refuse(f"{options.out} cannot be written: {error.strerror}")
+    except PredictorError as error:
+        raise Unusable(str(error)) from error
     print(f"wrote {options.out}")
     return 0
 
 
 def _check(_: argparse.Namespace) -> int:
     """Say whether the service would start: settings, then model, then store."""
-    from ml_api.serving.registry import ModelUnusable, load_models
+    from ml_api.serving.registry import load_models
     from ml_api.settings import load_settings
-    from ml_api.stores.backend import StoreUnusable
 
     settings = load_settings()
     print("settings  ok")
-    try:
-        models = load_models(settings)
-        print(f"models    ok: {models.described or 'fixed rules'}")
-        answered, found = _check_store(settings)
-        print(f"store     {'ok' if answered else 'away'}: {found}")
-    except (ModelUnusable, StoreUnusable) as error:
-        return _refuse(str(error))
+    models = load_models(settings)
+    print(f"models    ok: {models.described or 'fixed rules'}")
+    answered, found = _check_store(settings)
+    print(f"store     {'ok' if answered else 'away'}: {found}")
     return 0 if answered else 1  # the service would start, and wait for its store
 
 
@@ -137,9 +120,12 @@ def _check_store(settings: Settings) -> tuple[bool, str]:
         loop.close()
 
 
-def _refuse(reason: str) -> int:
-    print(f"ml-api: {reason}", file=sys.stderr)
-    return _UNUSABLE
+@contextlib.contextmanager
+def _file(done: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unusable(f"{path} cannot be {done}: {error.strerror}") from error
 
 
 def _between(least: int, most: int) -> Callable[[str], int]:

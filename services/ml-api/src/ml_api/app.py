@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -28,23 +28,21 @@ from starlette.types import Receive, Scope, Send
 from idempotency import EXPOSED_HEADERS, Hook, IdempotencyMiddleware, Policy, successes
 from idempotency.hooks import OpenTelemetryHook
 from ml_api.http.api_keys import ApiKeys
-from ml_api.http.auth import Authentication, Guard, GuardedRoute, caller
-from ml_api.http.cors import CORS
+from ml_api.http.auth import Authentication, GuardedRoute, caller
+from ml_api.http.browser_headers import CORS, SecurityHeaders
 from ml_api.http.docs_page import docs_routes
-from ml_api.http.endpoints import openapi_endpoint
+from ml_api.http.endpoints import Endpoint, openapi_endpoint
 from ml_api.http.failed_attempts import FailedAttempts
-from ml_api.http.health import ServedModel, health_endpoint, ready_endpoint
+from ml_api.http.health import health_endpoint, ready_endpoint
 from ml_api.http.json_fingerprint import json_fingerprint
 from ml_api.http.limits import BodyLimit, HandlerDeadline
 from ml_api.http.problems import Problem, render_http_exception, render_problem
 from ml_api.http.rate_limit import RateLimit, TokenBuckets
 from ml_api.http.refusals import EVENTS, ConnectionEvents
-from ml_api.http.security_headers import SecurityHeaders
 from ml_api.inference.errors import InferenceErrors
 from ml_api.inference.requests import HEADER_LENGTH
 from ml_api.inference.routes import inference_routes
-from ml_api.observability.endpoint import metrics_endpoint
-from ml_api.observability.metrics import Metrics
+from ml_api.observability.metrics import Metrics, metrics_endpoint
 from ml_api.observability.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
 from ml_api.observability.tracing import Tracing, start_tracing, tracing_wanted
 from ml_api.predict.contract import SCHEMA_VERSION
@@ -57,9 +55,14 @@ from ml_api.stores.backend import Backend, open_backend
 from ml_api.stores.quota import AnswerQuota, StoredBytes
 from ml_api.stores.unrecorded import RefuseUnrecorded, note_unrecorded
 
+if TYPE_CHECKING:
+    from ml_api.serving.workers import WorkerGroup
+
 __all__ = ["create_app", "document_of", "inference_policy", "prediction_policy"]
 
 _log = logging.getLogger("ml_api")
+
+_ALLOWED_HEADERS = ("X-API-Key", "Content-Type", "Idempotency-Key", REQUEST_ID_HEADER, "traceparent")
 
 
 def create_app(settings: Settings | None = None, *, backend: Backend | None = None) -> Starlette:
@@ -78,112 +81,98 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     settings = settings or load_settings()
     metrics = Metrics()
     models = load_models(settings)
-    predictions = (
-        PredictionService(
+    predictions = None
+    if settings.only_models is None:
+        predictions = PredictionService(
             models.trading,
             metrics,
             version=settings.model_version,
             cap_orders=settings.cap_orders,
             explain_top=settings.explain_top,
         )
-        if settings.only_models is None
-        else None
-    )
-    served: ServedModel = predictions or _ModelsAlone(models)
     backend = backend or open_backend(settings, metrics)
     for name, slot in models.by_name.items():
         metrics.model_workers.labels(name, slot.current.info.version).set(1)
-    admin = (
-        _Admin(settings.admin_key.get_secret_value(), settings, models, metrics)
-        if settings.admin_key
-        else None
-    )
-    docs = docs_routes()
-
     tracer = start_tracing() if tracing_wanted() else None
+    refuse_unrecorded = settings.on_store_error == "refuse"
     hooks: list[Hook] = [CacheEvents(metrics, redis=backend.kind == "redis")]
     if tracer is not None:
         hooks.append(OpenTelemetryHook())
-
-    if settings.on_store_error == "refuse":
+    if refuse_unrecorded:
         hooks.append(note_unrecorded)
-    buckets = TokenBuckets(settings.rate_limit) if settings.rate_limit else None
-    rated = [Middleware(RateLimit, buckets=buckets)] if buckets is not None else []
+    rules = predictions is not None and models.trading is None
+
+    def version() -> str:
+        return predictions.version if predictions is not None else models.version
+
+    events = ConnectionEvents(
+        lambda reason: metrics.http_refusals.labels(reason).inc(), metrics.open_connections.inc
+    )
+    buckets = TokenBuckets(settings.rate_limit)
     stored = StoredBytes(settings.quota_bytes, retention=float(settings.redis_ttl_seconds))
-    failures = FailedAttempts()
 
     def keyed(policy: Policy) -> list[Middleware]:
-        return [
-            *rated,
-            *(
-                [Middleware(RefuseUnrecorded, retry_after=settings.lease)]
-                if settings.on_store_error == "refuse"
-                else []
-            ),
-            Middleware(
-                IdempotencyMiddleware,
-                store=backend.store,
-                tenant=caller,
-                policy=policy,
-                hooks=hooks,
-            ),
-            *([Middleware(AnswerQuota, stored=stored)] if settings.quota_bytes else []),
-            Middleware(HandlerDeadline, seconds=settings.handler_timeout),
+        idempotency = Middleware(
+            IdempotencyMiddleware, store=backend.store, tenant=caller, policy=policy, hooks=hooks
+        )
+        layers = [
+            (settings.rate_limit > 0, Middleware(RateLimit, buckets=buckets)),
+            (refuse_unrecorded, Middleware(RefuseUnrecorded, retry_after=settings.lease)),
+            (True, idempotency),
+            (settings.quota_bytes > 0, Middleware(AnswerQuota, stored=stored)),
+            (True, Middleware(HandlerDeadline, seconds=settings.handler_timeout)),
         ]
+        return [layer for wanted, layer in layers if wanted]
 
-    def guard(keys: ApiKeys) -> Guard:
-        return partial(
-            Authentication,
-            keys=keys,
-            failures=failures,
-            refused=metrics.unauthorized.inc,
-            slowed=metrics.authentication_slowed.inc,
-        )
-
-    callers = guard(
-        ApiKeys(
-            single=settings.api_key.get_secret_value() if settings.api_key else None,
-            file=settings.api_keys_file,
-        )
+    guard = partial(
+        Authentication,
+        failures=FailedAttempts(),
+        refused=metrics.unauthorized.inc,
+        slowed=metrics.authentication_slowed.inc,
     )
+    api_key = settings.api_key.get_secret_value() if settings.api_key else None
+    callers = partial(guard, keys=ApiKeys(single=api_key, file=settings.api_keys_file))
+    routes = [
+        *inference_routes(models.by_name, metrics, guard=callers, keyed=keyed(inference_policy(settings))),
+        Route("/health", health_endpoint(version, loaded=not rules, schema_version=SCHEMA_VERSION)),
+        Route("/ready", ready_endpoint(version, store=backend.kind, store_up=lambda: backend.up)),
+        Route("/metrics", metrics_endpoint(metrics)),
+        Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
+        *docs_routes(),
+    ]
+    if predictions is not None:  # first, since most requests are for it
+        predict, layers = predict_endpoint(predictions), keyed(prediction_policy(settings))
+        routes.insert(
+            0, GuardedRoute("/predict", predict, methods=["POST"], guard=callers, middleware=layers)
+        )
+    workers = None
+    if settings.admin_key is not None:
+        admins = partial(guard, keys=ApiKeys(single=settings.admin_key.get_secret_value()))
+        workers, endpoint = _admin(settings, models, metrics)
+        routes.append(GuardedRoute("/admin/model", endpoint, methods=["POST"], guard=admins))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, object]]:
+        _log_start(settings, models, version=version(), loaded=not rules, store=backend.kind)
+        monitoring = asyncio.create_task(backend.monitor.run()) if backend.monitor is not None else None
+        try:
+            async with workers.joined() if workers is not None else contextlib.nullcontext():
+                yield {EVENTS: events}
+        finally:
+            if monitoring is not None:
+                monitoring.cancel()
+                await asyncio.gather(monitoring, return_exceptions=True)
+            await backend.store.aclose()
+
     app = Starlette(
-        routes=[
-            *(
-                [
-                    GuardedRoute(
-                        "/predict",
-                        predict_endpoint(predictions),
-                        methods=["POST"],
-                        guard=callers,
-                        middleware=keyed(prediction_policy(settings)),
-                    )
-                ]
-                if predictions is not None
-                else []
-            ),
-            *inference_routes(
-                models.by_name, metrics, guard=callers, keyed=keyed(inference_policy(settings))
-            ),
-            Route("/health", health_endpoint(served, SCHEMA_VERSION)),
-            Route("/ready", ready_endpoint(served, backend.kind, backend.monitor)),
-            Route("/metrics", metrics_endpoint(metrics)),
-            Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
-            *docs,
-            *((admin.route(guard(admin.keys)),) if admin else ()),
-        ],
+        routes=routes,
         middleware=[
             Middleware(SecurityHeaders),
             Middleware(
                 CORS,
                 allow_origins=settings.origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=[
-                    "X-API-Key",
-                    "Content-Type",
-                    "Idempotency-Key",
-                    REQUEST_ID_HEADER,
-                    "traceparent",
-                ],
+                allow_headers=_ALLOWED_HEADERS,
                 expose_headers=[*EXPOSED_HEADERS, REQUEST_ID_HEADER],
             ),
             *([Middleware(Tracing, tracer=tracer)] if tracer is not None else ()),
@@ -192,7 +181,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
         ],
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
-        lifespan=_Lifespan(backend, served, models, settings, admin, metrics),
+        lifespan=lifespan,
     )
     # A redirect would name whatever Host was sent, and clients send the key and the body there.
     app.router.redirect_slashes = False
@@ -206,7 +195,7 @@ async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def prediction_policy(settings: Settings) -> Policy:
-    """What is promised for POST /predict: at least once, 2xx alone kept, duplicates wait for each other."""
+    """The policy of POST /predict: at least once, 2xx alone kept, duplicates wait for each other."""
     return Policy(
         methods=frozenset({"POST"}),
         fingerprint=fingerprint_of(settings.fingerprint),
@@ -237,111 +226,60 @@ def document_of(settings: Settings) -> dict[str, Any]:
     )
 
 
-class _ModelsAlone:
-    """What `/health` says where nothing trades: the versions of all models."""
+def _admin(settings: Settings, models: ModelRegistry, metrics: Metrics) -> tuple[WorkerGroup, Endpoint]:
+    """What replaces a model in all workers, and the endpoint that asks for it."""
+    from ml_api.serving.admin import admin_endpoint
+    from ml_api.serving.model_files import ModelDirectory
+    from ml_api.serving.swap import Participant
+    from ml_api.serving.workers import WorkerGroup
 
-    loaded = True
+    def swapped(name: str, old: str, new: str) -> None:
+        metrics.model_workers.labels(name, old).set(0)
+        metrics.model_workers.labels(name, new).set(1)
 
-    def __init__(self, models: ModelRegistry) -> None:
-        self._models = models
-
-    @property
-    def version(self) -> str:
-        """The version of the one model, or each with its name."""
-        slots = list(self._models.by_name.values())
-        return slots[0].current.info.version if len(slots) == 1 else self._models.described
-
-
-class _Admin:
-    """What POST /admin/model needs; there is none without a key of its own."""
-
-    def __init__(self, key: str, settings: Settings, models: ModelRegistry, metrics: Metrics) -> None:
-        from ml_api.serving.admin import admin_endpoint
-        from ml_api.serving.model_files import ModelDirectory
-        from ml_api.serving.swap import Participant
-        from ml_api.serving.workers import WorkerGroup
-
-        def swapped(name: str, old: str, new: str) -> None:
-            metrics.model_workers.labels(name, old).set(0)
-            metrics.model_workers.labels(name, new).set(1)
-
-        directory = settings.admin_model_dir or (settings.model_path.parent if settings.model_path else None)
-        participant = Participant(
-            models.by_name,
-            directory=ModelDirectory(directory, settings.max_model_bytes) if directory is not None else None,
-            check=models.check,
-            swapped=swapped,
-        )
-        # Without `ml-api serve` there is one worker, which meets itself.
-        meeting = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
-        self.keys = ApiKeys(single=key)
-        self.workers = WorkerGroup(Path(meeting), participant, timeout=settings.admin_timeout)
-        default = models.trading.current.info.name if models.trading is not None else None
-        self._endpoint = admin_endpoint(self.workers, default)
-
-    def route(self, guard: Guard) -> Route:
-        """The route, behind a guard that knows the admin key."""
-        return GuardedRoute("/admin/model", self._endpoint, methods=["POST"], guard=guard)
+    directory = settings.admin_model_dir or _model_directory(settings)
+    participant = Participant(
+        models.by_name,
+        directory=ModelDirectory(directory, settings.max_model_bytes) if directory is not None else None,
+        check=models.check,
+        swapped=swapped,
+    )
+    # Without `ml-api serve` there is one worker, which meets itself.
+    meeting = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
+    workers = WorkerGroup(Path(meeting), participant, timeout=settings.admin_timeout)
+    return workers, admin_endpoint(workers, models)
 
 
-class _Lifespan:
-    """The lifespan: what starts before the first request and ends after the last."""
+def _model_directory(settings: Settings) -> Path | None:
+    """The directory of the model files that *settings* name; None with the model in the package."""
+    named = settings.only_models or settings.model_path
+    return named if named is None or named.is_dir() else named.parent
 
-    def __init__(
-        self,
-        backend: Backend,
-        served: ServedModel,
-        models: ModelRegistry,
-        settings: Settings,
-        admin: _Admin | None,
-        metrics: Metrics,
-    ) -> None:
-        self._backend, self._served, self._models = backend, served, models
-        self._settings, self._admin = settings, admin
-        self._events = ConnectionEvents(
-            lambda reason: metrics.http_refusals.labels(reason).inc(), metrics.open_connections.inc
-        )
 
-    @contextlib.asynccontextmanager
-    async def __call__(self, _: Starlette) -> AsyncIterator[dict[str, object]]:
-        self._say_what_is_served()
-        monitor = self._backend.monitor
-        monitoring = asyncio.create_task(monitor.run()) if monitor is not None else None
-        try:
-            async with self._admin.workers.joined() if self._admin else contextlib.nullcontext():
-                yield {EVENTS: self._events}
-        finally:
-            if monitoring is not None:
-                monitoring.cancel()
-                await asyncio.gather(monitoring, return_exceptions=True)
-            await self._backend.close()
-
-    def _say_what_is_served(self) -> None:
-        settings = self._settings
-        _log.info(
-            "ml-api serving",
-            extra={
-                "model": self._served.version,
-                "model_loaded": self._served.loaded,
-                "store": self._backend.kind,
-                "promise": prediction_policy(settings).promise,
-                "on_store_error": settings.on_store_error,
-            },
-        )
-        base = os.environ.get(BASE_URL, "")
-        for model, slot in self._models.by_name.items():
-            url = f"{base}/v2/models/{quote(model, safe='')}"
-            _log.info(
-                "model served", extra={"model": model, "version": slot.current.info.version, "url": url}
-            )
-        _log.info("what may be asked is described here", extra={"url": f"{base}/docs"})
-        for sentence in unknown_variables():
-            _log.warning(sentence)
-        if not self._served.loaded:
-            _log.warning("no model file: fixed rules decide, as %sRULE_FALLBACK asks", PREFIX)
-        if (name := settings.unused) is not None:
-            _log.warning("%s is set and not used: %sREDIS_ENABLED is not true", name, PREFIX)
-        if settings.origins == ("*",):
-            _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service")
-        if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 16:
-            _log.warning(f"{PREFIX}API_KEY is short; openssl rand -hex 32 makes a better one")
+def _log_start(settings: Settings, models: ModelRegistry, *, version: str, loaded: bool, store: str) -> None:
+    """Log what is served, and what of the settings an operator should look at again."""
+    _log.info(
+        "ml-api serving",
+        extra={
+            "model": version,
+            "model_loaded": loaded,
+            "store": store,
+            "promise": prediction_policy(settings).promise,
+            "on_store_error": settings.on_store_error,
+        },
+    )
+    base = os.environ.get(BASE_URL, "")
+    for model, slot in models.by_name.items():
+        url = f"{base}/v2/models/{quote(model, safe='')}"
+        _log.info("model served", extra={"model": model, "version": slot.current.info.version, "url": url})
+    _log.info("what may be asked is described here", extra={"url": f"{base}/docs"})
+    for sentence in unknown_variables():
+        _log.warning(sentence)
+    if not loaded:
+        _log.warning("no model file: fixed rules decide, as %sRULE_FALLBACK asks", PREFIX)
+    if (name := settings.unused) is not None:
+        _log.warning("%s is set and not used: %sREDIS_ENABLED is not true", name, PREFIX)
+    if settings.origins == ("*",):
+        _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service")
+    if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 16:
+        _log.warning(f"{PREFIX}API_KEY is short; openssl rand -hex 32 makes a better one")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
 from pydantic import TypeAdapter
 
 from idempotency import Policy
@@ -22,6 +23,7 @@ from ml_api.inference.requests import InferRequest
 from ml_api.observability.telemetry import REQUEST_ID_HEADER
 from ml_api.predict.answer import PredictResponse
 from ml_api.predict.contract import ErrorItem, PredictRequest
+from ml_api.predict.types import PATTERN_END, money_schema
 from ml_api.serving.admin import SwapRequest, SwapResponse
 
 __all__ = ["openapi_document"]
@@ -86,30 +88,52 @@ def _tag(path: str) -> str:
 
 
 def _predict() -> Schema:
-    example = json.loads(example_request())
-    responses = _refusals() | {
-        "200": {
-            "description": "The decision.",
-            "headers": _REQUEST_ID,
-            "content": {"application/json": {"schema": _reference("PredictResponse")}},
+    return _post(
+        "predict",
+        "Decide on orders",
+        "PredictRequest",
+        "PredictResponse",
+        answered="The decision.",
+        refusals={
+            "400": _problem("The body nests too deep.", "nested-too-deep", violations=True),
+            "422": _problem("The body breaks the schema.", "malformed-body", violations=True),
         },
-        "400": _problem("The body nests too deep.", "nested-too-deep", violations=True),
-        "422": _problem("The body breaks the schema.", "malformed-body", violations=True),
-    }
+        example=json.loads(example_request()),
+        description="An `Idempotency-Key` stands for one agent's decision at one newest candle minute: a repetition "
+        "may carry another requestId and another portfolio, and gets the first answer. Its orders are those of the "
+        "first answer: place them once.",
+    )
+
+
+def _post(
+    operation: str,
+    summary: str,
+    request: str,
+    response: str,
+    *,
+    refusals: Schema,
+    answered: str,
+    key: str = "ApiKey",
+    example: Any = None,
+    **members: Any,
+) -> Schema:
+    """A guarded POST: *request* and *response* name schemas, *refusals* come beside those of every such route."""
+    body: Schema = {"schema": _reference(request)} | ({"example": example} if example is not None else {})
     return {
-        "operationId": "predict",
-        "summary": "Decide on orders",
-        "description": (
-            "An `Idempotency-Key` stands for one agent's decision at one newest candle minute: a repetition may carry "
-            "another requestId and another portfolio, and gets the first answer. Its orders are those of the first "
-            "answer: place them once."
-        ),
-        "security": [{"ApiKey": []}],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _reference("PredictRequest"), "example": example}},
-        },
-        "responses": responses,
+        "operationId": operation,
+        "summary": summary,
+        **members,
+        "security": [{key: []}],
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": _refusals()
+        | {
+            "200": {
+                "description": answered,
+                "headers": _REQUEST_ID,
+                "content": {"application/json": {"schema": _reference(response)}},
+            }
+        }
+        | refusals,
     }
 
 
@@ -176,75 +200,57 @@ _BINARY = {
 
 
 def _infer(operation: str, summary: str) -> Schema:
-    tensor = {"name": "rows", "shape": [1, 11], "datatype": "FP64"}
     values = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
-    responses = _refusals() | {
-        "200": {
-            "description": "The model's outputs, one row of them for each row.",
-            "headers": _REQUEST_ID
-            | {_BINARY["name"]: {key: _BINARY[key] for key in ("description", "schema")}},
-            "content": {
-                "application/json": {"schema": _reference("InferResponse")},
-                "application/octet-stream": {},
-            },
+    tensor = {"name": "rows", "shape": [1, 11], "datatype": "FP64", "data": values}
+    post = _post(
+        operation,
+        summary,
+        "InferRequest",
+        "InferResponse",
+        answered="The model's outputs, one row of them for each row.",
+        refusals={
+            "404": _problem("There is no such model.", "not-found"),
+            "422": _unfit("The body breaks the schema, or its tensors do not fit the model."),
         },
-        "404": _problem("There is no such model.", "not-found"),
-        "422": {
-            "description": "The body breaks the schema, or its tensors do not fit the model.",
-            "headers": _REQUEST_ID,
-            "content": {MEDIA_TYPE: {"schema": {"anyOf": [_reference("Problem"), _reference("Violations")]}}},
-        },
+        example={"id": "1", "inputs": [tensor]},
+        parameters=[_BINARY],
+    )
+    answer = post["responses"]["200"]
+    answer["headers"] = _REQUEST_ID | {
+        _BINARY["name"]: {key: _BINARY[key] for key in ("description", "schema")}
     }
-    return {
-        "operationId": operation,
-        "summary": summary,
-        "security": [{"ApiKey": []}],
-        "parameters": [_BINARY],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": _reference("InferRequest"),
-                    "example": {"id": "1", "inputs": [tensor | {"data": values}]},
-                },
-                "application/octet-stream": {},
-            },
-        },
-        "responses": responses,
-    }
+    for message in (post["requestBody"], answer):
+        message["content"]["application/octet-stream"] = {}
+    return post
 
 
 def _swap() -> Schema:
-    return {
-        "operationId": "swapModel",
-        "summary": "Serve another model, in every worker or in none",
-        "description": "With the admin key. Every worker loads and checks the model before any of them serves it.",
-        "security": [{"AdminKey": []}],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _reference("SwapRequest")}},
-        },
-        "responses": _refusals()
-        | {
-            "200": {
-                "description": "What every worker serves now.",
-                "headers": _REQUEST_ID,
-                "content": {"application/json": {"schema": _reference("SwapResponse")}},
-            },
+    return _post(
+        "swapModel",
+        "Serve another model, in every worker or in none",
+        "SwapRequest",
+        "SwapResponse",
+        answered="What every worker serves now.",
+        refusals={
             "409": _problem("Another swap is under way.", "swap-busy", headers=_RETRY_AFTER),
-            "422": {
-                "description": "The body breaks the schema, or the model was refused; nothing changed.",
-                "headers": _REQUEST_ID,
-                "content": {
-                    MEDIA_TYPE: {"schema": {"anyOf": [_reference("Problem"), _reference("Violations")]}}
-                },
-            },
+            "422": _unfit("The body breaks the schema, or the model was refused; nothing changed."),
         },
+        key="AdminKey",
+        description="With the admin key. Every worker loads and checks the model before any of them serves it.",
+    )
+
+
+def _unfit(description: str) -> Schema:
+    either = {"anyOf": [_reference("Problem"), _reference("Violations")]}
+    return {
+        "description": description,
+        "headers": _REQUEST_ID,
+        "content": {MEDIA_TYPE: {"schema": either}},
     }
 
 
 def _refusals() -> Schema:
-    """What any guarded POST may be refused with."""
+    """The refusals of any guarded POST."""
     return {
         "401": _problem("The API key is missing or wrong.", "unauthorized"),
         "408": _problem("The body did not arrive in time.", "request-timeout"),
@@ -263,15 +269,11 @@ def _refusals() -> Schema:
 
 
 def _plain(operation: str, summary: str, members: Mapping[str, str] | None = None) -> Schema:
-    if members is None:
-        empty = {"description": "Yes.", "headers": _REQUEST_ID}
-        return {"operationId": operation, "summary": summary, "security": [], "responses": {"200": empty}}
-    schema = {
-        "type": "object",
-        "required": list(members),
-        "properties": {name: {"type": kind} for name, kind in members.items()},
-    }
-    ok = {"description": "Yes.", "headers": _REQUEST_ID, "content": {"application/json": {"schema": schema}}}
+    ok: Schema = {"description": "Yes.", "headers": _REQUEST_ID}
+    if members is not None:
+        properties = {name: {"type": kind} for name, kind in members.items()}
+        schema = {"type": "object", "required": list(members), "properties": properties}
+        ok["content"] = {"application/json": {"schema": schema}}
     return {"operationId": operation, "summary": summary, "security": [], "responses": {"200": ok}}
 
 
@@ -317,19 +319,22 @@ def _problem(
 def _schemas() -> Schema:
     _, generated = TypeAdapter.json_schemas(
         [
-            ("predict", "validation", TypeAdapter(PredictRequest)),
-            ("predict", "serialization", TypeAdapter(PredictResponse)),
             ("infer", "validation", TypeAdapter(InferRequest)),
-            ("infer", "serialization", TypeAdapter(InferResponse)),
             ("swap", "validation", TypeAdapter(SwapRequest)),
             ("swap", "serialization", TypeAdapter(SwapResponse)),
         ],
         ref_template="#/components/schemas/{model}",
     )
-    schemas: Schema = generated["$defs"]
+    _, read = msgspec.json.schema_components(
+        [PredictRequest, PredictResponse, InferResponse, ErrorItem],
+        schema_hook=money_schema,
+        ref_template="#/components/schemas/{name}",
+    )
+    schemas: Schema = generated["$defs"] | read
     for schema in schemas.values():
         for member in schema.get("properties", {}).values():
             member.pop("title", None)  # pydantic's "Agentid" says less than the name it was made from
+    _publish(read)
     document: Schema = {
         "type": "object",
         "required": ["type", "title", "status", "detail"],
@@ -341,22 +346,32 @@ def _schemas() -> Schema:
             "error": {"type": "string", "description": "The detail again, as a text; under /v2 alone."},
         },
     }
-    violation = {
-        "type": "object",
-        "required": list(ErrorItem.__annotations__),
-        "properties": {
-            "type": {"type": "string"},
-            "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
-            "msg": {"type": "string"},
-        },
+    detail = {
+        "type": "array",
+        "minItems": 1,
+        "items": _reference("ErrorItem"),
+        "description": "Where the body is wrong.",
     }
-    detail = {"type": "array", "minItems": 1, "items": violation, "description": "Where the body is wrong."}
     schemas["Problem"] = document | {"description": "A problem document (RFC 9457)."}
     schemas["Violations"] = document | {
         "description": "A problem document whose detail lists the violations of the schema, without what was sent.",
         "properties": document["properties"] | {"detail": detail},
     }
     return schemas
+
+
+def _publish(schema: Any) -> None:
+    """Take off what only the reader needs: `$` is the very end in JSON Schema, and unknown members may be sent."""
+    if isinstance(schema, dict):
+        if isinstance(pattern := schema.get("pattern"), str):
+            schema["pattern"] = pattern.removesuffix(PATTERN_END)
+        schema.pop(
+            "additionalProperties", None
+        )  # what is unknown is dropped before a body is held to the types
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            _publish(part)
 
 
 def _reference(name: str) -> Schema:

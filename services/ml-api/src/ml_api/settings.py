@@ -18,6 +18,7 @@ from urllib.parse import quote
 from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     DirectoryPath,
     Field,
     FilePath,
@@ -30,6 +31,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ml_api import Unusable
 from ml_api.http.api_keys import ApiKeys, KeysFileError, weakness_of
 
 __all__ = [
@@ -61,7 +63,7 @@ is imported.
 _SERVICE_LINK = re.compile(r"ML_SERVICE_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)\Z")
 
 
-class SettingsError(Exception):
+class SettingsError(Unusable):
     """The settings cannot be used; the message lists every mistake, one a line, and no secret."""
 
 
@@ -106,7 +108,8 @@ class Settings(BaseSettings):
         api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
         admin_key: The key of `POST /admin/model`; None leaves that route out.
         allowed_origin: Origins for CORS, separated by commas; `*` for any; empty, as by default, for none.
-        admin_model_dir: Where that route takes models from; None takes the directory of *model_path*, or refuses.
+        admin_model_dir: Where that route takes models from; None takes the directory of
+            *only_models* or *model_path*, or refuses.
         admin_timeout: How long loading such a model may take.
         max_model_bytes: The largest file of such a model.
         redis_url: Instead of host, port, database and password: TLS, Sentinel, Cluster.
@@ -131,6 +134,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
+        env_ignore_empty=True,  # a variable left blank in a template is not set
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -183,7 +187,7 @@ class Settings(BaseSettings):
     shutdown_timeout: PositiveInt = 30
     workers: int = Field(default=1, ge=1, le=64)
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 
     @field_validator("api_key", mode="after")
@@ -224,36 +228,6 @@ class Settings(BaseSettings):
         if key and (weakness := weakness_of(key)) is not None:
             raise ValueError(weakness)
         return SecretStr(key) if key else None
-
-    @field_validator("redis_password", "redis_url", mode="after")
-    @classmethod
-    def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
-        return value if value is not None and value.get_secret_value() else None
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.upper() if isinstance(value, str) else value
-
-    @field_validator(
-        "api_keys_file",
-        "admin_model_dir",
-        "model_path",
-        "models_dir",
-        "only_models",
-        "model_version",
-        "redis_url",
-        mode="before",
-    )
-    @classmethod
-    def _blank_is_unset(cls, value: object) -> object:
-        return None if value == "" else value
-
-    @field_validator("rate_limit", "quota_bytes", mode="before")
-    @classmethod
-    def _blank_is_the_default(cls, value: object, info: ValidationInfo) -> object:
-        assert info.field_name is not None
-        return cls.model_fields[info.field_name].default if value == "" else value
 
     @property
     def redis(self) -> str | None:

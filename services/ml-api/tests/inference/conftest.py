@@ -1,4 +1,4 @@
-"""What the tests of the Open Inference Protocol share: a model that has nothing to do with trading."""
+"""Fixtures of the Open Inference Protocol's tests: a model that has nothing to do with trading."""
 
 from __future__ import annotations
 

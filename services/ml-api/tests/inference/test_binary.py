@@ -52,7 +52,7 @@ def tensor(size: int, shape: list[int], datatype: str = "FP64", name: str = "row
 @given(
     st.sampled_from(get_args(Datatype)).flatmap(lambda name: st.tuples(st.just(name), st.lists(VALUES[name])))
 )
-def test_what_is_written_is_read_again(drawn: tuple[Datatype, list[Any]]) -> None:
+def test_written_tensors_are_read_back(drawn: tuple[Datatype, list[Any]]) -> None:
     datatype, values = drawn
     data = write_values(values, datatype)
     found = list(read_values(memoryview(data), len(data), datatype, [len(values)]))

@@ -96,7 +96,7 @@ async def test_both_forms_take_and_refuse_the_same_and_give_the_same_number(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("literal", [b"NaN", b"Infinity", b"-Infinity"])
-async def test_what_is_not_json_is_refused(service: Service, headers: Headers, literal: bytes) -> None:
+async def test_a_body_that_is_not_json_is_refused(service: Service, headers: Headers, literal: bytes) -> None:
     body = inputs("matrix", ROW, "FP64").replace(b"65800.0", literal)
     async with service() as client:
         answer = await client.post("/v2/models/btc-eth/infer", content=body, headers=headers())

@@ -160,7 +160,7 @@ async def test_a_batch_over_the_handlers_time_is_cut_off_and_its_key_is_free_aga
         done.wait(30)
 
     store = MemoryStore()
-    shared = Backend("sqlite", store, None, store.aclose)
+    shared = Backend("sqlite", store)
     async with service(backend=shared, handler_timeout=0.05) as hurried, service(backend=shared) as patient:
         monkeypatch.setattr(Model, "predict", stuck)
         cut = await hurried.post(INFER, content=body, headers=headers("k"))
@@ -218,9 +218,7 @@ async def test_tensors_that_do_not_fit_are_422_with_a_reason_in_both_spellings(
     assert b"SECRET" not in answer.content
 
 
-async def test_of_violations_a_few_are_named_however_many_there_are(
-    service: Service, headers: Headers
-) -> None:
+async def test_only_the_first_few_of_many_violations_are_named(service: Service, headers: Headers) -> None:
     async with service() as client:
         answer = await client.post(INFER, content=request(*[tensor([], [-1])] * 1000), headers=headers())
     problem = answer.json()
@@ -303,9 +301,7 @@ async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> 
     assert opened[0].json() == {"name": "ml-api", "version": version("ml-api"), "extensions": EXTENSIONS}
 
 
-async def test_whoever_refuses_says_so_in_the_protocols_own_member(
-    service: Service, headers: Headers
-) -> None:
+async def test_every_refusal_uses_the_protocols_error_member(service: Service, headers: Headers) -> None:
     body, other = request(tensor(ROW, [1, 11])), request(tensor([0.5] * 11, [1, 11]))
     async with service(max_body_bytes=2000, rate_limit=4) as client:
         refusals = [

@@ -1,4 +1,4 @@
-"""What a model says beside its predictions, where asked: labels, probabilities, raw scores, contributions."""
+"""Outputs beside the predictions, on request: labels, probabilities, raw scores, contributions."""
 
 from __future__ import annotations
 

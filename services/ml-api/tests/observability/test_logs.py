@@ -96,7 +96,7 @@ class Pipe:
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
-    """Where the service logs, while it is set up to."""
+    """The pipe that the service logs to during a test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     monkeypatch.setattr(sys, "stderr", pipe := Pipe())
@@ -185,7 +185,7 @@ def test_a_call_that_cannot_be_formatted_does_not_fail_its_caller(
     assert [json.loads(text)["message"] for text in pipe.written] == ["next"]
 
 
-def test_what_another_formatter_leaves_in_a_record_is_no_field_of_its_line(pipe: Pipe) -> None:
+def test_attributes_added_by_another_formatter_are_not_logged(pipe: Pipe) -> None:
     record = logging.makeLogRecord({"msg": "x", "levelno": logging.INFO, "key_id": "ab"})
     logging.Formatter("%(asctime)s %(message)s").format(record)
     logging.getLogger().handle(record)

@@ -21,7 +21,7 @@ from ml_api.observability.telemetry import CacheEvents
         "redis_connection_errors_total",
     ],
 )
-def test_what_is_alerted_on_starts_at_zero_so_that_the_first_failure_is_an_increase(series: str) -> None:
+def test_counters_with_alerts_start_at_zero_so_that_the_first_failure_is_an_increase(series: str) -> None:
     assert f"ml_service_{series} 0.0" in Metrics().render().decode().splitlines()
 
 

@@ -1,4 +1,4 @@
-"""What is logged and counted of one request, and of each event of the idempotency middleware."""
+"""The log lines and metrics of one request, and of each event of the idempotency middleware."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_half_an_answer_that_fails_is_broken_off_and_counted_as_it_began()
     assert 'status="206"' in line
 
 
-async def test_what_is_no_http_passes_unseen() -> None:
+async def test_scopes_other_than_http_pass_untouched() -> None:
     passed: list[object] = []
 
     async def app(*call: object) -> None:

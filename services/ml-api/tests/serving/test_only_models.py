@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
@@ -11,8 +12,11 @@ import lightgbm
 import numpy as np
 import pytest
 
+from idempotency.stores.memory import MemoryStore
+from ml_api.app import create_app
 from ml_api.serving.registry import ModelUnusable, load_models
 from ml_api.settings import Settings
+from ml_api.stores.backend import Backend
 from predictor import manifest_path, save
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +65,7 @@ async def test_a_folder_serves_every_model_and_one_without_a_manifest_is_named_a
     assert "plain.txt has no manifest" in caplog.text
 
 
-def test_what_is_no_model_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("no model")
     altered = tmp_path / "altered.txt"
@@ -75,3 +79,41 @@ def test_what_is_no_model_is_refused_in_one_line(folder: Path, tmp_path: Path) -
     ):
         with pytest.raises(ModelUnusable, match=reason):
             load_models(settings(path))
+
+
+@contextlib.asynccontextmanager
+async def started(path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """The service with an admin key, started as a server starts it: a worker swaps only after its lifespan began."""
+    keys = {"api_key": "the-key-of-the-tests", "admin_key": "the-key-of-the-admin"}
+    store = MemoryStore()
+    app = create_app(
+        Settings.model_validate(keys | {"only_models": path}),
+        backend=Backend("sqlite", store),
+    )
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://service") as client,
+    ):
+        client.headers["X-API-Key"] = keys["admin_key"]
+        yield client
+
+
+async def test_a_served_model_is_swapped_by_its_name_which_the_only_one_need_not_be_told(
+    folder: Path, tmp_path: Path
+) -> None:
+    for kept in folder.glob("sums.txt*"):
+        (tmp_path / kept.name).write_bytes(kept.read_bytes())
+    sample = np.random.default_rng(4).normal(size=(200, 2))
+    estimator = lightgbm.LGBMRegressor(n_estimators=4, verbose=-1).fit(sample, sample.sum(axis=1))
+    async with started(tmp_path / "sums.txt") as client:
+        save(estimator, tmp_path / "sums-6.txt", sample=sample, name="sums", version="6")
+        swapped = await client.post("/admin/model", json={"path": "sums-6.txt"})
+        health = (await client.get("/health")).json()
+    assert (swapped.status_code, swapped.json()["version"], health["modelVersion"]) == (200, "6", "6")
+    async with started(folder) as client:
+        unnamed = await client.post("/admin/model", json={"path": "sums.txt"})
+        named = await client.post("/admin/model", json={"path": "sums.txt", "model": "sums"})
+    assert unnamed.status_code == 422
+    assert unnamed.json()["detail"] == 'Say in "model" which one to replace: plain, sums'
+    assert (named.status_code, named.json()["model"]) == (200, "sums")

@@ -128,7 +128,7 @@ async def test_a_silent_worker_counts_as_an_objection(
     assert worker.version == "1.0.0"
 
 
-async def test_what_a_dead_worker_left_is_cleared_away(meeting: Path, newer: Callable[[str], str]) -> None:
+async def test_the_socket_of_a_dead_worker_is_removed(meeting: Path, newer: Callable[[str], str]) -> None:
     (meeting / "dead.sock").touch()
     worker = Worker(meeting)
     async with joined(worker):
@@ -146,7 +146,15 @@ async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Cal
     assert first.version == "2.0.0"
 
 
-async def test_what_may_not_be_served_is_refused_with_the_reason(
+async def test_a_limit_far_above_a_file_takes_no_memory_of_its_size(
+    newer: Callable[[str], str], tmp_path: Path
+) -> None:
+    data, manifest = ModelDirectory(tmp_path, 2**60).read(newer("2.0.0"))
+    assert data == BUNDLED_MODEL.read_bytes()
+    assert manifest.version == "2.0.0"
+
+
+async def test_a_model_that_may_not_be_served_is_refused_with_the_reason(
     meeting: Path, newer: Callable[[str], str], tmp_path: Path
 ) -> None:
     worker, path = Worker(meeting), newer("2.0.0")

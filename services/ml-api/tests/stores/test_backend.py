@@ -1,4 +1,4 @@
-"""Which store the settings open, and the records of the older service."""
+"""The store that the settings open, and the records of the older service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_without_redis_it_is_a_sqlite_file_for_its_owner_alone(tmp_path: P
     assert (backend.kind, type(backend.store), backend.monitor) == ("sqlite", SQLiteStore, None)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    await backend.close()
+    await backend.store.aclose()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ async def test_each_redis_topology_opens_a_watched_store_and_connects_to_nothing
     backend = open_backend(settings(redis_enabled=True, redis_url=url), Metrics())
     assert isinstance(backend.store, RedisStore)
     assert backend.monitor is not None
-    await backend.close()
+    await backend.store.aclose()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_headers_of_the_older_message_are_left_behind_and_half_a_character_hurts
         b"[" * 100_000,
     ],
 )
-def test_what_the_older_service_did_not_write_is_not_adopted(record: bytes) -> None:
+def test_records_not_written_by_the_older_service_are_not_adopted(record: bytes) -> None:
     assert adopt(record) is None
 
 

@@ -71,7 +71,7 @@ async def test_an_answer_that_was_not_recorded_is_not_sent_as_if_it_were(
     service: Service, body: Body, headers: Headers, on_store_error: str, status: int
 ) -> None:
     store = FullStore()
-    full = Backend("sqlite", store, None, store.aclose)
+    full = Backend("sqlite", store)
     async with service(backend=full, on_store_error=on_store_error) as client:
         answer = await client.post("/predict", content=body(), headers=headers("k"))
         keyless = await client.post("/predict", content=body(), headers=headers())

@@ -38,7 +38,7 @@ def walking(name: str, seed: int, days: int = 5_000) -> DailySeries:
 
 
 class TestBars:
-    """What the two packages ship."""
+    """The bars that the two packages ship."""
 
     def test_seven_series_of_positive_prices_in_order_of_date(self) -> None:
         bars = load_bars()

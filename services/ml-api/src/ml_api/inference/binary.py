@@ -13,18 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_api.inference.datatypes import Datatype
+from ml_api.inference.datatypes import DTYPES, Datatype
 
 __all__ = ["BinaryMismatch", "read_values", "write_values"]
-
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
-    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
-}
 
 
 class BinaryMismatch(ValueError):
@@ -47,7 +38,7 @@ def read_values(
         raise BinaryMismatch(f"claims {size} bytes, of which {len(data)} are there")
     if datatype == "BYTES":
         return _texts(data, count)
-    dtype = _DTYPES[datatype]
+    dtype = DTYPES[datatype]
     if size != count * dtype.itemsize:
         raise BinaryMismatch(
             f"has {size} bytes; {datatype} of the shape {list(shape)} takes {count * dtype.itemsize}"
@@ -78,4 +69,4 @@ def write_values(values: Iterable[Any], datatype: Datatype) -> bytes:
     if datatype == "BYTES":
         encoded = [text.encode() for text in values]
         return b"".join(len(text).to_bytes(4, "little") + text for text in encoded)
-    return np.ascontiguousarray(values, _DTYPES[datatype]).tobytes()
+    return np.ascontiguousarray(values, DTYPES[datatype]).tobytes()

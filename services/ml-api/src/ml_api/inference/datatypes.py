@@ -1,4 +1,4 @@
-"""The datatypes of the Open Inference Protocol: whether a JSON value is one of a type, and which number it is then."""
+"""Checks JSON values against the datatypes of the Open Inference Protocol, and converts them to numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-__all__ = ["Datatype", "DatatypeMismatch", "typed_values"]
+__all__ = ["DTYPES", "Datatype", "DatatypeMismatch", "typed_values"]
 
 Datatype: TypeAlias = Literal[
     "BOOL",
@@ -25,6 +25,14 @@ Datatype: TypeAlias = Literal[
     "FP64",
     "BYTES",
 ]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+}
+"""NumPy's types of the same values, little-endian; all but BYTES have one."""
 
 
 class DatatypeMismatch(ValueError):
@@ -78,7 +86,9 @@ def _text(value: Any) -> str:
     return value
 
 
-def _integer(name: str, least: int, most: int) -> Callable[[Any], int]:
+def _integer(name: str) -> Callable[[Any], int]:
+    least, most = int(np.iinfo(DTYPES[name]).min), int(np.iinfo(DTYPES[name]).max)
+
     def read(value: Any) -> int:
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"is not a whole number from {least} to {most}, as {name} says")
@@ -96,7 +106,9 @@ def _number(value: Any) -> float | int:
     return value
 
 
-def _narrow(name: str, narrow: Callable[[float], np.floating[Any]]) -> Callable[[Any], float]:
+def _narrow(name: str) -> Callable[[Any], float]:
+    narrow = DTYPES[name].type
+
     def read(value: Any) -> float:
         if type(value) not in {int, float}:
             raise ValueError(f"is not a number, as {name} says")
@@ -120,11 +132,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "BOOL": _boolean,
     "BYTES": _text,
     "FP64": _number,
-    "FP32": _narrow("FP32", np.float32),
-    "FP16": _narrow("FP16", np.float16),
-    **{
-        f"INT{bits}": _integer(f"INT{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-        for bits in (8, 16, 32, 64)
-    },
-    **{f"UINT{bits}": _integer(f"UINT{bits}", 0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    "FP32": _narrow("FP32"),
+    "FP16": _narrow("FP16"),
+    **{name: _integer(name) for name, dtype in DTYPES.items() if dtype.kind in "iu"},
 }

@@ -27,7 +27,6 @@ class InferenceErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Watch the answers under /v2; pass everything else."""
         if scope["type"] != "http" or not f"{route_path(scope)}/".startswith("/v2/"):
             return await self.app(scope, receive, send)
         start: Message | None = None

@@ -1,4 +1,4 @@
-"""What models take and give: the protocol's metadata, Triton's configuration of a model, and the repository's index."""
+"""Describes models: the protocol's metadata, Triton's configuration of a model, and the repository's index."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ Beside `predict` a model offers, where asked for by name, `probabilities` and `l
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from ml_api.http.problems import Problem
 from ml_api.inference.binary import write_values
@@ -29,37 +29,38 @@ _MAX_SHARES = 2_000_000
 """Of one answer: contributions cost up to a hundred times a prediction."""
 
 
-class OutputTensorParameters(BaseModel):
-    """What is said beside an output's values."""
+class OutputTensorParameters(Struct):
+    """The parameters beside an output's values."""
 
-    model_config = ConfigDict(extra="forbid")
+    non_finite_rows: Annotated[
+        str | UnsetType,
+        Meta(description="The rows, counted from 0, whose place is null (bytes: NaN or infinite)."),
+    ] = UNSET
+    iterations: Annotated[
+        str | UnsetType, Meta(description="Of `staged`: the number of iterations of each block.")
+    ] = UNSET
+    binary_data_size: Annotated[
+        int | UnsetType, Meta(description="How many bytes behind the JSON are this output's.")
+    ] = UNSET
 
-    non_finite_rows: str = Field(
-        default="", description="The rows, counted from 0, whose place is null (bytes: NaN or infinite)."
-    )
-    iterations: str = Field(default="", description="Of `staged`: the number of iterations of each block.")
-    binary_data_size: int = Field(default=0, description="How many bytes behind the JSON are this output's.")
 
-
-class OutputTensor(BaseModel):
+class OutputTensor(Struct):
     """One output, row by row; null where a row's value is no finite number; without data where it comes as bytes."""
 
     name: Literal[OutputName, "staged"]
     shape: list[int]
     datatype: Datatype
-    data: list[float | int | bool | str | None] | None = None
-    parameters: OutputTensorParameters | None = None
+    data: list[float | int | bool | str | None] | UnsetType = UNSET
+    parameters: OutputTensorParameters | UnsetType = UNSET
 
 
-class InferResponse(BaseModel):
+class InferResponse(Struct):
     """An answer of the protocol: `predict` is float64[n], or float64[n, outputs] where a row has several."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model_name: str
     model_version: str
-    id: str | None = None
     outputs: list[OutputTensor]
+    id: str | UnsetType = UNSET
 
 
 def is_costly(request: InferRequest, default: Sequence[OutputName]) -> bool:
@@ -84,10 +85,7 @@ def answer_inference(
     """
     outputs = request.outputs or [RequestedOutput(name=name) for name in default]
     answers = _Answers(request, model, rows)
-    head: dict[str, Any] = {"model_name": name, "model_version": model.info.version}
-    if request.id is not None:
-        head["id"] = request.id
-    described: list[dict[str, Any]] = []
+    described: list[OutputTensor] = []
     pieces: list[bytes] = []
     try:
         for output in outputs:
@@ -97,54 +95,51 @@ def answer_inference(
             described.append(_described(output.name, values, datatype, binary, pieces))
         if request.iterations:
             staged, binary = answers.staged(), request.parameters.binary_data_output
-            described.append(_described("staged", staged, "FP64", binary, pieces, rows_axis=1))
-            described[-1].setdefault("parameters", {})["iterations"] = request.parameters.staged
+            described.append(
+                _described("staged", staged, "FP64", binary, pieces, iterations=request.parameters.staged)
+            )
     except Unsupported as error:
         raise Problem(422, "output-not-offered", f"The model offers no such output: {error}") from None
-    text = json.dumps(head | {"outputs": described}, separators=(",", ":"), allow_nan=False).encode()
+    answer = InferResponse(name, model.info.version, described, UNSET if request.id is None else request.id)
+    text = msgspec.json.encode(answer)
     return b"".join([text, *pieces]), len(text) if pieces else None
 
 
 class _Answers:
-    """What the model says to the rows of one request; each question is asked once."""
+    """The model's answers to the rows of one request; each kind is computed once."""
 
     def __init__(self, request: InferRequest, model: Model, rows: Any) -> None:
         self._model, self._rows = model, rows
         self._raw, self._iterations = request.parameters.raw, request.iterations
-        self._explained: Explanation | None = None
 
     def of(self, output: RequestedOutput) -> tuple[NDArray[Any], Datatype]:
         """The values of one output, and their datatype."""
         if output.parameters.classification:
             return self._classification(output.parameters.classification), "BYTES"
-        ask: dict[OutputName, Callable[[], NDArray[Any]]] = {
-            "predict": lambda: self._model.predict(self._rows, raw=self._raw),
-            "probabilities": lambda: self._model.predict_proba(self._rows),
-            "label": lambda: self._model.predict_label(self._rows),
-            "contributions": lambda: self._explanation().contributions,
-            "bias": lambda: self._explanation().bias,
-        }
-        values = ask[output.name]()
-        if output.name != "label":
-            return values, "FP64"
-        return values, label_datatype(self._model.info.classes or (0,))
+        match output.name:
+            case "predict":
+                return self._model.predict(self._rows, raw=self._raw), "FP64"
+            case "probabilities":
+                return self._model.predict_proba(self._rows), "FP64"
+            case "label":
+                return self._model.predict_label(self._rows), label_datatype(self._model.info.classes or (0,))
+            case "contributions":
+                return self._explanation.contributions, "FP64"
+            case "bias":
+                return self._explanation.bias, "FP64"
 
     def staged(self) -> NDArray[np.float64]:
         """Predictions after so many iterations: float64 [stages, n], or [stages, n, outputs]."""
         stages = self._model.staged(self._rows, self._iterations, raw=self._raw)
         return np.stack([values for _, values in stages])
 
+    @cached_property
     def _explanation(self) -> Explanation:
-        if self._explained is None:
-            shares = len(self._rows) * len(self._model.info.features) * self._model.info.n_classes
-            if shares > _MAX_SHARES:
-                raise Problem(
-                    422,
-                    "too-many-rows",
-                    f"The answer would hold {shares} contributions; at most {_MAX_SHARES} go",
-                )
-            self._explained = self._model.explain(self._rows)
-        return self._explained
+        shares = len(self._rows) * len(self._model.info.features) * self._model.info.n_classes
+        if shares > _MAX_SHARES:
+            detail = f"The answer would hold {shares} contributions; at most {_MAX_SHARES} go"
+            raise Problem(422, "too-many-rows", detail)
+        return self._model.explain(self._rows)
 
     def _classification(self, count: int) -> NDArray[Any]:
         chances = self._model.predict_proba(self._rows)
@@ -158,30 +153,30 @@ class _Answers:
 
 
 def _described(
-    name: str,
+    name: Literal[OutputName, "staged"],
     values: NDArray[Any],
     datatype: Datatype,
     binary: bool,
     pieces: list[bytes],
     *,
-    rows_axis: int = 0,
-) -> dict[str, Any]:
-    """One output of the answer; bytes are added to *pieces*."""
+    iterations: str | None = None,
+) -> OutputTensor:
+    """One output of the answer; bytes are added to *pieces*. With *iterations*, rows are the second axis."""
     flat = values.ravel().tolist()
     if datatype == "BYTES":
         flat = list(map(str, flat))
-    output: dict[str, Any] = {"name": name, "shape": list(values.shape), "datatype": datatype}
-    parameters: dict[str, Any] = {}
-    if datatype == "FP64" and (lost := _non_finite(values, rows_axis)):
-        parameters["non_finite_rows"] = lost
-        if not binary:
-            flat = [value if math.isfinite(value) else None for value in flat]
+    output = OutputTensor(name, list(values.shape), datatype)
+    parameters = OutputTensorParameters(iterations=iterations or UNSET)
+    if datatype == "FP64" and (lost := _non_finite(values, rows_axis=1 if iterations else 0)):
+        parameters.non_finite_rows = lost
     if binary:
         pieces.append(write_values(flat, datatype))
-        parameters["binary_data_size"] = len(pieces[-1])
+        parameters.binary_data_size = len(pieces[-1])
     else:
-        output["data"] = flat
-    return output | ({"parameters": parameters} if parameters else {})
+        output.data = flat  # where it is no finite number, msgspec writes null
+    if parameters != OutputTensorParameters():
+        output.parameters = parameters
+    return output
 
 
 def _non_finite(values: NDArray[np.float64], rows_axis: int) -> str:

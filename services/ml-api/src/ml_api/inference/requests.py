@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import jiter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from ml_api.http.endpoints import read_model
 from ml_api.http.problems import Problem
 from ml_api.inference.binary import BinaryMismatch, read_values
 from ml_api.inference.datatypes import Datatype
@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class TensorParameters(_Part):
-    """What a tensor says about itself."""
+    """The parameters of a tensor."""
 
     binary_data_size: Annotated[
         int | None, Field(ge=0, description="How many bytes behind the JSON are this tensor's.")
@@ -51,7 +51,7 @@ class Tensor(_Part):
 
 
 class OutputParameters(_Part):
-    """How an output is sent."""
+    """The parameters of a requested output."""
 
     binary_data: Annotated[bool | None, Field(description="As bytes behind the JSON.")] = None
     classification: Annotated[
@@ -67,7 +67,7 @@ class RequestedOutput(_Part):
 
 
 class RequestParameters(_Part):
-    """What holds for the whole request; other parameters mean nothing here."""
+    """The parameters of the whole request; others are ignored."""
 
     raw: Annotated[
         bool, Field(description="Raw scores, before sigmoid, softmax or exp, in `predict` and `staged`.")
@@ -121,20 +121,7 @@ def parse_inference(body: bytes, header_length: str | None = None) -> tuple[Infe
         Problem: 422 with the violations; nothing of the body is echoed.
     """
     size = _json_size(body, header_length)
-    try:
-        document = jiter.from_json(body[:size], allow_inf_nan=False)
-    except ValueError as error:
-        raise _malformed(
-            [{"type": "json_invalid", "loc": ["body"], "msg": f"Invalid JSON: {error}"}]
-        ) from None
-    try:
-        request = InferRequest.model_validate(document)
-    except ValidationError as error:
-        items = error.errors(include_url=False, include_context=False, include_input=False)[:20]
-        violations = [
-            {"type": item["type"], "loc": ["body", *item["loc"]], "msg": item["msg"]} for item in items
-        ]
-        raise _malformed(violations) from None
+    request = read_model(InferRequest, body[:size])
     return request, _with_values(request.inputs, memoryview(body)[size:])
 
 
@@ -168,7 +155,3 @@ def _with_values(tensors: Sequence[Tensor], behind: memoryview) -> list[InputTen
 
 def _binary(detail: str) -> Problem:
     return Problem(422, "binary-tensors", f"{detail[0].upper()}{detail[1:]}")
-
-
-def _malformed(violations: list[dict[str, Any]]) -> Problem:
-    return Problem(422, "malformed-body", violations)

@@ -21,7 +21,7 @@ from ml_api.inference.outputs import answer_inference, is_costly
 from ml_api.inference.requests import HEADER_LENGTH, InferRequest, InputTensor, OutputName, parse_inference
 from ml_api.inference.rows import rows_of, unfit_row
 from ml_api.observability.metrics import Metrics
-from predictor import Model, ModelSlot, SchemaError
+from predictor import ModelSlot, SchemaError
 
 __all__ = ["EXTENSIONS", "inference_routes"]
 
@@ -73,28 +73,23 @@ def inference_routes(
                 require_json(request)
             body, model = await request.body(), slot.current
 
-            def answered(asked: Asked | None = None) -> Response:
-                return _answer(asked or parse_inference(body, header_length), model, name)
+            def answer(asked: Asked | None) -> Response:
+                asking, tensors = asked or parse_inference(body, header_length)
+                rows = rows_of(tensors, model)
+                try:
+                    with metrics.model_seconds.time():
+                        content, json_size = answer_inference(asking, model, name, rows, default)
+                except SchemaError as error:
+                    raise unfit_row(error, tensors, model) from None
+                if json_size is None:
+                    return Response(content, media_type="application/json")
+                headers = {HEADER_LENGTH: str(json_size)}
+                return Response(content, headers=headers, media_type="application/octet-stream")
 
-            if len(body) <= _INLINE_BYTES:
-                asked = parse_inference(body, header_length)
-                if not is_costly(asked[0], default):
-                    return answered(asked)
-                return await to_thread.run_sync(answered, asked, abandon_on_cancel=True)
-            return await to_thread.run_sync(answered, abandon_on_cancel=True)
-
-        def _answer(asked: Asked, model: Model, name: str) -> Response:
-            request, tensors = asked
-            rows = rows_of(tensors, model)
-            try:
-                with metrics.model_seconds.time():
-                    content, json_size = answer_inference(request, model, name, rows, default)
-            except SchemaError as error:
-                raise unfit_row(error, tensors, model) from None
-            if json_size is None:
-                return Response(content, media_type="application/json")
-            headers = {HEADER_LENGTH: str(json_size)}
-            return Response(content, headers=headers, media_type="application/octet-stream")
+            asked = parse_inference(body, header_length) if len(body) <= _INLINE_BYTES else None
+            if asked is not None and not is_costly(asked[0], default):
+                return answer(asked)
+            return await to_thread.run_sync(answer, asked, abandon_on_cancel=True)
 
         return infer
 

@@ -1,5 +1,5 @@
 """
-Tensors as rows of a model.
+Turns tensors into rows of a model.
 
 A request brings either one tensor of shape [n, features], columns in the model's order, or one tensor of shape [n] or
 [n, 1] for each feature, by name; the latter is the way to send text, and features of different datatypes. Both become
@@ -64,7 +64,7 @@ def label_datatype(labels: Sequence[object]) -> Datatype:
 
 
 def unfit_row(error: SchemaError, tensors: Sequence[InputTensor], model: Model) -> Problem:
-    """What to answer where the model's encoder refused a row."""
+    """The refusal for a row that the model's encoder refused."""
     detail = str(error)
     if len(tensors[0].shape) == 2 and len(tensors) == 1 and _texts(model):
         detail += f"; {_instead(model)}"
@@ -87,7 +87,7 @@ def _matrix(tensor: InputTensor, model: Model) -> Any:
 
 
 def _instead(model: Model) -> str:
-    """What to send where a matrix will not do: the first few features, with their datatypes."""
+    """The request to send where a matrix will not do: the first few features, with their datatypes."""
     shown = [f"{feature.name} {datatype_of(feature)}" for feature in model.features[:4]]
     more = f" and {len(model.features) - 4} more" if len(model.features) > 4 else ""
     return f"send one tensor of shape [n] for each feature, by its name, instead: {', '.join(shown)}{more}"

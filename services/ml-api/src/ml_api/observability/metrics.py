@@ -8,6 +8,7 @@ worker answer for all of them; `ml-api serve` sets it up. The names are public: 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import (
@@ -20,12 +21,14 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from starlette.requests import Request
+from starlette.responses import Response
 
+from ml_api.http.endpoints import Endpoint
 from ml_api.http.refusals import REASONS
 from ml_api.settings import METRICS_DIRECTORY
 
-__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
-
+__all__ = ["Metrics", "metrics_endpoint"]
 
 # The table's targets are 10 ms for a hit and 500 ms for a miss: both are edges of a bucket.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
@@ -40,101 +43,76 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "ml_service_requests", "Requests answered.", ("route", "method", "status"), registry=registry
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        # Of several workers: the sum over those that live, or the least of them.
+        livesum, livemin = (
+            partial(Gauge, registry=registry, multiprocess_mode=mode) for mode in ("livesum", "livemin")
         )
-        self.response_seconds = Histogram(
+        self.requests = counter("ml_service_requests", "Requests answered.", ("route", "method", "status"))
+        self.response_seconds = histogram(
             "ml_service_response_seconds",
             "Time to the last byte of an answer; cache: hit, miss, or none where no key was sent.",
             ("route", "cache"),
             buckets=_SECONDS,
-            registry=registry,
         )
-        self.unauthorized = Counter(
-            "ml_service_unauthorized", "Requests without a valid API key.", registry=registry
-        )
-        self.http_refusals = Counter(
+        self.unauthorized = counter("ml_service_unauthorized", "Requests without a valid API key.")
+        self.http_refusals = counter(
             "ml_service_http_refusals",
             "Requests and connections that the server refused or cut before the application had them, by reason.",
             ("reason",),
-            registry=registry,
         )
-        self.open_connections = Gauge(
-            "ml_service_open_connections",
-            "Open connections.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.authentication_slowed = Counter(
+        self.open_connections = livesum("ml_service_open_connections", "Open connections.")
+        self.authentication_slowed = counter(
             "ml_service_authentication_slowed",
             "Failed authentications that were delayed, or refused unseen, because one address failed too often.",
-            registry=registry,
         )
-        self.cache_requests = Counter(
+        self.cache_requests = counter(
             "ml_service_cache_requests",
             "Requests with an Idempotency-Key that were answered from the cache (hit) or decided (miss).",
             ("result",),
-            registry=registry,
         )
-        self.cache_refusals = Counter(
-            "ml_service_cache_refusals",
-            "Keyed requests refused, by problem.",
-            ("problem",),
-            registry=registry,
+        self.cache_refusals = counter(
+            "ml_service_cache_refusals", "Keyed requests refused, by problem.", ("problem",)
         )
-        self.cache_writes = Counter(
+        self.cache_writes = counter(
             "ml_service_cache_writes",
             "Ends of keyed runs: stored, released (no 2xx), abandoned (cut off), lost (taken over), failed.",
             ("result",),
-            registry=registry,
         )
-        self.store_errors = Counter(
+        self.store_errors = counter(
             "ml_service_store_errors",
             "Store calls without an answer, by step and by what was done about it.",
             ("step", "action"),
-            registry=registry,
         )
-        self.redis_connection_errors = Counter(
+        self.redis_connection_errors = counter(
             "ml_service_redis_connection_errors",
             "Times that Redis gave no usable answer, to a request or to the monitor.",
-            registry=registry,
         )
-        self.redis_up = Gauge(
+        self.redis_up = livemin(
             "ml_service_redis_up",
             "1 while Redis answers, 0 while it does not; with several workers, the worst of them.",
-            registry=registry,
-            multiprocess_mode="livemin",
         )
-        self.decision_seconds = Histogram(
+        self.decision_seconds = histogram(
             "ml_service_decision_seconds",
             "Time to decide, from the body to the encoded answer.",
             buckets=_SECONDS,
-            registry=registry,
         )
-        self.model_seconds = Histogram(
-            "ml_service_model_seconds", "Time of one model call.", buckets=_MODEL_SECONDS, registry=registry
+        self.model_seconds = histogram(
+            "ml_service_model_seconds", "Time of one model call.", buckets=_MODEL_SECONDS
         )
-        self.predictions = Counter(
-            "ml_service_predictions", "Decisions by asset and class.", ("asset", "action"), registry=registry
+        self.predictions = counter(
+            "ml_service_predictions", "Decisions by asset and class.", ("asset", "action")
         )
-        self.skipped = Counter(
-            "ml_service_skipped_assets",
-            "Assets without a decision: too few or unusable candles.",
-            ("asset",),
-            registry=registry,
+        self.skipped = counter(
+            "ml_service_skipped_assets", "Assets without a decision: too few or unusable candles.", ("asset",)
         )
-        self.out_of_range = Counter(
+        self.out_of_range = counter(
             "ml_service_feature_out_of_range",
             "Feature values outside the range seen in training, by feature: drift, once it is a habit.",
             ("feature",),
-            registry=registry,
         )
-        self.model_workers = Gauge(
-            "ml_service_model_workers",
-            "Workers that serve this version of a model.",
-            ("model", "version"),
-            registry=registry,
-            multiprocess_mode="livesum",
+        self.model_workers = livesum(
+            "ml_service_model_workers", "Workers that serve this version of a model.", ("model", "version")
         )
         ProcessCollector(registry=registry)
         self._start_at_zero()
@@ -158,6 +136,15 @@ class Metrics:
         everybody = CollectorRegistry()
         multiprocess.MultiProcessCollector(everybody)  # type: ignore[no-untyped-call]
         return generate_latest(everybody)
+
+
+def metrics_endpoint(metrics: Metrics) -> Endpoint:
+    """The endpoint of GET /metrics."""
+
+    async def exposition(_: Request) -> Response:
+        return Response(metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return exposition
 
 
 def _forget_the_dead() -> None:

@@ -110,7 +110,7 @@ _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
 class _Seen:
-    """What one request's headers said, and what its answer turned out to be; status 0 until there is one."""
+    """One request's headers and answer, for its log line and metrics; status 0 until there is an answer."""
 
     __slots__ = ("cache", "request_id", "status", "trace_id")
 

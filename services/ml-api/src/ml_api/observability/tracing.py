@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ml_api import Unusable
 from ml_api.observability.logs import trace_id
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TracingUnusable", "Tracing", "start_tracing", "tracing_wanted"]
 
 
-class TracingUnusable(Exception):
+class TracingUnusable(Unusable):
     """Tracing is configured and cannot be had; the message says what to install."""
 
 
@@ -71,7 +72,6 @@ class Tracing:
         self._error = trace.StatusCode.ERROR
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Trace HTTP; pass everything else."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

@@ -1,1 +1,1 @@
-"""Which models are served, and how one is replaced in all workers."""
+"""Holds the served models, and replaces one in all workers."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ml_api.http.auth import client_address
-from ml_api.http.endpoints import Endpoint, require_json
+from ml_api.http.endpoints import Endpoint, read_model, require_json
 from ml_api.http.problems import Problem
+from ml_api.serving.registry import ModelRegistry
 from ml_api.serving.swap import SwapRefused
-from ml_api.serving.workers import SwapBusy, WorkerGroup
+from ml_api.serving.workers import SwapBusy, WorkerGroup, WorkerVersion
 
 __all__ = ["SwapRequest", "SwapResponse", "admin_endpoint"]
 
@@ -23,7 +24,7 @@ _SHOWN = 500  # characters of a path or a reason in a log line
 
 
 class SwapRequest(BaseModel):
-    """Which model to serve from now on."""
+    """The model to serve from now on."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +41,11 @@ class SwapRequest(BaseModel):
         None
     )
     model: (
-        Annotated[str, Field(min_length=1, description="Its name; default the trading model's.")] | None
+        Annotated[
+            str,
+            Field(min_length=1, description="Its name; default the trading model's, or the only model's."),
+        ]
+        | None
     ) = None
     other_signature: Annotated[
         bool,
@@ -52,42 +57,30 @@ class SwapRequest(BaseModel):
     ] = False
 
 
-class Worker(BaseModel):
-    """One worker of the service."""
-
-    pid: int
-    version: str
-
-
 class SwapResponse(BaseModel):
-    """What every worker serves now."""
+    """The versions that the workers serve now."""
 
     model: str
     version: str
-    workers: list[Worker]
+    workers: list[WorkerVersion]
 
 
-def admin_endpoint(group: WorkerGroup, default: str | None) -> Endpoint:
-    """
-    The endpoint of POST /admin/model.
-
-    Args:
-        default: The trading model's name; None where fixed rules decide and a name must be given.
-    """
+def admin_endpoint(group: WorkerGroup, models: ModelRegistry) -> Endpoint:
+    """The endpoint of POST /admin/model, for *models*."""
 
     async def swap(request: Request) -> Response:
         require_json(request)
-        try:
-            asked = SwapRequest.model_validate_json(await request.body())
-        except ValidationError as error:
-            items = error.errors(include_url=False, include_context=False, include_input=False)
-            detail = [
-                {"type": item["type"], "loc": ["body", *item["loc"]], "msg": item["msg"]} for item in items
-            ]
-            raise Problem(422, "malformed-body", detail) from None
-        name = asked.model or default
+        asked = read_model(SwapRequest, await request.body())
+        name = asked.model or models.default
         if name is None:
-            raise Problem(422, "model-refused", "No model is served here; restart the service with one")
+            served = ", ".join(sorted(models.by_name))
+            raise Problem(
+                422,
+                "model-refused",
+                f'Say in "model" which one to replace: {served}'
+                if served
+                else "No model is served here; restart the service with one",
+            )
         audit = {
             "model": name,
             "file": asked.path[:_SHOWN],
@@ -107,16 +100,8 @@ def admin_endpoint(group: WorkerGroup, default: str | None) -> Endpoint:
             raise Problem(
                 409, "swap-busy", "Another swap is under way; try again", {"Retry-After": "5"}
             ) from None
-        _log.info(
-            "model swapped",
-            extra=audit | {"version": workers[0].version, "workers": len(workers)},
-        )
-        return JSONResponse(
-            {
-                "model": name,
-                "version": workers[0].version,
-                "workers": [{"pid": worker.pid, "version": worker.version} for worker in workers],
-            }
-        )
+        version = workers[0].version
+        _log.info("model swapped", extra=audit | {"version": version, "workers": len(workers)})
+        return JSONResponse(SwapResponse(model=name, version=version, workers=workers).model_dump())
 
     return swap

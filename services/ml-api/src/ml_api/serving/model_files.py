@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from predictor import Manifest, manifest_path
 __all__ = ["ModelDirectory", "ModelFileRefused"]
 
 _MAX_MANIFEST_BYTES = 16_777_216
-_PIECE = 1 << 20
 
 
 class ModelFileRefused(Exception):
@@ -46,11 +44,9 @@ class ModelDirectory:
             ManifestError: The manifest is malformed.
         """
         model = self._bytes(name, "model file", self.max_bytes)
-        manifest = self._bytes(str(manifest_path(name)), "manifest", _MAX_MANIFEST_BYTES)
-        with tempfile.TemporaryDirectory(prefix="ml-api-manifest-") as private:
-            copy = Path(private) / "manifest.json"
-            copy.write_bytes(manifest)
-            return model, Manifest.read(copy)
+        beside = manifest_path(name)
+        manifest = self._bytes(str(beside), "manifest", _MAX_MANIFEST_BYTES)
+        return model, Manifest.from_bytes(manifest, name=beside.name)
 
     def _bytes(self, name: str, what: str, limit: int) -> bytes:
         absent = ModelFileRefused(f"there is no {what} of that name in the model directory")
@@ -60,29 +56,25 @@ class ModelDirectory:
             real = os.path.realpath(os.path.join(root, name))  # noqa: PTH118 - on text, before it is a path
             if os.path.commonpath((root, real)) != root:
                 raise absent
-            descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = open(real, "rb", opener=_open_without_waiting)  # noqa: SIM115 - closed below
+        except IsADirectoryError:
+            raise ModelFileRefused(f"the {what} is not a regular file") from None
         except (OSError, ValueError):
             raise absent from None
-        try:
-            found = os.fstat(descriptor)
+        with file:
+            found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ModelFileRefused(f"the {what} is not a regular file")
-            if found.st_size > limit:
-                raise ModelFileRefused(f"the {what} is larger than {limit} bytes")
-            return _read_at_most(descriptor, limit, what)
-        finally:
-            os.close(descriptor)
+            try:
+                # One byte more than it may have. Of a file that grows meanwhile this is a part, which the checks of the
+                # model and its manifest refuse.
+                data = file.read(min(found.st_size, limit) + 1)
+            except OSError:
+                raise ModelFileRefused(f"the {what} cannot be read") from None
+        if len(data) > limit:
+            raise ModelFileRefused(f"the {what} is larger than {limit} bytes")
+        return data
 
 
-def _read_at_most(descriptor: int, limit: int, what: str) -> bytes:
-    """All of the file; it may have grown since its size was asked for."""
-    pieces, left = [], limit + 1
-    try:
-        while left and (piece := os.read(descriptor, min(_PIECE, left))):
-            pieces.append(piece)
-            left -= len(piece)
-    except OSError:
-        raise ModelFileRefused(f"the {what} cannot be read") from None
-    if not left:
-        raise ModelFileRefused(f"the {what} is larger than {limit} bytes")
-    return b"".join(pieces)
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)

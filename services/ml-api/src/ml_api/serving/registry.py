@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from ml_api import Unusable
 from ml_api.serving.swap import SwapRefused
 from ml_api.settings import PREFIX, Settings
 from ml_api.trading.indicators import FEATURES
@@ -22,7 +23,7 @@ BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
 """The model in the package: behind /predict unless another is named."""
 
 
-class ModelUnusable(SwapRefused):
+class ModelUnusable(SwapRefused, Unusable):
     """A model cannot be served; the message says which and why."""
 
 
@@ -43,6 +44,19 @@ class ModelRegistry:
     def described(self) -> str:
         """Every model with its version, for people."""
         return ", ".join(f"{name} {slot.current.info.version}" for name, slot in self.by_name.items())
+
+    @property
+    def version(self) -> str:
+        """The version of the only model, or of each with its name."""
+        slots = list(self.by_name.values())
+        return slots[0].current.info.version if len(slots) == 1 else self.described
+
+    @property
+    def default(self) -> str | None:
+        """The name of the trading model, or of the only one; None where a name must be given."""
+        if self.trading is not None:
+            return self.trading.current.info.name
+        return next(iter(self.by_name)) if len(self.by_name) == 1 else None
 
     def check(self, name: str, model: Model) -> None:
         """

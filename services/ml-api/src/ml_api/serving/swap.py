@@ -1,5 +1,5 @@
 """
-A model for another, in all workers or in none: one worker's part in it.
+Swaps a model in all workers or in none: one worker's part in it.
 
 Two phases. Every worker loads and checks the new model beside the old one; only if all could, one small file, the
 pointer, is replaced: that is the moment of the swap. Then every worker follows the pointer, which cannot fail where
@@ -53,7 +53,7 @@ class SwapRefused(Exception):
 
 
 class Pointer:
-    """What was chosen since the service started: for each model's name the file of the copy that is served."""
+    """The models chosen since the service started: for each name the file of the copy that is served."""
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._file = directory, directory / "current.json"
@@ -110,7 +110,7 @@ class Participant:
         self._serving: dict[str, Path] = {}
 
     def version(self, name: str) -> str:
-        """What this worker serves under *name*."""
+        """The version that this worker serves under *name*."""
         return self._slots[name].current.info.version
 
     async def examine(
@@ -200,7 +200,7 @@ class Participant:
 
 
 def _reason(error: PredictorError) -> str:
-    """What is wrong with a model, without a word of its file."""
+    """The reason for refusing a model, without any text of its file."""
     match error:
         case IntegrityError():
             return "its SHA-256 is not the one that was promised"

@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_api.serving.swap import Participant, Pointer, SwapRefused
 
@@ -84,38 +84,32 @@ class WorkerGroup:
             except TimeoutError:
                 raise SwapRefused(f"loading it took longer than {self._timeout:g} s") from None
             copy = self._pointer.keep(model)
-            links = await self._links()
-            try:
-                answers = await asyncio.gather(*(link.ask("prepare", name, copy) for link in links))
+            async with self._links() as links:
+                answers = await _ask(links, "prepare", name, copy)
                 if objections := [answer["error"] for answer in answers if "error" in answer]:
-                    raise SwapRefused(
-                        objections[0]
-                    )  # the links close, and everybody drops what was made ready
+                    # The links close, and everybody drops what was made ready.
+                    raise SwapRefused(objections[0])
                 self._pointer.write(name, copy)
-                await asyncio.gather(*(link.ask("follow", name, copy) for link in links))
-            finally:
-                for link in links:
-                    link.close()
-            return await self._versions(name, copy)
-
-    async def _versions(self, name: str, copy: Path) -> list[WorkerVersion]:
-        """Ask again everybody who is there now: a worker that was just starting follows, too."""
-        links = await self._links()
-        try:
-            answers = await asyncio.gather(*(link.ask("follow", name, copy) for link in links))
-        finally:
-            for link in links:
-                link.close()
+                await _ask(links, "follow", name, copy)
+            # Everybody who is there now: a worker that was just starting follows, too.
+            async with self._links() as links:
+                answers = await _ask(links, "follow", name, copy)
         return [WorkerVersion(answer["pid"], answer["version"]) for answer in answers if "version" in answer]
 
-    async def _links(self) -> list[_Link]:
-        links = []
-        for path in sorted(self._directory.glob("*.sock")):
-            try:
-                links.append(_Link(*await asyncio.open_unix_connection(path)))
-            except OSError:
-                path.unlink(missing_ok=True)  # its worker died
-        return links
+    @contextlib.asynccontextmanager
+    async def _links(self) -> AsyncIterator[list[_Link]]:
+        """A link to each worker that is there; they close at the end."""
+        links: list[_Link] = []
+        try:
+            for path in sorted(self._directory.glob("*.sock")):
+                try:
+                    links.append(await asyncio.open_unix_connection(path))
+                except OSError:
+                    path.unlink(missing_ok=True)  # its worker died
+            yield links
+        finally:
+            for _, writer in links:
+                writer.close()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -151,22 +145,23 @@ class WorkerGroup:
         return {"pid": os.getpid(), "version": self._own.version(name)}
 
 
-class _Link:
-    """A connection to one worker; what it does not answer in time counts as an objection."""
+_Link: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+"""A connection to one worker."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
 
-    async def ask(self, step: str, name: str, copy: Path) -> dict[str, Any]:
-        self._writer.write(json.dumps({"step": step, "name": name, "copy": str(copy)}).encode() + b"\n")
+async def _ask(links: Iterable[_Link], step: str, name: str, copy: Path) -> list[dict[str, Any]]:
+    """The answers of all workers; what one does not answer in time counts as an objection."""
+    question = json.dumps({"step": step, "name": name, "copy": str(copy)}).encode() + b"\n"
+
+    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        writer.write(question)
         try:
             async with asyncio.timeout(_STEP_SECONDS):
-                await self._writer.drain()
-                line = await self._reader.readline()
+                await writer.drain()
+                line = await reader.readline()
         except (ConnectionError, TimeoutError):
             line = b""
         answer: dict[str, Any] = json.loads(line) if line else {"error": "a worker did not answer; try again"}
         return answer
 
-    def close(self) -> None:
-        self._writer.close()
+    return await asyncio.gather(*(ask(*link) for link in links))

@@ -1,1 +1,1 @@
-"""Where recorded answers live."""
+"""Keeps recorded answers in Redis or SQLite."""

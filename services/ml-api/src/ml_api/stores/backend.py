@@ -1,22 +1,22 @@
-"""Where recorded answers live: Redis where it is enabled, else a SQLite file, so that the promise always holds."""
+"""Chooses the store of recorded answers: Redis if it is enabled, else a SQLite file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from idempotency import StorageKey, Store, StoreError
+from idempotency import Store, StoreError
+from ml_api import Unusable
 from ml_api.observability.metrics import Metrics
 from ml_api.settings import PREFIX, Settings
 from ml_api.stores.legacy import adopt
-from ml_api.stores.redis_monitor import RedisMonitor
+from ml_api.stores.redis_monitor import PROBE, RedisMonitor
 
 __all__ = ["Backend", "StoreUnusable", "check_store", "open_backend"]
 
 
-class StoreUnusable(Exception):
+class StoreUnusable(Unusable):
     """The store cannot be used as it is set up; the message says what to change."""
 
 
@@ -27,13 +27,16 @@ class Backend:
 
     Attributes:
         monitor: None for a store that cannot be away.
-        close: Closes the store and what was opened for it.
     """
 
     kind: Literal["redis", "sqlite"]
     store: Store
-    monitor: RedisMonitor | None
-    close: Callable[[], Coroutine[Any, Any, None]]
+    monitor: RedisMonitor | None = None
+
+    @property
+    def up(self) -> bool | None:
+        """Whether the store answered the last time; None before the first."""
+        return self.monitor.up if self.monitor is not None else True
 
 
 def open_backend(settings: Settings, metrics: Metrics) -> Backend:
@@ -44,8 +47,7 @@ def open_backend(settings: Settings, metrics: Metrics) -> Backend:
         StoreUnusable: The SQLite file cannot be made where it should be, or the Redis URL is malformed.
     """
     if settings.redis is None:
-        store = _open_sqlite(settings)
-        return Backend("sqlite", store, None, store.aclose)
+        return Backend("sqlite", _open_sqlite(settings))
     return _open_redis(settings.redis, settings.store_deadline, metrics)
 
 
@@ -61,7 +63,7 @@ async def check_store(settings: Settings, metrics: Metrics) -> tuple[bool, str]:
     """
     backend = open_backend(settings, metrics)
     try:
-        await backend.store.get(_PROBE)
+        await backend.store.get(PROBE)
     except StoreError as error:
         if backend.kind == "sqlite":
             raise StoreUnusable(f"{PREFIX}STORE_PATH={settings.store_path}: {error}") from error
@@ -69,14 +71,9 @@ async def check_store(settings: Settings, metrics: Metrics) -> tuple[bool, str]:
             raise StoreUnusable(f"Redis refuses this service: {error}; check {PREFIX}REDIS_*") from error
         return False, f"Redis is not reachable yet: {error}"
     finally:
-        await backend.close()
-    return (
-        True,
-        "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable",
-    )
-
-
-_PROBE = StorageKey("ml-service.probe")  # never written
+        await backend.store.aclose()
+    usable = "Redis answers" if backend.kind == "redis" else f"SQLite file {settings.store_path} is usable"
+    return True, usable
 
 
 def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
@@ -86,7 +83,7 @@ def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
         store = open_store(f"{url}{'&' if '?' in url else '?'}deadline={deadline:g}", adopt=adopt)
     except ValueError as error:
         raise StoreUnusable(f"{PREFIX}REDIS_URL cannot be used: {error}") from error
-    return Backend("redis", store, RedisMonitor(store, metrics), store.aclose)
+    return Backend("redis", store, RedisMonitor(store, metrics))
 
 
 def _is_refusal(error: StoreError) -> bool:

@@ -1,4 +1,4 @@
-"""How many bytes of recorded answers one caller may occupy: else one caller could fill the store for all the others."""
+"""Limits the bytes of recorded answers per caller, so that no caller can fill the store for all others."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ class StoredBytes:
         self.limit = limit
         self._retention, self._step, self._clock = retention, retention / _SLOTS, clock
         self._slots: dict[str, deque[tuple[float, int]]] = {}  # (when they have expired, bytes), oldest first
-        self._used: dict[str, int] = {}
 
     def used(self, name: str) -> int:
         """The bytes that *name* occupies now."""
         slots, now = self._slots.get(name, deque()), self._clock()
         while slots and slots[0][0] <= now:
-            self._used[name] -= slots.popleft()[1]
-        return self._used.get(name, 0)
+            slots.popleft()
+        return sum(size for _, size in slots)
 
     def add(self, name: str, size: int) -> None:
         """Count an answer of *size* bytes that was recorded just now."""
@@ -53,7 +52,6 @@ class StoredBytes:
             slots[-1] = expires, slots[-1][1] + size
         else:
             slots.append((expires, size))
-        self._used[name] = self._used.get(name, 0) + size
 
     def wait(self, name: str) -> int:
         """Whole seconds until some of what *name* occupies expires, at least 1."""
@@ -74,14 +72,11 @@ class AnswerQuota:
         self._stored = stored
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Guard keyed HTTP requests; pass everything else."""
-        if scope["type"] != "http" or not any(name == b"idempotency-key" for name, _ in scope["headers"]):
-            await self.app(scope, receive, send)
-            return
+        if not any(name == b"idempotency-key" for name, _ in scope["headers"]):
+            return await self.app(scope, receive, send)
         name, stored = caller(scope), self._stored
         if stored.used(name) + _RECORD_OVERHEAD > stored.limit:
-            await self._refuse(name, scope, receive, send)
-            return
+            return await self._refuse(name, scope, receive, send)
         start: Message | None = None
         chunks: list[Message] = []
 
@@ -104,7 +99,7 @@ class AnswerQuota:
             for chunk in chunks:
                 await send(chunk)
 
-        await self.app(scope, receive, send_within_quota)
+        return await self.app(scope, receive, send_within_quota)
 
     async def _refuse(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         wait = self._stored.wait(name)

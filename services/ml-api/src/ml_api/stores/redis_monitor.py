@@ -1,5 +1,5 @@
 """
-Asks Redis something small every few seconds, so that an outage and its end are noticed and logged.
+Pings Redis every few seconds, so that an outage and its end are noticed and logged.
 
 It decides nothing. Requests find out for themselves, inside their own deadlines; `/health` and `/ready`
 read the last answer and never wait for one.
@@ -13,11 +13,12 @@ import logging
 from idempotency import StorageKey, Store, StoreError
 from ml_api.observability.metrics import Metrics
 
-__all__ = ["RedisMonitor"]
+__all__ = ["PROBE", "RedisMonitor"]
 
 _log = logging.getLogger("ml_api.cache")
 
-_PROBE = StorageKey("ml-service.probe")  # never written
+PROBE = StorageKey("ml-service.probe")
+"""A key that is asked for and never written."""
 
 
 class RedisMonitor:
@@ -38,7 +39,7 @@ class RedisMonitor:
     async def check(self) -> bool:
         """Ask once; log and count a change."""
         try:
-            await self._store.get(_PROBE)
+            await self._store.get(PROBE)
         except StoreError as error:
             self._metrics.redis_connection_errors.inc()
             if self.up is not False:

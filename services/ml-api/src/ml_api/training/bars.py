@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from ml_api import Unusable
 from ml_api.trading.indicators import FloatArray
 
 __all__ = ["DailySeries", "TrainingDataMissing", "load_bars", "provenance"]
@@ -22,7 +23,7 @@ __all__ = ["DailySeries", "TrainingDataMissing", "load_bars", "provenance"]
 _SHARES = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
 
 
-class TrainingDataMissing(ImportError):
+class TrainingDataMissing(Unusable, ImportError):
     """A package that training needs is not installed; the message names the command that installs it."""
 
 

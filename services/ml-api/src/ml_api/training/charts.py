@@ -111,7 +111,7 @@ def calibration(classes: Sequence[str], columns: Sequence[Sequence[Bin]]) -> str
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """What was true against what was answered; shares are of each row."""
+    """The confusion matrix: true classes against answers; shares are of each row."""
     table = np.asarray(counts)
     shares = table / table.sum(axis=1, keepdims=True)
     ticks = range(len(classes))

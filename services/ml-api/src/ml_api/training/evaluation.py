@@ -1,5 +1,5 @@
 """
-How good is it really: walk-forward evaluation, each year judged by a model that knew only what came before.
+Evaluates a model walk-forward: each year is judged by a model that was trained on earlier years only.
 
 A fold tests two calendar years and trains on every sample whose label was known before they began; the samples
 between (the last 5 bars of each series) are purged, since their labels look into the test years (Lopez de Prado,

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from ml_api import Unusable
 from ml_api.serving.registry import BUNDLED_MODEL
 from ml_api.training.evaluation import Evaluation
 from ml_api.training.verdict import verdict
@@ -25,12 +26,12 @@ from predictor import Manifest, manifest_path
 __all__ = ["ReportUnavailable", "render", "write_report"]
 
 
-class ReportUnavailable(RuntimeError):
+class ReportUnavailable(Unusable):
     """The page cannot be made; the message says what is missing and how to get it."""
 
 
 class _Provenance(TypedDict):
-    """What `ml_api.training` writes into a manifest and the page shows."""
+    """The provenance that `ml_api.training` writes into a manifest and the page shows."""
 
     data: list[dict[str, str | int]]
     samples: int

@@ -1,4 +1,4 @@
-"""One sentence on what a trading model is worth, from the figures in its manifest."""
+"""States in one sentence what a trading model is worth, from the figures in its manifest."""
 
 from __future__ import annotations
 
