@@ -1,7 +1,7 @@
 """
-How exact other engines for LightGBM models are: rows whose answer differs from `Booster.predict` by more than 4 ulp.
+The exactness of other engines for LightGBM models: rows whose answer is more than 4 ulp from `Booster.predict`'s.
 
-    python benchmarks/predictor_exactness.py
+    uv run python benchmarks/predictor_exactness.py
 
 measures the engines that are installed (lleaves, treelite's GTIL, tl2cgen, onnxruntime) beside this package, on rows
 like the training data and on hard rows: on and one step beside each split value, NaN, infinities, tiny numbers, odd
@@ -10,8 +10,11 @@ categories. docs/predictor/exactness.md has the command that installs them apart
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+from harness.results import Result, add_options, finish
 from numpy.typing import NDArray
 
 from predictor import Model, RowPolicy, write_manifest
@@ -26,6 +30,7 @@ from predictor import Model, RowPolicy, write_manifest
 Rows = NDArray[np.float64]
 Engine = Callable[[Path, lgb.Booster], Callable[[Rows], Any]]
 ULPS = 4
+OURS = "this package"
 
 MODELS: dict[str, dict[str, Any]] = {
     "numbers": {"objective": "regression"},
@@ -126,7 +131,7 @@ def onnxruntime(path: Path, booster: lgb.Booster) -> Callable[[Rows], Any]:  # n
 
 
 ENGINES: dict[str, tuple[str, Engine]] = {
-    "this package": ("predictor", this_package),
+    OURS: ("predictor", this_package),
     "lleaves": ("lleaves", lleaves),
     "treelite GTIL": ("treelite", gtil),
     "tl2cgen": ("tl2cgen", tl2cgen),
@@ -144,39 +149,52 @@ def share_off(answer: Any, truth: Rows) -> tuple[float, float]:
     return float(off.reshape(len(truth), -1).any(axis=1).mean()), float(finite.max(initial=0.0))
 
 
-def main() -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    options = parser.parse_args()
     engines = {name: make for name, (module, make) in ENGINES.items() if importlib.util.find_spec(module)}
     print("| model | rows | " + " | ".join(engines) + " |")
     print("|--|--|" + "--|" * len(engines))
+    results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, options in MODELS.items():
+        for name in list(MODELS)[: 1 if options.quick else None]:
             path = Path(folder, name.replace(" ", "_") + ".txt")
-            booster, seen = train(path, options)
+            booster, seen = train(path, MODELS[name])
             calls: dict[str, Callable[[Rows], Any] | None] = {}
             for engine, make in engines.items():
                 try:
                     calls[engine] = make(path, booster)
                 except Exception:  # whatever an engine raises for a model it cannot take
                     calls[engine] = None
-            for kind, rows in (("like training", seen), ("hard", hard(booster))):
-                truth = np.asarray(booster.predict(rows, num_threads=1))
-                print(
-                    f"| {name} | {kind} | "
-                    + " | ".join(_cell(call, rows, truth) for call in calls.values())
-                    + " |"
-                )
+            for kind, rows in (("rows like training", seen), ("hard rows", hard(booster))):
+                truth, cells = np.asarray(booster.predict(rows, num_threads=1)), []
+                for engine, call in calls.items():
+                    cell, off = _compared(call, rows, truth)
+                    cells.append(cell)
+                    goal = 0.0 if engine == OURS else None
+                    if engine == OURS and math.isnan(off):  # no answer is no exact answer
+                        off = 100.0
+                    results.append(
+                        Result(name=f"{engine}: {name}, {kind}", value=off, unit="% of rows off", goal=goal)
+                    )
+                print(f"| {name} | {kind} | " + " | ".join(cells) + " |")
+    return finish(options, [result for result in results if not math.isnan(result.value)])
 
 
-def _cell(call: Callable[[Rows], Any] | None, rows: Rows, truth: Rows) -> str:
+def _compared(call: Callable[[Rows], Any] | None, rows: Rows, truth: Rows) -> tuple[str, float]:
+    """In words, and the per cent of rows that are off; NaN where the engine has no answer."""
     if call is None:
-        return "refuses"
+        return "refuses", math.nan
     try:
         off, largest = share_off(call(rows), truth)
     except Exception:
-        return "fails"
-    return "exact" if off == 0 else f"{off:.1%} off, by up to {largest:.1g}"
+        return "fails", math.nan
+    return "exact" if off == 0 else f"{off:.1%} off, by up to {largest:.1g}", 100 * off
 
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    sys.exit(main())

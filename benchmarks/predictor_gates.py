@@ -1,8 +1,10 @@
-"""What the native kernel must reach, and what it should: ratios to a peer in the same run."""
+"""The goals of the native kernel, must and stretch: ratios to a peer in the same run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from harness.results import Result
 
 __all__ = ["Gate", "ratio_gate"]
 
@@ -38,10 +40,19 @@ class Gate:
     stretch: float | None = None
     at_least: bool = True  # False: at most
     binds: bool = True  # False: the goal is another level's, shown for comparison
+    unit: str = "× as fast as Booster.predict"
 
     @property
-    def holds(self) -> bool:
-        return not self.binds or self._reaches(self.must)
+    def result(self) -> Result:
+        """The result that `scripts/bench` keeps."""
+        return Result(
+            name=self.name,
+            value=self.value,
+            unit=self.unit,
+            goal=self.must,
+            at_least=self.at_least,
+            binds=self.binds,
+        )
 
     def _reaches(self, bound: float) -> bool:
         return self.value >= bound if self.at_least else self.value <= bound

@@ -1,5 +1,5 @@
 """
-What the Redis store costs, as ratios to the fewest bare commands that could do the same, side by side in one process.
+The cost of the Redis store, as ratios to the fewest bare commands that do the same, side by side in one process.
 
     uv run python benchmarks/store_redis.py                 # a server of its own; prints the table
     uv run python benchmarks/store_redis.py --url redis://… # another server
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import math
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import redis.asyncio
+from harness.results import Result, add_options, finish
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey
 from idempotency.stores.redis import RedisStore, records
@@ -64,15 +64,17 @@ async def at_once_us(call: Call) -> float:
 
 
 class Ratio(NamedTuple):
-    """What the floor and the store cost, in microseconds, and the one as a multiple of the other."""
+    """The cost of the floor and of the store, in microseconds, and the second as a multiple of the first."""
 
     floor: float
     store: float
     ratio: float
 
 
-async def compare(measure: Callable[[Call], Awaitable[float]], floor: Call, ours: Call) -> Ratio:
-    pairs = [(await measure(floor), await measure(ours)) for _ in range(BLOCKS)]
+async def compare(
+    measure: Callable[[Call], Awaitable[float]], floor: Call, ours: Call, *, blocks: int
+) -> Ratio:
+    pairs = [(await measure(floor), await measure(ours)) for _ in range(blocks)]
     columns = [*zip(*pairs, strict=True), [ours / floor for floor, ours in pairs]]
     return Ratio(*map(statistics.median, columns))
 
@@ -80,8 +82,8 @@ async def compare(measure: Callable[[Call], Awaitable[float]], floor: Call, ours
 class Bench:
     """The two sides of every ratio."""
 
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self.client = client
+    def __init__(self, client: redis.asyncio.Redis, blocks: int) -> None:
+        self.client, self.blocks = client, blocks
         self.store = RedisStore(client, prefix="bench:", deadline=10.0)
         self.names = (f"{time.time_ns()}-{number}" for number in itertools.count())
 
@@ -99,32 +101,36 @@ class Bench:
         await self.client.set(name, b"x" * 200, nx=True, px=90_000)
         await self.client.set(name, value, px=60_000)
 
+    async def compare(self, measure: Callable[[Call], Awaitable[float]], floor: Call, ours: Call) -> Ratio:
+        return await compare(measure, floor, ours, blocks=self.blocks)
+
     async def run(self) -> dict[str, Ratio]:
         found: dict[str, Ratio] = {}
         for size in SIZES:
             outcome = b'{"body":"' + b"x" * size + b'"}'
             key = await self.first_run(outcome)
             await self.client.set("bench:floor", await self.client.get(f"bench:{key}"), px=600_000)
-            found[f"replay of {size // 1024} KiB"] = await compare(
+            found[f"replay of {size // 1024} KiB"] = await self.compare(
                 block_us, lambda: self.client.get("bench:floor"), lambda key=key: self.acquire(key)
             )
         small = b'{"body":"' + b"x" * SIZES[0] + b'"}'
-        found["first run of 1 KiB"] = await compare(
+        found["first run of 1 KiB"] = await self.compare(
             block_us, lambda: self.two_sets(small), lambda: self.first_run(small)
         )
         key = await self.first_run(small)
-        command = records.acquire(f"bench:{key}".encode(), FINGERPRINT, OTHER, 30.0, 60.0, True)
+        names = records.Names("bench:", cluster=False)
+        command = records.acquire(names.record(key), FINGERPRINT, OTHER, 30.0, 60.0, True, names.fence(key))
         assert command.script is not None
         words = ("EVALSHA", command.script.sha, 1, command.key, *command.args)
-        found[f"{TASKS} at once"] = await compare(
+        found[f"{TASKS} at once"] = await self.compare(
             at_once_us, lambda: self.client.execute_command(*words), lambda: self.acquire(key)
         )
         return found
 
 
-async def measure(url: str) -> dict[str, Ratio]:
+async def measure(url: str, blocks: int) -> dict[str, Ratio]:
     async with redis.asyncio.Redis.from_url(url, max_connections=TASKS) as client:
-        bench = Bench(client)
+        bench = Bench(client, blocks)
         try:
             return await bench.run()
         finally:
@@ -134,25 +140,32 @@ async def measure(url: str) -> dict[str, Ratio]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ratios of the Redis store to bare commands.")
     parser.add_argument("--url", help="a running server; by default one of its own is started")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    add_options(parser)
     options = parser.parse_args()
     binary = find_binary()
     if options.url is None and binary is None:
         parser.error("no server binary found; give --url")
     with nullcontext(SimpleNamespace(url=options.url)) if options.url else start_server(binary) as server:
-        found = asyncio.run(measure(server.url))
-    missed = 0
+        found = asyncio.run(measure(server.url, 1 if options.quick else BLOCKS))
+    results = []
     for name, cost in found.items():
-        throughput = name in AT_LEAST
-        ratio = 1 / cost.ratio if throughput else cost.ratio
-        fails = ratio < AT_LEAST[name] if throughput else ratio > AT_MOST.get(name, math.inf)
-        bound = f">= {AT_LEAST[name]}" if throughput else f"<= {AT_MOST[name]}" if name in AT_MOST else "none"
-        missed += fails
+        if name in AT_LEAST:
+            result = Result(
+                name=name,
+                value=1 / cost.ratio,
+                unit="× the throughput of one command a connection",
+                goal=AT_LEAST[name],
+                at_least=True,
+            )
+        else:
+            floor = "two bare SETs" if name.startswith("first run") else "one GET"
+            result = Result(name=name, value=cost.ratio, unit=f"× {floor}", goal=AT_MOST.get(name))
+        results.append(result)
         print(
-            f"{name:<20} floor {cost.floor:7.1f} us  store {cost.store:7.1f} us  ratio {ratio:5.2f}  goal {bound}"
-            f"{'  MISSED' * fails}"
+            f"{name:<20} floor {cost.floor:7.1f} us  store {cost.store:7.1f} us  ratio {result.value:5.2f}  "
+            f"{result.verdict}"
         )
-    return 1 if options.check and missed else 0
+    return finish(options, results)
 
 
 if __name__ == "__main__":

