@@ -1,4 +1,4 @@
-"""What callers with a key, without one, or with a weak one can do to `ml-api serve`, over raw sockets."""
+"""Attacks on `ml-api serve` over raw sockets, by callers with a key, without one, or with a weak one."""
 
 from __future__ import annotations
 
@@ -83,25 +83,18 @@ def test_two_keys_in_one_request_open_nothing(with_admin: Any) -> None:
 # The event loop stays free
 
 
-@pytest.fixture(scope="module")
-def patient(start_wire: Start) -> Iterator[Any]:
-    """A service that waits for slow bodies: eight of a mebibyte take their time on a busy machine."""
-    with start_wire(ML_SERVICE_BODY_TIMEOUT="60") as running:
-        yield running
-
-
 @pytest.mark.parametrize("unit", [b"[],", b"0,"])
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/btc-eth/infer", "/v2/models/btc-eth/explain"])
-def test_eight_bodies_of_a_mebibyte_leave_health_answered(patient: Any, path: str, unit: bytes) -> None:
+def test_eight_bodies_of_a_mebibyte_leave_health_answered(wire: Any, path: str, unit: bytes) -> None:
     begin = b'{"inputs":[{"name":"rows","shape":[1,11],"datatype":"FP64","data":['
     content = begin + unit * ((1_000_000 - len(begin)) // len(unit)) + b"0]}]}"
     with contextlib.ExitStack() as opened:
         clients = []
         for number in range(8):
             lines = (f"Content-Length: {len(content)}", f"Idempotency-Key: heavy-{number}")
-            client = opened.enter_context(patient.connect())
-            clients.append(client.send(patient.post(*lines, path=path), content[:-1]))
-        probe = opened.enter_context(patient.connect())
+            client = opened.enter_context(wire.connect())
+            clients.append(client.send(wire.post(*lines, path=path), content[:-1]))
+        probe = opened.enter_context(wire.connect())
         for client in clients:
             client.send(content[-1:])  # all are whole at once
         # How long each may hold the loop is measured in CPU time, in services/ml-api/tests/http/test_event_loop.py.

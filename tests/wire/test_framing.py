@@ -50,9 +50,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_what_never_ends_before_a_body_is_cut_off_and_kept_nowhere(
-    client: Client, wire: Any, kind: str
-) -> None:
+def test_an_endless_head_is_cut_off_and_not_buffered(client: Client, wire: Any, kind: str) -> None:
     first, more = ENDLESS[kind]
     before = wire.resident()
     client.send(first)
@@ -81,7 +79,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_what_is_not_http_is_400_and_the_end_of_the_connection(client: Client, kind: str) -> None:
+def test_bytes_that_are_not_http_get_400_and_a_closed_connection(client: Client, kind: str) -> None:
     answer = client.send(MALFORMED[kind]).answer()
     assert answer.status == 400
     assert answer.header("connection") == "close"

@@ -105,7 +105,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("kind", ENDLESS)
 @pytest.mark.parametrize("to", ["a path that needs no key", "a path that needs one", "a body that is read"])
-def test_what_never_ends_around_a_body_is_cut_off_and_kept_nowhere(
+def test_endless_framing_around_a_body_is_cut_off_and_not_buffered(
     client: Client, wire: Any, kind: str, to: str
 ) -> None:
     request = {
@@ -150,7 +150,7 @@ def test_extensions_and_zeros_within_the_limit_change_nothing(client: Client, wi
 def test_trailers_of_many_connections_take_no_memory(
     start_wire: Callable[..., AbstractContextManager[Any]],
 ) -> None:
-    with start_wire(ML_SERVICE_HEADER_TIMEOUT="10", ML_SERVICE_BODY_TIMEOUT="10") as wire:
+    with start_wire() as wire:
         before = wire.resident()
         clients = [wire.connect() for _ in range(50)]
         for one in clients:
