@@ -3,7 +3,9 @@ The pages of the documentation site, gathered from where they live in the reposi
 
 `docs/` becomes the root of the site; other Markdown files keep their path. Links between them follow. A link to a file
 that is no page leads to a page that shows it. The reference has one page for each public module, made by mkdocstrings
-from the docstrings of the names in its `__all__`.
+from the docstrings of the names in its `__all__`. A module inside a folder that exports names itself is public where a
+page names it (CONTRIBUTING.md); what else is inside may move. The service is a program: of its modules two are for who
+embeds or configures it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ SOURCES = {
     "predictor": ROOT / "packages/predictor/src",
     "ml_api": ROOT / "services/ml-api/src",
 }
+OF_THE_SERVICE = {"ml_api.app", "ml_api.settings"}
 PAGES = (
     "docs/**/*.md",
     "docs/site/index.markdown",
@@ -31,7 +34,7 @@ PAGES = (
     "services/ml-api/*.md",
     "services/ml-api/clients/**/*.md",
     "services/ml-api/src/ml_api/models/README.md",
-    "services/ml-api/src/ml_api/examples/README.md",
+    "services/ml-api/src/ml_api/demo/README.md",
     "benchmarks/README.md",
     "examples/**/*.md",
     "*.md",
@@ -52,10 +55,11 @@ NESTED = re.compile(r"(\]\(\s*<?)([^)\s>]+)(>?\s*\))")  # also around a picture:
 
 @dataclass
 class Site:
-    """What is written to *pages*, a folder that is made anew."""
+    """The site's pages, written to *pages*, a folder that is made anew."""
 
     pages: Path
     edit_paths: dict[str, str] = field(default_factory=dict)
+    """Of each page the file that one edits to change it; a page that lists a folder has none."""
     documented: dict[str, str] = field(default_factory=dict)
     """A public name's own path, and the path under which the reference has it."""
 
@@ -71,6 +75,7 @@ class Site:
         for asset in [
             *ROOT.glob("docs/**/*.svg"),
             *ROOT.glob("docs/site/*.css"),
+            *ROOT.glob("docs/site/*.js"),
             *ROOT.glob("benchmarks/**/*.svg"),
         ]:
             target = self.pages / place(asset.relative_to(ROOT).as_posix())
@@ -92,7 +97,7 @@ class Site:
         return "".join(pieces)
 
     def _led(self, link: str, source: str) -> str:
-        """Where *link*, in *source*, leads on the site."""
+        """The target on the site of *link*, which stands in *source*."""
         if re.match(r"[a-z][a-z0-9+.-]*:|#", link) or source == "docs/site/index.markdown":
             return link
         path, hash_, anchor = link.partition("#")
@@ -115,8 +120,15 @@ class Site:
             if len(text) > SHOWN_BYTES:
                 text = text[:SHOWN_BYTES] + "\n[...]\n"
             body = f"````{LANGUAGES.get(path.suffix, 'text')}\n{text}````"
+            self.edit_paths[page] = target
         self._write(page, f"---\nsearch:\n  exclude: true\n---\n\n# {target}\n\n{body}\n")
         return page
+
+    def _named(self) -> set[str]:
+        """The modules, and other dotted names, that the pages name."""
+        texts = [(ROOT / source).read_text(encoding="utf-8") for source in self._sources]
+        dotted = rf"\b(?:{'|'.join(SOURCES)})(?:\.\w+)+"
+        return {name for text in texts for name in re.findall(dotted, text)}
 
     def _reference(self) -> Iterator[dict[str, str]]:
         loader = griffe.GriffeLoader(search_paths=list(SOURCES.values()))
@@ -124,22 +136,34 @@ class Site:
             loader.load(package)
         loader.resolve_aliases(implicit=True, external=False)
         for package in SOURCES:
-            modules = [m for m in _modules(loader.modules_collection[package]) if m.exports]
+            modules = _modules(loader.modules_collection[package], self._named())
             for module in modules:
+                if not module.exports or (package == "ml_api" and module.path not in OF_THE_SERVICE):
+                    continue
                 self._write(f"reference/{module.path}.md", _module_page(module, self.documented))
+                self.edit_paths[f"reference/{module.path}.md"] = _file(module)
                 yield {module.path: f"reference/{module.path}.md"}
 
 
 def place(source: str) -> str:
-    """Where the site has the page of the file *source*."""
+    """The place of *source*'s page on the site."""
     return MOVED.get(source) or source.removeprefix("docs/")
 
 
-def _modules(module: griffe.Module) -> Iterator[griffe.Module]:
+def _modules(module: griffe.Module, named: set[str]) -> Iterator[griffe.Module]:
     yield module
+    inside = module.exports and module.parent is not None  # of a folder whose own names are public
     for name, child in sorted(module.modules.items()):
-        if not name.startswith("_") and not child.is_alias:
-            yield from _modules(child)
+        if name.startswith("_") or child.is_alias or (inside and child.path not in named):
+            continue
+        yield from _modules(child, named)
+
+
+def _file(module: griffe.Module) -> str:
+    path = module.filepath
+    if isinstance(path, list):  # of a namespace package
+        raise TypeError(f"{module.path} has several folders")
+    return path.relative_to(ROOT).as_posix()
 
 
 def _module_page(module: griffe.Module, documented: dict[str, str]) -> str:

@@ -3,7 +3,7 @@ Builds the documentation site into build/docs/site; a broken link, or anything t
 
     scripts/docs                             build
     scripts/docs --serve                     build, then serve on 127.0.0.1:8000
-    scripts/docs --repository URL            with links to edit each page there
+    scripts/docs --repository URL            with links to edit each page there; default: [tool.project-address]
     scripts/docs --version 0.1.0             as a version of its own beside others, under build/docs/versions
 """
 
@@ -21,6 +21,8 @@ import tomllib
 from functools import partial
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 sys.path.insert(0, str(Path(__file__).parent))
 from docs_pages import ROOT, Site
 
@@ -36,8 +38,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--serve", action="store_true")
-    parser.add_argument("--repository", metavar="URL", default=os.environ.get("DOCS_REPOSITORY_URL"))
-    parser.add_argument("--version")
+    parser.add_argument(
+        "--repository", metavar="URL", default=os.environ.get("DOCS_REPOSITORY_URL") or _address("repository")
+    )
+    parser.add_argument("--version", type=_version)
     args = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     site = Site(BUILD / "pages")
@@ -71,6 +75,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    _write_sitemap(built)
     print(f"{len(site.documented)} public names in the reference")
     print(f"{sum(1 for _ in built.rglob('index.html'))} pages in {built.relative_to(ROOT)}")
     if args.version:
@@ -80,6 +85,12 @@ def main() -> int:
         print("serving on http://127.0.0.1:8000")
         http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
     return 0
+
+
+def _address(of: str) -> str | None:
+    """The public address of the repository or the documentation, by the setting that releases use; None without."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return settings["tool"]["project-address"][of] or None
 
 
 def _completed(reference: list[dict[str, str]], repository: str | None, version: str | None) -> str:
@@ -116,16 +127,44 @@ def _shows(built: Path, path: str) -> bool:
 
 
 def _edit_links(built: Path, edit_paths: dict[str, str]) -> None:
-    """Lead each edit link to the file that the page was made of; a page that was generated has none."""
+    """Lead each edit link to the file that the page was made of; where there is none, take the link out."""
+
+    def led(link: re.Match[str]) -> str:
+        path = edit_paths.get(link[2])
+        return "" if path is None else f"{link[1]}{path}{link[3]}"
+
     for page in built.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        changed = re.sub(
-            r'(<a href="[^"]*/edit/main/)([^"]+)("[^>]*>)',
-            lambda link: link[1] + edit_paths.get(link[2], link[2]) + link[3],
-            text,
-        )
+        changed = re.sub(r'(<a href="[^"]*/edit/main/)([^"]+)("[^>]*>.*?</a>)', led, text, flags=re.DOTALL)
+        # The theme would ask the forge for stars and forks, from every reader's browser.
+        changed = changed.replace(' data-md-component="source"', "")
         if changed != text:
             page.write_text(changed, encoding="utf-8")
+
+
+def _write_sitemap(built: Path) -> None:
+    """
+    List the pages in sitemap.xml, by which the menu of versions leads to the same page of another version.
+
+    The menu reads what follows the part that all addresses share, so any host will do while there is no public address.
+    """
+    base = _address("documentation") or "http://localhost"
+    pages = sorted(page.parent.relative_to(built).as_posix() for page in built.rglob("index.html"))
+    found = "".join(f"<url><loc>{base}/{'' if page == '.' else f'{page}/'}</loc></url>\n" for page in pages)
+    (built / "sitemap.xml").write_text(
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n{found}</urlset>\n',
+        encoding="utf-8",
+    )
+    (built / "sitemap.xml.gz").unlink(missing_ok=True)
+
+
+def _version(text: str) -> str:
+    """*text*, if it is a version: it becomes the name of a folder that is made anew."""
+    try:
+        return str(Version(text))
+    except InvalidVersion:
+        raise argparse.ArgumentTypeError(f"not a version: {text}") from None
 
 
 def _keep_version(built: Path, version: str) -> None:
@@ -134,7 +173,7 @@ def _keep_version(built: Path, version: str) -> None:
     versions.mkdir(exist_ok=True)
     shutil.rmtree(versions / version, ignore_errors=True)
     shutil.copytree(built, versions / version)
-    names = sorted((path.name for path in versions.iterdir() if path.is_dir()), reverse=True)
+    names = sorted((path.name for path in versions.iterdir() if path.is_dir()), key=Version, reverse=True)
     listed = [
         {"version": name, "title": name, "aliases": ["latest"] if name == names[0] else []} for name in names
     ]

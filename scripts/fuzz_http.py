@@ -29,12 +29,17 @@ from pathlib import Path
 
 LIMIT = 1.0  # s: each of the service's own limits
 PATIENCE = 20.0  # s: for a busy machine
+ATTEMPTS = 5  # at a connection with valid requests, while the machine stands still
 GROWTH = 64 << 20  # bytes of memory that the service may have more in the end
 KEY = secrets.token_hex(16)
 
 
 class RuleBroken(Exception):
-    """What the service did that it should not."""
+    """The service broke a rule; the message says which."""
+
+
+class Stalled(Exception):
+    """The machine stood still for about the service's limit: valid requests took long to send, or were answered 408."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +154,24 @@ def segments(chance: random.Random, data: bytes) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True) if start < end]
 
 
+def send(connection: socket.socket, parts: list[bytes], *, at_once: bool) -> None:
+    """Send *parts*; where they have to be sent *at_once*, tell by `Stalled` that they were not."""
+    begun = time.monotonic()
+    try:
+        for part in parts:
+            connection.sendall(part)
+    finally:
+        if at_once and time.monotonic() - begun > LIMIT / 2:
+            raise Stalled
+
+
 def talk(port: int, parts: list[bytes], *, finish: bool) -> bytes:
     """Send *parts*, end the sending where *finish*, and return all that is answered until the service closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         received = bytearray()
         try:
-            for part in parts:
-                connection.sendall(part)
+            send(connection, parts, at_once=finish)
             while data := connection.recv(65_536):
                 received += data
         except TimeoutError:
@@ -192,35 +207,46 @@ def answers(received: bytes, heads: list[bool]) -> list[tuple[int, str, bool]]:
     return found
 
 
+def hold(port: int, parts: list[bytes], exchanges: list[Exchange], *, broken: bool) -> None:
+    """Send *parts*, which are *exchanges*, or were and are *broken* now; hold what is answered to the rules."""
+    received = talk(port, parts, finish=not broken)
+    if broken:
+        if b"HEAD" not in b"".join(parts):
+            answers(received, [])
+        return
+    heads = [b"HEAD " in exchange.data[:7] for exchange in exchanges]
+    found = answers(received, heads)
+    # A refusal may end the connection, and an answer that came before its request was whole does: it says so, and
+    # what was sent behind it was not read (RFC 9112, 9.6).
+    ended = any(status == 401 or closed for status, _, closed in found)
+    if len(found) < len(exchanges) and not ended:
+        raise RuleBroken(f"{len(exchanges)} valid requests, {len(found)} answers: {found}")
+    for (status, request_id, _), exchange in zip(found, exchanges, strict=False):
+        if status == 408:
+            raise Stalled
+        if request_id != exchange.request_id or status not in exchange.statuses:
+            raise RuleBroken(f"{exchange.request_id} was answered {status} as {request_id!r}")
+    if len(found) > len(exchanges):
+        raise RuleBroken(f"more answers than requests: {found}")
+
+
 def one_connection(chance: random.Random, port: int, number: int) -> bytes:
-    """Hold one connection to the rules; return what was sent."""
+    """Hold one connection to the rules, again where the machine stood still; return what was sent."""
     exchanges = [valid(chance, number * 10 + index) for index in range(chance.randrange(1, 5))]
     data = b"".join(exchange.data for exchange in exchanges)
     broken = chance.random() < 0.6
     if broken:
         data = changed(chance, data)
     parts = segments(chance, data)
-    try:
-        received = talk(port, parts, finish=not broken)
-        if broken:
-            if b"HEAD" not in data:
-                answers(received, [])
-            return data
-        heads = [b"HEAD " in exchange.data[:7] for exchange in exchanges]
-        found = answers(received, heads)
-        # A refusal may end the connection, and an answer that came before its request was whole does: it says so, and
-        # what was sent behind it was not read (RFC 9112, 9.6).
-        ended = any(status == 401 or closed for status, _, closed in found)
-        if len(found) < len(exchanges) and not ended:
-            raise RuleBroken(f"{len(exchanges)} valid requests, {len(found)} answers: {found}")
-        for (status, request_id, _), exchange in zip(found, exchanges, strict=False):
-            if request_id != exchange.request_id or status not in exchange.statuses:
-                raise RuleBroken(f"{exchange.request_id} was answered {status} as {request_id!r}")
-        if len(found) > len(exchanges):
-            raise RuleBroken(f"more answers than requests: {found}")
-    except RuleBroken as error:
-        raise RuleBroken(f"connection {number}: {error}\n{parts!r}") from None
-    return data
+    for _ in range(ATTEMPTS):
+        try:
+            hold(port, parts, exchanges, broken=broken)
+        except Stalled:
+            continue
+        except RuleBroken as error:
+            raise RuleBroken(f"connection {number}: {error}\n{parts!r}") from None
+        return data
+    raise RuleBroken(f"connection {number} was slow or answered 408 {ATTEMPTS} times\n{parts!r}")
 
 
 def resident(process: int) -> int:
