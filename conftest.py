@@ -1,11 +1,13 @@
 """
 Every Python example in the documentation and in docstrings is a test.
 
-`pytest -m fast` runs what needs no server, no process and no waiting: it collects nothing else.
+`pytest -m fast` runs what needs no server, no process and no waiting: it collects nothing else. Tests whose dependency
+group is not installed are left out, and named at the end; in CI they are an error.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import MutableMapping
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
@@ -14,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import dependency_groups
 import pytest
 from hypothesis import HealthCheck, settings
 from sybil import Sybil
@@ -37,8 +40,30 @@ if not os.environ.get("CI"):
     settings.load_profile("patient")
 
 
+def pytest_configure() -> None:
+    lacking = dependency_groups.missing("dev")
+    if lacking and os.environ.get("CI", "").lower() == "true":
+        raise pytest.UsageError(f"not installed, and CI runs every test: {', '.join(lacking)}; run `uv sync`")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for group in dict.fromkeys(dependency_groups.AREAS.values()):
+        if lacking := dependency_groups.missing(group):
+            areas = [area for area, needed in dependency_groups.AREAS.items() if needed == group]
+            terminalreporter.write_line(
+                f"left out: {', '.join(areas)}, for want of {', '.join(lacking[:5])}"
+                f"{' and others' if len(lacking) > 5 else ''}; `uv sync --only-group {group}` installs that group alone"
+            )
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m fast`, leave unread what has no fast test: reading every test file takes longer than those tests do."""
+    """
+    Leave unread what cannot run here.
+
+    With `-m fast` also what has no fast test: reading every test file takes longer than those tests do.
+    """
+    if dependency_groups.left_out(collection_path):
+        return True
     if config.option.markexpr != "fast" or collection_path == ROOT or ROOT not in collection_path.parents:
         return None
     places = [ROOT / place for place in FAST]
@@ -47,6 +72,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         for place in places
     )
     return None if near else True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    # An application made by Litestar sets the root logger to INFO for the rest of the process.
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,22 +25,16 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from patience import until_sync
+from ports import free_port
 
 API_KEY = "the-api-key-of-the-system-tests"
 PATIENCE = 60.0  # s: a bound for a busy machine, never the expected time
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def wait_until(holds: Callable[[], object], what: str) -> None:
     """Wait until *holds* returns something true; fail after `PATIENCE` seconds."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {PATIENCE:g} s in vain: {what}"
-        time.sleep(0.02)
+    until_sync(holds, what, patience=PATIENCE)
 
 
 @pytest.fixture
@@ -119,7 +112,11 @@ def command(environment: dict[str, str], tmp_path: Path) -> Callable[..., subpro
 
 @pytest.fixture
 def serve(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service and wait until it answers: `serve(ML_SERVICE_WAIT="0")`; all are stopped at the end."""
+    """
+    Start a service and wait until it answers: `serve(ML_SERVICE_WAIT="0")`; all are stopped at the end.
+
+    None of its limits on time is reached, also where the machine stands still, but those that a test gives it.
+    """
     running: list[Service] = []
 
     def start(*, workers: int = 1, port: int | None = None, **variables: str) -> Service:
@@ -129,6 +126,9 @@ def serve(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
             "ML_SERVICE_API_KEY": API_KEY,
             "ML_SERVICE_STORE_PATH": str(tmp_path / "store" / "idempotency.sqlite3"),
             "ML_SERVICE_LOG_FORMAT": "json",
+            "ML_SERVICE_STORE_DEADLINE": "60",
+            "ML_SERVICE_HANDLER_TIMEOUT": "60",
+            "ML_SERVICE_KEEP_ALIVE_TIMEOUT": "60",
         }
         with log_file.open("wb") as log:
             process = subprocess.Popen(

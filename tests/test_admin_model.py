@@ -72,7 +72,7 @@ def swap(service: Any, path: str | Path, **more: Any) -> httpx.Response:
     return service.client.post("/admin/model", json={"path": str(path)} | more, headers={"X-API-Key": ADMIN})
 
 
-def test_what_is_not_a_regular_file_of_the_directory_is_refused_without_a_word_of_it(
+def test_a_path_that_is_no_regular_file_of_the_directory_is_refused_without_naming_it(
     service: Any, models: Path, tmp_path: Path
 ) -> None:
     outside = copy_of(tmp_path, "outside.txt")

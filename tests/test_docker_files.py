@@ -1,4 +1,4 @@
-"""What can be held of docker/ without an engine: the files against their schemas, the queries against the metrics."""
+"""Checks of docker/ that need no engine: the files against their schemas, the queries against the metrics."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_tools_are_installed_by_version_and_hash(file: str) -> None:
     assert all("--require-hashes" in line for line in installs), installs
 
 
-def test_what_watches_the_service_is_not_published_with_it() -> None:
+def test_monitoring_ports_are_not_published_with_the_service() -> None:
     services = compose("compose.yaml")["services"]
     for name in ("prometheus", "grafana"):
         (port,) = services[name]["ports"]
@@ -232,7 +232,7 @@ def test_every_query_selects_what_is_exported_or_recorded() -> None:
         assert named <= known, query
 
 
-def test_what_a_rule_counts_by_label_is_there_before_it_happens() -> None:
+def test_labelled_counters_of_alert_rules_exist_before_the_first_event() -> None:
     # increase() sees changes alone: of a series that is born at 1 it never sees the 1.
     fresh = Metrics().render().decode()
     counted = {
@@ -254,7 +254,7 @@ def test_every_alert_says_what_to_do_and_is_tested() -> None:
 
 
 def unknown_to_grafana(written: Any, understood: Any, place: str = "dashboard") -> Iterator[str]:
-    """Where *understood*, the dashboard as Grafana's own models read it, lacks or changes what was written."""
+    """Lists where *understood*, the dashboard as Grafana's own models read it, lacks or changes what was written."""
     match written, understood:
         case dict(), dict():
             for name, value in written.items():

@@ -14,6 +14,9 @@ NOT_OURS = {"build", "node_modules", "site-packages", "venv"}
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+NAMED_PATH = re.compile(
+    r"(?<![\w./:@-])(?:packages|services|docs|tests|scripts|benchmarks|examples)/[\w./*-]*\w"
+)
 ANCHOR = re.compile(r"<a\s+(?:id|name)=\"([^\"]+)\"", re.IGNORECASE)
 
 
@@ -60,6 +63,28 @@ def broken_links(page: Path) -> list[str]:
         elif anchor and (target.suffix != ".md" or anchor not in anchors(target)):
             broken.append(f"{link}: no such heading")
     return broken
+
+
+def missing_paths(page: Path) -> list[str]:
+    """Paths that its text or its commands name, from the root of the repository, where nothing is."""
+    text = re.sub(r"\]\([^)]*\)", "]", page.read_text(encoding="utf-8"))
+    named = sorted(set(NAMED_PATH.findall(text)))
+    return [path for path in named if not any(ROOT.glob(path)) and not any(page.parent.glob(path))]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_that_the_page_names_exists(page: Path) -> None:
+    assert missing_paths(page) == []
+
+
+def test_a_path_that_leads_nowhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(
+        "`docs/page.md` docs/*.md [a link](tests/gone.py)\n\n```console\npytest tests/old.py  # one file\n```\n"
+    )
+    assert missing_paths(page) == ["tests/old.py"]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))

@@ -6,37 +6,44 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 Serve = Callable[..., Any]
 Body = Callable[..., bytes]
 Eventually = Callable[[Callable[[], object], str], None]
 
-DEADLINE = 1.0  # s, the default of ML_SERVICE_STORE_DEADLINE
-SLACK = 4.0  # s: a busy machine; the older service took 7.5 s (down) and 117 s (frozen)
+HURRIED = {"ML_SERVICE_STORE_DEADLINE": "1"}
+"""The default: a request waits for the store for a second. The machine may stand still for as long."""
+
+IN_TIME = 5.0  # s: the shortest of three; the older service took 7.5 s (down) and 117 s (frozen)
 
 
-def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.monotonic()
-    answer = call()
-    return time.monotonic() - begun, answer
+def shortest(call: Callable[[], httpx.Response], *, status: int) -> tuple[float, httpx.Response]:
+    """The shortest of three calls in seconds, and its answer; each has *status*."""
+    timed = []
+    for _ in range(3):
+        begun = time.monotonic()
+        answer = call()
+        timed.append((time.monotonic() - begun, answer))
+        assert answer.status_code == status, answer.text
+    return min(timed, key=lambda one: one[0])
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
 def test_a_keyed_request_is_refused_in_time_and_the_rest_goes_on(
-    serve: Serve, body: Body, redis_server: Any, fault: str
+    serve: Serve, body: Body, redis_server: Any, eventually: Eventually, fault: str
 ) -> None:
-    service = serve(**redis_server.variables)
-    assert service.predict(body(), "before").status_code == 200
+    service = serve(**redis_server.variables, **HURRIED)
+    eventually(lambda: service.predict(body(), "before").status_code == 200, "the store answers in time")
     getattr(redis_server, fault)()
-    took, refused = seconds(lambda: service.predict(body(), "during"))
-    assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+    took, refused = shortest(lambda: service.predict(body(), "during"), status=503)
+    assert refused.headers["content-type"] == "application/problem+json"
     assert int(refused.headers["retry-after"]) >= 1
-    assert took < DEADLINE + SLACK
+    assert took < IN_TIME
     assert service.predict(body()).status_code == 200  # without a key there is nothing to protect
-    took, health = seconds(lambda: service.client.get("/health"))
-    assert health.status_code == 200
-    assert took < DEADLINE  # it waits for nothing; the bound allows for a busy machine
+    took, _ = shortest(lambda: service.client.get("/health"), status=200)
+    assert took < float(HURRIED["ML_SERVICE_STORE_DEADLINE"]), "it waits for nothing"
     assert service.client.get("/ready").status_code == 200
 
 
@@ -44,19 +51,18 @@ def test_a_keyed_request_is_refused_in_time_and_the_rest_goes_on(
 def test_with_bypass_a_keyed_request_is_decided_unprotected_logged_and_counted(
     serve: Serve, body: Body, redis_server: Any, fault: str
 ) -> None:
-    service = serve(**redis_server.variables, ML_SERVICE_ON_STORE_ERROR="bypass")
+    service = serve(**redis_server.variables, **HURRIED, ML_SERVICE_ON_STORE_ERROR="bypass")
     getattr(redis_server, fault)()
-    took, answer = seconds(lambda: service.predict(body(), "k"))
-    assert answer.status_code == 200
-    assert took < DEADLINE + SLACK
-    assert service.metric('ml_service_store_errors_total{action="bypassed",step="acquire"}') == 1.0
+    took, _ = shortest(lambda: service.predict(body(), "k"), status=200)
+    assert took < IN_TIME
+    assert service.metric('ml_service_store_errors_total{action="bypassed",step="acquire"}') == 3.0
     assert '"ERROR"' in service.log
 
 
 def test_it_recovers_from_a_restart_and_from_a_freeze_without_one_of_its_own(
     serve: Serve, body: Body, redis_server: Any, eventually: Eventually
 ) -> None:
-    service = serve(**redis_server.variables)
+    service = serve(**redis_server.variables, **HURRIED)
     redis_server.kill()
     assert service.predict(body(), "k").status_code == 503
     redis_server.start()
@@ -73,13 +79,13 @@ def test_it_starts_before_redis_does_and_says_when_it_is_there(
     serve: Serve, body: Body, redis_server: Any, eventually: Eventually
 ) -> None:
     redis_server.kill()
-    service = serve(**redis_server.variables)
+    service = serve(**redis_server.variables, **HURRIED)
     assert service.predict(body(), "k").status_code == 503
     assert service.client.get("/ready").json()["storeUp"] is False
     assert "Redis cache connected" not in service.log
     redis_server.start()
     eventually(lambda: "Redis cache connected" in service.log, "the log says that Redis is connected")
-    assert service.predict(body(), "k").status_code == 200
+    eventually(lambda: service.predict(body(), "k").status_code == 200, "decides once Redis is there")
     assert service.metric("ml_service_redis_connection_errors_total") >= 1.0
     assert service.metric("ml_service_redis_up") == 1.0
 

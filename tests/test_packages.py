@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
+from itertools import chain
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from markdown_it import MarkdownIt
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
+REPOSITORY = "https://forge.example.org/owner/name"
 
 
 def run(*command: str | Path) -> str:
@@ -111,3 +120,113 @@ def test_a_wheel_made_without_a_compiler_serves_through_lightgbm(tmp_path: Path)
 def test_the_model_in_the_package_is_small(wheels: dict[str, Path]) -> None:
     sizes = {info.filename: info.file_size for info in ZipFile(wheels["ml_api"]).infolist()}
     assert sizes["ml_api/models/btc-eth.txt"] < 1_000_000
+
+
+def relative_links(description: str) -> list[str]:
+    """Links that would lead nowhere on a package index, as its renderer finds them."""
+    html = MarkdownIt("commonmark").enable("table").render(description)
+    return [link for link in re.findall(r'(?:href|src)="([^"]*)"', html) if not link.startswith("https://")]
+
+
+@pytest.mark.parametrize("wheel", ["asgi_idempotency", "lightgbm_predictor", "ml_api"])
+def test_a_long_description_has_no_link_that_leads_nowhere_from_an_index(
+    wheels: dict[str, Path], wheel: str
+) -> None:
+    with ZipFile(wheels[wheel]) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    description = metadata.get_payload()
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert len(description) > 2_000
+    assert relative_links(description) == []
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """The files that the address is written into, of a project that has one."""
+    for member in ("packages/idempotency", "packages/predictor", "services/ml-api"):
+        (tmp_path / member).mkdir(parents=True)
+        for file in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / member / file, tmp_path / member / file)
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    changed = re.sub(r'^repository = ".*"$', f'repository = "{REPOSITORY}"', settings, flags=re.MULTILINE)
+    assert changed != settings
+    (tmp_path / "pyproject.toml").write_text(changed, encoding="utf-8")
+    return tmp_path
+
+
+def address(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, ROOT / "scripts/address", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_project_urls_and_links_are_made_of_the_address(released: Path) -> None:
+    assert address("--released", "--root", released).returncode == 1, "nothing was written yet"
+    assert address("--root", released).returncode == 0
+    assert address("--released", "--root", released).returncode == 0
+    for member in ("packages/idempotency", "packages/predictor", "services/ml-api"):
+        project = tomllib.loads((released / member / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert project["urls"]["Source"] == REPOSITORY
+        assert project["urls"]["Homepage"] == f"{REPOSITORY}/tree/main/{member}"
+        description = (released / member / "description.markdown").read_text(encoding="utf-8")
+        assert relative_links(description) == []
+        files = re.findall(
+            rf"{re.escape(REPOSITORY)}/(?:blob|raw)/v{project['version']}/([^)#]+)", description
+        )
+        assert files
+        assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_an_address_that_is_taken_back_leaves_nothing_behind(released: Path) -> None:
+    assert address("--root", released).returncode == 0
+    shutil.copy(ROOT / "pyproject.toml", released / "pyproject.toml")
+    assert address("--root", released).returncode == 0
+    for member in ("packages/idempotency", "packages/predictor", "services/ml-api"):
+        for file in ("pyproject.toml", "description.markdown"):
+            written = (released / member / file).read_text(encoding="utf-8")
+            assert written == (ROOT / member / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("wrong", ["http://forge.example.org/a/b", "https://forge.example.org/a/b/", "a/b"])
+def test_what_is_no_address_is_refused(released: Path, wrong: str) -> None:
+    settings = released / "pyproject.toml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace(REPOSITORY, wrong), encoding="utf-8")
+    done = address("--root", released)
+    assert done.returncode == 1
+    assert "give an https address without a slash at its end" in done.stderr
+
+
+def test_a_release_without_an_address_is_refused_and_told_what_to_set(released: Path) -> None:
+    settings = released / "pyproject.toml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace(REPOSITORY, ""), encoding="utf-8")
+    done = address("--released", "--root", released)
+    assert done.returncode == 1
+    assert "Set repository in [tool.project-address] of pyproject.toml" in done.stderr
+    release = (ROOT / "scripts/release").read_text(encoding="utf-8")
+    asked = re.search(r"--check\) .*scripts/address --released", release)
+    assert asked is not None
+    assert asked.end() < release.index('"== build"'), "it is asked before anything is built"
+
+
+def test_no_declared_version_lies_below_an_advisory_that_is_known() -> None:
+    page = (ROOT / "docs/releasing.md").read_text(encoding="utf-8")
+    table = page[page.index("| | lowest | because of |") :].partition("\n\n")[0]
+    known = {
+        canonicalize_name(name): Version(lowest)
+        for name, lowest in re.findall(r"^\| ([\w-]+) \| ([\d.]+)", table, re.MULTILINE)
+    }
+    assert len(known) > 10
+    seen, below = set(), []
+    for member in ("packages/idempotency", "packages/predictor", "services/ml-api"):
+        project = tomllib.loads((ROOT / member / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        for text in [*project["dependencies"], *chain(*project["optional-dependencies"].values())]:
+            requirement = Requirement(text)
+            name = canonicalize_name(requirement.name)
+            if name not in known:
+                continue
+            seen.add(name)
+            floors = [Version(part.version) for part in requirement.specifier if part.operator == ">="]
+            if not floors or max(floors) < known[name]:
+                below.append(f"{member}: {text}")
+    assert below == []
+    assert seen == set(known), "the table names what nothing declares"

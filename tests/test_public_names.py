@@ -1,4 +1,4 @@
-"""What is public is listed, importable and documented."""
+"""Public names are listed, importable and documented."""
 
 from __future__ import annotations
 

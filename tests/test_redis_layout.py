@@ -1,4 +1,4 @@
-"""What an operator sees with redis-cli: the four commands of the deployment guide, and the older service's records."""
+"""The view of an operator with redis-cli: the deployment guide's four commands, and the older service's records."""
 
 from __future__ import annotations
 

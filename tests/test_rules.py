@@ -22,7 +22,7 @@ def defined() -> list[str]:
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    """What may cite a rule: sources, tests and pages."""
+    """The texts that may cite a rule: sources, tests and pages."""
     for folder in (PACKAGE, ROOT / "docs", ROOT / "services", ROOT / "tests", ROOT / "examples"):
         for path in folder.rglob("*"):
             if path.suffix in {".py", ".md", ".lua", ".pml"} and path != Path(__file__):

@@ -1,4 +1,4 @@
-"""What is generated for plain functions is, byte for byte, what its source for coroutine functions makes."""
+"""The generated sync modules are, byte for byte, what their async sources give."""
 
 from __future__ import annotations
 
