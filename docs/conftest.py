@@ -1,4 +1,8 @@
-"""The page that needs a PostgreSQL server: its examples run as written, with DATABASE_URL set."""
+"""
+The page that needs a PostgreSQL server: its examples run as written, with DATABASE_URL set.
+
+Its stores have the deadline of a user who names none; here that is one which a machine standing still does not reach.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 import postgres_server
 import psycopg
 import pytest
+from patience import patient_by_default
 from psycopg.conninfo import make_conninfo
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -42,9 +47,13 @@ def database_url() -> Iterator[None]:
 
 
 def _with_schema(url: str) -> Iterator[None]:
+    from idempotency.stores.postgres import SyncPostgresStore
+    from idempotency.stores.sqlalchemy import SQLAlchemyStore
+
     with psycopg.connect(url, autocommit=True) as connection, pytest.MonkeyPatch.context() as patch:
         connection.execute("CREATE SCHEMA page")
         patch.setenv("DATABASE_URL", make_conninfo(url, options="-csearch_path=page"))
+        patient_by_default(patch, SyncPostgresStore, SQLAlchemyStore)
         yield
         connection.execute("DROP SCHEMA page CASCADE")
 
