@@ -18,7 +18,7 @@ payer, and its repeated request is still the same payment.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
@@ -54,7 +54,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 
 class Payment(BaseModel):
-    """What is paid to whom."""
+    """The amount and the receiver of a payment."""
 
     payee: str
     cents: PositiveInt
@@ -160,7 +160,7 @@ def create_app(database_url: str | None = None, *, lease: float = 10.0) -> FastA
     store = PostgresStore(pool)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with pool:
             async with pool.connection() as connection:
                 await connection.execute(SCHEMA)

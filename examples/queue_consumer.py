@@ -39,7 +39,7 @@ from idempotency.stores.sqlite import SyncSQLiteStore
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a charge leaves behind."""
+    """The result of a charge."""
 
     order: str
     cents: int
@@ -73,7 +73,7 @@ def make_handler(account: Account, store: SyncStore) -> Callable[..., Receipt]:
     @idempotent(
         store=store,
         operation="charge-order",
-        key=lambda order, **_: order,
+        key=lambda order, cents: order,
         codec=DataclassCodec(),
         policy=Policy(lease=10.0, retention=7 * 86_400.0),  # longer than a message may stay in the queue
     )

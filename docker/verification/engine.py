@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 DOCKER = Path(__file__).resolve().parent.parent
-BODY = (DOCKER.parent / "services/ml-api/src/ml_api/examples/request.json").read_bytes()
+BODY = (DOCKER.parent / "services/ml-api/src/ml_api/demo/request.json").read_bytes()
 IMAGE = "localhost/ai-trading-ml"
 
 # How long something may take to come (back) on a machine that is busy with other work. How long it took is printed.

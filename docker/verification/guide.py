@@ -14,7 +14,7 @@ from tally import Tally
 
 __all__ = ["verify_guide"]
 
-_EXAMPLE = DOCKER.parent / "services/ml-api/src/ml_api/examples/request.json"
+_EXAMPLE = DOCKER.parent / "services/ml-api/src/ml_api/demo/request.json"
 
 # Each command as it is typed, with what has to be seen. `localhost:8000` is the port that is published.
 _FIRST = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -20,8 +21,8 @@ HOLDERS = {
 }  # yours: verify the token
 
 
-def customer(scope: dict[str, Any]) -> str:
-    """Whose key it is: the customer, whichever token says so."""
+def customer(scope: Mapping[str, Any]) -> str:
+    """The tenant: the customer, whichever token identifies them."""
     token = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
     if token not in HOLDERS:
         raise MissingTenant(

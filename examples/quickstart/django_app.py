@@ -31,14 +31,17 @@ charges: list[int] = []  # stands for your database
 users = {"Bearer alice-1": "alice", "Bearer alice-2": "alice"}  # stands for your check of a token
 
 
+def current_user(request: HttpRequest) -> str | None:
+    return users.get(request.headers.get("Authorization", ""))
+
+
 def authenticate(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
     """Stands for Django's `AuthenticationMiddleware`."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        request.user_id = users.get(request.headers.get("Authorization", ""))
-        return get_response(request) if request.user_id else HttpResponse(status=401)
+        return get_response(request) if current_user(request) else HttpResponse(status=401)
 
     return middleware
 
@@ -56,7 +59,7 @@ if not settings.configured:
         MIDDLEWARE=[f"{__name__}.authenticate", "idempotency.django.IdempotencyMiddleware"],
         IDEMPOTENCY={
             "STORE": "sqlite:///charges.sqlite3",
-            "PRINCIPAL": lambda request: request.user_id,  # by default the primary key of request.user
+            "PRINCIPAL": current_user,  # by default the primary key of request.user
         },
     )
 urlpatterns = [path("charges", charge)]

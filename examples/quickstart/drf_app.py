@@ -64,11 +64,11 @@ class Tokens(BaseAuthentication):
             raise AuthenticationFailed
         return User(user), None
 
-    def authenticate_header(self, _: Request) -> str:
+    def authenticate_header(self, request: Request) -> str:
         return "Bearer"  # a refusal is then a 401
 
 
-class ChargeSerializer(serializers.Serializer):
+class ChargeSerializer(serializers.Serializer[dict[str, int]]):
     amount = serializers.IntegerField()
 
 

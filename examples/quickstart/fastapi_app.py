@@ -17,7 +17,7 @@ The first call charges. The second is answered from the record: the same body, a
 Records are in charges.sqlite3 in the current directory, for all processes of this machine. See docs/fastapi.md.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -33,7 +33,7 @@ users = {"Bearer alice-1": "alice", "Bearer alice-2": "alice"}  # stands for you
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     yield
     await store.aclose()
 

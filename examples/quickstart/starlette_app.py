@@ -17,7 +17,7 @@ The first call charges. The second is answered from the record: the same body, a
 Records are in charges.sqlite3 in the current directory, for all processes of this machine. See docs/fastapi.md.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -51,7 +51,7 @@ async def charge(request: Request) -> JSONResponse:
 
 
 @asynccontextmanager
-async def lifespan(_: Starlette) -> AsyncIterator[None]:
+async def lifespan(_: Starlette) -> AsyncGenerator[None]:
     yield
     await store.aclose()
 
