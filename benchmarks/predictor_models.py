@@ -67,16 +67,23 @@ def _indicators(bars: Any) -> pd.DataFrame:
 
 
 def public(name: str, folder: Path) -> tuple[Path, NDArray[np.float64], dict[str, range]]:
-    """Unpack a model that others trained; with rows drawn over its features' ranges, and its categories by name."""
+    """
+    Unpack a model that others trained; with rows for it, and its categories by name.
+
+    Its data are not public, so numbers are drawn as its split points lie: LightGBM puts them between values it saw.
+    Drawn evenly over the feature's range, which outliers stretch, nearly every row would take the same path.
+    """
     path = folder / f"{name}.txt"
     path.write_bytes(lzma.decompress((PUBLIC / f"{name}.txt.xz").read_bytes()))
     rng = np.random.default_rng(3)
     header = dict(line.partition("=")[::2] for line in path.read_text().splitlines() if "=" in line)
     infos, columns = header["feature_infos"].split(" "), []
-    for info in infos:
+    splits = _split_points(path)
+    for feature, info in enumerate(infos):
         if info.startswith("["):
             low, high = map(float, info.strip("[]").split(":"))
-            columns.append(rng.uniform(low, high, 8_000))
+            points = np.clip([low, *splits.get(feature, ()), high], low, high)
+            columns.append(np.quantile(points, rng.random(8_000)))
         else:
             columns.append(rng.choice([float(code) for code in info.split(":") if int(code) >= 0], 8_000))
     codes = {
@@ -85,6 +92,20 @@ def public(name: str, folder: Path) -> tuple[Path, NDArray[np.float64], dict[str
         if not info.startswith("[")
     }
     return path, np.ascontiguousarray(np.stack(columns, axis=1)), codes
+
+
+def _split_points(path: Path) -> dict[int, list[float]]:
+    """The thresholds of every feature's splits, as often as they occur."""
+    found: dict[int, list[float]] = {}
+    features: list[int] = []
+    for line in path.read_text().splitlines():
+        name, _, values = line.partition("=")
+        if name == "split_feature":
+            features = list(map(int, values.split()))
+        elif name == "threshold":
+            for feature, value in zip(features, map(float, values.split()), strict=True):
+                found.setdefault(feature, []).append(value)
+    return found
 
 
 def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Path, NDArray[np.float64]]:
