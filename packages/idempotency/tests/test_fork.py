@@ -15,7 +15,7 @@ from patience import PATIENCE
 from redis_servers import Server
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.engine.owner import new_owner
 from idempotency.stores.memory import SyncMemoryStore
 from idempotency.stores.redis import SyncRedisStore

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from idempotency._impl import PLAIN
+from idempotency._runtime.implementation import PLAIN
 
 PROBE = """
 from idempotency import Response

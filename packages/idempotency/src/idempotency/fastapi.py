@@ -34,7 +34,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from functools import partial, wraps
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import fastapi  # noqa: F401

@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import flask  # noqa: F401

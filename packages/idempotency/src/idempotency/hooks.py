@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
 
 from idempotency import errors
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 from idempotency.events import (
     Claimed,
     ClaimLost,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, Running, StorageKey, StoreUnavailable
-from idempotency.doctor.finding import Finding
-from idempotency.doctor.principals import principals
-from idempotency.doctor.probe import probe
-from idempotency.doctor.settings import postgres_settings, redis_settings, sqlite_settings
+from idempotency.cli.doctor.finding import Finding
+from idempotency.cli.doctor.principals import principals
+from idempotency.cli.doctor.probe import probe
+from idempotency.cli.doctor.settings import postgres_settings, redis_settings, sqlite_settings
 from idempotency.stores.memory import SyncMemoryStore
 from idempotency.stores.sqlite import SyncSQLiteStore
 from idempotency.testing import FakeClock

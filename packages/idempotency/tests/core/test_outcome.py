@@ -25,7 +25,7 @@ from idempotency._core.outcome import (
 )
 from idempotency._core.recorded import read_response
 from idempotency._core.types import Completed, Fingerprint, StorageKey
-from idempotency._impl import PLAIN
+from idempotency._runtime.implementation import PLAIN
 
 HEADERS = st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=8)), max_size=4)
 JSON_VALUES = st.recursive(

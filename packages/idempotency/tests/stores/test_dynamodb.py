@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from dynamodb_server import client_of
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, Running, StorageKey
-from idempotency.doctor import examine
+from idempotency.cli.doctor import examine
 from idempotency.errors import CorruptRecord, StoreError, StoreUnavailable, UnknownRecordVersion
 from idempotency.store import Inspectable, Store, SyncInspectable, SyncStore
 from idempotency.stores.dynamodb import DynamoDBStore, SyncDynamoDBStore

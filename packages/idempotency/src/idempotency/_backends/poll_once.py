@@ -14,7 +14,7 @@ from types import CoroutineType, coroutine
 from typing import Any, TypeVar
 
 from idempotency._backends.base import on_trio
-from idempotency._impl import PLAIN
+from idempotency._runtime.implementation import PLAIN
 
 __all__ = ["poll_once"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 
 if TYPE_CHECKING:
     import trio

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from idempotency._impl import PLAIN
+from idempotency._runtime.implementation import PLAIN
 
 __all__ = ["decode_response"]
 

@@ -200,7 +200,7 @@ def _purge(store: SyncStore, args: argparse.Namespace) -> int:
 
 
 def _doctor(store: SyncStore, args: argparse.Namespace) -> int:
-    from idempotency.doctor import examine
+    from idempotency.cli.doctor import examine
 
     if not args.store:
         raise ValueError("doctor opens the store itself: give --store URL")

@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 from weakref import ref
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import aiohttp

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 from weakref import finalize
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import requests

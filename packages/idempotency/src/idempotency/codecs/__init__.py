@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from idempotency._core.annotations import Plan, json_misfit, plan, show
 from idempotency._core.json import require_exact
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 __all__ = ["JSON", "Codec", "DataclassCodec", "PydanticCodec"]
 

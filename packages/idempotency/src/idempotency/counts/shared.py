@@ -15,7 +15,7 @@ from typing import Final
 
 from idempotency._core.errors import CorruptRecord, StoreError, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Owner
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.counts.minutes import MINUTES, Series, series_of
 from idempotency.counts.record import FINGERPRINT, count_key, encode_counts
 from idempotency.events import Event

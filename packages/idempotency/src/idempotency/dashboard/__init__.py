@@ -13,7 +13,7 @@ Needs `asgi-idempotency[dashboard]`. It is HTML and one style sheet: no script, 
 
 from __future__ import annotations
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import starlette  # noqa: F401

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import uvicorn

@@ -13,7 +13,7 @@ docs/django.md lists every setting. The mixin is `idempotency.django.rest_framew
 
 from __future__ import annotations
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import django  # noqa: F401

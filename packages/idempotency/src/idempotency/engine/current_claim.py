@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from idempotency._core.errors import RunEnded
 from idempotency._core.fingerprint import digest
 from idempotency._core.types import Claim, StorageKey, key_id
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 
 __all__ = [
     "CurrentClaim",

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 
 __all__ = ["Scheduler"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 
 from idempotency._core.types import Completed, Fingerprint, StorageKey
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 
 __all__ = ["SyncInFlight", "SyncSingleFlight"]
 

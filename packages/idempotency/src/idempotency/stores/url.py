@@ -26,7 +26,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import unquote
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 from idempotency.store import ManagedStore, SyncManagedStore
 from idempotency.stores.store_url import StoreURL, parse_store_url, read_options, refuse
 

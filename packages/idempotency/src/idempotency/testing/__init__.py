@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 from idempotency.testing._assert import Checked, assert_idempotent
 from idempotency.testing._clock import Clock, FakeClock, RealClock
 from idempotency.testing._faults import Fault

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 from idempotency.testing._overrides import protection_off, swapped_stores
 
 try:

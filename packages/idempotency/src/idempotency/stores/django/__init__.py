@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     from django.core.exceptions import SynchronousOnlyOperation

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import Any, Final, TypeVar
 
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.stores._sql.statement import render
 from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive
 

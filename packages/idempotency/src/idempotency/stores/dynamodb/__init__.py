@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import boto3  # noqa: F401

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     from botocore.exceptions import (

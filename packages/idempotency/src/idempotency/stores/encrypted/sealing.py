@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Final
 
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Completed, Fingerprint, Record, Reply, StorageKey
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 from idempotency.store import Store, SyncStore
 
 try:

@@ -26,7 +26,7 @@ from idempotency._core.types import (
     State,
     StorageKey,
 )
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, ExpiryWheel
 

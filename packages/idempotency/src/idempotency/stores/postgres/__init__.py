@@ -8,7 +8,7 @@ is one statement and one round trip, holds no session state, and works behind a 
 
 from __future__ import annotations
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import psycopg  # noqa: F401

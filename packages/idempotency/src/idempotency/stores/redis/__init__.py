@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Hashable
 from typing import Any
 
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 
 try:
     import hiredis  # noqa: F401
@@ -31,7 +31,7 @@ from redis.backoff import NoBackoff
 from idempotency._backends.asyncio_only import asyncio_loop, other_loop
 from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
 from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, to_store_error, unreachable

@@ -15,7 +15,7 @@ from redis.retry import Retry
 
 from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
 from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, to_store_error, unreachable

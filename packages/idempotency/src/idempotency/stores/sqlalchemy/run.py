@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from idempotency._core.errors import StoreUnavailable
-from idempotency._extras import missing
+from idempotency._runtime.extras import missing
 from idempotency.stores._sql.caller_errors import of_a_driver
 from idempotency.stores._sql.callers import commits_each
 from idempotency.stores._sql.records import is_transient, records_for, to_store_error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from idempotency._core.errors import StoreError, StoreUnavailable
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.stores._sql.sqlite_errors import Busy, translated
 from idempotency.stores._sql.statement import render
 from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive

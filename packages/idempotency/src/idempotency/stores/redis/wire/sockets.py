@@ -10,7 +10,7 @@ from typing import Any
 
 from redis import exceptions as failures
 
-from idempotency._fork import forget_in_child
+from idempotency._runtime.fork import forget_in_child
 from idempotency.stores.redis.errors import NeverSent, is_gone
 from idempotency.stores.redis.records import Command, pack
 from idempotency.stores.redis.settings import Answer, Settings, judge_eviction, wait_command

@@ -14,7 +14,7 @@ from typing import Final
 
 from idempotency._core.key import storage_key
 from idempotency._core.types import Acquired, Completed, Fingerprint, Owner, Reply, Running, StorageKey
-from idempotency.doctor.finding import Finding
+from idempotency.cli.doctor.finding import Finding
 from idempotency.store import SyncInspectable, SyncStore
 
 __all__ = ["probe"]

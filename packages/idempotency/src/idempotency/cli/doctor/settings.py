@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from idempotency.doctor.finding import Finding
+from idempotency.cli.doctor.finding import Finding
 
 __all__ = ["postgres_settings", "redis_settings", "sqlite_settings"]
 

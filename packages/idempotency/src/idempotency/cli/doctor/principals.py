@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from idempotency._core.types import Record
-from idempotency.doctor.finding import Finding
+from idempotency.cli.doctor.finding import Finding
 from idempotency.store import SyncInspectable, SyncStore
 
 __all__ = ["principals"]

@@ -9,10 +9,10 @@ from typing import Final
 from urllib.parse import unquote
 
 from idempotency._core.errors import StoreError
-from idempotency.doctor.finding import Finding
-from idempotency.doctor.principals import principals
-from idempotency.doctor.probe import probe
-from idempotency.doctor.settings import postgres_settings, redis_settings, sqlite_settings
+from idempotency.cli.doctor.finding import Finding
+from idempotency.cli.doctor.principals import principals
+from idempotency.cli.doctor.probe import probe
+from idempotency.cli.doctor.settings import postgres_settings, redis_settings, sqlite_settings
 from idempotency.store import SyncStore
 from idempotency.stores.store_url import StoreURL, parse_store_url
 from idempotency.stores.url import postgres_conninfo, redis_primaries
