@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from patience import PATIENCE, forgotten_sync
+from patience import PATIENCE, forgotten_sync, until_sync
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -51,9 +51,11 @@ def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], sa
 
 
 @contextmanager
-def opened(url: sa.URL, **options: Any) -> Iterator[SyncSQLAlchemyStore]:
+def opened(
+    url: sa.URL, *, table: str = "idempotency_record", **options: Any
+) -> Iterator[SyncSQLAlchemyStore]:
     engine = sa.create_engine(url, pool_size=10, **options)
-    store = SyncSQLAlchemyStore(engine, owns_engine=True)
+    store = SyncSQLAlchemyStore(engine, table=table, owns_engine=True)
     store.create_schema()
     yield store
     store.close()
@@ -178,22 +180,19 @@ def test_the_fence_rises_across_release_and_forgetting(url_of: Callable[[str], s
 
 @pytest.mark.parametrize("kind", SYNC)
 def test_operators_can_list_and_purge(url_of: Callable[[str], sa.URL], kind: str) -> None:
-    batch = secrets.token_hex(6)
-    with opened(url_of(kind)) as store:
+    with opened(url_of(kind), table=f"own_{secrets.token_hex(6)}") as store:
         assert isinstance(store, SyncInspectable)
         assert isinstance(store, SyncPurgeable)
-        while store.purge():
-            pass
-        keys = [StorageKey(f"{batch}-{number:02}") for number in range(12)]
+        keys = [StorageKey(f"k-{number:02}") for number in range(12)]
         for key in keys:
             store.acquire(key, owner=owner(), **ASK)
-        seen, cursor, first = [], f"{batch}-", True
-        while first or (cursor is not None and len(seen) < 12):
+        seen, cursor, first = [], None, True
+        while first or cursor is not None:
             page = store.scan(limit=5, cursor=cursor)
             seen += [record.key for record in page.records]
             cursor, first = page.cursor, False
-        assert [key for key in seen if key.startswith(batch)] == keys
-        old = [StorageKey(f"{batch}-old-{number}") for number in range(7)]
+        assert seen == keys
+        old = [StorageKey(f"old-{number}") for number in range(7)]
         for name in old:
             store.acquire(name, fingerprint=ASK["fingerprint"], owner=owner(), lease=0.001, retention=0.001)
         forgotten_sync(store, *old)
@@ -303,29 +302,36 @@ def test_a_key_is_granted_once_under_every_isolation_level(
             assert connection.get_isolation_level() == fresh.get_isolation_level(), "the engine's own is left"
 
 
-@pytest.mark.parametrize("kind", SYNC)
-def test_connections_that_died_are_replaced(url_of: Callable[[str], sa.URL], kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "own", "end", "left"),
+    [
+        (
+            "postgresql+psycopg",
+            "SELECT pg_backend_pid()",
+            "SELECT pg_terminate_backend({0})",
+            "SELECT count(*) FROM pg_stat_activity WHERE pid = {0}",
+        ),
+        (
+            "mysql+pymysql",
+            "SELECT connection_id()",
+            "KILL {0}",
+            "SELECT count(*) FROM information_schema.processlist WHERE id = {0}",
+        ),
+    ],
+)
+def test_connections_that_died_are_replaced(
+    url_of: Callable[[str], sa.URL], kind: str, own: str, end: str, left: str
+) -> None:
     key = StorageKey(f"dead-{secrets.token_hex(6)}")
     with opened(url_of(kind)) as store:
         reply = store.acquire(key, owner=owner(), **ASK)
-        kill = {
-            "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-            "AND backend_type = 'client backend' AND application_name = 'doomed'",
-        }
-        if kind.startswith("sqlite"):
-            pytest.skip("there is no server to lose")
-        engine = sa.create_engine(url_of(kind), poolclass=sa.NullPool)
-        with engine.connect() as connection:
-            if kind.startswith("mysql"):
-                ids = connection.exec_driver_sql(
-                    "SELECT id FROM information_schema.processlist WHERE id <> connection_id() AND user = 'tests'"
-                ).scalars()
-                for each in ids.all():
-                    connection.exec_driver_sql(f"KILL {each}")
-            else:
-                connection.exec_driver_sql(
-                    kill["postgresql"].replace(" AND application_name = 'doomed'", "")
-                ).all()
+        with store._engine.connect() as pooled:
+            number = pooled.exec_driver_sql(own).scalar_one()
+        killer = sa.create_engine(url_of(kind), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+        with killer.connect() as connection:
+            connection.exec_driver_sql(end.format(number))
+            until_sync(lambda: connection.exec_driver_sql(left.format(number)).scalar_one() == 0)
+        assert store._engine.pool.checkedin() == 1, "the store still has it"
         assert store.renew(reply.claim, lease=30.0) is True
 
 
