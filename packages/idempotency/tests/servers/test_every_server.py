@@ -15,6 +15,7 @@ from gunicorn_server import WORKERS, Gunicorn, start_gunicorn
 from servers import SERVERS, serve
 from wire import Wire, post, request
 
+from idempotency import Policy
 from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +134,26 @@ async def test_huge_body_is_refused_as_soon_as_it_begins(site: Site) -> None:
     if site.is_asgi:  # under WSGI the header is the server's own affair (PEP 3333)
         assert answer.values("connection") == [b"close"]
     assert await site.is_free()
+
+
+async def test_a_refusal_without_a_body_is_sent_before_the_upload_ends(
+    server: str, gunicorns: dict[str, Gunicorn]
+) -> None:
+    """A server that writes headers with the first byte of a body has none to wait for here."""
+    head = request("/silent", "k", b"").replace(b"content-length: 0", b"content-length: 67108864")
+
+    async def answer_from(port: int) -> Any:
+        async with await Wire.connect(port) as wire, asyncio.timeout(10):
+            await wire.send(head + b"x")  # and not another byte, while the answer is awaited
+            return await wire.response()
+
+    if server in WORKERS:
+        answer = await answer_from(gunicorns[server].port)
+    else:
+        policy = Policy(max_request_bytes=100_000, render=lambda problem: ("text/plain", b""))
+        async with serve(guard(Charges(), MemoryStore(), policy=policy), server) as port:
+            answer = await answer_from(port)
+    assert (answer.status, answer.body) == (413, b"")
 
 
 async def test_endless_chunks_are_cut_off(site: Site) -> None:

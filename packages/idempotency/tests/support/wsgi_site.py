@@ -43,6 +43,7 @@ POLICIES: dict[str, Policy] = {
     "doomed": Policy(lease=LEASE, wait=20.0),
     "doomed-once": Policy.at_most_once(lease=LEASE),
     "doomed-after-effect": Policy(lease=LEASE, wait=20.0),
+    "silent": Policy(max_request_bytes=100_000, render=lambda problem: ("text/plain", b"")),
 }
 """By the last part of the path; all others have the limit of the suite for every server."""
 

@@ -94,6 +94,17 @@ def test_what_comes_of_a_body_that_is_too_large_is_dropped_once_the_refusal_is_s
     assert (stream.tell(), app.effects) == (read, 0)
 
 
+def test_what_comes_of_a_body_is_dropped_when_a_refusal_without_a_body_is_closed() -> None:
+    stream = io.BytesIO(b"x" * 150)
+    environ = environ_of(key="k", CONTENT_LENGTH="100", **{"wsgi.input": stream})
+    policy = Policy(max_request_bytes=10, render=lambda problem: ("text/plain", b""))
+    answer: Any = protect(Charges(), policy=policy)(environ, lambda status, headers, exc_info=None: print)
+    assert list(answer) == []
+    assert stream.tell() <= 11, "the headers are still to be sent"
+    answer.close()
+    assert stream.tell() == 100
+
+
 def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allows() -> None:
     app, inside, go_on = Charges(), Event(), Event()
 

@@ -182,8 +182,10 @@ class ResponseRecorder:
     def _replace(self, answer: Response) -> Iterable[bytes]:
         handler = self._handler
         self._server_start(status_line(answer.status), text_headers(answer.headers))
-        body = [answer.body] if answer.body and handler.environ["REQUEST_METHOD"] != "HEAD" else []
-        return _then(body, handler.discard_body) if handler.is_too_large else body
+        body = answer.body if handler.environ["REQUEST_METHOD"] != "HEAD" else b""
+        if handler.is_too_large:
+            return _Refusal(body, handler.discard_body)
+        return [body] if body else []
 
     # The run as `current_claim()` and inner layers see it.
 
@@ -376,10 +378,27 @@ class _Body:
         self._recorder.close()
 
 
-def _then(body: list[bytes], do: Callable[[], None]) -> Iterator[bytes]:
-    """*body*, and once the server asks for more, so that it has sent that, *do*."""
-    yield from body
-    do()
+class _Refusal:
+    """
+    An answer given before the whole request was read: once the server has sent it, *then* is called.
+
+    That is when the server asks for more; where there is no body, whose first byte the headers may wait for, when it
+    closes the answer.
+    """
+
+    def __init__(self, body: bytes, then: Callable[[], None]) -> None:
+        self._body = body
+        self._then = then
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._body:
+            yield self._body
+            self._then()
+
+    def close(self) -> None:
+        """The server has sent it (PEP 3333)."""
+        if not self._body:
+            self._then()
 
 
 def _status(line: str) -> int:
