@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from idempotency.cli.doctor.finding import Finding
+from idempotency.stores._sql.identifiers import quoted
 
 __all__ = ["postgres_settings", "redis_settings", "sqlite_settings"]
 
@@ -159,7 +160,7 @@ def postgres_settings(connection: Any, *, table: str) -> Iterator[Finding]:
     """Reads the settings of the server behind a psycopg *connection*, in autocommit mode."""
     (version,) = connection.execute("SHOW server_version").fetchone()
     yield Finding("version", "info", f"PostgreSQL {version}")
-    (found,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (table,)).fetchone()
+    (found,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (quoted(table),)).fetchone()
     if found:
         yield Finding("schema", "ok", f"the table {table} is there")
     else:

@@ -27,6 +27,7 @@ from idempotency._core.types import (
     StorageKey,
 )
 from idempotency.store import Page
+from idempotency.stores._sql.identifiers import quoted
 from idempotency.stores._sql.steps import Begin, Query, Steps
 
 __all__ = ["MysqlRecords"]
@@ -60,7 +61,7 @@ CREATE TABLE IF NOT EXISTS {table} (
     completed_at BIGINT          NULL,
     outcome      LONGBLOB        NULL,
     expires_at   BIGINT          NOT NULL,
-    INDEX {plain}_expires_at (expires_at)
+    INDEX {index} (expires_at)
 ) ENGINE=InnoDB ROW_FORMAT=DYNAMIC
 """
 
@@ -101,6 +102,7 @@ class MysqlRecords:
         if not _NAME.fullmatch(table):
             raise ValueError(f"table must be a plain lower-case name, or schema.name, not {table!r}")
         self.table = table
+        self._quoted = table = quoted(table, "`")
         self._read = f"SELECT {_COLUMNS}, {_NOW} FROM {table} WHERE record_key = %(key)s"  # noqa: S608
         self._locked = f"{self._read} FOR UPDATE"
         # Not INSERT IGNORE: that takes a shared lock on a row that is there, and two which then want more deadlock.
@@ -125,7 +127,8 @@ class MysqlRecords:
 
     def schema(self) -> tuple[str, ...]:
         """The statements that make the table; they change nothing where they ran before."""
-        return (_SCHEMA.format(table=self.table, plain=self.table.rpartition(".")[2]),)
+        index = quoted(f"{self.table.rpartition('.')[2]}_expires_at", "`")
+        return (_SCHEMA.format(table=self._quoted, index=index),)
 
     def create(self) -> Steps[None]:
         """Create the table where it is missing; a role without CREATE may use one that is there."""
@@ -301,7 +304,7 @@ class MysqlRecords:
             return 0
         named = {f"k{number}": key for number, key in enumerate(keys)}
         places = ", ".join(f"%({name})s" for name in named)
-        yield Query(f"DELETE FROM {self.table} WHERE record_key IN ({places})", named)  # noqa: S608
+        yield Query(f"DELETE FROM {self._quoted} WHERE record_key IN ({places})", named)  # noqa: S608
         return len(keys)
 
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from idempotency.stores._sql.identifiers import quoted
+
 __all__ = ["PURGE_BATCH", "SWEEP", "Statements"]
 
 PURGE_BATCH = 500
@@ -46,19 +48,19 @@ CREATE TABLE IF NOT EXISTS {table} (
     CHECK ((outcome IS NULL) = (completed_at IS NULL))
 );
 ALTER TABLE {table} ADD COLUMN IF NOT EXISTS claimed_at timestamptz NOT NULL DEFAULT statement_timestamp();
-CREATE INDEX IF NOT EXISTS {plain}_expires_at ON {table} (expires_at);
-CREATE SEQUENCE IF NOT EXISTS {table}_fence;
+CREATE INDEX IF NOT EXISTS {plain_index} ON {table} (expires_at);
+CREATE SEQUENCE IF NOT EXISTS {fence};
 """
 
 # Whether there is nothing to create. A role that may use the table, and create nothing, needs no more than this.
 _PRESENT = """
-SELECT to_regclass('{table}') IS NOT NULL AND to_regclass('{table}_fence') IS NOT NULL
-    AND to_regclass('{table}_expires_at') IS NOT NULL
+SELECT to_regclass('{table}') IS NOT NULL AND to_regclass('{fence}') IS NOT NULL
+    AND to_regclass('{index}') IS NOT NULL
     AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname = 'claimed_at')
 """
 
 # IF NOT EXISTS does not keep two processes that start at once from colliding.
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('{table}', 1));"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('{name}', 1));"
 
 # Where only the fence is to be ordered (R9), or a row that is not there yet is to be held: two statements could draw
 # their numbers in one order and insert in the other, and one that found no row would insert long after it read the
@@ -84,7 +86,7 @@ WITH standing AS MATERIALIZED (
             make_interval(secs => %(lease)s::float8) AS lease, make_interval(secs => %(retention)s::float8) AS retention
         OFFSET 0
     ) AS l, LATERAL (
-        SELECT clock_timestamp() AS now, nextval('{table}_fence') AS fence WHERE l.locked IS NOT NULL OFFSET 0
+        SELECT clock_timestamp() AS now, nextval('{fence}') AS fence WHERE l.locked IS NOT NULL OFFSET 0
     ) AS c
     WHERE NOT EXISTS (SELECT FROM standing)
     ON CONFLICT (key) DO UPDATE
@@ -247,9 +249,13 @@ class Statements(NamedTuple):
         """
         if not _NAME.fullmatch(table):
             raise ValueError(f"table must be a plain lower-case name, or schema.name, not {table!r}")
+        name, table = table, quoted(table)
         names = {
+            "name": name,
             "table": table,
-            "plain": table.rpartition(".")[2],
+            "fence": quoted(f"{name}_fence"),
+            "index": quoted(f"{name}_expires_at"),
+            "plain_index": quoted(f"{name.rpartition('.')[2]}_expires_at"),
             "columns": _COLUMNS,
             "key_lock": _KEY_LOCK,
             "locked": _LOCKED.format(key_lock=_KEY_LOCK),

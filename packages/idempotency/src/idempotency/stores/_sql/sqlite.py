@@ -33,6 +33,7 @@ from idempotency._core.types import (
     key_id,
 )
 from idempotency.store import Page
+from idempotency.stores._sql.identifiers import quoted
 from idempotency.stores._sql.steps import Begin, Query, Steps
 
 __all__ = ["Clocks", "SqliteRecords"]
@@ -107,10 +108,12 @@ class SqliteRecords:
             raise ValueError(f"table must be a plain SQL identifier of at most 63 characters, not {table!r}")
         self.table = table
         self._clocks = Clocks.of_this_machine() if clocks is None else clocks
+        self._quoted = table = quoted(self.table)
+        self._quoted_fence = fence = quoted(f"{self.table}_fence")
         # A write that changes nothing takes the write lock all the same.
-        self._lock = f"UPDATE {table}_fence SET last = last WHERE 0"  # noqa: S608 - the name is checked above
+        self._lock = f"UPDATE {fence} SET last = last WHERE 0"  # noqa: S608 - the name is checked above
         self._select = f"SELECT {_VALUES} FROM {table} WHERE key = %(key)s"  # noqa: S608
-        self._fence = f"UPDATE {table}_fence SET last = max(last + 1, %(now)s) RETURNING last"  # noqa: S608
+        self._fence = f"UPDATE {fence} SET last = max(last + 1, %(now)s) RETURNING last"  # noqa: S608
         self._grant = f"INSERT OR REPLACE INTO {table} (key, {_COLUMNS}) VALUES (%(key)s, {_PLACES})"  # noqa: S608
         self._push = (
             f"UPDATE {table} SET boot = %(boot)s, lease_until = %(until)s, expires_at = %(expires_at)s "  # noqa: S608
@@ -133,14 +136,16 @@ class SqliteRecords:
 
     def schema(self) -> tuple[str, ...]:
         """The statements that make the table; they change nothing where they ran before."""
+        index = quoted(f"{self.table}_expires_at")
         return (
-            f"CREATE TABLE IF NOT EXISTS {self.table} (key TEXT PRIMARY KEY NOT NULL, version INTEGER NOT NULL, "
+            f"CREATE TABLE IF NOT EXISTS {self._quoted} (key TEXT PRIMARY KEY NOT NULL, version INTEGER NOT NULL, "
             "fingerprint BLOB NOT NULL, owner BLOB NOT NULL, attempt INTEGER NOT NULL, fence INTEGER NOT NULL, "
             "boot BLOB NOT NULL, lease_until REAL NOT NULL, retention REAL NOT NULL, expires_at REAL NOT NULL, "
             "completed_at REAL, outcome BLOB)",
-            f"CREATE INDEX IF NOT EXISTS {self.table}_expires_at ON {self.table} (expires_at)",
-            f"CREATE TABLE IF NOT EXISTS {self.table}_fence (last INTEGER NOT NULL)",
-            f"INSERT INTO {self.table}_fence SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM {self.table}_fence)",  # noqa: S608
+            f"CREATE INDEX IF NOT EXISTS {index} ON {self._quoted} (expires_at)",
+            f"CREATE TABLE IF NOT EXISTS {self._quoted_fence} (last INTEGER NOT NULL)",
+            f"INSERT INTO {self._quoted_fence} SELECT 0 "  # noqa: S608
+            f"WHERE NOT EXISTS (SELECT 1 FROM {self._quoted_fence})",
         )
 
     def create(self) -> Steps[None]:

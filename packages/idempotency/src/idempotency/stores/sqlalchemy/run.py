@@ -46,7 +46,7 @@ def schema_of(dialect: str, table: str = "idempotency_record") -> tuple[str, ...
         dialect: "postgresql", "mysql", "mariadb" or "sqlite": `op.get_bind().dialect.name` in Alembic.
 
     >>> [statement.split("(")[0].strip() for statement in schema_of("mysql")]
-    ['CREATE TABLE IF NOT EXISTS idempotency_record']
+    ['CREATE TABLE IF NOT EXISTS `idempotency_record`']
     """
     return records_for(dialect, table).schema()
 
