@@ -14,6 +14,7 @@ from servers import SERVERS, serve
 from wire import Wire, post, request
 
 from idempotency import IdempotencyMiddleware, Policy, by_header
+from idempotency.asgi import LateClaim, claim
 from idempotency.stores.memory import MemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -49,13 +50,18 @@ def upload(port: int, head: bytes, size: int, *, chunked: bool = False) -> bytes
 @pytest.mark.parametrize("server", [server for server in SERVERS if server != "granian"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("refusal", ["too large", "bad key", "no tenant"])
-async def test_a_client_reads_why_its_upload_was_refused(server: str, framing: str, refusal: str) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["", "late"])
+async def test_a_client_reads_why_its_upload_was_refused(
+    server: str, framing: str, refusal: str, late: bool
+) -> None:
     charges, size = Charges(), 12 * MIB
     app = IdempotencyMiddleware(
         charges,
         store=MemoryStore(),
         tenant=by_header("X-User") if refusal == "no tenant" else lambda scope: "",
     )
+    if late:
+        app = LateClaim(_claiming(charges, by_header("X-User"), refusal), store=MemoryStore())
     length = b"transfer-encoding: chunked" if framing == "chunked" else b"content-length: %d" % size
     head = request("/charges", "k", b"").replace(b"content-length: 0", length)
     if refusal == "bad key":
@@ -66,6 +72,57 @@ async def test_a_client_reads_why_its_upload_was_refused(server: str, framing: s
     assert answer.split(b" ", 2)[1] == status
     assert b"urn:problem:idempotency:" in answer
     assert charges.runs == 0
+
+
+def _claiming(charges: Charges, tenant: Any, refusal: str) -> Any:
+    """*charges*, claimed by the application before it reads the body."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, (lambda: tenant(scope)) if refusal == "no tenant" else "alice")
+        await charges(scope, receive, send)
+
+    return app
+
+
+async def test_an_upload_without_the_key_that_its_route_requires_is_read_by_a_late_claim_too() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "alice", Policy(required=True))
+
+    parts = [{"type": "http.request", "body": b"x" * 10, "more_body": more} for more in (False, True)]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        assert sent, "the answer comes first: the client may wait for it"
+        return parts.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await LateClaim(app, store=MemoryStore())(http_scope(headers=[("content-length", "20")]), receive, send)
+    assert (sent[0]["status"], sent[-1].get("more_body", False), parts) == (400, False, [])
+
+
+@pytest.mark.parametrize(
+    "headers", [[], [("content-length", "0")], [("expect", "100-continue"), ("content-length", "9")]]
+)
+async def test_a_late_claim_reads_nothing_of_a_body_that_will_not_come(
+    headers: list[tuple[str, str]],
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "alice", Policy(required=True))
+
+    answer = await Talk(LateClaim(app, store=MemoryStore()), http_scope(headers=headers)).run()
+    assert (answer.status, len(answer.messages)) == (400, 2)
+
+
+@pytest.mark.parametrize("http_version", ["2", "3"])
+async def test_a_stream_of_http2_is_refused_at_once(http_version: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await claim(scope, "alice", Policy(required=True))
+
+    scope = http_scope(headers=[("content-length", "20")]) | {"http_version": http_version}
+    answer = await Talk(LateClaim(app, store=MemoryStore()), scope).run()
+    assert (answer.status, answer.complete) == (400, True)
 
 
 async def test_draining_a_refused_body_is_bounded_in_bytes() -> None:

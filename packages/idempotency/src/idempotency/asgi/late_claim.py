@@ -29,6 +29,7 @@ from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.middleware import full_path
 from idempotency.asgi.recorder import ResponseRecorder
+from idempotency.asgi.request_body import RequestBody, is_still_sent
 from idempotency.asgi.scope import Hidden, hide_bypasses, joined_run, restore
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
@@ -139,8 +140,10 @@ class PendingClaim:
 
     __slots__ = (
         "_announced",
+        "_asked",
         "_begun",
         "_body",
+        "_ended",
         "_keyed",
         "_middleware",
         "_receive",
@@ -173,7 +176,9 @@ class PendingClaim:
         self._start: Message | None = None  # kept back, because a claim was announced
         self._body: list[bytes] = []  # a copy of what the application has read
         self._size = 0
-        self._whole = False  # the body has been read to its end
+        self._asked = False  # somebody has asked for the body: a client that waits to be invited was invited
+        self._ended = False  # nothing more of the body will come, or in time
+        self._whole = False  # a copy of all of it was kept
         self._unread: deque[Message] = deque()  # read by the claim, and still to be read by the application
         self.engine: Engine = middleware.engine
         self.scope: Scope = scope
@@ -247,12 +252,11 @@ class PendingClaim:
         try:
             await running().within(policy.body_timeout, self._read_to_end)
         except TimeoutError:
-            self._body = [b""]
-            self._whole = False
+            self._ended = True
 
     async def _read_to_end(self) -> None:
         while not self._whole and self._size <= self._middleware.max_request_bytes:
-            message = await self._receive()
+            message = await self._receive_first()
             self._unread.append(message)
             if message["type"] != "http.request":
                 return
@@ -313,9 +317,16 @@ class PendingClaim:
             return self._unread.popleft()
         if self._recorder is not None:
             return await self._recorder.receive()
-        message = await self._receive()
+        message = await self._receive_first()
         if self._keyed and message["type"] == "http.request":
             self._note(message)
+        return message
+
+    async def _receive_first(self) -> Message:
+        """A message that nobody has seen."""
+        self._asked = True
+        message = await self._receive()
+        self._ended = not message.get("more_body", False)
         return message
 
     async def _next_message(self) -> Message:
@@ -346,4 +357,8 @@ class PendingClaim:
         self.status = answer.status
         body = b"" if self.scope["method"] == "HEAD" else answer.body
         await self.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        if not self._ended and is_still_sent(self.scope, asked=self._asked):
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+            await RequestBody(self._receive, self.policy).discard()
+            body = b""
         await self.send({"type": "http.response.body", "body": body})

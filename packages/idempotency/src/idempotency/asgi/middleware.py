@@ -45,9 +45,10 @@ from idempotency.asgi.request_body import (
     RequestBody,
     drop_announced_trailers,
     drop_late_trailers,
+    is_still_sent,
     require_body,
 )
-from idempotency.asgi.scope import RUNS, is_of_another_run, joined_run
+from idempotency.asgi.scope import RUNS, is_http2, is_of_another_run, joined_run
 from idempotency.asgi.tenants import by_header, by_user, one_tenant
 from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 from idempotency.engine import Engine
@@ -285,11 +286,8 @@ class _RequestHandler:
 
     async def _refuse_unread(self, error: IdempotencyError, declared: int, *, named: bool = True) -> None:
         """Refuse a request before its body was read: have the rest come and drop it, or the client may see a reset."""
-        names = {name for name, _ in self.scope["headers"]}
-        too_large = isinstance(error, RequestTooLarge)
-        comes = declared > 0 or b"transfer-encoding" in names or too_large
-        invited = b"expect" not in names or (too_large and declared <= self.policy.max_request_bytes)
-        if comes and invited and not self._is_http2():
+        asked = isinstance(error, RequestTooLarge) and declared <= self.policy.max_request_bytes
+        if is_still_sent(self.scope, asked=asked):
             body = self._body or RequestBody(self._receive, self.policy)
             await self.refuse(error, named=named, body=body)
         else:
@@ -315,7 +313,7 @@ class _RequestHandler:
                 )
             )
         answer = refusal(error, self.policy)
-        if isinstance(error, RequestTooLarge | RequestTimeout) and not self._is_http2():
+        if isinstance(error, RequestTooLarge | RequestTimeout) and not is_http2(self.scope):
             answer.headers.append(
                 (b"connection", b"close")
             )  # the application never reads the rest of the body
@@ -332,10 +330,6 @@ class _RequestHandler:
             await unread.discard()
             body = b""
         await self.send({"type": "http.response.body", "body": body})
-
-    def _is_http2(self) -> bool:
-        """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
-        return str(self.scope.get("http_version", "1.1")).startswith(("2", "3"))
 
 
 def _body_first(body: bytes, receive: Receive) -> Receive:

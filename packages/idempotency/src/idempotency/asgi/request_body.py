@@ -12,9 +12,10 @@ from typing import Any
 from idempotency._backends.base import running
 from idempotency._core.errors import BodyLost, InvalidKey, RequestTooLarge
 from idempotency._core.policy import Policy
+from idempotency.asgi.scope import is_http2
 from idempotency.asgi.types import Message, Receive, Scope
 
-__all__ = ["RequestBody", "drop_announced_trailers", "drop_late_trailers", "require_body"]
+__all__ = ["RequestBody", "drop_announced_trailers", "drop_late_trailers", "is_still_sent", "require_body"]
 
 
 class RequestBody:
@@ -73,6 +74,22 @@ class RequestBody:
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return
             left -= len(message.get("body", b""))
+
+
+def is_still_sent(scope: Scope, *, asked: bool) -> bool:
+    """
+    Whether a client may be sending its body, and would see a reset in place of a refusal unless that is read.
+
+    Args:
+        asked: Whether some of it was asked for, which invites a client that expects a 100 (Continue) first.
+    """
+    if is_http2(scope):
+        return False  # one stream is reset without the connection
+    if asked:
+        return True
+    headers = dict(scope["headers"])
+    comes = b"transfer-encoding" in headers or bool(headers.get(b"content-length", b"").strip(b"0 "))
+    return comes and b"expect" not in headers
 
 
 def drop_announced_trailers(scope: Scope, key_fields: Iterable[tuple[str, bytes]]) -> None:

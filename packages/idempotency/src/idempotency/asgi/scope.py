@@ -15,7 +15,17 @@ from idempotency.asgi.before_handler import BEFORE_HANDLER
 from idempotency.asgi.types import Scope
 from idempotency.engine.current_claim import Frame, active, covering, encloses
 
-__all__ = ["RUNS", "Entered", "enter", "hide_bypasses", "is_of_another_run", "joined_run", "leave", "restore"]
+__all__ = [
+    "RUNS",
+    "Entered",
+    "enter",
+    "hide_bypasses",
+    "is_http2",
+    "is_of_another_run",
+    "joined_run",
+    "leave",
+    "restore",
+]
 
 RUNS: Final = "idempotency.runs"
 """
@@ -49,6 +59,11 @@ def enter(scope: Scope, frame: Frame) -> Entered:
     runs: tuple[Frame, ...] = scope.get(RUNS, ())
     scope[RUNS] = (*runs, frame)
     return runs, hide_bypasses(scope) if scope.get("extensions") else None
+
+
+def is_http2(scope: Scope) -> bool:
+    """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
+    return str(scope.get("http_version", "1.1")).startswith(("2", "3"))
 
 
 def hide_bypasses(scope: Scope) -> Hidden:
