@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, ValidationError, model_validator
 
 from predictor._objectives import OutputKind
 from predictor._system import read_at_most
@@ -154,7 +154,9 @@ class Manifest(_Frozen):
     output: OutputKind
     n_trees: int = Field(ge=1)
     n_outputs: int = Field(ge=1, description="values per row")
-    classes: tuple[Label, ...] = Field(default=(), description="labels, in the order of the outputs")
+    classes: tuple[StrictBool | Label, ...] = Field(
+        default=(), description="labels, in the order of the outputs"
+    )
     features: tuple[Feature, ...] = Field(min_length=1)
     policy: RowPolicy = RowPolicy()
     golden: tuple[GoldenRow, ...] = ()
