@@ -1,7 +1,7 @@
 """
 The HTTP Idempotency-Key header for any ASGI application and any function: one effect per key.
 
-Stores are submodules with dependencies of their own, such as `idempotency.stores.redis`.
+Each store is a submodule with its own dependencies, such as `idempotency.stores.redis`.
 """
 
 from __future__ import annotations

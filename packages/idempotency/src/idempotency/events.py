@@ -1,5 +1,5 @@
 """
-Events: what happened to a keyed request, as values first and log lines, metrics or spans second (`idempotency.hooks`).
+Events: what happened to a keyed request, as values. `idempotency.hooks` turns them into log lines, metrics and spans.
 
 No event carries a raw key, a header or a body: `key_id` is twelve hex digits of a digest.
 """
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Step: TypeAlias = Literal["acquire", "renew", "complete", "release"]
-"""What a store was asked for."""
+"""The call to the store."""
 
 _log = logging.getLogger("idempotency")
 
@@ -41,8 +41,8 @@ class Claimed:
 
     Attributes:
         operation: "POST /charges", or the name given to a decorator.
-        attempt: 1 for the first run; more where an abandoned one was taken over.
-        waited: Seconds spent waiting for a duplicate that did not finish; 0.0 where none ran.
+        attempt: 1 for the first run; more if an abandoned run was taken over.
+        waited: Seconds spent waiting for a duplicate that did not finish; 0.0 if none ran.
     """
 
     operation: str
@@ -58,8 +58,8 @@ class Replayed:
 
     Attributes:
         age: Seconds since the outcome was recorded.
-        waited: Seconds spent waiting for the running duplicate; 0.0 where it was done already.
-        traceparent: The trace context (W3C) of the run that made the outcome, where a hook recorded one.
+        waited: Seconds spent waiting for the running duplicate; 0.0 if it was done already.
+        traceparent: The trace context (W3C) of the run that made the outcome, if a hook recorded one.
     """
 
     operation: str
@@ -75,7 +75,7 @@ class Refused:
     A request is answered by a problem; nothing runs.
 
     Attributes:
-        key_id: None where the request had no readable key.
+        key_id: None if the request had no readable key.
         problem: The slug of the problem, such as "in-progress" or "key-reused".
         status: Its HTTP status.
     """
@@ -92,8 +92,9 @@ class Settled:
     A run is over.
 
     Attributes:
-        result: "kept" (recorded, retries replay it), "unreplayable" (recorded as done, body not kept), "released"
-            (forgotten, a retry runs again) or "abandoned" (cancelled: the outcome is unknown, the lease decides).
+        result: "kept" (recorded; retries get a replay), "unreplayable" (recorded as done, body not kept), "released"
+            (the key is free, a retry runs again) or "abandoned" (cancelled: the outcome is unknown, and the key stays
+            taken until the lease ends).
         duration: Seconds from the claim to this event, by a monotonic clock.
     """
 
@@ -112,8 +113,8 @@ class Settled:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedAfterRecord:
     """
-    The application raised, or was cancelled, after its answer had been recorded: retries get that answer, although
-    what should have happened after it, such as a commit, may be missing. `Policy(record="return")` prevents it.
+    The application raised, or was cancelled, after its answer had been recorded. Retries get that answer, although work
+    that was to follow it, such as a commit, may be missing. `Policy(record="return")` prevents this.
 
     Attributes:
         error: The class name of the exception, for counting.
@@ -142,11 +143,11 @@ class StoreFailed:
     Attributes:
         step: The call that failed.
         action: What happens now: "refused" (503), "bypassed" (the run is unprotected), "retrying", or "unrecorded" (the
-            handler's answer was sent, but not recorded: until the lease is over a retry gets 409; then it runs again
-            or, under at most once, gets `OutcomeUnknown`).
+            handler's answer was sent but not recorded: until the lease ends a retry gets 409; then it runs again or,
+            under at most once, gets `OutcomeUnknown`).
         error: The class name of the error, for counting.
-        reason: The message of the store's error, which says what to do, for the reader of the log; "" if the store
-            raised another exception than a `StoreError`, whose message may contain anything.
+        reason: The message of the store's error, for the log: it says what to do. "" if the exception was no
+            `StoreError`, because its message may contain anything.
     """
 
     operation: str
@@ -164,7 +165,7 @@ Hook: TypeAlias = Callable[[Event], None]
 
 
 def emit(hooks: Sequence[Hook], event: Event) -> None:
-    """Tell every hook; what one raises is logged. With no hook a lost claim and a failed store are logged."""
+    """Call every hook; its exceptions are logged. Without hooks, a lost claim and a failed store are logged."""
     for hook in hooks:
         try:
             hook(event)
@@ -180,7 +181,7 @@ def emit(hooks: Sequence[Hook], event: Event) -> None:
 
 
 def traceparent(hooks: Sequence[Hook]) -> str | None:
-    """The trace context to record with an outcome, from the first hook that has one; what it raises is logged."""
+    """The trace context to record with an outcome, from the first hook that has one; its exceptions are logged."""
     for hook in hooks:
         current: Callable[[], str | None] | None = getattr(hook, "traceparent", None)
         if current is not None:

@@ -1,9 +1,9 @@
 """
-The store protocol: what the engine asks of a place that keeps records, and the rules each answer obeys.
+The store protocol: the calls that an engine makes to a store, and the rules that the store follows.
 
-A store sees bytes: no HTTP, no verdict on a mismatch. Every duration is in seconds and judged by the store's own
-clock (R6); no instant crosses this boundary. `docs/store-contract.md` states the rules R1 to R9 in full and
-`idempotency.testing.StoreContract` tests them.
+A store sees bytes: it knows no HTTP and does not decide about mismatches. Every duration is in seconds and measured by
+the store's own clock (R6); no point in time crosses this boundary. `docs/store-contract.md` states the rules R1 to R9
+in full, and `idempotency.testing.StoreContract` tests them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Store(Protocol):
     """
     Keeps records, for callers with an event loop.
 
-    Any method may raise `StoreUnavailable`: there was no answer, so the call may or may not have taken effect. Every
-    call is safe to repeat with the same arguments (R8).
+    Any method may raise `StoreUnavailable`: there was no answer, so the call may or may not have taken effect. It is
+    safe to repeat any call with the same arguments (R8).
     """
 
     async def acquire(
@@ -46,43 +46,43 @@ class Store(Protocol):
         takeover: bool = True,
     ) -> Reply:
         """
-        Claim *key*, or learn who holds it, in one atomic step (R1).
+        Claim *key*, or get the record that holds it, in one atomic step (R1).
 
         Args:
-            owner: 16 fresh random bytes; the same owner asking again gets the same claim back (R2).
-            lease: Seconds the claim is held unless renewed.
-            retention: Seconds a running record is remembered after its lease lapses (R7).
-            takeover: Whether a claim whose lease lapsed may pass to this owner.
+            owner: 16 fresh random bytes; a repeated call with the same owner gets the same claim (R2).
+            lease: Seconds until the claim lapses unless it is renewed.
+            retention: Seconds that a running record is kept after its lease has lapsed (R7).
+            takeover: Whether this owner may take over a claim whose lease has lapsed.
         Returns:
-            `Acquired` for an absent or expired record (attempt 1), for our own, and for a lapsed one with the same
-            fingerprint where *takeover* allows (attempt + 1). `Running` for a record under lease, or lapsed with
-            another fingerprint or without *takeover* (`lease_left=0`). `Completed` for a finished one; a replay
-            never extends its life (R7).
+            `Acquired` if the record is absent or expired (attempt 1), is this owner's, or has lapsed with the same
+            fingerprint and *takeover* is True (attempt + 1). `Running` if the lease is not over, or has lapsed with
+            another fingerprint or with *takeover* False (then `lease_left` is 0). `Completed` if the outcome is
+            recorded; reading it never extends its retention (R7).
         Raises:
             StoreUnavailable: No answer; ask again with the same *owner*.
-            UnknownRecordVersion: Written by a library version this one cannot read; left untouched.
-            CorruptRecord: Unreadable; left untouched.
+            UnknownRecordVersion: Written by a newer version of this library; the record is not changed.
+            CorruptRecord: Unreadable; the record is not changed.
         """
         ...
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
         """
-        Let the lease end at least *lease* seconds from now; never shortens it (R4).
+        Make the lease last at least *lease* seconds from now; this never shortens it (R4).
 
         Returns:
-            False if the claim was taken over, completed, released or forgotten: stop renewing.
+            False if the claim was taken over, completed, released or forgotten: then stop renewing.
         """
         ...
 
     async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
         """
-        Record the outcome, to be kept for *retention* seconds from now (R3, R7).
+        Record the outcome and keep it for *retention* seconds from now (R3, R7).
 
         Args:
             outcome: One UTF-8 JSON object, not empty; stored and returned byte for byte.
         Returns:
-            True if the owner still holds the key, also after its lease lapsed if nobody took over. A repeated call
-            returns True, and the first outcome stays. False otherwise; nothing is changed.
+            True if the owner still holds the key, even after its lease has lapsed, if nobody took over. A repeated
+            call returns True, and the first outcome stays. False otherwise; then nothing is changed.
         """
         ...
 
@@ -93,21 +93,21 @@ class Store(Protocol):
         Only the owner is compared, so that a claim whose grant was never confirmed can be released with fence 0.
 
         Returns:
-            True if this call removed the record; False where there was nothing of this owner's to remove.
+            True if this call removed the record; False if this owner held no running record.
         """
         ...
 
     async def get(self, key: StorageKey) -> Record | None:
-        """The record as it stands, or None if it is absent or expired. For people, tests and rule E8 only."""
+        """The current record, or None if it is absent or expired. For people, tests and rule E8 only."""
         ...
 
     async def aclose(self) -> None:
-        """Release what the store opened itself; a client passed in by the caller stays open."""
+        """Close what the store itself opened; a client that the caller passed in stays open."""
         ...
 
 
 class SyncStore(Protocol):
-    """`Store` for callers without an event loop: the same names, rules and errors, no `await`."""
+    """`Store` for callers without an event loop: the same names, rules and errors, without `await`."""
 
     def acquire(
         self,
@@ -148,22 +148,22 @@ class Waitable(Protocol):
     """A store that can hint that a record changed."""
 
     async def wait(self, key: StorageKey, *, timeout: float) -> None:
-        """Return when *key* may have changed, or after *timeout* seconds. A hint: it may be early, or be lost."""
+        """Return when *key* may have changed, or after *timeout* seconds. Only a hint: it may come early or be lost."""
         ...
 
 
 @runtime_checkable
 class Purgeable(Protocol):
-    """A store whose expired records take space until somebody deletes them."""
+    """A store whose expired records take space until they are purged."""
 
     async def purge(self, *, limit: int = 1_000) -> int:
-        """Delete at most *limit* expired records and return how many; safe from many processes at once."""
+        """Delete at most *limit* expired records and return their number; many processes may purge at once."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a scan: *cursor* continues it, None ends it."""
+    """One page of a scan; *cursor* leads to the next page, None after the last."""
 
     records: tuple[Record, ...]
     cursor: str | None
@@ -171,14 +171,14 @@ class Page:
 
 @runtime_checkable
 class Inspectable(Protocol):
-    """A store that an operator can list and correct."""
+    """A store whose records an operator can list and delete."""
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """About *limit* live records from *cursor* on; what comes or goes during a scan may be missed or repeated."""
+        """About *limit* live records from *cursor* on; records that change during a scan may be missed or repeated."""
         ...
 
     async def forget(self, key: StorageKey) -> bool:
-        """Delete the record of *key*, whatever its state, and say whether there was one. The fence still rises (R9)."""
+        """Delete the record of *key* in any state; False if there was none. The fence still rises afterwards (R9)."""
         ...
 
 
@@ -205,14 +205,16 @@ class SyncInspectable(Protocol):
 
 
 class ManagedStore(Store, Inspectable, Protocol):
-    """A store of this library's: it can also be listed, and can create what it needs."""
+    """A store of this library: it can also list its records and create its table."""
 
     async def create_schema(self) -> None:
         """
-        Create the table that the records need where it is missing; nothing to do for a store without one.
+        Create the table for the records if it is missing; does nothing for a store without tables.
+
+        It is safe to call this again, and from many processes.
 
         Raises:
-            StoreUnavailable: No answer, or no right to create it; safe to call again, and from many processes.
+            StoreUnavailable: No answer, or no permission to create the table.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Refuses a trio event loop for stores whose driver runs on asyncio only, with an error that says so."""
+"""Errors for stores whose driver runs only on asyncio: called under trio, or in another event loop than their own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["asyncio_loop", "other_loop"]
 
 def asyncio_loop(store: object) -> asyncio.AbstractEventLoop:
     """
-    The running loop of asyncio.
+    The running asyncio loop.
 
     Raises:
-        RuntimeError: There is none, as under trio; the message names the store and the way out.
+        RuntimeError: There is none, for example under trio; the message names stores that work there.
     """
     try:
         return asyncio.get_running_loop()
@@ -26,14 +26,14 @@ def asyncio_loop(store: object) -> asyncio.AbstractEventLoop:
 
 def other_loop(store: object, what: str) -> str:
     """
-    The error for a call of *store* in another event loop than the one it is bound to.
+    The error message for a call of *store* outside the event loop that it is bound to.
 
     Args:
-        what: What each loop needs one of, such as "client and one store".
+        what: What each loop needs of its own, such as "client and one store"; it follows the word "one".
     """
     name = type(store).__name__
     return (
-        f"this {name} is bound to another event loop: make one {what} for each loop, inside it. Where every call is an "
-        f"asyncio.run of its own, or a test client opens a loop for each request, use ThreadedStore(Sync{name}(...)), "
-        "which belongs to no loop, or keep one loop (asyncio.Runner, `with TestClient(app)`)"
+        f"this {name} is bound to another event loop: make one {what} for each loop, inside it. If each call has its "
+        f"own asyncio.run, or a test client opens a loop for each request, use ThreadedStore(Sync{name}(...)), which "
+        "belongs to no loop, or keep one loop (asyncio.Runner, `with TestClient(app)`)"
     )

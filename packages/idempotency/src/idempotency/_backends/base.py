@@ -1,7 +1,7 @@
 """
 Gives the engine and the middleware one interface to the running event loop, asyncio or trio.
 
-trio is looked up only where it is the one that runs, so that importing this package needs the standard library alone.
+trio is imported only when it is running, so importing this package needs only the standard library.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ _log = logging.getLogger("idempotency")
 
 
 class Timer(Protocol):
-    """Something that will happen unless it is cancelled."""
+    """A function that will be called unless the timer is cancelled."""
 
     def cancel(self) -> None:
-        """Have it not happen; harmless once it has begun."""
+        """Prevent the call; no effect once it has begun."""
 
 
 class Gate(Protocol[T]):
-    """A value that one task waits for and another gives, once."""
+    """A value that one task waits for and another task gives, once."""
 
     value: T | None
 
     def give(self, value: T) -> bool:
-        """Hand over the value; False if one was given already or nobody waits any more."""
+        """Give the value; False if a value was given before or the wait has ended."""
 
     async def wait(self, timeout: float) -> T | None:
-        """The value, or None after *timeout* seconds: then the gate is shut and takes no value any more."""
+        """The value, or None after *timeout* seconds; from then on `give` returns False."""
 
 
 class Signal(Protocol):
     """A flag that tasks wait for."""
 
     def set(self) -> None:
-        """Raise it."""
+        """Set the flag."""
 
     async def wait(self) -> object:
-        """Return once it is raised."""
+        """Return once the flag is set."""
 
 
 class Runtime(Protocol):
@@ -56,40 +56,40 @@ class Runtime(Protocol):
 
     @property
     def loop(self) -> object:
-        """Identity of the running loop: what belongs to one must not be touched from another."""
+        """The identity of the running loop: objects of one loop must not be used in another."""
 
     def after(self, seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Timer:
-        """Run *function* as a task of its own in *seconds*."""
+        """Run *function* in a new task after *seconds*."""
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run *function* as a task of its own, which outlives the caller; what it raises is logged."""
+        """Run *function* in a new task, which outlives the caller; its exceptions are logged."""
 
     def gate(self) -> Gate[Any]:
         """A new gate."""
 
     def signal(self) -> Signal:
-        """A flag, not raised."""
+        """A new flag, not set."""
 
     def lock(self) -> AbstractAsyncContextManager[object]:
         """A new lock."""
 
     async def sleep(self, seconds: float) -> None:
-        """Let *seconds* pass."""
+        """Sleep for *seconds*."""
 
     async def within(self, seconds: float, awaitable: Callable[[], Awaitable[T]]) -> T:
-        """The result, or TimeoutError after *seconds*."""
+        """The result of *awaitable*; TimeoutError after *seconds*."""
 
 
 def running() -> Runtime:
     """
-    The loop this is called from.
+    The running event loop.
 
     Raises:
-        RuntimeError: Called outside asyncio and trio.
+        RuntimeError: Neither asyncio nor trio is running.
     """
     global _last  # noqa: PLW0603
     try:
-        # A system call on Python 3.11: ask once a request and hand the answer on.
+        # A system call on Python 3.11: callers ask once per request and pass the result on.
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return _trio()
@@ -100,12 +100,12 @@ def running() -> Runtime:
 
 
 def on_trio() -> bool:
-    """Whether this is called from trio; nearly free where nobody has imported it."""
+    """Whether trio is running; very cheap while trio is not imported."""
     return "trio" in sys.modules and running() is _TRIO
 
 
 class _Asyncio:
-    """asyncio: timers and futures of one loop."""
+    """asyncio: timers and futures of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -165,7 +165,7 @@ class _AsyncioGate(Generic[T]):
 
 
 class _Trio:
-    """trio: system tasks and events; a system task that crashes would end the program, so each logs what it raises."""
+    """trio: system tasks and events. An exception in a system task would end the program, so each task logs its own."""
 
     @property
     def loop(self) -> object:
@@ -176,8 +176,9 @@ class _Trio:
     def after(self, seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Timer:
         import trio
 
-        # Cancelled, it must stop sleeping but not a function that has begun.
-        scope = trio.CancelScope()
+        scope = (
+            trio.CancelScope()
+        )  # covers the sleep only: cancelling must not stop a function that has begun
 
         async def later() -> None:
             with scope:
@@ -254,7 +255,7 @@ async def _logged(function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         _log.exception("a background task of the idempotency engine failed")
 
 
-_last: _Asyncio | None = None  # of the loop that asked last: a process rarely has two
+_last: _Asyncio | None = None  # for the loop of the last call; a process rarely has two loops
 _TRIO = _Trio()
 
 

@@ -1,8 +1,8 @@
 """
 Polls once before arming a timeout.
 
-The body of most requests is there when it is asked for, and a timer for each would cost more than reading it.
-`IDEMPOTENCY_IMPL=plain` switches this off: then a timeout is armed at once.
+Most request bodies have already arrived when they are read, and arming a timer for each would cost more than the
+read. `IDEMPOTENCY_IMPL=plain` switches this off: then the timeout is armed first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ T = TypeVar("T")
 
 def poll_once(work: Awaitable[T]) -> tuple[bool, Any]:
     """
-    Begin *work* in the caller's task, up to where it first has to wait.
+    Run *work* in the caller's task until it first has to wait.
 
     Returns:
-        True and its result, if it never had to; False and what to await for it, under a deadline if there is one.
+        True and the result if it never waited; otherwise False and an awaitable for the rest, to be awaited under the
+        deadline.
     """
-    # On trio a deadline must enclose every scope that the work opens, so the work may not begin before it.
+    # On trio a deadline must enclose every scope that *work* opens, so the deadline must be set first.
     if PLAIN or type(work) is not CoroutineType or ("trio" in sys.modules and on_trio()):
         return False, work
     try:
@@ -40,7 +41,7 @@ def poll_once(work: Awaitable[T]) -> tuple[bool, Any]:
 
 @coroutine
 def _resume(work: Coroutine[Any, Any, T], waiting_for: Any) -> Generator[Any, Any, T]:
-    """Go on with a coroutine that has begun, as `await` would have (PEP 380)."""
+    """Continues a coroutine that has begun, as `await` would (PEP 380)."""
     while True:
         try:
             sent = yield waiting_for

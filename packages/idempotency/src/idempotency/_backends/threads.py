@@ -20,23 +20,23 @@ T = TypeVar("T")
 
 class Threads:
     """
-    At most *limit* worker threads of a store's own, made when first needed.
+    At most *limit* worker threads for one store, made when first needed.
 
-    Of its own, so that a store that waits for a lock does not use up the threads that the rest of the program has.
+    Each store has its own, so that a store that waits for a lock does not use up the program's shared threads.
     """
 
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
         self._name = name
         self._pool: ThreadPoolExecutor | None = None  # under asyncio
-        self._limiter: trio.CapacityLimiter | None = None  # under trio, which keeps the threads itself
+        self._limiter: trio.CapacityLimiter | None = None  # under trio, which manages the threads itself
         forget_in_child(self, Threads._forget_threads)
 
     async def run(self, call: Callable[[], T]) -> T:
         """
-        Run *call* in a thread of the running loop, asyncio or trio.
+        Run *call* in a worker thread, under asyncio or trio.
 
-        A cancelled caller does not wait: the thread goes on, so the effect is unknown, as after any lost reply (R8).
+        A cancelled caller stops waiting while the thread goes on: as after a lost reply, the effect is unknown (R8).
         """
         try:
             loop = asyncio.get_running_loop()
@@ -52,7 +52,7 @@ class Threads:
         return await loop.run_in_executor(self._pool, context.run, call)
 
     def _forget_threads(self) -> None:
-        """In a forked child: its copy of the pool has no threads."""
+        """Called in a forked child, whose copy of the pool has no threads."""
         self._pool = self._limiter = None
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """
 Decodes a recorded response in a third of the time, where msgspec is installed (the extra `msgspec`).
 
-It takes only what this version writes and leaves everything else, errors included, to `idempotency._core.outcome`: what
-an outcome means never depends on what is installed. `IDEMPOTENCY_IMPL=plain` switches it off.
+It decodes only responses that this version writes. Everything else, errors included, is left to
+`idempotency._core.outcome`, so that the meaning of an outcome never depends on what is installed.
+`IDEMPOTENCY_IMPL=plain` switches it off.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ else:
     except ImportError:
 
         def decode_response(_: bytes) -> None:
-            """Leave it to the standard library."""
+            """Return None: the standard library decodes every outcome."""
 
     else:
 

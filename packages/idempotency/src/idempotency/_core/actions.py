@@ -45,15 +45,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Acquire:
-    """Ask the store for the claim. Event: its reply, or the StoreError it raised."""
+    """Acquire the claim. Event: the store's reply, or the StoreError it raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Await:
     """
-    Wait for the concurrent duplicate: *poll* seconds before the store is worth asking again, *limit* at the very most.
+    Wait for the concurrent duplicate.
 
     Event: `WaitEnded`.
+
+    Attributes:
+        poll: Seconds until the store should be asked again.
+        limit: The longest wait, in seconds.
     """
 
     poll: float
@@ -62,27 +66,27 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Complete:
-    """Ask the store to record the outcome. Event: its answer, or the StoreError it raised."""
+    """Record the outcome. Event: the store's answer, or the StoreError it raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Ask the store to forget the claim. Event: its answer, or the StoreError it raised."""
+    """Release the claim. Event: the store's answer, or the StoreError it raised."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseLater:
-    """Have the store forget whatever this owner may hold, while the request goes on. Event: None, at once."""
+    """Release in the background whatever this owner may hold; the request goes on. Event: None, at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Ask the store to push the end of the lease. Event: its answer."""
+    """Renew the lease. Event: the store's answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class GetRecord:
-    """Ask the store for the record as it stands (E8). Event: the record, None, or the StoreError it raised."""
+    """Read the current record (E8). Event: the record, None, or the StoreError the store raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +117,8 @@ class WaitEnded:
     The wait is over.
 
     Attributes:
-        waited: Seconds since the request began to wait, in all.
-        completed: The duplicate's outcome, where this process recorded it; then the store need not be asked.
+        waited: Seconds since the request began to wait, over all its waits.
+        completed: The duplicate's outcome, if this process recorded it: then the store need not be asked.
     """
 
     waited: float
@@ -149,7 +153,7 @@ class Refuse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
-    """Run the operation unprotected: the store failed with *error* and the policy prefers an answer."""
+    """Run the operation unprotected: the store failed with *error*, and the policy says `on_store_error="bypass"`."""
 
     error: StoreError
 
@@ -157,29 +161,29 @@ class Bypass:
 Verdict: TypeAlias = Execute | Replay | Refuse | Bypass
 
 
-# Endings: what became of a run's record.
+# Endings: what happened to the record of a run.
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Done: the record is what the caller presented."""
+    """The store recorded the caller's outcome."""
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """The claim was lost and its successor is done: its record is the answer (E8)."""
+    """The claim was lost to a takeover, and that run is done: its record is the answer (E8)."""
 
     completed: Completed
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """The claim was lost and the record is gone or another's: our own answer is the best there is (E8)."""
+    """The claim was lost, and the record is gone or is another operation's: this run's own answer is sent (E8)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unrecorded:
-    """The store did not confirm: our own answer goes out and the lease decides about a retry (E8)."""
+    """The store did not confirm the record: this run's own answer is sent, and a retry depends on the lease (E8)."""
 
     error: StoreError
 

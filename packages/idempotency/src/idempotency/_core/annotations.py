@@ -19,14 +19,14 @@ _EMPTY = inspect.Signature.empty
 _SCALARS: frozenset[Any] = frozenset({str, int, float, bool, None, type(None)})
 _UNKNOWN: frozenset[Any] = frozenset(
     {_EMPTY, Any, object, typing.Never, typing.NoReturn}
-)  # only the value tells
+)  # only a value shows whether JSON can hold it
 _SEQUENCES = {list, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Iterable}
 _MAPPINGS = {dict, collections.abc.Mapping, collections.abc.MutableMapping}
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature; annotations with names that are not known yet do no harm."""
-    if sys.version_info >= (3, 14):  # there an annotation is code that runs when it is looked at (PEP 649)
+    """The signature of *function*; an annotation may use names that are not defined yet."""
+    if sys.version_info >= (3, 14):  # annotations are evaluated when they are read (PEP 649)
         from annotationlib import Format
 
         return inspect.signature(function, annotation_format=Format.FORWARDREF)
@@ -34,7 +34,7 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def resolve(function: Callable[..., Any]) -> Any:
-    """The return annotation, `Signature.empty` where there is none or its names are not known yet."""
+    """The return annotation; `Signature.empty` if there is none, or if its names are not defined yet."""
     try:
         annotation = signature(function).return_annotation
         holder = types.SimpleNamespace(__annotations__={"return": annotation})
@@ -53,27 +53,24 @@ def show(annotation: Any) -> str:
     return str(annotation).replace("typing.", "")
 
 
-def _plain(annotation: Any) -> Any:
-    """Without `Annotated`, `NewType` and names of types."""
+def plain(annotation: Any) -> Any:
+    """*annotation* without `Annotated`, `NewType` and type aliases."""
     while True:
         if get_origin(annotation) is typing.Annotated:
             annotation = get_args(annotation)[0]
         elif isinstance(annotation, NewType):
             annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":  # typing's from Python 3.12 on
+        elif type(annotation).__name__ == "TypeAliasType":  # in `typing` since Python 3.12
             annotation = annotation.__value__
         else:
             return annotation
 
 
-plain = _plain
-
-
 def json_misfit(annotation: Any, _inside: tuple[Any, ...] = ()) -> str | None:
-    """The part of *annotation* whose values JSON surely changes, or None. What only the value can tell passes."""
-    annotation = _plain(annotation)
+    """The part of *annotation* whose values JSON always changes, or None. Types that only a value can decide pass."""
+    annotation = plain(annotation)
     if any(annotation is outer for outer in _inside):
-        return None  # recursive: judged where it began
+        return None  # recursive: the outer call checks it
     inside = (*_inside, annotation)
     if isinstance(annotation, str | ForwardRef | TypeVar):
         return None
@@ -89,7 +86,7 @@ def json_misfit(annotation: Any, _inside: tuple[Any, ...] = ()) -> str | None:
         if (
             args
             and json_misfit(args[0]) is None
-            and _plain(args[0]) not in {str, Any}
+            and plain(args[0]) not in {str, Any}
             and not _is_text(args[0])
         ):
             return f"a key of type {show(args[0])}"
@@ -119,16 +116,16 @@ class Plan(NamedTuple):
 
 def plan(annotation: Any) -> Plan:
     """
-    The plan for a dataclass, and for lists, string-keyed dicts and optional ones of them.
+    The plan for a dataclass, or for a list, a dict with `str` keys or an Optional of dataclasses.
 
     Raises:
-        TypeError: Something in it has no form in JSON that it comes back from.
+        TypeError: A type in *annotation* does not survive a JSON round trip.
     """
     return _plan(annotation, {})
 
 
 def _plan(annotation: Any, known: dict[type, Plan]) -> Plan:
-    annotation = _plain(annotation)
+    annotation = plain(annotation)
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _class_plan(annotation, known)
     origin, args = get_origin(annotation), get_args(annotation)
@@ -138,7 +135,7 @@ def _plan(annotation: Any, known: dict[type, Plan]) -> Plan:
             lambda value: [item.encode(member) for member in _expect(value, list)],
             lambda stored: [item.decode(member) for member in _expect(stored, list)],
         )
-    if origin is dict and _plain(args[0]) is str:
+    if origin is dict and plain(args[0]) is str:
         item = _plan(args[1], known)
         return Plan(
             lambda value: {name: item.encode(member) for name, member in _expect(value, dict).items()},
@@ -174,7 +171,7 @@ def _class_plan(kind: type[Any], known: dict[type, Plan]) -> Plan:
         _expect(stored, dict)
         return kind(**{name: plans[name].decode(member) for name, member in stored.items()})
 
-    known[kind] = Plan(encode, decode)  # before its fields: one of them may hold the class itself
+    known[kind] = Plan(encode, decode)  # before its fields, since a field may hold the class itself
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
     except NameError as error:
@@ -183,7 +180,7 @@ def _class_plan(kind: type[Any], known: dict[type, Plan]) -> Plan:
         isinstance(hint, dataclasses.InitVar) or hint is dataclasses.InitVar for hint in hints.values()
     ):
         raise TypeError(
-            f"{kind.__qualname__} takes an InitVar, which no record has; use codec=PydanticCodec()"
+            f"{kind.__qualname__} has an InitVar, whose value is not recorded; use codec=PydanticCodec()"
         )
     for field in dataclasses.fields(kind):
         if not field.init:

@@ -15,5 +15,5 @@ def is_async(function: object) -> bool:
 
 
 def is_plain(function: object) -> bool:
-    """Whether *function* is done when it returns, and no class in place of one of its objects."""
+    """Whether *function* is a callable that is done when it returns, and not a class."""
     return callable(function) and not isinstance(function, type) and not is_async(function)

@@ -1,4 +1,4 @@
-"""Lists the header fields that carry credentials, which may change while the caller stays the same."""
+"""Tells which header fields carry credentials: these can change while the caller stays the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 __all__ = ["is_credential"]
 
-# Words of a field name, as its dashes and underscores divide it.
+# Words in the name of a field that holds a credential; dashes, underscores and dots divide a name into words.
 _WORDS: Final = frozenset(
     {
         "apikey",
@@ -47,7 +47,7 @@ _WORDS: Final = frozenset(
         "xsrf",
     }
 )
-# What comes behind such a word in the name of a field that says who the caller is, and not how it was proved.
+# The last word of a field name that says who the caller is, not how the caller proved it: `X-Auth-User`.
 _SUBJECTS: Final = frozenset(
     {"account", "dn", "email", "id", "identity", "name", "sub", "subject", "user", "userid", "username"}
 )
@@ -56,10 +56,10 @@ _BETWEEN_WORDS = re.compile(r"[-_.]+")
 
 def is_credential(name: str) -> bool:
     """
-    Whether a header field of this name holds a credential, by the words in its name.
+    Whether a header field holds a credential, judged by the words in its name.
 
-    Of that kind are access tokens, API keys, cookies and sessions, signatures over a request, one-time proofs and
-    client certificates. A field which names who was authenticated, such as `X-Auth-User`, is none.
+    Credentials are access tokens, API keys, cookies and sessions, signatures over a request, one-time proofs and
+    client certificates. A field that names the authenticated user, such as `X-Auth-User`, is not a credential.
 
     >>> [name for name in ("Authorization", "Cookie", "X-API-Key", "X-Auth-User", "X-Tenant") if is_credential(name)]
     ['Authorization', 'Cookie', 'X-API-Key']

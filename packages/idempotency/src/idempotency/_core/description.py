@@ -1,4 +1,4 @@
-"""Describes a record for people: its state and its kind of outcome, never a key, a header or a body."""
+"""Describes a record for people: its state and the kind of its outcome, never a key, a header or a body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KINDS: Final = ("response", "value", "unreplayable", "sealed")
 
 
 def state_name(record: Record) -> StateName:
-    """The state of the record; abandoned: its lease is over and nothing is recorded."""
+    """The state of the record; "abandoned" if its lease has lapsed before an outcome was recorded."""
     if record.state is State.COMPLETED:
         return "completed"
     return "running" if record.lease_left > 0 else "abandoned"
@@ -36,6 +36,6 @@ def outcome_kind(outcome: bytes) -> str:
         kind, status = members["outcome"], members.get("status_code")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "unreadable"
-    if kind not in _KINDS:  # only known words: the rest of an outcome is a response's content
+    if kind not in _KINDS:  # show known words only: anything else may be a client's data
         return "unreadable"
     return f"{kind} {status}" if type(status) is int else str(kind)

@@ -1,8 +1,8 @@
 """
-The typed errors: what a client did, what a store could not do, and what to do next.
+The typed errors. Each message says what went wrong and what to do next.
 
-Each carries the HTTP status and the slug of the problem document it becomes (RFC 9457). None carries a raw key or a
-body; `key_id` is twelve hex digits of a digest. All of them survive `pickle` and `copy` (E10).
+Each class has the HTTP status and the slug of its problem document (RFC 9457). No error contains a raw key or a body;
+`key_id` is twelve hex digits of a digest. All errors survive `pickle` and `copy` (E10).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 class IdempotencyError(Exception):
     """
-    The root of this library's typed errors. (`Answered`, which only ends a handler, is not an error.)
+    The base class of this library's errors. (`Answered`, which only ends a handler, is not an error.)
 
     Attributes:
         status: The HTTP status of the problem document.
@@ -52,7 +52,7 @@ class IdempotencyError(Exception):
     retry_after: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception.__reduce__ calls cls(*args): wrong for keyword-only constructors. Rebuild without calling them.
+        # Exception.__reduce__ calls cls(*args), which fails for keyword-only constructors: rebuild without a call.
         return _rebuild, (type(self), self.args), self.__dict__
 
 
@@ -64,15 +64,15 @@ def _rebuild(cls: type[IdempotencyError], args: tuple[Any, ...]) -> IdempotencyE
 
 class Answered(Exception):
     """
-    Ends a handler whose request has its answer already: a replay of the first run's, or a problem.
+    Ends a handler whose request already has its answer: a replay or a problem document.
 
-    Raised by `claim` under `LateClaim`, which sends that answer and drops whatever the application still sends. Do not
-    catch it: a handler that goes on would repeat the effect.
+    Raised by `claim` under `LateClaim`, which sends that answer and drops what the application sends afterwards. Do
+    not catch it: a handler that goes on would repeat the effect.
     """
 
 
 class InvalidKey(IdempotencyError):
-    """The Idempotency-Key is there and cannot be read as one key (draft -07, 2.1; RFC 9651, 3.3.3)."""
+    """The Idempotency-Key header cannot be read as one key (draft -07, 2.1; RFC 9651, 3.3.3)."""
 
     status: ClassVar[int] = 400
     slug: ClassVar[str] = "invalid-key"
@@ -93,7 +93,7 @@ class MissingKey(IdempotencyError):
 
 
 class MissingTenant(IdempotencyError):
-    """The request does not say whose key this is, and strangers must not share one."""
+    """The request does not say whose key this is; different users must not share one."""
 
     status: ClassVar[int] = 400
     slug: ClassVar[str] = "missing-tenant"
@@ -205,7 +205,7 @@ class RequestTimeout(IdempotencyError):
 
 
 class BodyLost(IdempotencyError):
-    """The request says that it has a body, and the server handed over none; nothing ran."""
+    """The request announces a body, but the server passed none on; nothing ran."""
 
     status: ClassVar[int] = 400
     slug: ClassVar[str] = "body-lost"
@@ -213,14 +213,14 @@ class BodyLost(IdempotencyError):
 
     def __init__(
         self,
-        message: str = "the request announces a body, and the server handed over none, as happens to requests that ask "
+        message: str = "the request announces a body, but the server passed none on, as servers do when a request asks "
         "for another protocol; send it without an Upgrade header",
     ) -> None:
         super().__init__(message)
 
 
 class RunEnded(IdempotencyError):
-    """A claim was used after its run had ended: what it says would belong to another operation."""
+    """A claim was used after its run had ended; using it then could affect another operation."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "run-ended"
@@ -228,8 +228,8 @@ class RunEnded(IdempotencyError):
 
     def __init__(self, *, key_id: str, wanted: str) -> None:
         super().__init__(
-            f"the run of idempotency key {key_id} is over, so {wanted} of its claim cannot be used; "
-            'read what is needed later while the run lasts, such as the text that derive("mail") returns'
+            f"the run of idempotency key {key_id} is over, so {wanted} of its claim cannot be used any more; "
+            'read values you need later during the run, such as the text that derive("mail") returns'
         )
         self.key_id = key_id
         self.wanted = wanted
@@ -250,14 +250,14 @@ class IncompleteRequest(IdempotencyError):
 
 
 class LengthRequired(IdempotencyError):
-    """The body of a keyed request has no length, and the server does not say where it ends; nothing ran."""
+    """The body of a keyed request has no Content-Length, and the server does not mark its end; nothing ran."""
 
     status: ClassVar[int] = 411
     slug: ClassVar[str] = "length-required"
     title: ClassVar[str] = "The request body has no length"
 
     def __init__(
-        self, message: str = "send a Content-Length: this server does not hand on a body without one"
+        self, message: str = "send a Content-Length: this server does not pass a body on without one"
     ) -> None:
         super().__init__(message)
 
@@ -281,10 +281,10 @@ class StoreUnavailable(StoreError):
 
 class IsolationConflict(StoreError):
     """
-    A transaction cannot take a claim's record: what it sees of the database is older than what the record says.
+    A transaction cannot update the record of a claim: its snapshot of the database is older than the record.
 
-    Raised by `complete_in`. Nothing is known about the claim, so it is neither kept nor lost: roll back, and begin the
-    transaction again as the message says. Repeating the call in the same transaction fails again.
+    Raised by `complete_in`. It does not say whether the claim is still held: roll back, and begin the transaction again
+    as the message says. Repeating the call in the same transaction fails again.
     """
 
     status: ClassVar[int] = 503
@@ -294,7 +294,7 @@ class IsolationConflict(StoreError):
 
 
 class UnknownRecordVersion(StoreError):
-    """The record was written by a version of this library that this one cannot read; it is left as it is."""
+    """A newer version of this library wrote the record, and this version cannot read it; the record is not changed."""
 
     status: ClassVar[int] = 503
     slug: ClassVar[str] = "unknown-record-version"
@@ -303,7 +303,7 @@ class UnknownRecordVersion(StoreError):
 
 
 class CorruptRecord(StoreError):
-    """The stored record cannot be read; it is neither run again nor deleted, so that a person can look at it."""
+    """The stored record cannot be read. The operation does not run again, and the record is kept for inspection."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "corrupt-record"
@@ -311,7 +311,7 @@ class CorruptRecord(StoreError):
 
 
 def as_store_error(error: Exception) -> StoreError:
-    """A StoreError as it is; anything else a store raised is a store that could not answer."""
+    """*error* itself if it is a StoreError; any other exception from a store becomes `StoreUnavailable`."""
     if isinstance(error, StoreError):
         return error
     return StoreUnavailable(

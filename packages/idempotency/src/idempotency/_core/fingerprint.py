@@ -1,9 +1,9 @@
 """
 Computes fingerprints, which decide whether two requests under one key are the same operation.
 
-A fingerprint function sees the request and returns a digest; the engine adds method, path and query itself (E9), so a
-function speaks of the body alone. Where it raises ValueError (a body it cannot read) the exact bytes are used, and the
-application gives its own error.
+A fingerprint function gets the request and returns a digest. The engine adds method, path and query (E9), so the
+function need only cover the body. If it raises ValueError because it cannot read the body, the exact bytes are used,
+and the application answers with its own error.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class RequestView(NamedTuple):
     The request as a fingerprint function sees it.
 
     Attributes:
-        path: As the client sent it, with any prefix of a mounted application.
+        path: As the client sent it, including the prefix of a mounted application.
         query: The raw query string, without its question mark.
         headers: Ordered pairs, names in lower case.
-        body: Whole, as sent (a Content-Encoding is not undone).
+        body: The whole body as sent; a Content-Encoding is not decoded.
         tenant: What the middleware's `tenant` callable returned.
     """
 
@@ -53,25 +53,24 @@ class RequestView(NamedTuple):
     tenant: str
 
     def header(self, name: bytes) -> bytes:
-        """All values of a header joined as RFC 9110, 5.3 allows; empty where there is none."""
+        """All values of a header, joined by commas (RFC 9110, 5.3); empty if it is absent."""
         return b", ".join([value.strip(b" \t") for key, value in self.headers if key == name])
 
 
 def digest(*parts: bytes) -> Fingerprint:
     """
-    SHA-256 over the lengths of the parts and the parts, so that no two different lists of parts collide.
+    SHA-256 of the parts and their lengths, so that different lists of parts never give the same input to SHA-256.
 
     >>> digest(b"ab", b"c") == digest(b"a", b"bc")
     False
     """
-    # All lengths, then all parts: no list of parts is the beginning of another, so none can be mistaken for another.
-    lengths = pack(f">{len(parts)}Q", *map(len, parts))
+    lengths = pack(f">{len(parts)}Q", *map(len, parts))  # all lengths come first, then all parts
     return Fingerprint(sha256(b"".join((lengths, *parts))).digest())
 
 
 def counted_query(query: bytes, ignored: Collection[str]) -> bytes:
     """
-    *query* without its *ignored* parameters, names compared as a form parser reads them.
+    *query* without its *ignored* parameters; names are decoded before they are compared.
 
     >>> counted_query(b"order=1&sent%5Fat=9&x", {"sent_at"})
     b'order=1&x'
@@ -93,10 +92,10 @@ def operation_digest(
     ignored_query: Collection[str] = (),
 ) -> Fingerprint:
     """
-    The stored fingerprint: the operation (method, path, query) and what *function* makes of the rest (E9).
+    The stored fingerprint: a digest of the operation (method, path, query) and of the digest from *function* (E9).
 
     Args:
-        ignored_query: Parameters of the query that do not count; *function* sees them all the same.
+        ignored_query: Query parameters to leave out; *function* still sees them.
     """
     query = counted_query(view.query, ignored_query)
     if function is not exact_bytes:
@@ -115,8 +114,8 @@ _six_lengths = Struct(">6Q").pack
 def exact_operation_digest(
     method: str, path: str, query: bytes, content_type: bytes, content_encoding: bytes, body: bytes
 ) -> Fingerprint:
-    """`operation_digest` by `exact_bytes`, in one pass over the body: `digest` of six parts, for every request."""
-    # `digest`, written out: of what the default policy does to a request this was the costliest.
+    """The `operation_digest` of the default policy, whose fingerprint function is `exact_bytes`."""
+    # `digest` of six parts, written out: it was the slowest step of the default policy.
     verb, target = method.encode(), path.encode("utf-8", "surrogatepass")
     lengths = _six_lengths(
         len(verb), len(target), len(query), len(content_type), len(content_encoding), len(body)
@@ -132,9 +131,9 @@ def exact_bytes(view: RequestView) -> Fingerprint:
 
 def canonical_json(view: RequestView) -> Fingerprint:
     """
-    The JSON value: white space, the order of members and the spelling of characters in strings do not count.
+    The JSON value: white space, the order of members and the escapes in strings do not count.
 
-    Nothing else is folded. Numbers count as they are written (`1`, `1.0` and `1e0` differ, as do `1e400` and `1e500`).
+    Everything else does. Numbers count as they are written (`1`, `1.0` and `1e0` differ, as do `1e400` and `1e500`).
 
     Raises:
         ValueError: Not JSON in UTF-8 (RFC 8259), NaN or Infinity, a repeated member name, or nested too deeply.
@@ -144,7 +143,7 @@ def canonical_json(view: RequestView) -> Fingerprint:
 
 def ignoring(*members: str) -> Callable[[RequestView], Fingerprint]:
     """
-    `canonical_json` without some members: for a client that retries with a fresh `requestId` in an unchanged body.
+    `canonical_json` without some members, for clients that change a member such as `requestId` in each attempt.
 
     Args:
         members: Names of members of the top-level object, or JSON Pointers (RFC 6901) such as `/meta/sentAt`.
@@ -172,10 +171,10 @@ def ignoring(*members: str) -> Callable[[RequestView], Fingerprint]:
 
 def multipart_parts(view: RequestView) -> Fingerprint:
     """
-    The parts of a multipart body in order, headers and content, whatever the boundary (RFC 2046, 5.1).
+    The parts of a multipart body in order, with headers and content, but without the boundary (RFC 2046, 5.1).
 
-    Clients draw a new boundary for each attempt, so the exact bytes of a repeated upload differ. Of the Content-Type
-    everything else counts, its other parameters included, in whichever order and spelling.
+    Clients draw a new boundary for each attempt, so the exact bytes of a repeated upload differ. The rest of the
+    Content-Type counts, with its other parameters, in any order and spelling.
 
     Raises:
         ValueError: Not a well-formed multipart body, or one with a preamble or an epilogue.
@@ -192,9 +191,8 @@ def multipart_parts(view: RequestView) -> Fingerprint:
     return digest(b"multipart", found.spelled(without=b"boundary"), _representation(view)[1], *contents)
 
 
-_BOUNDARY = re.compile(
-    rb"[!-~](?:[ -~]{0,68}[!-~])?"
-)  # 1 to 70 characters, no blank at its end (RFC 2046, 5.1.1)
+# 1 to 70 characters, no space at either end (RFC 2046, 5.1.1).
+_BOUNDARY = re.compile(rb"[!-~](?:[ -~]{0,68}[!-~])?")
 
 
 def _part(part: bytes) -> bytes:
@@ -209,23 +207,23 @@ _OF_THE_BODY = frozenset({b"content-type", b"content-encoding", b"content-length
 
 def representation(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes, int]:
     """
-    Reads the body's Content-Type, Content-Encoding and Content-Length (0 where it is absent) from headers.
+    Reads Content-Type, Content-Encoding and Content-Length (0 if absent) from headers.
 
-    Content-Type and Content-Encoding come in one spelling for all that mean the same: a proxy between two attempts may
-    write them otherwise (RFC 9110, 8.3.1: type, names of parameters and charset in any case, values quoted or not).
+    Content-Type and Content-Encoding are normalized, since a proxy may spell them differently in two attempts (RFC
+    9110, 8.3.1: type, parameter names and charset in any case, values quoted or not).
     """
     content_type = content_encoding = b""
     length = 0
     for name, field in headers:
         if name not in _OF_THE_BODY:
             continue
-        value = field.strip(b" \t")  # some servers leave the blanks round a field value (RFC 9110, 5.5)
+        value = field.strip(b" \t")  # some servers leave the blanks around a field value (RFC 9110, 5.5)
         if name == b"content-type":
             content_type = value if not content_type else content_type + b", " + value
         elif name == b"content-encoding":
             content_encoding = value if not content_encoding else content_encoding + b", " + value
         elif value.isdigit():
-            length = int(value) if len(value) < 20 else 10**20  # thousands of digits cannot be converted
+            length = int(value) if len(value) < 20 else 10**20  # int() refuses thousands of digits
     if content_encoding:
         content_encoding = tokens_spelled_once(content_encoding)
     return spelled_once(content_type), content_encoding, length
@@ -257,7 +255,7 @@ def _parse(body: bytes) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise ValueError("a member name is repeated")  # which one counts depends on the reader
+        raise ValueError("a member name is repeated")  # parsers differ in which value they take
     return members
 
 
@@ -270,8 +268,8 @@ def _encode(value: Any) -> bytes:
 
 
 def _tokens(value: Any) -> Iterator[bytes]:
-    """An injective encoding: every value starts with a letter for its type; text and containers carry their length."""
-    # An explicit stack: the parser's depth limit is higher than what nested generators survive.
+    """Encodes each value differently: a letter for its type first, then the length of a text or a container."""
+    # An explicit stack, because nested generators fail at a smaller depth than the parser.
     stack = [value]
     while stack:
         match stack.pop():

@@ -26,7 +26,7 @@ HOP_BY_HOP: Final = frozenset(
 """Headers that belong to one connection or one message (RFC 9110, 7.6.1) and are never recorded."""
 
 FIRST_CALLER_ONLY: Final = frozenset({b"set-cookie", b"www-authenticate", b"clear-site-data"})
-"""Headers that are meant for the one who asked first, and dropped unless a policy says otherwise."""
+"""Headers meant for the first caller only; not recorded unless a policy says otherwise."""
 
 _OURS = frozenset({b"idempotency-replayed", AGE, EXPIRES_IN})
 
@@ -42,11 +42,12 @@ def is_token(name: str) -> bool:
 class HeaderRules(NamedTuple):
     """
     Attributes:
-        ours: Names that only this library sets: an application does not speak for us.
-        never_recorded: *ours*, and what the policy drops.
-        forbidden: Those of *never_recorded* that no policy of the past is likely to have recorded either.
-        mark: The header line of a replay.
-        expires_in: The header line of a recorded first answer.
+        ours: Names that only this library may set; removed from an application's answer.
+        never_recorded: *ours*, and the names that the policy drops.
+        forbidden: Names in *never_recorded* that earlier policies hardly recorded either: a record that has one is
+            corrupt.
+        mark: The header that marks a replay.
+        expires_in: The `Idempotency-Expires-In` header of a first answer that was recorded.
     """
 
     ours: frozenset[bytes]

@@ -1,4 +1,4 @@
-"""Checks which Python values survive a JSON round trip unchanged, and writes each of them in one way."""
+"""Checks that Python values survive a JSON round trip unchanged, and encodes equal values as equal bytes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 __all__ = ["canonical", "require_exact"]
 
 _SCALARS = frozenset({str, int, bool, type(None)})
-_MAX_DEPTH = 100  # a deeper value could be written here and not be read where less of the stack is left
+_MAX_DEPTH = 100  # a deeper value might be written here and fail to be read where less stack is left
 
 _dumps = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
 
 
 def require_exact(value: Any, *, tuples: bool = False) -> None:
     """
-    Nothing, if *value* is made of exactly the types that JSON gives back: no subclass, no NaN, no key but `str`.
+    Raise unless *value* consists of exactly the types that JSON decodes to: no subclass, no NaN, only `str` as keys.
 
     Args:
-        tuples: Let tuples pass, though they come back as lists.
+        tuples: Accept tuples, although they are decoded as lists.
     Raises:
         TypeError: A value of another type; the message names the type and never the value.
         ValueError: NaN, an infinity, or nested deeper than 100.
@@ -30,7 +30,7 @@ def require_exact(value: Any, *, tuples: bool = False) -> None:
         ...
     TypeError: a tuple does not survive JSON unchanged
     """
-    # Values with their depth; a cycle ends at the limit.
+    # Pairs of value and depth; the depth limit also ends a cycle.
     stack = [(value, 0)]
     while stack:
         item, depth = stack.pop()
@@ -57,7 +57,7 @@ def require_exact(value: Any, *, tuples: bool = False) -> None:
 
 def canonical(value: Any) -> bytes:
     """
-    One text for one value: members in order, every character spelled one way; a tuple counts as a list.
+    *value* as canonical JSON: members sorted, characters escaped in one way; a tuple counts as a list.
 
     Numbers keep their type: `1`, `1.0` and `True` differ.
 

@@ -3,7 +3,7 @@ Parses the Idempotency-Key header strictly, and derives the name of its record i
 
 draft-ietf-httpapi-idempotency-key-header-07, 2.1: the value is an Item Structured Header whose bare item is a String
 (RFC 9651, 3.3.3). Most clients send the text without its quotes, so that form is read too unless *strict*; `"k"` and
-`k` are one key. Whatever is neither is an error and never "no key".
+`k` are one key. Any other value is an error; it never counts as a missing key.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from idempotency._core.types import StorageKey
 
 __all__ = ["parse_key", "parse_key_fields", "storage_key"]
 
-# Visible ASCII but for the characters that would make it look like a string, a list or parameters.
+# Visible ASCII without the characters of a string, a list or parameters: " , ; \
 _is_bare = re.compile(rb"[!#-+\--:<-\[\]-~]+").fullmatch
 # sf-string (RFC 9651, 3.3.3); a backslash escapes only a quote or a backslash.
 _QUOTED = re.compile(rb'"((?:[ !#-\[\]-~]|\\["\\])*)"')
-# parameters (RFC 9651, 3.1.2), any bare item as a value (3.3); read only to know that the field ends where it should.
+# parameters (RFC 9651, 3.1.2), with any bare item as a value (3.3); parsed only to refuse anything else after the key.
 _PARAMETERS = re.compile(
     rb"(?:; *[a-z*][a-z0-9_.*-]*"
     rb'(?:=(?:-?[0-9]{1,15}(?:\.[0-9]{1,3})?|"(?:[ !#-\[\]-~]|\\["\\])*"|[A-Za-z*][!#$%&\'*+.^_`|~0-9A-Za-z:/-]*'
     rb'|:[A-Za-z0-9+/=]*:|\?[01]|@-?[0-9]{1,15}|%"(?:[ !#$&-~]|%[0-9a-f]{2})*"))?)*'
 )
 _UNESCAPE = re.compile(rb"\\(.)")
-_LONGEST = 800  # characters of either part of a name: 255 of a client's, each percent-encoded, and more
+_LONGEST = 800  # characters of each part of a name: room for 255, each percent-encoded
 _is_safe = re.compile(r"[A-Za-z0-9._~-]{0,800}").fullmatch
 
 
@@ -43,7 +43,7 @@ def parse_key(
         values: The value of every Idempotency-Key field line, in order.
         max_chars: The longest key, in characters after unquoting.
         strict: Refuse the form without quotes.
-        header: The field's name, for errors.
+        header: The name of the field, for error messages.
     Raises:
         InvalidKey: More than one line, a list, empty or blank, too long, not ASCII, or not a String.
 
@@ -83,8 +83,8 @@ def parse_key_fields(
     Args:
         fields: The headers' names, each with the values of its field lines.
     Raises:
-        InvalidKey: See `parse_key`; or two of the headers hold different keys, so that a retry with one of them alone
-            might be another operation.
+        InvalidKey: See `parse_key`; or two headers hold different keys: a retry with only one of them might count as
+            another operation.
 
     >>> parse_key_fields([("webhook-id", [b"msg_1"]), ("svix-id", [b"msg_1"])])
     'msg_1'
@@ -116,14 +116,14 @@ def _unquote(value: bytes) -> str:
 
 def storage_key(tenant: str, key: str) -> StorageKey:
     """
-    The name of a record: `key`, or `tenant:key` where there is a tenant, each percent-encoded.
+    The name of a record: `key`, or `tenant:key` if there is a tenant, each percent-encoded.
 
-    Everything but unreserved characters (RFC 3986, 2.3) is encoded in both parts, so no two pairs share a name, a
-    name holds no control character, and no brace of a client's makes a Redis hash tag. A part that comes to more than
-    800 characters, such as a whole token as a tenant, is named by its SHA-256: what a database indexes has a limit.
+    Both parts encode all but unreserved characters (RFC 3986, 2.3). So no two pairs share a name, a name contains no
+    control character, and a client cannot make a Redis hash tag with braces. A part longer than 800 characters, such
+    as a whole token as a tenant, is replaced by its SHA-256, because databases limit what they index.
 
     Args:
-        tenant: The principal whose key it is; "" where everybody is the same principal.
+        tenant: The principal whose key it is; "" if all callers are the same principal.
 
     >>> storage_key("", "k-1"), storage_key("a:b", "x/{y}")
     ('k-1', 'a%3Ab:x%2F%7By%7D')
@@ -136,5 +136,5 @@ def storage_key(tenant: str, key: str) -> StorageKey:
 
 def _encoded(part: str) -> str:
     text = quote(part, safe="")
-    # An equals sign is in no encoded text, so that a digest is nobody's name.
+    # Encoded text contains no equals sign, so no key or tenant can have this name.
     return text if len(text) <= _LONGEST else f"sha256={sha256(text.encode()).hexdigest()}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 __all__ = ["MediaType", "media_type", "spelled_once", "tokens_spelled_once"]
 
 _TYPE = re.compile(rb"[ \t]*([!#$%&'*+.^_`|~0-9A-Za-z-]+)/([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*(?=;|$)")
-# A value without quotes may hold what a token may not, such as the `=` and `/` of many boundaries.
+# A value without quotes may have characters that a token may not, such as the `=` and `/` of many boundaries.
 _PARAMETER = re.compile(
     rb";[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)="
     rb'(?:"((?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t -~\x80-\xff])*)"|([^\s";,\\]+)))?[ \t]*'
@@ -17,7 +17,7 @@ _PARAMETER = re.compile(
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SIMPLE = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+/[!#$%&'*+.^_`|~0-9a-z-]+")
-_LONGEST = 1_000  # bytes of a header that is read; a longer one is taken as it is
+_LONGEST = 1_000  # bytes; a longer header is not parsed and keeps its spelling
 
 
 class MediaType(NamedTuple):
@@ -33,7 +33,7 @@ class MediaType(NamedTuple):
     parameters: dict[bytes, bytes]
 
     def spelled(self, *, without: bytes = b"") -> bytes:
-        """The media type in the one spelling, its parameters in the order of their names; one of them left out."""
+        """The media type in its normal form, parameters sorted by name, leaving out the one named *without*."""
         parts = [self.name]
         for name in sorted(self.parameters):
             if name != without:
@@ -46,7 +46,7 @@ class MediaType(NamedTuple):
 
 def media_type(value: bytes) -> MediaType | None:
     """
-    The media type in a Content-Type, or None where it is not one, or says a parameter twice.
+    The media type in a Content-Type; None if the value is malformed or repeats a parameter.
 
     >>> media_type(b'Multipart/Form-Data; charset="UTF-8";BOUNDARY=b')
     MediaType(name=b'multipart/form-data', parameters={b'charset': b'utf-8', b'boundary': b'b'})
@@ -61,7 +61,7 @@ def media_type(value: bytes) -> MediaType | None:
         if parameter is None:
             return None
         end = parameter.end()
-        if parameter[1] is None:  # nothing between two semicolons, which RFC 9110, 5.6.6 lets pass
+        if parameter[1] is None:  # nothing between two semicolons, which RFC 9110, 5.6.6 allows
             continue
         name = parameter[1].lower()
         text = parameter[3] if parameter[3] is not None else _ESCAPED.sub(rb"\1", parameter[2])
@@ -74,7 +74,7 @@ def media_type(value: bytes) -> MediaType | None:
 @lru_cache(maxsize=128)
 def spelled_once(value: bytes) -> bytes:
     """
-    A Content-Type in the one spelling that all of its meaning share; what cannot be read stays as it is.
+    A Content-Type in its normal form: equal for all spellings of one media type. A malformed value is not changed.
 
     >>> spelled_once(b'Application/JSON;charset="UTF-8"')
     b'application/json; charset=utf-8'
@@ -86,5 +86,5 @@ def spelled_once(value: bytes) -> bytes:
 
 
 def tokens_spelled_once(value: bytes) -> bytes:
-    """A list of codings such as Content-Encoding, in lower case and with one blank behind each comma."""
+    """A list of codings, such as a Content-Encoding, in lower case and with one space after each comma."""
     return b", ".join([coding.strip(b" \t") for coding in value.lower().split(b",")])

@@ -1,12 +1,12 @@
 """
-Encodes and decodes outcomes: the result of a run as one UTF-8 JSON object that a person can read.
+Encodes and decodes outcomes: the result of a run, as one UTF-8 JSON object that a person can read.
 
     {"format": 1, "outcome": "response", "status_code": 201, "headers": [["content-type", "text/plain"]], "body": "ok"}
     {"format": 1, "outcome": "value", "value": ...}
     {"format": 1, "outcome": "unreplayable", "reason": "streamed", "status_code": 200}
 
-A body that is not UTF-8 is in `body_base64`. Stores may put members of their own before these, never parse them, and
-hand back exactly the bytes they were given. The format is public (SemVer): version n reads 1..n.
+A body that is not UTF-8 is in `body_base64`. A store may write members of its own before these, never parses these, and
+returns exactly the bytes it was given. The format is public (SemVer): version n reads the formats 1 to n.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _BODILESS = frozenset({204, 304})  # and 1xx, which are never final
 _find_unsafe = re.compile(
     rb"[\x00-\x08\x0a-\x1f\x7f]"
 ).search  # control characters but the tab (RFC 9110, 5.5)
-_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 
 class Response(NamedTuple):
     """
-    An HTTP response, whole.
+    A whole HTTP response.
 
     Attributes:
-        traceparent: The trace context (W3C) of the run that made it, where a hook gave one.
+        traceparent: The trace context (W3C) of the run that made the response, if a hook supplied one.
     """
 
     status: int
@@ -75,7 +75,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Unreplayable:
-    """Done, and not kept: never a second run (E2)."""
+    """The operation is done and its response was not kept; it never runs again (E2)."""
 
     reason: str
 
@@ -84,7 +84,7 @@ Outcome: TypeAlias = Response | Value | Unreplayable
 
 _parse: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_ascii = encode_basestring_ascii  # takes half to nine tenths of the time of the one below
+_ascii = encode_basestring_ascii  # takes half to nine tenths of the time of `encode_basestring`
 
 
 def _text(text: str) -> str:
@@ -93,7 +93,7 @@ def _text(text: str) -> str:
 
 
 def encode_response(response: Response) -> bytes:
-    """The response as an outcome; headers survive byte for byte (latin-1), the body as text where it is UTF-8."""
+    """The response as an outcome; headers are kept byte for byte (as latin-1), a UTF-8 body as text."""
     lines = [
         f"[{_ascii(name.decode('latin-1'))},{_ascii(value.decode('latin-1'))}]"
         for name, value in response.headers
@@ -102,7 +102,7 @@ def encode_response(response: Response) -> bytes:
 
 
 def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
-    """`encode_response` of what `recorded_headers` leaves of an answer; in one pass over most."""
+    """The same as `recorded_headers`, then `encode_response`, but in one pass over the headers of most answers."""
     status, headers, body, traceparent = answer
     if body and status in _BODILESS:
         body = b""  # no server sends it (RFC 9110, 6.4.1)
@@ -111,12 +111,12 @@ def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
         begun = _recorded_name(name, drop)
         if begun is None:
             if name.lower() == b"connection":
-                break  # it names others that are not recorded
+                break  # its value names other headers that are not recorded: take the general way below
         elif begun != _CONTENT_LENGTH or value == b"%d" % len(body):
             lines.append(f"{begun}{_ascii(value.decode('latin-1'))}]")
     else:
         text = ",".join(lines)
-        if "\\" not in text and "\x7f" not in text:  # control characters are escaped, and little else is
+        if "\\" not in text and "\x7f" not in text:  # no escape, so no control character to look for
             return _encode(status, text, body, traceparent)
     kept = recorded_headers(headers, drop=drop, length=len(body))
     return encode_response(Response(status, kept, body, traceparent))
@@ -125,14 +125,14 @@ def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
 _CONTENT_LENGTH = '["content-length",'
 
 
-@lru_cache(maxsize=256)  # the names that an application uses are few, and the same for each answer
+@lru_cache(maxsize=256)  # an application uses few names, the same in each answer
 def _recorded_name(name: bytes, drop: frozenset[bytes]) -> str | None:
-    """The name of a header as its line in a record begins; None where *drop* has it."""
+    """The beginning of a header's line in a record, up to its value; None if *name* is in *drop*."""
     name = name.lower()
     return None if name in drop else f"[{_ascii(name.decode('latin-1'))},"
 
 
-# Written out, member by member: a general encoder takes five times as long, before every first byte.
+# Written member by member: a general encoder takes five times as long, and the client waits for it.
 def _encode(status: int, headers: str, content: bytes, traceparent: str | None) -> bytes:
     try:
         text = content.decode()
@@ -160,7 +160,7 @@ def encode_value(value: Any, traceparent: str | None = None) -> bytes:
 
 
 def encode_unreplayable(reason: str, status: int) -> bytes:
-    """A tombstone: the operation is done, and *reason* says why its response was not kept."""
+    """A tombstone: the operation is done, its response was not kept, and *reason* says why."""
     return _dumps(
         {"format": _FORMAT, "outcome": "unreplayable", "reason": reason, "status_code": status}
     ).encode()
@@ -168,7 +168,7 @@ def encode_unreplayable(reason: str, status: int) -> bytes:
 
 def decode(outcome: bytes) -> Outcome:
     """
-    Read an outcome; members this version does not know are ignored.
+    Decodes an outcome; members that this version does not know are ignored.
 
     Raises:
         UnknownRecordVersion: Written by a newer version of this library.
@@ -184,7 +184,7 @@ def decode(outcome: bytes) -> Outcome:
         version = members["format"]
     except (ValueError, KeyError, TypeError, RecursionError, StopIteration):
         raise CorruptRecord(
-            "the stored outcome is not one of this library's; look at it before deleting it"
+            "the stored outcome was not written by this library; look at it before deleting it"
         ) from None
     if version != _FORMAT:
         named = version if type(version) is int and 0 <= version < 1_000_000 else "of an unknown kind"
@@ -197,7 +197,7 @@ def decode(outcome: bytes) -> Outcome:
         if members["outcome"] == "value":
             return Value(members["value"], _traceparent(members))
         if members["outcome"] == "unreplayable":
-            return Unreplayable(members["reason"] + "")  # a TypeError unless it is a text
+            return Unreplayable(members["reason"] + "")  # raises TypeError unless it is a str
         raise ValueError("outcome")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CorruptRecord("the stored outcome lacks a member or has one of a wrong type") from None
@@ -208,7 +208,7 @@ def _decode_response(members: dict[str, Any]) -> Response:
     content = body.encode() if body is not None else b64decode(members["body_base64"], validate=True)
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in members["headers"]]
     status = members["status_code"]
-    if type(status) is not int or not 100 <= status <= 999:  # what HTTP can carry, defined or not
+    if type(status) is not int or not 100 <= status <= 999:  # any three digits, defined by HTTP or not
         raise ValueError("status_code")
     return _new(Response, (status, headers, content, _traceparent(members)))
 
@@ -216,7 +216,7 @@ def _decode_response(members: dict[str, Any]) -> Response:
 def _traceparent(members: dict[str, Any]) -> str | None:
     traceparent = members.get("traceparent")
     if traceparent is not None and type(traceparent) is not str:
-        raise TypeError("traceparent")  # or a hook would be handed whatever it is
+        raise TypeError("traceparent")  # hooks rely on a str
     return traceparent
 
 
@@ -224,10 +224,10 @@ def recorded_headers(
     headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes], length: int
 ) -> Headers:
     """
-    The headers of a response that are worth recording.
+    The headers of a response that are recorded.
 
-    Left out: *drop*, what `Connection` nominates (RFC 9110, 7.6.1), any that could split a message, and a
-    Content-Length that is not *length* (the size of the body in bytes).
+    Left out: those in *drop*, those that `Connection` names (RFC 9110, 7.6.1), those with a control character, which
+    could split a message, and a Content-Length other than *length* (the size of the body in bytes).
     """
     kept: Headers = []
     nominated: set[bytes] = set()

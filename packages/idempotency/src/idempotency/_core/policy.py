@@ -17,22 +17,22 @@ from idempotency._core.types import Fingerprint
 
 __all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
 
-_URI = re.compile(r"[!-;=?-~]+")  # what can stand in the angle brackets of a Link (RFC 8288, 3)
+_URI = re.compile(r"[!-;=?-~]+")  # characters allowed between the angle brackets of a Link (RFC 8288, 3)
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def unless_transient(status: int) -> bool:
     """
-    Keep every answer but those of a temporary failure: 408, 425, 429, 500, 502, 503 and 504.
+    Keep every answer except temporary failures: 408, 425, 429, 500, 502, 503 and 504.
 
-    With this function as `Policy.keep` (the default) 401, 403 and 405 free the key too, and so does a 404 or 307 of a
-    router that had no route for the request.
+    With this function as `Policy.keep` (the default), 401, 403 and 405 free the key too, and so does a 404 or 307 from
+    a router that found no route for the request.
     """
     return status not in _TRANSIENT
 
 
 def always(status: int) -> bool:  # noqa: ARG001
-    """Keep every answer once the handler began, errors included (as Stripe's v1 API does)."""
+    """Keep every answer of a handler that began, errors included (as Stripe's v1 API does)."""
     return True
 
 
@@ -50,34 +50,36 @@ class Policy:
         methods: The methods whose keys count; a key on any other request is ignored (draft -07, 2.2).
         required: Refuse a request without a key (400) instead of running it unprotected.
         key_headers: The names of the headers that may carry the key, such as `X-GitHub-Delivery` for a webhook. They
-            share one set of keys: `webhook-id: 1` and `svix-id: 1` name the same operation. Two headers with
-            different keys are refused (400).
-        max_key_chars: The longest key.
-        fingerprint: What makes two requests the same; the operation is always part of it (E9).
+            share one set of keys: `webhook-id: 1` and `svix-id: 1` name the same operation. A request with different
+            keys in two headers is refused (400).
+        max_key_chars: The longest key, in characters.
+        fingerprint: Computes the digest that tells whether two requests are the same; the operation is always part of
+            the fingerprint (E9).
         ignored_query: Query parameters that are left out of the fingerprint, such as the time or the signature of an
             attempt.
         lease: How long a claim is valid without a renewal; it is renewed every lease/3 while the handler runs.
-        takeover: Whether the next request runs again after a run died. False: it gets `OutcomeUnknown` (at most once).
+        takeover: Whether the operation runs again for the next request after a run died. False: that request gets
+            `OutcomeUnknown` (at most once).
         retention: How long an outcome is replayed, from its completion on.
-        wait: How long a request waits for a running duplicate before 409.
+        wait: How long a request waits for a running duplicate before it gets 409.
         prefer_wait: The longest wait a client may ask for with `Prefer: wait=N` (RFC 7240, 4.3); 0 ignores it.
-        keep: Which statuses are recorded; the others free the key.
+        keep: Tells which statuses are recorded; the others free the key.
         on_exception: Whether a handler that raises frees the key or records a 500.
         record: When the outcome is recorded and the answer sent: "answer", as soon as the answer is complete; "return",
             after the application has returned without raising, so that a failure after the answer counts too, such as
             one in the exit code of a dependency. A stream, or an answer too long to record, is not held back (E2).
         on_store_error: Whether a request whose claim cannot be confirmed is refused (503) or runs unprotected.
-        max_request_bytes: The largest body of a keyed request (413 above it).
+        max_request_bytes: The largest body of a keyed request; a larger one gets 413.
         max_discard_bytes: How much of a refused body is read and dropped, so that the client can read the answer.
         max_response_bytes: The largest body that is recorded; a larger one is recorded as done and not kept (E2).
         max_hold: How long a response that keeps streaming is held back before it counts as unreplayable (E2).
-        strict_keys: Refuse keys without quotes.
-        documentation_url: Linked from every problem, with the problem's slug as fragment.
+        strict_keys: Whether keys without quotes are refused.
+        documentation_url: A page that every problem document links to, with the problem's slug as fragment.
         render: Makes the body of every refusal instead of a problem document: it takes a `Problem` and returns the
             Content-Type and the bytes. It cannot change the status, `Retry-After` or other headers. If it raises, the
             problem document is sent, and an error is logged.
-        body_timeout: How long the body of a keyed request may take to arrive (408 after it).
-        drop_headers: Response headers that only the first caller gets.
+        body_timeout: How long the body of a keyed request may take to arrive before it gets 408.
+        drop_headers: Response headers that are not recorded: only the first caller gets them.
         replay_header: The response header that marks a replay.
         redact: Applied to a response before it is recorded; the first caller still gets the whole one. If it raises,
             the response is recorded as done and not kept (E2).
@@ -122,7 +124,7 @@ class Policy:
             for name in ("lease", "retention", "max_key_chars", "max_hold", "body_timeout")
             if not getattr(self, name) > 0
         ]
-        # Stores count in milliseconds, or put an end on a calendar: neither knows "for ever".
+        # Stores keep durations as milliseconds or as a date; neither can be infinite.
         wrong += [f"{name} must be finite" for name in ("lease", "retention") if getattr(self, name) == inf]
         wrong += [
             f"{name} must be >= 0"
@@ -141,7 +143,7 @@ class Policy:
             wrong.append('record must be "answer" or "return"')
         if self.on_store_error not in {"refuse", "bypass"}:
             wrong.append('on_store_error must be "refuse" or "bypass"')
-        # What follows would be taken as it is, and protect less than it says: a key ignored, a cookie replayed.
+        # Without these checks a wrong type would weaken the protection silently: a key ignored, a cookie replayed.
         methods: Any = self.methods
         if not methods or isinstance(methods, str) or any(name != name.upper() for name in methods):
             wrong.append("methods must be a set of names in upper case")
@@ -159,7 +161,7 @@ class Policy:
             or not names
             or not all(isinstance(name, str) and is_token(name) for name in names)
         ):
-            wrong.append('key_headers must be a tuple of names of headers, such as ("Idempotency-Key",)')
+            wrong.append('key_headers must be a tuple of header names, such as ("Idempotency-Key",)')
         if not isinstance(self.ignored_query, frozenset | set):
             wrong.append("ignored_query must be a set of names")
         if not is_token(self.replay_header):
@@ -171,7 +173,7 @@ class Policy:
         derived = header_rules(
             replay_header=self.replay_header, drop_headers=self.drop_headers, retention=self.retention
         )
-        object.__setattr__(self, "header_rules", derived)  # the way of a frozen dataclass
+        object.__setattr__(self, "header_rules", derived)  # a frozen dataclass allows no plain assignment
         object.__setattr__(self, "ignored_query", frozenset(self.ignored_query))
         fields = tuple((name, name.lower().encode("ascii")) for name in self.key_headers)
         object.__setattr__(self, "key_fields", fields)
@@ -179,9 +181,10 @@ class Policy:
     @property
     def promise(self) -> Literal["at least once", "at most once"]:
         """
-        The promise that this policy gives a live key, transactions aside (docs/concepts.md).
+        The promise that this policy makes until the key expires, transactions aside (docs/concepts.md).
 
-        At most once needs all four settings of `at_most_once`: each of the others has a way to a second run.
+        At most once needs keep=always, on_exception="keep", takeover=False and on_store_error="refuse": any other
+        value allows a second run.
         """
         keeps_all = self.keep is always and self.on_exception == "keep"
         confirmed = self.on_store_error == "refuse"
@@ -195,15 +198,15 @@ class Policy:
     @classmethod
     def at_most_once(cls, **overrides: Any) -> Policy:
         """
-        Never a second run under one key: every answer and every exception is kept, and after a crash the key answers
-        `OutcomeUnknown` (409) until it expires or a person resolves it.
+        A key never runs twice: every answer and every exception is kept, and after a crash a request with the key gets
+        `OutcomeUnknown` (409) until the key expires or a person resolves it.
         """
         settings: dict[str, Any] = {"keep": always, "on_exception": "keep", "takeover": False}
         return cls(**(settings | overrides))
 
     @classmethod
     def draft_07(cls, **overrides: Any) -> Policy:
-        """The rules of draft-ietf-httpapi-idempotency-key-header-07: a required, quoted key."""
+        """The rules of draft-ietf-httpapi-idempotency-key-header-07: the key is required and must be quoted."""
         settings: dict[str, Any] = {"required": True, "strict_keys": True}
         return cls(**(settings | overrides))
 

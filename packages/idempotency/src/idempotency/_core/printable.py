@@ -7,10 +7,10 @@ __all__ = ["printable"]
 
 def printable(text: str, encoding: str | None = "utf-8") -> str:
     r"""
-    *text* on one line, with every character escaped that is not visible: controls, line ends, marks of direction.
+    *text* on one line, with every invisible character escaped: control characters, line ends, direction marks.
 
     Args:
-        encoding: Of where it is written to; what it has no sign for is escaped as well.
+        encoding: The encoding of the output; characters that it lacks are escaped as well.
 
     >>> printable("k\x1b[2J\n\u202e1\udcff")
     'k\\x1b[2J\\n\\u202e1\\udcff'

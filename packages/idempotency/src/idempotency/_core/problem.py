@@ -20,12 +20,12 @@ class Problem(NamedTuple):
     A refusal, as `Policy.render` gets it.
 
     Attributes:
-        slug: What it is, in one stable word, such as `in-progress`; `type` ends with it.
+        slug: The stable name of the problem, such as `in-progress`; `type` ends with it.
         title: A short, stable summary.
         status: The HTTP status that is sent; rendering does not change it.
-        detail: What happened here, and what to do next.
-        retry_after: Seconds, where waiting helps; the header is sent in any case.
-        type: The URI that stands for it (RFC 9457, 3.1.1).
+        detail: What happened to this request, and what to do next.
+        retry_after: Seconds to wait before a retry, or None; `Retry-After` is sent whatever `render` does with it.
+        type: The URI that identifies the kind of problem (RFC 9457, 3.1.1).
     """
 
     slug: str
@@ -41,7 +41,7 @@ Render: TypeAlias = Callable[[Problem], tuple[str, bytes]]
 
 
 def problem_type(slug: str) -> str:
-    """The `type` of a problem, a URI that stands for it and need not resolve (RFC 9457, 3.1.1)."""
+    """The `type` of a problem: a URI that identifies it and need not resolve (RFC 9457, 3.1.1)."""
     return PROBLEM_TYPE + slug
 
 
@@ -49,10 +49,10 @@ def problem(
     error: IdempotencyError, *, documentation_url: str | None = None, render: Render | None = None
 ) -> Response:
     """
-    The answer for *error*: a document, Retry-After where waiting helps, a link where one is configured.
+    The answer for *error*: a problem document, Retry-After if waiting helps, and a link if one is configured.
 
     Raises:
-        Exception: What *render* raises, or a `TypeError` where it gives something else than a text and bytes.
+        Exception: *render* raised; `TypeError` if it returned anything but a str and bytes.
     """
     return _answer(
         _problem(error.slug, error.title, error.status, str(error), error.retry_after),
@@ -62,7 +62,7 @@ def problem(
 
 
 def handler_failed(documentation_url: str | None = None, render: Render | None = None) -> Response:
-    """The response recorded for a handler that raised, where the policy keeps exceptions. Raises as `problem` does."""
+    """The response recorded for a handler that raised, if the policy keeps exceptions. Raises as `problem` does."""
     first_run_failed = _problem(
         "first-run-failed",
         "The first request with this Idempotency-Key failed",

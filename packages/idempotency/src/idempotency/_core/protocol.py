@@ -1,11 +1,11 @@
 """
 Makes every decision of one operation, from the store's first reply to its end; no other module decides.
 
-`begin` leads from a keyed request to a verdict: run, replay, refuse or bypass. `renew` keeps a run's lease. `settle`
-says whether its answer is recorded; `record`, `release` and `release_late` end it. Those with several steps are
-generators: they yield an action (`idempotency._core.actions`) and are sent the event it led to. Nothing here knows a
-clock, a socket or randomness. So tests play every interleaving of faults and concurrent duplicates against it, and the
-engines are loops that perform what it asks for.
+`begin` takes a keyed request to a verdict: run, replay, refuse or bypass. `renew` renews the lease of a run. `settle`
+says whether the answer is recorded; `record`, `release` and `release_late` end the claim. Functions with several steps
+are generators: they yield an action (`idempotency._core.actions`) and are sent the event that follows from it. Nothing
+here uses a clock, a socket or randomness. So tests can try every interleaving of faults and concurrent duplicates, and
+an engine is a loop that performs the actions.
 """
 
 from __future__ import annotations
@@ -81,24 +81,24 @@ __all__ = [
 Begin: TypeAlias = Generator[Action, Event, Verdict]
 Random: TypeAlias = Callable[[], float]
 
-_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 
 # From a request to a verdict.
 
 
 def follows_duplicate(wait: float) -> bool:
-    """Whether a request that may wait *wait* seconds follows a duplicate in its process before it asks the store."""
+    """Whether a request that may wait *wait* seconds waits for a duplicate in this process before it asks the store."""
     return wait > 0
 
 
 def leads_duplicates(wait: float, policy: Policy) -> bool:
-    """Whether concurrent duplicates of this run may wait, so that it should tell them its outcome."""
+    """Whether concurrent duplicates may wait for this run, so that it has to tell them its outcome."""
     return wait > 0 or policy.wait > 0 or policy.prefer_wait > 0
 
 
 def verdict_of(reply: Event, fingerprint: Fingerprint, waited: float = 0.0) -> Execute | Replay | None:
-    """The verdict that a reply alone gives, as the store's first reply nearly always does; None: go on with `begin`."""
+    """The verdict if *reply* alone decides it, as the first reply nearly always does; None: go on with `begin`."""
     if isinstance(reply, Acquired):
         run: Execute = _new(Execute, (reply.claim, waited))
         return run
@@ -123,7 +123,7 @@ def begin(
     Args:
         wait: Seconds this request may wait for a running duplicate.
         random: Draws from [0, 1), for delays.
-        duplicate_here: A duplicate runs in this very process: wait for it before the store is asked (single flight).
+        duplicate_here: Whether a duplicate runs in this process: wait for it before asking the store (single flight).
     """
     waited, polls = 0.0, 0
     if duplicate_here:
@@ -138,11 +138,11 @@ def begin(
         if verdict is not None:
             return verdict
         if isinstance(reply, StoreUnavailable):
-            # The claim may have been granted without our hearing of it: free it by its token.
+            # The store may have granted the claim although its reply was lost: release it by its owner.
             yield RELEASE_LATER
             return Bypass(reply) if policy.on_store_error == "bypass" else Refuse(reply)
         if isinstance(reply, StoreError):
-            return Refuse(reply)  # an unreadable record is a fact, not an outage: never run beside it
+            return Refuse(reply)  # the record exists but cannot be read: the operation must not run
         assert isinstance(reply, Running | Completed)
         refused = _refusal(reply, key, fingerprint, policy)
         if refused is not None:
@@ -163,10 +163,10 @@ def _refusal(
     reply: Running | Completed, key: StorageKey, fingerprint: Fingerprint, policy: Policy
 ) -> IdempotencyError | None:
     """
-    Why a request may not wait for the record that has its key; None where it may.
+    Why a request may not wait for the record under its key; None if it may.
 
-    A different fingerprint is a mismatch whatever the record's state (draft -07, 2.7): also while the first request
-    runs, and after its lease.
+    A different fingerprint is a mismatch in every state of the record (draft -07, 2.7), even while the first request
+    runs and after its lease has lapsed.
     """
     if isinstance(reply, Running) and (wrong := check_seconds(reply.lease_left)) is not None:
         return wrong
@@ -178,20 +178,20 @@ def _refusal(
 
 
 def unconfirmed(key: StorageKey, owner: Owner) -> Claim:
-    """A claim that may have been granted without an answer: the owner alone guards its release."""
+    """A claim whose grant is not known; the owner is enough to release it."""
     return Claim(key, owner, attempt=0, fence=0)
 
 
-# While it runs.
+# While the operation runs.
 
 
 def renew(claim: Claim) -> Generator[Action, Event, Literal["held", "lost", "settled"]]:
     """
-    One renewal of a run's lease (E3). A store that gives no answer ends it: the next renewal tries again.
+    One renewal of a run's lease (E3). If the store gives no answer, the renewal ends and the next one tries again.
 
     Returns:
-        "lost" where the key went to somebody else or the record is gone; "settled" where the handler itself recorded
-        its outcome (`complete_in`), so that there is nothing left to renew.
+        "lost" if another owner holds the key or the record is gone; "settled" if the handler itself recorded its
+        outcome (`complete_in`), so that there is nothing left to renew.
     """
     if (yield RENEW):
         return "held"
@@ -201,11 +201,11 @@ def renew(claim: Claim) -> Generator[Action, Event, Literal["held", "lost", "set
 
 # From the end of a run to the end of its claim.
 
-# Refusals that a layer beside the handler gives, before anything happened: they must not use a key up.
+# Refusals that usually come from a layer before the handler, so that nothing has happened: they free the key.
 _BEFORE_THE_HANDLER = frozenset({401, 403, 405})
 
 NOT_ROUTED = frozenset({307, 404})
-"""What a router says itself: not found, or try it with a slash at the end (a client repeats that with the same key)."""
+"""The router's own answers: not found, or a redirect to add a slash, which a client follows with the same key."""
 
 
 def settle(
@@ -215,8 +215,8 @@ def settle(
     Whether an answer with *status* is recorded or frees its key.
 
     Args:
-        routed: False where the scope shows no route of the framework's: then a 404 or a 307 is not an outcome.
-        handled: False where it is known that no handler began: then nothing is an outcome, under any policy.
+        routed: False if the scope shows that the framework found no route: then a 404 or a 307 is not an outcome.
+        handled: False if no handler began: then no answer is an outcome, under any policy.
     """
     if not handled or not policy.keep(status):
         return "release"
@@ -228,12 +228,12 @@ def settle(
 
 
 def recorded(answer: Event) -> Recorded | None:
-    """The ending that an answer alone gives, as the store's first one nearly always does; None: go on with `record`."""
+    """The ending if *answer* alone decides it, as the first answer nearly always does; None: go on with `record`."""
     return RECORDED if answer is True else None
 
 
 def record(claim: Claim, fingerprint: Fingerprint, *, random: Random) -> Generator[Action, Event, Ending]:
-    """From the end of a run to its record, before the first byte is sent (E1, E8)."""
+    """Records the outcome of a run before the first byte of the answer is sent (E1, E8)."""
     for delay in (*delays.COMPLETE_RETRIES, None):
         answer = yield COMPLETE
         ending = recorded(answer)
@@ -262,13 +262,13 @@ def _after_loss(claim: Claim, fingerprint: Fingerprint, random: Random) -> Gener
                 )
             )
         case StoreError():
-            return Refuse(found)  # somebody else may have answered already: ours could contradict it
+            return Refuse(found)  # another run may have answered already: this answer could contradict it
         case _:
             return Forgotten()
 
 
 def release() -> Generator[Action, Event, None]:
-    """Free the key of a run whose answer is not kept; where the store gives no answer, behind the request."""
+    """Frees the key of a run whose answer is not kept; if the store does not answer, in the background."""
     answer = yield RELEASE
     if isinstance(answer, Exception):
         yield RELEASE_LATER
@@ -276,14 +276,14 @@ def release() -> Generator[Action, Event, None]:
 
 def release_late(claim: Claim) -> Generator[Action, Event, Exception | None]:
     """
-    Have the store forget *claim*, trying for a while; then its lease decides.
+    Releases *claim*, with retries; if all fail, the key stays taken until the lease ends.
 
     Returns:
-        What the store raised at the last try, if it did.
+        The exception of the last try, or None.
     """
     for delay in (*delays.RELEASE_RETRIES, None):
         answer = yield RELEASE
-        # A claim that nobody confirmed may be granted yet, by a call that nobody waits for any more: ask again.
+        # An unconfirmed claim may still be granted later, by an acquire that was given up on: release again.
         if answer is True or (answer is False and confirmed(claim)):
             return None
         if delay is not None:
@@ -292,5 +292,5 @@ def release_late(claim: Claim) -> Generator[Action, Event, Exception | None]:
 
 
 def confirmed(claim: Claim) -> bool:
-    """Whether the claim was granted for certain: then a store that does not know it has nothing to release."""
+    """Whether the claim is known to be granted: then a store that does not know it has nothing to release."""
     return claim.attempt > 0

@@ -1,9 +1,9 @@
 """
 Decides what is recorded, and whether a record may be replayed.
 
-A record comes from outside this process, so whatever a recording checks is checked again before its replay. One that
-this library cannot have made, or that a server could not send, is a `CorruptRecord`: refused with its
-problem document, never sent as it is and never an internal error.
+A record comes from outside this process, so everything that is checked when it is written is checked again before its
+replay. A record that this library cannot have written, or that a server could not send, raises `CorruptRecord`: the
+client gets a problem document, never the record and never an internal error.
 """
 
 from __future__ import annotations
@@ -39,28 +39,26 @@ from idempotency._core.types import Completed, StorageKey, key_id
 __all__ = ["check_seconds", "encode_recorded", "read_response", "read_value"]
 
 LONGEST: Final = 1e12
-"""Seconds, some 30,000 years: a record that says more was not made by a store."""
+"""Seconds, some 30,000 years: no store writes a longer duration."""
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
 
 
 def check_seconds(*durations: float) -> StoreError | None:
-    """The error for durations that no clock gives (infinite, not a number, tens of thousands of years), or None."""
+    """The error for impossible durations (infinite, not a number, tens of thousands of years), or None."""
     for seconds in durations:
         if not -LONGEST <= seconds <= LONGEST:  # true for NaN
-            return CorruptRecord(
-                "the stored record has a time that no clock gives; look at it before deleting it"
-            )
+            return CorruptRecord("the stored record has an impossible time; look at it before deleting it")
     return None
 
 
 def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None]:
     """
-    The record of *answer* under *policy*, redacted, and why it is a tombstone (E2); None where it can be replayed.
+    The outcome to record for *answer* under *policy*, redacted, and the reason if it is a tombstone (E2), else None.
 
-    The effect is there already: what cannot be kept must not free the key.
+    The operation has already had its effect, so an answer that cannot be kept must not free the key.
     """
     reason = _unrecordable(answer, policy)
     if reason is None and policy.redact is not None:
@@ -70,10 +68,10 @@ def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None
         try:
             answer = policy.redact(answer._replace(headers=kept))
             reason = _unrecordable(answer, policy)
-            if reason is None:  # its Content-Length may be another one by now
+            if reason is None:
                 return encode_answer(answer, policy.header_rules.never_recorded), None
         except Exception as error:
-            reason = f"redaction raised {type(error).__name__}"  # not what it says: that may quote the body
+            reason = f"redaction raised {type(error).__name__}"  # no message: it may quote the body
     if reason is None:
         return encode_answer(answer, policy.header_rules.never_recorded), None
     return encode_unreplayable(reason, answer.status), reason
@@ -89,17 +87,19 @@ def _unrecordable(answer: Response, policy: Policy) -> str | None:
 
 def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> Response:
     """
-    The recorded response as it may be sent: without the headers that *policy* drops by its own choice, and with one
-    Content-Length where a body is allowed (RFC 9110, 8.6).
+    The recorded response as it may be sent: without the headers that *policy* drops, and with exactly one
+    Content-Length if the status allows a body (RFC 9110, 8.6).
 
     Raises:
         NotReplayable: It was not kept.
         UnknownRecordVersion: Written by a newer version of this library.
-        CorruptRecord: Not a response that this library records: see the module.
+        CorruptRecord: Not a response that this library records; see the module's docstring.
     """
     outcome = _decoded(completed, key)
     if not isinstance(outcome, Response):
-        raise CorruptRecord("the record is a function's value, not a response: two users share its key")
+        raise CorruptRecord(
+            "the record is the value of a decorated function, not a response: a decorator and a middleware share a key"
+        )
     status, headers, body, traceparent = outcome
     if not is_final(status):
         raise _corrupt("a status that ends no exchange")
@@ -118,7 +118,7 @@ def read_value(completed: Completed, key: StorageKey, *, max_bytes: int) -> Valu
     Reads the value that a decorated function's codec encoded, from `{"returned": ...}`.
 
     Raises:
-        FirstRunFailed: The run raised, and its policy keeps that.
+        FirstRunFailed: The run raised, and its policy keeps exceptions.
         NotReplayable, UnknownRecordVersion: See `read_response`.
         CorruptRecord: Not a value that this library records.
     """
@@ -151,10 +151,10 @@ def _decoded(completed: Completed, key: StorageKey) -> Response | Value:
 
 def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Headers:
     """
-    The headers that may be sent. One that this library never records says that somebody else wrote the record.
+    The headers that may be sent. A header that this library never records shows that the record is not its own.
 
     Args:
-        length: The Content-Length to add where there is none; None where the status allows no body.
+        length: The Content-Length to add if there is none; None if the status allows no body.
     """
     never_recorded = rules.never_recorded
     values: list[bytes] = []
@@ -165,13 +165,13 @@ def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Head
             raise _corrupt("a header that no server can send")
         if name == b"content-length":
             if has_length or value != (length or b"0"):
-                raise _corrupt("a Content-Length that is not its body's")
+                raise _corrupt("a Content-Length that differs from the length of its body")
             has_length = True
         if name in never_recorded:
             if name in rules.forbidden:
                 raise _corrupt("a header that is never recorded")
             drops = True
-    if not is_safe(values):  # all at once: a check of characters, so that it says the same as one by one
+    if not is_safe(values):  # one check of all values: it looks at single characters only
         raise _corrupt("a header that no server can send")
     if drops:
         headers = [pair for pair in headers if pair[0] not in never_recorded]
@@ -181,13 +181,13 @@ def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Head
     return [*headers, (b"content-length", length)]
 
 
-@lru_cache(maxsize=256)  # the names that an application uses are few, and the same in each record
+@lru_cache(maxsize=256)  # an application uses few names, the same in each record
 def _is_name(name: bytes) -> bool:
-    """Whether *name* can be a header's, in lower case as it is recorded (RFC 9110, 5.1 and 5.6.2)."""
+    """Whether *name* is a header name in lower case, as names are recorded (RFC 9110, 5.1 and 5.6.2)."""
     return _NAME.fullmatch(name) is not None
 
 
 def _corrupt(what: str) -> CorruptRecord:
     return CorruptRecord(
-        f"the stored record has {what}: somebody else wrote it; look at it before deleting it"
+        f"the stored record has {what}: this library did not write it; look at it before deleting it"
     )

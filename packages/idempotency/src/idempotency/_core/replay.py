@@ -1,4 +1,4 @@
-"""Builds the replayed response from a record, or raises the error that says why it cannot be replayed."""
+"""Builds the replay from a record, or raises the error that says why there is none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from idempotency._core.types import Completed, StorageKey
 
 __all__ = ["replay_answer"]
 
-_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 
 def replay_answer(completed: Completed, *, key: StorageKey, policy: Policy) -> Response:
@@ -19,7 +19,7 @@ def replay_answer(completed: Completed, *, key: StorageKey, policy: Policy) -> R
 
     Raises:
         NotReplayable: The operation is done, and its answer was not kept.
-        CorruptRecord: Not the record of an HTTP answer, or of one that this library does not record.
+        CorruptRecord: Not a record of an HTTP answer, or not one that this library writes.
         UnknownRecordVersion: Written by a newer version of this library.
     """
     status, headers, body, traceparent = read_response(completed, key, policy=policy)

@@ -1,7 +1,7 @@
 """
 Defines the values that all layers share: storage keys, owners, claims, and the replies of a store.
 
-Those made for every request are named tuples: as immutable as frozen dataclasses, and made in half the time.
+Values made for every request are named tuples: they are immutable like frozen dataclasses, but built in half the time.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ StorageKey = NewType("StorageKey", str)
 """A record's name in a store, made by `storage_key(tenant, key)`: ASCII, escaped, never a client's raw text."""
 
 Fingerprint = NewType("Fingerprint", bytes)
-"""A digest of the request; two requests under one key are the same operation if and only if it is equal."""
+"""A digest of the request; two requests under one key are the same operation if and only if their digests are equal."""
 
 Owner = NewType("Owner", bytes)
-"""16 random bytes drawn for each acquire; a store accepts a claim's writes only with the owner that holds it."""
+"""16 random bytes drawn for each acquire; a store accepts a write only from the owner that holds the claim."""
 
 
 class Claim(NamedTuple):
     """
-    The right to run one operation and to record its outcome; every call that uses the right passes this value.
+    The right to run one operation and to record its outcome; a store takes it with every write.
 
     Attributes:
-        attempt: 1 for the first run of a record, one more for every takeover of it.
-        fence: Strictly increasing per key over every claim ever granted (R9). A resource that refuses smaller numbers
-            then refuses the late effect of a stalled owner.
+        attempt: 1 for the first run of a record, one more for each takeover.
+        fence: A fencing token: it strictly increases with every claim of a key (R9). A resource that refuses smaller
+            numbers refuses the late writes of a stalled owner.
     """
 
     key: StorageKey
@@ -63,7 +63,7 @@ class Running(NamedTuple):
 
     Attributes:
         fingerprint: The fingerprint of the request that holds it.
-        lease_left: Seconds by the store's clock; 0 if the lease is over and this request may not take over.
+        lease_left: Seconds by the store's clock; 0 if the lease has lapsed but this request may not take over.
     """
 
     fingerprint: Fingerprint
@@ -75,7 +75,7 @@ class Completed(NamedTuple):
     The operation is done.
 
     Attributes:
-        outcome: What `complete` was given, byte for byte.
+        outcome: The bytes that `complete` was given.
         age: Seconds since completion, by the store's clock.
         expires_in: Seconds until the record is forgotten, by the store's clock.
     """
@@ -100,15 +100,15 @@ class State(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """
-    A record as it stands, for people and tests, and for a run to learn what became of its claim (E8); no other
-    decision may rest on it.
+    A record as it is now, for people and tests, and for a run that lost its claim (E8). Make no other decision from it:
+    it may be out of date.
 
     Attributes:
         owner: The token of the claim that wrote it.
         outcome: None while the operation runs.
         lease_left: Seconds, negative once the lease has lapsed; 0.0 for a completed record.
-        age: Seconds since completion; while it runs, since it was claimed or taken over. For display only: it is 0.0 if
-            the store does not keep it, and wrong if the store's clock was set.
+        age: Seconds since completion; of a running record, since the claim or the last takeover. For display only: 0.0
+            if the store does not keep it, and wrong if the store's clock was set.
         expires_in: Seconds until the store forgets the record.
     """
 

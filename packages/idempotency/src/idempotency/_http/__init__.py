@@ -1,1 +1,1 @@
-"""Holds what all HTTP frameworks share: reading a keyed request and recording its response. No I/O of its own."""
+"""Code shared by all HTTP frameworks: reads a keyed request and encodes its response. It performs no I/O."""

@@ -1,4 +1,4 @@
-"""Reads the Content-Length that a server hands over as text, for frameworks that WSGI's rules reach."""
+"""Reads the Content-Length that a server passes on as text, for frameworks built on WSGI."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MOST_DIGITS: Final = 18  # more than any body has; int() of thousands of digits
 
 def content_length(value: str | None) -> int | None:
     """
-    The number of bytes, or 10**18 where it is more than that; None where the field is missing or empty.
+    The number of bytes, at most 10**18; None if the field is missing or empty.
 
     Raises:
-        LengthRequired: It is no number (RFC 9112, 6.3): where the body ends cannot be known.
+        LengthRequired: The value is not a number (RFC 9112, 6.3), so the end of the body is unknown.
 
     >>> content_length("12"), content_length("")
     (12, None)

@@ -17,14 +17,14 @@ def arriving(
     read: Callable[[int], bytes], most: int, *, timeout: float, monotonic: Callable[[], float]
 ) -> Iterator[bytes]:
     """
-    The parts of a body as they arrive, to its end.
+    The chunks of a body as they arrive, up to its end.
 
     Args:
-        read: Gives at most so many bytes, and none at the end of the body.
-        most: Bytes in all.
-        timeout: Seconds, looked at between two reads; a single read is bounded by the server alone.
+        read: Returns at most the given number of bytes; none at the end of the body.
+        most: The largest number of bytes to read.
+        timeout: Seconds for the whole body, checked between two reads; only the server limits a single read.
     Raises:
-        RequestTimeout: It was not whole in time.
+        RequestTimeout: The body did not end in time.
     """
     until = monotonic() + timeout
     while most > 0:
@@ -41,10 +41,10 @@ def discard(
     read: Callable[[int], bytes], most: int, *, timeout: float, monotonic: Callable[[], float]
 ) -> None:
     """
-    Read what still comes of a body that was refused, and drop it; the arguments are those of `arriving`.
+    Read and drop the rest of a body that was refused; the arguments are those of `arriving`.
 
-    A server that closes a connection with data unread resets it, and that may overtake the answer (RFC 9112, 9.6).
+    A server that closes a connection with unread data resets it, and the reset may overtake the answer (RFC 9112, 9.6).
     """
-    with suppress(Exception):  # the answer is sent: nobody is left to tell that the client went away
+    with suppress(Exception):  # the answer is sent: an error here has nobody to go to
         for _ in arriving(read, most, timeout=timeout, monotonic=monotonic):
             pass

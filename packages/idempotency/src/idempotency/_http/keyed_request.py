@@ -1,6 +1,6 @@
 """
-One keyed HTTP request, for frameworks without ASGI's messages: what its engine is asked, and the answers that are not
-the application's. Shared by `idempotency.wsgi` and `idempotency.django`; it performs no I/O.
+One keyed HTTP request outside ASGI: the request to the engine, and the answers that the library gives itself, replays
+and refusals. Shared by `idempotency.wsgi` and `idempotency.django`; it performs no I/O.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Source(Protocol):
     """The request, as its framework gives it."""
 
     def is_part_of(self, key: StorageKey) -> bool:
-        """Whether it is part of a run under *key* already, and joins that (E10)."""
+        """Whether the request is already inside a run under *key*, which it then joins (E10)."""
 
     def field_lines(self, name: bytes) -> Sequence[bytes]:
-        """The field lines of the header *name*, which is in lower case: none, or all joined by a comma."""
+        """The field lines of the header *name*, given in lower case; a server may have joined them by commas."""
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
         """
@@ -55,10 +55,11 @@ class _Engine(Protocol):
 
 class KeyedRequest(Generic[RunT]):
     """
-    A request that may be claimed once; it is the question that an engine is asked.
+    One keyed request; implements `OperationRequest`.
 
     Args:
-        method: Such as "POST"; *path* with the prefix of a mounted application.
+        method: Such as "POST".
+        path: Includes the prefix of a mounted application.
     """
 
     key: StorageKey
@@ -70,20 +71,21 @@ class KeyedRequest(Generic[RunT]):
         self._engine = engine
         self._source = source
         self._method = method
-        # Hooks write it into logs, which it must not forge.
+        # Hooks write it into logs: escaped, so that a path cannot forge log lines.
         self.operation: str = printable(f"{method} {path}")
 
     def prepare(self, tenant: str | Callable[[], str], policy: Policy) -> Response | bool:
         """
-        Read what the engine needs to know.
+        Reads the key, the wait, the tenant and the fingerprint.
 
         Args:
-            tenant: Called only where there is a key; what it raises goes through, but for an `IdempotencyError`.
+            tenant: If it is callable, it is called only when there is a key. An `IdempotencyError` that it raises
+                becomes the answer; other exceptions pass through.
         Returns:
-            True: ask the engine. False: run without protection; the request has no key and needs none, or is part of a
-            run under the same key. Or the problem to answer with.
+            True: ask the engine. False: run without protection, because the request has no key and needs none, or is
+            inside a run under the same key. A `Response`: answer with it.
         Raises:
-            TypeError: *tenant* is, or gives, no str.
+            TypeError: *tenant* is not a str, or does not return one.
         """
         self.policy = policy
         fields = [
@@ -112,7 +114,7 @@ class KeyedRequest(Generic[RunT]):
         return True
 
     def conclude(self, verdict: RunT | Replay | Refuse | Bypass) -> RunT | Response | None:
-        """The run to perform; or the answer to give in its place; or None: run without protection."""
+        """The run to perform, or the answer to send instead, or None: run without protection."""
         if isinstance(verdict, Replay):
             return self.replay(verdict.completed, verdict.waited)
         if isinstance(verdict, Refuse):
@@ -120,7 +122,7 @@ class KeyedRequest(Generic[RunT]):
         return None if isinstance(verdict, Bypass) else verdict
 
     def replay(self, completed: Completed, waited: float = 0.0) -> Response:
-        """The recorded answer, marked as a replay; or the problem that stands in its way."""
+        """The recorded answer, marked as a replay; a problem document if it cannot be replayed."""
         try:
             answer = replay_answer(completed, key=self.key, policy=self.policy)
         except IdempotencyError as error:
@@ -138,7 +140,7 @@ class KeyedRequest(Generic[RunT]):
         return answer
 
     def refuse(self, error: IdempotencyError, *, named: bool = True) -> Response:
-        """The problem document of *error*; *named* unless the key could not be read."""
+        """The problem document of *error*; *named* is False if the key could not be read."""
         if self._engine.hooks:
             self._engine.emit(
                 Refused(
@@ -152,18 +154,20 @@ class KeyedRequest(Generic[RunT]):
 
 
 def missing_key(policy: Policy) -> MissingKey:
-    """The error for a request without a key that needs one: it names the headers that the policy reads."""
+    """The error for a request that lacks a required key; it names the headers that the policy reads."""
     return MissingKey(f"send the header {' or '.join(policy.key_headers)}: a new UUID for each new operation")
 
 
 def require_known_headers(policy: Policy, known: Collection[bytes]) -> None:
     """
-    Refuse a policy whose key may be in a header that nobody looked for before the application ran.
+    Refuse a policy that reads the key from a header unknown to the layer around the application.
+
+    That layer keeps the body only of requests with a known key header; without the body there is no fingerprint.
 
     Args:
-        known: The names that were looked for, in lower case.
+        known: The header names that the layer looks for, in lower case.
     Raises:
-        RuntimeError: The body of such a request may be gone already, so that it could not be told from another.
+        RuntimeError: The policy reads another header.
     """
     unknown = [header for header, name in policy.key_fields if name not in known]
     if unknown:

@@ -15,7 +15,7 @@ _WAIT: Final = re.compile(rb"(?:^|[,;])\s*wait\s*=\s*\"?([0-9]{1,6})\"?\s*(?:$|[
 
 def preferred_wait(lines: Iterable[bytes], policy: Policy) -> float:
     """
-    Seconds to wait: what the client asks for, within what the policy allows; where it asks for nothing, `policy.wait`.
+    Seconds to wait: the client's preference, at most `policy.prefer_wait`; without a preference, `policy.wait`.
 
     Args:
         lines: The field lines of `Prefer`.

@@ -1,4 +1,4 @@
-"""Decides, by the policy of its request, what is recorded of an HTTP response, for every framework."""
+"""Encodes the record of an HTTP response under the policy of its request, for every framework."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _log = logging.getLogger("idempotency")
 
 class AnswerEncoder:
     """
-    Makes the record of an answer: what `current_claim().outcome(answer)` shows, and what is stored.
+    Encodes answers as outcomes, both for the store and for `current_claim().outcome(answer)`.
 
     Args:
-        traceparent: Gives the trace context to record, or None.
+        traceparent: Returns the trace context to record, or None.
     """
 
     def __init__(self, policy: Policy, traceparent: Callable[[], str | None]) -> None:
@@ -35,19 +35,19 @@ class AnswerEncoder:
 
     def outcome(self, answer: Any, claim: Claim) -> bytes:
         """
-        *answer*, a `Response`, as it would be recorded.
+        *answer* as it would be recorded.
 
         Raises:
-            TypeError: *answer* is no `Response`.
+            TypeError: *answer* is not a `Response`.
         """
         return self.encode(require_response(answer), claim)[0]
 
     def encode(self, answer: Response, claim: Claim) -> tuple[bytes, Literal["kept", "unreplayable"]]:
         """
-        The record of *answer*, and whether it can be replayed.
+        The outcome to record for *answer*, and whether it can be replayed.
 
-        A tombstone where the body is too large, the status ends no exchange, or redaction fails: the effect is there
-        already, so that the key must not run again (E2).
+        The outcome is a tombstone if the body is too large, the status is not final, or redaction fails: the operation
+        has had its effect, so the key must not run again (E2).
         """
         return record_of(answer._replace(traceparent=self._traceparent()), self._policy, claim)
 
@@ -57,7 +57,7 @@ def require_response(answer: Any) -> Response:
     *answer*, if it is a `Response`.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not.
     """
     if not isinstance(answer, Response):
         raise TypeError(
@@ -69,7 +69,7 @@ def require_response(answer: Any) -> Response:
 def record_of(
     answer: Response, policy: Policy, claim: Claim
 ) -> tuple[bytes, Literal["kept", "unreplayable"]]:
-    """`AnswerEncoder.encode` of an answer that has its trace context."""
+    """`AnswerEncoder.encode` for an answer that already has its trace context."""
     outcome, reason = encode_recorded(answer, policy)
     if reason is None:
         return outcome, "kept"

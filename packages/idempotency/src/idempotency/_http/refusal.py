@@ -1,4 +1,4 @@
-"""Builds the responses that the library sends itself: refusals, in the policy's own format if it has one."""
+"""Builds the library's own responses: refusals, in the format of `Policy.render` if it is set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger("idempotency")
 
 
 def refusal(error: IdempotencyError, policy: Policy) -> Response:
-    """The answer for *error*, rendered by the policy; its problem document where that fails."""
+    """The answer for *error*, rendered by the policy; the problem document if rendering fails."""
     try:
         return problem(error, documentation_url=policy.documentation_url, render=policy.render)
     except Exception as failure:
@@ -24,7 +24,7 @@ def refusal(error: IdempotencyError, policy: Policy) -> Response:
 
 
 def first_run_failed(policy: Policy) -> Response:
-    """The response recorded for a handler that raised, where the policy keeps exceptions."""
+    """The response recorded for a handler that raised, if the policy keeps exceptions."""
     try:
         return handler_failed(policy.documentation_url, policy.render)
     except Exception as failure:
@@ -33,5 +33,5 @@ def first_run_failed(policy: Policy) -> Response:
 
 
 def _rendering_failed(failure: Exception) -> None:
-    # Not what it says: that may hold anything.
-    _log.error("Policy.render raised %s: the problem document is sent in its place", type(failure).__name__)
+    # Without its message, which may contain anything.
+    _log.error("Policy.render raised %s: the problem document is sent instead", type(failure).__name__)

@@ -1,1 +1,1 @@
-"""What the package finds around it when it is imported: optional libraries, the chosen implementation, forks."""
+"""Adapts the package to its process: optional libraries, the chosen implementation, forks."""

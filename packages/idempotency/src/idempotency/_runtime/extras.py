@@ -7,7 +7,7 @@ __all__ = ["missing"]
 
 def missing(extra: str, what: str, error: ImportError) -> ImportError:
     """
-    The error for *what*, such as `RedisStore`, whose library could not be imported.
+    The error for *what*, such as `RedisStore`, when its library cannot be imported.
 
     >>> str(missing("redis", "RedisStore", ModuleNotFoundError(name="redis")))
     "RedisStore needs redis, which is not installed: pip install 'asgi-idempotency[redis]'"

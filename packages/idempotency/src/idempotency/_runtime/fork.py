@@ -1,8 +1,9 @@
 """
 Resets, in a child of `os.fork`, the connections, threads and locks that belong to its parent.
 
-A socket is shared with the parent, a thread exists in the parent alone, and a lock may be held by such a thread for
-ever. Whoever owns one registers here how to start anew, and the child does so before any of its own code runs.
+A child shares its parent's sockets, but not its threads, and a lock that such a thread held stays locked in the child
+for ever. The owner of a socket, thread or lock registers here how to reset it; the child resets it before it runs
+any of its own code.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def forget_in_child(owner: T, forget: Callable[[T], object]) -> None:
     Call *forget* with *owner* in every child that is forked while *owner* lives.
 
     Args:
-        owner: Kept by a weak reference only, so that registering it does not keep it alive.
-        forget: A function that takes the owner, such as the plain function of one of its methods; a bound method
-            would keep the owner alive. It runs in the child's only thread. It must not use a lock of the parent.
+        owner: Only a weak reference is kept, so registering does not keep it alive.
+        forget: A function that takes the owner, such as `Owner.method`; a bound method would keep the owner alive. It
+            runs in the child's only thread and must not use a lock of the parent.
     """
     _registered[owner] = forget
 

@@ -37,7 +37,7 @@ __all__ = ["ResponseRecorder"]
 
 _BUFFERING, _WHOLE, _RECORDING = State.BUFFERING, State.WHOLE, State.RECORDING
 _FAILED, _FORWARDING, _DISCARDING = State.FAILED, State.FORWARDING, State.DISCARDING
-_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 
 class ResponseRecorder:

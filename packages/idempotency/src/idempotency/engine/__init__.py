@@ -1,4 +1,4 @@
-"""The engine: performs what the pure core decides, with a store, a clock and the running event loop or threads."""
+"""The engine performs the decisions of the pure core, with a store, a clock and an event loop or threads."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from idempotency.engine.run import Run
 __all__ = ["Ask", "Engine", "OperationRequest", "Question", "Run"]
 
 Question = OperationRequest
-"""The former name of `OperationRequest`, kept so that code which imports it goes on working."""
+"""The former name of `OperationRequest`, kept for code that imports it."""

@@ -1,4 +1,4 @@
-"""Acquires a key that the store's first reply did not settle: waits, asks again, and ends in a decision."""
+"""Acquires a key if the store's first reply did not decide: waits, asks again, and ends with a verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Acquisition"]
 
 
 class Acquisition:
-    """One request that the store's first reply did not decide, until its verdict: run, replay, refuse or bypass."""
+    """Takes one request, undecided after the store's first reply, to its verdict: run, replay, refuse or bypass."""
 
     __slots__ = ("_engine", "_in_flight", "_owner", "_request", "_runtime", "_since", "_start")
 
@@ -32,11 +32,11 @@ class Acquisition:
         owner: Owner,
     ) -> None:
         self._engine = engine
-        self._start = start  # the engine's
+        self._start = start  # `Engine.start`
         self._request = request
         self._runtime = runtime
         self._owner = owner
-        self._in_flight: InFlight | None = None  # what this request leads, if anything
+        self._in_flight: InFlight | None = None  # the duplicates that this request leads, if any
         self._since = engine.monotonic()
 
     async def drive(self, reply: actions.Event) -> Run | Replay | Refuse | Bypass:
@@ -44,8 +44,8 @@ class Acquisition:
         Perform the actions of the protocol (`protocol.begin`).
 
         Args:
-            reply: What the store answered to the first `acquire`; None where a duplicate runs in this process, so that
-                the store was not asked.
+            reply: The store's reply to the first `acquire`; None if the store was not asked because a duplicate runs
+                in this process.
         """
         try:
             return self._conclude(await self._walk(reply))
@@ -93,7 +93,7 @@ class Acquisition:
             )
         except StoreError as error:
             return error
-        except BaseException:  # cancelled: the claim may be granted all the same
+        except BaseException:  # cancelled, but the store may grant the claim all the same
             self._engine.spawn_release(protocol.unconfirmed(request.key, self._owner), request.operation)
             raise
 
@@ -112,7 +112,7 @@ class Acquisition:
         if isinstance(engine.store, Waitable):
             try:
                 await engine.store.wait(request.key, timeout=seconds)
-            except StoreError:  # only a hint failed; what the store can answer, the next acquire will show
+            except StoreError:  # only a hint failed: the next acquire shows whether the store works
                 await self._runtime.sleep(seconds)
         else:
             await self._runtime.sleep(seconds)
@@ -122,7 +122,7 @@ class Acquisition:
         return WaitEnded(self._engine.monotonic() - self._since, completed)
 
     def _hand_over(self) -> None:
-        """Let a follower lead, if this request led."""
+        """If this request leads its duplicates, let one of them lead instead."""
         if self._in_flight is not None:
             self._engine.single_flight.hand_over(self._request.key, self._in_flight)
             self._in_flight = None

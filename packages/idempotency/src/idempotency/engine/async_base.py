@@ -1,4 +1,4 @@
-"""Declares what a run and an acquisition need of an async engine: store, single flight, background releases."""
+"""The part of the async engine that runs and acquisitions use: store, single flight, background releases."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from idempotency.store import Store
 
 __all__ = ["AsyncEngineBase"]
 
-_MAX_LATE_RELEASES = 256  # per engine; past it the lease decides
+_MAX_LATE_RELEASES = 256  # at once, per engine; further claims stay until their leases end
 
 
 class AsyncEngineBase(EngineBase[InFlight]):
-    """An engine without `begin`."""
+    """The async engine without `begin`."""
 
     store: Store
     random: Callable[[], float]
     single_flight: SingleFlight
-    _late_releases = 0  # at work now
+    _late_releases = 0  # running now
 
     async def release_late(self, claim: Claim, operation: str) -> None:
         """Perform the actions of `protocol.release_late`."""
@@ -52,5 +52,5 @@ class AsyncEngineBase(EngineBase[InFlight]):
             return error
 
     def spawn_release(self, claim: Claim, operation: str) -> None:
-        """`release_late` in a task of its own."""
+        """`release_late` in a new task."""
         running().spawn(lambda: self.release_late(claim, operation))

@@ -1,9 +1,9 @@
 """
-The engine: performs what the protocol asks for, with a store, a clock and the running event loop.
+The engine performs the actions of the protocol, with a store, a clock and the running event loop.
 
-It is the shell between `idempotency._core.protocol` and the world, shared by the ASGI middleware and the decorators for
-coroutine functions; `sync_engine` does the same for plain functions. `acquisition` goes from the question to the
-verdict where the store's first reply does not settle it, `run` is a claimed operation until its end.
+It connects `idempotency._core.protocol` to a store, for the ASGI middleware and for decorated coroutine functions;
+`sync_engine` does the same for plain functions. `acquisition` takes over if the store's first reply does not decide;
+`run` is a claimed operation until its end.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Engine(AsyncEngineBase):
     Args:
         store: Where records live.
         hooks: Called with every event.
-        random: Draws from [0, 1); injected by tests.
-        monotonic: A clock for durations in events, never for leases; injected by tests.
+        random: Returns a number in [0, 1); injected by tests.
+        monotonic: A clock in seconds, for waits and for durations in events, never for leases; injected by tests.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Engine(AsyncEngineBase):
 
     async def begin(self, request: OperationRequest) -> Run | Replay | Refuse | Bypass:
         """
-        Claim the operation, or learn why not.
+        Claim the operation, or say what to do instead.
 
         Returns:
-            `Run`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
+            `Run`: run the operation, under a heartbeat, and end it by `keep`, `release` or `abandon`. `Replay`: answer
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
         owner, fingerprint = new_owner(), request.fingerprint
         if protocol.follows_duplicate(request.wait) and request.key in self.single_flight:
-            runtime = running()  # rare: only then is it asked which loop this is
+            runtime = running()  # slow, but needed only here: duplicates are rare
             if self.single_flight.find(request.key, fingerprint, runtime.loop) is not None:
                 return await Acquisition(self, self.start, request, runtime, owner).drive(None)
         policy = request.policy
@@ -93,9 +93,9 @@ class Engine(AsyncEngineBase):
         if not isinstance(verdict, Execute):
             return verdict
         try:
-            runtime = running()  # not asked before, since a replay can do without
+            runtime = running()  # not before, since a replay does not need it
         except RuntimeError:
-            await self.store.release(verdict.claim)  # nothing could keep it alive
+            await self.store.release(verdict.claim)  # without a loop nothing can renew its lease
             raise
         return self.start(request, verdict.claim, runtime)
 
@@ -108,7 +108,7 @@ class Engine(AsyncEngineBase):
         waited: float = 0.0,
         in_flight: InFlight | None = None,
     ) -> Run:
-        """A run under *claim*. It leads its duplicates in this process, if they may wait and nobody leads them."""
+        """A run under *claim*. It leads its duplicates in this process if they may wait and have no leader."""
         policy = request.policy
         if in_flight is None and protocol.leads_duplicates(request.wait, policy):
             in_flight = self.single_flight.lead(request.key, request.fingerprint, runtime.loop)

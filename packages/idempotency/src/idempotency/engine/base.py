@@ -1,4 +1,4 @@
-"""Holds what both engines share: events for hooks, and what a run's end means to its concurrent duplicates."""
+"""The code that both engines share: sends events to hooks, and ends the wait of a run's concurrent duplicates."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ __all__ = ["EngineBase", "RunBase"]
 _log = logging.getLogger("idempotency")
 
 _FAILED_AFTER_RECORD: Final = (
-    "%s raised %s after its answer was recorded (key %s): retries get that answer, although what should have happened "
-    "after it may be missing, such as a commit in the exit code of a dependency. Do it before the answer is sent "
+    "%s raised %s after its answer was recorded (key %s): retries get that answer, although work that was to follow it "
+    "may be missing, such as a commit in the exit code of a dependency. Do that work before the answer is sent "
     '(FastAPI: Depends(..., scope="function")), or set Policy(record="return")'
 )
 
@@ -65,7 +65,7 @@ class EngineBase(Generic[F]):
         return overrides.off
 
     def emit(self, event: Event) -> None:
-        """Tell the hooks; with none installed, what must not go unseen is logged."""
+        """Send *event* to the hooks; without hooks, a lost claim and a failed store are logged."""
         emit(self.hooks, event)
 
     def traceparent(self) -> str | None:
@@ -73,14 +73,14 @@ class EngineBase(Generic[F]):
         return traceparent(self.hooks)
 
     def failed_after_record(self, error: BaseException, claim: Claim, operation: str) -> None:
-        """Tell of an application that raised after its answer was recorded; always in the log, with what to do."""
+        """Report that the application raised after its answer was recorded; always logged, with what to do."""
         name, kind = key_id(claim.key), type(error).__name__
         _log.error(_FAILED_AFTER_RECORD, operation, kind, name)
         if self.hooks:
             self.emit(FailedAfterRecord(operation=operation, key_id=name, attempt=claim.attempt, error=kind))
 
     def claimed(self, request: OperationRequest, claim: Claim, waited: float) -> None:
-        """Tell of a run that begins."""
+        """Report a run that begins."""
         self.emit(
             Claimed(
                 operation=request.operation, key_id=key_id(request.key), attempt=claim.attempt, waited=waited
@@ -88,7 +88,7 @@ class EngineBase(Generic[F]):
         )
 
     def not_claimed(self, request: OperationRequest, verdict: Replay | Refuse | Bypass) -> None:
-        """Tell of a store that gave no answer, where that is why nothing was claimed."""
+        """Report a failed store, if that is why nothing was claimed."""
         if isinstance(verdict, Bypass):
             self.store_failed("acquire", "bypassed", verdict.error, request.key, request.operation)
         elif isinstance(verdict, Refuse) and isinstance(verdict.error, StoreError):
@@ -102,7 +102,7 @@ class EngineBase(Generic[F]):
         key: StorageKey,
         operation: str,
     ) -> None:
-        """Tell of a store that gave no answer."""
+        """Report a store that gave no answer."""
         self.emit(
             StoreFailed(
                 operation=operation,
@@ -123,7 +123,7 @@ class RunBase(Generic[F]):
     request: OperationRequest
     claim: Claim
     _engine: EngineBase[F]
-    _in_flight: F | None  # where this run leads the duplicates of this process
+    _in_flight: F | None  # the duplicates in this process, if this run leads them
     _over: bool
     _lost: bool
     _began: float  # s, by the engine's clock

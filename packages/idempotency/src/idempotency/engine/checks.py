@@ -1,4 +1,4 @@
-"""Refuses stores and hooks of the wrong kind where they are handed over, not at the first request."""
+"""Refuses stores and hooks of the wrong kind at construction, not at the first request."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["checked_hooks", "is_async_store"]
 
 
 def is_async_store(store: object) -> bool:
-    """The protocols differ in one name; a store with both, or neither, is judged by `acquire`."""
+    """Whether *store* is a `Store`: it has `aclose` but not `close`; if it has both or neither, `acquire` decides."""
     has_aclose, has_close = hasattr(store, "aclose"), hasattr(store, "close")
     return is_async(getattr(store, "acquire", None)) if has_aclose == has_close else has_aclose
 
 
 def checked_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
     """
-    *hooks* as they are; one that would be called and do nothing must not pass for monitoring.
+    *hooks* as a tuple. A coroutine function is refused, since calling it would do nothing.
 
     Raises:
-        TypeError: A hook is a class, a coroutine function or no callable at all.
+        TypeError: A hook is a class, a coroutine function or not callable.
     """
     for hook in tuple(hooks):
         if not is_plain(hook):

@@ -1,9 +1,9 @@
 """
-Tracks which run the current code is part of: what it may read of its claim, and which calls join the run.
+Tracks which run the current code belongs to: the claim that it may read, and the calls that join the run.
 
-Context variables are inherited by tasks, threads, callbacks and copied contexts, which may outlive the run that they
-were made in. So a run is represented by a `Frame` that knows when the run is over: from then on nobody who inherited
-it has a claim, or is covered by it.
+Tasks, threads, callbacks and copied contexts inherit context variables and may outlive the run that they were made in.
+So a `Frame` represents the run and knows when it is over: from then on, code that inherited the frame has no claim and
+cannot join the run.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class OutcomeEncoder(Protocol):
 
 class Frame:
     """
-    One run, for the code inside it.
+    One run, as the code inside it sees it.
 
     Args:
-        claim: What the run holds its key by.
-        encoder: What will make its record.
-        enclosing: The run that this one was begun in.
+        claim: The claim of the run.
+        encoder: Encodes the outcome of the run.
+        enclosing: The run that this one began in, if any.
     """
 
     __slots__ = ("_born", "_encoder", "claim", "enclosing")
@@ -61,23 +61,23 @@ class Frame:
         self._encoder: OutcomeEncoder | None = encoder
         self._born = _forks.count
         if enclosing is not None:
-            # Frames that are over are left out: a chain of tasks, each begun by the one before, keeps none of them.
+            # Skip frames that are over, so that a chain of tasks, each started by the one before, does not keep them.
             self.enclosing = enclosing = _running(enclosing)
             if enclosing is not None:
                 enclosing.enclosing = _running(enclosing.enclosing)
 
     @property
     def over(self) -> bool:
-        """Whether the run has ended; in a forked child it has, since the parent's end is not seen there."""
+        """Whether the run has ended. In a forked child the parent's runs have, since it cannot see them end."""
         return self._encoder is None or self._born != _forks.count
 
     def end(self) -> None:
-        """The application, or the function, has returned: nothing is part of this run from now on."""
+        """End the run, after the application or the function has returned; nothing can join it from now on."""
         self._encoder = None
 
     @property
     def retention(self) -> float:
-        """Seconds that its record is kept."""
+        """Seconds that the record of the run is kept."""
         return self.encoder_for("retention").retention
 
     def outcome(self, answer: Any) -> bytes:
@@ -86,7 +86,7 @@ class Frame:
 
     def require_running(self, wanted: str) -> None:
         """
-        Refuse to speak for a run that is over.
+        Check that the run is not over; *wanted* names what the caller wants, for the message.
 
         Raises:
             RunEnded: The run is over.
@@ -96,7 +96,7 @@ class Frame:
 
     def encoder_for(self, wanted: str) -> OutcomeEncoder:
         """
-        The encoder of the run's outcome, as long as the run is not recorded.
+        The encoder of the run's outcome; *wanted* names what the caller wants, for the message.
 
         Raises:
             RunEnded: The run is over.
@@ -108,7 +108,7 @@ class Frame:
 
 
 class _JoinedFrame(Frame):
-    """A call that joined an enclosing run which is not the innermost one: it runs under that run's claim."""
+    """A call that joined an enclosing run, not the innermost one: it runs under the claim of that enclosing run."""
 
     __slots__ = ("_of",)
 
@@ -124,10 +124,10 @@ class _JoinedFrame(Frame):
 @dataclass(frozen=True, slots=True, repr=False)
 class CurrentClaim:
     """
-    The claim as the running handler sees it: its key, attempt and fence, and keys derived from it.
+    The claim as the running handler sees it: its attempt and fence, and keys derived from its key.
 
-    It is valid only while its run lasts: afterwards `claim`, `derive`, `outcome` and `retention` raise `RunEnded`. If
-    you need a derived key later, call `derive` during the run and keep the string.
+    It is valid only during its run: afterwards `claim`, `derive`, `outcome` and `retention` raise `RunEnded`. If you
+    need a derived key later, call `derive` during the run and keep the string.
     """
 
     _claim: Claim
@@ -136,7 +136,7 @@ class CurrentClaim:
     @property
     def claim(self) -> Claim:
         """
-        The claim itself, for `complete_in` of a store.
+        The claim itself, for a store's `complete_in`.
 
         Raises:
             RunEnded: The run is over.
@@ -146,32 +146,32 @@ class CurrentClaim:
 
     @property
     def attempt(self) -> int:
-        """1 for the first run. More if an earlier run was abandoned, which may have made the effect already."""
+        """1 for the first run. More if an earlier run was abandoned: that run may already have had its effect."""
         return self._claim.attempt
 
     @property
     def fence(self) -> int:
-        """Strictly increasing per key. A resource that refuses smaller numbers is protected from a stalled run (R9)."""
+        """Strictly increases per key. A resource that refuses smaller numbers is protected from a stalled run (R9)."""
         return self._claim.fence
 
     def derive(self, name: str) -> str:
         """
-        An idempotency key for a call to another service: the same on every attempt, a different one for each *name*.
+        An idempotency key for a call to another service: the same in every attempt, different for each *name*.
 
         Returns:
             32 hexadecimal digits: 128 bits of a SHA-256 over the storage key and *name*.
         Raises:
-            RunEnded: The run is over, so that the key would be that of another operation.
+            RunEnded: The run is over.
         """
         self._frame.require_running("derive()")
         return digest(b"derive", self._claim.key.encode(), name.encode()).hex()[:32]
 
-    # For `complete_in` of a store, which commits the record in the transaction of the effect itself.
+    # For a store's `complete_in`, which commits the record in the same transaction as the effect.
 
     @property
     def retention(self) -> float:
         """
-        Seconds that the record is kept, as the policy has it.
+        Seconds that the record is kept, from the policy.
 
         Raises:
             RunEnded: The run is over.
@@ -180,37 +180,37 @@ class CurrentClaim:
 
     def outcome(self, answer: Any) -> bytes:
         """
-        *answer* as it would be recorded if it were returned now, by the same policy or codec. It must then be returned.
+        *answer* encoded as the outcome that would be recorded if it were returned now. Return the same answer then.
 
         Args:
-            answer: Under the middleware an `idempotency.Response`; under the decorator the function's value. One that
-                cannot be kept is recorded as done (E2), as ever.
+            answer: Under the middleware an `idempotency.Response`; under the decorator the function's value. An answer
+                that cannot be kept is encoded as done and not kept (E2).
         Raises:
-            TypeError: *answer* is no `Response`, under the middleware.
+            TypeError: Under the middleware: *answer* is not a `Response`.
             RunEnded: The run is over.
         """
         return self._frame.outcome(answer)
 
     def __repr__(self) -> str:
-        """Without the key and the owner's token, which no log may show."""
+        """Leaves out the key and the owner, which must not appear in logs."""
         return f"CurrentClaim({key_id(self._claim.key)}, attempt={self.attempt}, fence={self.fence})"
 
 
 active: ContextVar[Frame | None] = ContextVar("idempotency_claim", default=None)
-"""The innermost run that this context was made in; it may be over."""
+"""The innermost run that this context belongs to; the run may be over."""
 
 
 def current_claim() -> CurrentClaim | None:
     """
-    The claim this code runs under, or None where it runs unprotected: no key, no middleware or decorator, or a task,
-    thread or callback that has outlived the run it was started in.
+    The claim that this code runs under. None if it runs unprotected: there is no key, no middleware or decorator, or
+    this is a task, thread or callback that has outlived its run.
     """
     frame = active.get()
     return None if frame is None or frame.over else CurrentClaim(frame.claim, frame)
 
 
 def covering(key: StorageKey, innermost: Frame | None) -> Frame | None:
-    """The run, *innermost* or one that encloses it, which a call under *key* is part of and joins (E10)."""
+    """The run that a call under *key* joins (E10): *innermost* or a run that encloses it; None if there is none."""
     frame = innermost
     while frame is not None:
         if frame.claim.key == key and not frame.over:
@@ -230,7 +230,7 @@ def encloses(frame: Frame, innermost: Frame | None) -> bool:
 
 @contextmanager
 def inside(frame: Frame) -> Iterator[None]:
-    """The code in this block is the run of *frame*, which is over when the block is left."""
+    """Makes the block the run of *frame*; the run ends with the block."""
     token = active.set(frame)
     try:
         yield
@@ -241,7 +241,7 @@ def inside(frame: Frame) -> Iterator[None]:
 
 @contextmanager
 def joined(frame: Frame) -> Iterator[None]:
-    """The code in this block is part of *frame*, which encloses it, whatever runs were begun in between."""
+    """Makes the block part of the enclosing run *frame*, even if other runs began in between."""
     innermost = active.get()
     if innermost is frame:
         yield
@@ -252,7 +252,7 @@ def joined(frame: Frame) -> Iterator[None]:
 
 @contextmanager
 def outside() -> Iterator[None]:
-    """The code in this block is part of no run, whatever context it inherited."""
+    """Makes the block part of no run, whatever context it inherited."""
     token = active.set(None)
     try:
         yield
@@ -261,14 +261,14 @@ def outside() -> Iterator[None]:
 
 
 def _running(frame: Frame | None) -> Frame | None:
-    """*frame*, or the nearest enclosing one that is not over."""
+    """*frame*, or the nearest enclosing frame that is not over; None if all are."""
     while frame is not None and frame.over:
         frame = frame.enclosing
     return frame
 
 
 class _Forks:
-    """Counts the forks that led to this process: a child must not take its parent's runs for its own."""
+    """Counts the forks that led to this process, so that a child does not take over the runs of its parent."""
 
     count = 0
 

@@ -1,8 +1,8 @@
 """
 Renews the leases of every run with the same lease in one event loop, from one timer (E3).
 
-A timer for each run would cost more than the claim does, and nearly all runs end before their first renewal is due.
-Programs without an event loop renew by `idempotency.engine.scheduler`.
+A timer for each run would cost more than its claim, and nearly all runs end before their first renewal is due. Without
+an event loop, `idempotency.engine.scheduler` renews the leases.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Heartbeat:
         self._armed = False
 
     def add(self, run: Renewable) -> None:
-        """Renew the lease of *run*, in a task of its own, until it is removed."""
+        """Renew the lease of *run*, each time in a new task, until the run is removed."""
         self._ticks[run] = 0
         if not self._armed:
             self._armed = True
             self._runtime.after(self._half, self._tick)
 
     def remove(self, run: Renewable) -> None:
-        """Stop renewing; harmless if *run* was removed before."""
+        """Stop renewing the lease of *run*; no effect if it was removed before."""
         self._ticks.pop(run, None)
 
     async def _tick(self) -> None:

@@ -1,7 +1,7 @@
 """
-Holds what an application's tests override in every engine of the process (see `idempotency.testing`).
+Overrides every engine of the process, for an application's tests (see `idempotency.testing`).
 
-Not the context: a test client runs the application in threads, or a loop, of its own.
+These are not context variables, because a test client runs the application in its own threads or loop.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Overrides:
         self._lock = threading.RLock()
         self._engines: WeakSet[Any] = WeakSet()
         self._replace: Callable[[Any], Any] | None = None
-        self._replaced: list[tuple[Any, Any]] = []  # engines, with the stores that they had
+        self._replaced: list[tuple[Any, Any]] = []  # engines, with their original stores
 
     def adopt(self, engine: Any) -> None:
-        """Have *engine*, which has its store, be overridden with all others."""
+        """Register *engine*, which must already have its store, for the overrides."""
         with self._lock:
             self._engines.add(engine)
             if self._replace is not None:
@@ -47,15 +47,15 @@ class Overrides:
     @contextmanager
     def stores(self, replace: Callable[[Any], Any]) -> Iterator[None]:
         """
-        Give every engine what *replace* makes of its store, and every engine that is made meanwhile.
+        Replace the store of every engine by `replace(store)`, also of engines made before the context ends.
 
         Raises:
-            RuntimeError: They are replaced already.
+            RuntimeError: The stores are already replaced.
         """
         with self._lock:
             if self._replace is not None:
                 raise RuntimeError(
-                    "the stores are swapped already: leave that `with swapped_stores()` block first"
+                    "the stores are already swapped: leave the other `with swapped_stores()` block first"
                 )
             self._replace = replace
         try:

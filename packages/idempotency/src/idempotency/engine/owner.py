@@ -10,5 +10,5 @@ __all__ = ["new_owner"]
 
 
 def new_owner() -> Owner:
-    """A token that nobody else has: 16 bytes of the operating system's randomness, also right after a fork."""
+    """16 random bytes from the operating system: unique, even right after a fork."""
     return Owner(os.urandom(16))

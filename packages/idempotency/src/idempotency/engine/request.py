@@ -1,4 +1,4 @@
-"""Defines what an engine is asked to claim: one keyed request, or one call of a decorated function."""
+"""Defines the operation that an engine claims: one keyed request, or one call of a decorated function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Ask", "OperationRequest"]
 
 
 class OperationRequest(Protocol):
-    """One operation that a caller wants claimed. An engine may read each attribute many times; none changes."""
+    """One operation to claim. An engine may read each attribute many times, so none may change."""
 
     @property
     def key(self) -> StorageKey:
@@ -19,7 +19,7 @@ class OperationRequest(Protocol):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Equal for a repeat of the request, different for another one under the same key."""
+        """Equal for a retry of the request, different for another request under the same key."""
 
     @property
     def policy(self) -> Policy:
@@ -35,7 +35,7 @@ class OperationRequest(Protocol):
 
 
 class Ask(NamedTuple):
-    """An `OperationRequest` that is only a value."""
+    """An `OperationRequest` as a plain value."""
 
     key: StorageKey
     fingerprint: Fingerprint

@@ -1,4 +1,4 @@
-"""Holds a claimed operation while it runs, and ends it in one of three ways: keep, release, abandon."""
+"""A claimed operation while it runs, until one of its three ends: keep, release, abandon."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ __all__ = ["Run"]
 
 class Run(RunBase[InFlight]):
     """
-    A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
-
-    Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
+    A claimed operation while it runs. Its lease is renewed every lease/3 (E3) until `keep`, `release` or `abandon` is
+    called; call exactly one of them.
     """
 
     __slots__ = ("_heartbeat",)
@@ -51,8 +50,8 @@ class Run(RunBase[InFlight]):
         Record the outcome (E1, E8).
 
         Returns:
-            `Recorded`, or what to answer instead: `Superseded`, `Refuse`; or `Forgotten`, `Unrecorded`: the caller's
-            own answer, which no retry will see.
+            `Recorded`. `Superseded` or `Refuse`: give the answer that it holds instead. `Forgotten` or `Unrecorded`:
+            give the caller's own answer, which retries will not get.
         """
         self._stop()
         engine = self._engine
@@ -62,7 +61,7 @@ class Run(RunBase[InFlight]):
             )
         except Exception as error:
             answer = as_store_error(error)
-        except BaseException:  # cancelled on the way to the store
+        except BaseException:  # cancelled during the call
             self.abandon()
             raise
         ending = protocol.recorded(answer) or await self._walk_record(answer, outcome)
@@ -79,7 +78,7 @@ class Run(RunBase[InFlight]):
         except StopIteration as end:
             ending: Ending = end.value
             return ending
-        except BaseException:  # cancelled on the way to the store
+        except BaseException:  # cancelled during a call
             self.abandon()
             raise
 
@@ -99,7 +98,7 @@ class Run(RunBase[InFlight]):
             raise
 
     def abandon(self) -> None:
-        """Leave the claim to its lease: the outcome is unknown (E4). Waiting duplicates take over once it lapsed."""
+        """Stop renewing without a release: the outcome is unknown (E4). A duplicate may take over after the lease."""
         self._stop()
         self._resolve_followers(None)
         self._settled("abandoned")
@@ -113,7 +112,9 @@ class Run(RunBase[InFlight]):
                 return await store.get(claim.key)
             if action is actions.RELEASE:
                 return await store.release(claim)
-        except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
+        except (
+            Exception
+        ) as error:  # after a run, any failure means that the effect of the call is unknown (E8)
             return as_store_error(error)
         if isinstance(action, actions.Sleep):
             await running().sleep(action.seconds)
@@ -147,7 +148,7 @@ class Run(RunBase[InFlight]):
             return
         self._heartbeat.remove(self)
         if result == "lost":
-            self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
+            self._claim_lost()  # the run goes on, since its effect may be done; `keep` finds out what to answer
 
     def _stop(self) -> None:
         self._over = True

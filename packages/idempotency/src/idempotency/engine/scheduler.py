@@ -1,7 +1,7 @@
 """
-Runs delayed work, such as renewing leases, in programs without an event loop: in order, on one daemon thread.
+Runs delayed jobs, such as lease renewals, in programs without an event loop: one after another, on a daemon thread.
 
-The thread starts with the first job, sleeps until the next one is due, and ends by itself when there are none.
+The thread starts with the first job, sleeps until the next job is due, and ends when no job is left.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _log = logging.getLogger("idempotency")
 
 class Scheduler:
     """
-    A schedule and the thread that keeps it. Thread-safe; in a child of `fork` the schedule is empty again.
+    A schedule and its thread. Thread-safe; in a forked child the schedule is empty.
 
-    Jobs run one after another, so one that blocks delays all that follow.
+    Jobs run one after another, so a job that blocks delays all later ones.
 
     Args:
         monotonic: A clock in seconds; injected by tests.
-        threaded: False where nobody but the caller of `run_due` performs the jobs, as in tests.
+        threaded: False: start no thread, and run jobs only in `run_due`, as tests do.
     """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic, threaded: bool = True) -> None:
         self._monotonic = monotonic
         self._threaded = threaded
-        self._numbers = itertools.count()  # jobs due at one instant run in the order they came
+        self._numbers = itertools.count()  # jobs due at the same time run in the order they were added
         self._start_anew()
         forget_in_child(self, Scheduler._start_anew)
 
@@ -44,7 +44,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
 
     def after(self, seconds: float, job: Callable[[], object]) -> None:
-        """Run *job* in *seconds*; what it raises is logged."""
+        """Run *job* after *seconds*; its exceptions are logged."""
         with self._changed:
             due = self._monotonic() + seconds
             heapq.heappush(self._jobs, (due, next(self._numbers), job))
@@ -53,7 +53,7 @@ class Scheduler:
             if self._thread is None or not self._thread.is_alive():
                 self._start()
             elif self._jobs[0][0] == due:
-                self._changed.notify()  # sooner than what the thread sleeps towards
+                self._changed.notify()  # due before the job that the thread waits for
 
     def run_due(self) -> None:
         """Run every job that is due."""
@@ -71,17 +71,19 @@ class Scheduler:
         return len(self._jobs)
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._keep, name="idempotency-scheduler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="idempotency-scheduler", daemon=True)
         try:
             self._thread.start()
-        except RuntimeError as error:  # no thread to be had, or the interpreter is on its way out
-            _log.warning("no heartbeat until a thread can be started: %s; leases decide", error)
+        except RuntimeError as error:  # too many threads, or the interpreter is shutting down
+            _log.warning(
+                "no thread for the heartbeat: %s; leases are not renewed until one can be started", error
+            )
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while True:
             self.run_due()
             with self._changed:
                 if not self._jobs:
-                    self._thread = None  # under the lock: whoever comes next finds no thread and starts one
+                    self._thread = None  # under the lock, so that the next `after` starts a new thread
                     return
                 self._changed.wait(self._jobs[0][0] - self._monotonic())

@@ -1,8 +1,8 @@
 """
-The engine for code without an event loop: the same protocol, performed with a sync store, threads and the clock.
+The engine for code without an event loop: performs the same protocol with a sync store, threads and a clock.
 
-It takes the same steps as `async_engine`. What differs: a call that waits for a duplicate blocks its thread, and one
-daemon thread (`idempotency.engine.scheduler`) renews the leases of all runs and repeats releases that failed.
+It takes the same steps as `async_engine`, but a call that waits for a duplicate blocks its thread, and one daemon
+thread (`idempotency.engine.scheduler`) renews the leases of all runs and repeats failed releases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from idempotency.store import SyncStore
 
 __all__ = ["SyncEngine", "SyncRun"]
 
-_MAX_LATE_RELEASES = 64  # per engine, as they share its one thread; past it the lease decides
+_MAX_LATE_RELEASES = (
+    64  # at once, per engine, as they share its thread; further claims stay until their leases end
+)
 
 
 class SyncEngine(EngineBase[SyncInFlight]):
@@ -39,10 +41,10 @@ class SyncEngine(EngineBase[SyncInFlight]):
 
     Args:
         store: Where records live.
-        hooks: Called with every event; those of a heartbeat in the engine's own thread.
-        random: Draws from [0, 1); injected by tests.
-        monotonic: A clock for waits and for durations in events, never for leases; injected by tests.
-        sleep: Lets seconds pass; injected by tests.
+        hooks: Called with every event; events of the heartbeat come from the engine's own thread.
+        random: Returns a number in [0, 1); injected by tests.
+        monotonic: A clock in seconds, for waits and for durations in events, never for leases; injected by tests.
+        sleep: Sleeps for the given seconds; injected by tests.
         scheduler: Performs heartbeats and late releases; injected by tests.
     """
 
@@ -70,11 +72,11 @@ class SyncEngine(EngineBase[SyncInFlight]):
 
     def begin(self, request: OperationRequest) -> SyncRun | Replay | Refuse | Bypass:
         """
-        Claim the operation, or learn why not.
+        Claim the operation, or say what to do instead.
 
         Returns:
-            `SyncRun`: it is ours to run, under a heartbeat; end it by `keep`, `release` or `abandon`. `Replay`: answer
-            with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
+            `SyncRun`: run the operation, under a heartbeat, and end it by `keep`, `release` or `abandon`. `Replay`:
+            answer with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
         acquisition = _Acquisition(self, request)
         try:
@@ -85,7 +87,7 @@ class SyncEngine(EngineBase[SyncInFlight]):
         return acquisition.conclude(verdict)
 
     def release_late(self, claim: Claim, operation: str) -> None:
-        """Have the store forget *claim*, from the engine's thread, trying for a while; then its lease decides."""
+        """Release *claim* in the engine's thread, with retries; if all fail, the key is taken until the lease ends."""
         if len(self._late) >= _MAX_LATE_RELEASES:
             return
         self._late.add(claim)
@@ -112,12 +114,12 @@ class SyncEngine(EngineBase[SyncInFlight]):
 
 
 class _Acquisition:
-    """One call from its request to the verdict: run, replay, refuse or bypass."""
+    """Takes one request to its verdict: run, replay, refuse or bypass."""
 
     __slots__ = ("_asked", "_engine", "_in_flight", "_owner", "_request", "_since")
 
     def __init__(self, engine: SyncEngine, request: OperationRequest) -> None:
-        self._in_flight: SyncInFlight | None = None  # what this call leads, if anything
+        self._in_flight: SyncInFlight | None = None  # the duplicates that this request leads, if any
         self._engine = engine
         self._request = request
         self._owner = new_owner()
@@ -180,13 +182,13 @@ class _Acquisition:
         return None
 
     def _hand_over(self) -> None:
-        """Let a follower lead, if this request led."""
+        """If this request leads its duplicates, let one of them lead instead."""
         if self._in_flight is not None:
             self._engine.single_flight.hand_over(self._request.key, self._in_flight)
             self._in_flight = None
 
     def cancel(self) -> None:
-        """Nothing will run: free what the store may have granted."""
+        """End without a run: release the claim that the store may have granted."""
         self._hand_over()
         if self._asked:
             self._engine.release_late(
@@ -210,9 +212,8 @@ class _Acquisition:
 
 class SyncRun(RunBase[SyncInFlight]):
     """
-    A claimed operation while it runs: renewed every lease/3 (E3) until exactly one of the three ends is called.
-
-    Nothing ends it by itself: a run that is dropped leaves its claim to the lease (E4), as `abandon` does.
+    A claimed operation while it runs. Its lease is renewed every lease/3 (E3) until `keep`, `release` or `abandon` is
+    called; call exactly one of them. A run that is garbage-collected before that is not renewed any more.
     """
 
     __slots__ = ("__weakref__",)
@@ -236,8 +237,8 @@ class SyncRun(RunBase[SyncInFlight]):
         Record the outcome (E1, E8).
 
         Returns:
-            `Recorded`, or what to answer instead: `Superseded`, `Refuse`; or `Forgotten`, `Unrecorded`: the caller's
-            own answer, which no retry will see.
+            `Recorded`. `Superseded` or `Refuse`: give the answer that it holds instead. `Forgotten` or `Unrecorded`:
+            give the caller's own answer, which retries will not get.
         """
         self._over = True
         steps = protocol.record(self.claim, self.request.fingerprint, random=self._engine.random)
@@ -247,7 +248,7 @@ class SyncRun(RunBase[SyncInFlight]):
                 action = steps.send(self._perform(action, outcome))
         except StopIteration as end:
             ending: Ending = end.value
-        except BaseException:  # interrupted on the way to the store
+        except BaseException:  # interrupted during a call
             self.abandon()
             raise
         return self._conclude(ending, outcome, result)
@@ -268,7 +269,7 @@ class SyncRun(RunBase[SyncInFlight]):
             raise
 
     def abandon(self) -> None:
-        """Leave the claim to its lease: the outcome is unknown (E4). Waiting duplicates take over once it lapsed."""
+        """Stop renewing without a release: the outcome is unknown (E4). A duplicate may take over after the lease."""
         self._over = True
         self._resolve_followers(None)
         self._settled("abandoned")
@@ -282,7 +283,9 @@ class SyncRun(RunBase[SyncInFlight]):
                 return store.get(claim.key)
             if action is actions.RELEASE:
                 return store.release(claim)
-        except Exception as error:  # after the run every failure of a store is one answer: unknown (E8)
+        except (
+            Exception
+        ) as error:  # after a run, any failure means that the effect of the call is unknown (E8)
             return as_store_error(error)
         if isinstance(action, actions.Sleep):
             self._engine.sleep(action.seconds)
@@ -292,7 +295,7 @@ class SyncRun(RunBase[SyncInFlight]):
         return None
 
     def _renew_later(self) -> None:
-        # Held weakly: nearly all runs are over, and gone, long before their first renewal is due.
+        # A weak reference: nearly all runs end long before their first renewal, and should be freed then.
         self._engine.scheduler.after(
             delays.renew_interval(self.request.policy.lease), partial(_renew, ref(self))
         )
@@ -316,7 +319,7 @@ class SyncRun(RunBase[SyncInFlight]):
         if result == "held":
             self._renew_later()
         elif result == "lost":
-            self._claim_lost()  # go on: the effect may be done; `keep` will learn what to answer
+            self._claim_lost()  # the run goes on, since its effect may be done; `keep` finds out what to answer
 
     def _ask(self, action: actions.Action) -> actions.Event:
         if action is actions.RENEW:

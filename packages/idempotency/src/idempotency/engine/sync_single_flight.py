@@ -1,8 +1,8 @@
 """
 Single flight among threads: of many concurrent duplicates in one process, one leads and the others wait.
 
-The same as `single_flight` does for tasks of an event loop: followers send the store nothing, what the leader learns is
-handed to all of them, and where it ends without an outcome exactly one follower takes its place.
+`single_flight` does the same for the tasks of an event loop: followers do not call the store, the leader's outcome is
+given to all of them, and if the leader ends without an outcome, exactly one follower becomes the leader.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class SyncInFlight:
         self.fingerprint: Fingerprint = fingerprint
         self.changed: threading.Condition = threading.Condition(lock)
         self.followers: int = 0
-        self.vacant: bool = False  # the leader has left, and no follower has taken its place yet
+        self.vacant: bool = False  # the leader has ended, and no follower has become the leader yet
         self.completed: Completed | None = None
 
 
 class SyncSingleFlight:
-    """Every key of one engine that has a leader. Thread-safe; a child of `fork` starts with none."""
+    """The keys of one engine that have a leader. Thread-safe; a forked child starts with none."""
 
     def __init__(self) -> None:
         self._start_anew()
@@ -40,23 +40,23 @@ class SyncSingleFlight:
         self._by_key: dict[StorageKey, SyncInFlight] = {}
 
     def find(self, key: StorageKey, fingerprint: Fingerprint) -> SyncInFlight | None:
-        """The flight that a call may follow (same fingerprint), or None."""
+        """The duplicates that a request may join (same fingerprint), or None."""
         in_flight = self._by_key.get(key)
         return in_flight if in_flight is not None and in_flight.fingerprint == fingerprint else None
 
     def lead(self, key: StorageKey, fingerprint: Fingerprint) -> SyncInFlight | None:
-        """Make the caller the leader of *key*; None where it has one already."""
+        """Make the caller the leader of *key*; None if the key has a leader."""
         with self._lock:
             in_flight = SyncInFlight(fingerprint, self._lock)
             return in_flight if self._by_key.setdefault(key, in_flight) is in_flight else None
 
     def follow(self, in_flight: SyncInFlight, key: StorageKey, limit: float) -> tuple[Completed | None, bool]:
-        """Returns the leader's result within *limit* seconds, if any, and whether the caller is to lead now."""
+        """Wait up to *limit* seconds; returns the leader's outcome, if any, and whether the caller now leads."""
         with self._lock:
             in_flight.followers += 1
             promoted = False
             try:
-                if self._by_key.get(key) is in_flight:  # else it was resolved, or ended, since it was found
+                if self._by_key.get(key) is in_flight:  # otherwise it was resolved, or ended, since `find`
                     in_flight.changed.wait_for(
                         lambda: in_flight.vacant or in_flight.completed is not None, limit
                     )
@@ -64,19 +64,19 @@ class SyncSingleFlight:
                 return in_flight.completed, promoted
             finally:
                 in_flight.followers -= 1
-                if in_flight.vacant and not promoted:  # interrupted in the moment of promotion
+                if in_flight.vacant and not promoted:  # interrupted at the moment of promotion
                     self._promote_follower(key, in_flight)
 
     def resolve(self, key: StorageKey, in_flight: SyncInFlight, completed: Completed) -> None:
-        """Hand the outcome to every follower."""
+        """Give the outcome to every follower."""
         with self._lock:
-            if self._by_key.get(key) is in_flight:  # not so in a child that ends what its parent began
+            if self._by_key.get(key) is in_flight:  # False in a forked child that ends a run of its parent
                 del self._by_key[key]
                 in_flight.completed = completed
                 in_flight.changed.notify_all()
 
     def hand_over(self, key: StorageKey, in_flight: SyncInFlight) -> None:
-        """The leader ends without an outcome: one follower leads."""
+        """End the lead without an outcome: one follower becomes the leader."""
         with self._lock:
             self._promote_follower(key, in_flight)
 

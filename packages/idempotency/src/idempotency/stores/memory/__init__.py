@@ -35,7 +35,7 @@ __all__ = ["MemoryStore", "SyncMemoryStore"]
 _SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
 _LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be scheduled twice
 
-_new = tuple.__new__  # makes a named tuple for half of what its own constructor, a Python function, takes
+_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 
 class SyncMemoryStore:
