@@ -324,7 +324,7 @@ def _errors(policy: Policy) -> Iterator[IdempotencyError]:
     yield NotReplayable(key_id=_KEY_ID, reason=f"larger than {policy.max_response_bytes} bytes")
     yield RequestTooLarge(limit=policy.max_request_bytes)
     yield FingerprintMismatch(key_id=_KEY_ID)
-    yield CorruptRecord("the stored outcome is not one of this library's; look at it before deleting it")
+    yield CorruptRecord("the stored outcome was not written by this library; look at it before deleting it")
     if policy.on_store_error == "refuse":
         yield StoreUnavailable("the store did not answer in time; send the request again with the same key")
     yield UnknownRecordVersion("the stored record was written by a newer version; upgrade")

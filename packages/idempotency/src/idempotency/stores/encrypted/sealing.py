@@ -113,7 +113,7 @@ class KeyRing:
             members = json.loads(outcome)
             kind, version = members["outcome"], members["format"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise CorruptRecord("the stored outcome is not one of this library's; look at it") from None
+            raise CorruptRecord("the stored outcome was not written by this library; look at it") from None
         if kind != "sealed":
             raise CorruptRecord(
                 "the stored outcome is not sealed: it was written without encryption or by somebody else; let it "
