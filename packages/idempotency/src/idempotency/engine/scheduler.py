@@ -75,9 +75,7 @@ class Scheduler:
         try:
             self._thread.start()
         except RuntimeError as error:  # too many threads, or the interpreter is shutting down
-            _log.warning(
-                "no thread for the heartbeat: %s; leases are not renewed until one can be started", error
-            )
+            _log.warning("no heartbeat: %s; leases are not renewed until a thread can be started", error)
 
     def _run(self) -> None:
         while True:
