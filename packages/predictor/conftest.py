@@ -1,4 +1,4 @@
-"""The README's examples run as tests: Python as written, `predictor` commands through the command's own `main`."""
+"""Runs the README's examples as tests: Python as written, and `predictor` commands through the command's `main`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _run_command(example: Example) -> None:
 
 
 def _enter(namespace: dict[str, Any]) -> None:
-    """Run a document in a folder of its own, where its files may lie."""
+    """Run each document in a temporary folder, where its examples may write files."""
     namespace["_folder"], namespace["_before"] = TemporaryDirectory(), Path.cwd()
     os.chdir(namespace["_folder"].name)
 

@@ -1,4 +1,4 @@
-/* Memory that is given back all at once: what a plan keeps, and what its making needs for a moment. */
+/* Memory that is freed all at once. A plan has one arena for what it keeps, and one for what only plan_build needs. */
 #ifndef PREDICTOR_ARENA_H
 #define PREDICTOR_ARENA_H
 
@@ -9,19 +9,19 @@
 #include <sys/mman.h>
 #endif
 
-#define ARENA_MOST ((size_t)256 << 20) /* bytes; what asks for more is refused, so a strange model cannot fill the memory */
+#define ARENA_MOST ((size_t)256 << 20) /* bytes; a larger request fails, so that an unusual model cannot fill the memory */
 
-#define LARGE_PAGE ((size_t)2 << 20) /* bytes, of Linux on x86-64 and ARM64 */
+#define LARGE_PAGE ((size_t)2 << 20) /* bytes; on Linux for x86-64 and ARM64 */
 
 typedef struct arena_block {
     struct arena_block *next;
-    char padding[64 - sizeof(void *)]; /* what follows begins a cache line */
+    char padding[64 - sizeof(void *)]; /* so that the data after it begins at a cache line */
 } arena_block;
 
 typedef struct {
     arena_block *blocks;
     size_t bytes;
-    int too_large; /* why the last request failed: the limit, not the machine */
+    int too_large; /* a request failed because of ARENA_MOST, not because the machine has no memory */
 } arena;
 
 /* Zeroed memory for *count* items of *size* bytes, or NULL. */
@@ -36,7 +36,7 @@ static inline void *arena_get(arena *from, size_t count, size_t size) {
     bytes = (bytes + alignment - 1) / alignment * alignment;
     if (posix_memalign(&block, alignment, bytes) != 0) return NULL;
 #ifdef MADV_HUGEPAGE
-    /* A row reads a few lines here and there of a large table: with small pages it would wait for as many translations. */
+    /* A row reads a few cache lines all over a large table. With small pages, each would cost an address translation. */
     if (alignment == LARGE_PAGE) madvise(block, bytes, MADV_HUGEPAGE);
 #endif
     memset(block, 0, bytes);

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define EXACT ((long long)1 << 53) /* every whole number up to here is a float64 */
+#define EXACT ((long long)1 << 53) /* float64 holds every whole number up to this one exactly */
 
 static int number_is_plain(uint8_t flags, double value) {
     if (isnan(value)) return (flags & CELL_NULLABLE) != 0;
@@ -12,7 +12,7 @@ static int number_is_plain(uint8_t flags, double value) {
     return !(flags & CELL_WHOLE) || value == floor(value);
 }
 
-/* Codes beyond this are not kept as bits: numbers of that feature are then left to Python. */
+/* Larger codes have no bit, so a matrix that has one is not plain: Python reads it. */
 #define MOST_KNOWN_CODES ((size_t)1 << 20)
 
 int cells_know_codes(cells *own) {
@@ -41,7 +41,7 @@ static int each_is_plain(const cells *own, const double *rows, size_t n) {
         for (Py_ssize_t i = 0; i < own->width; i++) {
             const double value = rows[i];
             const code_set *set = own->known + i;
-            if (value - value == 0.0 && own->flags[i] == 0) continue; /* a finite number, of any size */
+            if (value - value == 0.0 && own->flags[i] == 0) continue; /* finite; every finite number is allowed */
             if (!(own->flags[i] & CELL_CATEGORY) || isnan(value)) {
                 if (!number_is_plain(own->flags[i], value)) return 0;
                 continue;
@@ -52,7 +52,7 @@ static int each_is_plain(const cells *own, const double *rows, size_t n) {
     return 1;
 }
 
-/* Whether there is no NaN and no infinity: zero times one of those is NaN, and stays so in a sum. */
+/* Whether there is no NaN and no infinity: zero times one of them is NaN, and makes the sum NaN. */
 static int all_finite(const double *values, size_t n) {
     double sums[8] = {0};
     size_t i = 0;
@@ -118,7 +118,7 @@ static int read_tuple(const cells *own, PyObject *row, double *out) {
     return 1;
 }
 
-/* As many items as features, and each feature among them: so nothing is missing and nothing is too many. */
+/* The dict has as many items as there are features, and each feature is in it: so no name is missing or unknown. */
 static int read_dict(const cells *own, PyObject *row, double *out) {
     if (PyDict_Size(row) != own->width) return 0;
     for (Py_ssize_t i = 0; i < own->width; i++) {
@@ -130,7 +130,7 @@ static int read_dict(const cells *own, PyObject *row, double *out) {
     return 1;
 }
 
-/* The bytes of a float64 array, whose cells are then judged like floats. Category labels need the objects. */
+/* Copies the bytes of a float64 array and checks each cell like a float. A category label is looked up as an object. */
 static int read_float64(const cells *own, PyObject *row, double *out) {
     PyObject *bytes = PyObject_CallFunctionObjArgs(own->to_bytes, row, NULL);
     if (bytes == NULL) return -1;

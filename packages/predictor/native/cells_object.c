@@ -1,4 +1,4 @@
-/* `Cells`: how the cells of one model's rows are read, as a Python object. What is plain is said in cells.h. */
+/* The Python class `Cells`, which reads the rows of one model. cells.h says which cells are plain. */
 #include "objects.h"
 
 #include <stdlib.h>
@@ -11,14 +11,14 @@ static int cells_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     const char *flags;
     Py_ssize_t size;
     if (own->names != NULL) {
-        PyErr_SetString(PyExc_TypeError, "Cells are made once");
+        PyErr_SetString(PyExc_TypeError, "Cells cannot be initialized again: make a new one");
         return -1;
     }
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!y#O!OOO", keywords, &PyTuple_Type, &names, &flags, &size, &PyTuple_Type, &codes,
                                      &array_type, &float64, &dtypes))
         return -1;
     if (PyTuple_Size(names) != size || PyTuple_Size(codes) != size) {
-        PyErr_SetString(PyExc_ValueError, "one name, flag and code table for each feature");
+        PyErr_SetString(PyExc_ValueError, "give one name, one flag and one code table for each feature");
         return -1;
     }
     for (Py_ssize_t i = 0; i < size; i++)
@@ -80,7 +80,7 @@ static PyObject *cells_rows(PyObject *self, PyObject *args) {
     if (n >= 0 && at < 0) PyErr_SetString(PyExc_ValueError, "start must not be negative");
     for (; found == 1 && at < n && at < PyList_Size(rows); at += found == 1) {
         PyObject *row = PyList_GetItem(rows, at);
-        Py_INCREF(row); /* a name that compares itself may change the list meanwhile */
+        Py_INCREF(row); /* a key with its own __eq__ may change the list during the look-up */
         found = cells_read_row(own, row, (double *)out.buf + at * own->width);
         Py_DECREF(row);
     }
@@ -98,7 +98,7 @@ static PyObject *cells_column(PyObject *self, PyObject *args) {
     n = count_rows(&out, own->width);
     int found = n < 0 ? -1 : 1;
     if (n >= 0 && (feature < 0 || feature >= own->width)) {
-        PyErr_SetString(PyExc_ValueError, "no such feature");
+        PyErr_SetString(PyExc_ValueError, "feature must be from 0 to the width less one");
         found = -1;
     }
     for (; found == 1 && at < n && at < PyList_Size(values); at += found == 1)
@@ -107,7 +107,7 @@ static PyObject *cells_column(PyObject *self, PyObject *args) {
     return found < 0 ? NULL : PyLong_FromSsize_t(at);
 }
 
-/* plain(matrix) -> whether each cell of float64 [n, width], categories by their codes, is plain. */
+/* plain(matrix) -> whether each cell of float64 [n, width] is plain; categories are given by their codes. */
 static PyObject *cells_plain(PyObject *self, PyObject *matrix) {
     const cells *own = &((cells_object *)self)->own;
     Py_buffer buffer;
@@ -126,6 +126,6 @@ static PyMethodDef cells_methods[] = {
 };
 static PyType_Slot cells_slots[] = {
     {Py_tp_new, PyType_GenericNew}, {Py_tp_init, cells_init}, {Py_tp_dealloc, cells_dealloc}, {Py_tp_methods, cells_methods},
-    {Py_tp_doc, "Reads plain Python cells, by position or name."}, {0, NULL},
+    {Py_tp_doc, "Reads rows of plain Python cells, by position or by name."}, {0, NULL},
 };
 PyType_Spec cells_spec = {"predictor._kernel.Cells", sizeof(cells_object), 0, Py_TPFLAGS_DEFAULT, cells_slots};

@@ -1,9 +1,9 @@
 /*
- * `Engine`: one model's plan as a Python object, and its making.
+ * The Python class `Engine`, which holds one model's plan, and the function `build`, which makes it.
  *
- * The size and alignment of every buffer are checked here, and the trees' indices in plan.c; the level's functions trust their
- * arguments. `build` always releases the GIL. The calls that answer rows keep it for short work, because handing it over costs
- * others more than the work takes, and release it where the caller asks for it: `row` and `numbers` as `bind` said.
+ * The size and alignment of every buffer are checked here, and the trees' indices in plan.c; the level's functions do not
+ * check their arguments. `build` always releases the GIL. Prediction releases it only if the caller says so (for `row` and
+ * `numbers`, in `bind`), because for a short call to release the GIL costs more than the call.
  */
 #include "objects.h"
 
@@ -13,7 +13,7 @@
 #include "finish.h"
 #include "level.h"
 
-#define ON_STACK 256 /* doubles of a row or its scores; longer ones take memory from the heap */
+#define ON_STACK 256 /* doubles; a longer row, or more scores, take memory from the heap */
 
 typedef struct {
     PyObject_HEAD
@@ -21,10 +21,10 @@ typedef struct {
     plan *plan;
     finish_kind finish;
     double scale;
-    int release;        /* whether even one row is long enough to let others run */
+    int release;        /* whether to release the GIL for a single row */
     PyObject *cells;    /* a Cells, or NULL before bind */
-    PyObject *copy;     /* the `copy` of an array that each answer is a copy of, and where that array's numbers are */
-    Py_buffer answer;
+    PyObject *copy;     /* the `copy` method of the template array; each answer is such a copy */
+    Py_buffer answer;   /* the memory of the template array */
 } engine_object;
 
 static void engine_dealloc(PyObject *self) {
@@ -38,7 +38,7 @@ static void engine_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* bind(cells, template, release): what `row` reads by and answers with; template is a float64 array [n_outputs]. */
+/* bind(cells, template, release): how `row` reads cells, and the float64 array [n_outputs] of which each answer is a copy. */
 static PyObject *engine_bind(PyObject *self, PyObject *args) {
     engine_object *engine = (engine_object *)self;
     module_state *state = PyType_GetModuleState(Py_TYPE(self));
@@ -46,12 +46,12 @@ static PyObject *engine_bind(PyObject *self, PyObject *args) {
     int release;
     if (!PyArg_ParseTuple(args, "O!Op", state->cells_type, &own_cells, &template, &release)) return NULL;
     if (engine->cells != NULL || ((cells_object *)own_cells)->own.width != (Py_ssize_t)engine->plan->n_features) {
-        PyErr_SetString(PyExc_ValueError, "cells of another width, or bound before");
+        PyErr_SetString(PyExc_ValueError, "bind once, with cells of the model's width");
         return NULL;
     }
     if (PyObject_GetBuffer(template, &engine->answer, PyBUF_WRITABLE) < 0) return NULL;
     if (engine->answer.len != (Py_ssize_t)(engine->plan->n_outputs * sizeof(double)) || count_rows(&engine->answer, 1) < 0) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the answer has another size");
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the template must be float64 [n_outputs]");
         PyBuffer_Release(&engine->answer);
         return NULL;
     }
@@ -64,7 +64,7 @@ static PyObject *engine_bind(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* The answer for one row's numbers: computed apart, then put into the shared array and copied with the GIL held. */
+/* Predict one row: compute in own memory, then, with the GIL, write into the template array and copy that. */
 static PyObject *answer_row(engine_object *engine, const double *row) {
     const plan *p = engine->plan;
     double on_stack[ON_STACK], *scores = on_stack;
@@ -85,7 +85,7 @@ static PyObject *answer_row(engine_object *engine, const double *row) {
     return failed ? PyErr_NoMemory() : PyObject_CallNoArgs(engine->copy);
 }
 
-/* Read a row by *encoded*: plain cells, or numbers that Python has encoded; then answer it, or give None. */
+/* Read a row, of plain cells or (*encoded*) of numbers that Python has encoded, and predict it. None if it is not plain. */
 static PyObject *read_and_answer(engine_object *engine, PyObject *row, int encoded) {
     const Py_ssize_t width = (Py_ssize_t)engine->plan->n_features;
     double on_stack[ON_STACK], *numbers = on_stack;
@@ -99,7 +99,7 @@ static PyObject *read_and_answer(engine_object *engine, PyObject *row, int encod
     if (!encoded) {
         found = cells_read_row(&((cells_object *)engine->cells)->own, row, numbers);
     } else if (PySequence_Size(row) != width) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "a row of another width");
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the row must have one number for each feature");
         found = -1;
     } else {
         for (Py_ssize_t i = 0; i < width && found == 1; i++) {
@@ -117,7 +117,7 @@ static PyObject *read_and_answer(engine_object *engine, PyObject *row, int encod
 static PyObject *engine_row(PyObject *self, PyObject *row) { return read_and_answer((engine_object *)self, row, 0); }
 static PyObject *engine_numbers(PyObject *self, PyObject *row) { return read_and_answer((engine_object *)self, row, 1); }
 
-/* predict, leaves and explain: rows in, *per_row* items of *size* bytes a row out. */
+/* predict, raw, leaves and explain: take rows, and write *per_row* items of *size* bytes for each row. */
 typedef enum { CALL_RAW, CALL_FINISHED, CALL_LEAVES, CALL_SHARES } call_kind;
 
 static PyObject *run_batch(PyObject *self, PyObject *args, call_kind kind, size_t per_row, size_t size) {
@@ -131,7 +131,7 @@ static PyObject *run_batch(PyObject *self, PyObject *args, call_kind kind, size_
     size_t items, wanted;
     if (n >= 0 && (__builtin_mul_overflow((size_t)n, per_row, &items) || __builtin_mul_overflow(items, size, &wanted)
                    || (size_t)out.len != wanted || (uintptr_t)out.buf % size != 0)) {
-        PyErr_SetString(PyExc_ValueError, "the answer has another size, or is not aligned");
+        PyErr_SetString(PyExc_ValueError, "out must be aligned and have one line for each row");
         n = -1;
     }
     if (n >= 0) {
@@ -155,13 +155,13 @@ static PyObject *engine_raw(PyObject *self, PyObject *args) { return run_batch(s
 static PyObject *engine_leaves(PyObject *self, PyObject *args) { return run_batch(self, args, CALL_LEAVES, PLAN(self)->n_trees, sizeof(int32_t)); }
 static PyObject *engine_explain(PyObject *self, PyObject *args) {
     if (!PLAN(self)->has_contributions) {
-        PyErr_SetString(PyExc_ValueError, "this plan has no contributions");
+        PyErr_SetString(PyExc_ValueError, "this plan has no contributions: use LightGBM");
         return NULL;
     }
     return run_batch(self, args, CALL_SHARES, (size_t)PLAN(self)->n_outputs * (PLAN(self)->n_features + 1), sizeof(double));
 }
 
-/* describe() -> {"level", "row", "batch", "contributions", "bytes", "columns"} */
+/* describe() -> {"level", "row", "batch", "nodes", "bytes", "columns"}; see _kernel.pyi. */
 static PyObject *engine_describe(PyObject *self, PyObject *ignored) {
     static const char *const rows[] = {[ROW_WORDS32] = "words32", [ROW_WORDS64] = "words64", [ROW_WALK] = "walk"};
     const plan *p = PLAN(self);
@@ -217,7 +217,7 @@ PyObject *build_engine(PyObject *module, PyObject *args, PyObject *kwargs) {
     PyObject *result = NULL;
     plan *made = NULL;
     if (!sound) {
-        PyErr_SetString(PyExc_ValueError, "no such level or finish, or arrays of unlike lengths");
+        PyErr_SetString(PyExc_ValueError, "level or finish is unknown, or arrays differ in length or are not aligned");
     } else {
         forest trees = {
             .n_features = n_features, .n_outputs = n_outputs, .n_trees = (int32_t)(b[LEAVES].len / 4), .leaves = b[LEAVES].buf,
@@ -227,7 +227,7 @@ PyObject *build_engine(PyObject *module, PyObject *args, PyObject *kwargs) {
             .n_splits = n_splits, .n_leaves = n_leaves, .n_set_words = (size_t)b[SET_WORDS].len / 4,
         };
         plan_refusal refusal;
-        Py_BEGIN_ALLOW_THREADS /* a tenth of a second for a large model; it calls nothing of Python */
+        Py_BEGIN_ALLOW_THREADS /* takes 0.1 s for a large model, and does not call Python */
         refusal = plan_build(&trees, chosen->lanes, walk_only, &made);
         Py_END_ALLOW_THREADS
         if (refusal != PLAN_OK) result = PyUnicode_FromString(plan_refusal_name(refusal));

@@ -1,4 +1,4 @@
-/* From raw scores to what the objective's `predict` gives: LightGBM's own formulas, in its order, with libm's exp. */
+/* The output transforms, from raw scores to the objective's outputs: LightGBM's formulas and order, with libm's exp. */
 #ifndef PREDICTOR_FINISH_H
 #define PREDICTOR_FINISH_H
 
@@ -6,10 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The numbers are known to _engine.py. */
+/* _engine.py uses the same numbers. */
 typedef enum { FINISH_NONE, FINISH_EXP, FINISH_SIGMOID, FINISH_SOFTMAX, FINISH_LOG1P_EXP, FINISH_SIGNED_SQUARE, FINISH_KINDS } finish_kind;
 
-/* In place: *scores* [n][n_outputs]. *scale* is the objective's sigmoid parameter. */
+/* Transform *scores* [n][n_outputs] in place. *scale* is the objective's sigmoid parameter. */
 static inline void finish_scores(finish_kind kind, double scale, double *scores, size_t n, uint32_t n_outputs) {
     size_t all = n * n_outputs;
     switch (kind) {

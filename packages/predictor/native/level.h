@@ -1,13 +1,13 @@
-/* One compilation of the kernel for one set of machine instructions. */
+/* A level: the kernel, compiled for one set of machine instructions. */
 #ifndef PREDICTOR_LEVEL_H
 #define PREDICTOR_LEVEL_H
 
 #include "plan.h"
 
-/* Rows are float64 [n][n_features], finite or not; every output is overwritten. All return 0, or -1 without memory. */
+/* Rows are float64 [n][n_features], finite or not; outputs are overwritten. Returns 0, or -1 if there is no memory. */
 typedef struct {
     const char *name;
-    uint32_t lanes; /* doubles of the smallest vector that `contributions` takes: what plan_build must be told */
+    uint32_t lanes; /* doubles in the smallest vector that `contributions` uses; plan_build needs it */
     int (*row)(const plan *p, const double *row, double *scores);                      /* [n_outputs], raw */
     int (*batch)(const plan *p, const double *rows, size_t n, double *scores);         /* [n][n_outputs], raw */
     int (*leaves)(const plan *p, const double *rows, size_t n, int32_t *leaves);       /* [n][n_trees] */
@@ -20,7 +20,7 @@ extern const level level_generic;
 extern const level level_avx2, level_avx512;
 #endif
 
-/* The levels that this processor and its system can run, best first; returns how many (at most 3). */
+/* Write the levels that this processor and operating system can run into *found*, best first; returns how many (1 to 3). */
 int levels_here(const level **found);
 
 #endif

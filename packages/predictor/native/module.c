@@ -1,4 +1,4 @@
-/* The module `predictor._kernel`: its types and functions. What they mean is said in _kernel.pyi. */
+/* The module `predictor._kernel`: its types and functions. _kernel.pyi describes them. */
 #include "objects.h"
 
 #include <math.h>
@@ -69,7 +69,7 @@ static PyMethodDef module_methods[] = {
 };
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "_kernel", .m_doc = "Plans of models, and the calls on them, in C.", .m_size = sizeof(module_state), .m_methods = module_methods, .m_slots = module_slots,
+    PyModuleDef_HEAD_INIT, .m_name = "_kernel", .m_doc = "Makes plans of models, predicts with them, and reads model files and rows, in C.", .m_size = sizeof(module_state), .m_methods = module_methods, .m_slots = module_slots,
     .m_traverse = module_traverse, .m_clear = module_clear,
 };
 

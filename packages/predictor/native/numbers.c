@@ -6,7 +6,7 @@
 #include <string.h>
 
 #if FLT_EVAL_METHOD != 0
-#error "a product of two float64 must be rounded once"
+#error "the compiler must round each float64 product once: use SSE2, not x87"
 #endif
 
 typedef unsigned __int128 uint128;
@@ -45,7 +45,7 @@ PyObject *numbers_are_floats(PyObject *module, PyObject *text) {
     }
 }
 
-#define MOST_FIVES 27 /* 5 to this power is the last one below 2 to the 63 */
+#define MOST_FIVES 27 /* 5^27 is the largest power of 5 below 2^63 */
 
 static const uint64_t fives[MOST_FIVES + 1] = {
     1u, 5u, 25u, 125u, 625u, 3125u, 15625u, 78125u, 390625u, 1953125u, 9765625u, 48828125u, 244140625u, 1220703125u,
@@ -61,11 +61,11 @@ static int high_bit(uint128 value) { /* value > 0 */
 /*
  * digits * 10^exponent, rounded to nearest even; digits > 0, |exponent| <= MOST_FIVES.
  *
- * Exact: the product with a power of five has at most 127 bits; of a quotient 64 bits or more are known, and whether
- * anything is left over. What is left of a power of ten is a power of two, which rounds nothing in this range.
+ * Exact: 10^e = 5^e * 2^e. The product with a power of five has at most 127 bits. A quotient has at least 64 bits, and it is
+ * known whether there is a remainder. The power of two does not round in this range.
  */
 static double scaled(uint64_t digits, int exponent) {
-    if (digits < (1ULL << 53) && exponent >= -22 && exponent <= 22) { /* both are float64s, and so is the power */
+    if (digits < (1ULL << 53) && exponent >= -22 && exponent <= 22) { /* float64 holds digits and the power exactly */
         static const double tens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
                                       1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
         return exponent < 0 ? (double)digits / tens[-exponent] : (double)digits * tens[exponent];
@@ -161,7 +161,7 @@ PyObject *numbers_to_ints(PyObject *module, PyObject *args) {
             n = -1;
             break;
         }
-        int64_t value = 0; /* beyond 64 bits it stays at a bound, which no caller takes */
+        int64_t value = 0; /* a number beyond 64 bits becomes INT64_MAX, which is outside every caller's range */
         for (; at < end && is_digit(*at); at++)
             if (value < INT64_MAX / 10) value = value * 10 + (*at - '0');
             else value = INT64_MAX;

@@ -1,4 +1,4 @@
-/* The Python objects of the module, and what their files share. */
+/* The Python objects of the module, and the declarations that their files share. */
 #ifndef PREDICTOR_OBJECTS_H
 #define PREDICTOR_OBJECTS_H
 
@@ -20,7 +20,7 @@ extern PyType_Spec cells_spec;  /* cells_object.c */
 extern PyType_Spec engine_spec; /* engine_object.c */
 PyObject *build_engine(PyObject *module, PyObject *args, PyObject *kwargs);
 
-/* Rows of *width* float64 in *buffer*; -1 with an exception where it does not hold whole, aligned ones. */
+/* How many rows of *width* float64 *buffer* holds; -1 with an exception if it does not hold whole, aligned rows. */
 Py_ssize_t count_rows(const Py_buffer *buffer, Py_ssize_t width);
 
 #endif

@@ -1,4 +1,4 @@
-/* From the trees of a model file to a plan: what is checked, and in which order things are made. */
+/* Makes a plan from the trees of a model file: checks the trees, then runs the steps of plan_parts.h in order. */
 #include "plan.h"
 
 #include <math.h>
@@ -22,7 +22,7 @@ const char *plan_refusal_name(plan_refusal refusal) {
     return names[refusal];
 }
 
-/* One child of split *at*: in range, later than its parent (so there is no way round), and nobody else's child. */
+/* Whether a child of split *at* is in range, later than its parent (so that there is no cycle), and not another split's. */
 static int child_is_sound(int32_t child, int32_t at, int32_t n_splits, uint8_t *seen) {
     if (child >= 0 ? (child <= at || child >= n_splits) : ~child > n_splits) return 0;
     int32_t place = child >= 0 ? child : n_splits + ~child; /* splits first, then leaves */
@@ -66,7 +66,7 @@ plan_refusal plan_check_trees(making *m) {
             uint8_t decision = f->decision[at];
             if (!child_is_sound(f->left[at], i, count, seen) || !child_is_sound(f->right[at], i, count, seen))
                 return PLAN_BAD_SHAPE;
-            /* Each split names two children, none twice and never the root: so all others are reached exactly once. */
+            /* Each split has two children, none occurs twice or is the root: so every other node is reached once. */
             m->splits[at].child[0] = f->left[at];
             m->splits[at].child[1] = f->right[at];
             if (f->feature[at] < 0 || f->feature[at] >= f->n_features || decision > 11) return PLAN_BAD_SHAPE;
@@ -102,7 +102,7 @@ plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan
     if (refusal == PLAN_OK && !walk_only) refusal = plan_make_chains(&m);
     if (refusal == PLAN_OK) {
         refusal = plan_make_edges(&m, lanes);
-        if (refusal == PLAN_LARGE_TABLES) refusal = PLAN_OK; /* only contributions are left to LightGBM */
+        if (refusal == PLAN_LARGE_TABLES) refusal = PLAN_OK; /* then only contributions are computed by LightGBM */
     }
     arena_free(&m.scratch);
     if (refusal != PLAN_OK) {
@@ -118,7 +118,7 @@ plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan
 
 void plan_free(plan *made) {
     if (made != NULL) {
-        arena all = *(arena *)made->memory; /* a copy: the arena lies in its own memory */
+        arena all = *(arena *)made->memory; /* a copy, because the arena is in memory that it frees */
         arena_free(&all);
     }
 }

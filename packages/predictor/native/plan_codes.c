@@ -1,14 +1,14 @@
 /*
- * Codes and columns: how a value becomes a small number, and how splits ask about it.
+ * Codes and columns: how a value is converted to a small number, and how splits test it.
  *
- * The numbers between two neighbouring cuts of a feature, (cut[c - 1], cut[c]], go the same way at every split, so they
- * share code c, and cut[c] itself may stand for them all. NaN has a code of its own. Where a split takes zero as missing, the
- * two ends of what LightGBM calls zero are cuts too: then a code is zero as a whole or not at all.
+ * All numbers between two neighbouring cuts of a feature, in (cut[c - 1], cut[c]], go the same way at every split. So they
+ * have one code, c, and cut[c] can represent them. NaN has its own code. If a split takes zero as missing, the two ends of
+ * LightGBM's range of zero are cuts too, so that either all numbers of a code are zero, or none.
  *
- * Splits of one feature that treat missing values alike share a column: a byte that says how many of *their* thresholds
- * lie below the value. A missing value gets the smallest or the largest such number, so that it goes its way at all of them.
- * More than 127 thresholds take several columns, each holding its share of the count. Category sets are single bits of a
- * column, eight sets to a byte: a batch masks the set's bit before it uses the top bit of a sum.
+ * Splits of one feature that treat missing values alike share a column: a byte with the number of *their* thresholds below
+ * the value. A missing value gets the smallest or the largest such number, so that it goes in the same direction at all of
+ * them. More than 127 thresholds need several columns, each with its part of the count. A category set is one bit of a
+ * column, eight sets in a byte: a batch masks the set's bit before it tests the top bit of a sum.
  */
 #include <math.h>
 
@@ -19,7 +19,7 @@
 #define SETS_A_COLUMN 8 /* one bit of a byte each */
 #define PAGE 127 /* thresholds in one column: its bytes count from 0 to 127 */
 
-enum { RULES = 5 }; /* what a split does with a missing value; all but the first need the value's own word on it */
+enum { RULES = 5 }; /* how a split treats missing values: 0 none are missing, 1 and 2 zero goes left or right, 3 and 4 NaN */
 static int rule_of(uint8_t decision) {
     int missing = DECISION_MISSING(decision);
     return missing == MISSING_NONE ? 0 : 2 * missing - (decision & DECISION_DEFAULT_LEFT ? 1 : 0);
@@ -39,7 +39,7 @@ static plan_refusal number_cuts(making *m, feature_codes *codes, const uint32_t 
     int zero = 0;
     if (cuts == NULL) return no_room(m);
     for (size_t i = 0; i < count; i++) {
-        cuts[n++] = f->threshold[own[i]] + 0.0; /* -0.0 becomes 0.0: they compare equal, and one of them must do */
+        cuts[n++] = f->threshold[own[i]] + 0.0; /* -0.0 becomes 0.0: they are equal, so only one may be a cut */
         zero |= rule_is_zero(rule_of(f->decision[own[i]]));
     }
     if (zero) {
@@ -64,7 +64,7 @@ static plan_refusal number_categories(making *m, feature_codes *codes, const uin
     codes->is_category = 1;
     for (size_t i = 0; i < count; i++)
         if ((size_t)f->set_size[own[i]] > words) words = (size_t)f->set_size[own[i]];
-    if (words > ((size_t)INT32_MAX + 1) / 32) words = ((size_t)INT32_MAX + 1) / 32; /* no int is larger */
+    if (words > ((size_t)INT32_MAX + 1) / 32) words = ((size_t)INT32_MAX + 1) / 32; /* LightGBM's categories are int32 */
     uint16_t *code_of = KEEP(m, words * 32, uint16_t);
     if (code_of == NULL) return no_room(m);
     for (size_t i = 0; i < count; i++) {
@@ -97,7 +97,7 @@ plan_refusal plan_number_codes(making *m) {
     if (m->features == NULL || m->feature_start == NULL || m->by_feature == NULL || used == NULL) return no_room(m);
     m->to->features = m->features;
     m->to->used = used;
-    /* Counting sort by feature: two places on, each count becomes where the feature's splits begin, then where they end. */
+    /* Counting sort by feature. Counts are stored two places on; each becomes the start of its feature, then the end. */
     for (size_t i = 0; i < f->n_splits; i++) m->feature_start[f->feature[i] + 2]++;
     for (size_t i = 2; i < n_features + 2; i++) m->feature_start[i] += m->feature_start[i - 1];
     for (size_t i = 0; i < f->n_splits; i++) m->by_feature[m->feature_start[f->feature[i] + 1]++] = (uint32_t)i;
@@ -116,7 +116,7 @@ plan_refusal plan_number_codes(making *m) {
     return PLAN_OK;
 }
 
-/* A list of columns that grows; doubled, so that old copies cost no more than the last. */
+/* A growing list of columns. Its room doubles, so that all old copies together take no more memory than the last. */
 typedef struct {
     column *items;
     size_t count, room;
@@ -144,7 +144,7 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
     size_t first = m->feature_start[feature], end = m->feature_start[feature + 1];
     uint32_t n_cuts = codes->n_cuts, n = 0, base = (uint32_t)list->count;
     int any = 0;
-    /* below[c]: how many of this rule's thresholds are cuts before c; first marked, then summed. */
+    /* below[c]: how many of this rule's thresholds are cuts before c. First each threshold is marked, then they are summed. */
     memset(below, 0, (n_cuts + 1) * sizeof *below);
     for (size_t i = first; i < end; i++)
         if (rule_of(f->decision[m->by_feature[i]]) == rule) {
@@ -164,7 +164,7 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
         if (refusal != PLAN_OK) return refusal;
         for (uint32_t code = 0; code < codes->n_codes; code++) {
             uint32_t count;
-            if (code == n_cuts + 1) { /* NaN: zero to a split without missing values, missing to the others */
+            if (code == n_cuts + 1) { /* NaN: a split without missing values reads it as zero, the others as missing */
                 count = rule == 0 ? below[rank_of(codes->cuts, n_cuts, 0.0)] : missing;
             } else {
                 int is_zero = code < n_cuts && fabs(codes->cuts[code]) <= ZERO_THRESHOLD;
@@ -184,7 +184,7 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
     return PLAN_OK;
 }
 
-/* The columns of a category feature: one bit for each set, set where the category goes right. Equal sets share one. */
+/* The columns of a category feature: one bit for each set, which is 1 if the category goes right. Equal sets share a bit. */
 static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) {
     const forest *f = m->from;
     const feature_codes *codes = m->features + feature;
@@ -194,7 +194,7 @@ static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) 
     uint8_t *bytes = NULL;
     while (places < 2 * count) places *= 2;
     uint8_t *members = BORROW(m, count * size, uint8_t); /* per distinct set: one bit for each code in it */
-    uint32_t *place = BORROW(m, places, uint32_t);       /* hash table of those: index + 1 */
+    uint32_t *place = BORROW(m, places, uint32_t);       /* hash table of the sets: index + 1, or 0 */
     if (members == NULL || place == NULL) return no_room(m);
     for (size_t i = 0; i < count; i++) {
         uint32_t at = m->by_feature[first + i];

@@ -1,13 +1,13 @@
-/* What the contributions read; shap_body.h has the mathematics. */
+/* Makes the tables for the contributions; shap_body.h has the mathematics. */
 #include <math.h>
 
 #include "plan_parts.h"
 
-#define MOST_NODES 512 /* of the quadrature: 1024 different features on one path */
+#define MOST_NODES 512 /* quadrature nodes; enough for 1,024 different features on one path */
 
 /*
- * Nodes and weights of Gauss-Legendre quadrature on (0, 1): exact for polynomials of degree 2n - 1. Newton's method on the
- * Legendre polynomial, by its three-term recurrence (Press et al., Numerical Recipes, 4.6).
+ * Nodes and weights of Gauss-Legendre quadrature on (0, 1), exact for polynomials up to degree 2n - 1. Finds the roots of the
+ * Legendre polynomial by Newton's method and its three-term recurrence (Press et al., Numerical Recipes, 4.6).
  */
 static void gauss_legendre(uint32_t n, double *node, double *weight) {
     const double pi = 3.14159265358979323846;
@@ -30,7 +30,7 @@ static void gauss_legendre(uint32_t n, double *node, double *weight) {
     }
 }
 
-/* LightGBM's Tree::ExpectedValue, summed as it sums: the mean raw score of each output over the training rows. */
+/* The mean raw score of each output over the training rows, summed in the order of LightGBM's Tree::ExpectedValue. */
 static void expect(const plan *p, const forest *f, double *expected) {
     for (uint32_t t = 0; t < p->n_trees; t++) {
         const tree *own = p->trees + t;
@@ -47,8 +47,8 @@ static void expect(const plan *p, const forest *f, double *expected) {
 }
 
 /*
- * The edges of one tree from the root down, so that `last[feature]`, the nearest edge above with that feature, is at hand.
- * Returns how many different features the longest path has.
+ * Fill the edges of one tree, depth first from the root: `last[feature]` is the nearest edge above with that feature. Returns
+ * the largest number of different features on a path.
  */
 static uint32_t follow_edges(making *m, const tree *t, edge *edges, uint32_t *last, int32_t *stack, uint32_t *distinct) {
     const forest *f = m->from;
@@ -58,7 +58,7 @@ static uint32_t follow_edges(making *m, const tree *t, edge *edges, uint32_t *la
     stack[depth++] = 0;
     while (depth > 0) {
         int32_t at = stack[--depth];
-        if (at < 0) { /* everything below edge ~at is done */
+        if (at < 0) { /* all edges below edge ~at are done */
             last[edges[~at].feature] = edges[~at].prior;
             continue;
         }
@@ -93,7 +93,7 @@ plan_refusal plan_make_edges(making *m, uint32_t lanes) {
     if (f->split_count == NULL || f->leaf_count == NULL) return PLAN_OK;
     for (size_t i = 0; i < f->n_splits; i++)
         if (!(f->split_count[i] > 0.0)) return PLAN_OK;
-    for (uint32_t t = 0; t < p->n_trees; t++) /* a leaf that no training row reached would have no share */
+    for (uint32_t t = 0; t < p->n_trees; t++) /* without training rows a leaf has the share 0, and factors could be 0 */
         for (uint32_t l = 0; l < p->trees[t].n_leaves && p->trees[t].n_leaves > 1; l++)
             if (!(f->leaf_count[p->trees[t].first_leaf + l] > 0.0)) return PLAN_OK;
     edge *edges = KEEP(m, f->n_splits + f->n_leaves, edge);
@@ -106,10 +106,10 @@ plan_refusal plan_make_edges(making *m, uint32_t lanes) {
             uint32_t found = follow_edges(m, p->trees + t, edges + p->trees[t].first_edge, last, stack, distinct);
             if (found > most) most = found;
         }
-    /* The integrand has a factor for each feature of the path but one: degree most - 1, so half as many nodes are exact. */
+    /* The integrand has a factor for each feature of the path but one, so its degree is most - 1: n nodes suffice. */
     uint32_t n = (most + 1) / 2;
     n = (n > 0 ? n + lanes - 1 : lanes) / lanes * lanes;
-    if (n > MOST_NODES) return PLAN_OK; /* LightGBM serves */
+    if (n > MOST_NODES) return PLAN_OK; /* LightGBM computes the contributions */
     double *node = KEEP(m, n, double), *weight = KEEP(m, n, double);
     if (node == NULL || weight == NULL) return no_room(m);
     gauss_legendre(n, node, weight);

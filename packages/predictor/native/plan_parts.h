@@ -1,4 +1,4 @@
-/* The steps of plan_build, in their order. Each reads what the ones before it have made. */
+/* The steps of plan_build, in order. Each uses the results of the steps before it. */
 #ifndef PREDICTOR_PLAN_PARTS_H
 #define PREDICTOR_PLAN_PARTS_H
 
@@ -12,11 +12,11 @@ typedef struct {
     tree *trees;
     split *splits;
     feature_codes *features;
-    uint32_t *by_feature;       /* the splits, those of one feature together */
-    size_t *feature_start;      /* [n_features + 1]: where each feature's begin in by_feature */
+    uint32_t *by_feature;       /* the splits, grouped by feature */
+    size_t *feature_start;      /* [n_features + 1]: the index in by_feature where each feature begins */
 } making;
 
-/* An array that the plan keeps, or that only its making needs; plan_refusal of a request that failed. */
+/* KEEP: an array that the plan keeps. BORROW: one that is freed after plan_build. no_room: why a request failed. */
 #define KEEP(m, count, type) ((type *)arena_get((m)->kept, (count), sizeof(type)))
 #define BORROW(m, count, type) ((type *)arena_get(&(m)->scratch, (count), sizeof(type)))
 static inline plan_refusal no_room(const making *m) {
@@ -30,7 +30,7 @@ plan_refusal plan_make_words(making *m);      /* plan_tables.c: for one row */
 plan_refusal plan_make_chains(making *m);     /* plan_chains.c: for batches */
 plan_refusal plan_make_edges(making *m, uint32_t lanes); /* plan_edges.c: for contributions */
 
-/* How many of *cuts*, ascending, lie below *value*; 0 if it is NaN. The model's own `value <= cut`, counted. */
+/* How many of the ascending *cuts* are below *value*; 0 for NaN. `value <= cuts[i]`, the test of a split, is `rank <= i`. */
 static inline uint32_t rank_of(const double *cuts, uint32_t n_cuts, double value) {
     if (n_cuts == 0) return 0;
     const double *base = cuts;

@@ -1,11 +1,11 @@
-/* The table of words, by which the kernel for one row finds the leaves; see plan.h. */
+/* Makes the table of words, with which a single row finds its leaves; see plan.h. */
 #include "plan_parts.h"
 
 static int goes_left(const plan *p, const split *s, uint32_t code) {
     return (p->columns[s->column].byte_of[code] & s->mask) <= s->bound;
 }
 
-/* The leaves below each child of each split of *t*, as bits: [2 * split + is right]. */
+/* For each child of each split of *t* the leaves below it, as bits: [2 * split + side], side 0 left, 1 right. */
 static void leaves_below(const plan *p, const tree *t, uint64_t *below) {
     for (uint32_t i = t->n_leaves - 1; i-- > 0;)
         for (int side = 0; side < 2; side++) {
@@ -15,8 +15,8 @@ static void leaves_below(const plan *p, const tree *t, uint64_t *below) {
 }
 
 /*
- * words[feature][code][tree]: the leaves of the tree that are possible for a row whose feature has this code. A split whose
- * test is true leaves none below its right child, and the other way round; so over all features one leaf remains.
+ * words[feature][code][tree]: the leaves of the tree that are possible for a row whose feature has this code. A split where
+ * the row goes left excludes the leaves below its right child, and the other way round. Over all features one leaf remains.
  */
 plan_refusal plan_make_words(making *m) {
     plan *p = m->to;
@@ -29,7 +29,7 @@ plan_refusal plan_make_words(making *m) {
         starts[u] = codes * stride;
         codes += p->features[p->used[u]].n_codes;
     }
-    if (codes * stride > WORDS_MOST_BYTES / size) return PLAN_OK; /* the walk serves */
+    if (codes * stride > WORDS_MOST_BYTES / size) return PLAN_OK; /* single rows use the walk */
     void *words = arena_get(m->kept, codes * stride, size);
     uint64_t *below = BORROW(m, 128, uint64_t);
     uint32_t most_codes = 0;

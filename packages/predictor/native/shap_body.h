@@ -1,24 +1,24 @@
 /*
- * Contributions: exact SHAP values of the path-dependent kind, which are LightGBM's (Lundberg et al., Nature Machine
- * Intelligence 2, 2020), without its recursion over subsets.
+ * Contributions: exact path-dependent SHAP values, as LightGBM computes them (Lundberg et al., Nature Machine Intelligence 2,
+ * 2020), but without its recursion over subsets.
  *
- * Follow the path to one leaf. For each feature j on it let o_j be 1 where the row passes all of j's splits and 0 where it
- * does not, and z_j the share of training rows that pass them. The leaf's value goes to feature j with the weight
+ * Take the path to one leaf. For each feature j on it, let o_j be 1 if the row passes all splits on j and 0 if not, and z_j
+ * the share of training rows that pass them. The leaf's value is added to feature j with the weight
  *
  *     (o_j - z_j) * integral over u from 0 to 1 of  product over i != j of (z_i + u (o_i - z_i))  du,
  *
  * because the integral of u^a (1 - u)^b is the Shapley weight a! b! / (a + b + 1)!. The integrand is a polynomial, so
  * Gauss-Legendre quadrature with half as many nodes as the path has features is exact. Each lane of a vector is one node.
  *
- * All leaves share one pass down and one up. Down: G(edge), the product of the path's factors so far; an edge whose feature
- * was seen above divides the earlier factor out. Up: H(edge), the sum over the leaves below of value * G. A leaf's factor for
- * feature j is the one at its last edge of j, so with r = (o - z) / (z + u (o - z)) each edge adds H * (r - r of the edge
- * above with the same feature) to its feature. (Compare Yu et al., Linear TreeShap, NeurIPS 2022.)
+ * One pass down and one pass up serve all leaves. Down: G(edge) is the product of the factors on the path so far; an edge
+ * whose feature occurred above divides by the earlier factor. Up: H(edge) is the sum of value * G over the leaves below. A
+ * leaf's factor for feature j is that of its last edge on j. So with r = (o - z) / (z + u (o - z)), each edge adds
+ * H * (r - r of the edge above with the same feature) to its feature. (Compare Yu et al., Linear TreeShap, NeurIPS 2022.)
  */
 
 /*
- * One tree, *wide* vectors of nodes, 1 or 2: adds to *shares*, [feature][2]. Two at once read each edge once, and give the
- * machine something to do while a product waits for its parent's.
+ * Adds one tree's contributions to *shares* [feature][2], for *wide* (1 or 2) vectors of nodes. With two vectors each edge is
+ * read once for both, and the processor computes one while the other waits for its parent's product.
  */
 INLINE void tree_contributions(const plan *p, const tree *t, uint32_t first_node, const uint8_t *passes, doubles *product,
                                doubles *factor_inverse, doubles *ratio, doubles *shares, uint32_t wide) {
@@ -63,7 +63,7 @@ INLINE void tree_contributions(const plan *p, const tree *t, uint32_t first_node
     }
 }
 
-/* Whether the row passes each edge and those above it with the same feature. Edge 0 stands for "none above". */
+/* For each edge, whether the row passes it and all edges above it with the same feature. Edge 0 means "no edge above". */
 INLINE void find_passes(const plan *p, const tree *t, const uint8_t *bytes_of_row, uint8_t *left, uint8_t *passes) {
     const uint32_t n_splits = t->n_leaves - 1, n = n_splits + t->n_leaves;
     const split *splits = p->splits + t->first_split;
@@ -73,7 +73,7 @@ INLINE void find_passes(const plan *p, const tree *t, const uint8_t *bytes_of_ro
     for (uint32_t e = 1; e < n; e++) passes[e] = (left[edges[e].parent] == edges[e].is_left) & passes[edges[e].prior];
 }
 
-/* Rows a tile: each tree's edges are read once for all of them. Few, because each has a sum for every feature. */
+/* Rows per tile, for which each tree's edges are read from memory once. Few, because each row has a sum per feature. */
 #define SHAP_ROWS 8
 
 static int level_contributions(const plan *p, const double *rows, size_t n, double *out) {
@@ -89,7 +89,7 @@ static int level_contributions(const plan *p, const double *rows, size_t n, doub
         for (uint32_t k = 0; k < p->n_outputs; k++) {
             for (size_t i = 0; i < count * own_shares; i++) shares[i] = doubles_all(0.0);
             for (uint32_t t = k; t < p->n_trees; t += p->n_outputs) {
-                if (p->trees[t].n_leaves == 1) continue; /* it only moves the expected score */
+                if (p->trees[t].n_leaves == 1) continue; /* it contributes to the expected score only */
                 for (size_t r = 0; r < count; r++) {
                     doubles *own = shares + r * own_shares;
                     find_passes(p, p->trees + t, tile_bytes_of + r * p->n_columns, left, passes);

@@ -1,10 +1,10 @@
 /*
- * One pass over the trees of a model file, where Python needs a dozen over each line.
+ * Reads the trees of a model file in one pass; Python needs about twelve over each line.
  *
- * What a tree may be is decided in Python (_trees.py and _tree_lines.py), once, with an error that says what is wrong. Here only
- * trees are taken that pass there whatever it says: the lines of LightGBM's Tree::ToString in their order, numbers by the same
- * grammar, as many as there must be, each in its range, every node and leaf reached exactly once. Anything else is "not
- * usual", which is no verdict: Python then reads the whole file itself.
+ * Only Python (_trees.py and _tree_lines.py) refuses a tree, with an error that says what is wrong. This code reads the trees
+ * that Python certainly accepts: the lines of LightGBM's Tree::ToString in their order, the right count of numbers by the
+ * same grammar, each in its range, every node and leaf reached exactly once. Any other tree is "not usual": then Python reads
+ * the whole file.
  */
 #include "tree_text.h"
 
@@ -27,7 +27,7 @@ typedef struct {
 
 static size_t size_of(span s) { return (size_t)(s.end - s.at); }
 
-/* Take the line `name=...` off the front of *rest*: what follows the equals sign. */
+/* Remove the line `name=...` from the front of *rest*; *value* is the text after the equals sign. 0 if it is not there. */
 static int take_line(span *rest, const char *name, span *value) {
     size_t size = strlen(name);
     if (size_of(*rest) <= size || memcmp(rest->at, name, size) != 0 || rest->at[size] != '=') return 0;
@@ -38,7 +38,7 @@ static int take_line(span *rest, const char *name, span *value) {
     return 1;
 }
 
-/* One number of 1 to 9 digits, which is the whole of *text*. */
+/* Read *text* as one number of 1 to 9 digits; 0 if it is anything else. */
 static int count_of(span text, int32_t *count) {
     int32_t value = 0;
     if (text.at == text.end || size_of(text) > 9) return 0;
@@ -50,7 +50,7 @@ static int count_of(span text, int32_t *count) {
     return 1;
 }
 
-/* Exactly *count* numbers, parted by single spaces, each in *low*..*high*. */
+/* Read exactly *count* whole numbers, separated by single spaces, each in *low*..*high*; 0 if *text* is anything else. */
 static int read_ints(span text, size_t count, int64_t low, int64_t high, int64_t *out) {
     const char *at = text.at;
     if (count == 0) return at == text.end;
@@ -59,7 +59,7 @@ static int read_ints(span text, size_t count, int64_t low, int64_t high, int64_t
         const char *first = at += is_negative;
         int64_t value = 0;
         for (; at < text.end && *at >= '0' && *at <= '9'; at++) {
-            if (at - first == 18) return 0; /* far beyond any range */
+            if (at - first == 18) return 0; /* outside every range */
             value = value * 10 + (*at - '0');
         }
         if (at == first) return 0;
@@ -90,7 +90,7 @@ static int read_floats(span text, size_t count, double *out, last_slow *slow) {
     return at == text.end;
 }
 
-/* Whether *text* is *count* fractions; their values are not asked for. */
+/* Whether *text* is *count* numbers by number_end; does not convert them. */
 static int are_floats(span text, size_t count) {
     const char *at = text.at;
     if (count == 0) return at == text.end;
@@ -101,7 +101,7 @@ static int are_floats(span text, size_t count) {
     return at == text.end;
 }
 
-/* Whether *text* has *count* entries of ASCII: of lines that nothing is computed from, as in _trees.py. */
+/* Whether *text* has *count* ASCII entries. For lines whose numbers are not used, as in _trees.py. */
 static int has_entries(span text, size_t count) {
     size_t entries = text.at < text.end;
     unsigned char above = 0;
@@ -112,7 +112,7 @@ static int has_entries(span text, size_t count) {
     return entries == count && above < 0x80;
 }
 
-/* Where the arrays of one call are, [nodes] and [leaves] of the whole model. */
+/* The arrays of one call, [nodes] or [leaves] of the whole model. */
 typedef struct {
     int32_t *feature, *left, *right, *internal_count, *leaf_count, *set_size;
     uint8_t *decision;
@@ -135,7 +135,7 @@ typedef struct {
     size_t count, room;
 } word_list;
 
-/* The category sets of one tree, appended to *words*: where each categorical split finds its own. 0, or -1 without memory. */
+/* Append the category sets of one tree to *words*, and set each categorical split's start and size. 0, or -1 if no memory. */
 static int read_sets(const tree_arrays *out, span limits_text, span words_text, size_t node, size_t nodes, size_t n_sets, size_t before,
                      word_list *words, int64_t *room, int *usual) {
     *usual = 0;
@@ -143,7 +143,7 @@ static int read_sets(const tree_arrays *out, span limits_text, span words_text, 
     for (size_t i = 0; i < n_sets; i++)
         if (room[i + 1] < room[i]) return 0;
     const size_t length = (size_t)room[n_sets];
-    if (length > size_of(words_text)) return 0; /* each number takes a character */
+    if (length > size_of(words_text)) return 0; /* each number needs a character, so it cannot be */
     for (size_t i = 0; i < nodes; i++)
         if (out->decision[node + i] & CATEGORICAL) {
             const size_t set = (size_t)out->threshold[node + i]; /* in range: checked by the caller */
@@ -171,7 +171,7 @@ static int read_sets(const tree_arrays *out, span limits_text, span words_text, 
     return 0;
 }
 
-/* Children are later nodes of the tree or its leaves, each reached once, on branches of at most DEEPEST splits. */
+/* Whether each child is a later node or a leaf, each node and leaf is reached once, and no branch exceeds DEEPEST splits. */
 static int shape_is_sound(const int32_t *left, const int32_t *right, int32_t nodes, uint8_t *seen, uint16_t *depth) {
     memset(seen, 0, 2 * (size_t)nodes + 1);
     if (nodes > 0) depth[0] = 1;
@@ -184,11 +184,11 @@ static int shape_is_sound(const int32_t *left, const int32_t *right, int32_t nod
             seen[place] = 1;
             if (child >= 0 && (depth[child] = (uint16_t)(depth[i] + 1)) > DEEPEST) return 0;
         }
-    /* Each node names two of the 2n others, none twice and never the root: so all are reached. */
+    /* Each of n nodes has two children, none occurs twice or is the root: so all 2n other nodes and leaves are reached. */
     return 1;
 }
 
-/* What reading needs for a while: numbers of one line, and the marks of one tree's nodes and leaves. */
+/* Scratch memory: the numbers of one line, and marks for the nodes and leaves of one tree. */
 typedef struct {
     int64_t *room;
     uint8_t *seen;
@@ -196,7 +196,7 @@ typedef struct {
     last_slow slow;
 } workspace;
 
-/* One block; its arrays begin at *node* and *leaf*. Sets *usual*; 0, or -1 without memory. */
+/* Read one tree; its arrays begin at *node* and *leaf*. Sets *usual*. Returns 0, or -1 if there is no memory. */
 static int read_tree(span block, int32_t number, int32_t leaves, int32_t width, size_t node, size_t leaf, size_t before, workspace *work,
                      const tree_arrays *out, bytes_out *text, bytes_out *gains, word_list *words, int *usual) {
     const size_t nodes = (size_t)leaves - 1, n_leaves = (size_t)leaves;
@@ -227,7 +227,7 @@ static int read_tree(span block, int32_t number, int32_t leaves, int32_t width, 
     for (size_t i = 0; i < n_leaves; i++)
         if (!isfinite(out->leaf_value[leaf + i])) return 0;
     const char *const k2_end = rest.at;
-    /* LightGBM leaves the weight and the count of the one leaf of a tree without splits empty. */
+    /* For a tree without splits, LightGBM writes an empty weight and count of its only leaf. */
     if (!take_line(&rest, "leaf_weight", &line) || !(has_entries(line, n_leaves) || (nodes == 0 && line.at == line.end))) return 0;
     const char *const k3 = rest.at;
     if (!take_line(&rest, "leaf_count", &line)) return 0;
@@ -245,7 +245,7 @@ static int read_tree(span block, int32_t number, int32_t leaves, int32_t width, 
     const char *const k4_end = rest.at;
     if (size_of(rest) != 2 || rest.at[0] != '\n' || rest.at[1] != '\n') return 0;
     if (n_sets > 0) {
-        if ((size_t)n_sets >= size_of(block)) return 0; /* each set takes a character; so `room` has room */
+        if ((size_t)n_sets >= size_of(block)) return 0; /* each set needs a character; so `room` is large enough */
         if (read_sets(out, limits, set_words, node, nodes, (size_t)n_sets, before, words, work->room, usual) < 0) return -1;
         if (!*usual) return 0;
     }
@@ -254,7 +254,7 @@ static int read_tree(span block, int32_t number, int32_t leaves, int32_t width, 
     put(text, k3, k3_end);
     put(text, k4, k4_end);
     put(text, rest.at, rest.end);
-    if (nodes > 0) { /* the gains of all trees are one line */
+    if (nodes > 0) { /* the gains of all trees become one line */
         put(gains, gain.at, gain.end);
         gains->at[gains->size++] = ' ';
     }
@@ -262,7 +262,7 @@ static int read_tree(span block, int32_t number, int32_t leaves, int32_t width, 
     return 0;
 }
 
-/* The next of the numbers of `tree_sizes`; -1 where there is none, or one of more than nine digits. */
+/* The next number of `tree_sizes`; -1 if it is not a number of 1 to 9 digits. */
 static Py_ssize_t next_size(span *sizes) {
     const char *end = memchr(sizes->at, ' ', size_of(*sizes));
     int32_t size;
@@ -302,7 +302,8 @@ PyObject *tree_heads(PyObject *module, PyObject *args) {
     return PyBool_FromLong(usual);
 }
 
-/* Whether trees *first* to *end* lie in *size* bytes, and their arrays in *nodes* and *n_leaves* items; finds the largest block. */
+/* Whether the trees *first* to *end* are within *size* bytes, and their arrays within *nodes* and *n_leaves* items. Sets
+ * *largest* to the bytes of the largest tree. */
 static int bounds_are_sound(const int64_t *at, const int32_t *leaves, const int64_t *node_start, const int64_t *leaf_start, Py_ssize_t first,
                             Py_ssize_t end, size_t size, size_t nodes, size_t n_leaves, size_t *largest) {
     *largest = 0;
@@ -311,7 +312,7 @@ static int bounds_are_sound(const int64_t *at, const int32_t *leaves, const int6
         if (node_start[t] < 0 || (size_t)node_start[t] > nodes || (size_t)leaves[t] - 1 > nodes - (size_t)node_start[t]) return 0;
         if (leaf_start[t] < 0 || (size_t)leaf_start[t] > n_leaves || (size_t)leaves[t] > n_leaves - (size_t)leaf_start[t]) return 0;
         const size_t own = (size_t)(at[t + 1] - at[t]);
-        if ((size_t)leaves[t] > own) return 0; /* each leaf takes some characters: what says otherwise gets no memory */
+        if ((size_t)leaves[t] > own) return 0; /* each leaf needs some characters; so memory is bounded by the text's size */
         if (own > *largest) *largest = own;
     }
     return 1;
@@ -342,7 +343,7 @@ PyObject *read_trees(PyObject *module, PyObject *args) {
         sound &= (size_t)b[i].len == wanted * item[i] && (uintptr_t)b[i].buf % item[i] == 0;
     }
     if (!sound || !bounds_are_sound(at, leaves, node_start, leaf_start, first, end, (size_t)size, nodes, n_leaves, &largest)) {
-        PyErr_SetString(PyExc_ValueError, "arrays that do not fit each other");
+        PyErr_SetString(PyExc_ValueError, "the arrays must have the lengths that tree_heads gave, and be aligned");
         goto release;
     }
     const tree_arrays out = {b[FEATURE].buf, b[LEFT].buf, b[RIGHT].buf, b[INTERNAL_COUNT].buf, b[LEAF_COUNT].buf, b[SET_SIZE].buf,

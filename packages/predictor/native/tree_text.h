@@ -1,4 +1,4 @@
-/* The trees of a model file, read into flat arrays where they are written as LightGBM 3 and 4 write them. */
+/* Reads the trees of a model file into flat arrays, if they are laid out as LightGBM 3 and 4 write them. */
 #ifndef PREDICTOR_TREE_TEXT_H
 #define PREDICTOR_TREE_TEXT_H
 
@@ -8,7 +8,7 @@
 /* tree_heads(data, start, sizes, at, leaves) -> bool; see _kernel.pyi. */
 PyObject *tree_heads(PyObject *module, PyObject *args);
 
-/* read_trees(data, at, first, end, width, ...) -> (text, gains, words) or None; see _kernel.pyi. */
+/* read_trees(data, first, end, before, width, at, leaves, ...) -> (text, gains, words) or None; see _kernel.pyi. */
 PyObject *read_trees(PyObject *module, PyObject *args);
 
 #endif

@@ -216,7 +216,7 @@ def test_buffers_are_checked_before_they_are_written():
     with pytest.raises(ValueError, match="start must not be negative"):
         schema.cells.rows([], np.zeros((1, 5)), -1)
     for feature in (-1, 5):
-        with pytest.raises(ValueError, match="no such feature"):
+        with pytest.raises(ValueError, match="feature must be from 0"):
             schema.cells.column([1.0], feature, np.zeros((1, 5)))
     for matrix in (np.zeros(7), np.zeros(41, np.uint8)[1:]):
         with pytest.raises(ValueError, match="whole rows of aligned float64"):

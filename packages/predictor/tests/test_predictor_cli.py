@@ -173,13 +173,13 @@ def test_a_manifest_that_cannot_be_is_refused_in_one_line(subject, rows_file, ca
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("r.txt", "a\n1\n", "known are"),
+        ("r.txt", "a\n1\n", "the known suffixes are"),
         ("r.csv", "a,a\n1,2\n", "repeated"),
-        ("r.csv", "a,b\n1\n", "line 2 has 1 of 2 cells"),
-        ("r.jsonl", "[1]\n", "line 1 is no JSON object"),
-        ("r.jsonl", '{"a": 1, "a": 2}\n', "line 1 is no JSON object"),
-        ("r.jsonl", "{\n", "line 1 is no JSON object"),
-        ("r.jsonl", "[" * 100_000, "line 1 is no JSON object"),
+        ("r.csv", "a,b\n1\n", "line 2 has 1 cells, the first line names 2"),
+        ("r.jsonl", "[1]\n", "line 1 is not a JSON object"),
+        ("r.jsonl", '{"a": 1, "a": 2}\n', "line 1 is not a JSON object"),
+        ("r.jsonl", "{\n", "line 1 is not a JSON object"),
+        ("r.jsonl", "[" * 100_000, "line 1 is not a JSON object"),
         ("r.parquet", "no parquet", "cannot be read"),
     ],
 )
@@ -213,7 +213,7 @@ def test_an_empty_csv_cell_is_the_label_without_letters_only_where_it_cannot_be_
     path.write_text('kind,x\n,1\na,2\n"",3\n')
     kind = Feature(name="kind", model_name="kind", kind="category", categories=("", "a"), codes=(0, 1))
     assert [row["kind"] for row in next(read_rows(path, [kind]))] == ["", "a", ""]
-    with pytest.raises(SchemaError, match="row 0: feature 'kind': an empty cell may be the label '' or null"):
+    with pytest.raises(SchemaError, match="row 0: feature 'kind': an empty cell can be the label '' or null"):
         next(read_rows(path, [kind.model_copy(update={"nullable": True})]))
 
 
@@ -334,13 +334,13 @@ def test_a_manifest_of_the_command_is_held_to_a_column_of_expected_answers(label
     path, rows, _ = labelled
     made = ["--name", "m", "--version", "1"]
     assert main(["manifest", str(path), str(rows), *made]) == 0
-    assert "not compared with the trained model: pass --expected" in capsys.readouterr().out
+    assert "not compared with the trained model; to do so, pass --expected" in capsys.readouterr().out
     assert main(["manifest", str(path), str(rows), *made, "--expected", "x"]) == 1
     assert (
         "600 of 600 sample rows have another answer" not in capsys.readouterr().err
     )  # x itself is gone then
     assert main(["manifest", str(path), str(rows), *made, "--expected", "nope"]) == 2
-    assert "row 0 has no number in 'nope', where --expected looks" in capsys.readouterr().err
+    assert "row 0 has no number in 'nope'; name the columns of the predictions" in capsys.readouterr().err
 
 
 def test_every_row_is_compared_with_what_is_expected_not_the_sample_alone(labelled, tmp_path, capsys):
@@ -386,7 +386,7 @@ def test_the_expected_answers_of_several_outputs_are_columns_or_lists(form, trai
         assert main([*asked, "p0,p2,p1"]) == 1
         assert "rows have another answer" in capsys.readouterr().err
         assert main([*asked, "p0"]) == 1
-        assert "one for each row" in capsys.readouterr().err
+        assert "pass the trained model's answers" in capsys.readouterr().err
 
 
 def test_a_folder_is_read_as_one_file_and_what_is_no_rows_is_passed_over(subject, frame, tmp_path, capsys):
@@ -461,4 +461,4 @@ def test_categories_names_nullability_and_policy_are_options(trained, tmp_path, 
     assert (manifest["policy"]["unseen"], manifest["policy"]["boolean"]) == ("allow", "number")
     labels.write_text("[1]")
     assert main(["manifest", str(subject.path), str(rows), *made, *more]) == 2
-    assert "must be one object of lists" in capsys.readouterr().err
+    assert "must be a JSON object of lists" in capsys.readouterr().err

@@ -159,14 +159,14 @@ def test_a_manifest_of_before_has_no_answers_to_compare_with(trained):
 @pytest.mark.parametrize(
     ("kind", "rows", "answers", "reason"),
     [
-        ("multiclass", 2, np.zeros((2, 2)), r"the shape \(2, 2\), where 2 rows of this model have \(2, 3\)"),
-        ("multiclass", 3, np.zeros(3), r"the shape \(3,\), where 3 rows"),
-        ("binary", 2, np.zeros((2, 2)), r"the shape \(2, 2\), where 2 rows of this model have \(2, 1\)"),
-        ("binary", 2, np.zeros(3), r"the shape \(3,\), where 2 rows"),
-        ("binary", 1, 0.5, r"the shape \(\), where 1 rows"),
-        ("binary", 2, [[0.5], [0.5, 0.5]], "rows of several lengths"),
-        ("binary", 2, ["yes", "no"], "the answers are no numbers but <U3"),
-        ("binary", 2, [None, 0.5], "the answers are no numbers but object"),
+        ("multiclass", 2, np.zeros((2, 2)), r"the shape \(2, 2\), but 2 rows of this model give \(2, 3\)"),
+        ("multiclass", 3, np.zeros(3), r"the shape \(3,\), but 3 rows"),
+        ("binary", 2, np.zeros((2, 2)), r"the shape \(2, 2\), but 2 rows of this model give \(2, 1\)"),
+        ("binary", 2, np.zeros(3), r"the shape \(3,\), but 2 rows"),
+        ("binary", 1, 0.5, r"the shape \(\), but 1 rows"),
+        ("binary", 2, [[0.5], [0.5, 0.5]], "rows of the answers differ in length"),
+        ("binary", 2, ["yes", "no"], "the answers are <U3, not numbers"),
+        ("binary", 2, [None, 0.5], "the answers are object, not numbers"),
     ],
 )
 @pytest.mark.parametrize("is_old", [False, True])

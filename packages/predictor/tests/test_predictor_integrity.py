@@ -40,7 +40,9 @@ def test_one_altered_byte_is_refused_and_named(trained, tmp_path):
     data[-2] ^= 1
     copy = tmp_path / "binary.txt"
     copy.write_bytes(data)
-    with pytest.raises(IntegrityError, match=r"the model file was changed: its SHA-256 begins [0-9a-f]{12}"):
+    with pytest.raises(
+        IntegrityError, match=r"the model file was changed: its SHA-256 begins with [0-9a-f]{12}"
+    ):
         Model.load(copy, manifest=manifest_path(trained("binary").path))
 
 
@@ -70,7 +72,7 @@ def test_without_a_manifest_the_file_tells_what_may_be_missing(trained):
 
 def test_a_pinned_hash_counts_beside_the_manifests(trained):
     subject = trained("binary")
-    with pytest.raises(IntegrityError, match="promised"):
+    with pytest.raises(IntegrityError, match="expected was 0"):
         subject.load(sha256="0" * 64)
     with pytest.raises(IntegrityError, match="64 hex digits"):
         subject.load(sha256="abc")
@@ -323,7 +325,9 @@ def test_names_that_lightgbm_changed_are_mapped_one_to_one(tmp_path):
     assert (model.predict(frame) == booster.predict(frame.to_numpy(), num_threads=1)).all()
     with pytest.raises(SchemaError, match="close price"):
         model.predict(frame.rename(columns={"close price": "close_price"}))
-    with pytest.raises(ManifestError, match=r"'close price' and 'close_price' are one name .* names=\["):
+    with pytest.raises(
+        ManifestError, match=r"'close price' and 'close_price' have the same name .* names=\["
+    ):
         write_manifest(path, frame.assign(close_price=1.0), name="names", version="1")
     assert write_manifest(path, frame.to_numpy(), name="names", version="1").features[0].name == "close_price"
 

@@ -176,11 +176,11 @@ def test_a_failed_save_leaves_no_file_behind(tmp_path, frame, score):
             lambda x, y: TransformedTargetRegressor(
                 lgb.LGBMRegressor(**QUIET), func=np.cbrt, inverse_func=cube
             ).fit(x, y),
-            "not what else it computes",
+            "save the LightGBM estimator inside it",
         ),
         (
             lambda x, y: CalibratedClassifierCV(lgb.LGBMClassifier(**QUIET), cv=2).fit(x, y > y.median()),
-            "not what else it computes",
+            "save the LightGBM estimator inside it",
         ),
         (
             lambda x, y: lgb.cv(
@@ -218,7 +218,7 @@ def test_an_estimator_that_changes_the_answers_of_its_trees_is_not_saved(frame, 
 def test_a_sample_that_the_estimator_does_not_take_is_refused_with_what_to_pass(frame, score, tmp_path):
     estimator = lgb.LGBMRegressor(**QUIET).fit(frame, score)
     for sample in (frame.assign(label=score), frame.astype({"side": str}), frame[:0], frame.to_numpy()):
-        with pytest.raises(ManifestError, match=r"does not take the sample .* without the label"):
+        with pytest.raises(ManifestError, match=r"does not accept the sample .* without the label"):
             save(estimator, tmp_path / "m.txt", sample=sample, name="m", version="1")
     with pytest.raises(TypeError, match="path"):
         save(estimator, tmp_path / "m.txt", sample=frame, name="m", version="1", path=tmp_path / "other.json")

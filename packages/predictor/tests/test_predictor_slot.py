@@ -118,10 +118,10 @@ def test_the_operators_own_golden_rows_are_checked_too(two):
     [
         (
             lambda m: {"features": [*m["features"][1:], m["features"][0]]},
-            "features: .* is served, the new model has",
+            "features: the served model has .*, the new one has",
         ),
         (lambda m: {"features": [m["features"][0] | {"name": "z"}, *m["features"][1:]]}, "'z', 'b'"),
-        (lambda m: {"classes": ["yes", "no"]}, r"classes: \('no', 'yes'\) is served"),
+        (lambda m: {"classes": ["yes", "no"]}, r"classes: the served model has \('no', 'yes'\)"),
         (lambda m: {"classes": []}, "classes"),
     ],
     ids=["order", "names", "classes", "no classes"],

@@ -113,7 +113,7 @@ HOSTILE = {
     "category label that is no label": (
         r"^pandas_categorical:.*$",
         "pandas_categorical:[[null]]",
-        "no category label",
+        "neither text nor a finite number",
     ),
     "parameters before the importances": (r"^feature_importances:$", "importances:", "feature_importances"),
     "tree after the end": (r"^feature_importances:$", "Tree=99\n\nfeature_importances:", "after"),
@@ -129,7 +129,7 @@ HOSTILE = {
     "kind of a feature contradicted": (
         r"(feature_infos=.*) -1:[\d:]+$",
         r"\1 [0.5:11]",
-        "by categories, and feature_infos has the fractions 0.5 to 11",
+        r"is split by categories, but its feature_infos is \[0\.5:11\]",
     ),
     "line that begins with '='": (r"^label_index=0", "label_index=0\n=objective", "header line ''"),
     "unknown header line": (r"^label_index=0", "label_index=0\nshortcut=1", "header line 'shortcut'"),
@@ -137,7 +137,7 @@ HOSTILE = {
     "thirty unknown lines before a tree": (
         r"^num_leaves=",
         lambda m: "".join(f"x{i}=1\n" for i in range(30)) + m[0],
-        "line 'x0' is none that LightGBM",
+        "line 'x0' is not one that LightGBM",
     ),
     "negative label index": (r"^label_index=0", "label_index=-1", "label_index"),
     "negative count": (r"^leaf_count=\d+", "leaf_count=-1", "outside"),

@@ -1,4 +1,4 @@
-"""Converts one cell of a row exactly to the number for LightGBM, by its feature's manifest entry, or refuses it."""
+"""Converts a cell of a row to the exact float64 that LightGBM gets, by the feature's manifest entry, or refuses it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from predictor.manifest import Feature, Label, RowPolicy
 
 __all__ = ["EXACT", "UNSEEN", "CellRules"]
 
-EXACT = 2**53  # every whole number up to here is a float64
-UNSEEN = -1.0  # LightGBM sends a negative category the way of every category it did not learn
+EXACT = 2**53  # float64 holds every whole number up to this one exactly
+UNSEEN = -1.0  # LightGBM treats a negative category like one that training did not have: it goes right
 
 
 class CellRules:
-    """The values that a cell of each feature may have; safe to share among threads."""
+    """The values that are allowed for each feature; safe to share among threads."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class CellRules:
         ordered: Collection[int] = (),
         unlabelled: Collection[int] = (),
     ) -> None:
-        """Arguments as `RowSchema`'s."""
+        """Take the same arguments as `RowSchema`."""
         self.features = tuple(features)
         self.policy = policy
         self.names = tuple(feature.name for feature in self.features)
@@ -42,21 +42,21 @@ class CellRules:
         self.integers = [i for i, feature in enumerate(self.features) if feature.kind == "integer"]
         self.ordered = frozenset(ordered)
         self.unlabelled = frozenset(unlabelled)
-        # A category whose labels are LightGBM's own codes needs no translation, so it can take the short way.
+        # If the labels are LightGBM's own codes, no translation is needed, and the fast path can be used.
         self.own_codes = {
             index: codes for index, codes in self.codes.items() if all(a == b for a, b in codes.items())
         }
 
     def number(self, index: int, value: Any, row: int | None) -> float:
         """
-        Convert one cell of feature *index* by its type; nulls, infinities and fractions are judged elsewhere.
+        Convert one cell of feature *index* by its type. `RowSchema` checks nulls, infinities and fractions afterwards.
 
         Raises:
-            SchemaError: The cell does not fit; it names the feature, and *row* where that is known.
+            SchemaError: The cell does not fit. The error names the feature, and *row* unless that is None.
         """
         feature = self.features[index]
         if isinstance(value, np.generic):
-            # NumPy gives a time in nanoseconds as a plain whole number.
+            # A NumPy time stays as it is, to be refused below: its `item()` may be a plain whole number (nanoseconds).
             value = value if value.dtype.kind in "mM" else value.item()
         if value is None or type(value).__name__ == "NAType":  # pandas.NA, without importing pandas
             return math.nan
@@ -101,14 +101,14 @@ class CellRules:
         if code is not None:
             return code
         if index in self.own_codes and index not in self.ordered and _is_negative(value):
-            return math.nan  # as LightGBM reads a negative code, such as the -1 of an encoder's unknown
+            return math.nan  # LightGBM reads a negative code as missing; encoders use -1 for unknown labels
         if self.policy.unseen == "refuse":
             shown = repr(value)[:40]
             reason = f"{shown} is a category that training did not have"
             raise by_policy("unseen", reason, feature=feature.name, row=row)
         if isinstance(value, str) or index not in self.own_codes or index in self.ordered:
             return UNSEEN
-        # Where LightGBM's codes are the labels a number goes on as it is, to be read as Booster.predict reads it.
+        # The labels are LightGBM's codes: pass the number on, so that LightGBM reads it as Booster.predict would.
         return value if isinstance(value, float) else float(value) if abs(value) < EXACT else UNSEEN
 
     def _shown(self, index: int) -> str:
@@ -116,5 +116,5 @@ class CellRules:
 
 
 def _is_negative(value: float | str) -> bool:
-    """Whether LightGBM, which cuts fractions off, reads *value* as a negative code."""
+    """Whether LightGBM reads *value* as a negative code: it drops the fraction, so -0.5 is code 0."""
     return not isinstance(value, str) and -math.inf < value <= -1

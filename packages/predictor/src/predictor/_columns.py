@@ -1,8 +1,8 @@
 """
 Converts whole columns and matrices to float64 [n, width].
 
-Plain columns are copied by NumPy or read in C, and judged in C, all at once; what is not plain goes cell by cell, by
-`CellRules`, which alone decides.
+A plain column is copied by NumPy or read in C, and checked in C as a whole. Any other column is converted cell by cell
+by `CellRules`, the only place that refuses a cell.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class ColumnReader:
     """Reads columns by one model's rules; safe to share among threads."""
 
     def __init__(self, rules: CellRules, cells: Any) -> None:
-        """Take the extension's *cells* for what is plain, or None."""
+        """Use *cells*, the extension's reader of plain cells, or None without the extension."""
         self._rules = rules
         self._cells = cells
-        self._take_codes = len(rules.own_codes) == len(rules.codes)  # a number is then its own code
+        self._take_codes = len(rules.own_codes) == len(rules.codes)  # in every category, labels are the codes
 
     def plain_matrix(self, rows: NDArray[Any]) -> NDArray[np.float64] | None:
-        """Return float *rows* [n, width] as they are, if every cell is plain; None is no verdict."""
+        """Return float *rows* [n, width] unchanged if every cell is plain; None: `matrix` must check them."""
         if self._cells is None or not self._take_codes or type(rows) is not np.ndarray:
             return None
         if rows.ndim != 2 or rows.shape[1] != self._rules.width or not _is_float(rows):
@@ -43,7 +43,7 @@ class ColumnReader:
         return matrix if self._cells.plain(matrix) else None
 
     def plain_columns(self, columns: Mapping[str, Any]) -> NDArray[np.float64] | None:
-        """Return *columns* of the features' own names as a matrix, if every cell is plain; None is no verdict."""
+        """Return *columns*, named as the features are, as a matrix if every cell is plain; None: use `columns`."""
         names = self._rules.names
         if self._cells is None or columns.keys() != set(names):
             return None
@@ -65,7 +65,7 @@ class ColumnReader:
             if is_number and (index not in self._rules.codes or index in self._rules.own_codes):
                 matrix[:, index] = column
                 return column.dtype.kind == "f" or column.dtype.itemsize < 8 or _is_exact(column)
-            if column.dtype.kind in "mMV":  # NumPy's lists of these hold numbers or tuples
+            if column.dtype.kind in "mMV":  # tolist() would turn times into numbers and records into tuples
                 return False
             column = column.tolist()
         elif type(column) is tuple:
@@ -74,15 +74,16 @@ class ColumnReader:
 
     def matrix(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """
-        Return an array [n, width] by the features' rules.
+        Convert *rows* by the features' rules to float64 [n, width].
 
         Raises:
-            SchemaError: Another shape, or a cell that does not fit.
+            SchemaError: The shape is wrong, or a cell does not fit.
         """
         rows = plain(rows)
         if rows.ndim != 2:
             raise SchemaError(
-                f"rows have two dimensions, this array has {rows.ndim}", remedy="for one row use predict_row"
+                f"rows need an array of two dimensions, this one has {rows.ndim}",
+                remedy="for one row use predict_row",
             )
         if rows.shape[1] != self._rules.width:
             raise SchemaError(f"{rows.shape[1]} columns for {self._rules.width} features", remedy=ADD_COLUMNS)
@@ -95,16 +96,16 @@ class ColumnReader:
 
     def columns(self, columns: Mapping[str, Any], keys: Mapping[str, str]) -> NDArray[np.float64]:
         """
-        Return *columns* as a matrix; *keys* names the column of each feature that has one.
+        Return *columns* as a matrix; *keys* maps each feature that is present to the name of its column.
 
         Raises:
-            SchemaError: Columns of unlike lengths, or a cell that does not fit.
+            SchemaError: The columns differ in length, or a cell does not fit.
         """
         sizes = {len(column) for column in columns.values()}
         if len(sizes) != 1:
             raise SchemaError(
                 "columns differ in length" if sizes else "a table without columns has no rows",
-                remedy="send as many cells for each feature",
+                remedy="send the same number of cells for each feature",
             )
         matrix = np.full((sizes.pop(), self._rules.width), math.nan, dtype=np.float64)
         for index, name in enumerate(self._rules.names):
@@ -118,7 +119,7 @@ class ColumnReader:
         if getattr(column, "ndim", 1) != 1:
             raise SchemaError(
                 "has several values per row",
-                remedy="give each a column of its own",
+                remedy="put each value in a column of its own",
                 feature=self._rules.names[index],
             )
         if index in self._rules.codes:
@@ -133,7 +134,7 @@ class ColumnReader:
         return [self._rules.number(index, value, row) for row, value in enumerate(column)]
 
     def _known_codes(self, index: int, column: Any) -> NDArray[np.float64] | None:
-        """Return the codes of a column of nothing but known labels, or None: then each cell has its own word."""
+        """Return the codes of a column that has only known labels and nulls; None: convert it cell by cell."""
         codes = self._rules.codes[index]
         if isinstance(column, np.ndarray) and column.dtype.kind in "fiu":
             if index not in self._rules.own_codes or column.dtype.itemsize > 8:
@@ -144,7 +145,7 @@ class ColumnReader:
             known = np.isin(cells, list(codes.values())) | np.isnan(cells)
             return cells if known.all() else None
         values: list[Any] = column.tolist() if isinstance(column, np.ndarray) else list(column)
-        # Text is equal to text alone; of equal hash are also True and 1, so other types have the long way.
+        # A lookup of text finds only text. True would also find the label 1, so other types go cell by cell.
         if not {str, float, type(None)}.issuperset(map(type, values)):
             return None
         found = [codes.get(cell, UNSEEN) if type(cell) is str else math.nan for cell in values]
@@ -152,14 +153,14 @@ class ColumnReader:
         return np.array(found) if are_null and UNSEEN not in found else None
 
     def _labelled(self, index: int, column: Labelled) -> NDArray[np.float64]:
-        """Translate each label once; a label that does not fit matters only where a row has it."""
+        """Translate each label once; a label that does not fit is refused only if some row has it."""
         if index in self._rules.unlabelled and column.labels != list(range(len(column.labels))):
             raise SchemaError(
-                "is a category column, and nobody said which of its labels is which code of the model",
+                "is a category column, and the code of each label is not known",
                 remedy=SAY_LABELS,
                 feature=self._rules.names[index],
             )
-        table = np.full(len(column.labels) + 1, math.nan)  # the last is for position -1, null
+        table = np.full(len(column.labels) + 1, math.nan)  # the last entry is for position -1: null
         used = np.unique(column.positions)
         for position in used[used >= 0].tolist():
             try:
@@ -175,5 +176,5 @@ def _is_float(values: NDArray[Any]) -> bool:
 
 
 def _is_exact(whole: NDArray[Any]) -> bool:
-    """Whether each of these whole numbers is a float64."""
+    """Whether float64 holds each of these whole numbers exactly."""
     return whole.size == 0 or bool(whole.max() <= EXACT and whole.min() >= -EXACT)

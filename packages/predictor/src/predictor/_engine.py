@@ -1,9 +1,10 @@
 """
 Chooses the engine of a model: the native kernel if it is built and supports it, else LightGBM's library.
 
-The kernel is an optional extension (`native/`). Whatever it does not do is refused here, by name, and LightGBM serves;
-the numbers are the same. The best level of instructions that the processor has serves. `PREDICTOR_ENGINE` chooses by
-hand: `lightgbm` leaves the extension out altogether, `generic`, `avx2` or `avx512` take that level of it.
+The kernel is an optional extension (`native/`). For a model that the kernel does not support, `make_kernel` returns a
+named reason, and LightGBM computes the same numbers. By default the kernel uses the best instruction set of the
+processor. The environment variable `PREDICTOR_ENGINE` overrides this: `lightgbm` does not use the extension at all;
+`generic`, `avx2` or `avx512` is the kernel's instruction set.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ RefusalName = Literal[
     "linear_trees",
     "averaged_trees",
     "objective",
-    # From here on the plan's own, native/plan.c.
+    # Returned by native/plan.c:
     "no_memory",
     "bad_shape",
     "bad_threshold",
@@ -50,26 +51,26 @@ RefusalName = Literal[
     "many_columns",
     "large_tables",
     "many_nodes",
-    # And what was found before serving.
+    # Returned by `_runtime.py`, after the comparison with LightGBM:
     "self_check",
 ]
 _REASONS: Mapping[RefusalName, str] = {
     "switched_off": f"{SETTING}=lightgbm",
     "not_built": "the extension is not installed; with a C compiler, install lightgbm-predictor again",
-    "level_not_here": f"{SETTING} names a level that this processor does not have",
+    "level_not_here": f"{SETTING} names an instruction set that this processor does not have",
     "other_exp": "the extension was linked with another exp() than this Python",
-    "linear_trees": "leaves hold regressions",
-    "averaged_trees": "the trees of a random forest are averaged",
-    "objective": "the objective's transform is not known to be LightGBM's bit for bit",
-    "no_memory": "there was no memory for the tables",
+    "linear_trees": "the leaves hold linear models",
+    "averaged_trees": "the model averages its trees (random forest)",
+    "objective": "the kernel has no bit-exact output transform for this objective",
+    "no_memory": "there was not enough memory for the tables",
     "bad_shape": "the trees have an unknown shape",
     "bad_threshold": "a threshold is not a number",
     "mixed_feature": "one feature is split as a number and as a category",
     "many_codes": "a feature has more than 65,000 thresholds or categories",
     "many_columns": "the splits need more than 65,000 columns",
     "large_tables": "the tables would take more than 256 MiB",
-    "many_nodes": "there are more leaves than the kernel counts",
-    "self_check": "it gave other numbers than LightGBM on this machine",
+    "many_nodes": "there are more leaves than the kernel can count",
+    "self_check": "the kernel gave other numbers than LightGBM on this machine",
 }
 
 
@@ -102,25 +103,29 @@ class Kernel:
         self.numbers = engine.numbers
         self._engine = engine
         self._width, self._outputs, self._trees = width, outputs, trees
-        # One edge of a tree and four nodes of the quadrature take ten nanoseconds.
+        # A split has two edges; four quadrature nodes take about 10 ns per edge.
         self._explain_ns = 100.0 + 20.0 * splits * max(about["nodes"], 4) / 4
-        # A batch runs one step for each split, fills each column, and turns each feature that trees read into codes. On
-        # models of 2 to 1,000 trees this is 0.6 to 1.5 times what was measured (1,024 rows, AVX2 and AVX-512).
+        # A batch does one step per split, fills each column, and turns each feature that splits read into codes. This
+        # estimate is 0.6 to 1.5 times the measured time (models of 2 to 1,000 trees, 1,024 rows, AVX2 and AVX-512).
         blend_ns = 20.0 + 0.03 * splits + 0.5 * about["columns"] + 2.0 * features
         self._batch_ns = blend_ns if self.batch_path == "blend" else 20.0 + 8.0 * trees
         self.row_ns: float = 20.0 + (8.0 if self.row_path == "walk" else 1.5) * trees
-        """What a row that comes alone takes, roughly; see `cost`."""
+        """Estimated nanoseconds for a single row; see `cost`."""
 
     def cost(self, kind: int) -> float:
-        """Nanoseconds that one row of a batch takes, roughly: what threads and the GIL are decided by."""
+        """Return the estimated nanoseconds per row of a batch; decides on threads and on releasing the GIL."""
         return self._explain_ns if kind == CONTRIB else self._batch_ns
 
     def bind(self, cells: Any, *, release: bool) -> None:
-        """Say, once, how `row` reads cells, and whether it releases the GIL."""
+        """Set, once, how `row` reads cells, and whether it releases the GIL."""
         self._engine.bind(cells, np.zeros(self._outputs), release)
 
     def predict(self, rows: NDArray[np.float64], kind: int, *, release: bool) -> NDArray[Any]:
-        """Return what LightGBM gives for *kind* and float64 *rows* [n, width]: one line a row."""
+        """
+        Return for float64 *rows* [n, width] the array that LightGBM gives for *kind*, one line per row.
+
+        That is int32 [n, trees] for LEAF, float64 [n, outputs * (width + 1)] for CONTRIB, else float64 [n, outputs].
+        """
         if rows.dtype != np.float64 or rows.ndim != 2 or rows.shape[1] != self._width:
             raise EngineError(f"rows must be float64 [n, {self._width}]")
         if not rows.flags.carray:
@@ -137,20 +142,20 @@ class Kernel:
 
 
 def switched_off() -> bool:
-    """Whether the extension is to be left out altogether."""
+    """Whether `PREDICTOR_ENGINE=lightgbm` says not to use the extension at all."""
     return _setting() == "lightgbm"
 
 
 def make_kernel(parsed: ParsedModel, *, walk_only: bool = False) -> Kernel | Refusal:
     """
-    Return the kernel for a checked model, or why there is none.
+    Return the kernel for a checked model, or the reason why there is none.
 
     Args:
-        parsed: What `parse_model_text` found.
-        walk_only: Leave the fast tables out, for tests of the walk that serves where they do not fit.
+        parsed: The result of `parse_model_text`.
+        walk_only: Make no fast tables. For tests of the plain tree walk, which serves models that have none.
 
     Raises:
-        EngineUnavailable: `PREDICTOR_ENGINE` is none of its values.
+        EngineUnavailable: `PREDICTOR_ENGINE` has an unknown value.
     """
     setting = _setting()
     if setting == "lightgbm":
@@ -173,7 +178,7 @@ def make_kernel(parsed: ParsedModel, *, walk_only: bool = False) -> Kernel | Ref
 
 
 def default_level() -> str:
-    """Return the best level that this processor has; needs the extension."""
+    """Return the best instruction set of this processor; needs the extension."""
     return _kernel.levels()[0]
 
 
@@ -225,11 +230,11 @@ def cells_of(
     Return the extension's reader of plain cells, or None without the extension.
 
     Args:
-        names: Of the features, in model order.
-        nullable: Whether None and NaN are let through unchanged.
-        infinite: Whether infinities are, in any feature.
+        names: The features' names, in model order.
+        nullable: For each feature, whether None and NaN are allowed.
+        infinite: Whether infinities are allowed, in every feature.
         whole: Indices of the features whose numbers must be whole.
-        codes: The code of each label, per category feature.
+        codes: For the index of each category feature, the code of each label.
     """
     if switched_off() or _kernel is None:
         return None
@@ -256,11 +261,16 @@ def _setting() -> str | None:
 
 @cache
 def _exp_agrees() -> bool:
-    """Whether the kernel's exp is this Python's: a toolchain may bring its own, which golden raw scores cannot see."""
+    """
+    Whether the kernel's exp() gives the same bits as Python's.
+
+    A compiler may link its own exp(). Golden rows would not show it: raw scores do not use exp(), and outputs are
+    compared within 4 ulp only.
+    """
     return all(_kernel.exp(x / 37) == math.exp(x / 37) for x in range(-1_000, 1_000, 7))
 
 
-# The transforms, as native/finish.h numbers them.
+# The output transforms, numbered as in native/finish.h.
 _NONE, _EXP, _SIGMOID, _SOFTMAX, _LOG1P_EXP, _SIGNED_SQUARE = range(6)
 _FINISHES = {
     **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), _NONE),
@@ -273,14 +283,14 @@ _FINISHES = {
 
 
 def _finish_of(objective: str | None) -> tuple[int, float] | None:
-    """The transform of raw scores and its parameter, or None where it is not known."""
+    """Return the objective's output transform and its parameter, or None if the kernel does not have it."""
     name, *options = (objective or "lambdarank").split(" ")
     finish, scale = _FINISHES.get(name), 1.0
     if finish is None:
         return None
     for option in options:
         if option == "sqrt" and name != "regression":
-            return None  # LightGBM's other regressions differ in what they make of it
+            return None  # LightGBM's other regression objectives treat `sqrt` differently
         if option == "sqrt":
             finish = _SIGNED_SQUARE
         if option.startswith("sigmoid:") and name != "cross_entropy":

@@ -19,17 +19,17 @@ def labels_of(
     pandas: Mapping[str, Sequence[Label]] | None = None,
 ) -> dict[str, Sequence[Label]]:
     """
-    Return the labels that somebody named, by feature, in the order of the codes 0, 1, 2, ... of the training.
+    Return the known labels of each category feature, in the order of the training's codes 0, 1, 2, ...
 
     Args:
         text: A checked model.
-        names: What rows call the features, in model order.
-        categories: The caller's word, which comes first.
-        pandas: The pandas categories in the file by feature name, where the caller knows whose they are; default
-            those in the file, where it can be told whose they are.
+        names: The features' names in rows, in model order.
+        categories: Labels that the caller gives; they win over those in the file.
+        pandas: The file's pandas categories by feature name, if the caller knows the features. Default: the features
+            are derived from the file, if it is unambiguous.
 
     Raises:
-        ManifestError: The file has labels, and it cannot be told of which features.
+        ManifestError: The file has labels, and does not tell to which features they belong.
     """
     labels = dict(categories or {})
     columns = [index for index in range(len(names)) if index in text.codes]
@@ -38,8 +38,8 @@ def labels_of(
     if len(text.pandas_categories) == len(columns) and not _may_hide_a_category(text):
         for index, found in zip(columns, text.pandas_categories, strict=True):
             labels.setdefault(names[index], found)
-    # LightGBM trains on the codes of an ordered pandas category as plain numbers, and its file does not say which
-    # column that was. Its labels, read as numbers, would give other answers without a word.
+    # LightGBM trains on the codes of an ordered pandas category as plain numbers, and the file does not say which
+    # column that was. If a row's labels were read as those numbers, the answers would be silently wrong.
     elif text.pandas_categories and (
         len(labels) < len(text.pandas_categories) or not all(names[index] in labels for index in columns)
     ):
@@ -60,18 +60,18 @@ def features_of(
     labels: Mapping[str, Sequence[Label]] | None = None,
 ) -> tuple[Feature, ...]:
     """
-    Return the features of *text* in model order, as far as the file and the caller know them.
+    Return the features of *text* in model order, from what the file and the caller say.
 
     Args:
         text: A checked model.
-        names: What rows call the features, in model order; default the model's own names.
-        integers: Names whose values must be whole numbers.
-        nullable: Names that may be missing; default those whose splits tell that training had missing values, and
+        names: The features' names in rows, in model order; default the names in the model file.
+        integers: Features whose values must be whole numbers.
+        nullable: Features that may be missing; default those whose splits show that training had missing values, and
             those that no tree reads.
-        labels: What `labels_of` gives; a category without labels goes by its codes.
+        labels: The result of `labels_of`. Rows give a category without labels by its codes.
 
     Raises:
-        ManifestError: A name that is no feature, or labels that repeat or do not cover the learned codes.
+        ManifestError: A name is not a feature, or labels repeat or do not cover the learned codes.
     """
     names = tuple(names) if names is not None else text.feature_names
     if len(names) != len(text.feature_names):
@@ -100,7 +100,7 @@ def features_of(
 
 
 def ordered_categories(features: Sequence[Feature], text: ModelText) -> list[int]:
-    """Return the category features whose codes some split reads as plain numbers."""
+    """Return the indices of the category features whose codes some split reads as plain numbers."""
     return [
         index
         for index, feature in enumerate(features)
@@ -110,11 +110,12 @@ def ordered_categories(features: Sequence[Feature], text: ModelText) -> list[int
 
 def _may_hide_a_category(text: ModelText) -> bool:
     """
-    Whether a pandas category of the file may belong to a feature that the model reads as numbers.
+    Whether one of the file's pandas categories may belong to a feature that the model reads as numbers.
 
-    It does where the category was ordered, or where training named other columns in `categorical_feature`; as many
-    columns of whole numbers among those make the counts agree. Such a feature holds codes: whole numbers from 0.
-    Labels that are text, or their own codes, betray themselves: their cells are refused as numbers, or right.
+    That happens if the pandas category was ordered, or if `categorical_feature` named other columns. The count of
+    categories can still match, if `categorical_feature` named as many columns of whole numbers instead. Such a feature
+    holds codes, so its range in training is whole numbers from 0. Two kinds of labels cannot be misread: text is
+    refused where a number belongs, and a label that equals its code is the right number.
     """
     if all(
         all(isinstance(label, str) for label in labels) or labels == tuple(range(len(labels)))
@@ -152,7 +153,8 @@ def _feature(
     codes = learned or () if labels is None else tuple(range(len(labels)))
     if not set(learned or ()) <= set(codes):
         raise ManifestError(
-            f"feature {name!r}: the model learned code {max(learned or ())}, {len(codes)} labels given"
+            f"feature {name!r}: {len(codes)} labels are given, and the model learned code {max(learned or ())};"
+            " give a label for each code from 0"
         )
     return Feature(
         name=name,

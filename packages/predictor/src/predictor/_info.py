@@ -20,7 +20,7 @@ class ModelInfo:
     """Describes a loaded model, for logs, `/health` and people."""
 
     name: str
-    version: str  # the manifest's; without one, `sha256:` and 12 hex digits
+    version: str  # from the manifest; without one, `sha256:` and the first 12 hex digits
     sha256: str
     features: tuple[str, ...]  # in model order
     categories: Mapping[str, tuple[Label, ...]]  # category feature -> the labels rows may use
@@ -29,14 +29,14 @@ class ModelInfo:
     n_trees: int
     objective: str | None
     output: OutputKind
-    engine: str  # what computes: `native kernel (avx2)`, or LightGBM's own library
-    engine_reason: str = ""  # why it is not the kernel: a name, and what is behind it
+    engine: str  # such as `native kernel (avx2)` or `LightGBM 4.7.0 (C API)`
+    engine_reason: str = ""  # why the kernel does not serve, as `name: reason`; empty if it does
 
 
 def model_info(
     digest: str, text: ModelText, schema: RowSchema, manifest: Manifest | None, kernel: Kernel | Refusal
 ) -> ModelInfo:
-    """Describe the model whose bytes have *digest*, as it was checked and as it is served."""
+    """Describe the checked model whose bytes have the SHA-256 *digest*."""
     return ModelInfo(
         name=manifest.name if manifest is not None else "unnamed",
         version=manifest.version if manifest is not None else f"sha256:{digest[:12]}",

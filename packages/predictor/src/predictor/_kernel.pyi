@@ -1,4 +1,5 @@
-# The C extension: plans of models and the calls on them. Optional; `_engine.py` is its one user.
+# The optional C extension. It makes a plan of a model (tables for fast prediction), predicts with it, and reads model
+# files and rows. `_engine.py`, `_numbers.py` and `_usual_trees.py` use it.
 
 from typing import Any
 
@@ -13,28 +14,28 @@ def levels() -> tuple[str, ...]: ...
 # The exponential function that the kernel was linked with.
 def exp(value: float, /) -> float: ...
 
-# Whether *text* is fractions by RFC 8259, or infinities, parted by single spaces.
+# Whether *text* is numbers as RFC 8259 (JSON) writes them, or infinities, separated by single spaces.
 def are_floats(text: bytes, /) -> bool: ...
 
-# Write the numbers of a *text* that passed `are_floats` into float64 *out*, correctly rounded; returns how many.
+# Write the numbers of *text*, which `are_floats` accepted, into float64 *out*, correctly rounded; returns the count.
 def to_floats(text: bytes, out: Any, /) -> int: ...
 
-# Write whole numbers into int64 *out*; returns how many, or -1 where *text* is not whole numbers with single spaces.
+# Write whole numbers into int64 *out*; returns the count, or -1 if *text* is not whole numbers with single spaces.
 def to_ints(text: bytes, out: Any, /) -> int: ...
 
-# Where each tree of a file begins, into int64 *at* [trees + 1], and its leaves, into int32 *leaves* [trees], by the
-# numbers of `tree_sizes`; False where that is not how the file is written.
+# Find the trees by *sizes*, the value of `tree_sizes`: write each tree's offset into int64 *at* [trees + 1] and its
+# number of leaves into int32 *leaves* [trees]. False if the file is not laid out so.
 def tree_heads(data: bytes, start: int, sizes: bytes, at: Any, leaves: Any, /) -> bool: ...
 
-# Read the trees *first* to *end* into arrays of all trees, as `Trees` has them; *before* is how many words of category
-# sets earlier ones have. Returns their text for LightGBM, their gains as text, and their words; None where one of them
-# is not usual.
+# Read the trees *first* to *end* (exclusive) into the arrays of all trees that `Trees` describes; *before* is the
+# number of category words of the earlier trees. Returns these trees' text for LightGBM, split gains as text, and
+# category words; None if a tree is not in LightGBM's usual layout.
 def read_trees(
     data: bytes, first: int, end: int, before: int, width: int, /, *arrays: Any
 ) -> tuple[bytes, bytes, bytes] | None: ...
 
 class Cells:
-    # Reads plain Python cells, by position or name.
+    # Reads rows of plain Python cells, by position or by name.
 
     def __init__(
         self,
@@ -49,17 +50,18 @@ class Cells:
     def rows(self, rows: list[Any], out: Any, start: int, /) -> int: ...
     # Fill one column of *out* [n, width]; returns the first cell that is not plain, or n.
     def column(self, values: list[Any], feature: int, out: Any, /) -> int: ...
-    # Whether every cell of float64 [n, width], categories by their codes, is plain.
+    # Whether every cell of float64 *matrix* [n, width] is plain; categories are given by their codes.
     def plain(self, matrix: Any, /) -> bool: ...
 
 class Engine:
     # One model's plan. Immutable after `bind`; any number of threads may call it.
 
-    # Once: how `row` reads cells, the array [n_outputs] whose copies it answers with, whether it lets the GIL go.
+    # Call once. Sets how `row` reads cells, the array [n_outputs] of which each answer is a copy, and whether `row`
+    # releases the GIL.
     def bind(self, cells: Cells, template: Any, release: bool, /) -> None: ...
-    # Answer one row of plain cells, float64 [n_outputs]; None where a cell is not plain.
+    # Predict one row of plain cells: float64 [n_outputs], or None if a cell is not plain.
     def row(self, row: Any, /) -> Any | None: ...
-    # Answer one row that is encoded already: numbers in model order.
+    # Predict one encoded row: numbers in model order.
     def numbers(self, row: Any, /) -> Any: ...
     # Write the objective's outputs of *rows*, float64 [n, width], into *out*, float64 [n, n_outputs].
     def predict(self, rows: Any, out: Any, release: bool, /) -> None: ...
@@ -69,11 +71,12 @@ class Engine:
     def leaves(self, rows: Any, out: Any, release: bool, /) -> None: ...
     # Write contributions and expected score into *out*, float64 [n, n_outputs, width + 1].
     def explain(self, rows: Any, out: Any, release: bool, /) -> None: ...
-    # The level, the ways of one row and of batches, nodes of the quadrature (0: no contributions), bytes, columns.
+    # The instruction set, the method for one row and for batches, the number of quadrature nodes (0: no contributions),
+    # the plan's bytes, and its columns.
     def describe(self) -> dict[str, Any]: ...
 
-# Make a plan of trees given as flat arrays (see native/plan.h); a text names why there is none. Releases the GIL:
-# nobody may write to the arrays meanwhile, because what was checked is what is used.
+# Make a plan of trees given as flat arrays (see native/plan.h); returns a `RefusalName` if there is none. It checks the
+# arrays and then reads them with the GIL released: no other thread may write to them meanwhile.
 def build(
     *,
     level: str,

@@ -1,11 +1,11 @@
 """
 Checks a model file in LightGBM's text format line by line, and rewrites it for LightGBM.
 
-LightGBM trusts a model file: a truncated one aborts the process, a child index that points back makes predict spin,
-and an out-of-range feature index reads foreign memory. Everything its loader and its tree walk rely on is
-checked here (LightGBM 4: `GBDT::LoadModelFromString`, `Tree::Tree(const char*)`), so that a bad file is a typed error.
-LightGBM never sees the file itself: it is given a text of what was read here (`ParsedModel.lightgbm_text`), numbers
-as they are spelled in the file, so that no line exists that only one of the two readers knows.
+LightGBM trusts a model file: a truncated one aborts the process, a child index that points back makes predict loop for
+ever, and a feature index out of range reads foreign memory. This module checks everything that LightGBM's loader and
+tree walk rely on (LightGBM 4: `GBDT::LoadModelFromString`, `Tree::Tree(const char*)`), so that a bad file raises a
+typed error. LightGBM never gets the file itself. It gets a text that is written from what was read here
+(`ParsedModel.lightgbm_text`), with the numbers spelled as in the file, so both readers read the same lines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from predictor.errors import ModelTextError
 
 __all__ = ["ModelText", "ParsedModel", "parse_model_text", "read_model"]
 
-_FORMATS = ("v3", "v4")  # of LightGBM 2.3, 3 and 4; others load without complaint and are refused here
+_FORMATS = ("v3", "v4")  # of LightGBM 2.3, 3 and 4; LightGBM would load any other without an error
 _HEADER = frozenset(
     {
         *("version", "num_class", "num_tree_per_iteration", "label_index", "max_feature_idx", "objective"),
@@ -41,13 +41,15 @@ _NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf|nan)"
 _NUMERIC_INFO = re.compile(rf"\[({_NUMBER}):({_NUMBER})\]")
 _CATEGORY_INFO = re.compile(r"-?[0-9]{1,10}(?::-?[0-9]{1,10})*")
 _MAX_BYTES = 1 << 30
-_MOST_CODES = 1 << 22  # categories that splits may name, over all features; each costs some 100 bytes here
+_MOST_CODES = (
+    1 << 22
+)  # most categories that splits may name, over all features; each takes about 100 bytes here
 _NO_TREES = "the model has no trees"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelText:
-    """The facts that a checked model file states; indices are feature positions in `feature_names`."""
+    """The facts that a checked model file states; an index is a feature's position in `feature_names`."""
 
     format: str
     objective: str | None
@@ -63,7 +65,7 @@ class ModelText:
     ranges: Mapping[
         int, tuple[float, float]
     ]  # numeric feature -> smallest and largest value seen in training
-    missing: frozenset[int]  # features that were missing somewhere in training, as their splits tell
+    missing: frozenset[int]  # features with missing values in training, as their splits show
     pandas_categories: tuple[tuple[Any, ...], ...]
     is_linear: bool
     average_output: bool
@@ -72,11 +74,11 @@ class ModelText:
 
 def read_model(path: str | os.PathLike[str]) -> bytes:
     """
-    Read a model file, at most as much of it as `parse_model_text` takes.
+    Read a model file of at most 1 GiB, the limit of `parse_model_text`.
 
     Raises:
-        ModelTextError: It is larger than that, or a device without end.
-        OSError: It cannot be read.
+        ModelTextError: The file is larger, or is an endless device.
+        OSError: The file cannot be read.
     """
     data = read_at_most(path, _MAX_BYTES)
     if data is None:
@@ -92,7 +94,7 @@ class ParsedModel:
     trees: Trees
 
     def split_gains(self) -> list[float]:
-        """Return for each feature the total gain of the splits on it."""
+        """Return for each feature the total gain of its splits."""
         width = len(self.summary.feature_names)
         gains: list[float] = np.bincount(
             self.trees.split_feature, self.trees.split_gain, minlength=width
@@ -101,10 +103,10 @@ class ParsedModel:
 
     def first(self, iterations: int) -> ParsedModel:
         """
-        Return the model of the first *iterations* iterations, >= 1; all of them where it has fewer.
+        Return the model of the first *iterations* iterations, >= 1; the whole model if it has fewer.
 
-        LightGBM keeps a range of iterations on its booster, where two callers would change it for each other; so a
-        shorter model is a model of its own.
+        LightGBM stores the range of iterations on its booster, so two callers with different ranges would disturb each
+        other. Therefore the shorter model is a separate model.
         """
         if iterations < 1:
             raise ValueError("num_iteration must be at least 1")
@@ -115,10 +117,10 @@ class ParsedModel:
 
     def lightgbm_text(self) -> bytes:
         """
-        Write the text that LightGBM is given.
+        Write the text that LightGBM loads.
 
-        Its names are placeholders: predictions do not depend on them, and no text of the file's is passed on but
-        numbers and the objective.
+        Feature names are replaced by placeholders, which does not change predictions. Only numbers and the objective
+        are copied from the file.
         """
         summary = self.summary
         width, trees = len(summary.feature_names), self.trees
@@ -142,10 +144,10 @@ class ParsedModel:
 
 def parse_model_text(data: bytes) -> ParsedModel:
     """
-    Check *data*, a whole LightGBM text model, and return what it says.
+    Check *data*, a whole LightGBM text model, and return its content.
 
     Raises:
-        ModelTextError: Anything that LightGBM's loader or tree walk would not survive, or would silently misread.
+        ModelTextError: LightGBM's loader or tree walk would crash on the file, loop for ever, or silently misread it.
 
     Cost: one pass; see benchmarks/predictor_large.py.
     """
@@ -185,7 +187,7 @@ def parse_model_text(data: bytes) -> ParsedModel:
         ranges={index: span for index, span in infos.ranges.items() if index not in codes},
         missing=_present(feature[(decision & MISSING) != 0]),
         pandas_categories=pandas_categories,
-        # LightGBM asks its own parameter, and refuses contributions, also where no tree came out linear.
+        # LightGBM refuses contributions by this parameter alone, even if no tree has linear leaves.
         is_linear=bool(trees.is_linear.any()) or b"\n[linear_tree: 1]" in data[rest:],
         average_output="average_output" in header,
         split_counts=tuple(np.bincount(feature, minlength=len(names)).tolist()),
@@ -194,16 +196,16 @@ def parse_model_text(data: bytes) -> ParsedModel:
 
 
 def _present(features: NDArray[np.int32]) -> frozenset[int]:
-    """Return the different ones of *features*; counted, which is quicker than sorted."""
+    """Return the distinct values of *features*; counting them is faster than sorting them."""
     return frozenset(np.flatnonzero(np.bincount(features)).tolist())
 
 
 def _unix_line_ends(data: bytes) -> bytes:
     """
-    Return *data* with the line ends of its last line as on Unix.
+    Return *data* with Unix line ends around its last line.
 
-    LightGBM's Python package appends that line, `pandas_categorical:`, in text mode, so on Windows it ends in two
-    bytes and begins after two. LightGBM does not read it. Two bytes elsewhere are another matter: `_check_bytes`.
+    LightGBM's Python package appends that line, `pandas_categorical:`, in text mode, so on Windows there is CR LF
+    before and after it. LightGBM's library does not read the line. `_check_bytes` refuses CR anywhere else.
     """
     if b"\r" not in data:
         return data
@@ -242,7 +244,7 @@ def _header(text: str) -> dict[str, str]:
         if not line:
             continue
         if key not in _HEADER:
-            raise ModelTextError(f"header line {key[:40]!r} is none that LightGBM 3 or 4 writes")
+            raise ModelTextError(f"header line {key[:40]!r} is not one that LightGBM 3 or 4 writes")
         if key in found:
             raise ModelTextError(f"header line {key[:40]!r} appears twice")
         if "=" in value and key != "feature_names":
@@ -253,8 +255,8 @@ def _header(text: str) -> dict[str, str]:
             raise ModelTextError(f"header line {key!r} is missing")
     if found["version"] not in _FORMATS:
         raise ModelTextError(
-            f"format version {found['version'][:20]!r}, known are {', '.join(_FORMATS)}; an older file becomes one"
-            " by lightgbm.Booster(model_file=...).save_model(...) with LightGBM 4"
+            f"unknown format version {found['version'][:20]!r}; to convert an older file to {_FORMATS[-1]}, run"
+            " lightgbm.Booster(model_file=...).save_model(...) with LightGBM 4"
         )
     return found
 
@@ -282,7 +284,7 @@ def _names(header: Mapping[str, str], *, width: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _FeatureInfos:
-    """The header's word on each feature: `[min:max]`, a list of category codes, or `none` (constant, never split)."""
+    """The header line `feature_infos`: per feature `[min:max]`, category codes, or `none` (constant, never split)."""
 
     codes: dict[int, tuple[int, ...]]
     ranges: dict[int, tuple[float, float]]
@@ -311,8 +313,8 @@ def _codes(infos: _FeatureInfos, trees: Trees, names: tuple[str, ...]) -> dict[i
     """
     Return the codes of each categorical feature: those of `feature_infos`, and those that splits name.
 
-    After continued training `feature_infos` speaks of the last training data only, which may have had one category
-    (`none`) or may have been given the feature as a number.
+    After continued training `feature_infos` describes only the last training data. There the feature may have had a
+    single category (`none`), or may have been a number.
     """
     named: dict[int, NDArray[np.int64]] = _codes_of_splits(trees)
     found = {}
@@ -322,7 +324,7 @@ def _codes(infos: _FeatureInfos, trees: Trees, names: tuple[str, ...]) -> dict[i
             low, high = infos.ranges[index]
             if not (low == math.floor(low) and high == math.floor(high) and high - low < _MOST_CODES):
                 raise ModelTextError(
-                    f"splits {names[index]!r} by categories, and feature_infos has the fractions {low:g} to {high:g}"
+                    f"feature {names[index]!r} is split by categories, but its feature_infos is [{low:g}:{high:g}]"
                 )
             known.update(range(max(0, int(low)), int(high) + 1))
         found[index] = tuple(sorted(known.union(named[index].tolist() if index in named else ())))
@@ -332,7 +334,7 @@ def _codes(infos: _FeatureInfos, trees: Trees, names: tuple[str, ...]) -> dict[i
 
 
 def _codes_of_splits(trees: Trees) -> dict[int, NDArray[np.int64]]:
-    """Return for each feature the categories that some split sends left, rising."""
+    """Return for each categorical feature the categories that some split sends left, in rising order."""
     nodes = np.flatnonzero(trees.category_size)
     sizes = trees.category_size[nodes]
     if not sizes.sum():
@@ -340,9 +342,8 @@ def _codes_of_splits(trees: Trees) -> dict[int, NDArray[np.int64]]:
             int(index): np.empty(0, np.int64)
             for index in np.unique(trees.split_feature[(trees.decision_type & CATEGORICAL) != 0])
         }
-    place = np.arange(int(sizes.sum())) - np.repeat(
-        np.cumsum(sizes) - sizes, sizes
-    )  # of a word in its own set
+    # The position of each word in its own set.
+    place = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     words = trees.category_words[place + np.repeat(trees.category_start[nodes], sizes)]
     feature = np.repeat(trees.split_feature[nodes], sizes)
     order = np.lexsort((place, feature))
@@ -374,7 +375,7 @@ def _tail(text: str) -> tuple[tuple[Any, ...], ...]:
         raise ModelTextError("the parameters section does not end (cut off)")
     last = text.rpartition("\nend of parameters\n")[2].strip("\n") if "\nend of parameters\n" in text else ""
     if last and not last.startswith("pandas_categorical:"):
-        raise ModelTextError("something else than pandas_categorical after the parameters (cut off)")
+        raise ModelTextError("the line after the parameters is not pandas_categorical (cut off)")
     _, found, line = text.rpartition("\npandas_categorical:")
     if not found:
         return ()
@@ -390,5 +391,5 @@ def _tail(text: str) -> tuple[tuple[Any, ...], ...]:
         if not isinstance(label, str | int | float) or (
             isinstance(label, float) and not math.isfinite(label)
         ):
-            raise ModelTextError("pandas_categorical holds something that is no category label")
+            raise ModelTextError("a label in pandas_categorical is neither text nor a finite number")
     return tuple(tuple(column) for column in columns)

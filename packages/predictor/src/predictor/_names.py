@@ -14,10 +14,10 @@ __all__ = ["NameFinder", "names_as_text"]
 
 def names_as_text(names: list[Any], *, row: int | None) -> dict[str, Any]:
     """
-    Return *names* by their text: `str(name)`, as LightGBM names the columns of a frame.
+    Return each of *names* by its text, `str(name)`, which is how LightGBM names the columns of a frame.
 
     Raises:
-        SchemaError: Two of them are one text, so that it is not clear which is meant.
+        SchemaError: Two names have the same text.
     """
     by_text = {name if type(name) is str else str(name): name for name in names}
     if len(by_text) != len(names):
@@ -28,20 +28,20 @@ def names_as_text(names: list[Any], *, row: int | None) -> dict[str, Any]:
 
 
 class NameFinder:
-    """Finds features among the names of a row or table, by the policy's word on absent and unknown ones."""
+    """Finds the features among the names of a row or table; the policy decides about missing and unknown names."""
 
     def __init__(self, features: Sequence[Feature], policy: RowPolicy) -> None:
         self._names = tuple(feature.name for feature in features)
         self._policy = policy
-        # Known by LightGBM's own spelling, which has underscores for spaces; a row may still have the spaces.
+        # Known only by LightGBM's spelling, which has underscores for spaces; a row may still have the spaces.
         self._respelled = {f.name for f in features if f.name == f.model_name and "_" in f.name}
 
     def find(self, given: list[Any], index: int | None) -> dict[str, Any]:
         """
-        Return for each feature under which of the *given* names a row has it; a feature that is absent is left out.
+        Map each feature that is present to its name among *given*.
 
-        A feature that is known by LightGBM's spelling only is also found where the row has spaces for its
-        underscores; where it has both, nobody can tell on which of the two the model was trained.
+        A feature that is known only by LightGBM's spelling is also found if the row has spaces where that has
+        underscores. If the row has both spellings, it is not clear which one the model was trained on: an error.
 
         Raises:
             SchemaError: A name is repeated, ambiguous, missing or unknown.

@@ -1,15 +1,15 @@
 """
-LightGBM's own C library, called directly: the numbers are LightGBM's because LightGBM computes them.
+Calls LightGBM's C library directly.
 
-Three habits keep its known traps shut:
+Three rules avoid its known traps:
 
-* Always one LightGBM thread. Its thread count is a process-wide global that buffers are sized from, so changing it
-  while another thread predicts crashes; and an OpenMP team that exists at a fork hangs the child. With one thread
-  no team is ever made. Big batches are split over Python threads instead (`model.py`).
-* Always all trees. The iteration range is kept on the booster, so two ranges at once give wrong numbers.
-* One fast configuration per thread. It owns a row buffer and a mutex.
+* Always one LightGBM thread. LightGBM sizes buffers by a process-wide thread count, so a change of that count while
+  another thread predicts crashes the process. And a team of OpenMP threads that exists at a fork makes the child hang;
+  with one thread there is no team. Large batches are split over Python threads instead (`_runtime.py`).
+* Always all trees. LightGBM stores the iteration range on the booster, so two ranges at once give wrong numbers.
+* One FastConfig per thread, because it owns a row buffer and a mutex.
 
-The Python layer of LightGBM is not imported: it brings SciPy, and converts integers to float32.
+LightGBM's Python package is not imported: it imports SciPy, and converts integers to float32.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FILES = {"win32": "lib_lightgbm.dll", "darwin": "lib_lightgbm.dylib"}
 
 
 class _Library:
-    """The shared library twice: `free` lets other threads run during a call, `held` keeps the GIL."""
+    """The shared library, opened twice: a call through `free` releases the GIL, a call through `held` keeps it."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -75,10 +75,10 @@ class _Library:
 
     def use_one_thread(self) -> None:
         """
-        Set LightGBM's process-wide default to one thread, before the first parallel region.
+        Set LightGBM's process-wide default to one thread, before its first parallel region.
 
-        Loading takes no parameters and would start an OpenMP team; the only call that sets the default without
-        a model is making a data set, so a 1 x 1 one is made and dropped (about 30 us).
+        Loading a model takes no parameters and would start a team of OpenMP threads. The only call that sets the
+        default without a model is to make a data set, so this makes one of 1 x 1 and frees it (about 30 us).
         """
         cell, dataset = (ctypes.c_double * 1)(0.0), ctypes.c_void_p()
         self.check(
@@ -113,10 +113,10 @@ def engine_name() -> str:
 
 
 class Booster:
-    """One loaded model inside LightGBM; freed when the last user of this object is gone."""
+    """A model loaded by LightGBM; its memory is freed with this object."""
 
     def __init__(self, text: bytes, *, width: int) -> None:
-        """Load *text* of `ParsedModel.lightgbm_text`: LightGBM aborts the process on some other ones."""
+        """Load *text*, which must come from `ParsedModel.lightgbm_text`: LightGBM aborts the process on a bad one."""
         lib = library()
         lib.use_one_thread()
         handle, iterations = ctypes.c_void_p(), ctypes.c_int()
@@ -132,9 +132,9 @@ class Booster:
         self, rows: NDArray[np.float64], kind: int, *, per_row: int, hold_gil: bool = False
     ) -> NDArray[np.float64]:
         """
-        Return float64 [n, per_row] for C-contiguous float64 *rows* [n, width]; any number of threads at once.
+        Return float64 [n, per_row] for float64 *rows* [n, width]; any number of threads may call at once.
 
-        The buffer's shape and type are checked here, because LightGBM would read past it.
+        The shape and type of *rows* are checked here, because LightGBM would read past the end of a wrong buffer.
         """
         if rows.dtype != np.float64 or rows.ndim != 2 or rows.shape[1] != self.width:
             raise EngineError(f"rows must be float64 [n, {self.width}]")
@@ -166,10 +166,10 @@ class Booster:
 
 class RowCall:
     """
-    One thread's bound single-row call: its row buffer, its output buffer, its fast configuration.
+    Predicts single rows on one thread, with its own row buffer, output buffer and FastConfig.
 
-    It keeps its booster alive, so a call can never outlive the model it reads. A signal handler or a finalizer may
-    call it in the middle of a call of the same thread; the call that was interrupted then starts anew.
+    It keeps its booster alive, so the model cannot be freed during a call. A signal handler or a finalizer may call it
+    in the middle of another call on the same thread; the interrupted call then starts again.
     """
 
     __slots__ = (
@@ -199,7 +199,7 @@ class RowCall:
         self._call = (lib.held if hold_gil else lib.free).LGBM_BoosterPredictForMatSingleRowFast
         self._check = lib.check
         self._turn = 0
-        # Converted once: ctypes passes ready-made objects on without looking them up again.
+        # Converted once, so that ctypes need not convert them in each call.
         self._arguments = (
             config,
             (ctypes.c_char * len(self._row)).from_buffer(self._row),
@@ -217,5 +217,5 @@ class RowCall:
             if status != 0:
                 self._check(status)
             answer = self._output.copy()
-            if self._turn == turn:  # nobody else has filled the buffers meanwhile
+            if self._turn == turn:  # no nested call has overwritten the buffers
                 return answer

@@ -1,12 +1,12 @@
 """
-Parses the lines of numbers of a model file, for all trees at once, by one strict grammar.
+Parses the lines of numbers in a model file, for all trees at once, by one strict grammar.
 
-LightGBM reads such a line with three different parsers of its own, none of which complains about what it does not
-understand, and one of which falls back to the C library and its locale. Text that passes here is read alike by all
-of them and by NumPy: whole numbers of digits and a sign, fractions as RFC 8259 (JSON) writes them, `inf` and `-inf`,
-parted by single spaces.
+LightGBM reads such lines with three parsers. None of them reports text that it does not understand, and one falls back
+to the C library, which depends on the locale. The grammar here is what all three and NumPy read alike: whole numbers of
+digits with an optional minus sign, fractions as RFC 8259 (JSON) writes them, `inf` and `-inf`, separated by single
+spaces.
 
-The extension reads the same grammar, and converts, some ten times faster; a test compares the two.
+The extension checks the same grammar and converts about ten times faster; a test compares the two.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["NumberLines", "read_floats", "read_ints", "to_floats"]
 
 _INT_BYTES = b"0123456789- "
 _FLOAT_BYTES = b"0123456789+-.e inf"
-# For the grammar of fractions: a class for each byte, and which class may follow which.
+# The grammar of fractions: a class for each byte, and which classes may follow each class.
 _SPACE, _ZERO, _DIGIT, _POINT, _EXPONENT, _MINUS, _PLUS = range(7)
 _CLASSES = bytes.maketrans(
     b" 0123456789.e-+", bytes([_SPACE, _ZERO, *[_DIGIT] * 9, _POINT, _EXPONENT, _MINUS, _PLUS])
@@ -50,7 +50,7 @@ for _first, _seconds in {
 
 @dataclass(frozen=True, slots=True)
 class NumberLines:
-    """One line of each tree, without its name, and how many numbers it must hold."""
+    """The values of one line name in all trees, and how many numbers each tree must have there."""
 
     name: str
     values: Sequence[bytes]
@@ -58,10 +58,10 @@ class NumberLines:
 
     def joined(self) -> bytes:
         """
-        Return all numbers as one text, parted by single spaces.
+        Return all numbers as one text, separated by single spaces.
 
         Raises:
-            ModelTextError: A line holds another number of entries.
+            ModelTextError: A line has a wrong number of entries.
         """
         entries = [value.count(b" ") + 1 if value else 0 for value in self.values]
         if entries != list(self.sizes):
@@ -71,7 +71,7 @@ class NumberLines:
         return b" ".join(filter(None, self.values))
 
     def checked(self, passes: Callable[[bytes], bool]) -> bytes:
-        """Return `joined`, refusing text that is not numbers by the grammar *passes*."""
+        """Return `joined()`, or raise ModelTextError if *passes* does not accept it."""
         text = self.joined()
         if text and not passes(text):
             tree = next(tree for tree, value in enumerate(self.values) if value and not passes(value))
@@ -81,10 +81,11 @@ class NumberLines:
 
 def read_ints(lines: NumberLines, *, low: int, high: int) -> NDArray[np.int64]:
     """
-    Return the numbers of all trees, one after the other.
+    Return the numbers of all trees, one tree after the other.
 
     Raises:
-        ModelTextError: Another text, number of entries, or an entry outside *low*..*high*; `tree` says where.
+        ModelTextError: The text is not whole numbers, their count is wrong, or one is outside *low*..*high*; `tree`
+            says where.
     """
     numbers = _to_ints(lines)
     if numbers.size and (numbers.min() < low or numbers.max() > high):
@@ -96,30 +97,30 @@ def read_ints(lines: NumberLines, *, low: int, high: int) -> NDArray[np.int64]:
 
 def read_floats(lines: NumberLines) -> bytes:
     """
-    Return the numbers of all trees as one checked text, for `to_floats`.
+    Check the numbers of all trees, and return them as one text for `to_floats`.
 
-    Conversion costs more than everything else here, and most numbers are LightGBM's alone; so it has its own call.
+    Conversion is a separate call, because it costs more than everything else here and only LightGBM needs most numbers.
 
     Raises:
-        ModelTextError: Another text or number of entries; `tree` says where.
+        ModelTextError: The text is not numbers, or their count is wrong; `tree` says where.
     """
     native = _native()
     return lines.checked(_are_floats if native is None else native.are_floats)
 
 
 def to_floats(text: bytes) -> NDArray[np.float64]:
-    """Return the numbers of a text that `read_floats` checked, correctly rounded."""
+    """Convert the text that `read_floats` returned to float64 numbers, correctly rounded."""
     native = _native()
     if native is None or not text:
         return np.fromstring(text, np.float64, sep=" ") if text else np.empty(0, np.float64)
     numbers = np.empty(text.count(b" ") + 1, np.float64)
     if native.to_floats(text, numbers) != len(numbers):
-        raise ValueError("the text was not checked")
+        raise ValueError("the text is not numbers: pass what read_floats returned")
     return numbers
 
 
 def _native() -> Any:
-    """Return the extension, or None where it is not built or switched off."""
+    """Return the extension, or None if it is not built or is switched off."""
     return None if os.environ.get("PREDICTOR_ENGINE") == "lightgbm" else _kernel
 
 
@@ -130,12 +131,12 @@ def _to_ints(lines: NumberLines) -> NDArray[np.int64]:
         numbers = np.empty(sum(lines.sizes), np.int64)
         if not text or native.to_ints(text, numbers) == len(numbers):
             return numbers
-    text = lines.checked(_are_ints)  # which names the tree
+    text = lines.checked(_are_ints)  # its error names the tree
     return np.fromstring(text, np.int64, sep=" ") if text else np.empty(0, np.int64)
 
 
 def _are_ints(text: bytes) -> bool:
-    """Whether *text* is whole numbers parted by single spaces: a sign stands before a digit, nowhere else."""
+    """Whether *text* is whole numbers separated by single spaces; a minus sign may only begin a number."""
     padded = b" " + text + b" "
     return (
         not text.translate(None, _INT_BYTES)
@@ -146,7 +147,7 @@ def _are_ints(text: bytes) -> bool:
 
 
 def _are_floats(text: bytes) -> bool:
-    """Whether *text* is numbers as RFC 8259 writes them, or infinities, parted by single spaces."""
+    """Whether *text* is numbers as RFC 8259 writes them, or infinities, separated by single spaces."""
     if text.translate(None, _FLOAT_BYTES):
         return False
     if b"i" in text or b"n" in text or b"f" in text:
@@ -155,7 +156,7 @@ def _are_floats(text: bytes) -> bool:
             return True
         if b"i" in text or b"n" in text or b"f" in text:
             return False
-    marks = text.translate(None, b"0123456789+-")  # in each number at most a point, then at most an exponent
+    marks = text.translate(None, b"0123456789+-")  # per number: at most one point, then at most one exponent
     if b".." in marks or b"ee" in marks or b"e." in marks:
         return False
     classes = np.frombuffer((b" " + text + b" ").translate(_CLASSES), np.uint8)
@@ -163,7 +164,7 @@ def _are_floats(text: bytes) -> bool:
     pairs |= classes[1:]
     if not _FOLLOWS[pairs].all():
         return False
-    # No number begins with a zero and another digit; an exponent may.
+    # A number may not begin with a zero and another digit; an exponent may.
     after = np.concatenate(
         (np.flatnonzero(pairs == _SPACE * 8 + _ZERO) + 2, _after_minus_zero(classes, pairs))
     )

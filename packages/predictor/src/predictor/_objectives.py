@@ -1,4 +1,4 @@
-"""Maps LightGBM's objectives to the kind of output that each one gives."""
+"""Maps each LightGBM objective to the kind of output it gives."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["OutputKind", "most_probable", "output_kind", "per_class"]
 OutputKind = Literal["value", "probability", "probabilities", "one_vs_all", "raw"]
 """
 `value`: a regression estimate. `probability`: of the second class. `probabilities`: one per class, summing to 1.
-`one_vs_all`: one per class, each in [0, 1], not summing to 1. `raw`: an untransformed score (ranking, own objectives).
+`one_vs_all`: one per class, each in [0, 1], not summing to 1. `raw`: an untransformed score (ranking, custom
+objectives).
 """
 
-# Names as LightGBM writes them into a model file (its objective factory; parameters page, "objective").
+# The names that LightGBM writes into a model file (its objective factory; parameters page, "objective").
 _KINDS: dict[str, OutputKind] = {
     "regression": "value",
     "regression_l1": "value",
@@ -43,11 +44,11 @@ _OPTION = re.compile(r"sqrt|num_class:[1-9][0-9]{0,5}|(?:sigmoid|alpha):[-+0-9.e
 
 def output_kind(objective: str | None, *, num_class: int) -> OutputKind:
     """
-    Return what `predict` gives for the *objective* line of a model file (None: the file has none).
+    Return the kind of output that `predict` gives for the *objective* line of a model file (None: no such line).
 
     Raises:
-        ModelTextError: An objective or option that LightGBM would not load, or a class count that
-            contradicts the header; LightGBM would then read outside its buffers.
+        ModelTextError: LightGBM does not know the objective or an option, or the class count contradicts the header,
+            which would make LightGBM read outside its buffers.
     """
     if objective is None:
         return "raw"
@@ -79,20 +80,24 @@ def _positive(text: str) -> bool:
 
 
 def per_class(answers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return probabilities float64 [n, classes] of *answers* [n, outputs]: of one output, those of both classes."""
+    """Return the probability of each class, float64 [n, classes]; a single output in *answers* means two classes."""
     return np.column_stack((1.0 - answers[:, 0], answers[:, 0])) if answers.shape[1] == 1 else answers
 
 
 def most_probable(scores: NDArray[np.float64], classes: Sequence[Any]) -> NDArray[Any]:
     """
-    Return for each row of *scores* [n, classes] the label of the largest one; of equal ones the first.
+    Return for each row of *scores* [n, classes] the label of the largest score; the first of equal ones.
 
     Raises:
-        SchemaError: A row has an answer that is not finite, so none is the largest.
+        SchemaError: A row has a score that is not finite.
     """
     lost = ~np.isfinite(scores).all(axis=1)
     if lost.any():
-        raise SchemaError("has no finite answer", remedy="use predict to see it", row=int(lost.argmax()))
+        raise SchemaError(
+            "a score is not finite, so no class is the most probable",
+            remedy="use predict to see the scores",
+            row=int(lost.argmax()),
+        )
     labels = np.array(classes or range(scores.shape[1]))
     if len({type(label) for label in classes}) > 1:  # NumPy would turn 1 and "a" into text
         labels = np.empty(len(classes), dtype=object)

@@ -8,7 +8,7 @@ __all__ = ["output_names"]
 
 
 def output_names(info: ModelInfo, *, is_raw: bool) -> tuple[str, ...]:
-    """Return a name for each value of a row: `prediction`, `p_<class>`, `raw`, or `raw_<class>`."""
+    """Return a name for each output of a row: `prediction`, `p_<class>`, `raw`, or `raw_<class>`."""
     if info.n_classes > 1:
         labels = info.classes or tuple(range(info.n_classes))
         return tuple(f"{'raw' if is_raw else 'p'}_{label}" for label in labels)

@@ -1,4 +1,4 @@
-"""Writes the error of a refused row: what is wrong, and which policy or argument would accept it."""
+"""Makes the error for a refused row: it says what is wrong, and which policy or argument would accept the row."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ __all__ = ["ADD_COLUMNS", "AS_NUMBER", "AS_ROWS", "LET_IN", "ONE_NAME", "SAY_LAB
 LET_IN = {
     "missing": 'RowPolicy(missing="null") reads it as null',
     "extra": 'RowPolicy(extra="ignore") ignores it',
-    "null": 'RowPolicy(null="allow") lets it in, or write_manifest(nullable=[...]) for this feature',
-    "infinite": 'RowPolicy(infinite="allow") lets it in',
+    "null": 'RowPolicy(null="allow") accepts it, or write_manifest(nullable=[...]) for this feature',
+    "infinite": 'RowPolicy(infinite="allow") accepts it',
     "unseen": 'RowPolicy(unseen="allow") treats it as LightGBM does',
     "boolean": 'RowPolicy(boolean="number") reads it as 1 or 0',
     "large_integer": 'RowPolicy(large_integer="round") rounds it',
 }
-"""For each word of `RowPolicy`, what to write to be less strict."""
+"""For each field of `RowPolicy`, the setting that accepts the cell."""
 
-AS_NUMBER = "send a number; where text is a label, name the labels in write_manifest(categories={...})"
+AS_NUMBER = "send a number; if the text is a label, name the labels in write_manifest(categories={...})"
 AS_ROWS = "pass an array [n, features], a frame or table with named columns, or a list of rows"
 ADD_COLUMNS = "send one value for each feature in the manifest's order, or rows with names"
 ONE_NAME = "rename or drop one of the two"
 SAY_LABELS = "name the labels in the order of the codes in write_manifest(categories={...})"
 
 
-def by_policy(word: str, reason: str, *, feature: str | None = None, row: int | None = None) -> SchemaError:
-    """Return the error for a cell that the policy's word *word* would let in."""
-    return SchemaError(reason, remedy=LET_IN[word], policy=word, feature=feature, row=row)
+def by_policy(field: str, reason: str, *, feature: str | None = None, row: int | None = None) -> SchemaError:
+    """Return the error for a cell that is refused by the setting *field* of `RowPolicy`."""
+    return SchemaError(reason, remedy=LET_IN[field], policy=field, feature=feature, row=row)

@@ -1,8 +1,8 @@
 """
-Runs the engines of one loaded model: chooses engine and threads, and resets both after a fork.
+Runs the engines of one loaded model: chooses the engine and the threads, and resets both after a fork.
 
-The kernel is immutable memory. LightGBM's part has a booster and, for each thread, a bound call; a forked child leaves
-the parent's alone and loads them again when it first needs them.
+The kernel is immutable memory, so a forked child can use it. LightGBM's part is a booster, and a `RowCall` for each
+thread. A forked child never touches the parent's; it loads its own when it first needs them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from predictor.errors import EngineError, ModelTextError
 
 __all__ = ["Runtime"]
 
-# Nanoseconds per call: below the first the GIL is kept, because giving it back costs a busy process more than 50 us of
-# waiting others; above the second a batch is worth several threads.
+# Estimated nanoseconds per call. A shorter call keeps the GIL: in a busy process, to get the GIL back costs more than
+# other threads lose by waiting 50 us for it.
 _HOLD_GIL_BELOW = 45_000
-_SPLIT_ABOVE = 4_500_000
-_WALK_NS = 30  # LightGBM's walk of one row through one tree
-_CONTRIB_COST = 50  # one row's contributions against one row's prediction, in LightGBM
+_SPLIT_ABOVE = 4_500_000  # a longer call is split over several threads
+_WALK_NS = 30  # in LightGBM, one row through one tree
+_CONTRIB_COST = 50  # in LightGBM, how many times a row's contributions cost more than its prediction
 _Call = Callable[..., NDArray[Any]]  # rows, and whether to release the GIL
 
 
 class Runtime:
-    """Answers encoded rows; safe to share among threads."""
+    """Predicts encoded rows; safe to share among threads."""
 
     def __init__(
         self, parsed: ParsedModel, *, parse: Callable[[], ParsedModel], cells: Any, threads: int
@@ -47,9 +47,9 @@ class Runtime:
 
         Args:
             parsed: The checked model.
-            parse: Gives the same again, in a forked child.
+            parse: Returns *parsed* again; called in a forked child.
             cells: The extension's reader of plain cells, or None.
-            threads: That one large batch may be split over, >= 1.
+            threads: The most threads to split one large batch over, >= 1.
 
         Raises:
             ModelTextError: LightGBM does not load the text.
@@ -63,7 +63,7 @@ class Runtime:
         self.kernel = make_kernel(parsed)
         self._start(parsed)
         self.plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
-        """Answers one row of plain cells; None for a row that needs the schema's word. Missing without the kernel."""
+        """Predicts one row if its cells are plain; returns None if the schema must read it. None without a kernel."""
         self.kernel = self._checked(self.kernel, parsed, cells)
         _runtimes.add(self)
 
@@ -78,7 +78,7 @@ class Runtime:
         return cast("NDArray[np.float64]", call(values))
 
     def run(self, matrix: NDArray[np.float64], kind: int, per_row: int) -> NDArray[Any]:
-        """Return *per_row* numbers of *kind* for each row, computed in several threads where that pays."""
+        """Return *per_row* numbers of *kind* for each row; a large batch is split over threads."""
         kernel = self.kernel
         if isinstance(kernel, Kernel) and (kind != CONTRIB or kernel.explains):
             cost = kernel.cost(kind)
@@ -97,7 +97,7 @@ class Runtime:
         return answer(matrix, release=len(matrix) * cost >= _HOLD_GIL_BELOW)
 
     def _split(self, matrix: NDArray[np.float64], answer: _Call, step: int) -> NDArray[Any]:
-        """Share one batch among threads; rows are independent, so the bits do not depend on the cut."""
+        """Split one batch over threads; rows are independent, so the split does not change a bit of the answers."""
         with self._pool_guard:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="predictor")
@@ -106,12 +106,12 @@ class Runtime:
         return np.concatenate(list(pool.map(partial(answer, release=True), pieces)))
 
     def _start(self, parsed: ParsedModel) -> None:
-        """Load LightGBM's part; again in a forked child, where a thread that is gone may hold its locks."""
+        """Load LightGBM's part and reset threads; called again in a forked child."""
         try:
             booster = Booster(parsed.lightgbm_text(), width=self._width)
             if not self._is_linear and not (isinstance(self.kernel, Kernel) and self.kernel.explains):
                 _fill_tables(booster, self._outputs)
-        except EngineError as error:  # nothing known passes the checker and fails here
+        except EngineError as error:  # no known file passes `parse_model_text` and fails here
             raise ModelTextError(str(error)) from error
         self._booster = booster
         self._local = threading.local()
@@ -120,7 +120,7 @@ class Runtime:
         self._is_stale = False
 
     def _checked(self, kernel: Kernel | Refusal, parsed: ParsedModel, cells: Any) -> Kernel | Refusal:
-        """Return the kernel, if it can serve this model and gives LightGBM's numbers here; else why not."""
+        """Return the kernel if it gives LightGBM's numbers on this machine, else the reason why it does not serve."""
         if isinstance(kernel, Refusal):
             return kernel
         if not agrees(kernel, self._booster, parsed):
@@ -146,9 +146,10 @@ class Runtime:
 
     def _forget(self) -> None:
         """
-        In a forked child: leave the parent's native objects alone, for ever. The kernel is memory alone, and stays.
+        In a forked child: keep the parent's LightGBM objects alive for ever, unused, and mark them as stale.
 
-        Even freeing them could wait for a thread that did not survive the fork; their pages are shared anyway.
+        To free them could wait for a lock of a thread that does not exist in the child. Their pages are shared with the
+        parent anyway. The kernel has no locks or threads, so the child goes on using it.
         """
         _abandoned.append((self._booster, self._local))
         self._is_stale = True
@@ -157,7 +158,7 @@ class Runtime:
 
 
 def _fill_tables(booster: Booster, outputs: int) -> None:
-    """Ask for contributions once: the first call fills tables inside the booster, and must not be in a race."""
+    """Ask for contributions once: the first call fills tables inside the booster, which is not thread-safe."""
     booster.predict(np.zeros((1, booster.width)), CONTRIB, per_row=outputs * (booster.width + 1))
 
 
@@ -167,7 +168,7 @@ _abandoned: list[object] = []
 
 
 def _after_fork() -> None:
-    global _fork_guard  # noqa: PLW0603  the parent's lock may be held for ever in the child
+    global _fork_guard  # noqa: PLW0603  in the child, a lock that the parent held is never released
     _fork_guard = threading.Lock()
     for runtime in list(_runtimes):
         runtime._forget()  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""Compares the kernel with LightGBM, on rows that are hard for this model, before the kernel serves it."""
+"""Before the kernel serves a model, compares it with LightGBM on edge cases of that model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from predictor._trees import CATEGORICAL, Trees
 
 __all__ = ["agrees", "hard_rows"]
 
-_ROWS = 65  # a small tile and one row
-_LARGE = 257  # a large tile and one row
+# The kernel predicts a batch in tiles of 256 rows and of 64 rows; the last tile may be partly filled.
+_ROWS = 65
+_LARGE = 257
 _SINGLES = 8
 _ODD = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-36, -1e-35, -1.0, 3.9, 1e12)
-_CONTRIBUTION_ERROR = 1e-10  # of the largest contribution; measured are a few 1e-15
-# What LightGBM is asked for costs as much as loading where a model has hundreds of thousands of leaves; so there it is
-# asked about fewer rows, and about the contributions of its first trees.
-_WALKED, _FEWEST_ROWS = 2_000_000, 9  # leaves times rows
-_EXPLAINED = 40_000  # leaves
-_SCANNED = 100_000  # splits whose thresholds make rows
+_CONTRIBUTION_ERROR = 1e-10  # relative to the largest contribution; measured: a few 1e-15
+# For a model with hundreds of thousands of leaves, the full check in LightGBM would cost as much as loading. There it
+# uses fewer rows, and compares the contributions of the first trees only.
+_WALKED, _FEWEST_ROWS = 2_000_000, 9  # most leaves times rows; least rows
+_EXPLAINED = 40_000  # most leaves whose contributions are compared
+_SCANNED = 100_000  # most splits whose thresholds are used to make rows
 
 
 def hard_rows(trees: Trees, *, width: int, count: int = _ROWS) -> NDArray[np.float64]:
-    """Return float64 [count, width]: values on and beside splits, nulls, zeros, categories; always the same."""
+    """Return float64 [count, width]: thresholds, their neighbours, nulls, zeros, categories; always the same rows."""
     rows = np.zeros((count, width))
     split_feature, threshold = trees.split_feature[:_SCANNED], trees.threshold[:_SCANNED]
     numeric = (trees.decision_type[:_SCANNED] & CATEGORICAL) == 0
@@ -39,17 +40,17 @@ def hard_rows(trees: Trees, *, width: int, count: int = _ROWS) -> NDArray[np.flo
         pool = np.concatenate([cuts, np.nextafter(cuts, np.inf), np.nextafter(cuts, -np.inf), _ODD])
         if not numeric[own].all():
             pool = np.concatenate([np.arange(64.0), _ODD])
-        # Steps that share no factor with most sizes, so that rows mix the values of different features.
+        # Different steps per feature, prime to most pool sizes, so that rows combine the features' values in many ways.
         rows[:, feature] = pool[(np.arange(count) * 37 + feature * 101 + np.arange(count) // 7) % len(pool)]
     return rows
 
 
 def agrees(kernel: Kernel, booster: Booster, parsed: ParsedModel) -> bool:
     """
-    Whether *kernel* gives LightGBM's numbers: all bit for bit, but contributions to 1e-10 of the largest.
+    Whether *kernel* gives LightGBM's numbers: bit for bit, and contributions within 1e-10 of the largest one.
 
-    Asks for one row, both sizes of tile and their remainders. Cost: some 150 rows in LightGBM, 2 ms at 300 trees; fewer
-    rows where a model is large.
+    Tests single rows, both sizes of tile, and partly filled tiles. Cost: about 150 rows in LightGBM, 2 ms at 300 trees;
+    fewer rows for a large model.
     """
     text = parsed.summary
     width, outputs, trees = len(text.feature_names), text.n_outputs, text.n_trees
@@ -75,7 +76,7 @@ def agrees(kernel: Kernel, booster: Booster, parsed: ParsedModel) -> bool:
 
 
 def _explains_alike(kernel: Kernel, booster: Booster, parsed: ParsedModel, row: NDArray[np.float64]) -> bool:
-    """Whether *kernel* gives LightGBM's contributions for *row*, and they add up to the score."""
+    """Whether the contributions of *row* in *kernel* add up to the raw score and are LightGBM's."""
     text = parsed.summary
     width, outputs = len(text.feature_names), text.n_outputs
     shares = kernel.predict(row, CONTRIB, release=False)

@@ -1,4 +1,4 @@
-"""Finds what this process may use of its machine, and reads files of untrusted size."""
+"""Counts the processors that this process may use, and reads files of untrusted size."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PIECE = 1 << 20
 
 def available_cpus(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """
-    Return the processors this process may use, at least 1: its affinity mask, limited by its cgroup's CPU quota.
+    Return how many processors this process may use, at least 1: its affinity mask, limited by its cgroup's CPU quota.
 
-    Reads `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` and `cpu.cfs_period_us` (v1) below *cgroup*; elsewhere than on
-    Linux only the processor count is known.
+    Reads `cpu.max` (cgroup v2) or `cpu.cfs_quota_us` and `cpu.cfs_period_us` (v1) below *cgroup*. Systems other than
+    Linux have no cgroups; there it is the number of processors.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
@@ -24,22 +24,22 @@ def available_cpus(*, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """Processors' worth of time per period, or None where there is no limit."""
+    """Return the CPU quota in processors, such as 1.5, or None if there is no limit."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = " ".join((cgroup / name).read_text("ascii") for name in files).split()
             if int(quota) > 0 and int(period) > 0:
                 return int(quota) / int(period)
-        except (OSError, ValueError):  # absent, or the word "max": no limit here
+        except (OSError, ValueError):  # no such file, or the word "max": no limit
             continue
     return None
 
 
 def read_at_most(path: str | os.PathLike[str], limit: int) -> bytes | None:
     """
-    Return the bytes of *path*, or None where there are more than *limit* of them.
+    Return the bytes of *path*, or None if there are more than *limit*.
 
-    Piece by piece, so that a sparse file of terabytes or an endless device costs no more memory than *limit*.
+    Reads in pieces, so that a sparse file of terabytes or an endless device takes no more memory than *limit*.
 
     Raises:
         OSError: The file cannot be read.

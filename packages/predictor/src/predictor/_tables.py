@@ -1,4 +1,4 @@
-"""Reads tables with named columns by their interface; no data-frame library is imported."""
+"""Reads tables with named columns through their methods, without importing a data-frame library."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _FLOATS = frozenset({"float64", "float32", "Float64", "Float32"})  # pandas, pan
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
     """
-    A column that is stored as positions in a list of labels: a category of pandas or Polars, a dictionary of Arrow.
+    A dictionary-encoded column: positions in a list of labels (a category in pandas and Polars, a dictionary in Arrow).
 
-    The positions are the frame's own, and change from frame to frame; the labels are what the column means.
+    The same label may have another position in another frame, so only the labels are used.
     """
 
     positions: NDArray[np.int64]  # -1: null
@@ -32,12 +32,12 @@ class Labelled:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Any]:
-        cells = [*self.labels, None]  # where position -1 finds its null
+        cells = [*self.labels, None]  # position -1 finds this None
         return (cells[position] for position in self.positions.tolist())
 
 
 def is_table(rows: Any) -> bool:
-    """Whether *rows* is something that `columns_of` understands."""
+    """Whether `columns_of` can read *rows*."""
     if isinstance(rows, np.ndarray):
         return rows.dtype.names is not None
     is_frame = hasattr(rows, "to_numpy") and hasattr(rows, "columns")
@@ -46,11 +46,11 @@ def is_table(rows: Any) -> bool:
 
 def columns_of(rows: Any) -> Mapping[str, Any] | None:
     """
-    Return *rows* as columns by name, or None where it is no table.
+    Return the columns of *rows* by name, or None if *rows* is not a table.
 
-    Understood are pandas and Polars frames (`columns`, `frame[name]`), Arrow tables (`column_names`) and NumPy record
-    arrays. A pandas category column gives its labels, never its codes: those change from frame to frame. A name that
-    is no text counts as `str(name)`, which is what LightGBM trains on.
+    Reads pandas and Polars frames (`columns`, `frame[name]`), Arrow tables (`column_names`) and NumPy record arrays. Of
+    a pandas category column it uses the labels, never the codes, which change from frame to frame. A name that is not
+    text becomes `str(name)`, as LightGBM does in training.
 
     Raises:
         SchemaError: A column name is repeated.
@@ -70,9 +70,9 @@ def columns_of(rows: Any) -> Mapping[str, Any] | None:
 
 def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
     """
-    Return a frame of nothing but floats, with its columns named *names* in that order, as one array; else None.
+    Return a frame as one array if all its columns are floats and named *names*, in that order; else None.
 
-    Column by column is right for every frame; this is five times faster for the plainest ones.
+    This is five times faster than `columns_of`, which reads any frame.
     """
     if not hasattr(rows, "to_numpy") or not hasattr(rows, "columns") or not hasattr(rows, "dtypes"):
         return None
@@ -83,18 +83,18 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
 
 
 def is_sparse(rows: Any) -> bool:
-    """Whether *rows* is a sparse matrix of SciPy's kind, in any of its formats."""
+    """Whether *rows* is a SciPy sparse matrix or array, in any format."""
     return hasattr(rows, "tocsr") and hasattr(rows, "nnz") and len(getattr(rows, "shape", ())) == 2
 
 
 def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[np.float64]]:
     """
-    Yield a sparse matrix as dense float64 pieces of at most *cells* cells each, or one row.
+    Yield a sparse matrix as dense float64 pieces [rows, width] of at most *cells* cells each, but at least one row.
 
-    An entry that is not stored is 0.0, as to LightGBM; an explicit NaN is missing.
+    As in LightGBM, an entry that is not stored is 0.0, and an explicit NaN is missing.
 
     Raises:
-        SchemaError: An entry is stored twice: SciPy adds the two, LightGBM takes the last.
+        SchemaError: An entry is stored twice: SciPy would add the two, LightGBM would use the last.
     """
     rows = rows.tocsr()
     height, width = rows.shape
@@ -106,7 +106,7 @@ def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[np.floa
         places = np.repeat(np.arange(len(starts) - 1) * width, np.diff(starts)) + columns
         if len(np.unique(places)) < len(places):
             raise SchemaError(
-                "an entry of the sparse matrix is there twice", remedy="call its sum_duplicates()"
+                "the sparse matrix has an entry that is there twice", remedy="call its sum_duplicates()"
             )
         dense = np.zeros((len(starts) - 1) * width, np.float64)
         dense[places] = rows.data[within]
@@ -114,8 +114,8 @@ def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[np.floa
 
 
 def plain(values: NDArray[Any]) -> NDArray[Any]:
-    """Return *values* as an array of no subclass, its masked cells null; most conversions would drop the mask."""
-    if not isinstance(values, np.ma.MaskedArray) or values.dtype.kind in "mM":  # times are refused anyway
+    """Return *values* as a plain ndarray, with masked cells as None; most conversions would drop the mask."""
+    if not isinstance(values, np.ma.MaskedArray) or values.dtype.kind in "mM":  # times are refused later
         return np.asarray(values)
     cells = values.data.astype(object)
     cells[np.ma.getmaskarray(values)] = None
@@ -123,18 +123,20 @@ def plain(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _values(column: Any) -> Any:
-    """Return one column as an array where that is exact, as labels or Python values where it is not."""
+    """Return one column as `Labelled` if it has labels, as an array if that is exact, else as Python values."""
     labelled = _labelled(column)
     if labelled is not None:
         return labelled
     if getattr(column, "hasnans", False) and not isinstance(column.dtype, np.dtype):
-        return column.to_numpy(dtype=object)  # pandas, too, would turn whole numbers with nulls into floats
+        return column.to_numpy(dtype=object)  # pandas would turn whole numbers with nulls into floats
     nulls = getattr(column, "null_count", 0)  # a number in Arrow, a method in Polars
-    if nulls() if callable(nulls) else nulls:  # both would turn whole numbers with nulls into floats
+    if (
+        nulls() if callable(nulls) else nulls
+    ):  # Arrow and Polars would turn whole numbers with nulls into floats
         return _listed(column)
     try:
         return column.to_numpy()
-    except Exception:  # of the frame's library: text in an Arrow batch, or a type that NumPy does not have
+    except Exception:  # each library raises its own: for text in an Arrow batch, or a type that NumPy lacks
         return _listed(column)
 
 
@@ -143,7 +145,7 @@ def _listed(column: Any) -> Any:
 
 
 def _labelled(column: Any) -> Labelled | None:
-    """Return a column of labels by its positions, or None where it is of another kind."""
+    """Return a dictionary-encoded column of pandas, Polars or Arrow, or None if it is another kind of column."""
     if hasattr(column, "cat") and hasattr(getattr(column.dtype, "categories", None), "tolist"):  # pandas
         return Labelled(np.asarray(column.cat.codes, np.int64), column.cat.categories.tolist())
     if hasattr(column, "to_physical") and str(column.dtype).split("(")[0] in (
@@ -151,12 +153,12 @@ def _labelled(column: Any) -> Labelled | None:
         "Enum",
     ):  # Polars
         used = column.drop_nulls().unique()
-        order = used.to_physical().arg_sort()  # numbers may have gaps: Polars shares them among columns
+        order = used.to_physical().arg_sort()  # the numbers may have gaps, because Polars columns share them
         numbers = used.to_physical().cast(int).to_numpy()[order.to_numpy()]
         stored = column.to_physical().cast(int).fill_null(-1).to_numpy()
         positions = np.where(stored < 0, -1, np.searchsorted(numbers, stored))
         return Labelled(positions.astype(np.int64), used.gather(order).cast(str).to_list())
-    if hasattr(column, "combine_chunks") and hasattr(column, "type"):  # a column of several pieces, of Arrow
+    if hasattr(column, "combine_chunks") and hasattr(column, "type"):  # Arrow's ChunkedArray
         column = column.unify_dictionaries() if hasattr(column, "unify_dictionaries") else column
         column = column.combine_chunks()
     if hasattr(column, "dictionary") and hasattr(column, "indices"):  # Arrow

@@ -1,4 +1,4 @@
-"""Reads the lines of one tree of a model file, and writes the text of the tree for LightGBM."""
+"""Reads the lines of a model file's trees, and writes the text of each tree for LightGBM."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Table", "spread"]
 
 _INT32 = (1 << 31) - 1
 _COUNT = re.compile(rb"[0-9]{1,9}")
-# Lines of a tree that LightGBM's loader knows. A line of another name would be dropped by it without a word; as it
-# may be one that a later LightGBM needs to predict right, it is refused.
+# The lines of a tree that LightGBM's loader knows. It silently ignores any other line. Such a line is refused here,
+# because a later LightGBM may need it for right predictions.
 _KNOWN = frozenset(
     b"num_leaves num_cat split_feature split_gain threshold decision_type left_child right_child leaf_value"
     b" leaf_weight leaf_count internal_value internal_weight internal_count cat_boundaries cat_threshold"
     b" is_linear leaf_const num_features leaf_features leaf_coeff shrinkage".split()
 )
 _OF_CATEGORIES = ("cat_boundaries", "cat_threshold")  # lines that only a tree with categorical splits has
-# A tree as LightGBM 3 and 4 write it, unless its leaves are linear. The groups k1 to k4 are what is kept for LightGBM.
+# A tree without linear leaves, as LightGBM 3 and 4 write it. The groups k1 to k4 are the text that LightGBM gets.
 _USUAL = re.compile(
     rb"(?P<k1>Tree=[0-9]+\nnum_leaves=(?P<num_leaves>[0-9]{1,9})\nnum_cat=(?P<num_cat>[0-9]{1,9})\n"
     rb"split_feature=(?P<split_feature>.*)\n)split_gain=(?P<split_gain>.*)\n"
@@ -37,9 +37,7 @@ _USUAL = re.compile(
     rb"(?:cat_boundaries=(?P<cat_boundaries>.*)\ncat_threshold=(?P<cat_threshold>.*)\n)?(?:is_linear=0\n)?"
     rb"shrinkage=(?P<shrinkage>.*)\n)\n\n"
 )
-
-
-# The same groups by position: what `re` gives at once for a tree.
+# The names of these groups in the order of `Match.groups()`.
 _GROUPS = tuple(sorted(_USUAL.groupindex, key=_USUAL.groupindex.__getitem__))
 _KEPT = ("k1", "k2", "k3", "k4")
 
@@ -49,14 +47,15 @@ class Table:
     The lines of all trees, read column by column.
 
     Attributes:
-        text: For each tree the block that LightGBM is given.
-        is_linear: For each tree whether its leaves hold regressions.
-        leaves: For each tree how many leaves it has, at least 1; *nodes* is one less.
-        sets: For each tree how many category sets it has.
+        text: Per tree, the block that LightGBM gets.
+        is_linear: Per tree, whether its leaves hold linear models.
+        leaves: Per tree, the number of leaves, at least 1.
+        nodes: Per tree, the number of splits: one less than leaves.
+        sets: Per tree, the number of category sets.
     """
 
     def __init__(self, blocks: Iterable[bytes], *, width: int) -> None:
-        """Read the `Tree=` blocks of a model over *width* features."""
+        """Read the `Tree=` blocks of a model with *width* features."""
         rows, linear = [], set[int]()
         for tree, block in enumerate(blocks):
             usual = _USUAL.fullmatch(block)
@@ -84,45 +83,49 @@ class Table:
         return len(self.text)
 
     def _counts(self, name: str) -> list[int]:
-        """Return a line that is one whole number in each tree."""
+        """Return the line *name* of each tree, which must be one whole number."""
         return [_count(text, name, tree) for tree, text in enumerate(self._columns[name])]
 
     def lines(self, name: str, sizes: Sequence[int], *, optional: bool = False) -> NumberLines:
-        """Return the line *name* of each tree, empty where a tree needs none; an *optional* one may be absent."""
+        """Return the line *name* of each tree, of *sizes* numbers each; an *optional* line may be absent."""
         values: Sequence[bytes | None] = self._columns[name]
         if 0 in sizes and name in _OF_CATEGORIES:
             values = [value if size else b"" for value, size in zip(values, sizes, strict=True)]
         if optional and (None in values or 1 in self.leaves):
-            # LightGBM leaves the counts of a tree without splits out, or writes them empty.
+            # For a tree without splits, LightGBM omits such a line or leaves it empty.
             present = [
                 value is not None and (value != b"" or leaves > 1)
                 for value, leaves in zip(values, self.leaves, strict=True)
             ]
             sizes = [size if there else 0 for size, there in zip(sizes, present, strict=True)]
-        elif None in values:  # never so where the lines are optional
+        elif None in values:
             raise ModelTextError(f"line {name!r} is missing", tree=values.index(None))
         return NumberLines(name, [value or b"" for value in values], sizes)
 
     def ints(self, name: str, sizes: Sequence[int], *, low: int, high: int) -> NDArray[np.int64]:
-        """Return the whole numbers of line *name* of all trees, each within *low*..*high*."""
+        """Return the whole numbers of all trees in the line *name*, each within *low*..*high*."""
         return read_ints(self.lines(name, sizes), low=low, high=high)
 
     def counts(self, name: str, sizes: Sequence[int]) -> NDArray[np.int32]:
-        """Return how many training rows reached each node or leaf; zeros where a tree does not say."""
+        """Return how many training rows reached each node or leaf; zeros for a tree without this line."""
         lines = self.lines(name, sizes, optional=True)
         found = read_ints(lines, low=0, high=_INT32).astype(np.int32)
         return spread(found, lines.sizes, sizes)
 
 
 def spread(numbers: NDArray[Any], found: Sequence[int], sizes: Sequence[int]) -> NDArray[Any]:
-    """Put the numbers of the trees that have them in their places, zeros in the others'."""
+    """
+    Spread the numbers of some trees over all trees, with zeros for the others.
+
+    *sizes* is the number of entries of each tree; *found* is the same, or 0 for a tree that has no numbers.
+    """
     whole = np.zeros(sum(sizes), numbers.dtype)
     whole[np.repeat(np.array(found) > 0, sizes)] = numbers
     return whole
 
 
 def _lines(block: bytes, tree: int) -> dict[str, bytes]:
-    """Return the lines of one block by name; its first, `Tree=`, was read by the caller."""
+    """Return the lines of one block by name, without the first line, `Tree=`, which the caller has checked."""
     _, _, body = block.rstrip(b"\n").partition(b"\n")
     lines = body.split(b"\n")
     try:
@@ -130,7 +133,7 @@ def _lines(block: bytes, tree: int) -> dict[str, bytes]:
     except ValueError:
         line = next(line for line in lines if b"=" not in line)
         raise ModelTextError(
-            f"a line that is no 'name=value': {line[:40].decode('ascii', 'replace')!r}", tree=tree
+            f"a line is not 'name=value': {line[:40].decode('ascii', 'replace')!r}", tree=tree
         ) from None
     if len(found) != len(lines):
         names = [line.partition(b"=")[0] for line in lines]
@@ -139,13 +142,14 @@ def _lines(block: bytes, tree: int) -> dict[str, bytes]:
     if not found.keys() <= _KNOWN:
         unknown = min(found.keys() - _KNOWN)
         raise ModelTextError(
-            f"line {unknown[:40].decode('ascii', 'replace')!r} is none that LightGBM 3 or 4 writes", tree=tree
+            f"line {unknown[:40].decode('ascii', 'replace')!r} is not one that LightGBM 3 or 4 writes",
+            tree=tree,
         )
     return {name.decode(): value for name, value in found.items()}
 
 
 def _is_linear(lines: dict[str, bytes], width: int, tree: int) -> bool:
-    """Check the small regressions that a linear tree adds to its leaves; their features are indices too."""
+    """Return whether the tree has linear leaves, after checking their constants, features and coefficients."""
     if _count(lines.get("is_linear", b"0"), "is_linear", tree) == 0:
         return False
     leaves = _count(lines.get("num_leaves"), "num_leaves", tree)
@@ -164,18 +168,18 @@ def _is_linear(lines: dict[str, bytes], width: int, tree: int) -> bool:
         read_floats(line("leaf_coeff", total))
     except ModelTextError as error:
         raise ModelTextError(error.reason, tree=tree) from error
-    # These two lines are read by std::stod, which aborts on what a normal float64 cannot hold, however small.
+    # LightGBM reads these two lines by std::stod, which throws on infinite and subnormal numbers: the process aborts.
     if not all(
         map(_is_normal, filter(None, b" ".join((lines["leaf_const"], lines["leaf_coeff"])).split(b" ")))
     ):
         raise ModelTextError(
-            "a linear leaf's constant or coefficient is infinite, not a number or subnormal", tree=tree
+            "a constant or coefficient of a linear leaf is infinite, not a number or subnormal", tree=tree
         )
     return True
 
 
 def _count(text: bytes | None, name: str, tree: int) -> int:
-    """Return the one whole number of the line *name*."""
+    """Return the whole number that is the value *text* of the line *name*."""
     if text is None:
         raise ModelTextError(f"line {name!r} is missing", tree=tree)
     if not _COUNT.fullmatch(text):
@@ -184,13 +188,17 @@ def _count(text: bytes | None, name: str, tree: int) -> int:
 
 
 def _is_normal(text: bytes) -> bool:
-    """Whether *text* is zero or finite and larger than the smallest normal float64, also before rounding."""
+    """
+    Whether *text* is zero, or finite and larger than the smallest normal float64.
+
+    That one itself is excluded, because a smaller number may have been rounded up to it.
+    """
     size = abs(float(text))
     return sys.float_info.min < size < math.inf or re.match(rb"[-+]?[0.]+(?:e|$)", text) is not None
 
 
 def _written(lines: Mapping[str, bytes], *, is_linear: bool, tree: int) -> bytes:
-    """Write one tree for LightGBM: the lines above that it computes with, without the blank ones it ends with."""
+    """Write one tree for LightGBM: the lines that predictions and contributions need, without the final blank lines."""
     names = (
         *(
             "num_leaves",

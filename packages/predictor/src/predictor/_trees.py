@@ -1,8 +1,8 @@
 """
-Checks the trees of a model file and holds them as arrays: indices in range, each node reached exactly once.
+Checks the trees of a model file (indices in range, each node reached exactly once) and holds them as arrays.
 
-`parse_trees` also writes the text that LightGBM is given: the lines that were checked, in LightGBM's own order, and no
-other. Lines that no prediction or contribution depends on (weights, values and gains of inner nodes) are left out.
+`parse_trees` also writes the text that LightGBM gets: only lines that were checked, in LightGBM's order. It omits lines
+that no prediction or contribution depends on (weights, and values and gains of inner nodes).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CATEGORICAL, MISSING = 0b0001, 0b1100  # bits of decision_type (LightGBM's tree.
 _COUNT = re.compile(r"[0-9]{1,9}")
 _UINT32 = 1 << 32
 _INT32 = (1 << 31) - 1
-# LightGBM's contributions recurse along a branch, over a table that grows by the square of the deepest one: at some
-# ten thousand splits the process aborts. Trained trees stay far below.
+# For contributions LightGBM recurses along a branch, with a table as large as the square of the deepest branch. At
+# about ten thousand splits the process aborts. Trained trees are far less deep.
 _DEEPEST = 4_096
 
 
@@ -36,38 +36,37 @@ class Trees:
     """
     All trees of a model, checked, in flat arrays; tree `t` has the nodes `node_start[t]:node_start[t + 1]`.
 
-    A tree of L leaves has L - 1 nodes; its root is its first node, and a tree of one leaf has none. Nodes and leaves
-    are numbered within their tree. Everything is as in the file: what LightGBM does with it is LightGBM's tree.h.
-    `split_gain` is converted from text when it is first asked for: no prediction needs it.
+    A tree of L leaves has L - 1 nodes (splits). Its root is its first node; a tree of one leaf has no node. Nodes and
+    leaves are numbered from 0 in each tree. The values are those of the file; LightGBM's tree.h defines their meaning.
+    `split_gain` is converted from text on first use, because no prediction needs it.
     """
 
     node_start: NDArray[np.int64]  # [trees + 1]
     leaf_start: NDArray[np.int64]  # [trees + 1]
     split_feature: NDArray[np.int32]  # [nodes]: position of the feature in the model
-    decision_type: NDArray[
-        np.uint8
-    ]  # [nodes]: bit 0 categorical, bit 1 missing goes left, bits 2-3 what is missing
+    # [nodes]: bit 0 categorical, bit 1 missing values go left, bits 2-3 what is missing (0 nothing, 1 zero, 2 NaN)
+    decision_type: NDArray[np.uint8]
     left_child: NDArray[np.int32]  # [nodes]: >= 0 a node of this tree, < 0 the leaf ~child
     right_child: NDArray[np.int32]  # [nodes]
-    internal_count: NDArray[np.int32]  # [nodes]: training rows; zeros where the file has none
-    leaf_count: NDArray[np.int32]  # [leaves]: training rows; zeros where the file has none
+    internal_count: NDArray[np.int32]  # [nodes]: training rows; zeros if the file does not say
+    leaf_count: NDArray[np.int32]  # [leaves]: training rows; zeros if the file does not say
     category_start: NDArray[np.int64]  # [nodes]: first word of a categorical split in category_words; else 0
     category_size: NDArray[np.int32]  # [nodes]: how many words; 0 for a numeric split
-    category_words: NDArray[np.uint32]  # bit c % 32 of word c // 32: category c goes left
-    threshold: NDArray[np.float64]  # [nodes]: a numeric split sends x <= threshold left; it may be infinite
+    category_words: NDArray[np.uint32]  # bit c % 32 of word c // 32 is 1 if category c goes left
+    threshold: NDArray[np.float64]  # [nodes]: a numeric split sends x <= threshold left; may be infinite
     leaf_value: NDArray[np.float64]  # [leaves]: finite
-    is_linear: NDArray[np.bool_]  # [trees]: leaves hold regressions, which are not in these arrays
-    text: bytes = field(repr=False)  # the blocks that LightGBM is given, one after the other
-    text_sizes: NDArray[np.int64]  # [trees]: their bytes
+    is_linear: NDArray[np.bool_]  # [trees]: the leaves hold linear models, which are not in these arrays
+    text: bytes = field(repr=False)  # the blocks that LightGBM gets, one after the other
+    text_sizes: NDArray[np.int64]  # [trees]: the bytes of each block
     split_gain_text: bytes = field(repr=False)
-    split_gain_sizes: tuple[int, ...] = field(repr=False)  # [trees]: 0 where a tree has no such line
+    split_gain_sizes: tuple[int, ...] = field(repr=False)  # [trees]: 0 for a tree without this line
 
     def __len__(self) -> int:
         return len(self.text_sizes)
 
     @cached_property
     def split_gain(self) -> NDArray[np.float64]:
-        """[nodes]: zeros where the file has none."""
+        """[nodes]: the gain of each split; zeros if the file does not say."""
         found, sizes = self.split_gain_sizes, np.diff(self.node_start)
         return spread(to_floats(self.split_gain_text), found, sizes.tolist())
 
@@ -98,23 +97,23 @@ class Trees:
         )
 
     def tree_of(self, node: int) -> int:
-        """Return the tree that the node at position *node* of the arrays belongs to."""
+        """Return the number of the tree to which position *node* of the arrays belongs."""
         return int(np.searchsorted(self.node_start, node, side="right")) - 1
 
 
 def parse_trees(data: bytes, start: int, sizes: str, *, width: int) -> tuple[Trees, int]:
     """
-    Check the trees of a model file over *width* features; return them as arrays, and where they end in *data*.
+    Check the trees of a model file; return them as arrays, and the offset in *data* where they end.
 
     Args:
         data: The whole file.
-        start: Where its first `Tree=` line begins.
-        sizes: The header's `tree_sizes`.
-        width: Features of the model.
+        start: The offset of the first `Tree=` line.
+        sizes: The value of the header line `tree_sizes`.
+        width: The number of features.
 
     Raises:
-        ModelTextError: A missing, repeated or unknown line, a wrong length, an index out of range, a node that is
-            reached twice or never, or a leaf whose value is not finite; `tree` says where.
+        ModelTextError: A line is missing, repeated, unknown or of the wrong length; an index is out of range; a node is
+            reached twice or never; or a leaf value is not finite. `tree` says where.
 
     Cost: linear in the size of the file.
     """
@@ -127,7 +126,7 @@ def parse_trees(data: bytes, start: int, sizes: str, *, width: int) -> tuple[Tre
 
 
 def _blocks(data: bytes, start: int, sizes: str) -> tuple[list[bytes], int]:
-    """Cut the trees apart by `tree_sizes`, which is how LightGBM finds them: those bytes must be the trees exactly."""
+    """Split the trees by `tree_sizes`, as LightGBM does; each size must be exactly that of its tree."""
     texts = sizes.split(" ")
     if not all(map(_COUNT.fullmatch, texts)):
         raise ModelTextError("tree_sizes must be whole numbers")
@@ -144,7 +143,7 @@ def _blocks(data: bytes, start: int, sizes: str) -> tuple[list[bytes], int]:
 
 
 def _read_blocks(blocks: Iterable[bytes], *, width: int) -> Trees:
-    """Check any trees, line by line."""
+    """Check and read trees in any layout, line by line."""
     table = Table(blocks, width=width)
     node_start, leaf_start = _starts(table.nodes), _starts(table.leaves)
     leaf_value = _finite(to_floats(read_floats(table.lines("leaf_value", table.leaves))), leaf_start)
@@ -153,7 +152,7 @@ def _read_blocks(blocks: Iterable[bytes], *, width: int) -> Trees:
         ("leaf_weight", table.leaves),
         ("internal_value", table.nodes),
         ("internal_weight", table.nodes),
-    ):  # not given to LightGBM; a wrong length tells of a damaged file
+    ):  # LightGBM does not get these lines, but a wrong length shows that the file is damaged
         table.lines(name, sizes, optional=True).joined()
     decision_type = table.ints(
         "decision_type", table.nodes, low=0, high=0b1011
@@ -192,7 +191,7 @@ def _head(text: bytes, count: int) -> bytes:
 
 
 def _finite(values: NDArray[np.float64], leaf_start: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Refuse leaf values of which one is infinite, and return them."""
+    """Return *values*, the leaf values, if all are finite."""
     infinite = ~np.isfinite(values)
     if infinite.any():
         tree = int(np.searchsorted(leaf_start, int(infinite.argmax()), side="right")) - 1
@@ -213,10 +212,10 @@ def _check_shape(
     leaf_start: NDArray[np.int64],
 ) -> None:
     """
-    Every node but the root has one parent, and a parent is numbered below its child.
+    Check that each node but the root has one parent, and that the parent's number is smaller.
 
-    LightGBM numbers a node when it splits, so a child is always later: that order excludes cycles, which its walk
-    would follow for ever.
+    LightGBM numbers nodes in the order of splitting, so a child always has the larger number. This order excludes
+    cycles, in which a tree walk would never end.
     """
     sizes = np.diff(node_start)
     nodes = np.arange(len(left))
@@ -238,9 +237,10 @@ def _check_shape(
         inner = child >= 0
         node_hits += np.bincount((child + first)[inner], minlength=len(left))
         leaf_hits += np.bincount((first_leaf - child - 1)[~inner], minlength=len(leaf_hits))
+    # A root has no parent; nor has the only leaf of a tree without splits.
     roots = node_start[:-1][sizes > 0]
-    node_hits[roots] += 1  # a root is reached from outside
-    leaf_hits[leaf_start[:-1][sizes == 0]] += 1  # and so is the one leaf of a tree without splits
+    node_hits[roots] += 1
+    leaf_hits[leaf_start[:-1][sizes == 0]] += 1
     refuse(node_hits != 1, "a node is reached twice or never")
     if (leaf_hits != 1).any():
         tree = int(np.searchsorted(leaf_start, int((leaf_hits != 1).argmax()), side="right")) - 1
@@ -261,12 +261,12 @@ def _categories(
     threshold: NDArray[np.float64],
     node_start: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]:
-    """Return where each categorical split's slice of the shared bit sets begins, its size, and the bit sets."""
+    """Return `category_start`, `category_size` and `category_words` of `Trees`."""
     num_cat = table.sets
     start, size = np.zeros(len(decision_type), np.int64), np.zeros(len(decision_type), np.int64)
     nodes = np.flatnonzero(decision_type & CATEGORICAL)
     tree_of = np.searchsorted(node_start, nodes, side="right") - 1
-    chosen = threshold[nodes]  # of a categorical split the number of its set
+    chosen = threshold[nodes]  # in a categorical split, the threshold is the number of its category set
     right = (chosen >= 0) & (chosen < np.array(num_cat)[tree_of]) & (chosen == np.floor(chosen))
     if not right.all():
         raise ModelTextError(
@@ -279,7 +279,7 @@ def _categories(
     limits = read_ints(table.lines("cat_boundaries", counts), low=0, high=_INT32)
     firsts = _starts([counts[tree] for tree in with_sets])
     falls = np.diff(limits) < 0
-    falls[firsts[1:-1] - 1] = False  # from one tree to the next they may
+    falls[firsts[1:-1] - 1] = False  # each tree begins at 0 again
     if limits[firsts[:-1]].any() or falls.any():
         raise ModelTextError("cat_boundaries must rise from 0")
     lengths = [0] * len(num_cat)

@@ -1,8 +1,8 @@
 """
-The trees of a model file as LightGBM 3 and 4 write them, read by the extension in one pass.
+Reads the trees of a model file with the extension, in one pass, if they are laid out as LightGBM 3 and 4 write them.
 
-What passes here passes in `_trees.py` too, with the same arrays: a test compares the two. Anything else, and every file
-where the extension is not built, is read there, where alone it is decided what is refused and how it is named.
+`_trees.py` accepts the same trees and makes the same arrays; a test compares the two. It reads all other files, and
+every file if the extension is not built. Only `_trees.py` refuses a file, so each error has one text.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ except ImportError:  # no compiler when this was installed
 __all__ = ["usual_trees"]
 
 _PIECE = 1 << 20
-"""Bytes of text that are read without letting other threads run: some milliseconds."""
+"""Bytes of text that are read in one call, which holds the GIL for some milliseconds."""
 
 
 def usual_trees(data: bytes, start: int, sizes: bytes, *, width: int) -> dict[str, Any] | None:
     """
-    Return the fields of `Trees` for the trees that begin at *start*, or None where one of them is not usual.
+    Return the fields of `Trees`, or None if a tree is not in the usual layout.
 
     Args:
         data: The whole file.
-        start: Where its first `Tree=` line begins.
-        sizes: The header's `tree_sizes`.
-        width: Features of the model.
+        start: The offset of the first `Tree=` line.
+        sizes: The value of the header line `tree_sizes`.
+        width: The number of features.
     """
     if os.environ.get("PREDICTOR_ENGINE") == "lightgbm" or _kernel is None:
         return None

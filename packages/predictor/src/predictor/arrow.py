@@ -1,9 +1,9 @@
 """
-Score tables with a verified model, in any engine that calls a function for a batch of rows.
+Scores tables with a verified model, in any engine that calls a function for a batch of rows.
 
-One `Scorer` is made where the work is planned and sent to where it is done; each process there loads the model once,
-and checks that its file has the very bytes that the planner saw. DuckDB, Polars, Dask, Ray Data and Spark take it as it
-is: docs/predictor/scale-out.md has an example of each.
+Make one `Scorer` in the driver process; the engine pickles it and sends it to its workers. Each worker process loads
+the model once, and checks that the file has the same bytes as in the driver. DuckDB, Polars, Dask, Ray Data and Spark
+can use it: docs/predictor/scale-out.md has an example of each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _loading = threading.Lock()
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """
-    A function from tables to tables with answers; it may be pickled, and is safe to share among threads.
+    A function that adds a model's answers to a table; it can be pickled, and is safe to share among threads.
 
     Example:
         >>> from predictor.arrow import Scorer
@@ -42,9 +42,9 @@ class Scorer:
         predictor.errors.ManifestError: no manifest at 'absent.txt.manifest.json' ...
 
     Attributes:
-        path: The model file, at the same place on every machine; its manifest stands beside it.
+        path: The model file, with its manifest beside it; at the same path on every machine.
         raw: Whether the answers are raw scores.
-        sha256: What the file's bytes must hash to; filled in from the manifest that is here now.
+        sha256: The SHA-256 that the file must have; default that in the manifest here and now.
         names: The columns of answers: `prediction`, or `p_<class>` for each class; raw scores: `raw`, `raw_<class>`.
     """
 
@@ -72,11 +72,11 @@ class Scorer:
         Return *rows* with the answers as further columns.
 
         Args:
-            rows: An Arrow `Table` or `RecordBatch`, a Polars or a pandas frame; other columns than the model's are
-                passed through.
+            rows: An Arrow `Table` or `RecordBatch`, a Polars or a pandas frame. Columns that are not features of the
+                model are kept.
 
         Returns:
-            The same kind of table: each of `names`, float64.
+            The same kind of table, with one more float64 column for each of `names`.
 
         Raises:
             SchemaError: A name or cell does not fit, or a column has the name of an answer.
@@ -99,15 +99,16 @@ class Scorer:
         return type(rows).from_arrays(arrays, names=[*names, *self.names])
 
     def batches(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield each Arrow record batch with its answers, as Spark's `mapInArrow` wants it; errors as a call."""
+        """Yield each Arrow record batch with its answers, for Spark's `mapInArrow`; errors as `__call__`."""
         for batch in batches:
             yield self(batch)
 
     def columns(self, *columns: Any) -> Any:
         """
-        Return one Arrow array of answers to *columns*, Arrow arrays in the order of the model's features.
+        Return one Arrow array of answers to *columns*: Arrow arrays in the order of the model's features.
 
-        For a user-defined function of DuckDB, whose arguments have no names. Several answers a row are a list.
+        For a user-defined function of DuckDB, whose arguments have no names. If a row has several answers, they are one
+        list per row.
 
         Raises:
             SchemaError: There are more or fewer columns than features, or a cell does not fit.
@@ -144,5 +145,5 @@ def _load_once(path: str, sha256: str) -> Model:
 
 
 def _load(path: str, sha256: str) -> Model:
-    with _loading:  # so that threads that come together load once
+    with _loading:  # threads that come at the same time load the model once
         return _load_once(path, sha256)

@@ -1,7 +1,8 @@
 """
-Predicts concurrent single rows of one event loop together.
+Collects the single rows of concurrent tasks on one event loop, and predicts them in one call.
 
-Measure before using it: `Model.predict_row` inline has less overhead, and wins at most loads (README, "When to batch").
+Measure before you use it: to call `Model.predict_row` directly has less overhead and is faster at most loads (README,
+"When to batch").
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ class _Request:
 
 class Batcher:
     """
-    Collects rows for one turn of the event loop, or *max_wait* seconds, and predicts them in one call.
+    Collects rows for one iteration of the event loop, or for *max_wait* seconds, and predicts them in one call.
 
-    A batch is answered by one model, whatever is swapped meanwhile. A bad row fails alone; a cancelled one is not
-    computed. Belongs to the loop of its first call, on whose thread it predicts; asyncio only.
+    One model answers a whole batch, even if the slot swaps its model meanwhile. A bad row fails alone; a cancelled one
+    is not computed. A batcher belongs to the event loop of its first call and predicts on that loop's thread; asyncio
+    only.
     """
 
     def __init__(
@@ -48,14 +50,14 @@ class Batcher:
     ) -> None:
         """
         Args:
-            slot: Where the model comes from, asked once per batch.
-            max_rows: Rows per call into LightGBM, >= 1.
-            max_wait: Seconds a first row waits for company; 0.0 is the next turn of the loop. A lone client
-                pays all of it on every request.
-            max_queue: Rows that may wait at once; one more raises `Overloaded`.
+            slot: Gives the current model, once per batch.
+            max_rows: Most rows in one batch, >= 1.
+            max_wait: Seconds that the first row waits for others; 0.0: until the next iteration of the loop. A single
+                client waits this long on every request.
+            max_queue: Most rows that may wait; the next one raises `Overloaded`.
         """
         if not 0.0 <= max_wait < 60.0:
-            raise ValueError("max_wait is in seconds, from 0 to 60")
+            raise ValueError("max_wait is in seconds: at least 0 and less than 60")
         self._slot = slot
         self._max_wait = max_wait
         self._waiting: WaitingRows[_Request] = WaitingRows(max_rows=max_rows, max_queue=max_queue)
@@ -69,7 +71,7 @@ class Batcher:
 
         Raises:
             SchemaError: This row does not fit; others in the batch are answered.
-            Overloaded: Too many rows wait; try again later.
+            Overloaded: `max_queue` rows are waiting; try again later.
             BatcherClosed: `close` was called.
         """
         if self._closed:
@@ -88,7 +90,7 @@ class Batcher:
         return await request.answer
 
     def close(self) -> None:
-        """Fail every waiting row with `BatcherClosed`, and every later one; repeating it does nothing."""
+        """Fail every waiting and every later row with `BatcherClosed`; a second call does nothing."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -118,7 +120,9 @@ class Batcher:
                 encoded.append(model.encode_row(request.row))
             except PredictorError as error:
                 request.answer.set_exception(error)
-            except Exception as error:  # a row's own code may raise anything; the others wait
+            except (
+                Exception
+            ) as error:  # code of the row itself may raise anything; other rows must still be answered
                 unreadable = SchemaError(
                     f"the row cannot be read: it raises {type(error).__name__}",
                     remedy="send a plain mapping or list",
@@ -133,8 +137,10 @@ class Batcher:
             return
         try:
             answers = model.predict_encoded(np.array(encoded, dtype=np.float64)).reshape(len(requests), -1)
-        except Exception as error:  # also such as MemoryError
-            for request in requests:  # each waiter raises its own, so that tracebacks do not grow together
+        except Exception as error:  # also MemoryError and the like
+            for (
+                request
+            ) in requests:  # each waiter raises its own copy: a shared one would collect all tracebacks
                 request.answer.set_exception(copy.copy(error))
             return
         for request, values in zip(requests, answers, strict=True):

@@ -1,4 +1,4 @@
-"""Decides, without a loop or a clock, what waits for a batch, when a flush is due, and what it takes."""
+"""The queue of a batcher, without an event loop or a clock: it says when a flush is due, and which rows it takes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 
 class Due(Enum):
-    """The time of the next flush, as of the last change."""
+    """When the caller of `WaitingRows.add` must flush."""
 
-    NOW = auto()  # a batch is full: at the next turn of the loop
-    LATER = auto()  # the first row of a batch: after the shell's waiting time
-    SET = auto()  # a flush is already due
+    NOW = auto()  # a batch is full: flush at the next iteration of the loop
+    LATER = auto()  # this is the first row: flush after the batcher's `max_wait`
+    SET = auto()  # a flush is scheduled already
 
 
 class WaitingRows(Generic[T]):
-    """Rows in order of arrival, handed out in batches; nothing is ever reordered or handed out twice."""
+    """Rows in order of arrival, handed out in batches; each row once, never reordered."""
 
     def __init__(self, *, max_rows: int, max_queue: int) -> None:
         if not 1 <= max_rows <= max_queue:
-            raise ValueError("1 <= max_rows <= max_queue must hold")
+            raise ValueError("max_rows must be at least 1, and max_queue at least max_rows")
         self.max_rows = max_rows
         self.max_queue = max_queue
         self._rows: deque[T] = deque()
@@ -36,10 +36,10 @@ class WaitingRows(Generic[T]):
 
     def add(self, row: T) -> Due:
         """
-        Queue *row* and tell when to flush.
+        Queue *row* and return when to flush.
 
         Raises:
-            Overloaded: `max_queue` rows wait already; this one was not queued.
+            Overloaded: `max_queue` rows are waiting; *row* was not queued.
         """
         if len(self._rows) >= self.max_queue:
             raise Overloaded(f"{self.max_queue} rows are waiting; shed this request or raise max_queue")
@@ -49,5 +49,5 @@ class WaitingRows(Generic[T]):
         return Due.LATER if len(self._rows) == 1 else Due.SET
 
     def take(self) -> list[T]:
-        """Hand out the oldest rows, at most `max_rows`; the caller flushes again while rows remain."""
+        """Remove and return the oldest rows, at most `max_rows`; the caller must flush again if rows remain."""
         return [self._rows.popleft() for _ in range(min(self.max_rows, len(self._rows)))]

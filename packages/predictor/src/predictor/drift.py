@@ -1,4 +1,4 @@
-"""Compares served rows and answers with those of the training: counters and population stability indices."""
+"""Compares served rows and answers with the reference in the manifest: counters and population stability indices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from predictor.schema import RowSchema
 
 __all__ = ["AnswerDrift", "DriftMonitor", "FeatureDrift", "population_stability_index"]
 
-# Everything is let in to be counted, whatever the model's own policy refuses; only text where numbers belong is not.
+# Count every row, also one that the model's own policy refuses. Only text in place of a number is still refused.
 _COUNT_ALL = RowPolicy(
     missing="null",
     extra="ignore",
@@ -26,7 +26,7 @@ _COUNT_ALL = RowPolicy(
     boolean="number",
     large_integer="round",
 )
-_SHARE_FLOOR = 1e-4  # an empty bin counts as this share, or one absent value would make the index infinite
+_SHARE_FLOOR = 1e-4  # the share of an empty bin: with 0, one empty bin would make the index infinite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,35 +36,35 @@ class FeatureDrift:
     feature: str
     rows: int
     nulls: int
-    below: int  # under the smallest value of the sample rows; negative infinity included
-    above: int
-    unseen: int  # categories that training did not have
+    below: int  # values less than the smallest of the sample rows; negative infinity included
+    above: int  # values greater than the largest of the sample rows; infinity included
+    unseen: int  # values that are a category which training did not have
     psi: (
         float | None
-    )  # population stability index; None before any row, or without a reference in the manifest
+    )  # population stability index; None before any row or without a reference in the manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerDrift:
     """The statistics of one output of the model since the monitor started or was reset."""
 
-    output: Label | None  # the class it is of; None for the one output of a model without classes
-    rows: int  # that were observed with their answers, NaN ones included; not those observed without
+    output: Label | None  # its class; None for the only output of a model without classes
+    rows: int  # rows that were observed with answers, NaN included
     psi: float | None  # population stability index; None before any answer
 
 
 class DriftMonitor:
     """
-    Counts what rows look like against the manifest's reference. Safe to share among threads.
+    Counts rows and answers, and compares them with the manifest's reference. Safe to share among threads.
 
-    It sees rows on their own, apart from prediction, so the serving path pays for it only where `observe` is
-    called: about 10 us per feature and call, so hand it batches.
+    It is separate from prediction, so the only cost is that of `observe`: about 10 us per feature and call. So call it
+    with batches.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._features, self._answers, self._outputs = manifest.features, manifest.answers, manifest.n_outputs
         self._labels: Sequence[Label | None] = manifest.classes or range(len(self._answers))
-        if len(self._answers) < 2:  # a binary model answers for its second class
+        if len(self._answers) < 2:  # a binary model gives the probability of its second class
             self._labels = (manifest.classes[1:] or (None,))[: len(self._answers)]
         self._schema = RowSchema(
             [feature.model_copy(update={"kind": _kind(feature)}) for feature in manifest.features], _COUNT_ALL
@@ -73,7 +73,7 @@ class DriftMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every row seen."""
+        """Set all counts to 0."""
         with self._guard:
             self._rows = 0
             self._counts = np.zeros((len(self._features), 4), dtype=np.int64)  # null, below, above, unseen
@@ -82,15 +82,15 @@ class DriftMonitor:
 
     def observe(self, rows: Any, answers: NDArray[np.float64] | None = None) -> None:
         """
-        Count *rows*, in any form `Model.predict` takes, also ones its policy would refuse.
+        Count *rows*, also those that the model's policy would refuse.
 
         Args:
-            rows: What was asked; n >= 0.
-            answers: What `Model.predict` answered: [n], or [n, outputs]; not raw scores. Counted where given.
+            rows: n >= 0 rows, in any form that `Model.predict` takes.
+            answers: What `Model.predict` returned for them, [n] or [n, outputs], not raw scores; or None.
 
         Raises:
-            SchemaError: The width is wrong, text stands where a number belongs, or the answers are not numbers of
-                that shape; nothing was counted.
+            SchemaError: The width is wrong, a number is text, or the answers are not numbers of that shape; nothing was
+                counted.
         """
         matrix = self._schema.encode(rows)
         answered = []
@@ -107,7 +107,7 @@ class DriftMonitor:
                 self._answered[index] += bins
 
     def answers(self) -> tuple[AnswerDrift, ...]:
-        """Return one `AnswerDrift` per output, in order; none where the manifest has no distribution of answers."""
+        """Return one `AnswerDrift` per output, in order; empty if the manifest has no distribution of answers."""
         with self._guard:
             counts = [array.copy() for array in self._answered]
         return tuple(
@@ -140,10 +140,10 @@ class DriftMonitor:
 
 def population_stability_index(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
     """
-    Return sum((a - e) * ln(a / e)) over shares; 0 for equal distributions, symmetric, never negative.
+    Return the sum of (a - e) * ln(a / e) over the bins' shares; 0 for equal distributions, symmetric, never negative.
 
-    Shares below 1e-4 count as 1e-4. By custom 0.1 asks for a look and 0.25 for action (Siddiqi, Credit Risk
-    Scorecards, 2006); with few rows chance alone exceeds that.
+    Shares below 1e-4 count as 1e-4. A common rule is to investigate from 0.1 on, and to act from 0.25 on (Siddiqi,
+    Credit Risk Scorecards, 2006). With few rows, chance alone gives more than that.
 
     Raises:
         ManifestError: The shapes differ.
@@ -155,7 +155,7 @@ def population_stability_index(expected: NDArray[np.float64], actual: NDArray[np
 
 
 def _kind(feature: Feature) -> str:
-    return "number" if feature.kind == "integer" else feature.kind  # a fraction is to be counted, not refused
+    return "number" if feature.kind == "integer" else feature.kind  # count a fraction instead of refusing it
 
 
 def _bin_count(feature: Feature) -> int:
@@ -187,32 +187,32 @@ def _psi(feature: Feature, null: int, unseen: int, bins: NDArray[np.int64]) -> f
 
 
 def _stability(reference: Reference, bins: NDArray[np.int64], *, null: int, unseen: int = 0) -> float:
-    """The index over value bins, unseen categories as one bin more, and nulls as another."""
+    """Return the index over the bins of values, one more bin for unseen categories, and one more for nulls."""
     total = max(1, null + unseen + int(bins.sum()))
     expected = np.append(np.array(reference.shares) * (1 - reference.null_share), (0.0, reference.null_share))
     return population_stability_index(expected, np.append(bins, (unseen, null)) / total)
 
 
 def _checked_answers(answers: Any, *, rows: int, outputs: int) -> NDArray[np.float64]:
-    """Return *answers* as float64 [rows, outputs]; a `SchemaError` for what `Model.predict` never answers."""
-    remedy = "pass what Model.predict answered for these very rows"
+    """Return *answers* as float64 [rows, outputs], or raise `SchemaError` if they cannot come from `Model.predict`."""
+    remedy = "pass what Model.predict returned for these rows"
     try:
         found = np.asarray(answers)
     except ValueError as error:
-        raise SchemaError("the answers have rows of several lengths", remedy=remedy) from error
+        raise SchemaError("the rows of the answers differ in length", remedy=remedy) from error
     shapes = [(rows, outputs), *([(rows,)] if outputs == 1 or rows == 0 else [])]
     if found.shape not in shapes:
         raise SchemaError(
-            f"the answers have the shape {found.shape}, where {rows} rows of this model have {(rows, outputs)}",
+            f"the answers have the shape {found.shape}, but {rows} rows of this model give {(rows, outputs)}",
             remedy=remedy,
         )
     if found.dtype.kind not in "fiu":
-        raise SchemaError(f"the answers are no numbers but {found.dtype}", remedy=remedy)
+        raise SchemaError(f"the answers are {found.dtype}, not numbers", remedy=remedy)
     return found.astype(np.float64).reshape(rows, outputs)
 
 
 def _count_answers(references: Sequence[Reference], answers: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """Return for each output the answers [n, outputs] in each bin, and last those that are no number."""
+    """Return for each output how many of *answers* [n, outputs] are in each bin, and at the end how many are NaN."""
     found = []
     for reference, column in zip(references, answers.T, strict=bool(references)):
         seen = column[~np.isnan(column)]

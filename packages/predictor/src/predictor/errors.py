@@ -1,4 +1,4 @@
-"""The typed errors, all under `PredictorError`; each says what to do next and carries no row values beyond one cell."""
+"""The typed errors, all under `PredictorError`. Each says what to do, and contains at most one cell of a row."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
 
 
 class PredictorError(Exception):
-    """Root of every error this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class ModelError(PredictorError):
-    """The model cannot be trusted, so it was not loaded; whatever was being served stays."""
+    """The model failed a check, so it was not loaded; a model that is being served stays in place."""
 
 
 class ManifestError(ModelError):
@@ -31,7 +31,7 @@ class ManifestError(ModelError):
 
 
 class IntegrityError(ModelError):
-    """The model's bytes are not the ones that were promised (SHA-256)."""
+    """The model's bytes do not have the expected SHA-256."""
 
 
 class ModelTextError(ModelError):
@@ -48,14 +48,14 @@ class ModelTextError(ModelError):
 
 
 class GoldenRowMismatch(ModelError):
-    """The loaded model does not give the numbers that were recorded when it was made."""
+    """The loaded model does not give the numbers that were recorded when its manifest was made."""
 
 
 class SchemaError(PredictorError, ValueError):
     """
-    A row does not fit the manifest; `feature` and `row` say where (None: the table as a whole).
+    A row does not fit the manifest; `feature` and `row` say where (None: a single row, or a whole table).
 
-    `reason` says what is wrong, `remedy` what would let it in, `policy` which word of `RowPolicy` decides, if any.
+    `reason` says what is wrong, `remedy` how to make it fit, and `policy` which field of `RowPolicy` decides, if any.
     """
 
     def __init__(
@@ -89,19 +89,19 @@ class SchemaError(PredictorError, ValueError):
 
 
 class Unsupported(PredictorError):
-    """The model cannot answer this kind of question (for example contributions of a linear-tree model)."""
+    """The model or estimator does not support this call (for example contributions of linear trees)."""
 
 
 class EngineUnavailable(PredictorError):
-    """LightGBM's shared library was not found or could not be opened."""
+    """LightGBM's shared library cannot be loaded, or `PREDICTOR_ENGINE` has an unknown value."""
 
 
 class EngineError(PredictorError):
-    """LightGBM itself refused a call; its own words are in the message."""
+    """LightGBM refused a call, and its message is in the error; or an encoded matrix has a wrong shape or type."""
 
 
 class Overloaded(PredictorError):
-    """The batcher's queue is full: shed this request (HTTP 503) or raise `max_queue`."""
+    """The batcher's queue is full: refuse the request (HTTP 503), or raise `max_queue`."""
 
 
 class BatcherClosed(PredictorError):
@@ -111,7 +111,7 @@ class BatcherClosed(PredictorError):
 def _rebuild(
     kind: type[PredictorError], args: tuple[object, ...], state: dict[str, object]
 ) -> PredictorError:
-    """Recreate an error after pickle or copy without formatting its message twice."""
+    """Recreate an error after pickle or copy, without formatting its message again."""
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(state)

@@ -1,4 +1,4 @@
-"""SHAP contributions as LightGBM computes them: per feature, additive to the raw score."""
+"""SHAP contributions as LightGBM computes them: one per feature, with the raw score as their sum."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Contribution", "Explanation"]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One feature's share of one raw score."""
+    """One feature's SHAP contribution to one raw score."""
 
     feature: str
     value: float  # in raw-score units: log-odds for a classifier, never probability
@@ -23,10 +23,10 @@ class Contribution:
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """
-    Why the raw scores are what they are: `bias + contributions.sum(axis=-1)` is the raw score.
+    The SHAP contributions of each feature to each raw score: `bias + contributions.sum(axis=-1)` is the raw score.
 
-    Units are those of the raw score. The sum is exact to rounding (1e-9 of its scale); probabilities do not
-    decompose this way.
+    All values are in raw-score units. The sum is exact up to rounding (1e-9 of its scale). A probability is not such a
+    sum.
     """
 
     contributions: NDArray[np.float64]  # [n, features], or [n, outputs, features] with several outputs
@@ -42,13 +42,13 @@ class Explanation:
 
     def top(self, k: int, *, row: int = 0, output: Label | None = None) -> list[Contribution]:
         """
-        Return the *k* features that moved one raw score most, largest magnitude first; ties in feature order.
+        Return the *k* largest contributions to one raw score by absolute value, largest first; ties in feature order.
 
         Args:
             k: At most this many, >= 0.
-            row: Which row of the explained ones.
-            output: A class label, or a position where it is no label; default the first, or only, output. The one
-                output of a binary model is that of its second class.
+            row: The position among the explained rows.
+            output: A class label, or else a position; default the first or only output. The only output of a binary
+                model is that of its second class.
 
         Raises:
             IndexError: No such row or output.

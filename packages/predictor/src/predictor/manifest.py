@@ -1,8 +1,8 @@
 """
-The manifest: what a model file cannot say about itself, in JSON beside it (`<model>.manifest.json`).
+The manifest: a JSON file beside the model file (`<model>.manifest.json`) that says what the model file does not.
 
-A LightGBM text file knows its trees. It does not know which bytes it should have, what its classes are called, which
-features may be missing, or which numbers it gave on the machine that made it; the manifest does, and loading
+A LightGBM text file holds the trees. It does not say which SHA-256 it should have, what its classes are called, which
+features may be missing, or which numbers it gave on the machine that made it. The manifest does, and loading a model
 checks all of it.
 """
 
@@ -34,10 +34,10 @@ __all__ = [
     "named_members",
 ]
 
-_MAX_BYTES = 1 << 26  # 64 MiB: a thousand features and golden rows take one
+_MAX_BYTES = 1 << 26  # 64 MiB; a manifest of a thousand features and golden rows has about 1 MiB
 
 Label = str | int | float
-"""A class or category label: JSON keeps text, whole numbers and fractions apart."""
+"""A class or category label. JSON distinguishes text, whole numbers and fractions."""
 
 Cell = str | int | float | None
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -51,7 +51,7 @@ class _Frozen(BaseModel):
 
 
 class Reference(_Frozen):
-    """The distribution of a feature, or of an output, in the sample rows, which drift is measured against."""
+    """The distribution of a feature or an output over the sample rows; drift is measured against it."""
 
     count: int = Field(ge=1, description="rows, null ones included")
     null_share: Finite = Field(ge=0, le=1)
@@ -64,7 +64,7 @@ class Reference(_Frozen):
     @model_validator(mode="after")
     def _edges_rise(self) -> Self:
         if sorted(set(self.edges)) != list(self.edges):
-            raise ValueError("the reference needs rising edges")
+            raise ValueError("the edges of a reference must rise")
         return self
 
 
@@ -91,7 +91,7 @@ class Feature(_Frozen):
             if len(set(self.categories)) != len(self.categories) or len(set(self.codes)) != len(self.codes):
                 raise ValueError("labels and codes must not repeat")
             if any(not 0 <= code < 2**31 for code in self.codes):
-                raise ValueError("codes are whole numbers from 0")
+                raise ValueError("codes must be whole numbers from 0 to 2147483647")
         elif self.categories is not None or self.codes is not None:
             raise ValueError("only a category feature has categories")
         if self.reference is not None:
@@ -105,9 +105,9 @@ class Feature(_Frozen):
 
 class RowPolicy(_Frozen):
     """
-    The handling of rows that do not fit. The default refuses them; each other word is a decision to write down.
+    What to do with rows that do not fit. The default refuses them; any other choice is then recorded in the manifest.
 
-    `DriftMonitor` counts nulls, unseen categories and values out of range, whatever is allowed here.
+    `DriftMonitor` counts nulls, unseen categories and values out of range, also where they are allowed here.
     """
 
     missing: Literal["refuse", "null"] = Field(
@@ -136,14 +136,14 @@ class GoldenRow(_Frozen):
 
 
 class Metric(_Frozen):
-    """A measured quality, beside what no skill would have reached on the same rows."""
+    """A quality metric of the model, and of a baseline predictor without skill on the same rows."""
 
     model: Finite
     baseline: Finite | None = None
 
 
 class Manifest(_Frozen):
-    """Everything known about one model file; see the module's docstring."""
+    """What is known about one model file; see the module's docstring."""
 
     schema_version: Literal[1] = 1
     name: str = Field(min_length=1, max_length=200)
@@ -175,7 +175,7 @@ class Manifest(_Frozen):
             raise ValueError("feature names must not repeat")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("class labels must not repeat")
-        # Raw scores have classes where the loss was the caller's own: one score for two classes, or one for each.
+        # With a custom loss, a classifier gives raw scores: one score for two classes, or one per class.
         own_loss = max(2, self.n_outputs) if self.objective is None else 0
         expected = {
             "probability": 2,
@@ -206,7 +206,7 @@ class Manifest(_Frozen):
         Read and check a manifest file.
 
         Raises:
-            ManifestError: Absent, not JSON, or a member is wrong or there twice; the message names the member.
+            ManifestError: The file is absent or not JSON, or a member is wrong or there twice; the message names it.
         """
         try:
             data = read_at_most(path, _MAX_BYTES)
@@ -216,14 +216,14 @@ class Manifest(_Frozen):
             ) from error
         if data is None:
             raise ManifestError(
-                f"{Path(path).name!r} has more than {_MAX_BYTES} bytes; make the manifest again"
+                f"{Path(path).name!r} has more than {_MAX_BYTES} bytes; make the manifest again with fewer golden rows"
             )
         return cls.from_bytes(data, name=Path(path).name)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str) -> Manifest:
         """
-        Check a manifest that was read already; errors call it *name*.
+        Check the bytes of a manifest; errors call it *name*.
 
         Raises:
             ManifestError: As `read`.
@@ -234,10 +234,12 @@ class Manifest(_Frozen):
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """
-        Write the manifest as indented JSON; a reader sees the old file or the new one, never half of it.
+        Write the manifest as indented JSON (without indents if that would be too large), atomically.
+
+        A reader sees the old file or the new one, never a part.
 
         Raises:
-            ManifestError: It is larger than `read` takes: record fewer golden rows.
+            ManifestError: It would be larger than `read` accepts; record fewer golden rows.
             OSError: The file cannot be written.
         """
         target = Path(path)
@@ -261,7 +263,7 @@ class Manifest(_Frozen):
 
 
 def _refuse_repeated(data: bytes, source: str) -> None:
-    """Refuse an object that names a member twice (RFC 8259, 4): parsers differ in which of them they take."""
+    """Refuse an object with two members of one name (RFC 8259, 4): parsers differ in which of them they use."""
 
     def once(pairs: list[tuple[str, object]]) -> None:
         names = [name for name, _ in pairs]
@@ -269,13 +271,13 @@ def _refuse_repeated(data: bytes, source: str) -> None:
             repeated = next(name for name in names if names.count(name) > 1)
             raise ManifestError(f"{source}: {repeated} is there twice; keep one of them")
 
-    with suppress(ValueError, RecursionError):  # what is no JSON is refused by what reads it
+    with suppress(ValueError, RecursionError):  # data that is not JSON is refused later, by pydantic
         json.loads(data, object_pairs_hook=once)
 
 
 @contextmanager
 def named_members(source: str) -> Iterator[None]:
-    """Raise `ManifestError`, naming *source* and the member that is wrong, where pydantic finds one."""
+    """Turn a pydantic `ValidationError` into a `ManifestError` that names *source* and the wrong member."""
     try:
         yield
     except ValidationError as error:

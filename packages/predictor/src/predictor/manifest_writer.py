@@ -1,4 +1,4 @@
-"""Make the manifest of a freshly trained model: one call after `Booster.save_model`."""
+"""Writes the manifest of a trained model: one call after `Booster.save_model`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BINS = 10  # deciles, the usual grid of a population stability index
 _SAMPLE = RowPolicy(
     null="allow", unseen="allow", boolean="number", large_integer="round", infinite="allow", extra="ignore"
 )
-# What a sample may hold, and a manifest then allows: what a feature of a row is for all features alike.
+# If the sample has such cells, the manifest's policy allows them. These settings apply to all features alike.
 _HELD = ("boolean", "large_integer", "infinite")
 
 
@@ -61,33 +61,33 @@ def write_manifest(
     path: str | os.PathLike[str] | None = None,
 ) -> Manifest:
     """
-    Describe the model file *model* in `<model>.manifest.json`, and prove it by loading the pair.
+    Describe the model file *model* in `<model>.manifest.json`, and verify both by loading the model with it.
 
-    Pass *expected*, the answers of the trained object itself: a file does not say how its rows were encoded, and
-    nothing else ties what is served to what was trained.
+    Pass *expected*, the answers of the trained object itself. A model file does not say how rows were encoded, so this
+    is the only proof that the served model answers as the trained one.
 
     Args:
         model: A file that `Booster.save_model` wrote.
-        rows: The training rows, or a fair sample of them: array, frame, or list of rows, n >= 1. Their ranges,
-            nulls and distribution, and that of their answers, become the reference of drift; *golden* of them, evenly
-            spaced, become golden rows. A pandas frame with the training frame's category columns also says which
-            features those are, which the model file does not.
+        rows: The training rows, or a random sample of them: array, frame, or list of rows, n >= 1. Their ranges, nulls
+            and distribution, and the distribution of their answers, become the reference for drift. *golden* of them,
+            evenly spaced, become golden rows. A pandas frame with the training frame's category columns also says which
+            features are categories of pandas; the model file does not.
         name: What the model is for, such as `trading-signal`.
-        version: The version every prediction will carry.
+        version: The version that every prediction states.
         classes: Class labels in output order: two for a binary model, one per output for a multiclass one.
-        names: What rows call the features, in model order; default the names in the model file, with the spaces
-            that *rows* have where LightGBM wrote underscores.
+        names: The features' names in rows, in model order. Default: the names in the model file; where LightGBM
+            replaced spaces by underscores, the names of *rows*.
         integers: Features that must be whole numbers.
         nullable: Features that may be missing; default those that are missing somewhere in *rows*.
-        categories: Labels by feature name, in code order; default the pandas categories in the model file, else
-            the codes themselves are the labels. Needed where *rows* is not the training frame and one of its
-            categories may have been an ordered one, or not named in `categorical_feature`.
-        policy: What to do with rows that do not fit; default refuse everything but what *rows* hold: booleans,
-            infinities, whole numbers that no float64 equals.
-        provenance: Free JSON: data, span, code version, seed, parameters.
-        metrics: Measured qualities by name, such as `{"log_loss": 0.91}`.
-        baseline: The same qualities for a predictor without skill, measured on the same rows.
-        golden: How many golden rows to record, of those without infinities in row and answer.
+        categories: Labels by feature name, in code order. Default: the pandas categories in the model file; without
+            those, the codes themselves are the labels. Required if *rows* is not the training frame and a category of
+            the training frame may have been ordered, or not named in `categorical_feature`.
+        policy: What to do with rows that do not fit. Default: refuse them, but allow booleans, infinities and whole
+            numbers that no float64 equals if *rows* have them.
+        provenance: Any JSON: data, time span, code version, seed, parameters.
+        metrics: Quality metrics by name, such as `{"log_loss": 0.91}`.
+        baseline: The same metrics of a predictor without skill, on the same rows.
+        golden: How many golden rows to record; rows with an infinity, or whose answer is not finite, are not used.
         expected: What the trained object answers for *rows*, compared bit for bit: `booster.predict(rows)`, or
             `predict_proba(rows)` of a classifier; [n] or [n, outputs].
         path: Where to write; default beside the model.
@@ -96,10 +96,10 @@ def write_manifest(
         The manifest that was written.
 
     Raises:
-        ModelTextError, SchemaError, ManifestError: The model, a row, or what was said about them does not fit.
+        ModelTextError, SchemaError, ManifestError: The model, a row, or another argument does not fit.
         GoldenRowMismatch: The model gives other answers than *expected*; nothing was written.
 
-    Written in one step: a reader sees the old manifest or the whole new one.
+    The file is written atomically: a reader sees the old manifest or the whole new one.
     """
     lists = {
         "classes": classes,
@@ -109,7 +109,7 @@ def write_manifest(
         **(categories or {}),
     }
     for what, given in lists.items():
-        if isinstance(given, str):  # a sequence of its letters, to Python
+        if isinstance(given, str):  # which Python would read as a sequence of letters
             raise ManifestError(f"{what}: pass a list, not the text {given[:40]!r}")
     data = read_model(model)
     text = parse_model_text(data).summary
@@ -166,7 +166,7 @@ def write_manifest(
 
 
 def _allowing(policy: RowPolicy | None, encode: Callable[[RowPolicy], object]) -> RowPolicy:
-    """Return *policy*, allowing what the sample holds where the caller did not say otherwise."""
+    """Return *policy*, changed to allow the cells of `_HELD` that the sample has, unless the caller refuses them."""
     policy = policy or RowPolicy()
     for word in _HELD:
         try:
@@ -176,14 +176,14 @@ def _allowing(policy: RowPolicy | None, encode: Callable[[RowPolicy], object]) -
                 raise
             if word in policy.model_fields_set and getattr(policy, word) == "refuse":
                 raise ManifestError(
-                    f"a sample row is refused by the policy ({error}); leave {word!r} out of it, or the row"
+                    f"the policy refuses a sample row ({error}); remove {word!r} from the policy, or the row"
                 ) from error
             policy = policy.model_copy(update={word: getattr(_SAMPLE, word)})
     return policy
 
 
 def _refuse_foreign_codes(drafts: Sequence[Feature], text: ModelText, sample: NDArray[np.float64]) -> None:
-    """Refuse a sample whose category codes are mostly none of the model's: they are labels, or of another frame."""
+    """Refuse a sample in which most codes of a category are not the model's: they are labels, or another frame's."""
     for index in text.listed:
         seen = sample[:, index]
         seen = seen[~np.isnan(seen)]
@@ -191,13 +191,13 @@ def _refuse_foreign_codes(drafts: Sequence[Feature], text: ModelText, sample: ND
         if strange.sum() * 2 > len(seen) and drafts[index].categories == drafts[index].codes:
             raise ManifestError(
                 f"feature {drafts[index].name!r}: most sample rows have a category that the model never saw, such as"
-                f" {seen[strange][0]:g}; if these are labels, name them in the order of the codes in"
-                " categories={...}; if they are codes, pass expected=, the trained model's own predictions"
+                f" {seen[strange][0]:g}; if these are labels, pass them in the order of the codes as"
+                " categories={...}; if they are codes, pass the trained model's own predictions as expected="
             )
 
 
 def _check_expected(model: Model, sample: NDArray[np.float64], expected: Any) -> None:
-    """Refuse a model that does not give *expected* for *sample*, bit for bit."""
+    """Refuse the model unless it gives *expected* for *sample*, bit for bit."""
     comparison = Comparison()
     comparison.add(model.predict_encoded(sample), np.asarray(expected, dtype=np.float64))
     comparison.check("sample rows")
@@ -205,10 +205,10 @@ def _check_expected(model: Model, sample: NDArray[np.float64], expected: Any) ->
 
 def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
     """
-    Return what *rows* call the features *found* in the file, where LightGBM has turned spaces into underscores.
+    Return the names of the features in *rows*; *found* are those in the file, with underscores for spaces.
 
     Raises:
-        ManifestError: Two columns have the name of one feature.
+        ManifestError: Two columns of *rows* have the same name in LightGBM.
     """
     columns = getattr(rows, "column_names", getattr(rows, "columns", None))
     if columns is None and isinstance(rows, Sequence) and len(rows) and isinstance(rows[0], Mapping):
@@ -218,7 +218,8 @@ def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
         spelled = name.replace(" ", "_")
         if spelled in by_file and spelled in wanted:
             raise ManifestError(
-                f"columns {by_file[spelled]!r} and {name!r} are one name to LightGBM; say which it was in names=[...]"
+                f"columns {by_file[spelled]!r} and {name!r} have the same name in LightGBM; say which one it was in"
+                " names=[...]"
             )
         by_file[spelled] = name
     return tuple(by_file.get(name, name) for name in found)
@@ -227,7 +228,7 @@ def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
 def _pandas_labels(
     rows: Any, names: Sequence[str], found: tuple[tuple[Label, ...], ...]
 ) -> dict[str, tuple[Label, ...]] | None:
-    """Return the labels *found* in the file by feature, where the category columns of *rows* are the very same."""
+    """Return the labels *found* in the file by feature, if the category columns of *rows* have the same labels."""
     kinds: Any = getattr(rows, "dtypes", None)
     if not found or not hasattr(kinds, "to_dict"):
         return None
@@ -241,12 +242,12 @@ def _pandas_labels(
 
 
 def _labels(labels: Sequence[Label]) -> tuple[Label, ...]:
-    """Return *labels* as Python values: a whole number of NumPy's, as in `classes_`, is none to pydantic."""
+    """Return *labels* as Python values: pydantic does not accept NumPy's whole numbers, such as those of `classes_`."""
     return tuple(label.item() if isinstance(label, np.generic) else label for label in labels)
 
 
 def _observed(feature: Feature, column: NDArray[np.float64], *, decide_nullable: bool) -> Feature:
-    """Return *feature* with its range, nullability and distribution as seen in *column*."""
+    """Return *feature* with the range, nullability and distribution of *column*."""
     seen = column[~np.isnan(column)]
     feature = _with_rare_categories(feature, seen)
     has_nulls = len(seen) < len(column)
@@ -259,7 +260,7 @@ def _observed(feature: Feature, column: NDArray[np.float64], *, decide_nullable:
 
 
 def _with_rare_categories(feature: Feature, seen: NDArray[np.float64]) -> Feature:
-    """Add codes that occur in the sample but not in the model: training drops rare ones, rows may still have them."""
+    """Add codes that are in the sample and not in the model: training drops rare ones, but rows may have them."""
     known = feature.codes or ()
     rare = sorted(set(seen.tolist()) - set(known)) if feature.kind == "category" else []
     if not rare:
@@ -275,7 +276,7 @@ def _with_rare_categories(feature: Feature, seen: NDArray[np.float64]) -> Featur
 
 
 def _distribution(column: NDArray[np.float64], codes: Sequence[int] | None = None) -> Reference:
-    """Return how *column* is distributed over *codes*, or without codes over the tenths of its finite numbers."""
+    """Return the distribution of *column* over *codes*, or without codes over the deciles of its finite numbers."""
     seen = column[~np.isnan(column)]
     edges: NDArray[np.float64] = np.empty(0)
     if codes is not None:
@@ -294,12 +295,14 @@ def _distribution(column: NDArray[np.float64], codes: Sequence[int] | None = Non
 
 def _metrics(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, Metric]:
     if unknown := set(baseline) - set(metrics):
-        raise ManifestError(f"a baseline without a metric: {', '.join(sorted(unknown))}")
+        raise ManifestError(
+            f"baseline has names that metrics does not have: {', '.join(sorted(unknown))}; pass both or neither"
+        )
     return {name: Metric(model=value, baseline=baseline.get(name)) for name, value in metrics.items()}
 
 
 def _golden_rows(model: Model, sample: NDArray[np.float64], *, count: int) -> tuple[GoldenRow, ...]:
-    """Return *count* rows, evenly spaced, with their answers; JSON has no infinities, so rows with one are left out."""
+    """Return *count* rows, evenly spaced, with their answers; without infinities, which JSON cannot hold."""
     shape = (-1, model.info.n_classes)
     candidates = sample[~np.isinf(sample).any(axis=1)]
     if not len(candidates) or count < 1:
@@ -326,7 +329,7 @@ def _golden_rows(model: Model, sample: NDArray[np.float64], *, count: int) -> tu
 
 
 def _cell(feature: Feature, value: float) -> Label | None:
-    """Turn an encoded cell back into what a row would say."""
+    """Return the cell of a row that is encoded as *value*."""
     if math.isnan(value):
         return None
     if feature.kind == "category":

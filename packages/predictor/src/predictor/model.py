@@ -1,4 +1,4 @@
-"""A verified LightGBM model: load it once, ask it from any thread, get LightGBM's numbers or a typed error."""
+"""A verified LightGBM model: load it once, predict from any thread, get LightGBM's numbers or a typed error."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Model:
     """
     A loaded, verified model. Make one with `Model.load`; it is immutable and safe to share among threads.
 
-    Every prediction equals `Booster.predict` bit for bit, whether the native kernel computes it or LightGBM's own
-    library (`info.engine`); contributions of the kernel equal LightGBM's to rounding. A model survives `fork`: the
-    child loads LightGBM's part from memory again when it first needs it.
+    Every prediction equals `Booster.predict` bit for bit, whether the native kernel or LightGBM's library computes it
+    (`info.engine` says which). Contributions of the kernel equal LightGBM's up to rounding. A model can be used after
+    `fork`: the child loads LightGBM's part again, from memory, when it first needs it.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Model:
         self.info: ModelInfo = model_info(
             digest or sha256_of(data), text, self._schema, manifest, self._runtime.kernel
         )
-        if num_iteration is None:  # golden answers are those of all trees
+        if num_iteration is None:  # golden rows hold the answers of all trees
             self._check_golden_rows()
 
     @classmethod
@@ -98,27 +98,27 @@ class Model:
         Args:
             path: A file written by `Booster.save_model`. Never a pickle.
             manifest: The manifest or its path; default `<path>.manifest.json`.
-            sha256: 64 hex digits the file must have; default the manifest's. A file that nobody
-                vouches for is refused: without a manifest, pass this. Names, categories and which
-                features may be missing are then what the file itself tells.
-            threads: Threads that one large batch may be split over, >= 1; never more than `available_cpus()`.
-            num_iteration: Use only the first of so many iterations, >= 1; default all. The whole file is verified
-                first, so this loads twice.
+            sha256: The SHA-256 that the file must have, 64 hex digits; default the manifest's. Required without a
+                manifest. Then names, categories and nullable features are derived from the model file.
+            threads: The most threads to split one large batch over, >= 1; never more than `available_cpus()`.
+            num_iteration: Use only this many iterations from the start, >= 1; default all. The whole file is verified
+                first, so the model is loaded twice.
 
         Raises:
-            IntegrityError: The bytes are not the promised ones, or nobody promised any.
+            IntegrityError: The SHA-256 is not the expected one, or neither a manifest nor *sha256* gives one.
             ModelTextError: The text would crash, hang or mislead LightGBM.
             ManifestError: The manifest is malformed or describes another model.
             GoldenRowMismatch: This machine gives other numbers than the one that made the manifest.
             EngineUnavailable: LightGBM's library is not installed.
             OSError: The model file cannot be read.
 
-        The file is read once; what was checked is what is loaded. Cost: several times LightGBM's own loading.
+        The file is read once, so the bytes that were checked are those that are loaded. Cost: several times that of
+        loading in LightGBM.
         """
         data = read_model(path)
         if manifest is None:
             beside = manifest_path(path)
-            # One that is there and cannot be read is not passed over.
+            # A manifest that exists but cannot be read is an error, also if sha256 is given.
             if os.path.lexists(beside) or sha256 is None:
                 manifest = Manifest.read(beside)
         elif not isinstance(manifest, Manifest):
@@ -137,14 +137,14 @@ class Model:
         threads: int = 1,
         num_iteration: int | None = None,
     ) -> Model:
-        """Load a model whose bytes are at hand; checks and errors as `load`."""
+        """Load a model from the bytes of its file; checks and errors as `load`."""
         if threads < 1:
             raise ValueError("threads must be at least 1")
         promised = [
             promise for promise in (sha256, manifest.sha256 if manifest else None) if promise is not None
         ]
         if not promised:
-            raise IntegrityError("nobody vouches for this model: pass a manifest or its sha256")
+            raise IntegrityError("nobody vouches for this model: pass a manifest, or the file's sha256")
         digest = sha256_of(data)
         for promise in promised:
             check_digest(digest, promise)
@@ -155,12 +155,12 @@ class Model:
 
     @property
     def threads(self) -> int:
-        """The most threads that one large batch is split over."""
+        """The most threads over which one large batch is split."""
         return self._runtime.threads
 
     @property
     def is_linear(self) -> bool:
-        """Whether leaves hold regressions, which LightGBM cannot explain."""
+        """Whether the leaves hold linear models, for which LightGBM has no contributions."""
         return self._text.is_linear
 
     def predict(self, rows: Any, *, raw: bool = False) -> NDArray[np.float64]:
@@ -168,12 +168,12 @@ class Model:
         Predict many rows.
 
         Args:
-            rows: Array [n, features], data frame, Arrow table, SciPy's sparse matrix (read in dense pieces), or a
+            rows: Array [n, features], data frame, Arrow table, SciPy sparse matrix (read in dense pieces), or a
                 sequence of mappings or sequences; n >= 0.
-            raw: Raw scores (before sigmoid, softmax, exp) instead of the objective's outputs.
+            raw: Return raw scores (before sigmoid, softmax or exp) instead of the objective's outputs.
 
         Returns:
-            float64 [n], or [n, n_classes] with several outputs; what they mean is `info.output`.
+            float64 [n], or [n, n_classes] with several outputs; `info.output` says what they mean.
 
         Raises:
             SchemaError: A name or cell does not fit the manifest; nothing was predicted.
@@ -187,55 +187,55 @@ class Model:
         """
         Predict rows that `encode` or `encode_row` made; shapes as `predict`.
 
-        For batching: rows are encoded each on its own, so that a bad one fails alone, and predicted together.
+        For batching: encode each row separately, so that a bad row fails alone, then predict all together.
         """
         return self._shaped(self._runtime.run(matrix, RAW if raw else NORMAL, self._text.n_outputs))
 
     def predict_row(self, row: Any) -> NDArray[np.float64]:
         """
-        Predict one row by the shortest way.
+        Predict one row with the least overhead.
 
         Args:
             row: A mapping by name, a sequence in manifest order, an array [features], or a table or sparse matrix
                 of one row.
 
         Returns:
-            float64 [n_classes], always one-dimensional; bit for bit the row of `predict`.
+            float64 [n_classes], always one-dimensional; equal bit for bit to the row of `predict`.
 
         Raises:
             SchemaError: A name or cell does not fit the manifest.
         """
         if self._plain_row is not None:
             answer: NDArray[np.float64] | None = self._plain_row(row)
-            if answer is None:  # a cell that needs the schema's word
+            if answer is None:  # a cell is not plain: the schema converts or refuses it
                 answer = self._runtime.row(self._schema.encode_row(row))
             return answer
         return self._runtime.row(self._schema.encode_row(row))
 
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
         """
-        Predict the probability of each class, also where LightGBM gives one number for two classes.
+        Predict the probability of each class; for a binary model of both, where LightGBM gives one number.
 
         Returns:
-            float64 [n, classes], at least two columns, in the order of `info.classes` (or 0, 1, ... where it is empty).
+            float64 [n, classes], at least two columns, in the order of `info.classes` (0, 1, ... if that is empty).
             Those of `one_vs_all` do not sum to 1.
 
         Raises:
             SchemaError: As `predict`.
-            Unsupported: The model is no classifier, or gives raw scores of a loss of its own.
+            Unsupported: The model is not a classifier, or was trained with a custom loss and gives raw scores.
         """
         return self._probabilities(self._schema.encode(rows))
 
     def predict_label(self, rows: Any) -> NDArray[Any]:
         """
-        Predict the most probable class of each row; of equal ones the first.
+        Predict the most probable class of each row; the first of equally probable ones.
 
         Returns:
-            [n] labels of `info.classes`, or positions 0, 1, ... where it is empty.
+            [n] labels of `info.classes`, or positions 0, 1, ... if that is empty.
 
         Raises:
-            SchemaError: As `predict`, or a row whose answer is not a number.
-            Unsupported: As `predict_proba`; several raw scores with class names are compared as they are.
+            SchemaError: As `predict`, or an answer is not finite.
+            Unsupported: As `predict_proba`, but raw scores of several named classes are allowed: the largest one wins.
         """
         matrix = self._schema.encode(rows)
         if self._text.output == "raw" and self._text.n_outputs > 1 and self.info.classes:
@@ -255,9 +255,9 @@ class Model:
         self, rows: Any, iterations: Iterable[int], *, raw: bool = False
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """
-        Yield for each of *iterations*, >= 1, that number and what the model predicts after so many iterations.
+        Yield for each of *iterations*, >= 1, that number and the predictions of that many iterations from the start.
 
-        Shapes and errors as `predict`. Cost: one load and one prediction for each.
+        Shapes and errors as `predict`. Cost: one load and one prediction per number.
         """
         matrix, parsed = self._schema.encode(rows), self._parse()
         for count in iterations:
@@ -266,57 +266,59 @@ class Model:
             yield count, self._shaped(shorter.predict(matrix, kind, per_row=per_row))
 
     def leaves(self, rows: Any) -> NDArray[np.int32]:
-        """Return int32 [n, trees]: the leaf each row reaches in each tree; rows and errors as `predict`."""
+        """Return int32 [n, trees]: the number of the leaf that each row reaches in each tree; errors as `predict`."""
         return self._runtime.run(self._schema.encode(rows), LEAF, self._text.n_trees).astype(
             np.int32, copy=False
         )
 
     def explain(self, rows: Any) -> Explanation:
         """
-        Return SHAP contributions of each feature to each raw score; rows and errors as `predict`.
+        Return the SHAP contributions of each feature to each raw score; rows and errors as `predict`.
 
-        One mapping is one row, explained as a batch of one.
+        A single mapping is one row.
 
         Raises:
-            Unsupported: A model with linear leaves, for which LightGBM has no contributions; or one that
-                was stripped of the row counts they are weighed by.
+            Unsupported: The model has linear leaves, for which LightGBM has no contributions; or its file lacks the
+                row counts of nodes and leaves, which contributions need.
 
-        The kernel's shares equal LightGBM's to 1e-12 of the largest one. Cost: about 50 to 100 times `predict` per row.
+        The kernel's contributions equal LightGBM's within 1e-12 of the largest one. Cost: about 50 to 100 times
+        `predict` per row.
         """
         self._refuse_linear()
-        if isinstance(rows, Mapping) and not is_sparse(rows):  # one kind of SciPy's is a mapping too
+        if isinstance(rows, Mapping) and not is_sparse(rows):  # SciPy's DOK matrix is a mapping too
             rows = [rows]
         matrix = self._schema.encode(rows)
         outputs, width = self._text.n_outputs, self._schema.width
         flat = self._runtime.run(matrix, CONTRIB, outputs * (width + 1))
-        # LightGBM concatenates per output: one share per feature, then the expected value.
+        # LightGBM's order, per output: one contribution per feature, then the expected value.
         shaped = flat.reshape(len(matrix), outputs, width + 1)
         if not np.isfinite(shaped).all():
             raise Unsupported(
-                "contributions are not finite: the model lacks its leaf_count and internal_count"
+                "contributions are not finite: the model file lacks leaf_count and internal_count; save it again with"
+                " LightGBM"
             )
         if outputs == 1:
             shaped = shaped[:, 0]
         return Explanation(shaped[..., :-1], shaped[..., -1], self.info.features, self.info.classes)
 
     def encode(self, rows: Any) -> NDArray[np.float64]:
-        """Return float64 [n, features] as LightGBM will see it; rows and errors as `predict`."""
+        """Return *rows* as the float64 [n, features] that LightGBM gets; rows and errors as `predict`."""
         return self._schema.encode(rows)
 
     def encode_columns(self, columns: Mapping[Any, Sequence[Any]]) -> NDArray[np.float64]:
         """
-        Return float64 [n, features] of columns by name, such as the tensors of a request; errors as `predict`.
+        Return columns by name, such as a request's tensors, as float64 [n, features]; errors as `predict`.
 
-        For `predict_encoded`. Each column is a list or a one-dimensional array, read by the same policy as rows.
+        For `predict_encoded`. Each column is a list or a one-dimensional array; the policy for rows applies.
         """
         return self._schema.encode_columns(columns)
 
     def encode_row(self, row: Any) -> tuple[float, ...]:
-        """Return one row's numbers as LightGBM will see them; row and errors as `predict_row`."""
+        """Return one row as the numbers that LightGBM gets; row and errors as `predict_row`."""
         return tuple(self._schema.encode_row(row))
 
     def importances(self) -> dict[str, tuple[int, float]]:
-        """Return for each feature how often trees split on it, and the total gain of those splits; reads the file."""
+        """Return for each feature the number of its splits and their total gain; parses the model text again."""
         gains = self._parse().split_gains()
         pairs = zip(self._text.split_counts, gains, strict=True)
         return dict(zip(self.info.features, pairs, strict=True))
@@ -344,10 +346,10 @@ class Model:
 
     def check_golden(self, rows: Any, raw: Any, output: Any = None) -> None:
         """
-        Refuse unless *rows* give *raw* scores [n, n_classes] bit for bit, and *output* within 4 ulp where given.
+        Refuse unless *rows* give the *raw* scores [n, n_classes] bit for bit, and *output*, if given, within 4 ulp.
 
         Raises:
-            GoldenRowMismatch: Another number; the batch way and the one-row way are both checked.
+            GoldenRowMismatch: A number differs, or single rows give other numbers than the batch.
             ManifestError: A golden row does not fit the manifest's own features.
         """
         try:
@@ -370,11 +372,13 @@ class Model:
         if self._text.output == "probabilities" and not np.allclose(
             batch.sum(axis=1), 1.0, rtol=0, atol=1e-12
         ):
-            raise ModelError("probabilities do not sum to 1; the model file and its objective do not match")
+            raise ModelError(
+                "probabilities do not sum to 1: the trees do not match the objective; save it again from training"
+            )
 
 
 def _parser(data: bytes, num_iteration: int | None) -> Callable[[], ParsedModel]:
-    """Return what reads the checked bytes again."""
+    """Return a function that parses the checked bytes again."""
 
     def parse() -> ParsedModel:
         parsed = parse_model_text(data)

@@ -1,4 +1,4 @@
-"""Save a trained estimator as a model file and its manifest: both, proved to answer as the estimator, or neither."""
+"""Saves a trained estimator as a model file and its manifest; writes neither if they do not answer as the estimator."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ def save(
     estimator: Any, path: str | os.PathLike[str], *, sample: Any, name: str, version: str, **options: Any
 ) -> Manifest:
     """
-    Write *estimator* to *path* and its manifest beside it, and prove that the pair answers as the estimator does.
+    Write *estimator* to *path* and its manifest beside it, and check that the saved model answers as the estimator.
 
     Args:
         estimator: A fitted `LGBMClassifier`, `LGBMRegressor` or `LGBMRanker`, a `Booster`, or a scikit-learn pipeline
-            of nothing but one of them.
-        path: Where the model file goes; the manifest is `<path>.manifest.json`.
-        sample: The training rows, or a fair sample of them, as the estimator takes them. Their kinds, categories,
-            booleans, nulls and ranges become the manifest's.
+            with only one of them and no other step.
+        path: The model file to write; the manifest is `<path>.manifest.json`.
+        sample: The training rows, or a random sample of them, in the form that the estimator takes. The manifest
+            records their types, categories, booleans, nulls and ranges.
         name: What the model is for.
-        version: The version every prediction will carry.
-        options: Further arguments of `write_manifest`, such as `policy`, `provenance` and `metrics`. `classes` are
-            the estimator's own unless given.
+        version: The version that every prediction states.
+        options: Further arguments of `write_manifest`, such as `policy`, `provenance` and `metrics`. `classes` default
+            to the estimator's.
 
     Returns:
         The manifest that was written.
 
     Raises:
-        Unsupported: A pipeline with steps before its last, which no model file holds; a classifier that saw one class;
-            labels of classes that are neither text nor numbers; or no fitted estimator of LightGBM at all.
-        GoldenRowMismatch: The saved model answers otherwise than *estimator* for *sample*.
-        ManifestError: *estimator* itself does not take *sample*; and as `write_manifest`.
+        Unsupported: *estimator* is a pipeline with other steps, which a model file cannot hold; a classifier trained on
+            one class; one whose class labels are neither text nor numbers; or not a fitted estimator of LightGBM.
+        GoldenRowMismatch: The saved model and *estimator* give different answers for *sample*.
+        ManifestError: *estimator* itself does not accept *sample*; and as `write_manifest`.
         ModelTextError, SchemaError: As `write_manifest`.
-        FileNotFoundError: There is no such directory.
+        FileNotFoundError: The directory of *path* does not exist.
 
-    After an error neither file is there, or the old ones still are. Cost: three loads of the model.
+    After an error, old files at *path* are unchanged and no new ones are there. Cost: three loads of the model.
     """
     while isinstance(getattr(estimator, "steps", None), list):
         estimator = _last_step(estimator)
@@ -62,20 +62,21 @@ def save(
             options.setdefault("classes", _labels(estimator.classes_))
         if "expected" not in options:
             options["expected"] = _answers(estimator, booster, sample)
-        # A path among the options would be a second one, and raises TypeError here.
+        # `path` among the options raises TypeError here, because this call passes it already.
         made = write_manifest(model, sample, name=name, version=version, path=manifest_path(model), **options)
-        model.replace(target)  # a pair of which one is old is refused by its hash
+        # Between these two lines, the new model and the old manifest do not match: loading them is refused by SHA-256.
+        model.replace(target)
         manifest_path(model).replace(manifest_path(target))
     return made
 
 
 def _last_step(pipeline: Any) -> Any:
-    """Return the estimator of a pipeline that does nothing else to its rows."""
+    """Return the last step of a pipeline, if it is the only one that does anything."""
     steps = [repr(name) for name, step in pipeline.steps[:-1] if step not in (None, "passthrough")]
     if steps:
         raise Unsupported(
-            f"a model file holds no steps of a pipeline (here {', '.join(steps)}): save its last one, pipeline[-1],"
-            " with sample=pipeline[:-1].transform(rows), and transform rows alike before they are predicted"
+            f"a model file holds no steps of a pipeline (here {', '.join(steps)}): save its last step, pipeline[-1],"
+            " with sample=pipeline[:-1].transform(rows), and transform rows in the same way before each prediction"
         )
     return pipeline.steps[-1][1]
 
@@ -85,10 +86,10 @@ def _booster(estimator: Any) -> Any:
     Return the Booster in *estimator*.
 
     Raises:
-        Unsupported: There is none, or more than one; says which object to save instead.
+        Unsupported: There is none, or more than one; the message says what to save instead.
     """
     kind = type(estimator).__name__
-    if kind == "CVBooster":  # answers every name with a function
+    if kind == "CVBooster":  # its __getattr__ returns a function for any name, so `hasattr` below is useless
         raise Unsupported("CVBooster is several models: save one of its boosters")
     if kind.startswith("LGBM") and not hasattr(estimator, "booster_"):
         raise Unsupported(f"{kind} is no fitted estimator: call its fit first")
@@ -99,22 +100,24 @@ def _booster(estimator: Any) -> Any:
     if hasattr(estimator, "best_estimator_"):
         reason += ": save its best_estimator_"
     elif hasattr(estimator, "predict"):
-        reason += "; a model file holds trees, not what else it computes: save an LGBMModel of it, if that is enough"
+        reason += (
+            "; a model file holds only trees: save the LightGBM estimator inside it, if that alone is enough"
+        )
     raise Unsupported(reason)
 
 
 def _labels(classes: Any) -> list[Any]:
     """
-    Return the labels as Python values.
+    Return the class labels as Python values.
 
     Raises:
-        Unsupported: JSON has no such labels, as dates.
+        Unsupported: A label, such as a date, is neither text nor a number.
     """
     labels = [getattr(label, "item", lambda label=label: label)() for label in classes]
     for label in labels:
         if not isinstance(label, str | int | float):
             raise Unsupported(
-                f"a class label is of type {type(label).__name__}, and a manifest holds text and numbers:"
+                f"a class label is of type {type(label).__name__}, but a manifest can hold only text and numbers:"
                 " train on str(label), or pass classes=[...] in the order of estimator.classes_"
             )
     return labels
@@ -122,10 +125,12 @@ def _labels(classes: Any) -> list[Any]:
 
 def _answers(estimator: Any, booster: Any, sample: Any) -> Any:
     """
-    Return what the trained object answers for *sample*; on one thread, which is safe beside this package's calls.
+    Return the trained object's answers for *sample*.
+
+    With one thread, because another LightGBM thread count would disturb concurrent calls of this package.
 
     Raises:
-        ManifestError: It does not take the sample.
+        ManifestError: It does not accept the sample.
     """
     has_own_loss = callable(getattr(estimator, "objective", None))
     try:
@@ -135,6 +140,6 @@ def _answers(estimator: Any, booster: Any, sample: Any) -> Any:
         return trained.predict(sample, num_threads=1)
     except Exception as error:
         raise ManifestError(
-            f"the estimator itself does not take the sample ({str(error).partition(chr(10))[0]}): pass the rows that it"
-            " was trained on, or some of them, with the same columns and dtypes and without the label"
+            f"the estimator itself does not accept the sample ({str(error).partition(chr(10))[0]}): pass its training"
+            " rows, or some of them, with the same columns and dtypes and without the label"
         ) from error

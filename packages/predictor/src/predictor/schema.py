@@ -1,9 +1,9 @@
 """
-Turns rows into one float64 matrix: by name where rows have names, else in the manifest's order.
+Turns rows into one float64 matrix: by name if the rows have names, else in the manifest's order.
 
-LightGBM takes whatever has the right width, in whatever order, and reads text, None and large integers as numbers. Here
-each cell is converted by the manifest's word on its feature, and a cell that does not fit raises `SchemaError`
-naming feature and row. Conversion to float64 is exact or refused.
+LightGBM accepts any row of the right width, with columns in any order, and reads text, None and large integers as
+numbers. Here each cell is converted by the manifest's entry for its feature. A cell that does not fit raises
+`SchemaError` with feature and row. Conversion to float64 is exact or refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _JUST_FLOATS, _JUST_NUMBERS = {float}, {float, int}
 
 
 class RowSchema:
-    """The columns a model takes and what to do with a cell that does not fit; safe to share among threads."""
+    """The features of a model, and what to do with a cell that does not fit; safe to share among threads."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class RowSchema:
         Args:
             features: In model order.
             policy: What to do with a cell that does not fit.
-            ordered: Indices of category features whose codes the model reads as plain numbers. There LightGBM
-                takes an unseen category for a missing value; a negative code would be a small number.
-            unlabelled: Indices of category features of which only LightGBM's codes are known. A category column of
-                a frame has labels, which nobody said how to translate; it is refused there.
+            ordered: Indices of category features whose codes the model reads as plain numbers. For these, LightGBM's
+                package passes an unseen category as a missing value; a negative code would count as a small number.
+            unlabelled: Indices of category features of which only LightGBM's codes are known. A category column of a
+                data frame is refused there, because the code of each of its labels is not known.
         """
         self._rules = rules = CellRules(features, policy, ordered=ordered, unlabelled=unlabelled)
         self.features: tuple[Feature, ...] = rules.features
@@ -65,7 +65,7 @@ class RowSchema:
             whole=rules.integers,
             codes=rules.codes,
         )
-        """Reads rows of plain cells in C, where the extension is built; whatever it does not take is decided here."""
+        """The extension's reader of plain cells, or None without it; all other cells are read in this module."""
         self._columns = ColumnReader(rules, self.cells)
         self._has_short_way = len(rules.own_codes) == len(rules.codes) and not rules.integers
 
@@ -107,7 +107,7 @@ class RowSchema:
 
     def encode_columns(self, columns: Mapping[Any, Sequence[Any]]) -> NDArray[np.float64]:
         """
-        Return float64 [n, width] of a column for each feature, by name: lists or one-dimensional arrays.
+        Return float64 [n, width] for columns by name, each a list or a one-dimensional array.
 
         Raises:
             SchemaError: As `encode`.
@@ -124,7 +124,7 @@ class RowSchema:
                 `encode_row` takes them. n = 0 is allowed.
 
         Raises:
-            SchemaError: A name, width or cell does not fit; the first such cell in row order is not promised.
+            SchemaError: A name, width or cell does not fit. If several do not, it may name any one of them.
         """
         if isinstance(rows, np.ndarray) and rows.dtype.names is None:
             return self._from_array(rows)
@@ -136,7 +136,9 @@ class RowSchema:
         if (columns := columns_of(rows)) is not None:
             return self._from_columns(columns)
         if isinstance(rows, Mapping):
-            raise SchemaError("one mapping is one row", remedy="pass it in a list, [row], or use predict_row")
+            raise SchemaError(
+                "one mapping is one row, not many", remedy="pass a list, [row], or use predict_row"
+            )
         if isinstance(rows, Sequence) and not isinstance(rows, str | bytes | bytearray):
             return self._from_rows(rows)
         raise SchemaError(f"rows of type {type(rows).__name__} are not understood", remedy=AS_ROWS)
@@ -171,14 +173,14 @@ class RowSchema:
         return self._checked(matrix)
 
     def _is_plain(self, values: Sequence[Any]) -> bool:
-        """Whether *values* are numbers that need no conversion and no word from the policy; False is no verdict."""
+        """Whether *values* are certainly numbers that need no conversion and no policy; False: check each cell."""
         types = set(map(type, values))
         if types != _JUST_FLOATS and not (
             types <= _JUST_NUMBERS and max(values) <= EXACT and min(values) >= -EXACT
         ):
             return False
         total = sum(values)
-        if total - total != 0.0:  # a NaN or an infinity somewhere, or an overflow of the sum itself
+        if total - total != 0.0:  # some value is NaN or infinite, or the sum overflowed
             for value, feature in zip(values, self.features, strict=True):
                 if not math.isfinite(value) and not (math.isnan(value) and feature.nullable):
                     return False
@@ -192,9 +194,8 @@ class RowSchema:
         if kind is list or kind is tuple:
             values: Sequence[Any] = row
         elif isinstance(row, Mapping):
-            if (
-                kind is dict and len(row) == self.width
-            ):  # another mapping may make up what it lacks (defaultdict)
+            # Only a plain dict: a defaultdict would invent values for missing names.
+            if kind is dict and len(row) == self.width:
                 try:
                     found: Sequence[Any] = self._get(row) if self.width > 1 else (self._get(row),)
                 except KeyError:
@@ -231,12 +232,12 @@ class RowSchema:
         return values
 
     def _by_name(self, row: Mapping[Any, Any], index: int | None) -> list[Any]:
-        """The slow way, which finds out what is wrong."""
+        """Return the row's values in model order, or raise an error that says which name is wrong."""
         keys = self._find_names(list(row), index)
         return [row[keys[name]] if name in keys else None for name in self.names]
 
     def _checked(self, matrix: NDArray[np.float64], *, one_row: bool = False) -> NDArray[np.float64]:
-        """Ask the policy about nulls, infinities and fractions of an encoded matrix, and return it."""
+        """Check nulls, infinities and fractions of an encoded matrix by the policy, and return it."""
         finite = np.isfinite(matrix)
         if not finite.all():
             nan = np.isnan(matrix)
@@ -250,11 +251,11 @@ class RowSchema:
             if wrong.any():
                 raise SchemaError(
                     "is not a whole number",
-                    remedy="leave it out of write_manifest(integers=[...]) if fractions are meant",
+                    remedy="send one, or remove the feature from write_manifest(integers=[...])",
                     feature=self.names[index],
                     row=None if one_row else int(wrong.argmax()),
                 )
-        for index in self._rules.ordered:  # last, because an unseen category is no null to the policy
+        for index in self._rules.ordered:  # last, so that the policy for nulls does not see unseen categories
             matrix[matrix[:, index] == UNSEEN, index] = math.nan
         return matrix
 

@@ -1,4 +1,4 @@
-"""Holds the model being served, and replaces it without a gap."""
+"""Holds the served model, and replaces it without interrupting readers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Golden", "ModelSlot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """Rows and the raw scores a new model must give for them, bit for bit, beyond those in its manifest."""
+    """Rows, and the raw scores that a new model must give for them bit for bit, in addition to its manifest's."""
 
     rows: Sequence[Any]
     raw: Sequence[Sequence[float]]  # [n, n_classes]
@@ -25,10 +25,10 @@ class Golden:
 
 class ModelSlot:
     """
-    The model being served. Readers take `current` once per request and use that one throughout.
+    The served model. A reader takes `current` once per request, and uses that model for the whole request.
 
-    A swap replaces one reference, so a reader has the old model or the new one. The old model's memory is
-    freed when its last reader lets go; what rollback keeps of it is its text.
+    A swap replaces one reference, so a reader has the old model or the new one. The old model is freed when its last
+    reader drops it; for `rollback` the slot keeps only the bytes of its file.
     """
 
     def __init__(self, model: Model) -> None:
@@ -55,18 +55,17 @@ class ModelSlot:
 
         Args:
             path: As for `Model.load`, like *manifest* and *sha256*.
-            golden: Rows and scores of the caller's own.
-            other_signature: Whether the new model may name other features, order them otherwise, or give other
-                outputs. Callers that give rows in the old order, or rows that wait in a `Batcher` meanwhile,
-                would then be answered for another row than they meant.
+            golden: The caller's own rows and scores.
+            other_signature: Whether the new model may have other features, another order of them, or other outputs.
+                Rows in the old order, also those that wait in a `Batcher`, would then be read wrongly.
 
         Returns:
-            What is now served.
+            The description of the new model.
 
         Raises:
             ModelError, OSError: Any check failed; the old model is still served, untouched.
 
-        One swap at a time; readers never wait. Cost: as `Model.load`, on the calling thread.
+        One swap runs at a time; readers never wait. Cost: as `Model.load`, on the calling thread.
         """
         with self._swapping:
             new = Model.load(path, manifest=manifest, sha256=sha256, threads=self._current.threads)
@@ -78,9 +77,9 @@ class ModelSlot:
 
     def check_signature(self, model: Model) -> None:
         """
-        Make sure that rows and answers mean the same to *model* as to the model being served.
+        Check that *model* has the features and outputs of the served model, in the same order.
 
-        For callers of `adopt`; `swap` does this unless it is told not to.
+        For callers of `adopt`; `swap` does this unless `other_signature` is given.
 
         Raises:
             ModelError: *model* has other features, another order of them, or other outputs; the message says which.
@@ -89,23 +88,23 @@ class ModelSlot:
 
     def adopt(self, model: Model) -> ModelInfo:
         """
-        Serve *model*, loaded and checked by the caller, from now on; also one of another signature.
+        Serve *model*, which the caller has loaded and checked, from now on; its signature is not checked.
 
-        For swaps in two steps, where several processes must have loaded a model before any of them serves it.
+        For swaps in two steps: all processes load the model before any of them serves it.
         """
         with self._swapping:
             return self._replace(model)
 
     def rollback(self) -> ModelInfo:
         """
-        Serve the model before the last swap again, verified anew from memory; a second call swaps forth.
+        Undo the last swap: load the previous model from memory, verify it, and serve it. A second call redoes the swap.
 
         Raises:
-            ModelError: There was no swap, or the old model no longer verifies.
+            ModelError: There was no swap, or the previous model fails a check.
         """
         with self._swapping:
             if self._previous is None:
-                raise ModelError("nothing to roll back to: this slot has held one model only")
+                raise ModelError("nothing to roll back to: this slot has held one model only; use swap")
             data, manifest, threads, iterations = self._previous
             return self._replace(Model(data, manifest=manifest, threads=threads, num_iteration=iterations))
 
@@ -117,17 +116,17 @@ class ModelSlot:
 
 
 def _refuse_other_signature(old: ModelInfo, new: ModelInfo) -> None:
-    """Refuse a model to which the rows and answers of the old one mean something else."""
+    """Refuse a model whose features or outputs are not those of the old one."""
     for what, before, now in (
         ("features", old.features, new.features),
         ("output kind", old.output, new.output),
         ("number of outputs", old.n_classes, new.n_classes),
         ("classes", old.classes, new.classes),
     ):
-        if before and before != now:  # classes may be given a model that had none
+        if before and before != now:  # a new model may name classes where the old one did not
             raise ModelError(
-                f"{what}: {_shown(before)} is served, the new model has {_shown(now)}; if its callers know, "
-                "pass other_signature=True"
+                f"{what}: the served model has {_shown(before)}, the new one has {_shown(now)}; if all callers are"
+                " ready for that, pass other_signature=True"
             )
 
 

@@ -1,4 +1,4 @@
-"""The `predictor` command: look at, verify, describe and run a model from a shell."""
+"""The `predictor` command: inspect, verify, describe and run a model from a shell."""
 
 from __future__ import annotations
 

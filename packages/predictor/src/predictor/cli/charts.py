@@ -1,4 +1,4 @@
-"""Pictures of a report as SVG inside the page: its text is text, and its colours follow the page, light or dark."""
+"""Draws a report's charts as inline SVG: text stays text, and colours follow the page's light or dark theme."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from predictor.manifest import Feature
 
 __all__ = ["Charts"]
 
-# What matplotlib is told, and the page's colour that it stands for.
+# Placeholder colours for matplotlib, and the page's CSS colours that replace them in the SVG.
 _TEXT, _GRID, _INK, _PALE = "#010203", "#020304", "#030405", "#040506"
 _SERIES = ("#030405", "#050607", "#060708", "#070809")
 _NAMES = {
@@ -27,17 +27,14 @@ _NAMES = {
     **dict(zip(_SERIES, ("var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)"), strict=True)),
 }
 _DASHES = ("-", "--", "-.", ":")
-_DOTS = "#2f86c4"  # pictures of points are pixels, which cannot follow the page: seen on white and on black
-_WIDE, _SMALL = (
-    3.6,
-    2.75,
-)  # inches: at the page's widths of pictures, text of 9 points is 10 to 16 pixels high
-_NAMED = 6  # categories up to which a small picture has room for their labels
+_DOTS = "#2f86c4"  # points are drawn as pixels, which cannot follow the theme; visible on white and on black
+_WIDE, _SMALL = 3.6, 2.75  # inches; with them, text of 9 points is 10 to 16 pixels high on the page
+_NAMED = 6  # most categories whose labels fit into a small chart
 Floats = NDArray[np.float64]
 
 
 class Charts:
-    """Draws the pictures of one page."""
+    """Draws the charts of one page; each method returns an HTML `figure`."""
 
     def __init__(self) -> None:
         try:
@@ -45,12 +42,12 @@ class Charts:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise PredictorError(
-                "pictures need the 'report' extra: pip install 'lightgbm-predictor[report]'"
+                "charts need the 'report' extra: pip install 'lightgbm-predictor[report]'"
             ) from error
         self._figure, self._settings, self._drawn = Figure, rc_context, 0
 
     def bars(self, names: Sequence[str], values: Sequence[float], label: str) -> str:
-        """Horizontal bars, the first on top."""
+        """Draw horizontal bars, the first on top."""
 
         def draw(axes: Any) -> None:
             axes.barh(range(len(names)), values, color=_INK)
@@ -62,7 +59,7 @@ class Charts:
         return self._draw(draw, label + " of each feature", height=0.9 + 0.24 * len(names))
 
     def shares(self, feature: Feature, counts: NDArray[np.int64]) -> str:
-        """These rows beside the reference, per bin."""
+        """Draw the share of these rows per bin beside that of the reference."""
 
         def draw(axes: Any) -> None:
             if feature.reference is None:
@@ -78,7 +75,7 @@ class Charts:
         return self._draw(draw, f"share of rows per bin of {feature.name}", height=1.7, width=_SMALL)
 
     def roc(self, curves: Sequence[Curve]) -> str:
-        """True against false positive rate."""
+        """Draw the ROC curves: true positive rate against false positive rate."""
 
         def draw(axes: Any) -> None:
             for curve, style in zip(curves, self._styles(len(curves)), strict=True):
@@ -92,7 +89,7 @@ class Charts:
         return self._draw(draw, "ROC curve of each class against the rest")
 
     def precision(self, curves: Sequence[Curve]) -> str:
-        """Precision against recall."""
+        """Draw precision against recall."""
 
         def draw(axes: Any) -> None:
             for curve, style in zip(curves, self._styles(len(curves)), strict=True):
@@ -104,7 +101,7 @@ class Charts:
         return self._draw(draw, "precision and recall of each class against the rest")
 
     def calibration(self, counted: Classified) -> str:
-        """The chart of predicted against observed frequencies, with 95 % intervals."""
+        """Draw observed against predicted frequencies, with 95 % intervals."""
 
         def draw(axes: Any) -> None:
             axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
@@ -112,13 +109,13 @@ class Charts:
                 said, share, low, high, _ = counted.calibration(index).T
                 name = _short(counted.classes[index])
                 axes.errorbar(said, share, (share - low, high - share), fmt="o", **style, ms=4, label=name)
-            axes.set(xlabel="mean probability", ylabel="share that happened", title="Calibration")
+            axes.set(xlabel="mean probability", ylabel="observed frequency", title="Calibration")
             self._legend(axes, len(counted.shown))
 
-        return self._draw(draw, "calibration: probabilities against what happened")
+        return self._draw(draw, "calibration: observed against predicted frequencies")
 
     def estimates(self, counted: Estimated) -> str:
-        """Mean label against mean prediction, per tenth of the rows."""
+        """Draw the mean label against the mean prediction, per tenth of the rows by prediction."""
 
         def draw(axes: Any) -> None:
             truth, said = counted.pairs.T
@@ -129,10 +126,10 @@ class Charts:
             axes.errorbar(x, [truth[part].mean() for part in parts], reach, fmt="o-", color=_INK, ms=4)
             axes.set(xlabel="mean prediction per tenth of rows", ylabel="mean label", title="Calibration")
 
-        return self._draw(draw, "calibration: predictions against labels")
+        return self._draw(draw, "calibration: labels against predictions")
 
     def swarm(self, names: Sequence[str], values: Floats, shares: Floats) -> str:
-        """One line per feature, one dot per row: how far it moved the score; the darker, the larger the value."""
+        """Draw SHAP contributions, one line per feature and one dot per row; a lighter dot is a larger value."""
 
         def draw(axes: Any) -> None:
             random = np.random.default_rng(0)
@@ -152,7 +149,7 @@ class Charts:
         return self._draw(draw, "contribution of each feature in each row", height=0.9 + 0.34 * len(names))
 
     def dependence(self, feature: Feature, values: Floats, shares: Floats) -> str:
-        """Contribution against value; of a category by its labels, where there is room."""
+        """Draw contribution against value; a category has its labels on the axis if there are few."""
 
         def draw(axes: Any) -> None:
             axes.scatter(values, shares, s=4, color=_DOTS, alpha=0.6, rasterized=True)
@@ -167,7 +164,7 @@ class Charts:
 
     @staticmethod
     def _styles(count: int) -> list[dict[str, Any]]:
-        # Told apart by the dashes too, for who does not see the colours or prints in grey.
+        # Dashes differ too, for readers who do not see colours or print in grey.
         return [
             {"color": _SERIES[i % 4], "linestyle": _DASHES[i // 4 % 4 if count > 4 else i % 4]}
             for i in range(count)
@@ -190,7 +187,7 @@ class Charts:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "svg.fonttype": "none",
-            "svg.hashsalt": str(self._drawn),  # each picture its own names: they share one page
+            "svg.hashsalt": str(self._drawn),  # ids differ between the charts of a page
             "font.size": 9,
             "axes.titlesize": 9,
             "text.parse_math": False,  # a feature may be called $x$
@@ -216,7 +213,7 @@ class Charts:
 
 
 def _label_categories(axes: Any, feature: Feature, places: Sequence[float] | NDArray[np.int64]) -> None:
-    """Name the categories of *feature* at *places* on the x axis, or nothing where there are too many or none."""
+    """Write the categories of *feature* at *places* on the x axis; nothing if there are too many or none."""
     labels = feature.categories or ()
     if 0 < len(labels) <= _NAMED:
         room = 36 // len(labels)  # characters

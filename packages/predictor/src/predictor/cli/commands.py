@@ -1,4 +1,4 @@
-"""Look at, verify, describe and run a LightGBM model; nothing is loaded that was not verified."""
+"""Inspect, verify, describe and run a LightGBM model. Every model is verified before it is used."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from predictor.schema import RowSchema
 __all__ = ["Command", "bench", "explain", "inspect", "manifest", "predict", "report", "verify"]
 
 Command = Callable[[argparse.Namespace], int]
-_TIMED_PIECES = 8  # of a large file `bench` takes the first rows
+_TIMED_PIECES = 8  # `bench` uses only the first pieces of a large file
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print what a model is: version, features, classes, importances."""
+    """Print a model's version, classes, features and importances."""
     model = _load(args)
     info = dataclasses.asdict(model.info)
     used = sorted(model.importances().items(), key=lambda item: -item[1][1])
@@ -67,7 +67,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Check bytes, text, manifest and golden rows; exit 0 only if all hold."""
+    """Check SHA-256, model text, manifest and golden rows; exit 0 only if all are right."""
     model = _load(args)
     golden = len(model.manifest.golden) if model.manifest is not None else 0
     info = model.info
@@ -76,7 +76,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Predict every row of a file, which need not fit in memory; the output keeps the order."""
+    """Predict every row of a file of any size; the output has the same order."""
     model = _load(args)
     monitor = None
     if args.drift or args.reference is not None:
@@ -99,7 +99,7 @@ def predict(args: argparse.Namespace) -> int:
 class _Predict:
     names: tuple[str, ...]
     is_raw: bool
-    monitor: DriftMonitor | None  # counts in this process alone
+    monitor: DriftMonitor | None  # only with one process: it counts the rows of its own process
 
     def __call__(self, model: Model, rows: Any, first: int) -> list[Row]:
         with counted_from(first):
@@ -110,7 +110,7 @@ class _Predict:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Write the features that moved each row's raw scores most (SHAP); the file need not fit in memory."""
+    """Write the features with the largest SHAP contributions to each row's raw scores; for a file of any size."""
     columns = {"row": int, "output": str, "rank": int, "feature": str, "contribution": float}
     _stream(args, _load(args), _Explain(args.top), columns, jobs=args.jobs)
     return 0
@@ -141,7 +141,7 @@ class _Explain:
 def _stream(
     args: argparse.Namespace, model: Model, task: Task, columns: dict[str, type], *, jobs: int | None
 ) -> None:
-    """Write what *task* makes of each piece of the file; a signal that ends the process leaves no half file."""
+    """Write the lines that *task* returns for each piece of the file; a signal leaves no partial file."""
     source = Source(args.model, args.manifest, args.sha256)
     answered = answer_pieces(
         source, model, task, read_pieces(args.rows), jobs=jobs if jobs is not None else available_cpus()
@@ -158,7 +158,7 @@ def manifest(args: argparse.Namespace) -> int:
     text = parse_model_text(data).summary
     names = tuple(_listed(args.names)) or text.feature_names
     labels = labels_of(text, names=names, categories=categories)
-    # A column is read by what the model file or --categories says it is, before there is a manifest.
+    # There is no manifest yet: the model file and --categories say how to read a column.
     features = features_of(text, names=names, integers=tuple(_listed(args.integers)), labels=labels)
     schema = partial(RowSchema, features, ordered=ordered_categories(features, text))
     told = tuple(_listed(args.expected or ""))
@@ -195,12 +195,12 @@ def manifest(args: argparse.Namespace) -> int:
     _say(f"ok: {made.name} {made.version}, {len(made.features)} features, {len(made.golden)} golden rows")
     if len(rows) < seen:
         _say(
-            f"ranges and nulls are those of all {seen:,} rows; distributions and golden rows are of {len(rows):,} of"
-            " them (--sample)"
+            f"ranges and nulls are from all {seen:,} rows; distributions and golden rows are from {len(rows):,} of them"
+            " (--sample)"
         )
     if expected is None:
         _say(
-            "not compared with the trained model: pass --expected COLUMN, its own predictions for these rows"
+            "not compared with the trained model; to do so, pass --expected COLUMN: its own predictions for these rows"
         )
     else:
         _say(f"all {seen:,} rows have the answer in --expected, bit for bit")
@@ -214,9 +214,9 @@ def _categories(path: Path | None) -> dict[str, list[Label]] | None:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise TableError(f"{path.name} cannot be read as JSON: {error}") from error
+        raise TableError(f"{path.name} is not a readable JSON file: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(labels, list) for labels in found.values()):
-        raise TableError(f'{path.name} must be one object of lists, such as {{"side": ["buy", "sell"]}}')
+        raise TableError(f'{path.name} must be a JSON object of lists, such as {{"side": ["buy", "sell"]}}')
     return found
 
 
@@ -227,7 +227,7 @@ def _policy(words: Sequence[str]) -> RowPolicy | None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Time one row and batches on this machine, on varied rows."""
+    """Time the prediction of single rows and of batches on this machine."""
     from predictor.cli.timing import time_model
 
     model = _load(args)
@@ -241,13 +241,13 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write one HTML page with pictures: skill beside a baseline, calibration, influence, drift."""
+    """Write one HTML page: quality beside a baseline, calibration, feature importance and drift."""
     from predictor.cli.report import Report
 
     model = _load(args)
     is_ranking = (model.info.objective or "").startswith(("lambdarank", "rank_xendcg"))
     if args.label is not None and is_ranking and args.query is None:
-        raise TableError("a ranking is judged by query: name the column of the query with --query")
+        raise TableError("a ranking is measured per query: name the column of the query with --query")
     if args.query is not None and (args.label is None or not is_ranking):
         raise TableError("--query is for a ranking model, with --label")
     require_folder(args.output)
@@ -272,7 +272,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _taken_out(rows: Any, name: str, path: Path, *, keep: bool) -> list[Any]:
-    """Return the column *name* of *rows*: mappings, from which it is taken unless *keep*, or an Arrow table."""
+    """Return the column *name* of *rows*; if they are mappings and not *keep*, remove it from them."""
     given = list(rows[0]) if isinstance(rows, list) and rows else getattr(rows, "column_names", [])
     try:
         if not isinstance(rows, list):
@@ -290,7 +290,7 @@ def _without(rows: Any, names: set[str]) -> Any:
 
 
 def _reference(args: argparse.Namespace, model: Model) -> Manifest | None:
-    """Return the manifest that drift is measured against: --reference, made with other rows, or the model's."""
+    """Return the manifest that drift is measured against: that of --reference, or else the model's."""
     if args.reference is None:
         return model.manifest
     found, info = Manifest.read(args.reference), model.info
@@ -308,20 +308,22 @@ def _reference(args: argparse.Namespace, model: Model) -> Manifest | None:
         ):
             raise ManifestError(
                 f"{args.reference.name} describes other features than the model: "
-                f"{getattr(theirs, 'name', 'none')} where the model has {getattr(ours, 'name', 'none')}"
+                f"{getattr(theirs, 'name', 'none')} where the model has {getattr(ours, 'name', 'none')}; make the"
+                " reference from this model file"
             )
         codes = dict(zip(ours.categories or (), ours.codes or (), strict=True))
         for label, code in zip(theirs.categories or (), theirs.codes or (), strict=True):
             if codes.get(label, code) != code:
                 raise ManifestError(
-                    f"{args.reference.name} gives {ours.name} {label!r} another code than the model"
+                    f"{args.reference.name} gives {ours.name} {label!r} another code than the model; make the"
+                    " reference from this model file"
                 )
-    # By their text, because --classes gives nothing else.
+    # Compared as text, because --classes can give only text.
     own_classes, classes = list(map(str, info.classes)), list(map(str, found.classes))
     if own_classes and classes and own_classes != classes:
         raise ManifestError(
             f"{args.reference.name} has the classes {', '.join(classes)} where the model has"
-            f" {', '.join(own_classes)}; their order counts, because answers are compared by position"
+            f" {', '.join(own_classes)}; answers are compared by position, so give --classes in the same order"
         )
     return found.model_copy(update={"classes": info.classes or found.classes})
 

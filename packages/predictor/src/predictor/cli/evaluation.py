@@ -1,8 +1,8 @@
 """
-Measures answers against labels that arrive in blocks, by sums and counts, so that memory does not grow with rows.
+Measures answers against labels block by block, by sums and counts, so that memory does not grow with the rows.
 
-Beside every loss stands what the best constant answer would have got on the same rows: their own class frequencies, or
-their mean. A difference counts where it is above two standard errors, with rows taken as independent.
+Each loss has a baseline: that of the best constant answer on the same rows, which is their class frequencies or their
+mean. A difference counts if it is above two standard errors, on the assumption that rows are independent.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ __all__ = ["Classified", "Compared", "Curve", "Estimated", "numbers_of", "positi
 
 BINS = 10  # of the probability scale, for calibration
 _GRID, _REACH = 8_000, 20.0  # log-odds from -20 to 20 in steps of 0.005, for ROC and PR
-_TINY = 1e-15  # a probability of 0 counts as this, or one row would make the log loss infinite
+_TINY = 1e-15  # the least probability: with 0, one row would make the log loss infinite
 _CERTAIN = 2.0  # standard errors
-_PAIRS = 20_000  # label and prediction, held for the pictures of a regression
+_PAIRS = 20_000  # most pairs of label and prediction that are kept for the charts of a regression
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A loss, smaller is better, beside that of a constant answer on the same rows."""
+    """A loss (smaller is better) of the model and of the baseline, a constant answer on the same rows."""
 
     name: str
     model: float
@@ -41,29 +41,28 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One class against the rest, by falling score; scores within 0.005 of log-odds count as equal."""
+    """One class against the rest, by falling score; scores in one step of 0.005 log-odds count as equal."""
 
     label: Label
     recall: Floats  # the true positive rate
     fall_out: Floats  # the false positive rate
     precision: Floats
-    area: float  # under the ROC curve; NaN where a side has no rows
+    area: float  # under the ROC curve; NaN if this class or the rest has no rows
     average_precision: float
-    share: float  # of the rows that are of this class
+    share: float  # the share of rows that are of this class
 
 
 class Classified:
-    """Counts what a classifier said against what was so."""
+    """Counts a classifier's probabilities against the true classes."""
 
     def __init__(self, classes: Sequence[Label]) -> None:
         k = len(classes)
         self.classes: tuple[Label, ...] = tuple(classes)
-        self.confusion: NDArray[np.int64] = np.zeros(
-            (k, k), dtype=np.int64
-        )  # by true class, then by the most probable one
+        # [true class, most probable class]
+        self.confusion: NDArray[np.int64] = np.zeros((k, k), dtype=np.int64)
         self._loss, self._squared, self._brier = np.zeros(k), 0.0, 0.0
         self._bins = np.zeros((k, BINS, 3))  # rows, sum of probabilities, rows of the class
-        self._grid = np.zeros((k, _GRID, 2), dtype=np.int64)  # of other classes, of this class
+        self._grid = np.zeros((k, _GRID, 2), dtype=np.int64)  # rows of other classes, rows of this class
 
     @property
     def rows(self) -> int:
@@ -72,7 +71,7 @@ class Classified:
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """The classes with a curve: of two, the second says it all."""
+        """The classes to draw curves of; of two classes only the second, because the first adds nothing."""
         return (1,) if len(self.classes) == 2 else tuple(range(len(self.classes)))
 
     def add(self, answers: Floats, truth: NDArray[np.int64]) -> None:
@@ -96,7 +95,7 @@ class Classified:
                 self._grid[index, :, side] += np.bincount(place[hit == bool(side)], minlength=_GRID)
 
     def losses(self) -> tuple[Compared, Compared]:
-        """Return log loss (nats) and Brier score; of two classes the squared error of one probability, else of all."""
+        """Return log loss (nats) and Brier score; of two classes, the squared error of one probability, else of all."""
         share = self.confusion.sum(axis=1) / max(1, self.rows)
         half = 2 if len(self.classes) == 2 else 1
         return (
@@ -105,18 +104,18 @@ class Classified:
         )
 
     def verdict(self) -> str:
-        """Return one sentence or two: is it better than guessing the class frequencies."""
+        """Return one or two sentences: whether the model is better than guessing the class frequencies."""
         counts = self.confusion.sum(axis=1)
         if (counts > 0).sum() < 2:
             only = self.classes[int(counts.argmax())]
-            return f"All rows are of the class {only}: whether the model can tell classes apart cannot be seen here."
+            return f"All rows are of the class {only}: these rows cannot show whether the model tells classes apart."
         loss, surprise = self.losses()[0], self._surprise()
         squared = self._squared - 2 * float(surprise @ self._loss) + float(counts @ surprise**2)
         error = _standard_error(loss.baseline - loss.model, squared, self.rows)
         return _verdict(loss, error, self.rows, "guessing the class frequencies")
 
     def calibration(self, index: int) -> Floats:
-        """Return [bins, 5] of a class: mean probability, observed share, its 95 % interval (Wilson), rows."""
+        """Return [bins, 5] for a class: mean probability, observed share, low and high of its 95 % interval, rows."""
         n, said, hits = self._bins[index][self._bins[index, :, 0] > 0].T
         low, high = wilson(hits, n)
         return np.column_stack((said / n, hits / n, low, high, n))
@@ -140,25 +139,25 @@ class Classified:
         )
 
     def _surprise(self) -> Floats:
-        """Return the log loss of guessing the frequencies for a row of each class; 0 for a class without rows."""
+        """Return for a row of each class the log loss of guessing the frequencies; 0 for a class without rows."""
         counts = self.confusion.sum(axis=1)
         return -np.log(np.where(counts > 0, counts, self.rows) / max(1, self.rows))
 
 
 class Estimated:
-    """Sums the errors of a regression, and holds a sample of label and prediction."""
+    """Sums the errors of a regression, and keeps a sample of pairs of label and prediction."""
 
     def __init__(self) -> None:
         self.rows: int = 0
         self._mean, self._spread, self._squared = 0.0, 0.0, 0.0
         self._random, self._keys = np.random.default_rng(0), np.empty(0)
-        self.pairs: Floats = np.empty((0, 2))  # label, prediction: of all rows, or of a sample
+        self.pairs: Floats = np.empty((0, 2))  # label, prediction; all rows, or a sample of `_PAIRS`
 
     def add(self, answers: Floats, truth: Floats) -> None:
         """Count *answers* [n, 1] and their true values, n >= 1."""
         n, mean = len(truth), float(truth.mean())
         shift, total = mean - self._mean, self.rows + n
-        # Chan, Golub, LeVeque (1979): spreads of two parts, without the loss of digits of a sum of squares.
+        # Chan, Golub, LeVeque (1979): combines the sums of squared deviations of two parts without losing digits.
         self._spread += float(((truth - mean) ** 2).sum()) + shift**2 * self.rows * n / total
         self._mean, self.rows = self._mean + shift * n / total, total
         self._squared += float(((truth - answers[:, 0]) ** 2).sum())
@@ -168,7 +167,7 @@ class Estimated:
         self._keys, self.pairs = keys[kept], pairs[kept]
 
     def losses(self) -> tuple[Compared, Compared]:
-        """Return RMSE of all rows, and MAE of the pairs that are held."""
+        """Return RMSE of all rows, and MAE of the pairs that are kept."""
         truth, said = self.pairs.T
         of = "" if len(truth) == self.rows else f" (sample of {len(truth):,} rows)"
         return (
@@ -179,13 +178,13 @@ class Estimated:
         )
 
     def verdict(self) -> str:
-        """Return one sentence or two: is it better than the mean."""
+        """Return one or two sentences: whether the model is better than the mean of the labels."""
         if self._spread == 0:
-            return "All labels are equal: whether the model can tell rows apart cannot be seen here."
+            return "All labels are equal: these rows cannot show whether the model is better than their mean."
         truth, said = self.pairs.T
         gain = (truth - self._mean) ** 2 - (truth - said) ** 2
         error = float(gain.std()) / math.sqrt(self.rows)
-        # The RMSE is compared by its square, whose standard error is that of a mean.
+        # The squared RMSE is a mean, so its standard error is known; it is scaled to the RMSE.
         rmse = self.losses()[0]
         mean_gain = (self._spread - self._squared) / self.rows
         return _verdict(
@@ -194,7 +193,7 @@ class Estimated:
 
 
 def wilson(hits: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Return the 95 % score interval of shares (Wilson, 1927); *rows* > 0."""
+    """Return low and high of the 95 % score interval (Wilson, 1927) of the share *hits* / *rows*; *rows* > 0."""
     z, share = 1.96, hits / rows
     middle = (share + z**2 / (2 * rows)) / (1 + z**2 / rows)
     reach = z / (1 + z**2 / rows) * np.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
@@ -203,10 +202,10 @@ def wilson(hits: Floats, rows: Floats) -> tuple[Floats, Floats]:
 
 def positions_of(labels: Sequence[Any], classes: Sequence[Label]) -> NDArray[np.int64]:
     """
-    Return which of *classes* each label is: the equal one, else the one with the same text.
+    Return the position of each label in *classes*: of the equal class, or else of the one with the same text.
 
     Raises:
-        SchemaError: A label is missing or no class; its row is counted from the first of *labels*.
+        SchemaError: A label is missing or not a class; its row is counted from the first of *labels*.
     """
     equal = {label: index for index, label in enumerate(classes)}
     by_text = {str(label): index for index, label in enumerate(classes)}
@@ -221,8 +220,8 @@ def positions_of(labels: Sequence[Any], classes: Sequence[Label]) -> NDArray[np.
         if index is None:
             known = ", ".join(str(known) for known in classes[:10])
             raise SchemaError(
-                f"label {str(label)[:40]!r} is no class of this model",
-                remedy=f"the classes are {known}; is --label the right column?",
+                f"label {str(label)[:40]!r} is not a class of this model",
+                remedy=f"the classes are {known}; check that --label names the right column",
                 row=row,
             )
         found[row] = index
@@ -234,7 +233,7 @@ def numbers_of(labels: Sequence[Any]) -> Floats:
     Return labels as float64.
 
     Raises:
-        SchemaError: A label is missing, no number, or not finite; its row is counted from the first of *labels*.
+        SchemaError: A label is missing, not a number or not finite; its row is counted from the first of *labels*.
     """
     found = np.empty(len(labels))
     for row, label in enumerate(labels):
@@ -242,8 +241,8 @@ def numbers_of(labels: Sequence[Any]) -> Floats:
             found[row] = math.nan if label is None else float(label)
         except (TypeError, ValueError) as error:
             raise SchemaError(
-                f"label {str(label)[:40]!r} is no number",
-                remedy="labels of this model are numbers; is --label the right column?",
+                f"label {str(label)[:40]!r} is not a number",
+                remedy="labels of this model are numbers; check that --label names the right column",
                 row=row,
             ) from error
         if not math.isfinite(found[row]):
@@ -267,11 +266,9 @@ def _standard_error(mean: float, squares: float, n: int) -> float:
 def _verdict(loss: Compared, error: float, rows: int, than: str) -> str:
     gain = loss.baseline - loss.model
     figures = f"{loss.name} {loss.model:.4g} against {loss.baseline:.4g} on {rows:,} rows"
-    needed = max(_CERTAIN * error, 1e-6 * loss.baseline)  # a difference of rounding is none
+    needed = max(_CERTAIN * error, 1e-6 * loss.baseline)  # smaller differences are rounding errors
     if gain > needed:
         return f"Better than {than}: {figures}, {gain / loss.baseline:.1%} lower."
     if gain < -needed:
         return f"Worse than {than}: {figures}. Do not use these answers as they are."
-    return (
-        f"No better than {than}: {figures}, a difference that chance explains (within two standard errors)."
-    )
+    return f"No better than {than}: {figures}, a difference that chance can explain (within two standard errors)."

@@ -1,4 +1,4 @@
-"""Compares a model file with the trained model's own predictions for every row, while the rows pass."""
+"""Compares a model file's answers with the trained model's own predictions, for every row of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Expected"]
 
 
 class Expected:
-    """Compares the trained model's answers in the rows with the file's answers, in bounded memory."""
+    """Compares the trained model's predictions, given in columns of the rows, with the model file's, block by block."""
 
     def __init__(
         self, data: bytes, text: ModelText, features: Sequence[Feature], columns: Sequence[str]
@@ -26,9 +26,9 @@ class Expected:
         """
         Args:
             data: The model file's bytes.
-            text: The same, parsed.
-            features: How rows are read, in model order.
-            columns: Where rows have the expected answer: one for each output or class, or one that holds lists of them.
+            text: The parsed model file.
+            features: The features by which rows are read, in model order.
+            columns: The columns with the expected predictions: one per output or class, or one that holds lists.
 
         Raises:
             ModelError: As `Model.from_bytes`.
@@ -49,26 +49,26 @@ class Expected:
 
     def told(self, rows: Sequence[Row], *, first: int = 0) -> NDArray[np.float64]:
         """
-        Return what is expected of *rows*: float64 [n], or [n, columns].
+        Return the expected predictions in *rows*: float64 [n], or [n, columns].
 
         Raises:
-            TableError: A row does not say; rows are counted from *first*.
+            TableError: A row has none, or lists differ in length; rows are counted from *first*.
         """
         answers = [self._of(row, number) for number, row in enumerate(rows, first)]
         try:
             found = np.array(answers, dtype=np.float64)
         except ValueError as error:
             raise TableError(
-                f"rows from {first} on have lists of several lengths in {self._named}"
+                f"rows from {first} on have lists of different lengths in {self._named}; give one number per output"
             ) from error
         return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
 
     def add(self, matrix: NDArray[np.float64], told: NDArray[np.float64]) -> None:
         """
-        Compare the answers to *matrix*, encoded rows, with what `told` returned for them.
+        Compare the model's answers to the encoded rows *matrix* with *told*, which `told()` returned for them.
 
         Raises:
-            ManifestError: There are more or fewer answers a row than the model gives.
+            ManifestError: *told* does not have one number per output of the model.
         """
         self._comparison.add(self._model.predict_encoded(matrix), told)
 
@@ -77,7 +77,7 @@ class Expected:
         Refuse the model unless every row that was added has its expected answer, bit for bit.
 
         Raises:
-            GoldenRowMismatch: One has another; says how many, which is the first, and by how much.
+            GoldenRowMismatch: Some have not; the message says how many, the first one, and the largest difference.
         """
         self._comparison.check("rows")
 
@@ -91,5 +91,7 @@ class Expected:
             cell = row.get(column)
             cells += cell if isinstance(cell, list) else [cell]
         if not all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells):
-            raise TableError(f"row {number} has no number in {self._named}, where --expected looks")
+            raise TableError(
+                f"row {number} has no number in {self._named}; name the columns of the predictions with --expected"
+            )
         return cells

@@ -1,5 +1,8 @@
-"""Arguments and exit codes: 0 done, 1 the model or a row was refused, 2 wrong usage or an unreadable file,
-130 interrupted, 143 ended by SIGTERM.
+"""
+Parses the arguments, runs a command, and maps errors to exit codes.
+
+0: done. 1: the model or a row was refused. 2: wrong usage, or a file cannot be read or written. 130: interrupted.
+143: ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted; nothing was written", 130)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -61,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     table = parser.add_subparsers(required=True, metavar="command")
 
     inspect = _command(table, "inspect", commands.inspect)
-    inspect.add_argument("--json", action="store_true", help="one JSON object instead of lines to read")
+    inspect.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     _command(table, "verify", commands.verify)
     predict = _command(table, "predict", commands.predict, takes_rows=True)
     predict.add_argument("--raw", action="store_true", help="raw scores instead of the objective's outputs")
     predict.add_argument(
-        "--drift", action="store_true", help="print drift counters to stderr at the end; on one processor"
+        "--drift", action="store_true", help="print drift counters to stderr at the end; uses one process"
     )
     explain = _command(table, "explain", commands.explain, takes_rows=True)
     explain.add_argument("--top", type=_positive, default=5, metavar="K", help="features per row (default 5)")
@@ -75,16 +78,21 @@ def _parser() -> argparse.ArgumentParser:
             "-o", "--output", type=Path, help=".csv, .jsonl or .parquet; default CSV to stdout"
         )
         command.add_argument(
-            "--jobs", type=_positive, metavar="N", help="processes for a large file; default all processors"
+            "--jobs",
+            type=_positive,
+            metavar="N",
+            help="processes for a large file; default one per processor",
         )
 
     make = _command(table, "manifest", commands.manifest, takes_rows=True, is_described=False)
     make.add_argument("--name", required=True, help="what the model is for")
-    make.add_argument("--version", required=True, help="the version every prediction carries")
-    make.add_argument("--classes", default="", help="class labels in output order, parted by commas")
-    make.add_argument("--integers", default="", help="features that must be whole, parted by commas")
+    make.add_argument("--version", required=True, help="the version that every prediction states")
+    make.add_argument("--classes", default="", help="class labels in output order, separated by commas")
     make.add_argument(
-        "--names", default="", help="what rows call the features, in model order, parted by commas"
+        "--integers", default="", help="features that must be whole numbers, separated by commas"
+    )
+    make.add_argument(
+        "--names", default="", help="the features' names in the rows, in model order, separated by commas"
     )
     make.add_argument("--nullable", help="features that may be missing; default those missing in the rows")
     make.add_argument(
@@ -95,13 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         choices=list(RowPolicy.model_fields),
-        help="a word of the policy to be lenient in; may be repeated",
+        help="what the row policy allows instead of refusing it; may be repeated",
     )
     make.add_argument(
         "--expected",
         metavar="COLUMN",
-        help="column with the trained model's own predictions, compared in every row; of several outputs one that"
-        " holds lists, or one for each, parted by commas",
+        help="column with the trained model's own predictions, compared in every row; for several outputs, one column"
+        " of lists, or one column per output, separated by commas",
     )
     make.add_argument("--golden", type=_natural, default=8, help="golden rows to record (default 8)")
     make.add_argument(
@@ -109,25 +117,25 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=50_000,
         metavar="N",
-        help="rows held in memory for distributions and golden rows (default 50000); ranges are those of all rows",
+        help="rows kept in memory for distributions and golden rows (default 50000); ranges are from all rows",
     )
     make.add_argument("-o", "--output", type=Path, help="default <model>.manifest.json")
 
     bench = _command(table, "bench", commands.bench, takes_rows=True)
     bench.add_argument("--calls", type=_positive, default=2_000, help="one-row calls to time (default 2000)")
     report = _command(table, "report", commands.report, takes_rows=True)
-    report.add_argument("--label", help="column with the true label: adds how good the answers are")
+    report.add_argument("--label", help="column with the true label; adds the quality of the answers")
     report.add_argument(
         "--query",
         metavar="COLUMN",
-        help="of a ranking model: column whose equal values, in a row, are one query",
+        help="for a ranking model: column with the query; consecutive rows with the same value are one query",
     )
     for command, implied in ((predict, "; implies --drift"), (report, "")):
         command.add_argument(
             "--reference",
             type=Path,
             metavar="MANIFEST",
-            help=f"measure drift against this manifest, made with other rows; default the model's own{implied}",
+            help=f"measure drift against this manifest instead of the model's own{implied}",
         )
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default report.html")
     return parser
@@ -150,6 +158,8 @@ def _command(
         )
     if is_described:
         parser.add_argument("--manifest", type=Path, help="default <model>.manifest.json")
-        parser.add_argument("--sha256", help="what the model's bytes must hash to; default the manifest's")
+        parser.add_argument(
+            "--sha256", help="the SHA-256 that the model file must have; default the manifest's"
+        )
     parser.set_defaults(run=run)
     return parser

@@ -1,4 +1,4 @@
-"""The progress bar of a long run, and its end by a signal."""
+"""The progress bar of a long run, and a clean end on SIGTERM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ending_cleanly", "shown"]
 
 @contextmanager
 def ending_cleanly() -> Iterator[None]:
-    """Within, SIGTERM raises `SystemExit(143)`, so that what is unfinished is removed as after any error."""
+    """Make SIGTERM raise `SystemExit(143)` inside the block, so that unfinished files are removed as after an error."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,9 +48,9 @@ _AnyPart = TypeVar("_AnyPart", bound=_Part)
 
 def shown(parts: Iterator[_AnyPart], path: Path, *, is_quiet: bool) -> Iterator[_AnyPart]:
     """
-    Pass *parts* on; on a terminal show how much of *path* is done and how many rows a second.
+    Yield *parts*, and show on stderr how much of *path* is done and how many rows per second.
 
-    On stderr, and where rich is installed (the `cli` extra).
+    The progress bar needs a terminal and rich (the `cli` extra).
     """
     progress = None if is_quiet or not sys.stderr.isatty() else _bar()
     if progress is None:

@@ -1,4 +1,4 @@
-"""Measures a ranking by NDCG of each query, beside a random order's average (Jarvelin, Kekalainen, 2002)."""
+"""Measures a ranking by the NDCG of each query (Jarvelin, Kekalainen, 2002), beside the average of a random order."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _DEPTH = 10
 
 
 class Ranked:
-    """Compares the order of each query's rows with the best one; the rows of a query stand together in the file."""
+    """Compares the order of each query's rows with the best order; the rows of a query must be consecutive."""
 
     def __init__(self) -> None:
-        self.queries: int = 0  # measured
-        self.without: int = 0  # queries without a relevant row, which no order can get wrong
+        self.queries: int = 0  # queries with a relevant row
+        self.without: int = 0  # queries without one: every order is equally good, so they are not measured
         self._model, self._random, self._squares = 0.0, 0.0, 0.0
         self._query: Any = None
         self._scores: list[float] = []
         self._labels: list[float] = []
 
     def add(self, scores: NDArray[np.float64], labels: NDArray[np.float64], queries: Sequence[Any]) -> None:
-        """Take rows; memory is that of the longest query."""
+        """Add rows; keeps only those of the current query in memory."""
         if (labels < 0).any() or (labels > 30).any():
             raise SchemaError(
-                "a relevance is not from 0 to 30",
-                remedy="is --label the right column?",
+                "the relevance is not from 0 to 30",
+                remedy="check that --label names the right column",
                 row=int(((labels < 0) | (labels > 30)).argmax()),
             )
         for score, label, query in zip(scores.tolist(), labels.tolist(), queries, strict=True):
@@ -48,15 +48,15 @@ class Ranked:
         return self._model / max(1, self.queries), self._random / max(1, self.queries)
 
     def verdict(self) -> str:
-        """Return one sentence or two: is the order better than a random one."""
+        """Return one or two sentences: whether the order is better than a random one."""
         model, chance = self.finish()
         if not self.queries:
-            return "No query has a relevant row: the order cannot be judged here."
+            return "No query has a relevant row: these rows cannot show whether the order is good."
         gain = model - chance
         error = math.sqrt(max(0.0, self._squares / self.queries - gain**2) / self.queries)
         figures = f"NDCG@{_DEPTH} {model:.4g} against {chance:.4g} over {self.queries:,} queries"
         if abs(gain) <= 2 * error or self.queries < 2:
-            return f"No better than a random order: {figures}, a difference that chance explains."
+            return f"No better than a random order: {figures}, a difference that chance can explain."
         return f"{'Better' if gain > 0 else 'Worse'} than a random order: {figures}."
 
     def _close(self) -> None:
@@ -67,7 +67,7 @@ class Ranked:
             return
         weights = 1 / np.log2(np.arange(2, min(_DEPTH, len(gains)) + 2))
         best = float(np.sort(gains)[::-1][: len(weights)] @ weights)
-        # Equal scores are in no order: each of their rows gets their mean gain.
+        # Rows of equal score have no order, so each counts with their mean gain.
         _, place, counts = np.unique(-scores, return_inverse=True, return_counts=True)
         mean = np.bincount(place, weights=gains) / counts
         model = float(np.repeat(mean, counts)[: len(weights)] @ weights) / best

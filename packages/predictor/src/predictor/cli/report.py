@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a model and a file of rows; pictures are inline, nothing is fetched."""
+"""Writes one self-contained HTML page about a model and a file of rows; charts are inline, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from predictor.model import Model
 
 __all__ = ["Report"]
 
-_SHOWN = 12  # features with a picture, by gain
-_DEPENDENCE = 4  # features with a dependence picture
-_CURVES = 12  # classes with a curve, the most frequent ones
-_CELLS = 20  # classes up to which a confusion matrix can be read
-_EXPLAINED = 1_000  # rows, a fair sample: contributions cost 50 to 100 times a prediction
-_DRIFTED = 0.25  # a stability index that asks for action, by custom
+_SHOWN = 12  # most features with a chart, those of the largest gain
+_DEPENDENCE = 4  # most features with a dependence plot
+_CURVES = 12  # most classes with a curve, the most frequent ones
+_CELLS = 20  # most classes for a readable confusion matrix
+_EXPLAINED = 1_000  # rows of the random sample to explain: contributions cost 50 to 100 times a prediction
+_DRIFTED = 0.25  # a stability index from which on, by a common rule, to act
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #c3c9d1; --pale: #9db4c8;
  --s0: #14639e; --s1: #b3460b; --s2: #1d7a3c; --s3: #7b3fa0; --tint: 20, 99, 158 }
@@ -55,17 +55,17 @@ p, td { overflow-wrap: break-word }
 
 
 class Report:
-    """Gathers rows block by block, in memory that does not grow with them, and writes the page at the end."""
+    """Counts rows block by block, in bounded memory, and writes the page at the end."""
 
     def __init__(
         self, model: Model, reference: Manifest | None, *, has_labels: bool, has_queries: bool = False
     ) -> None:
         """
         Args:
-            model: Answers.
-            reference: What drift is measured against; it has the model's features. None measures none.
-            has_labels: Whether `add` will be given labels.
-            has_queries: Whether it will be given queries too.
+            model: The model to report on.
+            reference: The manifest that drift is measured against, with the model's features; None: no drift.
+            has_labels: Whether `add` will get labels.
+            has_queries: Whether `add` will get queries too.
 
         Raises:
             PredictorError: matplotlib (the `report` extra) is missing.
@@ -90,7 +90,7 @@ class Report:
 
     def add(self, rows: Any, labels: Sequence[Any] = (), queries: Sequence[Any] = ()) -> None:
         """
-        Take rows in any form of `Model.predict`, with their true labels where the report has them.
+        Add *rows*, in any form that `Model.predict` takes, with true labels and queries if announced.
 
         Raises:
             SchemaError: A row or label does not fit; its row is counted from the first of *rows*.
@@ -107,7 +107,9 @@ class Report:
             return
         lost = ~np.isfinite(answers).all(axis=1)
         if lost.any():
-            raise SchemaError("has no finite answer", row=int(lost.argmax()))
+            raise SchemaError(
+                "an answer is not finite", remedy="leave the row out of the file", row=int(lost.argmax())
+            )
         if self._classified is not None:
             self._classified.add(answers, positions_of(labels, self._classified.classes))
         elif self._estimated is not None:
@@ -120,7 +122,7 @@ class Report:
         Return the page.
 
         Raises:
-            PredictorError: There was no row.
+            PredictorError: No row was added.
         """
         if not self._rows:
             raise PredictorError("a report needs at least one row")
@@ -141,11 +143,11 @@ class Report:
         elif self._ranked is not None:
             yield self._ranked.verdict()
         else:
-            yield "How good the answers are was not measured: " + (
-                "name the column with the true labels (--label), and of a ranking model the query's (--query)."
+            yield "The quality of the answers was not measured: " + (
+                "name the column of the true labels (--label), and for a ranking model that of the query (--query)."
             )
         if self._monitor is None:
-            yield "Drift was not measured: there is no manifest to compare with."
+            yield "Drift was not measured: there is no manifest to compare with. Pass --reference."
             return
         drift = self._monitor.report()
         moved = [d.feature for d in drift if d.psi is not None and d.psi >= _DRIFTED]
@@ -159,12 +161,10 @@ class Report:
             yield f"No feature drifted: every stability index is below {_DRIFTED}."
         worst = max((d.psi for d in self._monitor.answers() if d.psi is not None), default=None)
         if worst is not None:
-            same = (
-                "another distribution than" if worst >= _DRIFTED else "about the distribution that they had"
-            )
+            same = "another distribution than" if worst >= _DRIFTED else "about the same distribution as"
             yield f"The answers have {same} in training: stability index {worst:.2g}."
         if self._rows < 1_000:
-            yield "There are fewer than 1,000 rows: chance alone moves a stability index so far that it says little."
+            yield "With fewer than 1,000 rows, a stability index says little: chance alone changes it much."
 
     def _facts(self) -> str:
         info, manifest = self._model.info, self._model.manifest
@@ -181,7 +181,7 @@ class Report:
         page = "<h2>The model</h2>" + _table("Facts", ("fact", "value"), facts, style="facts")
         if manifest is not None and manifest.metrics:
             metrics = ((name, metric.model, metric.baseline) for name, metric in manifest.metrics.items())
-            page += _table("Quality when it was made", ("metric", "model", "baseline"), metrics)
+            page += _table("Quality in training", ("metric", "model", "baseline"), metrics)
         return page
 
     def _quality(self) -> str:
@@ -200,8 +200,8 @@ class Report:
             return (
                 "<h2>Quality</h2>"
                 + _table("Larger is better", ("measure", "model", "random order"), lines)
-                + f"<p>Mean over {self._ranked.queries:,} queries; {self._ranked.without:,} without a relevant row"
-                " are left out.</p>"
+                + f"<p>Mean over {self._ranked.queries:,} queries. {self._ranked.without:,} queries without a relevant"
+                " row are not counted.</p>"
             )
         return ""
 
@@ -218,18 +218,18 @@ class Report:
             for index in counted.shown[:_CURVES]
             for line in counted.calibration(index)
         )
-        heads = ("class", "mean probability", "share that happened", "95 % from", "to", "rows")
+        heads = ("class", "mean probability", "observed frequency", "95 % from", "to", "rows")
         return (
             "<h2>Quality</h2>"
             + _losses(counted.losses(), "class frequencies")
             + _grid(*pictures)
             + _table(
-                "Each class against the rest; guessing has ROC area 0.5 and average precision equal to the share",
+                "Each class against the rest; guessing gives ROC area 0.5, and the share as average precision",
                 ("class", "ROC area", "average precision", "share of rows"),
                 areas,
             )
             + self._confusion(counted)
-            + _table("Calibration, with intervals of Wilson", heads, steps)
+            + _table("Calibration, with Wilson intervals", heads, steps)
         )
 
     @staticmethod
@@ -253,7 +253,7 @@ class Report:
     def _influence(self) -> str:
         names = list(self._model.info.features)
         ranked = sorted(self._model.importances().items(), key=lambda item: -item[1][1])[:_SHOWN]
-        page = "<h2>What moves the answers</h2>"
+        page = "<h2>Feature importance</h2>"
         gains = self._charts.bars(
             [name for name, _ in ranked], [gain for _, (_, gain) in ranked], "total gain of splits"
         )
@@ -267,10 +267,10 @@ class Report:
         size = np.abs(shares).mean(axis=(0, 1) if several else 0)
         order = np.argsort(-size, kind="stable")[:_SHOWN]
         classes = self._model.info.classes or tuple(range(self._model.info.n_classes))
-        # Of several outputs the pictures show the one that moves most, and say so.
+        # Of several outputs, the charts show the one with the largest contributions, and say so.
         output = int(np.abs(shares).mean(axis=(0, 2)).argmax()) if several else 0
         one = shares[:, output] if several else shares
-        of = f" to the score of class {escape(str(classes[output]))}, which moves most" if several else ""
+        of = f" to the score of class {escape(str(classes[output]))}, the largest ones" if several else ""
         pictures = [
             gains,
             self._charts.bars([names[i] for i in order], size[order].tolist(), "mean |contribution| (SHAP)"),
@@ -281,12 +281,12 @@ class Report:
             for i in order[:_DEPENDENCE]
         )
         drawn = f"{len(rows):,} rows" + (
-            "" if len(rows) == self._rows else f", a fair sample of {self._rows:,}"
+            "" if len(rows) == self._rows else f", a random sample of {self._rows:,}"
         )
         return (
             page
-            + f"<p>Contributions (SHAP) of {drawn}. Dots show contributions{of}: one dot a row, dark where the"
-            " feature is small, light where it is large; a category counts by its code.</p>"
+            + f"<p>SHAP contributions of {drawn}. Dots show contributions{of}: one dot per row, dark for a small value"
+            " of the feature, light for a large one; the value of a category is its code.</p>"
             + _grid(*pictures)
             + "<h3>Contribution by value</h3>"
             + _grid(*dependence, style="grid small")
@@ -307,10 +307,10 @@ class Report:
         heads = ("feature", "rows", "nulls", "below range", "above range", "unseen", "stability index")
         return (
             "<h2>Drift</h2><p>Strong bars: these rows. Pale bars: the rows of the reference, by default"
-            " those that the model was made with, in tenths. By"
-            " custom a stability index of 0.1 asks for a look and 0.25 for action.</p>"
+            " the sample rows of the model's manifest, in tenths. A common rule is to investigate a stability index"
+            " from 0.1 on, and to act from 0.25 on.</p>"
             + _grid(*pictures, style="grid small")
-            + _table("All features, the most moved first", heads, counters)
+            + _table("All features, the largest drift first", heads, counters)
             + self._answers(self._monitor.answers())
         )
 
@@ -355,8 +355,8 @@ def _table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[object]]
 
 
 def _scrolling(caption: str, content: str, *, style: str = "") -> str:
-    """A table that scrolls on its own where the page is narrow; its caption does not, and is as wide as the page."""
-    # What scrolls is reachable by keyboard (WCAG 2.1.1).
+    """Return a table that scrolls sideways on a narrow page, below a caption that does not scroll."""
+    # tabindex: a scrolling element must be reachable by keyboard (WCAG 2.1.1).
     return (
         f'<p class="caption">{escape(caption)}</p><div class="wide" tabindex="0" role="group"'
         f' aria-label="{escape(caption)}"><table class="{style}" aria-label="{escape(caption)}">{content}</table></div>'

@@ -1,4 +1,4 @@
-"""A fair sample of rows that arrive in blocks: every row is as likely as any other, and at most so many are held."""
+"""Draws a uniform random sample of bounded size from rows that arrive in blocks (reservoir sampling)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from predictor.schema import RowSchema
 
 __all__ = ["Sample", "TellingSample"]
 
-# What a manifest's sample may hold, as `write_manifest` has it; the last three it then allows.
+# If the sample has such cells, `write_manifest` allows them in the manifest's policy.
 _HELD = ("boolean", "large_integer", "infinite")
 _STRICT = RowPolicy(null="allow", unseen="allow", extra="ignore")
 
 
 class Sample:
     """
-    Holds *size* of the rows it was shown, each set of so many equally likely; all of them where there are fewer.
+    A uniform random sample of *size* of the rows that were added, or all of them if there are fewer.
 
-    Every row draws a random number, and those with the smallest are kept. The seed is fixed: one file, one sample.
+    Each row gets a random number, and the rows with the smallest numbers are kept. The seed is fixed, so the same file
+    gives the same sample.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,7 +35,7 @@ class Sample:
         self._held: list[tuple[float, int, Row]] = []
 
     def add(self, rows: Any) -> None:
-        """Show *rows*: mappings, or an Arrow table."""
+        """Add *rows*: a list of mappings, or an Arrow table."""
         keys = self._random.random(len(rows))
         chosen = np.arange(len(rows))
         if len(self._held) == self.size:
@@ -51,20 +52,21 @@ class Sample:
         self.seen += len(rows)
 
     def rows(self) -> list[Row]:
-        """Return what is held, in the order of the file."""
+        """Return the rows of the sample, in the order of the file."""
         return [row for _, row in sorted(self.held(), key=lambda held: held[0])]
 
     def held(self) -> list[tuple[int, Row]]:
-        """Return what is held, each row with its number in the file, from 0."""
+        """Return the rows of the sample, each with its number in the file, from 0."""
         return [(index, row) for _, index, row in self._held]
 
 
 class TellingSample:
     """
-    A fair sample, and with it each row that alone decides what a manifest says of all rows.
+    A uniform random sample, plus the rows that decide what a manifest says about all rows.
 
-    These are the rows with the smallest and largest value of a feature, its first null, the first of each category, and
-    the first that only a word of the policy lets in. So ranges and nulls of the sample are those of the file.
+    These are the rows with the smallest and largest value of each feature, its first null, the first row of each
+    category, and the first row that needs each setting of the policy. So ranges and nulls of this sample are those of
+    the file.
     """
 
     def __init__(
@@ -72,9 +74,9 @@ class TellingSample:
     ) -> None:
         """
         Args:
-            schema: Makes what reads rows by a policy.
-            size: Rows of the fair sample.
-            aside: Columns that are kept with the rows, and are no features.
+            schema: Makes a `RowSchema` for a policy.
+            size: Rows of the random sample.
+            aside: Columns that are not features; they are kept in the rows.
         """
         self._make, self._aside, self._policy = schema, frozenset(aside), _STRICT
         self._schema = schema(_STRICT)
@@ -89,10 +91,10 @@ class TellingSample:
 
     def add(self, rows: list[Row]) -> NDArray[np.float64]:
         """
-        Show rows, and return them encoded, [n, features].
+        Add *rows*, and return them encoded, [n, features].
 
         Raises:
-            SchemaError: A row does not fit; counted from the first of *rows*.
+            SchemaError: A row does not fit; its number is counted from the first of *rows*.
         """
         first = self._fair.seen
         matrix = self._encode(rows, first)
@@ -114,12 +116,12 @@ class TellingSample:
         return matrix
 
     def rows(self) -> list[Row]:
-        """Return the rows that are held, in the order of the file."""
+        """Return the kept rows, in the order of the file."""
         held = {index: row for _, index, row in self._telling.values()} | dict(self._fair.held())
         return [held[index] for index in sorted(held)]
 
     def _encode(self, rows: list[Row], first: int) -> NDArray[np.float64]:
-        """Read *rows*, and give in to what only a word of the policy lets in: the row that needs it is told."""
+        """Encode *rows*; if a row needs a setting of `_HELD`, keep that row, and allow the setting from now on."""
         plain = rows
         if self._aside:
             plain = [{name: cell for name, cell in row.items() if name not in self._aside} for row in rows]
@@ -135,7 +137,7 @@ class TellingSample:
                 self._schema = self._make(self._policy)
 
     def _tell(self, what: Any, value: float, place: int, rows: list[Row], first: int) -> None:
-        """Hold row *place* for *what*, unless an earlier one has no larger *value*."""
+        """Keep row *place* for *what* if its *value* is smaller than that of the row kept for it."""
         known = self._telling.get(what)
         if known is None or value < known[0]:
             self._telling[what] = (value, first + place, rows[place])

@@ -1,7 +1,7 @@
 """
-Answer the rows of a file piece by piece, in order, on several processes, in memory that does not grow with the file.
+Predicts the rows of a file piece by piece, in order, in several processes, with bounded memory.
 
-Each process loads the verified model once. At most two pieces for each process are on their way at a time.
+Each process loads and verifies the model once. At most two pieces per process are in memory at a time.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from predictor.model import Model
 
 __all__ = ["Answered", "Source", "Task", "answer_pieces", "counted_from"]
 
-_WORTH_PROCESSES = 6  # pieces: below, starting processes takes longer than they save
+_WORTH_PROCESSES = 6  # with fewer pieces, starting processes takes longer than they save
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The location and options of a model, for a process that loads it anew."""
+    """The files of a model and its expected SHA-256, for a process that loads it."""
 
     model: Path
     manifest: Path | None
@@ -42,10 +42,10 @@ class Source:
 
 
 class Task(Protocol):
-    """The work on the rows of a piece; it can be pickled."""
+    """A function from the rows of a piece to lines of output; it can be pickled."""
 
     def __call__(self, model: Model, rows: Any, first: int) -> list[Row]:
-        """Return the lines to write for *rows*, of which the first is row *first* of the file."""
+        """Return the lines to write for *rows*; *first* is the number of the first of them in the file."""
         ...
 
 
@@ -65,14 +65,14 @@ def answer_pieces(
     Yield the answers to *pieces*, in their order.
 
     Args:
-        source: What *model* was loaded from.
-        model: Answers in this process where the file is small, or *jobs* is 1.
+        source: The files that *model* was loaded from.
+        model: Used in this process, if the file is small or *jobs* is 1.
         task: What to do with each piece.
-        pieces: As `read_pieces` gives them.
-        jobs: Processes, >= 1.
+        pieces: The pieces of `read_pieces`.
+        jobs: Number of processes, >= 1.
 
     Raises:
-        SchemaError: A row does not fit; counted from the file's start.
+        SchemaError: A row does not fit; its number is counted from the start of the file.
     """
     head = list(islice(pieces, _WORTH_PROCESSES))
     pieces = chain(head, pieces)
@@ -80,7 +80,7 @@ def answer_pieces(
         for piece in pieces:
             yield Answered(_answer(model, task, piece), piece.size, piece.read_bytes)
         return
-    # Not by fork: the parent may have threads, and their locks would be held for ever in the child.
+    # Not fork: the parent may have threads, and a lock that one of them holds is never released in the child.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(source, task))
     waiting: deque[tuple[Future[list[Row]], int, int]] = deque()
@@ -97,7 +97,7 @@ def answer_pieces(
 
 @contextmanager
 def counted_from(first: int) -> Iterator[None]:
-    """Count the row of an error from the start of the file, not of its piece."""
+    """Change the row number of a `SchemaError` from within the piece to within the file; *first* is the piece's."""
     try:
         yield
     except SchemaError as error:
@@ -119,16 +119,17 @@ _loaded: tuple[Model, Task] | None = None
 
 
 def _start(source: Source, task: Task) -> None:
-    """Run once in each process of the pool."""
-    global _loaded  # noqa: PLW0603  a process of the pool has no other place for what it loaded
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's goes to all; the parent ends the pool
+    """Load the model, once in each process of the pool."""
+    global _loaded  # noqa: PLW0603  a pool's initializer can pass its result only through a global
+    # The terminal sends SIGINT to all processes; only the parent handles it, and it ends the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _loaded = source.load(), task
 
 
 def _end_with_parent() -> None:
-    """End this process where the parent was killed: the pool's pipes would not tell."""
+    """End this process if the parent was killed; the pool itself would not notice."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -137,6 +138,6 @@ def _end_with_parent() -> None:
 
 def _answer_here(piece: Piece) -> list[Row]:
     if _loaded is None:
-        raise RuntimeError("the pool was not started")
+        raise RuntimeError("the pool's initializer did not run: start the pool with _start")
     model, task = _loaded
     return _answer(model, task, piece)

@@ -1,4 +1,4 @@
-"""Reads rows from CSV, JSON lines and Parquet, in blocks, so that a file need not fit in memory."""
+"""Reads rows from CSV, JSON lines and Parquet in blocks, so that the file may be larger than memory."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class TableError(PredictorError):
 
 
 class Piece(Protocol):
-    """Some rows of a file, read but not yet understood; it may be pickled."""
+    """Some rows of a file, not yet parsed; it can be pickled."""
 
     @property
     def first(self) -> int:
-        """The row of the file that its first one is."""
+        """The number of its first row in the file, from 0."""
 
     @property
     def size(self) -> int:
@@ -39,31 +39,31 @@ class Piece(Protocol):
 
     @property
     def read_bytes(self) -> int:
-        """The bytes of the file read so far, roughly; 0 for a pipe."""
+        """About how many bytes of the file were read; 0 for a pipe."""
 
     def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> Any:
         """
         Return the rows, each as a mapping, or all as an Arrow table.
 
         Args:
-            features: By which the cells of CSV are read.
-            names: Leave out columns of other names, as ids and labels; a name may have spaces for underscores.
+            features: The features by which the cells of CSV are read.
+            names: The columns to return; a column's name may have spaces for underscores. Default: all columns.
 
         Raises:
-            TableError, SchemaError: A line is no row, or a cell is no number; its row is counted from the file's start.
+            TableError, SchemaError: A line is not a row, or a cell is not a number; the row number is that in the file.
         """
         ...
 
 
 def read_pieces(path: Path) -> Iterator[Piece]:
     """
-    Return the rows of *path* in pieces of at most `BLOCK`: a file, or a folder, whose files are read by name.
+    Return the rows of *path* in pieces of at most `BLOCK`. A folder's files are read in the order of their names.
 
-    Rows of a folder are counted on from file to file.
+    The row numbers of a folder go on from file to file.
 
     Raises:
-        TableError: At once: unknown suffix, no such file, a folder without one. While reading: unreadable file, or a
-            line that is no row.
+        TableError: At once: the suffix is unknown, there is no such file, or a folder has none. While reading: a file
+            cannot be read, or a line is not a row.
     """
     files = files_of(path)
     return _read(files[0]) if files == [path] else _read_all(files)
@@ -71,19 +71,19 @@ def read_pieces(path: Path) -> Iterator[Piece]:
 
 def files_of(path: Path) -> list[Path]:
     """
-    Return the files of rows at *path*: itself, or those in a folder whose names do not begin with `.` or `_`.
+    Return *path* itself, or the files of rows in a folder, without those whose names begin with `.` or `_`.
 
     Raises:
-        TableError: There is none, or its suffix is unknown.
+        TableError: There is no such file, or its suffix is unknown.
     """
     known = ", ".join(sorted(_READERS))
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _READERS]
         if not (files := [file for file in found if not file.name.startswith((".", "_"))]):
-            raise TableError(f"the folder {path.name} holds no file of rows; known are {known}")
+            raise TableError(f"the folder {path.name} holds no file of rows; the known suffixes are {known}")
         return files
     if path.suffix.lower() not in _READERS:
-        raise TableError(f"{path.name}: known are {known}, and folders of them")
+        raise TableError(f"{path.name}: the known suffixes are {known}; or pass a folder of such files")
     if not path.exists():
         raise TableError(f"{path} cannot be read: No such file or directory")
     return [path]
@@ -114,12 +114,12 @@ def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row
     """
     Yield the rows of *path* as mappings, at most `BLOCK` at a time.
 
-    CSV has no types: a cell of a feature in *features* is read by its kind (a label where it is a category, however
-    much it looks like a number; else a number, or True and False), other cells as a number where they look like one;
-    an empty cell is None, or the label of no letters where the feature has it. JSON lines and Parquet say their types.
+    JSON lines and Parquet have types; CSV does not. In CSV, a cell of a category in *features* is a label, even if it
+    looks like a number; a cell of another feature is a number, or True or False. A cell of any other column is a number
+    if it looks like one, else text. An empty cell is None, or the label "" if the feature has that label.
 
     Raises:
-        TableError: Unknown suffix, unreadable file, or a line that is no row.
+        TableError: The suffix is unknown, the file cannot be read, or a line is not a row.
     """
     for piece in read_pieces(path):
         rows = piece.rows(features)
@@ -131,7 +131,7 @@ def _is_wanted(name: str, names: Collection[str] | None) -> bool:
 
 
 class _Features(dict[str, Feature]):
-    """Features by name; also by a name that has spaces where LightGBM wrote underscores."""
+    """Features by name; also found by a name that has spaces where LightGBM wrote underscores."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__((feature.name, feature) for feature in features)
@@ -178,7 +178,8 @@ def _read_csv(path: Path) -> Iterator[_CsvPiece]:
         for cells in reader:
             if len(cells) != len(names):
                 raise TableError(
-                    f"{path.name}: line {reader.line_num} has {len(cells)} of {len(names)} cells"
+                    f"{path.name}: line {reader.line_num} has {len(cells)} cells, the first line names {len(names)}"
+                    " columns"
                 )
             block.append(cells)
             if len(block) == BLOCK:
@@ -189,7 +190,7 @@ def _read_csv(path: Path) -> Iterator[_CsvPiece]:
 
 
 def _position(file: TextIOWrapper) -> int:
-    """Return how far *file* was read: it cannot be asked itself between two lines, and a pipe cannot at all."""
+    """Return how many bytes of *file* were read, or 0 for a pipe; `file.tell()` fails during iteration over lines."""
     return os.lseek(file.fileno(), 0, os.SEEK_CUR) if file.seekable() else 0
 
 
@@ -199,21 +200,21 @@ def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
             return None
         if feature.nullable:
             raise SchemaError(
-                "an empty cell may be the label '' or null", remedy="use JSON lines", feature=name, row=row
+                "an empty cell can be the label '' or null", remedy="use JSON lines", feature=name, row=row
             )
         return ""
     if feature is not None and feature.kind == "category":
         return _label(text, feature)
     number = _number(text)
     if number is None and feature is not None:
-        if text.lower() in ("true", "false"):  # as pandas writes a column of booleans
+        if text.lower() in ("true", "false"):  # pandas writes booleans so
             return text.lower() == "true"
         raise SchemaError(f"{text[:40]!r} is not a number", remedy=AS_NUMBER, feature=name, row=row)
     return text if number is None else number
 
 
 def _number(text: str) -> int | float | None:
-    """Read a number as programs write one: Python would also take `1_0` and other scripts' digits."""
+    """Return the number that *text* is, or None; unlike Python, refuse `1_0` and digits that are not ASCII."""
     if "_" in text or not text.isascii():
         return None
     try:
@@ -224,9 +225,9 @@ def _number(text: str) -> int | float | None:
 
 def _label(text: str, feature: Feature) -> Any:
     """
-    Find the label that *text* writes; what is no label goes on as it is, for the policy to judge.
+    Return the label that *text* means, or *text* itself if it is none; the policy decides about that.
 
-    A number counts as equal, because a column of whole numbers with gaps is often written as 1.0, 2.0.
+    `2.0` means the label 2, because a column of whole numbers with nulls is often written so.
     """
     labels = feature.categories or ()
     number = _number(text)
@@ -256,7 +257,7 @@ class _JsonPiece:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise TableError(f"{self.path.name}: line {number} is no JSON object")
+            raise TableError(f"{self.path.name}: line {number} is not a JSON object, or repeats a name")
         return {name: cell for name, cell in row.items() if _is_wanted(name, names)}
 
 
@@ -275,7 +276,7 @@ def _read_jsonl(path: Path) -> Iterator[_JsonPiece]:
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> Row:
-    """Build an object, refusing a name that occurs twice: the reader would not know which value was meant."""
+    """Return *pairs* as a dict; refuse a name that occurs twice, because it is not clear which value is meant."""
     row = dict(pairs)
     if len(row) != len(pairs):
         raise ValueError("a name is repeated")
@@ -318,7 +319,7 @@ _READERS: dict[str, Callable[[Path], Iterator[_AnyPiece]]] = {
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """Return pyarrow and its Parquet part, or raise `TableError`, naming the extra."""
+    """Return pyarrow and pyarrow.parquet, or raise a `TableError` that names the extra to install."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

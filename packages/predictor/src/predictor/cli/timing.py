@@ -1,4 +1,4 @@
-"""Time a model as it will be served: varied rows, because a repeated one teaches the branch predictor."""
+"""Times a model on different rows: repeating one row would train the processor's branch predictor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROUNDS = 50
 
 
 def time_model(model: Model, rows: Sequence[Any], *, calls: int) -> Iterator[str]:
-    """Yield one line per way of calling: p50 and p99 in microseconds per call."""
+    """Yield one line of text per kind of call, with p50 and p99 in microseconds per call."""
     model.predict_row(rows[0])
     yield f"{'call':<14} {'p50 us':>10} {'p99 us':>10}"
     yield _line("one row", [_timed(model.predict_row, rows[index % len(rows)]) for index in range(calls)])

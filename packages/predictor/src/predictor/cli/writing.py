@@ -1,4 +1,4 @@
-"""Writes rows to CSV, JSON lines and Parquet, block by block; a file appears when it is whole."""
+"""Writes rows to CSV, JSON lines and Parquet, block by block; the file appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Writer = Callable[[list[Row]], None]
 
 
 def require_folder(path: Path) -> None:
-    """Raise `TableError` where *path* cannot be written because its folder is not there."""
+    """Raise `TableError` if the folder of *path* does not exist."""
     if not path.parent.is_dir():
-        raise TableError(f"{path} cannot be written: there is no folder {str(path.parent)!r}")
+        raise TableError(f"{path} cannot be written: there is no folder {str(path.parent)!r}; make it first")
 
 
 @contextmanager
@@ -28,17 +28,17 @@ def writer(path: Path | None, out: IO[str], columns: Mapping[str, type]) -> Iter
     """
     Open *path* for rows of *columns*, as CSV, JSON lines or Parquet by its suffix; None writes CSV to *out*.
 
-    The file appears when everything was written; before that it has another name, and after an error that is gone too.
+    Rows go to a temporary file, which gets its name when all are written, and is deleted after an error.
 
     Raises:
-        TableError: Another suffix, or the file cannot be written.
+        TableError: The suffix is unknown, or the file cannot be written.
     """
     if path is None:
         yield _csv_writer(out, columns)
         return
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".jsonl", ".ndjson", ".parquet"):
-        raise TableError(f"{path.name}: output is .csv, .jsonl or .parquet")
+        raise TableError(f"{path.name}: the output must be .csv, .jsonl or .parquet")
     require_folder(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -49,7 +49,7 @@ def writer(path: Path | None, out: IO[str], columns: Mapping[str, type]) -> Iter
             with unfinished.open("w", encoding="utf-8", newline="") as file:
                 yield _csv_writer(file, columns) if suffix == ".csv" else _json_writer(file)
         unfinished.replace(path)
-    except OSError as error:  # of this file: a pipe on stdout is the caller's to close
+    except OSError as error:  # of this file; an error of stdout is left to the caller
         raise TableError(f"{path.name} cannot be written: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
