@@ -1,10 +1,10 @@
 """
-The cost of a page of the dashboard over a million records, as a ratio to the same page over a thousand.
+The time of a dashboard page over a million records, as a ratio to the same page over a thousand.
 
     uv run benchmarks/dashboard_pages.py sqlite|redis|postgresql [--records N] [--count]
 
-Redis and PostgreSQL are started for it, from the wheels of the tests. `--count` counts the totals of the large store
-too, which reads all of it.
+Starts Redis or PostgreSQL from the wheels that the tests use. `--count` also counts the totals of the large store, so
+it reads all records.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEEP = 86_400.0  # s
 COLUMNS = "version, fingerprint, owner, attempt, fence, boot, lease_until, retention, expires_at, completed_at, outcome"
 
 Fill = Callable[[int], None]
-"""Makes so many copies of the record `alice:first`."""
+"""Makes a number of copies of the record `alice:first`."""
 
 
 @contextmanager
@@ -109,7 +109,7 @@ STORES = {"sqlite": sqlite_store, "redis": redis_store, "postgresql": postgres_s
 
 
 def filled(url: str, fill: Fill, records: int) -> None:
-    """One completed record by the store itself, and copies of it."""
+    """Write one completed record through the store, and copies of it up to *records*."""
     with closing(open_sync_store(url)) as store:
         store.create_schema()
         reply = store.acquire(
@@ -125,14 +125,14 @@ def filled(url: str, fill: Fill, records: int) -> None:
 
 
 def milliseconds(client: TestClient, page: str) -> float:
-    """The time that one request takes."""
+    """Return the time of one request."""
     began = time.perf_counter()
     assert client.get(page).status_code == 200
     return (time.perf_counter() - began) * 1000
 
 
 def main() -> int:
-    """Fill two stores and compare."""
+    """Fill a small and a large store, and compare their pages; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -152,10 +152,10 @@ def main() -> int:
             filled(url, fill, records)
             clients[records] = stack.enter_context(
                 TestClient(dashboard(open_store(url)))
-            )  # one loop for each
+            )  # one event loop per client
         for name, page in PAGES.items():
             for client in clients.values():
-                client.get(page)  # the first one connects
+                client.get(page)  # the first request connects to the store
             turns = range(2 if options.quick else ROUNDS)
             rounds = [[milliseconds(client, page) for client in clients.values()] for _ in turns]
             few, lots = (statistics.median(column) for column in zip(*rounds, strict=True))

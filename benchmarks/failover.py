@@ -1,14 +1,14 @@
 """
-Claims under load while a primary of Redis fails: what is refused, for how long, and what is lost.
+Claims under load while a Redis primary fails: how many are refused, for how long, and how many are lost.
 
     uv run python benchmarks/failover.py              # every topology and fault, once with and once without WAIT
     uv run python benchmarks/failover.py --rounds 5
-    uv run python benchmarks/failover.py --check      # exits 1 where a call took too long or a confirmed claim was lost
+    uv run python benchmarks/failover.py --check      # exits 1 if a call took too long or a confirmed claim was lost
 
-Servers of its own on the loopback: a primary with two replicas and three Sentinels, or a cluster of three primaries
-with a replica each. Sixteen callers claim new keys over four stores; a primary is killed, or frozen, or killed 0.2 s
-after its replicas lost touch with it (lag), and comes back.
-In the end every granted key is claimed again, by a stranger: who gets it shows that the first claim was lost.
+Starts its own servers on the loopback interface: a primary with two replicas and three Sentinels, or a cluster of three
+primaries with one replica each. Sixteen callers claim new keys through four stores. A primary is killed, or frozen, or
+killed 0.2 s after it lost contact with its replicas (lag), and comes back.
+At the end another owner claims every granted key again; if that succeeds, the first claim was lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from redis_failover import DEADLINE, Failover, Fault, cluster_url, fail_over, se
 from redis_servers import find_binary, start_cluster, start_sentinels
 
 BEFORE, DOWN, AFTER = 1.0, 8.0, 4.0  # seconds
-SLACK = 0.25  # seconds: callers are woken one after the other
+SLACK = 0.25  # seconds, because callers are woken one after the other
 
 
 def once(binary: Path, topology: str, fault: Fault, wait_replicas: int) -> Failover:
@@ -45,7 +45,7 @@ def main() -> int:
     options = parser.parse_args()
     binary = find_binary()
     if binary is None:
-        parser.error("no server binary found")
+        parser.error("no Redis server found: run `uv sync`, or put redis-server on the path")
     results = []
     for topology in ("sentinel",) if options.quick else ("sentinel", "cluster"):
         for fault in ("kill",) if options.quick else get_args(Fault):
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def judged(name: str, seen: Failover, wait_replicas: int) -> list[Result]:
-    """The three figures of one failover."""
+    """Return the three results of one failover."""
     longest, none_lost = seen.longest - seen.late, 0 if wait_replicas else None
     return [
         Result(name=name, value=seen.lost, unit="granted claims lost", goal=none_lost),

@@ -2,15 +2,15 @@
 The cost of the middleware, as ratios to the same application without it, measured side by side in one process.
 
     uv run python benchmarks/middleware.py            # prints the table
-    uv run python benchmarks/middleware.py --check    # exits 1 where a goal is missed
+    uv run python benchmarks/middleware.py --check    # exits 1 if a goal is missed
 
-The application is a Starlette with a route that answers a small JSON document and one that answers 4 kB, called through
-ASGI with no server between, so that the ratios are the harshest there are. Blocks of calls alternate between the
-variants. Of each variant the block that took the least CPU time is judged, and the median block stands beside it: on a
-busy machine the two lie far apart. First runs use keys never seen before, replays a thousand keys in turn.
+The application is Starlette with two routes, one with a small JSON response and one with 4 kB. It is called through
+ASGI without a server, so the ratios are as large as they can be. Blocks of calls alternate between the variants. Each
+variant is judged by its block with the least CPU time; the median block is printed beside it, and on a busy machine the
+two differ much. First runs use new keys; replays use a thousand keys in turn.
 
-The rows called floor are `middleware_floor.py`: the least that Python can do, and no goal, since nothing in it makes it
-safe to use. They say how much of a goal that was missed could be had at all.
+The rows called floor are `middleware_floor.py`: the least that Python can do. They are not a goal, because that code is
+not safe to use. They show how much of a missed goal can be reached at all.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ async def measure(blocks: int, records: int) -> dict[str, list[float]]:
     }
     for name in ("replay", "floor, replay", "replay, 4 kB", "floor, replay, 4 kB"):
         for _ in range(1_000 // CALLS):
-            await block(*variants[name])  # from here on every key has its record
+            await block(*variants[name])  # after this every key has a record
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(blocks):
         for name, variant in variants.items():
@@ -169,7 +169,7 @@ def main() -> int:
 
 
 def _added(times: dict[str, list[float]], kind: Callable[[list[float]], float]) -> float:
-    """The ratio of what a first run adds to the bare application to what the floor adds."""
+    """Return the time that a first run adds to the bare application, divided by the time that the floor adds."""
     bare = kind(times["bare"])
     return (kind(times["first run"]) - bare) / (kind(times["floor, first run"]) - bare)
 

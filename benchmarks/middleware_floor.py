@@ -1,11 +1,11 @@
 """
-The least that Python can do for one effect per key, for `middleware.py` to measure: what no design can leave out.
+The least that Python must do for one effect per key, for `middleware.py` to measure.
 
-Straight-line code for one shape of request and answer, over a dictionary: read the key and the body, digest the
-request, claim under a lock with a token, a lease and a fence, register for the heartbeat, run the application under a
-context variable with its disconnects held back, keep its answer, write it as JSON, record it, send it. Nothing that
-makes it safe to use is here: no limits, no deadlines, no other store, no renewal, no expiry, no waiting, no errors, no
-streams, no events, and no header is judged.
+Straight-line code for one kind of request and response, with a dictionary as store: it reads the key and the body,
+hashes the request, claims the key under a lock with a token, a lease and a fence, and registers for the heartbeat. It
+runs the application under a context variable, without its seeing disconnects; then it encodes the response as JSON,
+records it and sends it. It has nothing that would make it safe to use: no limits, deadlines, other stores, renewal,
+expiry, waiting, errors, streams or events, and it checks no header.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _active: ContextVar[Any] = ContextVar("floor", default=None)
 
 
 class Floor:
-    """An ASGI middleware for the benchmark alone."""
+    """An ASGI middleware for the benchmark only."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

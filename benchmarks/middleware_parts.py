@@ -1,14 +1,14 @@
 """
-What the middleware does in a first run and in a replay, part by part: function calls and bytecode instructions.
+The function calls and bytecode instructions of the middleware in a first run and in a replay, part by part.
 
     uv run python benchmarks/middleware_parts.py      # prints the tables
 
 Both are counted in one request over the memory store, after 40 others, and are the same on every machine with the same
-version of Python. The microseconds are measured and shared out in proportion to the bytecode instructions. That is an
-estimate: a C function such as SHA-256 counts as one instruction.
+version of Python. The microseconds are measured, and divided among the parts in proportion to the instructions. That is
+an estimate: a C function such as SHA-256 counts as one instruction.
 
-The requests of all variants take turns in this measurement. `middleware.py` calls one variant a hundred times in a
-row. The processor then predicts every branch of a short variant, such as the bare application, and few of a long one.
+Here the variants take turns, request by request. `middleware.py` calls one variant a hundred times in a row: then the
+processor predicts every branch of a short variant, such as the bare application, and few branches of a long one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from idempotency.stores.memory import MemoryStore
 ROUNDS, WARM = 4_000, 40
 LIBRARY: Final = Path(idempotency.__file__).parent
 
-# What each part pays for, and where its code is: files, or single functions of files that have several parts.
+# The purpose of each part, and its code: files, or single functions if a file has several parts.
 PARTS: Final[dict[str, tuple[str, ...]]] = {
     "find the policy and the key's header; guard the request (E6, E10)": ("asgi/middleware.py",),
     "read the key strictly, ask for the tenant, name the record": ("_core/key.py", "asgi/tenants.py"),
@@ -107,14 +107,14 @@ _PART_OF: Final = {place: part for part, places in PARTS.items() for place in pl
 
 
 class Part(NamedTuple):
-    """How much is done for one purpose."""
+    """The function calls and bytecode instructions of one part."""
 
     calls: int
     instructions: int
 
 
 class _Counting:
-    """Counts, while it traces, what functions in files below *folder* do."""
+    """Counts the calls and instructions of functions in files below *folder* while it traces."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = f"{folder}/"
@@ -135,7 +135,7 @@ class _Counting:
 
 
 async def count(app: Any, key: Callable[[], bytes], folder: Path) -> dict[str, Part]:
-    """What one request does in files below *folder*, by function ("file:name")."""
+    """Count one request's calls and instructions in files below *folder*, by function ("file:name")."""
     for _ in range(WARM):
         await app(_request(key()), receive, send)
     request, counting = _request(key()), _Counting(folder)
@@ -150,7 +150,7 @@ async def count(app: Any, key: Callable[[], bytes], folder: Path) -> dict[str, P
 
 def by_part(functions: dict[str, Part]) -> dict[str, Part]:
     """
-    What *functions* do, by purpose, in the order of `PARTS`.
+    Return the sums of *functions* by part, in the order of `PARTS`.
 
     Raises:
         KeyError: A function has no part.
@@ -170,12 +170,12 @@ def _request(key: bytes | None) -> dict[str, Any]:
 
 
 def new_key() -> bytes:
-    """A key that was never sent."""
+    """Return a key that was never sent."""
     return b"k-%d" % next(fresh)
 
 
 async def time_in_turn(variants: dict[str, tuple[Any, Callable[[], bytes | None]]]) -> dict[str, float]:
-    """Microseconds of CPU time that a request of each variant takes at its median, when they take turns."""
+    """Return the median microseconds of CPU time of a request of each variant, with the variants in turn."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(ROUNDS):
         for name, (app, key) in variants.items():
@@ -187,30 +187,30 @@ async def time_in_turn(variants: dict[str, tuple[Any, Callable[[], bytes | None]
 
 
 def applications() -> tuple[Any, Any, Any]:
-    """The bare application, the same behind the middleware, and behind the floor."""
+    """Return the bare application, the application behind the middleware, and behind the floor."""
     bare = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
     return bare, IdempotencyMiddleware(bare, store=MemoryStore(), tenant=one_tenant()), Floor(bare)
 
 
 class Kind(NamedTuple):
-    """A first run or a replay: what it does, by purpose, and the microseconds that it takes."""
+    """The parts of a first run or of a replay, and its microseconds."""
 
     parts: dict[str, Part]
     microseconds: float
 
     def cells(self, name: str) -> str:
-        """Calls, instructions and microseconds of the part *name*, or of all."""
+        """Return calls, instructions and microseconds of the part *name*, or of all for "in all"."""
         done = self.parts.get(name, Part(0, 0)) if name != "in all" else self.total()
         share = self.microseconds * done.instructions / self.total().instructions
         return f"{done.calls} | {done.instructions:,} | {share:.1f}" if done.calls else " |  | "
 
     def total(self) -> Part:
-        """What all parts do."""
+        """Return the sum of all parts."""
         return Part(*(sum(column) for column in zip(*self.parts.values(), strict=True)))
 
 
 def table(first: Kind, replay: Kind) -> str:
-    """Both kinds beside each other, in Markdown."""
+    """Return a Markdown table of both kinds side by side."""
     columns = "calls | instructions | μs"
     rows = [f"| {name} | {first.cells(name)} | {replay.cells(name)} |" for name in (*PARTS, "in all")]
     return "\n".join([f"| | first run: {columns} | replay: {columns} |", f"|{' --- |' * 7}", *rows])

@@ -1,4 +1,4 @@
-"""A griffe extension: the examples in docstrings (`>>>`) become code of the documentation, wherever they stand."""
+"""A griffe extension that shows the examples (`>>>`) anywhere in a docstring as code blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EXAMPLE = re.compile(r"^(?P<indent> *)>>> .*(?:\n(?P=indent)\S.*)*", re.MULTILIN
 
 
 def fenced(text: str) -> str:
-    """*text* with each run of examples as a block of code."""
+    """Return *text* with each group of examples as a code block."""
 
     def block(found: re.Match[str]) -> str:
         indent = found["indent"]
@@ -21,7 +21,7 @@ def fenced(text: str) -> str:
 
 
 class Doctests(griffe.Extension):
-    """Rewrites every docstring as it is read."""
+    """Rewrites every docstring when it is loaded."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """See `griffe.Extension`."""

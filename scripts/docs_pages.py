@@ -1,11 +1,11 @@
 """
-The pages of the documentation site, gathered from where they live in the repository.
+Gathers the pages of the documentation site from the repository.
 
-`docs/` becomes the root of the site; other Markdown files keep their path. Links between them follow. A link to a file
-that is no page leads to a page that shows it. The reference has one page for each public module, made by mkdocstrings
-from the docstrings of the names in its `__all__`. A module inside a folder that exports names itself is public where a
-page names it (CONTRIBUTING.md); what else is inside may move. The service is a program: of its modules two are for who
-embeds or configures it.
+`docs/` becomes the root of the site; other Markdown files keep their path. Links between pages are adapted. A link to a
+file that is not a page leads to a page that shows the file. The reference has one page for each public module, which
+mkdocstrings makes from the docstrings of the names in `__all__`. In a package that exports names itself, a module is
+public if a page names it (CONTRIBUTING.md). The service is a program, so only the two modules for embedding and
+configuring it are in the reference.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ NESTED = re.compile(r"(\]\(\s*<?)([^)\s>]+)(>?\s*\))")  # also around a picture:
 
 @dataclass
 class Site:
-    """The site's pages, written to *pages*, a folder that is made anew."""
+    """Writes the site's pages to the folder *pages*, which is deleted first."""
 
     pages: Path
     edit_paths: dict[str, str] = field(default_factory=dict)
-    """Of each page the file that one edits to change it; a page that lists a folder has none."""
+    """For each page the file to edit; a page that lists a folder has none."""
     documented: dict[str, str] = field(default_factory=dict)
-    """A public name's own path, and the path under which the reference has it."""
+    """For the path of each public name where it is defined, the path under which the reference shows it."""
 
     def gather(self) -> list[dict[str, str]]:
-        """Write every page; returns the navigation of the reference."""
+        """Write every page; return the navigation of the reference."""
         shutil.rmtree(self.pages, ignore_errors=True)
         sources = {path.relative_to(ROOT).as_posix() for pattern in PAGES for path in ROOT.glob(pattern)}
         self._sources = sources
@@ -97,7 +97,7 @@ class Site:
         return "".join(pieces)
 
     def _led(self, link: str, source: str) -> str:
-        """The target on the site of *link*, which stands in *source*."""
+        """Return the target on the site of *link*, a link in the file *source*."""
         if re.match(r"[a-z][a-z0-9+.-]*:|#", link) or source == "docs/site/index.markdown":
             return link
         path, hash_, anchor = link.partition("#")
@@ -109,7 +109,7 @@ class Site:
         return os.path.relpath(place(target), os.path.dirname(place(source)) or ".") + hash_ + anchor  # noqa: PTH120
 
     def _shown(self, target: str) -> str:
-        """A page that shows the file, or lists the folder, *target*."""
+        """Write a page that shows the file, or lists the folder, *target*; return its path."""
         path, page = ROOT / target, f"files/{target}.md"
         if path.is_dir():
             body = "\n".join(
@@ -125,7 +125,7 @@ class Site:
         return page
 
     def _named(self) -> set[str]:
-        """The modules, and other dotted names, that the pages name."""
+        """Return the modules and other dotted names of this project that occur in the pages."""
         texts = [(ROOT / source).read_text(encoding="utf-8") for source in self._sources]
         dotted = rf"\b(?:{'|'.join(SOURCES)})(?:\.\w+)+"
         return {name for text in texts for name in re.findall(dotted, text)}
@@ -146,13 +146,13 @@ class Site:
 
 
 def place(source: str) -> str:
-    """The place of *source*'s page on the site."""
+    """Return the path on the site of the page that is made from *source*."""
     return MOVED.get(source) or source.removeprefix("docs/")
 
 
 def _modules(module: griffe.Module, named: set[str]) -> Iterator[griffe.Module]:
     yield module
-    inside = module.exports and module.parent is not None  # of a folder whose own names are public
+    inside = module.exports and module.parent is not None  # a subpackage that exports names itself
     for name, child in sorted(module.modules.items()):
         if name.startswith("_") or child.is_alias or (inside and child.path not in named):
             continue

@@ -1,10 +1,10 @@
 """
-Builds the documentation site into build/docs/site; a broken link, or anything that a page loads from elsewhere, fails.
+Builds the documentation site into build/docs/site. Fails on a broken link, or if a page loads a file of another host.
 
     scripts/docs                             build
     scripts/docs --serve                     build, then serve on 127.0.0.1:8000
     scripts/docs --repository URL            with links to edit each page there; default: [tool.project-address]
-    scripts/docs --version 0.1.0             as a version of its own beside others, under build/docs/versions
+    scripts/docs --version 0.1.0             also keep it as this version, beside others, under build/docs/versions
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOADED = re.compile(
 
 
 def main() -> int:
-    """Build, check, and serve or keep the site as asked."""
+    """Build and check the site, then keep or serve it as the arguments say; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,13 +63,16 @@ def main() -> int:
     ]
     if foreign:
         print(
-            "scripts/docs: these pages load something from elsewhere:", *foreign, sep="\n  ", file=sys.stderr
+            "scripts/docs: these pages load something from another host; put it into docs/site:",
+            *foreign,
+            sep="\n  ",
+            file=sys.stderr,
         )
         return 1
     unshown = [path for path in site.documented.values() if not _shows(built, path)]
     if unshown:
         print(
-            "scripts/docs: public names without a place in the reference:",
+            "scripts/docs: these public names are not in the reference:",
             *unshown,
             sep="\n  ",
             file=sys.stderr,
@@ -88,13 +91,13 @@ def main() -> int:
 
 
 def _address(of: str) -> str | None:
-    """The public address of the repository or the documentation, by the setting that releases use; None without."""
+    """Return the public address of the repository or the documentation in pyproject.toml, or None."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return settings["tool"]["project-address"][of] or None
 
 
 def _completed(reference: list[dict[str, str]], repository: str | None, version: str | None) -> str:
-    """zensical.toml with the reference in its navigation, absolute paths to the sources, and what was asked for."""
+    """Return zensical.toml with the reference's navigation, absolute source paths, edit links and version menu."""
     text = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     tomllib.loads(text)
     groups = {"idempotency": [], "predictor": [], "ml_api": []}
@@ -127,7 +130,7 @@ def _shows(built: Path, path: str) -> bool:
 
 
 def _edit_links(built: Path, edit_paths: dict[str, str]) -> None:
-    """Lead each edit link to the file that the page was made of; where there is none, take the link out."""
+    """Point each edit link to the file from which the page was made; remove the link if there is none."""
 
     def led(link: re.Match[str]) -> str:
         path = edit_paths.get(link[2])
@@ -136,7 +139,7 @@ def _edit_links(built: Path, edit_paths: dict[str, str]) -> None:
     for page in built.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         changed = re.sub(r'(<a href="[^"]*/edit/main/)([^"]+)("[^>]*>.*?</a>)', led, text, flags=re.DOTALL)
-        # The theme would ask the forge for stars and forks, from every reader's browser.
+        # With this attribute, the theme would request stars and forks from the code host in every reader's browser.
         changed = changed.replace(' data-md-component="source"', "")
         if changed != text:
             page.write_text(changed, encoding="utf-8")
@@ -144,9 +147,9 @@ def _edit_links(built: Path, edit_paths: dict[str, str]) -> None:
 
 def _write_sitemap(built: Path) -> None:
     """
-    List the pages in sitemap.xml, by which the menu of versions leads to the same page of another version.
+    Write sitemap.xml, which the version menu reads to find the same page in another version.
 
-    The menu reads what follows the part that all addresses share, so any host will do while there is no public address.
+    The menu compares only the paths, so without a public address any host will do.
     """
     base = _address("documentation") or "http://localhost"
     pages = sorted(page.parent.relative_to(built).as_posix() for page in built.rglob("index.html"))
@@ -160,7 +163,7 @@ def _write_sitemap(built: Path) -> None:
 
 
 def _version(text: str) -> str:
-    """*text*, if it is a version: it becomes the name of a folder that is made anew."""
+    """Return *text* normalized, if it is a version; it becomes the name of a folder."""
     try:
         return str(Version(text))
     except InvalidVersion:
@@ -168,7 +171,7 @@ def _version(text: str) -> str:
 
 
 def _keep_version(built: Path, version: str) -> None:
-    """Put the site beside the other versions, and list them all for the menu of versions."""
+    """Copy the site beside the other versions, and list them all for the version menu."""
     versions = BUILD / "versions"
     versions.mkdir(exist_ok=True)
     shutil.rmtree(versions / version, ignore_errors=True)

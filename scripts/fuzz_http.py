@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """
-Throw noise at the HTTP server of `ml-api serve`, over raw sockets: docs/reliability.md.
+Fuzzes the HTTP server of `ml-api serve` over raw sockets: docs/reliability.md.
 
     uv run scripts/fuzz_http.py                     a minute
     uv run scripts/fuzz_http.py --seconds 5 --seed 7
 
-Each connection sends a few requests, cut into segments at random. Either all are valid, in every odd way that HTTP/1.1
-allows, and then each has to be answered in order and a request hidden in a body never; or bytes of them are changed,
-dropped, doubled or mixed, and then whatever is answered has to be HTTP, no 500, and the connection has to end in time.
-Afterwards the service has to be alive, quick and hardly larger. Prints one line of JSON, and for a broken rule the
-bytes that broke it; the same seed makes the same connections.
+Each connection sends a few requests, divided into segments at random. On some connections all requests are valid, in
+every unusual form that HTTP/1.1 allows: then each must be answered in order, and a request that is hidden in a body
+must not be answered. On the others, bytes are changed, dropped, doubled or mixed: then each answer must be HTTP and not
+500, and the connection must end in time. At the end the service must answer quickly and must not have grown much.
+Prints one line of JSON, and for a broken rule the bytes that broke it. The same seed makes the same connections.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-LIMIT = 1.0  # s: each of the service's own limits
-PATIENCE = 20.0  # s: for a busy machine
-ATTEMPTS = 5  # at a connection with valid requests, while the machine stands still
-GROWTH = 64 << 20  # bytes of memory that the service may have more in the end
+LIMIT = 1.0  # s: each of the service's own timeouts
+PATIENCE = 20.0  # s: long enough for a busy machine
+ATTEMPTS = 5  # most attempts at a connection with valid requests, if the machine pauses
+GROWTH = 64 << 20  # bytes by which the service's memory may grow
 KEY = secrets.token_hex(16)
 
 
@@ -39,22 +39,22 @@ class RuleBroken(Exception):
 
 
 class Stalled(Exception):
-    """The machine stood still for about the service's limit: valid requests took long to send, or were answered 408."""
+    """The machine paused for about the service's timeout: valid requests were sent too slowly, or were answered 408."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One valid request: its bytes, and what its answer has to be."""
+    """One valid request: its bytes, its id, and the allowed statuses of its answer."""
 
     data: bytes
     request_id: str
     statuses: frozenset[int]
 
 
-def valid(chance: random.Random, number: int) -> Exchange:
-    """A request that HTTP/1.1 allows, with everything optional chosen at random."""
+def valid(rng: random.Random, number: int) -> Exchange:
+    """Return a request that HTTP/1.1 allows, with its optional parts chosen at random."""
     request_id = f"fuzz-{number}"
-    method, path, statuses = chance.choice(
+    method, path, statuses = rng.choice(
         [
             ("GET", "/health", {200}),
             ("GET", "/ready?a=%20", {200}),
@@ -66,57 +66,53 @@ def valid(chance: random.Random, number: int) -> Exchange:
             ("DELETE", "/%70redict", {401}),
         ]
     )
-    lines = [f"{chance.choice(['Host', 'host', 'HOST'])}: service{chance.choice(['', ':80', ':'])}"]
-    if chance.random() < 0.5:
-        key = chance.choice([KEY, "wrong"])
+    lines = [f"{rng.choice(['Host', 'host', 'HOST'])}: service{rng.choice(['', ':80', ':'])}"]
+    if rng.random() < 0.5:
+        key = rng.choice([KEY, "wrong"])
         lines.append(f"X-API-Key: {key}")
         if key == KEY:
             statuses = statuses | {404, 405, 409, 415, 422}
-    lines.append(
-        f"X-Request-ID:{chance.choice(['', ' ', chr(9)])}{request_id}{chance.choice(['', ' ', chr(9)])}"
-    )
-    lines += [
-        f"x-{chance.randrange(10**6)}: {'v' * chance.randrange(200)}" for _ in range(chance.randrange(20))
-    ]
-    if chance.random() < 0.3:
+    lines.append(f"X-Request-ID:{rng.choice(['', ' ', chr(9)])}{request_id}{rng.choice(['', ' ', chr(9)])}")
+    lines += [f"x-{rng.randrange(10**6)}: {'v' * rng.randrange(200)}" for _ in range(rng.randrange(20))]
+    if rng.random() < 0.3:
         lines += [
             "Connection: Upgrade, HTTP2-Settings",
-            f"Upgrade: {chance.choice(['h2c', 'websocket', 'x/1'])}",
+            f"Upgrade: {rng.choice(['h2c', 'websocket', 'x/1'])}",
         ]
     hidden = b"GET /health HTTP/1.1\r\nHost: service\r\nX-Request-ID: hidden\r\n\r\n"
-    body = chance.choice(
-        [b"", b"{}", hidden, hidden * 3, b"\r\n\r\n", bytes(chance.randrange(256) for _ in range(99))]
+    body = rng.choice(
+        [b"", b"{}", hidden, hidden * 3, b"\r\n\r\n", bytes(rng.randrange(256) for _ in range(99))]
     )
-    framing = chance.choice(["none", "length", "chunks"])
+    framing = rng.choice(["none", "length", "chunks"])
     if framing == "none":
         body = b""
     elif framing == "length":
         lines.append(f"Content-Length: {len(body)}")
     else:
         lines.append("Transfer-Encoding: chunked")
-        body = chunked(chance, body)
-    chance.shuffle(lines)
+        body = chunked(rng, body)
+    rng.shuffle(lines)
     data = "\r\n".join((f"{method} {path} HTTP/1.1", *lines, "", "")).encode() + body
-    return Exchange(b"\r\n" * (chance.random() < 0.1) + data, request_id, frozenset(statuses))
+    return Exchange(b"\r\n" * (rng.random() < 0.1) + data, request_id, frozenset(statuses))
 
 
-def chunked(chance: random.Random, body: bytes) -> bytes:
-    """*body* in chunks, with extensions, leading zeros and trailers."""
+def chunked(rng: random.Random, body: bytes) -> bytes:
+    """Return *body* in chunks, with extensions, leading zeros and trailers."""
     parts = []
     while body:
-        size = chance.randrange(1, len(body) + 1)
-        extension = chance.choice([b"", b";a", b";a=b", b';a="b;c"'])
-        parts.append(b"%b%x%b\r\n%b\r\n" % (b"0" * chance.randrange(4), size, extension, body[:size]))
+        size = rng.randrange(1, len(body) + 1)
+        extension = rng.choice([b"", b";a", b";a=b", b';a="b;c"'])
+        parts.append(b"%b%x%b\r\n%b\r\n" % (b"0" * rng.randrange(4), size, extension, body[:size]))
         body = body[size:]
     trailers = b"".join(
-        chance.choice([b"x-a: b\r\n", b"X-Request-ID: hidden\r\n", b"Host: other\r\n"])
-        for _ in range(chance.randrange(4))
+        rng.choice([b"x-a: b\r\n", b"X-Request-ID: hidden\r\n", b"Host: other\r\n"])
+        for _ in range(rng.randrange(4))
     )
     return b"".join(parts) + b"0\r\n" + trailers + b"\r\n"
 
 
-def changed(chance: random.Random, data: bytes) -> bytes:
-    """*data* with some bytes changed, dropped, doubled, or replaced by what parsers stumble over."""
+def changed(rng: random.Random, data: bytes) -> bytes:
+    """Return *data* with some bytes changed, dropped, doubled, or replaced by bytes that often confuse parsers."""
     noise = [
         b"\r\n",
         b"\n",
@@ -140,22 +136,22 @@ def changed(chance: random.Random, data: bytes) -> bytes:
         b"ffffffffffffffff",
         b"\x16\x03\x01",
     ]
-    for _ in range(chance.randrange(1, 6)):
-        at = chance.randrange(len(data) + 1)
-        end = min(len(data), at + chance.choice([0, 0, 1, 1, 2, 8, 64]))
-        middle = chance.choice([b"", chance.choice(noise), data[at:end] * 2, bytes([chance.randrange(256)])])
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(data) + 1)
+        end = min(len(data), at + rng.choice([0, 0, 1, 1, 2, 8, 64]))
+        middle = rng.choice([b"", rng.choice(noise), data[at:end] * 2, bytes([rng.randrange(256)])])
         data = data[:at] + middle + data[end:]
     return data
 
 
-def segments(chance: random.Random, data: bytes) -> list[bytes]:
-    """*data* cut at a few places."""
-    cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.choice([0, 0, 1, 3, 9])))
+def segments(rng: random.Random, data: bytes) -> list[bytes]:
+    """Return *data* divided at a few random places."""
+    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice([0, 0, 1, 3, 9])))
     return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True) if start < end]
 
 
 def send(connection: socket.socket, parts: list[bytes], *, at_once: bool) -> None:
-    """Send *parts*; where they have to be sent *at_once*, tell by `Stalled` that they were not."""
+    """Send *parts*; with *at_once*, raise `Stalled` if that took longer than half of the service's timeout."""
     begun = time.monotonic()
     try:
         for part in parts:
@@ -166,7 +162,11 @@ def send(connection: socket.socket, parts: list[bytes], *, at_once: bool) -> Non
 
 
 def talk(port: int, parts: list[bytes], *, finish: bool) -> bytes:
-    """Send *parts*, end the sending where *finish*, and return all that is answered until the service closes."""
+    """
+    Send *parts*, and return all bytes until the service closes the connection.
+
+    *finish*: the parts are valid requests, so a reset breaks a rule, and slow sending raises `Stalled`.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         received = bytearray()
@@ -184,9 +184,9 @@ def talk(port: int, parts: list[bytes], *, finish: bool) -> bytes:
 
 def answers(received: bytes, heads: list[bool]) -> list[tuple[int, str, bool]]:
     """
-    Status and request id of each answer in *received*, and whether it says that the connection is closed after it.
+    Return status and request id of each answer in *received*, and whether it has `Connection: close`.
 
-    *heads* says which are to HEAD and so have no body.
+    *heads* says which requests are HEAD, so that their answers have no body.
     """
     found: list[tuple[int, str, bool]] = []
     while received:
@@ -208,7 +208,7 @@ def answers(received: bytes, heads: list[bool]) -> list[tuple[int, str, bool]]:
 
 
 def hold(port: int, parts: list[bytes], exchanges: list[Exchange], *, broken: bool) -> None:
-    """Send *parts*, which are *exchanges*, or were and are *broken* now; hold what is answered to the rules."""
+    """Send *parts*, the bytes of *exchanges* (damaged if *broken*), and check the answers by the rules."""
     received = talk(port, parts, finish=not broken)
     if broken:
         if b"HEAD" not in b"".join(parts):
@@ -216,8 +216,8 @@ def hold(port: int, parts: list[bytes], exchanges: list[Exchange], *, broken: bo
         return
     heads = [b"HEAD " in exchange.data[:7] for exchange in exchanges]
     found = answers(received, heads)
-    # A refusal may end the connection, and an answer that came before its request was whole does: it says so, and
-    # what was sent behind it was not read (RFC 9112, 9.6).
+    # A refusal may close the connection, and an answer that is sent before its request was complete must. Such an
+    # answer has `Connection: close`, and the requests behind it are not read (RFC 9112, 9.6).
     ended = any(status == 401 or closed for status, _, closed in found)
     if len(found) < len(exchanges) and not ended:
         raise RuleBroken(f"{len(exchanges)} valid requests, {len(found)} answers: {found}")
@@ -230,14 +230,14 @@ def hold(port: int, parts: list[bytes], exchanges: list[Exchange], *, broken: bo
         raise RuleBroken(f"more answers than requests: {found}")
 
 
-def one_connection(chance: random.Random, port: int, number: int) -> bytes:
-    """Hold one connection to the rules, again where the machine stood still; return what was sent."""
-    exchanges = [valid(chance, number * 10 + index) for index in range(chance.randrange(1, 5))]
+def one_connection(rng: random.Random, port: int, number: int) -> bytes:
+    """Check one connection, again if the machine paused; return the bytes that were sent."""
+    exchanges = [valid(rng, number * 10 + index) for index in range(rng.randrange(1, 5))]
     data = b"".join(exchange.data for exchange in exchanges)
-    broken = chance.random() < 0.6
+    broken = rng.random() < 0.6
     if broken:
-        data = changed(chance, data)
-    parts = segments(chance, data)
+        data = changed(rng, data)
+    parts = segments(rng, data)
     for _ in range(ATTEMPTS):
         try:
             hold(port, parts, exchanges, broken=broken)
@@ -250,7 +250,7 @@ def one_connection(chance: random.Random, port: int, number: int) -> bytes:
 
 
 def resident(process: int) -> int:
-    """Bytes of memory that *process* has resident."""
+    """Return the resident memory of *process* in bytes."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -258,7 +258,7 @@ def resident(process: int) -> int:
 
 
 def healthy(port: int) -> bool:
-    """Whether /health answers, quickly."""
+    """Whether /health answers within 5 s."""
     begun = time.monotonic()
     request = b"GET /health HTTP/1.1\r\nHost: service\r\nConnection: close\r\n\r\n"
     try:
@@ -268,7 +268,7 @@ def healthy(port: int) -> bool:
 
 
 def serve(directory: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the service with short limits."""
+    """Start the service with short timeouts; return its process and port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = int(probe.getsockname()[1])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ML_SERVICE_")}
@@ -287,7 +287,7 @@ def serve(directory: Path) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def fuzz(seconds: float, seed: int, lanes: int) -> dict[str, object]:
-    """Open connections for *seconds*, *lanes* at a time; raise where a rule is broken."""
+    """Open connections for *seconds*, *lanes* at a time; raise `RuleBroken` if a rule is broken."""
     from concurrent.futures import ThreadPoolExecutor
 
     with tempfile.TemporaryDirectory() as name:
@@ -329,11 +329,13 @@ def fuzz(seconds: float, seed: int, lanes: int) -> dict[str, object]:
 
 
 def main() -> int:
-    """Print one line of JSON: exit 0 where every rule held, 1 where one broke."""
+    """Print one line of JSON; exit with 0 if every rule held, with 1 if one was broken."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz_http.py", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lanes", type=int, default=32, help="connections at a time; most wait for a limit")
+    parser.add_argument(
+        "--lanes", type=int, default=32, help="connections at a time; most of them wait for a timeout"
+    )
     options = parser.parse_args()
     try:
         print(json.dumps(fuzz(options.seconds, options.seed, options.lanes)), flush=True)

@@ -1,10 +1,10 @@
 """
-Hands damaged trees to the kernel's plan builder, and asks rows of every plan that it makes.
+Gives damaged trees to the kernel's plan builder, and predicts rows with every plan that it makes.
 
     scripts/kernel fuzz gcc 60        under AddressSanitizer and UBSan, where a read out of bounds ends the process
 
-Each round takes the arrays of a real model, changes a few numbers in them, and gets a named refusal or a plan. A plan
-of damaged trees is still a plan: every way of asking it must stay inside its memory. The seed of a round is its number.
+Each round changes a few numbers in the arrays of a real model, and builds a plan, or gets a named refusal. Every call
+of a plan must stay inside its memory, even if the trees were damaged. The seed of a round is its number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ODD = (0, 1, -1, 2, 31, 32, 63, 64, 255, 256, 65_535, 2**31 - 1, -(2**31), 2**30
 
 
 def arrays(path: Path) -> dict[str, Any]:
-    """The arrays of one public model, at most its first 40 trees."""
+    """Return the arrays of one public model, at most of its first 40 trees."""
     parsed = parse_model_text(lzma.decompress(path.read_bytes()))
     trees, n = parsed.trees, min(40, len(parsed.trees)) // parsed.summary.n_outputs * parsed.summary.n_outputs
     nodes, leaves = int(trees.node_start[n]), int(trees.leaf_start[n])
@@ -49,7 +49,7 @@ def arrays(path: Path) -> dict[str, Any]:
 
 
 def damage(model: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """A copy with a few numbers changed: bits flipped, neighbours exchanged, or odd values put in."""
+    """Return a copy with a few numbers changed: bits flipped, neighbours exchanged, or unusual values put in."""
     changed = {
         name: value.copy() if isinstance(value, np.ndarray) else value for name, value in model.items()
     }
@@ -73,7 +73,7 @@ def damage(model: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
 
 
 def ask(engine: Any, model: dict[str, Any], rng: np.random.Generator) -> None:
-    """Every call on one plan, for some odd rows."""
+    """Make every call of one plan, for some unusual rows."""
     n, width, outputs = int(rng.choice([1, 13, 70, 260])), model["n_features"], model["n_outputs"]
     pool = np.concatenate(
         [model["threshold"][:50], [np.nan, np.inf, -np.inf, 0.0, 1e-36, -1.0, 5.0, 3e9, 1e300]]
@@ -94,7 +94,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, help="play one round again")
+    parser.add_argument("--seed", type=int, help="repeat only the round with this number")
     args = parser.parse_args()
     models = [arrays(path) for path in sorted(MODELS.glob("*.xz"))]
     counts: collections.Counter[str] = collections.Counter()

@@ -1,1 +1,1 @@
-"""Runs benchmarks, keeps their results, and draws the pictures and tables that the documentation shows."""
+"""Runs benchmarks, keeps their results, and draws charts and tables for the documentation."""

@@ -1,15 +1,16 @@
 """
-Runs the benchmarks, keeps their results as JSON, and draws the pictures and tables that the documentation shows.
+Runs the benchmarks, keeps their results as JSON, and draws charts and tables for the documentation.
 
-    scripts/bench                       all of them, which takes about half an hour; run nothing else beside it
-    scripts/bench NAME...               these, in place of what was kept of them; `--list` lists the names
-    scripts/bench --runs 5 NAME...      so many runs of each
-    scripts/bench --add NAME...         further runs beside those that are kept, on the same machine
-    scripts/bench --quick [NAME...]     few rounds and small sizes: shows that they run; keeps nothing but in --folder
-    scripts/bench --plots               draw pictures and tables anew from the JSON that is kept
-    scripts/bench --plots --check       exit 1 where a picture or table is not that of the JSON
+    scripts/bench                       all benchmarks, about half an hour; run nothing else at the same time
+    scripts/bench NAME...               these benchmarks; replaces their kept results; `--list` lists the names
+    scripts/bench --runs 5 NAME...      this number of runs of each
+    scripts/bench --add NAME...         further runs, added to the kept ones; on the same machine only
+    scripts/bench --quick [NAME...]     few rounds and small sizes, to see that they run; results only in --folder
+    scripts/bench --plots               draw charts and tables again from the kept JSON
+    scripts/bench --plots --check       exit 1 if a chart or table does not match the JSON
 
-Each run is a process of its own, and is kept as soon as it ends. What is kept of a benchmark is of one machine.
+Each run is a separate process, and its results are kept as soon as it ends. All kept results of a benchmark are from
+one machine.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ class Benchmark:
     """One benchmark: its command and its results."""
 
     command: tuple[str, ...]
-    """The script, from the root of the repository, and its arguments."""
+    """The script, relative to the root of the repository, and its arguments."""
     runs: int = 3
-    """How often it is run unless asked otherwise: what takes some minutes runs once."""
+    """Runs by default; 1 for a benchmark that takes some minutes."""
     peers: tuple[str, ...] = ()
-    """Engines to compare with that the project does not install; a quick run leaves them out."""
+    """Engines to compare with, which the project does not install; a quick run does without them."""
 
     @property
     def arguments(self) -> list[str]:
-        """The command as words, in the project's environment and with the peers."""
+        """The command as a list of arguments, in the project's environment and with the peers."""
         return [
             "uv",
             "run",
@@ -87,7 +88,7 @@ def measure(benchmark: Benchmark, *, quick: bool) -> Run:
     Run *benchmark* once.
 
     Raises:
-        RuntimeError: It failed, or wrote no results.
+        RuntimeError: The process failed, or wrote no results.
     """
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -109,14 +110,14 @@ def measure(benchmark: Benchmark, *, quick: bool) -> Run:
 
 
 def run(names: Sequence[str], folder: Path, *, runs: int | None, add: bool, quick: bool) -> int:
-    """Run the benchmarks *names* and keep what they measure in *folder*; returns the exit code."""
+    """Run the benchmarks *names*, and keep their results in *folder*; return the exit code."""
     machine, failed = Machine.here(), False
     for name in names:
         benchmark = BENCHMARKS[name]
         kept = Measurements.read(folder / f"{name}.json") if add else None
         if kept is not None and (kept.machine, kept.command) != (machine, benchmark.shown):
             print(
-                f"bench: {name} was measured elsewhere or by another command; leave out --add",
+                f"bench: {name} was measured on another machine or by another command; run it without --add",
                 file=sys.stderr,
             )
             return 1
@@ -136,14 +137,14 @@ def run(names: Sequence[str], folder: Path, *, runs: int | None, add: bool, quic
 
 
 def drawn() -> dict[Path, str]:
-    """The pictures and the page as they follow from the JSON that is kept."""
+    """Return the charts and the page, as made from the kept JSON."""
     kept = {path.stem: Measurements.read(path) for path in sorted(FOLDER.glob("*.json"))}
     texts = {FOLDER / f"{name}.svg": draw(found) for name, found in kept.items()}
     return texts | {PAGE: with_figures(PAGE.read_text(encoding="utf-8"), kept)}
 
 
 def redraw(*, check: bool) -> int:
-    """Write what is out of date; with *check*, say so instead and return 1."""
+    """Write the files that are out of date; with *check*, only list them and return 1."""
     texts = drawn()
     stray = [path for path in FOLDER.glob("*.svg") if path not in texts]
     stale = [
@@ -151,7 +152,7 @@ def redraw(*, check: bool) -> int:
     ]
     for path in [*stale, *stray]:
         done = "drawn" if path in texts else "deleted"
-        print(f"{path.relative_to(ROOT)} {'is not that of the JSON' if check else done}")
+        print(f"{path.relative_to(ROOT)} {'does not match the JSON' if check else done}")
         if not check and path in texts:
             path.write_text(texts[path], encoding="utf-8")
         elif not check:
@@ -167,17 +168,17 @@ def _path(text: str) -> Path:
 
 
 def main() -> int:
-    """Do what the command line asks for."""
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    parser.add_argument("--runs", type=int, help="of each; default: three, and one of what takes long")
+    parser.add_argument("--runs", type=int, help="runs of each benchmark; default: 3, or 1 if it takes long")
     parser.add_argument("--add", action="store_true", help="keep earlier runs too")
-    parser.add_argument("--quick", action="store_true", help="show only that they run")
-    parser.add_argument("--plots", action="store_true", help="draw anew what is kept, and run nothing")
+    parser.add_argument("--quick", action="store_true", help="only see that they run")
+    parser.add_argument("--plots", action="store_true", help="draw the kept results again, and run nothing")
     parser.add_argument(
-        "--check", action="store_true", help="with --plots: exit 1 where something is out of date"
+        "--check", action="store_true", help="with --plots: exit 1 if a chart or table is out of date"
     )
     parser.add_argument("--list", action="store_true", help="list the names and commands")
     parser.add_argument("--folder", type=_path, help="where results are kept; default: benchmarks/figures")
@@ -200,7 +201,7 @@ def main() -> int:
     folder = options.folder or FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     code = run(names, folder, runs=options.runs, add=options.add, quick=False)
-    if folder == FOLDER:  # what was measured is shown, whatever failed beside it
+    if folder == FOLDER:  # also if some benchmarks failed
         redraw(check=False)
     return code
 

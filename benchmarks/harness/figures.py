@@ -1,4 +1,4 @@
-"""The figures that are kept of a benchmark: its runs on one machine, and what they say together of each result."""
+"""The kept results of a benchmark: its runs on one machine, and for each result the summary over all runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Run:
-    """One run, and the load average of the minute before it."""
+    """One run; *load* is the load average of the minute before it."""
 
     measured: str
     seconds: int
@@ -66,7 +66,7 @@ class Figure:
 
     @property
     def last(self) -> Result:
-        """The result of the last run, by whose goal all are judged in pictures."""
+        """The result of the last run; charts use its goal."""
         return self.results[-1]
 
     @property
@@ -81,7 +81,7 @@ class Figure:
 
     @property
     def spread(self) -> str:
-        """The lowest and the highest value, or the one that all have."""
+        """The lowest and the highest value, or one number if they are equal."""
         ends = dict.fromkeys(number(value) for value in (self.values[0], self.values[-1]))
         return " - ".join(ends)
 
@@ -96,7 +96,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Whether the goal was held: in all runs, in none, or in how many; empty without a goal."""
+        """Whether the goal was held in all runs, or in how many it was missed; empty without a goal."""
         if self.last.goal is None:
             return ""
         missed = sum(result.held is False for result in self.results)
@@ -108,7 +108,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """All runs that are kept of one benchmark."""
+    """All kept runs of one benchmark."""
 
     benchmark: str
     command: str
@@ -118,7 +118,7 @@ class Measurements:
     @classmethod
     def read(cls, path: Path) -> Measurements:
         """
-        Read what `write` wrote.
+        Read a file of `write`.
 
         Raises:
             OSError: There is no such file.
@@ -131,11 +131,11 @@ class Measurements:
         return cls(**found | {"machine": Machine(**found["machine"]), "runs": runs})
 
     def write(self, path: Path) -> None:
-        """Write them as JSON, one line a value, so that a change of one shows as one."""
+        """Write JSON with one value per line, so that a diff shows each changed value."""
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def figures(self) -> Iterator[Figure]:
-        """The results in the order of the last run, each with its values of all runs."""
+        """Yield the results in the order of the last run, each with its values in all runs."""
         for last in self.runs[-1].results:
             same = [
                 result
@@ -147,7 +147,7 @@ class Measurements:
 
     @property
     def circumstances(self) -> str:
-        """The number of runs, their days, and the load of the machine when they began."""
+        """The number of runs, their dates, and the load average before them."""
         count, loads = len(self.runs), sorted(run.load for run in self.runs)
         days = sorted({run.measured for run in self.runs})
         when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
@@ -156,7 +156,7 @@ class Measurements:
 
 
 def number(value: float) -> str:
-    """Three digits that count, whole thousands with commas."""
+    """Format *value* with three significant digits; from 1,000 on as a whole number with commas."""
     if value == 0 or abs(value) >= 1_000:
         return f"{value:,.0f}"
     if abs(value) < 0.001:

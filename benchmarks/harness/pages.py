@@ -1,10 +1,10 @@
 """
-The figures in the documentation: a picture, its caption and a table, between two comments of a Markdown page.
+Writes results into a Markdown page: a chart, its caption and a table, between two comments.
 
     <!-- figures of middleware -->
     <!-- end of figures -->
 
-A place of which nothing is kept stays as it is.
+If a benchmark has no kept results, its place stays as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLACE = re.compile(r"(<!-- figures of (\w+) -->\n).*?(<!-- end of figures -->)"
 
 
 def with_figures(text: str, kept: Mapping[str, Measurements]) -> str:
-    """Return *text*, a page, with every place filled of which there is something in *kept*."""
+    """Return *text*, a page, with the places of all benchmarks in *kept* filled."""
 
     def filled(place: re.Match[str]) -> str:
         found = kept.get(place[2])

@@ -1,7 +1,7 @@
 """
-Draws the figures of one benchmark as SVG: a row for each, its spread, and its goal as a line.
+Draws the results of one benchmark as SVG: one row per result, with its spread, and its goal as a line.
 
-The text stays text, and colours follow the reader's scheme, light or dark. The same figures give the same bytes.
+Text stays text, and colours follow the reader's colour scheme, light or dark. The same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from harness.figures import Figure, Measurements, number
 
 __all__ = ["draw"]
 
-WIDTH, LABEL, CAPTION = 4.7, 62, 76  # inches; characters in a line of a row, and of the caption
+WIDTH, LABEL, CAPTION = 4.7, 62, 76  # inches; characters per line of a row, and of the caption
 LINE, HEAD, ROW, AXIS = (
     0.18,
     0.34,
     0.2,
     0.3,
-)  # inches of a line of text, a heading, what a row draws, and an axis
-# What matplotlib is told, and the colour of each scheme that it stands for.
+)  # height in inches of a line of text, a heading, a row's chart, an axis
+# Placeholder colours for matplotlib, and the colours that replace them in the light and in the dark scheme.
 TEXT, MUTED, GRID, HELD, MISSED, GROUND = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 COLOURS = {
     TEXT: ("text", "#1f2933", "#e6e9ef"),
@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 def draw(found: Measurements) -> str:
-    """Return the picture of *found*: figures of one unit share an axis."""
+    """Return the chart of *found*; results of one unit share an axis."""
     groups = [
         (unit, list(figures))
         for unit, figures in itertools.groupby(
@@ -76,7 +76,7 @@ def draw(found: Measurements) -> str:
 
 
 def _order(found: Measurements) -> Any:
-    """A key that brings figures of one unit together, units in the order in which they come first."""
+    """Return a sort key that groups results by unit, in the order in which the units first occur."""
     units = list(dict.fromkeys(figure.last.unit for figure in found.figures()))
     return lambda figure: units.index(figure.last.unit)
 
@@ -92,13 +92,13 @@ def _said(figure: Figure) -> str:
 
 
 def _names(figure: Figure) -> list[str]:
-    """The lines of the figure's name, which leave room for what is said of it."""
+    """Return the lines of the result's name, short enough to leave room for its value and verdict."""
     name = f"{figure.last.name} (goal {figure.goal})" if figure.last.also else figure.last.name
     return textwrap.wrap(name, max(28, LABEL - len(_said(figure))))
 
 
 def _height(figures: list[Figure]) -> float:
-    """Inches of a group."""
+    """Return the height of a group in inches."""
     return HEAD + AXIS + sum(LINE * len(_names(figure)) + ROW for figure in figures)
 
 
@@ -155,7 +155,7 @@ def _row(axes: Any, line: float, figure: Figure) -> None:
 
 
 def _scale(axes: Any, figures: list[Figure]) -> None:
-    """A linear axis from nought, or a logarithmic one where what is shown lies far apart."""
+    """Set a linear axis from 0, or a logarithmic one if the values differ by more than a factor of 12."""
     shown = [value for figure in figures for value in figure.values]
     shown += [figure.last.goal for figure in figures if figure.last.goal is not None]
     low, high = min(shown), max(shown)
@@ -172,7 +172,7 @@ def _scale(axes: Any, figures: list[Figure]) -> None:
 
 
 def _finished(canvas: Canvas, found: Measurements) -> str:
-    """The picture without what changes from one drawing to the next, its colours by the scheme."""
+    """Return the SVG without metadata and ids that change between drawings, and with colours by scheme."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     canvas.savefig(file, format="svg", transparent=True, metadata=nothing)

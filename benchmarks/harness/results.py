@@ -1,7 +1,7 @@
 """
-Results of benchmarks with their goals, printed as verdicts and written as JSON for `scripts/bench`.
+Results of benchmarks and their goals, printed with a verdict, and written as JSON for `scripts/bench`.
 
-A benchmark adds `add_options` to its parser and ends with `finish`; what it prints on the way is its own.
+A benchmark calls `add_options` on its parser, and `finish` at the end; it prints its own text.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ __all__ = ["Result", "add_options", "finish"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One figure of one run, and the goal that it is judged by."""
+    """One measured value of one run, and its goal."""
 
     name: str
     value: float
     unit: str
-    """What the figure is a multiple of, such as "× the bare application", or a unit, such as "MiB"."""
+    """A unit, such as "MiB", or for a ratio what it is a multiple of, such as "× the bare application"."""
     goal: float | None = None
     at_least: bool = False
-    """Whether the goal is the least that will do; else it is the most."""
+    """Whether the goal is a minimum; else it is a maximum."""
     also: str = ""
-    """By what else the goal is held, in words: "or 20 ms more". Then *held* says whether it is."""
+    """An alternative condition that also holds the goal, in words: "or 20 ms more". Then pass *held*."""
     held: bool | None = None
-    """By default, whether *value* reaches *goal*; None without a goal."""
+    """Whether the goal is held. Default: whether *value* reaches *goal*, or None without a goal."""
     binds: bool = True
-    """False where the goal was set for other machines than this one, and is for comparison."""
+    """False if the goal was set for other machines, and is only for comparison."""
 
     def __post_init__(self) -> None:
         if self.held is None and self.goal is not None:
             reached = self.value >= self.goal if self.at_least else self.value <= self.goal
-            object.__setattr__(self, "held", bool(reached))  # of NumPy's numbers it is NumPy's
+            object.__setattr__(
+                self, "held", bool(reached)
+            )  # a comparison of NumPy numbers gives a NumPy bool
 
     @property
     def missed(self) -> bool:
@@ -45,7 +47,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """The goal and whether it is held, to print behind the figure; empty without a goal."""
+        """The goal and whether it is held, to print after the value; empty without a goal."""
         if self.goal is None:
             return ""
         sign = ">=" if self.at_least else "<="
@@ -55,15 +57,15 @@ class Result:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that every benchmark has."""
-    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a goal is missed")
     parser.add_argument(
-        "--quick", action="store_true", help="few rounds, small sizes: shows only that it runs"
+        "--quick", action="store_true", help="few rounds and small sizes, only to see that it runs"
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there too")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the results to this file")
 
 
 def finish(options: argparse.Namespace, results: Sequence[Result]) -> int:
-    """Write *results* where they were asked for; returns the exit code: 1 where `--check` finds a missed goal."""
+    """Write *results* as JSON if `--json` is given; return 1 if `--check` is given and a goal is missed, else 0."""
     if options.json is not None:
         listed = [asdict(result) for result in results]
         options.json.write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
