@@ -1,14 +1,14 @@
 """
-The cost of a verified prediction beside LightGBM's own ways and other engines, in one process, with parity checked.
+The time of a verified prediction beside LightGBM's own calls and other engines, in one process, with parity checked.
 
     python benchmarks/predictor_bench.py                      a table for each model, then the gates
     python benchmarks/predictor_bench.py --check              exit 1 if a gate is missed
     uv run --with lleaves==1.3.0 --with "llvmlite<0.45" --with pylignum python benchmarks/predictor_bench.py
-                                                              beside these engines too
+                                                              with these engines too
 
-Engines take turns in blocks, in another order each time, so that a noisy moment meets all of them. Each has rows of
-its own: a row that another engine has just read is warm in the caches, and a repeated one teaches the branch predictor.
-Ratios carry from machine to machine; times do not.
+Engines take turns in blocks, in another order each time, so that other work on the machine affects all of them. Each
+engine has its own rows: a row that another engine has just read is in the caches, and a repeated row trains the branch
+predictor. Ratios are comparable between machines; times are not.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, as each engine has it, and rows of which each engine takes its own."""
+    """A model, loaded by each engine, and the rows to predict."""
 
     name: str
     model: Model
     booster: lgb.Booster
     rows: Rows
-    hard: Rows  # on and beside split values, null, infinite
+    hard: Rows  # thresholds, their neighbours, nulls, infinities
     others: list[Engine]
 
     @classmethod
@@ -68,7 +68,7 @@ class Subject:
         return np.asarray(self.booster.predict(rows, num_threads=1, **options))
 
 
-Call = tuple[Callable[[Any], Any], Sequence[Any]]  # and its own arguments
+Call = tuple[Callable[[Any], Any], Sequence[Any]]  # a function and the arguments to call it with
 
 
 def take_turns(calls: dict[str, Call], *, block: int, rounds: int) -> dict[str, NDArray[np.float64]]:
@@ -88,7 +88,7 @@ def take_turns(calls: dict[str, Call], *, block: int, rounds: int) -> dict[str, 
 
 
 def show(title: str, times: dict[str, NDArray[np.float64]], exact: dict[str, str]) -> dict[str, float]:
-    """Print medians beside minima, and return how many times as fast as Booster each engine's median is."""
+    """Print medians and minima; return for each engine how many times as fast as Booster its median is."""
     floor, least = np.median(times[BOOSTER]), times[BOOSTER].min()
     print(f"  {title:<28} {'p50 us':>9} {'least':>9} {'p99':>9}  x Booster: p50  least   rows that differ")
     for engine, values in times.items():
@@ -101,14 +101,14 @@ def show(title: str, times: dict[str, NDArray[np.float64]], exact: dict[str, str
 
 
 def differing(got: Rows, truth: Rows) -> str:
-    """The number of rows that differ by a bit; NaN answers count as equal."""
+    """Return how many rows differ by a bit, as text; NaN equals NaN."""
     got, truth = got.reshape(len(truth), -1), truth.reshape(len(truth), -1)
     wrong = (got.view(np.int64) != truth.view(np.int64)) & ~(np.isnan(got) & np.isnan(truth))
     return f"{int(wrong.any(axis=1).sum())} of {len(truth)}"
 
 
 def exactness(subject: Subject) -> dict[str, str]:
-    """For each engine, rows whose bits are not Booster's: 2,000 like training, 2,000 hard ones."""
+    """Return for each engine how many of 2,000 training rows and 2,000 edge cases differ from Booster by a bit."""
     rows = np.concatenate([subject.rows[:2_000], subject.hard])
     truth = subject.theirs(rows)
     found = {"predict": differing(subject.model.predict(rows), truth)}
@@ -122,7 +122,7 @@ def exactness(subject: Subject) -> dict[str, str]:
 
 
 def one_row(subject: Subject, exact: dict[str, str]) -> dict[str, float]:
-    """Measure single rows of every shape, and of the other engines."""
+    """Measure single rows as list, array and mapping, and with the other engines."""
     model, names = subject.model, subject.model.info.features
     rows = subject.rows[np.random.default_rng(1).permutation(len(subject.rows))]
     own = iter(np.array_split(rows, 4 + len(subject.others)))
@@ -162,7 +162,7 @@ def batches(subject: Subject, sizes: Sequence[int], exact: dict[str, str]) -> di
 
 
 def explanations(subject: Subject, *, gate: bool = True) -> list[Gate]:
-    """Measure contributions of one row and of batches of 64, and how far they are from LightGBM's."""
+    """Measure the contributions of one row and of batches of 64, and their largest difference from LightGBM's."""
     model, found = subject.model, []
 
     def theirs(rows: Rows) -> Rows:
@@ -191,7 +191,7 @@ def explanations(subject: Subject, *, gate: bool = True) -> list[Gate]:
 
 
 def frames(folder: Path) -> list[Gate]:
-    """Measure frames with category columns, of one row and of 1,024: the ratio of our time to Booster's own."""
+    """Measure frames with category columns, of one row and of 1,024: the ratio of our time to Booster's."""
     path, frame = made_frame(folder)
     write_manifest(path, frame, name="frame", version="1")
     booster, model, gates = lgb.Booster(model_file=path), Model.load(path), []
@@ -218,7 +218,7 @@ def frames(folder: Path) -> list[Gate]:
 
 
 def threads(subject: Subject, count: int = 8, calls: int = 16_000) -> list[Gate]:
-    """Measure the rate of *count* threads together to that of one, and the p99 of their calls."""
+    """Measure the ratio of the rate of *count* threads together to that of one, and the p99 of their calls."""
     lists, predict = subject.rows.tolist(), subject.model.predict_row
 
     def rate(workers: int, waits: list[int]) -> float:
@@ -255,7 +255,7 @@ def threads(subject: Subject, count: int = 8, calls: int = 16_000) -> list[Gate]
 
 
 def loading(path: Path) -> list[Gate]:
-    """Measure a verified load to LightGBM's unverified one, and the plan alone; medians of seven."""
+    """Measure the ratio of our verified load to LightGBM's unverified load, and the plan alone; medians of seven."""
     times, parsed = [], parse_model_text(path.read_bytes())
     for _ in range(7):
         start = perf_counter()
@@ -333,7 +333,7 @@ def measure_nyc(folder: Path) -> list[Gate]:
         for size, ratios in many.items():
             name = f"NYC_taxi: batch of {size:,}, times lleaves"
             ratio = ratios["predict"] / ratios["lleaves"]
-            binds = subject.level == "avx512"  # the level that the goal was set for
+            binds = subject.level == "avx512"  # the goal was set for this level
             gates.append(Gate(name, ratio, 3.0, 5.0, binds=binds, unit="× as fast as lleaves"))
     return [*gates, parity(subject, exact)]
 

@@ -1,4 +1,4 @@
-"""The engines that the predictor is measured beside, each as calls on one row and on batches of float64 rows."""
+"""The engines to compare the predictor with, each as functions for one row and for batches of float64 rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Engine:
-    """One way to ask a model: *row* takes a list of floats where it is there, *batch* float64 [n, features]."""
+    """An engine with a model: *batch* predicts float64 [n, features], *row* (if not None) a list of floats."""
 
     name: str
     batch: Callable[[Rows], Any]
@@ -27,7 +27,7 @@ class Engine:
 
 
 def c_fast(booster: lgb.Booster) -> Engine:
-    """LightGBM's single-row fast call, bound by hand and unchecked; and its call for matrices."""
+    """Return LightGBM's single-row FastConfig call through ctypes, without checks, and its call for matrices."""
     library, width, outputs = (
         ctypes.CDLL(lgb.basic._LIB._name),
         booster.num_feature(),
@@ -71,7 +71,7 @@ def c_fast(booster: lgb.Booster) -> Engine:
 
 
 def lleaves(path: Path, outputs: int) -> Engine | None:
-    """The compiler for LightGBM models, one thread; its row is its compiled function with bound buffers."""
+    """Return lleaves, with one thread; for one row, its compiled function with fixed buffers. None if not installed."""
     try:
         import lleaves as compiler
     except ImportError:
@@ -89,7 +89,7 @@ def lleaves(path: Path, outputs: int) -> Engine | None:
 
 
 def lignum(path: Path) -> Engine | None:
-    """pylignum with its trees compiled."""
+    """Return pylignum with its trees compiled; None if not installed."""
     try:
         import lignum as engine
     except ImportError:
@@ -100,7 +100,7 @@ def lignum(path: Path) -> Engine | None:
 
 
 def peers(path: Path, booster: lgb.Booster) -> list[Engine]:
-    """LightGBM's C call, and the installed engines; lleaves for up to 100 trees, since it compiles for long."""
+    """Return LightGBM's C call and the installed engines; lleaves only up to 100 trees, because it compiles slowly."""
     found = [c_fast(booster), lignum(path)]
     if booster.num_trees() <= 100:
         found.append(lleaves(path, booster.num_model_per_iteration()))

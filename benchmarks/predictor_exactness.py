@@ -3,9 +3,9 @@ The exactness of other engines for LightGBM models: rows whose answer is more th
 
     uv run python benchmarks/predictor_exactness.py
 
-measures the engines that are installed (lleaves, treelite's GTIL, tl2cgen, onnxruntime) beside this package, on rows
-like the training data and on hard rows: on and one step beside each split value, NaN, infinities, tiny numbers, odd
-categories. docs/predictor/exactness.md has the command that installs them apart from the project.
+Measures this package and the installed ones of lleaves, treelite's GTIL, tl2cgen and onnxruntime. The rows are like the
+training data, or hard rows: thresholds and their neighbours, NaN, infinities, tiny numbers and unusual categories.
+docs/predictor/exactness.md has the command that installs the engines without changing the project.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def train(path: Path, options: dict[str, Any]) -> tuple[lgb.Booster, Rows]:
 
 
 def hard(booster: lgb.Booster, count: int = 4_000) -> Rows:
-    """Values where a decision turns, and values that a decision may not expect."""
+    """Return rows of thresholds, their neighbours, and unusual values."""
     odd = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, -1e-36, 2e-35, -1.0, 0.5, 3.9, 99.0, 1e12]
     pools: list[list[float]] = [list(odd) for _ in range(booster.num_feature())]
     table = booster.trees_to_dataframe().dropna(subset=["split_feature"])
@@ -167,7 +167,7 @@ def main() -> int:
             for engine, make in engines.items():
                 try:
                     calls[engine] = make(path, booster)
-                except Exception:  # whatever an engine raises for a model it cannot take
+                except Exception:  # each engine has its own errors for models that it does not support
                     calls[engine] = None
             for kind, rows in (("rows like training", seen), ("hard rows", hard(booster))):
                 truth, cells = np.asarray(booster.predict(rows, num_threads=1)), []
@@ -175,7 +175,7 @@ def main() -> int:
                     cell, off = _compared(call, rows, truth)
                     cells.append(cell)
                     goal = 0.0 if engine == OURS else None
-                    if engine == OURS and math.isnan(off):  # no answer is no exact answer
+                    if engine == OURS and math.isnan(off):  # no answer counts as wrong
                         off = 100.0
                     results.append(
                         Result(name=f"{engine}: {name}, {kind}", value=off, unit="% of rows off", goal=goal)
@@ -185,7 +185,7 @@ def main() -> int:
 
 
 def _compared(call: Callable[[Rows], Any] | None, rows: Rows, truth: Rows) -> tuple[str, float]:
-    """In words, and the per cent of rows that are off; NaN where the engine has no answer."""
+    """Return the result in words, and the percentage of rows that are off; NaN if the engine gives no answer."""
     if call is None:
         return "refuses", math.nan
     try:

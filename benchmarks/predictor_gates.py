@@ -1,4 +1,4 @@
-"""The goals of the native kernel, must and stretch: ratios to a peer in the same run."""
+"""The goals of the native kernel, as ratios to another engine in the same run; a must goal and a stretch goal each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.results import Result
 
 __all__ = ["Gate", "ratio_gate"]
 
-# The goals of each level where they differ: (must, stretch). Those of "avx512" stand for any level that has none.
+# The goals (must, stretch) of each level. A level that is not listed is compared with the goal of "avx512".
 GOALS: dict[str, dict[str, tuple[float, float]]] = {
     "one row trading3": {"avx512": (20, 30), "avx2": (20, 30), "generic": (15, 22)},
     "one row 63 leaves": {"avx512": (10, 15)},
@@ -26,25 +26,25 @@ GOALS: dict[str, dict[str, tuple[float, float]]] = {
     "SHAP NYC_taxi": {"avx512": (6, 8.5)},
     "SHAP 63 leaves": {"avx512": (12, 19)},
 }
-# Where LightGBM itself computes: one row without its Python layer, and no loss elsewhere.
+# Goals without the kernel, where LightGBM computes: one row is faster, because it skips LightGBM's Python layer.
 WITHOUT_KERNEL = {"one row mtpl2": 1.0, "one row": 2.0, "batch": 0.9, "SHAP": 0.8}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A measured value, the bound it must keep, and the one it should."""
+    """A measured value, the goal that it must reach, and the goal that it should reach."""
 
     name: str
     value: float
     must: float
     stretch: float | None = None
-    at_least: bool = True  # False: at most
-    binds: bool = True  # False: the goal is another level's, shown for comparison
+    at_least: bool = True  # False: the goals are maxima
+    binds: bool = True  # False: the goal is for another level, and only shown for comparison
     unit: str = "× as fast as Booster.predict"
 
     @property
     def result(self) -> Result:
-        """The result that `scripts/bench` keeps."""
+        """The gate as a result for `scripts/bench`."""
         return Result(
             name=self.name,
             value=self.value,
@@ -73,9 +73,9 @@ class Gate:
 
 def ratio_gate(goal: str, value: float, level: str, *, name: str = "") -> Gate:
     """
-    Return the gate *goal* for what runs here, by the name of a level.
+    Return the gate *goal* for the *level* that runs here; `lightgbm` means no kernel.
 
-    Goals that were set for AVX-512 alone are shown on lower levels too, and bind only there; `lightgbm` is no kernel.
+    Goals that were set only for AVX-512 are shown on lower levels too, but bind only on AVX-512.
     """
     if level == "lightgbm":
         least = next(bound for kind, bound in WITHOUT_KERNEL.items() if goal.startswith(kind))

@@ -1,13 +1,14 @@
 """
-The cost of labels and large files beside LightGBM, in one process, with parity checked; the table shows the goals.
+The time of category labels and of loading large files, as ratios to LightGBM in one process, with parity checked.
 
-    python benchmarks/predictor_large.py            the ratios
-    python benchmarks/predictor_large.py --check    exit 1 if one misses its gate
+    python benchmarks/predictor_large.py            print the ratios and goals
+    python benchmarks/predictor_large.py --check    exit 1 if a goal is missed
 
-The frame has 200,000 rows and four category columns; LightGBM's time is `Booster.predict(frame, num_threads=1)`. The
-files have some 31 MB each: the trees of a public model, or of one trained here, many times over. LightGBM's time is
-`Booster(model_file=...)`, ours is the whole of `Model.load`: hash, check, LightGBM's own loading, the kernel's plan and
-its self-check. CPU seconds, the least of several turns, alternating; LightGBM with the one thread that loading set.
+The frame has 200,000 rows and four category columns; LightGBM's time is that of `Booster.predict(frame,
+num_threads=1)`. The files have about 31 MB each: the trees of a public model, or of one trained here, repeated.
+LightGBM's time is that of `Booster(model_file=...)`. Ours is that of `Model.load`: hash, checks, loading in LightGBM,
+the kernel's plan and its self-check. Times are CPU seconds, the least of several alternating turns. LightGBM uses one
+thread, because `Model.load` sets that for the process.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ TURNS = 5
 
 
 def least(**calls: Callable[[], Any]) -> dict[str, float]:
-    """CPU seconds of each call: the least of several turns, in which they alternate."""
+    """Return the CPU seconds of each call: the least of several alternating turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(TURNS):
         for name, call in calls.items():
@@ -84,7 +85,7 @@ SHAPES: dict[str, Callable[[], bytes]] = {
 
 
 def repeated(text: bytes, size: float) -> bytes:
-    """Return *text*, a model, with its trees so often that it has about *size* bytes."""
+    """Return the model *text* with its trees repeated, up to about *size* bytes."""
     head, body = text.split(b"\nTree=", 1)
     blocks = [
         block.split(b"\n", 1)[1] for block in re.split(rb"(?m)^Tree=", body.partition(b"end of trees")[0])

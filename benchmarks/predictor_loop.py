@@ -1,4 +1,4 @@
-"""One event loop that predicts row by row: inline, against the batcher."""
+"""Compares predictions on one event loop: each row inline, or through the batcher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["batching"]
 async def requests_per_second(
     predict: Callable[[Any], Any], rows: list[list[float]], *, clients: int
 ) -> float:
-    """Closed loop: each of *clients* coroutines asks for its next row when it has its answer."""
+    """Return requests per second in a closed loop: each of *clients* coroutines waits for an answer, then asks again."""
     count = 6_000
 
     async def client(offset: int) -> None:
@@ -31,11 +31,11 @@ async def requests_per_second(
 
 
 def batching(model: Model, rows: NDArray[np.float64]) -> None:
-    """Print requests a second of one event loop: inline against the batcher."""
+    """Print the requests per second of one event loop, inline and through the batcher."""
     lists = rows.tolist()
 
     async def inline(row: list[float]) -> Any:
-        await asyncio.sleep(0)  # what a request handler does between rows
+        await asyncio.sleep(0)  # a request handler, too, gives control to the loop between rows
         return model.predict_row(row)
 
     print("  one event loop, requests a second")
@@ -44,7 +44,7 @@ def batching(model: Model, rows: NDArray[np.float64]) -> None:
         for _ in range(5):
             for name, wait in (("inline", None), ("Batcher", 0.0), ("Batcher, 1 ms", 0.001)):
                 if wait and clients == 1:
-                    continue  # a lone client waits its millisecond out: a thousand a second, by arithmetic
+                    continue  # a single client waits 1 ms each time, so at most 1,000 requests per second
                 call = inline if wait is None else Batcher(ModelSlot(model), max_wait=wait).predict
                 rates[name].append(asyncio.run(requests_per_second(call, lists, clients=clients)))
         medians = (f"{name} {np.median(values):8.0f}" for name, values in rates.items() if values)

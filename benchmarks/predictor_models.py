@@ -1,4 +1,4 @@
-"""Models and rows for the predictor's benchmarks: trained here in seconds, on real bars or made-up rows; or public."""
+"""Models and rows for the predictor's benchmarks: public models, or trained here on real bars or synthetic rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["made", "made_frame", "made_hard", "public", "trading3"]
 
 PUBLIC = Path(__file__).parents[1] / "packages/predictor/tests/models"
 
-HORIZON, BAND = 5, 0.01  # days ahead, and the return below which a day counts as "hold"
+HORIZON, BAND = 5, 0.01  # days ahead; a return of at most 1 % either way is "hold"
 PARAMETERS = {
     "objective": "multiclass",
     "num_class": 3,
@@ -31,7 +31,7 @@ PARAMETERS = {
 
 
 def trading3(path: Path) -> tuple[lgb.Booster, NDArray[np.float64]]:
-    """Train 3 classes x 100 rounds x 31 leaves over 11 indicators of S&P 500 and NASDAQ days; save it at *path*."""
+    """Train 3 classes x 100 rounds x 31 leaves on 11 indicators of daily S&P 500 and NASDAQ bars; save it at *path*."""
     frames = [_indicators(data) for data in (sp500.load(), nasdaq.load())]
     table = pd.concat(frames).dropna()
     rows = np.ascontiguousarray(table.drop(columns="label").to_numpy(dtype=np.float64))
@@ -68,10 +68,11 @@ def _indicators(bars: Any) -> pd.DataFrame:
 
 def public(name: str, folder: Path) -> tuple[Path, NDArray[np.float64], dict[str, range]]:
     """
-    Unpack a model that others trained; with rows for it, and its categories by name.
+    Unpack a public model; return its path, rows for it, and its categories by feature name.
 
-    Its data are not public, so numbers are drawn as its split points lie: LightGBM puts them between values it saw.
-    Drawn evenly over the feature's range, which outliers stretch, nearly every row would take the same path.
+    Its training data are not public. Numbers are drawn by the distribution of its split points, which LightGBM puts
+    between values of the training. If they were drawn evenly over the feature's range, nearly every row would take the
+    same path, because outliers make the range large.
     """
     path = folder / f"{name}.txt"
     path.write_bytes(lzma.decompress((PUBLIC / f"{name}.txt.xz").read_bytes()))
@@ -95,7 +96,7 @@ def public(name: str, folder: Path) -> tuple[Path, NDArray[np.float64], dict[str
 
 
 def _split_points(path: Path) -> dict[int, list[float]]:
-    """The thresholds of every feature's splits, as often as they occur."""
+    """Return the thresholds of all splits by feature; repeated ones are repeated."""
     found: dict[int, list[float]] = {}
     features: list[int] = []
     for line in path.read_text().splitlines():
@@ -109,7 +110,7 @@ def _split_points(path: Path) -> dict[int, list[float]]:
 
 
 def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Path, NDArray[np.float64]]:
-    """Train *trees* trees of up to *leaves* leaves over *width* made-up features of four kinds of distribution."""
+    """Train *trees* trees of up to *leaves* leaves on *width* synthetic features; return the path and the rows."""
     path = folder / f"made_{trees}x{leaves}.txt"
     rng = np.random.default_rng(leaves)
     rows = rng.normal(size=(8_000, width))
@@ -123,7 +124,7 @@ def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Pat
 
 
 def made_frame(folder: Path) -> tuple[Path, pd.DataFrame]:
-    """Train on a frame with three category columns of text among its eight; returns the model and the frame."""
+    """Train on a frame of eight columns, three of them categories of text; return the path and the frame."""
     path, rng = folder / "frame.txt", np.random.default_rng(6)
     frame = pd.DataFrame(rng.normal(size=(8_000, 5)), columns=list("abcde"))
     for name, size in (("venue", 5), ("sector", 12), ("symbol", 60)):
@@ -136,7 +137,7 @@ def made_frame(folder: Path) -> tuple[Path, pd.DataFrame]:
 
 
 def made_hard(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[np.float64]:
-    """Copies of rows, a third of the cells replaced: by split values, their neighbours, NaN, tiny and infinite ones."""
+    """Return copies of rows with a third of the cells replaced: thresholds, their neighbours, and unusual values."""
     rng = np.random.default_rng(9)
     thresholds = [
         float(value)

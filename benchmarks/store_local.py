@@ -2,12 +2,12 @@
 The cost of the stores without a server, as ratios measured side by side in one process.
 
     uv run python benchmarks/store_local.py            # prints the table
-    uv run python benchmarks/store_local.py --check    # exits 1 where a goal is missed
+    uv run python benchmarks/store_local.py --check    # exits 1 if a goal is missed
     uv run python benchmarks/store_local.py --directory /var/lib/app   # SQLite on that disk
 
-Memory: each call with 10,000 and 1,000,000 records in the store, against the same call in an empty one. SQLite: a
-replay against one bare SELECT of the same row, and a first run (claim, then outcome) against two bare transactions of
-one statement, with the same durability on the same disk. Blocks of calls alternate; the median of the blocks is kept.
+Memory: each call with 10,000 and 1,000,000 records in the store, compared with the same call in an empty store. SQLite:
+a replay compared with one SELECT of the same row, and a first run (claim, then outcome) compared with two transactions
+of one statement, with the same durability on the same disk. Blocks of calls alternate; the median of the blocks counts.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ BLOCKS, CALLS = 21, 200
 SIZES = (10_000, 1_000_000)
 FINGERPRINT, OUTCOME = Fingerprint(b"f" * 32), b'{"status":201,"headers":[],"body":"' + b"x" * 300 + b'"}'
 OWNER, OTHER = Owner(b"o" * 16), Owner(b"p" * 16)
-DAY = 86_400.0  # s of retention; what is in a store has come in the course of it
-FLAT = 1.5  # a million records against none: caches of the processor are all that may show
-REPLAY_US = 40.0  # over the bare statement
-FIRST_RUN_US = 120.0  # over the bare statements
-FIRST_RUN_SYNCED = 1.6  # or so many times them, where a sync of the disk drowns the difference
+DAY = 86_400.0  # s of retention; the records of a filled store expire evenly over a day
+FLAT = 1.5  # goal for a million records: only the processor's caches may make a call slower
+REPLAY_US = 40.0  # goal: at most this much more than the bare statement
+FIRST_RUN_US = 120.0  # goal: at most this much more than the bare statements
+FIRST_RUN_SYNCED = 1.6  # or at most this many times the bare statements, if each waits for a sync of the disk
 fresh = itertools.count()
 
 
 def claim_and_complete(store: SyncStore, key: StorageKey, retention: float = DAY) -> tuple[float, float]:
-    """Seconds of the one and of the other."""
+    """Return the seconds of the claim and of the completion."""
     began = time.perf_counter()
     reply = store.acquire(key, fingerprint=FINGERPRINT, owner=OWNER, lease=30.0, retention=retention)
     claimed = time.perf_counter()
@@ -83,7 +83,7 @@ def memory(blocks: int, sizes: tuple[int, ...]) -> Iterator[Result]:
 
 
 async def timed(call: Callable[[StorageKey], Awaitable[object]], keys: list[StorageKey]) -> float:
-    """Seconds per call."""
+    """Return the seconds per call."""
     began = time.perf_counter()
     for key in keys:
         await call(key)

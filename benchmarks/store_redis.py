@@ -1,13 +1,13 @@
 """
-The cost of the Redis store, as ratios to the fewest bare commands that do the same, side by side in one process.
+The cost of the Redis store, as ratios to the fewest Redis commands that do the same, side by side in one process.
 
-    uv run python benchmarks/store_redis.py                 # a server of its own; prints the table
-    uv run python benchmarks/store_redis.py --url redis://… # another server
-    uv run python benchmarks/store_redis.py --check         # exits 1 where a goal is missed
+    uv run python benchmarks/store_redis.py                 # starts a server; prints the table
+    uv run python benchmarks/store_redis.py --url redis://… # uses another server
+    uv run python benchmarks/store_redis.py --check         # exits 1 if a goal is missed
 
-Blocks of calls alternate between the two sides, and the median of the blocks' ratios is kept, so that a busy moment
-meets both. Every first run uses a key never seen before. The bare commands go through the same client library with the
-same parser: redis-py, hiredis.
+Blocks of calls alternate between the two sides, so that other work affects both; the median of the blocks' ratios
+counts. Every first run uses a new key. The bare commands go through the same client library with the same parser:
+redis-py, hiredis.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Call = Callable[[], Awaitable[object]]
 
 
 async def block_us(call: Call) -> float:
-    """Microseconds per call, one after another."""
+    """Return the microseconds per call, one call after another."""
     started = time.perf_counter()
     for _ in range(CALLS):
         await call()
@@ -51,7 +51,7 @@ async def block_us(call: Call) -> float:
 
 
 async def at_once_us(call: Call) -> float:
-    """Microseconds per call, TASKS at a time."""
+    """Return the microseconds per call, with TASKS calls at a time."""
     turns = iter(range(TASKS * 10))
 
     async def task() -> None:
@@ -64,7 +64,7 @@ async def at_once_us(call: Call) -> float:
 
 
 class Ratio(NamedTuple):
-    """The cost of the floor and of the store, in microseconds, and the second as a multiple of the first."""
+    """The microseconds of the bare commands and of the store, and their ratio."""
 
     floor: float
     store: float
@@ -80,7 +80,7 @@ async def compare(
 
 
 class Bench:
-    """The two sides of every ratio."""
+    """Measures the two sides of every ratio."""
 
     def __init__(self, client: redis.asyncio.Redis, blocks: int) -> None:
         self.client, self.blocks = client, blocks
@@ -139,12 +139,12 @@ async def measure(url: str, blocks: int) -> dict[str, Ratio]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Ratios of the Redis store to bare commands.")
-    parser.add_argument("--url", help="a running server; by default one of its own is started")
+    parser.add_argument("--url", help="a running server; default: start one")
     add_options(parser)
     options = parser.parse_args()
     binary = find_binary()
     if options.url is None and binary is None:
-        parser.error("no server binary found; give --url")
+        parser.error("no Redis server found: run `uv sync`, or pass --url")
     with nullcontext(SimpleNamespace(url=options.url)) if options.url else start_server(binary) as server:
         found = asyncio.run(measure(server.url, 1 if options.quick else BLOCKS))
     results = []

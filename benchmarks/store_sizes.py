@@ -1,15 +1,15 @@
 """
-The cost of stores that are large, full, or full of expired records.
+The cost of stores that are large, full, or have many expired records.
 
     uv run python benchmarks/store_sizes.py                    # prints the table; about a minute
-    uv run python benchmarks/store_sizes.py --check            # exits 1 where a goal is missed
-    uv run python benchmarks/store_sizes.py --expired 10000000 # as many expired rows in each database
+    uv run python benchmarks/store_sizes.py --check            # exits 1 if a goal is missed
+    uv run python benchmarks/store_sizes.py --expired 10000000 # this many expired rows in each database
     uv run python benchmarks/store_sizes.py --directory /var/lib/app   # the databases on that disk
 
-Memory: a million keys through a store of 100,000 records, in a process of its own; what the process grows by once the
-store is full, and what one record takes. SQLite: a first run among 20,000 records against one in an empty table, in
-turns. SQLite and PostgreSQL: a table whose expired rows are purged while first runs go on, against the same runs
-without a purge: what a purge costs those who do not ask for it.
+Memory: a million keys in a store for 100,000 records, in a separate process: the bytes of one record, and by how much
+the process grows after the store is full. SQLite: first runs among 20,000 records compared with first runs in an empty
+table, in turns. SQLite and PostgreSQL: first runs while expired rows are purged, compared with first runs without a
+purge.
 """
 
 from __future__ import annotations
@@ -44,20 +44,23 @@ FINGERPRINT, OWNER = Fingerprint(b"f" * 32), Owner(b"o" * 16)
 OUTCOME = b'{"status":201,"headers":[],"body":"' + b"x" * 300 + b'"}'
 DAY = 86_400.0  # s
 BOUND, KEYS = 100_000, 1_000_000
-GROWTH_MIB = 32.0  # of a full memory store, for nine times as many keys again
-AMONG, MISS = 20_000, 2.0  # records, and how many times the empty table's first run is allowed among them
-PURGED = 2.0  # times the 99th percentile without a purge, or so many milliseconds over it
-PURGED_MS = 20.0
+GROWTH_MIB = 32.0  # goal: growth of a full memory store for nine times as many further keys
+AMONG, MISS = (
+    20_000,
+    2.0,
+)  # records; goal: a first run among them takes at most this many times that in an empty table
+# Goal during a purge: the 99th percentile is at most this many times that without, or this many milliseconds more.
+PURGED, PURGED_MS = 2.0, 20.0
 BLOCKS, CALLS = 15, 20
-BATCH = 1_000  # rows that a purge is asked for at once, its default
+BATCH = 1_000  # rows per call of purge; its default
 RUNS = 500  # first runs without a purge
-REST = 1.0  # times as long as a batch took, before the next: as `idempotency purge` does
+REST = 1.0  # pause after a batch, as a multiple of its time; as `idempotency purge` does
 PAUSE = 0.002  # s between two first runs
 fresh = itertools.count()
 
 
 def first_run(store: SyncStore) -> float:
-    """Seconds of a claim and its outcome under a key of its own."""
+    """Return the seconds of a claim and its completion under a new key."""
     key = StorageKey(f"new-{next(fresh)}")
     began = time.perf_counter()
     reply = store.acquire(key, fingerprint=FINGERPRINT, owner=OWNER, lease=30.0, retention=DAY)
@@ -71,7 +74,7 @@ def p99(ordered: list[float]) -> float:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -124,7 +127,7 @@ def misses(directory: Path, among: int, blocks: int) -> Result:
 
 
 def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: int, runs: int) -> Result:
-    """First runs without a purge, then beside one that goes on from another connection until nothing is left."""
+    """Measure first runs without a purge, then during one on another connection, until all expired rows are gone."""
     quiet = paced(store, lambda done: done < runs)
     batches: list[float] = []
     purged = locked = 0
@@ -137,7 +140,7 @@ def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: i
                 count = purge()
             except (
                 StoreUnavailable
-            ):  # SQLite's writers do not queue: who is unlucky for too long is to try again
+            ):  # SQLite's writers do not queue, so one may wait until its deadline: try again
                 locked += 1
                 continue
             if count == 0:
@@ -169,7 +172,7 @@ def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: i
 
 
 def paced(store: SyncStore, going: Callable[[int], bool]) -> list[float]:
-    """Seconds of first runs, one after another with a pause between, sorted."""
+    """Return the seconds of first runs, sorted; there is a pause between the runs."""
     samples: list[float] = []
     while going(len(samples)):
         samples.append(first_run(store))
@@ -185,7 +188,7 @@ def purging_sqlite(directory: Path, expired: int, runs: int) -> Result:
 
 
 def add_sqlite(store: SyncStore, path: Path, records: int, **changed: str) -> None:
-    """Many copies of one record under other keys, *changed* in columns; much faster than the store would make them."""
+    """Insert copies of one record under other keys, with *changed* columns; much faster than through the store."""
     first_run(store)
     with closing(sqlite3.connect(path)) as connection, connection:
         names = [row[1] for row in connection.execute("PRAGMA table_info(idempotency_record)")]

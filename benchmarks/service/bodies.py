@@ -1,7 +1,7 @@
 """
-The body that the client sends: 100 candles of two assets, newest first, and a requestId of its own each time.
+The body that the client sends: 100 candles of each of two assets, newest first, and a new requestId each time.
 
-Agents that ask at the same moment send the same candles; `market` says which ones these are.
+Bodies with the same `market` have the same candles, like those of agents that ask at the same moment.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """
-One decision without HTTP and store, part by part, in microseconds of CPU: so that a part that grew slow is seen.
+The CPU microseconds of one decision without HTTP and store, part by part, to find a part that became slower.
 
     uv run python benchmarks/service/decision.py             # prints the table, about ten seconds
-    uv run python benchmarks/service/decision.py --check     # exits 1 where the goal is missed
+    uv run python benchmarks/service/decision.py --check     # exits 1 if the goal is missed
 
-Beside it `json.loads` of the same body. The parts alternate in blocks and the quickest block of each counts, so that
-other work on the machine hardly shows.
+The unit is `json.loads` of the same body. The parts alternate in blocks, and the fastest block of each part counts, so
+that other work on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from predictor import Model, ModelSlot
 
 BLOCKS, CALLS = 40, 25
 FLOOR, WHOLE = "json.loads", "all of it"
-WHOLE_RATIO = 3  # of the floor
+WHOLE_RATIO = 3  # goal: at most this many times the floor
 
 
 def parts() -> dict[str, Callable[[], object]]:
-    """Each part of a decision, and what it is held against."""
+    """Return each part of a decision, and the floor, as functions."""
     content = body()
     model = Model.load(BUNDLED_MODEL)
     predictions = PredictionService(ModelSlot(model), Metrics())
@@ -69,8 +69,8 @@ def parts() -> dict[str, Callable[[], object]]:
 
 
 def quickest(calls: dict[str, Callable[[], object]], blocks: int) -> dict[str, float]:
-    """Microseconds of CPU a call."""
-    gc.disable()  # the service collects seldom, and never what was there from the start
+    """Return CPU microseconds per call, of the fastest block."""
+    gc.disable()  # the service, too, collects rarely, and freezes the objects of its start
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(blocks):
         for name, call in calls.items():

@@ -1,23 +1,22 @@
 """
-The service beside one of the older shape, in one run: decisions and replays over real sockets, with a real Redis.
+The service and one of the older design, in one run: decisions and replays over real sockets, with a real Redis.
 
     uv run python benchmarks/service/load.py             # prints the table, about five minutes
-    uv run python benchmarks/service/load.py --check     # exits 1 where a goal is missed
+    uv run python benchmarks/service/load.py --check     # exits 1 if a goal is missed
 
-Both services run with one worker and get the same bodies: 100 candles of two assets, and a requestId of its own each
-time, of replays too, as the .NET client has it. Decisions have keys of their own, and candles that were not seen
-before; those "of one market" share theirs, as agents do that are asked for at the same moment, and as in the
-measurement of the older service, which was of one body.
+Both services run with one worker and get the same bodies: 100 candles of each of two assets, and a new requestId each
+time, also for replays, as the .NET client sends it. Each decision has a new key, and candles that were not seen
+before. Decisions "of one market" share their candles, like agents that ask at the same moment, and like the measurement
+of the older service, which used one body.
 
-The older service itself cannot be had. Its figures were 42 ms of CPU for a decision, and with 64 connections 0.59 for a
-replay, which is next to an empty handler: 71 times as much. The older shape is held to that: it counts if its own ratio
-lies within 30 % of it. That both say the same of all candles is checked first.
+The older service itself is not available. It was measured with 42 ms of CPU per decision, and with 64 connections 0.59
+ms per replay, which is close to an empty handler: a ratio of 71. The imitation is accepted if its own ratio is within
+30 % of that. First, this checks that both services give the same signals for all candles.
 
-CPU is the server's own, by the kernel's count. The load comes from this process, so on two cores it takes part of what
-the servers could have; every goal but the two memory and start figures is a ratio. Both are measured in turns, an
-eighth of the time each; what is kept of each figure is that of the eighth which other work disturbed least. The first
-request of a connection is not counted. Both services find their bytecode compiled, as an installation has it, whatever
-the environment says of writing it.
+CPU is the server's own, counted by the operating system. This process makes the load, so on two cores it takes time
+from the servers; every goal is a ratio, but for start time and memory. The two services are measured in turns of an
+eighth of the time each, and the best turn of each figure counts. The first request of a connection is not counted.
+Both services start with compiled bytecode, as installed ones do.
 """
 
 from __future__ import annotations
@@ -48,11 +47,9 @@ from harness.results import Result, add_options, finish
 HERE = Path(__file__).parent
 API_KEY = "the-api-key-of-the-benchmark"
 SLICES, CROWD = 8, 64
-OLDER_RATIO = 42 / 0.59  # CPU of a decision to that of a replay, of the older service
-MARKETS = 256  # so many others come between two requests with the same candles: more than are kept
-KEEP_ALIVE = (
-    "60"  # s: 64 connections are opened before the first is used again, which takes the older shape a while
-)
+OLDER_RATIO = 42 / 0.59  # in the older service, CPU of a decision divided by that of a replay
+MARKETS = 256  # different candles in turn: more than the service keeps of those it has seen
+KEEP_ALIVE = "60"  # s: longer than the older design needs to open 64 connections
 TICKS = os.sysconf("SC_CLK_TCK")
 numbers = itertools.count()
 
@@ -65,12 +62,12 @@ class Server:
     start: float  # s from the process's start to its first answer
 
     def cpu(self) -> float:
-        """Seconds of CPU so far, all threads."""
+        """Return the CPU seconds of all threads so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def rss(self) -> float:
-        """MiB resident."""
+        """Return the resident memory in MiB."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -80,7 +77,7 @@ class Measured:
     per_second: float
     p50: float  # ms
     p99: float  # ms
-    cpu: float  # ms of the server's CPU a request
+    cpu: float  # ms of the server's CPU per request
 
 
 def request(content: bytes, key: str, path: str = "/predict") -> bytes:
@@ -108,7 +105,7 @@ async def load(
     markets: int = 1,
     path: str = "/predict",
 ) -> Measured:
-    """Keep every connection busy; *key* is shared by all requests, or each has its own."""
+    """Keep every connection busy for *seconds*; all requests have the same *key*, or a new one each if it is None."""
     contents = itertools.cycle([body(number % markets) for number in range(MARKETS)])
     waits: list[float] = []
 
@@ -152,7 +149,7 @@ async def duplicates(server: Server, count: int) -> None:
 
 
 async def signals(server: Server, market: int) -> object:
-    """The signals that the service reads from the candles of one market."""
+    """Return the signals that the service finds in the candles of one market."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answer = await exchange(reader, writer, request(body(market), f"{server.name}-{next(numbers)}"))
     writer.close()
@@ -195,7 +192,7 @@ def answers(connection: socket.socket, path: str) -> bool:
 
 
 async def decided(server: Server) -> int:
-    """The number of decisions, by the service's own count."""
+    """Return the number of decisions, from the service's metrics."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
     text = (await reader.read()).decode()
@@ -210,7 +207,7 @@ async def compare(
 ) -> tuple[dict[str, tuple[Measured, Measured]], int]:
     for market in range(MARKETS if turns > 1 else 2):
         if await signals(ours, market) != await signals(older, market):
-            raise RuntimeError("the services disagree on what candles say: they do not do the same work")
+            raise RuntimeError("the services give different signals for the same candles: fix older.py")
     table: dict[str, tuple[Measured, Measured]] = {}
     for connections in crowds:
         for name, key, markets in (
@@ -219,7 +216,7 @@ async def compare(
             ("replay", "replayed", 1),
         ):
             for server in (ours, older):
-                await load(server, 1, 0.3, key=key)  # what is compiled, cached or recorded first
+                await load(server, 1, 0.3, key=key)  # warm up: compile, fill caches, record the replay
             slices: dict[Server, list[Measured]] = {ours: [], older: []}
             for _ in range(turns):
                 for server, measured in slices.items():
@@ -232,7 +229,7 @@ async def compare(
 
 
 def quietest(slices: list[Measured]) -> Measured:
-    """Each figure of the slice that other work on the machine disturbed least."""
+    """Return the best value of each figure, because other work on the machine only makes them worse."""
     return Measured(
         max(one.per_second for one in slices),
         min(one.p50 for one in slices),
@@ -276,7 +273,7 @@ def show(
 def judged(
     table: dict[str, tuple[Measured, Measured]], ours: Server, older: Server, runs: int, *, crowd: int
 ) -> list[Result]:
-    """The results of the run: ratios to the older service's shape, and figures of the service alone."""
+    """Return the results of the run: ratios to the older design, and figures of the service alone."""
     results = []
     for name, (new, old) in table.items():
         kind, _, connections = name.rpartition(", ")
@@ -319,7 +316,7 @@ def main() -> int:
     )
     add_options(parser)
     parser.add_argument(
-        "--seconds", type=float, default=12.0, help="for each measurement (default %(default)s)"
+        "--seconds", type=float, default=12.0, help="seconds per measurement (default %(default)s)"
     )
     options = parser.parse_args()
     crowds, turns = ((1, 4), 1) if options.quick else ((1, CROWD), SLICES)
@@ -357,7 +354,7 @@ def main() -> int:
             ("ours", command, first, settings),
             ("older", [sys.executable, *shape], second, older_settings),
         )
-        for service in services:  # what is not compiled yet is compiled here
+        for service in services:  # start each once, to compile its bytecode
             with running(*service, "/health"):
                 pass
         ours, older = (stack.enter_context(running(*service, "/health")) for service in services)

@@ -1,9 +1,9 @@
 """
-A service of the older shape, to measure the present one against: FastAPI, a synchronous Redis client in a middleware
-that looks first and stores afterwards, indicators in pandas, and a scikit-learn forest asked once for each asset.
+An imitation of the older service, for comparison: FastAPI; a middleware with a synchronous Redis client, which looks up
+the key first and stores the answer afterwards; indicators in pandas; and a scikit-learn forest, called once per asset.
 
-Written for the comparison; it has the older one's costs and none of its code. RSI, MACD and Bollinger bands are those
-of `ta`: its averages start where the contract has them start, and its RSI is 100 where there was no loss.
+It was written for the comparison, with the older service's costs and none of its code. RSI, MACD and Bollinger bands
+come from `ta`: its averages start as the contract requires, and its RSI is 100 if there was no loss.
 
     REDIS_PORT=6379 python -m uvicorn --app-dir benchmarks/service older:app
 """

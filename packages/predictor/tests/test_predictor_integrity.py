@@ -359,7 +359,7 @@ def test_a_manifest_must_fit_its_model(trained, tmp_path):
         ({"categories": {"e": ["a"]}}, "learned code"),
         ({"integers": ["zzz"]}, "not a feature"),
         ({"names": ["a"]}, "1 names for 5"),
-        ({"baseline": {"auc": 0.5}}, "without a metric"),
+        ({"baseline": {"auc": 0.5}}, "names that metrics does not have"),
         ({"classes": ["yes"]}, r"the manifest to write: .*1 class labels do not fit"),
         ({"metrics": {"auc": float("nan")}}, "finite number"),
         ({"categories": {"e": [0] * 12}}, "labels and codes must not repeat"),
