@@ -18,7 +18,7 @@ __all__ = ["batching"]
 async def requests_per_second(
     predict: Callable[[Any], Any], rows: list[list[float]], *, clients: int
 ) -> float:
-    """Return requests per second in a closed loop: each of *clients* coroutines waits for an answer, then asks again."""
+    """Return requests per second in a closed loop: each of *clients* coroutines sends its next row after an answer."""
     count = 6_000
 
     async def client(offset: int) -> None:
