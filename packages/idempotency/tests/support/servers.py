@@ -22,6 +22,34 @@ SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian"]
 """What `serve` knows."""
 
 
+class _Served:
+    """
+    An application, and the number of its calls that have not returned.
+
+    A client has its answer before the framework has closed what the request opened. A server that is stopped in between
+    cancels the rest of the call, and Django's handler then leaves the request's body open.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.calls = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request, or the life of the server, which is over only once it is stopped."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        self.calls += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.calls -= 1
+
+    async def idle(self) -> None:
+        """Return once every call has."""
+        await until(lambda: not self.calls)
+
+
 def _listen() -> socket.socket:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
@@ -31,9 +59,10 @@ def _listen() -> socket.socket:
 @asynccontextmanager
 async def serve_uvicorn(app: Any, *, http: str = "h11", **options: Any) -> AsyncIterator[int]:
     """Serve *app* by uvicorn; the port."""
+    served = _Served(app)
     with _listen() as listener:
         config = uvicorn.Config(
-            app,
+            served,
             http=http,
             lifespan=options.pop("lifespan", "off"),
             log_config=None,
@@ -48,6 +77,7 @@ async def serve_uvicorn(app: Any, *, http: str = "h11", **options: Any) -> Async
             await until(lambda: server.started or task.done())
             assert server.started, "uvicorn did not start"
             yield listener.getsockname()[1]
+            await served.idle()
         finally:
             server.should_exit = True
             await task
@@ -66,10 +96,14 @@ async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
     sockets = config.create_sockets()
     port = sockets.insecure_sockets[0].getsockname()[1]
     config.create_sockets = lambda: sockets  # type: ignore[method-assign]
-    task = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait, mode="asgi"))
+    served = _Served(app)
+    task = asyncio.create_task(
+        hypercorn.asyncio.serve(served, config, shutdown_trigger=stop.wait, mode="asgi")
+    )
     try:
         await _connectable(port, task)
         yield port
+        await served.idle()
     finally:
         stop.set()
         await task
@@ -79,11 +113,13 @@ async def serve_hypercorn(app: Any) -> AsyncIterator[int]:
 async def serve_granian(app: Any) -> AsyncIterator[int]:
     """Serve *app* by granian, HTTP/1.1 and HTTP/2 with prior knowledge; the port."""
     port = free_port()
-    server = Granian(app, port=port, interface=Interfaces.ASGINL, log_enabled=False)
+    served = _Served(app)
+    server = Granian(served, port=port, interface=Interfaces.ASGINL, log_enabled=False)
     task = asyncio.create_task(server.serve())
     try:
         await _connectable(port, task)
         yield port
+        await served.idle()
     finally:
         server.stop()
         await task
