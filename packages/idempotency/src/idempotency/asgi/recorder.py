@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable
-from contextvars import Token
 from typing import Any, Literal
 
 from idempotency._backends.base import Signal, Timer, running
@@ -31,6 +30,7 @@ from idempotency.asgi.scope import enter, leave
 from idempotency.asgi.states import State
 from idempotency.asgi.types import ASGIApp, Message, Receive
 from idempotency.engine.current_claim import Frame, active
+from idempotency.engine.current_claim import leave as leave_run
 from idempotency.engine.run import Run
 
 __all__ = ["ResponseRecorder"]
@@ -55,9 +55,9 @@ class ResponseRecorder:
         "_ambient",
         "_body",
         "_chunks",
-        "_entered",
         "_handled",
         "_handler",
+        "_hidden",
         "_hold",
         "_lock",
         "_policy",
@@ -94,7 +94,7 @@ class ResponseRecorder:
 
     async def run(self, app: ASGIApp) -> None:
         """Run *app* to its end, whatever the client's connection does."""
-        token = self.enter()
+        self.enter()
         try:
             await app(self._scope, self.receive, self.send)
         except BaseException as error:
@@ -104,18 +104,19 @@ class ResponseRecorder:
             await self.returned()
         finally:
             self.leave()
-            active.reset(token)
 
-    def enter(self) -> Token[Frame | None]:
+    def enter(self) -> None:
         """Makes all code that runs in this context from now on part of the run."""
         self.frame: Frame = Frame(self.claim, self, active.get())
-        self._entered = enter(self._scope, self.frame)
-        return active.set(self.frame)
+        self._hidden = enter(self._scope, self.frame)
+        active.set(self.frame)
 
     def leave(self) -> None:
-        """The application is over; the context is the caller's to reset."""
-        self.frame.end()
-        leave(self._scope, self._entered)
+        """The application is over."""
+        frame = self.frame
+        frame.end()
+        leave_run(frame, frame.enclosing)
+        leave(self._scope, frame, self._hidden)
 
     async def raised(self, error: BaseException) -> None:
         """The application raised *error*, which goes on to the server."""

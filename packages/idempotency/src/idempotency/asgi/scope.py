@@ -13,11 +13,10 @@ from typing import Any, Final, TypeAlias
 from idempotency._core.types import StorageKey
 from idempotency.asgi.before_handler import BEFORE_HANDLER
 from idempotency.asgi.types import Scope
-from idempotency.engine.current_claim import Frame, active, covering, encloses
+from idempotency.engine.current_claim import Frame, active, covering, encloses, without
 
 __all__ = [
     "RUNS",
-    "Entered",
     "enter",
     "hide_bypasses",
     "is_http2",
@@ -50,15 +49,15 @@ Hidden: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]] | None
 """The server's extensions, and what the application sees of them; None where nothing had to be hidden."""
 
 
-Entered: TypeAlias = tuple[tuple[Frame, ...], Hidden]
-"""What a scope was before its run, as far as it was changed: its runs, and what was hidden."""
+def enter(scope: Scope, frame: Frame) -> Hidden:
+    """
+    Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6).
 
-
-def enter(scope: Scope, frame: Frame) -> Entered:
-    """Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6)."""
-    runs: tuple[Frame, ...] = scope.get(RUNS, ())
-    scope[RUNS] = (*runs, frame)
-    return runs, hide_bypasses(scope) if scope.get("extensions") else None
+    Returns:
+        What `leave` puts back.
+    """
+    scope[RUNS] = (*scope.get(RUNS, ()), frame)
+    return hide_bypasses(scope) if scope.get("extensions") else None
 
 
 def is_http2(scope: Scope) -> bool:
@@ -76,9 +75,9 @@ def hide_bypasses(scope: Scope) -> Hidden:
     return extensions, shown
 
 
-def leave(scope: Scope, entered: Entered) -> None:
-    """Have *scope* be what it would be without us: ours taken out, what was hidden put back."""
-    runs, hidden = entered
+def leave(scope: Scope, frame: Frame, hidden: Hidden) -> None:
+    """Have *scope* be what it would be without *frame*: that taken out, what was hidden put back."""
+    runs = without(frame, scope.get(RUNS, ()))
     if runs:
         scope[RUNS] = runs
     else:

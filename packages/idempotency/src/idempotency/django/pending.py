@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from contextvars import Token
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.exceptions import RequestDataTooBig
@@ -23,7 +22,7 @@ from idempotency._http.incoming_body import discard
 from idempotency._http.keyed_request import KeyedRequest
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency._http.refusal import first_run_failed
-from idempotency.engine.current_claim import Frame, active
+from idempotency.engine.current_claim import Frame, active, leave
 from idempotency.engine.run import Run
 from idempotency.engine.sync_engine import SyncRun
 
@@ -61,7 +60,7 @@ class PendingRequest(Generic[RunT]):
         self._read_above = False
         self._encoder: AnswerEncoder | None = None
         self._frame: Frame | None = None
-        self._token: Token[Any] | None = None
+        self._outer = active.get()
 
     # What `KeyedRequest` asks of a request.
 
@@ -152,7 +151,7 @@ class PendingRequest(Generic[RunT]):
             self.run = verdict
             self._encoder = AnswerEncoder(self.operation.policy, self.engine.traceparent)
             self._frame = Frame(verdict.claim, self._encoder, None)
-            self._token = active.set(self._frame)
+            active.set(self._frame)
         return None
 
     def replace(self, answer: Response) -> HttpResponse:
@@ -184,13 +183,9 @@ class PendingRequest(Generic[RunT]):
     def leave(self) -> None:
         """The view is over: what runs from now on is not under its claim, and nothing is claimed any more."""
         self._left = True
-        if self._frame is None or self._token is None:
-            return
-        self._frame.end()
-        token, self._token = self._token, None
-        # Under ASGI a plain view runs, and claims, in a context of its own, which went with it.
-        with suppress(ValueError):
-            active.reset(token)
+        if self._frame is not None:
+            self._frame.end()
+            leave(self._frame, self._outer)
 
     # The settlement.
 

@@ -28,7 +28,9 @@ __all__ = [
     "encloses",
     "inside",
     "joined",
+    "leave",
     "outside",
+    "without",
 ]
 
 
@@ -226,6 +228,22 @@ def encloses(frame: Frame, innermost: Frame | None) -> bool:
             return True
         innermost = innermost.enclosing
     return False
+
+
+def without(frame: Frame, runs: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """*runs* but for *frame*, which need not be the last: a late claim may outlast the run that it was made in."""
+    return runs[:-1] if runs and runs[-1] is frame else tuple(run for run in runs if run is not frame)
+
+
+def leave(frame: Frame, outer: Frame | None) -> None:
+    """
+    Leave the run of *frame*: this context is in *outer* again, unless it is in another run that still lasts.
+
+    Without a token: a late claim may have been made in another context, or in a run that was over before it.
+    """
+    innermost = active.get()
+    if innermost is frame or (innermost is not None and innermost.over):
+        active.set(_running(outer))
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from contextvars import Token
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.protocol import settle
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency._http.refusal import first_run_failed
-from idempotency.engine.current_claim import Frame, active
+from idempotency.engine.current_claim import Frame, active, leave, without
 from idempotency.engine.sync_engine import SyncRun
 from idempotency.wsgi.handler import RUNS, RequestHandler, status_line, text_headers
 from idempotency.wsgi.types import ExceptionInfo, HeaderList, StartResponse, Write, WSGIApp
@@ -58,14 +57,13 @@ class ResponseRecorder:
         self._run: SyncRun | None = None  # until it is settled
         self._encoder: AnswerEncoder | None = None
         self._frame: Frame | None = None
-        self._token: Token[Any] | None = None
+        self._outer = active.get()  # what the server's thread is in the middle of
         self._start: tuple[str, HeaderList] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
         self._began: float | None = None  # when the first chunk came
         self._replacement: Response | None = None
         self._server_write: Write | None = None  # while STREAMING
-        self._outer_runs: tuple[Frame, ...] = ()
         self._application: Iterable[bytes] | None = None  # until it is closed
         self._recorded = False
         self._file_wrapper: Any = None
@@ -192,25 +190,21 @@ class ResponseRecorder:
     def _enter(self, run: SyncRun, policy: Policy) -> None:
         engine, environ = self._handler.engine, self._handler.environ
         self._encoder = AnswerEncoder(policy, engine.traceparent)
-        self._outer_runs = environ.get(RUNS, ())
         # What the server's thread is in the middle of is no part of this request, so that no run encloses it but those
         # of the environment.
-        enclosing = self._outer_runs[-1] if self._outer_runs else None
-        self._frame = Frame(run.claim, self._encoder, enclosing)
-        environ[RUNS] = (*self._outer_runs, self._frame)
+        runs: tuple[Frame, ...] = environ.get(RUNS, ())
+        self._frame = Frame(run.claim, self._encoder, runs[-1] if runs else None)
+        environ[RUNS] = (*runs, self._frame)
         self._file_wrapper = environ.pop(_FILE_WRAPPER, None)  # a server sends such a file past us (E6)
-        self._token = active.set(self._frame)
+        active.set(self._frame)
 
     def _leave(self) -> None:
         self._returned = True
-        if self._frame is None or self._token is None:
+        if self._frame is None:
             return
-        token, self._token = self._token, None
-        # A framework may have claimed in a context of its own, which went with it.
-        with suppress(ValueError):
-            active.reset(token)
+        leave(self._frame, self._outer)
         environ = self._handler.environ
-        environ[RUNS] = self._outer_runs
+        environ[RUNS] = without(self._frame, environ.get(RUNS, ()))
         if self._file_wrapper is not None:
             environ[_FILE_WRAPPER] = self._file_wrapper
 
