@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from idempotency._core.annotations import signature
 from idempotency._core.callables import is_async
@@ -41,7 +41,7 @@ class LambdaContext(Protocol):
         """Milliseconds until Lambda stops the handler."""
 
 
-Handler = Callable[[Any, Any], Any]
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
 
 class _Unrenewed:
@@ -67,9 +67,11 @@ def lambda_handler(
     codec: Codec[Any] = JSON,
     policy: Policy = Policy(),  # noqa: B008
     hooks: Sequence[Hook] = (),
-) -> Callable[[Handler], Handler]:
+) -> Callable[[HandlerT], HandlerT]:
     """
     Run a Lambda handler once per key; every other invocation with that key gets the first one's value.
+
+    Or a function of one record of a batch and the context, which the handler calls for each record.
 
     The lease is the time that the invocation has left, and a second, whatever *policy* says: one that Lambda stops
     leaves its key to the next invocation at once, and none can be run beside one that still works.
@@ -90,7 +92,7 @@ def lambda_handler(
     Lambda's context. Let `InProgress` pass: Lambda, or the queue in front of it, then asks again.
     """
 
-    def decorate(handler: Handler) -> Handler:
+    def decorate(handler: HandlerT) -> HandlerT:
         given = signature(handler)
 
         def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, LambdaContext]:
@@ -110,7 +112,7 @@ def lambda_handler(
             handler
         )  # which `idempotent` refuses by the store's own name
         held = store if wrong else cast("SyncStore", _Unrenewed(store))
-        decorated: Handler = idempotent(
+        decorated: Any = idempotent(
             store=held,
             operation=operation,
             key=lambda *args, **kwargs: key(read(args, kwargs)[0]),
@@ -119,7 +121,7 @@ def lambda_handler(
             policy=under,
             hooks=hooks,
         )(handler)
-        return decorated
+        return cast("HandlerT", decorated)
 
     return decorate
 

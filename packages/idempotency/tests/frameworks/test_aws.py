@@ -162,3 +162,40 @@ def test_a_renewal_does_not_hold_the_key_longer_than_the_invocation(monkeypatch:
         return record.lease_left
 
     assert handler({"order": "o"}, Context(3_000)) == pytest.approx(2.0)
+
+
+def test_a_record_of_a_batch_is_held_for_what_the_invocation_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, due = [0.0], list[Any]()
+    monkeypatch.setattr(Scheduler, "after", lambda _, seconds, job: due.append(job))
+    store = SyncMemoryStore(clock=lambda: now[0])
+    effects: list[Any] = []
+    kill = True
+
+    class Running(Context):  # for 10 s
+        def get_remaining_time_in_millis(self) -> int:
+            return self.milliseconds - int(now[0] * 1000)
+
+    @lambda_handler(store=store, operation="charge-record", key=lambda record: record["order"])
+    def charge(record: Any, context: Any) -> None:
+        effects.append(record["order"])
+        now[0] += 4.0
+        for job in due[:]:
+            job()
+        if kill and len(effects) == 2:
+            raise Killed
+
+    def batch(context: Context) -> None:
+        for order in ("first", "second"):
+            charge({"order": order}, context)
+
+    with pytest.raises(Killed):
+        batch(Running(10_000))
+    kill = False
+    now[0] = 10.9
+    with pytest.raises(InProgress):
+        batch(Running(30_000))
+    now[0] = 11.1
+    batch(Running(30_000))
+    assert effects == ["first", "second", "second"]
