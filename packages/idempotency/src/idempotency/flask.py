@@ -39,9 +39,11 @@ except ModuleNotFoundError as _error:
     raise missing("flask", "idempotency.flask", _error) from _error
 
 from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException
 
 from idempotency._core.callables import is_plain
 from idempotency._core.policy import Policy
+from idempotency._http.refused_input import Asked, refused_input
 from idempotency.engine.checks import checked_hooks
 from idempotency.events import Hook
 from idempotency.store import SyncStore
@@ -51,6 +53,13 @@ from idempotency.wsgi.middleware import pending_claim
 __all__ = ["Idempotency"]
 
 _EXTENSION: Final = "idempotency"  # its name in `app.extensions`
+
+# What reads the input: a body that is no JSON, a form without a field that is asked for.
+_ASKED: Final[Asked] = {
+    "flask.wrappers": {"on_json_loading_failure", "_load_form_data"},
+    "werkzeug.wrappers.request": {"get_json", "get_data", "_load_form_data"},
+    "werkzeug.datastructures.structures": {"__getitem__"},
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,9 +150,15 @@ class Idempotency:
                         "the Idempotency that protects this view is not installed in its application: call "
                         "init_app(app), and have one Idempotency for each application"
                     )
-                if not pending_claim(request.environ).claim(self._principal, chosen):
+                pending = pending_claim(request.environ)
+                if not pending.claim(self._principal, chosen):
                     return Response(status=204)  # dropped: `LateClaim` sends the replay or the problem
-                return current_app.ensure_sync(function)(*args, **kwargs)
+                try:
+                    return current_app.ensure_sync(function)(*args, **kwargs)
+                except HTTPException as error:
+                    if refused_input(error, asked=_ASKED, only_before={}, frameworks=("flask", "werkzeug")):
+                        pending.refuse_input()
+                    raise
 
             return protected
 

@@ -209,7 +209,7 @@ NOT_ROUTED = frozenset({307, 404})
 
 
 def settle(
-    status: int, *, policy: Policy, routed: bool = True, handled: bool = True
+    status: int, *, policy: Policy, routed: bool = True, handled: bool = True, accepted: bool = True
 ) -> Literal["keep", "release"]:
     """
     Whether an answer with *status* is recorded or frees its key.
@@ -217,11 +217,12 @@ def settle(
     Args:
         routed: False if the scope shows that the framework found no route: then a 404 or a 307 is not an outcome.
         handled: False if no handler began: then no answer is an outcome, under any policy.
+        accepted: False if the framework refused the input when the handler asked for it, usually before any effect.
     """
     if not handled or not policy.keep(status):
         return "release"
     if policy.keep is unless_transient and (
-        status in _BEFORE_THE_HANDLER or (status in NOT_ROUTED and not routed)
+        not accepted or status in _BEFORE_THE_HANDLER or (status in NOT_ROUTED and not routed)
     ):
         return "release"
     return "keep"

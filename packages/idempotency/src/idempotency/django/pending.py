@@ -22,6 +22,7 @@ from idempotency._http.incoming_body import discard
 from idempotency._http.keyed_request import KeyedRequest
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency._http.refusal import first_run_failed
+from idempotency._http.refused_input import NotAccepted
 from idempotency.engine.current_claim import Frame, active, leave
 from idempotency.engine.run import Run
 from idempotency.engine.sync_engine import SyncRun
@@ -52,6 +53,7 @@ class PendingRequest(Generic[RunT]):
         )
         self.key_names = key_names
         self.raised = False
+        self.not_accepted: NotAccepted | None = None  # the framework refused the input
         self.run: RunT | None = None
         self.replacement: Response | None = None
         self._left = False
@@ -213,7 +215,8 @@ class PendingRequest(Generic[RunT]):
         policy, status = self.operation.policy, response.status_code
         if self.raised and status >= 500:
             return None if (failure := self.failure()) is None else (failure, "kept")
-        if settle(status, policy=policy) == "release":
+        refused = self.not_accepted if status >= 400 else None
+        if settle(status, policy=policy, handled=refused != "before", accepted=refused is None) == "release":
             return None
         if response.streaming:
             return encode_unreplayable("a streaming response", status), "unreplayable"

@@ -15,18 +15,33 @@ Idempotency for the views of Django REST framework, which authenticate inside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Final, overload
 
 from rest_framework.exceptions import APIException
 from rest_framework.request import Request
+from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from idempotency._core.policy import Policy
+from idempotency._http.refused_input import Asked, refused_input
+from idempotency.django.pending import PENDING, PendingRequest
 from idempotency.django.views import claim_now
 
 __all__ = ["IdempotentAPIView", "IdempotentMixin", "protect"]
 
 View = Callable[..., Any]
+
+
+# What reads and checks the input; and what refuses a request as long as no method of the application's was called.
+_ASKED: Final[Asked] = {
+    "rest_framework.request": {"_load_data_and_files", "_parse"},
+    "rest_framework.serializers": {"is_valid"},
+}
+_BEFORE: Final[Asked] = {
+    "rest_framework.generics": {"get_object"},
+    "rest_framework.views": {"http_method_not_allowed"},
+}
+_FRAMEWORKS: Final = ("rest_framework", "django")
 
 
 class _Answered(APIException):
@@ -51,6 +66,16 @@ class IdempotentMixin:
         super().initial(request, *args, **kwargs)  # type: ignore[misc]
         if claim_now(request, self.idempotency_policy) is not None:
             raise _Answered
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Called by the framework with what a view raised: what refuses the input uses no key up."""
+        response: Response = super().handle_exception(exc)  # type: ignore[misc]
+        request: Any = self.request  # type: ignore[attr-defined]
+        pending = getattr(request._request, PENDING, None)  # noqa: SLF001
+        if isinstance(pending, PendingRequest):
+            refused = refused_input(exc, asked=_ASKED, only_before=_BEFORE, frameworks=_FRAMEWORKS)
+            pending.not_accepted = refused
+        return response
 
 
 class IdempotentAPIView(IdempotentMixin, APIView):

@@ -66,6 +66,7 @@ class ResponseRecorder:
         self._server_write: Write | None = None  # while STREAMING
         self._application: Iterable[bytes] | None = None  # until it is closed
         self._recorded = False
+        self._accepted = True
         self._file_wrapper: Any = None
         self._returned = False
 
@@ -88,6 +89,10 @@ class ResponseRecorder:
             self._state, self._run = State.BUFFERING, verdict
             self._enter(verdict, policy)
         return True
+
+    def refuse_input(self) -> None:
+        """The framework refuses what the handler has it read: with the default policy that frees the key."""
+        self._accepted = False
 
     def run(self, app: WSGIApp) -> Iterable[bytes]:
         """
@@ -344,7 +349,7 @@ class ResponseRecorder:
         return run
 
     def _is_released(self, status: int) -> bool:
-        return settle(status, policy=self._handler.policy) == "release"
+        return settle(status, policy=self._handler.policy, accepted=self._accepted) == "release"
 
     def _is_event_stream(self) -> bool:
         if self._start is None:
