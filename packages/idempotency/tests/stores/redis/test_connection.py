@@ -7,7 +7,6 @@ import contextlib
 import gc
 import secrets
 import threading
-import time
 from collections.abc import AsyncIterator
 
 import anyio
@@ -246,19 +245,19 @@ class TestClosing:
                 store.get(key)
             assert_none_is_open(own_redis)
 
-    @pytest.mark.real_time("a silent connection is given up by a real timer")
     def test_a_thread_in_a_call_takes_its_connection_with_it(self, own_redis: Server, key) -> None:
         with redis.Redis(port=own_redis.port) as client:
             store = SyncRedisStore(client, deadline=PATIENCE)
             assert store.get(key) is None
+            sockets = store._to(store._only)
             own_redis.freeze()
             seen: list[object] = []
             thread = threading.Thread(target=lambda: seen.append(store.get(key)))
             thread.start()
-            time.sleep(0.1)  # until it is in its call: a thread that waits for a socket tells nobody
+            until_sync(lambda: not sockets._idle)  # the thread has taken the connection
             store.close()
             own_redis.thaw()
-            thread.join(30)
+            thread.join(PATIENCE)
             assert seen == [None]
             assert_none_is_open(own_redis)
 
