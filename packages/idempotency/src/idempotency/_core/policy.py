@@ -25,14 +25,9 @@ def unless_transient(status: int) -> bool:
     """
     Keep every answer except temporary failures: 408, 425, 429, 500, 502, 503 and 504.
 
-<<<<<<< HEAD
     With this function as `Policy.keep` (the default), 401, 403 and 405 free the key too, and so does a 404 or 307 from
-    a router that found no route for the request.
-=======
-    With this function as `Policy.keep` (the default) 401, 403 and 405 free the key too, and so does a 404 or 307 of a
-    router that had no route for the request, and what Flask or Django REST framework raises where a handler has it read
-    or validate the request.
->>>>>>> c90d380 (Free the key where Flask or Django REST framework refuses the input that a view has it check)
+    a router that found no route for the request, and what Flask or Django REST framework raises where a handler has it
+    read or validate the request.
     """
     return status not in _TRANSIENT
 
