@@ -160,7 +160,7 @@ def test_a_further_run_is_added_only_on_the_same_machine(
     assert len(kept.runs) == 3
     replace(kept, machine=MACHINE).write(tmp_path / "decision.json")
     assert bench.run(["decision"], tmp_path, runs=1, add=True, quick=False) == 1
-    assert "measured elsewhere" in capsys.readouterr().err
+    assert "measured on another machine" in capsys.readouterr().err
     assert bench.run(["decision"], tmp_path, runs=1, add=False, quick=False) == 0
     assert len(Measurements.read(tmp_path / "decision.json").runs) == 1
 
