@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TESTS = ("packages/idempotency/tests", "packages/predictor/tests", "services/ml-api/tests", "tests")
 
-MOST_SLEEPS = 27
+MOST_SLEEPS = 26
 """
 Calls of `sleep` in tests and in the programs that they start, but for `sleep(0)`.
 

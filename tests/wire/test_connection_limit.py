@@ -47,8 +47,9 @@ def test_a_request_that_runs_is_never_closed_for_a_new_connection(start_wire: St
     with start_wire(**BRIEF_STOP, ML_SERVICE_MAX_CONNECTIONS="3") as wire:
         running = [wire.connect() for _ in range(3)]
         for client in running:
-            client.send(wire.post(f"Content-Length: {len(wire.body)}"), wire.body[:-1])
-        time.sleep(2)  # until the service has read them; the answer below shows it
+            client.send(wire.post(f"Content-Length: {len(wire.body)}", "Expect: 100-continue"))
+            assert client.socket.recv(100).startswith(b"HTTP/1.1 100 "), "the service has read the head"
+            client.send(wire.body[:-1])
         with wire.connect() as client:
             refused = client.answer()
         assert (refused.status, refused.problem) == (503, "too-many-connections")
