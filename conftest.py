@@ -60,10 +60,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """
     Leave unread what cannot run here.
 
-    With `-m fast` also what has no fast test: reading every test file takes longer than those tests do.
+    With `-m fast` or `-m real_time` also what has no such test: reading every test file takes a while.
     """
     if dependency_groups.left_out(collection_path):
         return True
+    if config.option.markexpr == "real_time" and collection_path.is_file():
+        return True if b"mark.real_time(" not in collection_path.read_bytes() else None
     if config.option.markexpr != "fast" or collection_path == ROOT or ROOT not in collection_path.parents:
         return None
     places = [ROOT / place for place in FAST]

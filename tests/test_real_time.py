@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 TESTS = ("packages/idempotency/tests", "packages/predictor/tests", "services/ml-api/tests", "tests")
 
@@ -85,11 +83,20 @@ def test_a_long_sleep_is_in_a_test_that_is_marked() -> None:
     assert unmarked == []
 
 
-def test_a_mark_gives_its_reason(request: pytest.FixtureRequest) -> None:
-    marked = [
-        (item.nodeid, mark.args)
-        for item in request.session.items
-        for mark in item.iter_markers("real_time")
-        if len(mark.args) != 1 or not str(mark.args[0]).strip()
-    ]
-    assert marked == []
+def test_a_mark_gives_its_reason_in_the_file_of_the_test() -> None:
+    """`-m real_time` reads no file that does not have the mark (conftest.py)."""
+    odd = []
+    for folder in TESTS:
+        for path, module in modules(folder):
+            marks = {
+                node
+                for node in ast.walk(module)
+                if isinstance(node, ast.Attribute) and ast.unparse(node).endswith("mark.real_time")
+            }
+            for node in ast.walk(module):
+                match node:
+                    case ast.Call(args=[ast.Constant(value=str(reason))], keywords=[]) if reason.strip():
+                        marks.discard(node.func)
+            if marks or ("real_time(" in path.read_text() and not path.name.startswith("test_")):
+                odd.append(str(path.relative_to(ROOT)))
+    assert odd == []
