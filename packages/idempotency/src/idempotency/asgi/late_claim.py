@@ -27,6 +27,7 @@ from idempotency._core.types import Completed, StorageKey
 from idempotency._http.keyed_request import KeyedRequest, require_known_headers
 from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import ask_frameworks
+from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks
 from idempotency.asgi.middleware import full_path
 from idempotency.asgi.recorder import ResponseRecorder
 from idempotency.asgi.request_body import RequestBody, is_still_sent
@@ -85,6 +86,8 @@ class LateClaim:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         keyed = any(name in self.key_names for name, _ in scope["headers"])
+        if keyed and LITESTAR in scope:
+            warn_of_hooks(scope)
         pending = PendingClaim(self, scope, receive, send, keyed)
         outer = scope.get(_PENDING)
         scope[_PENDING] = pending

@@ -40,6 +40,7 @@ from idempotency._http.keyed_request import missing_key
 from idempotency._http.prefer import preferred_wait
 from idempotency._http.refusal import refusal
 from idempotency.asgi.before_handler import ask_frameworks
+from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks
 from idempotency.asgi.recorder import ResponseRecorder
 from idempotency.asgi.request_body import (
     RequestBody,
@@ -150,6 +151,8 @@ class IdempotencyMiddleware:
                 fields.append((header, lines))
         if not fields and not policy.required:
             return await self.app(scope, receive, send)
+        if LITESTAR in scope:
+            warn_of_hooks(scope)
         return await _RequestHandler(self, policy, scope, receive, send).serve(fields)
 
 

@@ -135,7 +135,11 @@ class ResponseRecorder:
     async def returned(self) -> None:
         """The application returned."""
         if self._state is _WHOLE:
-            await self._record_answer()
+            try:
+                await self._record_answer()
+            except Exception as error:  # of a layer outside, to which the recorded answer is sent
+                self._report(error)
+                raise
         elif (
             self._state is _BUFFERING
         ):  # without a whole answer: to the key an exception, to the server a broken answer
