@@ -45,9 +45,11 @@ import anyio.from_thread
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
+from starlette.routing import Mount
 
 from idempotency._core.errors import Answered
 from idempotency._core.policy import Policy
+from idempotency._http.misplaced import Bare
 from idempotency.asgi.late_claim import LateClaim, PendingClaim, pending_claim
 from idempotency.engine.current_claim import active
 from idempotency.events import Hook
@@ -84,8 +86,14 @@ def install(
             themselves at the first request; name here those of mounted applications and of endpoints added later.
     Raises:
         TypeError: *store* or a hook is not of its kind; at the first request, as Starlette makes its middleware then.
-        RuntimeError: *app* has begun to serve.
+        RuntimeError: *app* has begun to serve, or has a `LateClaim` already; at the first request: `protect` stands
+            above the decorator of a route, so that its endpoint would run without protection.
     """
+    kinds: list[Any] = [added.cls for added in app.user_middleware]
+    if LateClaim in kinds:
+        raise RuntimeError(
+            "this application has a LateClaim already: call install(app) once for each application"
+        )
     LateClaim(app, store=store, hooks=hooks)  # to refuse a wrong store here, and not at the first request
     app.add_middleware(
         LateClaim,
@@ -194,8 +202,12 @@ class Idempotent(Generic[T]):
 
         Args:
             policy: What is promised, where it differs.
+        Raises:
+            TypeError: The endpoint is protected already, or a policy was given without its name.
         """
         chosen = self._policy if policy is None else policy
+        if isinstance(endpoint, Policy):
+            raise TypeError("give a policy by its name: protect(policy=...)")
         if endpoint is None:
             return partial(self._protect, policy=chosen)
         return self._protect(endpoint, policy=chosen)
@@ -221,6 +233,11 @@ class Idempotent(Generic[T]):
         return IdempotentRoute
 
     def _protect(self, endpoint: Callable[..., Any], *, policy: Policy) -> Callable[..., Any]:
+        if hasattr(endpoint, "idempotency_policy"):
+            raise TypeError(
+                f"{getattr(endpoint, '__name__', endpoint)} is protected already: protect an endpoint once"
+            )
+        _bare.add(endpoint)
         protected: Any
         if inspect.isasyncgenfunction(endpoint):
 
@@ -313,10 +330,23 @@ class _KeyHeaders:
         self._more = tuple(more)
 
     def __iter__(self) -> Iterator[str]:
+        _refuse_bare(self._app.routes, "")
         yield from Policy().key_headers
         yield from self._more
         for policy in _protected(self._app):
             yield from policy.key_headers
+
+
+_bare = Bare()
+
+
+def _refuse_bare(routes: Sequence[Any], prefix: str) -> None:
+    """Refuse to serve an endpoint that was protected only after it was registered, in mounted applications too."""
+    for path, endpoint, methods in _routes(routes, prefix):
+        _bare.refuse(endpoint, f"{'/'.join(sorted(methods))} {path}")
+    for route in routes:
+        if isinstance(route, Mount):
+            _refuse_bare(route.routes, prefix + route.path)
 
 
 def _protected(app: FastAPI) -> dict[Policy, list[tuple[str, str]]]:

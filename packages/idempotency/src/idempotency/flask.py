@@ -27,7 +27,7 @@ store; a replay is sent only to a request that authenticates now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
@@ -43,12 +43,14 @@ from werkzeug.exceptions import HTTPException
 
 from idempotency._core.callables import is_plain
 from idempotency._core.policy import Policy
+from idempotency._http.misplaced import Bare
 from idempotency._http.refused_input import Asked, refused_input
 from idempotency.engine.checks import checked_hooks
 from idempotency.events import Hook
 from idempotency.store import SyncStore
 from idempotency.wsgi import LateClaim
 from idempotency.wsgi.middleware import pending_claim
+from idempotency.wsgi.types import Environ, StartResponse, WSGIApp
 
 __all__ = ["Idempotency"]
 
@@ -100,6 +102,7 @@ class Idempotency:
         self._hooks = checked_hooks(hooks)
         self._max_request_bytes = max_request_bytes
         self._key_headers = set(policy.key_headers)
+        self._bare = Bare()
         if app is not None:
             self.init_app(app)
 
@@ -117,13 +120,27 @@ class Idempotency:
                 "view, with policies of their own"
             )
         app.wsgi_app = LateClaim(  # type: ignore[method-assign]
-            app.wsgi_app,
+            self._checked(app, app.wsgi_app),
             store=self._store,
             hooks=self._hooks,
             max_request_bytes=self._max_request_bytes,
             key_headers=self._key_headers,
         )
         app.extensions[_EXTENSION] = self
+
+    def _checked(self, app: Flask, inner: WSGIApp) -> WSGIApp:
+        """*inner*, for an application whose views are looked at when the first request comes."""
+        unchecked = True
+
+        def checked(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+            nonlocal unchecked
+            if unchecked:
+                for endpoint, view in app.view_functions.items():
+                    self._bare.refuse(view, f"the view {endpoint}")
+                unchecked = False
+            return inner(environ, start_response)
+
+        return checked
 
     @overload
     def protect(self, view: Callable[P, R], /) -> Callable[P, R]: ...
@@ -137,12 +154,17 @@ class Idempotency:
         Protect a view; put it directly above the function, below the route and below what authenticates.
 
         Raises:
+            TypeError: A policy was given without its name.
             RuntimeError: At a request: this extension is not the one of its application (`init_app`). Nothing ran.
         """
+        if isinstance(view, Policy):
+            raise TypeError("give a policy by its name: protect(policy=...)")
         chosen = self._policy if policy is None else policy
         self._key_headers.update(chosen.key_headers)
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            self._bare.add(function)
+
             @wraps(function)
             def protected(*args: Any, **kwargs: Any) -> Any:
                 if current_app.extensions.get(_EXTENSION) is not self:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from idempotency._core.actions import Bypass, Refuse, Replay
-from idempotency._core.errors import IdempotencyError, MissingKey
+from idempotency._core.errors import IdempotencyError, MissingKey, MissingTenant
 from idempotency._core.fingerprint import RequestView, operation_digest
 from idempotency._core.key import parse_key_fields, storage_key
 from idempotency._core.outcome import Response
@@ -74,13 +74,16 @@ class KeyedRequest(Generic[RunT]):
         # Hooks write it into logs: escaped, so that a path cannot forge log lines.
         self.operation: str = printable(f"{method} {path}")
 
-    def prepare(self, tenant: str | Callable[[], str], policy: Policy) -> Response | bool:
+    def prepare(
+        self, tenant: str | Callable[[], str], policy: Policy, *, shared: bool = False
+    ) -> Response | bool:
         """
         Reads the key, the wait, the tenant and the fingerprint.
 
         Args:
             tenant: If it is callable, it is called only when there is a key. An `IdempotencyError` that it raises
                 becomes the answer; other exceptions pass through.
+            shared: Whether "" stands for one tenant that all share, and not for nobody.
         Returns:
             True: ask the engine. False: run without protection, because the request has no key and needs none, or is
             inside a run under the same key. A `Response`: answer with it.
@@ -107,6 +110,8 @@ class KeyedRequest(Generic[RunT]):
             self.key, named = storage_key(principal, key), True
             if self._source.is_part_of(self.key):
                 return False
+            if not (principal or shared):  # as an anonymous user's name is: strangers would share their keys
+                raise MissingTenant("the application did not say whose key this is; authenticate first")
             view = self._source.view(principal, limit=policy.max_request_bytes)
         except IdempotencyError as error:
             return self.refuse(error, named=named)

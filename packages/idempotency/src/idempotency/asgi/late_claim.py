@@ -133,7 +133,8 @@ def pending_claim(scope: Mapping[str, Any]) -> PendingClaim:
     pending = scope.get(_PENDING)
     if not isinstance(pending, PendingClaim):
         raise RuntimeError(
-            "this request did not come through idempotency.asgi.LateClaim: add it to the application's middleware"
+            "this request did not come through idempotency.asgi.LateClaim: add it to the application's middleware "
+            "(FastAPI: idempotency.fastapi.install(app, store=...))"
         )
     return pending
 

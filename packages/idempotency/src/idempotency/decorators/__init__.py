@@ -251,7 +251,7 @@ class _Shell:
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ask:
         policy = self._policy_of
         if not isinstance(policy, Policy):
-            policy = policy(*args, **kwargs)
+            policy = self._reader.ask("policy", policy, args, kwargs)
             if not isinstance(policy, Policy):
                 raise TypeError(
                     f"policy= of {self._operation} must return a Policy, not a {type(policy).__name__}"

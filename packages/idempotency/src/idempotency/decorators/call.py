@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Concatenate, TypeAlias, TypeVar
 
@@ -70,8 +71,28 @@ class CallReader:
         """
         return self._read_key(args, kwargs, max_key_chars), self._read_fingerprint(args, kwargs)
 
+    def ask(self, name: str, function: OfArguments[T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """
+        What *function* says of a call.
+
+        Args:
+            name: The parameter of `idempotent` that it was given as.
+        Raises:
+            TypeError: *function*, or the decorated function, does not take these arguments.
+        """
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            if _takes(function, args, kwargs):
+                raise
+            self._signature.bind(*args, **kwargs)
+            raise TypeError(
+                f"{name}= of {self._operation} does not take the arguments of this call ({error}). They are passed by "
+                "position and by name as in the call: give its parameters the names of the function's"
+            ) from None
+
     def _read_key(self, args: tuple[Any, ...], kwargs: dict[str, Any], max_key_chars: int) -> StorageKey:
-        key = self._key(*args, **kwargs)
+        key = self.ask("key", self._key, args, kwargs)
         if not isinstance(key, str):
             raise TypeError(f"key= of {self._operation} must return a str, not {type(key).__name__}")
         if not key.strip():
@@ -89,7 +110,7 @@ class CallReader:
 
     def _read_fingerprint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fingerprint:
         if self._fingerprint is not None:
-            chosen = self._fingerprint(*args, **kwargs)
+            chosen = self.ask("fingerprint", self._fingerprint, args, kwargs)
             return digest(b"chosen", chosen if isinstance(chosen, bytes) else self._encode(chosen))
         arguments = self._signature.bind(*args, **kwargs).arguments
         return digest(b"arguments", *self._parts(arguments))
@@ -113,6 +134,16 @@ class CallReader:
                 f"cannot tell whether two calls of {self._operation} are the same: {error}; pass fingerprint= "
                 "with a callable that picks what counts from the arguments, such as [order.id, order.cents]"
             ) from None
+
+
+def _takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # of a function of C, which has no signature
+        return True
+    return True
 
 
 class _Default:

@@ -49,7 +49,7 @@ class RequestHandler(KeyedRequest[SyncRun]):
         """The run to perform; or the answer to give in its place; or None: run without protection."""
         if self._known is not None:
             require_known_headers(policy, self._known)
-        prepared = self.prepare(tenant, policy)
+        prepared = self.prepare(tenant, policy, shared=self._known is None)
         if isinstance(prepared, Response):
             return prepared
         return self.conclude(self.engine.begin(self)) if prepared else None
