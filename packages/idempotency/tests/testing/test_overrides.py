@@ -166,7 +166,7 @@ def test_users_of_one_store_share_its_replacement_and_others_do_not() -> None:
 
 
 def test_stores_are_swapped_once_and_given_back_after_an_error() -> None:
-    with swapped_stores(), pytest.raises(RuntimeError, match="swapped already"), swapped_stores():
+    with swapped_stores(), pytest.raises(RuntimeError, match="already swapped"), swapped_stores():
         pass
     runs: list[str] = []
     pay = idempotent(store=SyncDownStore(), operation="pay", key=lambda order: order)(runs.append)
