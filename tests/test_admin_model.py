@@ -190,4 +190,4 @@ def test_without_a_directory_nothing_is_taken(serve: Callable[..., Any], models:
     service = serve(ML_SERVICE_ADMIN_KEY=ADMIN)
     refused = swap(service, copy_of(models, "good.txt"))
     assert refused.status_code == 422
-    assert "no directory is configured" in refused.json()["detail"]
+    assert "no model directory is configured" in refused.json()["detail"]

@@ -4,4 +4,4 @@ __all__ = ["Unusable"]
 
 
 class Unusable(Exception):
-    """What a command needs cannot be used; the message says what it is, and what to do about it."""
+    """Something that a command needs cannot be used; the message says what it is and what to do."""

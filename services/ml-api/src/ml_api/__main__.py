@@ -1,4 +1,4 @@
-"""The `ml-api` command. Each subcommand imports what it needs, so that none waits for another's libraries."""
+"""The `ml-api` command. Each subcommand imports only the libraries that it needs, so that it starts quickly."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command: exit 0 done, 1 failed, 2 refused before it began (one clear line says why)."""
+    """Run one command; return its exit code: 0 done, 1 failed, 2 could not start (one line on stderr says why)."""
     options = _parser().parse_args(argv)
-    # Imports make much that stays and hardly any garbage: no looking through it two hundred times over.
+    # Imports make many objects that stay and hardly any garbage, so collections during imports only cost time.
     gc.set_threshold(1_000_000)
     try:
         code: int = options.command(options)
@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output had enough; nothing may be written at exit either
+    except (
+        BrokenPipeError
+    ):  # the reader of the output closed the pipe; Python must not write to it at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
@@ -85,7 +87,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check(_: argparse.Namespace) -> int:
-    """Say whether the service would start: settings, then model, then store."""
+    """Check whether the service would start: settings, models, store."""
     from ml_api.serving.registry import load_models
     from ml_api.settings import load_settings
 
@@ -95,11 +97,11 @@ def _check(_: argparse.Namespace) -> int:
     print(f"models    ok: {models.described or 'fixed rules'}")
     answered, found = _check_store(settings)
     print(f"store     {'ok' if answered else 'away'}: {found}")
-    return 0 if answered else 1  # the service would start, and wait for its store
+    return 0 if answered else 1  # the service would start also without its store
 
 
 def _openapi(_: argparse.Namespace) -> int:
-    """Print the document of the service as it is set up; no key is needed for that."""
+    """Print the OpenAPI document for the current settings; works without an API key."""
     from ml_api.app import document_of
     from ml_api.settings import load_settings
 
@@ -112,7 +114,7 @@ def _check_store(settings: Settings) -> tuple[bool, str]:
     from ml_api.observability.metrics import Metrics
     from ml_api.stores.backend import check_store
 
-    # Not asyncio.run, which at its end waits for what has not ended: the lookup of a name, say, in a thread.
+    # Not asyncio.run: at its end it waits for running threads, for example for a slow name lookup.
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(check_store(settings, Metrics()))
@@ -145,13 +147,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="answer requests; settings are ML_SERVICE_* variables or .env")
+    serve = commands.add_parser(
+        "serve", help="start the service; settings are ML_SERVICE_* variables or .env"
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     serve.add_argument(
-        "--port", type=_between(0, 65535), default=8000, help="0 takes a free one (default %(default)s)"
+        "--port", type=_between(0, 65535), default=8000, help="0 chooses a free port (default %(default)s)"
     )
     serve.add_argument(
-        "--workers", type=_between(1, 64), help="processes (default ML_SERVICE_WORKERS, else 1)"
+        "--workers", type=_between(1, 64), help="worker processes (default ML_SERVICE_WORKERS, else 1)"
     )
     serve.add_argument(
         "--model", type=Path, help="serve this LightGBM model, or every *.txt of this folder, without trading"
@@ -159,21 +163,23 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(command=_serve)
 
     demo = commands.add_parser("demo", help="start a service, send one request twice, show both answers")
-    demo.add_argument("--body", type=Path, help="a request of your own (default: real bars in the package)")
+    demo.add_argument(
+        "--body", type=Path, help="file with your own request body (default: an example with real bars)"
+    )
     demo.set_defaults(command=_demo)
 
     train = commands.add_parser("train", help="train the model again from real market data")
     train.add_argument("--out", type=Path, required=True, help="directory for the model and its manifest")
     train.set_defaults(command=_train)
 
-    report = commands.add_parser("report", help="write a page with pictures about the model's quality")
+    report = commands.add_parser("report", help="write a page with charts about the model's quality")
     report.add_argument("--out", type=Path, default=Path("report.html"), help="(default %(default)s)")
     report.add_argument(
-        "--model", type=Path, help="a model that train wrote (default: the one in the package)"
+        "--model", type=Path, help="a model that `ml-api train` wrote (default: the one in the package)"
     )
     report.set_defaults(command=_report)
 
-    check = commands.add_parser("check", help="say whether settings, model and store are usable")
+    check = commands.add_parser("check", help="check whether settings, models and store are usable")
     check.set_defaults(command=_check)
 
     openapi = commands.add_parser("openapi", help="print the OpenAPI 3.1 document")

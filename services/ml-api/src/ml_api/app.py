@@ -1,8 +1,9 @@
 """
-The application: every part put together, once, from the settings.
+Builds the application from the settings.
 
-Outermost first: CORS, the /v2 dialect of errors, telemetry, body limit, authentication, route, and on keyed routes
-idempotency and the handler's deadline. So a wrong key learns nothing of the store, and a refused body never reaches it.
+The layers, outermost first: security headers, CORS, tracing, error format of /v2, telemetry, body limit; on guarded
+routes authentication; on keyed routes then rate limit, idempotency, quota and the handler's deadline. So a request with
+a wrong API key, or with a body that is too large, never reaches the store.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     Build the application; also a factory for `uvicorn --factory ml_api.app:create_app`.
 
     Args:
-        settings: None reads the environment.
-        backend: A store of the caller's own; None opens the one that *settings* name.
+        settings: Default: read from the environment.
+        backend: The store to use. Default: open the one that *settings* name.
     Raises:
-        SettingsError: The environment has mistakes; all are in the message.
-        ModelUnusable: The model is missing, altered or not one.
-        StoreUnusable: The store cannot be used as it is set up.
-        TracingUnusable: Spans should be sent, and the libraries for it are not installed.
+        SettingsError: The environment has mistakes; the message lists them all.
+        ModelUnusable: A model file is missing, was changed, or is not a model.
+        StoreUnusable: The store cannot be used with these settings.
+        TracingUnusable: Tracing is configured, but its libraries are not installed.
     """
     settings = settings or load_settings()
     metrics = Metrics()
@@ -140,7 +141,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
         *docs_routes(),
     ]
-    if predictions is not None:  # first, since most requests are for it
+    if predictions is not None:  # the first route, because most requests are for it
         predict, layers = predict_endpoint(predictions), keyed(prediction_policy(settings))
         routes.insert(
             0, GuardedRoute("/predict", predict, methods=["POST"], guard=callers, middleware=layers)
@@ -183,9 +184,9 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
         lifespan=lifespan,
     )
-    # A redirect would name whatever Host was sent, and clients send the key and the body there.
+    # A redirect would lead to the host in the request's Host header, and clients would send key and body there.
     app.router.redirect_slashes = False
-    # A path without a route needs a key too: a stranger does not learn which paths there are.
+    # A path without a route needs a key too, so that strangers do not learn which paths exist.
     app.router.default = callers(_not_found)
     return app
 
@@ -195,7 +196,7 @@ async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def prediction_policy(settings: Settings) -> Policy:
-    """The policy of POST /predict: at least once, 2xx alone kept, duplicates wait for each other."""
+    """Return the policy of POST /predict: at least once, only 2xx answers are kept, duplicates wait for the first."""
     return Policy(
         methods=frozenset({"POST"}),
         fingerprint=fingerprint_of(settings.fingerprint),
@@ -210,14 +211,14 @@ def prediction_policy(settings: Settings) -> Policy:
 
 
 def inference_policy(settings: Settings) -> Policy:
-    """The same for the Open Inference Protocol, where a request is its tensors: all of it counts but its `id`."""
+    """Return the policy of the Open Inference Protocol; the fingerprint covers the whole request but its `id`."""
     fingerprint = json_fingerprint(ignoring="id", length_header=HEADER_LENGTH)
     return replace(prediction_policy(settings), fingerprint=fingerprint)
 
 
 def document_of(settings: Settings) -> dict[str, Any]:
-    """The OpenAPI document of a service with these settings."""
-    from ml_api.openapi import openapi_document  # its schemas take time that a start should not
+    """Return the OpenAPI document of a service with these settings."""
+    from ml_api.openapi import openapi_document  # not at the top: its schemas would make the start slower
 
     return openapi_document(
         prediction_policy(settings) if settings.only_models is None else None,
@@ -227,7 +228,7 @@ def document_of(settings: Settings) -> dict[str, Any]:
 
 
 def _admin(settings: Settings, models: ModelRegistry, metrics: Metrics) -> tuple[WorkerGroup, Endpoint]:
-    """What replaces a model in all workers, and the endpoint that asks for it."""
+    """Return the group of workers, which swaps models together, and the endpoint that starts a swap."""
     from ml_api.serving.admin import admin_endpoint
     from ml_api.serving.model_files import ModelDirectory
     from ml_api.serving.swap import Participant
@@ -244,20 +245,20 @@ def _admin(settings: Settings, models: ModelRegistry, metrics: Metrics) -> tuple
         check=models.check,
         swapped=swapped,
     )
-    # Without `ml-api serve` there is one worker, which meets itself.
-    meeting = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
-    workers = WorkerGroup(Path(meeting), participant, timeout=settings.admin_timeout)
+    # Without `ml-api serve`, this process is the only worker of its group.
+    shared = os.environ.get(RUNTIME_DIRECTORY) or tempfile.mkdtemp(prefix="ml-api-")
+    workers = WorkerGroup(Path(shared), participant, timeout=settings.admin_timeout)
     return workers, admin_endpoint(workers, models)
 
 
 def _model_directory(settings: Settings) -> Path | None:
-    """The directory of the model files that *settings* name; None with the model in the package."""
+    """Return the directory of the model files in *settings*; None if the package's model is served."""
     named = settings.only_models or settings.model_path
     return named if named is None or named.is_dir() else named.parent
 
 
 def _log_start(settings: Settings, models: ModelRegistry, *, version: str, loaded: bool, store: str) -> None:
-    """Log what is served, and what of the settings an operator should look at again."""
+    """Log the served models, and warn about questionable settings."""
     _log.info(
         "ml-api serving",
         extra={
@@ -272,14 +273,14 @@ def _log_start(settings: Settings, models: ModelRegistry, *, version: str, loade
     for model, slot in models.by_name.items():
         url = f"{base}/v2/models/{quote(model, safe='')}"
         _log.info("model served", extra={"model": model, "version": slot.current.info.version, "url": url})
-    _log.info("what may be asked is described here", extra={"url": f"{base}/docs"})
+    _log.info("API documentation", extra={"url": f"{base}/docs"})
     for sentence in unknown_variables():
         _log.warning(sentence)
     if not loaded:
-        _log.warning("no model file: fixed rules decide, as %sRULE_FALLBACK asks", PREFIX)
+        _log.warning("no model file: fixed rules decide, because %sRULE_FALLBACK is set", PREFIX)
     if (name := settings.unused) is not None:
-        _log.warning("%s is set and not used: %sREDIS_ENABLED is not true", name, PREFIX)
+        _log.warning("%s is set but not used: set %sREDIS_ENABLED to true, or unset it", name, PREFIX)
     if settings.origins == ("*",):
-        _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service")
+        _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service; name yours")
     if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 16:
-        _log.warning(f"{PREFIX}API_KEY is short; openssl rand -hex 32 makes a better one")
+        _log.warning(f"{PREFIX}API_KEY is short: make a longer one with `openssl rand -hex 32`")

@@ -1,7 +1,7 @@
 """
-The OpenAPI 3.1 document, made from what the service runs on: the wire models and the idempotency policy.
+Builds the OpenAPI 3.1 document from the request and response types and the idempotency policy.
 
-Only what neither can say is written here: which route answers what, and why.
+Only descriptions, and which route gives which answers, are written here.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ def openapi_document(predict: Policy | None, infer: Policy, *, admin: bool = Fal
     Build the document.
 
     Args:
-        predict: The policy that POST /predict is served under; None where it is not.
-        infer: The policy of the Open Inference Protocol's `infer`.
-        admin: Whether the model can be swapped.
+        predict: The idempotency policy of POST /predict; None if there is no such route.
+        infer: The idempotency policy of the Open Inference Protocol.
+        admin: Whether there is a route to swap models.
     """
     document: Schema = {
         "openapi": "3.1.0",
         "info": {
             "title": "ml-api",
             "version": version("ml-api"),
-            "summary": "Trading decisions that are safe to ask for twice.",
+            "summary": "Trading decisions that are safe to retry.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": {
             **({"/predict": {"post": _predict()}} if predict is not None else {}),
             "/health": {"get": _plain("health", "Whether the service runs, and with which model", _HEALTH)},
-            "/ready": {"get": _plain("ready", "Whether requests may be sent here", _READY)},
+            "/ready": {"get": _plain("ready", "Whether the service is ready for requests", _READY)},
             "/metrics": {"get": _metrics()},
             **_inference(),
             **({"/admin/model": {"post": _swap()}} if admin else {}),
@@ -99,9 +99,9 @@ def _predict() -> Schema:
             "422": _problem("The body breaks the schema.", "malformed-body", violations=True),
         },
         example=json.loads(example_request()),
-        description="An `Idempotency-Key` stands for one agent's decision at one newest candle minute: a repetition "
-        "may carry another requestId and another portfolio, and gets the first answer. Its orders are those of the "
-        "first answer: place them once.",
+        description="An `Idempotency-Key` stands for the decision of one agent at the minute of the newest candle. A "
+        "retry may have another requestId and another portfolio; it gets the first answer with the same orders: place "
+        "them only once.",
     )
 
 
@@ -117,7 +117,7 @@ def _post(
     example: Any = None,
     **members: Any,
 ) -> Schema:
-    """A guarded POST: *request* and *response* name schemas, *refusals* come beside those of every such route."""
+    """Return a POST operation with an API key. *request* and *response* name schemas; *refusals* are further errors."""
     body: Schema = {"schema": _reference(request)} | ({"example": example} if example is not None else {})
     return {
         "operationId": operation,
@@ -144,7 +144,7 @@ def _inference() -> Schema:
         ),
         "/v2/health/live": _plain("serverLive", "Open Inference Protocol: whether the server runs"),
         "/v2/health/ready": _plain(
-            "serverReady", "Open Inference Protocol: whether requests may be sent here"
+            "serverReady", "Open Inference Protocol: whether the server is ready for requests"
         ),
     }
     paths: Schema = {path: {"get": operation} for path, operation in open_to_all.items()}
@@ -162,7 +162,7 @@ def _inference() -> Schema:
         )
         ready = _plain(f"modelReady{suffix}", "Whether a model is served")
         config = _plain(
-            f"modelConfig{suffix}", "A model's configuration, as Triton's clients read it", {"name": "string"}
+            f"modelConfig{suffix}", "A model's configuration for Triton's clients", {"name": "string"}
         )
         for operation in (metadata, ready, config):
             _guard(operation)
@@ -188,13 +188,13 @@ def _guard(operation: Schema) -> None:
     }
 
 
-_INFER = "Ask a model (Open Inference Protocol)"
-_EXPLAIN = "Ask a model why: each feature's share of the raw scores (SHAP)"
+_INFER = "Predict with a model (Open Inference Protocol)"
+_EXPLAIN = "Explain a model's predictions: each feature's contribution to the raw scores (SHAP)"
 _BINARY = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
     "description": "With the binary tensor extension: how many bytes of the body are JSON. The bytes of tensors with a "
-    "`binary_data_size` follow, in the tensors' order.",
+    "`binary_data_size` follow, in the order of the tensors.",
     "schema": {"type": "integer", "minimum": 0},
 }
 
@@ -207,7 +207,7 @@ def _infer(operation: str, summary: str) -> Schema:
         summary,
         "InferRequest",
         "InferResponse",
-        answered="The model's outputs, one row of them for each row.",
+        answered="The model's outputs for each row.",
         refusals={
             "404": _problem("There is no such model.", "not-found"),
             "422": _unfit("The body breaks the schema, or its tensors do not fit the model."),
@@ -230,9 +230,9 @@ def _swap() -> Schema:
         "Serve another model, in every worker or in none",
         "SwapRequest",
         "SwapResponse",
-        answered="What every worker serves now.",
+        answered="The version that every worker serves now.",
         refusals={
-            "409": _problem("Another swap is under way.", "swap-busy", headers=_RETRY_AFTER),
+            "409": _problem("Another swap is running.", "swap-busy", headers=_RETRY_AFTER),
             "422": _unfit("The body breaks the schema, or the model was refused; nothing changed."),
         },
         key="AdminKey",
@@ -250,7 +250,7 @@ def _unfit(description: str) -> Schema:
 
 
 def _refusals() -> Schema:
-    """The refusals of any guarded POST."""
+    """Return the error responses of any POST with an API key."""
     return {
         "401": _problem("The API key is missing or wrong.", "unauthorized"),
         "408": _problem("The body did not arrive in time.", "request-timeout"),
@@ -259,7 +259,7 @@ def _refusals() -> Schema:
         "500": _problem("The service failed; nothing was decided.", "internal-error"),
         "504": _problem("The answer took too long.", "handler-timeout", headers=_RETRY_AFTER),
         "429": _problem(
-            "Too many requests, or recorded answers of this caller use up its quota.",
+            "Too many requests, too many recorded answers of this caller, or many wrong API keys from this address.",
             "rate-limited",
             "answer-quota-used-up",
             "too-many-failures",
@@ -296,7 +296,7 @@ def _metrics() -> Schema:
     }
     return {
         "operationId": "metrics",
-        "summary": "Numbers for monitoring",
+        "summary": "Prometheus metrics",
         "security": [],
         "responses": {"200": text},
     }
@@ -333,17 +333,19 @@ def _schemas() -> Schema:
     schemas: Schema = generated["$defs"] | read
     for schema in schemas.values():
         for member in schema.get("properties", {}).values():
-            member.pop("title", None)  # pydantic's "Agentid" says less than the name it was made from
+            member.pop(
+                "title", None
+            )  # pydantic's generated title, such as "Agentid", adds nothing to the name
     _publish(read)
     document: Schema = {
         "type": "object",
         "required": ["type", "title", "status", "detail"],
         "properties": {
-            "type": {"type": "string", "format": "uri", "description": "Which problem it is; stable."},
+            "type": {"type": "string", "format": "uri", "description": "Identifies the problem; stable."},
             "title": {"type": "string"},
             "status": {"type": "integer"},
-            "detail": {"type": "string", "description": "What to do next."},
-            "error": {"type": "string", "description": "The detail again, as a text; under /v2 alone."},
+            "detail": {"type": "string", "description": "What is wrong and what to do."},
+            "error": {"type": "string", "description": "The detail as text; only under /v2."},
         },
     }
     detail = {
@@ -354,20 +356,23 @@ def _schemas() -> Schema:
     }
     schemas["Problem"] = document | {"description": "A problem document (RFC 9457)."}
     schemas["Violations"] = document | {
-        "description": "A problem document whose detail lists the violations of the schema, without what was sent.",
+        "description": "A problem document whose detail lists the violations of the schema, without values.",
         "properties": document["properties"] | {"detail": detail},
     }
     return schemas
 
 
 def _publish(schema: Any) -> None:
-    """Take off what only the reader needs: `$` is the very end in JSON Schema, and unknown members may be sent."""
+    """
+    Remove from a schema what only the parser needs.
+
+    A pattern needs no `PATTERN_END`, because `$` in JSON Schema is the very end. Unknown members are allowed: the
+    parser drops them before it checks types.
+    """
     if isinstance(schema, dict):
         if isinstance(pattern := schema.get("pattern"), str):
             schema["pattern"] = pattern.removesuffix(PATTERN_END)
-        schema.pop(
-            "additionalProperties", None
-        )  # what is unknown is dropped before a body is held to the types
+        schema.pop("additionalProperties", None)
         schema = list(schema.values())
     if isinstance(schema, list):
         for part in schema:

@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
 
-from ml_api.http.limits import BODY_IS_HERE, BodyLimit, HandlerDeadline
+from ml_api.http.limits import BODY_COMPLETE, BodyLimit, HandlerDeadline
 from ml_api.http.problems import Problem, render_problem
 
 pytestmark = pytest.mark.anyio
@@ -166,14 +166,14 @@ async def test_no_clock_is_set_for_a_body_that_is_here() -> None:
             return await super().receive()
 
     late, here = Slow([b"1"]), Slow([b"1"])
-    here.scope[BODY_IS_HERE] = True
+    here.scope[BODY_COMPLETE] = True
     assert await late.call(limited(timeout=1)) == 408
     assert await here.call(limited(timeout=1)) == 200
 
 
 async def test_a_body_that_is_here_may_still_be_too_large() -> None:
     client = Client([b"x" * 11])
-    client.scope[BODY_IS_HERE] = True
+    client.scope[BODY_COMPLETE] = True
     assert await client.call(limited()) == 413
 
 
@@ -209,7 +209,7 @@ async def test_a_handler_over_its_time_is_cut_off_with_504() -> None:
 
 async def test_a_handler_whose_body_was_here_is_cut_off_too() -> None:
     client = Client([b"1"])
-    client.scope[BODY_IS_HERE] = True
+    client.scope[BODY_COMPLETE] = True
     assert (
         await client.call(
             HandlerDeadline(Starlette(routes=[Route("/", nap, methods=["POST"])]), seconds=0.01)

@@ -125,15 +125,15 @@ async def test_one_key_is_one_answer_whatever_the_id_and_other_bytes_are_refused
 @pytest.mark.parametrize(
     ("size", "shape", "datatype", "body", "said"),
     [
-        (88, [1, 11], "FP64", bytes(80), "claims 88 bytes, of which 80 are there"),
+        (88, [1, 11], "FP64", bytes(80), "has the binary_data_size 88, but only 80 bytes"),
         (88, [1, 11], "FP64", bytes(96), "96 bytes follow the JSON"),
-        (80, [1, 11], "FP64", bytes(80), "takes 88"),
+        (80, [1, 11], "FP64", bytes(80), "needs 88"),
         (2**60, [10**7, 10**7], "FP64", bytes(8), "claims"),
         (11, [1, 11], "BOOL", b"\2" * 11, "neither 0 nor 1"),
-        (5, [1], "BYTES", b"\5\0\0\0a", "ends within a text"),
-        (3, [1], "BYTES", b"\0\0\0", "ends within a text"),
+        (5, [1], "BYTES", b"\5\0\0\0a", "ends in the middle of a text"),
+        (3, [1], "BYTES", b"\0\0\0", "ends in the middle of a text"),
         (5, [1], "BYTES", b"\1\0\0\0\xff", "not UTF-8"),
-        (5, [2], "BYTES", b"\1\0\0\0a", "its shape says 2"),
+        (5, [2], "BYTES", b"\1\0\0\0a", "its shape needs 2"),
     ],
 )
 async def test_bytes_that_do_not_fit_are_422_with_the_reason(

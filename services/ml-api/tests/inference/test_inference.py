@@ -135,7 +135,7 @@ def test_two_models_of_one_name_are_refused(models_dir: Path, tmp_path: Path) ->
     for copy in ("one", "two"):
         shutil.copy(models_dir / "houses.txt", tmp_path / f"{copy}.txt")
         shutil.copy(manifest_path(models_dir / "houses.txt"), manifest_path(tmp_path / f"{copy}.txt"))
-    with pytest.raises(ModelUnusable, match="another one is called houses"):
+    with pytest.raises(ModelUnusable, match="another model is also called houses"):
         load_models(Settings.model_validate({"api_key": "the-key-of-the-tests", "models_dir": tmp_path}))
 
 
@@ -195,9 +195,12 @@ async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refus
         (request(tensor([[[1.0] * 11]], [1, 11])), "shape"),
         (request(tensor([[1.0] * 11, 3], [2, 11])), "nested"),
         (request(tensor([[[1.0]] * 11], [1, 11])), "nested deeper"),
-        (request(tensor(ROW, [1, 11]), tensor(ROW, [1, 11], "more")), "of one feature must have the shape"),
-        (request(tensor(ROW, [1, 11], "sma_7")), "of one feature must have the shape"),
-        (request(tensor([1.0, 2.0], [1, 2], "sma_7")), "of one feature must have the shape"),
+        (
+            request(tensor(ROW, [1, 11]), tensor(ROW, [1, 11], "more")),
+            "is for one feature, so its shape must be",
+        ),
+        (request(tensor(ROW, [1, 11], "sma_7")), "is for one feature, so its shape must be"),
+        (request(tensor([1.0, 2.0], [1, 2], "sma_7")), "is for one feature, so its shape must be"),
         (request(tensor(ROW, [11])), "sma_7"),
         (request(tensor(["x"] * 11, [1, 11], datatype="BYTES")), "matrix"),
         (request(tensor([None] * 11, [1, 11])), "sma_7"),
@@ -353,5 +356,5 @@ async def test_a_reason_keeps_the_names_that_the_caller_gave(service: Service, h
             INFER, content=request(tensor(["x"] * 11, [1, 11], "MyRows")), headers=headers()
         )
     assert answer.json()["error"].startswith(
-        "Value 0 of tensor 'MyRows' is not a number, as FP64 says; GET the"
+        "Value 0 of tensor 'MyRows' is not a number, which FP64 requires; GET the"
     )

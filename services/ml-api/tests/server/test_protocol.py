@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ml_api.http.limits import BODY_IS_HERE
+from ml_api.http.limits import BODY_COMPLETE
 from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.protocol import LimitedProtocol
 
@@ -32,7 +32,7 @@ class LimitedConfig(uvicorn.Config):
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await PlainTextResponse("here" if BODY_IS_HERE in scope else "hello")(scope, receive, send)
+        await PlainTextResponse("here" if BODY_COMPLETE in scope else "hello")(scope, receive, send)
 
 
 @contextlib.asynccontextmanager

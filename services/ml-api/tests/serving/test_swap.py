@@ -162,8 +162,8 @@ async def test_a_model_that_may_not_be_served_is_refused_with_the_reason(
     shutil.copy(BUNDLED_MODEL, bare)
     async with joined(worker):
         for name, model, digest, reason in (
-            ("other", path, None, "there is no model of that name; there is btc-eth"),
-            (NAME, path, "0" * 64, "its SHA-256 is not the one that was promised"),
+            ("other", path, None, "there is no model of that name; the models are btc-eth"),
+            (NAME, path, "0" * 64, "its SHA-256 is not the expected one"),
             (NAME, "absent.txt", None, "there is no model file of that name"),
             (NAME, bare.name, None, "there is no manifest of that name"),
         ):

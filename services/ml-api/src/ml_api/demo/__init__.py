@@ -1,7 +1,7 @@
 """
-The demo: a real service in a process of its own, a real request, and the same request again, also after `kill -9`.
+The demo: starts the service, sends a request, sends it again, kills the service by `kill -9`, and sends it once more.
 
-The later answers are the first one's bytes, found by its Idempotency-Key: that is all a client has to do to retry.
+The second and third answer are the bytes of the first, because all three requests have the same Idempotency-Key.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class _Answer:
 
 
 def example_request() -> bytes:
-    """The example body in the package: real daily bars; `README.md` beside it says whose."""
+    """Return the example body in the package, with real daily bars; the `README.md` beside it names their source."""
     return (files("ml_api") / "demo" / "request.json").read_bytes()
 
 
 def demo(*, body: bytes | None = None) -> int:
-    """Run the demo with *body*, or the example, and print what happened: 0 if each retry got the first one's bytes."""
+    """Run and print the demo with *body*, or the example; return 0 if each retry got the bytes of the first answer."""
     request = body if body is not None else example_request()
     api_key, key = secrets.token_hex(32), f"demo-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="ml-api-demo-") as directory:
@@ -82,23 +82,23 @@ def demo(*, body: bytes | None = None) -> int:
 
 
 def _label(request: bytes) -> str:
-    """The source of a request's bars, as its `instructions` name it."""
+    """Return the source of a request's bars, from its `instructions`."""
     try:
         said = json.loads(request)["instructions"]
     except (ValueError, KeyError, TypeError):
         said = ""
-    return said if isinstance(said, str) and said.isprintable() and said else "the request does not say whose"
+    return said if isinstance(said, str) and said.isprintable() and said else "of an unknown source"
 
 
 class _Service:
-    """`ml-api serve` on a free port, to be ended when *ending* closes."""
+    """An `ml-api serve` process on a free port; it is stopped when *ending* closes."""
 
     def __init__(self, directory: str, environment: dict[str, str], ending: ExitStack) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self._log = Path(directory) / f"log-{self.port}"
         with self._log.open("wb") as stderr:
-            # In a directory of its own, so that no .env nearby changes what is shown.
+            # In an empty directory, so that no .env file changes the demo.
             command = [sys.executable, "-m", "ml_api", "serve", "--port", str(self.port)]
             self.process = subprocess.Popen(command, env=environment, cwd=directory, stderr=stderr)  # noqa: S603
         ending.callback(self._end)
@@ -108,7 +108,7 @@ class _Service:
         self.process.wait()
 
     def wait_until_up(self) -> dict[str, Any] | None:
-        """Returns the answer of /health; None, with the log on standard error, if the service does not start."""
+        """Return the answer of /health; or print the log to stderr and return None if the service does not start."""
         deadline = time.monotonic() + _START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             try:
@@ -139,7 +139,7 @@ def _show(first: _Answer, second: _Answer, third: _Answer) -> int:
     print(f"  reason   {decision['reasoning']}")
     print(f"\n1st answer {first.milliseconds:6.2f} ms  decided, requestId {decision['requestId']}")
     print(f"2nd answer {second.milliseconds:6.2f} ms  {_compared(second, first)}")
-    print("           kill -9 of the service; another one over the same records")
+    print("           kill -9 of the service; a new one with the same records")
     print(f"3rd answer {third.milliseconds:6.2f} ms  {_compared(third, first)}")
     return 0 if all(answer.replayed and answer.body == first.body for answer in (second, third)) else 1
 

@@ -1,1 +1,1 @@
-"""The HTTP layer of every route: keys, limits, errors as problem documents, and the endpoints that know no model."""
+"""The HTTP layer of every route: API keys, limits, problem documents, and the endpoints that need no model."""

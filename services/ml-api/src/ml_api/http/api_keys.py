@@ -1,9 +1,8 @@
 """
-The API keys: who may call, under which name, and how a key is replaced without a restart.
+The API keys, each with a name. Keys in a file can be replaced without a restart.
 
-Only SHA-256 digests are kept in memory after a key was read. Two keys may share one name, so that a
-rotation (add the new key, move the callers, drop the old key) changes no tenant and loses no recorded
-answer.
+Only SHA-256 digests of the keys stay in memory. Two keys may have the same name. So a rotation (add the new key, move
+the callers, remove the old key) does not change the tenant, and recorded answers are still found.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from pathlib import Path
 __all__ = ["MIN_KEY_CHARS", "ApiKeys", "KeysFileError", "weakness_of"]
 
 MIN_KEY_CHARS = 12
-"""A shorter key is refused at start: it could be guessed."""
+"""A shorter key is refused at start, because it could be guessed."""
 
 _MIN_DIFFERENT_CHARS = 5
 
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_RECHECK = 1.0  # s between looks at the file: a `stat`, so that a new key works at once without a watcher
+_RECHECK = 1.0  # s between checks of the file by `stat`
 
 _Stamp = tuple[int, int, int]
 
 
 def weakness_of(key: str) -> str | None:
-    """Why *key* is too easy to guess, as the end of a sentence without the key; None for one that will do."""
+    """Return why *key* is too easy to guess, as the end of a sentence that does not contain it; None if it is good."""
     if len(key) < MIN_KEY_CHARS:
         return f"should have at least {MIN_KEY_CHARS} characters; openssl rand -hex 32 makes a good one"
     if len(set(key)) < _MIN_DIFFERENT_CHARS:
@@ -41,18 +40,17 @@ def weakness_of(key: str) -> str | None:
 
 
 class KeysFileError(Exception):
-    """The keys file cannot be used; the message names the line and never its content."""
+    """The keys file cannot be used; the message names the line, but not its content."""
 
 
 class ApiKeys:
     """
-    The keys that are accepted, and the name of each.
+    The accepted keys and their names.
 
     Args:
-        single: The one key without a name.
-        file: Lines `name = key`, `#` for comments. Read now; read again within a second of a change. A
-            changed file that cannot be used is reported and the keys before it stay: a slip of the editor
-            locks nobody out.
+        single: A key without a name.
+        file: A file of lines `name = key`, with `#` for comments. It is read now, and again within a second after a
+            change. If the changed file cannot be used, that is logged, and the keys read before stay valid.
         clock: Monotonic seconds.
     Raises:
         KeysFileError: The file cannot be used.
@@ -68,40 +66,39 @@ class ApiKeys:
         self._single = ((_digest(single.encode()), ""),) if single else ()
         self._file, self._clock = file, clock
         self._stamp: _Stamp | None = None
-        self._next_look = clock() + _RECHECK
+        self._next_check = clock() + _RECHECK
         self._named: tuple[tuple[bytes, str], ...] = ()
         if file is not None:
-            self._stamp = _stamp(file)  # before the content: a change in between is seen at the next look
+            self._stamp = _stamp(file)  # before reading, so that the next check sees a change in between
             self._named = _read(file)
 
     def name_of(self, presented: bytes) -> str | None:
         """
-        The name of the key *presented*: "" for the single one, None for a key that nobody has.
+        Return the name of the key *presented*: "" for the single key, None for an unknown key.
 
-        Constant time in the key: digests are compared, and all of them, whichever matches.
+        Takes constant time for any key: it compares the digest with all known digests.
         """
-        self._look()
+        self._reload_if_changed()
         digest, found = _digest(presented), None
         for known, name in (*self._single, *self._named):
             if hmac.compare_digest(known, digest):
                 found = name
         return found
 
-    def _look(self) -> None:
-        if self._file is None or self._clock() < self._next_look:
+    def _reload_if_changed(self) -> None:
+        if self._file is None or self._clock() < self._next_check:
             return
-        self._next_look = self._clock() + _RECHECK
+        self._next_check = self._clock() + _RECHECK
         stamp = _stamp(self._file)
         if stamp == self._stamp:
             return
-        self._stamp = (
-            stamp  # a file that cannot be used is reported once, and tried again when it changes again
-        )
+        self._stamp = stamp  # also if it cannot be used: so that is logged once, until the file changes again
         try:
             self._named = _read(self._file)
         except KeysFileError as error:
             _log.error(
-                "API keys file not usable; the keys read before stay valid", extra={"reason": str(error)}
+                "API keys file not usable; the keys read before stay valid until it is corrected",
+                extra={"reason": str(error)},
             )
         else:
             _log.info("API keys read again", extra={"keys": len(self._named)})
@@ -133,13 +130,13 @@ def _read(file: Path) -> tuple[tuple[bytes, str], ...]:
         name, _, key = (part.strip() for part in text.partition("="))
         if not key or not _NAME.match(name):
             raise KeysFileError(
-                f"{file}, line {number}: should be `name = key`, the name of letters, digits, . _ -"
+                f"{file}, line {number}: should be `name = key`; a name has 1 to 64 letters, digits, . _ -"
             )
         if (weakness := weakness_of(key)) is not None:
             raise KeysFileError(f"{file}, line {number}: the key {weakness}")
         keys.append((_digest(key.encode()), name))
     if not keys:
-        raise KeysFileError(f"{file} holds no key; a line is `name = key`")
+        raise KeysFileError(f"{file} holds no key; add a line `name = key`")
     if len({digest for digest, _ in keys}) < len(keys):
-        raise KeysFileError(f"{file} gives one key twice; a key has one name")
+        raise KeysFileError(f"{file} has the same key twice; remove one of the two lines")
     return tuple(keys)

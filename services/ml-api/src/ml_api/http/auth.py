@@ -1,8 +1,8 @@
 """
-Authentication by X-API-Key, before anything else is done with a request, a replay included.
+Authentication by X-API-Key, before a request is processed or an answer is replayed.
 
-The guard stands on the routes themselves: what is guarded does not depend on how the application is mounted or which
-prefix a proxy adds. A path without a route needs a key too, so a stranger cannot find out which paths there are.
+The guard is part of each route, so it works also if the application is mounted elsewhere, or a proxy adds a prefix. A
+path without a route needs a key too, so that strangers cannot find out which paths exist.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
     "GuardedRoute",
     "caller",
     "client_address",
-    "let_in",
+    "is_authenticated",
 ]
 
 API_KEY_HEADER = b"x-api-key"
@@ -34,34 +34,35 @@ _CALLER = "ml_api.caller"
 
 def caller(scope: Scope) -> str:
     """
-    The name of the key that a request was let in with, "" for the unnamed one. KeyError where none was
-    checked.
+    Return the name of the request's API key, "" for the key without a name.
+
+    Raises:
+        KeyError: No key was checked.
     """
     name: str = scope[_CALLER]
     return name
 
 
-def let_in(scope: Scope) -> bool:
-    """Whether a request was let in with a key."""
+def is_authenticated(scope: Scope) -> bool:
+    """Whether the request had a valid key."""
     return _CALLER in scope
 
 
 def client_address(scope: Scope) -> str:
-    """The address that the request came from, as the server knows it; "" where it does not."""
+    """Return the client's address, or "" if the server does not know it."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 class Authentication:
     """
-    Lets a request through with the name of its key, or answers 401. Pure ASGI: it reads headers, never a
-    body.
+    Passes a request with a valid key on, with the key's name in the scope; answers 401 to others. Never reads a body.
 
     Args:
-        keys: Who may call.
-        failures: Slows down whoever fails again and again; share one between all guards.
-        refused: Called for each request that is refused.
-        slowed: Called for each of them that was delayed, or refused without a look at its key.
+        keys: The accepted keys.
+        failures: Delays clients that fail often; all guards should share one.
+        refused: Called for each refused request.
+        slowed: Called for each refused request that was delayed, or refused without checking its key.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Authentication:
             refusal = problem_response(429, "too-many-failures", detail, {"Retry-After": "1"})
             return await refusal(scope, receive, send)
         presented = [value for name, value in scope["headers"] if name == API_KEY_HEADER]
-        # Two fields are one too many: which of them a proxy in front looked at cannot be known.
+        # Two header fields are refused, because a proxy in front may have checked the other one.
         name = self._keys.name_of(presented[0]) if len(presented) == 1 else None
         if name is None:
             self._refused()
@@ -111,11 +112,11 @@ Guard = Callable[[ASGIApp], ASGIApp]
 
 class GuardedRoute(Route):
     """
-    A route behind a guard: whatever it would answer, 405 for another method included, the guard comes first.
+    A route behind a guard, which runs before any answer of the route, also before a 405.
 
     Args:
         guard: Wraps the whole route.
-        options: As for Starlette's Route.
+        options: Those of Starlette's Route.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], *, guard: Guard, **options: Any) -> None:

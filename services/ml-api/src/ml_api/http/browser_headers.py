@@ -8,9 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["CORS", "SecurityHeaders"]
 
 _HEADERS = (
-    (b"x-content-type-options", b"nosniff"),  # browsers do not guess its type
-    (b"cache-control", b"no-store"),  # nobody between keeps a copy of it
-    (b"vary", b"Origin"),  # whoever does keeps one for each origin
+    (b"x-content-type-options", b"nosniff"),  # browsers must not guess the media type
+    (b"cache-control", b"no-store"),  # caches must not store the answer
+    (b"vary", b"Origin"),  # a cache that stores it anyway must store one per origin
 )
 
 
@@ -40,7 +40,7 @@ class SecurityHeaders:
 
 
 class CORS(CORSMiddleware):
-    """Starlette's, without its work for requests that no page sends; `SecurityHeaders` adds their `Vary`."""
+    """Starlette's CORS, skipped for requests without `Origin`; `SecurityHeaders` adds `Vary` to their answers."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         for name, _ in scope.get("headers", ()):

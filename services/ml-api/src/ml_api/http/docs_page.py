@@ -1,7 +1,7 @@
 """
-GET /docs: the OpenAPI document as a page to read and try, from files in the package and from nowhere else.
+GET /docs: the OpenAPI document in Swagger UI, with only files of this package.
 
-The content security policy holds the page to that: no script, style or request of another origin.
+The content security policy forbids scripts, styles and requests of other origins.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FILES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("/docs/favicon-32x32.png", "swagger-ui/favicon-32x32.png", "image/png", _KEPT),
 )
 _HEADERS = {
-    # Swagger UI sets styles inline and draws its icons from data: addresses.
+    # Swagger UI sets inline styles, and has icons in data: URLs.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -41,5 +41,5 @@ def _route(path: str, file: str, media_type: str, headers: dict[str, str]) -> Ro
 
 
 def docs_routes() -> list[Route]:
-    """The page and its four files, each by its exact name; all public, for none tells more than the repository."""
+    """Return the routes of the page and its four files. They need no API key, because they contain no secret."""
     return [_route(*file) for file in _FILES]

@@ -1,4 +1,4 @@
-"""The protocol of endpoints, their requirements on a body, and the endpoint of the OpenAPI document."""
+"""What endpoints share: their type, checks of media type and body, and the endpoint of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ml_api.http.problems import Problem
 __all__ = ["Endpoint", "openapi_endpoint", "read_model", "require_json", "route_path"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
-"""What Starlette calls to answer a request."""
+"""An async function that answers a request, for a Starlette route."""
 
-_MAX_VIOLATIONS = 20  # that an answer names
+_MAX_VIOLATIONS = 20  # most violations in one answer
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def openapi_endpoint(document: Callable[[], dict[str, Any]]) -> Endpoint:
-    """The endpoint of GET /openapi.json; *document* is asked once, when somebody first wants to see it."""
+    """Return the endpoint of GET /openapi.json; *document* is called once, at the first request."""
 
     @cache
     def rendered() -> bytes:
@@ -39,7 +39,7 @@ def openapi_endpoint(document: Callable[[], dict[str, Any]]) -> Endpoint:
 
 
 def require_json(request: Request) -> None:
-    """Refuse (415) a body that says it is no plain JSON; one that says nothing is read as JSON."""
+    """Refuse (415) a body whose headers say that it is not plain JSON; without such headers it counts as JSON."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise Problem(415, "unsupported-media-type", "Send the body as application/json")
@@ -49,10 +49,10 @@ def require_json(request: Request) -> None:
 
 def read_model(kind: type[ModelT], body: bytes) -> ModelT:
     """
-    Read JSON as a model.
+    Read a JSON body as a pydantic model.
 
     Raises:
-        Problem: 422 with the first `_MAX_VIOLATIONS` violations; nothing of the body is echoed.
+        Problem: 422 with the first `_MAX_VIOLATIONS` violations; it contains nothing of the body.
     """
     try:
         return kind.model_validate(msgspec.json.decode(body))
@@ -66,7 +66,7 @@ def read_model(kind: type[ModelT], body: bytes) -> ModelT:
 
 
 def route_path(scope: Scope) -> str:
-    """The path within this application: without the prefix that it is mounted under or that a proxy adds."""
+    """Return the path within this application: without the prefix of a mount or a proxy."""
     path: str = scope["path"]
     prefix: str = scope.get("root_path", "").rstrip("/")
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path

@@ -1,4 +1,4 @@
-"""Slows failed authentications: after a few from one address, each further one waits, against guessing."""
+"""Delays failed authentications: after some failures of one address, each further answer waits, to prevent guessing."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ class FailedAttempts:
     """
     Counts failed authentications by client address and delays them once there are too many.
 
-    Each address may fail *burst* times at once and *per_minute* times a minute after that. A further failure is
-    answered only after *delay* seconds. At most *max_delayed* answers are delayed at a time in this process; while
-    that many are, an address that has used up its failures is `blocked`: its requests should be refused before their
-    key is looked at. So a process never compares more than *max_delayed* guesses every *delay* seconds beyond the
-    bursts. A valid key is never delayed.
+    Each address may fail *burst* times at once, and then *per_minute* times per minute. The answer to each further
+    failure is delayed by *delay* seconds. While *max_delayed* answers of this process are delayed, an address that has
+    used up its failures is `blocked`: refuse its requests without checking their keys. So beyond the bursts, a process
+    checks at most *max_delayed* guesses per *delay* seconds. A valid key is never delayed.
 
     Args:
-        max_addresses: How many addresses are remembered; the one that failed longest ago is forgotten first.
-        clock: Monotonic seconds.
-        sleep: Waits for some seconds.
+        max_addresses: How many addresses to remember; the one that failed longest ago is forgotten first.
+        clock: Returns monotonic seconds.
+        sleep: Waits for a number of seconds.
 
-    IPv6 addresses count by their /64 network, which one customer usually has whole.
+    IPv6 addresses count by their /64 network, because usually all of it belongs to one customer.
     """
 
     def __init__(
@@ -44,14 +43,14 @@ class FailedAttempts:
         self._max_delayed, self._max_addresses = max_delayed, max_addresses
         self._clock, self._sleep = clock, sleep
         self._delayed = 0
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # failures left, and when counted
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # failures left, time of that count
 
     def blocked(self, address: str) -> bool:
-        """Whether a request from *address* should be refused without looking at its key."""
+        """Whether a request from *address* must be refused without checking its key."""
         return self._delayed >= self._max_delayed and self._remaining(_network(address)) < 1
 
     async def failed(self, address: str) -> bool:
-        """Count one failure from *address*; returns whether it was delayed."""
+        """Count a failure of *address*, and wait if it has too many; return whether it waited."""
         network = _network(address)
         left = self._remaining(network)
         self._left[network] = max(left - 1, 0.0), self._clock()
@@ -62,7 +61,7 @@ class FailedAttempts:
             return False
         self._delayed += 1
         try:
-            # Also for a client that has hung up: else disconnecting early would buy another guess.
+            # Wait also if the client has disconnected: else a guesser could disconnect to avoid the wait.
             await self._sleep(self._delay)
         finally:
             self._delayed -= 1
@@ -77,7 +76,7 @@ def _network(address: str) -> str:
     try:
         parsed = ip_address(address)
     except ValueError:
-        return address  # a Unix socket's peer, say
+        return address  # not an IP address, for example with a Unix socket
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
         return parsed.exploded[:19]
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)

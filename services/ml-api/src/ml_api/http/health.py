@@ -1,10 +1,8 @@
 """
-GET /health and GET /ready: answered from memory, so that neither a slow store nor a slow model ever delays
-them.
+GET /health and GET /ready: answered from memory, so that no slow store or model delays them.
 
-/ready stays 200 while Redis is down. Readiness that follows a shared dependency takes every replica out at
-once and turns an outage of the cache into an outage of the service, keyless requests and all; the store's
-state is in the body.
+/ready stays 200 while Redis is down, and reports the store's state in its body. Otherwise an outage of the shared Redis
+would take every replica out of service at once, also for requests without an idempotency key.
 """
 
 from __future__ import annotations
@@ -21,12 +19,11 @@ __all__ = ["health_endpoint", "ready_endpoint"]
 
 def health_endpoint(version: Callable[[], str], *, loaded: bool, schema_version: str) -> Endpoint:
     """
-    The endpoint of GET /health. Each fact is given in both spellings: people read one, the .NET client the
-    other.
+    Return the endpoint of GET /health. Members have snake_case names for people, and camelCase for the .NET client.
 
     Args:
-        version: Says which model answers now.
-        loaded: False where fixed rules decide instead of a model.
+        version: Returns the version of the model that is served now.
+        loaded: False if fixed rules decide instead of a model.
     """
 
     async def health(_: Request) -> Response:
@@ -50,11 +47,11 @@ def ready_endpoint(
     version: Callable[[], str], *, store: str, store_up: Callable[[], bool | None]
 ) -> Endpoint:
     """
-    The endpoint of GET /ready: 200 once the worker serves.
+    Return the endpoint of GET /ready: 200 as soon as the worker serves.
 
     Args:
-        store: Which store keeps the answers: "redis" or "sqlite".
-        store_up: Says whether it answered the last time; None before the first.
+        store: The store of the answers: "redis" or "sqlite".
+        store_up: Returns whether the store answered the last call; None before the first call.
     """
 
     async def ready(_: Request) -> Response:

@@ -1,9 +1,7 @@
 """
-Limits on one request: how large its body may be, how long it may take to arrive, how long its handler may
-run.
+Limits on one request: the size of its body, the time for the body to arrive, and the time for its handler.
 
-Each is pure ASGI and costs a request that keeps to it next to nothing. The limits on headers lie below
-ASGI, in `ml_api.server.protocol`.
+`ml_api.server.protocol` has the limits on headers.
 """
 
 from __future__ import annotations
@@ -14,29 +12,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_api.http.problems import Problem, problem_response
 
-__all__ = ["BODY_IS_HERE", "BodyLimit", "HandlerDeadline"]
+__all__ = ["BODY_COMPLETE", "BodyLimit", "HandlerDeadline"]
 
-BODY_IS_HERE = "ml_api.body_is_here"
+BODY_COMPLETE = "ml_api.body_complete"
 """
-Is in the scope of a request whose body had arrived, all of it, before anybody asked: no clock is set for such a body.
+The server sets this key in the scope of a request if the whole body has arrived: then no timer is needed for the body.
 
-Most are of this kind, and clocks would be a good part of what a replay costs. A server that does not say so loses
-nothing but that time.
+Most requests are so, and a timer would be a good part of a replay's cost. With a server that does not set the key, only
+that time is lost.
 """
 
-_DRAIN_BYTES = (
-    8  # times the limit: read and dropped, so that the client reads its 413 and not a connection reset
-)
+_DRAIN_BYTES = 8  # times the limit: so much is read and dropped, so that the client gets 413 and not a reset
 _DRAIN_SECONDS = 2.0
 _CLOSE = {"Connection": "close"}
 
 
 class BodyLimit:
     """
-    Refuses a body over *max_bytes* with 413 and one that is not whole after *timeout* seconds with 408.
+    Answers 413 to a body over *max_bytes*, and 408 to a body that is not complete after *timeout* seconds.
 
-    A declared length is refused before anything is read; bytes are counted as they arrive, for a chunked body
-    declares none. The verdict is raised out of `receive`, as a `Problem`, to whoever reads the body.
+    A declared length over the limit is refused before reading. Bytes are also counted as they arrive, because a chunked
+    body declares no length; then `receive` raises the `Problem`.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout: float) -> None:
@@ -46,9 +42,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        body = _Body(receive, self._max_bytes, None if BODY_IS_HERE in scope else self._timeout)
+        body = _Body(receive, self._max_bytes, None if BODY_COMPLETE in scope else self._timeout)
         if _declared_length(scope) > self._max_bytes:
-            if not _expects_continue(scope):  # such a client has not begun to send, and now will not
+            if not _expects_continue(scope):  # a client with `Expect: 100-continue` has not sent the body
                 await body.drain()
             problem = body.too_large()
             refusal = problem_response(problem.status, problem.slug, problem.detail, problem.headers)
@@ -57,7 +53,7 @@ class BodyLimit:
 
 
 class _Body:
-    """The body of one request: what has been read, and until when the rest may arrive; None sets no clock."""
+    """Counts and times the body of one request; *timeout* None sets no timer."""
 
     def __init__(self, receive: Receive, max_bytes: int, timeout: float | None) -> None:
         self._receive, self._max_bytes, self._timeout = receive, max_bytes, timeout
@@ -66,7 +62,7 @@ class _Body:
 
     async def receive(self) -> Message:
         if self._whole:
-            return await self._receive()  # waits for the disconnect, which has no deadline
+            return await self._receive()  # this waits for the disconnect, which has no deadline
         message = await (self._receive() if self._timeout is None else self._receive_within(self._timeout))
         self._note(message)
         if self._arrived > self._max_bytes:
@@ -85,7 +81,7 @@ class _Body:
             raise Problem(408, "request-timeout", detail, _CLOSE) from None
 
     def too_large(self) -> Problem:
-        detail = f"The body is larger than {self._max_bytes} bytes; send fewer candles"
+        detail = f"The body is larger than {self._max_bytes} bytes; send fewer candles or rows"
         return Problem(413, "content-too-large", detail, _CLOSE)
 
     async def drain(self) -> None:
@@ -103,11 +99,10 @@ class _Body:
 
 class HandlerDeadline:
     """
-    Answers 504 when the handler has not begun its answer after *seconds* of its own time.
+    Answers 504 if the handler has not begun its answer after *seconds*; waiting for the body is not counted.
 
-    Waiting for the body is the client's time and not counted. It belongs inside the idempotency middleware:
-    a handler cut off there leaves a released key, one cut off outside a claim that nobody settles until its
-    lease is over.
+    Place it inside the idempotency middleware. There, a cancelled handler releases its key. Outside, the claim would
+    stay until its lease is over.
     """
 
     def __init__(self, app: ASGIApp, *, seconds: float) -> None:
@@ -115,7 +110,7 @@ class HandlerDeadline:
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the handler against the clock; an answer that has begun may take its time."""
+        """Run the handler with a timeout, which ends when the answer begins."""
         loop, begun = asyncio.get_running_loop(), False
 
         async def receive_off_the_clock() -> Message:
@@ -134,11 +129,11 @@ class HandlerDeadline:
 
         try:
             async with asyncio.timeout(self._seconds) as clock:
-                slow = BODY_IS_HERE not in scope
+                slow = BODY_COMPLETE not in scope
                 await self.app(scope, receive_off_the_clock if slow else receive, send_and_stop_the_clock)
         except TimeoutError:
             if not clock.expired():
-                raise  # the handler's own
+                raise  # a TimeoutError of the handler itself
             detail = f"The answer took longer than {self._seconds:g} s; send the request again"
             await problem_response(504, "handler-timeout", detail, {"Retry-After": "1"})(scope, receive, send)
 

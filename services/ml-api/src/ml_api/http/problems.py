@@ -1,8 +1,8 @@
 """
-Errors as problem documents (RFC 9457), with the `detail` member that callers of this service already read.
+Errors as problem documents (RFC 9457), with the `detail` member that callers of the older service read.
 
-For a body that breaks the schema, `detail` is a list of {type, loc, msg}, as it always was on this wire;
-RFC 9457 asks readers to ignore a member whose type they do not expect. Nothing of the request is echoed.
+For a body that breaks the schema, `detail` is a list of {type, loc, msg}, as in the older service. RFC 9457 tells
+clients to ignore a member of an unexpected type. An error contains nothing of the request.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Detail = str | Sequence[Mapping[str, object]]
 
 class Problem(Exception):
     """
-    An answer that is an error, raised wherever the request turned out bad.
+    An error answer, raised where the request is found to be wrong.
 
     Args:
         slug: The stable last part of the document's `type`.
-        detail: What to do next, for the person who reads it; or the list of schema violations.
-        headers: Beside the content type.
+        detail: What is wrong and what to do, for people; or the list of schema violations.
+        headers: Further headers of the response.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Problem(Exception):
 
 
 def problem_document(status: int, slug: str, detail: Detail) -> dict[str, object]:
-    """The members of a problem document; `title` is the status's own phrase."""
+    """Return the members of a problem document; `title` is the reason phrase of *status*."""
     return {"type": TYPE_PREFIX + slug, "title": _phrase(status), "status": status, "detail": detail}
 
 
@@ -59,26 +59,26 @@ def problem_response(
     detail: Detail,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The document as a response."""
+    """Return a problem document as a response."""
     document = problem_document(status, slug, detail)
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
     return Response(body, status, headers, media_type=MEDIA_TYPE)
 
 
 async def render_problem(_: Request, error: Exception) -> Response:
-    """Answer a `Problem` that a route, or a guard around it, raised."""
+    """Return the response for a `Problem` that was raised."""
     assert isinstance(error, Problem)
     return problem_response(error.status, error.slug, error.detail, error.headers)
 
 
 async def render_http_exception(_: Request, error: Exception) -> Response:
-    """Answer what Starlette itself refuses: 404, and 405 with its `Allow`."""
+    """Return the response for an error of Starlette: 404, or 405 with `Allow`."""
     assert isinstance(error, HTTPException)
     slug = _phrase(error.status_code).lower().replace(" ", "-")
     return problem_response(error.status_code, slug, error.detail, error.headers)
 
 
-# RFC 9110's names; Python's own changed with its versions, and a title should not.
+# The phrases of RFC 9110. Python's differ between its versions, and a title should be stable.
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 

@@ -1,4 +1,4 @@
-"""The rate limit: so many requests a minute for each caller, in one worker."""
+"""The rate limit: requests per minute, per caller and per worker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["RateLimit", "TokenBuckets"]
 
 class TokenBuckets:
     """
-    A bucket of tokens for each name: full it holds a minute's worth, so short bursts pass.
+    A token bucket for each name. A full bucket has the tokens of one minute, so that short bursts pass.
 
     Args:
-        per_minute: Tokens that grow a minute.
-        clock: Monotonic seconds.
+        per_minute: Tokens that are added per minute.
+        clock: Returns monotonic seconds.
 
-    There are as many buckets as names.
+    Memory grows with the number of names.
     """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,7 +31,7 @@ class TokenBuckets:
         self._buckets: dict[str, tuple[float, float]] = {}  # name -> tokens, and when they were counted
 
     def take(self, name: str) -> int:
-        """Take one token of *name*: 0, or the whole seconds until there will be one."""
+        """Take a token of *name* and return 0; if there is none, return the whole seconds until the next."""
         now = self._clock()
         tokens, then = self._buckets.get(name, (self._capacity, now))
         tokens = min(self._capacity, tokens + (now - then) * self._per_second)
@@ -44,10 +44,10 @@ class TokenBuckets:
 
 class RateLimit:
     """
-    Answers 429 to a caller that asks too fast, with the whole seconds to wait. It belongs inside authentication.
+    Answers 429, with the seconds to wait, to a caller that sends too many requests. Place it inside authentication.
 
     Args:
-        buckets: What callers take from; routes that share it are limited together.
+        buckets: The callers' tokens; routes with the same buckets share one limit.
     """
 
     def __init__(self, app: ASGIApp, *, buckets: TokenBuckets) -> None:

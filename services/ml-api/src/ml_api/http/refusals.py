@@ -1,4 +1,4 @@
-"""Answers, counts and logs requests that the server refuses before the application sees them."""
+"""Answers, counts and logs requests that the server refuses before the application gets them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["EVENTS", "REASONS", "ConnectionEvents", "Refusal"]
 _log = logging.getLogger("ml_api.server")
 
 EVENTS = "ml_api.connection_events"
-"""Where a lifespan's state holds the `ConnectionEvents` of the application."""
+"""The key of the application's `ConnectionEvents` in the lifespan state."""
 
 REASONS = (
     "malformed",
@@ -29,20 +29,20 @@ REASONS = (
     "too-many-pipelined",
     "too-many-connections",
 )
-"""Every value of the label `reason`."""
+"""Every value of the metric label `reason`."""
 
-_LOG_EVERY = 60.0  # s: a stranger must not be able to fill the log
+_LOG_EVERY = 60.0  # s, so that strangers cannot fill the log
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """
-    The last answer on a connection.
+    The answer to a refused request; the connection is closed after it.
 
     Args:
         reason: One of `REASONS`, for metrics and logs.
         slug: The last part of the problem document's type.
-        detail: What to do next, for the person who reads it; nothing of the request is in it.
+        detail: What is wrong and what to do, for people; without anything of the request.
     """
 
     status: int
@@ -51,7 +51,7 @@ class Refusal:
     detail: str
 
     def render(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The answer's bytes, with *headers* beside its own."""
+        """Return the bytes of the response, with the further *headers*."""
         document = problem_document(self.status, self.slug, self.detail)
         body = json.dumps(document, separators=(",", ":")).encode()
         lines = [
@@ -70,11 +70,11 @@ class Refusal:
 
 class ConnectionEvents:
     """
-    Counts what is refused, and logs each reason at most once a minute.
+    Counts refusals, and logs each reason at most once a minute.
 
     Args:
-        refused: Called with a reason for each refusal.
-        opened: Called with 1 for a connection that opens, with -1 for one that closes.
+        refused: Called with the reason of each refusal.
+        opened: Called with 1 when a connection opens, and with -1 when one closes.
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class ConnectionEvents:
     ) -> None:
         self._refused, self.opened, self._clock = refused, opened, clock
         self._next_line: dict[str, float] = {}
-        self._unsaid: dict[str, int] = {}
+        self._unlogged: dict[str, int] = {}
 
     def refused(self, reason: str) -> None:
         self._refused(reason)
-        count, now = self._unsaid.get(reason, 0) + 1, self._clock()
+        count, now = self._unlogged.get(reason, 0) + 1, self._clock()
         if now >= self._next_line.get(reason, now):
             _log.warning("connection refused or cut", extra={"reason": reason, "count": count})
             self._next_line[reason], count = now + _LOG_EVERY, 0
-        self._unsaid[reason] = count
+        self._unlogged[reason] = count

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol (KServe V2) over the models that are loaded."""
+"""The Open Inference Protocol (KServe V2) for the loaded models."""

@@ -32,15 +32,15 @@ DTYPES: dict[str, np.dtype[Any]] = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
 }
-"""NumPy's types of the same values, little-endian; all but BYTES have one."""
+"""The NumPy type of each datatype, little-endian; BYTES has none."""
 
 
 class DatatypeMismatch(ValueError):
     """
-    A value is not one of the tensor's datatype.
+    A value is not of the tensor's datatype.
 
     Attributes:
-        index: Where it is, counted row by row.
+        index: The position of the value, counted row by row.
         reason: What is wrong with it, without the value.
     """
 
@@ -51,15 +51,15 @@ class DatatypeMismatch(ValueError):
 
 def typed_values(values: list[Any], datatype: Datatype) -> list[Any]:
     """
-    Check that *values* are of *datatype*; None, a missing value, is of every type.
+    Check that *values* are of *datatype*, and return them; None, a missing value, is valid for every type.
 
-    FP16 and FP32 give the nearest number of that type. A number with more digits than the type holds is refused: the
-    sender meant another number than the type says.
+    FP16 and FP32 give the nearest number of that type. A number with more digits than the type can hold is refused,
+    because the model would get another number than the sender meant.
 
     Raises:
-        DatatypeMismatch: One value is not of the type.
+        DatatypeMismatch: A value is not of the type.
 
-    Cost: linear, about 0.1 us a value.
+    Cost: linear, about 0.1 us per value.
     """
     read = _READERS[datatype]
     typed: list[Any] = []
@@ -76,13 +76,13 @@ def typed_values(values: list[Any], datatype: Datatype) -> list[Any]:
 
 def _boolean(value: Any) -> bool:
     if type(value) is not bool:
-        raise ValueError("is not true or false, as BOOL says")
+        raise ValueError("is not true or false, which BOOL requires")
     return value
 
 
 def _text(value: Any) -> str:
     if type(value) is not str:
-        raise ValueError("is not text, as BYTES says")
+        raise ValueError("is not text, which BYTES requires")
     return value
 
 
@@ -91,18 +91,18 @@ def _integer(name: str) -> Callable[[Any], int]:
 
     def read(value: Any) -> int:
         if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"is not a whole number from {least} to {most}, as {name} says")
+            raise ValueError(f"is not a whole number from {least} to {most}, which {name} requires")
         return value
 
     return read
 
 
 def _number(value: Any) -> float | int:
-    """A number as it was sent: whether an integer of this size may be a feature's value is the model's to say."""
+    """Return a finite number unchanged; the model's policy decides about large integers."""
     if type(value) is int:
         return value
     if type(value) is not float or not math.isfinite(value):
-        raise ValueError("is not a number, as FP64 says")
+        raise ValueError("is not a number, which FP64 requires")
     return value
 
 
@@ -111,7 +111,7 @@ def _narrow(name: str) -> Callable[[Any], float]:
 
     def read(value: Any) -> float:
         if type(value) not in {int, float}:
-            raise ValueError(f"is not a number, as {name} says")
+            raise ValueError(f"is not a number, which {name} requires")
         try:
             with np.errstate(over="ignore"):
                 nearest = narrow(value)
@@ -120,9 +120,9 @@ def _narrow(name: str) -> Callable[[Any], float]:
         number = float(nearest)
         if not math.isfinite(number):
             raise ValueError(f"is too large for {name}")
-        # Equal, or written with just the digits that tell it from its neighbours of this type: 0.1 is an FP32.
+        # Accepted are an equal number, and the shortest text of the nearest number: 0.1 is a valid FP32.
         if number != value and float(str(nearest)) != value:
-            raise ValueError(f"has more digits than {name} holds; send it as FP64")
+            raise ValueError(f"has more digits than {name} can hold; send it as FP64")
         return number
 
     return read

@@ -1,8 +1,8 @@
 """
-Errors under /v2 as clients of the Open Inference Protocol read them: with a member `error`, whoever refused.
+Adds the member `error` to errors under /v2, where clients of the Open Inference Protocol look for the message.
 
-Authentication, limits and the idempotency middleware know nothing of that protocol, and a client that looks for
-`error` and finds none reports a fault of its own instead of theirs.
+Authentication, limits and the idempotency middleware do not know that protocol. If a client found no `error` in their
+answers, it would report an error of its own instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["InferenceErrors"]
 
 
 class InferenceErrors:
-    """Adds to every problem document under /v2 its `detail` as `error`, a text. Pure ASGI; it belongs outermost."""
+    """Adds to every problem document under /v2 its `detail` as the text `error`. Place it outside the other layers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -35,7 +35,7 @@ class InferenceErrors:
         async def send_with_error(message: Message) -> None:
             nonlocal start, document
             if message["type"] == "http.response.start" and _is_problem(message):
-                start = message  # held back: its length changes with its body
+                start = message  # sent later, because the content-length changes
             elif start is None:
                 await send(message)
             else:

@@ -1,4 +1,4 @@
-"""Describes models: the protocol's metadata, Triton's configuration of a model, and the repository's index."""
+"""Describes models: the protocol's metadata, Triton's model configuration, and the repository index."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Described = dict[str, Any]
 
 def model_metadata(name: str, model: Model) -> Described:
     """
-    The metadata of one model.
+    Return the metadata of one model.
 
-    `inputs` are the tensors of the usual request: the matrix, or for a model with text categories a tensor for each
-    feature. `features` and `classes` say the same of every model: names, datatypes, categories and labels.
+    `inputs` are the tensors of the usual request: one matrix, or for a model with text categories one tensor per
+    feature. `features` and `classes` have the same form for every model: names, datatypes, categories and labels.
     """
     info = model.info
     features = [
@@ -52,7 +52,7 @@ def model_metadata(name: str, model: Model) -> Described:
 
 
 def model_config(name: str, model: Model) -> Described:
-    """The configuration of one model, as Triton's clients read it."""
+    """Return the configuration of one model, in the form that Triton's clients expect."""
     metadata = model_metadata(name, model)
 
     def tensors(members: list[Described]) -> list[Described]:
@@ -78,7 +78,7 @@ def model_config(name: str, model: Model) -> Described:
 
 
 def repository_index(models: Mapping[str, ModelSlot]) -> list[Described]:
-    """Every model that is served, with its version."""
+    """Return every served model with its version."""
     return [
         {"name": name, "version": slot.current.info.version, "state": "READY", "reason": ""}
         for name, slot in sorted(models.items())
@@ -86,7 +86,7 @@ def repository_index(models: Mapping[str, ModelSlot]) -> list[Described]:
 
 
 def _outputs(model: Model) -> list[Described]:
-    """`predict`, which is always answered, and what may be asked for beside it."""
+    """Return the tensors of `predict`, which every model has, and of the further outputs that it offers."""
     info = model.info
     several = [info.n_classes] if info.n_classes > 1 else []
     outputs: list[Described] = [{"name": "predict", "datatype": "FP64", "shape": [-1, *several]}]

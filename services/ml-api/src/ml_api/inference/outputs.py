@@ -1,8 +1,8 @@
 """
-Answers of the Open Inference Protocol: what a model is asked, and how its outputs are written.
+Computes and writes the outputs of an answer of the Open Inference Protocol.
 
-Beside `predict` a model offers, where asked for by name, `probabilities` and `label` of a classifier, and
-`contributions` and `bias`: each feature's share of the raw score (SHAP).
+Every model offers `predict`; a classifier also `probabilities` and `label`; a model without linear trees also
+`contributions` and `bias` (SHAP). A request asks for outputs by name.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from predictor import Explanation, Model, Unsupported
 
 __all__ = ["InferResponse", "answer_inference", "is_costly"]
 
-_MAX_SHARES = 2_000_000
-"""Of one answer: contributions cost up to a hundred times a prediction."""
+_MAX_CONTRIBUTIONS = 2_000_000
+"""Most contributions in one answer, because they cost up to a hundred times a prediction."""
 
 
 class OutputTensorParameters(Struct):
-    """The parameters beside an output's values."""
+    """The parameters of an output."""
 
     non_finite_rows: Annotated[
         str | UnsetType,
-        Meta(description="The rows, counted from 0, whose place is null (bytes: NaN or infinite)."),
+        Meta(description="The rows, counted from 0, that have a value of null (in bytes: NaN or infinite)."),
     ] = UNSET
     iterations: Annotated[
         str | UnsetType, Meta(description="Of `staged`: the number of iterations of each block.")
     ] = UNSET
     binary_data_size: Annotated[
-        int | UnsetType, Meta(description="How many bytes behind the JSON are this output's.")
+        int | UnsetType, Meta(description="How many of the bytes after the JSON belong to this output.")
     ] = UNSET
 
 
 class OutputTensor(Struct):
-    """One output, row by row; null where a row's value is no finite number; without data where it comes as bytes."""
+    """One output, row by row; a value that is not finite is null. An output that is sent as bytes has no `data`."""
 
     name: Literal[OutputName, "staged"]
     shape: list[int]
@@ -55,7 +55,7 @@ class OutputTensor(Struct):
 
 
 class InferResponse(Struct):
-    """An answer of the protocol: `predict` is float64[n], or float64[n, outputs] where a row has several."""
+    """An answer of the protocol; `predict` has the shape [n], or [n, outputs] if the model has several outputs."""
 
     model_name: str
     model_version: str
@@ -64,7 +64,7 @@ class InferResponse(Struct):
 
 
 def is_costly(request: InferRequest, default: Sequence[OutputName]) -> bool:
-    """Whether the answer takes much longer than a prediction: then it is made in a thread."""
+    """Whether the answer takes much longer than a prediction, so that it should be computed in a thread."""
     wanted = {output.name for output in request.outputs} if request.outputs else set(default)
     return bool(wanted & {"contributions", "bias"}) or request.parameters.staged is not None
 
@@ -73,14 +73,14 @@ def answer_inference(
     request: InferRequest, model: Model, name: str, rows: Any, default: Sequence[OutputName]
 ) -> tuple[bytes, int | None]:
     """
-    Ask *model*, and write the answer.
+    Compute the requested outputs of *model* for *rows*, and write the answer.
 
     Args:
-        default: The outputs of a request that names none.
+        default: The outputs if the request names none.
     Returns:
-        The body; and how many bytes of it are JSON, None for all.
+        The body, and how many bytes of it are JSON; None for all.
     Raises:
-        Problem: 422; the model does not offer an output, or no row has a finite prediction.
+        Problem: 422: the model does not offer an output, no row has a finite prediction, or the answer is too large.
         SchemaError: A row does not fit the model.
     """
     outputs = request.outputs or [RequestedOutput(name=name) for name in default]
@@ -99,7 +99,7 @@ def answer_inference(
                 _described("staged", staged, "FP64", binary, pieces, iterations=request.parameters.staged)
             )
     except Unsupported as error:
-        raise Problem(422, "output-not-offered", f"The model offers no such output: {error}") from None
+        raise Problem(422, "output-not-offered", f"The model does not offer this output: {error}") from None
     answer = InferResponse(name, model.info.version, described, UNSET if request.id is None else request.id)
     text = msgspec.json.encode(answer)
     return b"".join([text, *pieces]), len(text) if pieces else None
@@ -113,7 +113,7 @@ class _Answers:
         self._raw, self._iterations = request.parameters.raw, request.iterations
 
     def of(self, output: RequestedOutput) -> tuple[NDArray[Any], Datatype]:
-        """The values of one output, and their datatype."""
+        """Return the values of one output, and their datatype."""
         if output.parameters.classification:
             return self._classification(output.parameters.classification), "BYTES"
         match output.name:
@@ -129,25 +129,25 @@ class _Answers:
                 return self._explanation.bias, "FP64"
 
     def staged(self) -> NDArray[np.float64]:
-        """Predictions after so many iterations: float64 [stages, n], or [stages, n, outputs]."""
+        """Return the predictions after each requested number of iterations: [stages, n], or [stages, n, outputs]."""
         stages = self._model.staged(self._rows, self._iterations, raw=self._raw)
         return np.stack([values for _, values in stages])
 
     @cached_property
     def _explanation(self) -> Explanation:
-        shares = len(self._rows) * len(self._model.info.features) * self._model.info.n_classes
-        if shares > _MAX_SHARES:
-            detail = f"The answer would hold {shares} contributions; at most {_MAX_SHARES} go"
+        count = len(self._rows) * len(self._model.info.features) * self._model.info.n_classes
+        if count > _MAX_CONTRIBUTIONS:
+            detail = f"The answer would have {count} contributions, more than {_MAX_CONTRIBUTIONS}; send fewer rows"
             raise Problem(422, "too-many-rows", detail)
         return self._model.explain(self._rows)
 
     def _classification(self, count: int) -> NDArray[Any]:
-        chances = self._model.predict_proba(self._rows)
-        labels = self._model.info.classes or range(chances.shape[1])
-        best = np.argsort(-chances, axis=1, kind="stable")[:, :count]
+        probabilities = self._model.predict_proba(self._rows)
+        labels = self._model.info.classes or range(probabilities.shape[1])
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
         texts = [
             [f"{row[index]!r}:{index}:{labels[index]}" for index in order]
-            for row, order in zip(chances.tolist(), best.tolist(), strict=True)
+            for row, order in zip(probabilities.tolist(), best.tolist(), strict=True)
         ]
         return np.array(texts, object).reshape(best.shape)
 
@@ -161,7 +161,7 @@ def _described(
     *,
     iterations: str | None = None,
 ) -> OutputTensor:
-    """One output of the answer; bytes are added to *pieces*. With *iterations*, rows are the second axis."""
+    """Return one output; with *binary*, its bytes are appended to *pieces*. With *iterations*, rows are axis 1."""
     flat = values.ravel().tolist()
     if datatype == "BYTES":
         flat = list(map(str, flat))
@@ -173,14 +173,14 @@ def _described(
         pieces.append(write_values(flat, datatype))
         parameters.binary_data_size = len(pieces[-1])
     else:
-        output.data = flat  # where it is no finite number, msgspec writes null
+        output.data = flat  # msgspec writes null for a number that is not finite
     if parameters != OutputTensorParameters():
         output.parameters = parameters
     return output
 
 
 def _non_finite(values: NDArray[np.float64], rows_axis: int) -> str:
-    """The rows with a value that is no finite number; a Problem where there is no other row."""
+    """Return the numbers of the rows that are not finite, as text; raise a Problem if all rows are so."""
     finite = np.isfinite(values).all(axis=tuple(axis for axis in range(values.ndim) if axis != rows_axis))
     if finite.all():
         return ""
@@ -188,6 +188,6 @@ def _non_finite(values: NDArray[np.float64], rows_axis: int) -> str:
         raise Problem(
             422,
             "prediction-not-finite",
-            "The model's prediction is no finite number for any of the rows; their values are too extreme for it",
+            "No row has a finite prediction: the values are too extreme for the model; send other values",
         )
     return ",".join(map(str, np.flatnonzero(~finite).tolist()))

@@ -1,8 +1,8 @@
 """
-Requests of the Open Inference Protocol (KServe V2): what they may say, and how they are read.
+Requests of the Open Inference Protocol (KServe V2): their schema and parser.
 
-A request is JSON. With the binary tensor extension the JSON is followed by the bytes of those tensors that say how many
-of them are theirs.
+A request is JSON. With the binary tensor extension, the bytes of the tensors that have a `binary_data_size` follow the
+JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ml_api.inference.datatypes import Datatype
 __all__ = ["HEADER_LENGTH", "InferRequest", "InputTensor", "OutputName", "parse_inference"]
 
 HEADER_LENGTH = "inference-header-content-length"
-"""The header that says how many bytes of a body are JSON; the rest belongs to binary tensors."""
+"""The header with the number of bytes of the body that are JSON; the rest are binary tensors."""
 
 OutputName = Literal["predict", "probabilities", "label", "contributions", "bias"]
 
@@ -36,12 +36,12 @@ class TensorParameters(_Part):
     """The parameters of a tensor."""
 
     binary_data_size: Annotated[
-        int | None, Field(ge=0, description="How many bytes behind the JSON are this tensor's.")
+        int | None, Field(ge=0, description="How many of the bytes after the JSON belong to this tensor.")
     ] = None
 
 
 class Tensor(_Part):
-    """One tensor: its values row by row, flat or nested as its shape; or behind the JSON, as bytes."""
+    """One tensor: its values row by row, flat or nested like its shape; or as bytes after the JSON."""
 
     name: Annotated[str, Field(max_length=256)]
     shape: Annotated[list[Size], Field(min_length=1, max_length=2)]
@@ -53,14 +53,19 @@ class Tensor(_Part):
 class OutputParameters(_Part):
     """The parameters of a requested output."""
 
-    binary_data: Annotated[bool | None, Field(description="As bytes behind the JSON.")] = None
+    binary_data: Annotated[bool | None, Field(description="As bytes after the JSON.")] = None
     classification: Annotated[
-        int, Field(ge=0, le=10_000, description="The best so many classes, as `probability:index:label`.")
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="How many of the most probable classes to return, as `probability:index:label`; 0: none.",
+        ),
     ] = 0
 
 
 class RequestedOutput(_Part):
-    """An output that the caller wants."""
+    """A requested output."""
 
     name: OutputName
     parameters: OutputParameters = OutputParameters()
@@ -76,11 +81,11 @@ class RequestParameters(_Part):
         str | None,
         Field(
             pattern=r"^[1-9][0-9]{0,6}(,[1-9][0-9]{0,6}){0,15}$",
-            description="Numbers of iterations, separated by commas: adds the output `staged`, what the model predicts "
-            "after each of them.",
+            description="Numbers of iterations, separated by commas. Adds the output `staged`: the predictions after "
+            "each of these numbers.",
         ),
     ] = None
-    binary_data_output: Annotated[bool, Field(description="All outputs as bytes behind the JSON.")] = False
+    binary_data_output: Annotated[bool, Field(description="All outputs as bytes after the JSON.")] = False
 
 
 class InferRequest(_Part):
@@ -90,7 +95,7 @@ class InferRequest(_Part):
     inputs: Annotated[list[Tensor], Field(min_length=1)]
     outputs: Annotated[
         list[RequestedOutput] | None,
-        Field(description="Default: `predict`; of explain, `contributions` and `bias`."),
+        Field(description="Default: `predict`; for explain, `contributions` and `bias`."),
     ] = None
     parameters: RequestParameters = RequestParameters()
 
@@ -102,7 +107,7 @@ class InferRequest(_Part):
 
 @dataclass(frozen=True, slots=True)
 class InputTensor:
-    """A tensor with its values: JSON values, perhaps nested; or flat, and read from bytes already."""
+    """A tensor with its values: JSON values, maybe nested; or flat values that were read from bytes."""
 
     name: str
     shape: Sequence[int]
@@ -116,9 +121,9 @@ def parse_inference(body: bytes, header_length: str | None = None) -> tuple[Infe
     Read one request.
 
     Args:
-        header_length: The value of `HEADER_LENGTH`; None where the body is JSON alone.
+        header_length: The value of the header `HEADER_LENGTH`; None if the whole body is JSON.
     Raises:
-        Problem: 422 with the violations; nothing of the body is echoed.
+        Problem: 422 with the violations; it contains nothing of the body but tensor names.
     """
     size = _json_size(body, header_length)
     request = read_model(InferRequest, body[:size])
@@ -129,7 +134,7 @@ def _json_size(body: bytes, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
     if not (header_length.isascii() and header_length.isdigit() and int(header_length[:10]) <= len(body)):
-        raise _binary(f"{HEADER_LENGTH} must be the length of the JSON, at most that of the body")
+        raise _binary(f"{HEADER_LENGTH} must be the length of the JSON in bytes, at most that of the body")
     return int(header_length)
 
 
@@ -149,7 +154,7 @@ def _with_values(tensors: Sequence[Tensor], behind: memoryview) -> list[InputTen
         filled.append(InputTensor(tensor.name, tensor.shape, tensor.datatype, values, binary=True))
         begin += size
     if begin != len(behind):
-        raise _binary(f"{len(behind)} bytes follow the JSON, and its tensors claim {begin}")
+        raise _binary(f"{len(behind)} bytes follow the JSON, but binary_data_size of all tensors is {begin}")
     return filled
 
 

@@ -1,4 +1,4 @@
-"""The routes of the Open Inference Protocol: health, metadata, and `infer` and `explain` under /predict's promise."""
+"""The routes of the Open Inference Protocol: health, metadata, and `infer` and `explain`, which are safe to retry."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ from predictor import ModelSlot, SchemaError
 __all__ = ["EXTENSIONS", "inference_routes"]
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
-"""The extensions of the protocol that are spoken here, by Triton's names."""
+"""The supported extensions of the protocol, by Triton's names."""
 
-_INLINE_BYTES = 16_384  # a larger body is read and answered in a thread: the event loop must not stand for it
+_INLINE_BYTES = (
+    16_384  # a larger body is parsed and answered in a thread, so that it does not block the event loop
+)
 
 Asked: TypeAlias = tuple[InferRequest, list[InputTensor]]
 
@@ -37,11 +39,11 @@ def inference_routes(
     models: Mapping[str, ModelSlot], metrics: Metrics, *, guard: Guard, keyed: Sequence[Middleware]
 ) -> list[Route]:
     """
-    The routes for *models*, by name. Orchestrators and clients ask for health before they have a key: that is open.
+    Return the routes for *models* by name. Health needs no key, because orchestrators and clients ask without one.
 
     Args:
-        guard: Stands before all that concerns a model.
-        keyed: What `infer` is wrapped in behind it: idempotency and the handler's deadline.
+        guard: Authentication, for every route about models.
+        keyed: The middleware of `infer` and `explain`, inside the guard: rate limit, idempotency and so on.
     """
 
     async def server(_: Request) -> Response:
@@ -98,7 +100,7 @@ def inference_routes(
         slot = models.get(name)
         wanted: Any = request.path_params.get("version")
         if slot is None or (wanted is not None and wanted != slot.current.info.version):
-            raise HTTPException(404, f"There is no such model here; there is {', '.join(sorted(models))}")
+            raise HTTPException(404, f"No such model or version; the models are {', '.join(sorted(models))}")
         return name, slot
 
     of_model = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")

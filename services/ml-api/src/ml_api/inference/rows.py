@@ -1,9 +1,9 @@
 """
-Turns tensors into rows of a model.
+Converts tensors to rows for a model.
 
-A request brings either one tensor of shape [n, features], columns in the model's order, or one tensor of shape [n] or
-[n, 1] for each feature, by name; the latter is the way to send text, and features of different datatypes. Both become
-rows that the model's own encoder reads under its manifest's policy. `null`, or NaN in bytes, is a missing value.
+A request has either one tensor of shape [n, features], with columns in the model's order, or one tensor of shape [n] or
+[n, 1] per feature, by its name. Text, and features of different datatypes, need one tensor per feature. The model
+encodes the rows by its manifest and policy. `null`, or NaN in bytes, is a missing value.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _FLOATS = frozenset({"FP16", "FP32", "FP64"})
 
 def rows_of(tensors: Sequence[InputTensor], model: Model) -> Any:
     """
-    Put the tensors into rows, as `Model.predict` takes them.
+    Return the tensors as rows for `Model.predict`.
 
     Raises:
-        Problem: 422; the tensors do not fit each other, their datatypes or the model.
+        Problem: 422: the tensors do not fit each other, their datatypes or the model.
     """
     features = model.info.features
     first = tensors[0]
@@ -45,7 +45,7 @@ def rows_of(tensors: Sequence[InputTensor], model: Model) -> Any:
 
 
 def datatype_of(feature: Feature) -> Datatype:
-    """The datatype in which a feature's values are at home; numbers are also taken as any other type of number."""
+    """Return the usual datatype of a feature; a number may also be sent as any other type of number."""
     match feature.kind:
         case "number":
             return "FP64"
@@ -56,7 +56,7 @@ def datatype_of(feature: Feature) -> Datatype:
 
 
 def label_datatype(labels: Sequence[object]) -> Datatype:
-    """The datatype of category or class labels."""
+    """Return the datatype of category or class labels."""
     kinds = {type(label) for label in labels}
     return {frozenset({bool}): "BOOL", frozenset({int}): "INT64", frozenset({float}): "FP64"}.get(  # type: ignore[return-value]
         frozenset(kinds), "BYTES"
@@ -64,7 +64,7 @@ def label_datatype(labels: Sequence[object]) -> Datatype:
 
 
 def unfit_row(error: SchemaError, tensors: Sequence[InputTensor], model: Model) -> Problem:
-    """The refusal for a row that the model's encoder refused."""
+    """Return the error for a row that the model refused."""
     detail = str(error)
     if len(tensors[0].shape) == 2 and len(tensors) == 1 and _texts(model):
         detail += f"; {_instead(model)}"
@@ -87,7 +87,7 @@ def _matrix(tensor: InputTensor, model: Model) -> Any:
 
 
 def _instead(model: Model) -> str:
-    """The request to send where a matrix will not do: the first few features, with their datatypes."""
+    """Say what to send instead of a matrix, with the first few features and their datatypes."""
     shown = [f"{feature.name} {datatype_of(feature)}" for feature in model.features[:4]]
     more = f" and {len(model.features) - 4} more" if len(model.features) > 4 else ""
     return f"send one tensor of shape [n] for each feature, by its name, instead: {', '.join(shown)}{more}"
@@ -99,7 +99,7 @@ def _texts(model: Model) -> bool:
 
 def _column(tensor: InputTensor) -> list[Any]:
     if len(tensor.shape) == 2 and tensor.shape[1] != 1:
-        raise _unfit(f"tensor {tensor.name!r} of one feature must have the shape [n] or [n, 1]")
+        raise _unfit(f"tensor {tensor.name!r} is for one feature, so its shape must be [n] or [n, 1]")
     return _values(tensor)
 
 
@@ -128,5 +128,5 @@ def _flat(tensor: InputTensor) -> list[Any]:
 
 
 def _unfit(detail: str) -> Problem:
-    sentence = f"{detail[0].upper()}{detail[1:]}; GET the model's metadata for its shape"
+    sentence = f"{detail[0].upper()}{detail[1:]}; GET the model's metadata to see its tensors"
     return Problem(422, "tensors-do-not-fit", sentence)

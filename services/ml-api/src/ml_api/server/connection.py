@@ -1,9 +1,9 @@
 """
-Runs one connection: how long it may wait, how its responses are written, how it ends.
+One connection: its timers, how its responses are written, and how it is closed.
 
-uvicorn's own connection has one timer, between an answer and the next byte, whatever that byte is. So one that says
-nothing, or a blank line, or half a request, or that does not read its answer, stays open for ever. Here a timer runs
-whenever no request does, another whenever the client does not read, and a connection that is to be closed is.
+uvicorn's own connection has only one timer, from an answer to the next byte. So a connection stays open for ever if the
+client sends nothing at all, a blank line or half a request, or does not read its answer. Here one timer runs while no
+request is being answered, another while the client does not read, and closing always ends the connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ml_api.http.auth import let_in
+from ml_api.http.auth import is_authenticated
 from ml_api.http.refusals import EVENTS, ConnectionEvents, Refusal
 from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.connection_table import ConnectionTable
@@ -27,25 +27,28 @@ __all__ = ["Connection", "Reading"]
 
 
 class Reading(Enum):
-    """The part of a request that was read last."""
+    """The part of a request that is being read."""
 
-    NOTHING = auto()  # the last one is whole, or there was none
+    NOTHING = auto()  # the last request is complete, or there was none
     HEADERS = auto()
     BODY = auto()
 
 
 _TOO_MANY = Refusal(
-    503, "too-many-connections", "too-many-connections", "All connections are at work; send the request again"
+    503,
+    "too-many-connections",
+    "too-many-connections",
+    "All connections are busy; send the request again later",
 )
 
-_SEND_BUFFER = 262_144  # bytes; the kernel reserves as much again for itself
+_SEND_BUFFER = 262_144  # bytes; the kernel reserves the same again for itself
 
 
-def _bound_what_the_kernel_holds(transport: asyncio.Transport, write_timeout: float) -> None:
+def _limit_send_buffer(transport: asyncio.Transport, write_timeout: float) -> None:
     """
-    Keep the kernel from taking megabytes of an answer that is not read, and from holding them after our close.
+    Limit how much of an answer the kernel buffers for a client that does not read, and for how long.
 
-    By default Linux takes 4 MB a connection, and keeps them for minutes.
+    By default Linux buffers up to 4 MB per connection, and keeps it for minutes, also after the connection is closed.
     """
     endpoint = transport.get_extra_info("socket")
     if endpoint is None or endpoint.family not in {socket.AF_INET, socket.AF_INET6}:
@@ -57,7 +60,7 @@ def _bound_what_the_kernel_holds(transport: asyncio.Transport, write_timeout: fl
 
 
 class _ClientTransport(OneWrite):
-    """The transport as uvicorn and the application see it: to close it is to end the connection in good order."""
+    """The transport that uvicorn and the application use; `close` ends the connection as `Connection` wants it."""
 
     def __init__(
         self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, leave: Callable[[], None]
@@ -75,10 +78,10 @@ class _ClientTransport(OneWrite):
 
 class Connection(HttpToolsProtocol):
     """
-    uvicorn's connection, with `ConnectionLimits` and a place in a `ConnectionTable`.
+    uvicorn's connection, with `ConnectionLimits`, and counted in a `ConnectionTable`.
 
-    Both are read from uvicorn's configuration, where it has them (`limits`, `connections`). Where the lifespan's state
-    holds `ConnectionEvents`, they hear of what is refused.
+    Both come from uvicorn's configuration (`limits`, `connections`), if it has them. The `ConnectionEvents` in the
+    lifespan state, if any, are told about refusals.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -91,20 +94,22 @@ class Connection(HttpToolsProtocol):
         self.events: ConnectionEvents = self.app_state.get(EVENTS) or ConnectionEvents()
         self.timeout_keep_alive = self.limits.keep_alive_timeout  # type: ignore[assignment]
         self.reading = Reading.NOTHING
-        self._running: Any = None  # the exchange that is being answered; uvicorn's `cycle` is the newest
+        self._running: Any = (
+            None  # the request cycle that is being answered; uvicorn's `cycle` is the newest one
+        )
         self._raw: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._last: Refusal | None = None  # what is answered once everything before it is
+        self._last: Refusal | None = None  # the refusal to send after all earlier answers
         self._stopping = False
         self._lingered = 0
 
-    # What asyncio calls
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._raw = transport
-        _bound_what_the_kernel_holds(transport, self.limits.write_timeout)
+        _limit_send_buffer(transport, self.limits.write_timeout)
         self.transport = _ClientTransport(transport, self.loop, self._leave)  # type: ignore[assignment]
         self.events.opened(1)
         if self.table.admit(self):
@@ -129,7 +134,7 @@ class Connection(HttpToolsProtocol):
         if not self.left:
             self._stop_write_timer()
 
-    # What uvicorn calls
+    # Called by uvicorn
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -154,54 +159,54 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    # What the table and the parser's callbacks call
+    # Called by the table and by the parser's callbacks
 
     @property
     def runs(self) -> bool:
-        """Whether a request is being answered, or waits for that behind another one."""
+        """Whether a request is being answered, or waits for an earlier one to be answered."""
         return bool(self.cycle) and not self.cycle.response_complete
 
     @property
     def anonymous(self) -> bool:
-        """Whether the request that runs was not let in with a key."""
-        return self._running is None or not let_in(self._running.scope)
+        """Whether the running request had no valid key."""
+        return self._running is None or not is_authenticated(self._running.scope)
 
     @property
     def left(self) -> bool:
-        """Whether the connection is being closed: nothing that arrives counts any more."""
+        """Whether the connection is being closed; bytes that arrive now are dropped."""
         return bool(self.transport.is_closing())
 
     @property
     def refused(self) -> bool:
-        """Whether what arrives is dropped: the connection is being closed, or will be behind the answers before."""
+        """Whether bytes that arrive are dropped: the connection is being closed, or will be after earlier answers."""
         return self._last is not None or self.left
 
     @property
     def stopping(self) -> bool:
-        """Whether the server stops: the answer that is being made is the last one."""
+        """Whether the server is stopping, so that the running request is the connection's last one."""
         return self._stopping
 
     def wait(self, seconds: float) -> None:
-        """Give the client *seconds* until `stop_waiting`; then `waited_too_long` is called."""
+        """Call `waited_too_long` after *seconds*, unless `stop_waiting` is called before."""
         self._stop_timer()
         self._timer = self.loop.call_later(seconds, self._time_is_over)
 
     def stop_waiting(self) -> None:
-        """A request's headers are complete: its body and its answer have clocks of their own."""
+        """Stop the timer, because a request's headers are complete; body and answer have other timers."""
         self._stop_timer()
         self.table.works(self)
 
     @property
     def waits(self) -> bool:
-        """Whether a timer runs for the next headers."""
+        """Whether the timer for a request's headers is running."""
         return self._timer is not None
 
     def waited_too_long(self) -> None:
-        """The time for a request's headers is over."""
+        """Close the connection, because the time for a request's headers is over."""
         self._leave()
 
     def refuse(self, refusal: Refusal) -> None:
-        """Answer no more than what was asked before, then *refusal*, and close."""
+        """Answer the earlier requests, then send *refusal* and close."""
         if self.refused:
             return
         self.events.refused(refusal.reason)
@@ -214,47 +219,47 @@ class Connection(HttpToolsProtocol):
             self._say_last(refusal)
 
     def evict(self) -> None:
-        """Close at once: the connection was open, and its place is needed."""
+        """Close at once, to make room for a new connection."""
         self.events.refused("too-many-connections")
         self._cut()
 
     def discard(self, size: int) -> None:
-        """Note that *size* bytes arrived and were dropped."""
+        """Count *size* bytes that arrived and were dropped."""
         self._lingered += size
         if self._lingered > self.limits.linger_bytes:
             if self.left:
                 self._cut()
             else:
-                self.flow.pause_reading()  # answers are still being made; what waits stays with the client
+                self.flow.pause_reading()  # earlier answers are still being made; stop reading meanwhile
 
-    # How it ends
+    # Closing
 
     def _give_up_unfinished(self) -> None:
-        """Let go of the request whose rest cannot be read; the ones before it are answered."""
+        """Drop the request whose rest cannot be read; earlier requests are still answered."""
         cycle = self.cycle
         if self.pipeline and self.pipeline[0][0] is cycle:
             self.pipeline.popleft()
-            self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # what is answered before
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # the request before it
             return
         begun = cycle.response_started
         cycle.disconnected = cycle.response_complete = True
         cycle.message_event.set()
         if begun:
-            self._cut()  # half of an answer cannot be followed by another
+            self._cut()  # after half an answer no other can follow
 
     def _say_last(self, refusal: Refusal) -> None:
         self.transport.write(refusal.render(self.server_state.default_headers))
         self._leave()
 
     def _leave(self) -> None:
-        """Close behind what was written; from a client that still sends, read on for a moment."""
+        """Close after all output is sent; if the client is still sending, read on for `linger_timeout`."""
         if self.left:
             return
         self._stop_timers()
         self.transport.flush()  # type: ignore[attr-defined]
         self.transport.left = True  # type: ignore[attr-defined]
         self.table.flows(self)
-        self.table.waits(self)  # whoever lingers is the first to go where room is needed
+        self.table.waits(self)  # a lingering connection may be closed first to make room
         if self.reading is Reading.NOTHING and self._last is None:
             self._raw.close()
             self._expect_reading()
@@ -280,7 +285,7 @@ class Connection(HttpToolsProtocol):
             self.waited_too_long()
 
     def _expect_reading(self) -> None:
-        """Cut the connection unless the client reads what was written, in time."""
+        """Cut the connection if the client does not read the output within `write_timeout`."""
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.limits.write_timeout, self._not_read)
 

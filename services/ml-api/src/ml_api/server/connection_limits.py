@@ -1,4 +1,4 @@
-"""Limits what one connection, and all of them together, may use."""
+"""The limits of one connection, and of all connections of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ml_api.settings import Settings
 
 __all__ = ["ConnectionLimits", "raise_descriptor_limit"]
 
-_OTHER_DESCRIPTORS = 32  # for what is opened later: the store's connections, files, sockets of other workers
+_OTHER_DESCRIPTORS = 32  # kept free for the store's connections, files, and sockets of other workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,16 @@ class ConnectionLimits:
     Limits below the application. Durations are in seconds, sizes in bytes.
 
     Attributes:
-        max_header_bytes: Of the request line and headers together; of trailers; and of what frames a chunked body
-            beyond the size of that body.
-        max_header_fields: How many headers, and how many trailers.
+        max_header_bytes: For the request line and headers together; for the trailers; and for the chunk framing, beyond
+            the size of the body.
+        max_header_fields: For the number of headers, and for the number of trailers.
         header_timeout: From the connection, or from the first byte of a later request, to the end of its headers.
         keep_alive_timeout: From an answer to the first byte of the next request.
-        write_timeout: How long a client may not read before the connection is cut.
-        linger_timeout: How long a connection is still read from after a last answer that came before the end of its
-            request. To close at once would reset it, and a reset can destroy an answer that was not read yet.
-        linger_bytes: How much is read at most in that time; it is dropped.
-        max_pipelined: Requests that may wait on one connection behind the one that runs.
+        write_timeout: How long a client may stop reading before the connection is cut.
+        linger_timeout: How long to go on reading after a last answer that was sent before its request was complete. To
+            close at once would reset the connection, and a reset can destroy an answer that the client has not read.
+        linger_bytes: How much to read, and drop, in that time.
+        max_pipelined: Requests that may wait on one connection behind the running one.
         max_connections: Open connections of one process.
     """
 
@@ -44,7 +44,7 @@ class ConnectionLimits:
 
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimits:
-        """The limits that *settings* ask for."""
+        """Return the limits in *settings*."""
         return cls(
             max_header_bytes=settings.max_header_bytes,
             max_header_fields=settings.max_header_fields,
@@ -58,10 +58,10 @@ class ConnectionLimits:
 
 def raise_descriptor_limit(max_connections: int) -> int:
     """
-    Let this process open as many files as *max_connections* need; return how many connections it can really have.
+    Raise this process's file descriptor limit for *max_connections*; return how many connections it can have.
 
-    A process without free descriptors can accept nobody, `/health` included. So what remains below the limit that the
-    system sets is halved: connections may arrive faster than others are closed for them.
+    Without free descriptors, a process cannot accept any connection, not even for `/health`. So only half of the
+    available descriptors are used: connections may arrive faster than others are closed.
     """
     try:
         import resource
@@ -76,7 +76,7 @@ def raise_descriptor_limit(max_connections: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
         except (OSError, ValueError):
-            pass  # a system with a limit of its own below the hard one
+            pass  # some systems have another limit below the hard limit
     if soft == resource.RLIM_INFINITY:
         return max_connections
     return max(1, min(max_connections, (soft - opened - _OTHER_DESCRIPTORS) // 2))

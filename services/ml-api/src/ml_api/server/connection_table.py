@@ -1,4 +1,4 @@
-"""Tracks the open connections of a process, and which of them may be closed to accept a new one."""
+"""Tracks the open connections of a process, and chooses which one to close to accept a new one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["ConnectionTable", "Evictable"]
 
 
 class Evictable(Protocol):
-    """A connection as the table sees it."""
+    """What the table needs of a connection."""
 
     @property
     def anonymous(self) -> bool:
-        """Whether the request that runs was not let in with a key."""
+        """Whether the running request had no valid key."""
         ...
 
     def evict(self) -> None:
@@ -24,15 +24,15 @@ class ConnectionTable:
     """
     Keeps at most *most* connections open.
 
-    A new one is let in while another can be closed for it: the one that has been without a running request for
-    longest, else the one whose client has not read its answer for longest, else the one that has been answering a
-    request without a key for longest. So whoever has no key and holds connections only closes his own. A connection
-    on which a request with a key runs is never closed.
+    If all are open, a new connection is accepted by closing another: the one without a running request for longest;
+    else the one whose client has not read its answer for longest; else the one that has been answering a request
+    without a valid key for longest. So a client without a key that holds many connections loses only its own. A
+    connection with a running request that has a valid key is not closed while its client reads.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._waiting: dict[Evictable, None] = {}  # each in the order in which they came into that state
+        self._waiting: dict[Evictable, None] = {}  # each dict in the order of entering the state
         self._working: dict[Evictable, None] = {}
         self._stalled: dict[Evictable, None] = {}
 
@@ -40,7 +40,7 @@ class ConnectionTable:
         return len(self._waiting) + len(self._working)
 
     def admit(self, connection: Evictable) -> bool:
-        """Count *connection*, which is new; False where there is no room and none can be made: then refuse it."""
+        """Count the new *connection*; return False if there is no room and none can be made: then refuse it."""
         if len(self) >= self._most and (victim := self._victim()) is not None:
             self.remove(victim)
             victim.evict()
@@ -49,30 +49,30 @@ class ConnectionTable:
         return has_room
 
     def remove(self, connection: Evictable) -> None:
-        """Forget a connection that is closed."""
+        """Remove a closed connection."""
         self._waiting.pop(connection, None)
         self._working.pop(connection, None)
         self._stalled.pop(connection, None)
 
     def waits(self, connection: Evictable) -> None:
-        """No request runs on *connection* any more."""
+        """Note that no request runs on *connection* any more."""
         if connection in self._working:
             self.remove(connection)
             self._waiting[connection] = None
 
     def works(self, connection: Evictable) -> None:
-        """A request runs on *connection*."""
+        """Note that a request runs on *connection*."""
         if connection in self._waiting:
             self.remove(connection)
             self._working[connection] = None
 
     def stalls(self, connection: Evictable) -> None:
-        """The client of *connection* does not read its answer."""
+        """Note that the client of *connection* does not read its answer."""
         if connection in self._working:
             self._stalled[connection] = None
 
     def flows(self, connection: Evictable) -> None:
-        """The client of *connection* reads again."""
+        """Note that the client of *connection* reads again."""
         self._stalled.pop(connection, None)
 
     def _victim(self) -> Evictable | None:

@@ -1,8 +1,8 @@
 """
-Wraps a transport so that everything written in one turn of the event loop is sent in one write.
+Wraps a transport so that everything written in one iteration of the event loop is sent in one write.
 
-uvicorn writes the head of an answer and its body apart: two system calls, two packets, and a client that is woken
-twice. That is a good part of what a short answer costs.
+uvicorn writes the headers and the body of an answer separately: two system calls, two packets, and a client that wakes
+up twice. That is a large part of the cost of a short answer.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 __all__ = ["OneWrite"]
 
-_AT_MOST = 65_536  # bytes held; with more, the transport itself must see it and slow the writer down
+_AT_MOST = 65_536  # bytes to collect; more is written at once, so that the transport can slow the writer down
 
 
 class OneWrite:
     """
-    *transport*, but that `write` waits for the end of the turn, or for 64 KiB.
+    A *transport* that collects the data of `write` until the loop's next iteration, or up to 64 KiB.
 
-    Whatever closes the connection in an orderly way sends what was written before.
+    `close` sends the collected data first.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -32,7 +32,7 @@ class OneWrite:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Send *data* soon, behind what was written before."""
+        """Send *data* soon, after earlier data."""
         if not self._written:
             self._loop.call_soon(self.flush)
         self._written.append(data)
@@ -41,13 +41,13 @@ class OneWrite:
             self.flush()
 
     def flush(self) -> None:
-        """Send what was written, unless the connection was lost meanwhile."""
+        """Send the collected data now, unless the connection was lost."""
         if self._written:
             written, self._written, self._size = self._written, [], 0
             if not self._transport.is_closing():
                 self._transport.write(b"".join(written))
 
     def close(self) -> None:
-        """Send what was written, then close."""
+        """Send the collected data, then close."""
         self.flush()
         self._transport.close()

@@ -1,9 +1,9 @@
 """
-HTTP/1.1 requests as they may be (RFC 9112), and how large they may be: what else arrives is refused here.
+Checks that requests are valid HTTP/1.1 (RFC 9112) and within limits, and refuses others.
 
-The parser under uvicorn, httptools, takes headers without end, hands trailers over as headers, keeps the blanks behind
-a value, and neither it nor uvicorn looks at `Host`. Whatever is refused is answered with a problem document behind the
-answers to the requests before it, and the connection is closed.
+uvicorn's parser, httptools, accepts any number of headers, reports trailers as headers, and keeps blanks after a value.
+Neither it nor uvicorn checks `Host`. A refused request gets a problem document, after the answers to the requests
+before it, and then the connection is closed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import httptools
 
-from ml_api.http.limits import BODY_IS_HERE
+from ml_api.http.limits import BODY_COMPLETE
 from ml_api.http.refusals import Refusal
 from ml_api.server.connection import Connection, Reading
 from ml_api.server.upgrade import ContinuedParser
@@ -55,18 +55,18 @@ _BLANKS = b" \t"
 
 
 class LimitedProtocol(Connection):
-    """uvicorn's protocol over httptools, held to `ConnectionLimits` and to RFC 9112."""
+    """uvicorn's protocol over httptools, with the checks of `ConnectionLimits` and RFC 9112."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._begun = False  # whether a request began in what is being read
+        self._begun = False  # whether a request began in the current read
         self._line_bytes = self._fields = self._hosts = 0
-        self._read_bytes = 0  # while nothing but headers, or nothing at all, came of them
+        self._read_bytes = 0  # bytes of reads that contained only headers or blank lines
         self._host = b""
         self._framing: tuple[bytes, bytes] | None = None  # the header that declares a body
-        self._body_bytes = 0  # of the body, in what is being read
-        self._overhead = 0  # bytes around the body, less what the body has paid back
-        self._keeps = False  # whether the connection is kept once the request is whole
+        self._body_bytes = 0  # bytes of the body in the current read
+        self._overhead = 0  # bytes of chunk framing, less the bytes of the body
+        self._keeps = False  # whether to keep the connection open once the request is complete
         self._body_behind_upgrade = False
 
     def data_received(self, data: bytes) -> None:
@@ -76,11 +76,11 @@ class LimitedProtocol(Connection):
         try:
             self._feed(data)
         except httptools.HttpParserError:
-            return self.refuse(_MALFORMED)  # unless a callback has said more clearly what is wrong
+            return self.refuse(_MALFORMED)  # does nothing if a callback has refused the request already
         if self.left:
             return None
-        # What never ends shows in no callback, so reads are counted that belong to one part of one request. Most
-        # requests come in one read, and for those no timer was set either.
+        # A part of a request that never ends causes no callback. So bytes are counted if a whole read belongs to one
+        # part of one request. Most requests arrive in one read; then nothing is counted and no timer is set.
         same = self.reading is before and not self._begun
         if self.reading is Reading.HEADERS:
             if not self.waits:
@@ -88,11 +88,11 @@ class LimitedProtocol(Connection):
             if same:
                 self._count_read(len(data))
         elif same and self.reading is Reading.BODY:
-            # Each byte of the body pays for one of what stands around it.
+            # Each byte of the body allows one byte of framing.
             self._overhead = max(0, self._overhead + len(data) - 2 * self._body_bytes)
             if self._overhead > self.limits.max_header_bytes:
                 self.refuse(_FRAMING_TOO_LARGE)
-        elif same:  # blank lines, which begin no request
+        elif same:  # blank lines before a request
             self._count_read(len(data))
         return None
 
@@ -114,7 +114,7 @@ class LimitedProtocol(Connection):
                 self.parser = ContinuedParser(self, self._framing).parser
         return None
 
-    # What the parser calls
+    # Called by the parser
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= self.limits.max_pipelined:
@@ -131,9 +131,9 @@ class LimitedProtocol(Connection):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
-        self._count(len(name) + len(value) + 4)  # ": " and the end of the line
+        self._count(len(name) + len(value) + 4)  # 4: ": " and the end of the line
         if self.reading is Reading.BODY:
-            return  # a trailer: counted, and nothing else (RFC 9110, 6.5.1)
+            return  # a trailer, which is counted and otherwise ignored (RFC 9110, 6.5.1)
         name, value = name.lower(), value.strip(_BLANKS)
         match name:
             case b"host":
@@ -157,7 +157,7 @@ class LimitedProtocol(Connection):
         self._line_bytes = self._fields = 0  # from here on, trailers are counted
         self.stop_waiting()
         self._body_behind_upgrade = self._framing is not None and self.parser.should_upgrade()
-        # An answer that begins before the request is whole is the connection's last one: nobody may ever send the rest.
+        # If the answer begins before the request is complete, it is the connection's last: the rest may never arrive.
         self._keeps, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def on_body(self, body: bytes) -> None:
@@ -167,8 +167,8 @@ class LimitedProtocol(Connection):
     def on_message_complete(self) -> None:
         if self._body_behind_upgrade:
             return
-        # What began in this read is answered from the next turn on, and so sees it.
-        self.scope[BODY_IS_HERE] = True  # type: ignore[literal-required]
+        # A request that began in this read runs from the loop's next iteration on, so it sees this key.
+        self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]
         self.reading, self._read_bytes = Reading.NOTHING, 0
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._keeps and not self.stopping
@@ -178,7 +178,7 @@ class LimitedProtocol(Connection):
         if self.reading is Reading.HEADERS:
             self.refuse(_HEADERS_LATE)
         else:
-            super().waited_too_long()  # a connection that never asked anything gets no answer
+            super().waited_too_long()  # no request was begun, so there is nothing to answer
 
     def _count(self, size: int) -> None:
         self._line_bytes += size
@@ -186,6 +186,6 @@ class LimitedProtocol(Connection):
             self._stop(_FRAMING_TOO_LARGE if self.reading is Reading.BODY else _HEADERS_TOO_LARGE)
 
     def _stop(self, refusal: Refusal) -> None:
-        """Refuse the request and stop the parser where it is."""
+        """Refuse the request, and stop the parser by an error."""
         self.refuse(refusal)
         raise httptools.HttpParserError(refusal.reason)

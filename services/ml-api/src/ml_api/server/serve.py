@@ -1,7 +1,4 @@
-"""
-The server: uvicorn with this service's limits and logs, in one process or in several that share port and
-store.
-"""
+"""The server: uvicorn with this service's limits and logs, in one process, or in several that share port and store."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ from ml_api.settings import BASE_URL, METRICS_DIRECTORY, RUNTIME_DIRECTORY, Sett
 __all__ = ["ServiceConfig", "serve"]
 
 
-# s: until a worker says that it is there. uvicorn's 5 are less than several workers take to start on half a processor,
-# and who takes longer is killed and started again, for ever.
+# s for a worker to start. uvicorn's 5 s are too short for several workers on half a processor: a worker that is too
+# slow is killed and started again, for ever.
 _WORKER_PATIENCE = 20
 
 
 class ServiceConfig(uvicorn.Config):
-    """uvicorn's configuration with the limits that `LimitedProtocol` keeps to; it survives the way to a worker."""
+    """uvicorn's configuration with the limits for `LimitedProtocol`; it can be pickled for a worker."""
 
     def __init__(self, app: Any, settings: Settings, **options: Any) -> None:
         self.limits = ConnectionLimits.of(settings)
@@ -52,30 +49,30 @@ class ServiceConfig(uvicorn.Config):
         )
 
     def load(self) -> None:
-        """Load the application, in every process; what that made stays, so no later collection walks over it."""
+        """Load the application, in every process; then exclude its objects from garbage collection."""
         super().load()
         self.connections = ConnectionTable(raise_descriptor_limit(self.limits.max_connections))
-        gc.freeze()  # a thousand objects of garbage among them: looking for those takes longer than they are worth
-        gc.set_threshold(10_000, 20, 20)  # a request makes thousands of objects and hardly a cycle
+        gc.freeze()  # without a collection before: it would free only about a thousand objects
+        gc.set_threshold(10_000, 20, 20)  # a request makes thousands of objects and hardly any cycle
 
     def configure_logging(self) -> None:
-        """Set up this process's logs; uvicorn calls it in every process."""
+        """Set up logging; uvicorn calls this in every process."""
         configure_logging(*self._log_style)
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
     """
-    Serve until SIGTERM or SIGINT, then finish what was begun within `shutdown_timeout` seconds.
+    Serve until SIGTERM or SIGINT, then finish running requests within `shutdown_timeout` seconds.
 
     Args:
-        port: 0 takes a free one; the log says which.
+        port: 0 chooses a free port; the log says which.
     Raises:
-        ModelUnusable, StoreUnusable: Nothing was served.
+        ModelUnusable, StoreUnusable: The service could not start.
     """
     from ml_api.app import create_app
     from ml_api.serving.registry import load_models
 
-    # uvicorn repeats the signal once it has stopped: a stop that was asked for, and done, is a success.
+    # uvicorn raises the signal again after it has stopped; then exit with 0, because the stop was successful.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if port:
         os.environ[BASE_URL] = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -83,7 +80,9 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         if workers == 1:
             uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
             return
-        load_models(settings)  # a model that no worker can load is one line here, not a traceback from each
+        load_models(
+            settings
+        )  # so that an unusable model gives one error line here, not a traceback per worker
         config = ServiceConfig(
             "ml_api.app:create_app", settings, factory=True, host=host, port=port, workers=workers
         )
@@ -92,7 +91,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
 
 @contextlib.contextmanager
 def _runtime_directory(*, shared: bool) -> Iterator[None]:
-    """A private directory where the workers meet; they learn of it by their environment."""
+    """Make a private directory for the workers' sockets and metrics; they find it by environment variables."""
     with tempfile.TemporaryDirectory(prefix="ml-api-") as directory:
         os.environ[RUNTIME_DIRECTORY] = directory
         if shared:

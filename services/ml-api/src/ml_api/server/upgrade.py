@@ -1,8 +1,8 @@
 """
-Requests that offer another protocol, served as if they did not: `Upgrade` may be ignored (RFC 9110, 7.8).
+Serves requests that offer another protocol as if they did not; a server may ignore `Upgrade` (RFC 9110, 7.8).
 
-httptools ends such a request at its headers. What follows is to it no body but the other protocol, and it then reads
-the next bytes as a new request: the body is lost, and a body that looks like a request would be run as one.
+httptools ends such a request at its headers, because it expects the other protocol after them. It would read the body
+as a new request. So the body would be lost, and a body that looks like a request would be run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["ContinuedParser"]
 
 class ContinuedParser:
     """
-    Builds a parser that goes on behind the headers of a request, with the body that they declare.
+    Builds a parser that continues after a request's headers, with the body that they declare.
 
-    It is given headers that declare the same body and no upgrade; of those *protocol* hears nothing.
+    The parser is fed headers that declare the same body but no upgrade; *protocol* does not see these headers.
     """
 
     def __init__(self, protocol: Any, framing: tuple[bytes, bytes]) -> None:
@@ -31,21 +31,21 @@ class ContinuedParser:
         self._begun = True
 
     def on_message_begin(self) -> None:
-        """The next request on the connection begins."""
+        """Pass on the beginning of the next request."""
         if self._begun:
             self._protocol.on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A part of the next request's target."""
+        """Pass on a part of the next request's target."""
         if self._begun:
             self._protocol.on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A trailer, or a header of a later request."""
+        """Pass on a trailer, or a header of a later request."""
         if self._begun:
             self._protocol.on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The end of a later request's headers."""
+        """Pass on the end of a later request's headers."""
         if self._begun:
             self._protocol.on_headers_complete()

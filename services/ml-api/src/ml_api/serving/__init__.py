@@ -1,1 +1,1 @@
-"""Holds the served models, and replaces one in all workers."""
+"""The served models, and how to replace one in all workers."""

@@ -33,17 +33,20 @@ class SwapRequest(BaseModel):
         Field(
             min_length=1,
             max_length=4096,
-            description="The model file in the service's model directory, absolute or relative to it; its manifest "
-            "lies beside it.",
+            description="The model file in the service's model directory, absolute or relative to it, with its "
+            "manifest beside it.",
         ),
     ]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="What the file must have.")] | None = (
-        None
-    )
+    sha256: (
+        Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The SHA-256 that the file must have.")]
+        | None
+    ) = None
     model: (
         Annotated[
             str,
-            Field(min_length=1, description="Its name; default the trading model's, or the only model's."),
+            Field(
+                min_length=1, description="The model to replace; default the trading model, or the only one."
+            ),
         ]
         | None
     ) = None
@@ -51,8 +54,8 @@ class SwapRequest(BaseModel):
         bool,
         Field(
             strict=True,
-            description="Whether the model may have other features, another order of them, or other outputs than "
-            "the one that is served.",
+            description="Whether the new model may have other features, another order of them, or other outputs than "
+            "the served one.",
         ),
     ] = False
 
@@ -66,7 +69,7 @@ class SwapResponse(BaseModel):
 
 
 def admin_endpoint(group: WorkerGroup, models: ModelRegistry) -> Endpoint:
-    """The endpoint of POST /admin/model, for *models*."""
+    """Return the endpoint of POST /admin/model for *models*."""
 
     async def swap(request: Request) -> Response:
         require_json(request)
@@ -77,9 +80,9 @@ def admin_endpoint(group: WorkerGroup, models: ModelRegistry) -> Endpoint:
             raise Problem(
                 422,
                 "model-refused",
-                f'Say in "model" which one to replace: {served}'
+                f'Send "model" with the name of the model to replace: {served}'
                 if served
-                else "No model is served here; restart the service with one",
+                else "No model is served; restart the service with one",
             )
         audit = {
             "model": name,
@@ -87,7 +90,7 @@ def admin_endpoint(group: WorkerGroup, models: ModelRegistry) -> Endpoint:
             "client": client_address(request.scope),
             "other_signature": asked.other_signature,
         }
-        _log.info("model swap asked for", extra=audit)
+        _log.info("model swap requested", extra=audit)
         try:
             workers = await group.swap(name, asked.path, asked.sha256, other_signature=asked.other_signature)
         except SwapRefused as error:
@@ -96,9 +99,9 @@ def admin_endpoint(group: WorkerGroup, models: ModelRegistry) -> Endpoint:
             )
             raise Problem(422, "model-refused", f"Nothing changed: {error}") from None
         except SwapBusy:
-            _log.warning("model swap refused", extra=audit | {"reason": "another one is under way"})
+            _log.warning("model swap refused", extra=audit | {"reason": "another swap is running"})
             raise Problem(
-                409, "swap-busy", "Another swap is under way; try again", {"Retry-After": "5"}
+                409, "swap-busy", "Another swap is running; try again", {"Retry-After": "5"}
             ) from None
         version = workers[0].version
         _log.info("model swapped", extra=audit | {"version": version, "workers": len(workers)})

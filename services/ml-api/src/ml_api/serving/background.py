@@ -1,4 +1,4 @@
-"""Runs work in a thread that neither a caller past its deadline nor a stopping process waits for."""
+"""Runs a function in a daemon thread, so that a cancelled caller or a stopping process does not wait for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 async def run_in_background(function: Callable[[], T]) -> T:
     """
-    Call *function* in a daemon thread of its own and wait for what it returns or raises.
+    Call *function* in a new daemon thread, and return its result or raise its exception.
 
-    A cancelled caller stops waiting at once; the thread goes on and its result is dropped. As a daemon it does not
-    keep the process alive, which a thread of a pool would.
+    If the caller is cancelled, it stops waiting at once; the thread goes on, and its result is dropped. Unlike a pool's
+    thread, a daemon thread does not keep the process alive.
     """
     future: Future[T] = Future()
 
@@ -28,6 +28,6 @@ async def run_in_background(function: Callable[[], T]) -> T:
         except BaseException as error:
             future.set_exception(error)
 
-    future.set_running_or_notify_cancel()  # from now on nobody can cancel it
+    future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
     threading.Thread(target=work, name="model-load", daemon=True).start()
     return await asyncio.wrap_future(future)

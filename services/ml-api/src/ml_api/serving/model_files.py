@@ -1,8 +1,8 @@
 """
-Reading model files that an administrator names: from one directory, regular files only, up to a size.
+Reads model files that an administrator names: regular files in one directory, up to a size.
 
-A path may be absolute or relative to the directory. Symbolic links are followed only to where they stay inside it
-(Kubernetes mounts a ConfigMap that way). Nothing that is opened can block: not a FIFO, not a device.
+A path may be absolute, or relative to the directory. A symbolic link is followed only if its target is inside the
+directory (Kubernetes mounts a ConfigMap so). Opening cannot block, because FIFOs and devices are refused.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _MAX_MANIFEST_BYTES = 16_777_216
 
 
 class ModelFileRefused(Exception):
-    """A file cannot be read from the directory; the message says why, and nothing of any file."""
+    """A file cannot be read from the directory; the message says why, without any content of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDirectory:
     """
-    The directory that models are taken from while the service runs.
+    The directory from which models may be loaded while the service runs.
 
     Attributes:
-        max_bytes: Largest model file.
+        max_bytes: The size limit of a model file.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class ModelDirectory:
         Read the model file *name* and the manifest beside it.
 
         Raises:
-            ModelFileRefused: One of them is not a regular file in the directory, or too large.
+            ModelFileRefused: One of them is not a regular file in the directory, or is too large.
             ManifestError: The manifest is malformed.
         """
         model = self._bytes(name, "model file", self.max_bytes)
@@ -51,7 +51,7 @@ class ModelDirectory:
     def _bytes(self, name: str, what: str, limit: int) -> bytes:
         absent = ModelFileRefused(f"there is no {what} of that name in the model directory")
         try:
-            # ValueError: a NUL, or a character that no file name can have.
+            # A ValueError means a NUL, or a character that no file name can have.
             root = os.path.realpath(self.path)
             real = os.path.realpath(os.path.join(root, name))  # noqa: PTH118 - on text, before it is a path
             if os.path.commonpath((root, real)) != root:
@@ -66,8 +66,8 @@ class ModelDirectory:
             if not stat.S_ISREG(found.st_mode):
                 raise ModelFileRefused(f"the {what} is not a regular file")
             try:
-                # One byte more than it may have. Of a file that grows meanwhile this is a part, which the checks of the
-                # model and its manifest refuse.
+                # One byte more than allowed, to detect a larger file. If the file grows meanwhile, this reads a part of
+                # it, which the checks of model and manifest refuse.
                 data = file.read(min(found.st_size, limit) + 1)
             except OSError:
                 raise ModelFileRefused(f"the {what} cannot be read") from None

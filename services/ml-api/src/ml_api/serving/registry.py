@@ -1,4 +1,4 @@
-"""The models that are served: the trading model behind /predict, and any others for the Open Inference Protocol."""
+"""The served models: the trading model of /predict, and others for the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BUNDLED_MODEL", "ModelRegistry", "ModelUnusable", "check_trading_mod
 _log = logging.getLogger("ml_api")
 
 BUNDLED_MODEL = Path(str(files("ml_api"))) / "models" / "btc-eth.txt"
-"""The model in the package: behind /predict unless another is named."""
+"""The model in the package, which /predict uses by default."""
 
 
 class ModelUnusable(SwapRefused, Unusable):
@@ -33,8 +33,8 @@ class ModelRegistry:
     The slots of all models.
 
     Attributes:
-        trading: The one behind /predict; None where fixed rules decide, or nothing trades.
-        by_name: All, the trading model included, by their manifests' names.
+        trading: The slot of the trading model; None if fixed rules decide, or there is no /predict.
+        by_name: The slots of all models, with the trading model, by the name in the manifest.
     """
 
     trading: ModelSlot | None
@@ -42,7 +42,7 @@ class ModelRegistry:
 
     @property
     def described(self) -> str:
-        """Every model with its version, for people."""
+        """All models with their versions, as text."""
         return ", ".join(f"{name} {slot.current.info.version}" for name, slot in self.by_name.items())
 
     @property
@@ -53,17 +53,17 @@ class ModelRegistry:
 
     @property
     def default(self) -> str | None:
-        """The name of the trading model, or of the only one; None where a name must be given."""
+        """The name of the trading model, or of the only model; None if there are several."""
         if self.trading is not None:
             return self.trading.current.info.name
         return next(iter(self.by_name)) if len(self.by_name) == 1 else None
 
     def check(self, name: str, model: Model) -> None:
         """
-        Make sure that *model* may be in the slot called *name*.
+        Check that *model* may be put into the slot *name*.
 
         Raises:
-            ModelUnusable: That slot is behind /predict, and *model* answers another question.
+            ModelUnusable: It is the slot of the trading model, and *model* has other features or classes.
         """
         if self.trading is not None and self.trading is self.by_name[name]:
             check_trading_model(model)
@@ -74,7 +74,7 @@ def load_models(settings: Settings) -> ModelRegistry:
     Load and check every model that *settings* name.
 
     Raises:
-        ModelUnusable: One is missing, altered, not a model of this service, or shares its name with another.
+        ModelUnusable: A model is missing, was changed, cannot be used, or has the name of another one.
     """
     trading = _load_trading(settings) if settings.only_models is None else None
     by_name = {trading.current.info.name: trading} if trading is not None else {}
@@ -84,19 +84,21 @@ def load_models(settings: Settings) -> ModelRegistry:
         model = _load(path, needs_manifest=path in beside)
         name = model.info.name if model.manifest is not None else path.stem
         if name in by_name:
-            raise ModelUnusable(f"the model {path} is not served: another one is called {name} too")
+            raise ModelUnusable(
+                f"the model {path} is not served: another model is also called {name}; rename one in its manifest"
+            )
         by_name[name] = ModelSlot(model)
     return ModelRegistry(trading, by_name)
 
 
 def check_trading_model(model: Model) -> None:
     """
-    Make sure that *model* answers the question that /predict asks.
+    Check that *model* has the features and classes of /predict.
 
     Raises:
-        ModelUnusable: Other features, or other classes, than the decision rules have.
+        ModelUnusable: The features or classes differ, or are in another order.
     """
-    # In order: SELL must not be read as BUY.
+    # The order matters, too: SELL must not be read as BUY.
     if (model.info.features, model.info.classes) != (FEATURES, CLASSES):
         raise ModelUnusable(
             f"the model {model.info.name} is not served: POST /predict needs the features {', '.join(FEATURES)} "
@@ -110,7 +112,7 @@ def _load_trading(settings: Settings) -> ModelSlot | None:
         if settings.rule_fallback:
             return None
         raise ModelUnusable(
-            f"there is no model at {path}; set {PREFIX}MODEL_PATH, or {PREFIX}RULE_FALLBACK=true"
+            f"there is no model at {path}; set {PREFIX}MODEL_PATH to a model, or set {PREFIX}RULE_FALLBACK=true"
         )
     model = _load(path)
     check_trading_model(model)
@@ -118,7 +120,7 @@ def _load_trading(settings: Settings) -> ModelSlot | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """The model file that was named, or every one of a folder."""
+    """Return *path* if it is a model file, or all model files of a folder."""
     if not path.is_dir():
         return [path]
     if not (files := sorted(path.glob("*.txt"))):
@@ -131,7 +133,7 @@ def _load(path: Path, *, needs_manifest: bool = True) -> Model:
         if needs_manifest or manifest_path(path).exists():
             return Model.load(path)
         _log.warning(
-            "%s has no manifest: nothing but the file itself says what it is; predictor.save writes one",
+            "%s has no manifest, so its SHA-256, labels and golden rows are not checked; predictor.save writes one",
             path.name,
         )
         return Model.load(path, sha256=sha256_of(path.read_bytes()))

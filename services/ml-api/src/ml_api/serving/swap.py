@@ -1,14 +1,14 @@
 """
-Swaps a model in all workers or in none: one worker's part in it.
+One worker's part in a swap, which replaces a model in all workers or in none.
 
-Two phases. Every worker loads and checks the new model beside the old one; only if all could, one small file, the
-pointer, is replaced: that is the moment of the swap. Then every worker follows the pointer, which cannot fail where
-the model was made ready. Whoever missed that message (a worker that started meanwhile, or whose coordinator died)
-reads the pointer itself and arrives at the same model.
+A swap has two phases. First, every worker loads and checks the new model, beside the old one. If all succeed, one small
+file, the pointer, is replaced: this is the swap. Then every worker follows the pointer, which cannot fail, because the
+model is loaded already. A worker that missed the message, because it was starting or the coordinator died, reads the
+pointer itself, and serves the same model.
 
-The new model's bytes and manifest are copied beside the pointer first, so that all workers load the same and a worker
-that is restarted next week still finds them. Both live as long as the service: after a restart the settings rule
-again.
+Before that, the new model and its manifest are copied to the pointer's directory. So all workers load the same bytes,
+and a worker that starts later still finds them. Copies and pointer live as long as the service; after a restart of the
+service, the settings decide again.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = ["Participant", "Pointer", "SwapRefused"]
 
 class SwapRefused(Exception):
     """
-    The new model is not served, by any worker.
+    No worker serves the new model.
 
-    The message says why, in words that hold nothing of the file's content, so that it may be sent to the caller.
+    The message says why. It contains nothing of the file, so it may be sent to the caller.
 
     Args:
-        details: More for the log, which may quote the file.
+        details: More details for the log; they may quote the file.
     """
 
     def __init__(self, message: str, details: str = "") -> None:
@@ -53,13 +53,13 @@ class SwapRefused(Exception):
 
 
 class Pointer:
-    """The models chosen since the service started: for each name the file of the copy that is served."""
+    """The file that says, for each model swapped since the service started, which copy to serve."""
 
     def __init__(self, directory: Path) -> None:
         self._directory, self._file = directory, directory / "current.json"
 
     def read(self) -> dict[str, Path]:
-        """The chosen copies by model name; empty before the first swap."""
+        """Return the copies to serve by model name; empty before the first swap."""
         try:
             names: dict[str, str] = json.loads(self._file.read_text())
         except FileNotFoundError:
@@ -67,14 +67,14 @@ class Pointer:
         return {name: self._directory / file for name, file in names.items()}
 
     def write(self, name: str, copy: Path) -> None:
-        """Choose *copy*: the swap has happened."""
+        """Set the copy to serve under *name*; with this, the swap has happened."""
         names = {known: path.name for known, path in self.read().items()} | {name: copy.name}
         draft = self._file.with_suffix(f".{os.getpid()}")
         draft.write_text(json.dumps(names))
         draft.replace(self._file)
 
     def keep(self, model: Model) -> Path:
-        """Copy *model* and its manifest to where all workers find them; the file is named after both."""
+        """Copy *model* and its manifest into the shared directory; the file name is a hash of both."""
         assert model.manifest is not None
         described = model.manifest.model_dump_json().encode()
         copy = self._directory / f"{sha256(model.info.sha256.encode() + described).hexdigest()}.txt"
@@ -87,13 +87,13 @@ class Pointer:
 
 class Participant:
     """
-    One worker's part: load what is proposed, serve what was chosen.
+    One worker's part: load the proposed model, and serve what the pointer says.
 
     Args:
         slots: The slots by model name.
-        directory: Where models that are proposed are read from; None refuses every proposal.
-        check: Raises SwapRefused for a model that may not be in the slot of that name.
-        swapped: Called with the name, the old and the new version after a swap.
+        directory: The directory from which proposed models are read; None refuses every proposal.
+        check: Raises SwapRefused if the model may not be put into the slot of that name.
+        swapped: Called after a swap with the name, the old version and the new version.
     """
 
     def __init__(
@@ -110,37 +110,37 @@ class Participant:
         self._serving: dict[str, Path] = {}
 
     def version(self, name: str) -> str:
-        """The version that this worker serves under *name*."""
+        """Return the version that this worker serves under *name*."""
         return self._slots[name].current.info.version
 
     async def examine(
         self, name: str, file: str, digest: str | None, *, other_signature: bool = False
     ) -> Model:
         """
-        Load *file* from the model directory and see whether it may be served under *name*.
+        Load *file* from the model directory, and check that it may be served under *name*.
 
         Args:
-            digest: The SHA-256 that the file must have, 64 hex digits; None takes the manifest's.
+            digest: The SHA-256 that the file must have, 64 hex digits; default the manifest's.
             other_signature: Whether it may have other features, another order of them, or other outputs than the
-                model that is served; callers that do not know would be answered for another row than they meant.
+                served model. Rows of callers that do not know about the change would be read wrongly.
         Raises:
-            SwapRefused: It may not; the message says why.
+            SwapRefused: It may not be served; the message says why.
 
-        About 40 ms a megabyte, in a thread.
+        Cost: about 40 ms per megabyte, in a thread.
         """
         return await run_in_background(lambda: self._examine(name, file, digest, other_signature))
 
     async def prepare(self, name: str, copy: Path) -> None:
         """
-        Have *copy* ready beside the model that is served.
+        Load *copy* beside the served model.
 
         Raises:
-            SwapRefused: It cannot be served here.
+            SwapRefused: This worker cannot serve it.
         """
         self._ready[copy] = await run_in_background(partial(self._load_copy, name, copy))
 
     async def follow(self, pointer: Pointer) -> None:
-        """Serve what *pointer* says; requests under way finish with the model that they began with."""
+        """Serve the copies that *pointer* names; running requests finish with the model that they began with."""
         for name, copy in pointer.read().items():
             slot = self._slots.get(name)
             if slot is not None and self._serving.get(name) != copy:
@@ -155,7 +155,7 @@ class Participant:
 
     def _examine(self, name: str, file: str, digest: str | None, other_signature: bool) -> Model:
         if self._directory is None:
-            raise SwapRefused("no directory is configured that models may be taken from")
+            raise SwapRefused("no model directory is configured; set ML_SERVICE_ADMIN_MODEL_DIR")
         slot = self._slot(name)
         try:
             data, manifest = self._directory.read(file)
@@ -170,8 +170,8 @@ class Participant:
                 slot.check_signature(model)
             except ModelError as error:
                 raise SwapRefused(
-                    "it has other features, another order of them, or other outputs than the model that is served; "
-                    "if its callers know, send other_signature: true",
+                    "it has other features, another order of them, or other outputs than the served model; "
+                    "if all callers are ready for that, send other_signature: true",
                     str(error),
                 ) from None
         return model
@@ -190,20 +190,20 @@ class Participant:
             return self._slots[name]
         except KeyError:
             raise SwapRefused(
-                f"there is no model of that name; there is {', '.join(sorted(self._slots))}"
+                f"there is no model of that name; the models are {', '.join(sorted(self._slots))}"
             ) from None
 
     def _check_fit(self, name: str, model: Model) -> None:
         if model.info.name != name:
-            raise SwapRefused(f"its manifest does not call this model {name}")
+            raise SwapRefused(f"its manifest has another name than {name}")
         self._check(name, model)
 
 
 def _reason(error: PredictorError) -> str:
-    """The reason for refusing a model, without any text of its file."""
+    """Return the reason for refusing a model, without any text of its file."""
     match error:
         case IntegrityError():
-            return "its SHA-256 is not the one that was promised"
+            return "its SHA-256 is not the expected one"
         case GoldenRowMismatch():
             return "it does not give the numbers of its golden rows"
         case ManifestError():

@@ -1,8 +1,8 @@
 """
-The workers of one service, talking to each other: a Unix socket each, in a directory that they share.
+The workers of one service. They communicate by Unix sockets, one per worker, in a shared directory.
 
-A link carries one proposal: the line `prepare`, its answer, the line `follow`, its answer. A link that ends in between
-is an answer too: the worker then reads the pointer, which knows whether the swap happened.
+A connection carries one proposal: the line `prepare`, its answer, the line `follow`, its answer. If the connection ends
+in between, the worker reads the pointer, which says whether the swap happened.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ml_api.serving.swap import Participant, Pointer, SwapRefused
 
 __all__ = ["WorkerGroup", "SwapBusy", "WorkerVersion"]
 
-_STEP_SECONDS = 60.0  # for a worker to load a large model on a busy machine
+_STEP_SECONDS = 60.0  # time for one answer of a worker, which may load a large model on a busy machine
 
 
 class SwapBusy(Exception):
-    """Another swap is under way."""
+    """Another swap is running."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class WorkerVersion:
 
 class WorkerGroup:
     """
-    One worker among the others.
+    One worker as a member of its group.
 
     Args:
-        directory: Where the workers meet; it must exist, and belong to this user alone.
+        directory: The shared directory; it must exist, and only this user may have access to it.
         own: This worker's part in a swap.
-        timeout: Seconds that loading and checking a proposed model may take.
+        timeout: Seconds for loading and checking a proposed model.
     """
 
     def __init__(self, directory: Path, own: Participant, *, timeout: float = 60.0) -> None:
@@ -51,12 +51,12 @@ class WorkerGroup:
 
     @contextlib.asynccontextmanager
     async def joined(self) -> AsyncIterator[None]:
-        """Answer the others, and serve what was chosen before this worker was there."""
+        """Answer the other workers, and serve the models that were swapped before this worker started."""
         path = self._directory / f"{os.getpid()}.sock"
         server = await asyncio.start_unix_server(self._answer, path)
         try:
-            # After the socket: a coordinator that did not see it had written the pointer before this reads it,
-            # or looks for latecomers after this.
+            # After the socket is there: a coordinator that did not see it either wrote the pointer before this reads
+            # it, or looks for new workers after this.
             await self._own.follow(self._pointer)
             yield
         finally:
@@ -72,40 +72,42 @@ class WorkerGroup:
         Args:
             sha256, other_signature: As `Participant.examine`.
         Returns:
-            What each worker serves afterwards.
+            The version that each worker serves afterwards.
         Raises:
-            SwapRefused: No worker serves it; the message is what one of them objected.
-            SwapBusy: Another swap is under way; try again.
+            SwapRefused: No worker serves it; the message is the reason of one of them.
+            SwapBusy: Another swap is running; try again.
         """
         with self._alone():
             try:
                 async with asyncio.timeout(self._timeout):
                     model = await self._own.examine(name, file, sha256, other_signature=other_signature)
             except TimeoutError:
-                raise SwapRefused(f"loading it took longer than {self._timeout:g} s") from None
+                raise SwapRefused(
+                    f"loading it took longer than {self._timeout:g} s; raise ML_SERVICE_ADMIN_TIMEOUT"
+                ) from None
             copy = self._pointer.keep(model)
             async with self._links() as links:
                 answers = await _ask(links, "prepare", name, copy)
                 if objections := [answer["error"] for answer in answers if "error" in answer]:
-                    # The links close, and everybody drops what was made ready.
+                    # When the connections close, every worker drops the model that it has prepared.
                     raise SwapRefused(objections[0])
                 self._pointer.write(name, copy)
                 await _ask(links, "follow", name, copy)
-            # Everybody who is there now: a worker that was just starting follows, too.
+            # Again for all workers that exist now, so that one which was just starting follows, too.
             async with self._links() as links:
                 answers = await _ask(links, "follow", name, copy)
         return [WorkerVersion(answer["pid"], answer["version"]) for answer in answers if "version" in answer]
 
     @contextlib.asynccontextmanager
     async def _links(self) -> AsyncIterator[list[_Link]]:
-        """A link to each worker that is there; they close at the end."""
+        """Connect to every worker; the connections close at the end."""
         links: list[_Link] = []
         try:
             for path in sorted(self._directory.glob("*.sock")):
                 try:
                     links.append(await asyncio.open_unix_connection(path))
                 except OSError:
-                    path.unlink(missing_ok=True)  # its worker died
+                    path.unlink(missing_ok=True)  # the worker of this socket died
             yield links
         finally:
             for _, writer in links:
@@ -113,14 +115,14 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        import fcntl  # where Windows would stop: there is one worker there, and no admin route
+        import fcntl  # here, because Windows does not have it; without an admin key it is not needed
 
         with (self._directory / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise SwapBusy from None
-            yield  # the lock ends with the file, also where the process dies
+            yield  # the lock ends with the file, also if the process dies
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -150,7 +152,7 @@ _Link: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _ask(links: Iterable[_Link], step: str, name: str, copy: Path) -> list[dict[str, Any]]:
-    """The answers of all workers; what one does not answer in time counts as an objection."""
+    """Return the answers of all workers; no answer in time counts as an error."""
     question = json.dumps({"step": step, "name": name, "copy": str(copy)}).encode() + b"\n"
 
     async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Chooses the store of recorded answers: Redis if it is enabled, else a SQLite file."""
+"""Opens the store of recorded answers: Redis if it is enabled, else a SQLite file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Backend", "StoreUnusable", "check_store", "open_backend"]
 
 
 class StoreUnusable(Unusable):
-    """The store cannot be used as it is set up; the message says what to change."""
+    """The store cannot be used with these settings; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
     """
-    The store and what checks on it.
+    The store, and the monitor that checks it.
 
     Attributes:
-        monitor: None for a store that cannot be away.
+        monitor: None for SQLite, which is always there.
     """
 
     kind: Literal["redis", "sqlite"]
@@ -35,16 +35,16 @@ class Backend:
 
     @property
     def up(self) -> bool | None:
-        """Whether the store answered the last time; None before the first."""
+        """Whether the store answered the last check; None before the first check."""
         return self.monitor.up if self.monitor is not None else True
 
 
 def open_backend(settings: Settings, metrics: Metrics) -> Backend:
     """
-    Make the store that *settings* ask for; nothing is connected yet.
+    Make the store of *settings*, without connecting yet.
 
     Raises:
-        StoreUnusable: The SQLite file cannot be made where it should be, or the Redis URL is malformed.
+        StoreUnusable: The SQLite file cannot be made, or the Redis URL is malformed.
     """
     if settings.redis is None:
         return Backend("sqlite", _open_sqlite(settings))
@@ -53,13 +53,12 @@ def open_backend(settings: Settings, metrics: Metrics) -> Backend:
 
 async def check_store(settings: Settings, metrics: Metrics) -> tuple[bool, str]:
     """
-    Ask the store once, before anything is served.
+    Call the store once, before the service starts.
 
     Returns:
-        Whether it answered, and what was found, for a person. A Redis that is away is no reason not to start: it is
-        asked again for ever.
+        Whether it answered, and a sentence about it. The service starts also if Redis is away, and keeps trying.
     Raises:
-        StoreUnusable: Waiting will not help: a path that cannot be written, a password that is wrong.
+        StoreUnusable: Waiting would not help: the path cannot be written, or the password is wrong.
     """
     backend = open_backend(settings, metrics)
     try:
@@ -87,7 +86,7 @@ def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
 
 
 def _is_refusal(error: StoreError) -> bool:
-    """Whether Redis answered, and its answer was no: a wrong password, or no right to the commands."""
+    """Whether Redis answered that the password is wrong, or that this user may not run the commands."""
     from redis.exceptions import AuthenticationError, NoPermissionError
 
     return isinstance(error.__cause__, AuthenticationError | NoPermissionError)
@@ -99,7 +98,7 @@ def _open_sqlite(settings: Settings) -> Store:
     path = settings.store_path.expanduser()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Answers are in it: the file is its owner's alone, whatever the umask.
+        # The file contains answers, so only its owner may read it, whatever the umask.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreUnusable(f"{PREFIX}STORE_PATH={path} cannot be written: {error.strerror}") from error

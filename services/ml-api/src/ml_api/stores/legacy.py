@@ -1,7 +1,7 @@
 """
-Records that the older service left in Redis: one JSON object {status_code, headers, body} under the same key.
+Converts records that the older service left in Redis: one JSON object {status_code, headers, body} under the same key.
 
-They carry no fingerprint, so they replay to whoever presents the key, as they always did; within an hour of
+They have no fingerprint, so they are replayed for any request with the key, as the older service did. One hour after
 the change they have expired. The result is an outcome in the idempotency library's public record format.
 """
 
@@ -11,15 +11,14 @@ import json
 
 __all__ = ["adopt"]
 
-# The older service stored what its framework sent; these would contradict the message that carries the
-# replay.
+# The older service stored all headers that its framework sent. These would contradict the replayed response.
 _NOT_REPLAYED = frozenset(
     {"content-length", "transfer-encoding", "connection", "date", "server", "set-cookie"}
 )
 
 
 def adopt(record: bytes) -> bytes | None:
-    """The outcome that *record* stands for, or None if the older service did not write it."""
+    """Return *record* as an outcome, or None if the older service did not write it."""
     try:
         members = json.loads(record)
         status, headers, body = members["status_code"], members["headers"], members["body"]
@@ -27,7 +26,7 @@ def adopt(record: bytes) -> bytes | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if type(status) is not int or not 200 <= status < 300:
-        return None  # it kept nothing else
+        return None  # the older service recorded only 2xx
     outcome = {
         "format": 1,
         "outcome": "response",

@@ -14,38 +14,38 @@ from ml_api.http.problems import problem_response
 
 __all__ = ["AnswerQuota", "StoredBytes"]
 
-_RECORD_OVERHEAD = 512  # bytes a record has beside the body: headers, fingerprint, owner
-_SLOTS = 60  # a retention is counted in this many steps, so the memory for a caller is bounded
+_RECORD_OVERHEAD = 512  # bytes of a record without the body: headers, fingerprint, owner
+_SLOTS = 60  # the retention is divided into this many steps, so that memory per caller is bounded
 
 
 class StoredBytes:
     """
-    Counts the bytes that each caller's recorded answers occupy until they expire.
+    Counts the bytes of each caller's recorded answers until they expire.
 
-    In memory, for the answers that this process recorded: with several workers each has a count of its own, and a
-    restart begins at zero.
+    The counts are in memory, for the answers that this process recorded: each worker counts separately, and a restart
+    begins at zero.
 
     Args:
-        limit: Bytes for each caller.
-        retention: Seconds that an answer is kept.
-        clock: Monotonic seconds.
+        limit: Bytes per caller.
+        retention: Seconds for which an answer is kept.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, limit: int, *, retention: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self._retention, self._step, self._clock = retention, retention / _SLOTS, clock
-        self._slots: dict[str, deque[tuple[float, int]]] = {}  # (when they have expired, bytes), oldest first
+        self._slots: dict[str, deque[tuple[float, int]]] = {}  # (time of expiry, bytes), oldest first
 
     def used(self, name: str) -> int:
-        """The bytes that *name* occupies now."""
+        """Return the bytes that *name* uses now."""
         slots, now = self._slots.get(name, deque()), self._clock()
         while slots and slots[0][0] <= now:
             slots.popleft()
         return sum(size for _, size in slots)
 
     def add(self, name: str, size: int) -> None:
-        """Count an answer of *size* bytes that was recorded just now."""
-        # Rounded up to the end of a step, so that nothing counts as expired before it is.
+        """Count an answer of *size* bytes that is recorded now."""
+        # Rounded up to the end of a step, so that no answer counts as expired too early.
         expires = (math.floor((self._clock() + self._retention) / self._step) + 1) * self._step
         slots = self._slots.setdefault(name, deque())
         if slots and slots[-1][0] == expires:
@@ -54,17 +54,17 @@ class StoredBytes:
             slots.append((expires, size))
 
     def wait(self, name: str) -> int:
-        """Whole seconds until some of what *name* occupies expires, at least 1."""
+        """Return the whole seconds until the oldest answers of *name* expire, at least 1."""
         slots = self._slots.get(name)
         return max(1, math.ceil(slots[0][0] - self._clock())) if slots else 1
 
 
 class AnswerQuota:
     """
-    Answers 429 instead of an answer that would be recorded beyond the caller's quota.
+    Answers 429 if the answer to record would exceed the caller's quota.
 
-    It belongs inside the idempotency middleware, which then frees the key: replays never come here and go on, and so
-    do requests without a key, which occupy nothing.
+    Place it inside the idempotency middleware, which then releases the key. Replays do not reach this layer, and
+    requests without an idempotency key are not recorded, so both still work.
     """
 
     def __init__(self, app: ASGIApp, *, stored: StoredBytes) -> None:
@@ -104,8 +104,8 @@ class AnswerQuota:
     async def _refuse(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         wait = self._stored.wait(name)
         detail = (
-            f"Recorded answers of this API key's name occupy their quota of {self._stored.limit} bytes; the oldest "
-            f"expire in {wait} s. Until then send requests without an Idempotency-Key"
+            f"The recorded answers of this API key's name use up their quota of {self._stored.limit} bytes; the oldest "
+            f"expire in {wait} s. Until then, send requests without an Idempotency-Key"
         )
         refusal = problem_response(429, "answer-quota-used-up", detail, {"Retry-After": str(wait)})
         await refusal(scope, receive, send)

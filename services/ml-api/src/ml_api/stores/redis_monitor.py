@@ -1,8 +1,8 @@
 """
-Pings Redis every few seconds, so that an outage and its end are noticed and logged.
+Checks Redis every few seconds, to log the beginning and end of an outage.
 
-It decides nothing. Requests find out for themselves, inside their own deadlines; `/health` and `/ready`
-read the last answer and never wait for one.
+Requests do not depend on this: they call Redis with their own deadlines. `/ready` reports the last result and does not
+wait for Redis.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["PROBE", "RedisMonitor"]
 _log = logging.getLogger("ml_api.cache")
 
 PROBE = StorageKey("ml-service.probe")
-"""A key that is asked for and never written."""
+"""A key that is only read, never written."""
 
 
 class RedisMonitor:
     """
-    Checks every *interval* seconds, every second while Redis is away, and remembers the answer.
+    Checks Redis every *interval* seconds, or every second while it is away, and remembers the result.
 
     Args:
-        store: What is asked; its own deadline bounds each question.
-        interval: Seconds between questions.
+        store: The store to check; its own deadline limits each call.
+        interval: Seconds between checks.
     Attributes:
-        up: The last answer; None before the first.
+        up: The last result; None before the first check.
     """
 
     def __init__(self, store: Store, metrics: Metrics, *, interval: float = 5.0) -> None:
@@ -37,7 +37,7 @@ class RedisMonitor:
         self.up: bool | None = None
 
     async def check(self) -> bool:
-        """Ask once; log and count a change."""
+        """Check once; set the metrics, and log a change."""
         try:
             await self._store.get(PROBE)
         except StoreError as error:

@@ -1,8 +1,8 @@
 """
 Answers 503 instead of a response that the store could not record; the caller may retry.
 
-The idempotency middleware sends an answer whose record failed, since an effect may have happened that the caller must
-learn of. A decision has no effect, so here it is better to say that the promise was not kept.
+The idempotency middleware sends an answer also if it could not be recorded, because the caller must learn about an
+effect that may have happened. A decision has no effect, so here it is better to refuse.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _failures: ContextVar[list[StoreFailed]] = ContextVar("ml_api.unrecorded")  # of
 
 
 def note_unrecorded(event: Event) -> None:
-    """Remember for the request that is being answered that its answer was not recorded; a hook of the middleware."""
+    """A hook of the idempotency middleware: remember that the answer of the current request was not recorded."""
     if isinstance(event, StoreFailed) and (event.step, event.action) == ("complete", "unrecorded"):
         _failures.get([]).append(event)
 
 
 class RefuseUnrecorded:
     """
-    Answers 503 instead of a 2xx that was not recorded. It belongs outside the idempotency middleware.
+    Answers 503 instead of a 2xx that was not recorded. Place it outside the idempotency middleware.
 
-    The claim stays until its lease is over; a repeat waits for that, decides again and is recorded then.
+    The claim stays until its lease is over. A retry waits for that, decides again, and is recorded then.
     """
 
     def __init__(self, app: ASGIApp, *, retry_after: float) -> None:
@@ -48,8 +48,8 @@ class RefuseUnrecorded:
             if message["type"] == "http.response.start" and failures and message["status"] < 300:
                 refused = True
                 detail = (
-                    "The answer could not be recorded, so a repeat could not have been answered alike; nothing was "
-                    "done. Send the request again with the same Idempotency-Key"
+                    "The answer could not be recorded, so a retry would not get the same answer; nothing was done. "
+                    "Send the request again with the same Idempotency-Key"
                 )
                 refusal = problem_response(
                     503, "answer-not-recorded", detail, {"Retry-After": self._retry_after}

@@ -1,1 +1,1 @@
-"""Trading decisions, pure: indicators, rules, sizes and reasons; see DECISIONS.md."""
+"""Trading decisions: indicators, rules, order sizes and reasons, without I/O; see DECISIONS.md."""

@@ -1,4 +1,4 @@
-"""Finds the model's largest contributions per asset, listed beside the fixed rules."""
+"""Lists the model's largest SHAP contributions per asset."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ml_api.trading.types import CLASSES, Contribution
 __all__ = ["Explain", "contributions"]
 
 Explain = Callable[[FloatArray], FloatArray]
-"""float64[n, 11] -> SHAP contributions float64[n, 3, 11] in log-odds, classes in the order of `CLASSES`."""
+"""Maps rows, float64[n, 11], to SHAP contributions, float64[n, 3, 11], in log-odds; classes as in `CLASSES`."""
 
 
 def contributions(
     decisions: Sequence[AssetDecision], explain: Explain, *, top: int
 ) -> tuple[Contribution, ...]:
     """
-    List each decision's *top* features by magnitude, largest first, towards the action that was chosen.
+    List for each decision the *top* contributions to the chosen action, largest absolute value first.
 
-    HOLD is explained too: it is an action, though it makes no order. One call of *explain* for all decisions; it costs
-    more than the whole decision, so ask for it only where somebody reads it.
+    HOLD is explained too: it is an action, although it makes no order. *explain* is called once for all decisions. It
+    costs more than the decision itself, so use it only if the contributions are read.
     """
     if not decisions:
         return ()

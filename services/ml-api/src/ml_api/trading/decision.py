@@ -1,8 +1,8 @@
 """
-From one request to one decision: candles in, orders, signals and reasons out. Pure: no clock, no chance, no I/O.
+Decides on one request: candles in; orders, signals and reasons out. No clock, no randomness, no I/O.
 
-An asset that cannot be judged is skipped and the reasoning says why; nothing is computed from nonsense, and no
-older candle stands in for the newest.
+An asset with unusable candles is skipped, and the reasoning says why. Nothing is computed from invalid data, and no
+older candle is used instead of the newest.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ __all__ = [
 ]
 
 Predict = Callable[[list[Row]], FloatArray | list[FloatArray]]
-"""Rows -> for each of them probabilities float64[3] in the order of `CLASSES`; one call per request."""
+"""Maps rows to probabilities, float64[3] per row in the order of `CLASSES`; called once per request."""
 
-_STAKE = Decimal("0.1")  # of the portfolio's total value, at full confidence
+_STAKE = Decimal("0.1")  # share of the portfolio's total value at a confidence of 1
 _MAX_CONFIDENCE = 0.9
 _MIN_QUANTITY, _MAX_QUANTITY = Decimal("0.00001"), Decimal(MAX_QUANTITY)  # the client drops orders outside
 _PLACES = Decimal(1).scaleb(-QUANTITY_PLACES)
 _NOT_FINITE = "the model has no finite answer to its indicators"
-_MONEY = Context(prec=60)  # quotients of money and prices of any size, rounded once
+_MONEY = Context(prec=60)  # enough digits to round a quotient of money and price only once
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class AssetDecision:
 @dataclass(frozen=True, slots=True)
 class MarketFeatures:
     """
-    The features computed from the candles of one moment, the same for every agent.
+    The features of the candles of one moment; they are the same for every agent.
 
     Attributes:
-        rows: Of each asset that can be judged its indicators and the newest close, in the order of `ASSETS`.
-        signals: The nine fixed rules held against each of these rows.
-        skipped: Each asset that cannot be judged, and why.
+        rows: Asset, indicators and newest close of each usable asset, in the order of `ASSETS`.
+        signals: The nine fixed rules, applied to each of these rows.
+        skipped: The reason for each asset that has unusable candles.
     """
 
     rows: tuple[tuple[Asset, Row, Decimal], ...]
@@ -80,7 +80,7 @@ class MarketFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcome for one request; *skipped* maps each asset that could not be judged to the reason."""
+    """The decision on one request; *skipped* maps each skipped asset to the reason."""
 
     orders: tuple[Order, ...]
     signals: tuple[Signal, ...]
@@ -113,7 +113,7 @@ class PortfolioLike(Protocol):
 
     @property
     def total_value(self) -> Decimal:
-        """The value of which orders are a share."""
+        """The value on which order sizes are based."""
         ...
 
     @property
@@ -123,17 +123,17 @@ class PortfolioLike(Protocol):
 
 
 class _Unusable(Exception):
-    """The candles of one asset give no row; the message says why."""
+    """The candles of one asset cannot be used; the message says why."""
 
 
 def compute_features(series: Callable[[str], CandleSeries]) -> MarketFeatures:
-    """Compute the indicators and signals of each asset that has candles; *series* gives those of one asset."""
+    """Compute the indicators and signals of each asset that has candles; *series* returns the candles of an asset."""
     rows: list[tuple[Asset, Row, Decimal]] = []
     skipped: dict[str, str] = {}
     for asset in ASSETS:
         own = series(asset)
         if not own.times:
-            continue  # not asked about
+            continue  # the request has no candles of this asset
         try:
             rows.append((asset, *_newest_row(own)))
         except _Unusable as reason:
@@ -149,14 +149,14 @@ def decide(
     cap_to_portfolio: bool = False,
 ) -> Decision:
     """
-    Judge each asset, and size its order.
+    Choose an action for each asset, and the size of its order.
 
     Args:
-        predict: The model, called once with one row per usable asset; None decides by the fixed rules alone.
-        cap_to_portfolio: Limit BUY to the cash left and SELL to the quantity held. Off, both are ignored and the
-            caller's own risk check has the last word.
+        predict: The model, called once with one row per usable asset; None: decide by the fixed rules.
+        cap_to_portfolio: Limit BUY to the cash left, and SELL to the quantity held. Without it, cash and holdings are
+            ignored, and the caller must check the risk.
     Raises:
-        ValueError: The model's answer is not float64[3] for each row. One that is not finite skips its asset.
+        ValueError: The model's answer is not float64[3] for each row. An asset whose answer is not finite is skipped.
     """
     if predict is None:
         conclusions: Sequence[tuple[Action, float] | None] = [
@@ -183,7 +183,7 @@ def decide(
 
 
 def _newest_row(series: CandleSeries) -> tuple[Row, Decimal]:
-    """The indicators of the newest candle, and its close; raises _Unusable."""
+    """Return the indicators of the newest candle, and its close; may raise _Unusable."""
     times, closes, volumes = series.times, series.closes, series.volumes
     n = len(times)
     if n < MIN_CANDLES:
@@ -196,7 +196,7 @@ def _newest_row(series: CandleSeries) -> tuple[Row, Decimal]:
             raise _Unusable("two candles of one time")
         newest = oldest_first[-1]
         closes, volumes = [closes[i] for i in oldest_first], [volumes[i] for i in oldest_first]
-    # As float64, since that is what is computed with: 1e400 is a finite decimal and not a finite price.
+    # Checked as float64, which the indicators use: 1e400 is a finite decimal, but an infinite float64.
     if not (min(closes) > 0 and _are_finite(closes)):
         raise _Unusable("a close is not a positive finite price")
     if not (min(volumes) >= 0 and _are_finite(volumes)):
@@ -208,7 +208,7 @@ def _newest_row(series: CandleSeries) -> tuple[Row, Decimal]:
 
 
 def _are_finite(values: Sequence[float]) -> bool:
-    """Whether *values*, none negative, are finite: so they are if their sum is, which is quicker to have."""
+    """Whether *values*, none negative, are all finite; first by their sum, which is faster."""
     return sum(values) < math.inf or max(values) < math.inf
 
 
@@ -218,16 +218,13 @@ def _conclude(predict: Predict, rows: list[Row]) -> list[tuple[Action, float] | 
     answers = predict(rows)
     if len(answers) != len(rows):
         raise _nonsense(f"{len(answers)} answers to {len(rows)} rows")
-    return [_likeliest(chances) for chances in answers]
+    return [_most_probable(probabilities) for probabilities in answers]
 
 
-def _likeliest(chances: FloatArray) -> tuple[Action, float] | None:
-    """
-    The action with the largest probability, the first on ties, and that probability; None where the model's numbers
-    overflowed.
-    """
-    values = chances.tolist()
-    if chances.shape != (len(CLASSES),):
+def _most_probable(probabilities: FloatArray) -> tuple[Action, float] | None:
+    """Return the most probable action, the first of equals, and its probability; None if a number is not finite."""
+    values = probabilities.tolist()
+    if probabilities.shape != (len(CLASSES),):
         raise _nonsense(f"{values!r}")
     if not all(map(math.isfinite, values)):
         return None
@@ -242,7 +239,7 @@ def _nonsense(answer: str) -> ValueError:
 def _size(
     decided: Sequence[AssetDecision], portfolio: PortfolioLike, cap: bool
 ) -> tuple[list[Order], list[str], list[str]]:
-    """Orders, a line per order, and a remark per decision that deserved an order and got none."""
+    """Return the orders, a line of text per order, and a remark for each BUY or SELL without an order."""
     orders: list[Order] = []
     traded: list[str] = []
     refused: list[str] = []
@@ -260,7 +257,7 @@ def _size(
             if (problem := _outside(quantity)) is not None:
                 refused.append(f"{one.asset} {one.action} not ordered: {problem}")
                 continue
-            # A capped quantity must not round up past the cap.
+            # A capped quantity must not be rounded up above the cap.
             quantity = quantity.quantize(_PLACES, rounding=ROUND_DOWN if cap else ROUND_HALF_EVEN)
             cash -= quantity * one.price if one.action == "BUY" else 0
             orders.append(Order(one.asset, one.action, quantity))
@@ -269,7 +266,7 @@ def _size(
 
 
 def _stake(total_value: Decimal, one: AssetDecision) -> Decimal:
-    # repr: the shortest decimal of the confidence, so that 0.9 is 0.9 and no digit of binary noise decides a tie.
+    # repr gives the shortest decimal of the confidence, such as 0.9, so that binary digits do not decide on rounding.
     share = Decimal(repr(min(one.confidence, _MAX_CONFIDENCE)))
     return total_value * _STAKE * share / one.price
 

@@ -1,10 +1,10 @@
 """
-Eleven indicators of the newest candle, from its series; the one function that training and serving share.
+Computes the eleven indicators of the newest candle of a series; training and serving use the same function.
 
-Every exponential average here (RSI, MACD, its signal) is a fixed weighted sum of the closes once their number is
-known. So the weights are derived once per length and kept, and a row costs a few dot products. Seeding is part of
-the definition: averages start at the oldest candle given, so a row depends on how many candles are sent. TA-Lib
-seeds RSI otherwise; its numbers differ in the second to fourth digit and are not these.
+For a given number of candles, every exponential average here (RSI, MACD, its signal) is a fixed weighted sum of the
+closes. So the weights are computed once per number of candles and cached, and a row needs only a few dot products. The
+averages start at the oldest candle, so a row depends on how many candles are sent. TA-Lib starts RSI differently; its
+numbers differ from these in the second to fourth digit.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ FEATURES: Final = (
 """The features in vector order."""
 
 MIN_CANDLES: Final = 20
-"""Below this the Bollinger width is undefined, so there is no row."""
+"""With fewer candles the Bollinger width is undefined, so there is no row."""
 
-_MACD_FROM: Final = 26  # candles until the slow average counts
-_SIGNAL_FROM: Final = 34  # and nine MACD values until its own average does
+_MACD_FROM: Final = 26  # candles: the span of the slow average; with fewer, MACD is 0
+_SIGNAL_FROM: Final = 34  # candles: enough for nine MACD values; with fewer, the signal is 0
 
 
 def compute(closes: Sequence[float], volumes: Sequence[float]) -> Row:
@@ -53,17 +53,18 @@ def compute(closes: Sequence[float], volumes: Sequence[float]) -> Row:
 
     Args:
         closes: Oldest first, at least `MIN_CANDLES` of them, finite and positive.
-        volumes: As many, in the same order, finite and not negative.
+        volumes: The same number, in the same order, finite and not negative.
     Returns:
-        Eleven values in the order of `FEATURES`. Prices and the MACD family are in the price's unit, rsi_14 is
-        0 to 100, the rest are ratios. MACD is 0 below 26 candles, its signal and difference below 34.
+        Eleven values in the order of `FEATURES`. The averages and the three MACD values are in the unit of the price,
+        rsi_14 is from 0 to 100, the others are ratios. MACD is 0 with fewer than 26 candles, its signal and difference
+        are 0 with fewer than 34.
     Raises:
-        ValueError: Too few candles, or unequally many closes and volumes.
+        ValueError: There are too few candles, or the numbers of closes and volumes differ.
 
-    Values at the edge of float64 may overflow to a non-finite indicator; the caller decides what that means.
+    Extreme inputs may overflow to an indicator that is not finite; the caller must check.
 
-    Cost: a dozen microseconds for 100 candles. NumPy sums over all of them; over a short window Python's own floats
-    are quicker than the call into NumPy.
+    Cost: about 12 us for 100 candles. NumPy computes the sums over all candles; for short windows, Python floats are
+    faster than a NumPy call.
     """
     n = len(closes)
     if n < MIN_CANDLES or len(volumes) != n:
@@ -75,8 +76,8 @@ def compute(closes: Sequence[float], volumes: Sequence[float]) -> Row:
     moves = prices[1:] - prices[:-1]
     rises = np.maximum(moves, 0.0)
     up, down = float(weights.wilder.dot(rises)), float(weights.wilder.dot(rises - moves))
-    # These weights sum to 0 and so do not see the level of prices. Without it, flat prices give exactly 0, and the
-    # strict rules do not fire on rounding.
+    # The sum of these weights is 0, so the price level does not matter. Subtracting it makes flat prices give exactly
+    # 0, so that no rule fires because of rounding.
     level = prices - closes[0]
     macd = float(weights.macd.dot(level)) if n >= _MACD_FROM else 0.0
     signal = float(weights.signal.dot(level)) if n >= _SIGNAL_FROM else 0.0
@@ -94,14 +95,14 @@ def compute(closes: Sequence[float], volumes: Sequence[float]) -> Row:
         last / closes[-2] - 1.0,
         last / closes[-8] - 1.0,
         _deviation(recent_returns, ddof=1),
-        # A price source without volumes says nothing about volume: neutral, not undefined.
+        # A price source without volumes sends zeros: then the ratio is 1, which is neutral.
         volumes[-1] / mean_volume if mean_volume > 0 else 1.0,
     )
 
 
 def _deviation(values: Sequence[float], *, ddof: int) -> float:
     first = values[0]
-    shifted = [value - first for value in values]  # equal values: exactly 0, and their mean too
+    shifted = [value - first for value in values]  # so that the deviation of equal values is exactly 0
     mean = sum(shifted) / len(shifted)
     return math.dist(shifted, [mean] * len(shifted)) / math.sqrt(len(shifted) - ddof)
 
@@ -116,13 +117,13 @@ class _Weights(NamedTuple):
 def _weights(n: int) -> _Weights:
     newest = np.zeros(n)
     newest[-1] = 1.0
-    # The signal averages the MACD values from the 26th candle on; pulled back through EMA12 - EMA26 its weights
-    # on those values become weights on the closes.
+    # The signal is an average of the MACD values from the 26th candle on. Its weights on MACD values are converted to
+    # weights on closes through EMA12 - EMA26.
     on_macd = np.zeros(n)
     if n >= _SIGNAL_FROM:
         on_macd[_MACD_FROM - 1 :] = _pull_back(newest[_MACD_FROM - 1 :], _span_alpha(9))
     return _Weights(
-        # Wilder's average starts at 0 on the first candle, which has no move: that weight falls on nothing.
+        # Wilder's average starts at 0 at the first candle, which has no move; so the first weight is dropped.
         wilder=_pull_back(newest, 1 / 14)[1:],
         macd=_macd_weights(newest),
         signal=_macd_weights(on_macd),
@@ -134,14 +135,15 @@ def _macd_weights(outputs: FloatArray) -> FloatArray:
 
 
 def _span_alpha(span: int) -> float:
-    """The smoothing factor of an exponential average of *span* periods."""
+    """Return the smoothing factor of an exponential average of *span* periods."""
     return 2 / (span + 1)
 
 
 def _pull_back(outputs: FloatArray, alpha: float) -> FloatArray:
     """
-    Turn weights on an exponential average's outputs into weights on its inputs (the transpose of the recursion
-    y[0] = x[0], y[t] = (1 - alpha) y[t-1] + alpha x[t]).
+    Convert weights on the outputs of an exponential average to weights on its inputs.
+
+    This is the transpose of the recursion y[0] = x[0], y[t] = (1 - alpha) y[t-1] + alpha x[t].
     """
     inputs = np.empty_like(outputs)
     carried = 0.0

@@ -1,7 +1,7 @@
 """
-Fixed rules over the indicators: the nine signals that every answer lists, and a decision from them alone.
+The nine fixed rules on the indicators, which every answer lists as signals, and a decision by these rules only.
 
-The rule texts are stored by the client; they are part of the contract.
+The client stores the rule texts, so they are part of the contract.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["RULES", "Rule", "rule_decision", "signals"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One strict comparison: *feature* below or above *threshold* speaks for *contribution*."""
+    """A strict comparison: *feature* below or above *threshold* is a signal for *contribution*."""
 
     feature: str
     side: Literal["<", ">"]
@@ -42,13 +42,13 @@ RULES: Final = (
     Rule("returns_1", ">", 0.005, ">0.5% = short-term momentum up", "bullish"),
     Rule("returns_1", "<", -0.005, "<-0.5% = short-term momentum down", "bearish"),
 )
-_RULED: Final = tuple((rule, FEATURES.index(rule.feature)) for rule in RULES)  # and the column it looks at
-_COLUMNS: Final = frozenset(column for _, column in _RULED)  # most are looked at twice
+_RULED: Final = tuple((rule, FEATURES.index(rule.feature)) for rule in RULES)  # each rule with its column
+_COLUMNS: Final = frozenset(column for _, column in _RULED)  # the columns that rules use
 _RSI, _MACD_DIFF = FEATURES.index("rsi_14"), FEATURES.index("macd_diff")
 
 
 def signals(row: Row) -> tuple[Signal, ...]:
-    """Hold one row against all nine rules; fired or not, each is listed."""
+    """Apply all nine rules to one row; rules that do not fire are listed too."""
     rounded = {column: round(row[column], 4) + 0.0 for column in _COLUMNS}  # + 0.0: no negative zero
     found = [
         Signal(rule.feature, rounded[column], rule.text, rule.fires(row[column]), rule.contribution)

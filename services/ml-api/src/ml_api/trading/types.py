@@ -1,4 +1,4 @@
-"""The parts of a decision: plain values that check themselves and know no wire."""
+"""The parts of a decision, as plain values that check themselves, independent of the request format."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Action: TypeAlias = Literal["SELL", "HOLD", "BUY"]
 Direction: TypeAlias = Literal["bullish", "bearish", "neutral"]
 
 ASSETS: Final[tuple[Asset, ...]] = ("BTC", "ETH")
-"""The assets that are traded, in the order in which answers list them; candles of others are ignored."""
+"""The traded assets, in the order of the answers; candles of other assets are ignored."""
 
 CLASSES: Final[tuple[Action, ...]] = ("SELL", "HOLD", "BUY")
-"""Model classes 0, 1, 2."""
+"""The model's classes 0, 1, 2."""
 
 MAX_QUANTITY: Final = 1000
 QUANTITY_PLACES: Final = 8
@@ -39,13 +39,13 @@ QUANTITY_PLACES: Final = 8
 
 class CandleSeries(NamedTuple):
     """
-    The candles of one asset in the order in which they came, member by member; possibly none.
+    The candles of one asset, in the order of the request, as one list per member; may be empty.
 
     Attributes:
-        times: When each began.
-        closes: Closing prices as float64; infinite where the decimal is too large.
-        volumes: Likewise.
-        exact_close: The close of the candle at a position as it was sent, since money is sized with it.
+        times: The start of each candle.
+        closes: Closing prices as float64; infinite if the decimal is too large.
+        volumes: Volumes as float64; infinite if the decimal is too large.
+        exact_close: Returns the exact close of the candle at a position; order sizes are computed with it.
     """
 
     times: Sequence[datetime]
@@ -56,7 +56,7 @@ class CandleSeries(NamedTuple):
 
 @dataclass(slots=True)
 class Order:
-    """One market order: above 0, at most `MAX_QUANTITY`, of at most `QUANTITY_PLACES` decimal places."""
+    """A market order; its quantity is above 0, at most `MAX_QUANTITY`, and has at most `QUANTITY_PLACES` decimals."""
 
     asset_symbol: Asset
     side: Literal["BUY", "SELL"]
@@ -64,7 +64,7 @@ class Order:
     limit_price: None = None
 
     def __post_init__(self) -> None:
-        """ValueError for a quantity that the client would drop or could not read."""
+        """Raise ValueError for a quantity that the client would drop or could not read."""
         quantity = self.quantity
         if not (
             quantity.is_finite()
@@ -72,13 +72,13 @@ class Order:
             and quantity == round(quantity, QUANTITY_PLACES)
         ):
             raise ValueError(
-                f"quantity must be above 0, at most {MAX_QUANTITY} and of {QUANTITY_PLACES} places"
+                f"quantity must be above 0, at most {MAX_QUANTITY}, with at most {QUANTITY_PLACES} decimal places"
             )
 
 
 @dataclass(slots=True)
 class Signal:
-    """One fixed rule held against one indicator of one asset; *value* is finite, rounded to 4 places."""
+    """One fixed rule, applied to one indicator of one asset; *value* is finite, rounded to 4 places."""
 
     feature: str
     value: float
@@ -87,7 +87,7 @@ class Signal:
     contribution: Direction
 
     def __post_init__(self) -> None:
-        """ValueError for a value that JSON has no number for."""
+        """Raise ValueError for a value that is not finite, which JSON cannot contain."""
         if not isfinite(self.value):
             raise ValueError("a signal's value must be finite")
 

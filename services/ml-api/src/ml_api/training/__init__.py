@@ -1,4 +1,4 @@
-"""Training of the model that the service ships: real bars, walk-forward evaluation, a manifest with honest figures."""
+"""Training of the service's own model: real bars, walk-forward evaluation, and a manifest with the results."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """
-Real daily bars from two installable packages; needed to train, by nothing that serves.
+Real daily bars from two installable packages; only training needs them.
 
-Closes are adjusted for splits and dividends where the source adjusts them: a split is no fall in price. What the
-packages are, their licences and where their data comes from is written in NOTICE.
+Closes are adjusted for splits and dividends as far as the source adjusts them, because a split is not a fall in price.
+NOTICE names the packages, their licences and the sources of their data.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load_bars() -> tuple[DailySeries, ...]:
 
 
 def provenance(bars: Sequence[DailySeries]) -> list[JsonValue]:
-    """Say which series of which package in which version were used."""
+    """Return package, version, name, dates and number of bars of each series."""
     return [
         {
             "package": one.package,

@@ -1,4 +1,4 @@
-"""The pictures of `ml-api report`: evaluation figures in, SVG out. Drawn by matplotlib, imported when asked for."""
+"""Draws the charts of `ml-api report` as SVG; imports matplotlib only when a chart is drawn."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
     "walk_forward",
 ]
 
-# Okabe and Ito's palette, which colour-blind readers tell apart.
+# The palette of Okabe and Ito, whose colours colour-blind readers can distinguish.
 _COLOURS: Final = {"SELL": "#d55e00", "HOLD": "#7f7f7f", "BUY": "#0072b2"}
 _MODEL, _BASELINE = "#0072b2", "#7f7f7f"
-_STYLE: Any = {  # matplotlib's own type lists every setting it knows
+_STYLE: Any = {  # Any, because matplotlib's type for settings is a Literal of all names
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "ml-api",  # equal figures give equal bytes
     "font.family": "sans-serif",
@@ -42,7 +42,7 @@ _STYLE: Any = {  # matplotlib's own type lists every setting it knows
 def _figure(
     width: float, height: float, rows: int = 1, columns: int = 1
 ) -> Iterator[tuple[list[Axes], Callable[[], str]]]:
-    """Axes to draw on, and a function that ends the figure and gives its SVG; sizes in inches."""
+    """Yield axes, and a function that returns the finished figure as SVG; sizes are in inches."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -59,7 +59,7 @@ def _figure(
 
 
 def class_balance(counts: Mapping[str, int]) -> str:
-    """DailySeries of how many training samples each class has."""
+    """Draw bars of the number of training samples per class."""
     total = sum(counts.values())
     with _figure(6.5, 1.6) as ((axes,), svg):
         bars = axes.barh(list(counts), list(counts.values()), color=[_COLOURS[name] for name in counts])
@@ -71,7 +71,7 @@ def class_balance(counts: Mapping[str, int]) -> str:
 
 
 def walk_forward(folds: Sequence[Fold]) -> str:
-    """Each measure per test period, the model beside the baseline."""
+    """Draw each metric per test period, of the model and of the baseline."""
     years = [f"{fold['test_from'][:4]}–{fold['test_to'][2:4]}" for fold in folds]
     measures = (
         ("log loss (lower is better)", "log_loss"),
@@ -94,24 +94,24 @@ def walk_forward(folds: Sequence[Fold]) -> str:
 
 
 def calibration(classes: Sequence[str], columns: Sequence[Sequence[Bin]]) -> str:
-    """Per class, how often what was predicted came true; on the diagonal the probabilities mean what they say."""
+    """Draw observed against predicted frequency per class; on the diagonal, probabilities are calibrated."""
     points = [value for column in columns for one in column for value in (one["predicted"], one["observed"])]
     low, high = min(points) - 0.02, max(points) + 0.02
     with _figure(10, 3.3, 1, len(columns)) as (panels, svg):
         for axes, name, column in zip(panels, classes, columns, strict=True):
             axes.plot([low, high], [low, high], color="#cccccc")
             predicted, observed = ([one[key] for one in column] for key in ("predicted", "observed"))
-            # Two standard errors, as if samples were independent; they overlap, so the truth is wider.
+            # Two standard errors for independent samples. These samples overlap, so the true errors are larger.
             errors = [2 * (one["observed"] * (1 - one["observed"]) / one["count"]) ** 0.5 for one in column]
             axes.errorbar(predicted, observed, errors, fmt="o", color=_COLOURS[name], markersize=4)
             axes.set(xlim=(low, high), ylim=(low, high), title=name, xlabel="predicted probability")
             axes.set_aspect("equal")
-        panels[0].set_ylabel("share that came true")
+        panels[0].set_ylabel("observed frequency")
         return svg()
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """The confusion matrix: true classes against answers; shares are of each row."""
+    """Draw the confusion matrix: rows are true classes, columns predicted ones; shares are per row."""
     table = np.asarray(counts)
     shares = table / table.sum(axis=1, keepdims=True)
     ticks = range(len(classes))
@@ -125,14 +125,14 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
                 axes.text(answer, truth, text, ha="center", va="center", color=colour)
         axes.set_xticks(ticks, classes)
         axes.set_yticks(ticks, classes)
-        axes.set(xlabel="answered", ylabel="true")
+        axes.set(xlabel="predicted", ylabel="true")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         return svg()
 
 
 def importances(shares: Mapping[str, float]) -> str:
-    """DailySeries of each feature's share of the total gain of all splits."""
+    """Draw bars of each feature's share of the total gain of all splits."""
     ordered = sorted(shares.items(), key=lambda item: item[1])
     with _figure(6.5, 3.2) as ((axes,), svg):
         bars = axes.barh([name for name, _ in ordered], [share for _, share in ordered], color=_MODEL)
@@ -142,7 +142,7 @@ def importances(shares: Mapping[str, float]) -> str:
 
 
 def feature_ranges(features: Sequence[Feature]) -> str:
-    """Per feature the training range and its deciles; the box spans the middle eight tenths."""
+    """Draw the training range and deciles of each feature; the box is the middle 80 %."""
     shown = [feature for feature in features if feature.reference is not None and feature.reference.edges]
     with _figure(10, 0.55 * len(shown) + 0.4, len(shown)) as (panels, svg):
         for axes, feature in zip(panels, shown, strict=True):
@@ -174,5 +174,5 @@ def feature_ranges(features: Sequence[Feature]) -> str:
 
 
 def _spreads(low: float, high: float, first: float, last: float) -> bool:
-    """Whether a range, or its middle eight tenths, is too lopsided to read on a linear scale."""
+    """Whether a range, or its middle 80 %, is too skewed for a linear scale."""
     return high - low > 10 * (last - first) or abs(last) > 20 * abs(first)

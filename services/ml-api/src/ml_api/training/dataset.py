@@ -1,16 +1,17 @@
 """
-Rows and labels from bars: each row is what the service would have computed on that day, each label what came next.
+Makes rows and labels from bars. A row is what the service would have computed on that day; its label is what came next.
 
-**Rows** come from `ml_api.trading.indicators.compute`, the function that serves, over the 100 bars up to and
-including the day (the client sends 100; averages depend on where they start).
+**Rows** come from `ml_api.trading.indicators.compute`, which the service also uses, over the 100 bars up to and
+including the day. The client sends 100 bars, too, and the averages depend on where they start.
 
-**Price level** is no information: a share at 30, an index at 2 000 and a coin at 60 000 must read alike, but five of
-the eleven features carry the price's unit. So each window is rescaled to a price drawn evenly in log scale, which
-puts every level a client may send inside the training range and leaves the trees nothing to learn from it.
+**Price level** must not matter: a share at 30, an index at 2 000 and a coin at 60 000 must look alike, but five of the
+eleven features are in the unit of the price. So each window is rescaled to a random price, uniform in log scale. Then
+every level that a client may send is inside the training range, and the trees cannot learn anything from it.
 
-**Labels** compare the return over the next 5 bars with what the window's one-bar returns make likely over 5: BUY
-above +0.4 sigma sqrt(5), SELL below the negative, HOLD between. Sigma spans the whole window: from 20 returns it is
-so uncertain that a model "forecasts" HOLD on a pure random walk, by seeing from the features that sigma came out low.
+**Labels** compare the return over the next 5 bars with the window's volatility: BUY above 0.4 sigma sqrt(5), SELL below
+the negative of that, HOLD between. Sigma is that of the one-bar returns of the whole window. From only 20 returns it
+would be so uncertain that a model could "forecast" HOLD even on a random walk: the features would show it that sigma
+is low.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from ml_api.training.bars import DailySeries
 __all__ = ["HORIZON", "PRICES", "THRESHOLD", "WINDOW", "Dataset", "build", "label"]
 
 WINDOW = 100
-"""DailySeries behind each row."""
+"""The number of bars from which a row is computed."""
 HORIZON = 5
-"""DailySeries ahead that a label looks."""
+"""The number of bars ahead that a label covers."""
 THRESHOLD = 0.4
-"""Deviations of the expected move beyond which it counts as a move; at 0.4 the three classes are of like size."""
+"""A return counts as a move above this many expected deviations; with 0.4 the three classes have similar sizes."""
 PRICES = (0.1, 1_000_000.0)
 """The price levels that windows are rescaled to."""
 
@@ -58,7 +59,7 @@ class Dataset:
         return len(self.labels)
 
     def where(self, mask: NDArray[np.bool_]) -> Dataset:
-        """The samples that *mask*, bool[n], selects."""
+        """Return the samples that *mask*, bool[n], selects."""
         return Dataset(self.rows[mask], self.labels[mask], self.dates[mask], self.known[mask])
 
 
@@ -66,24 +67,24 @@ def build(
     bars: Sequence[DailySeries], *, seed: int, advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
     """
-    Turn every day with 100 bars behind it and 5 ahead into a sample.
+    Make a sample for every day that has 100 bars up to it and 5 bars after it.
 
     Args:
-        seed: Of the price levels; equal seeds give equal datasets.
-        advance: Called with the number of samples just made.
+        seed: The seed of the price levels; equal seeds give equal datasets.
+        advance: Called with the number of new samples, after each series.
     """
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     parts = []
     for one in bars:
         ends = np.arange(WINDOW - 1, len(one.closes) - HORIZON)
-        levels = np.exp(chance.uniform(math.log(PRICES[0]), math.log(PRICES[1]), len(ends)))
+        levels = np.exp(rng.uniform(math.log(PRICES[0]), math.log(PRICES[1]), len(ends)))
         rows = np.empty((len(ends), len(FEATURES)))
         for row, end, level in zip(rows, ends, levels, strict=True):
             past = slice(end - WINDOW + 1, end + 1)
             closes = one.closes[past] * (level / one.closes[end])
             row[:] = compute(closes.tolist(), one.volumes[past].tolist())
-        # Single precision drops the last bits, which depend on the machine's BLAS; retraining elsewhere sees the
-        # same numbers.
+        # Rounded to single precision, because the last bits depend on the machine's BLAS: so training on another
+        # machine uses the same numbers.
         rows = rows.astype(np.float32).astype(np.float64)
         labels = np.array([label(one.closes[: end + HORIZON + 1]) for end in ends])
         parts.append(Dataset(rows, labels, one.dates[ends], one.dates[ends + HORIZON]))

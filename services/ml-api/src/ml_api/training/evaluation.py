@@ -1,10 +1,10 @@
 """
-Evaluates a model walk-forward: each year is judged by a model that was trained on earlier years only.
+Evaluates a model walk-forward: each test period is predicted by a model that was trained on earlier years only.
 
-A fold tests two calendar years and trains on every sample whose label was known before they began; the samples
-between (the last 5 bars of each series) are purged, since their labels look into the test years (Lopez de Prado,
-Advances in Financial Machine Learning, 7.4.1). The baseline has no skill: it answers the class frequencies of the
-same training samples every time. Nothing was tuned on these figures.
+A fold tests two calendar years, and trains on every sample whose label was known before they began. The samples between
+(the last 5 bars of each series) are purged, because their labels depend on the test years (Lopez de Prado, Advances in
+Financial Machine Learning, 7.4.1). The baseline has no skill: it always predicts the class frequencies of the same
+training samples. Nothing was tuned on these results.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ from ml_api.training.dataset import Dataset
 __all__ = ["Bin", "Evaluation", "Fold", "Scores", "Splits", "evaluate", "score", "splits"]
 
 TEST_YEARS = tuple(range(2005, 2019, 2))
-"""First years of the folds."""
+"""The first test year of each fold."""
 
 _YEARS = 2
 _CLASSES = 3
 _BINS = 10
 
 Fit = Callable[[Dataset], Callable[[FloatArray], FloatArray]]
-"""Train on samples; the result maps float64[n, 11] to probabilities float64[n, 3]."""
+"""Trains on samples; the result maps rows, float64[n, 11], to probabilities, float64[n, 3]."""
 
 Splits = tuple[Dataset, Dataset, int]
-"""Training samples, test samples, number purged between."""
+"""Training samples, test samples, number of purged samples."""
 
 
 class Scores(TypedDict):
     """
-    Logarithmic loss in nats (lower is better), mean recall over the classes, share of right answers; and where the
-    truth is SELL or BUY, the share in which the likelier of the two was right.
+    The metrics of one model; all but the log loss are shares of 1.
+
+    `log_loss` is in nats, and lower is better. `balanced_accuracy` is the mean recall over the classes. `accuracy` is
+    the share of right predictions. `direction_accuracy` is the share of samples in which the more probable of SELL and
+    BUY was right, among those whose true class is one of these.
     """
 
     log_loss: float
@@ -60,7 +63,7 @@ class Fold(TypedDict):
 
 
 class Bin(TypedDict):
-    """Test samples of like predicted probability: what was said on average, and how often it came true."""
+    """Test samples of similar predicted probability: mean prediction, observed frequency, number of samples."""
 
     predicted: float
     observed: float
@@ -69,17 +72,17 @@ class Bin(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Every test sample of every fold taken together; rows of *confusion* are truths, columns answers."""
+    """The results over all test samples of all folds; rows of *confusion* are true classes, columns predicted ones."""
 
     folds: list[Fold]
     model: Scores
     baseline: Scores
     confusion: list[list[int]]
-    calibration: list[list[Bin]]  # per class, from improbable to probable
+    calibration: list[list[Bin]]  # per class, by rising predicted probability
 
 
 def splits(data: Dataset, first_year: int) -> Splits:
-    """Cut *data* for the fold that tests *first_year* and the year after."""
+    """Split *data* for the fold that tests *first_year* and the next year."""
     begin, end = (np.datetime64(f"{year}-01-01") for year in (first_year, first_year + _YEARS))
     known = data.known < begin
     purged = int(((data.dates < begin) & ~known).sum())
@@ -88,7 +91,7 @@ def splits(data: Dataset, first_year: int) -> Splits:
 
 def evaluate(data: Dataset, fit: Fit, *, advance: Callable[[int], None] = lambda _: None) -> Evaluation:
     """
-    Walk forward over all folds.
+    Train and test all folds.
 
     Args:
         advance: Called with 1 after each fold.
@@ -126,13 +129,13 @@ def evaluate(data: Dataset, fit: Fit, *, advance: Callable[[int], None] = lambda
     )
 
 
-def score(truth: NDArray[np.int64], chances: FloatArray) -> Scores:
-    """Score probabilities float64[n, 3] against labels int64[n]; each label occurs at least once."""
-    answers = chances.argmax(axis=1)
+def score(truth: NDArray[np.int64], probabilities: FloatArray) -> Scores:
+    """Score *probabilities*, float64[n, 3], by the labels *truth*, int64[n], in which each class must occur."""
+    answers = probabilities.argmax(axis=1)
     moved = truth != 1
-    rising = chances[moved, 2] > chances[moved, 0]
+    rising = probabilities[moved, 2] > probabilities[moved, 0]
     return Scores(
-        log_loss=float(-np.log(chances[np.arange(len(truth)), truth]).mean()),
+        log_loss=float(-np.log(probabilities[np.arange(len(truth)), truth]).mean()),
         balanced_accuracy=float(np.mean([(answers[truth == k] == k).mean() for k in range(_CLASSES)])),
         accuracy=float((answers == truth).mean()),
         direction_accuracy=float((rising == (truth[moved] == 2)).mean()),

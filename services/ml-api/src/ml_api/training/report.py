@@ -1,8 +1,7 @@
 """
-`ml-api report`: how good the model is, on one page with pictures.
+`ml-api report`: one HTML page with charts about the quality of the trading model.
 
-Everything comes from the model's manifest, so the page needs neither training data nor training. It is one file
-that loads nothing: pictures are inside.
+Everything comes from the model's manifest, so no training data are needed. The page is one file with inline charts.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ __all__ = ["ReportUnavailable", "render", "write_report"]
 
 
 class ReportUnavailable(Unusable):
-    """The page cannot be made; the message says what is missing and how to get it."""
+    """The page cannot be made; the message says what is missing, and how to get it."""
 
 
 class _Provenance(TypedDict):
-    """The provenance that `ml_api.training` writes into a manifest and the page shows."""
+    """The part of the manifest's provenance that the page shows; `ml-api train` writes it."""
 
     data: list[dict[str, str | int]]
     samples: int
@@ -55,7 +54,7 @@ def write_report(out: Path, model: str | os.PathLike[str] = BUNDLED_MODEL) -> No
 
     Raises:
         ReportUnavailable: matplotlib is not installed, or the manifest was not made by `ml-api train`.
-        predictor.ManifestError: No readable manifest beside *model*.
+        predictor.ManifestError: There is no readable manifest beside *model*.
     """
     page = render(Manifest.read(manifest_path(model)))
     out.write_text(page, encoding="utf-8")
@@ -63,7 +62,7 @@ def write_report(out: Path, model: str | os.PathLike[str] = BUNDLED_MODEL) -> No
 
 def render(manifest: Manifest) -> str:
     """
-    Draw the page; equal manifests give equal pages.
+    Return the page; equal manifests give equal pages.
 
     Raises:
         ReportUnavailable: As `write_report`.
@@ -79,7 +78,7 @@ def render(manifest: Manifest) -> str:
         pictures = _draw(manifest, told)
     except ImportError as error:
         raise ReportUnavailable(
-            f"the pictures need the package {error.name}; install ml-api[report]"
+            f"the charts need the package {error.name}; install ml-api[report]"
         ) from error
     title = f"Model {manifest.name} {manifest.version}"
     return (
@@ -99,15 +98,15 @@ def _draw(manifest: Manifest, told: _Provenance) -> list[_Picture]:
     return [
         _Picture(
             "Walk-forward figures",
-            "Each period was judged by a model that had seen only earlier bars. Dots are the model, bars the "
-            "baseline: the class frequencies of the same training years. Direction accuracy looks only at samples "
-            "that moved, and asks whether the likelier of SELL and BUY was right.",
+            "Each period was predicted by a model that was trained on earlier bars only. Dots are the model, bars the "
+            "baseline: the class frequencies of the same training years. Direction accuracy counts only samples whose "
+            "true class is SELL or BUY, and whether the more probable of these two was right.",
             charts.walk_forward(found.folds),
         ),
         _Picture(
             "Calibration",
-            "Test samples of like predicted probability, in tenths. On the line, a probability means what it says; "
-            "whiskers are two standard errors, and too narrow, since neighbouring samples overlap.",
+            "Test samples in tenths by predicted probability. On the line, probabilities are calibrated. Whiskers are "
+            "two standard errors; the true errors are larger, because neighbouring samples overlap.",
             charts.calibration(classes, found.calibration),
         ),
         _Picture(
@@ -117,21 +116,21 @@ def _draw(manifest: Manifest, told: _Provenance) -> list[_Picture]:
         ),
         _Picture(
             "Class balance",
-            "Samples per class in training. Which class a sample has, by rule: " + told["label"] + ".",
+            "Training samples per class. The class of a sample: " + told["label"] + ".",
             charts.class_balance(dict(zip(classes, told["class_counts"], strict=True))),
         ),
         _Picture(
             "Importances",
-            "How much of the training loss the splits on each feature took away. It says what the model uses, not "
-            "that the use is right.",
+            "How much the splits on each feature reduced the training loss. It shows what the model uses, not that "
+            "this is useful.",
             charts.importances(told["importance_gain"]),
         ),
         _Picture(
             "Feature ranges",
-            "Training range (black marks, with values), deciles (blue marks) and the middle eight tenths (box); the "
-            "scale is linear, or logarithmic away from zero where values spread widely. Requests outside the range "
-            "are counted by the service's metrics. Windows were rescaled to prices between 0.1 and a million, so "
-            "averages and MACD spread over all of them.",
+            "Training range (black marks, with values), deciles (blue marks) and the middle 80 % (box). The scale is "
+            "linear, or logarithmic away from zero if the range is wide. The service's metrics count values outside "
+            "the range. Training windows were rescaled to prices between 0.1 and a million, so averages and MACD cover all "
+            "of these levels.",
             charts.feature_ranges(manifest.features),
         ),
     ]
@@ -149,8 +148,8 @@ def _summary(manifest: Manifest, told: _Provenance) -> str:
     tested = sum(fold["tested"] for fold in told["evaluation"].folds)
     return (
         f"<p><strong>{escape(verdict(manifest.metrics))}</strong></p>\n"
-        f"<p>{tested} out-of-sample test samples, walk-forward. Log loss: lower is better, the rest higher.</p>\n"
-        + _table(["measure", "model", "no-skill baseline"], rows)
+        f"<p>{tested} out-of-sample test samples, walk-forward. A lower log loss is better; for the other metrics, "
+        "higher is better.</p>\n" + _table(["measure", "model", "no-skill baseline"], rows)
     )
 
 
@@ -174,7 +173,7 @@ def _contents(pictures: Sequence[_Picture]) -> str:
 
 
 def _figure(picture: _Picture) -> str:
-    # As an image of its own: identifiers inside one SVG cannot meet those of another.
+    # As a separate image, so that the ids of one SVG do not collide with those of another.
     source = base64.b64encode(picture.svg.encode()).decode()
     return (
         f'<figure id="{_anchor(picture)}">\n<h2>{escape(picture.title)}</h2>\n'

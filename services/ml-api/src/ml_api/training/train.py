@@ -1,9 +1,9 @@
 """
-`ml-api train`: real bars to a small LightGBM model, its honest figures and its manifest.
+`ml-api train`: trains a small LightGBM model on real bars, evaluates it, and writes its manifest.
 
-The parameters were chosen once, small and strongly regularised because daily returns hold little signal, and not
-searched for on the test years. One thread, LightGBM's deterministic mode and a fixed seed make a run repeatable:
-the same machine and versions give the same bytes.
+The parameters were chosen once: small and strongly regularised, because daily returns have little signal. They were not
+tuned on the test years. With one thread, LightGBM's deterministic mode and a fixed seed, the same machine and versions
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["MODEL_FILE", "SEED", "VERSION", "fit", "train"]
 
 MODEL_FILE: Final = "btc-eth.txt"
-"""The model's file name, in the package and in the directory that is trained into."""
+"""The model's file name, in the package and in the output directory."""
 VERSION: Final = "1.0.0"
 SEED: Final = 7
 ROUNDS: Final = 100
@@ -57,21 +57,22 @@ PARAMETERS: Final[dict[str, JsonValue]] = {
 
 def train(out: Path, *, seed: int = SEED, console: Console | None = None) -> Manifest:
     """
-    Train, evaluate and write `btc-eth.txt` with its manifest into *out*, made if absent; print the figures.
+    Train and evaluate the model, write `btc-eth.txt` and its manifest to the directory *out*, and print the results.
 
     Args:
-        seed: Of price levels, bagging and feature sampling.
-        console: Where progress and figures go; default the standard error stream.
+        out: Is made if it does not exist.
+        seed: The seed of price levels, bagging and feature sampling.
+        console: For progress and results; default stderr.
     Returns:
-        The manifest as written; its metrics are the walk-forward figures, its provenance says the rest.
+        The manifest. Its metrics are those of the walk-forward evaluation; its provenance has the details.
     Raises:
-        TrainingDataMissing: LightGBM's training half or a data package is not installed.
+        TrainingDataMissing: LightGBM's Python package or a data package is not installed.
         OSError: *out* cannot be made or written.
 
-    Cost: some ten seconds of one core (eight training runs). Files appear only when all of it succeeded.
+    Cost: about 10 s of one core (eight training runs). Files are written after the evaluation.
     """
     console = console or Console(stderr=True)
-    out.mkdir(parents=True, exist_ok=True)  # before the work, which a bad path should not cost
+    out.mkdir(parents=True, exist_ok=True)  # first, so that a bad path fails before the work
     with _progress(console) as steps:
         bars = load_bars()
         total = sum(max(0, len(one.dates) - dataset.WINDOW + 1 - dataset.HORIZON) for one in bars)
@@ -106,7 +107,7 @@ def fit(data: Dataset, seed: int = SEED) -> lightgbm.Booster:
         import lightgbm
     except ImportError as error:
         raise TrainingDataMissing(
-            f"training needs the package {error.name} (uv sync --group train)"
+            f"training needs the package {error.name}; install it (uv sync --group train)"
         ) from error
     samples = lightgbm.Dataset(data.rows, data.labels, feature_name=list(FEATURES), params=PARAMETERS)
     return lightgbm.train(PARAMETERS | {"seed": seed}, samples, num_boost_round=ROUNDS)

@@ -1,4 +1,4 @@
-"""States in one sentence what a trading model is worth, from the figures in its manifest."""
+"""Says in one sentence how good a trading model is, by the metrics in its manifest."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from predictor import Metric
 
 __all__ = ["verdict"]
 
-_HARDLY = 0.01  # a log loss less than this share below the baseline's is next to none
+_HARDLY = (
+    0.01  # if the log loss is lower than the baseline's by less than this share, the skill is "hardly any"
+)
 
 
 def verdict(metrics: Mapping[str, Metric]) -> str:
     """
-    Judge a model by its out-of-sample log loss and direction accuracy, each beside a baseline without skill.
+    Compare a model's out-of-sample log loss and direction accuracy with those of a baseline without skill.
 
-    A model without these figures is said to be unproven.
+    A model without these metrics is called unproven.
     """
     loss, direction = metrics.get("log_loss"), metrics.get("direction_accuracy")
     if loss is None or direction is None or not loss.baseline or direction.baseline is None:

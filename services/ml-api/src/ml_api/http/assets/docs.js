@@ -5,5 +5,5 @@ SwaggerUIBundle({
   deepLinking: true,
   tryItOutEnabled: true,
   persistAuthorization: false, // the API key stays in this tab
-  validatorUrl: null, // nothing is sent to anybody else
+  validatorUrl: null, // send nothing to another host
 });
