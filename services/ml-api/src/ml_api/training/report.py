@@ -129,8 +129,8 @@ def _draw(manifest: Manifest, told: _Provenance) -> list[_Picture]:
             "Feature ranges",
             "Training range (black marks, with values), deciles (blue marks) and the middle 80 % (box). The scale is "
             "linear, or logarithmic away from zero if the range is wide. The service's metrics count values outside "
-            "the range. Training windows were rescaled to prices between 0.1 and a million, so averages and MACD cover all "
-            "of these levels.",
+            "the range. Training windows were rescaled to prices between 0.1 and a million, so averages and MACD cover "
+            "all of these levels.",
             charts.feature_ranges(manifest.features),
         ),
     ]
