@@ -180,8 +180,8 @@ def _finished(canvas: Canvas, found: Measurements) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"font: ([^;\"]*?)([\d.]+)px [^;\"]*", r"font: \1\2px system-ui, sans-serif", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
-    for told, (name, _, _) in COLOURS.items():
-        text = text.replace(told, f"var(--{name})")
+    for placeholder, (name, _, _) in COLOURS.items():
+        text = text.replace(placeholder, f"var(--{name})")
     schemes = [
         ";".join(f"--{name}:{colours[scheme]}" for name, *colours in COLOURS.values()) for scheme in (0, 1)
     ]

@@ -91,12 +91,12 @@ def most_probable(scores: NDArray[np.float64], classes: Sequence[Any]) -> NDArra
     Raises:
         SchemaError: A row has a score that is not finite.
     """
-    lost = ~np.isfinite(scores).all(axis=1)
-    if lost.any():
+    not_finite = ~np.isfinite(scores).all(axis=1)
+    if not_finite.any():
         raise SchemaError(
             "a score is not finite, so no class is the most probable",
             remedy="use predict to see the scores",
-            row=int(lost.argmax()),
+            row=int(not_finite.argmax()),
         )
     labels = np.array(classes or range(scores.shape[1]))
     if len({type(label) for label in classes}) > 1:  # NumPy would turn 1 and "a" into text

@@ -48,16 +48,16 @@ def check_manifest(text: ModelText, manifest: Manifest) -> None:
     Raises:
         ManifestError: A name, order, kind, category code, objective, output kind or number of trees differs.
     """
-    for what, told, found in (
+    for what, stated, found in (
         ("features", len(manifest.features), len(text.feature_names)),
         ("trees (was an early-stopped model saved with all its rounds?)", manifest.n_trees, text.n_trees),
         ("outputs", manifest.n_outputs, text.n_outputs),
         ("objective", manifest.objective, text.objective),
         ("output kind", manifest.output, text.output),
     ):
-        if told != found:
+        if stated != found:
             raise ManifestError(
-                f"{what}: the manifest says {told!r}, the model file has {found!r}; {_REMEDY}"
+                f"{what}: the manifest says {stated!r}, the model file has {found!r}; {_REMEDY}"
             )
     for index, (feature, name) in enumerate(zip(manifest.features, text.feature_names, strict=True)):
         if feature.model_name != name:

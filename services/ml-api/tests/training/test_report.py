@@ -48,7 +48,7 @@ def test_each_picture_is_there_as_well_formed_svg_with_its_labels_as_text(page: 
     for title, words in {
         "Walk-forward figures": ["log loss", "2017–18", "baseline"],
         "Calibration": ["SELL", "HOLD", "BUY", "predicted probability"],
-        "Confusion": ["answered", "true"],
+        "Confusion": ["predicted", "true"],
         "Importances": ["rsi_14", "volume_ratio"],
         "Feature ranges": ["sma_7", "volume_ratio"],
     }.items():

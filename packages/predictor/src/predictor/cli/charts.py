@@ -106,9 +106,11 @@ class Charts:
         def draw(axes: Any) -> None:
             axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
             for index, style in zip(counted.shown, self._styles(len(counted.shown)), strict=True):
-                said, share, low, high, _ = counted.calibration(index).T
+                predicted, share, low, high, _ = counted.calibration(index).T
                 name = _short(counted.classes[index])
-                axes.errorbar(said, share, (share - low, high - share), fmt="o", **style, ms=4, label=name)
+                axes.errorbar(
+                    predicted, share, (share - low, high - share), fmt="o", **style, ms=4, label=name
+                )
             axes.set(xlabel="mean probability", ylabel="observed frequency", title="Calibration")
             self._legend(axes, len(counted.shown))
 
@@ -118,9 +120,9 @@ class Charts:
         """Draw the mean label against the mean prediction, per tenth of the rows by prediction."""
 
         def draw(axes: Any) -> None:
-            truth, said = counted.pairs.T
-            parts = np.array_split(np.argsort(said, kind="stable"), min(10, len(said)))
-            x = [float(said[part].mean()) for part in parts]
+            truth, predicted = counted.pairs.T
+            parts = np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted)))
+            x = [float(predicted[part].mean()) for part in parts]
             axes.axline((x[0], x[0]), slope=1, color=_GRID, linewidth=1)
             reach = [1.96 * float(truth[part].std()) / len(part) ** 0.5 for part in parts]
             axes.errorbar(x, [truth[part].mean() for part in parts], reach, fmt="o-", color=_INK, ms=4)
@@ -203,8 +205,8 @@ class Charts:
         text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
         text = re.sub(r'<g id="[^"]*"', "<g", text)
         text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
-        for told, name in _NAMES.items():
-            text = text.replace(told, name)
+        for placeholder, name in _NAMES.items():
+            text = text.replace(placeholder, name)
         view = re.search(r'viewBox="[^"]*"', text)
         if view is None:
             raise RuntimeError("matplotlib wrote an SVG without a viewBox")

@@ -21,7 +21,7 @@ from predictor._outputs import output_names
 from predictor._system import available_cpus
 from predictor.cli.expected import Expected
 from predictor.cli.progress import ending_cleanly, shown
-from predictor.cli.sampling import TellingSample
+from predictor.cli.sampling import CoveringSample
 from predictor.cli.streaming import Source, Task, answer_pieces, counted_from
 from predictor.cli.tables import Piece, Row, TableError, read_pieces
 from predictor.cli.writing import require_folder, writer
@@ -161,17 +161,17 @@ def manifest(args: argparse.Namespace) -> int:
     # There is no manifest yet: the model file and --categories say how to read a column.
     features = features_of(text, names=names, integers=tuple(_listed(args.integers)), labels=labels)
     schema = partial(RowSchema, features, ordered=ordered_categories(features, text))
-    told = tuple(_listed(args.expected or ""))
-    sample = TellingSample(schema, args.sample, aside=told)
-    expected = Expected(data, text, features, told) if told else None
+    expected_columns = tuple(_listed(args.expected or ""))
+    sample = CoveringSample(schema, args.sample, aside=expected_columns)
+    expected = Expected(data, text, features, expected_columns) if expected_columns else None
     with ending_cleanly():
         for piece in shown(read_pieces(args.rows), args.rows, is_quiet=False):
-            rows = piece.rows(features, {*names, *told})
+            rows = piece.rows(features, {*names, *expected_columns})
             rows = rows if isinstance(rows, list) else rows.to_pylist()
             with counted_from(piece.first):
                 matrix = sample.add(rows)
             if expected is not None:
-                expected.add(matrix, expected.told(rows, first=piece.first))
+                expected.add(matrix, expected.values(rows, first=piece.first))
     rows, seen = sample.rows(), sample.seen
     if not rows:
         raise TableError(f"{args.rows.name} has no rows; a manifest needs at least one")
@@ -179,7 +179,7 @@ def manifest(args: argparse.Namespace) -> int:
         expected.check()
     made = write_manifest(
         args.model,
-        [{name: cell for name, cell in row.items() if name not in told} for row in rows],
+        [{name: cell for name, cell in row.items() if name not in expected_columns} for row in rows],
         name=args.name,
         version=args.version,
         classes=tuple(_listed(args.classes)),
@@ -189,7 +189,7 @@ def manifest(args: argparse.Namespace) -> int:
         categories=categories,
         policy=_policy(args.allow),
         golden=args.golden,
-        expected=expected.told(rows) if expected is not None else None,
+        expected=expected.values(rows) if expected is not None else None,
         path=args.output,
     )
     _say(f"ok: {made.name} {made.version}, {len(made.features)} features, {len(made.golden)} golden rows")

@@ -78,14 +78,14 @@ class Classified:
         """Count *answers* [n, outputs] and the position of each row's true class."""
         given = per_class(answers)
         of_all = given / given.sum(axis=1, keepdims=True).clip(_TINY)  # one-vs-all does not sum to 1
-        k, happened = len(self.classes), truth[:, None] == np.arange(len(self.classes))
+        k, is_true = len(self.classes), truth[:, None] == np.arange(len(self.classes))
         loss = -np.log(of_all[np.arange(len(truth)), truth].clip(_TINY, 1.0))
         self._loss += np.bincount(truth, weights=loss, minlength=k)
         self._squared += float((loss**2).sum())
-        self._brier += float(((of_all - happened) ** 2).sum())
+        self._brier += float(((of_all - is_true) ** 2).sum())
         np.add.at(self.confusion, (truth, of_all.argmax(axis=1)), 1)
         for index in self.shown:
-            p, hit = given[:, index], happened[:, index]
+            p, hit = given[:, index], is_true[:, index]
             place = np.minimum((p * BINS).astype(int), BINS - 1)
             for column, weights in enumerate((None, p, hit)):
                 self._bins[index, :, column] += np.bincount(place, weights=weights, minlength=BINS)
@@ -99,7 +99,7 @@ class Classified:
         share = self.confusion.sum(axis=1) / max(1, self.rows)
         half = 2 if len(self.classes) == 2 else 1
         return (
-            Compared("log loss", float(self._loss.sum()) / self.rows, float(share @ self._surprise())),
+            Compared("log loss", float(self._loss.sum()) / self.rows, float(share @ self._prior_loss())),
             Compared("Brier score", self._brier / self.rows / half, float(1 - (share**2).sum()) / half),
         )
 
@@ -109,16 +109,16 @@ class Classified:
         if (counts > 0).sum() < 2:
             only = self.classes[int(counts.argmax())]
             return f"All rows are of the class {only}: these rows cannot show whether the model tells classes apart."
-        loss, surprise = self.losses()[0], self._surprise()
-        squared = self._squared - 2 * float(surprise @ self._loss) + float(counts @ surprise**2)
+        loss, prior_loss = self.losses()[0], self._prior_loss()
+        squared = self._squared - 2 * float(prior_loss @ self._loss) + float(counts @ prior_loss**2)
         error = _standard_error(loss.baseline - loss.model, squared, self.rows)
         return _verdict(loss, error, self.rows, "guessing the class frequencies")
 
     def calibration(self, index: int) -> Floats:
         """Return [bins, 5] for a class: mean probability, observed share, low and high of its 95 % interval, rows."""
-        n, said, hits = self._bins[index][self._bins[index, :, 0] > 0].T
+        n, predicted, hits = self._bins[index][self._bins[index, :, 0] > 0].T
         low, high = wilson(hits, n)
-        return np.column_stack((said / n, hits / n, low, high, n))
+        return np.column_stack((predicted / n, hits / n, low, high, n))
 
     def curve(self, index: int) -> Curve:
         """Return ROC and PR of one class against the rest."""
@@ -138,7 +138,7 @@ class Classified:
             int(hits[-1]) / max(1, int(hits[-1] + misses[-1])),
         )
 
-    def _surprise(self) -> Floats:
+    def _prior_loss(self) -> Floats:
         """Return for a row of each class the log loss of guessing the frequencies; 0 for a class without rows."""
         counts = self.confusion.sum(axis=1)
         return -np.log(np.where(counts > 0, counts, self.rows) / max(1, self.rows))
@@ -168,12 +168,12 @@ class Estimated:
 
     def losses(self) -> tuple[Compared, Compared]:
         """Return RMSE of all rows, and MAE of the pairs that are kept."""
-        truth, said = self.pairs.T
+        truth, predicted = self.pairs.T
         of = "" if len(truth) == self.rows else f" (sample of {len(truth):,} rows)"
         return (
             Compared("RMSE", math.sqrt(self._squared / self.rows), math.sqrt(self._spread / self.rows)),
             Compared(
-                f"MAE{of}", float(np.abs(truth - said).mean()), float(np.abs(truth - self._mean).mean())
+                f"MAE{of}", float(np.abs(truth - predicted).mean()), float(np.abs(truth - self._mean).mean())
             ),
         )
 
@@ -181,8 +181,8 @@ class Estimated:
         """Return one or two sentences: whether the model is better than the mean of the labels."""
         if self._spread == 0:
             return "All labels are equal: these rows cannot show whether the model is better than their mean."
-        truth, said = self.pairs.T
-        gain = (truth - self._mean) ** 2 - (truth - said) ** 2
+        truth, predicted = self.pairs.T
+        gain = (truth - self._mean) ** 2 - (truth - predicted) ** 2
         error = float(gain.std()) / math.sqrt(self.rows)
         # The squared RMSE is a mean, so its standard error is known; it is scaled to the RMSE.
         rmse = self.losses()[0]

@@ -47,7 +47,7 @@ class Expected:
         self._model = Model.from_bytes(data, manifest=draft)
         self._columns, self._comparison = tuple(columns), Comparison()
 
-    def told(self, rows: Sequence[Row], *, first: int = 0) -> NDArray[np.float64]:
+    def values(self, rows: Sequence[Row], *, first: int = 0) -> NDArray[np.float64]:
         """
         Return the expected predictions in *rows*: float64 [n], or [n, columns].
 
@@ -63,14 +63,14 @@ class Expected:
             ) from error
         return found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
 
-    def add(self, matrix: NDArray[np.float64], told: NDArray[np.float64]) -> None:
+    def add(self, matrix: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
         """
-        Compare the model's answers to the encoded rows *matrix* with *told*, which `told()` returned for them.
+        Compare the model's answers to the encoded rows *matrix* with *expected*, which `values` returned for them.
 
         Raises:
-            ManifestError: *told* does not have one number per output of the model.
+            ManifestError: *expected* does not have one number per output of the model.
         """
-        self._comparison.add(self._model.predict_encoded(matrix), told)
+        self._comparison.add(self._model.predict_encoded(matrix), expected)
 
     def check(self) -> None:
         """

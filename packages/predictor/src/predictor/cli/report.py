@@ -105,10 +105,12 @@ class Report:
             self._count(counts, index, matrix[:, index])
         if self._classified is None and self._estimated is None and self._ranked is None:
             return
-        lost = ~np.isfinite(answers).all(axis=1)
-        if lost.any():
+        not_finite = ~np.isfinite(answers).all(axis=1)
+        if not_finite.any():
             raise SchemaError(
-                "an answer is not finite", remedy="leave the row out of the file", row=int(lost.argmax())
+                "an answer is not finite",
+                remedy="leave the row out of the file",
+                row=int(not_finite.argmax()),
             )
         if self._classified is not None:
             self._classified.add(answers, positions_of(labels, self._classified.classes))

@@ -13,7 +13,7 @@ from predictor.errors import SchemaError
 from predictor.manifest import RowPolicy
 from predictor.schema import RowSchema
 
-__all__ = ["Sample", "TellingSample"]
+__all__ = ["Sample", "CoveringSample"]
 
 # If the sample has such cells, `write_manifest` allows them in the manifest's policy.
 _HELD = ("boolean", "large_integer", "infinite")
@@ -60,7 +60,7 @@ class Sample:
         return [(index, row) for _, index, row in self._held]
 
 
-class TellingSample:
+class CoveringSample:
     """
     A uniform random sample, plus the rows that decide what a manifest says about all rows.
 
@@ -80,14 +80,14 @@ class TellingSample:
         """
         self._make, self._aside, self._policy = schema, frozenset(aside), _STRICT
         self._schema = schema(_STRICT)
-        self._fair = Sample(size)
-        self._telling: dict[Any, tuple[float, int, Row]] = {}  # by what it tells
+        self._random_rows = Sample(size)
+        self._covering: dict[Any, tuple[float, int, Row]] = {}  # by feature and reason, or by policy setting
         self._codes = [f.kind == "category" for f in self._schema.features]
 
     @property
     def seen(self) -> int:
         """The number of rows seen."""
-        return self._fair.seen
+        return self._random_rows.seen
 
     def add(self, rows: list[Row]) -> NDArray[np.float64]:
         """
@@ -96,28 +96,28 @@ class TellingSample:
         Raises:
             SchemaError: A row does not fit; its number is counted from the first of *rows*.
         """
-        first = self._fair.seen
+        first = self._random_rows.seen
         matrix = self._encode(rows, first)
         for feature, column in enumerate(matrix.T):
             nulls = np.isnan(column)
             if nulls.any():
-                self._tell((feature, "null"), 0.0, int(nulls.argmax()), rows, first)
+                self._cover((feature, "null"), 0.0, int(nulls.argmax()), rows, first)
             if self._codes[feature]:
                 for code, at in zip(*np.unique(column[~nulls], return_index=True), strict=True):
                     place = int(np.flatnonzero(~nulls)[at])
-                    self._tell((feature, float(code)), 0.0, place, rows, first)
+                    self._cover((feature, float(code)), 0.0, place, rows, first)
                 continue
             finite = np.flatnonzero(np.isfinite(column))
             if len(finite):
                 low, high = finite[column[finite].argmin()], finite[column[finite].argmax()]
-                self._tell((feature, "min"), float(column[low]), int(low), rows, first)
-                self._tell((feature, "max"), -float(column[high]), int(high), rows, first)
-        self._fair.add(rows)
+                self._cover((feature, "min"), float(column[low]), int(low), rows, first)
+                self._cover((feature, "max"), -float(column[high]), int(high), rows, first)
+        self._random_rows.add(rows)
         return matrix
 
     def rows(self) -> list[Row]:
         """Return the kept rows, in the order of the file."""
-        held = {index: row for _, index, row in self._telling.values()} | dict(self._fair.held())
+        held = {index: row for _, index, row in self._covering.values()} | dict(self._random_rows.held())
         return [held[index] for index in sorted(held)]
 
     def _encode(self, rows: list[Row], first: int) -> NDArray[np.float64]:
@@ -131,13 +131,13 @@ class TellingSample:
             except SchemaError as error:
                 if error.policy not in _HELD or error.row is None:
                     raise
-                self._tell(("policy", error.policy), 0.0, error.row, rows, first)
+                self._cover(("policy", error.policy), 0.0, error.row, rows, first)
                 word = {"boolean": "number", "large_integer": "round", "infinite": "allow"}[error.policy]
                 self._policy = self._policy.model_copy(update={error.policy: word})
                 self._schema = self._make(self._policy)
 
-    def _tell(self, what: Any, value: float, place: int, rows: list[Row], first: int) -> None:
+    def _cover(self, what: Any, value: float, place: int, rows: list[Row], first: int) -> None:
         """Keep row *place* for *what* if its *value* is smaller than that of the row kept for it."""
-        known = self._telling.get(what)
+        known = self._covering.get(what)
         if known is None or value < known[0]:
-            self._telling[what] = (value, first + place, rows[place])
+            self._covering[what] = (value, first + place, rows[place])

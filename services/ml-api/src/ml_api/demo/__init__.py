@@ -84,10 +84,10 @@ def demo(*, body: bytes | None = None) -> int:
 def _label(request: bytes) -> str:
     """Return the source of a request's bars, from its `instructions`."""
     try:
-        said = json.loads(request)["instructions"]
+        source = json.loads(request)["instructions"]
     except (ValueError, KeyError, TypeError):
-        said = ""
-    return said if isinstance(said, str) and said.isprintable() and said else "of an unknown source"
+        source = ""
+    return source if isinstance(source, str) and source.isprintable() and source else "of an unknown source"
 
 
 class _Service:

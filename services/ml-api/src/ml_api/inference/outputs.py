@@ -167,8 +167,8 @@ def _described(
         flat = list(map(str, flat))
     output = OutputTensor(name, list(values.shape), datatype)
     parameters = OutputTensorParameters(iterations=iterations or UNSET)
-    if datatype == "FP64" and (lost := _non_finite(values, rows_axis=1 if iterations else 0)):
-        parameters.non_finite_rows = lost
+    if datatype == "FP64" and (not_finite := _non_finite(values, rows_axis=1 if iterations else 0)):
+        parameters.non_finite_rows = not_finite
     if binary:
         pieces.append(write_values(flat, datatype))
         parameters.binary_data_size = len(pieces[-1])

@@ -118,14 +118,14 @@ def evaluate(data: Dataset, fit: Fit, *, advance: Callable[[int], None] = lambda
         answers.append(answer)
         priors.append(prior)
         advance(1)
-    truth, said = np.concatenate(truths), np.concatenate(answers)
-    counts = np.bincount(truth * _CLASSES + said.argmax(axis=1), minlength=_CLASSES**2)
+    truth, predicted = np.concatenate(truths), np.concatenate(answers)
+    counts = np.bincount(truth * _CLASSES + predicted.argmax(axis=1), minlength=_CLASSES**2)
     return Evaluation(
         folds=folds,
-        model=score(truth, said),
+        model=score(truth, predicted),
         baseline=score(truth, np.concatenate(priors)),
         confusion=counts.reshape(_CLASSES, _CLASSES).tolist(),
-        calibration=[_calibrate(said[:, k], truth == k) for k in range(_CLASSES)],
+        calibration=[_calibrate(predicted[:, k], truth == k) for k in range(_CLASSES)],
     )
 
 
@@ -142,9 +142,11 @@ def score(truth: NDArray[np.int64], probabilities: FloatArray) -> Scores:
     )
 
 
-def _calibrate(said: FloatArray, came_true: NDArray[np.bool_]) -> list[Bin]:
-    groups: Sequence[NDArray[np.int64]] = np.array_split(np.argsort(said, kind="stable"), _BINS)
+def _calibrate(predicted: FloatArray, occurred: NDArray[np.bool_]) -> list[Bin]:
+    groups: Sequence[NDArray[np.int64]] = np.array_split(np.argsort(predicted, kind="stable"), _BINS)
     return [
-        Bin(predicted=float(said[group].mean()), observed=float(came_true[group].mean()), count=len(group))
+        Bin(
+            predicted=float(predicted[group].mean()), observed=float(occurred[group].mean()), count=len(group)
+        )
         for group in groups
     ]

@@ -68,14 +68,14 @@ def render(manifest: Manifest) -> str:
         ReportUnavailable: As `write_report`.
     """
     try:
-        told = TypeAdapter(_Provenance).validate_python(dict(manifest.provenance))
+        provenance = TypeAdapter(_Provenance).validate_python(dict(manifest.provenance))
     except ValidationError as error:
         first = ".".join(map(str, error.errors(include_url=False, include_input=False)[0]["loc"]))
         raise ReportUnavailable(
             f"the manifest of {manifest.name} has no usable {first!r} in its provenance; `ml-api train` writes it"
         ) from None
     try:
-        pictures = _draw(manifest, told)
+        pictures = _draw(manifest, provenance)
     except ImportError as error:
         raise ReportUnavailable(
             f"the charts need the package {error.name}; install ml-api[report]"
@@ -84,17 +84,17 @@ def render(manifest: Manifest) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_CSS}</style>\n</head>\n'
-        f"<body>\n<h1>{escape(title)}</h1>\n{_summary(manifest, told)}\n{_contents(pictures)}\n"
+        f"<body>\n<h1>{escape(title)}</h1>\n{_summary(manifest, provenance)}\n{_contents(pictures)}\n"
         + "\n".join(map(_figure, pictures))
-        + f"\n{_making(manifest, told)}\n</body>\n</html>\n"
+        + f"\n{_making(manifest, provenance)}\n</body>\n</html>\n"
     )
 
 
-def _draw(manifest: Manifest, told: _Provenance) -> list[_Picture]:
+def _draw(manifest: Manifest, provenance: _Provenance) -> list[_Picture]:
     from ml_api.training import charts
 
     classes = [str(name) for name in manifest.classes]
-    found = told["evaluation"]
+    found = provenance["evaluation"]
     return [
         _Picture(
             "Walk-forward figures",
@@ -116,14 +116,14 @@ def _draw(manifest: Manifest, told: _Provenance) -> list[_Picture]:
         ),
         _Picture(
             "Class balance",
-            "Training samples per class. The class of a sample: " + told["label"] + ".",
-            charts.class_balance(dict(zip(classes, told["class_counts"], strict=True))),
+            "Training samples per class. The class of a sample: " + provenance["label"] + ".",
+            charts.class_balance(dict(zip(classes, provenance["class_counts"], strict=True))),
         ),
         _Picture(
             "Importances",
             "How much the splits on each feature reduced the training loss. It shows what the model uses, not that "
             "this is useful.",
-            charts.importances(told["importance_gain"]),
+            charts.importances(provenance["importance_gain"]),
         ),
         _Picture(
             "Feature ranges",
@@ -136,7 +136,7 @@ def _draw(manifest: Manifest, told: _Provenance) -> list[_Picture]:
     ]
 
 
-def _summary(manifest: Manifest, told: _Provenance) -> str:
+def _summary(manifest: Manifest, provenance: _Provenance) -> str:
     rows = [
         [
             name.replace("_", " "),
@@ -145,7 +145,7 @@ def _summary(manifest: Manifest, told: _Provenance) -> str:
         ]
         for name, metric in manifest.metrics.items()
     ]
-    tested = sum(fold["tested"] for fold in told["evaluation"].folds)
+    tested = sum(fold["tested"] for fold in provenance["evaluation"].folds)
     return (
         f"<p><strong>{escape(verdict(manifest.metrics))}</strong></p>\n"
         f"<p>{tested} out-of-sample test samples, walk-forward. A lower log loss is better; for the other metrics, "
@@ -153,14 +153,14 @@ def _summary(manifest: Manifest, told: _Provenance) -> str:
     )
 
 
-def _making(manifest: Manifest, told: _Provenance) -> str:
+def _making(manifest: Manifest, provenance: _Provenance) -> str:
     data = [
         [str(one[key]) for key in ("series", "from", "to", "bars", "package", "version")]
-        for one in told["data"]
+        for one in provenance["data"]
     ]
-    parameters = [[name, str(value)] for name, value in told["parameters"].items()]
+    parameters = [[name, str(value)] for name, value in provenance["parameters"].items()]
     return (
-        f"<h2>How it was made</h2>\n<p>{told['samples']} samples, {manifest.n_trees} trees, LightGBM "
+        f"<h2>How it was made</h2>\n<p>{provenance['samples']} samples, {manifest.n_trees} trees, LightGBM "
         f"{escape(manifest.lightgbm)}, SHA-256 <code>{manifest.sha256}</code>.</p>\n"
         + _table(["series", "from", "to", "bars", "package", "version"], data)
         + _table(["parameter", "value"], parameters)
