@@ -128,7 +128,7 @@ async def test_one_key_is_one_answer_whatever_the_id_and_other_bytes_are_refused
         (88, [1, 11], "FP64", bytes(80), "has the binary_data_size 88, but only 80 bytes"),
         (88, [1, 11], "FP64", bytes(96), "96 bytes follow the JSON"),
         (80, [1, 11], "FP64", bytes(80), "needs 88"),
-        (2**60, [10**7, 10**7], "FP64", bytes(8), "claims"),
+        (2**60, [10**7, 10**7], "FP64", bytes(8), "has the binary_data_size"),
         (11, [1, 11], "BOOL", b"\2" * 11, "neither 0 nor 1"),
         (5, [1], "BYTES", b"\5\0\0\0a", "ends in the middle of a text"),
         (3, [1], "BYTES", b"\0\0\0", "ends in the middle of a text"),

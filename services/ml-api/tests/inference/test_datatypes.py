@@ -49,7 +49,7 @@ def test_a_value_is_of_its_datatype_or_refused(datatype: Any, good: list[Any], b
         with pytest.raises(DatatypeMismatch) as refused:
             typed_values([good[0], value], datatype)
         assert refused.value.index == 1
-        assert refused.value.reason.endswith(("says", "FP16", "FP32", "FP64"))
+        assert refused.value.reason.endswith(("requires", "FP16", "FP32", "FP64"))
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))

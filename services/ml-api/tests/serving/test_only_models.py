@@ -115,5 +115,5 @@ async def test_a_served_model_is_swapped_by_its_name_which_the_only_one_need_not
         unnamed = await client.post("/admin/model", json={"path": "sums.txt"})
         named = await client.post("/admin/model", json={"path": "sums.txt", "model": "sums"})
     assert unnamed.status_code == 422
-    assert unnamed.json()["detail"] == 'Say in "model" which one to replace: plain, sums'
+    assert unnamed.json()["detail"] == 'Send "model" with the name of the model to replace: plain, sums'
     assert (named.status_code, named.json()["model"]) == (200, "sums")
