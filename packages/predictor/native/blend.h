@@ -1,5 +1,6 @@
 /* Batches: the leaves of all trees for a tile of rows, by the programs of plan_chains.c, and the sums of their values. */
 
+#define FEW_SUMS 16 /* of so few rows the leaves are read one by one */
 #define WIDE 8 /* vectors of leaf numbers that a chain keeps in registers */
 
 /* Run *count* chains over a tile. `numbers` has a vector of each leaf number, then the slots; `deep`: slots may be operands. */
@@ -52,10 +53,20 @@ INLINE void add_leaves(const double *values, uint32_t count, uint32_t n, const u
     }
 }
 
+/* The same where the level can look leaves up. Each block of BYTES rows has its sums in the order of `sum_of_row`. */
+INLINE void look_up_leaves(const plan *p, const blend_unit *u, uint32_t n, const uint8_t *leaves, uint32_t tile, double *sums) {
+    const uint32_t *halves = p->value_halves + 2 * u->first_value;
+    for (uint32_t row = 0; row < n; row += BYTES) {
+        if (p->leaf_room == 32) add_looked_up(halves, 32, u->n_trees, leaves + row, tile, sums + row);
+        else add_looked_up(halves, 64, u->n_trees, leaves + row, tile, sums + row);
+    }
+}
+
 /* At most *tile* rows. `work` is a vector of each leaf number, the slots, and the columns. */
 INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t tile, uint8_t *work, double *scores, int32_t *leaves) {
     uint8_t *slots = work + UNIT_LEAVES * BYTES, *columns = slots + (size_t)p->n_slots * tile;
-    double sums[LARGE_TILE];
+    const int looks_up = LOOKS_UP && p->leaf_room > 0 && n > FEW_SUMS;
+    double sums[LARGE_TILE] __attribute__((aligned(BYTES)));
     tile_bytes(p, rows, n, tile, columns);
     for (const blend_unit *u = p->units; u < p->units + p->n_units; u++) {
         const uint32_t k = u->first_tree % p->n_outputs, next = u->first_tree + u->n_trees * p->n_outputs;
@@ -69,14 +80,15 @@ INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t ti
             }
             continue;
         }
-        if (u->first_tree == k) memset(sums, 0, n * sizeof *sums);
-        switch (u->n_trees) {
+        if (u->first_tree == k) memset(sums, 0, tile * sizeof *sums);
+        if (looks_up) look_up_leaves(p, u, n, slots, tile, sums);
+        else switch (u->n_trees) {
         case UNIT_TREES: add_leaves(values, UNIT_TREES, n, slots, tile, sums); break;
         case 4: add_leaves(values, 4, n, slots, tile, sums); break;
         case 1: add_leaves(values, 1, n, slots, tile, sums); break;
         default: add_leaves(values, u->n_trees, n, slots, tile, sums);
         }
         if (next >= p->n_trees)
-            for (uint32_t r = 0; r < n; r++) scores[(size_t)r * p->n_outputs + k] = sums[r];
+            for (uint32_t r = 0; r < n; r++) scores[(size_t)r * p->n_outputs + k] = sums[looks_up ? sum_of_row(r) : r];
     }
 }

@@ -6,6 +6,9 @@
  *   bytes_all(x)              x in every byte
  *   add_bytes(a, b)           per byte, without carry
  *   choose_top(s, a, b)       per byte: the top bit of s ? a : b
+ *   LOOKS_UP                  whether it has these two; else they are never called
+ *   add_looked_up(...)        BYTES rows' sums grow by the values of their leaves, tree by tree
+ *   sum_of_row(r)             where row r of these has its sum
  */
 #include <math.h>
 #include <stdlib.h>

@@ -17,6 +17,14 @@ static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi8((char)x); }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm256_blendv_epi8(b, a, sum); }
 static inline bytes add_bytes(bytes a, bytes b) { return _mm256_add_epi8(a, b); }
 
+/* A vector holds too few values for look-ups. */
+#define LOOKS_UP 0
+static inline uint32_t sum_of_row(uint32_t row) { return row; }
+static inline void add_looked_up(const uint32_t *halves, uint32_t room, uint32_t n_trees, const uint8_t *leaves, uint32_t tile,
+                                 double *sums) {
+    (void)halves, (void)room, (void)n_trees, (void)leaves, (void)tile, (void)sums;
+}
+
 #include "body.h"
 
 const level level_avx2 = {"avx2", LANES, level_row, level_batch, level_leaves, level_contributions};

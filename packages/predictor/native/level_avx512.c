@@ -17,6 +17,47 @@ static inline bytes bytes_all(uint8_t x) { return _mm512_set1_epi8((char)x); }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm512_mask_blend_epi8(_mm512_movepi8_mask(sum), b, a); }
 static inline bytes add_bytes(bytes a, bytes b) { return _mm512_add_epi8(a, b); }
 
+/*
+ * The values of 32 leaves, cut into halves of 32 bits, fill four registers, and one instruction looks 16 of 32 halves up. The
+ * leaves of 64 rows are bytes of one vector: shifted right by 8 j, every fourth row's, from row j on, is the low byte of 32 bits.
+ */
+#define LOOKS_UP 1
+typedef struct { bytes a, b, c, d; } table; /* 64 halves; c and d only with room */
+
+static inline table table_at(const uint32_t *halves, uint32_t room) {
+    const bytes *from = (const bytes *)halves;
+    return (table){from[0], from[1], from[room == 64 ? 2 : 0], from[room == 64 ? 3 : 1]};
+}
+
+static inline bytes look_up(table t, bytes leaf, uint32_t room) {
+    const bytes low = _mm512_permutex2var_epi32(t.a, leaf, t.b);
+    if (room == 32) return low;
+    const __mmask16 is_high = _mm512_test_epi32_mask(leaf, _mm512_set1_epi32(32));
+    return _mm512_mask_blend_epi32(is_high, low, _mm512_permutex2var_epi32(t.c, leaf, t.d));
+}
+
+static inline __attribute__((always_inline)) void add_looked_up(const uint32_t *halves, uint32_t room, uint32_t n_trees,
+                                                                const uint8_t *leaves, uint32_t tile, double *sums) {
+    __m512d sum[8];
+    for (int v = 0; v < 8; v++) sum[v] = ((const __m512d *)sums)[v];
+    for (uint32_t g = 0; g < n_trees; g++, halves += 2 * room, leaves += tile) {
+        const bytes leaf = *(const bytes *)leaves;
+        const table lows = table_at(halves, room), highs = table_at(halves + room, room);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const bytes own = _mm512_srli_epi32(leaf, 8 * j), low = look_up(lows, own, room), high = look_up(highs, own, room);
+            sum[2 * j] += (__m512d)_mm512_unpacklo_epi32(low, high);
+            sum[2 * j + 1] += (__m512d)_mm512_unpackhi_epi32(low, high);
+        }
+    }
+    for (int v = 0; v < 8; v++) ((__m512d *)sums)[v] = sum[v];
+}
+
+/* Bits 0 and 1 of a row are its byte of the 32 bits; unpacking sends bit 3 to the other vector, and bits 5, 4 and 2 are its lane. */
+static inline uint32_t sum_of_row(uint32_t row) {
+    return (row & ~63u) | (row & 3) << 4 | (row & 8) | (row >> 4 & 3) << 1 | (row >> 2 & 1);
+}
+
 #include "body.h"
 
 /* Half-empty vectors of 64 bytes take longer than AVX2's full ones, so AVX2 computes what does not fill these. */

@@ -111,7 +111,10 @@ typedef struct {
     uint8_t start;         /* the leaf that it begins with, in every row */
 } chain;
 
-/* A unit: trees of one output whose chains run together. Their leaves are numbered across the trees, and fit into a byte. */
+/*
+ * A unit: trees of one output whose chains run together. Their leaves are numbered across the trees, and fit into a byte. If the
+ * plan has a `leaf_room`, each tree begins at a multiple of it, so that the low bits of a number are the leaf within the tree.
+ */
 #define UNIT_TREES 8
 #define UNIT_LEAVES 256
 typedef struct {
@@ -156,6 +159,8 @@ typedef struct {
     const chain *chains;
     const chain_step *steps;
     const double *unit_values; /* the leaf values, unit by unit */
+    uint32_t leaf_room;        /* 32 or 64: what every tree takes in `unit_values`; 0 if a tree has more leaves */
+    const uint32_t *value_halves; /* with leaf_room: the same values; of each tree first the low halves, then the high ones */
 
     uint32_t n_used;          /* features that trees read */
     const uint32_t *used;

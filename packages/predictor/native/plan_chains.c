@@ -67,6 +67,15 @@ static uint8_t addend(const split *s, int deeper_is_right) {
     return (uint8_t)((deeper_is_right ? 255 : 127) - bound);
 }
 
+static void cut_in_two(const double *values, uint32_t n, uint32_t *halves) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        halves[i] = (uint32_t)bits;
+        halves[n + i] = (uint32_t)(bits >> 32);
+    }
+}
+
 plan_refusal plan_make_chains(making *m) {
     plan *p = m->to;
     if (p->max_leaves > UNIT_LEAVES || p->n_columns == 0) return PLAN_OK; /* the walk serves */
@@ -74,11 +83,15 @@ plan_refusal plan_make_chains(making *m) {
     chain_step *steps = KEEP(m, m->from->n_splits, chain_step);
     chain *chains = KEEP(m, m->from->n_leaves, chain);
     blend_unit *units = KEEP(m, p->n_trees, blend_unit);
-    double *values = KEEP(m, m->from->n_leaves, double);
+    p->leaf_room = p->max_leaves <= 32 ? 32 : p->max_leaves <= 64 ? 64 : 0;
+    const size_t most_values = p->leaf_room > 0 ? (size_t)p->n_trees * p->leaf_room : m->from->n_leaves;
+    double *values = KEEP(m, most_values, double);
+    uint32_t *halves = KEEP(m, p->leaf_room > 0 ? 2 * most_values : 0, uint32_t);
     /* A unit has at most as many chains, and fewer splits, than leaves: a tree that would not fit is not cut for it. */
     draft *drafts = BORROW(m, UNIT_LEAVES, draft), **order = BORROW(m, UNIT_LEAVES, draft *);
     placed *places = BORROW(m, UNIT_LEAVES, placed);
-    if (steps == NULL || chains == NULL || units == NULL || values == NULL || drafts == NULL || order == NULL || places == NULL)
+    if (steps == NULL || chains == NULL || units == NULL || values == NULL || halves == NULL || drafts == NULL || order == NULL
+        || places == NULL)
         return no_room(m);
     for (uint32_t k = 0; k < p->n_outputs; k++)
         for (uint32_t first = k; first < p->n_trees;) {
@@ -88,13 +101,15 @@ plan_refusal plan_make_chains(making *m) {
             *u = (blend_unit){.first_tree = first, .first_chain = n_chains, .first_step = n_steps, .first_value = n_values};
             for (uint32_t t = first; t < p->n_trees && u->n_trees < UNIT_TREES; t += p->n_outputs) {
                 const tree *own = p->trees + t;
-                if (n_leaves + own->n_leaves > UNIT_LEAVES) break;
+                const uint32_t room = p->leaf_room > 0 ? p->leaf_room : own->n_leaves;
+                if (n_leaves + room > UNIT_LEAVES) break;
                 own_drafts[u->n_trees] = drafts + n;
                 u->first_leaf[u->n_trees] = (uint8_t)n_leaves;
                 n += cut_tree(p, own, u->n_trees++, drafts + n, places + n_leaves);
                 memcpy(values + n_values, p->leaf_value + own->first_leaf, own->n_leaves * sizeof *values);
-                n_values += own->n_leaves;
-                n_leaves += own->n_leaves;
+                if (p->leaf_room > 0) cut_in_two(values + n_values, room, halves + 2 * n_values);
+                n_values += room;
+                n_leaves += room;
             }
             for (uint32_t c = 0; c < n; c++) order[c] = drafts + c;
             qsort(order, n, sizeof *order, compare_chains);
@@ -131,6 +146,7 @@ plan_refusal plan_make_chains(making *m) {
     p->units = units;
     p->n_units = (uint32_t)n_units;
     p->unit_values = values;
+    p->value_halves = halves;
     p->chains = chains;
     p->steps = steps;
     p->has_blend = 1;
