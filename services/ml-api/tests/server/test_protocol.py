@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -166,3 +167,19 @@ async def test_a_request_says_whether_its_body_came_with_its_headers() -> None:
     async with serving() as port:
         assert (await talk(port, head + b"body")).endswith(b"here")
         assert (await talk(port, head + b"bo")).endswith(b"hello")
+
+
+async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector() -> None:
+    def connections() -> list[object]:
+        return [one for one in gc.get_objects() if type(one) is LimitedProtocol]
+
+    async with serving() as port:
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).endswith(
+                b"here"
+            )
+            await until(lambda: not connections())
+        finally:
+            gc.enable()

@@ -67,13 +67,20 @@ class _ClientTransport(OneWrite):
     ) -> None:
         super().__init__(transport, loop)
         self._leave, self.left = leave, False
-        self.is_closing = self._is_closing
 
     def close(self) -> None:
         self._leave()
 
-    def _is_closing(self) -> bool:
+    def is_closing(self) -> bool:
         return self.left or self._transport.is_closing()
+
+    def lost(self) -> None:
+        """There is nothing to close any more; the connection is freed at once, since nothing here refers to it."""
+        self._leave = _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 class Connection(HttpToolsProtocol):
@@ -122,6 +129,7 @@ class Connection(HttpToolsProtocol):
         self.table.remove(self)
         self.events.opened(-1)
         super().connection_lost(exc)
+        self.transport.lost()  # type: ignore[attr-defined]
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -26,10 +26,13 @@ class OneWrite:
         self._transport, self._loop = transport, loop
         self._written: list[bytes] = []
         self._size = 0
-        self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
         """Send *data* soon, after earlier data."""
