@@ -167,7 +167,7 @@ def test_the_admin_key_is_no_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
     file.write_text("backend = the-key-of-k1\n")
     monkeypatch.setenv("ML_SERVICE_API_KEYS_FILE", str(file))
     monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", admin)
-    with pytest.raises(SettingsError, match="ADMIN_KEY: should not be the key of a caller"):
+    with pytest.raises(SettingsError, match="ADMIN_KEY: should not be the API key of a caller"):
         load_settings()
 
 

@@ -1,8 +1,8 @@
 """
-The settings: environment variables under `ML_SERVICE_` and a `.env` file, read once, checked together.
+The settings: environment variables with the prefix `ML_SERVICE_`, and a `.env` file. All are checked together.
 
-Two names are left out on purpose. `ML_SERVICE_HOST` and `ML_SERVICE_PORT` are command line options only:
-Kubernetes sets `ML_SERVICE_PORT=tcp://...` in every pod beside a Service called `ml-service`.
+Host and port are command line options, not settings, because Kubernetes sets `ML_SERVICE_PORT=tcp://...` in every pod
+of a namespace with a Service called `ml-service`.
 """
 
 from __future__ import annotations
@@ -48,29 +48,30 @@ __all__ = [
 PREFIX = "ML_SERVICE_"
 
 BASE_URL = "ML_API_BASE_URL"
-"""Set by `ml-api serve`: where it listens, for the log."""
+"""Set by `ml-api serve`: its base URL, for log messages."""
 
 RUNTIME_DIRECTORY = "ML_API_RUNTIME_DIRECTORY"
-"""Set by `ml-api serve` for its workers: a private directory with a socket for each of them."""
+"""Set by `ml-api serve` for its workers: a private directory with one socket per worker."""
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """
-Set by `ml-api serve` for several workers: where prometheus-client keeps their numbers. It reads the variable when it
-is imported.
+Set by `ml-api serve` if there are several workers: the directory where prometheus-client keeps their numbers. It reads
+this variable when it is imported.
 """
 
-# What Kubernetes injects beside a Service called "ml-service": none of our business, and no typing mistake.
+# Variables that Kubernetes sets for a Service called "ml-service". They are not settings, and not typing mistakes.
 _SERVICE_LINK = re.compile(r"ML_SERVICE_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)\Z")
 
 
 class SettingsError(Unusable):
-    """The settings cannot be used; the message lists every mistake, one a line, and no secret."""
+    """The settings cannot be used; the message lists every mistake on its own line, without secrets."""
 
 
 def _state_directory() -> Path:
     """
-    $XDG_STATE_HOME or its default: where a program keeps what should survive a restart (XDG base
-    directories, 0.8).
+    Return the directory for data that must survive a restart: under $XDG_STATE_HOME or its default.
+
+    See the XDG Base Directory Specification, 0.8.
     """
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "ml-api"
@@ -96,45 +97,44 @@ _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 class Settings(BaseSettings):
     """
-    Everything an operator can choose. Durations are in seconds, sizes in bytes.
+    The settings of the service. Durations are in seconds, sizes in bytes.
 
     Attributes:
-        model_path: A LightGBM text model with its manifest beside it; None serves the model in the package.
-        model_version: What answers call the model of the start; None takes the manifest's.
+        model_path: A LightGBM text model with its manifest beside it; default the model in the package.
+        model_version: The version that answers state for the model of the start; default the manifest's.
         models_dir: More models for the Open Inference Protocol: every `*.txt` with its manifest.
-        only_models: A model file, or a folder of them: the Open Inference Protocol serves these, and nothing trades.
-        rule_fallback: Whether a missing model file is answered by fixed rules instead of refusing to start.
-        api_key: The single, unnamed key. Its records carry no tenant.
-        api_keys_file: Lines `name = key`, re-read when the file changes; the name is the tenant.
-        admin_key: The key of `POST /admin/model`; None leaves that route out.
-        allowed_origin: Origins for CORS, separated by commas; `*` for any; empty, as by default, for none.
-        admin_model_dir: Where that route takes models from; None takes the directory of
-            *only_models* or *model_path*, or refuses.
-        admin_timeout: How long loading such a model may take.
-        max_model_bytes: The largest file of such a model.
-        redis_url: Instead of host, port, database and password: TLS, Sentinel, Cluster.
-        redis_ttl_seconds: How long a recorded answer lives, in whichever store.
-        store_path: The embedded SQLite store, used while Redis is not enabled.
-        store_deadline: Longest time one store call may take.
+        only_models: A model file, or a folder of them, for the Open Inference Protocol; then there is no `/predict`.
+        rule_fallback: Whether fixed rules decide if the model file is missing; else the service refuses to start.
+        api_key: The only key without a name. Its records have no tenant.
+        api_keys_file: A file of lines `name = key`, read again when it changes; the name is the tenant.
+        admin_key: The key of `POST /admin/model`; None: without that route.
+        allowed_origin: Origins for CORS, separated by commas; `*` for any; default none.
+        admin_model_dir: The directory from which `POST /admin/model` may load models; default that of *only_models* or
+            *model_path*. Without any of them, it refuses.
+        admin_timeout: Time for loading such a model.
+        max_model_bytes: Size limit of such a model file.
+        redis_url: Instead of host, port, database and password; for TLS, Sentinel and Cluster.
+        redis_ttl_seconds: How long an answer is kept, in Redis and in SQLite.
+        store_path: The file of the SQLite store, which is used if Redis is not enabled.
+        store_deadline: Time limit of one store call.
         on_store_error: `refuse` answers 503 while the store is down; `bypass` decides without protection.
-        fingerprint: `decision`: one key belongs to one agent and candle minute. `body`: to one JSON body.
-        wait: How long a duplicate waits for the first request before it is told 409.
-        lease: How long a claim outlives a process that died. Below *wait*: a duplicate that waits takes over.
-        cap_orders: Whether orders are cut to the cash or position that the portfolio has.
-        explain_top: How many of the model's own contributions answers list per asset; 0 leaves the member out.
-        max_header_fields: How many headers, and how many trailers, a request may have.
-        max_connections: Open connections in one worker; the idlest is closed for a new one.
+        fingerprint: `decision`: a key stands for one agent and candle minute. `body`: for one JSON body.
+        wait: How long a duplicate waits for the first request before it gets 409.
+        lease: How long a claim stays after its process died. If it is less than *wait*, a waiting duplicate takes over.
+        cap_orders: Whether orders are limited to the portfolio's cash and positions.
+        explain_top: How many SHAP contributions an answer lists per asset; 0: without the member.
+        max_header_fields: Limit of the number of headers, and of the number of trailers.
+        max_connections: Open connections of one worker; to accept another, the one that is idle for longest is closed.
         keep_alive_timeout: How long a connection stays open between two requests.
-        write_timeout: How long a client may not read its answer before the connection is cut.
-        rate_limit: Requests a minute for each API key's name in one worker; 0 sets no limit.
-        quota_bytes: Bytes that the recorded answers of one API key's name may occupy, counted in each worker; 0 sets
-            no limit.
+        write_timeout: How long a client may stop reading its answer before the connection is cut.
+        rate_limit: Requests per minute for each API key's name, in one worker; 0: no limit.
+        quota_bytes: Bytes of recorded answers for each API key's name, counted in each worker; 0: no limit.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
-        env_ignore_empty=True,  # a variable left blank in a template is not set
+        env_ignore_empty=True,  # an empty variable, as in a template, counts as not set
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -193,15 +193,15 @@ class Settings(BaseSettings):
     @field_validator("api_key", mode="after")
     @classmethod
     def _some_key(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # A secret from a file ends in a line feed, which no header can carry; and `ML_SERVICE_API_KEY=` in a template
-        # is no key: an empty one would let everybody in.
+        # A secret from a file often ends with a line feed, which a header cannot contain. An empty key, such as
+        # `ML_SERVICE_API_KEY=` in a template, is not a key: it would let everybody in.
         value = SecretStr(value.get_secret_value().strip()) if value is not None else None
         if value is not None and not value.get_secret_value():
             value = None
-        # A keys file that failed its own check is absent from `data`: one mistake, reported once.
+        # A keys file that failed its check is not in `data`; its mistake is reported already.
         if value is None and info.data.get("api_keys_file", ...) is None:
             raise ValueError(
-                f"an API key is required: set {PREFIX}API_KEY (openssl rand -hex 32 makes one) "
+                f"an API key is required: set {PREFIX}API_KEY (make one by `openssl rand -hex 32`) "
                 f"or {PREFIX}API_KEYS_FILE"
             )
         if value is not None and (weakness := weakness_of(value.get_secret_value())) is not None:
@@ -213,7 +213,7 @@ class Settings(BaseSettings):
     def _there_or_not_needed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and not value.is_file() and not info.data.get("rule_fallback"):
             raise ValueError(
-                f"there is no such file; {PREFIX}RULE_FALLBACK=true decides by fixed rules without one"
+                f"there is no such file; to decide by fixed rules without one, set {PREFIX}RULE_FALLBACK=true"
             )
         return value
 
@@ -224,14 +224,14 @@ class Settings(BaseSettings):
         single, file = info.data.get("api_key"), info.data.get("api_keys_file")
         callers = ApiKeys(single=single.get_secret_value() if single else None, file=file)
         if key and callers.name_of(key.encode()) is not None:
-            raise ValueError("should not be the key of a caller, who could then replace the model")
+            raise ValueError("should not be the API key of a caller, who could then replace the model")
         if key and (weakness := weakness_of(key)) is not None:
             raise ValueError(weakness)
         return SecretStr(key) if key else None
 
     @property
     def redis(self) -> str | None:
-        """The URL of the Redis to use, password included; None where the embedded store serves."""
+        """The URL of Redis, with its password; None if the SQLite store is used."""
         if not self.redis_enabled:
             return None
         if self.redis_url is not None:
@@ -242,7 +242,7 @@ class Settings(BaseSettings):
 
     @property
     def unused(self) -> str | None:
-        """A setting that says where Redis is, while Redis is not enabled; None where all is used."""
+        """The name of a Redis setting that is set although Redis is not enabled, or None."""
         if self.redis_enabled:
             return None
         for name in ("redis_url", "redis_host", "redis_password"):
@@ -260,12 +260,12 @@ class Settings(BaseSettings):
 
 def load_settings(**given: object) -> Settings:
     """
-    Read the environment and `.env`.
+    Read the settings from the environment and `.env`.
 
     Args:
-        given: Settings that win over both.
+        given: Settings that override both.
     Raises:
-        SettingsError: With every mistake, named as the variable that holds it, and never its value.
+        SettingsError: Lists every mistake with the name of its variable, but without its value.
     """
     try:
         return Settings(**given)  # type: ignore[arg-type]
@@ -282,7 +282,7 @@ def load_settings(**given: object) -> Settings:
 
 
 def unknown_variables() -> Iterator[str]:
-    """A sentence for each `ML_SERVICE_` variable, or line of `.env`, that means nothing here: most are misspelt."""
+    """Yield a sentence for each `ML_SERVICE_` variable, also in `.env`, that is not a setting; often it is misspelt."""
     known = {name.upper() for name in Settings.model_fields}
     for name in sorted({*os.environ, *dotenv_values(".env")}):
         setting = name.upper().removeprefix(PREFIX)

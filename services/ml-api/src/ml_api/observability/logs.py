@@ -1,8 +1,8 @@
 """
-Logs: one line an event, JSON for machines or plain text for people, each with the request it belongs to.
+Logs: one line per event, as JSON for machines or plain text for people, with the id of its request.
 
-What a record carries beside its message comes from `extra`; every call site passes digests and counts,
-never a key, a header or a body.
+The further fields of a line come from `extra`. Every call passes only digests and counts, never a key, a header or a
+body.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import msgspec
 __all__ = ["configure_logging", "request_id", "trace_id"]
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request being answered: the caller's X-Request-ID, or one made here."""
+"""The id of the current request: the caller's X-Request-ID, or a generated one."""
 
 trace_id: ContextVar[str] = ContextVar("trace_id", default="")
-"""The trace that the request belongs to (W3C Trace Context, 3.2.2.3), where the caller sent one."""
+"""The trace id of the current request (W3C Trace Context, 3.2.2.3), if the caller sent one."""
 
 _BY_RECORD = len(vars(logging.makeLogRecord({})))
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
@@ -33,15 +33,15 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> None:
     """
-    Send every logger's records to standard error, in one form.
+    Write the records of all loggers to stderr, in one format.
 
     Args:
-        style: "auto" is console on a terminal and JSON elsewhere.
+        style: "auto" means console on a terminal, and JSON otherwise.
     """
-    # Nothing here prints them, and gathering them is a good part of what a line costs (logging's own page on its
-    # optimization names all of these).
+    # These facts are not logged, and collecting them is a large part of the cost of a line. Python's documentation of
+    # logging, section "Optimization", names all of these switches.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # noqa: SLF001 - its documented switch
+    logging._srcfile = None  # noqa: SLF001 - a documented switch
     if sys.version_info >= (3, 12):
         logging.logAsyncioTasks = False
     plain = style == "console" or (style == "auto" and sys.stderr.isatty())
@@ -53,7 +53,7 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "form"}},
             "root": {"handlers": ["stderr"], "level": level},
             "loggers": {
-                # The server's own lines go the same way; its access log gives way to ours, which knows more.
+                # uvicorn's records go to the same handler. Its access log is off: `ml_api.request` logs more.
                 "uvicorn": {"handlers": [], "propagate": True, "level": "NOTSET"},
                 "uvicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             },
@@ -80,7 +80,7 @@ class _JsonFormatter(logging.Formatter):
         try:
             return _encode(line).decode()
         except (ValueError, TypeError):
-            # A text that is no Unicode, a number of more than 64 bits: never no line.
+            # A text with surrogates, or a number of more than 64 bits: the line must be written anyway.
             return _encode_anything(line)
 
 
@@ -90,13 +90,13 @@ class _ConsoleFormatter(logging.Formatter):
         line = _visible(f"{_instant(record)} {record.levelname:<7} {record.getMessage()}{fields}")
         if not record.exc_info:
             return line
-        # Indented, so that no line of an error's text can be taken for a record of its own.
+        # Indented, so that a line of an error's text cannot look like another record.
         first, *others = self.formatException(record.exc_info).splitlines()
         return "\n".join([line, _visible(first), *(f"  {_visible(text)}" for text in others)])
 
 
 def _visible(text: str) -> str:
-    """*text* on one line: what a client sent must neither begin a line nor move a terminal's cursor."""
+    """Return *text* with control characters escaped, so that it cannot begin a new line or control a terminal."""
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
@@ -119,6 +119,6 @@ def _context() -> dict[str, object]:
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
-    # Behind what every record has; other formatters may have left their texts there.
+    # The members after those of every record; without the texts that other formatters may have added.
     added = islice(vars(record).items(), _BY_RECORD, None)
     return {name: value for name, value in added if name not in _STANDARD}

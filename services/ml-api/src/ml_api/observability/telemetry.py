@@ -1,8 +1,8 @@
 """
-Telemetry: what is counted and logged about each request and each use of the idempotency store.
+Metrics and log lines for each request, and for each use of the idempotency store.
 
-`Telemetry` wraps the application; `CacheEvents` is a hook of the idempotency middleware, whose events
-become the lines that operators grep for: `Cache HIT`, `Cache MISS`, `Cache STORE`.
+`Telemetry` wraps the application. `CacheEvents` is a hook of the idempotency middleware; it logs the lines that
+operators search for: `Cache HIT`, `Cache MISS`, `Cache STORE`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 class Telemetry:
     """
-    Gives each request an id, a log line and its counts, and answers 500, telling no internals, for a fault
-    in it.
+    Gives each request an id, a log line and metrics, and answers an unexpected exception with 500, without details.
 
-    The caller's X-Request-ID is kept where it is plain (1 to 128 of `A-Za-z0-9._-`), else one is made.
+    The caller's X-Request-ID is used if it is 1 to 128 characters of `A-Za-z0-9._-`; otherwise one is generated.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
-        # What labels lead to is looked up in every request, and there are few of them.
+        # Cached, because each request looks up labels, and they have few values.
         self._requests = cache(metrics.requests.labels)
         self._response_seconds = cache(metrics.response_seconds.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Observe HTTP; pass everything else."""
+        """Observe an HTTP request; pass other scopes on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         begun, seen = time.perf_counter(), _Seen(scope["headers"])
@@ -70,9 +69,9 @@ class Telemetry:
             except Exception:
                 _log.exception("ERROR in the handler")
                 if seen.status:
-                    raise  # half an answer is out: the server must break the connection off
+                    raise  # a part of the answer was sent, so the server must close the connection
                 refusal = problem_response(
-                    500, "internal-error", "The service failed; the request id finds it in the log"
+                    500, "internal-error", "The service failed; look for the request id in its log"
                 )
                 await refusal(scope, receive, send_with_id)
         finally:
@@ -81,12 +80,12 @@ class Telemetry:
             trace_id.reset(trace_token)
 
     def _record(self, scope: Scope, seen: _Seen, seconds: float) -> None:
-        # The route's template, never the path: a label has few values, and a path may be anything.
+        # The route's template instead of the path, because a label must have few values.
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._requests(route, method, str(seen.status)).inc()
         self._response_seconds(route, seen.cache).observe(seconds)
-        # A hit has its line already, `Cache HIT`; health checks come every few seconds, from machines.
+        # A hit has the line `Cache HIT` already, and health checks come every few seconds.
         level = logging.DEBUG if route in _QUIET or seen.cache == "hit" else logging.INFO
         if not _log.isEnabledFor(level):
             return
@@ -103,14 +102,14 @@ class Telemetry:
         )
 
 
-# Before its request was whole, so that nobody is there to answer: in logs and metrics alone; nginx's number for it.
+# The client disconnected before its request was complete, so nothing is sent. Only for logs and metrics; nginx uses it.
 _CLIENT_LEFT = 499
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/health", "/ready", "/metrics"})
 
 
 class _Seen:
-    """One request's headers and answer, for its log line and metrics; status 0 until there is an answer."""
+    """What the log line and metrics need of one request and its answer; status is 0 until the answer begins."""
 
     __slots__ = ("cache", "request_id", "status", "trace_id")
 
@@ -123,7 +122,7 @@ class _Seen:
                 self.request_id = value.decode()
             elif name == b"traceparent" and (found := _TRACEPARENT.match(value)):
                 self.trace_id = found[1].decode()
-        # To find a line again, not to be a secret: no system call for it.
+        # An id is not a secret, so it needs no system call for strong randomness.
         self.request_id = self.request_id or f"{getrandbits(128):032x}"
 
     def answer(self, message: Message) -> None:
@@ -134,10 +133,10 @@ class _Seen:
 
 class CacheEvents:
     """
-    The hook: one log line and one count for each event of the idempotency middleware.
+    A hook with one log line and one count for each event of the idempotency middleware.
 
     Args:
-        redis: Whether the store is Redis, whose outages are counted by that name too.
+        redis: Whether the store is Redis, so that its outages are also counted in `redis_connection_errors`.
     """
 
     def __init__(self, metrics: Metrics, *, redis: bool) -> None:
@@ -146,7 +145,7 @@ class CacheEvents:
         self._writes = cache(metrics.cache_writes.labels)
 
     def __call__(self, event: Event) -> None:
-        """Log and count *event*. It carries a digest of the key, never the key."""
+        """Log and count *event*, which contains a digest of the key, but not the key."""
         match event:
             case Replayed():
                 self._hits.inc()

@@ -1,8 +1,8 @@
 """
-OpenTelemetry, where it is configured: a server span for each request, sent by OTLP.
+OpenTelemetry tracing: a server span for each request, exported by OTLP.
 
-The standard variables switch it on (`OTEL_EXPORTER_OTLP_ENDPOINT`) and rule it; without them nothing of it is
-imported. The extra `ml-api[otel]` brings the libraries.
+The standard environment variables enable (`OTEL_EXPORTER_OTLP_ENDPOINT`) and configure it. Without them, its libraries
+are not imported. The extra `ml-api[otel]` installs the libraries.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["TracingUnusable", "Tracing", "start_tracing", "tracing_wanted"]
 
 
 class TracingUnusable(Unusable):
-    """Tracing is configured and cannot be had; the message says what to install."""
+    """Tracing is configured, but its libraries are missing; the message says what to install."""
 
 
 def tracing_wanted() -> bool:
-    """Whether the environment names a place to send spans to."""
+    """Whether the environment has an endpoint for spans, and does not disable the SDK."""
     named = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
     )
@@ -35,7 +35,7 @@ def tracing_wanted() -> bool:
 
 def start_tracing() -> Tracer:
     """
-    Set up the SDK, once for the process, from the standard variables.
+    Set up the OpenTelemetry SDK from the standard environment variables; call it once per process.
 
     Raises:
         TracingUnusable: The libraries are not installed.
@@ -61,7 +61,7 @@ class Tracing:
     """
     Puts each HTTP request into a server span that continues the caller's trace (OpenTelemetry's HTTP conventions).
 
-    The span's trace id is the one in the log lines; events of the idempotency middleware land on it.
+    Log lines have the span's trace id, and events of the idempotency middleware are added to the span.
     """
 
     def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:

@@ -1,1 +1,1 @@
-"""POST /predict: its wire, its fingerprint, and the service that answers it."""
+"""POST /predict: request and response formats, fingerprint, and the service that answers."""

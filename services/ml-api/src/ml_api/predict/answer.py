@@ -1,4 +1,4 @@
-"""The answer of POST /predict: its bytes, by the types that the OpenAPI document shows."""
+"""The answer of POST /predict: its types, which the OpenAPI document shows too, and its encoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Answer", "Contribution", "Order", "PredictResponse", "encode_answer"
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """A decision with what identifies it. *contributions* is None where the service is not set to explain."""
+    """A decision with its identifiers. *contributions* is None if the service is not set to explain."""
 
     schema_version: str = SCHEMA_VERSION
     model_version: str
@@ -47,7 +47,7 @@ class Order(Struct, rename="camel"):
 
 
 class Contribution(Struct, rename="camel"):
-    """The amount by which one indicator moved the model towards the action it chose for one asset; negative: away."""
+    """How much one indicator moved the model towards the chosen action for one asset; away from it if negative."""
 
     asset_symbol: domain.Asset
     feature: str
@@ -56,9 +56,9 @@ class Contribution(Struct, rename="camel"):
 
 class PredictResponse(Struct, rename="camel"):
     """
-    The decision. Signals list the assets one after the other, 9 rules each.
+    The decision. Signals list the assets one after the other, with 9 rules each.
 
-    All members are always present, but for *contributions*: only a service that is set to explain sends those.
+    All members are always present, except *contributions*, which only a service that is set to explain sends.
     """
 
     schema_version: str
@@ -73,7 +73,7 @@ class PredictResponse(Struct, rename="camel"):
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """Write an answer as the .NET client reads it: quantities are plain JSON numbers."""
+    """Encode an answer for the .NET client: quantities are plain JSON numbers without exponent."""
     created = answer.created_at.astimezone(UTC).isoformat(timespec="milliseconds")
     orders = [
         Order(one.asset_symbol, one.side, Raw(f"{one.quantity:f}".encode()), None) for one in answer.orders

@@ -1,14 +1,14 @@
 """
-The request of ``POST /predict``: what it may say, and how it is read.
+The request of ``POST /predict``: its schema and its parser.
 
-There is one reader: msgspec, by the types below, which the OpenAPI document shows too. `parse_request` reads
-everything; money and closes keep every digit, so that ``0.10`` is ``Decimal("0.10")`` and never passes through a float.
-`projection` reads two members by the same types and skips the rest; that is all a replay needs.
+msgspec parses the body by the types below, which the OpenAPI document shows too. `parse_request` reads everything.
+Money and closes keep every digit: ``0.10`` becomes ``Decimal("0.10")`` and never a float. `projection` reads only two
+members, by the same types; a replay needs no more.
 
-Names are camelCase on the wire, snake_case is accepted too, unknown members are ignored, and of a repeated member the
-last one counts. The types read known camelCase names that are not repeated wrongly. Any other body is first written
-anew in that form (`ml_api.predict.plain_body`) and then read by the same types; a body in error is found to be one
-there. So such requests cost about three times the reading.
+Names are camelCase; snake_case is accepted too. Unknown members are ignored, and of a repeated member the last one
+counts. The types accept only known camelCase names. A body that they do not accept is first rewritten to that form
+(`ml_api.predict.plain_body`), and then parsed by the same types, which also find its errors. Parsing such a body costs
+about three times as much.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 
 class ErrorItem(TypedDict):
-    """One schema violation: what kind, where, and how to say it. Never what was sent."""
+    """One schema violation: its kind, its place, and a message; never the value."""
 
     type: str
     loc: list[str | int]
@@ -72,9 +72,9 @@ class ErrorItem(TypedDict):
 
 class MalformedBody(ValueError):
     """
-    The body is not a request of this contract. *errors* says where, without echoing any of it.
+    The body is not a valid request. *errors* says where, without any value of the body.
 
-    Reading stops at the first violation, so there is one error, whatever the body's size.
+    Parsing stops at the first violation, so there is exactly one error.
     """
 
     status = 422
@@ -97,11 +97,11 @@ class NestedTooDeep(MalformedBody):
 
 
 class _Wire(Struct, rename="camel", frozen=True, gc=False, forbid_unknown_fields=True):
-    """The base of the wire's objects. The garbage collector need not look at them: none can be in a cycle."""
+    """Base class of the objects in a request. Excluded from garbage collection, because they cannot be in a cycle."""
 
 
 class Candle(_Wire, frozen=True):
-    """One bar of one asset. Order in the list does not matter."""
+    """One bar of one asset. The order of the list does not matter."""
 
     symbol: Symbol
     timestamp: Instant
@@ -132,7 +132,9 @@ class PredictRequest(_Wire, frozen=True, kw_only=True):
     """A trading agent's portfolio and market candles."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
-    request_id: Annotated[Name | None, Meta(description="Echoed; a new UUID4 where absent or null.")] = None
+    request_id: Annotated[Name | None, Meta(description="Returned in the answer; default a new UUID4.")] = (
+        None
+    )
     agent_id: Name
     portfolio: Portfolio
     candles: list[Candle]
@@ -151,12 +153,12 @@ class _Projection(_Wire, frozen=True, forbid_unknown_fields=False):
 @dataclass(frozen=True, slots=True)
 class DecisionRequest:
     """
-    A request that was read and found right.
+    A valid request.
 
     Attributes:
         request_id: The caller's, or a new UUID4.
-        times: Of each candle, when it began.
-        closes: Of each candle, the close as float64; infinite where it is too large.
+        times: The start of each candle.
+        closes: The close of each candle as float64; infinite if it is too large.
     """
 
     request_id: str
@@ -168,11 +170,11 @@ class DecisionRequest:
     closes: Sequence[float]
 
     def projection(self) -> tuple[str, int | None]:
-        """The two members that make two requests the same decision; see the function of this name."""
+        """Return the agent and the newest candle's minute; see the function `projection`."""
         return self.agent_id, _newest_minute(self.times)
 
     def series(self, asset: str) -> CandleSeries:
-        """The candles of one asset, in the order in which they came."""
+        """Return the candles of one asset, in the order of the request."""
         places = [place for place, candle in enumerate(self.candles) if candle.symbol == asset]
         candles = self.candles
         return CandleSeries(
@@ -185,13 +187,13 @@ class DecisionRequest:
 
 def parse_request(body: bytes) -> DecisionRequest:
     """
-    Read one request; money and closes keep every digit.
+    Parse a request; money and closes keep every digit.
 
     Raises:
         NestedTooDeep: status 400.
         MalformedBody: status 422; not UTF-8, not JSON (``NaN`` and ``Infinity`` are not JSON), or not this schema.
 
-    Cost: linear in the body.
+    Cost: linear in the size of the body.
     """
     sent = _read(_request, body)
     return DecisionRequest(
@@ -207,15 +209,15 @@ def parse_request(body: bytes) -> DecisionRequest:
 
 def projection(body: bytes) -> tuple[str, int | None]:
     """
-    Reduce a body to what an idempotency key of this client stands for: who asks, and about which newest minute.
+    Reduce a body to the meaning of the client's idempotency key: the agent, and the minute of the newest candle.
 
-    Two decision cycles may share one key while requestId and portfolio differ, so nothing else may count.
+    Nothing else may count, because two requests with the same key may have another requestId and portfolio.
 
     Returns:
-        The agent's id, and the newest candle's time in whole minutes since 1970 UTC; None where candles is empty.
+        The agent's id, and the newest candle's time in whole minutes since 1970 UTC; None if there are no candles.
     Raises:
-        MalformedBody: A ValueError. Never for a body that `parse_request` accepts, and then the two agree;
-            but other members are not looked at here, so some bodies pass that `parse_request` refuses.
+        MalformedBody: A ValueError. It is never raised for a body that `parse_request` accepts. Other members are not
+            checked here, so this accepts some bodies that `parse_request` refuses.
     """
     short = _read(_short, body)
     return short.agent_id, _newest_minute(_times(short.candles))
@@ -223,10 +225,10 @@ def projection(body: bytes) -> tuple[str, int | None]:
 
 def newest_minute(candles: bytes) -> int | None:
     """
-    The minute of `projection`, of the value of the member candles by itself.
+    Return the minute of `projection`, from the value of the member `candles` only.
 
     Raises:
-        ValueError, msgspec.MsgspecError: It is not such a list, or one that only a body in the plain form gives.
+        ValueError, msgspec.MsgspecError: It is not a valid list, or must first be rewritten by `plain_body`.
     """
     return _newest_minute(_times(_candle_times(candles)))
 
@@ -242,13 +244,13 @@ _prices = msgspec.json.Decoder(list[Price]).decode
 
 
 def _read(decode: Callable[[bytes], T], body: bytes) -> T:
-    """The body as *decode* reads it: at once, or where that fails once it is in the one plain form."""
+    """Decode *body* by *decode*; if that fails, rewrite it by `plain_body` and decode again."""
     try:
         return decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     if depth(body) > MAX_DEPTH:
-        message = f"The body nests deeper than {MAX_DEPTH} levels"
+        message = f"The body nests deeper than {MAX_DEPTH} levels; send fewer"
         raise NestedTooDeep([{"type": "json_invalid", "loc": ["body"], "msg": message}])
     try:
         return decode(plain_body(body, PredictRequest))
@@ -269,12 +271,12 @@ def _times(candles: Sequence[Candle] | Sequence[_CandleTime]) -> list[datetime]:
 def _closes(candles: Sequence[Candle]) -> list[float]:
     try:
         return list(map(float, _prices(b"[%b]" % b",".join([candle.close for candle in candles]))))
-    except msgspec.MsgspecError:  # one of them is beyond float64, at best
+    except msgspec.MsgspecError:  # one of them is beyond float64, or invalid
         return _each(candles, lambda candle: float(close_text(candle.close)), "close")
 
 
 def _each(candles: Sequence[Any], read: Any, name: str) -> list[Any]:
-    """Applies *read* to each candle; MalformedBody names the first that it cannot read."""
+    """Apply *read* to each candle; raise MalformedBody for the first one that it refuses."""
     values = []
     for place, candle in enumerate(candles):
         try:
@@ -289,7 +291,7 @@ def _newest_minute(times: Sequence[datetime]) -> int | None:
 
 
 def _not_schema(message: str) -> MalformedBody:
-    """The one violation that msgspec reports; its texts name types, places and members of the schema alone."""
+    """Convert msgspec's error message, which names only types, places and members of the schema."""
     reason, _, path = message.partition(" - at `$")
     place = [int(index) if index else name for name, index in _STEP.findall(path)]
     if missing := _MISSING.fullmatch(reason):

@@ -1,4 +1,4 @@
-"""POST /predict over HTTP: a thin bridge from a request to the prediction service."""
+"""The HTTP endpoint of POST /predict, which calls the prediction service."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from ml_api.predict.service import PredictionService
 
 __all__ = ["predict_endpoint"]
 
-_INLINE_BYTES = (
-    65_536  # twice the usual body; a larger one is read in a thread, so that the event loop goes on
-)
+_INLINE_BYTES = 65_536  # twice the usual body; a larger one is processed in a thread, not on the event loop
 
 
 def predict_endpoint(predictions: PredictionService) -> Endpoint:
-    """The endpoint of POST /predict."""
+    """Return the endpoint of POST /predict."""
 
     async def predict(request: Request) -> Response:
         require_json(request)

@@ -1,10 +1,9 @@
 """
 Computes the fingerprint of a decision request: equal fingerprints mean the same decision.
 
-The .NET client's key is `{agentId}-{newest candle minute}`, while requestId is fresh on every call and the
-portfolio moves between two cycles that share a key. So the fingerprint is a projection of the body on what
-the key stands for: the agent, the newest candle's minute, and the caller. Equal means replay; different
-means somebody else's decision.
+The .NET client's key is `{agentId}-{newest candle minute}`. requestId is new in every call, and the portfolio may
+change between two calls with the same key. So the fingerprint covers only what the key stands for: the agent, the
+newest candle's minute, and the caller. An equal fingerprint means a replay; another one means another decision.
 """
 
 from __future__ import annotations
@@ -23,19 +22,18 @@ _projection = SeenCandles().projection
 
 
 def fingerprint_of(kind: Literal["decision", "body"]) -> Callable[[RequestView], Fingerprint]:
-    """The function behind a value of the `fingerprint` setting."""
+    """Return the fingerprint function for a value of the setting `fingerprint`."""
     return decision_fingerprint if kind == "decision" else json_fingerprint()
 
 
 def decision_fingerprint(view: RequestView) -> Fingerprint:
     """
-    The projection of a body, as a digest.
+    Return the digest of a body's projection.
 
     Raises:
-        ValueError: Not a body of this contract; the engine then takes the exact bytes, and the route
-            refuses them.
+        ValueError: The body is not valid. Then the engine uses the exact bytes, and the route refuses the request.
     """
     agent, minute = _projection(view.body)
     parts = agent.encode(), str(minute).encode(), view.tenant.encode()
-    # Each with its length: no two different triples run together.
+    # Each part with its length, so that two different triples never give the same bytes.
     return Fingerprint(sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest())

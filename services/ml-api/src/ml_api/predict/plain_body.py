@@ -1,8 +1,8 @@
 """
-Writes a JSON body in its plainest form: each known member once, by its camelCase name.
+Rewrites a JSON body in a plain form: each known member once, by its camelCase name.
 
-For bodies that a typed reader cannot take as they are: with snake_case names, with unknown members, with a member
-repeated of which only the last counts, with a number beyond float64. What numbers say is kept to the last digit.
+The typed parser needs this for bodies with snake_case names, unknown members, repeated members (the last one counts),
+or numbers beyond float64. Numbers keep all their digits.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ __all__ = ["MAX_DEPTH", "NotJson", "depth", "plain_body"]
 MAX_DEPTH = 201
 """Levels of objects and arrays that a body may have."""
 
-_BEYOND_FLOAT = "9e999"  # in a string, which a price may be: infinite, as the number itself would be
+_BEYOND_FLOAT = (
+    "9e999"  # as a string, which a price may be; as float64 it is infinite, like the number itself
+)
 
 
 class NotJson(ValueError):
-    """The body is not JSON; the message says why and where, and quotes nothing."""
+    """The body is not JSON; the message says why and where, without values."""
 
 
 def plain_body(body: bytes, kind: type[Struct]) -> bytes:
     """
-    The same body, written anew; *kind* says which members have another name, or must fit into a float64.
+    Return *body* in the plain form; *kind* has the known members, their names, and which must fit into a float64.
 
     Raises:
         NotJson: The body is not JSON, or not UTF-8.
@@ -45,12 +47,12 @@ def plain_body(body: bytes, kind: type[Struct]) -> bytes:
 
 
 def depth(body: bytes) -> int:
-    """The levels of objects and arrays in *body*; where it is not JSON, some number at least as large."""
+    """Return the levels of objects and arrays in *body*, or at least as many if it is not JSON."""
     brackets = _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS)
     return max(accumulate(step - 1 for step in brackets), default=0)
 
 
-# What one bracket adds to the depth, plus one: bytes are not negative.
+# How much each bracket changes the depth, plus one, because bytes cannot be negative.
 _STEPS = bytes.maketrans(b"[{]}", b"\2\2\0\0")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)

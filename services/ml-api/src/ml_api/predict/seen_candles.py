@@ -1,9 +1,9 @@
 """
-Remembers the newest minute of candles that were sent before, so that a replay need not read them again.
+Remembers the newest minute of candles that were sent before, so that a replay need not parse them again.
 
-A retry, and every agent that is asked at the same moment, sends the same candles, byte for byte: thirty-odd kilobytes
-beside a few hundred bytes that differ. `SeenCandles.projection` compares those bytes and reads only what is around
-them. It says what `contract.projection` says, and leaves to that whatever it is not sure of, every refusal included.
+A retry, and every agent that is asked at the same moment, sends the same candles, byte for byte: more than 30 kB, and
+a few hundred other bytes that differ. `SeenCandles.projection` compares those bytes, and parses only the rest. It gives
+the result of `contract.projection`, and calls that function in every case of doubt, and for every refusal.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ml_api.predict.types import Name
 
 __all__ = ["SeenCandles"]
 
-_MAX_BYTES = 65_536  # of candles that are remembered; twice the usual
+_MAX_BYTES = 65_536  # of candles that are remembered; twice the usual size
 _BEGIN_BYTES = (
-    128  # by which candles are looked up: the first of the list, whose prices differ from market to market
+    128  # the first bytes of the candles, by which they are looked up; they contain prices of the market
 )
 _find_candles = re.compile(rb'"candles"[ \t\r\n]*:[ \t\r\n]*(?=\[)').search
-_FIND_WITHIN = 4_096  # bytes; clients that send the candles behind much else are read in full
+_FIND_WITHIN = 4_096  # bytes; if the candles begin later in the body, it is parsed as a whole
 
-# A value that no client can send by chance or on purpose. It stands in the place of the candles while the rest is read.
+# A random value, which no client can send. It replaces the candles while the rest of the body is parsed.
 _PLACEHOLDER = f'"{token_hex(16)}"'.encode()
 
 
 class _Around(Struct, rename="camel", frozen=True, gc=False):
-    """The body without what its candles say."""
+    """The members of a body whose candles are not parsed."""
 
     agent_id: Name
     candles: Raw
@@ -49,19 +49,19 @@ _NOT_READ = (msgspec.MsgspecError, ValueError, RecursionError)
 
 class SeenCandles:
     """
-    The candles that came more than once of late.
+    The candles that were recently sent more than once.
 
     Args:
-        most: How many texts are remembered, of 64 KiB at most each; those that were not sent for longest go first.
+        most: How many texts to remember, of at most 64 KiB each; the least recently sent ones are dropped first.
     """
 
     def __init__(self, most: int = 16) -> None:
         self._most = most
-        # By how they begin, the latest last; None for those that came once, of which nothing else is kept.
+        # By their first bytes, the latest last. None: sent once; then nothing else is kept.
         self._seen: dict[bytes, _Candles | None] = {}
 
     def projection(self, body: bytes) -> tuple[str, int | None]:
-        """`contract.projection` of *body*: what it returns, and what it raises."""
+        """Return or raise what `contract.projection` does for *body*."""
         found = _find_candles(body, 0, _FIND_WITHIN)
         if found is None:
             return projection(body)
@@ -83,10 +83,10 @@ class SeenCandles:
 
 def _agent(around: bytes) -> str | None:
     """
-    The agent of a body whose candles were replaced by the placeholder; None where only the whole body can tell.
+    Return the agent of a body whose candles were replaced by the placeholder; None if the whole body must be parsed.
 
-    A placeholder that is read as the value of the member `candles` stands where a value stands, so the candles in its
-    place are that value. Else what looked like candles was a part of something else, or not the last of that name.
+    If the placeholder is parsed as the value of the member `candles`, then the bytes that it replaced are the value of
+    that member. If not, those bytes were a part of another value, or of a `candles` that is repeated later.
     """
     try:
         read = _read_around(around)
@@ -96,7 +96,7 @@ def _agent(around: bytes) -> str | None:
 
 
 def _remembered(body: bytes) -> _Candles | None:
-    """The candles of *body*, if they can be read by themselves, without the contract's plain form of a whole body."""
+    """Return the candles of *body* if they can be parsed without `plain_body` and are not too large, else None."""
     try:
         text = bytes(_read_around(body).candles)
         if len(text) <= _MAX_BYTES:

@@ -1,7 +1,7 @@
 """
-The decision on one body, with the model that is current: parse, decide, encode, and count what the model saw.
+The prediction service: parses a body, decides with the current model, encodes the answer, and updates metrics.
 
-Synchronous, a fraction of a millisecond, and so run in the event loop: a thread would cost more than it frees.
+It is synchronous and takes a fraction of a millisecond, so it runs on the event loop: a thread would cost more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from predictor import Manifest, Model, ModelSlot
 __all__ = ["RULES_VERSION", "PredictionService"]
 
 RULES_VERSION = "rules"
-"""What answers call the model while the fixed rules stand in for one."""
+"""The model version in answers if fixed rules decide instead of a model."""
 
 
 class PredictionService:
@@ -32,12 +32,12 @@ class PredictionService:
     Turns the body of POST /predict into its answer.
 
     Args:
-        slot: Where the model is; None decides by the fixed rules.
-        version: What answers call the model that is there at the start, instead of its own version; one that is
-            swapped in later has its own.
-        cap_orders: Whether orders are cut to the portfolio's cash and positions.
-        explain_top: How many of the model's own contributions an answer lists per asset; 0 leaves the member out.
-        now: The clock of `createdAt`.
+        slot: The slot of the model; None: decide by fixed rules.
+        version: The version that answers state for the model of the start, instead of its own. A model that is swapped
+            in later has its own version.
+        cap_orders: Whether orders are limited to the portfolio's cash and positions.
+        explain_top: How many SHAP contributions an answer lists per asset; 0: without the member.
+        now: Returns the time for `createdAt`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PredictionService:
         self._version, self._cap_orders, self._now = version, cap_orders, now
         self._first = slot.current if slot is not None else None
         self._explain_top = explain_top
-        # Looked up once; and counted from zero, so that the first of a kind is an increase.
+        # Looked up once. It also makes each counter start at zero, so that the first decision counts as an increase.
         self._predictions = {
             (asset, action): metrics.predictions.labels(asset, action)
             for asset in ASSETS
@@ -64,7 +64,7 @@ class PredictionService:
 
     @property
     def version(self) -> str:
-        """The model's version as answers state it."""
+        """The model version that answers state."""
         return self._name(self._slot.current if self._slot is not None else None)
 
     def decide(self, body: bytes) -> bytes:
@@ -72,8 +72,7 @@ class PredictionService:
         Answer one request.
 
         Raises:
-            Problem: 422 with the schema's violations, or 400 for a body nested too deep; neither echoes any
-                of it.
+            Problem: 422 with the schema violations, or 400 for a body that nests too deep; without values of the body.
         """
         begun = time.perf_counter()
         try:
@@ -118,10 +117,10 @@ class PredictionService:
     def _predictor(self, model: Model) -> Predict:
         def predict(rows: list[Row]) -> list[FloatArray]:
             begun = time.perf_counter()
-            # One row and then the other: two of these calls cost half of one for a matrix.
-            chances = [model.predict_row(row) for row in rows]
+            # Row by row: two such calls cost half of one call for a matrix.
+            probabilities = [model.predict_row(row) for row in rows]
             self._metrics.model_seconds.observe(time.perf_counter() - begun)
-            return chances
+            return probabilities
 
         return predict
 
@@ -136,7 +135,7 @@ class PredictionService:
             self._metrics.skipped.labels(asset).inc()
 
     def _ranges_of(self, manifest: Manifest | None) -> Sequence[tuple[str, float, float]]:
-        """Each feature's name and range in training, made once for each manifest; empty without one."""
+        """Return each feature's name and training range, computed once per manifest; empty without a manifest."""
         if manifest is not self._ranges[0]:
             features = manifest.features if manifest is not None else ()
             ranges = [

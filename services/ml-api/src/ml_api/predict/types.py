@@ -1,4 +1,4 @@
-"""The values that a request is made of: decimals kept to their last digit, instants, names; others are refused."""
+"""The types of the values in a request: exact decimals, times and names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "to_money",
 ]
 
-# The largest System.Decimal of .NET, the caller's money type; beyond it arithmetic stops being exact money.
+# The largest System.Decimal of .NET, the client's type for money.
 _MAX_MONEY = Decimal(79_228_162_514_264_337_593_543_950_335)
 _DECIMAL_TEXT = r"^[+-]?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?$"
 _INSTANT_TEXT = (
@@ -40,46 +40,46 @@ _NUMBER_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "number"}, {"type": "string
 
 PATTERN_END = r"(?!\n)"
 """
-Behind the `$` of a pattern that msgspec checks: for Python `$` also matches before a last line feed. In JSON Schema it
-does not, so the published pattern goes without.
+To be added after the `$` of a pattern that msgspec checks: in Python, `$` also matches before a final line feed. In
+JSON Schema it does not, so the OpenAPI document omits this.
 """
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128)]
 Symbol: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32)]
 SchemaVersion: TypeAlias = Annotated[str, Meta(pattern=r"^1(\.[0-9]{1,4})?$" + PATTERN_END)]
 
-# Candles are checked for sense where they are used (trading.decision): a bound here would cost a comparison each.
+# trading.decision checks that candles are sensible; a bound here would cost one more comparison per value.
 Price: TypeAlias = float | Annotated[str, Meta(pattern=_DECIMAL_TEXT + PATTERN_END)]
 
 Close: TypeAlias = Annotated[Raw, Meta(extra_json_schema=_NUMBER_SCHEMA)]
-"""A price as the text of its JSON: orders are sized with one of them, to its last digit. `close_text` checks it."""
+"""A close as JSON text, because order sizes are computed with its exact digits; `close_text` checks it."""
 
 Instant: TypeAlias = Annotated[
     str, Meta(extra_json_schema={"pattern": _INSTANT_TEXT, "examples": ["2026-02-20T14:00:00Z"]})
 ]
-"""ISO 8601 with Z, an offset or neither (then UTC); `to_instant` checks it. Digits beyond a microsecond are cut."""
+"""ISO 8601 with Z, an offset or neither (then UTC); `to_instant` checks it. Digits after microseconds are dropped."""
 
 
 class Digits(str):
-    """A JSON number with a fraction or an exponent, as it was written."""
+    """The text of a JSON number with a fraction or an exponent."""
 
     __slots__ = ()
 
 
 class Money(Decimal):
-    """An exact amount: a JSON number, kept to its last digit, or the same digits in a string. Never a boolean."""
+    """An exact amount, from a JSON number, of which all digits are kept, or from a string. Never from a boolean."""
 
     __slots__ = ()
 
 
 def to_money(sent: object) -> Money:
     """
-    The amount that *sent* is: `Digits`, an integer, or a string.
+    Convert `Digits`, an integer or a string to an amount.
 
     Raises:
-        ValueError: It is none, not finite, or larger than the caller's own decimals.
+        ValueError: *sent* is not a number, not finite, or too large for a .NET decimal.
     """
-    # Decimal() itself takes "1_000", " 1" and digits of other scripts; money should not.
+    # Decimal() also accepts "1_000", " 1" and digits of other scripts, which are refused here.
     if type(sent) in {Digits, int} or (type(sent) is str and _is_decimal(sent)):
         try:
             amount = Money(sent)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def to_money(sent: object) -> Money:
 
 
 def money_schema(_: type) -> dict[str, Any]:
-    """The JSON schema of `Money`, the only type here that msgspec does not know."""
+    """Return the JSON schema of `Money`, which msgspec does not know."""
     return _NUMBER_SCHEMA
 
 
@@ -100,21 +100,21 @@ _close_string = msgspec.json.Decoder(Annotated[str, Meta(pattern=_DECIMAL_TEXT +
 
 def close_text(close: Raw) -> str:
     """
-    The digits of a close, of which `float` and `Decimal` make a number.
+    Return the digits of a close, for `float` or `Decimal`.
 
     Raises:
-        msgspec.ValidationError: It is neither a number nor one in a string.
+        msgspec.ValidationError: It is neither a number nor a string with one.
     """
     text = str(close, "utf-8")
     return text if text[0] in "-0123456789" else _close_string(close)
 
 
-# Assets share their candle times, and so do a fingerprint and its decision, and successive requests. Only what the
-# pattern lets pass is kept, so entries are short.
+# Cached, because the same times occur in both assets, in fingerprint and decision, and in successive requests. Only
+# texts that match the pattern are cached, so entries are short.
 @lru_cache(maxsize=4096)
 def to_instant(text: str) -> datetime:
     """
-    The point in time.
+    Convert an ISO 8601 text to a time with a time zone.
 
     Raises:
         ValueError: *text* is not an ISO 8601 date and time.
