@@ -276,14 +276,15 @@ async def ends_late(client: HTTPClient, server: Server, **given: Any) -> list[fl
 
     A machine that stands still uses the short time up before anything is sent. Then the call is made again.
     """
-    took = []
+    took, late = [], 0
     while True:
         began = time.monotonic()
         with pytest.raises(client.refused) as ended:
             await client.call("POST", server.url, **given)
         took.append(time.monotonic() - began)
-        if server.requests:
-            assert isinstance(ended.value, client.late)
+        late += isinstance(ended.value, client.late)
+        if server.requests:  # that of an earlier call, where the server is slow to note it
+            assert len(server.requests) <= late
             return took
 
 
@@ -305,7 +306,7 @@ class TestDeadlines:
             stay.wait(20)
 
         server = serve(answer)
-        took = await ends_late(client, server, retry=Retry(timeout=0.5, attempts=2), stream=stream)
+        took = await ends_late(client, server, retry=Retry(timeout=0.25, attempts=2), stream=stream)
         stay.set()
         assert took[-1] < 6, "the whole of such an answer takes 8 s and more"
         assert len(server.requests) <= len(took)
@@ -327,7 +328,7 @@ class TestDeadlines:
                 ended.set()
 
         server = serve(answer)
-        await ends_late(client, server, retry=Retry(timeout=0.3, attempts=1), stream=stream)
+        await ends_late(client, server, retry=Retry(timeout=0.2, attempts=1), stream=stream)
         assert ended.wait(PATIENCE), "the connection is open, and a thread reads what nobody waits for"
         stay.set()
 

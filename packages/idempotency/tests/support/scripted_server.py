@@ -47,7 +47,10 @@ class Server:
                     0,
                 )
                 while len(body) < length:
-                    body += connection.recv(65_536)
+                    part = connection.recv(65_536)
+                    if not part:
+                        return
+                    body += part
                 self.requests.append(head + b"\r\n\r\n" + body)
                 self._answer(connection, head)
             except OSError:
