@@ -30,6 +30,7 @@ token of the same user gets the replay, an expired one never does.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial, wraps
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
@@ -44,6 +45,8 @@ except ModuleNotFoundError as _error:
 import anyio.from_thread
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
 
@@ -57,6 +60,8 @@ from idempotency.openapi import add_idempotency
 from idempotency.store import Store
 
 __all__ = ["Idempotent", "install"]
+
+_log = logging.getLogger("idempotency")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -331,6 +336,7 @@ class _KeyHeaders:
 
     def __iter__(self) -> Iterator[str]:
         _refuse_bare(self._app.routes, "")
+        _warn_of_middleware_inside(self._app)
         yield from Policy().key_headers
         yield from self._more
         for policy in _protected(self._app):
@@ -347,6 +353,19 @@ def _refuse_bare(routes: Sequence[Any], prefix: str) -> None:
     for route in routes:
         if isinstance(route, Mount):
             _refuse_bare(route.routes, prefix + route.path)
+
+
+def _warn_of_middleware_inside(app: FastAPI) -> None:
+    """Warn of middleware whose work for one client's browser or encoding would be replayed to another's."""
+    kinds: list[Any] = [added.cls for added in app.user_middleware]  # the outermost first
+    inside = kinds[kinds.index(LateClaim) :] if LateClaim in kinds else []
+    for kind in (CORSMiddleware, GZipMiddleware):
+        if kind in inside:
+            _log.warning(
+                "%s is inside the idempotency middleware, so replays have its headers for the first client, and "
+                "refusals have none: add it after install(app)",
+                kind.__name__,
+            )
 
 
 def _protected(app: FastAPI) -> dict[Policy, list[tuple[str, str]]]:

@@ -281,3 +281,29 @@ def test_a_wrong_set_up_is_refused_at_once(wrong: dict[str, Any]) -> None:
     options: dict[str, Any] = {"store": SyncMemoryStore(), "principal": lambda: "alice"} | wrong
     with pytest.raises(TypeError):
         Idempotency(Flask("shop"), **options)
+
+
+def test_each_origin_gets_its_own_headers_on_replays_and_refusals() -> None:
+    """As extensions for CORS set them on every answer; a browser hides those without."""
+    shop = Shop()
+
+    def allow(response: Response) -> Response:
+        if request.headers.get("Origin") in {"https://a", "https://b"}:
+            response.headers["Access-Control-Allow-Origin"] = request.headers["Origin"]
+            response.headers["Vary"] = "Origin"
+        return response
+
+    shop.app.after_request(allow)
+
+    def post(origin: str, amount: int = 5) -> TestResponse:
+        headers = {"Authorization": "Bearer a", "Idempotency-Key": "k", "Origin": origin}
+        return shop.app.test_client().post("/charges", headers=headers, json={"amount": amount})
+
+    post("https://a")
+    again, refused, foreign = post("https://b"), post("https://b", amount=6), post("https://c")
+    assert replayed(again)
+    assert refused.status_code == 422
+    for answer in (again, refused):
+        assert answer.headers.getlist("Access-Control-Allow-Origin") == ["https://b"]
+        assert answer.headers.getlist("Vary") == ["Origin"]
+    assert foreign.headers["Access-Control-Allow-Origin"] == "https://a", "which its browser does not accept"

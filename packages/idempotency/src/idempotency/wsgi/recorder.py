@@ -184,7 +184,10 @@ class ResponseRecorder:
 
     def _replace(self, answer: Response) -> Iterable[bytes]:
         handler = self._handler
-        self._server_start(status_line(answer.status), text_headers(answer.headers))
+        headers = text_headers(answer.headers)
+        if self._start is not None:
+            headers = _with_those_for_the_origin(headers, self._start[1])
+        self._server_start(status_line(answer.status), headers)
         body = answer.body if handler.environ["REQUEST_METHOD"] != "HEAD" else b""
         if handler.is_too_large:
             return _Refusal(body, handler.discard_body)
@@ -398,6 +401,21 @@ class _Refusal:
         """The server has sent it (PEP 3333)."""
         if not self._body:
             self._then()
+
+
+def _with_those_for_the_origin(headers: HeaderList, of_application: HeaderList) -> HeaderList:
+    """
+    *headers* of the answer that is sent, with the application's own for the origin of this request (CORS).
+
+    Flask's extensions add these to every answer, here to one that is dropped. A browser hides an answer without them,
+    or with those of the origin that asked first.
+    """
+    own = [pair for pair in of_application if pair[0].lower().startswith("access-control-")]
+    if not own:
+        return headers
+    own += [pair for pair in of_application if pair[0].lower() == "vary"]
+    names = {name.lower() for name, _ in own}
+    return [pair for pair in headers if pair[0].lower() not in names] + own
 
 
 def _status(line: str) -> int:
