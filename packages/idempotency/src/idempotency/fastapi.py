@@ -45,7 +45,6 @@ except ModuleNotFoundError as _error:
 import anyio.from_thread
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.routing import APIRoute
-from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection
 from starlette.routing import Mount
@@ -336,7 +335,7 @@ class _KeyHeaders:
 
     def __iter__(self) -> Iterator[str]:
         _refuse_bare(self._app.routes, "")
-        _warn_of_middleware_inside(self._app)
+        _warn_of_compression_inside(self._app)
         yield from Policy().key_headers
         yield from self._more
         for policy in _protected(self._app):
@@ -355,17 +354,14 @@ def _refuse_bare(routes: Sequence[Any], prefix: str) -> None:
             _refuse_bare(route.routes, prefix + route.path)
 
 
-def _warn_of_middleware_inside(app: FastAPI) -> None:
-    """Warn of middleware whose work for one client's browser or encoding would be replayed to another's."""
+def _warn_of_compression_inside(app: FastAPI) -> None:
+    """Warn of compression for the first client, which would be replayed to one that may not take it."""
     kinds: list[Any] = [added.cls for added in app.user_middleware]  # the outermost first
-    inside = kinds[kinds.index(LateClaim) :] if LateClaim in kinds else []
-    for kind in (CORSMiddleware, GZipMiddleware):
-        if kind in inside:
-            _log.warning(
-                "%s is inside the idempotency middleware, so replays have its headers for the first client, and "
-                "refusals have none: add it after install(app)",
-                kind.__name__,
-            )
+    if LateClaim in kinds and GZipMiddleware in kinds[kinds.index(LateClaim) :]:
+        _log.warning(
+            "GZipMiddleware is inside the idempotency middleware, so replays are compressed as the first client asked: "
+            "add it after install(app)"
+        )
 
 
 def _protected(app: FastAPI) -> dict[Policy, list[tuple[str, str]]]:

@@ -333,3 +333,78 @@ async def test_every_framework_claims_by_one_call(build: Any, caplog: pytest.Log
     assert (again.body, ledger.effects) == (first.body, 2)
     assert (await send("alice", b'{"amount": 6}')).status == 422
     assert caplog.records == []
+
+
+# Browsers: a layer inside adds headers for the origin of each request (CORS), which a replay must have too.
+
+
+def _browser_apps(policy: Policy) -> dict[str, Any]:
+    from litestar.config.cors import CORSConfig
+    from starlette.middleware.cors import CORSMiddleware
+
+    origins = ["https://a", "https://b"]
+
+    async def order(request: Request) -> Response:
+        await claim(request.scope, "alice", policy)
+        return JSONResponse({}, 201)
+
+    @litestar.post("/charges")
+    async def litestar_order(request: litestar.Request[Any, Any, Any]) -> None:
+        await claim(request.scope, "alice", policy)
+
+    quart_app = Quart("shop")
+
+    @quart_app.post("/charges")
+    async def quart_order() -> tuple[str, int]:
+        await claim(quart_request.scope, "alice", policy)
+        return "", 201
+
+    @quart_app.after_request
+    async def allow(response: Any) -> Any:
+        response.headers["Access-Control-Allow-Origin"] = quart_request.headers["Origin"]
+        response.headers["Vary"] = "Origin"
+        return response
+
+    cors = [Middleware(CORSMiddleware, allow_origins=origins)]
+    return {
+        "starlette": Starlette(routes=[Route("/charges", order, methods=["POST"])], middleware=cors),
+        "litestar": litestar.Litestar(
+            [litestar_order], cors_config=CORSConfig(origins), logging_config=None, openapi_config=None
+        ),
+        "quart": quart_app,
+    }
+
+
+@pytest.mark.parametrize("framework", ["starlette", "litestar", "quart"])
+async def test_each_origin_gets_its_own_headers_on_replays_and_refusals(framework: str) -> None:
+    late = LateClaim(_browser_apps(Policy())[framework], store=MemoryStore())
+
+    async def post(origin: str, body: bytes = b"{}") -> Any:
+        return await call(late, key="k", body=body, headers=[("origin", origin)])
+
+    first, again, refused = await post("https://a"), await post("https://b"), await post("https://b", b"[]")
+    assert (first.status, again.status, again.replayed, refused.status) == (201, 201, True, 422)
+    for answer, origin in ((first, b"https://a"), (again, b"https://b"), (refused, b"https://b")):
+        assert answer.values("access-control-allow-origin") == [origin]
+        assert answer.values("vary") == [b"Origin"]
+        assert answer.complete
+
+
+@pytest.mark.parametrize("ends", ["raising", "returning", "answering"])
+async def test_a_browser_gets_its_answer_however_the_application_ends(ends: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await claim(scope, "alice", Policy(required=True))
+        except Answered:
+            if ends == "raising":
+                raise
+            if ends == "answering":
+                await send({"type": "http.response.start", "status": 500})
+                await send({"type": "http.response.body", "body": b"x"})
+
+    answer = await call(LateClaim(app, store=MemoryStore()), headers=[("origin", "https://a")])
+    assert (answer.status, answer.complete, answer.values("content-type")) == (
+        400,
+        True,
+        [b"application/problem+json"],
+    )

@@ -21,10 +21,11 @@ from idempotency._core.errors import (
     RequestTooLarge,
 )
 from idempotency._core.fingerprint import RequestView
-from idempotency._core.outcome import Response
+from idempotency._core.outcome import Headers, Response
 from idempotency._core.policy import Policy
 from idempotency._core.types import Completed, StorageKey
 from idempotency._http.keyed_request import KeyedRequest, require_known_headers
+from idempotency._http.origin_headers import with_origin_of
 from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import ask_frameworks
 from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks
@@ -148,6 +149,7 @@ class PendingClaim:
         "_begun",
         "_body",
         "_ended",
+        "_held",
         "_keyed",
         "_middleware",
         "_receive",
@@ -176,6 +178,9 @@ class PendingClaim:
         self._announced = False  # a claim is sure to come: an answer must not begin before it
         self._begun = False  # the answer has begun, and can no longer be replaced
         self._replaced = False  # the answer was given in the application's place
+        self._held: Response | None = (
+            None  # such an answer, until the headers for the request's origin are known
+        )
         self._recorder: ResponseRecorder | None = None  # once the request is claimed
         self._start: Message | None = None  # kept back, because a claim was announced
         self._body: list[bytes] = []  # a copy of what the application has read
@@ -195,7 +200,7 @@ class PendingClaim:
             await app(self.scope, self._receive_inner, self._send_inner)
         except Exception as error:
             if self._replaced and is_answered(error):
-                return
+                return await self._send_held()
             if self._recorder is not None and not isinstance(error, Answered):
                 await self._recorder.raised(error)
             raise
@@ -206,6 +211,8 @@ class PendingClaim:
         else:
             if self._recorder is not None:
                 await self._recorder.returned()
+            elif self._replaced:
+                await self._send_held()
             else:
                 await self._flush()
         finally:
@@ -340,6 +347,8 @@ class PendingClaim:
         if self._recorder is not None:
             return await self._recorder.send(message)
         if self._replaced:
+            if message["type"] == "http.response.start":
+                await self._send_held(message)
             return None
         if self._announced and not self._begun:
             if message["type"] == "http.response.start":
@@ -356,11 +365,30 @@ class PendingClaim:
             await self.send(start)
 
     async def _answer(self, answer: Response) -> None:
-        """Answer in the application's place; what it still sends is dropped."""
+        """
+        Answer in the application's place; what it still sends is dropped.
+
+        A browser is answered when the application has said what its origin may see.
+        """
         self._replaced = True
         self.status = answer.status
+        if self._recorder is None and any(name == b"origin" for name, _ in self.scope["headers"]):
+            self._held = answer
+            if self._start is not None:
+                await self._send_held(self._start)
+        else:
+            await self._send_answer(answer, answer.headers)
+
+    async def _send_held(self, start: Message | None = None) -> None:
+        """Send the answer that is kept back, if there is one; *start* is the application's own."""
+        answer, self._held = self._held, None
+        if answer is not None:
+            own = list(start.get("headers", ())) if start is not None else []
+            await self._send_answer(answer, with_origin_of(own, answer.headers))
+
+    async def _send_answer(self, answer: Response, headers: Headers) -> None:
         body = b"" if self.scope["method"] == "HEAD" else answer.body
-        await self.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if not self._ended and is_still_sent(self.scope, asked=self._asked):
             await self.send({"type": "http.response.body", "body": body, "more_body": True})
             await RequestBody(self._receive, self.policy).discard()

@@ -23,6 +23,7 @@ from idempotency._core.errors import Answered
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.policy import Policy
 from idempotency._core.protocol import settle
+from idempotency._http.origin_headers import with_origin_of
 from idempotency._http.recorded_answer import AnswerEncoder
 from idempotency._http.refusal import first_run_failed
 from idempotency.engine.current_claim import Frame, active, leave, without
@@ -184,10 +185,10 @@ class ResponseRecorder:
 
     def _replace(self, answer: Response) -> Iterable[bytes]:
         handler = self._handler
-        headers = text_headers(answer.headers)
+        headers = answer.headers
         if self._start is not None:
-            headers = _with_those_for_the_origin(headers, self._start[1])
-        self._server_start(status_line(answer.status), headers)
+            headers = with_origin_of(_bytes_headers(self._start[1]), headers)
+        self._server_start(status_line(answer.status), text_headers(headers))
         body = answer.body if handler.environ["REQUEST_METHOD"] != "HEAD" else b""
         if handler.is_too_large:
             return _Refusal(body, handler.discard_body)
@@ -401,21 +402,6 @@ class _Refusal:
         """The server has sent it (PEP 3333)."""
         if not self._body:
             self._then()
-
-
-def _with_those_for_the_origin(headers: HeaderList, of_application: HeaderList) -> HeaderList:
-    """
-    *headers* of the answer that is sent, with the application's own for the origin of this request (CORS).
-
-    Flask's extensions add these to every answer, here to one that is dropped. A browser hides an answer without them,
-    or with those of the origin that asked first.
-    """
-    own = [pair for pair in of_application if pair[0].lower().startswith("access-control-")]
-    if not own:
-        return headers
-    own += [pair for pair in of_application if pair[0].lower() == "vary"]
-    names = {name.lower() for name, _ in own}
-    return [pair for pair in headers if pair[0].lower() not in names] + own
 
 
 def _status(line: str) -> int:
