@@ -75,7 +75,7 @@ def features_of(
     """
     names = tuple(names) if names is not None else text.feature_names
     if len(names) != len(text.feature_names):
-        raise ManifestError(f"{len(names)} names for {len(text.feature_names)} features")
+        raise ManifestError(f"{len(names)} names for {len(text.feature_names)} features; give one for each")
     labels = labels if labels is not None else labels_of(text, names=names)
     if nullable is None:
         unread = {index for index, count in enumerate(text.split_counts) if count == 0}

@@ -225,7 +225,9 @@ def _check_bytes(data: bytes) -> None:
     if len(data) > _MAX_BYTES:
         raise ModelTextError(f"{len(data)} bytes, more than {_MAX_BYTES}")
     if b"\r" in data:
-        raise ModelTextError("carriage returns: a transfer in text mode changed the line ends")
+        raise ModelTextError(
+            "carriage returns: a transfer in text mode changed the line ends; copy it in binary mode"
+        )
     if b"\0" in data:
         raise ModelTextError("a NUL byte, where LightGBM would stop reading")
 

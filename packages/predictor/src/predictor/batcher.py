@@ -75,7 +75,7 @@ class Batcher:
             BatcherClosed: `close` was called.
         """
         if self._closed:
-            raise BatcherClosed("this batcher is closed")
+            raise BatcherClosed("this batcher is closed; make a new one")
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop

@@ -149,7 +149,7 @@ def population_stability_index(expected: NDArray[np.float64], actual: NDArray[np
         ManifestError: The shapes differ.
     """
     if expected.shape != actual.shape:
-        raise ManifestError(f"{actual.size} bins against {expected.size} in the reference")
+        raise ManifestError(f"{actual.size} bins against {expected.size} in the reference; give as many")
     e, a = np.maximum(expected, _SHARE_FLOOR), np.maximum(actual, _SHARE_FLOOR)
     return float(np.sum((a - e) * np.log(a / e)))
 

@@ -93,7 +93,7 @@ class Feature(_Frozen):
             if any(not 0 <= code < 2**31 for code in self.codes):
                 raise ValueError("codes must be whole numbers from 0 to 2147483647")
         elif self.categories is not None or self.codes is not None:
-            raise ValueError("only a category feature has categories")
+            raise ValueError("only a category feature has categories: remove them, or set its kind")
         if self.reference is not None:
             bins = len(self.codes) if self.codes is not None else len(self.reference.edges) + 1
             if len(self.reference.shares) != bins:
@@ -185,10 +185,13 @@ class Manifest(_Frozen):
         }
         if self.classes and len(self.classes) != expected.get(self.output, 0):
             raise ValueError(
-                f"{len(self.classes)} class labels do not fit {self.n_outputs} {self.output} outputs"
+                f"{len(self.classes)} class labels do not fit {self.n_outputs} {self.output} outputs;"
+                " give one for each class"
             )
         if self.answers and len(self.answers) != self.n_outputs:
-            raise ValueError(f"{len(self.answers)} distributions of answers for {self.n_outputs} outputs")
+            raise ValueError(
+                f"{len(self.answers)} distributions of answers for {self.n_outputs} outputs; give one for each"
+            )
         if any(len(answers.shares) != len(answers.edges) + 1 for answers in self.answers):
             raise ValueError("a distribution of answers needs one share per bin")
         for golden in self.golden:
@@ -197,7 +200,9 @@ class Manifest(_Frozen):
                 self.n_outputs,
                 self.n_outputs,
             ):
-                raise ValueError("a golden row does not fit the features or the outputs")
+                raise ValueError(
+                    "a golden row does not fit the features or the outputs; make the manifest again"
+                )
         return self
 
     @classmethod

@@ -214,7 +214,7 @@ class Model:
 
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
         """
-        Predict the probability of each class; for a binary model of both, where LightGBM gives one number.
+        Predict the probability of each class; for a binary model of both classes, although LightGBM gives one number.
 
         Returns:
             float64 [n, classes], at least two columns, in the order of `info.classes` (0, 1, ... if that is empty).

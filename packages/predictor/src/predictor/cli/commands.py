@@ -249,7 +249,7 @@ def report(args: argparse.Namespace) -> int:
     if args.label is not None and is_ranking and args.query is None:
         raise TableError("a ranking is measured per query: name the column of the query with --query")
     if args.query is not None and (args.label is None or not is_ranking):
-        raise TableError("--query is for a ranking model, with --label")
+        raise TableError("--query needs a ranking model, and --label")
     require_folder(args.output)
     reference = _reference(args, model)
     made = Report(model, reference, has_labels=args.label is not None, has_queries=args.query is not None)

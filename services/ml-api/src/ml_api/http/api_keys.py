@@ -122,7 +122,7 @@ def _read(file: Path) -> tuple[tuple[bytes, str], ...]:
     except OSError as error:
         raise KeysFileError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise KeysFileError(f"{file} is not UTF-8 text") from None
+        raise KeysFileError(f"{file} is not UTF-8 text; save it as UTF-8") from None
     keys = []
     for number, line in enumerate(lines, 1):
         if not (text := line.strip()) or text.startswith("#"):

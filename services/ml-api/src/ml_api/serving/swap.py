@@ -181,7 +181,9 @@ class Participant:
         try:
             model = Model.load(copy)
         except (PredictorError, OSError) as error:
-            raise SwapRefused("a worker could not load its copy of the model", str(error)) from None
+            raise SwapRefused(
+                "a worker could not load its copy of the model; try again", str(error)
+            ) from None
         self._check_fit(name, model)
         return model
 

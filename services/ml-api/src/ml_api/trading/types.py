@@ -94,7 +94,7 @@ class Signal:
 
 @dataclass(slots=True)
 class Contribution:
-    """The amount by which one indicator moved the model towards the action it chose for one asset; negative: away."""
+    """How much one indicator moved the model towards the chosen action for one asset; away from it if negative."""
 
     asset_symbol: Asset
     feature: str
