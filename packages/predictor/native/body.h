@@ -3,9 +3,12 @@
  * of the functions here:
  *
  *   BYTES, bytes              bytes a vector, and its type
+ *   doubles, longs            the same as float64 and int64
  *   bytes_all(x)              x in every byte
  *   add_bytes(a, b)           per byte, without carry
  *   choose_top(s, a, b)       per byte: the top bit of s ? a : b
+ *   count_if_above(n, x, y)   per float64: x > y ? n + 1 : n
+ *   count_in_block(block, x)  how many of the CUT_BLOCK cuts lie below x
  *   LOOKS_UP                  whether it has these two; else they are never called
  *   add_looked_up(...)        BYTES rows' sums grow by the values of their leaves, tree by tree
  *   sum_of_row(r)             where row r of these has its sum
@@ -24,8 +27,6 @@
 #define SMALL_TILE 64
 #define LARGE_TILE 256
 
-typedef double doubles __attribute__((vector_size(BYTES), may_alias));
-typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 /* x - 0.0 is x for every x, so compilers copy; 0.0 + x is 0.0 where x is -0.0, so they would have to add. */
 INLINE doubles doubles_all(double x) { return x - (doubles){0}; }
 

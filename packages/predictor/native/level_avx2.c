@@ -12,10 +12,24 @@
 
 #define BYTES 32
 typedef __m256i bytes;
+typedef double doubles __attribute__((vector_size(BYTES), may_alias));
+typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 
 static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi8((char)x); }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm256_blendv_epi8(b, a, sum); }
 static inline bytes add_bytes(bytes a, bytes b) { return _mm256_add_epi8(a, b); }
+
+static inline longs count_if_above(longs count, doubles x, doubles y) { return count - (longs)(x > y); }
+
+/* One bit for each cut below, which are then counted. */
+static inline uint32_t count_in_block(const double *block, double value) {
+    const __m256d all = _mm256_set1_pd(value);
+    int below = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < CUT_BLOCK / 4; v++)
+        below |= _mm256_movemask_pd(_mm256_cmp_pd(_mm256_load_pd(block + 4 * v), all, _CMP_LT_OQ)) << 4 * v;
+    return (uint32_t)__builtin_popcount((unsigned)below);
+}
 
 /* A vector holds too few values for look-ups. */
 #define LOOKS_UP 0

@@ -12,10 +12,24 @@
 
 #define BYTES 64
 typedef __m512i bytes;
+typedef double doubles __attribute__((vector_size(BYTES), may_alias));
+typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 
 static inline bytes bytes_all(uint8_t x) { return _mm512_set1_epi8((char)x); }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm512_mask_blend_epi8(_mm512_movepi8_mask(sum), b, a); }
 static inline bytes add_bytes(bytes a, bytes b) { return _mm512_add_epi8(a, b); }
+
+static inline longs count_if_above(longs count, doubles x, doubles y) {
+    return (longs)_mm512_mask_sub_epi64((__m512i)count, _mm512_cmp_pd_mask(x, y, _CMP_GT_OQ), (__m512i)count, _mm512_set1_epi64(-1));
+}
+
+/* One bit for each cut below, which are then counted. */
+static inline uint32_t count_in_block(const double *block, double value) {
+    const __m512d all = _mm512_set1_pd(value);
+    const __mmask8 low = _mm512_cmp_pd_mask(_mm512_load_pd(block), all, _CMP_LT_OQ);
+    const __mmask8 high = _mm512_cmp_pd_mask(_mm512_load_pd(block + 8), all, _CMP_LT_OQ);
+    return (uint32_t)__builtin_popcount(_mm512_kunpackb(high, low));
+}
 
 /*
  * The values of 32 leaves, cut into halves of 32 bits, fill four registers, and one instruction looks 16 of 32 halves up. The

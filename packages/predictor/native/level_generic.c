@@ -1,13 +1,25 @@
 /* Any processor: vectors of 16 bytes, which compilers turn into SSE2 on x86-64 and NEON on ARM64. */
-#include <stdint.h>
+#include "plan.h"
 
 #define BYTES 16
 typedef uint8_t bytes __attribute__((vector_size(BYTES), may_alias));
 typedef int8_t signed_bytes __attribute__((vector_size(BYTES), may_alias)); /* below 0: the top bit is set */
+typedef double doubles __attribute__((vector_size(BYTES), may_alias));
+typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 
 static inline bytes bytes_all(uint8_t x) { return (bytes){0} + x; }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return b ^ ((a ^ b) & (bytes)((signed_bytes)sum < 0)); }
 static inline bytes add_bytes(bytes a, bytes b) { return a + b; }
+
+static inline longs count_if_above(longs count, doubles x, doubles y) { return count - (longs)(x > y); }
+
+static inline uint32_t count_in_block(const double *block, double value) {
+    const doubles all = value - (doubles){0};
+    longs count = {0};
+#pragma GCC unroll 8
+    for (int v = 0; v < CUT_BLOCK / 2; v++) count = count_if_above(count, all, ((const doubles *)block)[v]);
+    return (uint32_t)(count[0] + count[1]);
+}
 
 /* A vector holds too few values for look-ups. */
 #define LOOKS_UP 0

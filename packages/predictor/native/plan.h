@@ -76,6 +76,8 @@ typedef struct {
     uint32_t n_categories;    /* categories: one more than the largest category that a set could have */
     const uint16_t *code_of;  /* [n_categories]: their codes; n_codes - 1 is the code of every other value */
     uint8_t is_category;
+    uint8_t is_plain;         /* a number whose splits treat missing values alike, with at most two columns */
+    double nan_as;            /* of a plain one: the number that goes the same way as NaN */
 } feature_codes;
 
 /*
@@ -88,6 +90,7 @@ typedef struct {
 } column;
 
 #define WHOLE_BYTE 0xFF
+#define MOST_OF_BYTE 127 /* that a byte counts up to */
 
 /* A split, as the walk and the contributions use it. */
 typedef struct {

@@ -17,7 +17,7 @@
 #define MOST_CODES 65000
 #define MOST_COLUMNS 65000
 #define SETS_A_COLUMN 8 /* one bit of a byte each */
-#define PAGE 127 /* thresholds in one column: its bytes count from 0 to 127 */
+#define PAGE MOST_OF_BYTE /* thresholds in one column: its bytes count from 0 to 127 */
 
 enum { RULES = 5 }; /* how a split treats missing values: 0 none are missing, 1 and 2 zero goes left or right, 3 and 4 NaN */
 static int rule_of(uint8_t decision) {
@@ -228,6 +228,21 @@ static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) 
     return PLAN_OK;
 }
 
+/*
+ * A feature is plain if its code, cut off at each column's share, is the byte of that column: one rule, under which each cut is a
+ * threshold and zero a number like any other. NaN then goes where zero goes, or left or right of all thresholds.
+ */
+static void find_plain(const making *m, uint32_t feature) {
+    feature_codes *codes = m->features + feature;
+    const size_t first = m->feature_start[feature], end = m->feature_start[feature + 1];
+    const int rule = rule_of(m->from->decision[m->by_feature[first]]);
+    if (rule_is_zero(rule) || codes->n_cuts > 2 * PAGE) return;
+    for (size_t i = first; i < end; i++)
+        if (rule_of(m->from->decision[m->by_feature[i]]) != rule) return;
+    codes->nan_as = rule == 0 ? 0.0 : rule_goes_left(rule) ? -INFINITY : INFINITY;
+    codes->is_plain = rule == 0 || rule_goes_left(rule) || codes->cuts[codes->n_cuts - 1] < INFINITY;
+}
+
 plan_refusal plan_make_columns(making *m) {
     column_list list = {0};
     uint32_t *below = BORROW(m, MOST_CODES + 1, uint32_t);
@@ -238,6 +253,7 @@ plan_refusal plan_make_columns(making *m) {
             plan_refusal refusal = set_columns(m, &list, feature);
             if (refusal != PLAN_OK) return refusal;
         } else {
+            find_plain(m, feature);
             for (int rule = 0; rule < RULES; rule++) {
                 plan_refusal refusal = number_columns(m, &list, feature, rule, below);
                 if (refusal != PLAN_OK) return refusal;
