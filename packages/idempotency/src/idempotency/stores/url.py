@@ -306,6 +306,7 @@ def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | Non
 
 # Of two drivers of one server, which one has an event loop; others have both kinds, or one.
 _DRIVERS = {"asyncmy": "pymysql", "asyncpg": "psycopg", "aiosqlite": "pysqlite"}
+_DISTRIBUTIONS = {"MySQLdb": "mysqlclient", "pymysql": "PyMySQL", "psycopg2": "psycopg2-binary"}
 _ASYNC_DRIVERS = {"pymysql": "asyncmy", "mysqldb": "asyncmy", "psycopg2": "psycopg", "pysqlite": "aiosqlite"}
 
 
@@ -324,6 +325,11 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     dialect, _, driver = parts.scheme.partition("+")
     driver = driver or "pymysql"
     driver = (_DRIVERS if sync else _ASYNC_DRIVERS).get(driver, driver)
+    if driver == "aiomysql":  # before it is looked for: who has it not shall not install it
+        refuse(
+            parts,
+            "cannot use aiomysql, which does not bind bytes with a current PyMySQL: use mysql+asyncmy://",
+        )
     host, port = parts.hosts[0] if parts.hosts else (None, None)
     database = unquote(parts.path.removeprefix("/")) or None
     if dialect == "sqlite" and database in {None, ":memory:"}:  # each connection would have one of its own
@@ -342,7 +348,10 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     try:
         engine: Any = _engine(sqlalchemy.create_engine if sync else create_async_engine, url, pool)
     except ModuleNotFoundError as error:
-        raise ImportError(f"a {parts.scheme}: store needs the driver {error.name}") from error
+        raise ImportError(
+            f"a {parts.scheme}: store needs the driver {error.name}, which is not installed: pip install "
+            f"{_DISTRIBUTIONS.get(error.name or '', error.name)}"
+        ) from error
     if engine is None:  # raised here: SQLAlchemy's own error quotes the URL
         refuse(
             parts,

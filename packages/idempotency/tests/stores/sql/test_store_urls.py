@@ -130,3 +130,13 @@ def test_the_command_and_its_doctor_take_them(
     assert "Traceback" not in said.err
     assert "secret" not in said.out + said.err
     store.close()
+
+
+def test_a_missing_driver_is_named_with_what_to_install() -> None:
+    with pytest.raises(ImportError, match=r"needs the driver pg8000, .*: pip install pg8000$"):
+        open_sync_store("postgresql+pg8000://h/d")
+
+
+def test_a_driver_that_does_not_work_is_refused_before_it_is_looked_for() -> None:
+    with pytest.raises(ValueError, match=r"use mysql\+asyncmy://"):
+        open_store("mysql+aiomysql://h/d")
