@@ -243,7 +243,8 @@ class Idempotent(Generic[T]):
             )
         _bare.add(endpoint)
         protected: Any
-        if inspect.isasyncgenfunction(endpoint):
+        called = _called(endpoint)
+        if inspect.isasyncgenfunction(called):
 
             @wraps(endpoint)
             async def protected_stream(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -252,7 +253,7 @@ class Idempotent(Generic[T]):
                     yield item
 
             protected = protected_stream
-        elif inspect.isgeneratorfunction(endpoint):
+        elif inspect.isgeneratorfunction(called):
 
             @wraps(endpoint)
             def protected_generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -260,7 +261,7 @@ class Idempotent(Generic[T]):
                 yield from endpoint(*args, **kwargs)
 
             protected = protected_generator
-        elif inspect.iscoroutinefunction(endpoint):
+        elif inspect.iscoroutinefunction(called):
 
             @wraps(endpoint)
             async def protected_coroutine(*args: Any, **kwargs: Any) -> Any:
@@ -303,6 +304,13 @@ class _Bound:
 
 class _AnsweredHTTPException(HTTPException, Answered):
     """`Answered`, as FastAPI's handlers and a user's dependencies expect what ends a request early."""
+
+
+def _called(endpoint: Any) -> Any:
+    """The function that runs when *endpoint*, which may be an object, is called."""
+    while isinstance(endpoint, partial):
+        endpoint = endpoint.func
+    return endpoint if inspect.isroutine(endpoint) else getattr(endpoint, "__call__", endpoint)  # noqa: B004
 
 
 def _take(kwargs: dict[str, Any]) -> _Bound:

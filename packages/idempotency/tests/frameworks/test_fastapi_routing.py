@@ -1,6 +1,7 @@
 """FastAPI's routing round a protected endpoint: nested routers, WebSockets, mounted applications, background tasks."""
 
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import pytest
@@ -124,3 +125,25 @@ def test_a_websocket_of_a_protected_router_is_untouched(shop: Shop, client: Test
         socket.send_text("EUR")
         assert socket.receive_text() == "EUR"
     assert shop.store.asked == 0
+
+
+class Charging:
+    """An endpoint that is an object."""
+
+    def __init__(self) -> None:
+        self.effects = 0
+
+    async def __call__(self) -> int:
+        self.effects += 1
+        return self.effects
+
+
+@pytest.mark.parametrize("wrap", [lambda endpoint: endpoint, partial], ids=["object", "partial"])
+def test_an_endpoint_may_be_an_object_with_a_coroutine_method(wrap: Any) -> None:
+    app, charging = FastAPI(), Charging()
+    install(app, store=MemoryStore())
+    app.post("/charges")(Idempotent(principal=lambda: "alice").protect(wrap(charging)))
+    client = TestClient(app)
+    first, again = (client.post("/charges", headers={"Idempotency-Key": "k"}) for _ in range(2))
+    assert (first.json(), again.json(), again.headers["Idempotency-Replayed"]) == (1, 1, "true")
+    assert charging.effects == 1
