@@ -4,21 +4,31 @@ Computes the fingerprint of a decision request: equal fingerprints mean the same
 The .NET client's key is `{agentId}-{newest candle minute}`. requestId is new in every call, and the portfolio may
 change between two calls with the same key. So the fingerprint covers only what the key stands for: the agent, the
 newest candle's minute, and the caller. An equal fingerprint means a replay; another one means another decision.
+
+`ML_API_IMPL=plain` in the environment switches `seen_candles` off: then each body is read anew. `scripts/matrix` also
+runs the service's tests that way. The variable is read once, on import.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Literal
 
 from idempotency import Fingerprint, RequestView
+from ml_api import Unusable
 from ml_api.http.json_fingerprint import json_fingerprint
+from ml_api.predict.contract import projection
 from ml_api.predict.seen_candles import SeenCandles
 
 __all__ = ["decision_fingerprint", "fingerprint_of"]
 
-_projection = SeenCandles().projection
+_implementation = os.environ.get("ML_API_IMPL", "")
+if _implementation not in {"", "fast", "plain"}:
+    raise Unusable(f"ML_API_IMPL is {_implementation!r}; set it to fast (the default) or plain")
+
+_projection = projection if _implementation == "plain" else SeenCandles().projection
 
 
 def fingerprint_of(kind: Literal["decision", "body"]) -> Callable[[RequestView], Fingerprint]:
