@@ -222,24 +222,41 @@ async def test_a_broken_store_is_found_out(broken: type[SyncMemoryStore], apart:
     pytest.fail("every history of it was explained")
 
 
+KEY, LEASE = StorageKey("k"), 0.1
+OURS, OTHER, THIRD = (Owner(bytes([number])) for number in range(3))
+
+
+def asked(owner: Owner, reply: Reply, began: float, ended: float) -> Seen:
+    return Seen(Acquire(KEY, FINGERPRINTS[0], owner, LEASE, 1.0, takeover=True), reply, began, ended)
+
+
+def test_a_renewal_that_would_change_nothing_at_first_may_take_effect_later() -> None:
+    """For 50 ms it reaches beyond the lease of 100 ms at 70 ms, and not at 31 ms, when two others have asked."""
+    history = [
+        asked(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
+        Seen(Renew(KEY, OURS, 0.05), True, 0.02, 0.08),
+        asked(OTHER, Running(FINGERPRINTS[0], 0.07), 0.03, 0.0301),
+        asked(THIRD, Running(FINGERPRINTS[0], 0.069), 0.031, 0.0311),
+        asked(THIRD, Running(FINGERPRINTS[0], 0.0345), 0.085, 0.0851),
+    ]
+    assert explains(history, resolution=RESOLUTION)
+    assert explains(history, resolution=RESOLUTION, apart=True)
+    history[-1] = asked(THIRD, Running(FINGERPRINTS[0], 0.055), 0.085, 0.0851)
+    assert not explains(history, resolution=RESOLUTION), (
+        "not before it was asked for, nor after it was answered"
+    )
+    assert not explains(history, resolution=RESOLUTION, apart=True)
+
+
 def test_a_store_may_read_the_clock_before_its_write_is_seen_and_after_what_it_read() -> None:
     """A renewal reads the clock at 51 ms and is committed at 89 ms; at 80 ms another caller finds the old lease."""
-    key, fingerprint, (ours, other, third) = (
-        StorageKey("k"),
-        FINGERPRINTS[0],
-        (Owner(bytes([n])) for n in range(3)),
-    )
-
-    def asked(owner: Owner, reply: Reply, began: float, ended: float) -> Seen:
-        return Seen(Acquire(key, fingerprint, owner, 0.1, 1.0, takeover=True), reply, began, ended)
-
     history = [
-        asked(ours, Acquired(Claim(key, ours, 1, 1)), 0.0, 0.001),
-        Seen(Renew(key, ours, 0.1), True, 0.05, 0.09),
-        asked(other, Running(fingerprint, 0.0195), 0.08, 0.081),
-        asked(third, Running(fingerprint, 0.0555), 0.095, 0.096),
+        asked(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
+        Seen(Renew(KEY, OURS, LEASE), True, 0.05, 0.09),
+        asked(OTHER, Running(FINGERPRINTS[0], 0.0195), 0.08, 0.081),
+        asked(THIRD, Running(FINGERPRINTS[0], 0.0555), 0.095, 0.096),
     ]
     assert explains(history, resolution=RESOLUTION, apart=True)
     assert not explains(history, resolution=RESOLUTION)
-    history[-1] = asked(third, Running(fingerprint, 0.02), 0.095, 0.096)
+    history[-1] = asked(THIRD, Running(FINGERPRINTS[0], 0.02), 0.095, 0.096)
     assert not explains(history, resolution=RESOLUTION, apart=True), "nobody read the clock before 50 ms"

@@ -74,9 +74,8 @@ def explains(history: Sequence[Seen], *, resolution: float, apart: bool = False)
             done, answered = place.done | 1 << at, seen.reply is not None
             if answered and place.state in _outcomes(place.state, seen, reading):
                 nexts.append((True, place._replace(done=done, reached=instant)))
-                if (
-                    seen.began <= place.reached
-                ):  # it changes nothing, neither record nor time: later is no better
+                # It changes nothing, neither record nor time, and would not later either: later is no better.
+                if seen.began <= place.reached and not _may_extend(seen):
                     nexts = nexts[-1:]
                     break
             for after in _outcomes(place.state, seen, writing):
@@ -100,6 +99,11 @@ def fences_rise(history: Sequence[Seen]) -> bool:
         for asked, later in grants
         if earlier.owner != later.owner and told.ended < asked.began
     )
+
+
+def _may_extend(seen: Seen) -> bool:
+    """Whether the call gives a lease that reaches further, the later it takes effect."""
+    return isinstance(seen.reply, Acquired) or (isinstance(seen.call, Renew) and seen.reply is True)
 
 
 def _outcomes(state: SpecState, seen: Seen, now: Span) -> Iterator[SpecState]:
