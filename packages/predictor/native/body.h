@@ -6,6 +6,7 @@
  *   doubles, longs            the same as float64 and int64
  *   bytes_all(x)              x in every byte
  *   add_bytes(a, b)           per byte, without carry
+ *   FEW_ROWS                  so many rows are quicker one by one than as a tile
  *   choose_top(s, a, b)       per byte: the top bit of s ? a : b
  *   count_if_above(n, x, y)   per float64: x > y ? n + 1 : n
  *   count_in_block(block, x)  how many of the CUT_BLOCK cuts lie below x
@@ -23,7 +24,6 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LANES (BYTES / 8)
 #define STACK_COLUMNS 4096 /* more columns than this take memory from the heap */
-#define FEW_ROWS 12        /* so many rows are quicker one by one than as a tile */
 #define SMALL_TILE 64
 #define LARGE_TILE 256
 
@@ -34,7 +34,10 @@ INLINE doubles doubles_all(double x) { return x - (doubles){0}; }
 
 /* ---- one row --------------------------------------------------------------------------------------------------- */
 
-/* Add the leaves' values, tree by tree in the order of the model: any other order would give other bits. */
+/*
+ * Add the leaves' values, tree by tree in the order of the model: any other order would give other bits. Each output's sum stays
+ * in a register, and the processor works on several of them at once.
+ */
 INLINE void add_values(const double *values, uint32_t first, uint32_t n, uint32_t n_outputs, double *scores) {
     if (n_outputs == 1) {
         double sum = scores[0];
@@ -43,26 +46,31 @@ INLINE void add_values(const double *values, uint32_t first, uint32_t n, uint32_
         return;
     }
     uint32_t output = first % n_outputs;
-    for (uint32_t j = 0; j < n; j++) {
-        scores[output] += values[j];
+    for (uint32_t begin = 0; begin < n_outputs && begin < n; begin++) {
+        double sum = scores[output];
+        for (uint32_t j = begin; j < n; j += n_outputs) sum += values[j];
+        scores[output] = sum;
         if (++output == n_outputs) output = 0;
     }
 }
 
-/* The words of all features, ANDed a block of trees at a time; the one bit left of each tree's word is its leaf. */
-INLINE void row_by_words(const plan *p, const double *row, double *scores, int32_t *leaves, uint32_t size) {
-    typedef uint64_t words __attribute__((vector_size(BYTES), may_alias));
-    enum { PER_BLOCK = WORDS_BLOCK_BYTES / BYTES };
-    const char *tables[WORDS_MOST_FEATURES];
+/* Where the words of the row's code begin, of each feature. */
+INLINE void find_words(const plan *p, const double *row, const char **words_of, uint32_t size) {
     const size_t bytes_a_code = (size_t)p->words_stride * size;
-    const uint32_t per_block = WORDS_BLOCK_BYTES / size;
     for (uint32_t u = 0; u < p->n_used; u++) {
         uint32_t feature = p->used[u];
         size_t code = value_code(p->features + feature, row[feature]);
-        tables[u] = (const char *)p->words + p->word_table[u] * size + code * bytes_a_code;
+        words_of[u] = (const char *)p->words + p->word_table[u] * size + code * bytes_a_code;
         /* The table is larger than the near caches: ask for its lines now, and find the next feature's code meanwhile. */
-        for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(tables[u] + at);
+        for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[u] + at);
     }
+}
+
+/* The words of all features, ANDed a block of trees at a time; the one bit left of each tree's word is its leaf. */
+INLINE void and_words(const plan *p, const char *const *words_of, double *scores, int32_t *leaves, uint32_t size) {
+    typedef uint64_t words __attribute__((vector_size(BYTES), may_alias));
+    enum { PER_BLOCK = WORDS_BLOCK_BYTES / BYTES };
+    const uint32_t per_block = WORDS_BLOCK_BYTES / size;
     for (uint32_t first = 0; first < p->n_trees; first += per_block) {
         words possible[PER_BLOCK];
         union {
@@ -73,9 +81,9 @@ INLINE void row_by_words(const plan *p, const double *row, double *scores, int32
         double values[WORDS_BLOCK_BYTES / 4];
         const size_t offset = (size_t)first * size;
         const uint32_t n = p->n_trees - first < per_block ? p->n_trees - first : per_block;
-        for (int v = 0; v < PER_BLOCK; v++) possible[v] = ((const words *)(tables[0] + offset))[v];
+        for (int v = 0; v < PER_BLOCK; v++) possible[v] = ((const words *)(words_of[0] + offset))[v];
         for (uint32_t u = 1; u < p->n_used; u++)
-            for (int v = 0; v < PER_BLOCK; v++) possible[v] &= ((const words *)(tables[u] + offset))[v];
+            for (int v = 0; v < PER_BLOCK; v++) possible[v] &= ((const words *)(words_of[u] + offset))[v];
         for (int v = 0; v < PER_BLOCK; v++) left.vectors[v] = possible[v];
         for (uint32_t j = 0; j < n; j++) {
             int leaf = size == 4 ? __builtin_ctz(left.of32[j]) : __builtin_ctzll(left.of64[j]);
@@ -83,6 +91,16 @@ INLINE void row_by_words(const plan *p, const double *row, double *scores, int32
             values[j] = p->leaf_value[p->leaf_start[first + j] + (uint32_t)leaf];
         }
         add_values(values, first, n, p->n_outputs, scores);
+    }
+}
+
+/* While one row's words are ANDed, those of the next one are on their way. */
+INLINE void rows_by_words(const plan *p, const double *rows, size_t n, double *scores, int32_t *leaves, uint32_t size) {
+    const char *words_of[2][WORDS_MOST_FEATURES];
+    find_words(p, rows, words_of[0], size);
+    for (size_t r = 0; r < n; r++) {
+        if (r + 1 < n) find_words(p, rows + (r + 1) * p->n_features, words_of[(r + 1) % 2], size);
+        and_words(p, words_of[r % 2], scores + (leaves ? 0 : r * p->n_outputs), leaves ? leaves + r * p->n_trees : NULL, size);
     }
 }
 
@@ -116,23 +134,26 @@ INLINE void row_by_walk(const plan *p, const uint8_t *bytes_of_row, double *scor
     }
 }
 
-static int one_row(const plan *p, const double *row, double *scores, int32_t *leaves) {
-    for (uint32_t k = 0; k < p->n_outputs; k++) scores[k] = 0.0;
+/* *scores* [n][n_outputs], or, with *leaves* [n][n_trees], only [n_outputs]. */
+static int few_rows(const plan *p, const double *rows, size_t n, double *scores, int32_t *leaves) {
+    memset(scores, 0, (leaves != NULL ? 1 : n) * p->n_outputs * sizeof *scores);
     if (p->row == ROW_WORDS32) {
-        row_by_words(p, row, scores, leaves, 4);
+        rows_by_words(p, rows, n, scores, leaves, 4);
     } else if (p->row == ROW_WORDS64) {
-        row_by_words(p, row, scores, leaves, 8);
+        rows_by_words(p, rows, n, scores, leaves, 8);
     } else {
         uint8_t on_stack[STACK_COLUMNS], *own = on_stack;
         if (p->n_columns > STACK_COLUMNS && (own = malloc(p->n_columns)) == NULL) return -1;
-        row_bytes(p, row, own);
-        row_by_walk(p, own, scores, leaves);
+        for (size_t r = 0; r < n; r++) {
+            row_bytes(p, rows + r * p->n_features, own);
+            row_by_walk(p, own, scores + (leaves ? 0 : r * p->n_outputs), leaves ? leaves + r * p->n_trees : NULL);
+        }
         if (own != on_stack) free(own);
     }
     return 0;
 }
 
-static int level_row(const plan *p, const double *row, double *scores) { return one_row(p, row, scores, NULL); }
+static int level_row(const plan *p, const double *row, double *scores) { return few_rows(p, row, 1, scores, NULL); }
 
 /* ---- batches --------------------------------------------------------------------------------------------------- */
 
@@ -165,11 +186,12 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
         }
         free(memory);
     }
+    if (done == n) return 0;
     double *ignored = leaves != NULL ? malloc(p->n_outputs * sizeof *ignored) : NULL;
     int failed = leaves != NULL && ignored == NULL;
-    for (; done < n && !failed; done++)
-        failed = one_row(p, rows + done * p->n_features, scores ? scores + done * p->n_outputs : ignored,
-                         leaves ? leaves + done * p->n_trees : NULL);
+    if (!failed)
+        failed = few_rows(p, rows + done * p->n_features, n - done, leaves ? ignored : scores + done * p->n_outputs,
+                          leaves ? leaves + done * p->n_trees : NULL);
     free(ignored);
     return failed ? -1 : 0;
 }

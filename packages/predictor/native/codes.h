@@ -11,10 +11,22 @@ INLINE uint32_t category_code(const feature_codes *f, double value) {
     return value > -1.0 && value < (double)f->n_categories ? f->code_of[(uint32_t)value] : f->n_codes - 1;
 }
 
+/* How many cuts lie below *value*: by halving, down to one block that is counted. */
+INLINE uint32_t rank_by_blocks(const double *cuts, uint32_t n_cuts, double value) {
+    if (n_cuts < CUT_BLOCK) return rank_of(cuts, n_cuts, value);
+    uint32_t block = 0, left = n_cuts / CUT_BLOCK + 1;
+    while (left > 1) {
+        const uint32_t half = left / 2;
+        block += cuts[(block + half) * CUT_BLOCK - 1] < value ? half : 0;
+        left -= half;
+    }
+    return block * CUT_BLOCK + count_in_block(cuts + (size_t)block * CUT_BLOCK, value);
+}
+
 INLINE uint32_t value_code(const feature_codes *f, double value) {
     if (f->is_category) return category_code(f, value);
     if (isnan(value)) return f->n_cuts + 1;
-    return rank_of(f->cuts, f->n_cuts, fabs(value) <= ZERO_THRESHOLD ? 0.0 : value);
+    return rank_by_blocks(f->cuts, f->n_cuts, fabs(value) <= ZERO_THRESHOLD ? 0.0 : value);
 }
 
 static void row_bytes(const plan *p, const double *row, uint8_t *bytes_of_row) {

@@ -11,6 +11,7 @@
 #endif
 
 #define BYTES 64
+#define FEW_ROWS 12
 typedef __m512i bytes;
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
