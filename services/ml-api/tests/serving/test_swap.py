@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, directory: Path, objection: str = "") -> None:
         def check(name: str, model: Model) -> None:
             if objection:
-                raise SwapRefused(objection)
+                raise SwapRefused(objection, "found in this worker")
 
         self.slot = ModelSlot(Model.load(BUNDLED_MODEL))
         self.swaps: list[tuple[str, str, str]] = []
@@ -105,8 +105,9 @@ async def test_if_one_objects_nobody_swaps_and_nothing_made_ready_stays(
 ) -> None:
     willing, unwilling, late = Worker(meeting), Worker(meeting, "not here"), Worker(meeting)
     async with joined(willing, unwilling):
-        with pytest.raises(SwapRefused, match=r"^not here$"):
+        with pytest.raises(SwapRefused, match=r"^not here$") as refused:
             await willing.peers.swap(NAME, newer("2.0.0"))
+        assert refused.value.details == "found in this worker"
         async with joined(late):
             assert [willing.version, unwilling.version, late.version] == ["1.0.0"] * 3
     assert willing.swaps == []

@@ -88,9 +88,9 @@ class WorkerGroup:
             copy = self._pointer.keep(model)
             async with self._links() as links:
                 answers = await _ask(links, "prepare", name, copy)
-                if objections := [answer["error"] for answer in answers if "error" in answer]:
+                if objections := [answer for answer in answers if "error" in answer]:
                     # When the connections close, every worker drops the model that it has prepared.
-                    raise SwapRefused(objections[0])
+                    raise SwapRefused(objections[0]["error"], objections[0].get("details", ""))
                 self._pointer.write(name, copy)
                 await _ask(links, "follow", name, copy)
             # Again for all workers that exist now, so that one which was just starting follows, too.
@@ -143,7 +143,7 @@ class WorkerGroup:
             else:
                 await self._own.follow(self._pointer)
         except SwapRefused as error:
-            return {"error": str(error)}
+            return {"error": str(error), "details": error.details}
         return {"pid": os.getpid(), "version": self._own.version(name)}
 
 
