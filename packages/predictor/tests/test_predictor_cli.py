@@ -190,6 +190,26 @@ def test_unreadable_tables_are_refused(tmp_path, name, text, reason):
         list(read_rows(path))
 
 
+@pytest.mark.parametrize(
+    ("cell", "option"), [("inf", "--allow infinite\\b"), ("", "--allow null or --nullable b\\b")]
+)
+def test_a_row_that_the_policy_refuses_is_told_with_the_option_that_lets_it_in(
+    subject, frame, tmp_path, capsys, cell, option
+):
+    path = tmp_path / "rows.csv"
+    frame.astype(object).assign(b=[cell, *frame["b"][1:]]).to_csv(path, index=False)
+    assert main(["predict", str(subject.path), str(path)]) == 1
+    assert re.search(option, capsys.readouterr().err)
+
+
+def test_a_label_that_is_not_there_is_told_with_all_the_columns_that_are(
+    subject, rows_file, tmp_path, capsys
+):
+    page = tmp_path / "r.html"
+    assert main(["report", str(subject.path), str(rows_file), "--label", "nope", "-o", str(page)]) == 2
+    assert "it has a, b, c, d, e, id, label" in capsys.readouterr().err
+
+
 def test_files_are_read_in_blocks(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("x\n" + "1.5\n" * (BLOCK + 3))
@@ -284,6 +304,19 @@ def test_output_of_another_kind_is_refused(subject, rows_file, tmp_path, capsys)
 
 
 PIPE = "import sys; from predictor.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_rows_come_from_standard_input_too(subject, frame, tmp_path, command, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_json(path, orient="records", lines=True)
+
+    def answers(rows, **given):
+        line = [sys.executable, "-c", PIPE, command, str(subject.path), str(rows)]
+        return subprocess.run(line, capture_output=True, check=True, **given).stdout
+
+    assert answers("-", input=path.read_bytes()) == answers(path)
 
 
 def test_a_reader_that_leaves_early_is_no_error(subject, rows_file):

@@ -103,7 +103,7 @@ def test_a_regression_is_compared_with_the_mean():
     rmse, mae = counted.losses()
     assert rmse.baseline == pytest.approx(truth.std(), rel=1e-9)
     assert mae.baseline == pytest.approx(np.abs(truth - truth.mean()).mean(), rel=1e-6)
-    assert counted.verdict().startswith("Better than their mean")
+    assert counted.verdict().startswith("Better than the mean label")
     assert halves(Estimated(), np.full((3_000, 1), truth.mean()), truth).verdict().startswith("No better")
 
 

@@ -65,6 +65,9 @@ class ColumnReader:
             if is_number and (index not in self._rules.codes or index in self._rules.own_codes):
                 matrix[:, index] = column
                 return column.dtype.kind == "f" or column.dtype.itemsize < 8 or _is_exact(column)
+            if self._is_allowed_boolean(index, column):
+                matrix[:, index] = column
+                return True
             if column.dtype.kind in "mMV":  # tolist() would turn times into numbers and records into tuples
                 return False
             column = column.tolist()
@@ -131,7 +134,14 @@ class ColumnReader:
                 return column.astype(np.float64)
             if column.dtype.kind in "iu" and _is_exact(column):
                 return column.astype(np.float64)
+            if self._is_allowed_boolean(index, column):
+                return column.astype(np.float64)
         return [self._rules.number(index, value, row) for row, value in enumerate(column)]
+
+    def _is_allowed_boolean(self, index: int, column: NDArray[Any]) -> bool:
+        """Whether *column* is of True and False, which the policy reads as 1 and 0."""
+        is_number = index not in self._rules.codes
+        return is_number and column.dtype.kind == "b" and self._rules.policy.boolean == "number"
 
     def _known_codes(self, index: int, column: Any) -> NDArray[np.float64] | None:
         """Return the codes of a column that has only known labels and nulls; None: convert it cell by cell."""

@@ -257,7 +257,9 @@ def report(args: argparse.Namespace) -> int:
     with ending_cleanly():
         for piece in shown(read_pieces(args.rows), args.rows, is_quiet=False):
             rows = piece.rows(model.features, {*model.info.features, *asked})
-            columns = [_taken_out(rows, name, args.rows, keep=name in model.info.features) for name in asked]
+            columns = [
+                _taken_out(rows, name, args.rows, piece, keep=name in model.info.features) for name in asked
+            ]
             with counted_from(piece.first):
                 made.add(_without(rows, {*asked} - {*model.info.features}), *columns)
         page = made.page()
@@ -271,15 +273,16 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _taken_out(rows: Any, name: str, path: Path, *, keep: bool) -> list[Any]:
-    """Return the column *name* of *rows*; if they are mappings and not *keep*, remove it from them."""
-    given = list(rows[0]) if isinstance(rows, list) and rows else getattr(rows, "column_names", [])
+def _taken_out(rows: Any, name: str, path: Path, piece: Piece, *, keep: bool) -> list[Any]:
+    """Return the column *name* of *rows* of *piece*: if they are mappings and not *keep*, remove it from them."""
     try:
         if not isinstance(rows, list):
             column: list[Any] = rows.column(name).to_pylist()
             return column
         return [row[name] if keep else row.pop(name) for row in rows]
     except KeyError as error:
+        whole = piece.rows(())
+        given = list(whole[0]) if isinstance(whole, list) else whole.column_names
         raise TableError(
             f"{path.name} has no column {name!r} (in every row); it has {', '.join(map(str, given[:20]))}"
         ) from error

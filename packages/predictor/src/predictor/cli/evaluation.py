@@ -188,7 +188,7 @@ class Estimated:
         rmse = self.losses()[0]
         mean_gain = (self._spread - self._squared) / self.rows
         return _verdict(
-            rmse, error * (rmse.baseline - rmse.model) / (mean_gain or 1.0), self.rows, "their mean"
+            rmse, error * (rmse.baseline - rmse.model) / (mean_gain or 1.0), self.rows, "the mean label"
         )
 
 

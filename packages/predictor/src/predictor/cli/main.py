@@ -16,7 +16,7 @@ from pathlib import Path
 
 from predictor.cli import commands
 from predictor.cli.tables import TableError
-from predictor.errors import PredictorError
+from predictor.errors import PredictorError, SchemaError
 from predictor.manifest import RowPolicy
 
 __all__ = ["main"]
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
     except TableError as error:
         return _fail(error, 2)
+    except SchemaError as error:
+        return _fail(f"{error}{_option(error)}", 1)
     except PredictorError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(error, 2)
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
     return status
 
 
@@ -51,6 +53,14 @@ def _positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return int(text)
+
+
+def _option(error: SchemaError) -> str:
+    """Say how the command itself would be less strict."""
+    if error.policy is None:
+        return ""
+    nullable = f" or --nullable {error.feature}" if error.policy == "null" else ""
+    return f"\npredictor: to let it in, make the manifest with --allow {error.policy}{nullable}"
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -154,7 +164,10 @@ def _command(
     parser.add_argument("model", type=Path, help="a LightGBM text model")
     if takes_rows:
         parser.add_argument(
-            "rows", type=Path, help=".csv, .jsonl or .parquet with the features by name, or a folder of them"
+            "rows",
+            type=Path,
+            help=".csv, .jsonl or .parquet with the features by name, or a folder of them; - reads CSV or JSON lines"
+            " from stdin",
         )
     if is_described:
         parser.add_argument("--manifest", type=Path, help="default <model>.manifest.json")

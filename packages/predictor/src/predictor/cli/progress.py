@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
-from predictor.cli.tables import files_of
+from predictor.cli.tables import STDIN, files_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -57,7 +57,8 @@ def shown(parts: Iterator[_AnyPart], path: Path, *, is_quiet: bool) -> Iterator[
         yield from parts
         return
     with progress:
-        total = sum(file.stat().st_size for file in files_of(path)) or None  # a pipe has no length
+        total = None if path == STDIN else sum(file.stat().st_size for file in files_of(path))
+        total = total or None  # a pipe has no length
         task, rows = progress.add_task(path.name, total=total, rows=0, rate=0), 0
         for part in parts:
             yield part

@@ -192,7 +192,7 @@ class Report:
         if self._estimated is not None:
             return (
                 "<h2>Quality</h2>"
-                + _losses(self._estimated.losses(), "their mean")
+                + _losses(self._estimated.losses(), "the mean label")
                 + _grid(self._charts.estimates(self._estimated))
                 + "<p>Bars: 95 % interval of the mean.</p>"
             )
@@ -303,10 +303,10 @@ class Report:
             if counts.any()
         )
         counters = (
-            (d.feature, *map("{:,}".format, (d.rows, d.nulls, d.below, d.above, d.unseen)), _rounded(d.psi))
+            (d.feature, _rounded(d.psi), *map("{:,}".format, (d.rows, d.nulls, d.below, d.above, d.unseen)))
             for d in sorted(self._monitor.report(), key=lambda d: -(d.psi or 0.0))
         )
-        heads = ("feature", "rows", "nulls", "below range", "above range", "unseen", "stability index")
+        heads = ("feature", "stability index", "rows", "nulls", "below range", "above range", "unseen")
         return (
             "<h2>Drift</h2><p>Strong bars: these rows. Pale bars: the rows of the reference, by default"
             " the sample rows of the model's manifest, in tenths. A common rule is to investigate a stability index"

@@ -5,19 +5,32 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol
 
-from predictor._refusals import AS_NUMBER
-from predictor.errors import PredictorError, SchemaError
+from predictor.cli.cells import CellTable, read_column
+from predictor.errors import PredictorError
 from predictor.manifest import Feature
 
-__all__ = ["BLOCK", "Piece", "Row", "TableError", "files_of", "import_pyarrow", "read_pieces", "read_rows"]
+__all__ = [
+    "BLOCK",
+    "STDIN",
+    "Piece",
+    "Row",
+    "TableError",
+    "files_of",
+    "import_pyarrow",
+    "read_pieces",
+    "read_rows",
+]
 
 BLOCK = 8_192  # rows at a time
+STDIN = Path("-")  # CSV or JSON lines on standard input
 
 Row = dict[str, Any]
 
@@ -43,7 +56,7 @@ class Piece(Protocol):
 
     def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> Any:
         """
-        Return the rows, each as a mapping, or all as an Arrow table.
+        Return the rows, each as a mapping, or all as a table like Arrow's.
 
         Args:
             features: The features by which the cells of CSV are read.
@@ -57,7 +70,8 @@ class Piece(Protocol):
 
 def read_pieces(path: Path) -> Iterator[Piece]:
     """
-    Return the rows of *path* in pieces of at most `BLOCK`. A folder's files are read in the order of their names.
+    Return the rows of *path* in pieces of at most `BLOCK`. A folder's files are read in the order of their names;
+    `STDIN` is CSV or JSON lines from a pipe.
 
     The row numbers of a folder go on from file to file.
 
@@ -73,17 +87,24 @@ def files_of(path: Path) -> list[Path]:
     """
     Return *path* itself, or the files of rows in a folder, without those whose names begin with `.` or `_`.
 
+    `STDIN` is one too.
+
     Raises:
         TableError: There is no such file, or its suffix is unknown.
     """
     known = ", ".join(sorted(_READERS))
+    if path == STDIN:
+        return [path]
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _READERS]
         if not (files := [file for file in found if not file.name.startswith((".", "_"))]):
             raise TableError(f"the folder {path.name} holds no file of rows; the known suffixes are {known}")
         return files
     if path.suffix.lower() not in _READERS:
-        raise TableError(f"{path.name}: the known suffixes are {known}; or pass a folder of such files")
+        raise TableError(
+            f"{path.name}: the known suffixes are {known}; or pass a folder of such files, or - for CSV or JSON lines"
+            " on stdin"
+        )
     if not path.exists():
         raise TableError(f"{path} cannot be read: No such file or directory")
     return [path]
@@ -101,13 +122,34 @@ def _read_all(files: Sequence[Path]) -> Iterator[Piece]:
 
 def _read(path: Path) -> Iterator[_AnyPiece]:
     try:
-        yield from _READERS[path.suffix.lower()](path)
+        yield from _reader(path)(path)
     except UnicodeDecodeError as error:
         raise TableError(
             f"{path.name} is not UTF-8 (byte 0x{error.object[error.start]:02x}); save it again as UTF-8"
         ) from error
     except (OSError, csv.Error) as error:
         raise TableError(f"{path.name} cannot be read: {error}") from error
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[_AnyPiece]]:
+    if path != STDIN:
+        return _READERS[path.suffix.lower()]
+    stdin: Any = sys.stdin.buffer  # a BufferedReader, which can look ahead
+    is_json = stdin.peek(1)[:1] == b"{"
+    return _read_jsonl if is_json else _read_csv
+
+
+@contextmanager
+def _opened(path: Path, encoding: str) -> Iterator[TextIOWrapper]:
+    if path != STDIN:
+        with path.open(encoding=encoding, newline="") as file:
+            yield file
+        return
+    file = TextIOWrapper(sys.stdin.buffer, encoding=encoding, newline="")
+    try:
+        yield file
+    finally:
+        file.detach()  # closing it would close the process's own
 
 
 def read_rows(path: Path, features: Sequence[Feature] = ()) -> Iterator[list[Row]]:
@@ -151,19 +193,20 @@ class _CsvPiece:
     def size(self) -> int:
         return len(self.cells)
 
-    def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> list[Row]:
+    def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> CellTable:
         known = _Features(features)
-        columns = [
-            (index, name, known.get(name)) for index, name in enumerate(self.names) if _is_wanted(name, names)
-        ]
-        return [
-            {name: _cell(cells[index], name, feature, row) for index, name, feature in columns}
-            for row, cells in enumerate(self.cells, self.first)
-        ]
+        return CellTable(
+            {
+                name: read_column([cells[index] for cells in self.cells], name, known.get(name), self.first)
+                for index, name in enumerate(self.names)
+                if _is_wanted(name, names)
+            },
+            len(self.cells),
+        )
 
 
 def _read_csv(path: Path) -> Iterator[_CsvPiece]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _opened(path, "utf-8-sig") as file:
         reader = csv.reader(file)
         names = next(reader, [])
         if not names:
@@ -194,49 +237,6 @@ def _position(file: TextIOWrapper) -> int:
     return os.lseek(file.fileno(), 0, os.SEEK_CUR) if file.seekable() else 0
 
 
-def _cell(text: str, name: str, feature: Feature | None, row: int) -> Any:
-    if text == "":
-        if feature is None or "" not in (feature.categories or ()):
-            return None
-        if feature.nullable:
-            raise SchemaError(
-                "an empty cell can be the label '' or null", remedy="use JSON lines", feature=name, row=row
-            )
-        return ""
-    if feature is not None and feature.kind == "category":
-        return _label(text, feature)
-    number = _number(text)
-    if number is None and feature is not None:
-        if text.lower() in ("true", "false"):  # pandas writes booleans so
-            return text.lower() == "true"
-        raise SchemaError(f"{text[:40]!r} is not a number", remedy=AS_NUMBER, feature=name, row=row)
-    return text if number is None else number
-
-
-def _number(text: str) -> int | float | None:
-    """Return the number that *text* is, or None; unlike Python, refuse `1_0` and digits that are not ASCII."""
-    if "_" in text or not text.isascii():
-        return None
-    try:
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        return None
-
-
-def _label(text: str, feature: Feature) -> Any:
-    """
-    Return the label that *text* means, or *text* itself if it is none; the policy decides about that.
-
-    `2.0` means the label 2, because a column of whole numbers with nulls is often written so.
-    """
-    labels = feature.categories or ()
-    number = _number(text)
-    return next(
-        (label for label in labels if str(label) == text),
-        next((label for label in labels if label == number), text),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _JsonPiece:
     path: Path
@@ -262,7 +262,7 @@ class _JsonPiece:
 
 
 def _read_jsonl(path: Path) -> Iterator[_JsonPiece]:
-    with path.open(encoding="utf-8") as file:
+    with _opened(path, "utf-8") as file:
         first, block = 0, list[tuple[int, str]]()
         for number, line in enumerate(file, 1):
             if not line.strip():

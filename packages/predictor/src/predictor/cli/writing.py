@@ -56,9 +56,9 @@ def writer(path: Path | None, out: IO[str], columns: Mapping[str, type]) -> Iter
 
 
 def _csv_writer(file: IO[str], columns: Mapping[str, type]) -> Writer:
-    table = csv.DictWriter(file, list(columns), lineterminator="\n")
-    table.writeheader()
-    return table.writerows
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(columns)
+    return lambda rows: table.writerows([row[name] for name in columns] for row in rows)
 
 
 def _json_writer(file: IO[str]) -> Writer:

@@ -1,0 +1,84 @@
+"""The cells of a CSV column mean the same whether they are read one by one or all at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from predictor import Feature, SchemaError
+from predictor.cli.cells import CellTable, read_column
+
+NUMBER = Feature(name="x", model_name="x", nullable=True)
+PLAIN = [f"{value:.3f}" for value in np.random.default_rng(0).normal(size=50)]
+
+
+def read(cells, feature=NUMBER, first=0):
+    column = CellTable({"x": read_column(cells, "x", feature, first)}, len(cells)).column("x")
+    return column.to_pylist()
+
+
+def one_by_one(cells):
+    """A column of one cell is too short to be read all at once, unless the cell is plain."""
+    return [read([cell] * 4)[0] for cell in cells]
+
+
+def same(a, b):
+    return [(type(x), repr(x)) for x in a] == [(type(x), repr(x)) for x in b]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "-0",
+        "-0.0",
+        "9007199254740993",
+        "-9007199254740993",
+        "inf",
+        "-Infinity",
+        "True",
+        "false",
+        "1e400",
+        "9" * 400,
+    ],
+)
+def test_a_cell_that_is_not_plain_is_read_as_it_would_be_alone(odd):
+    assert same(read([*PLAIN, odd]), one_by_one([*PLAIN, odd]))
+
+
+@pytest.mark.parametrize("odd", ["", "nan", "NaN", " 7 ", "+5", "1e5", "007", "9007199254740991"])
+def test_a_plain_cell_is_the_number_that_it_is_alone(odd):
+    together, alone = read([*PLAIN, odd]), one_by_one([*PLAIN, odd])
+    assert [cell is None or math.isnan(cell) for cell in together] == [
+        cell is None or math.isnan(cell) for cell in alone
+    ]
+    assert together[:-1] == alone[:-1]
+    assert together[-1] == alone[-1] or together[-1] is None
+
+
+@pytest.mark.parametrize("odd", ["1_000", "\u0661\u0662", "x", "0x10", "1,5"])
+@pytest.mark.parametrize("cells", [PLAIN, ["1", "2"] * 25], ids=["varied", "repeated"])
+def test_what_is_no_number_is_refused_with_its_row(odd, cells):
+    with pytest.raises(SchemaError, match="is not a number") as refused:
+        read([*cells, odd, *cells, odd], first=8_192)
+    assert (refused.value.feature, refused.value.row) == ("x", 8_192 + len(cells))
+
+
+def test_columns_that_are_no_feature_keep_whole_numbers_and_text():
+    assert same(read(["1", "2.5", "a", ""], feature=None), [1, 2.5, "a", None])
+
+
+def test_a_table_gives_its_rows_as_arrow_does():
+    table = CellTable({"x": np.array([1.0, math.nan, 3.0]), "label": ["a", "b", "c"]}, 3)
+    assert table.column_names == ["x", "label"]
+    assert table.to_pylist() == [
+        {"x": 1.0, "label": "a"},
+        {"x": None, "label": "b"},
+        {"x": 3.0, "label": "c"},
+    ]
+    assert table.take(np.array([2, 0])).to_pylist() == [{"x": 3.0, "label": "c"}, {"x": 1.0, "label": "a"}]
+    assert table.drop_columns({"x"}).to_pylist() == [{"label": "a"}, {"label": "b"}, {"label": "c"}]
+    assert table.drop_columns({"x", "label"}).to_pylist() == [{}, {}, {}]
+    with pytest.raises(KeyError):
+        table.column("y")
