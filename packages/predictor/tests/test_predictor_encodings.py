@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from predictor import (
     sha256_of,
     write_manifest,
 )
+from predictor._cell_rules import CellRules
 from predictor.schema import RowSchema
 
 SETTINGS = {"verbose": -1, "num_threads": 1, "min_data_per_group": 5, "min_data_in_leaf": 5}
@@ -290,6 +292,39 @@ def test_the_arrays_of_the_trees_are_what_lightgbm_dumps(any_model):
 
 
 # What the sample holds
+
+
+NULLABLE = {"x": [1.5, None, 3.0], "n": [1, 2, None], "b": [True, None, False]}
+WHOLE = [
+    pd.DataFrame(NULLABLE).astype({"x": "Float64", "n": "Int64", "b": "boolean"}),
+    pd.DataFrame(NULLABLE).astype({"x": "double[pyarrow]", "n": "int64[pyarrow]", "b": "bool[pyarrow]"}),
+    pd.DataFrame(NULLABLE).astype({"x": float, "n": "Int64", "b": object}),
+    pl.DataFrame(NULLABLE),
+    pa.table(NULLABLE),
+    np.array([[1.5, 1, True], [None, 2, None], [3.0, None, False]], dtype=object),
+]
+
+
+@pytest.mark.parametrize(
+    "rows", WHOLE, ids=["masked", "arrow in pandas", "objects", "polars", "arrow", "matrix"]
+)
+def test_columns_with_nulls_and_booleans_are_not_read_cell_by_cell(rows, monkeypatch):
+    features = tuple(Feature(name=name, model_name=name, nullable=True) for name in NULLABLE)
+    schema = RowSchema(features, RowPolicy(boolean="number"))
+    if schema.cells is None:
+        pytest.skip("there is no extension, which reads them")
+    monkeypatch.setattr(CellRules, "number", lambda *_: pytest.fail("a cell was read on its own"))
+    expected = [[1.5, 1, 1], [math.nan, 2, math.nan], [3, math.nan, 0]]
+    assert np.array_equal(schema.encode(rows), expected, equal_nan=True)
+
+
+def test_a_column_of_booleans_is_read_at_once_and_refused_where_the_policy_says_so(monkeypatch):
+    features = (Feature(name="b", model_name="b"),)
+    rows = pd.DataFrame({"b": [True, False]})
+    with pytest.raises(SchemaError, match="is a boolean"):
+        RowSchema(features, RowPolicy()).encode(rows)
+    monkeypatch.setattr(CellRules, "number", lambda *_: pytest.fail("a cell was read on its own"))
+    assert RowSchema(features, RowPolicy(boolean="number")).encode(rows).tolist() == [[1.0], [0.0]]
 
 
 def test_booleans_of_the_sample_are_allowed_by_its_manifest(tmp_path, rng):

@@ -65,7 +65,7 @@ class ColumnReader:
             if is_number and (index not in self._rules.codes or index in self._rules.own_codes):
                 matrix[:, index] = column
                 return column.dtype.kind == "f" or column.dtype.itemsize < 8 or _is_exact(column)
-            if self._is_allowed_boolean(index, column):
+            if column.dtype.kind == "b" and self._takes_booleans(index):
                 matrix[:, index] = column
                 return True
             if column.dtype.kind in "mMV":  # tolist() would turn times into numbers and records into tuples
@@ -73,7 +73,17 @@ class ColumnReader:
             column = column.tolist()
         elif type(column) is tuple:
             column = list(column)
-        return type(column) is list and self._cells.column(column, index, matrix) == len(matrix)
+        return type(column) is list and (
+            self._cells.column(column, index, matrix) == len(matrix)
+            or self._fill_booleans(index, column, matrix)
+        )
+
+    def _fill_booleans(self, index: int, column: list[Any], matrix: NDArray[np.float64]) -> bool:
+        """Fill in a column of nothing but True, False and None, if the policy reads them as numbers."""
+        if not self._takes_booleans(index) or not {bool, type(None)}.issuperset(map(type, column)):
+            return False
+        matrix[:, index] = [math.nan if cell is None else cell for cell in column]
+        return True
 
     def matrix(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """
@@ -93,9 +103,9 @@ class ColumnReader:
         if _is_float(rows) and not self._rules.codes:
             return np.ascontiguousarray(rows, dtype=np.float64)
         names = self._rules.names
-        return self.columns(
-            {name: rows[:, index] for index, name in enumerate(names)}, dict(zip(names, names, strict=True))
-        )
+        columns = {name: rows[:, index] for index, name in enumerate(names)}
+        matrix = self.plain_columns(columns)
+        return self.columns(columns, dict(zip(names, names, strict=True))) if matrix is None else matrix
 
     def columns(self, columns: Mapping[str, Any], keys: Mapping[str, str]) -> NDArray[np.float64]:
         """
@@ -112,8 +122,12 @@ class ColumnReader:
             )
         matrix = np.full((sizes.pop(), self._rules.width), math.nan, dtype=np.float64)
         for index, name in enumerate(self._rules.names):
-            if name in keys:
-                matrix[:, index] = self._column(index, columns[keys[name]])
+            if name not in keys:
+                continue
+            column = columns[keys[name]]
+            is_number = index not in self._rules.codes
+            if not (self._cells is not None and is_number and self._fill_plain(index, column, matrix)):
+                matrix[:, index] = self._column(index, column)
         return matrix
 
     def _column(self, index: int, column: Any) -> NDArray[np.float64] | list[float]:
@@ -134,14 +148,12 @@ class ColumnReader:
                 return column.astype(np.float64)
             if column.dtype.kind in "iu" and _is_exact(column):
                 return column.astype(np.float64)
-            if self._is_allowed_boolean(index, column):
+            if column.dtype.kind == "b" and self._takes_booleans(index):
                 return column.astype(np.float64)
         return [self._rules.number(index, value, row) for row, value in enumerate(column)]
 
-    def _is_allowed_boolean(self, index: int, column: NDArray[Any]) -> bool:
-        """Whether *column* is of True and False, which the policy reads as 1 and 0."""
-        is_number = index not in self._rules.codes
-        return is_number and column.dtype.kind == "b" and self._rules.policy.boolean == "number"
+    def _takes_booleans(self, index: int) -> bool:
+        return index not in self._rules.codes and self._rules.policy.boolean == "number"
 
     def _known_codes(self, index: int, column: Any) -> NDArray[np.float64] | None:
         """Return the codes of a column that has only known labels and nulls; None: convert it cell by cell."""

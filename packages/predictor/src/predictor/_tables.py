@@ -79,7 +79,7 @@ def matrix_of(rows: Any, names: tuple[str, ...]) -> NDArray[Any] | None:
     if tuple(rows.columns) != names or not _FLOATS.issuperset(map(str, rows.dtypes)):
         return None
     matrix: NDArray[Any] = rows.to_numpy()
-    return matrix
+    return matrix if matrix.dtype.kind == "f" else None  # pandas: objects, where a nullable column has a null
 
 
 def is_sparse(rows: Any) -> bool:
@@ -128,7 +128,9 @@ def _values(column: Any) -> Any:
     if labelled is not None:
         return labelled
     if getattr(column, "hasnans", False) and not isinstance(column.dtype, np.dtype):
-        return column.to_numpy(dtype=object)  # pandas would turn whole numbers with nulls into floats
+        return column.to_numpy(
+            dtype=object, na_value=None
+        )  # pandas would turn whole numbers with nulls into floats
     nulls = getattr(column, "null_count", 0)  # a number in Arrow, a method in Polars
     if (
         nulls() if callable(nulls) else nulls
