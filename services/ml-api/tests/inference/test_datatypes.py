@@ -102,6 +102,7 @@ async def test_a_body_that_is_not_json_is_refused(service: Service, headers: Hea
         answer = await client.post("/v2/models/btc-eth/infer", content=body, headers=headers())
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["type"] == "json_invalid"
+    assert "send null for a missing value" in answer.json()["error"]
 
 
 @pytest.fixture(scope="module")

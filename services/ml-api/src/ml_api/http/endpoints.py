@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from functools import cache
 from typing import Any, TypeVar
@@ -38,6 +39,9 @@ def openapi_endpoint(document: Callable[[], dict[str, Any]]) -> Endpoint:
     return openapi
 
 
+_NOT_A_NUMBER = re.compile(rb"[\[,:]\s*-?(?:NaN|Infinity)\b")  # as Python and NumPy clients write them
+
+
 def require_json(request: Request) -> None:
     """Refuse (415) a body whose headers say that it is not plain JSON; without such headers it counts as JSON."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
@@ -61,6 +65,8 @@ def read_model(kind: type[ModelT], body: bytes) -> ModelT:
         detail = [{"type": item["type"], "loc": ["body", *item["loc"]], "msg": item["msg"]} for item in items]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        if _NOT_A_NUMBER.search(body):
+            reason += "; JSON has no NaN and no Infinity: send null for a missing value"
         detail = [{"type": "json_invalid", "loc": ["body"], "msg": f"Invalid JSON: {reason}"}]
     raise Problem(422, "malformed-body", detail)
 
