@@ -32,7 +32,7 @@ def _with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_costs_by_splits_columns_and_features_and_a_single_row_by_trees():
     few_columns, many_columns, few_splits = map(kernel_of, ("NYC_taxi", "airline", "multiclass"))
     # 100 trees of 30 splits both; 313 columns of sets against 6. 120 trees of 4 splits.
-    assert few_columns.cost(NORMAL) == pytest.approx(20 + 0.03 * 3_000 + 0.5 * 6 + 2 * 5)
+    assert few_columns.cost(NORMAL) == pytest.approx(20 + 0.0165 * 3_000 + 0.3 * 6 + 5)
     assert many_columns.cost(NORMAL) > 2 * few_columns.cost(NORMAL) > 3 * few_splits.cost(NORMAL)
     assert few_columns.row_ns == many_columns.row_ns < few_splits.row_ns
 

@@ -102,12 +102,13 @@ class Kernel:
         self.row = engine.row
         self.numbers = engine.numbers
         self._engine = engine
+        self._calls = {NORMAL: engine.predict, RAW: engine.raw, CONTRIB: engine.explain}
         self._width, self._outputs, self._trees = width, outputs, trees
         # A split has two edges; four quadrature nodes take about 10 ns per edge.
         self._explain_ns = 100.0 + 20.0 * splits * max(about["nodes"], 4) / 4
         # A batch does one step per split, fills each column, and turns each feature that splits read into codes. This
-        # estimate is 0.6 to 1.5 times the measured time (models of 2 to 1,000 trees, 1,024 rows, AVX2 and AVX-512).
-        blend_ns = 20.0 + 0.03 * splits + 0.5 * about["columns"] + 2.0 * features
+        # estimate is 0.8 to 1.5 times the measured time (models of 100 to 1,000 trees, 1,024 rows, AVX2 and AVX-512).
+        blend_ns = 20.0 + 0.0165 * splits + 0.3 * about["columns"] + 1.0 * features
         self._batch_ns = blend_ns if self.batch_path == "blend" else 20.0 + 8.0 * trees
         self.row_ns: float = 20.0 + (8.0 if self.row_path == "walk" else 1.5) * trees
         """Estimated nanoseconds for a single row; see `cost`."""
@@ -136,8 +137,7 @@ class Kernel:
             return leaves
         per_row = self._outputs * (self._width + 1) if kind == CONTRIB else self._outputs
         out = np.empty((len(rows), per_row), dtype=np.float64)
-        calls = {NORMAL: self._engine.predict, RAW: self._engine.raw, CONTRIB: self._engine.explain}
-        calls[kind](rows, out, release)
+        self._calls[kind](rows, out, release)
         return out
 
 

@@ -82,6 +82,8 @@ class Runtime:
         kernel = self.kernel
         if isinstance(kernel, Kernel) and (kind != CONTRIB or kernel.explains):
             cost = kernel.cost(kind)
+            if (estimate := len(matrix) * cost) < self.split_above:  # the usual case, with the least overhead
+                return kernel.predict(matrix, kind, release=estimate >= _HOLD_GIL_BELOW)
             answer: _Call = partial(kernel.predict, kind=kind)
         else:
             self._refresh()
