@@ -115,7 +115,11 @@ class ResponseRecorder:
         """The application is over."""
         frame = self.frame
         frame.end()
-        leave_run(frame, frame.enclosing)
+        enclosing = frame.enclosing
+        if enclosing is None and active.get() is frame:  # nearly always
+            active.set(None)
+        else:
+            leave_run(frame, enclosing)
         leave(self._scope, frame, self._hidden)
 
     async def raised(self, error: BaseException) -> None:

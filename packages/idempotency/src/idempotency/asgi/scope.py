@@ -77,11 +77,9 @@ def hide_bypasses(scope: Scope) -> Hidden:
 
 def leave(scope: Scope, frame: Frame, hidden: Hidden) -> None:
     """Have *scope* be what it would be without *frame*: that taken out, what was hidden put back."""
-    runs = without(frame, scope.get(RUNS, ()))
-    if runs:
-        scope[RUNS] = runs
-    else:
-        scope.pop(RUNS, None)
+    runs = scope.pop(RUNS, ())
+    if len(runs) > 1:
+        scope[RUNS] = without(frame, runs)
     if BEFORE_HANDLER in scope:
         del scope[BEFORE_HANDLER]
     if hidden is not None:
