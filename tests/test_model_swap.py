@@ -52,7 +52,9 @@ def versions(service: Any) -> set[str]:
     """The versions that fresh connections, spread over the workers, are told."""
     with ThreadPoolExecutor(8) as pool:
         url = f"http://127.0.0.1:{service.port}/health"
-        return {answer.json()["modelVersion"] for answer in pool.map(lambda _: httpx.get(url), range(40))}
+        # `verify=False`: each of these clients would read the machine's certificates, which nothing here needs.
+        answers = pool.map(lambda _: httpx.get(url, verify=False), range(40))
+        return {answer.json()["modelVersion"] for answer in answers}
 
 
 def test_every_worker_serves_the_new_model_and_the_answer_lists_them(
