@@ -1,5 +1,5 @@
 """
-Idempotency for AWS Lambda: a handler runs once per key, and holds its key exactly as long as it may run.
+Idempotency for AWS Lambda: a handler runs once per key; its lease lasts as long as Lambda lets it run.
 
 >>> from idempotency.aws import lambda_handler
 >>> from idempotency.stores.memory import SyncMemoryStore
@@ -31,7 +31,7 @@ from idempotency.store import SyncStore
 
 __all__ = ["LambdaContext", "lambda_handler"]
 
-_MARGIN = 1.0  # s; Lambda stops a handler a little after it said
+_MARGIN = 1.0  # s, because Lambda stops a handler a little later than it says
 
 
 class LambdaContext(Protocol):
@@ -45,7 +45,7 @@ HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
 
 class _Unrenewed:
-    """*store*, but for renewals: a lease that lasts as long as the invocation must not outlast it."""
+    """*store* without renewals: the lease already lasts as long as the invocation, and must not last longer."""
 
     def __init__(self, store: SyncStore) -> None:
         self._store = store
@@ -54,7 +54,7 @@ class _Unrenewed:
         return getattr(self._store, name)
 
     def renew(self, claim: Claim, *, lease: float) -> bool:  # noqa: ARG002 - those of a store
-        """The claim is held: nobody can take it over before the invocation is over."""
+        """True: nobody can take the claim over before the invocation ends."""
         return True
 
 
@@ -69,7 +69,7 @@ def lambda_handler(
     hooks: Sequence[Hook] = (),
 ) -> Callable[[HandlerT], HandlerT]:
     """
-    Run a Lambda handler once per key; every other invocation with that key gets the first one's value.
+    Run a Lambda handler once per key; every other invocation with that key gets the value of the first one.
 
     Or a function of one record of a batch and the context, which the handler calls for each record.
 
@@ -80,16 +80,17 @@ def lambda_handler(
         store: A `SyncStore` that outlives the sandbox, such as `SyncDynamoDBStore` or `SyncRedisStore`. Make it outside
             the handler, so that warm invocations share its connections.
         operation: The function's stable name in the store.
-        key: The key of an event: a business key, such as an order's number. A message id covers redelivery alone.
-        fingerprint: What makes two events with one key the same; by default all of the event.
+        key: Takes the event and returns its key: a business key, such as an order number. A message id protects only
+            from redelivery.
+        fingerprint: Takes the event and returns the part that must be equal under one key; by default the whole event.
         codec: How the value is recorded.
-        policy: As for `idempotent`, but for the lease.
+        policy: As for `idempotent`; its lease is ignored.
         hooks: Called with every event.
     Raises:
         TypeError: At decoration, as `idempotent` does.
 
-    The handler raises what a function decorated by `idempotent` raises, and `TypeError` where it is called without
-    Lambda's context. Let `InProgress` pass: Lambda, or the queue in front of it, then asks again.
+    The handler raises what a function decorated by `idempotent` raises, and `TypeError` if it is called without
+    Lambda's context. Do not catch `InProgress`: Lambda, or the queue in front of it, then tries again.
     """
 
     def decorate(handler: HandlerT) -> HandlerT:
@@ -101,10 +102,10 @@ def lambda_handler(
             event, context, *_ = (*bound.args, *bound.kwargs.values())
             return event, context
 
-        def under(*args: Any, **kwargs: Any) -> Policy:
+        def policy_of(*args: Any, **kwargs: Any) -> Policy:
             return replace(policy, lease=_left(read(args, kwargs)[1]) + _MARGIN)
 
-        def counted(*args: Any, **kwargs: Any) -> object:
+        def fingerprinted(*args: Any, **kwargs: Any) -> object:
             event = read(args, kwargs)[0]
             return event if fingerprint is None else fingerprint(event)
 
@@ -116,9 +117,9 @@ def lambda_handler(
             store=held,
             operation=operation,
             key=lambda *args, **kwargs: key(read(args, kwargs)[0]),
-            fingerprint=counted,
+            fingerprint=fingerprinted,
             codec=codec,
-            policy=under,
+            policy=policy_of,
             hooks=hooks,
         )(handler)
         return cast("HandlerT", decorated)
@@ -132,8 +133,8 @@ def _left(context: LambdaContext) -> float:
         milliseconds = context.get_remaining_time_in_millis()
     except AttributeError:
         raise TypeError(
-            "the second argument of a Lambda handler must be the context that Lambda passes: the lease is the time "
-            "that it says is left. In a unit test pass an object with get_remaining_time_in_millis(), or switch the "
-            "protection off (idempotency.testing.protection_off)"
+            "the second argument of a Lambda handler must be the context that Lambda passes, because the lease is the "
+            "time left. In a unit test pass an object with get_remaining_time_in_millis(), or switch the protection "
+            "off (idempotency.testing.protection_off)"
         ) from None
     return max(0.0, milliseconds / 1000)

@@ -80,7 +80,7 @@ def test_an_answer_that_comes_as_the_time_ends_is_the_callers_and_open(
     assert worker.call(1.0, lambda: body) is body
     worker.end()
     assert not body.closed
-    assert not worker.was_left
+    assert not worker.was_abandoned
 
 
 def test_a_session_of_requests_with_its_adapter_can_be_pickled() -> None:

@@ -188,7 +188,7 @@ async def test_without_a_sleep_of_the_callers_the_pauses_are_real(sender: Sender
     assert (await sender.send(inner, retry=brief, **own)).status_code == 200
 
 
-async def test_the_inner_transport_is_entered_and_told_how_it_was_left(sender: Sender) -> None:
+async def test_the_inner_transport_is_entered_and_told_how_it_was_abandoned(sender: Sender) -> None:
     inner, error = Script(sender.library), LookupError("within")
     with contextlib.suppress(LookupError):
         if sender.kind == "sync":

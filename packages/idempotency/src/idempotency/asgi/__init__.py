@@ -1,4 +1,4 @@
-"""The ASGI middleware: read the request, let the engine decide, run the application once, record, then send."""
+"""The ASGI middleware: reads the request, asks the engine, runs the application once, records, then sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defines the exception that ends a handler, in the framework's own type: it would log any other as a failure."""
+"""Builds the exception that ends a handler: one of the framework's own type, which it does not log as a failure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["answered", "is_answered"]
 
 def answered(scope: Scope, status: int) -> Answered:
     """
-    `Answered`, which is also the `HTTPException` of the framework that handles the request, where that is known.
+    An `Answered` that is also the `HTTPException` of the request's framework, if that is known.
 
     Args:
-        status: Of the answer that was given in the handler's place.
+        status: The status of the answer that was sent instead of the handler's.
     """
     if "litestar_app" in scope:
         return _of_litestar(status)
@@ -31,7 +31,7 @@ def is_answered(error: BaseException) -> bool:
     """
     Whether *error* is `Answered`, or was raised from it.
 
-    Litestar's exception handlers inside a middleware raise another one where they find that the answer has begun.
+    Litestar's exception handlers inside a middleware raise another exception if the answer has already begun.
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, Answered):

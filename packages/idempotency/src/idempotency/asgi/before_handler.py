@@ -1,9 +1,9 @@
 """
-Tells whether a framework answered a request before its handler ran, so that the answer is no outcome and frees the key.
+Detects that a framework answered before its handler ran: then the answer is not an outcome, and the key is freed.
 
-Only evidence counts, since a wrong yes would run a handler twice: the router's own marks in the scope, where the
-exception that is being answered was raised, or who is sending. Where there is none, the handler may have run.
-`docs/framework-answers.md` shows what each framework can be asked.
+A wrong yes would run a handler twice, so only evidence counts: what the router left in the scope, where the exception
+behind the answer was raised, or which function sends the answer. Without evidence the handler may have run.
+`docs/framework-answers.md` shows what can be detected in each framework.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from idempotency.asgi.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = [
     "BEFORE_HANDLER",
     "answered_before_handler",
-    "ask_frameworks",
+    "watch_frameworks",
     "is_routed",
     "raised_before_handler",
 ]
 
 BEFORE_HANDLER: Final = "idempotency.before_handler"
-"""In the scope of a request that was refused before its handler, where that is known before the answer is sent."""
+"""The scope entry that marks a request refused before its handler ran; set before the answer is sent."""
 
 _ROUTER_STATUSES: Final = frozenset({301, 307, 308, 404, 405})
 _PACKAGES: Final = frozenset({"starlette", "fastapi", "litestar", "anyio", "contextlib", "idempotency"})
@@ -33,7 +33,7 @@ _ROUTING: Final = frozenset({"starlette.routing", "fastapi.routing"})
 _ROUTER_FUNCTIONS: Final = frozenset(
     {"Router.app", "APIRouter.app", "Router.not_found", "Route.handle", "APIRoute.handle"}
 )
-# What works out a handler's arguments, dependencies included, before it is called.
+# Modules that compute a handler's arguments, including its dependencies, before the handler is called.
 _ARGUMENTS: Final = frozenset(
     {
         "fastapi.dependencies.utils",
@@ -48,11 +48,11 @@ _GUARDS: Final = ("litestar.handlers.base", "authorize_connection")
 
 def answered_before_handler(scope: Scope, status: int, error: BaseException | None) -> bool:
     """
-    Whether the answer that is being sent comes from a framework whose handler has not begun.
+    Whether the answer that is being sent comes from the framework, before the handler began.
 
     Args:
-        scope: The request's, as the application filled it in.
-        error: The exception that is being handled where the answer is sent, if any.
+        scope: The scope of the request, with the application's entries.
+        error: The exception that is being handled while the answer is sent, if any.
     """
     if BEFORE_HANDLER in scope or (error is not None and raised_before_handler(error)):
         return True
@@ -69,7 +69,7 @@ def raised_before_handler(error: BaseException) -> bool:
     if trace is None:
         return False
     if _module(trace.tb_frame) == "starlette.middleware.authentication":
-        return _is_a(error, "AuthenticationError")  # it catches what its backend raises, and nothing else
+        return _is_a(error, "AuthenticationError")  # this middleware handles its backend's errors only
     while trace is not None:
         module = _module(trace.tb_frame)
         if module in _ARGUMENTS or (module, trace.tb_frame.f_code.co_name) == _GUARDS:
@@ -77,14 +77,14 @@ def raised_before_handler(error: BaseException) -> bool:
         if module.partition(".")[0] not in _PACKAGES:
             return False  # the application's own code
         trace = trace.tb_next
-    # Raised by the framework itself. It refuses a request before the handler, and fails with a 500 after it.
+    # Raised by the framework itself: below 500 it refused the request before the handler; a 500 comes after it.
     if _is_a(error, "RequestValidationError"):
         return True
     return _is_a(error, "HTTPException") and getattr(error, "status_code", 500) < 500
 
 
 def _is_a(error: BaseException, name: str) -> bool:
-    """Whether *error* is of a framework's class of that *name*, without importing the framework."""
+    """Whether *error* is an instance of a framework's class called *name*, without importing the framework."""
     return any(
         kind.__name__ == name and kind.__module__.partition(".")[0] in _PACKAGES
         for kind in type(error).__mro__
@@ -93,9 +93,9 @@ def _is_a(error: BaseException, name: str) -> bool:
 
 def _is_refused_by_starlette(scope: Scope, status: int) -> bool:
     """
-    Whether the first router that got this very scope had no route for the request.
+    Whether the first router that got this scope had no route for the request.
 
-    Routers below a mount may have got a copy of the scope, so their marks, missing here, say nothing.
+    Routers below a mount may get a copy of the scope, so a mark of theirs that is missing here proves nothing.
     """
     router = scope.get("router")
     if router is None:
@@ -108,17 +108,19 @@ def _is_refused_by_starlette(scope: Scope, status: int) -> bool:
 
 
 def is_routed(scope: Scope) -> bool:
-    """Whether a route answers, as far as can be known: Starlette's routers leave their marks on the scope."""
+    """Whether a route answers. Known for Starlette's routers, which add entries to the scope; otherwise True."""
     if "router" not in scope:
-        return True  # some other framework
+        return True  # another framework
     endpoint: Any = scope.get("endpoint")
     while hasattr(endpoint, "app") and not hasattr(endpoint, "routes"):  # the middleware of a mount
         endpoint = endpoint.app
-    return endpoint is not None and not hasattr(endpoint, "routes")  # else only the mount of a router matched
+    return endpoint is not None and not hasattr(
+        endpoint, "routes"
+    )  # with routes, it is only a mounted router
 
 
 def _is_sent_by_router() -> bool:
-    """Whether this is called from a router of Starlette's that answers by itself, such as a redirect."""
+    """Whether a Starlette router that answers by itself, such as with a redirect, is among the callers."""
     for frame in _callers():
         if _module(frame) == "starlette.responses" and frame.f_code.co_name == "__call__":
             caller = frame.f_back
@@ -131,7 +133,7 @@ def _is_sent_by_router() -> bool:
 
 
 def _is_sent_without_a_view() -> bool:
-    """Whether this is called from Django, for a request whose path it has not resolved: no view was called."""
+    """Whether Django is among the callers and has not resolved the path of the request: then no view was called."""
     for frame in _callers():
         if _module(frame) == "django.core.handlers.asgi" and "request" in frame.f_locals:
             return getattr(frame.f_locals["request"], "resolver_match", frame) is None
@@ -150,27 +152,27 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""
 
 
-# Where a framework knows what happened only before it answers, or in another task, it is asked there.
+# Some evidence exists only before the answer is sent, or only in another task. It is collected there.
 
 
-def ask_frameworks(app: ASGIApp) -> None:
-    """Prepare *app*, which a middleware was put around, for the question."""
+def watch_frameworks(app: ASGIApp) -> None:
+    """Install what collects such evidence in *app*, the application inside a middleware of this package."""
     _listen_to_quart()
     layer: Any = app
     for _ in range(100):
         inner = getattr(layer, "app", None)
-        if inner is None or isinstance(inner, _Witness):
+        if inner is None or isinstance(inner, _MarkBeforeHandler):
             return
         if any(kind.__module__ == "starlette.middleware.base" for kind in type(layer).__mro__):
-            layer.app = _Witness(inner)
+            layer.app = _MarkBeforeHandler(inner)
         layer = inner
 
 
-class _Witness:
+class _MarkBeforeHandler:
     """
-    Notes in the scope what is answered before a handler, inside a `BaseHTTPMiddleware` of Starlette's.
+    Sets `BEFORE_HANDLER` inside a Starlette `BaseHTTPMiddleware`.
 
-    That runs the application in a task of its own, so that no exception is seen outside.
+    That middleware runs the application in a separate task, so its exceptions cannot be seen outside.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -180,7 +182,7 @@ class _Witness:
         ambient = sys.exception()
         scope.pop(BEFORE_HANDLER, None)
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_mark(message: Message) -> None:
             if message["type"] == "http.response.start":
                 error = sys.exception()
                 if error is not None and error is not ambient and raised_before_handler(error):
@@ -188,7 +190,7 @@ class _Witness:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note)
+            await self.app(scope, receive, send_and_mark)
         except Exception as error:
             if raised_before_handler(error):
                 scope[BEFORE_HANDLER] = True

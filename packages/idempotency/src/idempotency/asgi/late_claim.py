@@ -1,9 +1,9 @@
 """
 Claims the key inside the application, just before its handler runs, instead of in a middleware.
 
-A framework authenticates and validates inside the application, where no middleware outside can see it. So `LateClaim`
-runs the application, keeps a copy of the body as that is read, and waits for `claim`: until then everything passes
-through, and what the application answers before uses no key up and costs no store call.
+A framework authenticates and validates inside the application, where a middleware outside cannot see it. So `LateClaim`
+runs the application, copies the body while the application reads it, and waits for `claim`. Until then everything
+passes through: an answer before the claim leaves the key free and makes no store call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from idempotency._core.types import Completed, StorageKey
 from idempotency._http.keyed_request import KeyedRequest, require_known_headers
 from idempotency._http.origin_headers import with_origin_of
 from idempotency.asgi.answered import answered, is_answered
-from idempotency.asgi.before_handler import ask_frameworks
+from idempotency.asgi.before_handler import watch_frameworks
 from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks
 from idempotency.asgi.middleware import full_path
 from idempotency.asgi.recorder import ResponseRecorder
@@ -48,18 +48,18 @@ _PENDING: Final = "idempotency.pending"
 
 class LateClaim:
     """
-    Runs an ASGI application that claims for itself: see `claim`, and `idempotency.fastapi`.
+    Runs an ASGI application that makes its own claims: see `claim`, and `idempotency.fastapi`.
 
     Args:
-        app: The application; it calls `claim` in each handler that is to be protected.
-        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
+        app: The application; it calls `claim` in each handler to protect.
+        store: Where records are kept, such as `idempotency.stores.redis.RedisStore`.
         hooks: Called with every event (`idempotency.events`).
-        max_request_bytes: The longest body that is kept for a claim; the policy, known later, may allow less.
-        key_headers: The headers that may carry a key, of every policy: the body of such a request is kept.
+        max_request_bytes: The longest body that is copied for a claim; the policy, known later, may allow less.
+        key_headers: The headers that may carry a key under any policy; the body is copied if one of them is present.
     Raises:
-        TypeError: *store* or a hook is not of its kind.
+        TypeError: *store* or a hook has the wrong type.
 
-    Cost: without a key next to nothing; with one, what `IdempotencyMiddleware` costs, from the claim on.
+    Cost: almost none without a key; with a key the same as `IdempotencyMiddleware`, from the claim on.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class LateClaim:
                 f"store must be a Store, such as MemoryStore(), not this {type(store).__name__}; "
                 "open_store() makes one from a URL"
             )
-        ask_frameworks(app)
+        watch_frameworks(app)
         self.app = app
         self.engine: Engine = Engine(store, hooks=hooks)
         self.max_request_bytes = max_request_bytes
@@ -108,17 +108,17 @@ async def claim(
     policy: Policy = Policy(),  # noqa: B008
 ) -> None:
     """
-    Claim the current request, below `LateClaim`; call it just before the handler's first effect.
+    Claim the current request, inside `LateClaim`; call it just before the handler's first effect.
 
-    Returns where the handler is to run: under a claim, or, where the request has no key and needs none, without.
+    It returns if the handler should run: under a claim, or without one if the request has no key and needs none.
 
     Args:
-        scope: The request's, such as `request.scope`.
-        principal: Whose key it is: a verified subject, such as a user's id; never a credential that can change. Or a
-            function that gives it, called only where the request has a key.
+        scope: The scope of the request, such as `request.scope`.
+        principal: Whose key it is: a verified subject, such as a user's id; never a credential, which can change. Or a
+            function that returns it, called only if the request has a key.
     Raises:
-        Answered: The request has its answer already, a replay or a problem. Let it pass.
-        RuntimeError: The request did not come through `LateClaim`, was claimed before, or has begun to answer: going
+        Answered: The request already has its answer, a replay or a problem. Do not catch it.
+        RuntimeError: The request did not come through `LateClaim`, was claimed before, or its answer has begun: going
             on would run it without protection.
     """
     await pending_claim(scope).claim(principal, policy)
@@ -126,10 +126,10 @@ async def claim(
 
 def pending_claim(scope: Mapping[str, Any]) -> PendingClaim:
     """
-    The claim that `LateClaim` left in the scope.
+    The pending claim that `LateClaim` put into the scope.
 
     Raises:
-        RuntimeError: It did not run.
+        RuntimeError: The request did not come through `LateClaim`.
     """
     pending = scope.get(_PENDING)
     if not isinstance(pending, PendingClaim):
@@ -141,7 +141,7 @@ def pending_claim(scope: Mapping[str, Any]) -> PendingClaim:
 
 
 class PendingClaim:
-    """One request below `LateClaim`, from its first message to its answer."""
+    """One request inside `LateClaim`, from its first message to its answer."""
 
     __slots__ = (
         "_announced",
@@ -185,13 +185,13 @@ class PendingClaim:
         self._start: Message | None = None  # kept back, because a claim was announced
         self._body: list[bytes] = []  # a copy of what the application has read
         self._size = 0
-        self._asked = False  # somebody has asked for the body: a client that waits to be invited was invited
-        self._ended = False  # nothing more of the body will come, or in time
-        self._whole = False  # a copy of all of it was kept
-        self._unread: deque[Message] = deque()  # read by the claim, and still to be read by the application
+        self._asked = False  # the body was asked for, so a client that waits for 100 (Continue) sends it
+        self._ended = False  # the body has ended, or did not end in time
+        self._whole = False  # the body was read to its end
+        self._unread: deque[Message] = deque()  # messages read by the claim, but not yet by the application
         self.engine: Engine = middleware.engine
         self.scope: Scope = scope
-        self.status: int = 0  # of the answer that was given in the application's place
+        self.status: int = 0  # the status of the answer that was sent instead of the application's
 
     async def serve(self, app: ASGIApp) -> None:
         """Run *app* to its end."""
@@ -222,19 +222,19 @@ class PendingClaim:
 
     @property
     def frame(self) -> Frame | None:
-        """The run that the request is in, once it is claimed."""
+        """The run of the request; None before its claim."""
         return None if self._recorder is None else self._recorder.frame
 
     # The claim.
 
     def announce(self) -> None:
-        """Say that a claim will be made: what answers before it, such as the start of a stream, is kept back."""
+        """Announce a claim: the start of an answer, such as that of a stream, is held back until then."""
         self._announced = True
 
     async def claim(self, principal: str | Callable[[], str], policy: Policy) -> None:
-        """See `claim`. The caller's context is inside the run from here on."""
+        """See `claim`. Afterwards the caller's context is part of the run."""
         if self._recorder is not None or self._replaced or self._begun:
-            raise RuntimeError("claim a request once, and before its answer begins")
+            raise RuntimeError("claim a request only once, and before its answer begins")
         require_known_headers(policy, self._middleware.key_names)
         self.policy: Policy = policy
         self.operation: str = f"{self.scope['method']} {full_path(self.scope)}"
@@ -259,7 +259,7 @@ class PendingClaim:
         return None
 
     async def _read_rest(self, policy: Policy) -> None:
-        """Read what the application has not; it will get it when it asks."""
+        """Read the rest of the body; the application gets it when it reads on."""
         try:
             await running().within(policy.body_timeout, self._read_to_end)
         except TimeoutError:
@@ -282,10 +282,10 @@ class PendingClaim:
             self._body.clear()
         self._whole = not message.get("more_body", False)
 
-    # What `KeyedRequest` asks.
+    # The `Source` of `KeyedRequest`.
 
     def is_part_of(self, key: StorageKey) -> bool:
-        """Whether a middleware outside has this request under *key* already (E10)."""
+        """Whether a middleware outside already runs this request under *key* (E10)."""
         return joined_run(self.scope, key) is not None
 
     def field_lines(self, name: bytes) -> Sequence[bytes]:
@@ -293,7 +293,7 @@ class PendingClaim:
         return [value for found, value in self.scope["headers"] if found == name]
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
-        """The whole request, as the application has read it or will."""
+        """The whole request, with the body that the application gets."""
         limit = min(limit, self._middleware.max_request_bytes)
         if self._size > limit:
             raise RequestTooLarge(limit=limit)
@@ -311,7 +311,7 @@ class PendingClaim:
             tenant,
         )
 
-    # What `ResponseRecorder` asks of a request that it answers.
+    # The `RequestHandler` of `ResponseRecorder`.
 
     async def replay(self, completed: Completed, waited: float) -> None:
         """Answer with a recorded outcome."""
@@ -334,7 +334,7 @@ class PendingClaim:
         return message
 
     async def _receive_first(self) -> Message:
-        """A message that nobody has seen."""
+        """The next message from the server, before there is a recorder."""
         self._asked = True
         message = await self._receive()
         self._ended = not message.get("more_body", False)
@@ -354,7 +354,7 @@ class PendingClaim:
             if message["type"] == "http.response.start":
                 self._start = message
                 return None
-            await self._flush()  # the application answers by itself: a claim would come too late
+            await self._flush()  # the application answers without a claim, which would now come too late
         self._begun = self._begun or message["type"].startswith("http.response")
         return await self.send(message)
 

@@ -1,8 +1,8 @@
 """
-The ASGI middleware: read the request, let the engine decide, run the application once, record, then send.
+The ASGI middleware: reads the request, asks the engine, runs the application once, records, then sends.
 
-Raw ASGI, so that whatever does not concern it (other types of scope, other methods, requests without a key) passes
-untouched and unbuffered. A request's state lives in its `_RequestHandler`, that of a run in its `ResponseRecorder`.
+It uses raw ASGI, so that everything else (other scope types, other methods, requests without a key) passes untouched
+and unbuffered. `_RequestHandler` holds the state of a request, `ResponseRecorder` the state of a run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency._http.keyed_request import missing_key
 from idempotency._http.prefer import preferred_wait
 from idempotency._http.refusal import refusal
-from idempotency.asgi.before_handler import ask_frameworks
+from idempotency.asgi.before_handler import watch_frameworks
 from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks
 from idempotency.asgi.recorder import ResponseRecorder
 from idempotency.asgi.request_body import (
@@ -70,13 +70,13 @@ EXPOSED_HEADERS: Final = (
     "Retry-After",
     "Link",
 )
-"""For `expose_headers` of a CORS middleware: what this one adds; a policy's own `replay_header` comes on top."""
+"""The headers that this middleware adds, for `expose_headers` of a CORS middleware. Add your own `replay_header`."""
 
 _log = logging.getLogger("idempotency")
 
 
-# They make callables; given themselves, they were not called.
-_MAKERS: Final[tuple[object, ...]] = (by_header, by_user, one_tenant)
+# Functions that return a tenant callable; passing one of them itself, uncalled, is a mistake.
+_FACTORIES: Final[tuple[object, ...]] = (by_header, by_user, one_tenant)
 
 
 class IdempotencyMiddleware:
@@ -88,18 +88,19 @@ class IdempotencyMiddleware:
 
     Args:
         app: The application to protect.
-        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
-        tenant: Whose key it is: a callable of the scope. `by_user()` takes the user that an authentication middleware
-            outside this one put there; your own callable returns the verified user or account, never a credential,
-            because credentials are replaced. There is no default: a replay to another user would be a leak. It may
-            raise an `IdempotencyError`, such as `MissingTenant`, to refuse the request; any other exception, or a value
-            that is not a string, is a 500. All requests for which it returns "" share one tenant (`one_tenant`).
-        policy: What is promised; or a callable that takes the scope and returns a policy, or None for no protection.
+        store: Where records are kept, such as `idempotency.stores.redis.RedisStore`.
+        tenant: A callable that takes the scope and returns whose key it is. `by_user()` reads the user that an
+            authentication middleware outside this one put into the scope. Your own callable should return the verified
+            user or account, never a credential, because credentials are replaced. There is no default: a replay to
+            another user would be a leak. The callable may raise an `IdempotencyError`, such as `MissingTenant`, to
+            refuse the request; any other exception, or a value that is not a string, gives a 500. All requests for
+            which it returns "" share one tenant (`one_tenant`).
+        policy: The policy; or a callable that takes the scope and returns a policy, or None for no protection.
         hooks: Called with every event (`idempotency.events`).
     Raises:
-        TypeError: *store*, *tenant*, *policy* or a hook is not of its kind.
+        TypeError: *store*, *tenant*, *policy* or a hook has the wrong type.
 
-    Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
+    Cost: one store call for a replay, two for a first run, and one more for every lease/3 that a run lasts.
     """
 
     def __init__(
@@ -116,14 +117,14 @@ class IdempotencyMiddleware:
                 f"store must be a Store, such as MemoryStore(), not this {type(store).__name__}; "
                 "open_store() makes one from a URL"
             )
-        if not is_plain(tenant) or tenant in _MAKERS:
+        if not is_plain(tenant) or tenant in _FACTORIES:
             raise TypeError(
                 "tenant must be a plain function of the scope, such as by_user() or one_tenant(); "
-                "leave what needs an await in the scope, by a middleware outside this one"
+                "if it needs an await, do that in a middleware outside this one and leave the result in the scope"
             )
         if not isinstance(policy, Policy) and not is_plain(policy):
-            raise TypeError("policy must be a Policy, or a plain function that gives one for a scope")
-        ask_frameworks(app)
+            raise TypeError("policy must be a Policy, or a plain function that takes a scope and returns one")
+        watch_frameworks(app)
         self.app = app
         self.engine: Engine = Engine(store, hooks=hooks)
         self.tenant = tenant
@@ -157,7 +158,7 @@ class IdempotencyMiddleware:
 
 
 class _RequestHandler:
-    """One keyed request on its way to an answer: the question that its engine is asked."""
+    """Handles one keyed request; implements `OperationRequest` for the engine and `RequestHandler` for the recorder."""
 
     __slots__ = (
         "_body",
@@ -190,11 +191,11 @@ class _RequestHandler:
         self.send = send
 
     async def serve(self, fields: list[tuple[str, list[bytes]]]) -> None:
-        """Guard, read, decide, act."""
+        """Check the request, read it, ask the engine and act on the verdict."""
         policy, scope, middleware = self.policy, self.scope, self._middleware
         content_type, content_encoding, declared = representation(scope["headers"])
         try:
-            if not declared:  # the one kind of request that may have trailers
+            if not declared:  # a request with a Content-Length cannot have trailers
                 drop_announced_trailers(scope, policy.key_fields)
             key = parse_key_fields(fields, max_chars=policy.max_key_chars, strict=policy.strict_keys)
             if key is None:
@@ -206,26 +207,30 @@ class _RequestHandler:
         except IdempotencyError as error:
             return await self._refuse_unread(error, declared, named=False)
         if RUNS in scope and (joins := joined_run(scope, self.key)) is not None:
-            with joined(joins):  # a claim of this request's already (E10)
+            with joined(joins):  # this request already has a claim of this key (E10)
                 return await middleware.app(scope, self._receive, self.send)
         headers = scope["headers"]
         sent = len(headers)
         try:
-            if declared > policy.max_request_bytes:  # before a byte is read, or invited by a 100 (Continue)
+            if (
+                declared > policy.max_request_bytes
+            ):  # before reading, which makes a server send 100 (Continue)
                 raise RequestTooLarge(limit=policy.max_request_bytes)
-            there, message = poll_once(self._receive())
-            if there and message["type"] == "http.request" and not message.get("more_body", False):
+            arrived, message = poll_once(self._receive())
+            if arrived and message["type"] == "http.request" and not message.get("more_body", False):
                 body = message.get("body", b"")
                 if type(body) is not bytes:
-                    body = bytes(body)  # a server may hand out a view of its buffer
+                    body = bytes(body)  # a server may pass a view of its buffer
                 if len(body) > policy.max_request_bytes:
                     return await self.refuse(RequestTooLarge(limit=policy.max_request_bytes))
             else:
                 self._body = RequestBody(self._receive, policy)
-                read = partial(self._body.read, there, message)
+                read = partial(self._body.read, arrived, message)
                 body = await running().within(policy.body_timeout, read)
                 if body is None:
-                    return None  # the client left before its request was whole: nothing was claimed, nothing runs
+                    return (
+                        None  # the client left before the end of its body: nothing was claimed, nothing runs
+                    )
             if not body:
                 require_body(scope, declared)
         except TimeoutError:
@@ -262,15 +267,13 @@ class _RequestHandler:
 
     @property
     def operation(self) -> str:
-        """The request's name in events."""
-        return printable(
-            f"{self.scope['method']} {self.path}"
-        )  # hooks write it into logs, which it must not forge
+        """The name of the operation in events, escaped so that a path cannot forge log lines."""
+        return printable(f"{self.scope['method']} {self.path}")
 
-    # Answers that are not the application's.
+    # Answers that the library gives instead of the application.
 
     async def replay(self, completed: Completed, waited: float) -> None:
-        """Send the recorded answer, marked as a replay; or the problem that stands in its way."""
+        """Send the recorded answer, marked as a replay; a problem document if it cannot be replayed."""
         try:
             answer = replay_answer(completed, key=self.key, policy=self.policy)
         except IdempotencyError as error:
@@ -288,7 +291,7 @@ class _RequestHandler:
         return await self._send_response(answer.status, answer.headers, answer.body)
 
     async def _refuse_unread(self, error: IdempotencyError, declared: int, *, named: bool = True) -> None:
-        """Refuse a request before its body was read: have the rest come and drop it, or the client may see a reset."""
+        """Refuse a request before its body was read; read and drop the body if the client would see a reset else."""
         asked = isinstance(error, RequestTooLarge) and declared <= self.policy.max_request_bytes
         if is_still_sent(self.scope, asked=asked):
             body = self._body or RequestBody(self._receive, self.policy)
@@ -303,8 +306,8 @@ class _RequestHandler:
         Send the problem document of *error*.
 
         Args:
-            named: False where the key could not be read.
-            body: What is to be discarded before the answer ends, and the server closes the connection.
+            named: False if the key could not be read.
+            body: The unread body, to be discarded before the answer ends, when the server closes the connection.
         """
         if self.engine.hooks:
             self.engine.emit(
@@ -336,7 +339,7 @@ class _RequestHandler:
 
 
 def _body_first(body: bytes, receive: Receive) -> Receive:
-    """*receive*, but for a body that was read from it already."""
+    """A `receive` that first gives *body*, which was already read, and then calls *receive*."""
     pending = [body]
 
     async def receive_again() -> Message:
@@ -348,7 +351,7 @@ def _body_first(body: bytes, receive: Receive) -> Receive:
 
 
 def full_path(scope: Scope) -> str:
-    """The path as the client sent it; a mounted application's prefix is part of it whatever the mount did to `path`."""
+    """The path as the client sent it, with the prefix of a mounted application, which some mounts remove."""
     root: str = scope.get("root_path", "")
     raw: bytes | None = scope.get("raw_path")
     path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]

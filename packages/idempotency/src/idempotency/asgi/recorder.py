@@ -1,9 +1,9 @@
 """
 Runs the application once under a claim: buffers its response, records it, then sends it (E1).
 
-An answer that cannot be kept (E2) is recorded as done and then forwarded as it comes; where the claim was lost, the
-successor's answer goes out (E8). By `Policy(record="return")` a whole answer is kept back until the application has
-returned. The states are in `idempotency.asgi.states`, and drawn in `docs/recorder-states.md`.
+An answer that cannot be kept (E2) is recorded as done and then forwarded as it comes. If the claim was lost, the answer
+of the run that took over is sent (E8). Under `Policy(record="return")` a complete answer is held back until the
+application has returned. The states are in `idempotency.asgi.states`; `docs/recorder-states.md` draws them.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _new = tuple.__new__  # builds a named tuple in half the time of its constructor
 
 class ResponseRecorder:
     """
-    One run of the application, and its answer: kept back until the record is made (E1).
+    One run of the application and its answer, which is held back until it is recorded (E1).
 
     Args:
-        handler: The request that is answered.
+        handler: The request to answer.
         run: The claimed run.
-        body: The request's body, which was read before; None where *receive* gives it again.
-        receive: The server's.
+        body: The request body, if it was read before; None if *receive* gives it.
+        receive: The server's `receive`.
     """
 
     __slots__ = (
@@ -80,20 +80,20 @@ class ResponseRecorder:
         self._receive = receive
         self._run = run
         self.claim: Claim = run.claim
-        self._body = body  # until the application has read it
+        self._body = body  # None once the application has read it
         self._state = _BUFFERING
         self._start: Message | None = None
         self._chunks: list[bytes] = []
         self._size = 0
-        self._handled = True  # False once it is known that the framework answered before a handler began
-        self._result: str | None = None  # what the record holds, once it is made
-        self._ambient = sys.exception()  # the caller's, which the application's answer has nothing to do with
-        self._recorded: Signal | None = None  # only where the application waits for a disconnect
+        self._handled = True  # False if the framework answered before a handler began
+        self._result: str | None = None  # "kept" or "unreplayable", after recording
+        self._ambient = sys.exception()  # the caller's exception, to be told from the application's
+        self._recorded: Signal | None = None  # made only if the application waits for a disconnect
         self._hold: Timer | None = None
-        self._lock: Any = None  # only once the answer is a stream: then the hold's timer is a second writer
+        self._lock: Any = None  # made only for a stream, where the timer of the hold is a second writer
 
     async def run(self, app: ASGIApp) -> None:
-        """Run *app* to its end, whatever the client's connection does."""
+        """Run *app* to its end, even if the client disconnects."""
         self.enter()
         try:
             await app(self._scope, self.receive, self.send)
@@ -106,7 +106,7 @@ class ResponseRecorder:
             self.leave()
 
     def enter(self) -> None:
-        """Makes all code that runs in this context from now on part of the run."""
+        """Begin the run: all code in this context from now on is part of it."""
         self.frame: Frame = Frame(self.claim, self, active.get())
         self._hidden = enter(self._scope, self.frame)
         active.set(self.frame)
@@ -123,7 +123,7 @@ class ResponseRecorder:
         leave(self._scope, frame, self._hidden)
 
     async def raised(self, error: BaseException) -> None:
-        """The application raised *error*, which goes on to the server."""
+        """Settle a run whose application raised *error*; the caller re-raises it to the server."""
         unsettled = self._state is _BUFFERING or self._state is _WHOLE
         if isinstance(error, Exception):
             if unsettled:
@@ -132,12 +132,12 @@ class ResponseRecorder:
                 await self._until_sent()
                 self._report(error)
         elif unsettled:
-            self._take_failed_run().abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
-        elif self._result == "kept":  # a stream is cancelled whenever its client leaves
+            self._take_failed_run().abandon()  # cancelled: the outcome is unknown, so the claim stays (E4)
+        elif self._result == "kept":  # not for a stream, which is cancelled whenever its client leaves
             self._report(error)
 
     async def returned(self) -> None:
-        """The application returned."""
+        """Settle a run whose application returned."""
         if self._state is _WHOLE:
             try:
                 await self._record_answer()
@@ -153,11 +153,11 @@ class ResponseRecorder:
         elif self._lock is not None:
             await self._until_sent()
 
-    # What `current_claim()` shows of the run (`current_claim.OutcomeEncoder`).
+    # The `OutcomeEncoder` of `current_claim()`.
 
     @property
     def retention(self) -> float:
-        """Seconds, from the policy."""
+        """Seconds that the record is kept, from the policy."""
         return self._policy.retention
 
     def outcome(self, answer: Any, _: Claim) -> bytes:
@@ -174,11 +174,13 @@ class ResponseRecorder:
             return {"type": "http.request", "body": body, "more_body": False}
         state = self._state
         if state is _BUFFERING or state is _RECORDING or state is _FAILED:
-            if self._recorded is None:  # no disconnect is seen until the record is made (E5)
+            if (
+                self._recorded is None
+            ):  # the application sees no disconnect before the outcome is recorded (E5)
                 self._recorded = running().signal()
             await self._recorded.wait()
         if self._state is _WHOLE:
-            return {"type": "http.disconnect"}  # as a server says it once the answer is whole
+            return {"type": "http.disconnect"}  # as a server sends it once the answer is complete
         token = active.set(self.frame.enclosing)  # see _forward
         try:
             return await self._receive()
@@ -198,7 +200,7 @@ class ResponseRecorder:
                     await due
 
     def _buffer(self, message: Message) -> Awaitable[None] | None:
-        """Keep a message back; what is due by it, if anything is."""
+        """Hold a message back; returns what has to be done now because of it, if anything."""
         kind = message["type"]
         if kind == "http.response.body" and self._start is not None:
             chunk, more_body = message.get("body", b""), message.get("more_body", False)
@@ -218,10 +220,10 @@ class ResponseRecorder:
             return None
         if kind != "http.response.start":
             return self._handler.send(message)
-        if self._start is not None:  # as a server says it: two answers must not be recorded as one
+        if self._start is not None:  # a server refuses it too; two answers must not be recorded as one
             raise RuntimeError("the application sent http.response.start twice")
         headers = message.get("headers")
-        if type(headers) is not list:  # any iterable is allowed, and here it is read more than once
+        if type(headers) is not list:  # any iterable is allowed, but it is read more than once here
             headers = list(headers or ())
             message = {**message, "headers": headers}
         self._start = message
@@ -232,7 +234,7 @@ class ResponseRecorder:
         return self._start_event_stream() if _is_event_stream(headers) else None
 
     def _send_late(self, message: Message) -> Awaitable[None] | None:
-        """A message that comes when nothing is kept back any more."""
+        """Handle a message that comes after the answer was recorded or replaced."""
         if self._state is _FORWARDING:
             return self._forward(message)
         if self._state is _DISCARDING:
@@ -244,7 +246,7 @@ class ResponseRecorder:
         return self._handler.send(message)
 
     async def _forward(self, message: Message) -> None:
-        # Not under our claim: a server begins the connection's next request in here, which inherits the context.
+        # Outside this run: a server may start the connection's next request in here, and it inherits the context.
         token = active.set(self.frame.enclosing)
         try:
             await self._handler.send(message)
@@ -254,7 +256,7 @@ class ResponseRecorder:
     # The record.
 
     async def _record_answer(self) -> None:
-        """The answer is whole, and due: record it, then send it (E1)."""
+        """Record the complete answer, then send it (E1)."""
         start = self._start
         assert start is not None
         status: int = start["status"]
@@ -278,7 +280,7 @@ class ResponseRecorder:
         return record_of(answer, self._policy, self.claim)
 
     async def _start_streaming(self, reason: str, *, more_body: bool = True) -> None:
-        """The answer cannot be kept: say so in the record, then forward it as it comes (E2)."""
+        """Record that the answer cannot be kept, then forward it as it comes (E2)."""
         start = self._start
         assert start is not None
         status: int = start["status"]
@@ -291,12 +293,12 @@ class ResponseRecorder:
         return await self._answer(ending, more_body=more_body)
 
     async def _start_event_stream(self) -> None:
-        self._lock = running().lock()  # another task of the application's may send the first event meanwhile
+        self._lock = running().lock()  # another task of the application may send the first event meanwhile
         async with self._lock:
             await self._start_streaming("an event stream")
 
     def _arm_hold(self) -> None:
-        """The answer comes in parts: wait for its end no longer than `max_hold`."""
+        """Start the timer that ends the buffering of an answer in parts after `max_hold`."""
         runtime = running()
         self._lock = runtime.lock()
         self._hold = runtime.after(self._policy.max_hold, self._end_hold)
@@ -313,7 +315,7 @@ class ResponseRecorder:
             await self._flush(more_body=more_body)
 
     async def _fail(self, error: Exception | None) -> None:
-        """The handler raised: free the key or record that it failed; the exception goes on to the server."""
+        """Free the key of a failed run, or record the failure; the caller re-raises *error*."""
         run, policy = self._take_failed_run(), self._policy
         handled = error is None or not (BEFORE_HANDLER in self._scope or raised_before_handler(error))
         if policy.on_exception == "keep" and handled:
@@ -326,18 +328,18 @@ class ResponseRecorder:
         return settle(status, policy=self._policy, routed=routed, handled=self._handled) == "keep"
 
     def _report(self, error: BaseException) -> None:
-        """The application raised after its answer was recorded, which is what retries will get."""
+        """Report that the application raised after its answer was recorded; retries get that answer."""
         if self._result is None:
-            return  # nothing of this run was recorded: its key is free, or another's
+            return  # this run recorded nothing: its key is free, or another run's
         self._handler.engine.failed_after_record(error, self.claim, self._handler.operation)
 
     async def _until_sent(self) -> None:
-        """Wait for the hold's timer where it has begun: once the application is over, nobody may send for it."""
+        """Wait for a send that the timer of the hold has begun: nothing may be sent after the application ended."""
         if self._lock is not None:
             async with self._lock:
                 pass
 
-    # The transitions (`idempotency.asgi.states.TRANSITIONS`): nothing else sets the state.
+    # The transitions (`idempotency.asgi.states.TRANSITIONS`). Only these methods set the state.
 
     def _hold_until_return(self) -> None:
         self._state = _WHOLE
@@ -346,21 +348,21 @@ class ResponseRecorder:
         self._let_disconnects_pass()
 
     def _take_run(self) -> Run:
-        """The run, whose end is due."""
+        """The run, which the caller now ends."""
         self._state = _RECORDING
         if self._hold is not None:
             self._hold.cancel()
         return self._run
 
     def _take_failed_run(self) -> Run:
-        """The run of an application that ended without a whole answer."""
+        """The run, which the caller now ends because the application gave no complete answer."""
         self._state = _FAILED
         if self._hold is not None:
             self._hold.cancel()
         return self._run
 
     async def _flush(self, *, stored: bool = False, more_body: bool = False) -> None:
-        """Send what was kept back, and from now on everything at once."""
+        """Send what was held back; from now on messages are forwarded at once."""
         send, rules, start = self._handler.send, self._policy.header_rules, self._start
         assert start is not None
         self._state = _FORWARDING
@@ -385,7 +387,7 @@ class ResponseRecorder:
             active.reset(token)
 
     async def _send_successor(self, ending: Superseded | Refuse) -> None:
-        """The claim was lost: answer what is true now, and drop what the application still sends."""
+        """Answer for a lost claim with the current record, and drop what the application sends from now on."""
         self._state = _DISCARDING
         self._let_disconnects_pass()
         token = active.set(None)  # see _forward

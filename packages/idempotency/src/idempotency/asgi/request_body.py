@@ -1,7 +1,7 @@
 """
 Reads the body of a keyed request within its limits, or discards it so that the client can read the refusal.
 
-Besides, what a server may have made of it: fields of the trailer section among the headers, and a body that it lost.
+It also repairs what a server may have done to the request: trailers merged into the headers, or a lost body.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["RequestBody", "drop_announced_trailers", "drop_late_trailers", "is_s
 
 
 class RequestBody:
-    """The part of a request's body that has not been received."""
+    """The part of a request body that has not been received yet."""
 
     __slots__ = ("_ended", "_policy", "_receive")
 
@@ -28,18 +28,18 @@ class RequestBody:
         self._policy = policy
         self._ended = False
 
-    async def read(self, there: bool, first: Any) -> bytes | None:
+    async def read(self, arrived: bool, first: Any) -> bytes | None:
         """
-        The whole body; None where the client leaves before its end.
+        The whole body; None if the client leaves before its end.
 
         Args:
-            there: Whether *first* is the first message, or what to await for it.
+            arrived: Whether *first* is the first message; else it is an awaitable for that message.
         Raises:
-            RequestTooLarge: It is longer than the policy allows.
+            RequestTooLarge: The body is longer than the policy allows.
         """
         limit, size = self._policy.max_request_bytes, 0
         chunks: list[bytes] = []
-        message: Message = first if there else await first
+        message: Message = first if arrived else await first
         while message["type"] == "http.request":
             chunk, more_body = message.get("body", b""), message.get("more_body", False)
             self._ended = not more_body
@@ -55,10 +55,10 @@ class RequestBody:
 
     async def discard(self) -> None:
         """
-        Read what still comes, and drop it.
+        Read and drop the rest of the body: at most `max_discard_bytes`, for at most `body_timeout` seconds.
 
-        A server that closes a connection with data unread resets it, and that may overtake the answer (RFC 9112, 9.6).
-        For at most `max_discard_bytes`, and at most `body_timeout` seconds.
+        A server that closes a connection with unread data resets it, and the reset may overtake the answer (RFC 9112,
+        9.6).
         """
         if self._ended:
             return
@@ -78,26 +78,26 @@ class RequestBody:
 
 def is_still_sent(scope: Scope, *, asked: bool) -> bool:
     """
-    Whether a client may be sending its body, and would see a reset in place of a refusal unless that is read.
+    Whether the client may still be sending its body: unless the body is read, the client sees a reset, no refusal.
 
     Args:
-        asked: Whether some of it was asked for, which invites a client that expects a 100 (Continue) first.
+        asked: Whether the body was asked for: then a client that waits for 100 (Continue) sends it.
     """
     if is_http2(scope):
-        return False  # one stream is reset without the connection
+        return False  # a server resets the stream, not the connection
     if asked:
         return True
     headers = dict(scope["headers"])
-    comes = b"transfer-encoding" in headers or bool(headers.get(b"content-length", b"").strip(b"0 "))
-    return comes and b"expect" not in headers
+    has_body = b"transfer-encoding" in headers or bool(headers.get(b"content-length", b"").strip(b"0 "))
+    return has_body and b"expect" not in headers
 
 
 def drop_announced_trailers(scope: Scope, key_fields: Iterable[tuple[str, bytes]]) -> None:
     """
-    Take out of the headers what the request announces as trailers, in case the server has merged the two sections.
+    Remove the headers that the request announces as trailers, in case the server has merged trailers into headers.
 
     Raises:
-        InvalidKey: A header that carries a key is announced: a key in a trailer is none (RFC 9110, 6.5.1).
+        InvalidKey: A header that carries a key is announced as a trailer, where it does not count (RFC 9110, 6.5.1).
     """
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     announced = {
@@ -108,7 +108,7 @@ def drop_announced_trailers(scope: Scope, key_fields: Iterable[tuple[str, bytes]
     for header, name in key_fields:
         if name in announced:
             raise InvalidKey(
-                f"the {header} must be a header, and the Trailer field announces it as a trailer"
+                f"the {header} must be a header, but the Trailer field announces it as a trailer"
             )
     own = [pair for pair in headers if pair[0] not in announced]
     if len(own) < len(headers):
@@ -116,14 +116,14 @@ def drop_announced_trailers(scope: Scope, key_fields: Iterable[tuple[str, bytes]
 
 
 def drop_late_trailers(headers: Any, count: int) -> None:
-    """Take out of *headers* what a server appended to the first *count* of them while the body was read."""
+    """Remove from *headers* what a server appended after the first *count* while the body was read."""
     if len(headers) > count and isinstance(headers, list):
         del headers[count:]
 
 
 def require_body(scope: Scope, declared: int) -> None:
     """
-    Refuse an empty body that the request says is not empty: a server lost it, as some do on `Upgrade: h2c`.
+    Refuse an empty body if the request announces one: the server lost it, as some do on `Upgrade: h2c`.
 
     Args:
         declared: The Content-Length, or 0.

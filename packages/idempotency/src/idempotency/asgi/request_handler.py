@@ -1,4 +1,4 @@
-"""Declares what a recorder needs of the request that it answers."""
+"""Declares the interface of the request that a recorder answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RequestHandler"]
 
 
 class RequestHandler(Protocol):
-    """A keyed request, and the answers that are not the application's."""
+    """A keyed request, and the answers that the library gives instead of the application."""
 
     engine: Engine
     policy: Policy
@@ -23,7 +23,7 @@ class RequestHandler(Protocol):
 
     @property
     def operation(self) -> str:
-        """The request's name in events."""
+        """The name of the operation in events."""
 
     async def replay(self, completed: Completed, waited: float) -> None:
         """Answer with a recorded outcome."""

@@ -1,8 +1,8 @@
 """
 Keeps the library's entries in an ASGI scope while its request runs.
 
-The application gets the caller's own scope, not a copy: what routers and layers inside write into it (`route`,
-`path_params`, `user`), layers outside read from it.
+The application gets the caller's own scope, not a copy, because outer layers read what routers and inner layers write
+into it (`route`, `path_params`, `user`).
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ __all__ = [
 
 RUNS: Final = "idempotency.runs"
 """
-In the scope of a running request: its runs, outermost first, for another middleware on its way (E10).
+The scope entry with the runs of this request, outermost first, for another middleware inside (E10).
 
-Not the context: a request that its handler makes, or the next one of a pipelined connection, inherits that.
+It is not a context variable, because requests that the handler makes, and the next request of a pipelined connection,
+would inherit that.
 """
 
-# Ways for a body to reach the client without passing here (E6).
+# Extensions by which a body reaches the client without passing the recorder (E6).
 _BYPASSING_EXTENSIONS = frozenset(
     {
         "http.response.early_hint",
@@ -46,7 +47,7 @@ _BYPASSING_EXTENSIONS = frozenset(
 
 
 Hidden: TypeAlias = tuple[Mapping[str, Any], Mapping[str, Any]] | None
-"""The server's extensions, and what the application sees of them; None where nothing had to be hidden."""
+"""The server's extensions, and those that the application sees; None if nothing had to be hidden."""
 
 
 def enter(scope: Scope, frame: Frame) -> Hidden:
@@ -61,12 +62,12 @@ def enter(scope: Scope, frame: Frame) -> Hidden:
 
 
 def is_http2(scope: Scope) -> bool:
-    """Whether Connection has no meaning and may not be sent (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
+    """Whether the request came over HTTP/2 or 3, which forbid Connection (RFC 9113, 8.2.2; RFC 9114, 4.2)."""
     return str(scope.get("http_version", "1.1")).startswith(("2", "3"))
 
 
 def hide_bypasses(scope: Scope) -> Hidden:
-    """Hide the extensions that would bypass the record (E6); what `restore` puts back."""
+    """Hide the extensions that would bypass the record (E6); returns what `restore` needs."""
     extensions = scope.get("extensions")
     if not extensions or _BYPASSING_EXTENSIONS.isdisjoint(extensions):
         return None
@@ -87,7 +88,7 @@ def leave(scope: Scope, frame: Frame, hidden: Hidden) -> None:
 
 
 def restore(scope: Scope, hidden: Hidden) -> None:
-    """Put back what `hide_bypasses` hid, beside what the application added."""
+    """Put back what `hide_bypasses` hid, and keep what the application added."""
     if hidden is None:
         return
     extensions, shown = hidden
@@ -95,13 +96,13 @@ def restore(scope: Scope, hidden: Hidden) -> None:
     if now is shown:
         added = {name: value for name, value in shown.items() if extensions.get(name, shown) is not value}
         scope["extensions"] = {**extensions, **added} if added else extensions
-    elif isinstance(now, Mapping):  # the application put its own there, made of what it saw
+    elif isinstance(now, Mapping):  # the application replaced them by its own, made from those it saw
         bypassing = {name: value for name, value in extensions.items() if name in _BYPASSING_EXTENSIONS}
         scope["extensions"] = {**bypassing, **now}
 
 
 def joined_run(scope: Scope, key: StorageKey) -> Frame | None:
-    """The run of this request that a claim of *key* would be part of: a middleware's, or a function's inside one."""
+    """The run of this request that a claim of *key* joins: of a middleware, or of a decorated function inside it."""
     runs: tuple[Frame, ...] = scope.get(RUNS, ())
     for frame in runs:
         if frame.claim.key == key and not frame.over:
@@ -112,9 +113,9 @@ def joined_run(scope: Scope, key: StorageKey) -> Frame | None:
 
 def is_of_another_run(scope: Scope) -> bool:
     """
-    Whether the current context was inherited from a run that this request is no part of.
+    Whether the current context was inherited from a run that this request does not belong to.
 
-    Such as the run of the connection's previous request, or of whoever started the server or sent the request.
+    This may be the run of the connection's previous request, or the run that started the server or sent the request.
     """
     innermost = active.get()
     if innermost is None:

@@ -1,8 +1,8 @@
 """
 Defines the states of a response while it is recorded and sent, and the transitions between them.
 
-`scripts/state_diagrams` draws `docs/recorder-states.md` from this table. The tests of the middleware fail where the
-recorder takes a step that is not in it, and where no test takes one that is.
+`scripts/state_diagrams` draws `docs/recorder-states.md` from this table. The tests of the middleware fail if the
+recorder makes a transition that is not in the table, or if no test makes one that is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class State(Enum):
 
 
 class Transition(NamedTuple):
-    """A step, and the method of the recorder that takes it."""
+    """A transition, the recorder's method that makes it, and when."""
 
     before: State
     after: State
@@ -45,4 +45,4 @@ TRANSITIONS: Final = (
     Transition(State.RECORDING, State.DISCARDING, "_send_successor", "the claim was lost (E8)"),
     Transition(State.FAILED, State.FORWARDING, "_flush", "an answer had begun, and is sent incomplete"),
 )
-"""Every step that an answer may take. It begins in `State.BUFFERING`."""
+"""Every transition of an answer. It begins in `State.BUFFERING`."""

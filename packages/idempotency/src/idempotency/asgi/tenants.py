@@ -1,4 +1,4 @@
-"""Finds whose key it is: the principal that a middleware's `tenant` callable reads from the scope."""
+"""Makes `tenant` callables for the middleware: they read from the scope whose key it is."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _SUBJECT_MEMBERS: Final = ("sub", "id", "username")
 
 
 class CredentialTenantWarning(UserWarning):
-    """A tenant is taken from a credential, which may be replaced between two attempts of one call."""
+    """The tenant comes from a credential, which may be replaced between two attempts of one call."""
 
 
 def by_user(subject: Callable[[Any], object] | None = None) -> Callable[[Scope], str]:
     """
-    A tenant for each authenticated user: what an authentication middleware outside left as `scope["user"]`.
+    One tenant for each authenticated user: reads `scope["user"]`, set by an authentication middleware outside.
 
     A user keeps the same tenant with a new access token, another session or a new signature. Starlette, Litestar and
-    Django Channels put a user there.
+    Django Channels set `scope["user"]`.
 
     Args:
-        subject: The user's stable and unique identifier, a text, an int or a UUID, from the user. By default the
-            first that is there of the attributes `identity`, `pk`, `id`, `sub` and `username`; of a mapping, such as
-            the claims of a token, its `sub`, `id` or `username`; and a text itself. Users of several issuers need both:
-            `by_user(lambda user: f"{user.issuer} {user.sub}")`.
+        subject: Takes the user and returns its stable and unique identifier: a str, an int or a UUID. The default is
+            the first of the attributes `identity`, `pk`, `id`, `sub` and `username` that exists; for a mapping, such as
+            the claims of a token, its `sub`, `id` or `username`; for a str, the str. With several issuers use both
+            names: `by_user(lambda user: f"{user.issuer} {user.sub}")`.
     Raises:
         TypeError: *subject* is not a plain function.
 
-    For a request the callable raises `MissingTenant` (400) where the user is not authenticated, `RuntimeError` where
-    nothing put a user into the scope, and `TypeError` where the user has no usable identifier: both are mistakes of the
-    set-up, and end in a 500.
+    The returned callable raises `MissingTenant` (400) if the user is not authenticated. It raises `RuntimeError` if
+    there is no user in the scope, and `TypeError` if the user has no usable identifier: both are set-up mistakes and
+    end in a 500.
 
     >>> tenant = by_user()
     >>> tenant({"user": {"sub": "alice", "exp": 1764000000}}) == tenant({"user": {"sub": "alice", "exp": 1764003600}})
@@ -86,7 +86,7 @@ def _subject_of(user: Any) -> object:
     for name in _SUBJECT_ATTRIBUTES:
         try:
             found = getattr(user, name, None)
-        except NotImplementedError:  # Starlette's BaseUser has it, and leaves it to its subclasses
+        except NotImplementedError:  # Starlette's BaseUser declares `identity` for its subclasses
             continue
         if found is not None:
             return found
@@ -95,21 +95,21 @@ def _subject_of(user: Any) -> object:
 
 def by_header(name: str, *, stable: bool = False) -> Callable[[Scope], str]:
     """
-    A tenant for each value of a request header, hashed, so that nothing secret reaches the store.
+    One tenant for each value of a request header. The value is hashed, so that no secret reaches the store.
 
-    For a header that names the caller and was authenticated, such as the user that a gateway puts into each request. A
-    keyed request without the header, or with a blank one, is refused (400): strangers must not share a tenant. Repeated
-    header lines count together; blanks round a value do not.
+    Use it for an authenticated header that names the caller, such as the user that a gateway adds to each request. A
+    keyed request without the header, or with a blank value, is refused (400): different users must not share a tenant.
+    Repeated header lines count together; blanks around a value do not count.
 
     **Not for a credential.** If a token is replaced between two attempts of one call, the second attempt counts as
     another caller's request and runs again (docs/security.md). So `Authorization`, cookies, API keys, signatures and
     similar headers warn (`CredentialTenantWarning`).
 
     Args:
-        stable: True switches the warning off: a caller's value stays the same for as long as records are kept, as with
+        stable: True switches the warning off. Use it if a caller's value never changes while records are kept, such as
             an API key that is never replaced.
     Raises:
-        ValueError: *name* is no header's name.
+        ValueError: *name* cannot be the name of a header.
 
     >>> tenant = by_header("X-User-Id")
     >>> alice = tenant({"headers": [(b"x-user-id", b"alice")]})
@@ -121,8 +121,8 @@ def by_header(name: str, *, stable: bool = False) -> Callable[[Scope], str]:
         raise ValueError("name must be the name of a header")
     if not stable and is_credential(name):
         warnings.warn(
-            f"by_header({name!r}) takes a credential for the caller: once it is replaced, a retry under the same "
-            "Idempotency-Key runs again, and charges twice. Use by_user(), or another callable that returns the "
+            f"by_header({name!r}) uses a credential as the tenant: once it is replaced, a retry under the same "
+            "Idempotency-Key runs again, and may charge twice. Use by_user(), or another callable that returns the "
             "principal which your authentication verified; or by_header(..., stable=True) if this header's value never "
             "changes while records are kept",
             CredentialTenantWarning,
@@ -132,7 +132,7 @@ def by_header(name: str, *, stable: bool = False) -> Callable[[Scope], str]:
 
     def tenant(scope: Scope) -> str:
         values = [value.strip(b" \t") for header, value in scope["headers"] if header == wanted]
-        if not b"".join(values):  # a blank one names nobody, and many may send it
+        if not b"".join(values):  # a blank value names nobody
             raise MissingTenant(f"the request has no {name} header, which says whose Idempotency-Key this is")
         return sha256(b"\n".join(values)).hexdigest()[:32]
 
@@ -140,5 +140,5 @@ def by_header(name: str, *, stable: bool = False) -> Callable[[Scope], str]:
 
 
 def one_tenant() -> Callable[[Scope], str]:
-    """All requests share one tenant: right for one trusted caller; with several users, one may get another's answer."""
+    """All requests share one tenant. Only for one trusted caller: a user could get the answer of another user."""
     return lambda _scope: ""

@@ -1,4 +1,4 @@
-"""The types of ASGI 3, as far as this package needs them."""
+"""The types of ASGI 3 that this package needs."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""Of any framework: each has types of its own for scopes and messages, which no checker takes for another's."""
+"""Parameters are Any, because each framework has its own types for scopes and messages, and checkers reject others."""

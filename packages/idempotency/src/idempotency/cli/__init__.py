@@ -1,16 +1,16 @@
 """
-The `idempotency` command: look at the records of any store, free a key, give back space, examine a set-up, and a demo.
+The `idempotency` command: shows the records of any store, frees keys, purges, checks a set-up, and runs a demo.
 
-Exit codes are the interface:
+Exit codes are part of the interface:
 
     0   done, or found
     1   there is no such record
     2   the store cannot be reached, or its driver is not installed
-    3   something is wrong: a refused release, a record that cannot be read, a doctor's finding
-    64  the command line itself is wrong
+    3   something is wrong: a refused release, a record that cannot be read, a finding of the doctor
+    64  wrong usage of the command line
 
-The answer is on standard output, as text or with `--json` as one JSON object a line; what went wrong is on standard
-error. Neither shows a response body unless `show --show-outcome` asks for it, and nothing shows an owner's token.
+Results go to standard output, as text, or with `--json` as one JSON object per line; errors go to standard error.
+Response bodies are shown only by `show --show-outcome`, owners never.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, *, store: SyncStore | None = None) -
     Run one command and return its exit code.
 
     Args:
-        store: What the command looks at where it is told no URL; it stays open.
+        store: The store to use if the command line names none; it stays open.
     """
     try:
         args = _parser().parse_args(argv)
@@ -67,11 +67,11 @@ def main(argv: Sequence[str] | None = None, *, store: SyncStore | None = None) -
         return _fail(WRONG, str(error))
     except ImportError as error:
         return _fail(UNAVAILABLE, str(error))
-    except UnicodeEncodeError:  # from a store that keeps text alone
+    except UnicodeEncodeError:  # from a store that keeps names as text
         return _fail(ABSENT, "there is no record of this name: it is not UTF-8")
     except (ValueError, InvalidKey) as error:
         return _fail(USAGE, str(error))
-    except BrokenPipeError:  # `idempotency list | head`: the reader has enough
+    except BrokenPipeError:  # `idempotency list | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     return code
@@ -85,11 +85,11 @@ def _open(url: str | None) -> SyncStore:
 
 def _existing(url: str | None) -> str:
     """
-    *url*, of a store that may be opened.
+    *url*, after a check that its store may be opened.
 
     Raises:
-        ValueError: There is none.
-        StoreUnavailable: It is a file that does not exist.
+        ValueError: No URL was given.
+        StoreUnavailable: The URL names a file that does not exist.
     """
     from idempotency.stores.store_url import hide_urls, parse_store_url
 
@@ -98,9 +98,9 @@ def _existing(url: str | None) -> str:
     parts = parse_store_url(url)
     path = parts.path.removeprefix("/")
     if parts.scheme == "sqlite" and not parts.hosts and path and not Path(unquote(path)).exists():
-        # A store makes its file; a command that only looks must not hide a misspelt path behind an empty one.
+        # A store would create the file, and a misspelt path would look like an empty store.
         raise StoreUnavailable(
-            hide_urls(f"there is no file {path}: check the path; the command creates none")
+            hide_urls(f"there is no file {path}: check the path; this command does not create it")
         )
     return url
 
@@ -164,35 +164,35 @@ def _release(store: SyncStore, args: argparse.Namespace) -> int:
         if not args.force:
             return _fail(
                 WRONG,
-                f"record {key_id(key)} is completed and retries are answered from it; --force forgets it, and the "
+                f"record {key_id(key)} is completed, and retries are answered from it; --force forgets it, and the "
                 "next request with its key runs again",
             )
         return _done(args, key, state, freed=_inspectable(store).forget(key))
     if state == "running" and not args.force:
         return _fail(
             WRONG,
-            f"record {key_id(key)} is running, with {record.lease_left:.1f} s of its lease left; wait until it is "
-            "over, or use --force if its process is known to be gone: a second run may begin at once",
+            f"record {key_id(key)} is running, with {record.lease_left:.1f} s of its lease left; wait until the lease "
+            "is over, or use --force if you know that its process is gone: a second run may begin at once",
         )
-    # By its owner, so that whoever took over since we looked is left alone.
+    # Released by its owner: if another owner took over since `get`, nothing happens.
     claim = Claim(key, record.owner, record.attempt, record.fence)
     return _done(args, key, state, freed=store.release(claim))
 
 
 def _done(args: argparse.Namespace, key: StorageKey, state: str, *, freed: bool) -> int:
     if not freed:
-        return _fail(WRONG, f"record {key_id(key)} changed while it was looked at; look again")
+        return _fail(WRONG, f"record {key_id(key)} changed in the meantime; show it again")
     _print([{"key_id": key_id(key), "was": state, "freed": True}], args, upright=True)
     return OK
 
 
 def _purge(store: SyncStore, args: argparse.Namespace) -> int:
     deleted = 0
-    if isinstance(store, SyncPurgeable):  # others give back the space themselves
+    if isinstance(store, SyncPurgeable):  # other stores delete expired records themselves
         began = time.monotonic()
         while batch := store.purge(limit=args.batch):
             deleted += batch
-            # SQLite's writers do not queue: leave them every other moment.
+            # SQLite's writers do not queue, so leave half of the time to them.
             time.sleep(time.monotonic() - began)
             began = time.monotonic()
     _print([{"deleted": deleted}], args, upright=True)
@@ -242,7 +242,7 @@ def _key(args: argparse.Namespace) -> StorageKey:
 
 
 def _described(record: Record) -> dict[str, Any]:
-    """Describes a record by its name and figures, never by its owner's token or its outcome's content."""
+    """The columns shown for a record: its name and figures, never its owner or the content of its outcome."""
     described: dict[str, Any] = {
         "key": record.key,
         "key_id": key_id(record.key),
@@ -295,18 +295,16 @@ def _fail(code: int, message: str) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Argparse would exit with 2, which says here that the store is unavailable."""
+        """Exit with 64; argparse would exit with 2, which means here that the store is unavailable."""
         from idempotency.stores.store_url import hide_urls
 
         self.print_usage(sys.stderr)
-        raise SystemExit(
-            _fail(USAGE, hide_urls(message))
-        )  # what was typed in the wrong place may be a store's URL
+        raise SystemExit(_fail(USAGE, hide_urls(message)))  # the message may quote a store's URL
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="idempotency", description="Look after the records of an idempotency store.", epilog=_EPILOG
+        prog="idempotency", description="Show and manage the records of an idempotency store.", epilog=_EPILOG
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -321,42 +319,52 @@ def _parser() -> argparse.ArgumentParser:
             default=os.environ.get("IDEMPOTENCY_STORE"),
             help="sqlite:///path, redis://..., postgresql://...; default: the variable IDEMPOTENCY_STORE",
         )
-        added.add_argument("--json", action="store_true", help="one JSON object a line")
+        added.add_argument("--json", action="store_true", help="print one JSON object per line")
         return added
 
     def one_key(added: argparse.ArgumentParser) -> None:
         added.add_argument("key", metavar="KEY", help="the client's key, with or without its quotes")
         added.add_argument(
-            "--tenant", default="", help="whose key it is; for a decorated function its operation"
+            "--tenant", default="", help="whose key it is; for a decorated function, its operation"
         )
-        added.add_argument("--stored", action="store_true", help="KEY is a record's name, as `list` shows it")
+        added.add_argument(
+            "--stored", action="store_true", help="KEY is the name of a record, as `list` shows it"
+        )
 
     show = command("show", _show, "show one record")
     one_key(show)
     show.add_argument(
-        "--show-outcome", action="store_true", help="also what is recorded: headers and body of a response"
+        "--show-outcome",
+        action="store_true",
+        help="also show the outcome, such as the headers and body of a response",
     )
     listing = command("list", _list, "list records")
-    listing.add_argument("--tenant", default="", help="only this tenant's")
+    listing.add_argument("--tenant", default="", help="only records of this tenant")
     listing.add_argument(
-        "--state", choices=STATES, help="only these; abandoned: the lease is over, nothing recorded"
+        "--state",
+        choices=STATES,
+        help="only records in this state; abandoned: the lease is over, nothing recorded",
     )
     listing.add_argument("--id", metavar="KEY_ID", help="only the record with this key_id, as logs show it")
-    listing.add_argument("--limit", type=_positive, default=100, help="at most so many; default: 100")
-    release = command("release", _release, "free the key of a run that was abandoned")
+    listing.add_argument(
+        "--limit", type=_positive, default=100, help="the most records to list; default: 100"
+    )
+    release = command("release", _release, "free the key of an abandoned run")
     one_key(release)
     release.add_argument(
-        "--force", action="store_true", help="also one that runs, is completed or cannot be read"
+        "--force", action="store_true", help="also if the record is running, completed or cannot be read"
     )
     purge = command("purge", _purge, "delete expired records")
-    purge.add_argument("--batch", type=_positive, default=1_000, help="so many a transaction; default: 1000")
+    purge.add_argument(
+        "--batch", type=_positive, default=1_000, help="records per transaction; default: 1000"
+    )
     command("doctor", _doctor, "examine a set-up and say which promises it can keep")
     text = "watch payments with and without protection, while workers are killed and answers lost"
     demo = commands.add_parser("demo", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG)
     demo.set_defaults(run=_demo, alone=True)
-    page = command("dashboard", _dashboard, "serve a page that shows the records, on this machine alone")
+    page = command("dashboard", _dashboard, "serve a page that shows the records, on this machine only")
     page.set_defaults(alone=True)
-    page.add_argument("--port", type=int, default=8008, help="default: 8008; 0 takes a free one")
+    page.add_argument("--port", type=int, default=8008, help="default: 8008; 0 takes a free port")
     page.add_argument(
         "--writable", action="store_true", help="let the page release, forget and purge; default: read-only"
     )

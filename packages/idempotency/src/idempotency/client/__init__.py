@@ -1,7 +1,8 @@
 """
-The client's half: one logical call, sent until it is answered, under one key.
+The client side: sends one logical call under one key until it is answered.
 
-For httpx and httpx2 here; for requests and aiohttp in `idempotency.client.requests` and `idempotency.client.aiohttp`.
+This module serves httpx and httpx2; `idempotency.client.requests` and `idempotency.client.aiohttp` serve those
+libraries.
 """
 
 from __future__ import annotations

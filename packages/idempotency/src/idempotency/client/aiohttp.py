@@ -1,5 +1,5 @@
 """
-Idempotent calls by aiohttp: a client middleware that sends each until it is answered, under one key.
+Idempotent calls with aiohttp: a client middleware that sends each call under one key until it is answered.
 
     session = aiohttp.ClientSession(middlewares=[idempotency_middleware()])
 
@@ -38,13 +38,13 @@ __all__ = ["Retry", "idempotency_middleware", "quote_key", "uuid4_key"]
 
 _FINAL = (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL)
 
-# aiohttp makes a new request for each step of a redirect, and all that these share is the timer of their call.
-# The error is the one that the step ended with, where aiohttp itself may repeat it.
+# The call of the last request: its timer, its operation, its error. aiohttp makes a new request for each step of a
+# redirect, and these requests share only the timer of their call. The error is kept if aiohttp itself may repeat it.
 _current: ContextVar[tuple[object, Operation, Exception | None] | None] = ContextVar(
     "idempotency_aiohttp_call", default=None
 )
 
-# Methods that aiohttp itself sends once more where the connection was lost.
+# Methods that aiohttp itself sends once more if the connection was lost.
 _REPEATED = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
@@ -63,27 +63,27 @@ def idempotency_middleware(
     """
     A middleware for `aiohttp.ClientSession`: put it first, so that the others act on each attempt.
 
-    Every POST and PATCH gets an Idempotency-Key unless the caller set one; its body is read once and is the same in
-    every attempt, also where it is a file or an asynchronous generator. What is retried, and when a call ends, is as
-    for `idempotency.client.IdempotencyTransport`. Requests of other methods pass untouched. The session's own timeout
-    holds for all attempts together, too.
+    Every POST and PATCH gets an Idempotency-Key unless the caller set one. Its body is read once and is the same in
+    every attempt, even if it is a file or an asynchronous generator. Calls are retried and ended as by
+    `idempotency.client.IdempotencyTransport`. Requests of other methods pass untouched. The session's own timeout also
+    covers all attempts together.
 
     Args:
         methods: The methods that are keyed and retried.
-        retry: How often and how long.
-        new_key: Makes keys, of printable ASCII characters.
-        trusted_origins: Where a request may be redirected to beside its own origin; see `IdempotencyTransport`.
+        retry: The limits on attempts and time.
+        new_key: Makes a new key, of printable ASCII characters.
+        trusted_origins: Origins that a request may be redirected to, beside its own; see `IdempotencyTransport`.
         header: The name of the header that carries the key.
-        quoted: Whether a key that is made is sent in quotes; see `IdempotencyTransport`.
-        sleep: Lets seconds pass; injected by tests.
-        chance: Draws from [0, 1); injected by tests.
-        monotonic: Seconds; injected by tests.
+        quoted: Whether a new key is sent in quotes; see `IdempotencyTransport`.
+        sleep: Sleeps for the given seconds; injected by tests.
+        chance: Returns a random number in [0, 1); injected by tests.
+        monotonic: A clock in seconds; injected by tests.
     Raises:
-        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
+        ValueError: *trusted_origins* contains something else than origins, or *header* cannot be a header name.
 
-    A call raises `aiohttp.ClientError` where a redirect would hand its key and its body to another origin, and
-    `aiohttp.ServerTimeoutError` where `Retry.timeout` is over. Cost: the body of the request in memory, and the
-    answer's up to 1 MiB; longer ones and those of unknown length stream.
+    A call raises `aiohttp.ClientError` if a redirect would send its key and its body to another origin, and
+    `aiohttp.ServerTimeoutError` if `Retry.timeout` is over. Cost: the request body in memory, and the response body up
+    to 1 MiB; longer ones and those of unknown length stream.
     """
     rules = Rules(
         methods=methods,
@@ -124,7 +124,7 @@ def idempotency_middleware(
                     return response
                 response.close()
             finally:
-                # Also after it: a middleware that stands inside may have made a call of its own in between.
+                # Set again after each attempt, because an inner middleware may have made a call of its own.
                 _current.set((request._timer, operation, ended))  # noqa: SLF001
             await sleep(delay)
 
@@ -134,15 +134,12 @@ def idempotency_middleware(
 async def _begin(
     rules: Rules, request: aiohttp.ClientRequest, monotonic: Callable[[], float]
 ) -> tuple[Operation, Attempts] | None:
-    """
-    The call that *request* is part of, keyed and buffered, and the attempts of this step of it; None where it is none
-    of ours.
-    """
+    """The call that *request* belongs to, keyed and buffered, and the attempts of this step; None if not covered."""
     origin = origin_of(request.url)
     current = _current.get()
     if current is not None and current[0] is request._timer:  # noqa: SLF001
         _, operation, ended = current
-        if ended is not None:  # aiohttp repeats what has had all of its attempts
+        if ended is not None:  # aiohttp repeats a request whose attempts are used up
             _current.set(None)
             raise ended
         if not rules.may_go_to(operation, origin):
@@ -162,7 +159,7 @@ async def _begin(
 
 
 async def _buffer(request: aiohttp.ClientRequest, attempts: Attempts, monotonic: Callable[[], float]) -> None:
-    """Read the body once: an asynchronous generator is empty for the second attempt, and a file at its end."""
+    """Read the body once: a generator or a file would be empty for the second attempt."""
     body: Any = request.body
     if not body or isinstance(body, aiohttp.BytesPayload):
         return
@@ -181,7 +178,7 @@ async def _send(
     attempts: Attempts,
     monotonic: Callable[[], float],
 ) -> aiohttp.ClientResponse:
-    """One attempt: its answer in time, to the last byte where it is read ahead or is to be."""
+    """Make one attempt; the deadline covers the answer, with its body if that is read ahead or bounded."""
     seconds = attempts.begin(now=monotonic())
     if seconds is None:
         raise aiohttp.ServerTimeoutError(attempts.late())
@@ -207,7 +204,7 @@ async def _send(
 
 
 def _give_back(response: aiohttp.ClientResponse, body: bytes) -> None:
-    """Have `response.content` be read once more, by whoever does not use `response.read()`."""
+    """Make `response.content` readable again, for callers that do not use `response.read()`."""
     loop = asyncio.get_running_loop()
     content = aiohttp.StreamReader(BaseProtocol(loop), 2**16, loop=loop)
     content.feed_data(body)
@@ -216,8 +213,8 @@ def _give_back(response: aiohttp.ClientResponse, body: bytes) -> None:
 
 
 def _end_late(response: aiohttp.ClientResponse, seconds: float, message: str) -> None:
-    """End a body that is still coming in *seconds*: its reader gets a `ServerTimeoutError`."""
-    weak = ref(response)  # so that nothing is kept for a body that nobody reads
+    """Let a body that has not ended after *seconds* raise `ServerTimeoutError` for its reader."""
+    weak = ref(response)  # so that the timer does not keep a response that nobody reads
 
     def end() -> None:
         late = weak()
@@ -232,11 +229,11 @@ def _end_late(response: aiohttp.ClientResponse, seconds: float, message: str) ->
 
 def _is_transient(error: aiohttp.ClientError | OSError) -> bool:
     """Whether another attempt may succeed."""
-    # Once the session's total timeout is over, aiohttp raises a bare TimeoutError in this and in every later attempt.
+    # After the session's total timeout aiohttp raises a bare TimeoutError, in every later attempt too.
     is_total_timeout = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError)
     return not is_total_timeout and not isinstance(error, _FINAL)
 
 
 def _answer(response: aiohttp.ClientResponse) -> Answer:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status, headers, response._body or b"")  # noqa: SLF001  # set once it was read
+    return Answer(response.status, headers, response._body or b"")  # noqa: SLF001  # None until it is read

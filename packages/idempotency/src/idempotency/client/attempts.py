@@ -1,8 +1,8 @@
 """
-Runs the retries of one logical call, from its first attempt to the response or error for the caller.
+Decides about the retries of one logical call, from its first attempt to the response or error for the caller.
 
-It performs no I/O. Each client is a loop round it: begin an attempt, send, say what came of it, pause as long as the
-core says or hand the result over. Clock readings and chance are passed in.
+It performs no I/O. Each client is a loop around it: begin an attempt, send, report the result, then pause for the given
+time or return the result. Clock readings and random numbers are passed in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from idempotency.client.retry import Answer, Retry, next_delay, parse_date, pars
 __all__ = ["LEAST", "READ_AHEAD", "Attempts"]
 
 READ_AHEAD: Final = 1_048_576  # bytes; a longer answer, or one of unknown length, is streamed
-LEAST: Final = 0.001  # s; a timeout of 0 means "none" to some libraries
+LEAST: Final = 0.001  # s; never 0, which some libraries take as "no timeout"
 
 
 class Attempts:
@@ -23,7 +23,7 @@ class Attempts:
     Counts the attempts of one call and decides whether there is another.
 
     Args:
-        began: When the call began, in seconds by the clock whose readings are given as *now* everywhere.
+        began: When the call began, in seconds by the same clock as every *now*.
 
     >>> attempts = Attempts(Retry(attempts=2, timeout=10.0), began=100.0)
     >>> attempts.begin(now=100.0)
@@ -46,7 +46,7 @@ class Attempts:
         return Attempts(self._retry, began=self._began)
 
     def begin(self, *, now: float) -> float | None:
-        """Count one more attempt; the seconds that it may take, None where the call's time is over."""
+        """Count one more attempt; returns the seconds that it may take, None if the call's time is over."""
         seconds = self.left(now=now)
         if seconds <= LEAST:
             return None
@@ -54,16 +54,16 @@ class Attempts:
         return seconds
 
     def left(self, *, now: float) -> float:
-        """Seconds that the call may still take; `LEAST` where it is over."""
+        """Seconds that the call may still take; `LEAST` if its time is over."""
         return max(LEAST, self._retry.timeout - (now - self._began))
 
     def after_answer(self, answer: Answer, *, now: float, chance: float, date: datetime) -> float | None:
         """
-        Seconds until the next attempt, None where *answer* is the caller's.
+        Seconds until the next attempt; None: return *answer* to the caller.
 
         Args:
-            chance: Uniform in [0, 1).
-            date: Our wall clock, for a Retry-After that is a date of a server that tells none of its own.
+            chance: A random number, uniform in [0, 1).
+            date: The client's wall clock, used for a Retry-After with a date if the answer has no Date.
         """
         headers = answer.headers
         if not worth_retrying(self._retry, answer.status, headers, answer.content):
@@ -75,11 +75,11 @@ class Attempts:
         self, error: Exception, *, now: float, chance: float, transient: bool = True
     ) -> float | None:
         """
-        Seconds until the next attempt, None where *error* is the caller's; it is then told how to go on.
+        Seconds until the next attempt; None: raise *error* to the caller, with a note that says how to go on.
 
         Args:
-            transient: Whether another attempt may succeed, unless `Retry.retry_if` says otherwise: False where the
-                request itself is at fault.
+            transient: Whether another attempt may succeed, unless `Retry.retry_if` says otherwise; False if the request
+                itself is wrong.
         """
         if self._retry.retry_if is not None:
             verdict = self._retry.retry_if(error)
@@ -95,23 +95,25 @@ class Attempts:
         return delay
 
     def late(self) -> str:
-        """The error for a response that did not arrive in time."""
-        return f"no whole answer within {self._retry.timeout:g} s, the time for all attempts (Retry.timeout)"
+        """The error message for a response that did not arrive in time."""
+        return (
+            f"no complete answer within {self._retry.timeout:g} s, the time for all attempts (Retry.timeout)"
+        )
 
     def late_upload(self) -> str:
-        """The error for a request's body that its caller did not make in time."""
+        """The error message for a request body that its caller did not produce in time."""
         return (
-            f"the request's body was not whole within {self._retry.timeout:g} s, the time for all attempts "
+            f"the request body was not complete within {self._retry.timeout:g} s, the time for all attempts "
             "(Retry.timeout); nothing was sent"
         )
 
     def is_read_ahead(self, answer: Answer) -> bool:
-        """Whether the whole body is read before the answer counts, as a connection may be lost in its middle."""
+        """Whether the whole body is read before the answer counts, because the connection may break during the body."""
         length = answer.headers.get("content-length") or ""
         return length.isascii() and length.isdecimal() and int(length[:20]) <= READ_AHEAD
 
     def is_bounded(self, answer: Answer) -> bool:
-        """Whether the deadline holds to the end of the body: not for one that is meant to last."""
+        """Whether the deadline covers the whole body; not for event streams, which are meant to last."""
         kind = answer.headers.get("content-type") or ""
         return self._retry.timeout < float("inf") and not kind.lower().startswith("text/event-stream")
 

@@ -1,8 +1,9 @@
 """
-Enforces deadlines: a call ends when its time is up, whatever the server still sends.
+Enforces deadlines: a call ends when its time is over, whatever the server still sends.
 
-An HTTP library's timeouts bound each step, so that a server which sends a byte now and then is waited for without end.
-A coroutine can be cancelled at a deadline; a blocking call cannot, so it is made in a thread that its caller can leave.
+The timeouts of an HTTP library limit single steps, so a server that sends one byte now and then could hold a call for
+ever. A coroutine can be cancelled at its deadline. A blocking call cannot, so it runs in a thread, and the caller stops
+waiting for that thread.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ _CLOSING: Final = 1.0  # s
 
 class DeadlineExceeded(Exception):
     """
-    The time of a call is up.
+    The time of a call is over.
 
-    It is no `TimeoutError`: what is called raises those for timeouts of its own, which must reach the caller unchanged.
+    It is not a `TimeoutError`, because the called function's own `TimeoutError` must reach the caller unchanged.
     """
 
 
@@ -49,7 +50,7 @@ async def within(seconds: float, function: Callable[[], Awaitable[T]]) -> T:
     Returns the result of *function*; cancels it after *seconds*.
 
     Raises:
-        DeadlineExceeded: The time is up.
+        DeadlineExceeded: The time is over.
     """
     if seconds == inf:
         return await function()
@@ -57,7 +58,7 @@ async def within(seconds: float, function: Callable[[], Awaitable[T]]) -> T:
     async def call() -> tuple[bool, Any]:
         try:
             return True, await function()
-        except TimeoutError as error:  # its own: handed out, so that it is not taken for the deadline's
+        except TimeoutError as error:  # the function's own: returned, to tell it from the deadline's
             return False, error
 
     try:
@@ -72,18 +73,19 @@ async def within(seconds: float, function: Callable[[], Awaitable[T]]) -> T:
 
 class Worker:
     """
-    A daemon thread that makes one caller's blocking calls, one after the other.
+    A daemon thread that makes the blocking calls of one caller, one after another.
 
-    Once a call was left, the worker takes no more, and closes what that call was about.
+    A caller abandons a call when its time is over. Then the worker takes no more calls, and closes the result of the
+    abandoned one.
 
     Attributes:
-        was_left: Whether one was.
+        was_abandoned: Whether a call was abandoned.
     """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self.was_left: bool = False
-        self._lock = threading.Lock()  # an answer is either handed over or left
+        self.was_abandoned: bool = False
+        self._lock = threading.Lock()  # a result is either returned to the caller or abandoned, never both
         self._thread: threading.Thread | None = None
 
     def call(
@@ -93,13 +95,13 @@ class Worker:
         Returns the result of *function*; without a deadline it runs in the calling thread.
 
         Args:
-            close: What the worker calls when *function* is over, if it was left; by default `close` of its result.
+            close: Called by the worker after an abandoned *function* has ended; by default `close` of its result.
         Raises:
-            DeadlineExceeded: It took longer than *seconds*; it goes on alone.
+            DeadlineExceeded: *function* takes longer than *seconds*; it is abandoned and goes on in its thread.
         """
         if seconds == inf:
             return function()
-        if self.was_left:
+        if self.was_abandoned:
             raise DeadlineExceeded
         if self._thread is None:
             self._thread = threading.Thread(
@@ -114,14 +116,14 @@ class Worker:
         except Empty:
             with self._lock:
                 if answers.empty():
-                    self.was_left = True
+                    self.was_abandoned = True
                     raise DeadlineExceeded from None
             succeeded, answer = answers.get()  # it came as the time ended
         except BaseException:  # interrupted
             with self._lock:
-                self.was_left = True
+                self.was_abandoned = True
                 arrived = None if answers.empty() else answers.get()
-            if arrived is not None:  # the worker handed it over before it was left, so it does not close it
+            if arrived is not None:  # the worker returned it before the interrupt, so it will not close it
                 _close(arrived[1], close)
             raise
         if succeeded:
@@ -130,19 +132,19 @@ class Worker:
         raise answer
 
     def read(self, chunks: Iterable[bytes]) -> bytes:
-        """The whole of *chunks*, in a call of this worker; once that was left, no more than the next chunk."""
+        """All of *chunks*, joined, within a call of this worker; stops once that call is abandoned."""
         parts = []
         for chunk in chunks:
             parts.append(chunk)
-            if self.was_left:
+            if self.was_abandoned:
                 break
         return b"".join(parts)
 
     def end(self) -> None:
-        """Let the thread end, at once or when the call that was left is over."""
+        """Let the thread end, at once or when an abandoned call is over."""
         if self._thread is not None:
             self._calls.put(None)
-            self._calls, self._thread = SimpleQueue(), None  # for a call that is made all the same
+            self._calls, self._thread = SimpleQueue(), None  # another call would start a new thread
 
     def _serve(self, calls: SimpleQueue[_Call | None]) -> None:
         while (call := calls.get()) is not None:
@@ -153,30 +155,30 @@ class Worker:
                 answer = (False, error)
             with self._lock:
                 answers.put(answer)
-                left = self.was_left
+                left = self.was_abandoned
             if left:
                 _close(answer[1], close)
                 return
-            del function, close, answers, answer, call  # hold nothing while there is nothing to do
+            del function, close, answers, answer, call  # keep nothing alive while waiting for the next call
 
 
 def _close(answer: Any, close: Callable[[], object] | None) -> None:
-    """Close what came of a call that was left, by *close* or, where there is none, its own `close`."""
+    """Close the result of an abandoned call, by *close* or, if that is None, by the result's own `close`."""
     close = close or getattr(answer, "close", None)
     if close is not None:
-        with contextlib.suppress(Exception):  # nobody waits for it any more
+        with contextlib.suppress(Exception):  # nobody waits for an abandoned call
             close()
 
 
 class AsyncWorker:
-    """`Worker` for coroutine functions: a call that is late is cancelled, so it needs no thread."""
+    """`Worker` for coroutine functions: a late call is cancelled, so no thread is needed."""
 
     async def call(self, seconds: float, function: Callable[[], Awaitable[T]]) -> T:
         """See `within`."""
         return await within(seconds, function)
 
     async def read(self, chunks: AsyncIterable[bytes]) -> bytes:
-        """The whole of *chunks*."""
+        """All of *chunks*, joined."""
         return b"".join([chunk async for chunk in chunks])
 
     def end(self) -> None:
@@ -185,13 +187,13 @@ class AsyncWorker:
 
 class BoundedStream:
     """
-    A response's body that comes in time or not at all; mixed into a library's `SyncByteStream`.
+    A response body under a deadline; mixed into a library's `SyncByteStream`.
 
     Args:
         stream: The body.
-        worker: Has made the call so far; it ends with the stream.
-        left: Seconds until the deadline.
-        late: Makes the error to raise once it is over.
+        worker: The worker of the call; it ends with the stream.
+        left: Returns the seconds until the deadline.
+        late: Makes the error to raise after the deadline.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class BoundedStream:
         self._worker = worker
         self._seconds = left
         self._late = late
-        finalize(self, worker.end)  # where it is neither read to its end nor closed
+        finalize(self, worker.end)  # for a body that is neither read to its end nor closed
 
     def __iter__(self) -> Iterator[bytes]:
         """The chunks."""
@@ -218,7 +220,7 @@ class BoundedStream:
             yield chunk
 
     def close(self) -> None:
-        """Close the body, unless its worker was left with it: then that closes it."""
+        """Close the body, unless its read was abandoned: then the worker closes it."""
         try:
             with contextlib.suppress(DeadlineExceeded):
                 self._worker.call(_CLOSING, self._stream.close)
@@ -256,9 +258,9 @@ class AsyncBoundedStream:
 
 class Upload:
     """
-    A request's body that its caller makes in time, or the call ends.
+    A request body under a deadline.
 
-    It is read in the caller's own thread, which nothing can interrupt: the time is looked at after each chunk.
+    It is read in the caller's own thread, which nothing can interrupt: the deadline is checked after each chunk.
     """
 
     def __init__(self, stream: Any, left: Callable[[], float], late: Callable[[], Exception]) -> None:
@@ -277,13 +279,13 @@ class Upload:
 
 
 class AsyncUpload(AsyncBoundedStream):
-    """`Upload` for coroutine functions, which ends also in the middle of a chunk."""
+    """`Upload` for coroutine functions: the deadline can also end the wait for a chunk."""
 
     def __init__(self, stream: Any, left: Callable[[], float], late: Callable[[], Exception]) -> None:
         super().__init__(stream, AsyncWorker(), left, late)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The chunks; the time is looked at after the last, since a stream that never awaits cannot be cancelled."""
+        """The chunks; checks the deadline after the last, since a stream that never awaits cannot be cancelled."""
         async for chunk in super().__aiter__():
             yield chunk
         if self._seconds() <= LEAST:

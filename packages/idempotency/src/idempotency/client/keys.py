@@ -1,4 +1,4 @@
-"""Generates the key of a call at random, and writes it as the header field's value."""
+"""Generates random keys, and writes a key as the value of a header field."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _BARE = re.compile(r"[!-~]([ -~]*[!-~])?")  # a header field's value neither beg
 
 
 def uuid4_key() -> str:
-    """A random key (RFC 9562, 5.4): 122 bits that nobody else draws."""
+    """A random key: a UUID of version 4, with 122 random bits (RFC 9562, 5.4)."""
     return str(uuid4())
 
 
 def quote_key(key: str) -> str:
     r"""
-    A key as the header carries it: a String (RFC 9651, 4.1.6), which draft -07 asks for.
+    A key as a header value in quotes: a String (RFC 9651, 4.1.6), as draft -07 requires.
 
     Raises:
         ValueError: Empty, or not printable ASCII.
@@ -36,10 +36,10 @@ def quote_key(key: str) -> str:
 
 def bare_key(key: str) -> str:
     """
-    A key as the header carries it without quotes.
+    A key as a header value without quotes.
 
     Raises:
-        ValueError: Empty, not printable ASCII, or with a space at an end.
+        ValueError: Empty, not printable ASCII, or with a space at either end.
     """
     if not _BARE.fullmatch(key):
         raise ValueError(

@@ -1,7 +1,7 @@
 """
-Decides, for any HTTP library, which methods get a key, which key, and for which origins.
+Decides, for any HTTP library, which requests get a key, which key, and to which origins the key may go.
 
-No I/O. A redirect makes a new request of the library's; `Operation` is what joins it to the call that it belongs to.
+It performs no I/O. For a redirect a library makes a new request; `Operation` connects that to its call.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Operation:
     One logical call: the origin that it was made for, its key, and its deadline.
 
     Attributes:
-        key: As the header carries it; kept for libraries that forget it at a redirect.
-        challenged: Whether the last answer was a 401, after which a library that authenticates may send the same
-            request object once more.
+        key: The value of the key header; kept for libraries that drop the header at a redirect.
+        challenged: Whether the last answer was a 401: then the library may send the same request object again with
+            credentials.
     """
 
     def __init__(self, request: Any, origin: Origin, key: str, attempts: Attempts) -> None:
-        self._requests = [ref(request)]  # that were sent for it
+        self._requests = [ref(request)]  # the requests sent for this call
         self.origin = origin
         self.key = key
         self.attempts = attempts
@@ -40,10 +40,10 @@ class Operation:
 
     def continues_with(self, request: Any, *, now: float) -> bool:
         """
-        Whether *request* is a further step of this call: of a redirect, or of an authentication round.
+        Whether *request* is another step of this call: a redirect, or the next round of an authentication.
 
-        An object that was sent for it already is one after a 401, within the call's time. Else its caller sends it
-        again, which is a call of its own.
+        A request object that was already sent for this call continues it only after a 401 and within the call's time.
+        Otherwise the caller sends the object again, and that is a new call.
         """
         if any(sent() is request for sent in self._requests):
             return self.challenged and self.attempts.left(now=now) > LEAST
@@ -55,7 +55,7 @@ class Operation:
         return self.attempts.redirected()
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """None: a pickled or deep copy of a request, such as that of a cached response, is no part of the call."""
+        """Copy as None: a pickled or deep copy of a request, such as in a cached response, is not part of the call."""
         return type(None), ()
 
 
@@ -64,8 +64,8 @@ class Rules:
     The settings that all clients share.
 
     Raises:
-        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
-        TypeError: *trusted_origins* is a single text.
+        ValueError: *trusted_origins* contains something else than origins, or *header* cannot be a header name.
+        TypeError: *trusted_origins* is a str.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Rules:
         self._trusted = read_origins(trusted_origins)
 
     def covers(self, method: str | None) -> bool:
-        """Whether a request by *method* is keyed and retried."""
+        """Whether requests with *method* are keyed and retried."""
         return method in self._methods
 
     def begin(self, request: Any, origin: Origin, *, given: str | None, now: float) -> Operation:
         """
-        A new call.
+        Begin a new call.
 
         Args:
-            request: The library's object; it is referred to weakly.
-            given: The key that the caller set, as the header carries it.
+            request: The library's request object; only a weak reference is kept.
+            given: The value of the key header, if the caller set it.
         Raises:
-            ValueError: `new_key` gave what no header can carry.
+            ValueError: `new_key` returned a key that cannot be sent in a header.
         """
         key = self._write_key(self._new_key()) if given is None else given
         return Operation(request, origin, key, Attempts(self.retry, began=now))
@@ -110,18 +110,18 @@ class Rules:
 
     def refusal(self, method: str | None, origin: Origin, *, has_body: bool) -> str | None:
         """
-        Why a redirect to *origin*, which the call may not go to, is refused; None where it may be followed without
-        whatever was meant for the first origin.
+        Why a redirect to *origin*, which is not allowed for the call, is refused. None: follow it, but without the
+        headers for the first origin.
         """
         if method in {"GET", "HEAD"} and not has_body:
             return None
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
         return (
             f"a redirect would send this {method}, its {self.header} and its body to {origin.scheme}://{host}, another "
-            "origin than it was made for; nothing was sent. Send it there yourself, or name that origin in "
+            "origin than the request was made for; nothing was sent. Send it there yourself, or add that origin to "
             "trusted_origins"
         )
 
     def unsafe(self, names: Iterable[str]) -> list[str]:
-        """Selects the header *names* that another origin must not get."""
+        """The header *names* that another origin must not get."""
         return [name for name in names if name.lower() not in SAFE_HEADERS]

@@ -22,7 +22,7 @@ SAFE_HEADERS: Final = frozenset(
         "user-agent",
     }
 )
-"""What a request that was redirected to another origin may say: nothing of who sends it, and no key."""
+"""The headers that a request redirected to another origin keeps: none that identifies the sender, and no key."""
 
 
 class Origin(NamedTuple):
@@ -34,12 +34,12 @@ class Origin(NamedTuple):
 
 
 def default_port(scheme: str) -> int | None:
-    """The port of a URL that names none."""
+    """The default port of *scheme*."""
     return _PORTS.get(scheme)
 
 
 def origin_of(url: Any) -> Origin:
-    """The origin of *url*, of httpx or yarl; its host in ASCII, as it is looked up (RFC 5891, 4.4)."""
+    """The origin of *url*, a URL of httpx or yarl; the host is in ASCII, as DNS has it (RFC 5891, 4.4)."""
     host = url.raw_host
     ascii_host = host.decode("ascii") if isinstance(host, bytes) else host
     return Origin(url.scheme, ascii_host, url.port or _PORTS.get(url.scheme))
@@ -50,8 +50,8 @@ def read_origins(texts: Collection[str]) -> frozenset[Origin]:
     The origins that *texts* name, such as `https://api.example:8443`.
 
     Raises:
-        ValueError: One of them is no origin.
-        TypeError: A single text.
+        ValueError: One of them is not an origin.
+        TypeError: *texts* is a str.
     """
     if isinstance(texts, str):
         raise TypeError("trusted_origins must be a collection of origins, not one text")
@@ -80,7 +80,8 @@ def read_origins(texts: Collection[str]) -> frozenset[Origin]:
 
 def is_allowed(first: Origin, next_one: Origin, trusted: Collection[Origin]) -> bool:
     """
-    Whether what was meant for *first* may go to *next_one*: the same, a trusted one, or the same host by TLS.
+    Whether a request for *first* may be redirected to *next_one*: the same origin, a trusted one, or the same host
+    over TLS.
 
     >>> first = Origin("http", "a.example", 80)
     >>> is_allowed(first, Origin("https", "a.example", 443), ()), is_allowed(first, Origin("http", "b.example", 80), ())

@@ -1,5 +1,5 @@
 """
-Idempotent calls by requests: an adapter that sends each until it is answered, under one key.
+Idempotent calls with requests: an adapter that sends each call under one key until it is answered.
 
     session = requests.Session()
     IdempotencyAdapter().mount_on(session)
@@ -40,39 +40,40 @@ from idempotency.client.retry import Answer, Retry
 
 __all__ = ["IdempotencyAdapter", "Retry", "quote_key", "uuid4_key"]
 
-_OPERATION: Final = "idempotency.operation"  # among a request's hooks, which its redirects share
+_OPERATION: Final = "idempotency.operation"  # a key in a request's `hooks`, which its redirects share
 _ERRORS: Final = (exceptions.ConnectionError, exceptions.Timeout, exceptions.ChunkedEncodingError)
 
 
 class IdempotencyAdapter(BaseAdapter):
     """
-    Sends each call under one key, again where its answer is lost or invites it.
+    Sends each call under one key, and sends it again if its answer is lost or asks for a retry.
 
-    Every POST and PATCH gets an Idempotency-Key unless the caller set one; its body is read once and is the same in
-    every attempt, also where it is a file or a generator. What is retried, and when a call ends, is as for
+    Every POST and PATCH gets an Idempotency-Key unless the caller set one. Its body is read once and is the same in
+    every attempt, even if it is a file or a generator. Calls are retried and ended as by
     `idempotency.client.IdempotencyTransport`. Requests of other methods pass untouched.
 
-    Without `stream=True` the whole answer is read before it counts, so that one that is cut off is asked for again.
-    With it, the answer is left to its reader, and `Retry.timeout` holds to its last byte.
+    Without `stream=True` the whole answer is read before it counts, so a call whose answer is cut off is retried. With
+    `stream=True` the caller reads the answer, and `Retry.timeout` covers it to its last byte.
 
     Args:
-        adapter: What sends; `HTTPAdapter()` by default, without retries of urllib3's. It is closed with this one.
+        adapter: The adapter that sends; by default `HTTPAdapter()`, without urllib3's retries. It is closed with this
+            one.
         methods: The methods that are keyed and retried.
-        retry: How often and how long.
-        new_key: Makes keys, of printable ASCII characters.
-        trusted_origins: Where a request may be redirected to beside its own origin; see `IdempotencyTransport`.
+        retry: The limits on attempts and time.
+        new_key: Makes a new key, of printable ASCII characters.
+        trusted_origins: Origins that a request may be redirected to, beside its own; see `IdempotencyTransport`.
         header: The name of the header that carries the key.
-        quoted: Whether a key that is made is sent in quotes; see `IdempotencyTransport`.
-        sleep: Lets seconds pass; injected by tests.
-        chance: Draws from [0, 1); injected by tests.
-        monotonic: Seconds; injected by tests.
+        quoted: Whether a new key is sent in quotes; see `IdempotencyTransport`.
+        sleep: Sleeps for the given seconds; injected by tests.
+        chance: Returns a random number in [0, 1); injected by tests.
+        monotonic: A clock in seconds; injected by tests.
     Raises:
-        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
+        ValueError: *trusted_origins* contains something else than origins, or *header* cannot be a header name.
 
-    Cost: the bodies of request and answer in memory, and a thread for each call, since a blocking read cannot be ended
-    when `Retry.timeout` is over. A thread that was left before the answer's headers were whole closes the answer once
-    they are, or ends with the adapter's own timeout. One that was left in the middle of the body ends at once (urllib3
-    2.3 or newer), or else when the body does.
+    Cost: the bodies of request and answer in memory, and a thread for each call, because a blocking read cannot be
+    ended when `Retry.timeout` is over. If that happens before the headers have arrived, the thread closes the answer
+    when they arrive, or ends with the adapter's own timeout. If it happens during the body, the thread ends at once
+    (urllib3 2.3 or newer), otherwise with the body.
     """
 
     def __init__(
@@ -105,10 +106,10 @@ class IdempotencyAdapter(BaseAdapter):
 
     def mount_on(self, session: requests.Session) -> requests.Session:
         """
-        Have *session* send everything by this adapter.
+        Make *session* send everything through this adapter.
 
-        Both schemes are needed: a redirect goes to the adapter of the place that it leads to, and no other adapter
-        knows that a key must not leave its origin.
+        It is mounted for both schemes, because a redirect is sent by the adapter of its target, and another adapter
+        would not keep the key within its origin.
         """
         session.mount("https://", self)
         session.mount("http://", self)
@@ -124,10 +125,10 @@ class IdempotencyAdapter(BaseAdapter):
         proxies: Any = None,
     ) -> requests.Response:
         """
-        Send *request*; what the inner adapter raises goes through once no attempt is left.
+        Send *request*; an error of the inner adapter is raised when no attempt is left.
 
         Raises:
-            requests.RequestException: A redirect would hand a key and a body to another origin.
+            requests.RequestException: A redirect would send the key and the body to another origin.
             requests.ReadTimeout: `Retry.timeout` is over.
         """
         options = {"stream": True, "verify": verify, "cert": cert, "proxies": proxies}
@@ -168,7 +169,7 @@ class IdempotencyAdapter(BaseAdapter):
             self._sleep(delay)
 
     def _begin(self, request: requests.PreparedRequest) -> Attempts | None:
-        """The attempts of the call that *request* is part of, keyed and buffered; None where it is none of ours."""
+        """The attempts of the call that *request* belongs to, keyed and buffered; None if it is not covered."""
         hooks: Any = request.hooks
         origin = _origin_of(request)
         operation: Operation | None = hooks.get(_OPERATION)
@@ -185,7 +186,7 @@ class IdempotencyAdapter(BaseAdapter):
         given = request.headers.get(self._rules.header)
         text = given.decode("latin-1") if isinstance(given, bytes) else given
         operation = self._rules.begin(request, origin, given=text, now=self._monotonic())
-        # In the request itself, so that a redirect or an authentication round is the same operation still.
+        # Kept in the request, so that a redirect or an authentication round belongs to the same operation.
         hooks[_OPERATION] = operation
         request.headers[self._rules.header] = operation.key
         self._buffer(request, operation.attempts)
@@ -219,15 +220,15 @@ class IdempotencyAdapter(BaseAdapter):
         stream: bool,
         options: dict[str, Any],
     ) -> requests.Response:
-        """One attempt: its answer in time, whole unless it is streamed."""
+        """Make one attempt under the deadline; the answer is read whole unless it is streamed."""
         begun: list[requests.Response] = []
         seconds = attempts.begin(now=self._monotonic())
 
         def send(timeout: Any) -> requests.Response:
             response = self._adapter.send(request, **{**options, "timeout": timeout})
             begun.append(response)
-            response.connection = self  # type: ignore[assignment]  # where an authentication round sends again
-            if not stream and not worker.was_left:
+            response.connection = self  # type: ignore[assignment]  # used by an authentication round to send again
+            if not stream and not worker.was_abandoned:
                 try:
                     response.content  # noqa: B018  # read and kept
                 except BaseException:
@@ -251,9 +252,9 @@ class IdempotencyAdapter(BaseAdapter):
         except exceptions.ConnectionError as error:
             if left() > LEAST or isinstance(error, exceptions.Timeout):
                 raise
-            raise late() from error  # urllib3's timeout, which was cut to the same moment, came first
+            raise late() from error  # urllib3's own timeout, set to the same moment, came first
         finally:
-            if worker.was_left:  # the time is over, or the caller was interrupted
+            if worker.was_abandoned:  # the time is over, or the caller was interrupted
                 for unread in begun:
                     _end_reading(unread.raw)
         if stream and attempts.is_bounded(_answer(response)):
@@ -267,11 +268,11 @@ class IdempotencyAdapter(BaseAdapter):
         self._adapter.close()
 
 
-_READS: Final = frozenset({"read1", "readinto", "readline", "readlines"})  # that wait for the server
+_READS: Final = frozenset({"read1", "readinto", "readline", "readlines"})  # methods that wait for the server
 
 
 class _BoundedRaw:
-    """urllib3's response, as far as requests reads it: what comes late is an error."""
+    """urllib3's response under a deadline, with the methods that requests uses."""
 
     def __init__(
         self, raw: Any, worker: Worker, left: Callable[[], float], late: Callable[[], Exception]
@@ -281,7 +282,7 @@ class _BoundedRaw:
         self._seconds = left
         self._late = late
         self._at_end = False
-        finalize(self, worker.end)  # where it is neither read to its end nor closed
+        finalize(self, worker.end)  # for a response that is neither read to its end nor closed
 
     def stream(
         self, amt: int | None = 65_536, decode_content: bool | None = None
@@ -297,18 +298,18 @@ class _BoundedRaw:
         return b"" if self._at_end else self._call(lambda: self._raw.read(*args, **options))
 
     def __iter__(self) -> Iterator[bytes]:
-        """The lines, made of what `stream` gives."""
+        """The lines, made from the chunks of `stream`."""
         return HTTPResponse.__iter__(cast("HTTPResponse", self))
 
     def close(self) -> None:
-        """Close the connection, unless the worker was left with it: then that does."""
+        """Close the connection, unless its read was abandoned: then the worker closes it."""
         self._end()
-        if not self._worker.was_left:
+        if not self._worker.was_abandoned:
             self._raw.close()
 
     def release_conn(self) -> None:
-        """See `urllib3.HTTPResponse.release_conn`; not while the worker still reads from the connection."""
-        if not self._worker.was_left:
+        """See `urllib3.HTTPResponse.release_conn`; does nothing while the worker still reads from the connection."""
+        if not self._worker.was_abandoned:
             self._raw.release_conn()
 
     def _call(self, read: Callable[[], Any]) -> Any:
@@ -319,9 +320,9 @@ class _BoundedRaw:
         except Exception as error:
             if self._seconds() > LEAST:
                 raise
-            raise self._late() from error  # urllib3's timeout, which was cut to the same moment, came first
+            raise self._late() from error  # urllib3's own timeout, set to the same moment, came first
         finally:
-            if self._worker.was_left:  # the time is over, or the caller was interrupted
+            if self._worker.was_abandoned:  # the time is over, or the caller was interrupted
                 _end_reading(self._raw)
         if not chunk:
             self._end()
@@ -329,7 +330,7 @@ class _BoundedRaw:
 
     def _drop(self) -> None:
         self._raw.close()
-        self._raw.release_conn()  # so that a pool of limited size has its place back
+        self._raw.release_conn()  # frees its place in a pool of limited size
 
     def _end(self) -> None:
         self._at_end = True
@@ -343,10 +344,10 @@ class _BoundedRaw:
 
 
 def _end_reading(raw: Any) -> None:
-    """Wake the thread that reads *raw*, an answer that comes too slowly: a blocking read ends by nothing else."""
+    """Shut down the connection of *raw*: only this ends a blocking read in another thread."""
     shutdown = getattr(raw, "shutdown", None)
     if shutdown is not None:
-        with contextlib.suppress(ValueError, RuntimeError, OSError):  # it has just come to its end
+        with contextlib.suppress(ValueError, RuntimeError, OSError):  # the read has just ended
             shutdown()
 
 
@@ -355,7 +356,7 @@ def _as_bytes(text: str | bytes) -> bytes:
 
 
 def _cut(timeout: Any, left: float) -> Any:
-    """The caller's timeout in any form that requests takes, cut to the time that is left."""
+    """The caller's timeout, in any form that requests accepts, cut to the time left."""
     if left == inf:
         return timeout
     if isinstance(timeout, Urllib3Timeout):
@@ -371,7 +372,7 @@ def _cut(timeout: Any, left: float) -> Any:
 
 
 def _answer(response: requests.Response) -> Answer:
-    content = response._content  # noqa: SLF001  # False where it was not read: `content` would read it
+    content = response._content  # noqa: SLF001  # False if unread; `content` would read it
     return Answer(response.status_code, response.headers, content if isinstance(content, bytes) else b"")
 
 

@@ -17,16 +17,19 @@ __all__ = ["Answer", "Retry", "next_delay", "parse_date", "parse_retry_after", "
 
 _NOT_REPLAYABLE = problem_type(NotReplayable.slug)
 _SECONDS = re.compile(r"[0-9]+")
-_SHOULD_RETRY = ("stripe-should-retry", "x-should-retry")  # the server's own word, in its two spellings
+_SHOULD_RETRY = (
+    "stripe-should-retry",
+    "x-should-retry",
+)  # headers by which a server allows or forbids a retry
 
 
 class Answer(NamedTuple):
     """
-    The part of a response that `Retry.retry_if` and the retry core see.
+    The part of a response that decides about a retry.
 
     Attributes:
-        headers: Look a name up in lower case.
-        content: The body as it was sent, where it was read ahead; else empty.
+        headers: Look names up in lower case.
+        content: The body as sent, if it was read ahead; otherwise empty.
     """
 
     status: int
@@ -37,17 +40,17 @@ class Answer(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
     """
-    The limits on the repeats of one logical call. All durations are in seconds.
+    The limits on the retries of one logical call. All durations are in seconds.
 
     Attributes:
-        attempts: The most requests sent for one call, the first included.
-        timeout: The time that the call may take in all, to the last byte of its answer, however slowly that comes: no
-            attempt begins, and none waits for the server, after it. An event stream is bounded up to its headers.
-        first_delay: The longest pause before the second attempt; it doubles for each one after that.
-        max_delay: The longest pause, except where the server asks for more.
-        statuses: The answers after which the same request is worth sending again.
-        max_retry_after: The longest Retry-After that is waited for. An answer that asks for more is returned at once,
-            since a client must not retry sooner than asked.
+        attempts: The most requests sent for one call, including the first.
+        timeout: The time for the whole call, to the last byte of its answer. When it is over, no attempt begins and
+            none waits for the server any longer. For an event stream it ends with the headers.
+        first_delay: The longest pause before the second attempt; it doubles for each later attempt.
+        max_delay: The longest pause, unless the server asks for a longer one.
+        statuses: The statuses after which the same request is sent again.
+        max_retry_after: The longest Retry-After to wait for. An answer that asks for more is returned at once, because
+            a client must not retry sooner than asked.
         retry_if: Your own rule. It is called with each `Answer` and each exception of the HTTP library. True sends the
             request again, False makes the result final, None leaves the decision to the other rules. `attempts` and
             `timeout` apply in any case.
@@ -79,16 +82,16 @@ def next_delay(
     retry: Retry, *, attempt: int, elapsed: float, chance: float, retry_after: float | None = None
 ) -> float | None:
     """
-    Seconds to pause before the next attempt, None where there is none: exponential back-off with full jitter.
+    Seconds until the next attempt, None if there is none: exponential back-off with full jitter.
 
-    Full jitter draws from the whole of [0, longest), so that clients which failed together do not return together. What
-    the server asks for comes on top: nobody is back sooner.
+    Full jitter draws from the whole of [0, longest), so that clients which failed together do not retry together. The
+    Retry-After of the server is added, so no client retries sooner than asked.
 
     Args:
-        attempt: How many requests were sent already, from 1 on.
+        attempt: How many requests were sent, from 1 on.
         elapsed: Seconds since the call began.
-        chance: Uniform in [0, 1).
-        retry_after: Seconds the server asked to wait.
+        chance: A random number, uniform in [0, 1).
+        retry_after: Seconds that the server asked to wait.
 
     >>> next_delay(Retry(), attempt=3, elapsed=1.0, chance=0.5), next_delay(Retry(), attempt=4, elapsed=1.0, chance=0.5)
     (0.5, None)
@@ -106,15 +109,15 @@ def next_delay(
 
 def worth_retrying(retry: Retry, status: int, headers: Mapping[str, str], content: bytes = b"") -> bool:
     """
-    Whether the same request may be answered otherwise.
+    Whether the request should be sent again after this answer.
 
-    `Retry.retry_if` decides first. Then these are final: a replay, and the problem which says that the operation is
-    done and its response was not kept. Then the server's own word counts, `Stripe-Should-Retry` or `x-should-retry`, on
-    an error; and last `Retry.statuses`.
+    `Retry.retry_if` decides first. Next, a replay is final, and so is the problem that says that the operation is done
+    and its response was not kept. For an error, `Stripe-Should-Retry` or `x-should-retry` decides next; and last
+    `Retry.statuses`.
 
     Args:
-        headers: Of the response; names in any case, looked up in lower case.
-        content: Its body, where it was read.
+        headers: The response headers, in a mapping that finds them by names in lower case.
+        content: The response body, if it was read.
 
     >>> worth_retrying(Retry(), 503, {}), worth_retrying(Retry(), 400, {}), worth_retrying(Retry(), 200, {})
     (True, False, False)
@@ -148,10 +151,10 @@ def _says_done(content_type: str, content: bytes) -> bool:
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
     """
-    Seconds from a Retry-After (RFC 9110, 10.2.3), delay or date; None where there is none or it cannot be read.
+    Seconds from a Retry-After (RFC 9110, 10.2.3), delay or date; None if it is missing or cannot be read.
 
     Args:
-        now: By the clock that made the date: the response's own Date where it has one.
+        now: The time to compare a date with: the Date of the response, if it has one.
 
     >>> now = datetime(2026, 11, 23, 1, 0, tzinfo=UTC)
     >>> parse_retry_after("120", now=now), parse_retry_after("Mon, 23 Nov 2026 01:00:30 GMT", now=now)
@@ -166,7 +169,7 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
 
 
 def parse_date(value: str | None) -> datetime | None:
-    """An HTTP-date (RFC 9110, 5.6.7), None where there is none or it cannot be read."""
+    """The time of an HTTP-date (RFC 9110, 5.6.7); None if it is missing or cannot be read."""
     if value is None:
         return None
     try:

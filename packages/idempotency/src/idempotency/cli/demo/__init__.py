@@ -1,9 +1,9 @@
 """
-The demo: what a retry costs without protection, and with each promise of the library.
+The demo: what retries do without protection, and with each promise of the library.
 
-A payment API runs as two worker processes over one SQLite file. Five orders are paid; answers get lost, a request is
+A payment API runs as two worker processes over one SQLite file. Five orders are paid. An answer is lost, a request is
 sent twice at once, workers are killed with SIGKILL before and after a charge is committed, and the client retries at
-the other worker. Everything is real: the processes, the sockets, the signals, the file that the charges are counted in.
+the other worker. Processes, sockets, signals and the file with the charges are all real.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Tally:
     The counts of one set-up.
 
     Attributes:
-        charges: How often each order was charged, as the ledger counts it.
-        unresolved: Orders whose client was told at last that the outcome is unknown.
+        charges: How often each order was charged, according to the ledger.
+        unresolved: Orders whose client was told in the end that the outcome is unknown.
     """
 
     setup: Setup
@@ -40,12 +40,12 @@ class Tally:
 
     @property
     def duplicates(self) -> int:
-        """Charges beyond the first of an order."""
+        """The number of charges after the first of each order."""
         return sum(max(0, count - 1) for count in self.charges.values())
 
     @property
     def lost(self) -> int:
-        """Orders that were not charged although nobody was told so."""
+        """The number of orders that were not charged although the client was not told so."""
         return sum(count == 0 for order, count in self.charges.items() if order not in self.unresolved)
 
 
@@ -59,11 +59,11 @@ def run_demo(screen: Screen) -> int:
     Show every set-up, then the table.
 
     Returns:
-        0 if every promise was kept: no duplicate under protection, but for the one that plain at least once allows
-        for a worker killed after its charge. 3 if not, or if a worker did not do what the demo waits for.
+        0 if every promise was kept: no duplicate under protection, except the one that plain at least once allows when
+        a worker is killed after its charge. 3 if not, or if a worker did not do what the demo waits for.
     """
     screen.text("Five orders of 49.00 EUR, paid through two workers (A, B) over one SQLite file.", "title")
-    screen.text("An attempt that gets no answer is sent again, to the other worker.")
+    screen.text("If the client gets no answer, it sends the request again, to the other worker.")
     tallies = []
     try:
         for number, setup in enumerate(SETUPS):
@@ -84,7 +84,7 @@ def _show(number: int, setup: Setup, screen: Screen) -> Tally:
     charges: dict[str, int] = {}
     unresolved = set()
     with ExitStack() as ending:
-        # The folder goes last: killed workers hold its file open.
+        # The folder is removed last, because workers keep its file open until they are killed.
         folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="idempotency-demo-"))
         database = Path(folder) / "payments.sqlite3"
         ledger = ending.enter_context(closing(sqlite3.connect(database, timeout=30, isolation_level=None)))
@@ -148,10 +148,10 @@ def _conclude(tallies: Sequence[Tally], screen: Screen) -> None:
     screen.text()
     screen.text(
         "At least once may charge again when a worker dies after its charge: give the provider a key derived from the "
-        "claim, or commit charge and record together. At most once never charges twice; what a crash has made unknown "
-        "it leaves open, for a person to look at.",
+        "claim, or commit charge and record together. At most once never charges twice; after a crash it leaves the "
+        "order open, for a person to check.",
     )
     if kept_promises(tallies):
         screen.text("Every promise was kept.", "good")
     else:
-        screen.text("A PROMISE WAS BROKEN. Please report it, with what is above.", "bad")
+        screen.text("A PROMISE WAS BROKEN. Please report it, with the output above.", "bad")

@@ -1,4 +1,4 @@
-"""Two worker processes, and requests that the demo can follow, lose and cut off."""
+"""The demo's two worker processes, and its requests, whose answers it can read or lose."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from idempotency._core.problem import PROBLEM_TYPE
 
 __all__ = ["Answer", "DemoFailed", "Request", "Worker", "two_workers"]
 
-_PATIENCE: Final = 60.0  # s; only a machine in trouble needs it
+_PATIENCE: Final = 60.0  # s; only an overloaded machine needs so long
 
 
 class DemoFailed(Exception):
@@ -29,7 +29,7 @@ class DemoFailed(Exception):
 
 class Worker:
     """
-    A worker process, and what it says.
+    A worker process, and the lines that it prints.
 
     Args:
         name: A or B.
@@ -49,7 +49,7 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        # Unbuffered pipes in bytes: a killed worker must not leave half a character for a text layer to wait for.
+        # Pipes in bytes: a text layer would wait for the rest of a character that a killed worker left half written.
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
         )
@@ -59,7 +59,7 @@ class Worker:
 
     @property
     def port(self) -> int:
-        """The port it listens on; waits until it does."""
+        """The worker's port; waits until the worker listens."""
         if not self._port:
             self._port = int(self.wait_for("listening").partition(" ")[2])
         return self._port
@@ -69,7 +69,7 @@ class Worker:
         The next line that begins with *said*.
 
         Raises:
-            DemoFailed: It ended, or said nothing for a minute.
+            DemoFailed: The worker ended, or printed nothing for a minute.
         """
         while True:
             try:
@@ -82,18 +82,18 @@ class Worker:
                 return line
 
     def go_on(self) -> None:
-        """Leave the stop it waits at."""
+        """Let the worker leave the stop that it waits at."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"go\n")
         self._process.stdin.flush()
 
     def kill_and_replace(self) -> None:
-        """`kill -9`, then start another in its place."""
+        """Kill the worker (SIGKILL) and start another in its place."""
         self.kill()
         self._start()
 
     def kill(self) -> None:
-        """End it without a chance to say or clean up anything (SIGKILL)."""
+        """Kill the worker (SIGKILL): it cannot answer or clean up."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -112,7 +112,7 @@ def _read(process: subprocess.Popen[bytes], lines: queue.Queue[str]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """The caller's, with this very package on the path, also where it was put there by hand."""
+    """The caller's environment, with this package on the path even if the caller changed `sys.path`."""
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
     return os.environ | {"PYTHONPATH": path}
@@ -124,8 +124,8 @@ class Answer:
     The response that a client received.
 
     Attributes:
-        status: None where the connection ended without an answer.
-        problem: The slug of the problem, or "".
+        status: None if the connection ended without an answer.
+        problem: The slug of the problem document, or "".
     """
 
     status: int | None
@@ -134,7 +134,7 @@ class Answer:
 
 
 class Request:
-    """One attempt at paying for *order*, sent to *worker* at once; a context manager that hangs up."""
+    """One attempt to pay for *order*, sent to *worker* at once; as a context manager it closes the connection."""
 
     def __init__(self, worker: Worker, order: str, *, stop: str = "") -> None:
         self._connection = HTTPConnection("127.0.0.1", worker.port, timeout=_PATIENCE)
@@ -144,7 +144,7 @@ class Request:
         self._connection.request("POST", "/charges", json.dumps({"order": order}), headers)
 
     def answer(self) -> Answer:
-        """The worker's answer; `Answer(None)` where it died first."""
+        """The worker's answer; `Answer(None)` if the worker died first."""
         try:
             response = self._connection.getresponse()
             body = response.read()
@@ -156,7 +156,7 @@ class Request:
         return Answer(response.status, response.headers["Idempotency-Replayed"] == "true", problem)
 
     def lose_answer(self) -> None:
-        """Hang up when the answer has come, unread: as if it had been lost on its way."""
+        """Close the connection when the answer arrives, without reading it, as if the network had lost it."""
         select.select([self._connection.sock], [], [], _PATIENCE)
         self._connection.close()
 
@@ -167,12 +167,12 @@ class Request:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 def two_workers(ending: ExitStack, setup_number: int, database: Path) -> tuple[Worker, Worker]:
-    """Start A and B, to be killed when *ending* closes."""
+    """Start A and B; they are killed when *ending* closes."""
     workers = Worker("A", setup_number, database), Worker("B", setup_number, database)
     for worker in workers:
         ending.callback(worker.kill)

@@ -1,4 +1,4 @@
-"""The fault that meets each of the five orders, and the client's retries at the other worker."""
+"""The five orders: the fault of each one, and the client's retry at the other worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from idempotency.cli.demo.setups import AFTER_COMMIT, BEFORE_COMMIT, BEGUN
 __all__ = ["SCENES", "Scene", "Shown"]
 
 Shown = Callable[[str, str], None]
-"""Called as it happens: the worker's name, and what became of the attempt."""
+"""Called after each attempt with the worker's name and the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Scene:
     One order.
 
     Attributes:
-        play: Makes it happen, tells what is seen, and returns what the client was told in the end.
+        play: Sends the requests, reports each attempt, and returns the client's last answer.
     """
 
     order: str
@@ -43,12 +43,12 @@ def _lost_answer(order: str, first: Worker, second: Worker, show: Shown) -> Answ
 def _twice_at_once(order: str, first: Worker, second: Worker, show: Shown) -> Answer:
     with Request(first, order, stop=BEGUN) as attempt:
         first.wait_for(BEGUN)
-        with Request(second, order) as twin:
+        with Request(second, order) as duplicate:
             second.wait_for("received")  # while the first one still runs
             first.go_on()
-            show(first.name, _told(attempt.answer()))
-            answer = twin.answer()
-    show(second.name, _told(answer))
+            show(first.name, _summary(attempt.answer()))
+            answer = duplicate.answer()
+    show(second.name, _summary(answer))
     return answer
 
 
@@ -69,12 +69,12 @@ def _ask(worker: Worker, order: str, show: Shown) -> Answer:
     with Request(worker, order) as attempt:
         answer = attempt.answer()
     if answer.status is None:
-        raise DemoFailed(f"worker {worker.name} ended, and nobody killed it")
-    show(worker.name, _told(answer))
+        raise DemoFailed(f"worker {worker.name} ended although nobody killed it")
+    show(worker.name, _summary(answer))
     return answer
 
 
-def _told(answer: Answer) -> str:
+def _summary(answer: Answer) -> str:
     extra = " replay" if answer.replayed else f" {answer.problem}" if answer.problem else ""
     return f"{answer.status}{extra}"
 

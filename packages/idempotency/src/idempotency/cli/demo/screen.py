@@ -1,4 +1,4 @@
-"""Plain lines for any terminal: colour only where it is wanted, and never wider than it is."""
+"""Prints lines to any terminal: in colour only if wanted, and never wider than the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDEST: Final = 80
 
 
 def wants_colour(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Whether to colour: on a terminal that can, unless NO_COLOR is set to anything (no-color.org)."""
+    """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
     if environment.get("NO_COLOR") or environment.get("TERM") == "dumb":
         return False
     return stream.isatty()
@@ -29,8 +29,8 @@ class Screen:
     Writes to *stream*, each piece at once.
 
     Args:
-        columns: The width to keep to; by default that of the terminal, at most 80.
-        colour: By default as `wants_colour` says.
+        columns: The width of a line; by default the terminal's, at most 80.
+        colour: Whether to use colours; by default `wants_colour` decides.
     """
 
     def __init__(self, stream: TextIO, *, columns: int | None = None, colour: bool | None = None) -> None:
@@ -41,7 +41,7 @@ class Screen:
         self._column = 0
 
     def text(self, text: str = "", style: Style = "plain", *, indent: int = 0) -> None:
-        """*text* on lines of its own, wrapped between words."""
+        """Print *text* on new lines, wrapped between words."""
         self.end_line()
         for line in textwrap.wrap(text, self.columns - indent) or [""]:
             self._write(" " * indent, "plain")
@@ -51,10 +51,10 @@ class Screen:
 
     def piece(self, text: str, style: Style = "plain", *, at: int = 0, indent: int = 4) -> None:
         """
-        *text* on the current line, from column *at* on where there is room for it; else on the next line.
+        Print *text* on the current line, from column *at* on if there is room; otherwise on the next line.
 
         Args:
-            indent: Where the next line begins.
+            indent: The column where text on the next line begins.
         """
         at = max(at, self._column + 2 if self._column else 0)
         if at + len(text) > self.columns:
@@ -68,13 +68,13 @@ class Screen:
             self._write(line, style)
 
     def end_line(self) -> None:
-        """Go to the next line, unless at the beginning of one."""
+        """Go to the next line, unless the current line is empty."""
         if self._column:
             self._write("\n", "plain")
             self._column = 0
 
     def table(self, heading: Sequence[str], rows: Sequence[tuple[Sequence[str], Style]]) -> None:
-        """A table where there is room for one; else a short list for each row."""
+        """Print a table if there is room; otherwise a short list for each row."""
         lines = [heading, *(cells for cells, _ in rows)]
         widths = [max(len(cells[column]) for cells in lines) for column in range(len(heading))]
         if sum(widths) + 2 * (len(widths) - 1) > self.columns:
@@ -95,7 +95,7 @@ class Screen:
                 self.text(f"{name}: {cell}", indent=2)
 
     def text_line(self, line: str, style: Style = "plain") -> None:
-        """One line as it is, with its runs of blanks."""
+        """Print one line unwrapped, so that its blanks stay."""
         self.end_line()
         self._write(line, style)
         self._write("\n", "plain")

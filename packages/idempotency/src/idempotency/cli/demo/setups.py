@@ -1,4 +1,4 @@
-"""The price, and the five set-ups that the demo compares: no protection, and the promises of docs/concepts.md."""
+"""The price, and the five set-ups that the demo compares: no protection, and the promises in docs/concepts.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from idempotency._core.policy import Policy
 __all__ = ["AFTER_COMMIT", "BEFORE_COMMIT", "BEGUN", "LEDGER_SCHEMA", "PRICE_CENTS", "SETUPS", "Setup"]
 
 BEGUN, BEFORE_COMMIT, AFTER_COMMIT = "begun", "before-commit", "after-commit"
-"""Where a worker can be asked to stop."""
+"""The places where a request can ask its worker to stop."""
 
 PRICE_CENTS: Final = 4_900
 LEDGER_SCHEMA: Final = """
@@ -25,8 +25,8 @@ class Setup:
     One way to run the payment API.
 
     Attributes:
-        policy: What the middleware is given; None to run without it.
-        derives_key: Whether the charge is made under a key derived from the claim, which the ledger knows again.
+        policy: Makes the policy of the middleware; None: run without the middleware.
+        derives_key: Whether the charge has a key derived from the claim, which the ledger accepts only once.
         in_transaction: Whether charge and record are committed together (`complete_in`).
         allowed_duplicates: How many extra charges the promise allows when one worker dies after its charge.
     """
@@ -60,7 +60,7 @@ SETUPS: Final = (
     ),
     Setup(
         name="at most once",
-        summary="never a second run; what a crash leaves is told, not guessed",
+        summary="never a second run; after a crash the client is told that the outcome is unknown",
         policy=Policy.at_most_once,
     ),
     Setup(

@@ -1,10 +1,10 @@
 """
-One worker of the demo, a process of its own: a payment API behind wsgiref, in one of the set-ups.
+One worker process of the demo: a payment API behind wsgiref, in one of the set-ups.
 
     python -m idempotency.cli.demo.worker SETUP_NUMBER DATABASE
 
-It prints "listening PORT", "received ORDER" for each request, and the name of the stop that a request asks for in its
-Demo-Stop header; there it waits for a line on its standard input. Where that ends, so does the worker.
+It prints "listening PORT", then "received" for each request. A request may name a stop in its Demo-Stop header: there
+the worker prints the name of the stop and waits for a line, or the end, of its standard input.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from idempotency.wsgi.types import Environ, StartResponse, WSGIApp
 
 __all__: list[str] = []
 
-_DOOMED_LEASE: Final = 0.3  # s, of a request that is going to be killed: nobody wants to watch the usual 30
+_DOOMED_LEASE: Final = 0.3  # s, for a request that will be killed, so that the takeover comes soon
 _BUSY_SECONDS: Final = 20.0
 
 
@@ -51,13 +51,13 @@ class Payments:
         self._store = store
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Charge, commit, answer; and stop where the request says."""
+        """Charge, commit and answer; stop where the request asks for it."""
         order = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))["order"]
         body = json.dumps({"order": order, "charged_cents": PRICE_CENTS}).encode()
         _stop(environ, BEGUN)
         with closing(sqlite3.connect(self._database, timeout=_BUSY_SECONDS, isolation_level=None)) as ledger:
             ledger.execute("BEGIN IMMEDIATE")
-            # The ledger stands for a payment provider: it takes a reference once, and knows a repeated one again.
+            # The ledger stands for a payment provider: it ignores a reference that it already has.
             ledger.execute(
                 "INSERT OR IGNORE INTO charge VALUES (?, ?, ?)", (self._reference(), order, PRICE_CENTS)
             )
@@ -118,19 +118,19 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Without a look-up of the host's name, which may take seconds."""
+        """Bind without looking up the host's name, which may take seconds."""
         TCPServer.server_bind(self)
         host, self.server_port = self.socket.getsockname()[:2]
         self.server_name = str(host)
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is part of the show."""
+        """Print nothing: clients that close the connection are part of the demo."""
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Standard error stays free."""
+        """Print nothing on standard error."""
 
 
 def main(setup_number: int, database: str) -> None:
@@ -148,5 +148,5 @@ def main(setup_number: int, database: str) -> None:
 if __name__ == "__main__":
     try:
         main(int(sys.argv[1]), sys.argv[2])
-    except KeyboardInterrupt:  # Ctrl-C reaches the whole process group; the demo itself says goodbye
+    except KeyboardInterrupt:  # Ctrl-C reaches the whole process group; only the demo itself reports it
         os._exit(130)

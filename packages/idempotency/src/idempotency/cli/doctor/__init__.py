@@ -1,4 +1,4 @@
-"""Runs the checks of `idempotency doctor`: the store's rules, its server's settings, and which promises hold."""
+"""Runs the checks of `idempotency doctor`: the store's rules, its server's settings, and the promises that hold."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _KINDS: Final = {
     "postgres": "postgresql",
     "mariadb": "mysql",
 }
-_GRAVITY: Final = ("ok", "info", "warn", "fail")
-_AT_WORST: Final = {
+_SEVERITY: Final = ("ok", "info", "warn", "fail")  # in ascending order
+_CONCLUSIONS: Final = {  # by the worst verdict
     "ok": "{}",
     "info": "{}",
-    "warn": "{}; what is warned of above can break them",
-    "fail": "none that can be relied on before what failed above is put right; then {}",
+    "warn": "{}; the warnings above can break them",
+    "fail": "none, until the failures above are corrected; then {}",
 }
-_OURS: Final = frozenset({"table", "deadline", "pool_size", "prepare_threshold"})
-_SECONDS: Final = 2.0  # for each answer of a server
+_OWN_OPTIONS: Final = frozenset({"table", "deadline", "pool_size", "prepare_threshold"})  # not PostgreSQL's
+_SECONDS: Final = 2.0  # to wait for each answer of a server
 
 
 def examine(store: SyncStore, url: str) -> Iterator[Finding]:
     """
-    Everything that can be found out about *store*, which `open_sync_store` opened from *url*.
+    Check *store*, which `open_sync_store` opened from *url*.
 
     Raises:
         StoreError: The store did not answer.
@@ -56,8 +56,8 @@ def examine(store: SyncStore, url: str) -> Iterator[Finding]:
     parts = parse_store_url(url)
     for finding in chain(probe(store), principals(store), _settings(parts)):
         yield finding
-        worst = max(worst, finding.verdict, key=_GRAVITY.index)
-    yield Finding("promises", "info", _AT_WORST[worst].format(_PROMISES[_kind(parts)]))
+        worst = max(worst, finding.verdict, key=_SEVERITY.index)
+    yield Finding("promises", "info", _CONCLUSIONS[worst].format(_PROMISES[_kind(parts)]))
 
 
 def _kind(parts: StoreURL) -> str:
@@ -78,7 +78,9 @@ def _settings(parts: StoreURL) -> Iterator[Finding]:
         return
     match _kind(parts):
         case "memory":
-            yield Finding("durability", "info", "nothing survives the process, and no other process sees it")
+            yield Finding(
+                "durability", "info", "records end with the process, and no other process sees them"
+            )
         case "sqlite":
             path = unquote(parts.path.removeprefix("/"))
             yield from sqlite_settings(path, synchronous=options.get("synchronous", "FULL"))
@@ -86,8 +88,8 @@ def _settings(parts: StoreURL) -> Iterator[Finding]:
             yield Finding(
                 "clock",
                 "info",
-                "DynamoDB judges no time: the callers do, and max_clock_skew must be the same for all of them; this "
-                "machine's clock agrees with the server's",
+                "the callers' clocks measure leases, since DynamoDB has no clock for them: max_clock_skew must be the "
+                "same for all callers; this machine's clock agrees with the server's",
             )
         case "redis":
             yield from _redis(parts, int(options.get("wait_replicas", 0)))
@@ -102,7 +104,7 @@ def _redis(parts: StoreURL, wait_replicas: int) -> Iterator[Finding]:
         for client in redis_primaries(parts, timeout=_SECONDS):
             with closing(client):
                 yield from redis_settings(client, wait_replicas=wait_replicas)
-    except (RedisError, StoreError) as error:  # the store works: its user may do less than ours would have to
+    except (RedisError, StoreError) as error:  # the store works, but its user may not read settings
         yield _unread(error)
 
 
@@ -111,7 +113,9 @@ def _postgres(parts: StoreURL, table: str) -> Iterator[Finding]:
 
     try:
         with psycopg.connect(
-            postgres_conninfo(parts, without=_OURS) or "", autocommit=True, connect_timeout=int(_SECONDS)
+            postgres_conninfo(parts, without=_OWN_OPTIONS) or "",
+            autocommit=True,
+            connect_timeout=int(_SECONDS),
         ) as connection:
             yield from postgres_settings(connection, table=table)
     except psycopg.Error as error:
@@ -119,4 +123,4 @@ def _postgres(parts: StoreURL, table: str) -> Iterator[Finding]:
 
 
 def _unread(error: Exception) -> Finding:
-    return Finding("settings", "warn", f"not to be read ({type(error).__name__}); look at the server itself")
+    return Finding("settings", "warn", f"cannot be read ({type(error).__name__}); look at the server itself")

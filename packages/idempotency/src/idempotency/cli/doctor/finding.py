@@ -9,11 +9,11 @@ __all__ = ["Finding"]
 
 class Finding(NamedTuple):
     """
-    One thing looked at.
+    The result of one check.
 
     Attributes:
-        verdict: "ok"; "warn" for what may break a promise under a failure; "fail" for what breaks it as it stands;
-            "info" for what is only said.
+        verdict: "ok"; "warn" if a failure may break a promise; "fail" if a promise is broken as things are; "info" for
+            information only.
     """
 
     check: str

@@ -13,8 +13,8 @@ from idempotency.store import SyncInspectable, SyncStore
 
 __all__ = ["principals"]
 
-_MOST: Final = 10_000  # records that are looked at
-# A random key (RFC 9562): two callers do not draw the same one, and then send the same request under it.
+_MOST: Final = 10_000  # records that are examined
+# A random UUID (RFC 9562): two callers would not draw the same one.
 _RANDOM = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 
 
@@ -45,16 +45,16 @@ def principals(store: SyncStore) -> Iterator[Finding]:
         yield Finding(
             "principal",
             "warn",
-            f"{repeated} calls ran for more than one tenant, each under one random key and with one request: is the "
-            "tenant taken from a credential, which was replaced between two attempts? Use by_user(), or a callable "
-            "that returns the verified principal",
+            f"{repeated} calls ran for more than one tenant, each with the same random key and the same request: is "
+            "the tenant a credential that was replaced between two attempts? Use by_user(), or a callable that returns "
+            "the verified principal",
         )
     elif tenants:
         yield Finding("principal", "ok", "no call ran for more than one tenant")
 
 
 def _is_response(record: Record) -> bool:
-    """Whether the record is a response: two decorated functions may well share a key and arguments."""
+    """Whether the record is a response; two decorated functions may rightly share a key and arguments."""
     if record.outcome is None:
         return False
     try:

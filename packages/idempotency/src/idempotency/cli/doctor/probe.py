@@ -1,7 +1,7 @@
 """
-Checks that a store keeps its rules, with one key that is claimed, shared and recorded as by two processes.
+Checks that a store keeps its rules: two owners, as two processes would, claim, record and replay one key.
 
-The key is one that no client can send, and nothing of it is left behind.
+The key is under a tenant of the doctor's own, with a random name, and its record is deleted at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ __all__ = ["probe"]
 
 _LEASE: Final = 30.0
 _PAUSE: Final = 0.25
-_CLOCK_TOLERANCE: Final = 0.1  # of the pause: a clock that runs 10 % off makes leases 10 % shorter or longer
+_CLOCK_TOLERANCE: Final = (
+    0.1  # a share of the pause: a clock that is 10 % off makes leases 10 % shorter or longer
+)
 _SAMPLES: Final = 20
 _OUTCOME: Final = b'{"format":1,"outcome":"unreplayable","reason":"doctor","status_code":200}'
 
@@ -71,10 +73,12 @@ def probe(
 
 
 def _one_holder(reply: Reply) -> Finding:
-    # Where callers keep the time, a lease lasts longer for others by what their clocks may differ.
+    # More than one lease is allowed, because a store on callers' clocks adds the largest clock skew for others.
     if isinstance(reply, Running) and 0 < reply.lease_left <= 2 * _LEASE:
         return Finding("claim", "ok", "one of two owners gets a key, and the other is told that it is held")
-    return Finding("claim", "fail", f"two owners asked for one key, and the second was told {reply!r}")
+    return Finding(
+        "claim", "fail", f"two owners asked for one key, and the reply to the second was {reply!r}"
+    )
 
 
 def _clock(
@@ -83,7 +87,7 @@ def _clock(
     sleep: Callable[[float], object],
     monotonic: Callable[[], float],
 ) -> Finding:
-    """The store's clock against ours: not what time it is (no instant is ever compared), but how fast it runs."""
+    """Compares the speed of the store's clock with ours; the time of day does not matter."""
     began = monotonic()
     before = acquire(owner)
     sleep(_PAUSE)
@@ -92,7 +96,7 @@ def _clock(
     if not isinstance(before, Running) or not isinstance(after, Running):
         return Finding("clock", "fail", f"a lease of {_LEASE:g} s was over within {ended - began:.2f} s")
     passed = before.lease_left - after.lease_left
-    # Each reading happened at some moment of its call.
+    # The store read its clock at an unknown time during each call.
     least, most = _PAUSE, ended - began
     slack = _CLOCK_TOLERANCE * _PAUSE
     if least - slack <= passed <= most + slack:
@@ -100,22 +104,22 @@ def _clock(
     return Finding(
         "clock",
         "fail",
-        f"{passed:.3f} s of a lease passed while {least:.3f} to {most:.3f} s did here: the store's clock was set, or "
-        "runs at another speed; leases are not what the policy says",
+        f"{passed:.3f} s of a lease passed in {least:.3f} to {most:.3f} s here: the store's clock was set or runs at "
+        "another speed, so leases do not last as long as the policy says",
     )
 
 
 def _faithful(reply: Reply) -> Finding:
     if isinstance(reply, Completed) and reply.outcome == _OUTCOME and reply.age < _LEASE:
         return Finding("record", "ok", "an outcome is returned byte for byte")
-    return Finding("record", "fail", "what was recorded is not what is returned")
+    return Finding("record", "fail", "the outcome returned differs from the outcome recorded")
 
 
 def _fence(before: int, after: int) -> Finding:
     if after > before:
         return Finding("fence", "ok", "the fence rises when a key is claimed again")
     return Finding(
-        "fence", "fail", f"the fence went from {before} to {after}; a stalled owner cannot be told apart"
+        "fence", "fail", f"the fence went from {before} to {after}; a resource cannot refuse a stalled owner"
     )
 
 

@@ -1,7 +1,7 @@
 """
-Reads the settings of a store's server, and reports which promises they weaken.
+Reads the settings of a store's server, and reports the promises that they weaken.
 
-Read over a connection of its own; what this user may not read is reported as unknown.
+It uses a connection of its own. Settings that its user may not read are reported as unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OLDEST_REDIS: Final = 7
 
 
 def sqlite_settings(path: str | Path, *, synchronous: str) -> Iterator[Finding]:
-    """Reads the settings of the file at *path*; *synchronous* is the store's, since SQLite keeps it by connection."""
+    """Checks the file at *path*; *synchronous* is the store's setting, which belongs to a connection, not the file."""
     connection = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
     try:
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
@@ -41,13 +41,13 @@ def sqlite_settings(path: str | Path, *, synchronous: str) -> Iterator[Finding]:
         yield Finding(
             "journal",
             "warn",
-            f"journal mode {mode}: readers wait for writers, until a store opens the file",
+            f"journal mode {mode}: readers wait for writers; a store sets wal when it opens the file",
         )
     if synchronous.upper() in {"FULL", "EXTRA"}:
-        yield Finding("durability", "ok", f"synchronous={synchronous}: a record survives a loss of power")
+        yield Finding("durability", "ok", f"synchronous={synchronous}: a record survives a power failure")
     else:
         yield Finding(
-            "durability", "warn", f"synchronous={synchronous}: a loss of power may undo the last records"
+            "durability", "warn", f"synchronous={synchronous}: a power failure may undo the last records"
         )
 
 
@@ -56,8 +56,8 @@ def redis_settings(client: Any, *, wait_replicas: int) -> Iterator[Finding]:
     Reads the settings of one Redis or Valkey server.
 
     Args:
-        client: `redis.Redis`, connected to the server to look at.
-        wait_replicas: The store's: how many replicas confirm a write before it counts.
+        client: `redis.Redis`, connected to the server to check.
+        wait_replicas: How many replicas must confirm each write of the store.
     """
     began = time.time()
     seconds, microseconds = client.time()
@@ -71,8 +71,8 @@ def redis_settings(client: Any, *, wait_replicas: int) -> Iterator[Finding]:
     yield Finding(
         "wall clock",
         "info",
-        f"the server's is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this machine's, which does no "
-        "harm; a step of it while claims are held would move their leases",
+        f"the server's clock is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this machine's, which "
+        "does no harm; setting it while claims are held would move the ends of their leases",
     )
 
 
@@ -95,18 +95,18 @@ def _redis_role(info: dict[str, Any]) -> Finding:
 def _redis_eviction(info: dict[str, Any]) -> Finding:
     policy, limit = info.get("maxmemory_policy", "unknown"), info.get("maxmemory", 0)
     if policy == "noeviction":
-        return Finding("eviction", "ok", "maxmemory-policy noeviction: no live record is ever dropped")
+        return Finding("eviction", "ok", "maxmemory-policy noeviction: no live record is evicted")
     if not limit:
         return Finding(
             "eviction",
             "warn",
-            f"maxmemory-policy {policy}: nothing is dropped as long as maxmemory is unset; set noeviction before it is",
+            f"maxmemory-policy {policy}: nothing is evicted while maxmemory is unset; set noeviction before you set it",
         )
     return Finding(
         "eviction",
         "fail",
-        f"maxmemory-policy {policy} with maxmemory {limit}: live claims may be dropped, and operations then run twice; "
-        "set noeviction, or keep the records on a server of their own",
+        f"maxmemory-policy {policy} with maxmemory {limit}: live claims may be evicted, and operations then run twice; "
+        "set noeviction, or keep the records on a separate server",
     )
 
 
@@ -115,16 +115,16 @@ def _redis_durability(info: dict[str, Any], appendfsync: str | None) -> Finding:
         return Finding(
             "durability",
             "warn",
-            "no append-only file: a restart forgets what the last snapshot does not have; set appendonly yes",
+            "no append-only file: a restart loses the records made since the last snapshot; set appendonly yes",
         )
     if appendfsync is None:
         return Finding("durability", "info", "append-only file; this user may not read appendfsync")
     if appendfsync == "always":
-        return Finding("durability", "ok", "append-only file, appendfsync always: a restart forgets nothing")
+        return Finding("durability", "ok", "append-only file, appendfsync always: a restart loses nothing")
     return Finding(
         "durability",
         "warn",
-        f"append-only file, appendfsync {appendfsync}: a crash may forget the last second or more",
+        f"append-only file, appendfsync {appendfsync}: a crash may lose the last second or more",
     )
 
 
@@ -132,8 +132,8 @@ def _redis_replicas(info: dict[str, Any], wait_replicas: int) -> Finding:
     replicas = info.get("connected_slaves", 0)
     if not replicas:
         if wait_replicas:
-            return Finding("failover", "fail", f"wait_replicas={wait_replicas}, and no replica is connected")
-        return Finding("failover", "info", "no replica: there is nothing to fail over to")
+            return Finding("failover", "fail", f"wait_replicas={wait_replicas}, but no replica is connected")
+        return Finding("failover", "info", "no replica is connected, so there is no failover")
     if wait_replicas:
         return Finding(
             "failover", "ok", f"{wait_replicas} of {replicas} replicas confirm each write before it counts"
@@ -141,8 +141,7 @@ def _redis_replicas(info: dict[str, Any], wait_replicas: int) -> Finding:
     return Finding(
         "failover",
         "warn",
-        f"{replicas} replicas, and no write waits for them: a failover may lose claims that were granted; set "
-        "wait_replicas",
+        f"{replicas} replicas, but writes do not wait for them: a failover may lose granted claims; set wait_replicas",
     )
 
 
@@ -157,12 +156,12 @@ def _redis_config(client: Any, name: str) -> str | None:
 
 
 def postgres_settings(connection: Any, *, table: str) -> Iterator[Finding]:
-    """Reads the settings of the server behind a psycopg *connection*, in autocommit mode."""
+    """Reads the settings of a PostgreSQL server; *connection* is psycopg's, in autocommit mode."""
     (version,) = connection.execute("SHOW server_version").fetchone()
     yield Finding("version", "info", f"PostgreSQL {version}")
     (found,) = connection.execute("SELECT to_regclass(%s) IS NOT NULL", (quoted(table),)).fetchone()
     if found:
-        yield Finding("schema", "ok", f"the table {table} is there")
+        yield Finding("schema", "ok", f"the table {table} exists")
     else:
         yield Finding("schema", "fail", f"there is no table {table}: call create_schema()")
     (standby,) = connection.execute("SELECT pg_is_in_recovery()").fetchone()
@@ -184,10 +183,10 @@ def postgres_settings(connection: Any, *, table: str) -> Iterator[Finding]:
         yield Finding(
             "failover",
             "warn",
-            f"{standbys} standbys, none of them synchronous: a promotion may lose records that were committed; set "
+            f"{standbys} standbys, none of them synchronous: a promotion may lose committed records; set "
             "synchronous_standby_names",
         )
     elif standbys:
         yield Finding("failover", "ok", f"synchronous standbys: {names}")
     else:
-        yield Finding("failover", "info", "no standby is connected: there is nothing to fail over to")
+        yield Finding("failover", "info", "no standby is connected, so there is no failover")

@@ -1,9 +1,9 @@
 """
-The client's half: transports for httpx and httpx2 that send one logical call until it is answered, under one key.
+Idempotent calls with httpx and httpx2: transports that send each call under one key until it is answered.
 
     client = httpx.Client(transport=IdempotencyTransport(httpx.HTTPTransport()))
 
-Both libraries have the same shape, so one pair of classes serves them; which one it is shows in the request.
+Both libraries have the same interface, so the same two classes serve both; the request shows which one it is.
 """
 
 from __future__ import annotations

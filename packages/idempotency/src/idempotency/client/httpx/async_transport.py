@@ -1,4 +1,4 @@
-"""`AsyncIdempotencyTransport`: one logical call under one key by httpx and httpx2, for coroutine functions."""
+"""`AsyncIdempotencyTransport`: sends a call under one key with httpx or httpx2, for coroutine functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
     import httpx2
 
-    # To a type checker a transport of either library; at run time neither is needed, nor looked for.
+    # For type checkers, a transport of both libraries; at run time neither is imported.
     class _AsyncTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport): ...  # type: ignore[misc]
 else:
     _AsyncTransport = object
@@ -34,36 +34,36 @@ _Response: TypeAlias = Any
 
 class AsyncIdempotencyTransport(_AsyncTransport):
     """
-    Sends each call under one key, again where its answer is lost or invites it.
+    Sends each call under one key, and sends it again if its answer is lost or asks for a retry.
 
     For `httpx.AsyncClient` and `httpx2.AsyncClient`, under asyncio and trio.
 
-    Every POST and PATCH gets an Idempotency-Key unless the caller set one; its body is read once and is the same in
-    every attempt. Transport errors are retried, and the answers of `Retry.statuses`, at the pace of `Retry`, never
-    before a Retry-After. A replayed answer is final, whatever its status, and so is the 409 of an operation that is
-    done. When attempts or time are used up the last answer is returned, or the last error raised. Requests of other
+    Every POST and PATCH gets an Idempotency-Key unless the caller set one. Its body is read once and is the same in
+    every attempt. Transport errors and the answers in `Retry.statuses` are retried with the delays of `Retry`, never
+    before a Retry-After. A replay is final, whatever its status, and so is the 409 which says that the operation is
+    done. When attempts or time are used up, the last answer is returned, or the last error raised. Requests of other
     methods pass untouched.
 
     Args:
-        transport: What sends; it is closed with this one.
+        transport: The transport that sends; it is closed with this one.
         methods: The methods that are keyed and retried.
-        retry: How often and how long.
-        new_key: Makes keys, of printable ASCII characters.
-        trusted_origins: Where a request may be redirected to beside its own origin, such as `https://eu.api.example`:
-            its key, its credentials and its body go nowhere else. A redirect to another origin that keeps method and
-            body is a `RequestError`, and nothing is sent; one that is followed by GET carries neither key nor
-            credentials.
+        retry: The limits on attempts and time.
+        new_key: Makes a new key, of printable ASCII characters.
+        trusted_origins: Origins that a request may be redirected to, beside its own, such as `https://eu.api.example`.
+            Its key, its credentials and its body go nowhere else. A redirect to another origin that keeps the method
+            and the body raises a `RequestError`, and nothing is sent; a redirect that changes to GET is followed
+            without key and credentials.
         header: The name of the header that carries the key.
-        quoted: Whether a key that is made is sent in quotes, as draft -07 asks. False is for a server that takes it
-            bare, such as one that wants a UUID.
-        sleep: Lets seconds pass; injected by tests.
-        chance: Draws from [0, 1); injected by tests.
-        monotonic: Seconds; injected by tests.
+        quoted: Whether a new key is sent in quotes, as draft -07 requires. Use False for a server that accepts only
+            keys without quotes, such as a UUID.
+        sleep: Sleeps for the given seconds; injected by tests.
+        chance: Returns a random number in [0, 1); injected by tests.
+        monotonic: A clock in seconds; injected by tests.
 
     Raises:
-        ValueError: *trusted_origins* holds what is no origin, or *header* is no name of a header.
+        ValueError: *trusted_origins* contains something else than origins, or *header* cannot be a header name.
 
-    Cost: the request's body in memory, and the response's up to 1 MiB; longer ones and those of unknown length stream.
+    Cost: the request body in memory, and the response body up to 1 MiB; longer ones and those of unknown length stream.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class AsyncIdempotencyTransport(_AsyncTransport):
     @overload
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response: ...
     async def handle_async_request(self, request: _Request) -> _Response:
-        """Send *request*; what the inner transport raises goes through once no attempt is left."""
+        """Send *request*; an error of the inner transport is raised when no attempt is left."""
         call = begin(self._rules, request, self._chance, self._monotonic)
         if call is None:
             return await self._transport.handle_async_request(request)
@@ -130,7 +130,7 @@ class AsyncIdempotencyTransport(_AsyncTransport):
             await (self._sleep or running().sleep)(delay)
 
     async def _send(self, call: Call, worker: AsyncWorker) -> _Response:
-        """One attempt: its answer in time, to the last byte where it is read ahead or is to be."""
+        """Make one attempt; the deadline covers the answer, with its body if that is read ahead or bounded."""
         request = call.attempt()
         try:
             response = await worker.call(call.seconds, lambda: self._whole(call, worker, request))

@@ -1,4 +1,4 @@
-"""Holds what the httpx and httpx2 transports share: everything between request and response but the sending."""
+"""The code that both transports share: everything between request and response except the sending."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def begin(
     rules: Rules, request: _Request, chance: Callable[[], float], monotonic: Callable[[], float]
 ) -> Call | None:
     """
-    The call that *request* stands for, keyed; None where it is none of ours.
+    The call that *request* belongs to, with its key; None if it is not covered.
 
     Raises:
-        httpx.RequestError: A redirect would hand a key and a body to another origin.
+        httpx.RequestError: A redirect would send the key and the body to another origin.
     """
     origin = origin_of(request.url)
     operation: Operation | None = request.extensions.get(_OPERATION)
@@ -42,7 +42,7 @@ def begin(
     elif rules.covers(request.method):
         given = request.headers.get(rules.header)
         operation = rules.begin(request, origin, given=given, now=monotonic())
-        # In the request itself, so that a redirect or an authentication round is the same operation still.
+        # Kept in the request, so that a redirect or an authentication round belongs to the same operation.
         request.extensions = {**request.extensions, _OPERATION: operation}
         request.headers[rules.header] = operation.key
         attempts = operation.attempts
@@ -57,18 +57,18 @@ def _has_body(request: _Request) -> bool:
 
 
 def _library_of(request: _Request) -> Any:
-    # The class below `object`, so that a subclass of somebody's own is traced to its library.
+    # By the last base class before `object`, which is the library's own even if the caller made a subclass.
     return sys.modules[type(request).__mro__[-2].__module__.partition(".")[0]]
 
 
 class Call:
     """
-    One call, in the terms of its library.
+    One call, with the types of its library.
 
     Attributes:
-        module: Httpx or httpx2.
-        errors: What it raises where an attempt failed.
-        seconds: That the current attempt may take.
+        module: The library: `httpx` or `httpx2`.
+        errors: The library's error for a failed attempt.
+        seconds: The time that the current attempt may take.
     """
 
     module: Any
@@ -89,10 +89,10 @@ class Call:
         self._attempts = attempts
         self._chance = chance
         self._monotonic = monotonic
-        self._content = b""  # of the last answer, where it was read ahead
+        self._content = b""  # the body of the last answer, if it was read ahead
 
     def has_unread_body(self) -> bool:
-        """Whether the request's body is a stream, which is yet to be read."""
+        """Whether the request body is a stream that has not been read."""
         try:
             self._request.content  # noqa: B018
         except self.module.RequestNotRead:
@@ -101,10 +101,10 @@ class Call:
 
     def attempt(self) -> _Request:
         """
-        The request for the next attempt: the same bytes, its timeouts cut to the time that is left.
+        The request for the next attempt: the same bytes, with timeouts cut to the time left.
 
         Raises:
-            httpx.ReadTimeout: None is left.
+            httpx.ReadTimeout: No time is left.
         """
         self._content = b""
         request = self._request
@@ -131,17 +131,17 @@ class Call:
         return self._attempts.left(now=self._monotonic())
 
     def late(self) -> Exception:
-        """The error for an answer that was not there in time."""
+        """The error for an answer that did not arrive in time."""
         error: Exception = self.module.ReadTimeout(self._attempts.late(), request=self._request)
         return error
 
     def late_upload(self) -> Exception:
-        """The error for a body that its caller did not make in time."""
+        """The error for a request body that its caller did not produce in time."""
         error: Exception = self.module.WriteTimeout(self._attempts.late_upload(), request=self._request)
         return error
 
     def after_error(self, error: Exception) -> float | None:
-        """Seconds until the next attempt, None where *error* is the caller's."""
+        """Seconds until the next attempt; None: raise *error* to the caller."""
         library = self.module
         of_the_request = isinstance(error, library.UnsupportedProtocol | library.LocalProtocolError)
         return self._attempts.after_error(
@@ -149,7 +149,7 @@ class Call:
         )
 
     def after_response(self, response: _Response) -> float | None:
-        """Seconds until the next attempt, None where *response* is the caller's."""
+        """Seconds until the next attempt; None: return *response* to the caller."""
         answer = self._answer(response)
         self._operation.challenged = answer.status == 401
         return self._attempts.after_answer(
@@ -165,12 +165,12 @@ class Call:
         return self._attempts.is_bounded(self._answer(response))
 
     def whole(self, response: _Response, content: bytes) -> _Response:
-        """*response* with the body that was read, still encoded as it was sent."""
+        """*response* with the body that was read, still encoded as sent."""
         self._content = content
         return self._respond(response, self.module.ByteStream(content))
 
     def streamed(self, response: _Response, stream: Any, kind: type[Any]) -> _Response:
-        """*response* with *stream* in place of its own."""
+        """*response* with *stream* instead of its own."""
         return self._respond(response, self.mixed(stream, kind))
 
     def mixed(self, stream: Any, kind: type[Any]) -> Any:

@@ -45,10 +45,10 @@ class SyncPostgresStore:
         pool: Connections to the primary. The caller opens and closes it, unless *owns_pool* is set. After a fork
             make a new pool and a new store.
         table: The table's name, or schema.name, in lower case.
-        deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats. Since the
-            driver cannot be told to stop waiting, each call runs in a thread of the store's, as many as the
-            pool has connections; a call given up on keeps its thread until the server or the network ends
-            it (`tcp_user_timeout` in the connection string bounds that).
+        deadline: Seconds for a whole call: waiting for the pool, the statement, its repeats. Each call
+            runs in one of the store's threads, as many as the pool has connections, because the driver
+            cannot be told to stop waiting. An abandoned call keeps its thread until the server or the
+            network ends it (`tcp_user_timeout` in the connection string limits that time).
         owns_pool: Whether the store opens *pool* when it is first used, and `close` closes it.
 
     Every method raises `StoreUnavailable` if there was no answer. Atomic: one statement per call, READ COMMITTED.
