@@ -105,7 +105,7 @@ def test_a_list_says_of_how_many_records_it_speaks() -> None:
     assert "Shown: 2: 1 running, 1 completed. Of all 2." in office.client.get("").text
     for number in range(60):
         office.complete(f"order-{number}")
-    assert "Of 50 records that this page looked at; there may be more." in office.client.get("").text
+    assert "Of 50 records that this page read; there may be more." in office.client.get("").text
 
 
 def test_a_list_can_be_of_one_tenant_and_one_state() -> None:

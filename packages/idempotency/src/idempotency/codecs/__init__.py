@@ -1,8 +1,8 @@
 """
-Codecs: how what a decorated function returns becomes JSON in a record, and a value again for its retries.
+Codecs: encode the value of a decorated function as JSON for the record, and decode it for retries.
 
-Each gives back exactly what it was given or refuses: at decoration where the annotation shows it, else when it meets
-the value. None of them can make a record run code: there is no pickle here.
+A codec returns exactly the value that it was given, or refuses it: at decoration if the annotation shows the problem,
+otherwise when it encodes the value. A record cannot run code, because no codec uses pickle.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ T = TypeVar("T")
 
 
 class Codec(Protocol[T]):
-    """Two functions that undo each other, chosen for a return type."""
+    """An encoder and a decoder for one return type; each reverses the other."""
 
     def bind(self, returns: Any) -> Codec[T]:
         """
         The codec for a function with this return annotation.
 
         Args:
-            returns: The annotation, resolved; `inspect.Signature.empty` where there is none or it cannot be resolved.
+            returns: The resolved annotation; `inspect.Signature.empty` if there is none or it cannot be resolved.
         Raises:
-            TypeError: Values of that type would not come back as they were.
+            TypeError: Decoded values of that type would differ from the originals.
         """
         ...
 
     def encode(self, value: T) -> Any:
         """
-        *value* as JSON types alone.
+        *value* made of JSON types only.
 
         Raises:
-            TypeError, ValueError: It would not come back as it is. It is then recorded as done and not kept.
+            TypeError, ValueError: The decoded value would differ. The call is then recorded as done and not kept.
         """
         ...
 
@@ -49,13 +49,13 @@ class Codec(Protocol[T]):
         Returns the value that `encode` was given.
 
         Raises:
-            Exception: Any, where *stored* no longer fits: the retry is refused, and nothing runs.
+            Exception: Any exception: *stored* does not fit any more. The retry is refused, and nothing runs.
         """
         ...
 
 
 class _JSON:
-    """JSON types as they are: None, bool, int, finite float, str, and lists and string-keyed dicts of them."""
+    """JSON types unchanged: None, bool, int, finite float, str, and lists and dicts (with str keys) of them."""
 
     def bind(self, returns: Any) -> Codec[Any]:
         """See `Codec.bind`."""
@@ -86,12 +86,13 @@ JSON: Final[Codec[Any]] = _JSON()
 
 class DataclassCodec:
     """
-    Dataclasses of JSON types, of each other, and of lists, string-keyed dicts and optional ones of these.
+    Dataclasses whose fields are JSON types, dataclasses, or lists, dicts (with str keys) and Optionals of these.
 
-    Standard library alone. Fields that are not init parameters, and unions of two classes, are refused at decoration.
+    It needs only the standard library. Fields that are not init parameters, and unions of two classes, are refused at
+    decoration.
 
     Args:
-        kind: The type, where the function's return annotation does not say it.
+        kind: The type, if the function has no return annotation.
     """
 
     def __init__(self, kind: Any = inspect.Signature.empty) -> None:
@@ -105,7 +106,7 @@ class DataclassCodec:
         return bound
 
     def encode(self, value: Any) -> Any:
-        """See `Codec.encode`. A value that its class's `__post_init__` would change on the way back is refused."""
+        """See `Codec.encode`. Refuses a value that the `__post_init__` of its class would change during decoding."""
         assert self._plan is not None, "bind() comes first"
         stored = self._plan.encode(value)
         _require_same(self._plan.decode(stored), value)
@@ -119,16 +120,16 @@ class DataclassCodec:
 
 class PydanticCodec:
     """
-    Encodes what pydantic knows: models, dataclasses, typed dicts, tuples, unions, enums, dates, Decimal, UUID, bytes.
+    All types of pydantic: models, dataclasses, typed dicts, tuples, unions, enums, dates, Decimal, UUID, bytes.
 
-    A model is recorded by the names of its fields, whatever its aliases and custom serializers make of them elsewhere,
-    and comes back with its validators left out: as it was. Bytes are base64. Refused at decoration: a secret, which is
-    masked; a field that is excluded; a type that has no form in JSON. Every value is read back before it is recorded,
-    and one that comes back different (NaN, a subclass of what is annotated) is refused. A time zone survives as its
-    offset. Needs pydantic 2.7 (the `pydantic` extra).
+    A model is recorded by the names of its fields, without aliases and custom serializers, and decoded without its
+    validators, so it comes back unchanged. Bytes become base64. Refused at decoration: a secret, which would be masked;
+    an excluded field; a type that JSON cannot express. Every value is decoded again before it is recorded, and refused
+    if the result differs (NaN, or a subclass of the annotated type). A time zone is kept as its offset. Needs pydantic
+    2.7 (the `pydantic` extra).
 
     Args:
-        kind: The type, where the function's return annotation does not say it.
+        kind: The type, if the function has no return annotation.
     """
 
     def __init__(self, kind: Any = inspect.Signature.empty) -> None:
@@ -155,7 +156,7 @@ class PydanticCodec:
     def encode(self, value: Any) -> Any:
         """See `Codec.encode`."""
         assert self._plan is not None, "bind() comes first"
-        # Errors may quote the value, which has no place in a log: none of them goes further.
+        # Errors may quote the value, which must not reach a log: none of them is raised further.
         try:
             stored = self._plan.encode(value)
             again = self._plan.decode(json.loads(json.dumps(stored)))
@@ -173,7 +174,7 @@ class PydanticCodec:
 
 
 def _agreed(codec: str, kind: Any, returns: Any) -> Any:
-    """The one type that the codec was given and the function is annotated with."""
+    """The type that the codec was given or the function is annotated with; refused if both differ."""
     empty = inspect.Signature.empty
     if kind is empty and returns is empty:
         raise TypeError(
@@ -181,17 +182,17 @@ def _agreed(codec: str, kind: Any, returns: Any) -> Any:
             f"or pass {codec}(the type)"
         )
     if kind is not empty and returns is not empty and returns is not Any and kind != returns:
-        raise TypeError(f"{codec} was given {show(kind)}, and the function returns {show(returns)}")
+        raise TypeError(f"{codec} was given {show(kind)}, but the function returns {show(returns)}")
     return returns if kind is empty else kind
 
 
 def _require_same(again: Any, value: Any) -> None:
     if not _same(again, value):
-        raise TypeError(f"a {show(type(value))} comes back from its record different from what it was")
+        raise TypeError(f"a decoded {show(type(value))} would differ from the original")
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Equal, and of the same types all the way down: `1 == True == 1.0` is not enough."""
+    """Whether both are equal and have the same types at every level, since `1 == True == 1.0`."""
     if type(left) is not type(right):
         return False
     match left:

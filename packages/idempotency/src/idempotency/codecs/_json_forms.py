@@ -1,4 +1,4 @@
-"""The forms in JSON of values that JSON lacks, and of a choice among several: the parts of a plan (`Plan`)."""
+"""Encodes types that JSON lacks (dates, bytes, enums, unions, tuples): the parts of a `Plan`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _seconds(value: timedelta) -> list[int]:
 
 
 def _with_fold(value: datetime | time) -> Any:
-    """ISO 8601; with a mark for the second of two equal wall times, when clocks are set back (PEP 495)."""
+    """ISO 8601, plus the fold: it marks the second of two equal wall times when clocks are set back (PEP 495)."""
     return [value.isoformat(), value.fold] if value.fold else value.isoformat()
 
 
@@ -43,7 +43,7 @@ def _read_fold(kind: Any, stored: Any) -> Any:
     return kind.fromisoformat(text).replace(fold=fold)
 
 
-# What JSON lacks, with two functions that undo each other.
+# Types that JSON lacks, each with its encoder and decoder.
 LEAVES: Final[dict[Any, tuple[Callable[[Any], Any], Callable[[Any], Any]]]] = {
     bytes: (lambda value: b64encode(value).decode(), lambda stored: b64decode(stored, validate=True)),
     bytearray: (
@@ -102,7 +102,7 @@ def of_enum(kind: type[enum.Enum]) -> Plan:
 def of_union(members: list[tuple[str, Plan]]) -> Plan:
     """The plan of a union: the first member that takes the value exactly, named in the record."""
     names = [name for name, _ in members]
-    # Two classes of one name are told apart by their places.
+    # Classes with the same name get their position as well.
     tags = [name if names.count(name) == 1 else f"{name} #{place}" for place, name in enumerate(names)]
     plans = dict(zip(tags, (plan for _, plan in members), strict=True))
 
@@ -118,7 +118,7 @@ def of_union(members: list[tuple[str, Plan]]) -> Plan:
 
 
 def of_row(kind: Any, plans: list[Plan]) -> Plan:
-    """A tuple of as many members as there are plans."""
+    """The plan of a tuple with one member for each of *plans*."""
 
     def through(values: Iterable[Any], way: str) -> list[Any]:
         return [getattr(plan, way)(value) for plan, value in zip(plans, values, strict=True)]

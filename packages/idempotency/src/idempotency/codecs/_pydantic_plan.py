@@ -1,9 +1,10 @@
 """
-Plans, from a type alone, how values of any type that pydantic knows are encoded as JSON and decoded.
+Makes plans, from a type alone: how values of pydantic's types are encoded as JSON and decoded.
 
-A model is taken apart by the names of its fields and put together again from them: aliases, custom serializers and
-validators have no part in it, since nothing says that one undoes the other. Where JSON lacks a type the plan knows it;
-where a union has several, the record says which. What cannot come back is a TypeError while the plan is made.
+A model is encoded field by field, by name, and rebuilt from these fields. Aliases, custom serializers and validators
+are not used, because nothing guarantees that one reverses the other. The plan knows the types that JSON lacks, and the
+record names the chosen member of a union. A type that cannot be decoded exactly raises TypeError while the plan is
+made.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _WRAPPERS: Final = frozenset(
 _LISTS: Final = frozenset({collections.abc.Sequence, collections.abc.Collection})
 _ONCE: Final = frozenset(
     {collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator}
-)  # what pydantic hands out one by one
+)  # can be iterated only once
 _DICTS: Final = frozenset({collections.abc.Mapping, collections.abc.MutableMapping})
 _COLLECTIONS: Final[dict[Any, Any]] = {
     list: list,
@@ -65,13 +66,13 @@ def pydantic_plan(annotation: Any) -> Plan:
     The plan for *annotation*.
 
     Raises:
-        TypeError: Some value of that type would not come back as it was.
+        TypeError: Some decoded value of that type would differ from the original.
     """
     return _Planner().of(annotation, {})
 
 
 class _Planner:
-    """Makes plans; each class is planned once, so that it may hold itself."""
+    """Makes plans; each class is planned once, so that a class may contain itself."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Plan] = {}
@@ -247,7 +248,7 @@ class _Planner:
         pydantics = getattr(kind, "__pydantic_fields__", {})
         fields = {field.name: field for field in dataclasses.fields(kind)}
         plans: dict[str, Plan] = {}
-        # Its own constructor knows what else belongs to it, where it takes the fields by their names and no more.
+        # Use the constructor if it takes exactly the fields, since it may also set other attributes.
         constructs = not pydantics and "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.init
         constructs = constructs and all(field.init for field in fields.values())
         constructs = constructs and len(kind.__dataclass_fields__) == len(fields)
@@ -293,7 +294,9 @@ class _Planner:
         self._known[kind, given] = Plan(encode, decode)
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
             plans[name] = self.of(hint, names)
-            if get_origin(hint) is typing.NotRequired:  # annotations that were texts were not looked into
+            if (
+                get_origin(hint) is typing.NotRequired
+            ):  # `__required_keys__` is wrong for annotations given as text
                 required.discard(name)
         return self._known[kind, given]
 
@@ -307,7 +310,7 @@ def _require_included(kind: type[Any], name: str, field: Any) -> None:
 
 
 def _default(field: Any, values: dict[str, Any]) -> Any:
-    """The default of a field that a release later than the record's has added."""
+    """The default of a field that the record lacks because a later release added it."""
     if field.is_required():
         raise ValueError("a field is missing")
     try:
@@ -317,9 +320,9 @@ def _default(field: Any, values: dict[str, Any]) -> Any:
 
 
 def _by_pydantic(annotation: Any) -> Plan:
-    """A type of somebody else's, by pydantic's own serializer and validator, compared at each value."""
+    """The plan of any other type, by pydantic's serializer and validator; each value is checked when encoded."""
     adapter = pydantic.TypeAdapter(annotation)
-    adapter.json_schema(mode="serialization")  # fails for what has no form in JSON
+    adapter.json_schema(mode="serialization")  # raises for types that JSON cannot express
     if (get_origin(annotation) or annotation) in _ONCE:
         raise TypeError(f"{show(annotation)} gives its values only once; return a list of them")
     return Plan(

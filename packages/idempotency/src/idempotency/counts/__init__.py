@@ -1,8 +1,8 @@
 """
 Counts of hits, misses, conflicts, takeovers and lost claims, minute by minute, for the dashboard.
 
-Two hooks: `Counts` for one process, and `StoreCounts` for all processes that share a store. Both forget what is older
-than an hour; for more, and for alarms, there is `idempotency.hooks.PrometheusHook`.
+Two hooks: `Counts` for one process, and `StoreCounts` for all processes that share a store. Both keep one hour; for
+longer times and for alarms use `idempotency.hooks.PrometheusHook`.
 """
 
 from __future__ import annotations

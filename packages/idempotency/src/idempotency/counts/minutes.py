@@ -1,4 +1,4 @@
-"""Counts of what happened to keyed requests, minute by minute, for the process that counts them."""
+"""Counts the events of keyed requests, minute by minute, in one process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["MINUTES", "SERIES", "Counts", "Series"]
 Series: TypeAlias = Literal["hits", "misses", "conflicts", "takeovers", "lost claims"]
 
 SERIES: Final[tuple[Series, ...]] = ("hits", "misses", "conflicts", "takeovers", "lost claims")
-"""What is counted: replays, first runs, refusals because of another request, takeovers, and lost claims."""
+"""The counted events: replays, first runs, refusals because of another request, takeovers, and lost claims."""
 
-MINUTES: Final = 60  # that are kept and shown
+MINUTES: Final = 60  # kept and shown
 
 _CONFLICTS: Final = frozenset({"in-progress", "key-reused", "outcome-unknown", "not-replayable"})
 
@@ -31,8 +31,8 @@ class Counts:
         minutes: How many minutes are kept.
         clock: Seconds from any origin, for tests; monotonic by default.
 
-    Safe to share between threads, and among middlewares. It counts in one process: for several workers take
-    `StoreCounts`. Cost: an addition under a lock for each event.
+    Threads and middlewares may share it. It counts in one process: for several workers use `StoreCounts`. Cost: an
+    addition under a lock for each event.
 
     >>> from idempotency.events import Replayed
     >>> counts = Counts()
@@ -61,7 +61,7 @@ class Counts:
             self._counts[minute][found] += 1
 
     def per_minute(self, series: Series) -> list[int]:
-        """The count of each minute, the oldest first; the last minute is not over yet."""
+        """The count of each minute, the oldest first; the last one is the current, unfinished minute."""
         now = int(self._clock() // 60)
         with self._lock:
             return [

@@ -17,12 +17,12 @@ __all__ = ["CountsReader", "SharedCounts"]
 
 class SharedCounts(NamedTuple):
     """
-    The counts that were read.
+    The counts of all processes.
 
     Attributes:
-        per_minute: For each of the last 60 minutes that are over, the oldest first.
-        whole: Whether all of it was read.
-        records: How many records it is from.
+        per_minute: For each series the counts of the last 60 finished minutes, the oldest first.
+        whole: Whether all records were read.
+        records: The number of records that were read.
     """
 
     per_minute: dict[Series, list[int]]
@@ -31,7 +31,7 @@ class SharedCounts(NamedTuple):
 
 
 class _Minute(NamedTuple):
-    place: int  # of the first record that was not read
+    place: int  # the place of the first unread record
     counts: Counter[Series]
 
 
@@ -42,7 +42,7 @@ class CountsReader:
     Args:
         clock: Seconds since 1970, for tests.
 
-    It remembers what it read: such a record never changes, and new ones come behind the last.
+    It remembers what it read, because such a record never changes and new records follow the last one.
     """
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
@@ -52,10 +52,10 @@ class CountsReader:
 
     async def read(self, *, limit: int = 2_000) -> SharedCounts:
         """
-        Read what is new, the latest minute first.
+        Read the new records, the latest minute first.
 
         Args:
-            limit: Records to ask for at most; the next call goes on from there.
+            limit: The most reads of the store; the next call continues from there.
         Raises:
             StoreUnavailable: No answer.
 
@@ -69,7 +69,7 @@ class CountsReader:
             if left > 0:
                 read[minute], asked = await self._further(minute, read[minute], left)
                 left -= asked
-        self._read = read  # at the end, and whole: of two calls at once neither adds to what the other read
+        self._read = read  # replaced as a whole, so that two concurrent calls do not count a record twice
         return SharedCounts(
             {series: [read[minute].counts[series] for minute in shown] for series in SERIES},
             whole=left > 0,
@@ -84,9 +84,8 @@ class CountsReader:
             except (CorruptRecord, UnknownRecordVersion):
                 place += 1
                 continue
-            if (
-                record is None or record.lease_left > 0
-            ):  # its counts follow; what is behind it waits a moment too
+            # A leased record gets its counts soon; it and all later ones are read next time.
+            if record is None or record.lease_left > 0:
                 return _Minute(place, counts), asked
             counts.update(read_counts(record.outcome))
             place += 1

@@ -1,8 +1,8 @@
 """
-Encodes counts as completed records, several for a minute, under names that no client's key can have.
+Encodes counts as completed records, several for each minute, under names that no client's key can have.
 
-The records of minute M are `=counts:M.0`, `=counts:M.1` and so on, without a gap: who has something to add claims the
-first free one. So a record is written once and never changed, as every record is, and every store can keep them.
+The records of minute M are `=counts:M.0`, `=counts:M.1` and so on, without a gap: a process that adds counts claims the
+first free name. So a record is written once and never changed, and every store can keep such records.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from idempotency.counts.minutes import SERIES, Series
 
 __all__ = ["FINGERPRINT", "count_key", "encode_counts", "is_count", "read_counts"]
 
-_PREFIX: Final = "=counts:"  # `storage_key` writes an equals sign behind "sha256" alone
+_PREFIX: Final = "=counts:"  # `storage_key` writes an equals sign only after "sha256"
 FINGERPRINT: Final = Fingerprint(b"counts")
 
 
 def count_key(minute: int, place: int) -> StorageKey:
-    """The name of the record at *place*, 0 or more, among those of *minute*, in minutes since 1970."""
+    """The name of record number *place*, from 0 on, of *minute*, in minutes since 1970."""
     return StorageKey(f"{_PREFIX}{minute}.{place}")
 
 
 def is_count(key: StorageKey) -> bool:
     """
-    Whether the record of this name holds counts, and no client's operation.
+    Whether the record with this name holds counts, not a client's operation.
 
     >>> from idempotency import storage_key
     >>> is_count(count_key(29_384_512, 0)), is_count(storage_key("=counts", "29384512.0"))
@@ -39,12 +39,12 @@ def is_count(key: StorageKey) -> bool:
 
 
 def encode_counts(counts: Mapping[Series, int]) -> bytes:
-    """The outcome that holds *counts*."""
+    """*counts* as an outcome."""
     return encode_value(dict(counts))
 
 
 def read_counts(outcome: bytes | None) -> Counter[Series]:
-    """The counts in *outcome*; none where it is of another form, or missing because its writer died."""
+    """The counts in *outcome*; none if it has another form, or is missing because its writer died."""
     try:
         decoded = None if outcome is None else decode(outcome)
     except StoreError:

@@ -26,28 +26,25 @@ __all__ = ["StoreCounts"]
 _log = logging.getLogger("idempotency")
 LEASE: Final = 60.0  # s, within which a record's counts follow its claim
 _KEPT: Final = (MINUTES + 5) * 60.0  # s: as long as it is shown
-_SPREAD: Final = (
-    10.0  # s after a minute's end, within which the processes write, so that they do not all at once
-)
+_SPREAD: Final = 10.0  # s after the end of a minute; each process writes at its own random time in it
 
 
 class StoreCounts:
     """
-    A hook that counts as `Counts` does, and adds its counts to the store, where the dashboard adds up those of all
+    A hook that counts like `Counts` and writes its counts into the store; the dashboard adds up the counts of all
     processes: `hooks=[StoreCounts(open_sync_store(url))]`.
 
     Args:
-        store: Safe to call from another thread. It is the store of the records, or a second object for the same one:
-            the middleware may have the asynchronous form. It stays open.
-        clock: Seconds since 1970, for tests: whose minute an event belongs to.
+        store: The store of the records, or another object for the same store, since the middleware may need an async
+            one. It is called from another thread, and stays open.
+        clock: Seconds since 1970, for tests; decides the minute of an event.
 
-    Make one for each process and share it among its middlewares and decorators. The request's own task only adds; a
-    thread writes once a minute, if there was anything to count: one record, which the store forgets after 65 minutes.
-    To find its place it asks for one record more for each other process that counts.
+    Make one for each process and share it among its middlewares and decorators. A request only adds to a counter; a
+    thread writes once a minute, if anything was counted: one record, which expires after 65 minutes. To find a free
+    name, the thread makes one more call for each other process that counts.
 
-    These are figures, not an account: a process that ends without `close` loses those of up to a minute, a store that
-    does not answer for an hour those of that hour, and a minute is that of the process's own clock. No key, operation
-    or tenant is in them.
+    The counts are approximate: a process that ends without `close` loses up to a minute of them, a store that does not
+    answer for an hour loses that hour, and each process uses its own clock. They contain no key, operation or tenant.
 
     >>> from idempotency.events import Replayed
     >>> from idempotency.stores.memory import SyncMemoryStore
@@ -64,7 +61,7 @@ class StoreCounts:
         atexit.register(_close, weakref.ref(self))
 
     def _start_anew(self) -> None:
-        """Nothing counted, nobody writing; in a forked child the parent writes what it had counted."""
+        """Start with no counts and no thread; after a fork the parent writes the counts made before it."""
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._late = secrets.SystemRandom().uniform(0.0, _SPREAD)
@@ -94,12 +91,12 @@ class StoreCounts:
 
     def write(self, *, whole_minutes: bool = True) -> None:
         """
-        Write what is counted and not yet in the store; what cannot be written is logged and tried again.
+        Write the counts that are not yet in the store; a failure is logged, and the next call tries again.
 
-        The thread calls this. Blocks for the store's calls; safe to call from several threads.
+        The thread calls this. It blocks during the store's calls; several threads may call it.
 
         Args:
-            whole_minutes: Leave the minute that is not over yet.
+            whole_minutes: Whether to leave out the current, unfinished minute.
         """
         now = int(self._clock() // 60)
         with self._writing:
@@ -117,23 +114,23 @@ class StoreCounts:
 
     def close(self) -> None:
         """
-        Write what is left, and end the thread; count no more.
+        Write the remaining counts, end the thread, and stop counting.
 
-        Called at the end of the interpreter too. A server that ends by a signal, such as uvicorn, does not come to
-        that: call it when the application shuts down.
+        It is also called when the interpreter exits. A server that is ended by a signal, such as uvicorn, may not get
+        that far: call it when the application shuts down.
         """
         if not self._closed.is_set():
             self._closed.set()
             self.write(whole_minutes=False)
 
     def _due(self) -> float:
-        """Seconds until the next time to write."""
+        """Seconds until the next write."""
         return 60.0 - self._clock() % 60.0 + self._late
 
 
 @dataclass
 class _Unwritten:
-    """Counts of one minute on their way to the store; may be written again where an answer was lost."""
+    """The unwritten counts of one minute; `write` may be repeated after a lost answer."""
 
     minute: int
     counts: Counter[Series]
@@ -153,7 +150,7 @@ class _Unwritten:
                     retention=_KEPT,
                     takeover=False,
                 )
-            except (CorruptRecord, UnknownRecordVersion):  # somebody else's, and left alone
+            except (CorruptRecord, UnknownRecordVersion):  # another program's record: leave it alone
                 self.place += 1
                 continue
             if isinstance(reply, Acquired):
@@ -164,10 +161,10 @@ class _Unwritten:
 
 
 def _write_on(counts: weakref.ref[StoreCounts], closed: threading.Event) -> None:
-    """Write every minute, until *counts* is closed or gone."""
+    """Write every minute, until *counts* is closed or garbage-collected."""
     while (alive := counts()) is not None:
         wait = alive._due()  # noqa: SLF001 - of this module
-        del alive  # or it could not go while this waits
+        del alive  # so that it can be garbage-collected during the wait
         if closed.wait(wait):
             return
         alive = counts()

@@ -1,8 +1,8 @@
 """
-Pages for the people who look after keys: list, search, show one record, count, release, forget, purge.
+Pages for operators: list, search, show one record, count, release, forget, purge.
 
-An ASGI application to mount behind your own authorisation, or `idempotency dashboard --store URL` on your own machine.
-Needs `asgi-idempotency[dashboard]`. It is HTML and one style sheet: no script, nothing from another host.
+Mount the ASGI application behind your own authorisation, or run `idempotency dashboard --store URL` on your machine.
+Needs `asgi-idempotency[dashboard]`. The pages are HTML and one style sheet, without scripts or other hosts.
 
 >>> from idempotency.counts import Counts
 >>> from idempotency.dashboard import dashboard

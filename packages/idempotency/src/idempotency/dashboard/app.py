@@ -1,4 +1,4 @@
-"""The dashboard as an ASGI application: what it reads, what it may change, and for whom."""
+"""The dashboard as an ASGI application: its routes, its settings and its response headers."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ def dashboard(
     secret: bytes | None = None,
 ) -> Starlette:
     """
-    The page, to be mounted where only those get who look after keys: `Mount("/keys", admins_only(dashboard(...)))`.
+    The dashboard, to be mounted where only operators have access: `Mount("/keys", admins_only(dashboard(...)))`.
 
-    It has no authorisation of its own: who reaches it sees the names of keys and, on request, recorded answers.
+    It has no authorisation of its own: everyone with access sees the names of keys and, on request, recorded answers.
 
     Args:
-        store: Any store that can be listed (`Inspectable`), for an event loop.
-        writable: Whether records can be released, forgotten and purged; each on a page of its own that says what will
-            happen and asks.
-        counts: Shown beside what `idempotency.counts.StoreCounts` wrote into *store*, where the middleware of this
-            process has it among its hooks.
+        store: Any async store that can list its records (`Inspectable`).
+        writable: Whether records can be released, forgotten and purged; each change has a page that says what will
+            happen and asks for confirmation.
+        counts: The counts of this process, if the middleware has them among its hooks. They are shown beside the counts
+            that `idempotency.counts.StoreCounts` wrote into *store*.
         policy: Its `redact` is applied to an answer before it is shown.
-        actor: Who asks, for the audit; such as ``lambda request: request.user.display_name``.
-        audit: Told of every answer before it is shown, and of every change when it has been made; the log by default.
-            What it raises is an error of the page.
-        secret: At least 16 bytes, for the tokens in forms; needed where several processes serve one page.
+        actor: Returns who made the request, for the audit, such as ``lambda request: request.user.display_name``.
+        audit: Called before each answer is shown, and after each change; by default it writes to the log. If it raises,
+            the page fails.
+        secret: At least 16 bytes, for the tokens in forms; needed if several processes serve the dashboard.
     Raises:
-        TypeError: *store* cannot be listed.
+        TypeError: *store* cannot list its records.
 
-    Cost: a list reads at most 2,000 records of the store's own pages a request, also in a store of millions; it goes on
-    from where it stopped. Finding a key is one read. The rates read one record for each of the last 60 minutes, and
-    for each process and minute one more the first time. Totals read the whole store, and only when asked for.
+    Cost: a list reads at most about 2,000 records per request, even in a store of millions; the next page continues
+    from there. Finding a key is one read. The rates read one record for each of the last 60 minutes, and one more for
+    each process and minute the first time. Totals read the whole store, only on request.
     """
     if not isinstance(store, Inspectable):
         raise TypeError(
-            f"the dashboard needs an Inspectable store, and a {type(store).__name__} cannot list its records"
+            f"the dashboard needs an Inspectable store, but a {type(store).__name__} cannot list its records"
         )
     tokens = FormTokens(secret or secrets.token_bytes(32))
     desk = Desk(store, writable, policy or Policy(), actor, audit, tokens)
@@ -103,7 +103,7 @@ def dashboard(
 
 
 class _Headers:
-    """Adds what keeps the pages private and inert to every answer."""
+    """Adds security headers to every answer: no caching, no scripts, no framing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -122,5 +122,5 @@ def _style(_: Request) -> Response:
 
 
 def _store_failed(_: Request, error: Exception) -> Response:
-    # Its message is ours and names no password; it may quote a server.
+    # The message is the library's own and contains no password; it may quote the server.
     return PlainTextResponse(f"The store did not answer: {error}\n", 503)

@@ -19,11 +19,11 @@ class AuditEvent:
     Somebody saw an answer, or changed a record.
 
     Attributes:
-        action: What was asked for.
+        action: The requested action.
         key_id: 12 hex digits that stand for the key; "" for a purge.
-        actor: Who asked, as the application's `actor` function says; "" where it says nothing.
-        result: "done", or why not: "changed" (another state than the one that was shown) or "absent".
-        count: How many records were deleted.
+        actor: Who made the request, from the application's `actor` function; "" if that returned nothing.
+        result: "done", or why not: "changed" (the record changed after it was shown) or "absent".
+        count: The number of deleted records.
     """
 
     action: Literal["show-outcome", "release", "forget", "purge"]

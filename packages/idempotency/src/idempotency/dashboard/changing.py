@@ -1,8 +1,8 @@
 """
-The pages that change: release, forget and purge, each in two steps.
+The pages that change records: release, forget and purge, each in two steps.
 
-The first says what will happen and changes nothing; its form is bound to the action, the record, the run that was shown
-and the browser. The second does it, tells the audit, and says what became of it.
+The first step says what will happen and changes nothing; its form is bound to the action, the record, the run that was
+shown and the browser. The second step makes the change, reports it to the audit, and shows the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PURGED: Final = 1_000  # records at most, in one step
 
 
 class Changing:
-    """The views of one desk whose records can be changed."""
+    """The views that change records."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -55,7 +55,7 @@ class Changing:
         browser = self._desk.tokens.browser(request)
         seen = _stamp(record) if action == "release" else ""
         hidden = {
-            "key": quote(key, errors="surrogateescape"),  # which may hold what no page can
+            "key": quote(key, errors="surrogateescape"),  # a key may contain bytes that HTML cannot
             "seen": seen,
             "token": self._desk.tokens.make(browser, action, key, seen),
         }
@@ -138,7 +138,7 @@ class Changing:
         return self._desk.page(request, "Purge expired records?", [body], browser=browser)
 
     async def purge(self, request: Request) -> Response:
-        """Delete expired records, some of them where there are many."""
+        """Delete expired records, at most `PURGED` of them."""
         if not isinstance(self._desk.store, Purgeable):
             return self._no_purge(request)
         if not self._desk.tokens.fits(request, (await form(request)).get("token", ""), "purge"):
@@ -153,7 +153,7 @@ class Changing:
 
     def _refused(self, request: Request) -> Response:
         return self._desk.page(
-            request, "Not done", ["<p>The form is not of this page. Open it again.</p>"], status=403
+            request, "Not done", ["<p>The form is not valid any more. Open the page again.</p>"], status=403
         )
 
     async def _done(self, request: Request, event: AuditEvent) -> Response:
@@ -177,7 +177,7 @@ def _key(sent: dict[str, str]) -> StorageKey:
 
 
 def _stamp(record: Record) -> str:
-    """A token that tells this run from the next one of its key; never the owner's token itself."""
+    """A digest of the owner, which identifies this run of the key; the owner itself is never shown."""
     return key_id(StorageKey(record.owner.hex()))
 
 
@@ -188,9 +188,9 @@ _RELEASE: Final[Mapping[str, Sequence[str]]] = {
         "The run itself is not stopped. Release it only if its process is known to be gone.",
     ),
     "abandoned": (
-        "Its process is gone or stalled; nobody knows whether its effect was made. Find out in your own data first.",
+        "Its process is gone or stalled; it is not known whether it had its effect. Find out in your own data first.",
         "If it is released, the next request with this key runs.",
-        "If the effect is there already, leave the record: then no retry makes a second one.",
+        "If it had its effect, leave the record: then no retry makes a second one.",
     ),
 }
 _FORGET: Final[Mapping[str, Sequence[str]]] = {

@@ -31,7 +31,7 @@ class Desk:
     tokens: FormTokens
 
     async def tell(self, request: Request, event: AuditEvent) -> None:
-        """Tell the audit, in a thread since it may write to a database; and who it was."""
+        """Report *event*, with its actor, to the audit; in a thread, because the audit may write to a database."""
         await run_in_threadpool(self.audit, replace(event, actor=self.actor(request)))
 
     def page(
@@ -47,7 +47,7 @@ class Desk:
         A whole page.
 
         Args:
-            browser: The name that forms on it are bound to; where it has forms.
+            browser: The browser's name, which binds the forms of the page; None if the page has no forms.
         """
         top, bottom = self.around(request, title)
         response = HTMLResponse(f"{top}{''.join(body)}{bottom}", status)

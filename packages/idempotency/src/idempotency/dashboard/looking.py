@@ -23,11 +23,11 @@ from idempotency.dashboard.requests import fields, root
 __all__ = ["Looking"]
 
 PAGE_RECORDS: Final = 50
-LOOKED_AT: Final = 2_000  # records that one page may read while it looks for those of a tenant or a state
+LOOKED_AT: Final = 2_000  # records that one page may read while it searches for a tenant or a state
 
 
 class Looking:
-    """The views of one desk."""
+    """The views that read records."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -60,7 +60,9 @@ class Looking:
         prefix = storage_key(tenant, "") if tenant else ""
         found: list[Record] = []
         looked_at = 0
-        for _ in range(LOOKED_AT):  # steps: a page may be empty, such as one of records that nobody can read
+        for _ in range(
+            LOOKED_AT
+        ):  # limits the pages too, since a page may be empty if its records are unreadable
             if len(found) >= PAGE_RECORDS or looked_at >= LOOKED_AT:
                 break
             page = await self._desk.store.scan(limit=PAGE_RECORDS, cursor=cursor)
@@ -78,7 +80,7 @@ class Looking:
         return found, looked_at, cursor
 
     async def find(self, request: Request) -> Response:
-        """From a client's key to its record's page."""
+        """Redirect from a client's key to the page of its record."""
         query = fields(request.url.query)
         key = query.get("key", "").strip()
         try:
@@ -90,13 +92,16 @@ class Looking:
         return RedirectResponse(markup.address(root(request) + "/record", key=found), 303)
 
     async def record(self, request: Request) -> Response:
-        """One record; its answer where it is asked for, and a link to what may be done with it."""
+        """One record, its answer on request, and a link to change it."""
         query = fields(request.url.query)
         key = StorageKey(query.get("key", ""))
         record = await self._desk.store.get(key)
         if record is None:
             return self._desk.page(
-                request, "No such record", ["<p>It never was, is expired, or was released.</p>"], status=404
+                request,
+                "No such record",
+                ["<p>It never existed, has expired, or was released.</p>"],
+                status=404,
             )
         here = root(request)
         body = [markup.record_details(record)]
@@ -108,7 +113,7 @@ class Looking:
             else:
                 body.append(
                     f"<p>{markup.link(here + '/record', 'Show the answer', key=key, show='outcome')}"
-                    ' <span class="soft">Headers and body. That you looked is logged.</span></p>'
+                    ' <span class="soft">Headers and body. Showing them is logged.</span></p>'
                 )
         if self._desk.writable:
             action, label = _CHANGE[state_name(record)]
@@ -121,7 +126,7 @@ class Looking:
         except StoreError as error:
             return f"<p>{markup.text(error)}</p>"
         if not isinstance(decoded, Recorded):
-            return '<p class="soft">A function\'s value, or an answer that was not kept.</p>'
+            return '<p class="soft">The value of a decorated function, or an answer that was not kept.</p>'
         redact = self._desk.policy.redact
         return markup.answer(redact(decoded) if redact else decoded)
 

@@ -51,7 +51,7 @@ def around(root: str, title: str, pages: dict[str, str], here: str) -> tuple[str
 
     Args:
         pages: The paths below *root* that the head of each page links to, each with its name.
-        here: Which of them this is.
+        here: The path of the current page.
     """
     links = "".join(
         f'<a href="{escape(root)}/{path}"{" aria-current=page" if path == here else ""}>{name}</a>'
@@ -149,11 +149,7 @@ def shown_of(root: str, counts: Mapping[StateName, int], looked_at: int, *, whol
     """The line below a list: how much of the store it covers, and a link to the rest."""
     shown = sum(counts.values())
     states = f": {_by_state(counts)}" if shown else ""
-    of = (
-        f"all {looked_at:,}"
-        if whole
-        else f"{looked_at:,} records that this page looked at; there may be more"
-    )
+    of = f"all {looked_at:,}" if whole else f"{looked_at:,} records that this page read; there may be more"
     return (
         f'<p class="soft">Shown: {shown}{states}. Of {of}. {link(root + "/totals", "Count all by state")}</p>'
     )
@@ -173,7 +169,7 @@ def totals_table(counts: Mapping[StateName, int], ended: str, seconds: float) ->
     The result of a count.
 
     Args:
-        ended: Why it is not the whole; "" where it is.
+        ended: Why the count is incomplete; "" if it is complete.
     """
     least = "at least " if ended else ""
     rows = "".join(
@@ -185,14 +181,14 @@ def totals_table(counts: Mapping[StateName, int], ended: str, seconds: float) ->
         + f'<h2>Result</h2><table><thead><tr><th>State</th><th class="number">Records</th></tr></thead><tbody>{rows}'
         f'</tbody><tfoot><tr><th scope="row">all</th>'
         f'<td class="number">{least}{sum(counts.values()):,}</td></tr></tfoot></table>'
-        f'<p class="soft">Counted in {seconds:.1f} s. What came or went meanwhile may be missed or counted twice.</p>'
+        f'<p class="soft">Counted in {seconds:.1f} s. Records that changed meanwhile may be missed or doubled.</p>'
     )
 
 
 def confirmation(
     root: str, action: str, hidden: dict[str, str], *, consequences: Iterable[str], label: str, back: str
 ) -> str:
-    """A page that says what will happen, with a form whose button sends *action*."""
+    """The list of consequences, and a form whose button sends *action*."""
     fields = "".join(
         f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in hidden.items()
     )
@@ -205,10 +201,10 @@ def confirmation(
 
 def counts_table(title: str, per_minute: Mapping[Series, Sequence[int]]) -> str:
     """
-    The last minutes of each series: the sum, the rate, the busiest minute, and a picture.
+    The last minutes of each series: the sum, the rate, the busiest minute, and a bar chart.
 
     Args:
-        per_minute: For each series the minutes, the oldest first; as many for each.
+        per_minute: For each series its counts per minute, the oldest first; all series have the same length.
     """
     rows = []
     minutes = len(per_minute["hits"])

@@ -14,16 +14,16 @@ __all__ = ["Rates"]
 
 _MEANING = (
     '<p class="soft">Hits are answered from a record; misses run for the first time; conflicts are refused because of '
-    "another request; takeovers run again what was abandoned; a lost claim may be one of two effects.</p>"
+    "another request; takeovers run an abandoned operation again; a lost claim may mean a second effect.</p>"
 )
 
 
 class Rates:
     """
-    The view of one desk.
+    The view of the counts.
 
     Args:
-        own: The counts of this process, where it is one that counts.
+        own: The counts of this process, if it counts.
     """
 
     def __init__(self, desk: Desk, own: Counts | None) -> None:
@@ -38,7 +38,7 @@ class Rates:
         if shared.records:
             body.append(markup.counts_table("In all processes", shared.per_minute))
             body.append(
-                '<p class="soft">The last minutes that are over, as each process wrote them into the store.'
+                '<p class="soft">The last finished minutes, as each process wrote them into the store.'
                 f"{'' if shared.whole else ' Not all are read yet: load this page again.'}</p>"
             )
         else:

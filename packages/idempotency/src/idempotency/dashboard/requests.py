@@ -19,16 +19,16 @@ def root(request: Request) -> str:
 
 
 def fields(encoded: str) -> dict[str, str]:
-    """The first value of each field; bytes that are no UTF-8 are kept as surrogates, as the names of keys are."""
+    """The first value of each field; bytes that are not UTF-8 become surrogates, as in the names of records."""
     try:
         found = parse_qs(encoded, errors="surrogateescape", max_num_fields=10)
-    except ValueError:  # more fields than any form of ours has
+    except ValueError:  # more fields than any form of the dashboard has
         return {}
     return {name: values[0] for name, values in found.items()}
 
 
 async def form(request: Request) -> dict[str, str]:
-    """The fields of a short form; nothing where it is too long or of another kind."""
+    """The fields of a form; none if it is too long or has another content type."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
         return {}
     body = b""
@@ -40,5 +40,5 @@ async def form(request: Request) -> dict[str, str]:
 
 
 def is_from_elsewhere(request: Request) -> bool:
-    """Whether a browser says that another site asked for this (Fetch Metadata); "none" is a typed address."""
+    """Whether the browser says that another site caused the request (Fetch Metadata); "none" is a typed address."""
     return request.headers.get("sec-fetch-site", "none") not in {"same-origin", "none"}

@@ -1,4 +1,4 @@
-"""`idempotency dashboard`: the page on this machine alone, behind an address that cannot be guessed."""
+"""`idempotency dashboard`: serves the dashboard on this machine only, at an address that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def serve(store: ManagedStore, *, port: int, writable: bool) -> None:
     Serve until interrupted, and print the address.
 
     Args:
-        port: 0 takes a free one.
+        port: The port; 0 takes a free one.
 
-    Others on this machine could reach the port, and other sites through the browser by a name that leads here: the
-    address has a random part, and only requests for the host of the address are answered.
+    Other users of this machine could reach the port, and other sites could reach it through the browser with a host
+    name that points here. So the address has a random part, and only requests for its host are answered.
     """
     path = f"/{secrets.token_urlsafe(24)}"
 

@@ -1,4 +1,4 @@
-"""Whether a form was filled in on our own page: a token that binds an action, a record and a browser."""
+"""Protects forms from other sites: a token binds an action, a record and a browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FormTokens:
     Makes and checks tokens.
 
     Args:
-        secret: At least 16 bytes, the same in every process that serves the page.
+        secret: At least 16 bytes, the same in every process that serves the dashboard.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -28,7 +28,7 @@ class FormTokens:
 
     @staticmethod
     def browser(request: Request) -> str:
-        """The random name of the browser, from its cookie; a new one where it has none."""
+        """The random name of the browser, from its cookie; a new name if there is no cookie."""
         return request.cookies.get(COOKIE) or secrets.token_urlsafe(16)
 
     def make(self, browser: str, *bound: str) -> str:
@@ -37,7 +37,7 @@ class FormTokens:
         return hmac.new(self._secret, message, sha256).hexdigest()
 
     def fits(self, request: Request, token: str, *bound: str) -> bool:
-        """Whether *token* came from our form, in this browser, and the request from our own page."""
+        """Whether *token* is from a form of the dashboard in this browser, and the request from its own page."""
         browser = request.cookies.get(COOKIE)
         if not browser or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return False

@@ -19,29 +19,29 @@ from idempotency.dashboard.requests import fields, is_from_elsewhere, root
 
 __all__ = ["Totals"]
 
-STEP: Final = 1_000  # records that are asked for at once
-TOLD_EVERY: Final = 1.0  # s
+STEP: Final = 1_000  # records per call of the store
+TOLD_EVERY: Final = 1.0  # s between two lines of progress
 LONGEST: Final = 300.0  # s
 _TITLE: Final = "Totals by state"
 
 
 class Totals:
-    """The views of one desk. One count runs at a time: it keeps a store busy."""
+    """The view of the totals. Only one count runs at a time, because it keeps the store busy."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._counting = False
 
     async def totals(self, request: Request) -> Response:
-        """Tells the cost of a count; and counts, where this page is asked to."""
+        """Says what a count costs, or counts, if the query asks for it."""
         if fields(request.url.query).get("count") != "all" or is_from_elsewhere(request):
             link = markup.link(root(request) + "/totals", "Count all records", count="all")
             return self._desk.page(
                 request,
                 _TITLE,
                 [
-                    "<p>No store keeps totals by state. They are counted by reading every record, page by page, which "
-                    "takes a store of a million from some seconds to minutes. You see the count while it grows, and "
+                    "<p>No store keeps totals by state. They are counted by reading every record, page by page: with a "
+                    "million records this takes from some seconds to minutes. You see the count while it grows, and "
                     f"it ends when you close the page or after {LONGEST:.0f} s.</p><p>{link}</p>"
                 ],
             )
@@ -49,13 +49,13 @@ class Totals:
             return self._desk.page(
                 request,
                 "Not now",
-                ["<p>Somebody else has a count under way. Try again when it is over.</p>"],
+                ["<p>Another count is running. Try again when it is over.</p>"],
                 status=429,
             )
         return StreamingResponse(self._counted(request), media_type="text/html; charset=utf-8")
 
     async def _counted(self, request: Request) -> AsyncIterator[str]:
-        """The page as the count goes on: without a script, what is new comes behind what is there."""
+        """The page, sent while the count goes on: each line of progress is appended, so no script is needed."""
         if self._counting:
             return
         self._counting = True

@@ -1,8 +1,9 @@
 """
-The decorator: one effect per key for any function, a coroutine function over a `Store`, a plain one over a `SyncStore`.
+The decorator: one effect per key for any function: coroutine functions with a `Store`, plain ones with a `SyncStore`.
 
-For what no HTTP middleware sees: consumers of queues, scheduled jobs, RPC handlers. The key and the fingerprint come
-from the arguments, read once before anything runs; the value is recorded through a codec and given to every retry.
+Use it where there is no HTTP middleware: queue consumers, scheduled jobs, RPC handlers. The key and the fingerprint
+come from the arguments, which are read once, before anything runs. The value is recorded by a codec and returned to
+every retry.
 """
 
 from __future__ import annotations
@@ -90,21 +91,21 @@ def idempotent(
     hooks: Sequence[Hook] = (),
 ) -> Any:
     """
-    Run a function once per key; every other call with that key gets the first one's value.
+    Run a function once per key; every other call with that key gets the value of the first one.
 
     Args:
         store: A `Store` for `async def`, a `SyncStore` for `def`.
         operation: The function's stable name in store keys and events; two operations never share a key. In the
             store key it takes the place of a middleware's tenant.
-        key: The key of a call, from its arguments.
-        fingerprint: What makes two calls with one key the same, from their arguments: bytes, or a value of the same
-            kinds. By default every argument that is not at its default counts: JSON values, bytes, dates and times,
-            `Decimal`, `UUID`, enums, sets, dataclasses, classes of attrs, structs of msgspec, pydantic models, and
-            tuples, lists and dicts of these.
+        key: Takes the arguments of a call and returns its key.
+        fingerprint: Takes the arguments and returns what must be equal in two calls with one key: bytes, or a value of
+            the types below. By default every argument that differs from its default counts. The types are JSON values,
+            bytes, dates and times, `Decimal`, `UUID`, enums, sets, dataclasses, attrs classes, msgspec structs,
+            pydantic models, and tuples, lists and dicts of these.
         codec: How the value is recorded: `JSON`, `DataclassCodec()`, `PydanticCodec()` or your own.
         policy: `lease`, `takeover`, `retention`, `wait`, `on_exception`, `on_store_error`, `max_key_chars` and
-            `max_response_bytes` (of the record) apply here; the others concern HTTP only. Or a function of the
-            arguments that returns a policy for the call, for example with a lease as long as the call may still run.
+            `max_response_bytes` (of the record) apply here; the others concern HTTP only. Or a function that takes the
+            arguments and returns a policy for the call, for example with a lease as long as the call may still run.
         hooks: Called with every event.
     Raises:
         TypeError: At decoration: a function and a store of different kinds, a generator, a function that returns an
@@ -115,20 +116,20 @@ def idempotent(
     fingerprint; `InProgress` while the first call runs (after `policy.wait` seconds); `FingerprintMismatch`;
     `OutcomeUnknown`; `NotReplayable`; `FirstRunFailed`; a `StoreError`. An exception of the function itself reaches the
     caller; `policy.on_exception` says whether its key is free again or raises `FirstRunFailed`. After a cancelled or
-    interrupted run the key stays claimed until the lease ends. If the codec cannot restore the value, the caller gets
-    it, an error is logged, and it is recorded as done: retries raise `NotReplayable`.
+    interrupted run the key stays claimed until the lease ends. If the codec cannot encode the value, the caller still
+    gets it, an error is logged, and the call is recorded as done: retries raise `NotReplayable`.
 
-    Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts.
+    Cost: one store call for a replay, two for a first run, and one more for every lease/3 that a run lasts.
     """
     if not operation:
         raise ValueError(
-            'operation must be a name such as "charge-card": it keeps the keys of functions apart'
+            'operation must be a name such as "charge-card": it separates the keys of different functions'
         )
     for name, function in (("key", key), ("fingerprint", fingerprint)):
         if (function is not None or name == "key") and (not callable(function) or is_async(function)):
             raise TypeError(f"{name}= must be a plain function of the decorated function's arguments")
     if not isinstance(policy, Policy) and not is_plain(policy):
-        raise TypeError("policy= must be a Policy, or a plain function of the arguments that gives one")
+        raise TypeError("policy= must be a Policy, or a plain function of the arguments that returns one")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         _require_kind(function, store, operation)
@@ -176,7 +177,7 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Sh
                 await run.release()
             raise
         except BaseException:
-            run.abandon()  # cancelled: the outcome is unknown, the lease decides (E4)
+            run.abandon()  # cancelled: the outcome is unknown, so the claim stays (E4)
             raise
         outcome, result = shell.encode(value, ask.key)
         return shell.conclude(ask, await run.keep(outcome, result=result), value)
@@ -212,7 +213,7 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: 
                 run.release()
             raise
         except BaseException:
-            run.abandon()  # interrupted: the outcome is unknown, the lease decides (E4)
+            run.abandon()  # interrupted: the outcome is unknown, so the claim stays (E4)
             raise
         outcome, result = shell.encode(value, ask.key)
         return shell.conclude(ask, run.keep(outcome, result=result), value)
@@ -221,7 +222,7 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: 
 
 
 class _Shell:
-    """The base of the two guards: reads calls, writes records, and emits the events of calls answered without a run."""
+    """The code that both guards share: reads calls, encodes records, and answers calls that do not run."""
 
     def __init__(
         self,
@@ -245,7 +246,7 @@ class _Shell:
 
     @property
     def keeps_exceptions(self) -> bool:
-        """Whether a function that raises uses its key up."""
+        """Whether the exception of a function is recorded."""
         return self._policy.on_exception == "keep"
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ask:
@@ -260,7 +261,7 @@ class _Shell:
         return Ask(key, fingerprint, policy, self._operation, policy.wait)
 
     def under(self, policy: Policy) -> _Shell:
-        """The same, for a call under *policy*."""
+        """A copy of this object for a call with *policy*, or itself if it has that policy."""
         if policy is self._policy:
             return self
         own = copy(self)
@@ -268,18 +269,18 @@ class _Shell:
         return own
 
     def encode(self, value: Any, key: StorageKey) -> tuple[bytes, Literal["kept", "unreplayable"]]:
-        """The record of a value; a tombstone where it cannot be kept, since the effect is there already (E2)."""
+        """The outcome for a value; a tombstone if it cannot be kept, since the call has had its effect (E2)."""
         try:
             outcome = encode_value({"returned": self._codec.encode(value)}, self._engine.traceparent())
         except Exception as error:
-            # Neither the value nor what the codec says of it: both may hold what no log may.
+            # Without the value and the codec's message: both may contain data that must not reach a log.
             reason = f"the codec refused a {type(value).__qualname__}: {type(error).__name__}"
         else:
             if len(outcome) <= self._policy.max_response_bytes:
                 return outcome, "kept"
             reason = f"larger than {self._policy.max_response_bytes} bytes"
         _log.error(
-            "%s returned what cannot be kept (%s): its retries will raise NotReplayable (key %s)",
+            "%s returned a value that cannot be kept (%s): its retries will raise NotReplayable (key %s)",
             self._operation,
             reason,
             key_id(key),
@@ -291,11 +292,11 @@ class _Shell:
         return self.encode(answer, claim.key)[0]
 
     def encode_failure(self, error: Exception) -> bytes:
-        """The record of an exception: its class alone, for its message may hold anything."""
+        """The outcome for an exception: only its class, because its message may contain anything."""
         return encode_value({"raised": type(error).__qualname__}, self._engine.traceparent())
 
     def conclude(self, ask: Ask, ending: Ending, value: Any) -> Any:
-        """Returns the value of a finished run: its own, unless a successor's record says otherwise (E8)."""
+        """Returns the run's own value, unless another run took over and recorded its outcome (E8)."""
         if isinstance(ending, Superseded):
             return self.answer(ask, Replay(ending.completed))
         if isinstance(ending, Refuse):
@@ -339,12 +340,12 @@ class _Shell:
             return self._codec.decode(stored)
         except Exception:
             raise UnknownRecordVersion(
-                f"the recorded value does not fit what {self._operation} returns now; "
-                "let a version that wrote it answer, or use another key"
+                f"the recorded value does not fit the type that {self._operation} returns now; "
+                "answer with the version that wrote it, or use another key"
             ) from None
 
 
-# Decoration: what can be known to go wrong is refused here.
+# Checks at decoration.
 
 
 def _require_kind(function: Any, store: Any, operation: str) -> None:

@@ -1,9 +1,9 @@
 """
-Writes one argument of a decorated function as text, so that different calls get different fingerprints.
+Encodes one argument of a decorated function as text, so that different calls get different fingerprints.
 
-JSON values are written as JSON. What JSON has no form for is written with its type: dates, decimals, UUIDs, enums,
-sets, dataclasses, classes of attrs, structs of msgspec, pydantic models. Two values have one text only where no
-function could tell them apart; what has no such text is refused.
+JSON values are written as JSON. Types that JSON lacks are written with their type: dates, decimals, UUIDs, enums, sets,
+dataclasses, attrs classes, msgspec structs, pydantic models. Two values have the same text only if no function could
+tell them apart; other types are refused.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _EMPTY_FACTORIES: Final[tuple[Any, ...]] = (list, dict, set, frozenset, tuple)
 
 def encode_argument(value: Any) -> bytes:
     """
-    The text of *value*; no two different values share one.
+    The text of *value*; different values have different texts.
 
-    A tuple counts as a list and a frozenset as a set, as JSON and the queues that carry it have one of each. The
-    number 1, the text "1", `True`, `1.0` and `Decimal("1")` are five values. Of a dataclass, a named tuple, a class of
-    attrs, a struct or a pydantic model the class counts, by module and name, and each field that is not at its default.
+    A tuple counts as a list and a frozenset as a set, because JSON, which queues carry, has only one of each. The
+    number 1, the text "1", `True`, `1.0` and `Decimal("1")` are five values. For a dataclass, a named tuple, an attrs
+    class, a struct or a pydantic model, the class counts, by module and name, and each field that differs from its
+    default.
 
     Raises:
-        TypeError: A value of another type, or a subclass of one that is known; the message names the type only.
+        TypeError: A value of another type, or of a subclass of a known type; the message names only the type.
         ValueError: NaN, an infinity, or nested deeper than 100.
 
     >>> from decimal import Decimal
@@ -54,7 +55,7 @@ def encode_argument(value: Any) -> bytes:
         return b"!" + _encode(value, 0)  # no JSON text begins with this
 
 
-# Every text below says where it ends: it begins with a letter for the type, and a length or a count.
+# Every text below shows where it ends: it begins with a letter for the type, and a length or a count.
 
 
 def _text(kind: bytes, text: bytes) -> bytes:
@@ -80,12 +81,12 @@ def _encode(value: Any, depth: int) -> bytes:
     if kind is dict:
         members = ((_encode(name, depth + 1), _encode(member, depth + 1)) for name, member in value.items())
         return _sequence(b"m", (part for pair in sorted(members) for part in pair))
-    if isinstance(value, UUID):  # drivers have subclasses of their own
+    if isinstance(value, UUID):  # database drivers have their own subclasses
         return _text(b"u", value.bytes)
     if isinstance(value, Enum):
         which = value.value if isinstance(value, Flag) else value.name
         return _sequence(b"c", (_class(kind), _encode(which, depth + 1)))
-    if "__dataclass_fields__" in kind.__dict__:  # its own: a subclass that is none may have more than fields
+    if "__dataclass_fields__" in kind.__dict__:  # not inherited: a subclass may have more than fields
         return _sequence(b"o", (_class(kind), *_members(value, _dataclass_defaults(value), depth)))
     if isinstance(value, tuple) and "_fields" in kind.__dict__:
         return _sequence(b"o", (_class(kind), *_members(value, _named_tuple_defaults(kind), depth)))
@@ -95,7 +96,7 @@ def _encode(value: Any, depth: int) -> bytes:
 
 
 def _encode_of_another_package(value: Any, depth: int) -> bytes:
-    # Looked up, not imported: where a value is, its module was imported. zoneinfo reads the build settings of Python.
+    # Looked up, not imported: the module of an existing value is already imported. (Importing zoneinfo is slow.)
     kind = type(value)
     pydantic, core, msgspec, zoneinfo = map(
         sys.modules.get, ("pydantic", "pydantic_core", "msgspec", "zoneinfo")
@@ -125,7 +126,7 @@ def _class(kind: type[Any]) -> bytes:
 
 
 def _members(value: Any, defaults: dict[str, Any], depth: int) -> Iterator[bytes]:
-    # A field at its default is left out: one that a later release adds changes nothing for calls under way.
+    # A field at its default is left out, so a field that a later release adds does not change earlier fingerprints.
     for name, default in sorted(defaults.items()):
         member = getattr(value, name)
         if member is default:
@@ -166,7 +167,7 @@ def _attrs_defaults(kind: Any) -> dict[str, Any]:
 
 
 def _struct_defaults(kind: Any, msgspec: Any) -> dict[str, Any]:
-    given = kind.__struct_defaults__  # of the last fields
+    given = kind.__struct_defaults__  # the defaults of the last fields
     defaults: dict[str, Any] = dict.fromkeys(kind.__struct_fields__, _MISSING)
     for name, default in zip(reversed(kind.__struct_fields__), reversed(given), strict=False):
         if type(default).__name__ == "Factory":  # msgspec's own, which has no public name
@@ -177,7 +178,7 @@ def _struct_defaults(kind: Any, msgspec: Any) -> dict[str, Any]:
 
 
 def _made_by(factory: Any) -> Any:
-    """A default that is made anew each time: an empty collection is one and the same, an identifier is not."""
+    """The default that *factory* makes: only an empty collection counts, since an identifier differs each time."""
     return factory() if factory in _EMPTY_FACTORIES else _MISSING
 
 
@@ -211,7 +212,7 @@ def _decimal(value: Decimal) -> bytes:
 
 
 def _moment(kind: bytes) -> Callable[[Any], bytes]:
-    """A datetime or a time by its fields, its offset, its fold and the name of its zone: equal instants may differ."""
+    """A datetime or a time by its fields, offset, fold and zone name; one moment in two zones is two values."""
 
     def encode(value: Any) -> bytes:
         zone = getattr(value.tzinfo, "key", None)
@@ -250,7 +251,7 @@ _SCALARS: Final[dict[type[Any], Callable[[Any], bytes]]] = {
     time: _moment(b"C"),
     timezone: _offset,
     timedelta: lambda value: _text(b"L", b"%d,%d,%d" % (value.days, value.seconds, value.microseconds)),
-    # A path by its flavour, whether it can open files or not.
+    # A path by its flavour; pure and concrete paths are equal.
     PurePosixPath: _as_text(b"P"),
     PosixPath: _as_text(b"P"),
     PureWindowsPath: _as_text(b"W"),

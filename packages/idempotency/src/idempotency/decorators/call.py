@@ -26,8 +26,7 @@ OfArguments: TypeAlias = (
 """
 A function of the decorated function's arguments.
 
-The last form takes any function. The others say nothing more, but from them pyright's strict mode takes the types of
-the parameters of a lambda.
+The last form accepts any function. The other forms only help pyright's strict mode to type the parameters of a lambda.
 """
 
 
@@ -36,9 +35,9 @@ class CallReader:
     Reads calls of one function.
 
     Args:
-        key: The key of a call, from its arguments.
-        fingerprint: What makes two calls the same, from their arguments: bytes, or what `encode_argument`
-            takes. None: every argument.
+        key: Takes the arguments of a call and returns its key.
+        fingerprint: Takes the arguments and returns what must be equal in two calls: bytes, or a value that
+            `encode_argument` accepts. None: every argument.
     """
 
     def __init__(
@@ -63,10 +62,10 @@ class CallReader:
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, max_key_chars: int
     ) -> tuple[StorageKey, Fingerprint]:
         """
-        The storage key and the fingerprint of one call; what happens to the arguments later changes neither.
+        The storage key and the fingerprint of one call; later changes of the arguments do not affect them.
 
         Raises:
-            TypeError: The key is not a string, the arguments do not fit, or one has no form to be compared by.
+            TypeError: The key is not a string, the arguments do not fit, or an argument cannot be encoded.
             InvalidKey: The key is blank, too long or not Unicode.
         """
         return self._read_key(args, kwargs, max_key_chars), self._read_fingerprint(args, kwargs)
@@ -96,9 +95,7 @@ class CallReader:
         if not isinstance(key, str):
             raise TypeError(f"key= of {self._operation} must return a str, not {type(key).__name__}")
         if not key.strip():
-            raise InvalidKey(
-                f"key= of {self._operation} returned a blank key; every operation needs one of its own"
-            )
+            raise InvalidKey(f"key= of {self._operation} returned a blank key; every call needs a key")
         if len(key) > max_key_chars:
             raise InvalidKey(
                 f"key= of {self._operation} returned {len(key)} characters; at most {max_key_chars} are accepted"
@@ -116,7 +113,7 @@ class CallReader:
         return digest(b"arguments", *self._parts(arguments))
 
     def _parts(self, arguments: dict[str, Any]) -> Iterator[bytes]:
-        # An argument at its default is left out, given or not: a parameter that a later release adds changes nothing.
+        # Arguments at their default are left out, so a parameter that a later release adds does not matter.
         for name in sorted(arguments):
             value, default = arguments[name], self._defaults.get(name)
             if default is not None and value is default.value:
@@ -147,7 +144,7 @@ def _takes(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 class _Default:
-    """A parameter's default, and its text where it has one."""
+    """The default of a parameter, and its text, or None if it cannot be encoded."""
 
     __slots__ = ("value", "written")
 

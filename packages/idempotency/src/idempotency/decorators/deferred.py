@@ -1,4 +1,4 @@
-"""Refuses what a decorated function hands out for later: it would be recorded as done before any of it is."""
+"""Refuses awaitables and generators as values: they would be recorded as done before their work is done."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DEFERRED: frozenset[Any] = frozenset(
 
 def return_type(function: Callable[..., Any], operation: str) -> Any:
     """
-    What *function* is annotated to return.
+    The return annotation of *function*.
 
     Raises:
-        TypeError: An awaitable or an iterator.
+        TypeError: It is an awaitable or an iterator.
     """
     returns = resolve(function)
     if (get_origin(returns) or returns) in _DEFERRED:
@@ -33,7 +33,7 @@ def return_type(function: Callable[..., Any], operation: str) -> Any:
 
 def require_done(value: object, operation: str) -> None:
     """
-    Refuse what a plain function returned, as its own error, where an annotation would have shown it.
+    Refuse the value of a plain function whose work is not done. Needed where the annotation does not show it.
 
     Raises:
         TypeError: *value* is an awaitable or a generator.
@@ -47,14 +47,14 @@ def require_done(value: object, operation: str) -> None:
 
 def require_begun(value: object, operation: str) -> None:
     """
-    Refuse what a coroutine function returned, as its own error. A task passes: its work goes on, so its key stays used.
+    Refuse the value of a coroutine function whose work has not begun. A task is accepted: its work goes on.
 
     Raises:
         TypeError: *value* is a coroutine or a generator.
     """
     if inspect.iscoroutine(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
         if inspect.iscoroutine(value):
-            value.close()  # else it warns that nobody awaited it
+            value.close()  # otherwise Python warns that it was never awaited
         raise TypeError(
-            f"{operation} returned work that is still to be done: await it, or collect it, inside"
+            f"{operation} returned work that is not done yet: await it, or collect it, inside the function"
         )
