@@ -66,9 +66,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-_PARAMETER = (
-    "idempotency_pending_claim"  # added to an endpoint's signature, and taken out before it is called
-)
+_PARAMETER = "idempotency_pending_claim"  # added to an endpoint's signature, removed before the call
 
 
 def install(
@@ -80,14 +78,14 @@ def install(
     key_headers: Iterable[str] = (),
 ) -> None:
     """
-    Add `LateClaim` to *app*, and what protected operations take and answer to its OpenAPI document.
+    Add `LateClaim` to *app*, and describe the protected operations in its OpenAPI document.
 
     Args:
-        store: Where records live, such as `idempotency.stores.redis.RedisStore`.
+        store: Where records are kept, such as `idempotency.stores.redis.RedisStore`.
         hooks: Called with every event (`idempotency.events`).
         max_request_bytes: The longest body of a request with a key.
-        key_headers: Further headers that may carry a key. Those in the policies of *app*'s endpoints are found by
-            themselves at the first request; name here those of mounted applications and of endpoints added later.
+        key_headers: Further headers that may carry a key. The headers in the policies of *app*'s endpoints are found
+            automatically at the first request; give here those of mounted applications and of endpoints added later.
     Raises:
         TypeError: *store* or a hook is not of its kind; at the first request, as Starlette makes its middleware then.
         RuntimeError: *app* has begun to serve, or has a `LateClaim` already; at the first request: `protect` stands
@@ -121,19 +119,19 @@ def install(
 
 class Idempotent(Generic[T]):
     """
-    Protects endpoints of one kind of principal.
+    Protects endpoints whose requests have a principal.
 
     Args:
-        principal: A dependency that gives whose key it is, such as the one your endpoints use already; what it raises
-            is answered as ever, and no key is used up.
-        name: The principal's name in the store: a stable text, such as `lambda user: user.id`. By default the
-            principal itself, which must then be a `str`.
-        policy: What is promised, unless an endpoint says otherwise.
+        principal: A dependency that returns whose key it is, such as one that your endpoints already use. If it raises,
+            FastAPI answers as usual and the key stays free.
+        name: Takes the principal and returns its name in the store: a stable str, such as `lambda user: user.id`. By
+            default the principal itself, which must then be a `str`.
+        policy: The policy, unless an endpoint has its own.
     Raises:
-        TypeError: *principal* or *name* is no function, or *policy* no `Policy`.
+        TypeError: *principal* or *name* is not a function, or *policy* not a `Policy`.
     """
 
-    # A checker takes the first that fits, so what FastAPI awaits or iterates over comes before what it takes as it is.
+    # A type checker takes the first overload that fits: coroutines and iterators, which FastAPI resolves, come first.
     @overload
     def __init__(
         self,
@@ -170,7 +168,7 @@ class Idempotent(Generic[T]):
         for function in (principal, name or principal):
             if callable(function):
                 continue
-            raise TypeError("principal must be a dependency, and name a function of what it gives")
+            raise TypeError("principal must be a dependency, and name a function of what it returns")
         if not isinstance(policy, Policy):
             raise TypeError("policy must be a Policy")
         self._name: Callable[[T], str] = (lambda user: cast("str", user)) if name is None else name
@@ -202,7 +200,8 @@ class Idempotent(Generic[T]):
         """
         Protect an endpoint: put it directly below the route's decorator.
 
-        A coroutine function, a plain function (which FastAPI runs in a thread) or a generator that streams.
+        The endpoint may be a coroutine function, a plain function (which FastAPI runs in a thread) or a generator that
+        streams.
 
         Args:
             policy: What is promised, where it differs.
@@ -221,7 +220,7 @@ class Idempotent(Generic[T]):
         """
         For `APIRouter(route_class=once.route_class)`: protects every endpoint of a router.
 
-        Only methods of the policy are claimed, so `GET` endpoints stay as they are.
+        Only the methods of the policy are claimed, so `GET` endpoints behave as before.
         """
         protect = self._protect
         policy = self._policy
@@ -283,7 +282,7 @@ class Idempotent(Generic[T]):
 
 
 class _Bound:
-    """A request whose principal is known, about to be claimed."""
+    """A pending claim with the name of its principal."""
 
     def __init__(self, pending: PendingClaim, name: Callable[[], str]) -> None:
         self._pending = pending
@@ -299,11 +298,11 @@ class _Bound:
         anyio.from_thread.run(self.claim, policy)
         frame = self._pending.frame
         if frame is not None:
-            active.set(frame)  # the loop's context has it; this thread's is another
+            active.set(frame)  # set in the loop's context so far, but this thread has its own
 
 
 class _AnsweredHTTPException(HTTPException, Answered):
-    """`Answered`, as FastAPI's handlers and a user's dependencies expect what ends a request early."""
+    """`Answered` as an `HTTPException`, which FastAPI and a user's dependencies expect when a request ends early."""
 
 
 def _called(endpoint: Any) -> Any:
@@ -317,7 +316,7 @@ def _take(kwargs: dict[str, Any]) -> _Bound:
     bound = kwargs.pop(_PARAMETER, None)
     if not isinstance(bound, _Bound):
         raise RuntimeError(
-            "a protected endpoint was called by something else than FastAPI: call the function below the decorator"
+            "a protected endpoint was called directly, not by FastAPI: call the undecorated function instead"
         )
     return bound
 
@@ -326,7 +325,7 @@ def _with_parameter(endpoint: Callable[..., Any], dependency: Any) -> inspect.Si
     """The endpoint's signature, with its annotations resolved, and one more parameter for the claim."""
     try:
         signature = inspect.signature(endpoint, eval_str=True)
-    except Exception:  # of names that are not there yet, or only for a type checker: FastAPI will say so
+    except Exception:  # a name is not defined yet, or only for type checkers: FastAPI reports that itself
         signature = inspect.signature(endpoint)
     claim = inspect.Parameter(_PARAMETER, inspect.Parameter.KEYWORD_ONLY, annotation=Any, default=dependency)
     parameters = list(signature.parameters.values())
@@ -335,7 +334,7 @@ def _with_parameter(endpoint: Callable[..., Any], dependency: Any) -> inspect.Si
 
 
 class _KeyHeaders:
-    """The names of all headers that may carry a key, known once every route is there."""
+    """The names of all headers that may carry a key; read when it is iterated, after all routes were added."""
 
     def __init__(self, app: FastAPI, more: Iterable[str]) -> None:
         self._app = app

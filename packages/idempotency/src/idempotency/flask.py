@@ -1,8 +1,8 @@
 """
 Idempotency for Flask: a decorator for views, claimed after authentication and just before the view's first line.
 
-What `before_request` functions, the router and decorators outside refuse (401, 403, 404, 405, 422) never reaches the
-store; a replay is sent only to a request that authenticates now.
+A request that `before_request` functions, the router or outer decorators refuse (401, 403, 404, 405, 422) never reaches
+the store, and a replay is sent only to a request that is authenticated.
 
 >>> from flask import Flask, g, jsonify, request
 >>> from idempotency.flask import Idempotency
@@ -73,13 +73,13 @@ class Idempotency:
 
     Args:
         store: A `SyncStore`, such as `idempotency.stores.redis.SyncRedisStore`.
-        principal: Whose key it is, called in the request just before the view: a verified subject, such as the id of
-            the user that logged in; never a credential, which changes. It may raise, as a view may.
-        policy: What is promised to every protected view that names no policy of its own.
+        principal: Returns whose key it is; called in the request, just before the view. Return a verified subject, such
+            as the id of the logged-in user, never a credential, which can change. It may raise, like a view.
+        policy: The policy of every protected view that has no policy of its own.
         hooks: Called with every event (`idempotency.events`).
-        max_request_bytes: The longest body of a request with a key that a view may be protected for.
+        max_request_bytes: The longest body of a request with a key.
     Raises:
-        TypeError: *store*, *principal*, *policy* or a hook is not of its kind.
+        TypeError: *store*, *principal*, *policy* or a hook has the wrong type.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Idempotency:
         max_request_bytes: int = 1_048_576,
     ) -> None:
         if not is_plain(principal):
-            raise TypeError("principal must be a plain function without arguments that gives the user's id")
+            raise TypeError("principal must be a plain function without arguments that returns the user's id")
         if not isinstance(policy, Policy):
             raise TypeError("policy must be a Policy")
         self._store = store
@@ -108,16 +108,16 @@ class Idempotency:
 
     def init_app(self, app: Flask) -> None:
         """
-        Install into *app*: its `wsgi_app` is wrapped, so that answers are recorded as they leave.
+        Install the extension: wraps `app.wsgi_app`, so that answers can be recorded before they are sent.
 
         Raises:
             TypeError: The store is not a `SyncStore`.
-            RuntimeError: *app* has one already, this one or another: a request has one store and is recorded once.
+            RuntimeError: *app* already has an `Idempotency`; a request can be recorded only once, in one store.
         """
         if _EXTENSION in app.extensions:
             raise RuntimeError(
-                "this application has an Idempotency already: install one by init_app(app), once, and use it for every "
-                "view, with policies of their own"
+                "this application already has an Idempotency: call init_app(app) once, and use that Idempotency for "
+                "every view; a view may have its own policy"
             )
         app.wsgi_app = LateClaim(  # type: ignore[method-assign]
             self._checked(app, app.wsgi_app),
@@ -151,7 +151,7 @@ class Idempotency:
 
     def protect(self, view: Any = None, /, *, policy: Policy | None = None) -> Any:
         """
-        Protect a view; put it directly above the function, below the route and below what authenticates.
+        Protect a view: put it directly above the function, below the route and below decorators that authenticate.
 
         Raises:
             TypeError: A policy was given without its name.
@@ -170,7 +170,7 @@ class Idempotency:
                 if current_app.extensions.get(_EXTENSION) is not self:
                     raise RuntimeError(
                         "the Idempotency that protects this view is not installed in its application: call "
-                        "init_app(app), and have one Idempotency for each application"
+                        "init_app(app), and use one Idempotency per application"
                     )
                 pending = pending_claim(request.environ)
                 if not pending.claim(self._principal, chosen):

@@ -2,8 +2,8 @@
 Ready-made hooks: every event as a log line, as Prometheus metrics, or on the current OpenTelemetry span.
 
 Pass any number of them: `IdempotencyMiddleware(..., hooks=[LoggingHook(), PrometheusHook()])`. The names of log events,
-metrics, labels and span attributes are public (SemVer); `docs/operations.md` lists them and says what to watch. None
-carries a raw key, a header or a body.
+metrics, labels and span attributes are public (SemVer); `docs/operations.md` lists them and says what to watch. They
+never contain a raw key, a header or a body.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NAMES: Final[dict[type[Event], str]] = {
 _LEVELS: Final = {FailedAfterRecord: logging.ERROR, ClaimLost: logging.ERROR, StoreFailed: logging.WARNING}
 _FIELDS: Final = {kind: tuple(field.name for field in fields(kind)) for kind in _NAMES}
 _TEMPLATES: Final = {
-    # %r, because an operation holds a path of the client's, which must not be able to forge a second line.
+    # %r, because an operation contains the client's path, which must not forge a second log line.
     kind: " ".join((name, *(f"{field}=%({field})r" for field in _FIELDS[kind])))
     for kind, name in _NAMES.items()
 }
@@ -52,17 +52,17 @@ _TEMPLATES: Final = {
 
 class LoggingHook:
     """
-    One log record for each event, readable as it is and structured for a formatter that wants fields.
+    One log record for each event: a readable message, with the fields as attributes for structured formatters.
 
     The message begins with the event's name (`idempotency.settled operation='POST /charges' ...`), and its template
     is constant, so that records group. The record has the attributes `event` (that name) and
     `idempotency.<field>` for each field of the event.
 
     Args:
-        logger: Where to; the logger `idempotency` by default.
+        logger: The logger to write to; by default `idempotency`.
 
-    Levels: error for a lost claim (the effect may have been made twice) and for an application that raised after its
-    answer was recorded (the effect may be missing), warning for a store that gave no answer, info for the rest.
+    Levels: error for a lost claim (there may be two effects) and for an application that raised after its answer was
+    recorded (the effect may be missing), warning for a store that gave no answer, info for all other events.
 
     >>> from idempotency.events import ClaimLost
     >>> import logging, sys
@@ -88,17 +88,17 @@ class LoggingHook:
 
 class PrometheusHook:
     """
-    Counters and histograms for every event, with labels of few values only: never a path, a key or a tenant.
+    Counters and histograms for every event. Labels have few values: never a path, a key or a tenant.
 
-    Make one and share it among all middlewares and decorators of a process; a registry refuses a second one of the
+    Make one and share it among all middlewares and decorators of a process; a registry refuses a second one with the
     same namespace. Without *label* every series exists from the start with the value 0, so that `rate` sees the first
     failure.
 
     Args:
-        registry: Where to register; prometheus_client's default registry where None.
-        namespace: What every metric's name begins with.
-        label: Adds a label `operation`; it returns the label's value for an event's operation, such as "POST /charges".
-            Paths contain identifiers: return one value for each route, and one for everything else.
+        registry: The registry for the metrics; None: prometheus_client's default registry.
+        namespace: The beginning of every metric name.
+        label: Adds a label `operation`: takes the operation of an event, such as "POST /charges", and returns the value
+            of the label. Paths contain identifiers, so return one value for each route and one for all other paths.
     Raises:
         ImportError: prometheus-client is not installed.
         ValueError: The registry has these metrics already.
@@ -133,19 +133,19 @@ class PrometheusHook:
                 buckets=_SECONDS,
             )
 
-        self._claimed = counter("claimed", "Runs begun, for the first time or by takeover.", "kind")
+        self._claimed = counter("claimed", "Runs that began, as first runs or takeovers.", "kind")
         self._replayed = counter("replayed", "Requests answered from a record.")
-        self._refused = counter("refused", "Requests answered by a problem, nothing run.", "problem")
-        self._settled = counter("settled", "Runs ended, by what became of the record.", "result")
+        self._refused = counter("refused", "Requests refused with a problem; nothing ran.", "problem")
+        self._settled = counter("settled", "Runs that ended, by result.", "result")
         self._failed_after = counter(
             "failed_after_record",
-            "Applications that raised once their answer was recorded: possibly no effect.",
+            "Runs that raised after their answer was recorded: the effect may be missing.",
         )
-        self._lost = counter("claims_lost", "Runs that no longer owned their key: possible second effects.")
-        self._failures = counter("store_failures", "Calls that the store did not answer.", "step", "action")
-        self._unprotected = counter("unprotected_runs", "Runs without a claim, since the store was away.")
-        self._waited = histogram("wait_seconds", "Time spent waiting for a running duplicate.", "end")
-        self._ran = histogram("run_seconds", "Time from the claim to the record.")
+        self._lost = counter("claims_lost", "Runs that lost their claim: there may be a second effect.")
+        self._failures = counter("store_failures", "Store calls without an answer.", "step", "action")
+        self._unprotected = counter("unprotected_runs", "Runs without a claim because the store failed.")
+        self._waited = histogram("wait_seconds", "Seconds spent waiting for a running duplicate.", "end")
+        self._ran = histogram("run_seconds", "Seconds from the claim to the end of the run.")
         if label is None:
             self._start_at_zero()
 
@@ -184,7 +184,7 @@ class PrometheusHook:
                 errors.IdempotencyError,
                 errors.StoreError,
                 errors.RunEnded,
-            }:  # roots: what is raised is below them; and what code inside a run is told
+            }:  # base classes, and an error that only code inside a run gets
                 self._refused.labels(kind.slug)
         for result in get_args(get_type_hints(Settled)["result"]):
             self._settled.labels(result)
@@ -196,14 +196,14 @@ class PrometheusHook:
 
 class OpenTelemetryHook:
     """
-    Every event on the span that is current when it happens, and a link from each replay to the run it repeats.
+    Adds every event to the current span, and links each replay to the run whose outcome it repeats.
 
     The span gets an event named like the log event (`idempotency.replayed`), with the event's fields as attributes
     `idempotency.<field>`, and the attributes `idempotency.key_id` and `idempotency.result` ("replayed", "refused", or
     what the run settled as). The trace context of the first run is recorded with its outcome (`traceparent`, W3C
-    Trace Context); a replay's span is linked to it, so that one click leads from a retry to what really ran.
+    Trace Context), and the span of a replay is linked to it, so that one click leads from a retry to the run.
 
-    Install it inside whatever starts the server's span, such as OpenTelemetry's ASGI instrumentation.
+    Install it inside the layer that starts the server span, such as OpenTelemetry's ASGI instrumentation.
 
     Raises:
         ImportError: opentelemetry-api is not installed.
@@ -219,7 +219,7 @@ class OpenTelemetryHook:
         self._propagator = TraceContextTextMapPropagator()
 
     def __call__(self, event: Event) -> None:
-        """Write *event* on the current span; without a recording one, do nothing."""
+        """Add *event* to the current span, if that is recording."""
         span = self._current_span()
         if not span.is_recording():
             return
@@ -239,7 +239,7 @@ class OpenTelemetryHook:
                 span.set_attribute("idempotency.result", result)
 
     def traceparent(self) -> str | None:
-        """The current span's context as a W3C `traceparent`, to be recorded with an outcome; None without a span."""
+        """The context of the current span as a W3C `traceparent`, recorded with an outcome; None without a span."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier)
         return carrier.get("traceparent")
@@ -249,14 +249,14 @@ class OpenTelemetryHook:
 
         recorded = self._propagator.extract({"traceparent": traceparent}, context=Context())
         first_run = self._current_span(recorded).get_span_context()
-        if first_run.is_valid:  # a record comes from outside this process: what cannot be read links nowhere
+        if first_run.is_valid:  # the record comes from outside this process and may be unreadable
             span.add_link(first_run, {"idempotency.link": "first_run"})
 
 
-# From a replay that met its duplicate's last moment to the longest wait a client stays for.
+# Buckets, from a very short wait to the longest that a client accepts.
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-# What the engine does about each failure.
+# The engine's action after each kind of failure.
 _STORE_FAILURES: Final = (
     ("acquire", "refused"),
     ("acquire", "bypassed"),
@@ -267,5 +267,5 @@ _STORE_FAILURES: Final = (
 
 
 def _child(metric: Any, labels: tuple[str, ...]) -> Any:
-    """A metric without labels is its own only child; prometheus_client refuses `labels()` there."""
+    """The child of *metric* for *labels*; a metric without labels is its own child and refuses `labels()`."""
     return metric.labels(*labels) if labels else metric

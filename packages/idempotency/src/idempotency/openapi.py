@@ -1,9 +1,8 @@
 """
-OpenAPI 3.1 from the policy: what a protected operation takes and answers, added to any document.
+Adds to any OpenAPI 3.1 document what a protected operation takes and answers.
 
-The middleware acts before an application's framework sees a request, so no framework can document it. Here the same
-`Policy` that the middleware enforces is written into the document: the header parameter, the problems it may answer
-with, and the headers of a replay.
+The middleware acts before the framework sees a request, so the framework cannot document it. This module documents the
+same `Policy` that the middleware enforces: the header parameter, the possible problems, and the headers of a replay.
 """
 
 from __future__ import annotations
@@ -68,20 +67,20 @@ def add_idempotency(
     document: dict[str, Any], policy: Policy, *, operations: Iterable[tuple[str, str]] | None = None
 ) -> dict[str, Any]:
     """
-    A copy of *document* in which the operations under *policy* say so.
+    A copy of *document* that documents *policy* in the operations that it protects.
 
-    Each gets the headers that carry the key (`Policy.key_headers`); the responses 400, 408, 409, 413, 422, 500 and 503
-    with the problems that this policy can give, or with examples of what `Policy.render` makes of them, beside what the
-    application answers under the same status; and on its 2xx responses the headers of a replay. Adding the same again
-    changes nothing, so it may run on a document that was served before.
+    Each such operation gets the headers that carry the key (`Policy.key_headers`); the responses 400, 408, 409, 413,
+    422, 500 and 503 with the problems that this policy can give, or with examples from `Policy.render`, beside the
+    application's own answers with the same status; and the headers of a replay in its 2xx responses. Adding the same
+    policy again changes nothing.
 
     Args:
         document: An OpenAPI 3.1 document, such as FastAPI's `app.openapi()`; not changed.
-        policy: The one the middleware was given.
-        operations: (method, path) pairs, paths spelled as in the document; every operation with one of the policy's
-            methods where None. Call once for each policy where routes differ.
+        policy: The policy of the middleware.
+        operations: (method, path) pairs, with paths as in the document. None: every operation with one of the policy's
+            methods. If routes have different policies, call this once for each policy.
     Raises:
-        ValueError: The document is not OpenAPI 3.1, it has no such operation, or the policy leaves its method alone.
+        ValueError: The document is not OpenAPI 3.1 or has no such operation, or the policy does not cover its method.
 
     >>> document = {"openapi": "3.1.0", "info": {"title": "Payments", "version": "1"}, "paths": {"/charges": {
     ...     "post": {"responses": {"201": {"description": "Charged"}}}}}}
@@ -141,7 +140,7 @@ def _add_parameter(document: dict[str, Any], operation: dict[str, Any], policy: 
         ours = _parameter(header, policy)
         for index, parameter in enumerate(parameters):
             if _is_header(_resolved(document, parameter), header):
-                parameters[index] = ours  # the application's own, or ours of an earlier call
+                parameters[index] = ours  # replaces the application's own, or that of an earlier call
                 break
         else:
             parameters.append(ours)
@@ -171,9 +170,9 @@ def _parameter(header: str, policy: Policy) -> dict[str, Any]:
 
 
 def _key_pattern(policy: Policy) -> str:
-    """A pattern whose every match `parse_key` accepts; without look-around, so that any validator can run it."""
+    """A pattern that matches only keys which `parse_key` accepts; no look-around, so any validator can run it."""
     more = policy.max_key_chars - 1
-    # RFC 9651, 3.3.3; a first character that is no space, since a blank key is refused.
+    # RFC 9651, 3.3.3; the first character is not a space, because a blank key is refused.
     quoted = rf'"(?:[!#-\[\]-~]|\\["\\])(?:[ !#-\[\]-~]|\\["\\]){{0,{more}}}"'
     bare = rf"[!#-+\--:<-\[\]-~]{{1,{policy.max_key_chars}}}"
     return f"^{quoted}$" if policy.strict_keys else f"^(?:{quoted}|{bare})$"
@@ -202,7 +201,7 @@ def _with_replay_headers(response: dict[str, Any], policy: Policy) -> dict[str, 
 
 
 class _Refusal(NamedTuple):
-    """A response that the middleware may send in the application's place."""
+    """A response that the middleware may send instead of the application."""
 
     slug: str
     title: str
@@ -248,7 +247,7 @@ def _problem_content(response: dict[str, Any], refusals: list[_Refusal]) -> dict
 
 
 def _rendered_content(response: dict[str, Any], refusals: list[_Refusal]) -> dict[str, Any]:
-    """Refusals in the application's own form, which only it knows: an example of each, and no schema."""
+    """Refusals in the application's own format, whose schema is not known here: one example for each."""
     found: dict[str, Any] = {}
     for one in refusals:
         media_type = dict(one.answer.headers)[b"content-type"].decode("ascii")
@@ -291,7 +290,7 @@ def _is_ours(schema: Any) -> bool:
 
 
 def _examples(media: dict[str, Any]) -> dict[str, Any]:
-    """The application's own; `example` and `examples` exclude each other, so the one moves into the other."""
+    """The application's own examples; `example` moves into `examples`, because the two exclude each other."""
     own = {
         name: example
         for name, example in media.get("examples", {}).items()
@@ -301,7 +300,7 @@ def _examples(media: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problems(policy: Policy) -> dict[str, list[_Refusal]]:
-    """The problems that the middleware may answer under *policy*, by status: real ones, to serve as examples."""
+    """The problems that the middleware may send under *policy*, by status; real answers, used as examples."""
     found = [_Refusal(error.slug, error.title, refusal(error, policy)) for error in _errors(policy)]
     if policy.on_exception == "keep":
         found.append(_Refusal(FirstRunFailed.slug, FirstRunFailed.title, first_run_failed(policy)))
@@ -331,7 +330,7 @@ def _errors(policy: Policy) -> Iterator[IdempotencyError]:
 
 
 def _resolved(document: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
-    """*value*, or what its local `$ref` points at: what we add belongs to this operation, not to a shared component."""
+    """*value*, or the target of its local `$ref`: additions belong to this operation, not to a shared component."""
     reference = value.get("$ref")
     if not isinstance(reference, str):
         return value

@@ -221,7 +221,7 @@ async def test_what_fails_once_its_client_has_left_is_told_in_the_log(
     (told,) = [
         record for record in caplog.records if record.name == "idempotency" and record.levelname == "ERROR"
     ]
-    assert told.getMessage() == "POST /charge failed once its client had left"
+    assert told.getMessage() == "POST /charge failed after its client had left"
     assert told.exc_info is not None
     assert told.exc_info[0] is LookupError
 

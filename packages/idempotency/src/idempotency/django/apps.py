@@ -8,7 +8,7 @@ __all__ = ["IdempotencyConfig"]
 
 
 class IdempotencyConfig(AppConfig):
-    """Named after the library: the last part of the module's name is Django's own."""
+    """Labelled `idempotency`, because the default label, "django", would clash with Django itself."""
 
     name = "idempotency.django"
     label = "idempotency"

@@ -1,4 +1,4 @@
-"""Claims a request just before its view: for plain views and coroutine views, over either kind of engine."""
+"""Claims a request just before its view: for plain and coroutine views, with a sync or an async engine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def claim(
     pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy | None
 ) -> HttpResponse | None:
     """
-    Claim where nothing can be awaited.
+    Claim from code that cannot await.
 
     Returns:
-        What to answer in place of the view: a replay or a problem; None: run the view.
+        The answer to send instead of running the view: a replay or a problem. None: run the view.
     """
     if policy is None:
         return None
@@ -42,7 +42,7 @@ def claim(
 async def aclaim(
     pending: PendingRequest[Any], principal: Callable[[], str], policy: Policy | None
 ) -> HttpResponse | None:
-    """`claim`, on an event loop. *principal* is called in a thread, since it may read the database."""
+    """`claim` on an event loop. *principal* is called in a thread, because it may read the database."""
     if policy is None:
         return None
     require_known_headers(policy, pending.key_names)

@@ -1,4 +1,4 @@
-"""The Django middleware, for a chain without an event loop (WSGI) and for one with it (ASGI)."""
+"""The Django middleware, for WSGI and for ASGI."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class IdempotencyMiddleware:
     """
     One effect per Idempotency-Key for the views of a Django project.
 
-    Put it below `AuthenticationMiddleware` in `MIDDLEWARE`. A key is claimed just before the view, so what Django
-    refuses before (no such URL, CSRF, nobody logged in) uses no key up; the
-    response is recorded when it comes back, with `ATOMIC_REQUESTS` after the commit.
+    Put it below `AuthenticationMiddleware` in `MIDDLEWARE`. A key is claimed just before the view, so a request that
+    Django refuses before (unknown URL, CSRF, nobody logged in) leaves its key free. The response is recorded when it
+    comes back from the view, with `ATOMIC_REQUESTS` after the commit.
 
-    The policy is the view's own (`protect`), or the setting's.
+    The policy is the view's own (`protect`) or the policy in the setting.
 
     Raises:
         django.core.exceptions.ImproperlyConfigured: `settings.IDEMPOTENCY` is missing or wrong.
@@ -55,7 +55,7 @@ class IdempotencyMiddleware:
 
     @property
     def engine(self) -> Any:
-        """An `Engine` or a `SyncEngine`, made with the store at the first request: after the server has forked."""
+        """An `Engine` or a `SyncEngine`. It is made at the first request, with its store: after the server forked."""
         if self._engine is None:
             with self._lock:
                 if self._engine is None:
@@ -70,7 +70,7 @@ class IdempotencyMiddleware:
             return self._acall(request)
         pending = self._open(request)
         if pending.may_have_key and isinstance(request, ASGIRequest):
-            # A plain middleware below makes Django call this one in a thread, and cancel what that waits for.
+            # With another plain middleware, Django calls this one in a thread, and cancels what the thread awaits.
             return async_to_sync(self._answer_whole)(pending, request)
         return self._answer_plainly(pending, request)
 
@@ -81,14 +81,14 @@ class IdempotencyMiddleware:
         return await self._answer_whole(pending, request)
 
     async def _answer_whole(self, pending: PendingRequest[Any], request: HttpRequest) -> HttpResponseBase:
-        """Answer a request that may have a key, whether or not its client stays (E5)."""
+        """Answer a request that may have a key, even if its client disconnects (E5)."""
         answer = self._answer if self._is_async else sync_to_async(self._answer_plainly)
         return await _until_settled(pending, asyncio.create_task(answer(pending, request)))
 
     def _answer_plainly(self, pending: PendingRequest[Any], request: HttpRequest) -> HttpResponseBase:
         try:
             response: HttpResponseBase = self.get_response(request)
-        except Exception:  # Django answers it itself, unless DEBUG_PROPAGATE_EXCEPTIONS is set
+        except Exception:  # only with DEBUG_PROPAGATE_EXCEPTIONS; otherwise Django answers exceptions itself
             if pending.run is not None:
                 failure = pending.failure()
                 pending.run.release() if failure is None else pending.run.keep(failure)
@@ -142,7 +142,7 @@ class IdempotencyMiddleware:
         return await aclaim(pending, principal, self.settings.policy_for(request))
 
     def process_exception(self, request: HttpRequest, _exception: Exception) -> None:
-        """Called by Django where the view raised: a 500 is then an exception, not the view's answer."""
+        """Called by Django if the view raised: then a 500 means an exception, not the view's own answer."""
         pending: PendingRequest[Any] = getattr(request, PENDING)
         pending.raised = True
 
@@ -170,7 +170,7 @@ class IdempotencyMiddleware:
 
 
 def claims_itself(view: Any) -> bool:
-    """Whether the view claims inside, after what decorators around it, or Django REST framework, refuse."""
+    """Whether the view makes its own claim, after the checks of its decorators or of Django REST framework."""
     kind = getattr(view, "cls", None) or getattr(view, "view_class", None)
     return bool(
         getattr(view, "idempotency_claims_itself", False) or getattr(kind, "idempotency_claims_itself", False)
@@ -184,7 +184,7 @@ async def _until_settled(
     Returns the result of *answering*; once a key is claimed, a cancellation waits for the record (E5).
 
     Django cancels a request whose client has left, while its view goes on in a thread. A second cancellation, such as
-    that of a loop which ends, is not held back: the claim is left to its lease (E4).
+    at the end of the loop, takes effect at once, and the claim stays until its lease ends (E4).
     """
     try:
         return await asyncio.shield(answering)
@@ -201,5 +201,5 @@ async def _until_settled(
         if (error := answering.exception()) is None:
             await sync_to_async(drop)(answering.result())
         else:
-            _log.error("%s failed once its client had left", pending.operation.operation, exc_info=error)
+            _log.error("%s failed after its client had left", pending.operation.operation, exc_info=error)
         raise

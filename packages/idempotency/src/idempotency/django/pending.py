@@ -1,4 +1,4 @@
-"""Carries a request through Django: claims its key just before the view, settles it when the response is there."""
+"""The state of a request in Django: its claim just before the view, and its settlement when the response is ready."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["PENDING", "PendingRequest", "drop", "pending_of", "to_django"]
 PENDING: Final = "_idempotency_pending"
 """The attribute of an `HttpRequest` that holds its `PendingRequest`."""
 
-RUNS: Final = "idempotency.runs"  # of the middlewares for ASGI and WSGI
+RUNS: Final = "idempotency.runs"  # set by the ASGI and WSGI middlewares in the scope or the environ
 
 RunT = TypeVar("RunT", Run, SyncRun)
 
@@ -41,8 +41,8 @@ class PendingRequest(Generic[RunT]):
     """
     One request, from before its view to its response.
 
-    It decides nothing about time or stores: the middleware asks its engine with `operation`, and performs what
-    `settlement` says.
+    It uses no clock and no store: the middleware passes `operation` to its engine, and ends the run with the outcome
+    that `outcome_of` returns.
     """
 
     def __init__(self, engine: Any, request: HttpRequest, key_names: Collection[bytes]) -> None:
@@ -64,16 +64,16 @@ class PendingRequest(Generic[RunT]):
         self._frame: Frame | None = None
         self._outer = active.get()
 
-    # What `KeyedRequest` asks of a request.
+    # The `Source` of `KeyedRequest`.
 
     def is_part_of(self, key: StorageKey) -> bool:
-        """Whether an ASGI or WSGI middleware outside has this request under *key* already (E10)."""
+        """Whether an ASGI or WSGI middleware outside already runs this request under *key* (E10)."""
         holder: Any = getattr(self.request, "scope", None) or getattr(self.request, "environ", None) or {}
         runs: tuple[Frame, ...] = holder.get(RUNS, ())
         return any(frame.claim.key == key and not frame.over for frame in runs)
 
     def field_lines(self, name: bytes) -> Sequence[bytes]:
-        """The field lines of the header *name*, which is in lower case: none, or all in one, joined by a comma."""
+        """The field lines of the header *name*, given in lower case; Django joins them to one."""
         value = self.request.META.get("HTTP_" + name.decode("ascii").upper().replace("-", "_"))
         return [] if value is None else [value.encode("latin-1", "replace")]
 
@@ -83,7 +83,7 @@ class PendingRequest(Generic[RunT]):
         return any(self.field_lines(name) for name in self.key_names)
 
     def read_body(self) -> None:
-        """Have Django keep the body, before a form is parsed out of it."""
+        """Make Django keep the body before a form is parsed from it."""
         try:
             self._body = self.request.body
         except RequestDataTooBig:
@@ -128,10 +128,10 @@ class PendingRequest(Generic[RunT]):
 
     def require_open(self) -> None:
         """
-        Refuse a claim that nobody would settle.
+        Refuse a claim for a request that is over: nothing would settle it.
 
         Raises:
-            RuntimeError: The request is over. Under ASGI Django lets go of one whose client has left, while a plain
+            RuntimeError: The request is over. Under ASGI Django ends a request whose client has left, while a plain
                 view goes on in its thread.
         """
         if self._left:
@@ -139,7 +139,7 @@ class PendingRequest(Generic[RunT]):
 
     def begin(self, verdict: RunT | Response | None) -> HttpResponse | None:
         """
-        Enter the run, or learn what to answer in its place.
+        Enter the run; or return the answer to send instead.
 
         Raises:
             RuntimeError: The request is over; the run is left to its lease.
@@ -157,12 +157,12 @@ class PendingRequest(Generic[RunT]):
         return None
 
     def replace(self, answer: Response) -> HttpResponse:
-        """Answer with *answer*, whatever the view says."""
+        """Make *answer* the answer, instead of the view's."""
         self.replacement = answer
         return to_django(answer)
 
     def in_place_of(self, response: HttpResponseBase) -> HttpResponseBase:
-        """*response*, or what replaces it."""
+        """*response*, or the answer that replaces it."""
         if self.replacement is None:
             return response
         drop(response)
@@ -174,7 +174,7 @@ class PendingRequest(Generic[RunT]):
 
     def require_unclaimed(self) -> None:
         """
-        A request is claimed once.
+        Check that the request is not claimed yet.
 
         Raises:
             RuntimeError: It was claimed before: two decorators, or a decorator and the mixin, protect one view.
@@ -183,7 +183,7 @@ class PendingRequest(Generic[RunT]):
             raise RuntimeError("this request was claimed before: protect a view once")
 
     def leave(self) -> None:
-        """The view is over: what runs from now on is not under its claim, and nothing is claimed any more."""
+        """End the view: code that runs from now on is not under its claim, and nothing can be claimed any more."""
         self._left = True
         if self._frame is not None:
             self._frame.end()
@@ -193,10 +193,10 @@ class PendingRequest(Generic[RunT]):
 
     def outcome_of(self, response: HttpResponseBase) -> tuple[bytes, Any] | None:
         """
-        The record of *response*, and whether it can be replayed; None where its key is to be freed.
+        The outcome to record for *response*, and whether it can be replayed; None: free the key.
 
         Raises:
-            Whatever the policy raises, or what a response does that is none; the run is left to its lease.
+            Exception: The policy raised, or *response* is not a response; the claim stays until its lease ends.
         """
         assert self.run is not None
         try:
@@ -206,7 +206,7 @@ class PendingRequest(Generic[RunT]):
             raise
 
     def failure(self) -> bytes | None:
-        """The record of a view that raised; None where its key is to be freed."""
+        """The outcome to record for a view that raised; None: free the key."""
         policy = self.operation.policy
         return None if policy.on_exception == "release" else encode_response(first_run_failed(policy))
 
@@ -224,7 +224,7 @@ class PendingRequest(Generic[RunT]):
         return self._encoder.encode(Response(status, _headers(response), response.content), run.claim)
 
     def answer(self, response: HttpResponseBase, ending: Ending, result: str) -> HttpResponseBase:
-        """The response once the record was made, or could not be (E8)."""
+        """The response to send after recording, by how that ended (E8)."""
         if isinstance(ending, Superseded):
             drop(response)
             return to_django(self.operation.replay(ending.completed))
@@ -238,14 +238,14 @@ class PendingRequest(Generic[RunT]):
         return response
 
     def own(self, response: HttpResponseBase) -> HttpResponseBase:
-        """The view's own response, which does not say that it is a replay: a view does not speak for us."""
+        """The view's own response, without the headers that only this library may set."""
         for name in self.operation.policy.header_rules.ours:
             del response.headers[name.decode("ascii")]
         return response
 
 
 def drop(response: HttpResponseBase) -> None:
-    """Free what a response holds that nobody will see. Its `close` would tell Django that the request is finished."""
+    """Free the resources of an unused response. (Its `close` would tell Django that the request is finished.)"""
     closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001
     for close in closers:
         with suppress(Exception):  # as Django closes them
@@ -254,12 +254,12 @@ def drop(response: HttpResponseBase) -> None:
 
 def _require_whole(request: HttpRequest, body: bytes, *, limit: int) -> None:
     """
-    Refuse what Django takes for a whole body under WSGI: one that was cut off, and none in place of a chunked one.
+    Refuse bodies that Django under WSGI takes for complete: one that was cut off, or an empty one for a chunked body.
 
     Raises:
-        IncompleteRequest: It is shorter than its Content-Length.
-        LengthRequired: It has no length, or one that is no number.
-        RequestTooLarge: It was to be longer than *limit*.
+        IncompleteRequest: The body is shorter than its Content-Length.
+        LengthRequired: The body has no length, or its length is not a number.
+        RequestTooLarge: The Content-Length is larger than *limit*.
     """
     length = content_length(request.META.get("CONTENT_LENGTH"))
     if length is not None and length > limit:
@@ -272,10 +272,10 @@ def _require_whole(request: HttpRequest, body: bytes, *, limit: int) -> None:
 
 def pending_of(request: HttpRequest) -> PendingRequest[Any]:
     """
-    The pending request that the middleware left.
+    The pending request that the middleware attached to *request*.
 
     Raises:
-        RuntimeError: It did not run: going on would run the view without protection.
+        RuntimeError: The middleware did not run, so the view would run without protection.
     """
     pending = getattr(request, PENDING, None)
     if not isinstance(pending, PendingRequest):
@@ -287,7 +287,7 @@ def pending_of(request: HttpRequest) -> PendingRequest[Any]:
 
 
 class _RefusedUnread(HttpResponse):
-    """The refusal of a body that is too large: once it is sent, what still comes is read and dropped."""
+    """The refusal of a body that is too large; after it is sent, the rest of the body is read and dropped."""
 
     def __init__(self, request: HttpRequest, policy: Policy, monotonic: Callable[[], float]) -> None:
         super().__init__()
@@ -296,7 +296,7 @@ class _RefusedUnread(HttpResponse):
         self._monotonic = monotonic
 
     def close(self) -> None:
-        """The server has sent it."""
+        """Called by the server after it has sent the response."""
         policy = self._policy
         discard(
             self._unread.read,
@@ -308,7 +308,7 @@ class _RefusedUnread(HttpResponse):
 
 
 def to_django(answer: Response, response: HttpResponse | None = None) -> HttpResponse:
-    """A recorded answer, or a problem, as Django has it; written into *response* where that is given."""
+    """*answer* as a Django response; written into *response* if that is given."""
     response = HttpResponse() if response is None else response
     response.content, response.status_code = answer.body, answer.status
     del response.headers["Content-Type"]
@@ -317,7 +317,7 @@ def to_django(answer: Response, response: HttpResponse | None = None) -> HttpRes
         if name == b"set-cookie":
             response.cookies.load(text)
             continue
-        # Django keeps one value a name. Those that may be repeated are joined (RFC 9110, 5.3).
+        # Django keeps one value per name, so repeated headers are joined (RFC 9110, 5.3).
         response.headers[given] = f"{response.headers[given]}, {text}" if given in response.headers else text
     return response
 

@@ -1,5 +1,5 @@
 """
-Idempotency for the views of Django REST framework, which authenticate inside.
+Idempotency for the views of Django REST framework, which authenticate inside the view.
 
     class Charges(IdempotentAPIView):
         permission_classes = [IsAuthenticated]
@@ -45,17 +45,17 @@ _FRAMEWORKS: Final = ("rest_framework", "django")
 
 
 class _Answered(APIException):
-    """Ends the view: its request has an answer already, which the middleware sends in place of this one."""
+    """Ends the view of a request that already has an answer; the middleware sends that answer instead of this one."""
 
     status_code = 409
 
 
 class IdempotentMixin:
     """
-    Put it before `APIView`, or any generic view or view set: claims after authentication, permissions and throttles.
+    Put it before `APIView`, or any generic view or view set. It claims after authentication, permissions and throttles.
 
     Attributes:
-        idempotency_policy: What is promised; None: what the setting says.
+        idempotency_policy: The policy; None: the policy in the setting.
     """
 
     idempotency_claims_itself: ClassVar[bool] = True
@@ -90,13 +90,13 @@ def protect(view: None = None, /, *, policy: Policy) -> Callable[[View], View]: 
 
 def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
     """
-    Protect a view that `api_view` made of a function, or `as_view()` of an `APIView`: put it directly around either.
+    Protect a view made by `api_view` or by `as_view()` of an `APIView`: put it directly around that.
 
     Args:
-        policy: What is promised; by default what the setting says.
+        policy: The policy; by default the policy in the setting.
     Raises:
-        TypeError: *view* is none of these, is protected already, or has another decorator around it. It is made anew
-            from its class, so that what such a decorator does, a login for example, would be lost.
+        TypeError: *view* is another kind of view, is already protected, or has another decorator around it. The view
+            is rebuilt from its class, so the work of such a decorator, for example a login, would be lost.
     """
 
     def decorate(made: Any) -> Any:
@@ -121,7 +121,7 @@ def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
 
 
 def _layers(view: Any) -> list[Any]:
-    """The code of *view* and of all that it wraps."""
+    """The code objects of *view* and of all functions that it wraps."""
     layers = []
     while view is not None:
         layers.append(getattr(view, "__code__", view))

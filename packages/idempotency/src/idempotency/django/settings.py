@@ -23,10 +23,10 @@ _NAMES: Final = frozenset({"STORE", "PRINCIPAL", "POLICY", "HOOKS", "KEY_HEADERS
 
 def by_user(request: HttpRequest) -> str:
     """
-    The primary key of the user that is logged in: who a key belongs to, unless `IDEMPOTENCY["PRINCIPAL"]` says else.
+    The primary key of the logged-in user: the default for `IDEMPOTENCY["PRINCIPAL"]`, which says whose key it is.
 
     Raises:
-        MissingTenant: Nobody is logged in; strangers must not share keys.
+        MissingTenant: Nobody is logged in; different users must not share keys.
     """
     user = getattr(request, "user", None)
     if user is None or not user.is_authenticated:
@@ -43,8 +43,8 @@ class Settings:
 
     Attributes:
         store: A URL for `open_store`, a store, or a function that makes one.
-        principal: Gives whose key it is.
-        policy: What is promised, or a function that says so for a request; None leaves the request alone.
+        principal: Takes the request and returns whose key it is.
+        policy: The policy, or a function that takes the request and returns it; None: the request is not protected.
         hooks: Called with every event.
         key_names: The headers that may carry a key, in lower case: those of the policy, and `KEY_HEADERS`.
     """
@@ -58,10 +58,10 @@ class Settings:
     @classmethod
     def read(cls) -> Settings:
         """
-        Read the setting; a text where an object is due is a dotted path to it.
+        Read the setting; a str instead of an object is a dotted path to the object.
 
         Raises:
-            ImproperlyConfigured: It is missing, or a member of it is of the wrong kind.
+            ImproperlyConfigured: The setting is missing, or one of its members has the wrong type.
         """
         given = getattr(settings, "IDEMPOTENCY", None)
         if not isinstance(given, dict) or "STORE" not in given:
@@ -81,7 +81,7 @@ class Settings:
             raise ImproperlyConfigured('IDEMPOTENCY["POLICY"] must be a Policy, or a function of the request')
         more = given.get("KEY_HEADERS", ())
         if isinstance(more, str) or not all(isinstance(name, str) for name in more):
-            raise ImproperlyConfigured('IDEMPOTENCY["KEY_HEADERS"] must be a list of names of headers')
+            raise ImproperlyConfigured('IDEMPOTENCY["KEY_HEADERS"] must be a list of header names')
         names = {*(policy if isinstance(policy, Policy) else Policy()).key_headers, *more}
         return cls(
             store=given["STORE"],
@@ -98,10 +98,10 @@ class Settings:
 
 def open_project_store(given: Any, *, asynchronous: bool) -> Any:
     """
-    The store of the setting, of the kind that this middleware chain needs.
+    The store in the setting: async if *asynchronous*, otherwise sync.
 
     Raises:
-        ImproperlyConfigured: It is of the other kind.
+        ImproperlyConfigured: The store is of the other kind.
     """
     from idempotency.stores.url import open_store, open_sync_store
 

@@ -1,4 +1,4 @@
-"""A decorator for views: with a policy of their own, claimed after what the decorators around them refuse."""
+"""A decorator for views, which gives a view its own policy and claims after the checks of other decorators."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def protect(view: None = None, /, *, policy: Policy) -> Callable[[ViewT], ViewT]
 
 def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
     """
-    Claim directly above the function: below `login_required`, `require_POST` and whatever else may refuse.
+    Protect a view: put it directly above the function, below `login_required`, `require_POST` and other checks.
 
     For a class-based view, put it on `post` by `method_decorator` and set `idempotency_claims_itself = True` on the
     class.
 
     Args:
-        policy: What is promised; by default what the setting says.
+        policy: The policy; by default the policy in the setting.
     Raises:
-        RuntimeError: At a request: `IdempotencyMiddleware` is not installed. Nothing ran.
+        RuntimeError: At a request: `IdempotencyMiddleware` is not installed. The view did not run.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -62,7 +62,7 @@ def protect(view: Any = None, /, *, policy: Policy | None = None) -> Any:
 
 
 def claim_now(request: Any, policy: Policy | None) -> HttpResponse | None:
-    """Claim for a view of a framework on top of Django, which wraps the request."""
+    """Claim for a view of a framework that wraps Django's request."""
     return claim(*_prepared(request, policy))
 
 

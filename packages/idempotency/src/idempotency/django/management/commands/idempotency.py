@@ -1,4 +1,4 @@
-"""`manage.py idempotency ...`: the `idempotency` command, on the store of the project's setting."""
+"""`manage.py idempotency ...`: the `idempotency` command for the store in the project's setting."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ __all__ = ["Command"]
 
 
 class Command(BaseCommand):
-    """Hands its arguments to `idempotency.cli.main`, with the store that `IDEMPOTENCY["STORE"]` names."""
+    """Passes its arguments to `idempotency.cli.main`, with the store in `IDEMPOTENCY["STORE"]`."""
 
-    help = "Look at the records of the project's idempotency store: show, list, release, purge, doctor."
+    help = (
+        "Show and manage the records of the project's idempotency store: show, list, release, purge, doctor."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """All arguments are the command's."""
+        """Take all arguments, for the command."""
         parser.add_argument("arguments", nargs=REMAINDER, help="such as: list --state abandoned")
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        """Run it; its exit code is the process's."""
+        """Run the command, and exit with its code."""
         given, store = Settings.read().store, None
         if isinstance(given, str) and ":" in given:
-            os.environ["IDEMPOTENCY_STORE"] = given  # what the command opens unless it is told another
+            os.environ["IDEMPOTENCY_STORE"] = given  # the command's default for --store
         else:
             os.environ.pop("IDEMPOTENCY_STORE", None)
             try:
                 store = open_project_store(given, asynchronous=False)
             except ImproperlyConfigured as error:
                 raise CommandError(
-                    'the command takes a SyncStore: name another by --store URL, or give IDEMPOTENCY["STORE"] as a URL'
+                    'the command needs a SyncStore: give one by --store URL, or set IDEMPOTENCY["STORE"] to a URL'
                 ) from error
         code = main(options["arguments"], store=store)
         if code:
