@@ -151,5 +151,5 @@ async def test_redis_adopts_what_it_is_told_to_and_nothing_else_has_values_of_ot
     await store.aclose()
     assert isinstance(reply, Completed)
     assert reply.outcome == b'{"n":7}'
-    with pytest.raises(ValueError, match="adopts nothing"):
+    with pytest.raises(ValueError, match="does not take adopt"):
         open_store("memory:", adopt=lambda value: value)

@@ -1,5 +1,5 @@
 """
-Stores, each in a module of its own, named after its database or its library.
+Stores: one module each, named after its database or its library.
 
-`url` opens each of them but `django` from its URL. `encrypted` and `threaded` wrap another store.
+`url` opens every store except `django` from its URL. `encrypted` and `threaded` wrap another store.
 """

@@ -1,8 +1,8 @@
 """
 Parses the URL of a store, for the stores and for the doctor.
 
-Nothing that is raised here quotes any of it, or is chained to an error that does: where a URL is written wrongly, a
-part of its password may stand anywhere in it.
+No error raised here quotes any part of a URL, or is chained to an error that does: in a malformed URL, a part of the
+password may be anywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["StoreURL", "hide_urls", "parse_store_url", "read_options", "refuse"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WITH_SERVERS = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|mysql|mariadb)\b")
-# Their values may hold an @ that is not percent-encoded: they are never shown.
+# The values of these options may contain an @ that is not percent-encoded; they are never shown.
 _SECRET_OPTIONS = frozenset({"password", "sentinel_password", "sentinel_username", "sslpassword", "user"})
 _URLS = re.compile(r"\S+://.*@\S*|\S*(?:://|@)\S*", re.DOTALL)
 
@@ -24,8 +24,8 @@ _URLS = re.compile(r"\S+://.*@\S*|\S*(?:://|@)\S*", re.DOTALL)
 class StoreURL(NamedTuple):
     """
     Attributes:
-        user: Without its percent-encoding, as is everything but *path*; None where there is none.
-        hosts: Names with their ports.
+        user: The user, or None. All parts except *path* are percent-decoded.
+        hosts: Names and ports.
         path: As written, from its slash on.
         query: The options, in order.
     """
@@ -38,7 +38,7 @@ class StoreURL(NamedTuple):
     query: tuple[tuple[str, str], ...]
 
     def __repr__(self) -> str:
-        """The scheme alone."""
+        """Shows only the scheme."""
         return f"StoreURL({self.scheme}:...)"
 
 
@@ -47,20 +47,18 @@ def parse_store_url(url: str) -> StoreURL:
     The parts of *url*.
 
     Raises:
-        TypeError: Not a text.
-        ValueError: It cannot be read, or not in one way only. Neither quotes any of it.
+        TypeError: *url* is not a str.
+        ValueError: *url* cannot be read, or can be read in several ways. No error quotes any part of it.
     """
     if not isinstance(url, str):
         raise TypeError(f"a store's URL is a str, not a {type(url).__qualname__}")
     parts = _parts(url)
-    if (
-        parts is None
-    ):  # raised here and not below, so that no error that quotes a password stands behind this one
+    if parts is None:  # raised here, not in `_parts`: no error that quotes a password may be its cause
         shown = _SCHEME.match(url)
         name = f"this {shown[1].lower()}: URL" if shown else "this store URL"
         raise ValueError(
-            f"{name} cannot be read; check its hosts, ports and options, and percent-encode what is not a letter or a "
-            "digit in user and password (urllib.parse.quote(text, safe=''))"
+            f"{name} cannot be read; check its hosts, ports and options, and percent-encode every character of user "
+            "and password that is not a letter or a digit (urllib.parse.quote(text, safe=''))"
         )
     return parts
 
@@ -86,7 +84,7 @@ def _parts(url: str) -> StoreURL | None:
 
 
 def _is_misplaced(path: str, query: str) -> bool:
-    """Whether what was meant as a password seems to reach into the path or the query: an @ stands behind it."""
+    """Whether the password seems to extend into the path or the query, since an @ follows there."""
     options = [option for option in query.split("&") if option.partition("=")[0] not in _SECRET_OPTIONS]
     return "@" in path or any("@" in option for option in options)
 
@@ -124,7 +122,7 @@ def refuse(parts: StoreURL, reason: str) -> NoReturn:
 
 def hide_urls(text: str) -> str:
     """
-    *text* without anything that may be a URL with a password: for messages that quote what somebody typed.
+    *text* without anything that may be a URL with a password; for messages that quote the command line.
 
     >>> hide_urls("unrecognized arguments: redis://user:a b@host/0")
     'unrecognized arguments: [not shown]'

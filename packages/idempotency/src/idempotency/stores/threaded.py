@@ -1,4 +1,4 @@
-"""Any `SyncStore` as a `Store`: for a driver that has no async side, each call runs in a worker thread."""
+"""Makes a `Store` from any `SyncStore`, for drivers without async support: each call runs in a worker thread."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["ThreadedStore"]
 
 T = TypeVar("T")
 
-# What a store may offer beyond its protocol (Purgeable, Inspectable, a table to create).
+# Methods that only some stores have (Purgeable, Inspectable, ManagedStore).
 _IN_A_THREAD: Final = ("purge", "scan", "forget", "create_schema")
 
 
 class ThreadedStore:
     """
-    A blocking store for an event loop, asyncio or trio.
+    Makes a blocking store usable in an event loop, asyncio or trio.
 
     Args:
-        store: Safe to call from several threads. It belongs to this one from now on: `aclose` closes it.
-        max_threads: Calls that may run at once; more wait their turn.
+        store: A store that several threads may call. It belongs to this one from now on: `aclose` closes it.
+        max_threads: The number of calls that may run at once; further calls wait.
 
-    Rules and errors are those of *store*. Purges, scans, forgets and creates its schema where *store* does, awaited;
-    `complete_in` is a plain function, called where the transaction runs. A call whose caller is cancelled still runs to
-    its end, unobserved. Cost: the store's own plus a change of threads and back, some tens of microseconds.
+    Rules and errors are those of *store*. It has `purge`, `scan`, `forget` and `create_schema` if *store* has them;
+    await them. `complete_in` is a plain function: call it where the transaction runs. A call whose caller is cancelled
+    still runs to its end. Cost: the store's own, plus a switch to a thread and back, some tens of microseconds.
     """
 
     def __init__(self, store: SyncStore, *, max_threads: int = 8) -> None:
@@ -36,11 +36,13 @@ class ThreadedStore:
             raise ValueError(f"max_threads must be at least 1, not {max_threads}")
         self._store = store
         self._threads = Threads(max_threads, "idempotency-store")
-        for name in _IN_A_THREAD:  # on the instance, so that this store is Inspectable iff the inner one is
+        for (
+            name
+        ) in _IN_A_THREAD:  # on the instance, so that this store is Inspectable only if the inner one is
             if hasattr(store, name):
                 setattr(self, name, partial(self._call, getattr(store, name)))
         if hasattr(store, "complete_in"):
-            # Called where the transaction runs, so in the caller's thread, and not awaited.
+            # Called in the caller's thread, where the transaction runs; not awaited.
             self.complete_in: Callable[..., bool] = store.complete_in
 
     async def acquire(

@@ -1,5 +1,5 @@
 """
-Opens a store from its URL, so that one line of configuration chooses it.
+Opens a store from its URL, so that one line of configuration selects the store.
 
     memory:                                              options: max_records
     sqlite:///relative.db  sqlite:////absolute.db        table, busy_timeout, synchronous
@@ -12,8 +12,8 @@ Opens a store from its URL, so that one line of configuration chooses it.
     dynamodb://table                                     region, endpoint, deadline, max_clock_skew
 
 `postgres` is `postgresql`, and `valkey` is `redis` in every scheme. `mysql` and `mariadb` take a driver too
-(`mysql+asyncmy`); of a pair such as asyncmy and PyMySQL the one is used that suits the store, with an event loop or
-without.
+(`mysql+asyncmy`); of a pair such as asyncmy and PyMySQL, an async store uses the async driver and a sync store the
+other one.
 
 Options are query parameters. `rediss+sentinel` and `rediss+cluster` use TLS, and every `rediss` scheme takes
 ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs and ssl_check_hostname.
@@ -35,12 +35,12 @@ __all__ = ["open_store", "open_sync_store", "postgres_conninfo", "redis_primarie
 
 def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None) -> ManagedStore:
     """
-    The store that *url* names; nothing is connected yet. `aclose` closes everything it opens.
+    The store that *url* names, not connected yet. Its `aclose` closes everything that it opens.
 
     Args:
-        adopt: See `RedisStore`; for its schemes alone.
+        adopt: See `RedisStore`; only for URLs of Redis stores.
     Raises:
-        ValueError: An unknown scheme or option, or a value that cannot be read. No password is ever quoted.
+        ValueError: An unknown scheme or option, or a value that cannot be read. The error never quotes a password.
         ImportError: The driver is not installed; the message names the extra.
 
     >>> type(open_store("memory:?max_records=500")).__name__
@@ -52,9 +52,9 @@ def open_store(url: str, *, adopt: Callable[[bytes], bytes | None] | None = None
 
 def open_sync_store(url: str) -> SyncManagedStore:
     """
-    See `open_store`; for callers without an event loop.
+    `open_store` for callers without an event loop.
 
-    A cluster is asked for its slots at once, so `StoreUnavailable` may be raised here already.
+    For a Redis Cluster it reads the slots at once, so it may raise `StoreUnavailable`.
     """
     store: SyncManagedStore = _open(url, sync=True)
     return store
@@ -64,13 +64,13 @@ def _open(url: str, *, sync: bool, adopt: Callable[[bytes], bytes | None] | None
     parts = parse_store_url(url)
     opener = _opener(parts.scheme)
     if opener is None:
-        # Before "://" no password can stand, before a colon alone it can: "user:secret@host".
+        # A scheme before "://" contains no password, but before a colon alone it may: "user:secret@host".
         shown = f" {parts.scheme!r}" if url.lower().startswith(f"{parts.scheme}://") and parts.scheme else ""
         raise ValueError(f"unknown store scheme{shown}; there are {', '.join(_OPENERS)}")
     extra = {"adopt": adopt} if adopt is not None else {}
     if extra and opener is not _open_redis:
         raise ValueError(
-            f"a {parts.scheme}: store adopts nothing; pass adopt only with the URL of a Redis store"
+            f"a {parts.scheme}: store does not take adopt; pass it only with the URL of a Redis store"
         )
     try:
         return opener(parts, sync, **extra)
@@ -163,7 +163,7 @@ def _redis_options(parts: StoreURL) -> dict[str, Any]:
 
 
 def _redis_client(parts: StoreURL, options: dict[str, Any], sync: bool, *, timeout: float) -> Any:
-    # What the client itself does, finding the primary or the slots, must fit into a call as well.
+    # The client's own work, such as finding the primary or the slots, must also fit into the deadline of a call.
     options = options | {
         "username": parts.user,
         "password": parts.password,
@@ -177,7 +177,7 @@ def _redis_client(parts: StoreURL, options: dict[str, Any], sync: bool, *, timeo
 
 def redis_primaries(parts: StoreURL, *, timeout: float) -> list[Any]:
     """
-    A blocking client for every server behind *parts* that takes writes, for the doctor.
+    A blocking client for every primary server of *parts*, for the doctor.
 
     Args:
         timeout: Seconds for each answer.
@@ -220,11 +220,12 @@ def _sentinel(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     guard = {
         "username": options.pop("sentinel_username", None),
         "password": options.pop("sentinel_password", None),
-        "socket_timeout": options["socket_timeout"] / len(parts.hosts),  # the next must still have its turn
+        "socket_timeout": options["socket_timeout"]
+        / len(parts.hosts),  # leaves time to ask the next Sentinel
         "socket_connect_timeout": options["socket_timeout"] / len(parts.hosts),
         "retry": (Retry if sync else AsyncRetry)(NoBackoff(), 0),
     }
-    # Who answers for a Sentinel says where the claims go: it has to show who it is, like the primary.
+    # A Sentinel says where the primary is, so its certificate is verified like the primary's.
     guard |= {name: value for name, value in options.items() if name == "ssl" or name in _TLS_OPTIONS}
     hosts = [(host, port or 26379) for host, port in parts.hosts]
     sentinel = (redis if sync else redis.asyncio).Sentinel(hosts, sentinel_kwargs=guard)
@@ -244,10 +245,7 @@ def _cluster(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     nodes = [driver.ClusterNode(host, port or 6379) for host, port in parts.hosts]
     try:
         return driver.RedisCluster(startup_nodes=nodes, **options)
-    except (
-        RedisError,
-        RedisClusterException,
-    ) as error:  # the one that is not async asks for the slots at once
+    except (RedisError, RedisClusterException) as error:  # the sync client reads the slots at once
         raise to_store_error(error) from error
 
 
@@ -281,12 +279,12 @@ def _open_postgres(parts: StoreURL, sync: bool) -> Any:
 
 def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | None:
     """
-    The connection as libpq's keywords: libpq reads a URL with an odd password otherwise than this library.
+    The connection string in libpq's keywords, because libpq reads unusual passwords in a URL differently.
 
     Args:
-        without: Options that are not libpq's.
+        without: Options of this library, which libpq does not get.
     Returns:
-        None where an option is none of libpq's.
+        None if libpq does not know one of the other options.
     """
     import psycopg
     from psycopg.conninfo import make_conninfo
@@ -304,7 +302,7 @@ def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | Non
         return None
 
 
-# Of two drivers of one server, which one has an event loop; others have both kinds, or one.
+# The sync driver for each async driver, and the reverse; other drivers serve both kinds, or only one.
 _DRIVERS = {"asyncmy": "pymysql", "asyncpg": "psycopg", "aiosqlite": "pysqlite"}
 _DISTRIBUTIONS = {"MySQLdb": "mysqlclient", "pymysql": "PyMySQL", "psycopg2": "psycopg2-binary"}
 _ASYNC_DRIVERS = {"pymysql": "asyncmy", "mysqldb": "asyncmy", "psycopg2": "psycopg", "pysqlite": "aiosqlite"}
@@ -332,7 +330,7 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
         )
     host, port = parts.hosts[0] if parts.hosts else (None, None)
     database = unquote(parts.path.removeprefix("/")) or None
-    if dialect == "sqlite" and database in {None, ":memory:"}:  # each connection would have one of its own
+    if dialect == "sqlite" and database in {None, ":memory:"}:  # each connection would have its own database
         refuse(parts, f"takes the path of a file, such as {parts.scheme}:///records.db")
     url = sqlalchemy.URL.create(
         f"{dialect}+{driver}",
@@ -355,7 +353,7 @@ def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
     if engine is None:  # raised here: SQLAlchemy's own error quotes the URL
         refuse(
             parts,
-            f"has no driver {driver!r} that SQLAlchemy knows, or one that is async for a sync store or the reverse",
+            f"names the driver {driver!r}: SQLAlchemy does not know it, or it is async for a sync store or the reverse",
         )
     if sync:
         return SyncSQLAlchemyStore(engine, owns_engine=True, **options)

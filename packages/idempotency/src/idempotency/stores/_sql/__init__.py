@@ -1,1 +1,1 @@
-"""The base of the SQL stores: statements, records by dialect, and connections of the caller."""
+"""Code shared by the SQL stores: statements, records by dialect, and the application's connections."""

@@ -1,4 +1,4 @@
-"""Tells which connection of the application's `complete_in` was given, and what is wrong with it."""
+"""Errors for the application's connections that `complete_in` gets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _DRIVERS: Final = frozenset(
 
 
 def is_a(value: object, module: str, *names: str) -> bool:
-    """Whether *value* is of one of the classes *names*; where nobody has imported their *module*, it is not."""
+    """Whether *value* is an instance of one of the classes *names* in *module*; False if that is not imported."""
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(
         value, tuple(getattr(loaded, name) for name in names if hasattr(loaded, name))
@@ -48,7 +48,7 @@ def is_a(value: object, module: str, *names: str) -> bool:
 
 
 def of_a_driver(error: BaseException) -> bool:
-    """Whether a database driver, or the framework round one, raised *error*; else it is ours or the caller's."""
+    """Whether *error* comes from a database driver or a framework around it, not from this library or its caller."""
     return isinstance(error, OSError) or any(
         kind.__module__.partition(".")[0] in _DRIVERS for kind in type(error).__mro__
     )
@@ -56,10 +56,10 @@ def of_a_driver(error: BaseException) -> bool:
 
 def wrong_kind(store: object, connection: object, *takes: str, instead: str = "") -> TypeError:
     """
-    The TypeError that says that *store* cannot complete in *connection*, and which connections it takes.
+    The TypeError for a *connection* that `complete_in` of *store* does not take; it names those that it takes.
 
     Args:
-        instead: Which store takes connections of the other kind, with an event loop or without.
+        instead: Advice: which store takes the other kind of connections (async or sync).
     """
     *most, last = takes
     kind = type(connection)
@@ -72,21 +72,21 @@ def wrong_kind(store: object, connection: object, *takes: str, instead: str = ""
 
 
 def sync_kinds(backend: str) -> tuple[str, ...]:
-    """The connections that `complete_in` of a store in a database of *backend* takes, for `wrong_kind`."""
+    """The connections that a sync store with *backend* takes in `complete_in`, for `wrong_kind`."""
     drivers = {"postgresql": ("psycopg.Connection",), "sqlite": ("sqlite3.Connection",)}
     return ("SQLAlchemy's Session or Connection", "Django's connection", *drivers.get(backend, ()))
 
 
 def autocommitting() -> ValueError:
-    """The connection would commit the record alone."""
+    """The error for a connection that would commit the record alone."""
     return ValueError(
-        "complete_in needs a transaction, and this connection commits every statement: begin one and make the effect "
-        "in it first; the record joins it"
+        "complete_in needs a transaction, but this connection commits every statement: begin a transaction and make "
+        "the effect in it first; the record joins it"
     )
 
 
 def nested() -> ValueError:
-    """A savepoint may be rolled back while the effect stays."""
+    """The error for a savepoint, which may be rolled back while the effect stays."""
     return ValueError(
         "complete_in was called inside a savepoint, which can be rolled back while the outer transaction commits the "
         "effect: call it in the outermost block of the transaction"
@@ -95,13 +95,13 @@ def nested() -> ValueError:
 
 def other_backend(name: str, backend: str) -> ValueError:
     return ValueError(
-        f"this connection leads to {name}, and this store's records are in {backend}: effect and record must share "
-        "one database"
+        f"this connection leads to {name}, but this store's records are in {backend}: effect and record must be in "
+        "the same database"
     )
 
 
 def translated(steps: Steps[T], meaning: Callable[[Exception], Exception]) -> Steps[T]:
-    """*steps*, raising what *meaning* makes of the failure of one of their statements."""
+    """*steps*, with a driver's error in one of their statements replaced by `meaning(error)`."""
     try:
         return (yield from steps)
     except Exception as error:

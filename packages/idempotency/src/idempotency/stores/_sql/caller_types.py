@@ -1,4 +1,4 @@
-"""The connections that `complete_in` takes, for type checkers; nothing here is imported when a program runs."""
+"""The types of connections that `complete_in` takes, for type checkers; nothing is imported here at run time."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """
 Runs the statements of `complete_in` on the application's own connection, in its transaction.
 
-A statement always goes through what the caller gave (its session, its wrapper), never through a driver's connection
-taken out of it: SQLAlchemy and Django begin the transaction themselves, at the first statement that they see, and what
-went round them would be committed alone. No framework is imported here that the application has not imported.
+A statement always goes through the object that the caller gave (its session, its wrapper), never through the driver's
+connection inside it: SQLAlchemy and Django begin the transaction at the first statement that they see, and a statement
+that bypassed them would be committed alone. Only frameworks that the application has imported are used here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["AsyncCaller", "Caller", "async_caller", "commits_each", "sync_caller
 
 T = TypeVar("T")
 
-_BACKENDS: Final = {"mariadb": "mysql"}  # a dialect's name -> the backend it speaks to, where the two differ
+_BACKENDS: Final = {"mariadb": "mysql"}  # dialect -> backend, where the names differ
 
 
 class Caller(Protocol):
@@ -28,13 +28,13 @@ class Caller(Protocol):
     An application's connection, in its transaction.
 
     Attributes:
-        tests: Whether its only savepoint is one that a test harness put round the application's own transaction.
+        tests: Whether a test harness put a savepoint around the application's own transaction; that one is allowed.
     """
 
     tests: bool
 
     def drive(self, steps: Steps[T]) -> T:
-        """Run *steps* in the transaction that is under way; the driver's own errors come through as they are."""
+        """Run *steps* in the current transaction; the driver's errors are raised unchanged."""
         ...
 
 
@@ -50,14 +50,14 @@ class AsyncCaller(Protocol):
 
 def sync_caller(connection: object, backend: str) -> Caller | None:
     """
-    *connection* of SQLAlchemy, Django or the backend's own driver, ready to take a record; None if it is of neither.
+    A `Caller` for *connection* of SQLAlchemy, Django or the backend's own driver; None for any other object.
 
     Args:
         backend: "postgresql", "mysql" or "sqlite": where the store's records are.
     Raises:
-        ValueError: It leads to another kind of database, commits every statement, or is inside a savepoint.
+        ValueError: The connection leads to another kind of database, commits every statement, or is in a savepoint.
 
-    What a session raises that cannot write its effects, or has no transaction to write them in, comes as it is.
+    Errors of a session that cannot flush its changes, or has no transaction for them, are raised unchanged.
     """
     if is_a(connection, "sqlalchemy.orm", "scoped_session"):
         connection = connection()  # type: ignore[operator]
@@ -78,12 +78,13 @@ def sync_caller(connection: object, backend: str) -> Caller | None:
 
 def async_caller(connection: object, backend: str) -> AsyncCaller | None:
     """
-    *connection* of SQLAlchemy's asyncio extension, psycopg, asyncpg or aiosqlite; None if it is of neither.
+    An `AsyncCaller` for *connection* of SQLAlchemy's asyncio extension, psycopg, asyncpg or aiosqlite; None for any
+    other object.
 
     Args:
         backend: See `sync_caller`.
     Raises:
-        ValueError: See `sync_caller`; of SQLAlchemy's, `AsyncCaller.drive` raises it.
+        ValueError: See `sync_caller`. For SQLAlchemy's connections `AsyncCaller.drive` raises it.
     """
     if is_a(connection, "sqlalchemy.ext.asyncio", "async_scoped_session"):
         connection = connection()  # type: ignore[operator]
@@ -104,10 +105,10 @@ def async_caller(connection: object, backend: str) -> AsyncCaller | None:
 def _of_session(session: Any, backend: str) -> Caller:
     if session.in_nested_transaction():
         raise nested()
-    session.flush()  # effects first: what they violate is their error, not the record's
+    session.flush()  # the effects first, so that a violated constraint is reported as their error
     connection = _only_connection(session)
     tests = connection.in_nested_transaction()
-    # A session that a test bound to a connection works in a savepoint of its own there, and commits that.
+    # A session that a test bound to a connection uses a savepoint there, and commits that savepoint.
     if tests and not is_a(session.get_bind(), "sqlalchemy.engine", "Connection"):
         raise nested()
     return _SQLAlchemy(connection, backend, tests=tests)
@@ -120,8 +121,8 @@ def _only_connection(session: Any) -> Any:
         return session.connection()
     except UnboundExecutionError as error:
         raise ValueError(
-            "this session has no bind, or one for each mapper, so it does not say where the record belongs: give "
-            "complete_in the connection that the effect is made by, session.connection(bind_arguments={...})"
+            "this session has no bind, or one for each mapper, so it is not clear where the record belongs: pass the "
+            "connection of the effect to complete_in, session.connection(bind_arguments={...})"
         ) from error
 
 
@@ -149,8 +150,8 @@ class _SQLAlchemy:
         if isinstance(step, Begin):
             if step.lock is not None:
                 self._execute(step.lock)
-                # SQLite's driver begins at the first write. Its settings tell of autocommit in both of its modes,
-                # so ask whether a transaction has begun.
+                # SQLite's driver begins a transaction at the first write. Its settings do not tell whether it
+                # commits each statement, so check that a transaction has begun.
                 if not self._connection.connection.driver_connection.in_transaction:
                     raise autocommitting()
             return Result([], 0)
@@ -168,7 +169,7 @@ class _SQLAlchemy:
 
 
 def commits_each(connection: Any) -> bool:
-    """Whether the driver commits each statement: `in_transaction()` says that one has begun even then."""
+    """Whether the driver commits each statement; `in_transaction()` is True even then, so it does not help."""
     dialect, driver = connection.dialect, connection.connection.dbapi_connection
     detect: Callable[[Any], bool] | None = getattr(dialect, "detect_autocommit_setting", None)
     if detect is not None:
@@ -236,15 +237,13 @@ class _Django:
                 cursor.execute(text, params)
                 rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
                 return Result(rows, cursor.rowcount)
-        except (
-            TransactionManagementError
-        ):  # its cause is what failed before, which may be the application's own error
+        except TransactionManagementError:  # its cause may be an earlier error of the application
             raise
         except Error as error:
             raise (error.__cause__ or error) from error
 
 
-# Drivers without an event loop. A cursor is made here, not by the connection, whose factories may make any other.
+# Drivers without an event loop. Cursors are made here, because the connection's factories may make unusual ones.
 
 
 class _Psycopg:
@@ -284,7 +283,9 @@ class _Sqlite3:
         return drive(steps, self._run)
 
     def _run(self, step: Query | Begin) -> Result:
-        if not self._connection.in_transaction:  # raises where it is closed, and that is translated here
+        if (
+            not self._connection.in_transaction
+        ):  # raises if the connection is closed; the error is translated here
             raise autocommitting()
         query = step.lock if isinstance(step, Begin) else step
         if query is None:
@@ -353,6 +354,6 @@ class _Aiosqlite:
             return Result([], 0)
         text, params = render(query.sql, query.values, "named")
         async with self._connection.cursor() as cursor:
-            cursor.row_factory = None  # the connection's own may make anything of a row
+            cursor.row_factory = None  # the connection's own factory may change the rows
             await cursor.execute(text, params)
             return Result(list(await cursor.fetchall()), cursor.rowcount)

@@ -1,8 +1,8 @@
 """
-Quotes the names of tables in SQL, so that a table may be called by a reserved word, such as `order` or `user`.
+Quotes table names in SQL, so that a table may have a reserved word as its name, such as `order` or `user`.
 
-Quoting keeps the case of a name, which an unquoted one loses in PostgreSQL: the names given here are in lower case
-already, or belong to a database that compares them without regard to case (SQLite).
+PostgreSQL lowers unquoted names, but not quoted ones. So names quoted here must be in lower case, except in SQLite,
+which ignores case.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["quoted"]
 
 def quoted(name: str, mark: str = '"') -> str:
     """
-    *name*, or schema.name, in quotes; it must hold no *mark* and no other dot.
+    *name*, or schema.name, in quotes; it must contain no *mark* and no other dot.
 
     >>> quoted("app.order"), quoted("order", "`")
     ('"app"."order"', '`order`')

@@ -1,9 +1,10 @@
 """
-The rows of a store in MySQL (8.0 or newer) or MariaDB (10.6 or newer), and the decisions on them.
+The store's operations in MySQL (8.0 or newer) or MariaDB (10.6 or newer).
 
-A write first makes sure that the key has a row, which locks it, and only then reads the clock and decides. So the
-writes of one key come one after another, and each judges time after the last took effect. A row outlives its record:
-what is released or forgotten leaves its fence behind for the retention, so that the next fence is larger (R9).
+A write first inserts the row of the key if it is missing, which locks the row; only then it reads the clock and
+decides. So the writes of one key run one after another, and each reads the clock after the previous one took effect. A
+row outlives its record: a released or forgotten record leaves its fence in the row for the retention, so that the next
+fence is larger (R9).
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ _NAME = re.compile(r"[a-z_][a-z0-9_]{0,50}(\.[a-z_][a-z0-9_]{0,50})?")
 _SWEEP = 2  # expired rows that a completion deletes: more than it adds, so that the table shrinks under load
 _PURGE_BATCH = 500
 _LARGE = 1_000_000  # bytes; the smallest max_allowed_packet in use is 1 MiB
-_GONE_LIFE = 86_400.0  # s that the fence of a record without a known retention is kept
+_GONE_LIFE = 86_400.0  # s that a fence is kept if its record has no retention
 
-# Microseconds since 1970. UTC_TIMESTAMP stands still while a statement waits for a lock and SYSDATE does not: the time
-# since then is added. SYSDATE is in the session's time zone: by its wall clock a change to summer time adds an hour,
-# and by UNIX_TIMESTAMP the hour that comes twice in autumn can add one. The smaller of the two is never too much, so a
-# live lease never looks lapsed.
+# Microseconds since 1970. UTC_TIMESTAMP is the start of the statement. The time since then, which may include a wait
+# for a lock, is added from SYSDATE. SYSDATE is in the session's time zone: its wall clock gains an hour when summer
+# time begins, and UNIX_TIMESTAMP can gain one in the repeated hour in autumn. The smaller of both differences is never
+# too large, so a live lease never looks lapsed.
 _NOW = (
     "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
     " + GREATEST(LEAST(TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)),"
     " (UNIX_TIMESTAMP(SYSDATE(6)) - UNIX_TIMESTAMP(NOW(6))) * 1000000), 0))"
 )
 
-# Bytes rather than text: they are compared exactly, trailing blanks and all.
+# Bytes, not text: they are compared exactly, including trailing blanks.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS {table} (
     record_key   VARBINARY(2048) NOT NULL PRIMARY KEY,
@@ -67,7 +68,7 @@ CREATE TABLE IF NOT EXISTS {table} (
 
 
 class _Row(NamedTuple):
-    """Instants in microseconds since 1970, durations in microseconds; an empty owner stands for no record."""
+    """Times in microseconds since 1970, durations in microseconds; an empty owner means that there is no record."""
 
     fingerprint: bytes
     owner: bytes
@@ -105,7 +106,7 @@ class MysqlRecords:
         self._quoted = table = quoted(table, "`")
         self._read = f"SELECT {_COLUMNS}, {_NOW} FROM {table} WHERE record_key = %(key)s"  # noqa: S608
         self._locked = f"{self._read} FOR UPDATE"
-        # Not INSERT IGNORE: that takes a shared lock on a row that is there, and two which then want more deadlock.
+        # Not INSERT IGNORE: it takes a shared lock on an existing row, and two such locks deadlock when both upgrade.
         self._ensure = (
             f"INSERT INTO {table} (record_key, {_COLUMNS}) VALUES "  # noqa: S608
             "(%(key)s, '', '', 0, 0, 0, 0, NULL, NULL, 0) ON DUPLICATE KEY UPDATE attempt = attempt"
@@ -126,12 +127,12 @@ class MysqlRecords:
         )
 
     def schema(self) -> tuple[str, ...]:
-        """The statements that make the table; they change nothing where they ran before."""
+        """The statements that create the table; they change nothing if it exists."""
         index = quoted(f"{self.table.rpartition('.')[2]}_expires_at", "`")
         return (_SCHEMA.format(table=self._quoted, index=index),)
 
     def create(self) -> Steps[None]:
-        """Create the table where it is missing; a role without CREATE may use one that is there."""
+        """Create the table if it is missing; a role without CREATE may use an existing one."""
         schema, _, plain = self.table.rpartition(".")
         found = yield Query(
             "SELECT count(*) FROM information_schema.tables WHERE table_name = %(plain)s "
@@ -152,7 +153,7 @@ class MysqlRecords:
         retention: float,
         takeover: bool,
     ) -> Steps[Reply]:
-        """Answer from a plain read where nothing is to be written."""
+        """Rules R1 and R2. Answers from a plain read if nothing has to be written."""
         row, now = yield from self._look(key)
         found = _standing_reply(row, now, fingerprint, owner, takeover)
         if found is not None:
@@ -160,7 +161,7 @@ class MysqlRecords:
         yield Begin()
         yield Query(self._ensure, {"key": key.encode()})
         row, now = yield from self._hold(key)
-        assert row is not None, "the row was made sure of, and is locked"
+        assert row is not None, "the row exists and is locked"
         reply = _standing_reply(row, now, fingerprint, owner, takeover)
         if reply is not None:
             return reply
@@ -200,10 +201,10 @@ class MysqlRecords:
 
     def complete_in(self, _caller: object, claim: Claim, outcome: bytes, *, retention: float) -> Steps[bool]:
         """
-        Rule R3 in a transaction that the caller began and will end; False where the outcome is recorded already.
+        Rule R3 in a transaction that the caller began and will end; False if the outcome is already recorded.
 
-        A locking read sees the latest committed row under every isolation level of InnoDB, so a snapshot older than
-        the claim does no harm.
+        In every isolation level of InnoDB a locking read sees the latest committed row, so a snapshot older than the
+        claim does no harm.
         """
         yield Begin()
         row, _ = yield from self._held(claim)
@@ -221,12 +222,12 @@ class MysqlRecords:
         return True
 
     def get(self, key: StorageKey) -> Steps[Record | None]:
-        """The record as it stands."""
+        """The current record."""
         row, now = yield from self._look(key)
         return _record(key, row, now) if row is not None and row.alive(now) else None
 
     def forget(self, key: StorageKey) -> Steps[bool]:
-        """Delete a record, whatever it says."""
+        """Delete a record in any state."""
         yield Begin()
         row, now = yield from self._hold(key)
         if row is None or not row.owner:
@@ -235,7 +236,7 @@ class MysqlRecords:
         return row.alive(now)
 
     def purge(self, limit: int) -> Steps[int]:
-        """Delete at most *limit* rows that are over."""
+        """Delete at most *limit* expired rows."""
         deleted = 0
         while deleted < limit:
             yield Begin()
@@ -260,7 +261,7 @@ class MysqlRecords:
         return _only((yield Query(self._read, {"key": key.encode()})).rows)
 
     def _hold(self, key: StorageKey) -> Steps[tuple[_Row | None, int]]:
-        """The latest row, locked until the transaction is over."""
+        """The latest row, locked until the transaction ends."""
         return _only((yield Query(self._locked, {"key": key.encode()})).rows)
 
     def _held(self, claim: Claim) -> Steps[tuple[_Row | None, int]]:
@@ -281,13 +282,13 @@ class MysqlRecords:
         return True
 
     def _check_size(self, outcome: bytes) -> Steps[None]:
-        """Refuse what the server would hang up on, which looks like a lost connection that a repeat may cure."""
+        """Refuse an outcome for which the server would close the connection; that would look like a transient error."""
         if len(outcome) < _LARGE:
             return
         ((limit,),) = (yield Query("SELECT @@max_allowed_packet", {})).rows
         if len(outcome) >= int(limit):
             raise StoreError(
-                f"MySQL: nothing was written, since an outcome of {len(outcome)} bytes is larger than the server's "
+                f"MySQL: nothing was written, because an outcome of {len(outcome)} bytes is larger than the server's "
                 f"max_allowed_packet, {limit}; raise that, or keep a smaller outcome"
             )
 
@@ -296,7 +297,7 @@ class MysqlRecords:
         yield Query(self._write, values)
 
     def _delete_expired(self, limit: int, *, but: StorageKey) -> Steps[int]:
-        """By key, of rows that nobody holds: deleting a range would lock what lies between."""
+        """Delete expired rows that nobody has locked, by key: deleting a range would also lock its gaps."""
         ((now,),) = (yield Query(self._clock, {})).rows
         values = {"now": int(now), "limit": limit, "key": but.encode()}
         keys = [key for (key,) in (yield Query(self._expired, values)).rows]
@@ -337,7 +338,7 @@ def _row(columns: list[Any]) -> _Row:
 def _standing_reply(
     row: _Row | None, now: int, fingerprint: Fingerprint, owner: Owner, takeover: bool
 ) -> Running | Completed | None:
-    """The reply where the record stays as it is; None where the key is this owner's to take (R1, R2)."""
+    """The reply if the record stays unchanged; None if this owner gets the claim (R1, R2)."""
     if row is None or not row.alive(now):
         return None
     if row.outcome is not None and row.completed_at is not None:
@@ -358,7 +359,7 @@ def _extended(row: _Row, now: int, lease: float) -> _Row:
 
 
 def _gone(row: _Row, now: int) -> _Row:
-    """No record; its fence stays behind as long as the record might have."""
+    """The row without its record: the fence is kept for the retention."""
     keep = row.retention or _us(_GONE_LIFE)
     return row._replace(owner=b"", outcome=None, completed_at=None, expires_at=now + keep)
 

@@ -22,11 +22,11 @@ GRANTS: Final = (
     "GRANT SELECT, INSERT, UPDATE, DELETE on the table and USAGE on its sequence and schema are enough"
 )
 _UNPREPARED: Final = (
-    "the connection lost, or never had, a prepared statement, as behind a pooler of transactions; give the pool "
+    "the connection does not have a prepared statement, as happens behind a transaction pooler; give the pool "
     'kwargs={"prepare_threshold": None}, or the URL prepare_threshold=none'
 )
 ADVICE: Final = {
-    "08P01": _UNPREPARED,  # it had another one of that name, of other parameters
+    "08P01": _UNPREPARED,  # another statement has the same name and other parameters
     "25006": "this server is a standby or read-only; connect to the primary",
     "25P02": "this transaction has failed already; roll back and begin it again",
     "26000": _UNPREPARED,
@@ -41,17 +41,15 @@ ADVICE: Final = {
 }
 """SQLSTATE -> what to do (PostgreSQL documentation, appendix A)."""
 
-_NO_SUCH_NUMBER: Final = frozenset(
-    ("22003", "22008", "22015")
-)  # of numbers, times and intervals: out of range
+_NO_SUCH_NUMBER: Final = frozenset(("22003", "22008", "22015"))  # a number, time or interval is out of range
 _TRANSIENT: Final = frozenset(("40001", "40P01"))
-# Classes of SQLSTATE, and of PEP 249, whose errors come again however often the call is repeated.
+# Classes of SQLSTATE, and of PEP 249, whose errors do not go away when the call is repeated.
 _PERMANENT_STATES: Final = ("0A", "22", "23", "2F", "38", "39", "42")
 _PERMANENT_KINDS: Final = frozenset(("ProgrammingError", "NotSupportedError", "DataError", "IntegrityError"))
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """The server's code; None where the driver itself failed."""
+    """The server's error code; None if the driver itself failed."""
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return state if isinstance(state, str) else None
 
@@ -62,14 +60,14 @@ def advice_on(error: BaseException) -> str | None:
 
 
 def to_store_error(error: BaseException) -> StoreError:
-    """The typed error for what a driver raised, without any text of the server's: that may quote a record."""
+    """The typed error for a driver's *error*, without the server's text, which may quote a record."""
     advice = advice_on(error)
     if advice is not None:
         return StoreUnavailable(f"PostgreSQL: {advice}")
     state = sqlstate_of(error)
     if state in _NO_SUCH_NUMBER:
         return CorruptRecord(
-            "PostgreSQL cannot reckon with a time or a number in the stored record, such as infinity; look at it, and "
+            "PostgreSQL cannot compute with a time or a number in the stored record, such as infinity; look at it, and "
             "delete it by hand"
         )
     code = state or type(error).__name__
@@ -90,12 +88,12 @@ def to_store_error(error: BaseException) -> StoreError:
 
 
 def in_transaction(error: BaseException) -> StoreError:
-    """See `to_store_error`; for what befell a statement in a transaction of the caller's."""
+    """`to_store_error` for an error in a transaction of the caller."""
     return overtaken() if sqlstate_of(error) == "40001" else to_store_error(error)
 
 
 def cannot_create(error: BaseException) -> StoreError:
-    """See `to_store_error`; for what befell `create_schema`."""
+    """`to_store_error` for an error of `create_schema`."""
     if sqlstate_of(error) == "42501":
         return StoreUnavailable(
             "PostgreSQL: this role may not create the store's table: run the SQL of schema_sql() as a role that may, "
@@ -105,5 +103,5 @@ def cannot_create(error: BaseException) -> StoreError:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another transaction was in the way: nothing has taken effect, and the next try may pass."""
+    """Whether *error* is a conflict with another transaction: nothing has taken effect, and a retry may succeed."""
     return sqlstate_of(error) in _TRANSIENT

@@ -1,4 +1,4 @@
-"""The parameters of PostgreSQL's statements, and the meaning of the rows that they return, without any I/O."""
+"""Builds the parameters of PostgreSQL's statements, and reads the rows that they return, without any I/O."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ __all__ = [
 ]
 
 TRIES = 3
-"""How often a call is tried: after a restart every connection of a pool is dead; of two in a deadlock one goes on."""
+"""How often a call is tried: after a restart all connections of a pool are dead; a deadlock ends one call of two."""
 
-# The figures are converted once more than need be: an application's connection may load a type in a way of its own.
+# All values are converted, even if it seems needless: an application's connection may load types differently.
 
 
 def acquire_values(
@@ -52,16 +52,16 @@ def acquire_values(
 
 
 def claim_values(claim: Claim) -> dict[str, Any]:
-    """The parameters that every write of a claim has."""
+    """The parameters common to all writes of a claim."""
     return {"key": claim.key, "owner": claim.owner}
 
 
 def complete_values(claim: Claim, outcome: bytes, retention: float, *, sweep: int) -> dict[str, Any]:
     """
-    The parameters of `complete`; *sweep* is how many expired rows to delete with it.
+    The parameters of `complete`; *sweep* is the number of expired rows to delete with it.
 
     Raises:
-        ValueError: *outcome* is empty: a completed record would look like one that has none.
+        ValueError: *outcome* is empty; the completed record would look as if it had no outcome.
     """
     if not outcome:
         raise ValueError("an outcome must not be empty")
@@ -73,7 +73,7 @@ def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
     Reads the database's reply to `acquire`.
 
     Raises:
-        CorruptRecord: The record has a time that no clock gives.
+        CorruptRecord: The record has an impossible time.
     """
     _, fingerprint, holder, attempt, fence, outcome, lease_left, age, expires_in = row
     wrong = check_seconds(lease_left, age or 0.0, expires_in)
@@ -89,12 +89,12 @@ def read_acquired(row: tuple[Any, ...], key: StorageKey, owner: Owner) -> Reply:
 
 def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False) -> bool:
     """
-    Whether the claim still held its key and had recorded nothing, from the row of `complete_in`.
+    Whether the claim still held its key and had no outcome, from the row of `complete_in`.
 
     Args:
-        tests: Whether a savepoint is to be expected, as one that a test harness put round the transaction.
+        tests: Whether a savepoint is allowed, because a test harness put it around the transaction.
     Raises:
-        IsolationConflict: The transaction's snapshot does not say.
+        IsolationConflict: The transaction's snapshot may be too old to tell.
         ValueError: The record was written inside a savepoint.
     """
     held, seen, isolation, inside_savepoint, fence = row
@@ -103,7 +103,7 @@ def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False
     if held or seen or isolation == "read committed":
         return bool(held)
     if fence is not None and fence > claim.fence:
-        return False  # granted to somebody else before the snapshot
+        return False  # another owner was granted the key before the snapshot
     raise IsolationConflict(
         f"this transaction is {isolation.upper()}, and its snapshot may be older than the claim: roll back, and make "
         "effect and record in a READ COMMITTED transaction, or begin the transaction after the claim was made"
@@ -111,7 +111,7 @@ def read_completed_in(row: tuple[Any, ...], claim: Claim, *, tests: bool = False
 
 
 def overtaken() -> IsolationConflict:
-    """The server refused to lock a row that somebody changed after the transaction's snapshot (40001)."""
+    """The error for a row that was changed after the transaction's snapshot, so that it cannot be locked (40001)."""
     return IsolationConflict(
         "this transaction is REPEATABLE READ or SERIALIZABLE, and something changed after its snapshot; a claim's "
         "record changes whenever its lease is renewed, every third of the lease: roll back, and make effect and "
@@ -132,6 +132,6 @@ def read_record(row: tuple[Any, ...]) -> Record:
         fence=int(fence),
         outcome=None if running else bytes(outcome),
         lease_left=float(lease_left) if running else 0.0,
-        age=max(float(age), 0.0),  # below 0: the server's clock was set back
+        age=max(float(age), 0.0),  # negative if the server's clock was set back
         expires_in=float(expires_in),
     )

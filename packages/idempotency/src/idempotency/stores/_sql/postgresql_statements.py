@@ -1,18 +1,18 @@
 """
 PostgreSQL's table and statements, without any I/O; `postgresql_rows` has their parameters and rows.
 
-Each call of the store is one statement, so it needs no session and works behind a pooler of transactions. Why each is
-one step all the same, in READ COMMITTED, is a matter of two locks and of when the clock is read:
+Each call of the store is one statement, so it needs no session and works behind a transaction pooler. Each statement is
+atomic in READ COMMITTED because of two locks and the moment when the clock is read:
 
-- Who makes or removes a row holds the advisory lock of its key (`_KEY_LOCK`), who changes one holds the row. Both are
-  held until the statement is committed, so the writes of one key come one after another.
-- A write reads `clock_timestamp()` after it got these locks and waits for nothing between that and its write. So the
-  writes of a key judge time in the order in which they take effect, and a lease counts from an instant at which the
-  key was the caller's to take. `now()` would be the start of the transaction, long past after a wait.
-- A read (a replay, a running duplicate) locks nothing. It is true of the statement's snapshot, and the clock is read
-  after that; where this is the later instant at which the record is over, the statement goes on as a write.
-- A write takes effect when it is committed, after it read the clock. Both instants lie within the call; whoever comes
-  in between either waits for the lock or reads the record as it was.
+- A statement that inserts or deletes a row holds the advisory lock of its key (`_KEY_LOCK`); one that updates a row
+  holds the row lock. Both are held until the commit, so the writes of one key run one after another.
+- A write reads `clock_timestamp()` after it has these locks, and does not wait between that and the write. So the
+  writes of a key read the clock in the order in which they take effect, and a lease begins at a time when the caller
+  could have the key. `now()` would be the start of the transaction, which may be long past after a wait.
+- A read (a replay, a running duplicate) locks nothing. It uses the statement's snapshot and reads the clock after that;
+  if the record has expired or lapsed by then, the statement continues as a write.
+- A write takes effect at its commit, after it read the clock. Both are within the call; another call in between either
+  waits for the lock or reads the old record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from idempotency.stores._sql.identifiers import quoted
 __all__ = ["PURGE_BATCH", "SWEEP", "Statements"]
 
 PURGE_BATCH = 500
-"""Rows that one statement of a purge deletes: each takes a place in the server's table of locks until it is over."""
+"""Rows that one statement of a purge deletes: each takes a slot in the server's lock table until the commit."""
 
 SWEEP = 2
 """Expired rows that a completion deletes: more than it adds, so that the table shrinks under load."""
@@ -52,24 +52,24 @@ CREATE INDEX IF NOT EXISTS {plain_index} ON {table} (expires_at);
 CREATE SEQUENCE IF NOT EXISTS {fence};
 """
 
-# Whether there is nothing to create. A role that may use the table, and create nothing, needs no more than this.
+# Whether everything exists already. A role that may use the table but not create it needs only this check.
 _PRESENT = """
 SELECT to_regclass('{table}') IS NOT NULL AND to_regclass('{fence}') IS NOT NULL
     AND to_regclass('{index}') IS NOT NULL
     AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('{table}') AND attname = 'claimed_at')
 """
 
-# IF NOT EXISTS does not keep two processes that start at once from colliding.
+# A lock, because two processes that run CREATE ... IF NOT EXISTS at once may still collide.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('{name}', 1));"
 
-# Where only the fence is to be ordered (R9), or a row that is not there yet is to be held: two statements could draw
-# their numbers in one order and insert in the other, and one that found no row would insert long after it read the
-# clock, if it had to wait for the row's removal. As text, since void cannot be compared.
+# Needed to order the fences (R9) and to hold a row that does not exist yet. Without it, two statements could draw their
+# fences in one order and insert in the other; and a statement that found no row, but waited for another's delete, would
+# insert long after it read the clock. Cast to text, because void cannot be compared.
 _KEY_LOCK = "pg_advisory_xact_lock(hashtextextended(%(key)s, 0))::text"
 
-# - What nobody can change now (completed, or under another's lease) is answered as this statement's snapshot has it.
-# - Everything else is decided on the locked, latest version of the row, and the row that results is the answer. A
-#   lapsed claim that may not be taken over is written back as it was.
+# - A record that nobody can change now (completed, or under another owner's lease) is answered from the snapshot.
+# - Everything else is decided on the locked, latest version of the row, and the resulting row is the answer. A lapsed
+#   claim that may not be taken over is written back unchanged.
 _ACQUIRE = """
 WITH standing AS MATERIALIZED (
     SELECT r.*, c.now
@@ -133,7 +133,7 @@ _COLUMNS = """key, fingerprint, owner, attempt, fence, outcome,
     extract(epoch FROM now - coalesce(completed_at, claimed_at))::float8,
     extract(epoch FROM expires_at - now)::float8"""
 
-# The row is locked first, in a step of its own; what follows reads the clock, so it is read after the lock.
+# The row is locked first, in a separate step, so that the clock is read after the lock.
 _MINE = """
 mine AS MATERIALIZED (
     SELECT r.key, r.outcome IS NOT NULL AS done, r.expires_at FROM {table} AS r{locked}
@@ -142,7 +142,7 @@ mine AS MATERIALIZED (
     SELECT key, done FROM mine WHERE expires_at > clock_timestamp()
 )"""
 
-# For who removes a row: the key's lock comes before the row's, as it does in acquire.
+# For deletes: the lock of the key is taken before the row lock, as in acquire.
 _LOCKED = "locked AS MATERIALIZED (SELECT {key_lock} AS key)"
 
 _RENEW = """
@@ -156,8 +156,7 @@ UPDATE {table} AS r SET (lease_until, expires_at) = (
 RETURNING true
 """
 
-# Expired rows that nobody holds. The locks are tried, never waited for: who waits while it holds others' rows could
-# wait for itself.
+# Expired rows that nobody has locked. Locks are only tried: waiting while holding other rows could deadlock.
 _SWEEP = """
 DELETE FROM {table} WHERE key IN (
     SELECT key FROM (
@@ -180,9 +179,9 @@ WITH {mine}, written AS ({write_outcome}
 SELECT true FROM live
 """
 
-# In a transaction of the caller's, with what is needed to judge it: whether the row was to be had without an outcome,
-# what isolation level the transaction has, whether the row was written by a transaction inside it (a savepoint), and
-# whose the row is in its snapshot.
+# In a transaction of the caller. It also returns what is needed to judge the result: whether the claim was held without
+# an outcome, whether the row was seen at all, the isolation level, whether the row was written in a savepoint, and the
+# fence of the row in the snapshot.
 _COMPLETE_IN = """
 WITH {mine}, written AS ({write_outcome}
     RETURNING r.xmin::text AS writer

@@ -1,4 +1,4 @@
-"""The store's calls on PostgreSQL as steps, one statement each, for whoever has a connection by another driver."""
+"""The store's operations in PostgreSQL as steps, one statement each, for stores that use another driver."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def complete_in(
     sql: Statements, caller: _Caller, claim: Claim, outcome: bytes, retention: float
 ) -> Steps[bool]:
     """
-    Rule R3 in the transaction of *caller*; False where the outcome is recorded already.
+    Rule R3 in the transaction of *caller*; False if the outcome is already recorded.
 
     Raises:
         IsolationConflict, ValueError: See `read_completed_in`.
@@ -55,13 +55,13 @@ class PostgresRecords:
         self._sql = Statements.for_table(table)
 
     def schema(self) -> tuple[str, ...]:
-        """The statements that make the table; they change nothing where they ran before."""
+        """The statements that create the table; they change nothing if it exists."""
         return tuple(part.strip() for part in self._sql.schema.split(";") if part.strip())
 
     def create(self) -> Steps[None]:
-        """Create what is missing; a role that may create nothing may use what is there."""
+        """Create what is missing; a role without CREATE may use existing tables."""
         if (yield Query(self._sql.present, {})).rows != [(True,)]:
-            # One statement, since two processes that start at once must not collide, and each commits by itself.
+            # One statement, because each is committed by itself and the lock must cover them all.
             create = self._sql.create.replace("SELECT", "PERFORM", 1)
             yield Query(f"DO $create$ BEGIN {create} END $create$", {})
 
@@ -99,12 +99,12 @@ class PostgresRecords:
         return bool((yield Query(self._sql.release, claim_values(claim))).rows)
 
     def get(self, key: StorageKey) -> Steps[Record | None]:
-        """The record as it stands."""
+        """The current record."""
         rows = (yield Query(self._sql.get, {"key": key})).rows
         return read_record(rows[0]) if rows else None
 
     def forget(self, key: StorageKey) -> Steps[bool]:
-        """Delete a record, whatever it says."""
+        """Delete a record in any state."""
         rows = (yield Query(self._sql.forget, {"key": key})).rows
         return bool(rows and rows[0][0])
 

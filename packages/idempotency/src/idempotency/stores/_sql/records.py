@@ -1,4 +1,4 @@
-"""Gives the SQL dialects one interface: where records are kept, and what a failure means."""
+"""Gives the SQL dialects one interface: their records, and the translation of their errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idempotency.stores._sql.sqlite import SqliteRecords
 __all__ = ["SqlRecords", "conflict_of", "is_transient", "records_for", "to_store_error", "waited_in_vain"]
 
 SqlRecords: TypeAlias = PostgresRecords | MysqlRecords | SqliteRecords
-"""What a store does with one table, as steps: the same methods for each kind of database."""
+"""A store's operations on one table, as steps, with the same methods for each kind of database."""
 
 _BACKENDS: Final[dict[str, Callable[[str], SqlRecords]]] = {
     "postgresql": PostgresRecords,
@@ -26,7 +26,7 @@ _BACKENDS: Final[dict[str, Callable[[str], SqlRecords]]] = {
 
 # Numbers of MySQL's errors (its reference manual, appendix B).
 _DEADLOCK, _LOCK_TIMEOUT, _CHANGED = 1213, 1205, 1020
-# Without _LOCK_TIMEOUT: whoever asked has waited for innodb_lock_wait_timeout already, by default 50 s.
+# Without _LOCK_TIMEOUT: the caller has already waited for innodb_lock_wait_timeout, by default 50 s.
 _MYSQL_TRANSIENT: Final = frozenset((_DEADLOCK, _CHANGED))
 _MYSQL_ADVICE: Final = {
     1044: "this user may not use the store's database; grant it SELECT, INSERT, UPDATE and DELETE on the table",
@@ -37,29 +37,29 @@ _MYSQL_ADVICE: Final = {
     1146: "the store's table is missing; call create_schema() once, or run its SQL",
     1792: "this transaction is read-only; make the effect in one that may write",
     1290: "this server is read-only; connect to the primary",
-    _LOCK_TIMEOUT: "somebody held the record's row for longer than innodb_lock_wait_timeout; look for a long "
-    "transaction",
+    _LOCK_TIMEOUT: "another transaction locked the record's row for longer than innodb_lock_wait_timeout; look for a "
+    "long transaction",
 }
 _MYSQL_PERMANENT: Final = {
-    1153: "nothing was written, since the record is larger than the server's max_allowed_packet; raise that, or keep a "
-    "smaller outcome",
-    1665: "nothing was written, since the server's binlog_format is STATEMENT, which takes no READ COMMITTED "
-    "transaction; set it to ROW or MIXED",
+    1153: "nothing was written, because the record is larger than the server's max_allowed_packet; raise that, or keep "
+    "a smaller outcome",
+    1665: "nothing was written, because the server's binlog_format is STATEMENT, which does not allow READ COMMITTED "
+    "transactions; set it to ROW or MIXED",
 }
-# Errors of the client: while it sends a packet that is too large, the server's 1153 gets lost with the connection.
+# The client's errors for a lost connection; the server's 1153 is lost with it if a packet is too large.
 _MYSQL_LOST: Final = frozenset((2006, 2013))
 _MYSQL_HUNG_UP: Final = (
-    "if the outcome is large, compare it with the server's max_allowed_packet: a server hangs up on more"
+    "if the outcome is large, compare it with max_allowed_packet: the server closes the connection above that"
 )
 _PERMANENT_KINDS: Final = frozenset(("ProgrammingError", "NotSupportedError", "DataError", "IntegrityError"))
 
 
 def records_for(dialect: str, table: str) -> SqlRecords:
     """
-    The records of *table* in a database of *dialect*, as SQLAlchemy and Django call it.
+    The records of *table* in a database of *dialect*, named as in SQLAlchemy and Django.
 
     Raises:
-        ValueError: There is no such dialect here, or *table* is no plain name.
+        ValueError: *dialect* is not supported, or *table* is not a plain name.
     """
     kind = _BACKENDS.get(dialect)
     if kind is None:
@@ -68,7 +68,7 @@ def records_for(dialect: str, table: str) -> SqlRecords:
 
 
 def to_store_error(backend: str, error: BaseException) -> StoreError:
-    """The typed error for what a driver raised, without any text of the server's: that may quote a record."""
+    """The typed error for a driver's *error*, without the server's text, which may quote a record."""
     if backend == "postgresql":
         return postgresql_errors.to_store_error(error)
     if backend == "sqlite" and isinstance(error, sqlite3.Error):
@@ -92,7 +92,7 @@ def to_store_error(backend: str, error: BaseException) -> StoreError:
 
 
 def conflict_of(backend: str, error: BaseException) -> StoreError:
-    """See `to_store_error`; for what befell a statement in a transaction of the caller's."""
+    """`to_store_error` for an error in a transaction of the caller."""
     if backend == "postgresql":
         return postgresql_errors.in_transaction(error)
     if backend == "sqlite":
@@ -106,7 +106,7 @@ def conflict_of(backend: str, error: BaseException) -> StoreError:
 
 
 def is_transient(backend: str, error: BaseException) -> bool:
-    """Whether another transaction was in the way: nothing has taken effect, and the next try may pass."""
+    """Whether *error* is a conflict with another transaction: nothing has taken effect, and a retry may succeed."""
     if backend == "postgresql":
         return postgresql_errors.is_transient(error)
     if backend == "sqlite":
@@ -116,7 +116,7 @@ def is_transient(backend: str, error: BaseException) -> bool:
 
 
 def waited_in_vain(backend: str, error: BaseException) -> bool:
-    """Whether the server waited for a lock as long as it may: another try would wait as long again."""
+    """Whether the server's longest wait for a lock is over; a retry would wait as long again."""
     return backend == "mysql" and _mysql_number(error) == _LOCK_TIMEOUT
 
 

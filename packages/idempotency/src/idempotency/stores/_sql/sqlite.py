@@ -1,9 +1,9 @@
 """
-The rows of a store in SQLite and the decisions on them, whoever executes the statements.
+The store's operations in SQLite, independent of the driver that executes the statements.
 
-Each write is decided and made in one transaction that holds the file's write lock from its first statement, so that no
-other writer comes between. Leases are judged by the time since boot, which a step of the wall clock does not touch; a
-lease of another boot has lapsed. Retention is wall time, which outlives a reboot.
+Each write is one transaction that holds the file's write lock from its first statement, so no other writer comes in
+between. Leases are measured in time since boot, which setting the wall clock does not change; a lease from an earlier
+boot has lapsed. Retention is in wall time, which continues across reboots.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TABLE = re.compile(r"(?!sqlite_)[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII | re.IGN
 
 
 class Clocks(NamedTuple):
-    """The id of this boot, the seconds since it, and the seconds of the wall clock."""
+    """The id of this boot, a clock with the seconds since boot, and the wall clock."""
 
     boot_id: bytes
     boot: Callable[[], float]
@@ -53,7 +53,7 @@ class Clocks(NamedTuple):
 
     @classmethod
     def of_this_machine(cls) -> Clocks:
-        """Linux has a clock that counts suspended time too, and a name for each boot; elsewhere wall time serves."""
+        """On Linux a clock that also counts suspended time, and the id of the boot; elsewhere wall time for both."""
         if sys.platform == "linux":
             try:
                 boot_id = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
@@ -84,7 +84,7 @@ class _Row(NamedTuple):
 
 
 _COLUMNS = ", ".join(_Row._fields)
-# As expressions: a bare column would pass through the converters that an application registered for its type.
+# As expressions, because converters that an application registered are applied to plain columns.
 _VALUES = ", ".join(f"+{name}" for name in _Row._fields)
 _PLACES = ", ".join(f"%({name})s" for name in _Row._fields)
 _HEAD = (int, bytes, bytes, int, int, bytes, float, float, float)
@@ -98,7 +98,7 @@ class SqliteRecords:
     Args:
         table: A plain SQL identifier.
     Raises:
-        ValueError: *table* is none.
+        ValueError: *table* is not one.
     """
 
     backend = "sqlite"
@@ -110,7 +110,7 @@ class SqliteRecords:
         self._clocks = Clocks.of_this_machine() if clocks is None else clocks
         self._quoted = table = quoted(self.table)
         self._quoted_fence = fence = quoted(f"{self.table}_fence")
-        # A write that changes nothing takes the write lock all the same.
+        # A write that changes nothing still takes the write lock.
         self._lock = f"UPDATE {fence} SET last = last WHERE 0"  # noqa: S608 - the name is checked above
         self._select = f"SELECT {_VALUES} FROM {table} WHERE key = %(key)s"  # noqa: S608
         self._fence = f"UPDATE {fence} SET last = max(last + 1, %(now)s) RETURNING last"  # noqa: S608
@@ -135,7 +135,7 @@ class SqliteRecords:
         )
 
     def schema(self) -> tuple[str, ...]:
-        """The statements that make the table; they change nothing where they ran before."""
+        """The statements that create the table; they change nothing if it exists."""
         index = quoted(f"{self.table}_expires_at")
         return (
             f"CREATE TABLE IF NOT EXISTS {self._quoted} (key TEXT PRIMARY KEY NOT NULL, version INTEGER NOT NULL, "
@@ -149,7 +149,7 @@ class SqliteRecords:
         )
 
     def create(self) -> Steps[None]:
-        """Create what is missing. The fence has a table of its own, so that emptying the other cannot lower it."""
+        """Create the missing tables. The fence has a separate table, so that emptying the other cannot lower it."""
         known = yield Query(
             "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN (%(table)s, %(fence)s)",
             {"table": self.table, "fence": f"{self.table}_fence"},
@@ -175,12 +175,12 @@ class SqliteRecords:
         retention: float,
         takeover: bool,
     ) -> Steps[Reply]:
-        """Answer from a plain read where nothing is to be written: in WAL a reader never waits."""
+        """Rules R1 and R2. Answers from a plain read if nothing has to be written: in WAL mode readers never wait."""
         found = self._standing_reply((yield from self._load(key)), fingerprint, owner, takeover)
         if found is not None:
             return found
         yield self._begin()
-        row = yield from self._load(key)  # again, now that nobody else can write
+        row = yield from self._load(key)  # again, under the write lock
         reply: Reply | None = self._standing_reply(row, fingerprint, owner, takeover)
         if reply is None:
             reply = yield from self._claim(key, row, fingerprint, owner, lease, retention)
@@ -204,10 +204,10 @@ class SqliteRecords:
 
     def complete_in(self, _caller: object, claim: Claim, outcome: bytes, *, retention: float) -> Steps[bool]:
         """
-        Rule R3 in a transaction that the caller began and will end; False where the outcome is recorded already.
+        Rule R3 in a transaction that the caller began and will end; False if the outcome is already recorded.
 
-        The write lock comes first: a transaction that began to read earlier, and has been overtaken, is refused there
-        (SQLITE_BUSY_SNAPSHOT), before its old snapshot could say anything about the claim.
+        The write lock is taken first: SQLite then refuses a transaction whose snapshot is out of date
+        (SQLITE_BUSY_SNAPSHOT), before the claim is read from that snapshot.
         """
         yield self._begin()
         if (yield from self._held(claim)) is None:
@@ -223,12 +223,12 @@ class SqliteRecords:
         return held
 
     def get(self, key: StorageKey) -> Steps[Record | None]:
-        """The record as it stands."""
+        """The current record."""
         row = yield from self._load(key)
         return None if row is None else self._record(key, row)
 
     def forget(self, key: StorageKey) -> Steps[bool]:
-        """Delete a record, whatever it says."""
+        """Delete a record in any state."""
         yield self._begin()
         deleted = yield Query(self._delete, {"key": key})
         return deleted.changed > 0
@@ -239,8 +239,8 @@ class SqliteRecords:
         return (yield from self._sweep(limit))
 
     def scan(self, limit: int, cursor: str | None) -> Steps[Page]:
-        """One page in key order; rows that cannot be read are left out, `get` says what is wrong with each."""
-        # As bytes: a key that somebody else wrote need not be UTF-8, and must not hide the others.
+        """One page in key order, without unreadable rows; `get` says what is wrong with a row."""
+        # As bytes, because another program may have written a key that is not UTF-8.
         after = (cursor or "").encode("utf-8", "surrogateescape")
         rows = (yield Query(self._page, {"after": after, "limit": limit})).rows
         rows = [(StorageKey(bytes(name).decode("utf-8", "surrogateescape")), *row) for name, *row in rows]
@@ -260,7 +260,7 @@ class SqliteRecords:
     def _standing_reply(
         self, row: _Row | None, fingerprint: Fingerprint, owner: Owner, takeover: bool
     ) -> Running | Completed | None:
-        """The reply where the record stays as it is; None where the key is this owner's to take (R1, R2)."""
+        """The reply if the record stays unchanged; None if this owner gets the claim (R1, R2)."""
         if row is None:
             return None
         if row.outcome is not None and row.completed_at is not None:
@@ -289,14 +289,14 @@ class SqliteRecords:
             return Acquired(Claim(key, owner, row.attempt, row.fence))
         attempt = 1 if row is None else row.attempt + 1
         boot_id, boot, wall = self._clocks.boot_id, self._clocks.boot(), self._clocks.wall()
-        # Wall time in microseconds keeps it rising even past the loss of the whole file (R9).
+        # At least the wall time in microseconds, so that the fence rises even if the whole file was lost (R9).
         found = (yield Query(self._fence, {"now": int(wall * 1_000_000)})).rows
         if not found:
             raise StoreUnavailable(
                 f"the counter in {self.table}_fence is gone; restore it or use another table"
             )
         fence = found[0][0]
-        if type(fence) is not int:  # past 2**63 SQLite counts in floats, which stand still
+        if type(fence) is not int:  # above 2**63 SQLite uses floats, which no longer grow by 1
             raise CorruptRecord(
                 f"the counter in {self.table}_fence is damaged; set it to the highest fence in use"
             )
@@ -376,7 +376,7 @@ class SqliteRecords:
         return row
 
     def _alive(self, row: _Row) -> bool:
-        # A live lease keeps its record even if the wall clock has leapt past its retention.
+        # A record with a live lease stays, even if the wall clock was set past its expiry.
         return self._clocks.wall() < row.expires_at or (row.outcome is None and self._lease_left(row) > 0.0)
 
     def _lease_left(self, row: _Row) -> float:

@@ -17,7 +17,7 @@ _ADVICE = {
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database; check the path",
     sqlite3.SQLITE_SCHEMA: "the schema changed under the store; restart",
 }
-# What comes again however often it is repeated, such as an authorizer's no.
+# Errors that do not go away when the call is repeated, such as a refusal by an authorizer.
 _PERMANENT = frozenset(
     (
         sqlite3.SQLITE_AUTH,
@@ -35,8 +35,8 @@ class Busy(StoreUnavailable):
 
 
 def translated(error: sqlite3.Error, busy_timeout: float) -> StoreError:
-    """The error of this library that *error* becomes; SQLite's message is kept as its cause, not in its text."""
-    # Without a code it is the module that refused: a closed connection, or another thread's.
+    """The typed error for *error*; SQLite's message is in its cause, not in its text."""
+    # Without a code the Python module refused the call: the connection is closed, or belongs to another thread.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         waited = f" after {busy_timeout:g} s" if busy_timeout else ""
@@ -54,12 +54,12 @@ def translated(error: sqlite3.Error, busy_timeout: float) -> StoreError:
 
 
 def in_transaction(error: Exception) -> StoreError:
-    """See `translated`; for what befell a statement in a transaction of the caller's, by whatever driver."""
+    """`translated` for an error in a transaction of the caller, from any driver."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT:
         return IsolationConflict(
-            "this SQLite transaction began to read before something else was written (a claim, or the renewal of its "
-            "lease), so it can write no more: roll back, and begin it with BEGIN IMMEDIATE, or with the effect, after "
-            "the claim was made"
+            "this SQLite transaction began to read before another write (a claim, or the renewal of its lease), so it "
+            "cannot write any more: roll back, and begin it with BEGIN IMMEDIATE, or with the effect, after the claim "
+            "was made"
         )
     if isinstance(error, sqlite3.Error):
         return translated(error, 0.0)

@@ -1,7 +1,7 @@
 """
-One SQL text for every driver: a parameter is written `%(name)s` and becomes what the driver takes (PEP 249).
+One SQL text for every driver: a parameter is written `%(name)s` and converted to the driver's style (PEP 249).
 
-A text must hold no other percent sign, since some drivers read them in the whole text and some do not.
+A text must contain no other percent sign, because drivers treat it differently.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["Params", "render"]
 
 Params = dict[str, Any] | tuple[Any, ...]
-"""What a driver takes beside the text: by name, or in the order of the places."""
+"""The parameters for a driver: by name, or in the order of their places."""
 
 _PLACE = re.compile(r"%\((\w+)\)s")
 _BY_NAME = {"pyformat": None, "named": r":\1"}
@@ -24,7 +24,7 @@ _BY_NUMBER = {"numeric": ":", "numeric_dollar": "$"}
 
 def render(sql: str, values: Mapping[str, Any], paramstyle: str) -> tuple[str, Params]:
     """
-    *sql* and *values* as a driver of *paramstyle* takes them; values that the text does not name are left out.
+    *sql* and *values* for a driver with *paramstyle*; values that the text does not name are left out.
 
     Raises:
         ValueError: A parameter style that PEP 249 and SQLAlchemy do not know.
@@ -40,7 +40,7 @@ def render(sql: str, values: Mapping[str, Any], paramstyle: str) -> tuple[str, P
 
 @lru_cache(maxsize=256)
 def _compiled(sql: str, paramstyle: str) -> tuple[str, tuple[str, ...]]:
-    """The driver's text, and the names of its parameters in the order in which it takes them."""
+    """The driver's text, and the names of its parameters in the driver's order."""
     named = _PLACE.findall(sql)
     if paramstyle in _BY_NAME:
         replacement = _BY_NAME[paramstyle]

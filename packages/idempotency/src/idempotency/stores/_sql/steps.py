@@ -24,10 +24,10 @@ class Query(NamedTuple):
 
 class Begin(NamedTuple):
     """
-    Begin a transaction that nobody else writes beside, or make sure of one that has begun.
+    Begin a write transaction, or check that one has begun.
 
     Attributes:
-        lock: What takes the lock where the driver cannot begin with it; None where each row is locked by itself.
+        lock: A statement that takes the write lock, for drivers that cannot begin with it; None if rows are locked.
     """
 
     lock: Query | None = None
@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
     Attributes:
         rows: Empty for a statement that returns none.
-        changed: Rows that a write changed; of no meaning for others.
+        changed: The number of rows that a write changed; meaningless for other statements.
     """
 
     rows: list[tuple[Any, ...]]
@@ -50,7 +50,7 @@ Steps: TypeAlias = Generator[Query | Begin, Result, T]
 
 
 def drive(steps: Steps[T], run: Callable[[Query | Begin], Result]) -> T:
-    """Run *steps* to their end; an error of *run* is raised where the statement was asked for, and then here."""
+    """Run *steps* to their end; an error of *run* is raised inside *steps*, at the statement, and then here."""
     try:
         step = next(steps)
         while True:

@@ -1,8 +1,9 @@
 """
 Records in a database of a Django project: PostgreSQL, MySQL or MariaDB, SQLite.
 
-Put "idempotency.stores.django" into `INSTALLED_APPS`, and `migrate` creates the table. The store has connections of its
-own, with the settings of the project's: a claim must be seen by others at once, not when the view's transaction ends.
+Put "idempotency.stores.django" into `INSTALLED_APPS`, and `migrate` creates the table. The store has its own
+connections, with the project's settings, because others must see a claim at once, not at the end of the view's
+transaction.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = ["SyncDjangoStore"]
 
 T = TypeVar("T")
 
-_TRIES: Final = 10  # of two transactions in a deadlock one goes on
+_TRIES: Final = 10  # a deadlock ends one of two transactions, which is then tried again
 _PAUSE: Final = 0.01  # s, at most, before the victim tries again
 
 
@@ -52,11 +53,11 @@ class SyncDjangoStore:
         using: The database's alias.
         table: A plain lower-case name, or schema.name; the migration makes the default one.
 
-    In PostgreSQL and SQLite the table and the records are those of `PostgresStore` and `SQLiteStore`. How long a call
-    may take is for the database's `OPTIONS` to say (`connect_timeout`, `timeout`). Under ASGI use
+    In PostgreSQL and SQLite it uses the same table and records as `PostgresStore` and `SQLiteStore`. The database's
+    `OPTIONS` limit the time of a call (`connect_timeout`, `timeout`). Under ASGI use
     `ThreadedStore(SyncDjangoStore())`.
 
-    Every method raises `StoreUnavailable` where there was no answer. Atomic: one transaction a call.
+    Every method raises `StoreUnavailable` if there was no answer. Each call is one transaction.
     """
 
     def __init__(self, using: str = "default", *, table: str = "idempotency_record") -> None:
@@ -66,16 +67,16 @@ class SyncDjangoStore:
 
     @property
     def _records(self) -> SqlRecords:
-        if self._found is None:  # asked late: a store may be made before the settings are complete
+        if self._found is None:  # made late, because the store may be made before the settings are complete
             self._found = records_for(self._connections.vendor, self._table)
         return self._found
 
     def create_schema(self) -> None:
         """
-        Create the table where it is missing, without a migration.
+        Create the table if it is missing, without a migration.
 
         Raises:
-            RuntimeError: Like every method, where it is called in an event loop.
+            RuntimeError: It was called in an event loop; every method raises this then.
         """
         self._run(lambda records: records.create())
 
@@ -93,12 +94,12 @@ class SyncDjangoStore:
         See `Store.acquire`. A replay writes nothing and takes no lock.
 
         Raises:
-            RuntimeError: The caller is in a transaction of the same SQLite database, which the claim would wait for.
+            RuntimeError: The caller is in a transaction of the same SQLite database, and the claim would wait for it.
         """
         if self._connections.is_locked_by_caller:
             raise RuntimeError(
-                "the caller is in a transaction (ATOMIC_REQUESTS), and SQLite lets nobody write beside it: keep "
-                'the records in a file of their own, such as IDEMPOTENCY = {"STORE": "sqlite:///idempotency.sqlite3"}, '
+                "the caller is in a transaction (ATOMIC_REQUESTS), and SQLite allows no other write: keep the "
+                'records in a separate file, such as IDEMPOTENCY = {"STORE": "sqlite:///idempotency.sqlite3"}, '
                 "or claim before the transaction, as the middleware does for a view without protect or the mixin"
             )
         make: Callable[[SqlRecords], Steps[Reply]] = lambda records: records.acquire(  # noqa: E731 - for mypy
@@ -116,18 +117,18 @@ class SyncDjangoStore:
 
     def complete_in(self, connection: Any, claim: Claim, outcome: bytes, *, retention: float) -> bool:
         """
-        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+        Record the outcome in the caller's transaction: effect and record are committed together, or neither.
 
         Args:
-            connection: `django.db.connection`, or one of `connections`, inside `atomic()` (with `ATOMIC_REQUESTS` a
-                view is); of the same database.
+            connection: `django.db.connection`, or one of `connections`, for the same database, inside `atomic()` (with
+                `ATOMIC_REQUESTS` a view is inside it).
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
-            back, the effect is not yours to make, or was made.
+            False if the claim no longer holds the key, or its outcome is already recorded, even by this claim: then
+            roll back, because the effect belongs to another run or was already made.
         Raises:
-            ValueError: No transaction has begun, or it is an inner `atomic()` block, which is a savepoint (those that a
-                `TestCase` puts round your own do not count).
+            ValueError: No transaction has begun, or it is an inner `atomic()` block, which is a savepoint (blocks that
+                a `TestCase` puts around yours do not count).
             TypeError, IsolationConflict, StoreError, StoreUnavailable: See `PostgresStore.complete_in`.
         """
         backend = self._records.backend
@@ -146,7 +147,7 @@ class SyncDjangoStore:
         return self._run(lambda records: records.get(key))
 
     def purge(self, *, limit: int = 1_000) -> int:
-        """See `Purgeable.purge`. What others hold is left for the next time."""
+        """See `Purgeable.purge`. Rows that others have locked are left for the next purge."""
         return self._run(lambda records: records.purge(limit), removes=True)
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
@@ -168,7 +169,7 @@ class SyncDjangoStore:
                 return self._connections.run(make(records))
             except SynchronousOnlyOperation as error:
                 raise RuntimeError(
-                    "SyncDjangoStore was called in an event loop, where Django talks to no database: use "
+                    "SyncDjangoStore was called in an event loop, where Django does not allow database access: use "
                     "ThreadedStore(SyncDjangoStore())"
                 ) from error
             except Exception as error:
@@ -181,7 +182,7 @@ class SyncDjangoStore:
                     time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that two victims do not meet again
                 elif may_have_been_lost and type(meaning) is StoreUnavailable and not removes:
                     may_have_been_lost = (
-                        False  # it may have died long before; a removal is not repeated: see R5
+                        False  # an idle connection may have died; a removal is not repeated (R5)
                     )
                 else:
                     raise meaning from error

@@ -8,7 +8,7 @@ __all__ = ["IdempotencyRecordsConfig"]
 
 
 class IdempotencyRecordsConfig(AppConfig):
-    """Named after the table; the last part of the module's name is Django's own."""
+    """Labelled after the table, because the default label, "django", would clash with Django itself."""
 
     name = "idempotency.stores.django"
     label = "idempotency_records"

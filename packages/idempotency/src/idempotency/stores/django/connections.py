@@ -1,4 +1,4 @@
-"""The store's own connections to a database of the project's, each used by one thread at a time."""
+"""The store's own connections to a database of the project; only one thread at a time uses a connection."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BEGIN: Final = {"sqlite": "BEGIN IMMEDIATE", "mysql": "START TRANSACTION"}
 
 class Connections:
     """
-    Connections with the settings of the database *using*, made when they are needed and kept.
+    Connections with the settings of the database *using*, opened when needed and then kept.
 
-    `CONN_MAX_AGE` bounds their age where it is positive. Django's default, 0, closes the connections of a request with
-    the request; these belong to no request and are kept, but one that was idle for a minute is opened anew. One of
-    Django's own pool (the option `pool`) goes back to the pool after each call.
+    A positive `CONN_MAX_AGE` limits their age. With Django's default, 0, a connection ends with its request. The
+    store's connections belong to no request, so they are kept, but reopened after a minute without use. A connection
+    of Django's own pool (the option `pool`) returns to the pool after each call.
 
     Args:
         using: An alias of `settings.DATABASES`.
@@ -32,8 +32,8 @@ class Connections:
 
     def __init__(self, using: str) -> None:
         self._using = using
-        self._idle: list[tuple[Any, float]] = []  # a connection, and since when it is idle
-        self._of_parent: list[Any] = []  # never closed: that would end the parent's sessions
+        self._idle: list[tuple[Any, float]] = []  # connections, and when each became idle
+        self._of_parent: list[Any] = []  # kept after a fork: closing them would end the parent's sessions
         self._closed = False
         forget_in_child(self, Connections._forget_parents)
 
@@ -46,25 +46,23 @@ class Connections:
 
     @property
     def is_locked_by_caller(self) -> bool:
-        """Whether this thread is in a transaction of the project's own, beside which nobody can commit."""
+        """Whether this thread is in a SQLite transaction of the project, which blocks all other writers."""
         from django.db import connections
 
         connection = connections[self._using]
         return connection.vendor == "sqlite" and connection.in_atomic_block
 
     def run(self, steps: Steps[T]) -> T:
-        """Commits *steps* and returns their result; a driver's error closes the connection and is raised as it is."""
+        """Run and commit *steps*; returns their result. An error closes the connection and is raised unchanged."""
         connection, idle_since = self._take()
         try:
             _refresh(connection, idle_since)
             value = _run(connection, steps)
         except BaseException:
-            with contextlib.suppress(Exception):  # what went wrong is the error to report
+            with contextlib.suppress(Exception):  # report the first error, not this one
                 connection.close()
             raise
-        if (
-            getattr(connection, "pool", None) is not None
-        ):  # PostgreSQL's option: what is kept is lost to the project
+        if getattr(connection, "pool", None) is not None:  # returns the connection to the project's pool
             connection.close()
         self._idle.append((connection, time.monotonic()))
         if self._closed:
@@ -72,9 +70,9 @@ class Connections:
         return value
 
     def close(self) -> None:
-        """Close every connection; those of calls under way, as soon as they are over."""
+        """Close every connection; a connection in use is closed after its call."""
         self._closed = True
-        with contextlib.suppress(IndexError):  # another thread may take the last
+        with contextlib.suppress(IndexError):  # another thread may take the last one
             while True:
                 self._idle.pop()[0].close()
 
@@ -85,7 +83,7 @@ class Connections:
             return self._idle.pop()
         except IndexError:
             connection = connections.create_connection(self._using)
-            # With AUTOCOMMIT off, Django leaves every commit to the project, and nobody would commit PostgreSQL's.
+            # With AUTOCOMMIT off, nobody would commit the statements in PostgreSQL.
             connection.settings_dict = {**connection.settings_dict, "AUTOCOMMIT": True}
             connection.inc_thread_sharing()
             return connection, time.monotonic()
@@ -108,7 +106,7 @@ def _refresh(connection: Any, idle_since: float) -> None:
 def _run(connection: Any, steps: Steps[T]) -> T:
     began = False
     with connection.cursor() as wrapped:
-        # Below the wrapper that writes statements with their values into the debug log: a value is somebody's answer.
+        # The inner cursor: Django's wrapper would write values, such as recorded answers, into the debug log.
         cursor = wrapped.cursor
 
         def step(asked: Query | Begin) -> Result:

@@ -1,8 +1,8 @@
 """
 Records in a table of Amazon DynamoDB, by conditional writes.
 
-DynamoDB tells no condition what time it is, so leases are judged by the clocks of the callers, which must agree to
-within `max_clock_skew`: see docs/stores.md before you trust this store with money.
+DynamoDB's conditions cannot read a clock, so leases are measured by the callers' clocks, which must agree to within
+`max_clock_skew`: see docs/stores.md before you trust this store with money.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class SyncDynamoDBStore:
     A store in one table, for threads and processes; each process needs a client of its own.
 
     Args:
-        client: `boto3.client("dynamodb", ...)`; it stays the caller's. How long a call may take, and how often it is
-            repeated, is its `botocore.config.Config` to say: by default minutes, see docs/stores.md.
-        table: Its name; `create_schema` creates it.
-        max_clock_skew: Seconds by which the clocks of two callers may differ; the same for all of them. A lapsed
-            lease is taken over that much later. A caller whose clock differs from the server's by more than half of
-            it, and the second that HTTP dates leave open, gets `StoreUnavailable`.
+        client: `boto3.client("dynamodb", ...)`; it belongs to the caller. Its `botocore.config.Config` limits the time
+            and the retries of a call: by default minutes, see docs/stores.md.
+        table: The name of the table; `create_schema` creates it.
+        max_clock_skew: Seconds by which the clocks of two callers may differ; use the same value for all callers. A
+            lapsed lease is taken over that much later. A caller whose clock differs from the server's by more than
+            half of it, plus the one second that HTTP dates round off, gets `StoreUnavailable`.
         clock: Seconds since the epoch, for tests; not compared with the server's.
-        owns_client: Whether `close` closes *client* too.
+        owns_client: Whether `close` also closes *client*.
 
-    Atomic: one conditional write a call, each on one item. A first run costs two writes, a replay of up to 8 KiB one;
-    a longer outcome is one more item for each 390,000 bytes.
+    Each call is atomic: one conditional write of one item. A first run costs two writes, a replay of up to 8 KiB one; a
+    longer outcome takes one more item for each 390,000 bytes.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SyncDynamoDBStore:
         self._records = Records(self._calls, max_clock_skew)
 
     def create_schema(self) -> None:
-        """Create the table, paid by request, where it is missing; and have DynamoDB delete what has expired."""
+        """Create the table (billed per request) if it is missing, and let DynamoDB delete expired items."""
         create_table(self._calls)
 
     def acquire(
@@ -81,7 +81,7 @@ class SyncDynamoDBStore:
         retention: float,
         takeover: bool = True,
     ) -> Reply:
-        """See `Store.acquire`. One write; where a record stands in the way one more, or the reads of a long outcome."""
+        """See `Store.acquire`. One write; a second one if there is a record, or the reads of a long outcome."""
         return self._records.acquire(
             key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
         )
@@ -91,7 +91,7 @@ class SyncDynamoDBStore:
         return self._records.renew(claim, lease=lease)
 
     def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
-        """See `Store.complete`. Parts of a long outcome are written first."""
+        """See `Store.complete`. The parts of a long outcome are written first."""
         return self._records.complete(claim, outcome, retention=retention)
 
     def release(self, claim: Claim) -> bool:
@@ -103,11 +103,11 @@ class SyncDynamoDBStore:
         return self._records.get(key)
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """See `Inspectable.scan`. In DynamoDB's order; reads, and pays for, every item that it passes."""
+        """See `Inspectable.scan`. In DynamoDB's order; it reads, and pays for, every item on the way."""
         return self._records.scan(limit, cursor)
 
     def forget(self, key: StorageKey) -> bool:
-        """See `Inspectable.forget`. Deletes records that cannot be read, too."""
+        """See `Inspectable.forget`. Also deletes records that cannot be read."""
         return self._records.forget(key)
 
     def close(self) -> None:
@@ -121,7 +121,8 @@ class DynamoDBStore:
     `SyncDynamoDBStore` for an event loop, asyncio or trio: each call runs in a worker thread.
 
     Args:
-        max_threads: Calls that may run at once; give the client as many connections (`max_pool_connections`).
+        max_threads: The number of calls that may run at once; give the client as many connections
+            (`max_pool_connections`).
         client, table, max_clock_skew, clock, owns_client: See `SyncDynamoDBStore`.
     """
 

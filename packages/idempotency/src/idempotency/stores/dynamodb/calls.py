@@ -24,7 +24,7 @@ from idempotency.stores.dynamodb.item import Attributes
 
 __all__ = ["Calls", "ConditionFailed"]
 
-# What repeating may cure. Anything else that DynamoDB refuses is refused again.
+# Errors that a retry may cure; DynamoDB repeats all others.
 _TRANSIENT: Final = frozenset(
     {
         "InternalFailure",
@@ -43,7 +43,7 @@ _TRANSIENT: Final = frozenset(
 
 
 class ConditionFailed(Exception):
-    """The item is not as the call required; *found* is how it is, None if it is not there."""
+    """The item does not meet the condition of the call; *found* is the item, or None if there is none."""
 
     def __init__(self, found: Attributes | None) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class ConditionFailed(Exception):
 
 class Calls:
     """
-    A botocore client, its table, and the clock that is compared with DynamoDB's.
+    A botocore client, its table, and a check of the machine's clock against DynamoDB's.
 
     Args:
-        clock: Seconds since the epoch; another one than the machine's is not compared.
+        clock: Seconds since the epoch, for tests; an injected clock is not checked.
         max_clock_skew: Seconds.
     """
 
@@ -66,7 +66,7 @@ class Calls:
         self.table = table
         self.clock: Callable[[], float] = clock or time.time
         self._compares = clock is None
-        self._tolerance = max_clock_skew / 2  # of one clock: two may differ by twice that
+        self._tolerance = max_clock_skew / 2  # for each clock, so that two differ by at most max_clock_skew
 
     def __call__(self, method: str, **arguments: Any) -> Any:
         """
@@ -74,8 +74,8 @@ class Calls:
 
         Raises:
             ConditionFailed: Nothing was written.
-            StoreUnavailable: No answer, or one that repeating may better; or this machine's clock is wrong.
-            StoreError: Repeating it will not help.
+            StoreUnavailable: No answer, or an error that a retry may cure, or this machine's clock is wrong.
+            StoreError: An error that a retry will not cure.
         """
         before = self.clock()
         try:
@@ -107,14 +107,14 @@ class Calls:
             )
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code in _TRANSIENT or status >= 500:
-            return StoreUnavailable(f"DynamoDB refused for now ({code or status})")
+            return StoreUnavailable(f"DynamoDB refused the call for now ({code or status}); try again")
         return StoreError(
             f"DynamoDB refused the call ({code or status}), and repeating it will not help; look at the error that "
             "this one was raised from"
         )
 
     def _compare(self, before: float, answer: Mapping[str, Any]) -> None:
-        """See that this machine's clock is about that of the server, whose `Date` has whole seconds."""
+        """Check this machine's clock against the server's `Date`, which is in whole seconds."""
         date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         if not self._compares or date is None:
             return
@@ -126,6 +126,6 @@ class Calls:
         if max(ahead, behind) > self._tolerance:
             off = f"{ahead:.0f} s ahead of" if ahead > 0 else f"{behind:.0f} s behind"
             raise StoreUnavailable(
-                f"this machine's clock is {off} DynamoDB's: leases cannot be judged by it; synchronise it (NTP), or "
+                f"this machine's clock is {off} DynamoDB's, so it cannot measure leases: synchronise it (NTP), or "
                 "raise max_clock_skew for every caller"
             )

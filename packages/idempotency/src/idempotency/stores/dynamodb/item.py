@@ -24,30 +24,30 @@ __all__ = [
 ]
 
 Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""An item as the client has it, such as `{"fence": {"N": "7"}}`."""
+"""An item in the client's form, such as `{"fence": {"N": "7"}}`."""
 
 ID: Final = "id"
 """The table's partition key, a string."""
 
 FORMAT: Final = 1
 INLINE_BYTES: Final = 8_192
-"""A longer outcome is kept in items of its own, so that to claim a key never costs the writing of an outcome."""
+"""A longer outcome is kept in separate items, because a write is billed by the size of the item that it finds."""
 PART_BYTES: Final = 390_000
-"""An item may have 409,600 bytes, its names included."""
+"""The size of one part of a long outcome; an item may have 409,600 bytes, including its names."""
 
 _RECORD: Final = "record:"
-_MOST: Final = 2**63  # a number past this was written by nobody
+_MOST: Final = 2**63  # no store writes a larger number
 
 
 class Item(NamedTuple):
     """
     Attributes:
-        state: "removed" keeps nothing but the fence, so that the next claim has a larger one (R9).
-        until: The end of the lease; of a completed record, when it was completed.
-        retention: How long the record lives after *until*.
-        outcome: None where it is in parts, or not there.
-        parts: The name that the parts of the outcome have, and how many there are.
-        removal: Of a removed record: the call that removed it.
+        state: "removed" keeps only the fence, so that the next claim gets a larger one (R9).
+        until: The end of the lease; for a completed record, the time of its completion.
+        retention: How long the record is kept after *until*.
+        outcome: None if it is in parts, or missing.
+        parts: The name and the number of the parts of the outcome.
+        removal: For a removed record: the id of the call that removed it.
     """
 
     state: Literal["running", "completed", "removed"]
@@ -68,9 +68,9 @@ class Item(NamedTuple):
 
     def is_live(self, now: int, skew: int) -> bool:
         """
-        Whether there is a record, at *now*.
+        Whether the record exists at *now*.
 
-        A running one is given *skew* more: its owner, whose clock may be behind ours, must not lose it before its time.
+        A running record lives *skew* longer, because its owner's clock may be behind this one.
         """
         if self.state == "running":
             return now - skew < self.expires
@@ -81,7 +81,7 @@ class Item(NamedTuple):
         return Claim(key, Owner(self.owner), self.attempt, self.fence)
 
     def record(self, key: StorageKey, outcome: bytes | None, now: int, skew: int) -> Record:
-        """For people and tests."""
+        """The item as a `Record`, for people and tests."""
         running = self.state == "running"
         by = now - skew if running else now
         return Record(
@@ -99,7 +99,7 @@ class Item(NamedTuple):
 
 
 def microseconds(seconds: float) -> int:
-    """*seconds*, which may be a duration or an instant."""
+    """*seconds*, a duration or a time, in microseconds."""
     return round(seconds * 1e6)
 
 
@@ -109,7 +109,7 @@ def item_id(key: StorageKey) -> str:
 
 
 def key_of(attributes: Attributes) -> StorageKey | None:
-    """The key of a record; None of what is none, such as a part of an outcome."""
+    """The key of a record; None for any other item, such as a part of an outcome."""
     name = attributes.get(ID, {}).get("S", "")
     return StorageKey(name.removeprefix(_RECORD)) if name.startswith(_RECORD) else None
 
@@ -124,8 +124,8 @@ def write_item(key: StorageKey, item: Item, *, ttl: int, ttl_after: int) -> dict
     The attributes of *item*.
 
     Args:
-        ttl: When DynamoDB may delete it, in seconds since the epoch: after it has expired by every caller's clock.
-        ttl_after: Seconds by which that is later than the end of the lease.
+        ttl: When DynamoDB may delete the item, in seconds since the epoch: after it expired by every caller's clock.
+        ttl_after: The seconds between the end of the lease and *ttl*.
     """
     written: dict[str, dict[str, Any]] = {
         ID: {"S": item_id(key)},
@@ -149,10 +149,10 @@ def write_item(key: StorageKey, item: Item, *, ttl: int, ttl_after: int) -> dict
 
 def read_item(key: StorageKey, attributes: Attributes) -> Item:
     """
-    The item that *attributes* are.
+    Reads an item from its *attributes*.
 
     Raises:
-        UnknownRecordVersion: Written by a version that this one does not know.
+        UnknownRecordVersion: Another version of this library wrote it.
         CorruptRecord: No store wrote it.
     """
     version = attributes.get("format", {}).get("N")
@@ -209,5 +209,5 @@ def _bytes(key: StorageKey, attributes: Attributes, name: str) -> bytes:
 
 def _corrupt(key: StorageKey) -> CorruptRecord:
     return CorruptRecord(
-        f"the item of {key_id(key)} is none that this store writes; forget the record, or find out who wrote it"
+        f"the item of {key_id(key)} was not written by this store; forget the record, or find out what wrote it"
     )

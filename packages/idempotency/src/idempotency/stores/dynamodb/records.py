@@ -1,8 +1,8 @@
 """
-The rules of the store over DynamoDB's conditional writes.
+The store's operations, made of DynamoDB's conditional writes.
 
-Each write states in its condition what it found, so of two writers one is refused, is told what the other wrote, and
-decides anew.
+The condition of each write is that the item is still as it was found. So of two writers one is refused, gets the item
+that the other wrote, and decides again.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from idempotency.stores.dynamodb.item import (
 
 __all__ = ["Records"]
 
-_MOST_TURNS: Final = 50  # each is lost to another writer's success
-_KEPT_LONGER: Final = 60  # s: past the end of an item by any caller's clock, before DynamoDB may delete it
+_MOST_TURNS: Final = 50  # each turn fails only because another writer succeeded
+_KEPT_LONGER: Final = 60  # s after an item expired by every caller's clock, before DynamoDB may delete it
 _HELD: Final = "#format = :format AND #state = :running AND #owner = :owner AND #expires > :by"
 
 
 class _PartsGone(Exception):
-    """A part of an outcome is not there: the record was replaced since it was read."""
+    """A part of an outcome is missing, because the record was replaced after it was read."""
 
 
 class Records:
@@ -59,7 +59,7 @@ class Records:
     def __init__(self, calls: Calls, max_clock_skew: float) -> None:
         self._calls = calls
         self._skew = microseconds(max_clock_skew)
-        # Two callers' clocks, and the one by which DynamoDB deletes.
+        # For two callers' clocks, and for the clock by which DynamoDB deletes.
         self._slack = math.ceil(2 * max_clock_skew) + _KEPT_LONGER
 
     # The rules.
@@ -116,9 +116,8 @@ class Records:
         )
         if found is None:
             return True
-        return found.state == "running" and self._holds(
-            claim, found, now
-        )  # the lease ends later already (R4)
+        # The condition also fails if the lease already ends later; then the claim is still held (R4).
+        return found.state == "running" and self._holds(claim, found, now)
 
     def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
         """See `Store.complete`."""
@@ -147,7 +146,9 @@ class Records:
             return True
         if parts is not None and found.parts != parts:
             self._delete_parts(parts)
-        return found.state == "completed" and self._holds(claim, found, now)  # a repeat: the first stays (R3)
+        return found.state == "completed" and self._holds(
+            claim, found, now
+        )  # a repeat; the first outcome stays (R3)
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""
@@ -160,7 +161,7 @@ class Records:
             now,
             {":removed": {"S": "removed"}, ":removal": {"B": removal}, ":ttl": _n(self._ttl(now, 0.0))},
         )
-        return found is None or found.removal == removal  # the driver repeated a call that had removed it
+        return found is None or found.removal == removal  # equal if the driver repeated this call
 
     def get(self, key: StorageKey) -> Record | None:
         """See `Store.get`."""
@@ -186,7 +187,7 @@ class Records:
                 key = key_of(attributes)
                 if key is None:
                     continue
-                with suppress(StoreError, _PartsGone):  # it cannot be read, or is no more
+                with suppress(StoreError, _PartsGone):  # skip an unreadable or replaced record
                     item = read_item(key, attributes)
                     if item.is_live(now, self._skew):
                         records.append(item.record(key, self._outcome(item), now, self._skew))
@@ -247,7 +248,7 @@ class Records:
         return None if attributes is None else read_item(key, attributes)
 
     def _reread(self, key: StorageKey, broken: Item) -> Item:
-        """The record whose outcome was not whole, as it is now: it must be another."""
+        """Read a record again after parts of its outcome were missing; it must have been replaced."""
         found = self._read(key)
         if found == broken:
             raise CorruptRecord(f"a part of the outcome of {key_id(key)} is missing; forget the record")
@@ -256,7 +257,7 @@ class Records:
     def _put(
         self, key: StorageKey, item: Item, retention: float, found: Item | None, *, anything: bool = False
     ) -> Item | None:
-        """Write *item* in place of *found*; what is there instead, None once it is written."""
+        """Write *item* in place of *found*; returns None, or the item that prevented it."""
         ttl_after = math.ceil(retention) + self._slack
         end = item.until if item.state == "running" else self._now()
         condition: dict[str, Any] = {}
@@ -277,7 +278,7 @@ class Records:
     def _update(
         self, claim: Claim, change: str, condition: str, now: int, values: dict[str, Any]
     ) -> Item | None:
-        """Change the record of *claim*; what is there instead, None once it is changed."""
+        """Change the record of *claim*; returns None, or the item that prevented it."""
         values = values | {
             ":format": _n(FORMAT),
             ":running": {"S": "running"},
@@ -301,10 +302,10 @@ class Records:
             return read_item(claim.key, failed.found)
         return None
 
-    # Outcomes that are too long for an item.
+    # Outcomes that are too long for one item.
 
     def _write_parts(self, outcome: bytes, ttl: int) -> tuple[str, int]:
-        name = secrets.token_hex(16)  # of this call: what another one wrote is not touched
+        name = secrets.token_hex(16)  # new for each call, so that no other call's parts are overwritten
         pieces = [outcome[start : start + PART_BYTES] for start in range(0, len(outcome), PART_BYTES)]
         for number, piece in enumerate(pieces):
             self._calls(
@@ -315,7 +316,7 @@ class Records:
 
     def _delete_parts(self, parts: tuple[str, int]) -> None:
         for number in range(parts[1]):
-            with suppress(StoreError):  # DynamoDB deletes it when its time is over
+            with suppress(StoreError):  # DynamoDB deletes the part when it expires
                 self._calls("delete_item", Key={ID: {"S": part_id(parts[0], number)}})
 
     def _outcome(self, item: Item) -> bytes | None:
@@ -332,7 +333,7 @@ class Records:
 
 
 def _unchanged(found: Item | None) -> dict[str, Any]:
-    """The condition that the item is as it was found: each claim has a fence of its own."""
+    """The condition that the item is still as it was found; the fence identifies the claim."""
     if found is None or found == _gone(found.fence):
         return {
             "ConditionExpression": "attribute_not_exists(#id)",
@@ -352,7 +353,7 @@ def _unchanged(found: Item | None) -> dict[str, Any]:
 
 
 def _gone(fence: int) -> Item:
-    """An item that stands for a missing one and carries the last fence that was seen of it."""
+    """Represents a missing item, with the last fence that was seen in it."""
     return Item("removed", fence)
 
 

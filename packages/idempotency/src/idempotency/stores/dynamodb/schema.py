@@ -1,4 +1,4 @@
-"""The table of the records: one partition key, paid by request, with what has expired deleted by DynamoDB."""
+"""Creates the table: one partition key, billed per request, with expired items deleted by DynamoDB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENABLED: Final = frozenset({"ENABLED", "ENABLING"})
 
 
 def create_table(calls: Calls) -> None:
-    """Create the table where it is missing, and enable its time to live; safe from many processes."""
+    """Create the table if it is missing, and enable its time to live; many processes may do so at once."""
     if not _is_there(calls):
         try:
             calls(

@@ -1,4 +1,4 @@
-"""`dynamodb://table`: a store with a client of its own."""
+"""`dynamodb://table`: opens a store with its own client."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CONNECTIONS = 10
 
 
 def open_dynamodb(parts: StoreURL, sync: bool) -> DynamoDBStore | SyncDynamoDBStore:
-    """See `idempotency.stores.url`. Credentials are found as boto3 finds them."""
+    """See `idempotency.stores.url`. boto3 finds the credentials in its usual places."""
     if len(parts.hosts) != 1 or parts.path.strip("/") or parts.user or parts.hosts[0][1]:
-        refuse(parts, "takes the name of a table; region, endpoint and the rest are options")
+        refuse(parts, "takes only the name of a table; region, endpoint and the rest are options")
     options: dict[str, Any] = read_options(
         parts, {"region": str, "endpoint": str, "deadline": float, "max_clock_skew": float}
     )
-    seconds = options.pop("deadline", 5.0) / _TRIES / 2  # to connect, and to be answered
+    seconds = options.pop("deadline", 5.0) / _TRIES / 2  # half to connect, half to wait for the answer
     config = Config(
         connect_timeout=seconds,
         read_timeout=seconds,

@@ -1,8 +1,8 @@
 """
-Encryption at rest: any store, with every outcome sealed before it leaves the process.
+Encryption at rest for any store: every outcome is encrypted ("sealed") before it leaves the process.
 
-An outcome holds a response, body included, for as long as it is retained. What stays visible of a sealed one (the
-record's name, state, times, sizes and fingerprint), and how many records one key may seal, is in `docs/encryption.md`.
+An outcome contains a response with its body for the whole retention. `docs/encryption.md` says what stays visible of a
+sealed record (its name, state, times, sizes and fingerprint), and how many records one key may seal.
 """
 
 from __future__ import annotations

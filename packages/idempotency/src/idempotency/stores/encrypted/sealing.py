@@ -3,8 +3,8 @@ Seals outcomes with AES-256-GCM (NIST SP 800-38D) under the user's key, as one J
 
     {"format":1,"outcome":"sealed","sealed_by":"2026-11","sealed":"<base64 of nonce, ciphertext and tag>"}
 
-The storage key, the fingerprint and the key's id are authenticated with it, so that a sealed outcome opens only in
-the record it was written for.
+The storage key, the fingerprint and the id of the sealing key are authenticated with it, so that a sealed outcome opens
+only in the record that it was written for.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _KEY_BYTES: Final = 32
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CONTEXT: Final = b"idempotency: sealed outcome, format 1"
 
-# What a store may offer beyond its protocol (Waitable, Purgeable, Inspectable) and needs no key.
+# Methods that only some stores have (Waitable, Purgeable, Inspectable) and that need no key.
 _PASSED_THROUGH: Final = ("wait", "purge", "scan", "forget", "create_schema")
 
 
 class MissingSealingKey(UnknownRecordVersion):
-    """The record was sealed with a key that this process does not have; it is left as it is, and nothing runs."""
+    """The record was sealed with a key that this process does not have; the record is kept, and nothing runs."""
 
     slug: ClassVar[str] = "missing-sealing-key"
     title: ClassVar[str] = "The stored record is sealed with a key that is missing here"
@@ -55,17 +55,17 @@ class MissingSealingKey(UnknownRecordVersion):
 
 class KeyRing:
     """
-    The keys that open records, by id, and which of them seals new ones.
+    The keys that open records, by id, and the id of the key that seals new ones.
 
-    To rotate: add the new key everywhere, then make it *current* everywhere, then wait the longest retention and
-    remove the old one. Its `repr` shows the ids alone.
+    To rotate: add the new key everywhere, then make it *current* everywhere, then wait for the longest retention and
+    remove the old key. The `repr` shows only the ids.
 
     Args:
         keys: 32 random bytes for each id; an id has 1 to 64 letters, digits, dots, dashes and underscores, and is
             stored beside every record.
         current: The id of the key that seals.
     Raises:
-        ValueError: A key of another length, an id that cannot be stored, or no key of the id *current*.
+        ValueError: A key has another length, an id is not valid, or *current* is not among the ids.
 
     >>> ring = KeyRing({"2026-10": bytes(32), "2026-11": bytes(range(32))}, current="2026-11")
     >>> ring
@@ -78,9 +78,9 @@ class KeyRing:
             for name, key in keys.items()
             if len(key) != _KEY_BYTES
         ]
-        wrong += [f"{name!r} is no key id" for name in keys if not _KEY_ID.fullmatch(name)]
+        wrong += [f"{name!r} is not a key id" for name in keys if not _KEY_ID.fullmatch(name)]
         if current not in keys:
-            wrong.append(f"there is no key {current!r}, which should be the current one")
+            wrong.append(f"there is no key {current!r} to be the current one")
         if wrong:
             raise ValueError("; ".join(wrong))
         self._ciphers = {name: AESGCM(key) for name, key in keys.items()}
@@ -91,7 +91,7 @@ class KeyRing:
         return f"KeyRing(ids={sorted(self._ciphers)!r}, current={self.current!r})"
 
     def seal(self, outcome: bytes, *, key: StorageKey, fingerprint: Fingerprint) -> bytes:
-        """*outcome* as a sealed outcome that opens for this *key* and *fingerprint* only."""
+        """*outcome*, sealed so that it opens only for this *key* and *fingerprint*."""
         nonce = os.urandom(_NONCE_BYTES)
         bound_to = _associated_data(self.current, key, fingerprint)
         sealed = nonce + self._ciphers[self.current].encrypt(nonce, outcome, bound_to)
@@ -116,7 +116,7 @@ class KeyRing:
             raise CorruptRecord("the stored outcome was not written by this library; look at it") from None
         if kind != "sealed":
             raise CorruptRecord(
-                "the stored outcome is not sealed: it was written without encryption or by somebody else; let it "
+                "the stored outcome is not sealed: it was written without encryption or by another program; let it "
                 "expire, or open the store with accept_plain=True while such records remain"
             )
         if version != _FORMAT:
@@ -146,7 +146,7 @@ class KeyRing:
 
 
 class SealingStore:
-    """The base of the async and the sync store: everything but the calls of the inner store."""
+    """The base class of the async and the sync store: everything except the calls of the inner store."""
 
     _keys: KeyRing
     _accept_plain: bool
@@ -156,7 +156,9 @@ class SealingStore:
             raise TypeError("keys must be a KeyRing")
         self._keys = keys
         self._accept_plain = accept_plain
-        for name in _PASSED_THROUGH:  # on the instance, so that this store is Waitable iff the inner one is
+        for (
+            name
+        ) in _PASSED_THROUGH:  # on the instance, so that this store is Waitable only if the inner one is
             if hasattr(store, name):
                 setattr(self, name, getattr(store, name))
         if hasattr(store, "complete_in"):
@@ -172,9 +174,9 @@ class SealingStore:
         retention: float,
     ) -> Any:
         fingerprint = fingerprint_of(claim)
-        if fingerprint is None:  # a read of its own might see another state than the caller's transaction
+        if fingerprint is None:  # reading it here could see another state than the caller's transaction does
             raise TypeError(
-                "complete_in takes only the claim that this store granted: pass current_claim().claim"
+                "complete_in takes only a claim that this store granted: pass current_claim().claim"
             )
         sealed = self._keys.seal(outcome, key=claim.key, fingerprint=fingerprint)
         return complete_in(connection, claim, sealed, retention=retention)
@@ -201,9 +203,9 @@ class SealingStore:
 
 class _BoundClaim(Claim):
     """
-    A claim that remembers its request's fingerprint, which sealing needs and `complete` is not told.
+    A claim with the fingerprint of its request, which sealing needs but `complete` does not get.
 
-    Equal to the claim it was made from; survives pickle. A claim without it costs `complete` one more read.
+    It is equal to the original claim, and survives pickle. Without the fingerprint, `complete` needs one more read.
     """
 
     fingerprint: Fingerprint
@@ -216,12 +218,12 @@ class _BoundClaim(Claim):
 
 
 def fingerprint_of(claim: Claim) -> Fingerprint | None:
-    """The fingerprint of the request that *claim* was granted to, where this process knows it."""
+    """The fingerprint of the request of *claim*; None if this process does not know it."""
     return getattr(claim, "fingerprint", None)
 
 
 def _associated_data(key_id: str, key: StorageKey, fingerprint: Fingerprint) -> bytes:
-    """Every part with its length before it: no two lists of parts give the same bytes."""
+    """Each part after its length, so that different lists of parts give different bytes."""
     parts = (_CONTEXT, key_id.encode(), key.encode(), fingerprint)
     return b"".join(pack(">I", len(part)) + part for part in parts)
 

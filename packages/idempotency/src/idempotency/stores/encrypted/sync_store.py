@@ -1,5 +1,5 @@
 # Generated from async_store.py by scripts/unasync: edit that file, not this one.
-"""`SyncEncryptedStore`: any `SyncStore`, with every outcome sealed before it leaves the process."""
+"""`SyncEncryptedStore`: wraps any `SyncStore` and seals every outcome before it leaves the process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["SyncEncryptedStore"]
 
 class SyncEncryptedStore(SealingStore):
     """
-    A `SyncStore` that seals every outcome before *store* sees it, and keeps all of its promises.
+    A `SyncStore` that seals every outcome before *store* sees it, and keeps all promises of *store*.
 
-    Waits, purges, scans, forgets and completes in a transaction (`complete_in`) where *store* does; a scan's outcomes
-    stay sealed, so that an operator can list what no key here opens.
+    It has `wait`, `purge`, `scan`, `forget` and `complete_in` if *store* has them. The outcomes of a scan stay sealed,
+    so that an operator can list records without having their keys.
 
     Args:
-        store: Where the records live.
-        keys: What seals and opens them.
-        accept_plain: Also read outcomes that are not sealed, while records from before the encryption remain. Whoever
-            can write to the store can then forge one.
+        store: Where the records are kept.
+        keys: The keys that seal and open outcomes.
+        accept_plain: Also read outcomes that are not sealed, while records from before the encryption remain. Anyone
+            who can write to the store can then forge an outcome.
     Raises:
-        TypeError: *keys* is no `KeyRing`.
+        TypeError: *keys* is not a `KeyRing`.
 
-    Cost: as many calls of *store*, but for the completion of a claim that another process acquired, which reads the
-    record first. A sealed outcome takes 4/3 of its size and about 110 bytes.
+    Cost: the same number of calls of *store*; only the completion of a claim that another process acquired reads the
+    record first. A sealed outcome has 4/3 of its size plus about 110 bytes.
     """
 
     def __init__(self, store: SyncStore, keys: KeyRing, *, accept_plain: bool = False) -> None:
@@ -43,7 +43,7 @@ class SyncEncryptedStore(SealingStore):
         retention: float,
         takeover: bool = True,
     ) -> Reply:
-        """See `Store.acquire` and, for what it may raise beside, `KeyRing.unseal`."""
+        """See `Store.acquire`; it may also raise the errors of `KeyRing.unseal`."""
         reply = self._store.acquire(
             key, fingerprint=fingerprint, owner=owner, lease=lease, retention=retention, takeover=takeover
         )
@@ -69,7 +69,7 @@ class SyncEncryptedStore(SealingStore):
         return self._store.release(claim)
 
     def get(self, key: StorageKey) -> Record | None:
-        """See `Store.get` and, for what it may raise beside, `KeyRing.unseal`."""
+        """See `Store.get`; it may also raise the errors of `KeyRing.unseal`."""
         return self._record(self._store.get(key))
 
     def close(self) -> None:

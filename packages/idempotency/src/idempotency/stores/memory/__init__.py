@@ -1,9 +1,9 @@
 """
-Records in the memory of one process: for tests, for one worker, and for a first try.
+Records in the memory of one process: for tests, for a single worker, and for a first try.
 
-Nothing survives the process, and with several workers each protects only the requests that reach it. The cost of a
-call does not depend on the number of records: expiry is checked when a record is read (R7), and later calls delete
-expired records a few at a time.
+Records end with the process, and each of several workers protects only the requests that it gets itself. The cost of a
+call does not depend on the number of records: expiry is checked when a record is read (R7), and each claim deletes a
+few expired records.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, ExpiryWh
 
 __all__ = ["MemoryStore", "SyncMemoryStore"]
 
-_SWEEP = 4  # expired records removed by one acquire: more than it can add, so that space shrinks under load
-_LATE_SLOTS = 4  # a completed record may outstay its expiry by so many, or every run would be scheduled twice
+_SWEEP = 4  # expired records removed by one acquire: more than it can add, so that memory shrinks under load
+_LATE_SLOTS = (
+    4  # slots that a completed record may stay after its expiry; saves a second scheduling of each run
+)
 
 _new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
@@ -43,11 +45,11 @@ class SyncMemoryStore:
     A bounded, thread-safe store for one process.
 
     Args:
-        max_records: When a new key would exceed it, a completed record near its expiry is dropped. Running records
-            never are: if all are running, `acquire` raises `StoreUnavailable`.
-        clock: Seconds from any origin, never stepping back; `time.monotonic` does not depend on the wall clock.
+        max_records: If a new key would exceed this number, a completed record near its expiry is evicted. Running
+            records are never evicted: if all are running, `acquire` raises `StoreUnavailable`.
+        clock: Seconds from any origin, never going back; `time.monotonic` does not depend on the wall clock.
 
-    Atomic: one lock around every method. Cost: a few dictionary operations, whatever the number of records.
+    Each method is atomic: it holds one lock. Cost: a few dictionary operations, whatever the number of records.
     """
 
     def __init__(self, *, max_records: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,10 +60,11 @@ class SyncMemoryStore:
         self._renew_lock()
         forget_in_child(self, SyncMemoryStore._renew_lock)
         self._entries: dict[StorageKey, Entry] = {}
-        # A record is scheduled once, when it is claimed; one that a search for space finds running is set aside.
+        # A record is scheduled once, when it is claimed. Records that are found running in a search for space move
+        # into the second wheel, so that later searches skip them.
         self._wheel = ExpiryWheel()
         self._aside = ExpiryWheel()
-        # Wall time in nanoseconds outruns any counter of claims: a new process starts above the last (R9).
+        # Wall time in nanoseconds grows faster than any count of claims, so a new process starts higher (R9).
         self._fence = time.time_ns()
 
     def acquire(
@@ -74,7 +77,7 @@ class SyncMemoryStore:
         retention: float,
         takeover: bool = True,
     ) -> Reply:
-        """See `Store.acquire`. Raises `StoreUnavailable` where all of *max_records* records are running."""
+        """See `Store.acquire`. Raises `StoreUnavailable` if *max_records* records are running."""
         with self._lock:
             now = self._clock()
             entry = self._entries.get(key)
@@ -91,7 +94,7 @@ class SyncMemoryStore:
             if entry.outcome is not None:
                 age, expires_in = now - entry.since, entry.expires_at - now
                 return _new(Completed, (entry.fingerprint, entry.outcome, age, expires_in))
-            if entry.owner == owner:  # its first reply was lost (R2); the lease counts from this one
+            if entry.owner == owner:  # the first reply was lost (R2); the lease is extended from now
                 _push(entry, now + lease)
                 return Acquired(Claim(key, owner, entry.attempt, entry.fence))
             if now < entry.until:
@@ -151,16 +154,16 @@ class SyncMemoryStore:
             return _record(entry, now) if entry is not None and now < entry.expires_at else None
 
     def create_schema(self) -> None:
-        """Nothing to create: there is no table."""
+        """Do nothing: there is no table."""
 
     def close(self) -> None:
-        """Nothing to release: the records live as long as the store object."""
+        """Do nothing: the records live as long as the store object."""
 
     def purge(self, *, limit: int = 1_000) -> int:
         """
         See `Purgeable.purge`.
 
-        Never needed, since `acquire` gives back what has expired; what expired in the last minute may stay.
+        Never needed, because `acquire` deletes expired records. Records that expired in the last minute may stay.
         """
         with self._lock:
             return self._sweep(self._clock(), limit)
@@ -204,13 +207,13 @@ class SyncMemoryStore:
         evicted = self._take_evictable(now)
         if evicted is None:
             raise StoreUnavailable(
-                f"all {self.max_records} records of the memory store are running and none may be forgotten; "
-                "raise max_records or admit fewer requests at once"
+                f"all {self.max_records} records of the memory store are running, so none can be evicted; raise "
+                "max_records or admit fewer requests at once"
             )
         del self._entries[evicted.key]
 
     def _take_evictable(self, now: float) -> Entry | None:
-        """A completed record near its expiry, or one that has expired; each running one is passed once."""
+        """Take a completed record near its expiry, or an expired one; running records move to the second wheel."""
         while (entry := self._wheel.take_soonest()) is not None:
             if entry.outcome is not None or now >= entry.expires_at:
                 return entry
@@ -219,7 +222,7 @@ class SyncMemoryStore:
         return self._aside.take_expired(now)
 
     def _renew_lock(self) -> None:
-        """In a forked child: a thread that only the parent has may have held the lock. The records stay, as copies."""
+        """Called in a forked child, where no thread would release the lock. The child keeps a copy of the records."""
         self._lock = threading.Lock()
 
     def _sweep(self, now: float, limit: int) -> int:
@@ -236,7 +239,7 @@ class SyncMemoryStore:
 
 class MemoryStore:
     """
-    `SyncMemoryStore` for an event loop: the same store, and no method ever waits.
+    `SyncMemoryStore` for an event loop: the same store; no method waits.
 
     Args:
         max_records: See `SyncMemoryStore`.
@@ -279,10 +282,10 @@ class MemoryStore:
         return self._store.get(key)
 
     async def create_schema(self) -> None:
-        """Nothing to create: there is no table."""
+        """Do nothing: there is no table."""
 
     async def aclose(self) -> None:
-        """Nothing to release: the records live as long as the store object."""
+        """Do nothing: the records live as long as the store object."""
 
     async def purge(self, *, limit: int = 1_000) -> int:
         """See `SyncMemoryStore.purge`."""
@@ -298,10 +301,10 @@ class MemoryStore:
 
 
 def _push(entry: Entry, until: float) -> None:
-    """Move the end of the lease, and with it the end of the record, but never back (R4, R7)."""
+    """Extend the lease and with it the life of the record; never shorten them (R4, R7)."""
     if until > entry.until:
         entry.until = until
-        # It stays in its bucket and moves on when that is due, so that a renewal is cheap.
+        # The entry stays in its bucket and moves when that is due, so that a renewal is cheap.
         entry.expires_at = until + entry.retention
 
 

@@ -1,4 +1,4 @@
-"""Records of the memory store in buckets by expiry, so that expired ones are found without a search."""
+"""Keeps the records of the memory store in buckets by expiry, so that expired ones are found without a search."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from idempotency._core.types import Fingerprint, Owner, StorageKey
 __all__ = ["SLOT_SECONDS", "Entry", "ExpiryWheel"]
 
 SLOT_SECONDS = 16.0
-"""Seconds of expiry that share a bucket: 24 h of retention makes 5 400 buckets."""
+"""The seconds that one bucket covers: a retention of 24 h makes 5,400 buckets."""
 
 
 class _Node:
-    """A node of a doubly linked ring: a bucket is the ring's head, its entries are the others."""
+    """A node of a doubly linked ring: the head is the bucket, the other nodes are its entries."""
 
     __slots__ = ("after", "before")
 
@@ -63,20 +63,20 @@ class Entry(_Node):
         self.retention: float = retention
         self.expires_at: float = until + retention
         self.outcome: bytes | None = None
-        self.since: float  # of its claim while it runs, then of its completion
-        self.aside: bool = False  # passed over by a search for space: in the other wheel
+        self.since: float  # the time of its claim while it runs, later of its completion
+        self.aside: bool = False  # in the second wheel, because a search for space found it running
         self.slot: int
 
 
 class ExpiryWheel:
     """
-    Entries by the slot of time in which they expire, first in first out; each operation takes constant amortised time.
+    Entries by the time slot in which they expire, first in first out; each operation takes constant amortised time.
 
-    A heap of entries would cost O(log n) and could not forget one; here only the few slots are in a heap, and an entry
-    knows its neighbours. Its expiry may move while it is scheduled: whoever takes it looks.
+    A heap of entries would cost O(log n) and could not remove an entry. Here only the few slots are in a heap, and an
+    entry knows its neighbours. The expiry of a scheduled entry may change, so check it after taking the entry.
 
     Attributes:
-        due: When the soonest slot is over, by the store's clock: until then there is nothing to sweep.
+        due: When the earliest slot ends, by the store's clock; before that there is nothing to sweep.
     """
 
     __slots__ = ("_buckets", "_slots", "due")
@@ -87,7 +87,7 @@ class ExpiryWheel:
         self.due: float = math.inf
 
     def put(self, entry: Entry) -> None:
-        """Add *entry* to the bucket of its expiry, behind those that are there."""
+        """Add *entry* at the end of the bucket of its expiry."""
         entry.slot = slot = int(entry.expires_at / SLOT_SECONDS)
         bucket = self._buckets.get(slot)
         if bucket is None:
@@ -99,19 +99,19 @@ class ExpiryWheel:
         last.after = bucket.before = entry
 
     def take_soonest(self, now: float = math.inf) -> Entry | None:
-        """Take the first entry of the soonest slot that has one, if that slot is over at *now*."""
+        """Take the first entry of the earliest slot that has one, if that slot is over at *now*."""
         while now >= self.due and self._slots:
             first = self._buckets[self._slots[0]].after
             if isinstance(first, Entry):
-                first.unlink()  # not the newest, which is the likeliest to be asked for again
+                first.unlink()  # the oldest entry: the newest is most likely to be requested again
                 return first
-            # Emptied buckets go only here: dropped and made anew, a slot would fill the heap.
+            # Empty buckets are removed only here; otherwise one slot could be in the heap many times.
             del self._buckets[heapq.heappop(self._slots)]
             self._set_due()
         return None
 
     def take_expired(self, now: float) -> Entry | None:
-        """Take an entry of the soonest slot that has expired, though the slot is not over: a look at each of them."""
+        """Take an expired entry of the earliest slot, even if the slot is not over; checks each entry."""
         node = self._buckets[self._slots[0]].after if self._slots else None
         while isinstance(node, Entry):
             if now >= node.expires_at:

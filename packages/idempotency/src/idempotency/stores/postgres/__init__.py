@@ -1,9 +1,9 @@
 """
-Records in PostgreSQL, beside the data that the operation changes, so that an effect can be made effectively once.
+Records in PostgreSQL, beside the data that the operation changes, so that an effect can happen effectively once.
 
-`complete_in` writes the outcome in the transaction of the effect itself, so both are committed or neither. Each call
-is one statement and one round trip, holds no session state, and works behind a transaction pooler such as PgBouncer
-(before its version 1.21, give the pool `kwargs={"prepare_threshold": None}`: see `docs/failure-modes.md`).
+`complete_in` writes the outcome in the same transaction as the effect, so both are committed or neither. Each call is
+one statement and one round trip, keeps no session state, and works behind a transaction pooler such as PgBouncer
+(before version 1.21, give the pool `kwargs={"prepare_threshold": None}`: see `docs/failure-modes.md`).
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ __all__ = ["PostgresStore", "SyncPostgresStore", "schema_sql"]
 
 
 def schema_sql(table: str = "idempotency_record") -> str:
-    """The SQL that `create_schema` runs, for a migration of your own; it changes nothing where it ran before."""
+    """The SQL that `create_schema` runs, for your own migrations; it changes nothing if the table exists."""
     return Statements.for_table(table).schema

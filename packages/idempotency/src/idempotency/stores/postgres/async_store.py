@@ -67,7 +67,7 @@ class PostgresStore:
         self._calls = AsyncCalls(self, pool, deadline)
 
     async def create_schema(self) -> None:
-        """Create the table, its index and its sequence where they are missing. For migrations, see `schema_sql`."""
+        """Create the table, its index and its sequence if they are missing. For migrations, see `schema_sql`."""
         self._calls.bind()
         try:
             await self._open()
@@ -106,21 +106,21 @@ class PostgresStore:
         self, connection: AsyncPostgresConnection, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
         """
-        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+        Record the outcome in the caller's transaction: effect and record are committed together, or neither.
 
         Args:
             connection: To the same database, inside the transaction that makes the effect; not committed here. A
                 `psycopg.AsyncConnection`, SQLAlchemy's `AsyncSession` or `AsyncConnection`, or `asyncpg.Connection`.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
-            back, the effect is not yours to make, or was made.
+            False if the claim no longer holds the key, or its outcome is already recorded, even by this claim: then
+            roll back, because the effect belongs to another run or was already made.
         Raises:
-            TypeError: *connection* is nothing of these.
+            TypeError: *connection* is none of these.
             ValueError: It commits every statement, leads to another kind of database, or is inside a savepoint.
-            IsolationConflict: The transaction is above READ COMMITTED and its snapshot too old; see the message.
-            StoreError: The connection will never take the record; the message says why.
-            StoreUnavailable: Roll back and repeat; nothing has taken effect.
+            IsolationConflict: The isolation level is above READ COMMITTED and the snapshot too old; see the message.
+            StoreError: The connection refuses the record, and a retry will not help; the message says why.
+            StoreUnavailable: Roll back and try again; nothing has taken effect.
 
         1 round trip.
         """
@@ -142,7 +142,7 @@ class PostgresStore:
         return read_record(rows[0]) if rows else None
 
     async def purge(self, *, limit: int = 1_000) -> int:
-        """See `Purgeable.purge`. In batches, each within the deadline; what others hold is left for the next time."""
+        """See `Purgeable.purge`. In batches, each within the deadline; skips rows that others have locked."""
         purged = 0
         while purged < limit:
             batch = min(limit - purged, PURGE_BATCH)
@@ -164,7 +164,7 @@ class PostgresStore:
         return bool(rows and rows[0][0])
 
     async def aclose(self) -> None:
-        """Let calls that were given up on end; the pool stays open unless the store owns it."""
+        """Wait for abandoned calls; the pool stays open unless the store owns it."""
         await self._calls.aclose()
         if self._owns_pool and not self._pool.closed:
             self._calls.bind()
@@ -187,10 +187,10 @@ class PostgresStore:
                     raise to_store_error(error) from error
                 if is_gone(error):
                     unheard = error
-                    await self._pool.check()  # the others have most likely gone with it
+                    await self._pool.check()  # the other connections are most likely lost too
             else:
                 if removes and unheard is not None and rows in ([], [(0,)]):
-                    # The try before may have removed it, so this is not a "no".
+                    # An earlier try may have removed the record, so this does not mean that there was none.
                     raise to_store_error(unheard) from unheard
                 return rows
         raise AssertionError("the last try returns or raises")
@@ -199,7 +199,7 @@ class PostgresStore:
         await self._open()
         async with self._pool.connection(timeout=self._deadline) as connection:
             theirs = connection.autocommit
-            # Known to the driver alone: it saves the round trips of BEGIN and COMMIT.
+            # A setting of the driver only; it saves the round trips of BEGIN and COMMIT.
             await connection.set_autocommit(True)
             try:
                 async with self._cursor(connection) as cursor:
@@ -211,7 +211,7 @@ class PostgresStore:
                     await connection.set_autocommit(theirs)
 
     def _cursor(self, connection: psycopg.AsyncConnection[Any]) -> psycopg.AsyncCursor[Any]:
-        """Made here, since the pool's connections may make cursors and rows of any kind."""
+        """A plain cursor, because the pool's connections may make cursors and rows of other kinds."""
         return psycopg.AsyncCursor(connection, row_factory=tuple_row)
 
     async def _open(self) -> None:

@@ -1,4 +1,4 @@
-"""Runs calls that return within the store's deadline, as tasks of an event loop or in the store's own threads."""
+"""Runs calls under the store's deadline, as tasks of an event loop or in the store's own threads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 class AsyncCalls:
     """
-    Calls of one store, each in a task of its own, all in one event loop.
+    The calls of one store, each in a separate task, all in one event loop.
 
     Args:
-        store: Named in errors.
-        pool: Its connections.
+        store: The store, named in errors.
+        pool: The store's connections.
         deadline: Seconds for each call.
     """
 
@@ -35,7 +35,7 @@ class AsyncCalls:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def bind(self) -> asyncio.AbstractEventLoop:
-        """The running loop. A second one is refused: the pool's workers are the first's, and a call would hang."""
+        """The running loop. Another loop is refused: the pool's workers belong to the first, so a call would hang."""
         loop = asyncio_loop(self._store)
         workers = () if self._pool.closed else getattr(self._pool, "_workers", ())
         for bound in (self._loop, *(worker.get_loop() for worker in workers)):
@@ -46,10 +46,10 @@ class AsyncCalls:
 
     async def within_deadline(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """
-        The result of *call*, or `StoreUnavailable` once the deadline is over.
+        The result of *call*, or `StoreUnavailable` after the deadline.
 
-        In a task of its own, because psycopg answers a cancellation by asking the server to stop and may wait for that
-        longer than the caller is willing to.
+        The call runs in a separate task, because psycopg handles a cancellation by asking the server to stop, and may
+        wait for that longer than the deadline.
         """
         task = self.bind().create_task(call())
         self._tasks.add(task)
@@ -65,7 +65,7 @@ class AsyncCalls:
         return task.result()
 
     async def aclose(self) -> None:
-        """Wait for calls that were given up on."""
+        """Wait for abandoned calls."""
         if self._tasks:
             self.bind()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -73,15 +73,15 @@ class AsyncCalls:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # of a call given up on: nobody else will look at it
+            task.exception()  # marks the exception of an abandoned call as seen
 
 
 class SyncCalls:
     """
-    Calls of one store, each in a thread, since the driver cannot be told to stop waiting.
+    The calls of one store, each in a thread, because the driver cannot be told to stop waiting.
 
-    As many threads as the pool has connections. A call given up on keeps its thread until the server or the network
-    ends it.
+    There are as many threads as the pool has connections. An abandoned call keeps its thread until the server or the
+    network ends it.
 
     Args:
         pool: The store's connections.
@@ -93,15 +93,15 @@ class SyncCalls:
         self._threads = ThreadPoolExecutor(max(pool.max_size, 1), thread_name_prefix="idempotency-postgres")
 
     def bind(self) -> None:
-        """Nothing: threads belong to no event loop."""
+        """Do nothing: threads belong to no event loop."""
 
     def within_deadline(self, call: Callable[[], T]) -> T:
-        """The result of *call*, or `StoreUnavailable` once the deadline is over."""
+        """The result of *call*, or `StoreUnavailable` after the deadline."""
         future = self._threads.submit(call)
         try:
             return future.result(self._deadline)
         except TimeoutError:
-            future.cancel()  # if it has not begun, it never will
+            future.cancel()  # has an effect only if the call has not begun
             raise too_late(self._deadline) from None
 
     def close(self) -> None:

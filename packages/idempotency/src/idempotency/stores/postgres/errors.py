@@ -22,7 +22,7 @@ _POOL: tuple[tuple[type[Exception], str], ...] = (
 
 
 def to_store_error(error: psycopg.Error) -> StoreError:
-    """The typed error for what the driver raised, without any text of the server's: that may quote a record."""
+    """The typed error for the driver's *error*, without the server's text, which may quote a record."""
     for kind, advice in _POOL:
         if isinstance(error, kind):
             return StoreUnavailable(f"PostgreSQL: {advice}")
@@ -30,14 +30,14 @@ def to_store_error(error: psycopg.Error) -> StoreError:
 
 
 def is_gone(error: psycopg.Error) -> bool:
-    """Whether the connection is lost, which it may have been long before we used it: another may work."""
+    """Whether the connection is lost, maybe long before this call; another connection may work."""
     if isinstance(error, tuple(kind for kind, _ in _POOL)) or postgresql_errors.advice_on(error) is not None:
         return False
     return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
 def too_late(deadline: float) -> StoreUnavailable:
-    """No answer within *deadline* seconds."""
+    """The error for no answer within *deadline* seconds."""
     return StoreUnavailable(
         f"no answer from PostgreSQL within {deadline:g} s; the call may or may not have taken effect, "
         "and may be repeated"

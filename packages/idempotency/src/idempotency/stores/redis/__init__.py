@@ -1,11 +1,11 @@
 """
 Records in Redis (7.0 or newer) or Valkey: one node, Sentinel, or a cluster.
 
-A replay is one round trip and a first run two. All callers share a connection, and what is ready in the same turn of
-the loop shares a write. Each operation is one Lua script, so it is atomic, and only the server's clock counts.
+A replay takes one round trip and a first run two. All callers share a connection, and commands that are ready in the
+same turn of the loop share a write. Each operation is one Lua script, so it is atomic and uses only the server's clock.
 
-What Redis cannot promise: a failover may lose the last writes, a claim among them, and the operation may then run
-twice. With `wait_replicas` a claim counts only when that many replicas have it; see `docs/failure-modes.md`.
+Redis has one limit: a failover may lose the last writes, among them a claim, and the operation may then run twice. With
+`wait_replicas` a claim counts only when that many replicas have it; see `docs/failure-modes.md`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from idempotency.stores.redis.wire.topology import ClusterTopology
 
 __all__ = ["Adopt", "OnEviction", "RedisStore", "SyncRedisStore"]
 
-# A slot on the move answers with a redirect; more than this is a cluster that disagrees with itself.
+# A node redirects calls for a slot that is moving; after more redirects than this the nodes disagree.
 _REDIRECTS = 5
 
 
@@ -59,7 +59,7 @@ class RedisStore:
         prefix: The beginning of every key.
         deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. If connecting takes
             longer, because a name is slow to look up, it goes on in the background for a later call. Queries to
-            Sentinels and between nodes of a cluster do not, so give these by address.
+            Sentinels and to the nodes of a cluster do not go on, so give these by address.
         wait_replicas: How many replicas must confirm a write (WAIT) before it counts. If fewer confirm within a third
             of the deadline, the call raises `StoreUnavailable`, and a claim that was just granted is released.
         on_eviction: What to do if the server's maxmemory-policy, read at the first connection, is not noeviction:
@@ -149,9 +149,9 @@ class RedisStore:
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """
-        See `Inspectable.scan`. A page may hold more or fewer than *limit*; values that are no records are left out.
+        See `Inspectable.scan`. A page may have more or fewer than *limit* records; other values are left out.
 
-        Walks the server's whole keyspace in steps (SCAN), in a cluster one primary after the other.
+        It reads the server's whole keyspace in steps (SCAN), in a cluster one primary after another.
         """
         places = await self._places()
         at, position = records.read_cursor(cursor, len(places))
@@ -165,13 +165,13 @@ class RedisStore:
         )
 
     async def create_schema(self) -> None:
-        """Nothing to create: there is no table."""
+        """Do nothing: there is no table."""
 
     async def aclose(self) -> None:
         """
         Close the store's own connections; the client stays open unless the store owns it.
 
-        What is under way and every later call raises `StoreUnavailable`, a late release of the engine too.
+        Calls under way and all later calls raise `StoreUnavailable`, including a late release of the engine.
         """
         self._closed = True
         await self._topology.aclose()
@@ -198,7 +198,7 @@ class RedisStore:
             return
         if granted is not None:
             release = records.release(self._name(granted.key), granted.owner, self._names.fence(granted.key))
-            with contextlib.suppress(StoreUnavailable):  # then its lease frees it
+            with contextlib.suppress(StoreUnavailable):  # then the key is free when the lease ends
                 await self._call(release._replace(writes=False), due)
         raise too_few_acked_replicas(answer.acked_replicas, wanted)
 
@@ -219,7 +219,7 @@ class RedisStore:
             if self._only is not None:
                 answer = await self._deliver(command, self._only, due, unheard)
             else:
-                async with asyncio.timeout_at(due):  # the client itself talks to the cluster, too
+                async with asyncio.timeout_at(due):  # also covers the client's own calls to the cluster
                     answer = await self._deliver_in_cluster(command, route, due, unheard)
         except TimeoutError as error:
             if self._only is None:
@@ -228,7 +228,7 @@ class RedisStore:
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise to_store_error(error) from error
         if command.removes and not answer.reply and unheard:
-            raise unreachable(unheard[-1])  # the try before may have removed it: not a "no"
+            raise unreachable(unheard[-1])  # an earlier try may have removed the record: not a "no"
         return answer
 
     async def _deliver(
@@ -240,7 +240,7 @@ class RedisStore:
             if not is_gone(error):
                 raise
             unheard += may_have_worked(error)
-        # Every call may be repeated (R8); the connection may have died long before we used it.
+        # Every call may be repeated (R8), and the connection may have been lost long before this call.
         return await self._to(route).send(command, due, asking=asking)
 
     async def _deliver_in_cluster(
@@ -256,13 +256,13 @@ class RedisStore:
             except failures.MovedError:
                 route, asking = None, False
                 await self._topology.renew()
-            except failures.AskError as error:  # this once, and only there
+            except failures.AskError as error:  # send this one command to the other node
                 route, asking = self._route_to(error.host, error.port), True
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
                 unheard += may_have_worked(error)
-                await self._topology.renew()  # after a failover the topology names the new primary
+                await self._topology.renew()  # finds the new primary after a failover
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 
     def _route(self, key: bytes) -> Route:
@@ -290,7 +290,7 @@ class RedisStore:
         return connection
 
     def _bind(self) -> asyncio.AbstractEventLoop:
-        """The running loop. A second one is refused, since it would hang; a forked process starts anew."""
+        """The running loop. Another loop is refused, because a call would hang; a forked child may use a new loop."""
         loop = asyncio_loop(self)
         if self._loop is not loop:
             if self._loop is not None:
@@ -300,10 +300,10 @@ class RedisStore:
 
     def _forget_connections(self) -> None:
         """
-        In a forked child: connect anew, in whichever event loop.
+        Called in a forked child, which then opens new connections, in any event loop.
 
-        The sockets are the parent's too. To close them, or to let them be collected, would take them out of its
-        selector: so they are kept, and not used.
+        The old sockets are shared with the parent: closing or collecting them would remove them from the parent's
+        selector, so they are kept unused.
         """
         self._of_parent.append(self._connections)
         self._connections, self._loop = {}, None

@@ -10,15 +10,15 @@ from idempotency._core.errors import CorruptRecord, StoreError, StoreUnavailable
 
 __all__ = ["NeverSent", "closed", "is_gone", "may_have_worked", "to_store_error", "unreachable"]
 
-# The first word of an error reply (redis-py keeps it, or has a class for it) -> what to do.
+# The first word of an error reply -> what to do. redis-py keeps the word, or has a class for it.
 _ADVICE = {
-    "LOADING": "is loading its data set; ask again when it is up",
+    "LOADING": "is loading its data set; try again when it is up",
     "MASTERDOWN": "is a replica without its primary; wait for the failover",
-    "CLUSTERDOWN": "serves no part of the cluster that holds this key; wait for the failover",
-    "TRYAGAIN": "is moving this key's slot; ask again",
+    "CLUSTERDOWN": "has no node that serves this key's slot; wait for the failover",
+    "TRYAGAIN": "is moving this key's slot; try again",
     "READONLY": "is a replica; point the client at the primary, or at Sentinel",
     "OOM": "is out of memory and, rightly, evicts nothing; raise maxmemory or shorten the retention",
-    "BUSY": "is running somebody's long script; wait, or stop that script",
+    "BUSY": "is running a long script; wait, or stop that script",
     "MISCONF": "cannot write to its disk and refuses writes; look at its log",
     "NOREPLICAS": "has too few replicas for min-replicas-to-write; bring them back",
     "AUTH": "wants other credentials than the client's; check its user and password",
@@ -27,7 +27,9 @@ _ADVICE = {
     "PEXPIREAT, PEXPIRETIME and TIME on the prefix",
 }
 
-_OF_CLASS: tuple[tuple[type[Exception], str], ...] = (  # redis-py takes the word away where it has a class
+_OF_CLASS: tuple[
+    tuple[type[Exception], str], ...
+] = (  # redis-py removes the word from errors of these classes
     (failures.BusyLoadingError, "LOADING"),
     (failures.MasterDownError, "MASTERDOWN"),
     (failures.ClusterDownError, "CLUSTERDOWN"),
@@ -41,10 +43,10 @@ _OF_CLASS: tuple[tuple[type[Exception], str], ...] = (  # redis-py takes the wor
 
 def to_store_error(error: Exception) -> StoreError:
     """
-    The typed error for what the driver raised.
+    The typed error for the driver's *error*.
 
-    An error reply says that the command did nothing; a lost connection or a timeout leaves that open. Both are
-    `StoreUnavailable`, since the answer to both is the same: ask again (R8).
+    After an error reply the command had no effect; after a lost connection or a timeout that is unknown. Both become
+    `StoreUnavailable`, because the reaction is the same: try again (R8).
     """
     refusal = _refused_certificate(error)
     if refusal is not None:
@@ -67,7 +69,7 @@ def to_store_error(error: Exception) -> StoreError:
 
 
 def unreachable(error: BaseException) -> StoreUnavailable:
-    """No answer: a refused or lost connection, or none in time."""
+    """The error for no answer: the connection was refused or lost, or the answer did not come in time."""
     name = "ConnectionError" if isinstance(error, NeverSent) else type(error).__name__
     return StoreUnavailable(
         f"no answer from Redis ({name}); the call may or may not have taken effect, and may be repeated"
@@ -75,15 +77,15 @@ def unreachable(error: BaseException) -> StoreUnavailable:
 
 
 def closed() -> StoreUnavailable:
-    """The store was closed: nothing was sent."""
+    """The error for a closed store; nothing was sent."""
     return StoreUnavailable("the Redis store is closed; open a new one")
 
 
 def is_gone(error: BaseException) -> bool:
     """
-    Whether the connection is lost, or leads to a former primary: a new one may find a server that answers.
+    Whether the connection is lost, or leads to a former primary, so that a new connection may work.
 
-    A timeout does not count: it has used up the time for another try.
+    A timeout does not count, because no time is left for another try.
     """
     if isinstance(error, failures.ConnectionError):
         return _word(error) not in _ADVICE
@@ -95,7 +97,7 @@ class NeverSent(failures.ConnectionError):
 
 
 def may_have_worked(error: Exception) -> list[Exception]:
-    """*error*, unless it says that the command had no effect: it was never sent, or a former primary refused it."""
+    """[*error*] if the command may have had an effect; [] if it was never sent, or a former primary refused it."""
     return [] if isinstance(error, (NeverSent, failures.ReadOnlyError)) else [error]
 
 

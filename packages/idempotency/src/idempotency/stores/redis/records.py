@@ -1,15 +1,16 @@
 """
-Records in Redis, without any I/O: the scripts, their commands, and the meaning of their replies.
+Records in Redis, without any I/O: the scripts, their commands, and the reading of their replies.
 
-One string per record, a JSON object that a person can read with `GET` and delete with `DEL`; `TTL` shows its end:
+Each record is one string, a JSON object that a person can read with `GET` and delete with `DEL`; `TTL` shows when it
+expires:
 
     {"v":1,"state":"running","fingerprint":"<hex>","owner":"<hex>","attempt":1,"fence":1764000000000000,
      "lease_until_ms":1764000030000,"retention_ms":86400000}
     {"v":1,"state":"completed","fingerprint":"<hex>","owner":"<hex>","attempt":1,"fence":1764000000000000,
      "completed_at_ms":1764000001000, ...the members of the outcome, byte for byte...}
 
-A record that was released or forgotten leaves its fence behind, as a number, for as long as it would have been kept:
-under `<prefix>fence:{<prefix><key>}`, which a cluster keeps on the record's own node.
+The fence of a released or forgotten record is kept, as a number, as long as the record would have been: under
+`<prefix>fence:{<prefix><key>}`, which is on the same cluster node as the record.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 Adopt: TypeAlias = Callable[[bytes], bytes | None]
-"""Turns a value that this library did not write into an outcome, or into None where it cannot."""
+"""Turns a value that this library did not write into an outcome, or into None if it cannot."""
 
 _HEAD = re.compile(
     rb'\{"v":1,"state":"(running|completed)","fingerprint":"([0-9a-f]*)","owner":"([0-9a-f]*)",'
@@ -68,7 +69,7 @@ _VERSION = re.compile(rb'\{"v":(\d+)[,}]')
 
 
 class _Script(NamedTuple):
-    """A Lua script of one key: its text, the name a server that has seen it knows it by, and how a call begins."""
+    """A Lua script of one key: its text, its SHA-1, and the beginnings of its EVAL and EVALSHA commands."""
 
     text: bytes
     sha: bytes
@@ -78,13 +79,13 @@ class _Script(NamedTuple):
 
 class Command(NamedTuple):
     """
-    A command about *key*: a script with its arguments or, without a script, the words of a command.
+    A command for *key*: a script with its arguments or, without a script, the words of a command.
 
-    A script goes out as EVALSHA, and as EVAL to a server that has not seen it.
+    A script is sent as EVALSHA, and as EVAL if the server does not have it.
 
     Attributes:
         writes: Whether replicas may have to confirm it.
-        removes: Whether a second try, after a first that went unheard, may find nothing because the first removed it.
+        removes: Whether a second try may find nothing because the first, whose answer was lost, removed it.
     """
 
     key: bytes
@@ -120,7 +121,7 @@ def _load(name: str) -> _Script:
 _ACQUIRE, _RENEW, _COMPLETE, _RELEASE, _GET, _FORGET = map(
     _load, ("acquire", "renew", "complete", "release", "get", "forget")
 )
-_FENCE = "fence:{"  # no storage key begins so: braces are escaped in it
+_FENCE = "fence:{"  # no storage key begins like this, because braces are escaped in it
 
 
 class Names:
@@ -128,9 +129,9 @@ class Names:
     The names of a store's keys in Redis.
 
     Args:
-        prefix: What every name begins with.
-        cluster: Whether names have to agree on a slot. A few prefixes with braces of their own cannot; then no fence
-            is kept beside a record that is gone.
+        prefix: The beginning of every name.
+        cluster: Whether the record and its fence must be in the same slot. With a few prefixes that contain braces
+            they cannot; then no fence is kept after a record is gone.
     """
 
     def __init__(self, prefix: str, *, cluster: bool) -> None:
@@ -143,15 +144,15 @@ class Names:
         return (self._prefix + key).encode("utf-8", "surrogateescape")
 
     def fence(self, key: str) -> bytes:
-        """The Redis key of the last fence of *key*, for when its record is gone; empty where it is not kept."""
+        """The name of the Redis key for the last fence of *key* after its record is gone; empty if it is not kept."""
         name = f"{self._prefix}{_FENCE}{self._prefix}{key}}}"
         return name.encode("utf-8", "surrogateescape") if self._keeps_fences else b""
 
     def keys(self, names: list[bytes]) -> list[StorageKey]:
         """
-        The keys of the records among *names*, as a scan found them.
+        The keys of the records among *names*, the result of a scan.
 
-        Somebody else's need not be UTF-8: other bytes come as surrogates (PEP 383), and `record` takes them back.
+        Names by other programs may not be UTF-8: such bytes become surrogates (PEP 383), which `record` accepts.
         """
         keys = [name.decode("utf-8", "surrogateescape")[len(self._prefix) :] for name in names]
         return [StorageKey(key) for key in keys if not key.startswith(_FENCE)]
@@ -182,7 +183,7 @@ def complete(key: bytes, owner: Owner, outcome: bytes, retention: float) -> Comm
     The command for rule R3.
 
     Raises:
-        ValueError: *outcome* is not a JSON object; nothing else can be kept behind a head.
+        ValueError: *outcome* is not a JSON object, so it cannot be appended to the head of the record.
     """
     if not outcome.startswith(b"{") or not outcome.endswith(b"}"):
         raise ValueError("an outcome must be one JSON object in UTF-8, without white space around it")
@@ -195,7 +196,7 @@ def release(key: bytes, owner: Owner, last_fence: bytes) -> Command:
 
 
 def get(key: bytes) -> Command:
-    """The command that reads a record as it stands."""
+    """The command that reads a record."""
     return Command(key, (), _GET, writes=False)
 
 
@@ -206,8 +207,8 @@ def read_acquired(
     Reads the server's reply to `acquire`.
 
     Raises:
-        UnknownRecordVersion: The record is of a version that this one cannot read.
-        CorruptRecord: The value is not a record, and *adopt* does not know it either.
+        UnknownRecordVersion: Another version of this library wrote the record.
+        CorruptRecord: The value is not a record, and *adopt* does not accept it.
     """
     match reply:
         case [b"completed", value, now, to_live]:
@@ -260,12 +261,12 @@ def read_record(reply: list[Any] | None, key: StorageKey, adopt: Adopt | None) -
 
 
 def forget(key: bytes, last_fence: bytes) -> Command:
-    """The command that removes a record, whatever it says; *last_fence* from `Names.fence`."""
+    """The command that removes a record in any state; *last_fence* from `Names.fence`."""
     return Command(key, (last_fence,), _FORGET, removes=True)
 
 
 def scan(prefix: str, position: bytes, limit: int) -> Command:
-    """The command for one step through the keys of a node that begin with *prefix*."""
+    """The command for one step of a scan for the keys of a node that begin with *prefix*."""
     pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", prefix) + "*"
     return Command(
         b"", (b"SCAN", position, b"MATCH", pattern.encode(), b"COUNT", b"%d" % limit, b"TYPE", b"string")
@@ -274,10 +275,10 @@ def scan(prefix: str, position: bytes, limit: int) -> Command:
 
 def read_cursor(cursor: str | None, places: int) -> tuple[int, bytes]:
     """
-    Reads from a cursor which of *places* nodes a scan has reached, and the position there.
+    Reads from a cursor the node (of *places* nodes) that a scan has reached, and the position on that node.
 
     Raises:
-        ValueError: Not a cursor of a scan over as many nodes.
+        ValueError: Not the cursor of a scan over that number of nodes.
     """
     place, colon, position = ("0:0" if cursor is None else cursor).partition(":")
     if not (colon and place.isdecimal() and position.isdecimal() and int(place) < places):
@@ -286,7 +287,7 @@ def read_cursor(cursor: str | None, places: int) -> tuple[int, bytes]:
 
 
 def write_cursor(place: int, position: bytes, places: int) -> str | None:
-    """The cursor behind *position* on node *place*; None at the end of the last."""
+    """The cursor after *position* on node *place*; None at the end of the last node."""
     if int(position):
         return f"{place}:{int(position)}"
     return f"{place + 1}:0" if place + 1 < places else None
@@ -317,16 +318,16 @@ def _outcome(value: bytes, head: re.Match[bytes]) -> bytes:
 def _unhex(digits: bytes) -> bytes:
     try:
         return unhexlify(digits)
-    except ValueError:  # an odd number of them: not of our making
+    except ValueError:  # an odd number of digits: this library did not write it
         raise CorruptRecord(_UNREADABLE) from None
 
 
-@lru_cache(maxsize=64)  # the few durations that policies have
+@lru_cache(maxsize=64)  # policies have few different durations
 def _ms(seconds: float) -> bytes:
-    """Whole milliseconds, never fewer than were asked for, and never none: Redis refuses a life of 0."""
+    """Milliseconds, rounded up, at least 1: Redis refuses an expiry of 0."""
     return b"%d" % max(1, math.ceil(seconds * 1000))
 
 
 def _seconds(milliseconds: int) -> float:
-    # Below 0: the server's clock was set back; or somebody took a time to live away, and its end is unknown (-1).
+    # Negative if the server's clock was set back, or -1 if somebody removed the record's time to live.
     return max(milliseconds, 0) / 1000

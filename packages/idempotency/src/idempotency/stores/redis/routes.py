@@ -1,9 +1,8 @@
 """
 Finds the node that holds the record of a key, and connects to it: one node, Sentinel, or a cluster.
 
-The store opens connections of its own, exactly as the client's pool would make them (address, credentials, TLS), but
-without the driver's retries and decoding: a hidden repeat of a command, or a pool that others have used up, must not
-decide about a claim.
+The store opens its own connections, with the settings of the client's pool (address, credentials, TLS), but without the
+driver's retries and decoding: a claim must not depend on a hidden retry, or on a pool that other callers have used up.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Route", "route_of_node", "route_of_pool", "sentinels_of"]
 
-# Of the client's choices these are not ours: we time, repeat and decode ourselves.
-_NOT_OURS = frozenset(
+# Settings of the client that the store does not use, because it has its own timeouts, retries and decoding.
+_NOT_USED = frozenset(
     {
         "retry",
         "retry_on_error",
@@ -36,7 +35,7 @@ class Route(NamedTuple):
     One place to send commands to.
 
     Attributes:
-        place: What tells it from other places: (host, port) in a cluster, None where there is one place.
+        place: Identifies the place: (host, port) in a cluster, None if there is only one place.
         connect: Makes a connection that is not open yet.
     """
 
@@ -46,7 +45,7 @@ class Route(NamedTuple):
 
 def route_of_pool(pool: Any, **ours: Any) -> Route:
     """
-    The one place that a client's pool leads to; *ours* are the settings that the store chooses itself.
+    The one place that a client's pool leads to; *ours* are the store's own settings.
 
     Raises:
         ValueError: The pool leads to replicas, which lag behind and refuse writes.
@@ -57,13 +56,13 @@ def route_of_pool(pool: Any, **ours: Any) -> Route:
 
 
 def route_of_node(connection_class: Any, settings: Mapping[str, Any], **ours: Any) -> Route:
-    """One node of a cluster; *ours* are the settings that the store chooses itself."""
+    """One node of a cluster; *ours* are the store's own settings."""
     place = (str(settings["host"]), int(settings["port"]))
     return Route(place, lambda: _make(connection_class, settings, ours))
 
 
 def sentinels_of(client: Any) -> list[Any]:
-    """The clients that found the primary for *client*: closing it does not close them."""
+    """The Sentinel clients of *client*, which closing *client* does not close."""
     pool = getattr(client, "connection_pool", None)
     manager = getattr(pool, "sentinel_manager", None)
     return list(getattr(manager, "sentinels", ()))
@@ -73,8 +72,8 @@ def _make(connection_class: Any, settings: Mapping[str, Any], ours: Mapping[str,
     theirs = {
         name: value
         for name, value in settings.items()
-        if name not in _NOT_OURS and not name.startswith(("maint_", "maintenance_", "orig_", "oss_"))
+        if name not in _NOT_USED and not name.startswith(("maint_", "maintenance_", "orig_", "oss_"))
     }
-    if "path" in settings:  # a Unix socket connects at once or not at all, and takes no such setting
+    if "path" in settings:  # a connection by Unix socket does not take this setting
         ours = {name: value for name, value in ours.items() if name != "socket_connect_timeout"}
     return connection_class(**theirs, **ours, protocol=2)

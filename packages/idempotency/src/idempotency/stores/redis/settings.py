@@ -1,4 +1,4 @@
-"""Holds a Redis store's settings, and checks the server's before the store trusts it with a claim."""
+"""The settings of a Redis store, and a check of the server's eviction policy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Settings(NamedTuple):
     The settings of a store, for the code that talks to the server.
 
     Attributes:
-        deadline: Seconds for one exchange with the server, connecting included.
-        replicas: How many replicas must have a write before it counts.
+        deadline: Seconds for one call, including connecting.
+        replicas: How many replicas must confirm a write before it counts.
         on_eviction: What to do about a server that may evict live records.
     """
 
@@ -37,10 +37,10 @@ class Settings(NamedTuple):
     @classmethod
     def checked(cls, deadline: float, replicas: int, on_eviction: OnEviction) -> Settings:
         """
-        Settings that make sense.
+        Checks the settings.
 
         Raises:
-            ValueError: They do not.
+            ValueError: A setting is out of range.
         """
         if not 0 < deadline < math.inf:
             raise ValueError(f"deadline must be a positive number of seconds, not {deadline}")
@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     A script's reply.
 
     Attributes:
-        acked_replicas: How many replicas had every write of this connection when it was read; 0 if none is required.
+        acked_replicas: How many replicas had confirmed every write of the connection; 0 if none is required.
     """
 
     reply: Any
@@ -70,21 +70,20 @@ _POLICY = re.compile(rb"maxmemory_policy:(\S+)")
 
 def wait_command(settings: Settings) -> bytes:
     """
-    Asks how many replicas have every write of this connection; answered once enough do, or at a third of the deadline.
-
-    A third, so that a second try with the script's whole text still fits.
+    The WAIT command: answered when enough replicas have every write of the connection, or after a third of the
+    deadline, so that there is time for a second try with the script's text.
     """
     return pack(b"WAIT", b"%d" % settings.replicas, b"%d" % (settings.deadline * 1000 / 3))
 
 
 def judge_eviction(info: Any, on_eviction: OnEviction) -> bool | None:
     """
-    Whether the server may evict records, from its reply to INFO memory; says so, once for each place.
+    Whether the server may evict records, from its reply to INFO memory; if so, it is logged once for each place.
 
-    None where it would not say just now; the next connection asks again. A user who never may ask is told nothing.
+    None if the server gave no answer; then the next connection asks again. False if the user may not run INFO.
 
     Raises:
-        StoreUnavailable: It may, and *on_eviction* is "refuse".
+        StoreUnavailable: The server may evict records, and *on_eviction* is "refuse".
     """
     if not isinstance(info, bytes):
         return False if isinstance(info, failures.NoPermissionError) else None
@@ -93,7 +92,7 @@ def judge_eviction(info: Any, on_eviction: OnEviction) -> bool | None:
         return False
     advice = (
         f"this Redis may evict live records (maxmemory-policy {policy[1].decode()}), and an evicted claim lets an "
-        "operation run twice; set maxmemory-policy to noeviction, or keep the records on a server of their own"
+        "operation run twice; set maxmemory-policy to noeviction, or keep the records on a separate server"
     )
     if on_eviction == "refuse":
         raise StoreUnavailable(advice)
@@ -102,7 +101,7 @@ def judge_eviction(info: Any, on_eviction: OnEviction) -> bool | None:
 
 
 def too_few_acked_replicas(acked: int, wanted: int) -> StoreUnavailable:
-    """A write that too few replicas have may be lost in a failover: it does not count."""
+    """The error for a write that a failover may lose, because too few replicas have it."""
     return StoreUnavailable(
         f"only {acked} of the {wanted} replicas asked for have confirmed the write; bring replicas back, or lower "
         "wait_replicas"

@@ -34,10 +34,10 @@ class SyncRedisStore:
     A store for many processes and threads.
 
     Args:
-        client: `redis.Redis` (also from `Sentinel.master_for`) or `redis.RedisCluster`. The store opens connections
-            of its own, one for each thread that is in a call, and keeps them.
+        client: `redis.Redis` (also from `Sentinel.master_for`) or `redis.RedisCluster`. The store opens its own
+            connections, one for each thread that is in a call, and keeps them.
         prefix: See `RedisStore`.
-        deadline: See `RedisStore`. A server that stalls in the midst of a reply may take as long again.
+        deadline: See `RedisStore`. If the server stalls in the middle of a reply, a call may take twice as long.
         wait_replicas: See `RedisStore`.
         on_eviction: See `RedisStore`.
         adopt: See `RedisStore`.
@@ -75,7 +75,7 @@ class SyncRedisStore:
         self._renew_lock()
         forget_in_child(self, SyncRedisStore._renew_lock)
         self._closed = False
-        self._has_stalled = False  # a node of the cluster
+        self._has_stalled = False  # whether a node of the cluster did not answer in time
 
     def acquire(
         self,
@@ -135,13 +135,13 @@ class SyncRedisStore:
         )
 
     def create_schema(self) -> None:
-        """Nothing to create: there is no table."""
+        """Do nothing: there is no table."""
 
     def close(self) -> None:
         """
         Close the store's own connections; the client stays open unless the store owns it.
 
-        A call under way ends first, and its connection with it. Every later call raises `StoreUnavailable`.
+        Calls under way end first, and then their connections. All later calls raise `StoreUnavailable`.
         """
         with self._lock:
             self._closed = True
@@ -153,7 +153,7 @@ class SyncRedisStore:
                 client.close()
 
     def _renew_lock(self) -> None:
-        """In a forked child: a thread that only the parent has may have held the lock."""
+        """Called in a forked child, where no thread would release a lock that was held."""
         self._lock = threading.Lock()
 
     def _name(self, key: StorageKey) -> bytes:
@@ -172,7 +172,7 @@ class SyncRedisStore:
             return
         if granted is not None:
             release = records.release(self._name(granted.key), granted.owner, self._names.fence(granted.key))
-            with contextlib.suppress(StoreUnavailable):  # then its lease frees it
+            with contextlib.suppress(StoreUnavailable):  # then the key is free when the lease ends
                 self._call(release._replace(writes=False), end)
         raise too_few_acked_replicas(answer.acked_replicas, wanted)
 
@@ -199,7 +199,7 @@ class SyncRedisStore:
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise to_store_error(error) from error
         if command.removes and not answer.reply and unheard:
-            raise unreachable(unheard[-1])  # the try before may have removed it: not a "no"
+            raise unreachable(unheard[-1])  # an earlier try may have removed the record: not a "no"
         return answer
 
     def _deliver(
@@ -217,7 +217,7 @@ class SyncRedisStore:
         self, command: Command, route: Route | None, end: float, unheard: list[Exception]
     ) -> Answer:
         asking = False
-        if self._has_stalled:  # the call that met it had no time left to ask who has taken its place
+        if self._has_stalled:  # that call had no time left to look for a new primary
             self._has_stalled = False
             self._client.nodes_manager.initialize()
         for _ in range(_REDIRECTS):

@@ -1,8 +1,8 @@
 """
 Records in the database of your SQLAlchemy engine: PostgreSQL, MySQL or MariaDB, SQLite.
 
-In PostgreSQL and SQLite the table and the records are those of `PostgresStore` and `SQLiteStore`, whichever driver the
-engine has; the stores may share it. Effect and record can be committed together: `complete_in` takes a `Session`.
+In PostgreSQL and SQLite it uses the same table and records as `PostgresStore` and `SQLiteStore`, with any driver, so
+these stores may share a table. Effect and record can be committed together: `complete_in` takes a `Session`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TAKES: Final = {
     "sqlite": ("aiosqlite.Connection",),
     "mysql": (),
 }
-"""Connections of drivers, beside SQLAlchemy's own."""
+"""The drivers' connections that `complete_in` takes, beside SQLAlchemy's."""
 
 
 class SQLAlchemyStore:
@@ -45,14 +45,14 @@ class SQLAlchemyStore:
     A store over an `AsyncEngine`, in one event loop of asyncio.
 
     Args:
-        engine: To PostgreSQL (asyncpg, psycopg), MySQL or MariaDB (asyncmy), or a SQLite file (aiosqlite); it stays the
-            caller's.
+        engine: For PostgreSQL (asyncpg, psycopg), MySQL or MariaDB (asyncmy), or a SQLite file (aiosqlite); it belongs
+            to the caller.
         table: A plain lower-case name, or schema.name.
-        deadline: Seconds for a whole call: waiting for the pool, the statements, their repeats.
-        owns_engine: Whether `aclose` disposes of *engine* too.
+        deadline: Seconds for a whole call: waiting for the pool, the statements, retries.
+        owns_engine: Whether `aclose` also disposes of *engine*.
 
-    Every method raises `StoreUnavailable` where there was no answer, and `RuntimeError` in another event loop. Atomic:
-    one transaction a call. In MySQL and MariaDB a claim is four round trips and its commit, a replay one.
+    Every method raises `StoreUnavailable` if there was no answer, and `RuntimeError` in another event loop. Each call
+    is one transaction. In MySQL and MariaDB a claim takes four round trips and its commit, a replay one round trip.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SQLAlchemyStore:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def create_schema(self) -> None:
-        """Create the table where it is missing. For migrations, see `schema_of`."""
+        """Create the table if it is missing. For migrations, see `schema_of`."""
         await self._run(self._records.create)
 
     async def acquire(
@@ -106,15 +106,15 @@ class SQLAlchemyStore:
         self, connection: AsyncFramework, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
         """
-        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+        Record the outcome in the caller's transaction: effect and record are committed together, or neither.
 
         Args:
-            connection: An `AsyncSession` or `AsyncConnection` of the same database, inside the transaction that makes
-                the effect, or the connection of an asyncio driver of it; not committed here.
+            connection: An `AsyncSession` or `AsyncConnection`, or the connection of an asyncio driver, to the same
+                database, inside the transaction that makes the effect; not committed here.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
-            back, the effect is not yours to make, or was made.
+            False if the claim no longer holds the key, or its outcome is already recorded, even by this claim: then
+            roll back, because the effect belongs to another run or was already made.
         Raises:
             TypeError, ValueError, IsolationConflict, StoreError, StoreUnavailable: See `PostgresStore.complete_in`.
         """
@@ -134,7 +134,7 @@ class SQLAlchemyStore:
         return await self._run(lambda: self._records.get(key))
 
     async def purge(self, *, limit: int = 1_000) -> int:
-        """See `Purgeable.purge`. What others hold is left for the next time."""
+        """See `Purgeable.purge`. Rows that others have locked are left for the next purge."""
         return await self._run(lambda: self._records.purge(limit), removes=True)
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:

@@ -31,16 +31,14 @@ __all__ = ["Runner", "Tries", "check_driver", "check_pool", "schema_of"]
 
 T = TypeVar("T")
 
-_TRIES: Final = (
-    10  # of two transactions in a deadlock one goes on; after a restart every connection of a pool is dead
-)
-_LOST_TRIES: Final = 2
-_PAUSE: Final = 0.01  # s, at most, before the victim of a deadlock tries again
+_TRIES: Final = 10  # a deadlock ends one of two transactions, which is then tried again
+_LOST_TRIES: Final = 2  # tries if the connection is lost: after a restart all connections of a pool are dead
+_PAUSE: Final = 0.01  # s, at most, before a retry after a deadlock
 
 
 def schema_of(dialect: str, table: str = "idempotency_record") -> tuple[str, ...]:
     """
-    The statements that `create_schema` runs, for a migration of your own; they change nothing where they ran before.
+    The statements that `create_schema` runs, for your own migrations; they change nothing if the table exists.
 
     Args:
         dialect: "postgresql", "mysql", "mariadb" or "sqlite": `op.get_bind().dialect.name` in Alembic.
@@ -53,7 +51,7 @@ def schema_of(dialect: str, table: str = "idempotency_record") -> tuple[str, ...
 
 def check_driver(dialect: Dialect) -> None:
     """
-    Refuse a driver that cannot carry a record.
+    Refuse a driver that cannot write a record.
 
     Raises:
         ValueError: aiomysql, which cannot bind bytes together with a current PyMySQL.
@@ -64,17 +62,17 @@ def check_driver(dialect: Dialect) -> None:
 
 def check_pool(pool: Pool) -> None:
     """
-    Refuse a pool that gives the store the connection on which a transaction of the application is under way.
+    Refuse a pool that gives the store a connection with an open transaction of the application.
 
-    The store's commit would commit the application's effect too, whether that is finished or not.
+    The store's commit would also commit the application's effect, even if that is not finished.
 
     Raises:
-        ValueError: One connection for everybody, or for each thread, as engines to a SQLite database in memory have.
+        ValueError: The pool has one connection for all, or one per thread, as for a SQLite database in memory.
     """
     if isinstance(pool, StaticPool | SingletonThreadPool):
         raise ValueError(
             f"this engine's {type(pool).__name__} gives the store your own session's connection, and each call of the "
-            "store would commit what your session has begun: use a file in place of a SQLite database in memory, or a "
+            "store would commit what your session has begun: use a file instead of a SQLite database in memory, or a "
             "MemoryStore in tests"
         )
 
@@ -97,7 +95,7 @@ class Runner:
         if self._backend == "postgresql":  # each call is one statement, which may commit itself
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
 
-        began = False  # by the store's own BEGIN, which it ends by a statement too: see _begin_sqlite
+        began = False  # whether the store sent BEGIN itself and must send COMMIT: see _begin_sqlite
 
         def commit() -> None:
             nonlocal began
@@ -110,7 +108,7 @@ class Runner:
             nonlocal began
             if not isinstance(asked, Begin):
                 return self._execute(connection, asked)
-            commit()  # nothing, or the batch before: an old snapshot must not be what is judged by
+            commit()  # ends the batch before, if any, so that no old snapshot is read
             if self._backend == "mysql":
                 self._begin_mysql(connection)
             elif asked.lock is not None:
@@ -122,23 +120,23 @@ class Runner:
             commit()
         except BaseException:
             if began:
-                with suppress(Exception):  # what went wrong is the error to report
+                with suppress(Exception):  # report the first error, not this one
                     connection.exec_driver_sql("ROLLBACK")
             raise
         return value
 
     def _begin_mysql(self, connection: Connection) -> None:
-        # For the next transaction alone, and by a statement: the engine's own setting stays, and a connection that has
-        # died is noticed as it is by any other statement.
+        # By a statement, for the next transaction only: the engine's own setting stays, and a dead connection is
+        # noticed as by any other statement.
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
         if commits_each(connection):
             connection.exec_driver_sql("START TRANSACTION")
 
     def _begin_sqlite(self, connection: Connection, lock: Query) -> bool:
         """
-        Returns whether the transaction was begun by a statement, since the engine commits every one.
+        Returns whether the transaction was begun by a statement here, because the engine commits every statement.
 
-        It must end by a statement too: with `autocommit=True` (Python 3.12) sqlite3's commit() and rollback() do
+        Then it must also end by a statement: with `autocommit=True` (Python 3.12) sqlite3's commit() and rollback() do
         nothing.
         """
         self._execute(connection, lock)  # the driver, or the application's own event, begins before it
@@ -149,7 +147,7 @@ class Runner:
         return True
 
     def tries(self, *, removes: bool) -> Tries:
-        """The number of tries of this call so far."""
+        """A new counter for the tries of one call."""
         return Tries(self._backend, removes=removes)
 
     def _execute(self, connection: Connection, query: Query) -> Result:
@@ -160,10 +158,10 @@ class Runner:
 
 class Tries:
     """
-    Counts the tries of one call, and judges their failures.
+    Counts the tries of one call, and decides whether an error is followed by a retry.
 
     Args:
-        removes: Whether a repeat may find nothing because a try before it, which went unheard, removed it.
+        removes: Whether a retry may find nothing because an earlier try, whose answer was lost, removed the record.
     """
 
     def __init__(self, backend: str, *, removes: bool) -> None:
@@ -177,7 +175,7 @@ class Tries:
         Returns the seconds to wait before the next try.
 
         Raises:
-            StoreError: It may not, or has been often enough; what no database raised comes as it is.
+            StoreError: There is no further try. Errors that do not come from a database are raised unchanged.
         """
         if not of_a_driver(error):
             raise error
@@ -188,7 +186,7 @@ class Tries:
             if is_transient(self._backend, cause) and self._left:
                 return random.uniform(0, _PAUSE)  # noqa: S311 - so that two victims do not meet again
             self._lost_left -= 1
-            # A removal that went unheard is not repeated: finding nothing then would not be a "no".
+            # A removal whose answer was lost is not repeated, because finding nothing would then not mean "no".
             if error.connection_invalidated and self._lost_left and not self._removes:
                 return 0.0
         if isinstance(error, PoolTimeout):
@@ -198,7 +196,7 @@ class Tries:
         raise to_store_error(self._backend, cause) from error
 
     def too_late(self, deadline: float) -> StoreUnavailable:
-        """No answer within *deadline* seconds."""
+        """The error for no answer within *deadline* seconds."""
         return StoreUnavailable(
             f"no answer from the database within {deadline:g} s; the call may or may not have taken effect, and may "
             "be repeated"

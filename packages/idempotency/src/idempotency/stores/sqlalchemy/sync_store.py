@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 class SyncSQLAlchemyStore:
     """
-    A store over an `Engine`, for threads and processes; after a fork `engine.dispose(close=False)` in the child.
+    A store over an `Engine`, for threads and processes. After a fork call `engine.dispose(close=False)` in the child.
 
     Args:
-        engine: To PostgreSQL (psycopg, psycopg2), MySQL or MariaDB (PyMySQL, mysqlclient), or a SQLite file; it stays
-            the caller's. How long a call may take is the engine's to say: `pool_timeout` and its driver's time-outs.
+        engine: For PostgreSQL (psycopg, psycopg2), MySQL or MariaDB (PyMySQL, mysqlclient), or a SQLite file; it
+            belongs to the caller. Its `pool_timeout` and its driver's timeouts limit the time of a call.
         table: See `SQLAlchemyStore`.
-        owns_engine: Whether `close` disposes of *engine* too.
+        owns_engine: Whether `close` also disposes of *engine*.
     """
 
     def __init__(

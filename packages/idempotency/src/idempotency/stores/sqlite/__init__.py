@@ -1,9 +1,9 @@
 """
-Records in one SQLite file, shared by every process of one machine: survives crashes, needs no server.
+Records in one SQLite file, shared by all processes of one machine: survives crashes, needs no server.
 
-Durable by default: WAL with `synchronous=FULL` syncs each claim and each outcome before the call returns. Leases are
-measured by the time since boot, so steps of the wall clock do not change them. With `complete_in` the record is
-committed in the transaction of the effect itself, which makes the effect effectively once.
+Durable by default: WAL with `synchronous=FULL` syncs each claim and each outcome to disk before the call returns.
+Leases are measured in time since boot, so setting the wall clock does not change them. With `complete_in` the record is
+committed in the same transaction as the effect, so that the effect happens effectively once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["SQLiteStore", "SyncSQLiteStore"]
 
 T = TypeVar("T")
 
-_THREADS = 8  # calls that may wait for another writer at once; they share one connection, so they only wait
+_THREADS = 8  # the number of calls that may wait for another writer at once
 
 
 class SyncSQLiteStore:
@@ -102,22 +102,22 @@ class SyncSQLiteStore:
         self, connection: SyncSqliteConnection, claim: Claim, outcome: bytes, *, retention: float
     ) -> bool:
         """
-        Record the outcome in a transaction of the caller's: effect and record are committed together, or neither.
+        Record the outcome in the caller's transaction: effect and record are committed together, or neither.
 
         Args:
             connection: Open on the same file, inside the transaction that makes the effect; not committed here. A
                 `sqlite3.Connection`, SQLAlchemy's `Session` or `Connection`, or Django's `connection`.
             retention: Seconds.
         Returns:
-            False if the claim no longer holds the key, or its outcome is recorded already, be it by this claim: roll
-            back, the effect is not yours to make, or was made.
+            False if the claim no longer holds the key, or its outcome is already recorded, even by this claim: then
+            roll back, because the effect belongs to another run or was already made.
         Raises:
-            TypeError: *connection* is nothing of these.
-            ValueError: No transaction has begun, it is inside a savepoint (sqlite3 alone cannot tell of one), or the
-                connection is to another file.
+            TypeError: *connection* is none of these.
+            ValueError: No transaction has begun, it is inside a savepoint (a plain sqlite3 connection cannot tell), or
+                the connection is to another file.
             IsolationConflict: The transaction began to read before the claim last changed: roll back, BEGIN IMMEDIATE.
-            StoreError: The connection will never take the record; the message says why.
-            StoreUnavailable: Roll back and repeat; nothing has taken effect.
+            StoreError: The connection refuses the record, and a retry will not help; the message says why.
+            StoreUnavailable: Roll back and try again; nothing has taken effect.
         """
         return complete_in(self, self._file, self._records, connection, claim, outcome, retention)
 
@@ -130,7 +130,7 @@ class SyncSQLiteStore:
         return self._file.execute(lambda: self._records.get(key))
 
     def create_schema(self) -> None:
-        """Nothing to create: the table was, when the file was opened."""
+        """Do nothing: the table was created when the file was opened."""
 
     def close(self) -> None:
         """Close the connection; later calls raise `StoreUnavailable`."""
@@ -145,7 +145,7 @@ class SyncSQLiteStore:
         return self._file.execute(lambda: self._records.scan(limit, cursor))
 
     def forget(self, key: StorageKey) -> bool:
-        """See `Inspectable.forget`. Deletes records that cannot be read, too."""
+        """See `Inspectable.forget`. Also deletes records that cannot be read."""
         return self._file.execute(lambda: self._records.forget(key))
 
 
@@ -153,10 +153,10 @@ class SQLiteStore:
     """
     `SyncSQLiteStore` for an event loop, asyncio or trio.
 
-    A call first runs in the loop itself, without waiting for any lock, because a thread costs more than the call.
-    Only where another writer holds the file does it move to a worker thread, and waits there for *busy_timeout*. With
-    `synchronous=FULL` the loop does wait for the disk to sync: put the file on a disk that does so in well under a
-    millisecond, or choose NORMAL.
+    A call first runs in the loop itself, without waiting for any lock, because a thread costs more than the call. Only
+    if another writer holds the file, the call moves to a worker thread and waits there for up to *busy_timeout*. With
+    `synchronous=FULL` the loop waits for the disk to sync: use a disk that syncs in well under a millisecond, or choose
+    NORMAL.
 
     Args: see `SyncSQLiteStore`.
     """
@@ -224,9 +224,9 @@ class SQLiteStore:
         retention: float,
     ) -> bool | PendingAnswer:
         """
-        See `SyncSQLiteStore.complete_in`; a plain function, called where the transaction runs.
+        See `SyncSQLiteStore.complete_in`; a plain function: call it where the transaction runs.
 
-        For `aiosqlite.Connection` and SQLAlchemy's `AsyncSession` and `AsyncConnection` it has to be awaited.
+        For `aiosqlite.Connection` and SQLAlchemy's `AsyncSession` and `AsyncConnection` await its result.
         """
         return complete_in_async(self, self._patient, self._records, connection, claim, outcome, retention)
 
@@ -239,7 +239,7 @@ class SQLiteStore:
         return await self._run(lambda: self._records.get(key))
 
     async def create_schema(self) -> None:
-        """Nothing to create: the table was, when the file was opened."""
+        """Do nothing: the table was created when the file was opened."""
 
     async def aclose(self) -> None:
         """Close both connections; later calls raise `StoreUnavailable`."""
@@ -264,7 +264,7 @@ class SQLiteStore:
     async def _run(self, call: Callable[[], Steps[T]]) -> T:
         try:
             return self._eager.execute(call)
-        except Busy:  # nothing was changed, so the call may be made again where waiting hurts nobody
+        except Busy:  # nothing was changed, so try again in a thread, which may wait
             return await self._threads.run(lambda: self._patient.execute(call))
 
 

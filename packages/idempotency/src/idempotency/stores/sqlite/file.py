@@ -1,7 +1,7 @@
 """
-Opens the database file of a store safely: never silently created anew, never shared across a fork.
+Opens the database file of a store safely: it is never silently created again, and never shared across a fork.
 
-SQLite's own errors end here: what leaves is a `StoreError` that says what to do.
+SQLite's own errors are translated here to a `StoreError` that says what to do.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _NOTHING = Result([], 0)
 
 class DatabaseFile:
     """
-    One connection to one file, for one process at a time.
+    One connection to one file, for one process.
 
     Args:
-        path: Where the file is, or is to be: created once, on opening; never again.
-        busy_timeout: Seconds to wait for another writer; with 0.0, neither that nor a thread of ours is waited for.
-        set_up: Steps to take when the file is opened, to create what is missing.
+        path: The file. It is created if it is missing when this object is made, but never later.
+        busy_timeout: Seconds to wait for another writer, or another thread of this process; 0.0: do not wait.
+        set_up: Makes the steps that create what is missing when the file is opened.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class DatabaseFile:
 
     def run(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """
-        Run *call* with the connection to itself.
+        Run *call* with exclusive use of the connection.
 
         Raises:
-            Busy: Another writer, or another thread of ours, was not done in time; nothing was changed.
-            StoreUnavailable: The file cannot be used; whatever had been written in this call is rolled back.
+            Busy: Another writer, or another thread of this process, did not end in time; nothing was changed.
+            StoreUnavailable: The file cannot be used; the writes of this call are rolled back.
         """
         if not self._lock.acquire(timeout=self._busy_timeout):
             raise Busy(f"other threads held the SQLite store for {self._busy_timeout:g} s; try again")
@@ -90,7 +90,7 @@ class DatabaseFile:
             self._lock.release()
 
     def close(self) -> None:
-        """Close the connection; a call that runs is waited for, one that comes later is refused."""
+        """Wait for the running call and close the connection; later calls are refused."""
         with self._lock:
             self._closed = True
             if self._connection is not None:
@@ -99,7 +99,7 @@ class DatabaseFile:
 
     def execute(self, make: Callable[[], Steps[T]]) -> T:
         """
-        Run the steps that *make* returns, a write in a transaction that holds the write lock from its begin.
+        Run the steps that *make* returns; writes run in a transaction that holds the write lock from its beginning.
 
         Raises:
             Busy, StoreUnavailable: As `run`.
@@ -107,14 +107,14 @@ class DatabaseFile:
         return self.run(lambda connection: _execute(connection, make()))
 
     def is_at(self, path: Path) -> bool:
-        """Whether *path* leads to this very file."""
+        """Whether *path* leads to the same file."""
         return _identity(path) == self._identity
 
     def _usable(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreUnavailable("the SQLite store is closed; open a new one")
-        # A deleted file lives on for those who have it open, while the next process would start an empty one: two
-        # truths. So the path must still lead to the file that was opened.
+        # A process that has a deleted file open can still use it, while the next process would create an empty one. So
+        # check that the path still leads to the file that was opened.
         if _identity(self.path) != self._identity:
             raise StoreUnavailable(
                 f"{self.path.name} was deleted or replaced while it was in use; put it back or restart"
@@ -149,13 +149,13 @@ class DatabaseFile:
         return connection
 
     def _use_wal(self, connection: sqlite3.Connection, patience: float) -> None:
-        """Write-ahead logging: readers never wait for the writer, and a commit is one append and one sync."""
+        """Turn on write-ahead logging: readers never wait for the writer, and a commit is one append and one sync."""
         deadline = time.monotonic() + patience
         while True:
             try:
                 (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
             except sqlite3.OperationalError as error:
-                # Two first openers of a new file may meet here, and SQLite does not wait for this lock by itself.
+                # Two processes may open a new file at once here, and SQLite does not wait for this lock by itself.
                 if not _is_busy(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
@@ -168,7 +168,7 @@ class DatabaseFile:
             return
 
     def _forget_connection(self) -> None:
-        """In a forked child: leave the parent's connection alone, even unclosed; the next call opens another."""
+        """Called in a forked child: keep the parent's connection unused and unclosed; the next call opens another."""
         self._lock = threading.Lock()
         if self._connection is not None:
             _INHERITED.append(self._connection)
@@ -202,7 +202,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.rollback()
     except sqlite3.Error:
-        # Some errors end the transaction themselves; the one that brought us here is the one to report.
+        # Some errors end the transaction themselves. Report the first error, not this one.
         return
 
 
@@ -215,7 +215,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _refuse_network(path: Path) -> None:
-    """WAL needs memory shared between processes, and locks that hold: neither is there over a network."""
+    """Refuse network file systems, where WAL's shared memory and SQLite's locks do not work."""
     kind = _file_system(path)
     if kind is not None and (kind in _NETWORK or kind.removeprefix("fuse.") in _NETWORK | {"sshfs"}):
         raise StoreError(
@@ -225,7 +225,7 @@ def _refuse_network(path: Path) -> None:
 
 
 def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
-    """The type of the file system below *path*, or None where the system does not say (proc_pid_mountinfo(5))."""
+    """The type of the file system of *path*, or None if the system does not tell (proc_pid_mountinfo(5))."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -240,4 +240,4 @@ def _file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str
     return kind
 
 
-_INHERITED: list[sqlite3.Connection] = []  # never closed: closing one drops locks that the parent relies on
+_INHERITED: list[sqlite3.Connection] = []  # never closed: closing one would drop locks of the parent

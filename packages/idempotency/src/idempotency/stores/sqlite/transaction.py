@@ -1,4 +1,4 @@
-"""`complete_in` on SQLite: the record in a transaction of the application's, whatever it reaches the file by."""
+"""`complete_in` for SQLite: writes the record in the application's transaction, with any driver."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _ASYNC: Final = ("aiosqlite.Connection", "SQLAlchemy's AsyncSession or AsyncConn
 
 
 class PendingAnswer(Awaitable[bool]):
-    """The awaitable that `complete_in` returns for an async connection; it is itself neither true nor false."""
+    """The awaitable that `complete_in` returns for an async connection; it has no truth value itself."""
 
     def __init__(self, answer: Coroutine[Any, Any, bool]) -> None:
         self._answer = answer
 
     def __await__(self) -> Generator[Any, Any, bool]:
-        """Write the record, and say whether the claim still held its key."""
+        """Write the record; returns whether the claim still held its key."""
         return self._answer.__await__()
 
     def __bool__(self) -> bool:
-        """Refuse: whoever forgot to await it would take it for a yes."""
+        """Refuse, because without `await` it would always be true."""
         self._answer.close()
-        raise TypeError("complete_in on a connection of an event loop has to be awaited")
+        raise TypeError("complete_in with an async connection has to be awaited")
 
 
 def complete_in(
@@ -92,11 +92,11 @@ def _complete_in(
     outcome: bytes,
     retention: float,
 ) -> Steps[bool]:
-    # As bytes: what the connection makes of text is the application's choice.
+    # As bytes, because the application may have changed how its connection reads text.
     main = yield Query("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'", {})
     name = os.fsdecode(main.rows[0][0] or b"")
     if not (name and file.is_at(Path(name))):
         raise ValueError(
-            f"the connection is not to {file.path.name}, where this store keeps its records: pass one to that file"
+            f"the connection is not to {file.path.name}, where this store keeps its records: pass a connection to it"
         )
     return (yield from records.complete_in(caller, claim, outcome, retention=retention))

@@ -1,1 +1,1 @@
-"""The store's own connections to Redis: shared by all callers, one reply a command, never a command sent twice."""
+"""The store's own connections to Redis: the callers share them, and a command is never sent twice unnoticed."""

@@ -1,4 +1,4 @@
-"""Holds one command until its reply, and notes from the reply which scripts the server has loaded."""
+"""One command until its reply, and the scripts that the server is known to have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ASKING = pack(b"ASKING")
 
 
 class Call:
-    """One command, until its caller has the answer."""
+    """One command, until its caller gets the answer."""
 
     __slots__ = ("answer", "asking", "command", "due", "reply", "unconfirmed", "whole")
 
@@ -26,7 +26,7 @@ class Call:
         self.asking: bool = asking
         self.answer: asyncio.Future[Answer] = answer
         self.whole: bool = False  # whether the script's text has to be sent
-        self.unconfirmed: bool = False  # whether a WAIT was sent behind it
+        self.unconfirmed: bool = False  # whether a WAIT was sent after it and is not answered
         self.reply: Reply = None
 
     def pack(self) -> bytes:
@@ -35,8 +35,8 @@ class Call:
         return _ASKING + packed if self.asking else packed
 
     def settle(self, acked_replicas: int) -> None:
-        """Give its caller the reply, and how many replicas have what it wrote."""
-        if self.answer.done():  # its caller has given up; the command took effect all the same
+        """Give the caller the reply, and the number of replicas that have the write."""
+        if self.answer.done():  # the caller has given up, but the command took effect
             return
         if isinstance(self.reply, Exception):
             self.answer.set_exception(self.reply)
@@ -44,18 +44,18 @@ class Call:
             self.answer.set_result(Answer(self.reply, acked_replicas))
 
     def fail(self, error: Exception) -> None:
-        """Give its caller *error*, unless it has an answer already."""
+        """Give the caller *error*, unless it already has an answer."""
         if not self.answer.done():
-            own = type(error)(*error.args)  # an exception collects where it was raised
+            own = type(error)(*error.args)  # one copy per caller, because raising adds a traceback
             self.answer.set_exception(own)
 
 
 class Scripts:
     """
-    The scripts that a connection's server has loaded, as far as its replies tell.
+    The scripts that the server is known to have, from its replies.
 
-    Of the calls of a script that is not known to be there, one goes ahead and finds out, with the text if it has to;
-    the others wait for its answer, so that the text is sent once and not once for each.
+    Of several calls of an unknown script only one is sent, if necessary with the script's text; the others wait for its
+    reply. So the text is sent only once.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Scripts:
         self._held: dict[bytes, list[Call]] = {}
 
     def may_go(self, call: Call) -> bool:
-        """Whether *call* may be written now; else it is held until the one ahead of it is answered."""
+        """Whether *call* may be written now; otherwise it is held until the call ahead of it is answered."""
         script = call.command.script
         if script is None or script.sha in self._known:
             return True
@@ -74,7 +74,7 @@ class Scripts:
         return ahead is call
 
     def missing(self, call: Call) -> bool:
-        """The server has not seen the script of *call*; whether that is the one to take the text there."""
+        """Note that the server lacks the script of *call*; returns whether *call* is to send the text."""
         script = call.command.script
         assert script is not None, "only a script can be missing"
         self._known.discard(script.sha)
@@ -82,7 +82,7 @@ class Scripts:
         return call.whole
 
     def answered(self, call: Call, *, worked: bool) -> Iterable[Call]:
-        """*call* is over; those that waited for it, the last of them first."""
+        """Note that *call* is over; returns the calls that waited for it, the last one first."""
         script = call.command.script
         if script is None:
             return ()

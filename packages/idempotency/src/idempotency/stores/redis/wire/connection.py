@@ -1,10 +1,9 @@
 """
-One connection that many callers share: commands go out as they come, replies come back in the same order.
+One connection that many callers share: replies come in the same order as the commands.
 
-Redis answers a connection strictly in order, so nobody waits for a turn: a command that finds the connection silent
-is written at once, and what comes while others are under way is written together, once in a turn of the loop or as
-soon as it is much. A caller who gives up leaves a place in the order behind, and the reply that comes for it is thrown
-away.
+Redis answers strictly in order, so callers need not take turns. A command on an idle connection is written at once;
+further commands are written together, once per turn of the loop, or when there are enough. If a caller gives up, its
+place in the order stays, and its reply is dropped.
 """
 
 from __future__ import annotations
@@ -26,15 +25,17 @@ from idempotency.stores.redis.wire.replies import Replies, Reply
 
 __all__ = ["Connection", "is_open"]
 
-_WINDOW = 256  # commands under way: bounds what a lost connection leaves in doubt
-_SHARE = 16  # commands that need not wait for more: the server works on them while the loop makes the next
+_WINDOW = 256  # the most commands under way: after a lost connection their effects are unknown
+_SHARE = (
+    16  # waiting commands that are written at once, so that the server works while the loop prepares more
+)
 
 
 class _Extra(Enum):
-    """A reply that no caller gets as it is."""
+    """A reply that no caller gets."""
 
     ASKING = auto()
-    ACKED_REPLICAS = auto()  # how many replicas have what was written before
+    ACKED_REPLICAS = auto()  # the number of replicas that have the earlier writes
 
 
 class Connection(asyncio.Protocol):
@@ -42,23 +43,23 @@ class Connection(asyncio.Protocol):
     A connection that redis-py has opened and authenticated; from here on the store writes and reads it itself.
 
     Args:
-        connection: The driver's, connected, with no reply outstanding.
+        connection: The driver's connection, open, with no reply outstanding.
 
     Attributes:
-        lost: Whether it is of no use any more. It then has no callers either: each was told why.
+        lost: Whether the connection cannot be used any more. All its callers have got the error then.
     """
 
     def __init__(self, connection: Any, settings: Settings) -> None:
         self.lost: bool = False
-        self._connection = connection  # kept, since its streams close the transport when they are collected
+        self._connection = connection  # kept, because its streams close the transport when they are collected
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._patience = settings.deadline / 2
         self._wait = wait_command(settings) if settings.replicas else b""
         self._loop = asyncio.get_running_loop()
         self._replies = Replies()
         self._waiting: deque[Call] = deque()
-        self._expected: deque[Call | _Extra] = deque()  # what the next replies are for
-        self._unconfirmed: list[Call] = []  # answered, but for the WAIT behind them
+        self._expected: deque[Call | _Extra] = deque()  # what the next replies belong to
+        self._unconfirmed: list[Call] = []  # answered calls whose WAIT is not answered yet
         self._scripts = Scripts()
         self._silent_since = 0.0
         self._write_planned = False
@@ -68,10 +69,11 @@ class Connection(asyncio.Protocol):
 
     def send(self, command: Command, due: float, *, asking: bool = False) -> asyncio.Future[Answer]:
         """
-        The answer to come: the script's, or the exception that redis-py has for it.
+        A future for the script's answer, or for redis-py's exception for it.
 
-        It is `TimeoutError` at *due* (seconds of the loop), and redis-py's `ConnectionError` where the connection is
-        lost before. Cancelled before the command is written, it is never sent; after that it may take effect.
+        It fails with `TimeoutError` at *due* (seconds of the loop), and with redis-py's `ConnectionError` if the
+        connection is lost before. If it is cancelled before the command is written, the command is never sent; after
+        that the command may take effect.
         """
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting.append(Call(command, due, asking, answer))
@@ -86,17 +88,17 @@ class Connection(asyncio.Protocol):
         return answer
 
     def close(self, error: Exception) -> None:
-        """Close the connection at once; every caller is told *error*."""
+        """Close the connection at once; every caller gets *error*."""
         if self.lost:
             return
         self.lost = True
         self._transport.abort()
-        # Closed, as far as the driver is concerned; `disconnect` would wait for an end that its streams no longer hear.
+        # Mark it closed for the driver; its `disconnect` would wait for an event that its streams no longer get.
         self._connection._reader = self._connection._writer = None  # noqa: SLF001
         if self._alarm is not None:
             self._alarm.cancel()
         for call in chain(self._waiting, self._scripts.held()):
-            # What waited for a script may have been refused for want of it, and has had no effect either.
+            # Calls that waited for a script had no effect, even if they were sent and refused for want of it.
             call.fail(NeverSent(*error.args) if type(error) is failures.ConnectionError else error)
         for call in self._open_calls():
             call.fail(error)
@@ -108,26 +110,26 @@ class Connection(asyncio.Protocol):
             for reply in self._replies.feed(data):
                 self._take(reply)
         except (failures.InvalidResponse, failures.ReadOnlyError) as error:
-            self.close(error)  # no server of Redis, or a primary no longer: no more is to be had from it
+            self.close(error)  # not a Redis server, or no longer a primary: the connection is useless
         if self._waiting:
             self._plan_write()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Tell every caller."""
+        """Fail every caller."""
         self.close(failures.ConnectionError("the connection was lost"))
 
     def pause_writing(self) -> None:
-        """The server does not read: keep what comes, so that it can still be cancelled."""
+        """Stop writing while the server does not read; waiting commands can still be cancelled."""
         self._full = True
 
     def resume_writing(self) -> None:
-        """The server reads again."""
+        """Write again."""
         self._full = False
         self._plan_write()
 
     def _take(self, reply: Reply) -> None:
         if not self._expected:
-            raise failures.InvalidResponse("a reply that nobody asked for")
+            raise failures.InvalidResponse("a reply without a command")
         call = self._expected.popleft()
         if call is _Extra.ASKING:
             return
@@ -139,7 +141,7 @@ class Connection(asyncio.Protocol):
             call.fail(reply)
             raise reply
         elif isinstance(reply, failures.NoScriptError) and not call.whole:
-            # A server that was restarted, failed over or flushed has not seen the script.
+            # A server lacks the script after a restart, a failover or a flush.
             if self._scripts.missing(call):
                 self._waiting.appendleft(call)
             else:
@@ -162,13 +164,13 @@ class Connection(asyncio.Protocol):
         if self._full or self.lost:
             return
         if self._wait and self._expected:
-            return  # each WAIT holds up all that is behind it: one for everything that has come meanwhile is enough
+            return  # a WAIT delays all later commands, so send one for all commands that came meanwhile
         if not self._expected:
             self._silent_since = self._loop.time()
         calls = []
         while self._waiting and len(self._expected) < _WINDOW:
             call = self._waiting.popleft()
-            if call.answer.done():  # its caller has given up, and it was never sent
+            if call.answer.done():  # the caller has given up before the command was sent
                 self._waiting.extendleft(self._scripts.answered(call, worked=False))
                 continue
             if not self._scripts.may_go(call):
@@ -179,7 +181,7 @@ class Connection(asyncio.Protocol):
             calls.append(call)
         packed = [call.pack() for call in calls]
         if self._wait and any(call.command.writes for call in calls):
-            packed.append(self._wait)  # on this connection, or it would wait for somebody else's writes
+            packed.append(self._wait)  # WAIT covers only the writes of its own connection
             self._expected.append(_Extra.ACKED_REPLICAS)
             for call in calls:
                 call.unconfirmed = True
@@ -197,14 +199,14 @@ class Connection(asyncio.Protocol):
         self._alarm = self._loop.call_at(due, self._at_due)
 
     def _at_due(self) -> None:
-        # One timer for all calls, set for the first that is due; a timer for each would cost as much as its write.
+        # One timer for all calls, set to the first deadline; a timer for each call would cost as much as its write.
         self._alarm = None
         now = self._loop.time()
         overdue = [call for call in self._open_calls() if call.due <= now]
         for call in overdue:
             call.fail(TimeoutError())
         if overdue and self._expected and now - self._silent_since >= self._patience:
-            # A server that is frozen, or gone without a word. Who still has time may try a new connection.
+            # The server is frozen or gone. Calls that still have time may try a new connection.
             self.close(failures.ConnectionError("no reply in time"))
             return
         dues = [call.due for call in self._open_calls() if not call.answer.done()]
@@ -213,5 +215,5 @@ class Connection(asyncio.Protocol):
 
 
 def is_open(connection: Any) -> bool:
-    """Whether the server has not closed a connection of redis-py that has been idle since it was opened."""
+    """Whether a connection of redis-py, idle since it was opened, is still open."""
     return not (connection._reader.at_eof() or connection._writer.is_closing())  # noqa: SLF001

@@ -1,8 +1,8 @@
 """
-Opens connections, and lets one that is not open by its caller's deadline go on in the background for a later call.
+Opens connections; one that is not open by its caller's deadline goes on in the background, for a later call.
 
-Otherwise a server whose name takes longer to look up than a call may take would never be reached: each call would start
-the lookup anew and give it up unfinished.
+Otherwise a server whose name takes longer to look up than a deadline would never be reached: each call would start a
+new lookup and abandon it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Connector"]
 
-# s: a resolver's default patience, three servers asked twice for 5 s; a new try is better then.
+# s: the default time of a resolver (three servers, asked twice, 5 s each); after that a new try is better.
 _LONGEST = 30.0
 
 
@@ -23,7 +23,7 @@ class Connector:
 
     Args:
         connect: Makes a connection that is not open yet.
-        late: Given each connection that came too late for its caller.
+        late: Called with each connection that opened too late for its caller.
     """
 
     def __init__(self, connect: Callable[[], Any], late: Callable[[Any], None]) -> None:
@@ -31,7 +31,7 @@ class Connector:
         self._left: asyncio.Task[Any] | None = None
 
     async def open(self) -> Any:
-        """An open connection. If the caller is cancelled, it goes on in the background, unless another one does."""
+        """An open connection. If the caller is cancelled, opening goes on in the background, for one at a time."""
         opening = asyncio.create_task(self._open())
         try:
             return await asyncio.shield(opening)
@@ -65,6 +65,6 @@ class Connector:
     def _done(self, opening: asyncio.Task[Any]) -> None:
         if self._left is opening:
             self._left = None
-        # A failure has nobody to be told to: the next call meets it itself.
+        # Nobody waits for an error here; the next call gets its own.
         if not opening.cancelled() and opening.exception() is None:
             self._late(opening.result())

@@ -27,7 +27,7 @@ class NodeConnection:
 
     def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
         self._settings = settings
-        self._late: list[Any] = []  # opened when nobody waited for it any more
+        self._late: list[Any] = []  # connections that opened after their callers had given up
         self._connector = Connector(connect, self._late.append)
         self._connection: Connection | None = None
         self._opening: asyncio.Task[Connection] | None = None
@@ -35,9 +35,9 @@ class NodeConnection:
 
     def send(self, command: Command, due: float, *, asking: bool = False) -> Awaitable[Answer]:
         """
-        The answer to *command*, or the driver's own exception, or `TimeoutError` at *due* (seconds of the loop).
+        The answer to *command*; fails with the driver's exception, or `TimeoutError` at *due* (seconds of the loop).
 
-        Cancelled before the command is written, it is never sent; after that it may take effect.
+        If it is cancelled before the command is written, the command is never sent; after that it may take effect.
         """
         shared = self._connection
         if shared is None or shared.lost:
@@ -45,7 +45,7 @@ class NodeConnection:
         return shared.send(command, due, asking=asking)
 
     async def aclose(self) -> None:
-        """Close the connection; what is under way fails."""
+        """Close the connection; calls under way fail."""
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait({self._opening})
@@ -66,7 +66,7 @@ class NodeConnection:
         return await shared.send(command, due, asking=asking)
 
     async def _open(self, due: float) -> Connection:
-        """A new connection: one, however many ask for it; it is opened to its end though they be cancelled."""
+        """A new connection, the same for all that wait for it; opening it goes on if they are cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             if self._opening is None:
@@ -76,11 +76,11 @@ class NodeConnection:
             await asyncio.wait({opening}, timeout=due - loop.time())
             if not opening.done():
                 raise TimeoutError
-            if opening.cancelled():  # nobody cancelled this caller, so that is not what it is told
+            if opening.cancelled():  # by `aclose`; the caller itself was not cancelled
                 raise closed()
             if not isinstance(opening.exception(), TimeoutError) or loop.time() >= due:
                 return opening.result()
-            # Out of time for whom it was begun, not for who came later: for them it begins anew.
+            # It timed out for an earlier caller; this caller still has time, so begin again.
 
     async def _connected(self) -> Connection:
         try:
@@ -116,4 +116,4 @@ class NodeConnection:
 
 def _hear(opening: asyncio.Task[Connection]) -> None:
     if not opening.cancelled():
-        opening.exception()  # whoever waited is told; where nobody does any more, nobody need be
+        opening.exception()  # marks it as seen, in case no caller waits any more

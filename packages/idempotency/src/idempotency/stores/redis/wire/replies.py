@@ -1,4 +1,4 @@
-"""Parses replies of a Redis server, by the parser that redis-py uses too: bytes in, whole replies out. No I/O."""
+"""Parses the replies of a Redis server with hiredis, as redis-py does: bytes in, whole replies out, no I/O."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from redis import exceptions as failures
 __all__ = ["Replies", "Reply"]
 
 Reply: TypeAlias = Any
-"""bytes, an int, None, a list of these, or an exception of redis-py, not raised, for an error reply."""
+"""bytes, an int, None, a list of these, or for an error reply an exception of redis-py (returned, not raised)."""
 
 _NONE_YET = object()
 
-# The errors that somebody acts on; of the others the text is enough.
+# The errors that the store reacts to; for the others the text is enough.
 _ERRORS: dict[str, type[failures.ResponseError]] = {
     "ASK": failures.AskError,
     "MOVED": failures.MovedError,
@@ -24,7 +24,7 @@ _ERRORS: dict[str, type[failures.ResponseError]] = {
 
 
 class Replies:
-    """The replies on one connection, in order, however the network cuts them up."""
+    """The replies of one connection, in order, however the network splits them."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(
@@ -36,7 +36,7 @@ class Replies:
         The replies that *data* completes.
 
         Raises:
-            redis.exceptions.InvalidResponse: This is no server of Redis; nothing that follows can be trusted.
+            redis.exceptions.InvalidResponse: The server is not Redis; later data cannot be trusted.
         """
         self._reader.feed(data)
         replies: list[Reply] = []
@@ -44,8 +44,8 @@ class Replies:
             while (reply := self._reader.gets()) is not _NONE_YET:
                 replies.append(reply)
         except (MemoryError, SystemError) as error:
-            # A list longer than any memory; hiredis 3.0 is confused by it.
-            raise failures.InvalidResponse("a reply announces a size that cannot be") from error
+            # The reply announces a list that is too long for memory.
+            raise failures.InvalidResponse("a reply announces an impossible size") from error
         return replies
 
 
@@ -56,5 +56,5 @@ def _error(text: str) -> failures.ResponseError:
         return failures.ResponseError(text)
     try:
         return kind(rest)
-    except (ValueError, IndexError):  # a redirection to nowhere
+    except (ValueError, IndexError):  # a redirect without a valid address
         return failures.ResponseError(text)

@@ -1,4 +1,4 @@
-"""Keeps a pool of blocking connections to one node; each is used by one thread at a time."""
+"""A pool of blocking connections to one node; only one thread at a time uses a connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Sockets"]
 
 
 class Sockets:
-    """Connections to one place, each used by one thread at a time."""
+    """Blocking connections to one place; only one thread at a time uses a connection."""
 
     def __init__(self, connect: Callable[[], Any], settings: Settings) -> None:
         self._connect = connect
@@ -32,7 +32,7 @@ class Sockets:
         forget_in_child(self, Sockets._forget_parents)
 
     def send(self, command: Command, end: float, *, asking: bool) -> Answer:
-        """The answer to *command*, or the driver's own exception; none later than *end* (monotonic seconds)."""
+        """The answer to *command*, or the driver's exception; not later than *end* (monotonic seconds)."""
         connection = self._take()
         try:
             self._open(connection)
@@ -42,22 +42,22 @@ class Sockets:
             answer = self._run_script(connection, command, end, asking=asking)
         except BaseException:
             connection.disconnect()
-            self._drop_idle()  # they lead to the server that has just failed
+            self._drop_idle()  # the idle connections lead to the same server, which has just failed
             raise
         self._idle.append(connection)
-        if self._closed:  # meanwhile
+        if self._closed:  # closed during the call
             self._drop_idle()
         if isinstance(answer.reply, Exception):
             raise answer.reply
         return answer
 
     def close(self) -> None:
-        """Close every connection; those of calls under way, as soon as they are over."""
+        """Close every connection; a connection in use is closed after its call."""
         self._closed = True
         self._drop_idle()
 
     def _drop_idle(self) -> None:
-        with contextlib.suppress(IndexError):  # another thread may take the last
+        with contextlib.suppress(IndexError):  # another thread may take the last one
             while True:
                 self._idle.pop().disconnect()
 
@@ -69,7 +69,7 @@ class Sockets:
 
     def _open(self, connection: Any) -> None:
         try:
-            connection.connect()  # nothing to do where it is open
+            connection.connect()  # does nothing if it is open
         except failures.ConnectionError as error:
             if not is_gone(error):
                 raise
@@ -77,9 +77,9 @@ class Sockets:
 
     def _run_script(self, connection: Any, command: Command, end: float, *, asking: bool) -> Answer:
         """
-        The answer to *command*; a script that the server has not seen is sent by one thread, for all that wait.
+        The answer to *command*; one thread sends a script that the server lacks, and the others wait for it.
 
-        A thread that waits for half of its time goes on without: the one before it may be stuck.
+        A thread that has waited for half of its time goes on alone, because the other thread may be stuck.
         """
         script = command.script
         if script is None:
@@ -94,7 +94,7 @@ class Sockets:
         loading = self._loading.setdefault(script.sha, threading.Lock())
         mine = loading.acquire(timeout=max(0.0, (end - time.monotonic()) / 2))
         try:
-            if self._loads.get(script.sha, 0) == loads:  # nobody has found out, or sent it, since
+            if self._loads.get(script.sha, 0) == loads:  # no other thread has found or sent the script since
                 answer = self._run(connection, command, end, asking=asking, whole=missing)
                 if isinstance(answer.reply, failures.NoScriptError):
                     answer = self._run(connection, command, end, asking=asking, whole=True)
@@ -110,16 +110,16 @@ class Sockets:
         return answer
 
     def _forget_parents(self) -> None:
-        """In a forked child: its driver closes only the child's copies of the parent's sockets."""
+        """Called in a forked child, where the driver closes only the child's copies of the parent's sockets."""
         self._drop_idle()
-        self._loading = {}  # a thread that held one of these is not here
+        self._loading = {}  # no thread of the child would release a lock that was held
 
     def _run(self, connection: Any, command: Command, end: float, *, asking: bool, whole: bool) -> Answer:
         confirm = self._settings.replicas > 0 and command.writes
         packed = [command.pack(whole=whole)]
         if asking:
             packed.insert(0, pack(b"ASKING"))
-        if confirm:  # on this connection, or it would wait for somebody else's writes
+        if confirm:  # WAIT covers only the writes of its own connection
             packed.append(wait_command(self._settings))
         replies = self._ask(connection, packed, end)
         return Answer(replies[int(asking)], replies[-1] if confirm else 0)
@@ -133,7 +133,7 @@ class Sockets:
             try:
                 replies.append(connection.read_response())
             except failures.ReadOnlyError:
-                raise  # no longer a primary: this connection has no more to give
+                raise  # no longer a primary: the connection is useless
             except failures.ResponseError as error:
                 replies.append(error)
         return replies

@@ -1,4 +1,4 @@
-"""The nodes and slots of a cluster, as redis-py's client learns them; one task refreshes them for all callers."""
+"""Refreshes the nodes and slots of a cluster in redis-py's client; one task does it for all callers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ClusterTopology:
         self._renewal: asyncio.Task[None] | None = None
 
     async def renew(self) -> None:
-        """Refresh and wait for it. If the caller is cancelled the refresh goes on, since others may wait for it."""
+        """Refresh, and wait for the end. If the caller is cancelled, the refresh goes on, for other callers."""
         renewal = self.renew_in_background()
         await asyncio.wait({renewal})
         renewal.result()
@@ -30,8 +30,8 @@ class ClusterTopology:
         """
         Refresh without waiting.
 
-        For a caller that has no time left: a silent primary uses up each call's time, so no call would ever learn that
-        a replica has taken its place.
+        For a caller without time left: a silent primary uses up the time of each call, so otherwise no call would find
+        the replica that has become the new primary.
         """
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._client.nodes_manager.initialize())
@@ -47,4 +47,4 @@ class ClusterTopology:
 
 def _hear(renewal: asyncio.Task[None]) -> None:
     if not renewal.cancelled():
-        renewal.exception()  # the old topology stays, and the next call that fails refreshes again
+        renewal.exception()  # marks it as seen; the old topology stays until the next failed call refreshes again
