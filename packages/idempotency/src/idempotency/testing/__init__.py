@@ -1,7 +1,7 @@
 """
-Tools for tests of idempotent code and of stores: shipped, so that a store of your own passes what ours pass.
+Tools to test idempotent code and stores. Your own store can run the same contract tests as the stores of this library.
 
-`StoreContract` needs the extra `testing` (pytest and Hypothesis); the others need nothing.
+`StoreContract` needs the extra `testing` (pytest and Hypothesis); the other tools need no extra.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported where it is used: tests of an application need neither Hypothesis nor pytest.
+    # Imported only when it is used, because tests of an application need neither Hypothesis nor pytest.
     if name != "StoreContract":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

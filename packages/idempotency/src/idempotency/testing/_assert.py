@@ -1,8 +1,8 @@
 """
-`assert_idempotent`: an application's own route, repeated, raced and interrupted, with its effects counted.
+`assert_idempotent`: repeats, races and interrupts requests to a route of an application, and counts its effects.
 
-Interruptions are systematic, not random: the application's coroutine is stepped by hand, so that the client leaves, or
-the server cancels, at each point in turn where it waits for something.
+Interruptions are systematic, not random: the application's coroutine is driven step by step, so that the client leaves,
+or the server cancels, at each point where the coroutine waits for something.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Checked(NamedTuple):
     A summary of the checks that were made.
 
     Attributes:
-        steps: At how many points the application waits for something while it serves one request.
-        twins: Requests sent at once under one key.
-        disconnects: Requests whose client left, each at another step.
-        cancellations: Requests that the server cancelled, each at another step.
+        steps: The number of points where the application waits for something while it serves one request.
+        twins: The number of concurrent requests under one key.
+        disconnects: The number of requests whose client left, each at a different step.
+        cancellations: The number of requests that the server cancelled, each at a different step.
     """
 
     steps: int
@@ -58,29 +58,31 @@ async def assert_idempotent(
     patience: float = 1.0,
 ) -> Checked:
     """
-    Fail unless one Idempotency-Key has one effect, however often, how much at once and how rudely it is sent.
+    Fail unless one Idempotency-Key has one effect, under repeats, concurrent duplicates, disconnects and cancellations.
 
-    Each of these uses fresh keys: the request is sent again; it is sent several times at once; its client leaves at
-    every step of the run, and then sends it again; the run is cancelled at every step, as by a server that stops, and
-    then it is sent again. Every one must add the effect of one request, and all answers under one key must be one
-    answer, or 409 while the first runs. After a cancellation the retry may be told to wait (409): the outcome is
-    unknown until the lease is over.
+    It makes these checks, with fresh keys: the request is sent again; it is sent several times at once; its client
+    leaves at each step of the run and then sends it again; the run is cancelled at each step, as by a server that
+    stops, and then the request is sent again. Each check must add the effect of one request, and all answers under one
+    key must be equal, or 409 while the first request runs. After a cancellation the retry may get 409, because the
+    outcome is unknown until the lease ends.
 
     Args:
-        app: Any ASGI application; start its lifespan first where it has one.
-        path: With its query string, if any.
-        effects: How many effects there have been, such as the number of rows in a table; a plain or an async function.
-        json: The body, to be encoded; *body* gives it as it is.
-        headers: Beside `Idempotency-Key`, `Host`, `Content-Length` and, with *json*, `Content-Type`.
-        interruptions: At most this many disconnects and as many cancellations; spread over longer runs.
+        app: Any ASGI application; start its lifespan first if it has one.
+        path: The path, with its query string if any.
+        effects: Returns the number of effects so far, such as the number of rows in a table; plain or async.
+        json: The body as a value, which is encoded.
+        body: The body as bytes; give *json* or *body*, not both.
+        headers: Further headers, beside `Idempotency-Key`, `Host`, `Content-Length` and, with *json*, `Content-Type`.
+        twins: The number of concurrent duplicates.
+        interruptions: The most disconnects, and the most cancellations; over longer runs they are spread evenly.
         timeout: Seconds in which every request must be answered.
-        patience: Seconds to wait for the answer of a retry after a cancellation; one that still waits for its twin
-            then counts as told to wait.
+        patience: Seconds to wait for the answer of a retry after a cancellation; a retry that still waits for its
+            duplicate then counts as a 409.
     Raises:
-        AssertionError: With what was done, what came of it, and what it means.
+        AssertionError: The message says what was done, what happened, and what that means.
 
-    The route's lease has to be longer than the test: a run taken over after its lease may have a second effect, and
-    rightly so (at least once). asyncio only.
+    The lease of the route must be longer than the test: a run that is taken over after its lease may rightly have a
+    second effect (at least once). asyncio only.
     """
     if json is not None and body is not None:
         raise TypeError("give json or body, not both")
@@ -102,14 +104,14 @@ async def assert_idempotent(
 
 
 def _spread(steps: int, limit: int) -> list[int]:
-    """At most *limit* of 1 to *steps*, evenly, both ends included."""
+    """At most *limit* of the numbers 1 to *steps*, evenly spread, both ends included."""
     if steps <= limit:
         return list(range(1, steps + 1))
     return sorted({1 + round(index * (steps - 1) / max(limit - 1, 1)) for index in range(limit)})
 
 
 class _Check:
-    """The promises, one method each; `_one` is the effect of one request."""
+    """The checks, one method each; `_one` is the effect of one request."""
 
     def __init__(self, route: _Route, effects: Effects, patience: float) -> None:
         self._route = route
@@ -178,7 +180,7 @@ class _Check:
             )
         if retry.succeeded and total != self._one:
             raise AssertionError(
-                f"{what}: {total} effects, expected {self._one}; the answer tells of no effect"
+                f"{what}: {total} effects, expected {self._one}; the answer reports an effect that is missing"
             )
         if not retry.succeeded and retry.status not in {None, 409}:
             raise AssertionError(f"{what}: expected the answer, or 409 while the outcome is unknown")
@@ -219,7 +221,7 @@ class _Cut(NamedTuple):
 
 @dataclass(slots=True)
 class _Answer:
-    """The response as the client saw it; *status* is None where there was none."""
+    """The response as the client saw it; *status* is None if there was none."""
 
     status: int | None = None
     body: bytes = b""
@@ -241,7 +243,7 @@ class _Answer:
 
 
 class _Route(NamedTuple):
-    """The request, but for its key."""
+    """The request without its key."""
 
     app: ASGIApp
     method: str
@@ -251,7 +253,7 @@ class _Route(NamedTuple):
     timeout: float
 
     async def request(self, key: str, *, cut: _Cut | None = None, patience: float | None = None) -> _Answer:
-        """Send it once and see the application through to its end, background tasks included."""
+        """Send the request once, and run the application to its end, including background tasks."""
         exchange = _Exchange(self.content, cut)
         running = asyncio.ensure_future(exchange.drive(self.app, self._scope(key)))
         exchange.task = running
@@ -297,7 +299,7 @@ class _Exchange:
         try:
             await _Stepped(app(scope, self._receive, self._send), self._at_step)
         except asyncio.CancelledError:
-            pass  # by us: there is nobody else
+            pass  # cancelled by this test
         except Exception as error:
             self.answer.error = error
 
@@ -312,7 +314,7 @@ class _Exchange:
             self.task.cancel()
 
     async def _receive(self) -> Message:
-        await asyncio.sleep(0)  # as from a socket: a step, at which the client may leave
+        await asyncio.sleep(0)  # a step, as when reading a socket, at which the client may leave
         if self._content is not None and not self._gone.is_set():
             content, self._content = self._content, None
             return {"type": "http.request", "body": content, "more_body": False}
@@ -322,7 +324,7 @@ class _Exchange:
     async def _send(self, message: Message) -> None:
         await asyncio.sleep(0)
         if self._gone.is_set():
-            return  # servers drop what a client that left would have got
+            return  # servers drop messages for a client that has left
         if message["type"] == "http.response.start":
             self.answer.status = message["status"]
         elif message["type"] == "http.response.body":
@@ -333,7 +335,7 @@ class _Exchange:
 
 
 class _Stepped:
-    """An awaitable that tells before each of its suspensions."""
+    """An awaitable that calls *at_step* before each of its suspensions."""
 
     def __init__(self, awaitable: Awaitable[None], at_step: Callable[[], None]) -> None:
         self._awaitable = awaitable

@@ -1,4 +1,4 @@
-"""Clocks that a contract can move: one that only moves when told, and the real one for stores that bring their own."""
+"""Clocks for the contract: one that only moves when told, and the real one for stores with their own clock."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["Clock", "FakeClock", "RealClock"]
 
 class Clock(Protocol):
     """
-    Time as the contract sees it: seconds from any origin.
+    A clock for the contract, in seconds from any origin.
 
     Attributes:
         unit: Seconds in the contract's shortest duration.
-        resolution: Seconds by which the store's own reading may differ from this clock's; 0 where they are one.
+        resolution: Seconds by which the store's clock may differ from this one; 0 if they are the same.
     """
 
     unit: float
@@ -51,13 +51,13 @@ class FakeClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Move *seconds* on; negative seconds step back, as a wall clock may."""
+        """Move forward by *seconds*; negative seconds go back, as a wall clock may."""
         self._now += seconds
 
 
 class RealClock:
     """
-    The machine's clock, for a store whose server keeps its own: `advance` sleeps.
+    The machine's clock, for a store whose server has its own clock: `advance` sleeps.
 
     Args:
         unit: Seconds in the contract's shortest duration; the shorter, the faster the tests.
@@ -73,5 +73,5 @@ class RealClock:
         return time.monotonic()
 
     def advance(self, seconds: float) -> None:
-        """Sleep, and a resolution longer, so that the store surely sees *seconds* pass."""
+        """Sleep for *seconds* and twice the resolution, so that *seconds* pass by the store's clock too."""
         time.sleep(seconds + 2 * self.resolution)

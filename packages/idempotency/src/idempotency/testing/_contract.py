@@ -1,4 +1,4 @@
-"""The contract of `docs/store-contract.md`, whole: every rule, and random histories."""
+"""The whole contract of `docs/store-contract.md`: every rule, and random histories."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["StoreContract"]
 
 
 class Histories(Contract):
-    """Random histories, each step judged by the executable specification."""
+    """Random histories; the executable specification checks each step."""
 
     max_examples: int = 100
-    """How many histories; fewer for a store that needs real time."""
+    """The number of histories; use fewer for a store that needs real time."""
 
     steps: int = 40
-    """How many calls in one history, at most."""
+    """The most calls in one history."""
 
     def test_every_history_obeys_the_specification(self, subject: Subject) -> None:
         run_state_machine_as_test(
@@ -59,7 +59,7 @@ class StoreContract(
     Histories,
 ):
     """
-    Every rule of `docs/store-contract.md`, for any store: inherit, name the class `Test...`, say how to open it.
+    Tests for every rule of `docs/store-contract.md`, for any store: inherit from it in a class named `Test...`.
 
-    Override `open_store`; and where the store's clock is its server's, `make_clock` and `max_examples` too.
+    Override `open_store`; if the store uses its server's clock, also override `make_clock` and `max_examples`.
     """

@@ -17,19 +17,19 @@ TICK = 0.002  # s between checks of whether a hung call may go on
 
 
 class Fault(Enum):
-    """A fault of one call; a float instead delays the call by so many seconds."""
+    """A fault of one call. (A float instead of a `Fault` delays the call by that many seconds.)"""
 
     FAIL_BEFORE = "fail before"
-    """`StoreUnavailable`, and nothing has happened."""
+    """`StoreUnavailable`; the call had no effect."""
 
     FAIL_AFTER = "fail after"
-    """`StoreUnavailable`, though the call took effect: its reply was lost."""
+    """`StoreUnavailable`, although the call took effect: its reply was lost."""
 
     DROP = "drop"
     """The call takes effect and is answered; then the record is lost, as by eviction or failover (needs `forget`)."""
 
     HANG = "hang"
-    """Nothing happens until `resume`; then the call takes effect, however late."""
+    """The call waits until `resume` and takes effect then."""
 
 
 class FaultPlan:
@@ -42,9 +42,9 @@ class FaultPlan:
 
     def inject(self, method: Method, faults: Iterable[Fault | float | None]) -> None:
         """
-        Let the next calls of *method* meet *faults*, one each; None lets a call pass, and so does the end.
+        Give the next calls of *method* one fault each; calls with None, and calls after the last fault, work.
 
-        `itertools.repeat(Fault.FAIL_BEFORE)` is a store that never works again; an empty list mends it.
+        With `itertools.repeat(Fault.FAIL_BEFORE)` the store never works again; an empty list repairs it.
         """
         self._faults[method] = iter(faults)
         self._hung = True

@@ -1,4 +1,4 @@
-"""`FaultyStore`: a store that fails on request, in each of the ways a real one can."""
+"""`FaultyStore`: a store that fails on request, in every way that a real store can."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 class FaultyStore(FaultPlan):
     """
-    A `Store` around another, whose calls fail as they are told.
+    A `Store` around another store; its calls fail as planned by `inject`.
 
     Attributes:
-        calls: Every call made, as its method's name and its key, the failed ones included.
+        calls: All calls, also failed ones: the method's name and the key.
 
-    Under asyncio or trio. What is not part of `Store` is passed through to the store inside.
+    Under asyncio or trio. Methods that are not part of `Store` are passed to the inner store.
     """
 
     def __init__(self, store: Store) -> None:
@@ -68,7 +68,7 @@ class FaultyStore(FaultPlan):
         return await self._call("get", key, lambda: self._store.get(key))
 
     async def aclose(self) -> None:
-        """Let hung calls go on and close the store inside."""
+        """Let hung calls go on, and close the inner store."""
         self.resume()
         await self._store.aclose()
 

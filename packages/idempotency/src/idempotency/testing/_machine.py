@@ -1,4 +1,4 @@
-"""Random histories of two keys, three owners and two fingerprints, judged step by step by the specification."""
+"""Random histories of two keys, three owners and two fingerprints; the specification checks each step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from idempotency.testing._subject import Subject
 __all__ = ["machine"]
 
 _KEYS, _OWNERS, _FINGERPRINTS = range(2), range(3), range(2)
-_LEASES = (1, 3)  # in units of the clock: some lapse in every history, some outlive a few steps
+_LEASES = (1, 3)  # in units of the clock: in every history some lapse, and some last a few steps
 _RETENTIONS = (2, 8)
 _OUTCOMES = (b'{"n":1}', b'{"n":2}')
 
 
 def machine(subject: Subject) -> type[RuleBasedStateMachine]:
-    """Histories over two keys each that *subject* has not seen yet."""
+    """Histories over two new keys each."""
 
     class History(_History):
         def __init__(self) -> None:
@@ -32,9 +32,9 @@ def machine(subject: Subject) -> type[RuleBasedStateMachine]:
 
 class _History(RuleBasedStateMachine):
     """
-    A real store beside the specification's record of each key.
+    Compares a real store with the specification, for each key.
 
-    `_states[key]` is the set of states the answers so far allow; a step that empties it broke a rule.
+    `_states[key]` is the set of states that the answers so far allow; if it becomes empty, the store broke a rule.
     """
 
     claims = Bundle("claims")
@@ -60,7 +60,7 @@ class _History(RuleBasedStateMachine):
     def acquire(
         self, key: int, who: int, what: int, lease: int, retention: int, takeover: bool, idle: int
     ) -> Any:
-        if idle:  # as long as the shortest lease, to the instant: where a claim is just kept, or just lost
+        if idle:  # exactly the shortest lease: the moment when a claim lapses
             self._subject.pass_time(idle * self._unit)
         call = Acquire(
             self._keys[key],
@@ -107,7 +107,7 @@ class _History(RuleBasedStateMachine):
 
     @rule(target=claims, claim=consumes(claims))
     def forget_the_fence(self, claim: Claim) -> Claim:
-        """A caller whose grant was never confirmed knows its owner and nothing else; the owner alone guards."""
+        """A caller whose grant was never confirmed knows only its owner; that must be enough for a store."""
         return Claim(claim.key, claim.owner, 1, 0)
 
     @rule(target=claims, key=st.sampled_from(_KEYS))
@@ -132,7 +132,7 @@ class _History(RuleBasedStateMachine):
         return reply  # type: ignore[no-any-return]
 
     def _check_fence(self, claim: Claim) -> None:
-        """R9: a grant is above every grant before it; a repeated one carries the number it had (R2)."""
+        """R9: each grant has a higher fence than all before it; a repeated grant has the same fence as before (R2)."""
         granted = self._fences[claim.key]
         if granted.get(claim.fence) != claim.owner:
             assert claim.fence > max(granted, default=0), (

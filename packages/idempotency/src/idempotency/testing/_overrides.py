@@ -1,4 +1,4 @@
-"""Unit tests of handlers: without protection, or over stores in memory."""
+"""For unit tests of handlers: switches protection off, or replaces the stores by stores in memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["protection_off", "swapped_stores"]
 
 def protection_off() -> AbstractContextManager[None]:
     """
-    Run every protected route and function as if it were not protected, until the context ends.
+    Run every protected route and function unprotected, until the context ends.
 
-    No key is asked for, none is read by a middleware, and no store is called. It holds for the whole process, for every
-    thread and event loop: do not use it where protected code runs in earnest.
+    No key is required or read, and no store is called. This affects the whole process, every thread and event loop, so
+    do not use it in production.
 
     >>> from idempotency import idempotent
     >>> from idempotency.stores.memory import SyncMemoryStore
@@ -38,16 +38,16 @@ def swapped_stores(
     make: Callable[[], Store] = MemoryStore, make_sync: Callable[[], SyncStore] = SyncMemoryStore
 ) -> AbstractContextManager[None]:
     """
-    Give every middleware and every decorated function another store, fresh and in memory, until the context ends.
+    Give every middleware and every decorated function a new store in memory, until the context ends.
 
-    What shares a store now shares its replacement. It holds for the whole process. `complete_in` is your own call of
-    your own store, and goes there still: try transactions over the real one.
+    Those that share a store then share its replacement. This affects the whole process. Your own calls of
+    `complete_in` still go to your own store, so test transactions with the real one.
 
     Args:
         make: Makes the replacement of a `Store`.
-        make_sync: Makes that of a `SyncStore`.
+        make_sync: Makes the replacement of a `SyncStore`.
     Raises:
-        RuntimeError: On entering: the stores are swapped already.
+        RuntimeError: On entering: the stores are already swapped.
 
     >>> from idempotency import idempotent
     >>> store, runs = SyncMemoryStore(), []
@@ -58,9 +58,8 @@ def swapped_stores(
     >>> runs, store.scan().records
     (['o-1'], ())
     """
-    replacements: dict[
-        int, tuple[Any, Any]
-    ] = {}  # with the store itself, which keeps its id from being reused
+    # By the id of a store; each value also holds the store itself, so that its id is not reused.
+    replacements: dict[int, tuple[Any, Any]] = {}
 
     def replace(store: Any) -> Any:
         if id(store) not in replacements:

@@ -29,14 +29,14 @@ OTHER = Fingerprint(b"\x02" * 32)
 
 
 class Contract(ABC):
-    """The base of each rule's tests: one store, opened for each test."""
+    """The base class of the tests of each rule; the store is opened for each test."""
 
     @abstractmethod
     def open_store(self, clock: Clock) -> OpenStore:
-        """A context manager, async for a `Store` and plain for a `SyncStore`, that opens the store under test."""
+        """A context manager that opens the store under test: async for a `Store`, plain for a `SyncStore`."""
 
     def make_clock(self) -> Clock:
-        """The clock the contract moves; a `RealClock` where the store cannot be given one."""
+        """The clock that the contract moves; a `RealClock` if the store does not take a clock."""
         return FakeClock()
 
     @pytest.fixture
@@ -47,7 +47,7 @@ class Contract(ABC):
 
 
 class R1AcquireIsOneAtomicStep(Contract):
-    """`acquire` decides and writes in one step; there is nothing to see in between."""
+    """`acquire` decides and writes in one atomic step."""
 
     def test_r1_an_absent_key_is_granted_as_a_first_attempt(self, subject: Subject) -> None:
         key, owner = subject.key(), subject.owner()
@@ -93,9 +93,7 @@ class R1AcquireIsOneAtomicStep(Contract):
         assert subject.complete(claim), "the refused request must not have written anything"
 
     def test_r1_keys_that_differ_in_one_character_or_its_case_are_two(self, subject: Subject) -> None:
-        long = (subject.key() + "-" + secrets.token_hex(800))[
-            :1600
-        ]  # as long as a name can be, but for one character
+        long = (subject.key() + "-" + secrets.token_hex(800))[:1600]  # the longest name, less one character
         for number, last in enumerate("aAb"):
             assert subject.claim(StorageKey(long + last)).attempt == 1, f"{number} such keys were one"
 
@@ -134,7 +132,7 @@ class R1AcquireIsOneAtomicStep(Contract):
 
 
 class R2AcquireIsIdempotentPerOwner(Contract):
-    """An owner whose reply was lost asks again and learns that the key is its own."""
+    """An owner whose reply was lost calls `acquire` again and gets its claim."""
 
     def test_r2_the_same_owner_gets_the_same_claim(self, subject: Subject) -> None:
         claim = subject.claim(subject.key())
@@ -160,7 +158,7 @@ class R2AcquireIsIdempotentPerOwner(Contract):
 
 
 class R3CompleteBelongsToTheOwner(Contract):
-    """Only the claim that holds the key may record, once."""
+    """Only the claim that holds the key may record an outcome, once."""
 
     def test_r3_the_owner_completes(self, subject: Subject) -> None:
         claim = subject.claim(subject.key())
@@ -197,7 +195,7 @@ class R3CompleteBelongsToTheOwner(Contract):
 
 
 class R4RenewNeverShortens(Contract):
-    """A heartbeat moves the end of a lease forward or not at all."""
+    """A renewal may extend a lease, but never shorten it."""
 
     def test_r4_a_renewed_claim_is_held_longer(self, subject: Subject) -> None:
         claim = subject.claim(subject.key(), lease=subject.short)
@@ -259,7 +257,7 @@ class R5ReleaseForgetsRunningClaimsOnly(Contract):
 
 
 class R6DurationsCrossTheBoundary(Contract):
-    """The store's clock judges; callers pass seconds to go."""
+    """Only the store's clock counts; callers pass durations in seconds."""
 
     def test_r6_what_is_left_shrinks_as_the_clock_moves(self, subject: Subject) -> None:
         claim, granted = subject.timed(lambda: subject.claim(subject.key(), lease=subject.long))
@@ -279,7 +277,7 @@ class R6DurationsCrossTheBoundary(Contract):
 
 
 class R7RecordsLiveAsLongAsTheyWereGiven(Contract):
-    """Expiry is a comparison: a record is there until its time is over, and not a moment longer."""
+    """Expiry is a comparison: a record exists until its time is over, and not a moment longer."""
 
     def test_r7_a_lapsed_claim_is_remembered_for_its_retention(self, subject: Subject) -> None:
         claim = subject.claim(subject.key(), lease=subject.short, retention=subject.long)
@@ -339,7 +337,7 @@ class R7RecordsLiveAsLongAsTheyWereGiven(Contract):
 
 
 class R8EveryCallIsSafeToRepeat(Contract):
-    """A caller that got no answer asks again, and cannot tell the difference."""
+    """A caller that got no answer may repeat the call, with the same result."""
 
     def test_r8_every_call_of_a_life_made_twice_leaves_the_same_record(self, subject: Subject) -> None:
         claim = subject.claim(subject.key())
@@ -359,7 +357,7 @@ class R8EveryCallIsSafeToRepeat(Contract):
 
 
 class R9TheFenceRises(Contract):
-    """Every grant of a key carries a larger number than any grant before it."""
+    """Each grant of a key has a larger fence than all earlier grants."""
 
     def test_r9_across_release_takeover_completion_and_expiry(self, subject: Subject) -> None:
         key = subject.key()

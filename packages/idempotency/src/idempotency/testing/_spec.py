@@ -1,9 +1,9 @@
 """
-The specification of one record, executable: which states a call may leave it in, given what the store answered.
+The executable specification of one record: the states that a call may lead to, given the store's answer.
 
-Time is an interval. A call happens somewhere between its start and its return, and a store with a clock of its own
-reads it to its own precision; so a comparison with an instant may be certain, or open both ways, and `step` answers
-with the *set* of states that remain. With a virtual clock every interval is a point and the set has one member.
+Time is an interval. A call takes effect at an unknown time between its start and its return, and a store may read its
+own clock with limited precision. So a comparison with a time may have both results, and `step` returns the *set* of
+possible states. With a fake clock every interval is a point, and the set has one member.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """An instant known to lie between *lo* and *hi*, or a duration likewise; seconds."""
+    """A time, or a duration, between *lo* and *hi*; in seconds."""
 
     lo: float
     hi: float
@@ -59,11 +59,11 @@ class Span:
         return Span(max(self.lo, other.lo), max(self.hi, other.hi))
 
     def may_reach(self, instant: Span) -> bool:
-        """Whether *instant* may have come, this being now."""
+        """Whether *instant* may be past, if this span is now."""
         return self.hi >= instant.lo
 
     def may_precede(self, instant: Span) -> bool:
-        """Whether *instant* may still be to come, this being now."""
+        """Whether *instant* may be in the future, if this span is now."""
         return self.lo < instant.hi
 
 
@@ -101,7 +101,7 @@ class Done:
 
 
 SpecState: TypeAlias = Held | Done | None
-"""What may be known of one key; None is an absent record."""
+"""A possible state of one key; None: there is no record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +147,13 @@ def step(state: SpecState, call: Call, reply: Reply | Record | bool | None, now:
     """
     The states the record may be in after *call* at *now* gave *reply*; empty if that reply breaks a rule.
 
-    A fence is taken from the reply: that it rises (R9) is a property of a history, not of a step.
+    The fence is taken from the reply; that it rises (R9) is checked over a whole history, not in a step.
     """
     return {after for before in _as_found(state, now) for after in _after(before, call, reply, now)}
 
 
 def _as_found(state: SpecState, now: Span) -> Iterator[SpecState]:
-    """Expiry is a comparison (R7): before anything else, the record may have ceased to be."""
+    """The states at the beginning of a call: the record may have expired (R7)."""
     if state is None or now.may_reach(state.expires):
         yield None
     if state is not None and now.may_precede(state.expires):
@@ -188,7 +188,7 @@ def _after(
 def _acquire(
     state: SpecState, call: Acquire, reply: Reply | Record | bool | None, now: Span
 ) -> Iterator[SpecState]:
-    """Rules R1, R2 and R7; every branch that the clocks leave open is tried."""
+    """Rules R1, R2 and R7; tries every branch that is possible for the clocks."""
     if state is None:
         yield from _granted(call, reply, 1, now)
     elif isinstance(state, Done):

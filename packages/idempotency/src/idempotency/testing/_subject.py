@@ -1,4 +1,4 @@
-"""The store under test, driven from plain functions: async or sync, one loop of its own, fresh keys and owners."""
+"""Drives the store under test, async or sync, from plain test functions, with new keys and owners."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OUTCOME = b'{"status":201,"body":"caf\xc3\xa9 \\u0000"}'
 
 class Subject:
     """
-    A store with its clock. `short` is a duration that the tests let pass, `long` one that no test outlives.
+    A store with its clock. `short` is a duration that tests let pass; `long` is longer than any test.
 
-    Every method of a store is here without `await`; `acquire` fills in what a test does not care about.
+    It has every method of a store, without `await`; `acquire` has defaults for all that a test does not set.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Subject:
         self.short: float = clock.unit
         self.long: float = 3600.0 * max(clock.unit, 1.0)
         self._loop = loop
-        self._prefix = secrets.token_hex(6)  # one server may serve many runs
+        self._prefix = secrets.token_hex(6)  # many test runs may share one server
         self._numbers = itertools.count(1)
 
     def key(self) -> StorageKey:
-        """A key that nothing else uses."""
+        """A new key."""
         return StorageKey(f"{self._prefix}-{next(self._numbers)}")
 
     def owner(self) -> Owner:
-        """An owner that nothing else uses."""
+        """A new owner."""
         return Owner(secrets.token_bytes(16))
 
     def acquire(
@@ -73,7 +73,7 @@ class Subject:
         return cast("Reply", self._done(cast("object", result)))  # mypy joins the replies into a tuple
 
     def claim(self, key: StorageKey, *, lease: float | None = None, retention: float | None = None) -> Claim:
-        """Acquire, where nothing can be in the way."""
+        """Acquire a key that is free or lapsed; fails if it is not granted."""
         reply = self.acquire(key, lease=lease, retention=retention)
         assert isinstance(reply, Acquired), f"a free or lapsed key was not granted: {reply}"
         return reply.claim
@@ -95,7 +95,7 @@ class Subject:
         self.clock.advance(seconds)
 
     def timed(self, call: Callable[[], T]) -> tuple[T, Span]:
-        """The result of *call*, and the span of time in which the store may have judged it."""
+        """The result of *call*, and the span of time in which the store may have read its clock."""
         margin = self.clock.resolution
         before = self.clock() - margin
         return call(), Span(before, self.clock() + margin)
@@ -125,7 +125,7 @@ class Subject:
 
 @contextmanager
 def open_subject(opened: OpenStore, clock: Clock) -> Iterator[Subject]:
-    """Open the store, in a loop of its own where it is an async one, and close it again."""
+    """Open the store, an async one in a new event loop, and close it at the end."""
     if isinstance(opened, AbstractContextManager):
         with opened as sync_store:
             yield Subject(sync_store, clock, None)
@@ -136,5 +136,5 @@ def open_subject(opened: OpenStore, clock: Clock) -> Iterator[Subject]:
         try:
             yield Subject(store, clock, loop)
         finally:
-            # A test's own exception has its own traceback; the store is closed the same way either way.
+            # The store is closed in the same way after a failed test, without its exception.
             loop.run_until_complete(opened.__aexit__(None, None, None))

@@ -1,5 +1,5 @@
 # Generated from _faulty_store.py by scripts/unasync: edit that file, not this one.
-"""`SyncFaultyStore`: a store that fails on request, in each of the ways a real one can."""
+"""`SyncFaultyStore`: a store that fails on request, in every way that a real store can."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 class SyncFaultyStore(FaultPlan):
     """
-    A `SyncStore` around another, whose calls fail as they are told.
+    A `SyncStore` around another store; its calls fail as planned by `inject`.
 
     Attributes:
-        calls: Every call made, as its method's name and its key, the failed ones included.
+        calls: All calls, also failed ones: the method's name and the key.
 
-    What is not part of `SyncStore` is passed through to the store inside.
+    Methods that are not part of `SyncStore` are passed to the inner store.
     """
 
     def __init__(self, store: SyncStore) -> None:
@@ -69,7 +69,7 @@ class SyncFaultyStore(FaultPlan):
         return self._call("get", key, lambda: self._store.get(key))
 
     def close(self) -> None:
-        """Let hung calls go on and close the store inside."""
+        """Let hung calls go on, and close the inner store."""
         self.resume()
         self._store.close()
 

@@ -1,7 +1,7 @@
 """
-Fixtures for pytest: put `pytest_plugins = ["idempotency.testing.fixtures"]` into your top `conftest.py`.
+Fixtures for pytest: put `pytest_plugins = ["idempotency.testing.fixtures"]` into your top-level `conftest.py`.
 
-Installing the package alone adds nothing to your test runs.
+Without that line the package changes nothing in your test runs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["idempotency_in_memory", "idempotency_off"]
 
 @pytest.fixture
 def idempotency_off() -> Iterator[None]:
-    """The test runs protected routes and functions as if they were not protected: see `protection_off`."""
+    """Protected routes and functions run unprotected in the test: see `protection_off`."""
     with protection_off():
         yield
 
 
 @pytest.fixture
 def idempotency_in_memory() -> Iterator[None]:
-    """The test runs over fresh stores in memory: see `swapped_stores`."""
+    """The test uses new stores in memory: see `swapped_stores`."""
     with swapped_stores():
         yield

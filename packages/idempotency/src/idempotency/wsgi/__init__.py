@@ -1,5 +1,5 @@
 """
-The WSGI middleware (PEP 3333): for Flask, Django, Pyramid, Bottle and whatever else is a WSGI application.
+The WSGI middleware (PEP 3333): for Flask, Django, Pyramid, Bottle and any other WSGI application.
 
 >>> from idempotency.stores.memory import SyncMemoryStore
 >>> from idempotency.wsgi import IdempotencyMiddleware, by_environ

@@ -1,4 +1,4 @@
-"""Handles one WSGI request: what it asks of the engine, and how it writes a response."""
+"""Handles one WSGI request: the claim, and the conversion of responses to WSGI."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["RUNS", "RequestHandler", "status_line", "text_headers"]
 
 RUNS: Final = "idempotency.runs"
 """
-In the environment of a running request: its runs, outermost first, for another middleware inside (E10).
+The entry of the environment with the runs of this request, outermost first, for another middleware inside (E10).
 
-Not the context: a request that the handler makes inherits that.
+It is not a context variable, because requests that the handler makes would inherit that.
 """
 
 
@@ -32,7 +32,7 @@ class RequestHandler(KeyedRequest[SyncRun]):
 
     Args:
         body: Reads the body, and keeps it for the application.
-        known: The headers that were looked for before the application ran, in lower case; None: it has not run yet.
+        known: The key headers, in lower case, that were checked before the application ran; None if it has not run.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RequestHandler(KeyedRequest[SyncRun]):
         super().__init__(engine, self, method=environ["REQUEST_METHOD"], path=self._path)
 
     def claim(self, tenant: str | Callable[[], str], policy: Policy) -> SyncRun | Response | None:
-        """The run to perform; or the answer to give in its place; or None: run without protection."""
+        """The run to perform, or the answer to send instead, or None: run without protection."""
         if self._known is not None:
             require_known_headers(policy, self._known)
         prepared = self.prepare(tenant, policy, shared=self._known is None)
@@ -55,21 +55,21 @@ class RequestHandler(KeyedRequest[SyncRun]):
         return self.conclude(self.engine.begin(self)) if prepared else None
 
     def is_part_of(self, key: StorageKey) -> bool:
-        """Whether it is part of a run under *key* already, and joins that (E10)."""
+        """Whether the request is already inside a run under *key*, which it then joins (E10)."""
         runs: tuple[Frame, ...] = self.environ.get(RUNS, ())
         return any(frame.claim.key == key and not frame.over for frame in runs)
 
     def field_lines(self, name: bytes) -> Sequence[bytes]:
-        """The field lines of the header *name*, which is in lower case: none, or all in one, joined by a comma."""
+        """The field lines of the header *name*, given in lower case; the server has joined them to one."""
         return field_lines(self.environ, name)
 
     @property
     def is_too_large(self) -> bool:
-        """Whether its body was refused for its length, with a part of it unread."""
+        """Whether the body was refused for its length, and part of it is unread."""
         return self._body.is_too_large
 
     def discard_body(self) -> None:
-        """Read what still comes of such a body, so that the client reads the answer."""
+        """Read and drop the rest of such a body, so that the client can read the answer."""
         self._body.discard(most=self.policy.max_discard_bytes)
 
     def view(self, tenant: str, *, limit: int) -> RequestView:
@@ -84,10 +84,10 @@ _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 def status_line(status: int) -> str:
-    """A status with its registered phrase: PEP 3333 wants one, HTTP gives it no meaning (RFC 9112, 4)."""
+    """A status with its registered phrase: PEP 3333 requires one, although it has no meaning (RFC 9112, 4)."""
     return f"{status} {_PHRASES.get(status, 'Unassigned')}"
 
 
 def text_headers(headers: Headers) -> HeaderList:
-    """Headers as WSGI has them, in latin-1 text."""
+    """Headers for WSGI: str, decoded as latin-1."""
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]

@@ -1,8 +1,8 @@
 """
-The WSGI middleware: read the request, let the engine decide, run the application once, record, then answer.
+The WSGI middleware: reads the request, asks the engine, runs the application once, records, then answers.
 
-The counterpart of `idempotency.asgi` for applications without an event loop, over a `SyncStore`. `RequestHandler` asks
-the engine, `ResponseRecorder` has the application's answer.
+It is the counterpart of `idempotency.asgi` for applications without an event loop, with a `SyncStore`. `RequestHandler`
+makes the claim, `ResponseRecorder` records the application's answer.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class IdempotencyMiddleware:
     """
     One effect per Idempotency-Key, for any WSGI application, after draft-ietf-httpapi-idempotency-key-header-07.
 
-    The application runs once per key, and its answer is recorded before the first byte is handed to the server (E1).
-    docs/wsgi.md says which engine rule holds here, and what WSGI cannot tell.
+    The application runs once per key, and its answer is recorded before the first byte goes to the server (E1).
+    docs/wsgi.md says which engine rules hold here, and what WSGI does not show.
 
     Args:
         app: The application to protect.
         store: A `SyncStore`, such as `idempotency.stores.redis.SyncRedisStore`.
-        tenant: Whose key it is, from the environment: `by_environ("REMOTE_USER")`, or a callable that gives a subject
-            which was verified. It has no default: a replay across principals is a leak. It may raise an
-            `IdempotencyError`, such as `MissingTenant`, to refuse.
-        policy: What is promised; or a callable that gives the policy for an environment, None to leave it alone.
+        tenant: A callable that takes the environment and returns whose key it is: `by_environ("REMOTE_USER")`, or your
+            own, which returns a verified subject. There is no default: a replay to another user would be a leak. It may
+            raise an `IdempotencyError`, such as `MissingTenant`, to refuse the request.
+        policy: The policy; or a callable that takes the environment and returns one, or None for no protection.
         hooks: Called with every event (`idempotency.events`).
     Raises:
-        TypeError: *store*, *tenant*, *policy* or a hook is not of its kind.
+        TypeError: *store*, *tenant*, *policy* or a hook has the wrong type.
 
-    Cost: one store call for a replay, two for a first run, and one for every lease/3 that it lasts. Safe to share
-    between threads and greenlets. Open a store that pools connections after the server has forked.
+    Cost: one store call for a replay, two for a first run, and one more for every lease/3 that a run lasts. Threads and
+    greenlets may share it. Open a store that pools connections after the server has forked.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class IdempotencyMiddleware:
                 'tenant must be a plain function of the environment, such as by_environ("REMOTE_USER")'
             )
         if not isinstance(policy, Policy) and not is_plain(policy):
-            raise TypeError("policy must be a Policy, or a plain function that gives one for an environment")
+            raise TypeError(
+                "policy must be a Policy, or a plain function that takes an environment and returns one"
+            )
         self.app = app
         self.engine: SyncEngine = _engine(store, hooks)
         self.tenant = tenant
@@ -92,17 +94,17 @@ _PENDING: Final = "idempotency.pending"
 
 class LateClaim:
     """
-    The same protection, claimed by the application itself, just before its handler: see `claim`.
+    The same protection, but the application makes the claim itself, just before its handler: see `claim`.
 
-    For frameworks that authenticate and validate inside: what they refuse never reaches the store.
+    For frameworks that authenticate and validate inside: requests that they refuse never reach the store.
 
     Args:
         max_request_bytes: The longest body that is kept for a claim; the policy, known later, may allow less.
-        body_timeout: Seconds for the body of a keyed request to arrive, looked at between two reads.
-        key_headers: The headers that may carry a key, of every policy: the body of such a request is kept. Looked at
-            for each request, so that it may still grow.
+        body_timeout: Seconds for the body of a keyed request to arrive, checked between two reads.
+        key_headers: The headers that may carry a key under any policy; the body is kept if one of them is present. The
+            collection is read for each request, so headers may be added later.
     Raises:
-        TypeError: *store* or a hook is not of its kind.
+        TypeError: *store* or a hook has the wrong type.
     """
 
     def __init__(
@@ -126,8 +128,8 @@ class LateClaim:
         body = BodyReader(environ, timeout=self.body_timeout, monotonic=self.engine.monotonic)
         known = {name.lower().encode("ascii") for name in self.key_headers}
         if any(field_lines(environ, name) for name in known):
-            # Before a framework parses a form out of it. What it raises a claim will raise again; where none is made
-            # the body is the application's affair.
+            # Before a framework parses a form from the body. A claim raises the same error again; without a claim the
+            # body does not matter here.
             with suppress(IdempotencyError):
                 body.read(limit=self.max_request_bytes)
         recorder = ResponseRecorder(RequestHandler(self.engine, environ, body, known), start_response)
@@ -137,17 +139,17 @@ class LateClaim:
 
 def claim(environ: Environ, principal: str | Callable[[], str], policy: Policy = Policy()) -> None:  # noqa: B008
     """
-    Claim the current request, below `LateClaim`; call it just before the handler's first effect.
+    Claim the current request, inside `LateClaim`; call it just before the handler's first effect.
 
-    Returns where the handler is to run: under a claim, or, where the request has no key and needs none, without.
+    It returns if the handler should run: under a claim, or without one if the request has no key and needs none.
 
     Args:
-        principal: Whose key it is: a verified subject, such as a user's id; never a credential that can change. Or a
-            function that gives it, called only where the request has a key.
+        principal: Whose key it is: a verified subject, such as a user's id; never a credential, which can change. Or a
+            function that returns it, called only if the request has a key.
     Raises:
-        Answered: The request has its answer already, a replay or a problem. Let it pass: `LateClaim` sends that answer
-            in place of whatever the application says.
-        RuntimeError: The request did not come through `LateClaim`, was claimed before, or has begun to answer: going
+        Answered: The request already has its answer, a replay or a problem. Do not catch it: `LateClaim` sends that
+            answer instead of the application's.
+        RuntimeError: The request did not come through `LateClaim`, was claimed before, or its answer has begun: going
             on would run it without protection.
     """
     if not pending_claim(environ).claim(principal, policy):
@@ -156,10 +158,10 @@ def claim(environ: Environ, principal: str | Callable[[], str], policy: Policy =
 
 def pending_claim(environ: Environ) -> ResponseRecorder:
     """
-    The claim that `LateClaim` left in the environment.
+    The recorder that `LateClaim` put into the environment.
 
     Raises:
-        RuntimeError: It did not run.
+        RuntimeError: The request did not come through `LateClaim`.
     """
     recorder = environ.get(_PENDING)
     if not isinstance(recorder, ResponseRecorder):

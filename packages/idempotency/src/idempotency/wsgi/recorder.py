@@ -2,12 +2,12 @@ r"""
 Runs the application once under a claim, and buffers its response until the record is made (E1).
 
     UNCLAIMED --- a claim is made before the answer begins --------------> BUFFERING
-        |    \--- a claim is refused, or has an outcome already ---------> REPLACED
+        |    \--- a claim is refused, or its outcome is recorded --------> REPLACED
         \-------- no claim is made: the answer passes through
-    BUFFERING --- the answer is whole: record it ------------------------> ANSWERED
-        |    \--- it cannot be kept: record that, then let it go (E2) ---> STREAMING
-        |    \--- the claim was lost: answer as its successor did (E8) --> REPLACED
-        \-------- the application raised: free the key, or keep that ----> ANSWERED
+    BUFFERING --- the answer is complete: record it ---------------------> ANSWERED
+        |    \--- it cannot be kept: record that, then send it (E2) -----> STREAMING
+        |    \--- the claim was lost: send the successor's answer (E8) --> REPLACED
+        \-------- the application raised: free the key, or record that --> ANSWERED
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ResponseRecorder:
         self._handler = handler
         self._server_start = start_response
         self._state = State.UNCLAIMED
-        self._run: SyncRun | None = None  # until it is settled
+        self._run: SyncRun | None = None  # None again once it is settled
         self._encoder: AnswerEncoder | None = None
         self._frame: Frame | None = None
         self._outer = active.get()  # what the server's thread is in the middle of
@@ -76,9 +76,9 @@ class ResponseRecorder:
         Claim the operation for this request.
 
         Returns:
-            False where the answer is settled already: whatever the application answers now is dropped.
+            False if the request already has its answer; what the application answers is dropped then.
         Raises:
-            RuntimeError: The answer has begun, or a claim was made before.
+            RuntimeError: The answer has begun, or the request was claimed before.
         """
         if self._state is not State.UNCLAIMED or self._start is not None or self._returned:
             raise RuntimeError("claim once, and before the answer begins")
@@ -97,32 +97,28 @@ class ResponseRecorder:
 
     def run(self, app: WSGIApp) -> Iterable[bytes]:
         """
-        Run *app* until its answer is whole or flows; what the server is to iterate over and close.
+        Run *app* until its answer is complete or streams. Returns the iterable for the server.
 
         Raises:
-            Whatever *app* raises, once its key is settled.
+            Exception: *app* raised; its key is settled first.
         """
         if self._replacement is not None:
-            return self._replace(
-                self._replacement
-            )  # refused or answered before: the application need not run
+            return self._replace(self._replacement)  # refused or replayed: the application need not run
         try:
             self._application = application = app(self._handler.environ, self._start_response)
             if self._is(State.UNCLAIMED) and self._start is not None:
-                self._application = None  # closing it is for the server
-                return application  # as it is: a server may know a file by its type
+                self._application = None  # the server closes it
+                return application  # unwrapped, because a server may recognize a file by its type
             rest = iter(application)
             self._read(rest)
         except Exception as error:
-            # `Answered` of a claim that is not this one's is the application's failure like any other.
+            # An `Answered` that this claim did not raise is an error of the application like any other.
             if self._replacement is None or not isinstance(error, Answered):
                 if self._run is not None:
                     self._fail()
                 self._close_after_failure()
                 raise
-        except (
-            BaseException
-        ):  # the worker is told to exit, its greenlet is killed: the outcome is unknown (E4)
+        except BaseException:  # the worker exits, or its greenlet is killed: the outcome is unknown (E4)
             if self._run is not None:
                 self._take_run().abandon()
             self._close_after_failure()
@@ -136,10 +132,10 @@ class ResponseRecorder:
 
     def close(self) -> None:
         """
-        Close the application's iterable, once: the server is done with the answer (PEP 3333).
+        Close the application's iterable, once, after the server has sent the answer (PEP 3333).
 
         Raises:
-            Whatever the application raises; where its answer was recorded, that is told to the hooks and the log.
+            Exception: The application raised; if its answer was recorded, this is reported to the hooks and the log.
         """
         application, self._application = self._application, None
         close = getattr(application, "close", None)
@@ -152,7 +148,7 @@ class ResponseRecorder:
                 self._frame.end()
 
     def _flow(self, rest: Iterator[bytes]) -> Iterator[bytes]:
-        """The rest of the application's answer, which runs under its claim until it is closed."""
+        """The rest of the application's answer; the application runs under its claim until the answer is closed."""
         while True:
             with self._under_claim():
                 try:
@@ -163,7 +159,7 @@ class ResponseRecorder:
 
     @contextmanager
     def _under_claim(self) -> Iterator[None]:
-        """The application goes on, beyond `run`; where its answer was recorded, a failure is told of."""
+        """Run the application's code after `run` under its claim; report an exception if the answer was recorded."""
         token = None if self._frame is None else active.set(self._frame)
         try:
             yield
@@ -177,11 +173,11 @@ class ResponseRecorder:
                 active.reset(token)
 
     def _close_after_failure(self) -> None:
-        """Let the application clean up; what that raises must not hide why it failed."""
+        """Let the application clean up; an exception here must not hide the first one."""
         try:
             self.close()
         except Exception:
-            _log.exception("close() of an answer that failed raised too")
+            _log.exception("close() of a failed answer raised too")
 
     def _replace(self, answer: Response) -> Iterable[bytes]:
         handler = self._handler
@@ -194,7 +190,7 @@ class ResponseRecorder:
             return _Refusal(body, handler.discard_body)
         return [body] if body else []
 
-    # The run as `current_claim()` and inner layers see it.
+    # The run, for `current_claim()` and inner layers.
 
     def _enter(self, run: SyncRun, policy: Policy) -> None:
         engine, environ = self._handler.engine, self._handler.environ
@@ -229,11 +225,11 @@ class ResponseRecorder:
                 self._start = (status, headers)
                 return self._server_start(status, headers, exc_info)
             if exc_info is not None and exc_info[1] is not None and self._size > 0:
-                raise exc_info[1].with_traceback(exc_info[2])  # as a server does that sent its first byte
+                raise exc_info[1].with_traceback(exc_info[2])  # as a server does after the first byte
             self._start = (status, list(headers))
             return self._write
         finally:
-            exc_info = None  # PEP 3333: no circle through the traceback
+            exc_info = None  # avoids a reference cycle through the traceback (PEP 3333)
 
     def _write(self, chunk: bytes) -> None:
         if self._state is State.STREAMING:
@@ -241,15 +237,15 @@ class ResponseRecorder:
             self._server_write(chunk)
         elif self._state is State.BUFFERING:
             self._take(chunk)
-            if self._is(State.STREAMING):  # what was kept back comes before what is written next
+            if self._is(State.STREAMING):  # send the buffered chunks before the next write
                 self._flush()
 
-    # From state to state.
+    # The transitions.
 
     def _read(self, chunks: Iterator[bytes]) -> None:
-        """Take the answer chunk by chunk, until it is whole or is not ours to buffer."""
+        """Take the answer chunk by chunk, until it is complete or is not buffered any more."""
         if self._is(State.UNCLAIMED):
-            self._next(chunks)  # a generator begins its work here, and may claim
+            self._next(chunks)  # a generator begins to run here, and may claim
         if self._is(State.BUFFERING) and self._is_event_stream():
             self._stream("an event stream")
         while self._is(State.BUFFERING):
@@ -257,7 +253,9 @@ class ResponseRecorder:
 
     def _next(self, chunks: Iterator[bytes]) -> None:
         chunk = next(chunks, None)
-        if not self._is(State.BUFFERING):  # nothing was claimed, or a write() of the application let it flow
+        if not self._is(
+            State.BUFFERING
+        ):  # nothing was claimed, or a write() of the application began the stream
             self._chunks = [] if chunk is None else [chunk]
         elif chunk is None:
             self._finish()
@@ -272,7 +270,7 @@ class ResponseRecorder:
             raise AssertionError("the application sent a body before it called start_response")
         if not isinstance(chunk, bytes):
             raise TypeError(
-                f"a body is made of bytes (PEP 3333), and the application sent {type(chunk).__name__}"
+                f"a body is made of bytes (PEP 3333), but the application sent {type(chunk).__name__}"
             )
         self._chunks.append(chunk)
         self._size += len(chunk)
@@ -287,12 +285,12 @@ class ResponseRecorder:
             self._stream(f"still streaming after {policy.max_hold:g} s")
 
     def _finish(self) -> None:
-        """The answer is whole: record it, then begin it (E1)."""
+        """Record the complete answer, then begin to send it (E1)."""
         if self._start is None:
             raise AssertionError("the application ended without calling start_response")
         assert self._encoder is not None
         if self._handler.policy.record == "return":
-            self.close()  # what is done there counts: it may raise
+            self.close()  # before recording, because it may raise
         status, headers = _status(self._start[0]), _bytes_headers(self._start[1])
         if self._is_released(status):
             self._take_run().release()
@@ -304,7 +302,7 @@ class ResponseRecorder:
         return self._conclude(ending, State.ANSWERED, stored=result == "kept")
 
     def _stream(self, reason: str) -> None:
-        """The answer cannot be kept: say so in the record, then let it go (E2)."""
+        """Record that the answer cannot be kept, then send it as it comes (E2)."""
         assert self._start is not None
         status = _status(self._start[0])
         if self._is_released(status):
@@ -323,7 +321,7 @@ class ResponseRecorder:
             self._begin(state, stored=stored and ending is RECORDED)
 
     def _begin(self, state: State, *, stored: bool = False) -> None:
-        """Hand the application's own status and headers to the server."""
+        """Pass the application's status and headers to the server."""
         assert self._start is not None
         rules = self._handler.policy.header_rules
         status, headers = self._start
@@ -340,7 +338,7 @@ class ResponseRecorder:
             self._server_write(chunk)
 
     def _fail(self) -> None:
-        """The application raised: free the key or record that it failed."""
+        """Free the key after the application raised, or record the failure."""
         run, policy = self._take_run(), self._handler.policy
         if policy.on_exception == "keep":
             run.keep(encode_response(first_run_failed(policy)))
@@ -365,7 +363,7 @@ class ResponseRecorder:
 
 
 class _Body:
-    """An iterable of the buffered parts, then the rest of the application's own, which it closes (PEP 3333)."""
+    """Iterates over the buffered chunks, then the rest of the application's iterable, and closes it (PEP 3333)."""
 
     def __init__(self, chunks: list[bytes], rest: Iterator[bytes], recorder: ResponseRecorder) -> None:
         self._chunks = chunks
@@ -377,16 +375,16 @@ class _Body:
         yield from self._rest
 
     def close(self) -> None:
-        """The server is done with the answer."""
+        """Called by the server after it has sent the answer."""
         self._recorder.close()
 
 
 class _Refusal:
     """
-    An answer given before the whole request was read: once the server has sent it, *then* is called.
+    An answer to a request that was not read to its end; after the server has sent it, *then* is called.
 
-    That is when the server asks for more; where there is no body, whose first byte the headers may wait for, when it
-    closes the answer.
+    With a body, this is when the server asks for the next chunk. Without one, servers may send the headers only at the
+    end, so it is when the server closes the answer.
     """
 
     def __init__(self, body: bytes, then: Callable[[], None]) -> None:
@@ -399,7 +397,7 @@ class _Refusal:
             self._then()
 
     def close(self) -> None:
-        """The server has sent it (PEP 3333)."""
+        """Called by the server after it has sent the answer (PEP 3333)."""
         if not self._body:
             self._then()
 

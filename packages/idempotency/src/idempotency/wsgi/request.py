@@ -24,28 +24,29 @@ __all__ = ["BodyReader", "by_environ", "field_lines", "full_path", "headers_of"]
 
 def by_environ(name: str) -> Callable[[Environ], str]:
     """
-    A tenant from what the server or an authentication middleware left in the environment, such as `REMOTE_USER`.
+    A tenant from an entry that the server or an authentication middleware sets in the environment (`REMOTE_USER`).
 
-    Use a name that only they set: one that begins with `HTTP_` is a request header, which anybody can send.
+    Use a name that only they set: a name that begins with `HTTP_` is a request header, which anybody can send.
 
     Raises:
         ValueError: *name* is a request header.
 
-    The callable raises `MissingTenant` (400) where nothing is there: strangers must not share a tenant.
+    The returned callable raises `MissingTenant` (400) if there is no such entry: different users must not share a
+    tenant.
 
     >>> by_environ("REMOTE_USER")({"REMOTE_USER": "alice"})
     'alice'
     """
     if name.startswith("HTTP_"):
         raise ValueError(
-            f"{name} is a request header, which anybody can send: name what your authentication leaves in the "
+            f"{name} is a request header, which anybody can send: name an entry that your authentication sets in the "
             "environment, such as REMOTE_USER, or write a callable that verifies the header"
         )
 
     def tenant(environ: Environ) -> str:
         value = environ.get(name)
         if not isinstance(value, str) or not value.strip():
-            raise MissingTenant(f"{name} is not in the request's environment: who sends it is not known")
+            raise MissingTenant(f"{name} is not in the request's environment, so its user is not known")
         return value
 
     return tenant
@@ -53,17 +54,17 @@ def by_environ(name: str) -> Callable[[Environ], str]:
 
 def field_lines(environ: Environ, name: bytes) -> list[bytes]:
     """
-    The field lines of the header *name*, which is in lower case: none, or all in one.
+    The field lines of the header *name*, given in lower case: none, or one.
 
-    A server joins repeated lines with a comma before WSGI sees them. No key holds a comma, so two keys are refused;
-    a list such as `Prefer` is read as one.
+    The server joins repeated lines with a comma. No key contains a comma, so two keys are refused; a list such as
+    `Prefer` is read as one.
     """
     value = environ.get("HTTP_" + name.decode("ascii").upper().replace("-", "_"))
     return [] if value is None else [value.encode("latin-1")]
 
 
 def headers_of(environ: Environ) -> Headers:
-    """The request's headers, names in lower case. WSGI keeps neither their order nor their repetitions."""
+    """The request's headers, names in lower case. WSGI keeps neither their order nor repeated lines."""
     headers: Headers = []
     for name, value in environ.items():
         if not isinstance(value, str):
@@ -80,7 +81,7 @@ def full_path(environ: Environ) -> str:
     """
     The path with the prefix of a mounted application, percent-encoded.
 
-    WSGI hands it over decoded, so `%2F` and `/` are one here; under ASGI they differ.
+    WSGI gives the decoded path, so `%2F` and `/` are equal here; under ASGI they differ.
     """
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     return quote(path.encode("latin-1"), safe="/%:@!$&'()*+,;=~")
@@ -91,26 +92,26 @@ class BodyReader:
     Reads the body of a request once, and leaves the application a copy.
 
     Args:
-        timeout: Seconds, looked at between two reads; a single read is bounded by the server alone.
+        timeout: Seconds for the whole body, checked between two reads; only the server limits a single read.
     """
 
     def __init__(self, environ: Environ, *, timeout: float, monotonic: Callable[[], float]) -> None:
         self._environ = environ
         self._timeout = timeout
         self._monotonic = monotonic
-        self._stream: _ReadAhead | None = None  # from its first read until the body is whole
+        self._stream: _ReadAhead | None = None  # set from the first read until the body is complete
         self._body: bytes | None = None
         self._error: IdempotencyError | None = None
 
     def read(self, *, limit: int) -> bytes:
         """
-        The whole body, of *limit* bytes at most.
+        The whole body, of at most *limit* bytes.
 
         Raises:
-            RequestTooLarge: It is longer.
-            RequestTimeout: Not whole in time.
-            IncompleteRequest: The client left before its body was whole.
-            LengthRequired: It has no length, and the server does not say where it ends; or one that is no number.
+            RequestTooLarge: The body is longer.
+            RequestTimeout: The body did not end in time.
+            IncompleteRequest: The client left before the end of its body.
+            LengthRequired: The body has no length and the server does not mark its end, or its length is not a number.
         """
         if self._error is not None:
             raise self._error
@@ -133,7 +134,7 @@ class BodyReader:
             if environ.get("HTTP_TRANSFER_ENCODING"):
                 raise LengthRequired
             return b""  # PEP 3333: without a Content-Length there is no body to read
-        # What was read is the application's all the same, should nothing be claimed.
+        # If nothing is claimed, the application still gets the bytes that were read here.
         self._stream = stream = _ReadAhead(environ["wsgi.input"], length)
         environ["wsgi.input"] = BufferedReader(stream)
         if length is not None and length > limit:
@@ -149,15 +150,15 @@ class BodyReader:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether it was refused for its length, with a part of it unread."""
+        """Whether the body was refused for its length, and part of it is unread."""
         return isinstance(self._error, RequestTooLarge)
 
     def discard(self, *, most: int) -> None:
         """
-        Read what still comes of a body that was too large, and drop it; the application may have read a part, or all.
+        Read and drop the rest of a body that was too large; the application may have read some or all of it.
 
         Args:
-            most: Bytes; the time is bounded as that of `read` is.
+            most: The most bytes to read; the time limit is that of `read`.
         """
         assert self._stream is not None
         discard(self._stream.receive, most, timeout=self._timeout, monotonic=self._monotonic)
@@ -165,13 +166,13 @@ class BodyReader:
 
 class _ReadAhead(RawIOBase):
     """
-    The stream of a server, of which some bytes were read ahead of the application: it gets these, then the rest.
+    A server's stream whose first bytes were read ahead; the application gets these bytes, then the rest.
 
     Args:
-        left: How many bytes the server is to give; None: all, to the end of its stream. Not every server ends that with
-            the body: to ask for more would wait for bytes that never come.
+        left: The number of bytes in the stream; None: up to its end. Not every server ends the stream with the body, so
+            reading more could wait for bytes that never come.
     Attributes:
-        ahead: The parts that were read, and that the application has not got.
+        ahead: The chunks that were read ahead and that the application has not got yet.
     """
 
     def __init__(self, stream: Any, left: int | None) -> None:
@@ -202,7 +203,7 @@ class _ReadAhead(RawIOBase):
 
 
 def _replace_body(environ: Environ, body: bytes) -> None:
-    """Let the application read *body* as if nobody had read it before."""
+    """Let the application read *body* as if it had not been read before."""
     environ["wsgi.input"] = BytesIO(body)
     environ["CONTENT_LENGTH"] = str(len(body))
-    environ.pop("HTTP_TRANSFER_ENCODING", None)  # it was undone; both together would contradict each other
+    environ.pop("HTTP_TRANSFER_ENCODING", None)  # the body is decoded, and now has a Content-Length

@@ -1,4 +1,4 @@
-"""The types of PEP 3333, as typeshed has them, so that applications and servers of any framework fit."""
+"""The types of PEP 3333 from typeshed, so that applications and servers of any framework fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 __all__ = ["Environ", "ExceptionInfo", "HeaderList", "StartResponse", "WSGIApp", "Write"]
 
 Environ: TypeAlias = dict[str, Any]
-"""A request's environment: a true dict (PEP 3333), which the application may change."""
+"""The environment of a request: a real dict (PEP 3333), which the application may change."""
 
 HeaderList: TypeAlias = list[tuple[str, str]]
 Write: TypeAlias = Callable[[bytes], object]
