@@ -65,7 +65,7 @@ class ResponseRecorder:
         self._began: float | None = None  # when the first chunk came
         self._replacement: Response | None = None
         self._server_write: Write | None = None  # while STREAMING
-        self._application: Iterable[bytes] | None = None  # until it is closed
+        self._application: Iterable[bytes] | None = None  # None again once it is closed
         self._recorded = False
         self._accepted = True
         self._file_wrapper: Any = None
@@ -195,12 +195,12 @@ class ResponseRecorder:
     def _enter(self, run: SyncRun, policy: Policy) -> None:
         engine, environ = self._handler.engine, self._handler.environ
         self._encoder = AnswerEncoder(policy, engine.traceparent)
-        # What the server's thread is in the middle of is no part of this request, so that no run encloses it but those
-        # of the environment.
+        # Only runs in the environment can enclose this one: the context of the server's thread may hold another run,
+        # which is not part of this request.
         runs: tuple[Frame, ...] = environ.get(RUNS, ())
         self._frame = Frame(run.claim, self._encoder, runs[-1] if runs else None)
         environ[RUNS] = (*runs, self._frame)
-        self._file_wrapper = environ.pop(_FILE_WRAPPER, None)  # a server sends such a file past us (E6)
+        self._file_wrapper = environ.pop(_FILE_WRAPPER, None)  # such a file would bypass the recorder (E6)
         active.set(self._frame)
 
     def _leave(self) -> None:
