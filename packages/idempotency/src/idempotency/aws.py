@@ -71,10 +71,10 @@ def lambda_handler(
     """
     Run a Lambda handler once per key; every other invocation with that key gets the value of the first one.
 
-    Or a function of one record of a batch and the context, which the handler calls for each record.
+    It also protects a function of one record of a batch and the context, which the handler calls for each record.
 
-    The lease is the time that the invocation has left, and a second, whatever *policy* says: one that Lambda stops
-    leaves its key to the next invocation at once, and none can be run beside one that still works.
+    The lease is the time that the invocation has left, plus one second, whatever *policy* says. So if Lambda stops an
+    invocation, the next one can take its key over at once; and no invocation runs beside another that still works.
 
     Args:
         store: A `SyncStore` that outlives the sandbox, such as `SyncDynamoDBStore` or `SyncRedisStore`. Make it outside
@@ -109,12 +109,10 @@ def lambda_handler(
             event = read(args, kwargs)[0]
             return event if fingerprint is None else fingerprint(event)
 
-        wrong = is_async_store(store) or is_async(
-            handler
-        )  # which `idempotent` refuses by the store's own name
-        held = store if wrong else cast("SyncStore", _Unrenewed(store))
+        # If async, pass the store itself: the error of `idempotent` then names it.
+        refused = is_async_store(store) or is_async(handler)
         decorated: Any = idempotent(
-            store=held,
+            store=store if refused else cast("SyncStore", _Unrenewed(store)),
             operation=operation,
             key=lambda *args, **kwargs: key(read(args, kwargs)[0]),
             fingerprint=fingerprinted,

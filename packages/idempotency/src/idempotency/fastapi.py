@@ -87,9 +87,9 @@ def install(
         key_headers: Further headers that may carry a key. The headers in the policies of *app*'s endpoints are found
             automatically at the first request; give here those of mounted applications and of endpoints added later.
     Raises:
-        TypeError: *store* or a hook is not of its kind; at the first request, as Starlette makes its middleware then.
-        RuntimeError: *app* has begun to serve, or has a `LateClaim` already; at the first request: `protect` stands
-            above the decorator of a route, so that its endpoint would run without protection.
+        TypeError: *store* or a hook has the wrong type.
+        RuntimeError: *app* has begun to serve, or already has a `LateClaim`. At the first request: `protect` is above
+            the decorator of a route, so its endpoint would run without protection.
     """
     kinds: list[Any] = [added.cls for added in app.user_middleware]
     if LateClaim in kinds:
@@ -204,7 +204,7 @@ class Idempotent(Generic[T]):
         streams.
 
         Args:
-            policy: What is promised, where it differs.
+            policy: The endpoint's own policy, if it differs.
         Raises:
             TypeError: The endpoint is protected already, or a policy was given without its name.
         """
@@ -362,7 +362,7 @@ def _refuse_bare(routes: Sequence[Any], prefix: str) -> None:
 
 
 def _warn_of_compression_inside(app: FastAPI) -> None:
-    """Warn of compression for the first client, which would be replayed to one that may not take it."""
+    """Warn of compressed answers: a replay would send them to clients that may not accept the compression."""
     kinds: list[Any] = [added.cls for added in app.user_middleware]  # the outermost first
     if LateClaim in kinds and GZipMiddleware in kinds[kinds.index(LateClaim) :]:
         _log.warning(

@@ -56,7 +56,7 @@ __all__ = ["Idempotency"]
 
 _EXTENSION: Final = "idempotency"  # its name in `app.extensions`
 
-# What reads the input: a body that is no JSON, a form without a field that is asked for.
+# The functions that refuse input: a body that is not JSON, a form without a required field.
 _ASKED: Final[Asked] = {
     "flask.wrappers": {"on_json_loading_failure", "_load_form_data"},
     "werkzeug.wrappers.request": {"get_json", "get_data", "_load_form_data"},
@@ -129,7 +129,7 @@ class Idempotency:
         app.extensions[_EXTENSION] = self
 
     def _checked(self, app: Flask, inner: WSGIApp) -> WSGIApp:
-        """*inner*, for an application whose views are looked at when the first request comes."""
+        """*inner*, with a check of the application's views at the first request."""
         unchecked = True
 
         def checked(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -155,7 +155,8 @@ class Idempotency:
 
         Raises:
             TypeError: A policy was given without its name.
-            RuntimeError: At a request: this extension is not the one of its application (`init_app`). Nothing ran.
+            RuntimeError: At a request: this extension is not installed in the application (`init_app`). The view did
+                not run.
         """
         if isinstance(view, Policy):
             raise TypeError("give a policy by its name: protect(policy=...)")

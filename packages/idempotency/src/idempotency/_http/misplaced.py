@@ -14,7 +14,7 @@ __all__ = ["Bare"]
 
 
 class Bare:
-    """The functions that were given to `protect`, as they are without it."""
+    """The functions that were given to `protect`, without its protection."""
 
     def __init__(self) -> None:
         self._functions: WeakSet[Any] = WeakSet()
@@ -25,16 +25,16 @@ class Bare:
         while layer is not None:
             try:
                 self._functions.add(layer)
-            except TypeError:  # what has no weak references
+            except TypeError:  # an object without weak references
                 return
             layer = getattr(layer, "__wrapped__", None)
 
     def refuse(self, endpoint: Any, name: str) -> None:
         """
-        Refuse to serve *endpoint* if it is one of these.
+        Refuse to serve *endpoint* if it is one of these functions.
 
         Args:
-            name: Of the route, for the error.
+            name: The name of the route, for the error.
         Raises:
             RuntimeError: The endpoint would run without protection.
         """

@@ -1,8 +1,8 @@
 """
-Takes the headers for a browser's origin (CORS) from the answer that an application gives, for the one sent instead.
+Copies the CORS headers of the application's answer to the answer that is sent instead.
 
-A framework's extension adds them to every answer; a late claim drops that answer for a replay or a refusal. A browser
-hides an answer without these headers, or with those of the origin that asked first.
+A framework's CORS extension adds them to every answer of the application, but a late claim replaces that answer by a
+replay or a refusal. A browser hides an answer that lacks these headers, or has those of the first caller's origin.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["with_origin_of"]
 
 
 def with_origin_of(own: Headers, headers: Headers) -> Headers:
-    """*headers*, with those for the origin from *own*, the application's, if it has any."""
+    """*headers* with the CORS headers of *own*, the application's headers, if it has any."""
     for_origin = [pair for pair in own if pair[0].lower().startswith(b"access-control-")]
     if not for_origin:
         return headers

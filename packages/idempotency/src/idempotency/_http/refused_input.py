@@ -1,8 +1,8 @@
 """
-Tells whether a framework refused the request's input while a handler, or the framework for it, asked for that.
+Tells whether a framework refused the request's input while it parsed or validated it.
 
-In Flask and Django REST framework the handler itself has the body parsed and validated, after the claim. Such a refusal
-is no outcome. Only a traceback counts as evidence.
+In Flask and Django REST framework the handler itself starts the parsing and validation, after the claim. Such a refusal
+is not an outcome. Only the traceback counts as evidence.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Final, Literal, TypeAlias
 __all__ = ["Asked", "NotAccepted", "refused_input"]
 
 Asked: TypeAlias = Mapping[str, Collection[str]]
-"""The functions of a framework that read and check what the client sent, by module."""
+"""By module, the functions of a framework that read and check what the client sent."""
 
 NotAccepted: TypeAlias = Literal["before", "inside"]
 """
-Before any code of the application, so that nothing has happened; or inside a handler, which validates first as a rule.
+"before": before any code of the application ran; "inside": in a handler, which usually validates first.
 """
 
 _OURS: Final = "idempotency"
@@ -30,9 +30,9 @@ def refused_input(
     Whether *error* was raised by a framework that refused the request's input, and whether a handler had begun.
 
     Args:
-        asked: What reads the input, whoever calls it.
-        only_before: What refuses a request if the application has not called it.
-        frameworks: Packages whose code is not the application's.
+        asked: The functions that read the input; they count wherever they are called.
+        only_before: Functions that count only if no code of the application is among their callers.
+        frameworks: The packages whose code is not the application's.
     """
     trace, own = error.__traceback__, False
     while trace is not None:

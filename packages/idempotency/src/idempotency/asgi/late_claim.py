@@ -174,16 +174,14 @@ class PendingClaim:
         self._middleware = middleware
         self._receive = receive
         self.send: Send = send
-        self._keyed = keyed  # there is a header that may carry a key
-        self._announced = False  # a claim is sure to come: an answer must not begin before it
-        self._begun = False  # the answer has begun, and can no longer be replaced
-        self._replaced = False  # the answer was given in the application's place
-        self._held: Response | None = (
-            None  # such an answer, until the headers for the request's origin are known
-        )
-        self._recorder: ResponseRecorder | None = None  # once the request is claimed
-        self._start: Message | None = None  # kept back, because a claim was announced
-        self._body: list[bytes] = []  # a copy of what the application has read
+        self._keyed = keyed  # the request has a header that may carry a key
+        self._announced = False  # a claim will come, so the answer must not begin before it
+        self._begun = False  # the answer has begun and cannot be replaced any more
+        self._replaced = False  # this object answers instead of the application
+        self._held: Response | None = None  # such an answer, held until the CORS headers are known
+        self._recorder: ResponseRecorder | None = None  # set by the claim
+        self._start: Message | None = None  # the start of the answer, held back because a claim was announced
+        self._body: list[bytes] = []  # a copy of the body that was read so far
         self._size = 0
         self._asked = False  # the body was asked for, so a client that waits for 100 (Continue) sends it
         self._ended = False  # the body has ended, or did not end in time
@@ -366,9 +364,9 @@ class PendingClaim:
 
     async def _answer(self, answer: Response) -> None:
         """
-        Answer in the application's place; what it still sends is dropped.
+        Answer instead of the application; what the application sends from now on is dropped.
 
-        A browser is answered when the application has said what its origin may see.
+        A request with an Origin is answered once the application's own answer shows its CORS headers.
         """
         self._replaced = True
         self.status = answer.status
@@ -380,7 +378,7 @@ class PendingClaim:
             await self._send_answer(answer, answer.headers)
 
     async def _send_held(self, start: Message | None = None) -> None:
-        """Send the answer that is kept back, if there is one; *start* is the application's own."""
+        """Send the answer that is held back, if any; *start* begins the application's own answer."""
         answer, self._held = self._held, None
         if answer is not None:
             own = list(start.get("headers", ())) if start is not None else []

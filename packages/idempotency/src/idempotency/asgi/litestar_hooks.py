@@ -1,8 +1,8 @@
 """
-Warns if Litestar has `before_send` hooks outside of the middleware.
+Warns if Litestar has `before_send` hooks outside the middleware.
 
-Such a hook is called with an answer that was recorded already. If it commits, as SQLAlchemy plugins make it do, and
-fails, retries get an answer that is not true.
+Such a hook runs after the answer was recorded. If it commits a transaction, as with SQLAlchemy plugins, and that fails,
+retries get an answer that is not true.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from idempotency.asgi.types import Scope
 __all__ = ["LITESTAR", "warn_of_hooks"]
 
 LITESTAR = "litestar_app"
-"""In the scope of every request that Litestar has begun to handle."""
+"""A key in the scope of every request that Litestar handles."""
 
 _log = logging.getLogger("idempotency")
 _warned = False

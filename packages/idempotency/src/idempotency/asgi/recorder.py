@@ -112,7 +112,7 @@ class ResponseRecorder:
         active.set(self.frame)
 
     def leave(self) -> None:
-        """The application is over."""
+        """End the run, after the application."""
         frame = self.frame
         frame.end()
         enclosing = frame.enclosing
@@ -141,12 +141,11 @@ class ResponseRecorder:
         if self._state is _WHOLE:
             try:
                 await self._record_answer()
-            except Exception as error:  # of a layer outside, to which the recorded answer is sent
+            except Exception as error:  # from an outer layer, while the recorded answer is sent
                 self._report(error)
                 raise
-        elif (
-            self._state is _BUFFERING
-        ):  # without a whole answer: to the key an exception, to the server a broken answer
+        elif self._state is _BUFFERING:
+            # Without a complete answer: treat the key as after an exception, and send the incomplete answer.
             await self._fail(None)
             if self._start is not None:
                 await self._flush(more_body=True)

@@ -55,7 +55,7 @@ def enter(scope: Scope, frame: Frame) -> Hidden:
     Note in *scope* that *frame* is running, and hide the extensions that would bypass the record (E6).
 
     Returns:
-        What `leave` puts back.
+        The hidden extensions, for `leave`.
     """
     scope[RUNS] = (*scope.get(RUNS, ()), frame)
     return hide_bypasses(scope) if scope.get("extensions") else None

@@ -32,7 +32,7 @@ __all__ = ["IdempotentAPIView", "IdempotentMixin", "protect"]
 View = Callable[..., Any]
 
 
-# What reads and checks the input; and what refuses a request as long as no method of the application's was called.
+# The functions that read and check the input; and those that count only if no method of the application was called.
 _ASKED: Final[Asked] = {
     "rest_framework.request": {"_load_data_and_files", "_parse"},
     "rest_framework.serializers": {"is_valid"},
@@ -68,7 +68,7 @@ class IdempotentMixin:
             raise _Answered
 
     def handle_exception(self, exc: Exception) -> Response:
-        """Called by the framework with what a view raised: what refuses the input uses no key up."""
+        """Called by the framework with the exception of a view: a refusal of the input leaves the key free."""
         response: Response = super().handle_exception(exc)  # type: ignore[misc]
         request: Any = self.request  # type: ignore[attr-defined]
         pending = getattr(request._request, PENDING, None)  # noqa: SLF001

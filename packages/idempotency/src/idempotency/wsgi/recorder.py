@@ -58,7 +58,7 @@ class ResponseRecorder:
         self._run: SyncRun | None = None  # None again once it is settled
         self._encoder: AnswerEncoder | None = None
         self._frame: Frame | None = None
-        self._outer = active.get()  # what the server's thread is in the middle of
+        self._outer = active.get()  # the run that the server's thread was in, if any
         self._start: tuple[str, HeaderList] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
@@ -92,7 +92,7 @@ class ResponseRecorder:
         return True
 
     def refuse_input(self) -> None:
-        """The framework refuses what the handler has it read: with the default policy that frees the key."""
+        """Note that the framework refused the request's input; with the default policy this frees the key."""
         self._accepted = False
 
     def run(self, app: WSGIApp) -> Iterable[bytes]:
