@@ -180,7 +180,7 @@ class _Check:
             )
         if retry.succeeded and total != self._one:
             raise AssertionError(
-                f"{what}: {total} effects, expected {self._one}; the answer reports an effect that is missing"
+                f"{what}: {total} effects, expected {self._one}; the answer tells of an effect that is missing"
             )
         if not retry.succeeded and retry.status not in {None, 409}:
             raise AssertionError(f"{what}: expected the answer, or 409 while the outcome is unknown")

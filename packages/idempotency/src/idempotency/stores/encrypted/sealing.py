@@ -78,7 +78,7 @@ class KeyRing:
             for name, key in keys.items()
             if len(key) != _KEY_BYTES
         ]
-        wrong += [f"{name!r} is not a key id" for name in keys if not _KEY_ID.fullmatch(name)]
+        wrong += [f"{name!r} is no key id" for name in keys if not _KEY_ID.fullmatch(name)]
         if current not in keys:
             wrong.append(f"there is no key {current!r} to be the current one")
         if wrong:
