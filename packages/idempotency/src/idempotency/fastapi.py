@@ -316,7 +316,7 @@ def _take(kwargs: dict[str, Any]) -> _Bound:
     bound = kwargs.pop(_PARAMETER, None)
     if not isinstance(bound, _Bound):
         raise RuntimeError(
-            "a protected endpoint was called directly, not by FastAPI: call the undecorated function instead"
+            "a protected endpoint was called directly, not by FastAPI: call the function below the decorator"
         )
     return bound
 

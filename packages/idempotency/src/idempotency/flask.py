@@ -171,7 +171,7 @@ class Idempotency:
                 if current_app.extensions.get(_EXTENSION) is not self:
                     raise RuntimeError(
                         "the Idempotency that protects this view is not installed in its application: call "
-                        "init_app(app), and use one Idempotency per application"
+                        "init_app(app), and use one Idempotency for each application"
                     )
                 pending = pending_claim(request.environ)
                 if not pending.claim(self._principal, chosen):

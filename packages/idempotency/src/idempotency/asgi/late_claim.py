@@ -232,7 +232,7 @@ class PendingClaim:
     async def claim(self, principal: str | Callable[[], str], policy: Policy) -> None:
         """See `claim`. Afterwards the caller's context is part of the run."""
         if self._recorder is not None or self._replaced or self._begun:
-            raise RuntimeError("claim a request only once, and before its answer begins")
+            raise RuntimeError("claim a request once, and before its answer begins")
         require_known_headers(policy, self._middleware.key_names)
         self.policy: Policy = policy
         self.operation: str = f"{self.scope['method']} {full_path(self.scope)}"
