@@ -77,7 +77,7 @@ def hide_bypasses(scope: Scope) -> Hidden:
 
 
 def leave(scope: Scope, frame: Frame, hidden: Hidden) -> None:
-    """Have *scope* be what it would be without *frame*: that taken out, what was hidden put back."""
+    """Remove *frame* from *scope*, and put back what was hidden."""
     runs = scope.pop(RUNS, ())
     if len(runs) > 1:
         scope[RUNS] = without(frame, runs)
