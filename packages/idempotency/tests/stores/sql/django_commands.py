@@ -1,7 +1,7 @@
 """
-A Django project of one process, which the tests start: each command prints what the test looks at.
+A Django project of one process, which the tests start: the last command prints what the test looks at.
 
-    python django_commands.py DATABASE COMMAND      DATABASE: JSON of settings.DATABASES["default"]
+    python django_commands.py DATABASE COMMAND ...      DATABASE: JSON of settings.DATABASES["default"]
 """
 
 from __future__ import annotations
@@ -154,4 +154,6 @@ def unmigrate() -> None:
 
 
 if __name__ == "__main__":
-    {each.__name__: each for each in (migrate, race, transactions, testcase, unmigrate)}[sys.argv[2]]()
+    commands = {each.__name__: each for each in (migrate, race, transactions, testcase, unmigrate)}
+    for name in sys.argv[2:]:
+        commands[name]()

@@ -27,24 +27,23 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 
 def manage(database: dict[str, Any], command: str) -> Any:
+    """What *command* prints, in a database that has been migrated."""
     done = subprocess.run(
-        [sys.executable, str(PROJECT), json.dumps(database), command],
+        [sys.executable, str(PROJECT), json.dumps(database), "migrate", command],
         capture_output=True,
         text=True,
         check=False,
         timeout=110,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout) if done.stdout else None
+    return json.loads(done.stdout)
 
 
 def test_eight_threads_at_two_hundred_keys_run_each_once(database: dict[str, Any]) -> None:
-    manage(database, "migrate")
     assert manage(database, "race") == {"keys": 200, "runs": 200}
 
 
 def test_effect_and_record_are_one_commit_of_djangos(database: dict[str, Any]) -> None:
-    manage(database, "migrate")
     told = manage(database, "transactions")
     assert told["rolled back"] == [0, True]
     assert told["seen inside"] is True
@@ -56,7 +55,6 @@ def test_effect_and_record_are_one_commit_of_djangos(database: dict[str, Any]) -
 
 
 def test_the_blocks_that_a_test_case_opens_are_no_savepoints(database: dict[str, Any]) -> None:
-    manage(database, "migrate")
     if "sqlite" in database["ENGINE"]:
         pytest.skip("a TestCase holds SQLite's one write lock, so that no other connection can claim")
     assert manage(database, "testcase") == {"failures": []}
@@ -65,7 +63,6 @@ def test_the_blocks_that_a_test_case_opens_are_no_savepoints(database: dict[str,
 def test_the_migration_can_be_undone(database: dict[str, Any], tmp_path: Path) -> None:
     if "sqlite" not in database["ENGINE"]:
         pytest.skip("the other tests need their table")
-    manage(database, "migrate")
     assert not [
         name for name in manage(database, "unmigrate")["tables"] if name.startswith("idempotency_record")
     ]
