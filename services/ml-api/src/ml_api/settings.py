@@ -42,6 +42,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "load_settings",
+    "plain_implementation",
     "unknown_variables",
 ]
 
@@ -279,6 +280,22 @@ def load_settings(**given: object) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError(f".env cannot be read: {reason}") from None
+
+
+def plain_implementation() -> bool:
+    """
+    Whether `ML_API_IMPL=plain` in the environment switches the speed-ups off: `seen_candles` and `quick_lines`.
+
+    Each has a plain version that gives the same results. `scripts/matrix` runs the service's tests without speed-ups; a
+    bug that disappears with `plain` is in one of them.
+
+    Raises:
+        SettingsError: The variable has another value.
+    """
+    chosen = os.environ.get("ML_API_IMPL", "")
+    if chosen not in {"", "fast", "plain"}:
+        raise SettingsError(f"ML_API_IMPL is {chosen!r}; set it to fast (the default) or plain")
+    return chosen == "plain"
 
 
 def unknown_variables() -> Iterator[str]:

@@ -11,6 +11,8 @@ import json
 import logging
 import logging.config
 import sys
+import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,6 +20,9 @@ from itertools import islice
 from typing import Literal
 
 import msgspec
+
+from ml_api.observability.quick_lines import write_lines_to
+from ml_api.settings import plain_implementation
 
 __all__ = ["configure_logging", "request_id", "trace_id"]
 
@@ -59,6 +64,8 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
             },
         }
     )
+    quick = not (plain or plain_implementation())
+    write_lines_to(logging.getLogger().handlers[0] if quick else None, _json_line_now)  # type: ignore[arg-type]
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -67,27 +74,36 @@ _encode_anything = json.JSONEncoder(default=str, skipkeys=True).encode
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": _instant(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_context(),
-            **_extras(record),
-        }
+        fields = _extras(record)
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        try:
-            return _encode(line).decode()
-        except (ValueError, TypeError):
-            # A text with surrogates, or a number of more than 64 bits: the line must be written anyway.
-            return _encode_anything(line)
+            fields["exception"] = self.formatException(record.exc_info)
+        return _json_line(record.created, record.levelname, record.name, record.getMessage(), fields)
+
+
+def _json_line(created: float, level: str, logger: str, message: str, fields: Mapping[str, object]) -> str:
+    line = {
+        "time": _instant(created),
+        "level": level,
+        "logger": logger,
+        "message": message,
+        **_context(),
+        **fields,
+    }
+    try:
+        return _encode(line).decode()
+    except (ValueError, TypeError):
+        # A text with surrogates, or a number of more than 64 bits: the line must be written anyway.
+        return _encode_anything(line)
+
+
+def _json_line_now(level: str, logger: str, message: str, fields: Mapping[str, object]) -> str:
+    return _json_line(time.time(), level, logger, message, fields)
 
 
 class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in (_context() | _extras(record)).items())
-        line = _visible(f"{_instant(record)} {record.levelname:<7} {record.getMessage()}{fields}")
+        line = _visible(f"{_instant(record.created)} {record.levelname:<7} {record.getMessage()}{fields}")
         if not record.exc_info:
             return line
         # Indented, so that a line of an error's text cannot look like another record.
@@ -102,8 +118,8 @@ def _visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
-def _instant(record: logging.LogRecord) -> str:
-    second, millisecond = divmod(int(record.created * 1000), 1000)
+def _instant(created: float) -> str:
+    second, millisecond = divmod(int(created * 1000), 1000)
     return f"{_second(second)}.{millisecond:03}Z"
 
 

@@ -21,6 +21,7 @@ from idempotency.events import Claimed, ClaimLost, Event, Refused, Replayed, Set
 from ml_api.http.problems import problem_response
 from ml_api.observability.logs import request_id, trace_id
 from ml_api.observability.metrics import Metrics
+from ml_api.observability.quick_lines import log_info
 
 __all__ = ["REQUEST_ID_HEADER", "CacheEvents", "Telemetry"]
 
@@ -89,17 +90,17 @@ class Telemetry:
         level = logging.DEBUG if route in _QUIET or seen.cache == "hit" else logging.INFO
         if not _log.isEnabledFor(level):
             return
-        _log.log(
-            level,
-            "request",
-            extra={
-                "method": method,
-                "route": route,
-                "status": seen.status,
-                "duration_ms": round(seconds * 1000, 3),
-                "cache": seen.cache,
-            },
-        )
+        fields = {
+            "method": method,
+            "route": route,
+            "status": seen.status,
+            "duration_ms": round(seconds * 1000, 3),
+            "cache": seen.cache,
+        }
+        if level == logging.INFO:
+            log_info(_log, "request", fields)
+        else:
+            _log.debug("request", extra=fields)
 
 
 # The client disconnected before its request was complete, so nothing is sent. Only for logs and metrics; nginx uses it.
@@ -149,16 +150,15 @@ class CacheEvents:
         match event:
             case Replayed():
                 self._hits.inc()
-                _cache_log.info("Cache HIT", extra={"key_id": event.key_id, "age_s": round(event.age, 3)})
+                log_info(_cache_log, "Cache HIT", {"key_id": event.key_id, "age_s": round(event.age, 3)})
             case Claimed():
                 self._misses.inc()
-                _cache_log.info("Cache MISS", extra={"key_id": event.key_id, "attempt": event.attempt})
+                log_info(_cache_log, "Cache MISS", {"key_id": event.key_id, "attempt": event.attempt})
             case Settled():
                 self._writes("stored" if event.kept else event.result).inc()
                 text = "Cache STORE" if event.kept else f"Cache {event.result}"
-                _cache_log.info(
-                    text, extra={"key_id": event.key_id, "run_ms": round(event.duration * 1000, 3)}
-                )
+                fields = {"key_id": event.key_id, "run_ms": round(event.duration * 1000, 3)}
+                log_info(_cache_log, text, fields)
             case Refused():
                 self._metrics.cache_refusals.labels(event.problem).inc()
                 _cache_log.info("Cache REFUSED", extra={"key_id": event.key_id, "problem": event.problem})

@@ -5,30 +5,24 @@ The .NET client's key is `{agentId}-{newest candle minute}`. requestId is new in
 change between two calls with the same key. So the fingerprint covers only what the key stands for: the agent, the
 newest candle's minute, and the caller. An equal fingerprint means a replay; another one means another decision.
 
-`ML_API_IMPL=plain` in the environment switches `seen_candles` off: then each body is read anew. `scripts/matrix` also
-runs the service's tests that way. The variable is read once, on import.
+`seen_candles` does the same as `contract.projection`, faster; `ML_API_IMPL=plain` switches it off.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Literal
 
 from idempotency import Fingerprint, RequestView
-from ml_api import Unusable
 from ml_api.http.json_fingerprint import json_fingerprint
 from ml_api.predict.contract import projection
 from ml_api.predict.seen_candles import SeenCandles
+from ml_api.settings import plain_implementation
 
 __all__ = ["decision_fingerprint", "fingerprint_of"]
 
-_implementation = os.environ.get("ML_API_IMPL", "")
-if _implementation not in {"", "fast", "plain"}:
-    raise Unusable(f"ML_API_IMPL is {_implementation!r}; set it to fast (the default) or plain")
-
-_projection = projection if _implementation == "plain" else SeenCandles().projection
+_projection = projection if plain_implementation() else SeenCandles().projection
 
 
 def fingerprint_of(kind: Literal["decision", "body"]) -> Callable[[RequestView], Fingerprint]:

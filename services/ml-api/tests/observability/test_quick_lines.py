@@ -1,0 +1,161 @@
+"""Quick lines are those of `logging`, and whoever else listens to a logger still gets records."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ml_api.observability import logs
+from ml_api.observability.logs import configure_logging, request_id, trace_id
+from ml_api.observability.quick_lines import log_info
+
+log = logging.getLogger("ml_api.test")
+
+
+class Listener(logging.Handler):
+    """A handler that keeps the records it gets."""
+
+    def __init__(self, seen: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record)
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts the handlers and the level of a test back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.delenv("ML_API_IMPL", raising=False)
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+Start = Callable[..., io.StringIO]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Configures logging as JSON to a stream; within a test, since pytest adds handlers of its own before one."""
+
+    def started(level: str = "INFO") -> io.StringIO:
+        stream = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr("time.time", lambda: 1_771_596_000.25)
+        monkeypatch.setattr("time.time_ns", lambda: 1_771_596_000_250_000_000)
+        configure_logging(level, "json")
+        return stream
+
+    return started
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
+    """The records that a formatter of the service was given."""
+    seen: list[logging.LogRecord] = []
+    plain = logs._JsonFormatter.format
+
+    def note(formatter: logs._JsonFormatter, record: logging.LogRecord) -> str:
+        seen.append(record)
+        return plain(formatter, record)
+
+    monkeypatch.setattr(logs._JsonFormatter, "format", note)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"key_id": "ab", "attempt": 1},
+        {"odd": "a lone \ud800 surrogate"},
+        {"run_ms": 0.25, "odd": {(1, 2): 3}},
+    ],
+    ids=["none", "some", "surrogate", "no JSON type"],
+)
+@pytest.mark.parametrize("context", [("", ""), ("r-1", ""), ("r-1", "t-1")])
+def test_a_quick_line_is_the_line_of_a_record(
+    start: Start,
+    records: list[logging.LogRecord],
+    fields: dict[str, object],
+    context: tuple[str, str],
+) -> None:
+    stream = start()
+    tokens = request_id.set(context[0]), trace_id.set(context[1])
+    try:
+        log_info(log, "Cache MISS", fields)
+        assert records == []
+        log.info("Cache MISS", extra=fields)
+    finally:
+        request_id.reset(tokens[0])
+        trace_id.reset(tokens[1])
+
+    quick, plain = stream.getvalue().splitlines()
+    assert quick == plain
+    assert len(records) == 1
+
+
+def test_a_level_above_info_writes_no_line(start: Start) -> None:
+    stream = start("WARNING")
+    log_info(log, "Cache MISS", {})
+    assert stream.getvalue() == ""
+
+
+def test_the_plain_implementation_makes_records(
+    start: Start, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ML_API_IMPL", "plain")
+    stream = start()
+    log_info(log, "Cache MISS", {})
+    assert len(records) == len(stream.getvalue().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["", "ml_api", "ml_api.test"])
+def test_another_handler_gets_a_record(start: Start, name: str) -> None:
+    stream = start()
+    seen: list[logging.LogRecord] = []
+    other = Listener(seen)
+    logging.getLogger(name).addHandler(other)
+    try:
+        log_info(log, "Cache MISS", {"key_id": "ab"})
+    finally:
+        logging.getLogger(name).removeHandler(other)
+    assert [vars(record)["key_id"] for record in seen] == ["ab"]
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_filter_and_a_record_factory_are_respected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = start()
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    log.addFilter(refuse)
+    try:
+        log_info(log, "Cache MISS", {})
+    finally:
+        log.removeFilter(refuse)
+    assert stream.getvalue() == ""
+
+    class Marked(logging.LogRecord):
+        pass
+
+    monkeypatch.setattr(logging, "_logRecordFactory", Marked)
+    made: list[type] = []
+    monkeypatch.setattr(logging.StreamHandler, "emit", lambda _, record: made.append(type(record)))
+    log_info(log, "Cache MISS", {})
+    assert made == [Marked]
+
+
+def test_a_stream_that_fails_does_not_fail_its_caller(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = start()
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    stream.close()
+    log_info(log, "Cache MISS", {})
+    assert stream.closed
