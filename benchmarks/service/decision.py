@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from bodies import body
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from harness.results import Result, add_options, finish
 
 from ml_api.observability.metrics import Metrics
-from ml_api.predict.answer import Answer, encode_answer
+from ml_api.predict.answer import encode_answer
 from ml_api.predict.contract import parse_request, projection
 from ml_api.predict.service import PredictionService
 from ml_api.serving.registry import BUNDLED_MODEL
@@ -47,7 +48,8 @@ def parts() -> dict[str, Callable[[], object]]:
     decision = decide(market, request.portfolio, model.predict)
     rows = [one.row for one in decision.asset_decisions]
     chances = model.predict(rows)
-    answer = Answer(
+    answer = partial(
+        encode_answer,
         model_version=model.info.version,
         request_id=request.request_id,
         agent_id=request.agent_id,
@@ -63,7 +65,7 @@ def parts() -> dict[str, Callable[[], object]]:
         "features and signals": lambda: compute_features(request.series),
         "model, two rows": lambda: [model.predict_row(row) for row in rows],
         "deciding, but the model": lambda: decide(market, request.portfolio, lambda _: chances),
-        "the answer's text": lambda: encode_answer(answer),
+        "the answer's text": answer,
         WHOLE: lambda: predictions.decide(content),
     }
 

@@ -152,7 +152,8 @@ def test_bodies_are_accepted_and_read_as_the_published_schema_says(
     else:
         read = parse_request(body)
         compare(read, expected)
-        assert projection(body) == read.projection()
+        newest = max((int(time.timestamp()) // 60 for time in read.times), default=None)
+        assert projection(body) == (read.agent_id, newest)
 
 
 def money(expected: Any) -> list[Decimal]:
@@ -165,7 +166,6 @@ def money(expected: Any) -> list[Decimal]:
 def compare(read: DecisionRequest, expected: dict[str, Any]) -> None:
     exact: Callable[[Any], Decimal] = Decimal
     assert read.agent_id == expected["agentId"]
-    assert read.instructions == (expected.get("instructions") or "")
     assert expected.get("requestId") in {None, read.request_id}
     held = [amount for one in read.portfolio.positions for amount in (one.quantity, one.average_price)]
     assert [read.portfolio.cash, read.portfolio.total_value, *held] == money(expected)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml_api.predict.answer import Answer, encode_answer
+from ml_api.predict.answer import encode_answer
 from ml_api.predict.contract import DecisionRequest, parse_request
 from ml_api.trading.decision import Decision, Predict, compute_features, decide
 from ml_api.trading.indicators import FEATURES, FloatArray, Row, compute
@@ -361,7 +361,7 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
     portfolio = f'{{"cash":{money[0]:f},"totalValue":{money[1]:f}}}'
     request = parse_request(f'{{"agentId":"a","portfolio":{portfolio},"candles":[{candles}]}}'.encode())
     decision = decided(request, model, cap_to_portfolio=cap)
-    answer = Answer(
+    answer = encode_answer(
         model_version="1",
         request_id="r",
         agent_id="a",
@@ -370,7 +370,7 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
         signals=decision.signals,
         reasoning=decision.reasoning,
     )
-    read = json.loads(encode_answer(answer), parse_constant=pytest.fail)
+    read = json.loads(answer, parse_constant=pytest.fail)
     assert len(read["signals"]) == 9 * len(decision.asset_decisions)
     assert all(0 < order["quantity"] <= 1000 for order in read["orders"])
     assert all(math.isfinite(signal["value"]) for signal in read["signals"])

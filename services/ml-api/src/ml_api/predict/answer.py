@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -13,22 +12,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from ml_api.predict.contract import SCHEMA_VERSION
 from ml_api.trading import types as domain
 
-__all__ = ["Answer", "Contribution", "Order", "PredictResponse", "encode_answer"]
-
-
-@dataclass(slots=True, kw_only=True)
-class Answer:
-    """A decision with its identifiers. *contributions* is None if the service is not set to explain."""
-
-    schema_version: str = SCHEMA_VERSION
-    model_version: str
-    request_id: str
-    agent_id: str
-    created_at: datetime
-    orders: Sequence[domain.Order]
-    signals: Sequence[domain.Signal]
-    reasoning: str
-    contributions: Sequence[domain.Contribution] | None = None
+__all__ = ["Contribution", "Order", "PredictResponse", "encode_answer"]
 
 
 class Order(Struct, rename="camel"):
@@ -72,25 +56,36 @@ class PredictResponse(Struct, rename="camel"):
     contributions: list[Contribution] | UnsetType = UNSET
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """Encode an answer for the .NET client: quantities are plain JSON numbers without exponent."""
-    created = answer.created_at.astimezone(UTC).isoformat(timespec="milliseconds")
-    orders = [
-        Order(one.asset_symbol, one.side, Raw(f"{one.quantity:f}".encode()), None) for one in answer.orders
-    ]
-    explained = answer.contributions
+def encode_answer(
+    *,
+    model_version: str,
+    request_id: str,
+    agent_id: str,
+    created_at: datetime,
+    orders: Sequence[domain.Order],
+    signals: Sequence[domain.Signal],
+    reasoning: str,
+    contributions: Sequence[domain.Contribution] | None = None,
+) -> bytes:
+    """
+    Write an answer as the .NET client reads it, with quantities as plain JSON numbers.
+
+    Args:
+        contributions: None if the service is not set to explain.
+    """
+    created = created_at.astimezone(UTC).isoformat(timespec="milliseconds")
     return msgspec.json.encode(
         PredictResponse(
-            answer.schema_version,
-            answer.model_version,
-            answer.request_id,
-            answer.agent_id,
+            SCHEMA_VERSION,
+            model_version,
+            request_id,
+            agent_id,
             created.removesuffix("+00:00") + "Z",
-            orders,
-            answer.signals,
-            answer.reasoning,
+            [Order(one.asset_symbol, one.side, Raw(f"{one.quantity:f}".encode()), None) for one in orders],
+            signals,
+            reasoning,
             UNSET
-            if explained is None
-            else [Contribution(one.asset_symbol, one.feature, one.log_odds) for one in explained],
+            if contributions is None
+            else [Contribution(one.asset_symbol, one.feature, one.log_odds) for one in contributions],
         )
     )

@@ -85,9 +85,6 @@ class MalformedBody(ValueError):
         where = ".".join(map(str, self.errors[0]["loc"]))
         super().__init__(f"the request schema is violated at {where}")
 
-    def __reduce__(self) -> tuple[type[MalformedBody], tuple[tuple[ErrorItem, ...]]]:
-        return type(self), (self.errors,)
-
 
 class NestedTooDeep(MalformedBody):
     """The body nests deeper than `MAX_DEPTH`; a request needs four levels."""
@@ -164,14 +161,9 @@ class DecisionRequest:
     request_id: str
     agent_id: str
     portfolio: Portfolio
-    instructions: str
     candles: Sequence[Candle]
     times: Sequence[datetime]
     closes: Sequence[float]
-
-    def projection(self) -> tuple[str, int | None]:
-        """Return the agent and the newest candle's minute; see the function `projection`."""
-        return self.agent_id, _newest_minute(self.times)
 
     def series(self, asset: str) -> CandleSeries:
         """Return the candles of one asset, in the order of the request."""
@@ -200,7 +192,6 @@ def parse_request(body: bytes) -> DecisionRequest:
         sent.request_id or str(uuid4()),
         sent.agent_id,
         sent.portfolio,
-        sent.instructions or "",
         sent.candles,
         _times(sent.candles),
         _closes(sent.candles),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from ml_api.http.problems import Problem
 from ml_api.observability.metrics import Metrics
-from ml_api.predict.answer import Answer, encode_answer
+from ml_api.predict.answer import encode_answer
 from ml_api.predict.contract import MalformedBody, parse_request
 from ml_api.trading.contributions import contributions
 from ml_api.trading.decision import Decision, Predict, compute_features, decide
@@ -87,16 +87,14 @@ class PredictionService:
             cap_to_portfolio=self._cap_orders,
         )
         answer = encode_answer(
-            Answer(
-                model_version=self._name(model),
-                request_id=request.request_id,
-                agent_id=request.agent_id,
-                created_at=self._now(),
-                orders=decision.orders,
-                signals=decision.signals,
-                reasoning=decision.reasoning,
-                contributions=self._contributions(decision, model),
-            )
+            model_version=self._name(model),
+            request_id=request.request_id,
+            agent_id=request.agent_id,
+            created_at=self._now(),
+            orders=decision.orders,
+            signals=decision.signals,
+            reasoning=decision.reasoning,
+            contributions=self._contributions(decision, model),
         )
         self._count(decision, model)
         self._metrics.decision_seconds.observe(time.perf_counter() - begun)
