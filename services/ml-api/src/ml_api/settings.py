@@ -124,8 +124,11 @@ class Settings(BaseSettings):
         lease: How long a claim stays after its process died. If it is less than *wait*, a waiting duplicate takes over.
         cap_orders: Whether orders are limited to the portfolio's cash and positions.
         explain_top: How many SHAP contributions an answer lists per asset; 0: without the member.
+        max_header_bytes: For the request line and headers together; for the trailers; and for the chunk framing, beyond
+            the size of the body.
         max_header_fields: Limit of the number of headers, and of the number of trailers.
         max_connections: Open connections of one worker; to accept another, the one that is idle for longest is closed.
+        header_timeout: From the connection, or from the first byte of a later request, to the end of its headers.
         keep_alive_timeout: How long a connection stays open between two requests.
         write_timeout: How long a client may stop reading its answer before the connection is cut.
         rate_limit: Requests per minute for each API key's name, in one worker; 0: no limit.

@@ -16,8 +16,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ml_api.http.limits import BODY_COMPLETE
-from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.protocol import LimitedProtocol
+from ml_api.settings import Settings, load_settings
 
 pytestmark = [pytest.mark.real_time("the server's timers are real"), pytest.mark.anyio]
 
@@ -28,7 +28,7 @@ def anyio_backend() -> object:
 
 
 class LimitedConfig(uvicorn.Config):
-    limits: ConnectionLimits
+    settings: Settings
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,8 +41,11 @@ async def serving(
     *, max_header_bytes: int = 2048, header_timeout: float = 30.0, app: ASGIApp = hello
 ) -> AsyncIterator[int]:
     config = LimitedConfig(app, port=0, http=LimitedProtocol, lifespan="off", log_config=None)
-    config.limits = ConnectionLimits(
-        max_header_bytes=max_header_bytes, header_timeout=header_timeout, keep_alive_timeout=30
+    config.settings = load_settings(
+        api_key="the-api-key-of-the-tests",
+        max_header_bytes=max_header_bytes,
+        header_timeout=header_timeout,
+        keep_alive_timeout=30,
     )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

@@ -19,9 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ml_api.http.auth import is_authenticated
 from ml_api.http.refusals import EVENTS, ConnectionEvents, Refusal
-from ml_api.server.connection_limits import ConnectionLimits
 from ml_api.server.connection_table import ConnectionTable
 from ml_api.server.one_write import OneWrite
+from ml_api.settings import Settings
 
 __all__ = ["Connection", "Reading"]
 
@@ -42,6 +42,11 @@ _TOO_MANY = Refusal(
 )
 
 _SEND_BUFFER = 262_144  # bytes; the kernel reserves the same again for itself
+
+# How long, and how much, to go on reading (and dropping) after a last answer that was sent before its request was
+# complete. To close at once would reset the connection, and a reset can destroy an answer that the client has not read.
+_LINGER_SECONDS = 2.0
+_LINGER_BODIES = 8  # of the largest size
 
 
 def _limit_send_buffer(transport: asyncio.Transport, write_timeout: float) -> None:
@@ -85,21 +90,21 @@ def _nothing() -> None:
 
 class Connection(HttpToolsProtocol):
     """
-    uvicorn's connection, with `ConnectionLimits`, and counted in a `ConnectionTable`.
+    uvicorn's connection, with the limits of the settings, and counted in a `ConnectionTable`.
 
-    Both come from uvicorn's configuration (`limits`, `connections`), if it has them. The `ConnectionEvents` in the
+    Both come from uvicorn's configuration: `settings`, and `connections` if it has one. The `ConnectionEvents` in the
     lifespan state, if any, are told about refusals.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config: Any = self.config
-        self.limits: ConnectionLimits = getattr(config, "limits", None) or ConnectionLimits()
+        self.settings: Settings = config.settings
         if getattr(config, "connections", None) is None:
-            config.connections = ConnectionTable(self.limits.max_connections)
+            config.connections = ConnectionTable(self.settings.max_connections)
         self.table: ConnectionTable = config.connections
         self.events: ConnectionEvents = self.app_state.get(EVENTS) or ConnectionEvents()
-        self.timeout_keep_alive = self.limits.keep_alive_timeout  # type: ignore[assignment]
+        self.timeout_keep_alive = self.settings.keep_alive_timeout  # type: ignore[assignment]
         self.reading = Reading.NOTHING
         self._running: Any = (
             None  # the request cycle that is being answered; uvicorn's `cycle` is the newest one
@@ -116,11 +121,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._raw = transport
-        _limit_send_buffer(transport, self.limits.write_timeout)
+        _limit_send_buffer(transport, self.settings.write_timeout)
         self.transport = _ClientTransport(transport, self.loop, self._leave)  # type: ignore[assignment]
         self.events.opened(1)
         if self.table.admit(self):
-            self.wait(self.limits.header_timeout)
+            self.wait(self.settings.header_timeout)
         else:
             self.refuse(_TOO_MANY)
 
@@ -234,7 +239,7 @@ class Connection(HttpToolsProtocol):
     def discard(self, size: int) -> None:
         """Count *size* bytes that arrived and were dropped."""
         self._lingered += size
-        if self._lingered > self.limits.linger_bytes:
+        if self._lingered > _LINGER_BODIES * self.settings.max_body_bytes:
             if self.left:
                 self._cut()
             else:
@@ -277,7 +282,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self._raw.can_write_eof():
             self._raw.write_eof()
-        self._timer = self.loop.call_later(self.limits.linger_timeout, self._lingered_enough)
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self._lingered_enough)
 
     def _lingered_enough(self) -> None:
         self._timer = None
@@ -295,7 +300,7 @@ class Connection(HttpToolsProtocol):
     def _expect_reading(self) -> None:
         """Cut the connection if the client does not read the output within `write_timeout`."""
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.limits.write_timeout, self._not_read)
+            self._write_timer = self.loop.call_later(self.settings.write_timeout, self._not_read)
 
     def _not_read(self) -> None:
         self._write_timer = None

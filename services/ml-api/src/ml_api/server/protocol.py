@@ -52,10 +52,11 @@ _HOST_VALUE = re.compile(
     re.ASCII,
 )
 _BLANKS = b" \t"
+_MAX_PIPELINED = 16  # requests that may wait on one connection behind the running one
 
 
 class LimitedProtocol(Connection):
-    """uvicorn's protocol over httptools, with the checks of `ConnectionLimits` and RFC 9112."""
+    """uvicorn's protocol over httptools, with the limits of the settings and the checks of RFC 9112."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,13 +85,13 @@ class LimitedProtocol(Connection):
         same = self.reading is before and not self._begun
         if self.reading is Reading.HEADERS:
             if not self.waits:
-                self.wait(self.limits.header_timeout)
+                self.wait(self.settings.header_timeout)
             if same:
                 self._count_read(len(data))
         elif same and self.reading is Reading.BODY:
             # Each byte of the body allows one byte of framing.
             self._overhead = max(0, self._overhead + len(data) - 2 * self._body_bytes)
-            if self._overhead > self.limits.max_header_bytes:
+            if self._overhead > self.settings.max_header_bytes:
                 self.refuse(_FRAMING_TOO_LARGE)
         elif same:  # blank lines before a request
             self._count_read(len(data))
@@ -98,7 +99,7 @@ class LimitedProtocol(Connection):
 
     def _count_read(self, size: int) -> None:
         self._read_bytes += size
-        if self._read_bytes > self.limits.max_header_bytes:
+        if self._read_bytes > self.settings.max_header_bytes:
             self.refuse(_HEADERS_TOO_LARGE)
 
     def _feed(self, data: bytes) -> None:
@@ -117,7 +118,7 @@ class LimitedProtocol(Connection):
     # Called by the parser
 
     def on_message_begin(self) -> None:
-        if len(self.pipeline) >= self.limits.max_pipelined:
+        if len(self.pipeline) >= _MAX_PIPELINED:
             self._stop(_TOO_MANY_PIPELINED)
         self._unset_keepalive_if_required()
         super().on_message_begin()
@@ -182,7 +183,10 @@ class LimitedProtocol(Connection):
 
     def _count(self, size: int) -> None:
         self._line_bytes += size
-        if self._line_bytes > self.limits.max_header_bytes or self._fields > self.limits.max_header_fields:
+        if (
+            self._line_bytes > self.settings.max_header_bytes
+            or self._fields > self.settings.max_header_fields
+        ):
             self._stop(_FRAMING_TOO_LARGE if self.reading is Reading.BODY else _HEADERS_TOO_LARGE)
 
     def _stop(self, refusal: Refusal) -> None:

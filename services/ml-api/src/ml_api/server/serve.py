@@ -16,8 +16,8 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from ml_api.observability.logs import configure_logging
-from ml_api.server.connection_limits import ConnectionLimits, raise_descriptor_limit
 from ml_api.server.connection_table import ConnectionTable
+from ml_api.server.descriptor_limit import raise_descriptor_limit
 from ml_api.server.protocol import LimitedProtocol
 from ml_api.settings import BASE_URL, METRICS_DIRECTORY, RUNTIME_DIRECTORY, Settings
 
@@ -30,10 +30,10 @@ _WORKER_PATIENCE = 20
 
 
 class ServiceConfig(uvicorn.Config):
-    """uvicorn's configuration with the limits for `LimitedProtocol`; it can be pickled for a worker."""
+    """uvicorn's configuration with the settings for `LimitedProtocol`; it can be pickled for a worker."""
 
     def __init__(self, app: Any, settings: Settings, **options: Any) -> None:
-        self.limits = ConnectionLimits.of(settings)
+        self.settings = settings
         self.connections: ConnectionTable | None = None
         self._log_style = settings.log_level, settings.log_format
         super().__init__(
@@ -51,7 +51,7 @@ class ServiceConfig(uvicorn.Config):
     def load(self) -> None:
         """Load the application, in every process; then exclude its objects from garbage collection."""
         super().load()
-        self.connections = ConnectionTable(raise_descriptor_limit(self.limits.max_connections))
+        self.connections = ConnectionTable(raise_descriptor_limit(self.settings.max_connections))
         gc.freeze()  # without a collection before: it would free only about a thousand objects
         gc.set_threshold(10_000, 20, 20)  # a request makes thousands of objects and hardly any cycle
 
