@@ -349,7 +349,7 @@ class TestDeadlines:
         given: dict[str, Any] = {"body": slowly(), "monotonic": lambda: now[0], "retry": Retry(timeout=12.0)}
         if client.is_async:
             given = {"body": never(), "retry": Retry(timeout=0.1)}
-        with pytest.raises(client.refused, match=r"body was not whole within .* nothing was sent"):
+        with pytest.raises(client.refused, match=r"body was not complete within .* nothing was sent"):
             await client.call("POST", server.url, **given)
         assert (server.requests, client.pauses) == ([], [])
 
