@@ -408,3 +408,21 @@ async def test_a_browser_gets_its_answer_however_the_application_ends(ends: str)
         True,
         [b"application/problem+json"],
     )
+
+
+async def test_a_browser_gets_its_answer_where_the_application_fails_after_it() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await claim(scope, "alice", Policy(required=True))
+        except Answered:
+            raise ZeroDivisionError from None
+
+    got: list[Any] = []
+
+    async def server(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await LateClaim(app, store=MemoryStore())(scope, receive, send)
+        got.append(scope)
+
+    answer = await call(server, headers=[("origin", "https://a")])
+    assert (answer.status, answer.complete, len(got)) == (400, True, 1)

@@ -197,8 +197,10 @@ class PendingClaim:
         try:
             await app(self.scope, self._receive_inner, self._send_inner)
         except Exception as error:
-            if self._replaced and is_answered(error):
-                return await self._send_held()
+            if self._replaced:
+                await self._send_held()
+                if is_answered(error):
+                    return
             if self._recorder is not None and not isinstance(error, Answered):
                 await self._recorder.raised(error)
             raise
