@@ -268,7 +268,7 @@ class TestSQLAlchemy:
             given = conninfo_to_dict(postgres_url)
             options = {"connect_args": {"host": given["host"], "user": given["user"]}}
         engine = sa.create_engine(f"{other}://", poolclass=sa.NullPool, **options)
-        with engine.connect() as connection, pytest.raises(ValueError, match="share one database"):
+        with engine.connect() as connection, pytest.raises(ValueError, match="must be in the same database"):
             sync_store.complete_in(connection, claimed(sync_store, key), OUTCOME, retention=60.0)
 
     def test_an_engine_is_no_connection(self, database: Database, sync_store: Any, key: StorageKey) -> None:

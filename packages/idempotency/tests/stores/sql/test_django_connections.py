@@ -105,7 +105,7 @@ def test_a_claim_that_would_wait_for_its_callers_own_transaction_says_so_at_once
     with transaction.atomic("default"):
         assert isinstance(claim(), Acquired)
     store.forget(KEY)
-    with transaction.atomic(f"kept_{max_age}"), pytest.raises(RuntimeError, match="a file of their own"):
+    with transaction.atomic(f"kept_{max_age}"), pytest.raises(RuntimeError, match="a separate file"):
         claim()
     connections[f"kept_{max_age}"].close()
     assert store.get(KEY) is None
