@@ -152,7 +152,7 @@ async def test_a_fingerprint_function_sees_the_whole_request(store: MemoryStore)
     assert seen == [RequestView("POST", "/charges", b"x=1", headers, b"{}", "alice")]
 
 
-async def test_every_event_names_the_operation_and_the_record_but_for_a_key_that_could_not_be_read(
+async def test_every_event_names_the_operation_and_the_record_unless_the_key_could_not_be_read(
     store: MemoryStore,
 ) -> None:
     events: list[Event] = []

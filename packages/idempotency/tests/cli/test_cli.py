@@ -221,7 +221,7 @@ def test_releasing_an_absent_record_is_exit_code_1(shop: Shop) -> None:
     assert shop.run("release", "no-such", "--force") == 1
 
 
-def test_a_run_that_took_over_since_we_looked_is_left_alone(
+def test_release_leaves_a_run_that_took_over_in_between_alone(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get = SyncSQLiteStore.get

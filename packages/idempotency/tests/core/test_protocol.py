@@ -206,7 +206,7 @@ def test_a_late_release_is_tried_four_times_with_growing_pauses() -> None:
     assert failure is DOWN
 
 
-def test_only_a_claim_that_nobody_confirmed_is_released_again_after_a_store_did_not_know_it() -> None:
+def test_only_an_unconfirmed_claim_is_released_again_when_the_store_does_not_know_it() -> None:
     assert play(release_late(CLAIM), False) == ([RELEASE], None)
     assert play(release_late(unconfirmed(KEY, CLAIM.owner)), False, None, True) == (
         [RELEASE, Sleep(0.25), RELEASE],

@@ -114,7 +114,7 @@ def test_a_lost_answer_neither_loses_nor_doubles_counts(lost: str, caplog: pytes
     assert (sum(told["hits"]), sum(told["misses"])) == (1, 1)
 
 
-def test_an_outage_shorter_than_an_hour_loses_nothing_and_a_longer_one_ends_in_bounded_memory() -> None:
+def test_counts_survive_an_outage_of_less_than_an_hour_and_memory_stays_bounded_in_a_longer_one() -> None:
     shop = Shop()
     worker = shop.worker()
     shop.store.down = 1

@@ -643,7 +643,7 @@ class TestHeartbeat:
         assert (len(sync.scheduler), store.inner.get(KEY)) == (0, None)
         assert not any(isinstance(event, StoreFailed) and event.step == "release" for event in events)
 
-    def test_a_claim_that_was_granted_for_certain_is_released_no_more_once_the_store_knows_of_none(
+    def test_a_confirmed_claim_is_not_released_again_when_the_store_does_not_know_it(
         self, sync: Sync, store: Faults, clock: FakeClock
     ) -> None:
         """The release took effect, and its reply alone was lost."""
@@ -696,7 +696,7 @@ class TestScheduler:
         assert ran == ["same instant", "later"]
         assert "ZeroDivisionError" in caplog.text
 
-    def test_without_a_thread_to_be_had_the_lease_decides(
+    def test_a_heartbeat_thread_that_cannot_start_is_logged(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         def refuse(self: threading.Thread) -> None:

@@ -127,9 +127,7 @@ class TestBounds:
         assert isinstance(acquire(store, "new"), Acquired)
         assert keys(store) == ["new"]
 
-    def test_a_run_that_a_search_for_space_passed_over_gives_its_space_back_once_it_has_expired(
-        self, clock: FakeClock
-    ) -> None:
+    def test_a_run_skipped_by_an_eviction_is_deleted_after_it_expires(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=2, clock=clock)
         held = claim(store, "a", lease=5, retention=5)
         claim(store, "abandoned", lease=5, retention=5)
