@@ -61,8 +61,12 @@ INLINE void find_words(const plan *p, const double *row, const char **words_of, 
         uint32_t feature = p->used[u];
         size_t code = value_code(p->features + feature, row[feature]);
         words_of[u] = (const char *)p->words + p->word_table[u] * size + code * bytes_a_code;
-        /* The table is larger than the near caches: ask for its lines now, and find the next feature's code meanwhile. */
-        for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[u] + at);
+        /* Ask for its lines now, and find the next feature's code meanwhile: from far away into the second-level cache, because
+           those of all features may be too many for the first; else into the first. */
+        if (p->words_are_far)
+            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[u] + at, 0, 2);
+        else
+            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[u] + at);
     }
 }
 

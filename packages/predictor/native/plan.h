@@ -169,6 +169,7 @@ typedef struct {
     const uint32_t *used;
     const size_t *word_table; /* per used feature: the index in `words` where its codes begin */
     uint32_t words_stride;    /* words per code: one per tree, rounded up to whole blocks */
+    int words_are_far;        /* the table is larger than most second-level caches */
     const void *words;
 
     int has_contributions;    /* the file has the row counts, all above zero, and the nodes suffice */
@@ -190,6 +191,7 @@ void plan_free(plan *made);
 
 #define WORDS_BLOCK_BYTES 128          /* so many bytes of one code's words are in registers at a time */
 #define WORDS_MOST_BYTES (16u << 20)   /* a larger table does not fit into the caches, and the walk is faster */
+#define WORDS_FAR_BYTES (1u << 20)     /* what many processors have as a second-level cache of a core */
 #define WORDS_MOST_FEATURES 512
 
 #endif

@@ -62,6 +62,7 @@ plan_refusal plan_make_words(making *m) {
     p->word_table = starts;
     p->words = words;
     p->words_stride = (uint32_t)stride;
+    p->words_are_far = codes * stride * size > WORDS_FAR_BYTES;
     p->row = size == 4 ? ROW_WORDS32 : ROW_WORDS64;
     return PLAN_OK;
 }
