@@ -97,11 +97,15 @@ def leads_duplicates(wait: float, policy: Policy) -> bool:
     return wait > 0 or policy.wait > 0 or policy.prefer_wait > 0
 
 
-def verdict_of(reply: Event, fingerprint: Fingerprint, waited: float = 0.0) -> Execute | Replay | None:
-    """The verdict if *reply* alone decides it, as the first reply nearly always does; None: go on with `begin`."""
+def verdict_of(reply: Event, fingerprint: Fingerprint, waited: float = 0.0) -> Claim | Replay | None:
+    """
+    What *reply* alone decides, as the first reply nearly always does; None: go on with `begin`.
+
+    Returns:
+        The claim to run the operation under, or what to replay.
+    """
     if isinstance(reply, Acquired):
-        run: Execute = _new(Execute, (reply.claim, waited))
-        return run
+        return reply.claim
     if isinstance(reply, Completed) and reply.fingerprint == fingerprint:
         replay: Replay = _new(Replay, (reply, waited))
         return replay
@@ -134,9 +138,9 @@ def begin(
             return Replay(ended.completed, waited)
     while True:
         reply = yield ACQUIRE
-        verdict = verdict_of(reply, fingerprint, waited)
-        if verdict is not None:
-            return verdict
+        decided = verdict_of(reply, fingerprint, waited)
+        if decided is not None:
+            return Execute(decided, waited) if isinstance(decided, Claim) else decided
         if isinstance(reply, StoreUnavailable):
             # The store may have granted the claim although its reply was lost: release it by its owner.
             yield RELEASE_LATER

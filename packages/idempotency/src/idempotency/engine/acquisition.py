@@ -131,9 +131,7 @@ class Acquisition:
         engine, request = self._engine, self._request
         if isinstance(verdict, Execute):
             in_flight, self._in_flight = self._in_flight, None
-            return self._start(
-                request, verdict.claim, self._runtime, waited=verdict.waited, in_flight=in_flight
-            )
+            return self._start(request, verdict.claim, self._runtime, verdict.waited, in_flight)
         if isinstance(verdict, Replay) and self._in_flight is not None:
             in_flight, self._in_flight = self._in_flight, None
             engine.single_flight.resolve(request.key, in_flight, verdict.completed)

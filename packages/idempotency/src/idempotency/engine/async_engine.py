@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from idempotency._backends.base import Runtime, running
 from idempotency._core import protocol
-from idempotency._core.actions import Bypass, Event, Execute, Refuse, Replay
+from idempotency._core.actions import Bypass, Event, Refuse, Replay
 from idempotency._core.errors import StoreError
 from idempotency._core.types import Claim
 from idempotency.engine.acquisition import Acquisition
@@ -87,24 +87,23 @@ class Engine(AsyncEngineBase):
         except BaseException:
             self.spawn_release(protocol.unconfirmed(request.key, owner), request.operation)
             raise
-        verdict = protocol.verdict_of(reply, fingerprint)
-        if verdict is None:
+        decided = protocol.verdict_of(reply, fingerprint)
+        if decided is None:
             return await Acquisition(self, self.start, request, running(), owner).drive(reply)
-        if not isinstance(verdict, Execute):
-            return verdict
+        if isinstance(decided, Replay):
+            return decided
         try:
             runtime = running()  # not before, since a replay does not need it
         except RuntimeError:
-            await self.store.release(verdict.claim)  # without a loop nothing can renew its lease
+            await self.store.release(decided)  # without a loop nothing can renew its lease
             raise
-        return self.start(request, verdict.claim, runtime)
+        return self.start(request, decided, runtime)
 
     def start(
         self,
         request: OperationRequest,
         claim: Claim,
         runtime: Runtime,
-        *,
         waited: float = 0.0,
         in_flight: InFlight | None = None,
     ) -> Run:

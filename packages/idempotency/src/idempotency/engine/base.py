@@ -9,7 +9,6 @@ from typing import Final, Generic, Literal, Protocol, TypeVar
 from idempotency._core.actions import (
     Bypass,
     Ending,
-    Forgotten,
     Recorded,
     Refuse,
     Replay,
@@ -129,24 +128,22 @@ class RunBase(Generic[F]):
     _began: float  # s, by the engine's clock
 
     def _conclude(self, ending: Ending, outcome: bytes, result: Literal["kept", "unreplayable"]) -> Ending:
-        request, engine = self.request, self._engine
-        match ending:
-            case Recorded():
-                if self._in_flight is not None:
-                    self._resolve_followers(
-                        Completed(request.fingerprint, outcome, 0.0, request.policy.retention)
-                    )
-                if engine.hooks:
-                    self._settled(result)
-            case Superseded(completed):
-                self._resolve_followers(completed)
-                self._claim_lost()
-            case Forgotten() | Refuse():
-                self._resolve_followers(None)
-                self._claim_lost()
-            case Unrecorded(error):
-                self._resolve_followers(None)
-                engine.store_failed("complete", "unrecorded", error, self.claim.key, request.operation)
+        if isinstance(ending, Recorded):
+            if self._in_flight is not None:
+                request = self.request
+                self._resolve_followers(
+                    Completed(request.fingerprint, outcome, 0.0, request.policy.retention)
+                )
+            if self._engine.hooks:
+                self._settled(result)
+        elif isinstance(ending, Unrecorded):
+            self._resolve_followers(None)
+            self._engine.store_failed(
+                "complete", "unrecorded", ending.error, self.claim.key, self.request.operation
+            )
+        else:
+            self._resolve_followers(ending.completed if isinstance(ending, Superseded) else None)
+            self._claim_lost()
         return ending
 
     def _resolve_followers(self, completed: Completed | None) -> None:
