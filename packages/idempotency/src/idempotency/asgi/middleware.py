@@ -73,6 +73,7 @@ EXPOSED_HEADERS: Final = (
 """The headers that this middleware adds, for `expose_headers` of a CORS middleware. Add your own `replay_header`."""
 
 _log = logging.getLogger("idempotency")
+_innermost = active.get
 
 
 # Functions that return a tenant callable; passing one of them itself, uncalled, is a mistake.
@@ -128,18 +129,18 @@ class IdempotencyMiddleware:
         self.app = app
         self.engine: Engine = Engine(store, hooks=hooks)
         self.tenant = tenant
-        self._policy_of = (lambda _scope: policy) if isinstance(policy, Policy) else policy
+        self._policy = policy
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
         _log.info("idempotency: %s, in %s", promise, type(store).__name__)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection (ASGI 3)."""
-        if active.get() is not None and is_of_another_run(scope):
+        if _innermost() is not None and is_of_another_run(scope):
             with outside():
                 return await self(scope, receive, send)
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        policy = self._policy_of(scope)
+        policy = self._policy if isinstance(self._policy, Policy) else self._policy(scope)
         if policy is None or scope["method"] not in policy.methods or overrides.off:
             return await self.app(scope, receive, send)
         fields: list[tuple[str, list[bytes]]] = []

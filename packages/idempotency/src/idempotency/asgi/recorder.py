@@ -37,6 +37,8 @@ __all__ = ["ResponseRecorder"]
 
 _BUFFERING, _WHOLE, _RECORDING = State.BUFFERING, State.WHOLE, State.RECORDING
 _FAILED, _FORWARDING, _DISCARDING = State.FAILED, State.FORWARDING, State.DISCARDING
+# Looked up once: each request sets and resets the context twice.
+_innermost, _set_active, _reset_active = active.get, active.set, active.reset
 _new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 
@@ -101,23 +103,24 @@ class ResponseRecorder:
             await self.raised(error)
             raise
         else:
-            await self.returned()
+            if self._state is not _FORWARDING or self._lock is not None:  # else its answer is sent
+                await self.returned()
         finally:
             self.leave()
 
     def enter(self) -> None:
         """Begin the run: all code in this context from now on is part of it."""
-        self.frame: Frame = Frame(self.claim, self, active.get())
+        self.frame: Frame = Frame(self.claim, self, _innermost())
         self._hidden = enter(self._scope, self.frame)
-        active.set(self.frame)
+        _set_active(self.frame)
 
     def leave(self) -> None:
         """End the run, after the application."""
         frame = self.frame
         frame.end()
         enclosing = frame.enclosing
-        if enclosing is None and active.get() is frame:  # nearly always
-            active.set(None)
+        if enclosing is None and _innermost() is frame:  # nearly always
+            _set_active(None)
         else:
             leave_run(frame, enclosing)
         leave(self._scope, frame, self._hidden)
@@ -149,7 +152,7 @@ class ResponseRecorder:
             await self._fail(None)
             if self._start is not None:
                 await self._flush(more_body=True)
-        elif self._lock is not None:
+        else:
             await self._until_sent()
 
     # The `OutcomeEncoder` of `current_claim()`.
@@ -180,11 +183,11 @@ class ResponseRecorder:
             await self._recorded.wait()
         if self._state is _WHOLE:
             return {"type": "http.disconnect"}  # as a server sends it once the answer is complete
-        token = active.set(self.frame.enclosing)  # see _forward
+        token = _set_active(self.frame.enclosing)  # see _forward
         try:
             return await self._receive()
         finally:
-            active.reset(token)
+            _reset_active(token)
 
     async def send(self, message: Message) -> None:
         """The application's `send` callable."""
@@ -246,11 +249,11 @@ class ResponseRecorder:
 
     async def _forward(self, message: Message) -> None:
         # Outside this run: a server may start the connection's next request in here, and it inherits the context.
-        token = active.set(self.frame.enclosing)
+        token = _set_active(self.frame.enclosing)
         try:
             await self._handler.send(message)
         finally:
-            active.reset(token)
+            _reset_active(token)
 
     # The record.
 
@@ -262,8 +265,7 @@ class ResponseRecorder:
         if not self._is_kept(status):
             await self._take_run().release()
             return await self._flush()
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        outcome, result = self._encode(status, start["headers"], bytes(body))
+        outcome, result = self._encode(status, start["headers"], b"".join(self._chunks))
         ending = await self._take_run().keep(outcome, result=result)
         if ending is RECORDED:
             self._result = result
@@ -366,15 +368,15 @@ class ResponseRecorder:
         assert start is not None
         self._state = _FORWARDING
         self._let_disconnects_pass()
-        headers = start["headers"]
+        headers, ours = start["headers"], rules.ours
         for name, _ in headers:
-            if name.lower() in rules.ours:
-                headers = [pair for pair in headers if pair[0].lower() not in rules.ours]
+            if name.lower() in ours:
+                headers = [pair for pair in headers if pair[0].lower() not in ours]
                 break
         if stored:
             headers = [*headers, rules.expires_in]
         chunks, self._chunks = self._chunks, []
-        token = active.set(None)  # see _forward
+        token = _set_active(None)  # see _forward
         try:
             await send({**start, "headers": headers})
             if chunks:
@@ -383,20 +385,20 @@ class ResponseRecorder:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": last, "more_body": more_body})
         finally:
-            active.reset(token)
+            _reset_active(token)
 
     async def _send_successor(self, ending: Superseded | Refuse) -> None:
         """Answer for a lost claim with the current record, and drop what the application sends from now on."""
         self._state = _DISCARDING
         self._let_disconnects_pass()
-        token = active.set(None)  # see _forward
+        token = _set_active(None)  # see _forward
         try:
             if isinstance(ending, Superseded):
                 await self._handler.replay(ending.completed, 0.0)
             else:
                 await self._handler.refuse(ending.error)
         finally:
-            active.reset(token)
+            _reset_active(token)
 
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:
