@@ -66,7 +66,7 @@ def parse_key(
             raise InvalidKey(
                 'the value must be a quoted string (RFC 9651, 3.3.3): send "..." in double quotes'
             )
-        key = value.decode("ascii")
+        key = value.decode()
     else:
         key = _unquote(value)
     if len(key) > max_chars:
@@ -93,10 +93,10 @@ def parse_key_fields(
     named = ""
     for header, values in fields:
         key = parse_key(values, max_chars=max_chars, strict=strict, header=header)
-        if found is not None and key is not None and key != found:
-            raise InvalidKey(f"{named} and {header} hold two different keys; send one key")
         if found is None:
             found, named = key, header
+        elif key is not None and key != found:
+            raise InvalidKey(f"{named} and {header} hold two different keys; send one key")
     return found
 
 

@@ -60,20 +60,19 @@ def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None
 
     The operation has already had its effect, so an answer that cannot be kept must not free the key.
     """
+    drop = policy.header_rules.never_recorded
     reason = _unrecordable(answer, policy)
     if reason is None and policy.redact is not None:
-        kept = recorded_headers(
-            answer.headers, drop=policy.header_rules.never_recorded, length=len(answer.body)
-        )
+        kept = recorded_headers(answer.headers, drop=drop, length=len(answer.body))
         try:
             answer = policy.redact(answer._replace(headers=kept))
             reason = _unrecordable(answer, policy)
             if reason is None:
-                return encode_answer(answer, policy.header_rules.never_recorded), None
+                return encode_answer(answer, drop), None
         except Exception as error:
             reason = f"redaction raised {type(error).__name__}"  # no message: it may quote the body
     if reason is None:
-        return encode_answer(answer, policy.header_rules.never_recorded), None
+        return encode_answer(answer, drop), None
     return encode_unreplayable(reason, answer.status), reason
 
 

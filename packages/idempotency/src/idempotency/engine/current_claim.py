@@ -288,7 +288,8 @@ def _running(frame: Frame | None) -> Frame | None:
 class _Forks:
     """Counts the forks that led to this process, so that a child does not take over the runs of its parent."""
 
-    count = 0
+    def __init__(self) -> None:
+        self.count = 0
 
     def add(self) -> None:
         self.count += 1
