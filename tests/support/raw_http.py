@@ -35,14 +35,16 @@ class Answer:
 
 
 class Client:
-    """One TCP connection; what is read is parsed strictly, and nothing is repeated."""
+    """One TCP connection, from *source*; what is read is parsed strictly, and nothing is repeated."""
 
-    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+    def __init__(self, port: int, *, receive_buffer: int | None = None, source: str = "127.0.0.1") -> None:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(PATIENCE)
         try:
+            if source != "127.0.0.1":
+                self.socket.bind((source, 0))
             self.socket.connect(("127.0.0.1", port))
         except OSError:
             self.socket.close()
