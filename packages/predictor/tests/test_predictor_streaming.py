@@ -99,6 +99,15 @@ def test_memory_does_not_grow_with_the_file(suffix, subject, tmp_path):
     assert most(18) - most(2) < 0.3 * 16 * BLOCK * 300
 
 
+@pytest.fixture
+def interruptible():
+    """Tests that a script runs in the background ignore SIGINT, and so would every process that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -108,14 +117,18 @@ def test_an_interrupted_run_leaves_no_half_file(number, status, subject, tmp_pat
     output.write_text("of an earlier run\n")
     arguments = ["predict", str(subject.path), str(pipe), "-o", str(output), "--jobs", "1"]
     process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL)
-    with pipe.open("w") as rows:
-        rows.write("a,b,c,d,e\n" + "1,2,3,4,5\n" * (8 * BLOCK))
-        rows.flush()
-        until = time.monotonic() + 60
-        while not list(tmp_path.glob(".answers.csv.*.part")) and time.monotonic() < until:
-            time.sleep(0.02)  # another process's file: nothing tells when it appears
-        process.send_signal(number)
-        assert process.wait(60) == status
+    try:
+        with pipe.open("w") as rows:
+            rows.write("a,b,c,d,e\n" + "1,2,3,4,5\n" * (8 * BLOCK))
+            rows.flush()
+            until = time.monotonic() + 60
+            while not list(tmp_path.glob(".answers.csv.*.part")) and time.monotonic() < until:
+                time.sleep(0.02)  # another process's file: nothing tells when it appears
+            process.send_signal(number)
+            assert process.wait(60) == status
+    finally:
+        process.kill()
+        process.wait()
     assert output.read_text() == "of an earlier run\n"
     if number != signal.SIGKILL:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "rows.csv"]
