@@ -55,7 +55,9 @@ def dump(value: object) -> bytes:
 def stands_for(request: DecisionRequest) -> tuple[str, int | None]:
     """The agent and the newest minute of a request that was read in full."""
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    minutes = [(time - epoch) // timedelta(minutes=1) for time in request.times]
+    minutes = [
+        (time - epoch) // timedelta(minutes=1) for one in request.by_symbol.values() for time in one.times
+    ]
     return request.agent_id, max(minutes, default=None)
 
 
@@ -135,7 +137,7 @@ class TestTimestamps:
     )
     def test_one_instant_in_many_spellings(self, text: str) -> None:
         body = dump(document(candles=[CANDLE | {"timestamp": text}]))
-        assert parse_request(body).times[0] == datetime(2026, 2, 20, 14, tzinfo=UTC)
+        assert parse_request(body).series("BTC").times[0] == datetime(2026, 2, 20, 14, tzinfo=UTC)
         assert projection(body) == ("alice", MINUTE)
 
     @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ class TestTimestamps:
         time.tzset()
         try:
             body = dump(document(candles=[CANDLE | {"timestamp": "2026-02-20T14:00:07"}]))
-            assert parse_request(body).times[0] == datetime(2026, 2, 20, 14, 0, 7, tzinfo=UTC)
+            assert parse_request(body).series("BTC").times[0] == datetime(2026, 2, 20, 14, 0, 7, tzinfo=UTC)
         finally:
             monkeypatch.undo()
             time.tzset()
@@ -210,7 +212,7 @@ class TestNames:
         extra = document(future={"a": [1]}, candles=[CANDLE | {"trades": 7}])
         known, both = (parse_request(dump(body)) for body in (document(), extra))
         assert both.series("BTC")[:3] == known.series("BTC")[:3]
-        assert (both.times, both.portfolio) == (known.times, known.portfolio)
+        assert both.portfolio == known.portfolio
 
     @pytest.mark.parametrize("sent", [{}, {"requestId": None}])
     def test_a_missing_request_id_becomes_a_fresh_uuid(self, sent: dict[str, None]) -> None:

@@ -152,7 +152,10 @@ def test_bodies_are_accepted_and_read_as_the_published_schema_says(
     else:
         read = parse_request(body)
         compare(read, expected)
-        newest = max((int(time.timestamp()) // 60 for time in read.times), default=None)
+        newest = max(
+            (int(time.timestamp()) // 60 for one in read.by_symbol.values() for time in one.times),
+            default=None,
+        )
         assert projection(body) == (read.agent_id, newest)
 
 

@@ -82,12 +82,12 @@ class TestTheRow:
         assert judged(make_body()).orders == judged(edited(make_body(), move)).orders
 
     def test_the_row_is_the_shared_indicator_function_over_all_candles(self, make_body: Make) -> None:
-        request = parse_request(make_body(assets=["BTC"]))
-        newest_last = request.candles[::-1]
-        columns = [[float(getattr(c, name)) for c in newest_last] for name in ("close", "volume")]
-        (asset_decision,) = decided(request, answering(BUY)).asset_decisions
+        body = make_body(assets=["BTC"])
+        newest_last = json.loads(body, parse_float=Decimal)["candles"][::-1]
+        columns = [[float(candle[name]) for candle in newest_last] for name in ("close", "volume")]
+        (asset_decision,) = decided(parse_request(body), answering(BUY)).asset_decisions
         assert asset_decision.row == compute(*columns)
-        assert asset_decision.price == Decimal(str(newest_last[-1].close, "ascii"))
+        assert asset_decision.price == Decimal(newest_last[-1]["close"])
 
     def test_both_assets_go_to_the_model_in_one_call_btc_first(self, make_body: Make) -> None:
         seen: list[list[Row]] = []

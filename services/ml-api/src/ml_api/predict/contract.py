@@ -14,7 +14,7 @@ about three times as much.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -154,27 +154,17 @@ class DecisionRequest:
 
     Attributes:
         request_id: The caller's, or a new UUID4.
-        times: The start of each candle.
-        closes: The close of each candle as float64; infinite if it is too large.
+        by_symbol: The candles of each symbol, in the order of the request.
     """
 
     request_id: str
     agent_id: str
     portfolio: Portfolio
-    candles: Sequence[Candle]
-    times: Sequence[datetime]
-    closes: Sequence[float]
+    by_symbol: Mapping[str, CandleSeries]
 
     def series(self, asset: str) -> CandleSeries:
         """Return the candles of one asset, in the order of the request."""
-        places = [place for place, candle in enumerate(self.candles) if candle.symbol == asset]
-        candles = self.candles
-        return CandleSeries(
-            [self.times[place] for place in places],
-            [self.closes[place] for place in places],
-            [float(candles[place].volume) for place in places],
-            lambda position: Decimal(close_text(candles[places[position]].close)),
-        )
+        return self.by_symbol.get(asset) or _series([])
 
 
 def parse_request(body: bytes) -> DecisionRequest:
@@ -188,14 +178,11 @@ def parse_request(body: bytes) -> DecisionRequest:
     Cost: linear in the size of the body.
     """
     sent = _read(_request, body)
-    return DecisionRequest(
-        sent.request_id or str(uuid4()),
-        sent.agent_id,
-        sent.portfolio,
-        sent.candles,
-        _times(sent.candles),
-        _closes(sent.candles),
-    )
+    try:
+        by_symbol = {symbol: _series(candles) for symbol, candles in _by_symbol(sent.candles).items()}
+    except ValueError:
+        raise _first_violation(sent.candles, _TIMESTAMP, _CLOSE) from None
+    return DecisionRequest(sent.request_id or str(uuid4()), sent.agent_id, sent.portfolio, by_symbol)
 
 
 def projection(body: bytes) -> tuple[str, int | None]:
@@ -252,29 +239,52 @@ def _read(decode: Callable[[bytes], T], body: bytes) -> T:
         raise _not_schema(str(error)) from None
 
 
-def _times(candles: Sequence[Candle] | Sequence[_CandleTime]) -> list[datetime]:
-    try:
-        return [to_instant(candle.timestamp) for candle in candles]
-    except ValueError:
-        return _each(candles, lambda candle: to_instant(candle.timestamp), "timestamp")
+def _by_symbol(candles: Sequence[Candle]) -> dict[str, list[Candle]]:
+    found: dict[str, list[Candle]] = {}
+    for candle in candles:
+        try:
+            found[candle.symbol].append(candle)
+        except KeyError:
+            found[candle.symbol] = [candle]
+    return found
+
+
+def _series(candles: Sequence[Candle]) -> CandleSeries:
+    return CandleSeries(
+        [to_instant(candle.timestamp) for candle in candles],
+        _closes(candles),
+        [float(candle.volume) for candle in candles],
+        lambda position: Decimal(close_text(candles[position].close)),
+    )
 
 
 def _closes(candles: Sequence[Candle]) -> list[float]:
     try:
         return list(map(float, _prices(b"[%b]" % b",".join([candle.close for candle in candles]))))
-    except msgspec.MsgspecError:  # one of them is beyond float64, or invalid
-        return _each(candles, lambda candle: float(close_text(candle.close)), "close")
+    except msgspec.MsgspecError:  # one of them is beyond float64, at best
+        return [float(close_text(candle.close)) for candle in candles]
 
 
-def _each(candles: Sequence[Any], read: Any, name: str) -> list[Any]:
-    """Apply *read* to each candle; raise MalformedBody for the first one that it refuses."""
-    values = []
-    for place, candle in enumerate(candles):
-        try:
-            values.append(read(candle))
-        except ValueError:
-            raise MalformedBody([_violation(["candles", place, name], "")]) from None
-    return values
+def _times(candles: Sequence[_CandleTime]) -> list[datetime]:
+    try:
+        return [to_instant(candle.timestamp) for candle in candles]
+    except ValueError:
+        raise _first_violation(candles, _TIMESTAMP) from None
+
+
+_TIMESTAMP: tuple[str, Callable[[Any], object]] = "timestamp", lambda candle: to_instant(candle.timestamp)
+_CLOSE: tuple[str, Callable[[Any], object]] = "close", lambda candle: close_text(candle.close)
+
+
+def _first_violation(candles: Sequence[Any], *members: tuple[str, Callable[[Any], object]]) -> MalformedBody:
+    """Name the first candle with a member that cannot be read; there is one."""
+    for name, read in members:
+        for place, candle in enumerate(candles):
+            try:
+                read(candle)
+            except ValueError:
+                return MalformedBody([_violation(["candles", place, name], "")])
+    raise AssertionError("every candle can be read")
 
 
 def _newest_minute(times: Sequence[datetime]) -> int | None:
