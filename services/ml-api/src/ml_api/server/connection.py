@@ -104,7 +104,7 @@ class Connection(HttpToolsProtocol):
             config.connections = ConnectionTable(self.settings.max_connections)
         self.table: ConnectionTable = config.connections
         self.events: ConnectionEvents = self.app_state.get(EVENTS) or ConnectionEvents()
-        self.timeout_keep_alive = self.settings.keep_alive_timeout  # type: ignore[assignment]
+        self.timeout_keep_alive = self.settings.keep_alive_timeout
         self.reading = Reading.NOTHING
         self._running: Any = (
             None  # the request cycle that is being answered; uvicorn's `cycle` is the newest one
