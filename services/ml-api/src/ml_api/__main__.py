@@ -173,7 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
 
     report = commands.add_parser("report", help="write a page with charts about the model's quality")
-    report.add_argument("--out", type=Path, default=Path("report.html"), help="(default %(default)s)")
+    report.add_argument(
+        "-o", "--output", type=Path, dest="out", default=Path("report.html"), help="(default %(default)s)"
+    )
     report.add_argument(
         "--model", type=Path, help="a model that `ml-api train` wrote (default: the one in the package)"
     )
