@@ -77,6 +77,16 @@ class Office:
         return asyncio.run(self.store.get(StorageKey(key) if "\udcff" in key else storage_key("", key)))
 
 
+@pytest.mark.parametrize(("tenant", "key"), [("alice", "k-1"), ("", "pay:k-77"), ("pay", "k%77")])
+def test_a_key_is_found_as_the_list_shows_it(tenant: str, key: str) -> None:
+    office = Office()
+    office.claim(key, tenant=tenant)
+    shown = str(storage_key(tenant, key))
+    assert shown in office.client.get("").text
+    found = office.client.get("find", params={"tenant": "", "key": shown})
+    assert (found.status_code, found.url.params["key"]) == (200, shown)
+
+
 def test_keys_are_listed_with_state_attempt_lease_age_and_outcome() -> None:
     office = Office()
     office.claim("abandoned", lease=1.0)

@@ -80,15 +80,19 @@ class Looking:
         return found, looked_at, cursor
 
     async def find(self, request: Request) -> Response:
-        """Redirect from a client's key to the page of its record."""
+        """Redirect from a client's key, or from a key as the list shows it, to the page of its record."""
         query = fields(request.url.query)
-        key = query.get("key", "").strip()
+        key = shown = query.get("key", "").strip()
         try:
             if key.startswith('"'):  # as it stands in the header
                 key = parse_key([key.encode()]) or ""
             found = storage_key(query.get("tenant", "").strip(), key)
         except (IdempotencyError, ValueError) as error:
             return self._desk.page(request, "No such key", [f"<p>{markup.text(error)}</p>"], status=400)
+        if not query.get("tenant", "").strip():
+            get, as_shown = self._desk.store.get, StorageKey(shown)
+            if await get(found) is None and await get(as_shown) is not None:
+                found = as_shown
         return RedirectResponse(markup.address(root(request) + "/record", key=found), 303)
 
     async def record(self, request: Request) -> Response:
