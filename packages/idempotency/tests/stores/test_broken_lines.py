@@ -112,8 +112,10 @@ async def check_histories(line: Line, opened: AbstractAsyncContextManager[Store]
     async with opened as store:
         line.weather = storm(random.Random(1), share)
         found = await histories(store, seed=3, rounds=12)
+        # How many pieces are sent depends on how the callers meet.
+        while any(line.breaks[kind] <= 5 for kind in Break):
+            found += await histories(store, seed=len(found), rounds=2)
         line.weather = iter(())
-    assert min(line.breaks[kind] for kind in Break) > 5, line.breaks
     for history in found:
         told = "\n".join(map(repr, history))
         assert explains(history, resolution=RESOLUTION, apart=True), told

@@ -89,10 +89,10 @@ def test_a_schema_can_be_created_everywhere(url: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("mysql+nothing://u:hidden@h/d", "no driver 'nothing'"),
+        ("mysql+nothing://u:hidden@h/d", "names the driver 'nothing'"),
         ("mysql://u:hidden@a,b/d", "one host"),
         ("mysql://u:hidden@h/d?pool_size=many", "pool_size"),
-        ("postgresql+pg8000://u:hidden@h/d", "other kind|no driver|needs the driver"),
+        ("postgresql+pg8000://u:hidden@h/d", "async for a sync store|needs the driver"),
     ],
 )
 def test_a_url_that_cannot_be_opened_is_refused_without_its_password(url: str, told: str) -> None:
