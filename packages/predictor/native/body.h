@@ -89,6 +89,15 @@ INLINE void and_words(const plan *p, const char *const *words_of, double *scores
         for (uint32_t u = 1; u < p->n_used; u++)
             for (int v = 0; v < PER_BLOCK; v++) possible[v] &= ((const words *)(words_of[u] + offset))[v];
         for (int v = 0; v < PER_BLOCK; v++) left.vectors[v] = possible[v];
+        if (leaves == NULL && p->n_outputs == 1) { /* one sum needs no list of values */
+            double sum = scores[0];
+            for (uint32_t j = 0; j < n; j++) {
+                int leaf = size == 4 ? __builtin_ctz(left.of32[j]) : __builtin_ctzll(left.of64[j]);
+                sum += p->leaf_value[p->leaf_start[first + j] + (uint32_t)leaf];
+            }
+            scores[0] = sum;
+            continue;
+        }
         for (uint32_t j = 0; j < n; j++) {
             int leaf = size == 4 ? __builtin_ctz(left.of32[j]) : __builtin_ctzll(left.of64[j]);
             if (leaves != NULL) leaves[first + j] = leaf;
