@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from idempotency import IdempotencyMiddleware
 from idempotency.store import Store
 from idempotency.stores.memory import MemoryStore
 from idempotency.stores.sqlite import SQLiteStore
@@ -119,3 +120,24 @@ async def test_client_that_leaves_under_a_base_http_middleware(side: str, store:
             await done.wait()
     again = await call(app, key="k")
     assert (again.status, again.body, again.replayed) == (201, b"charged", True)
+
+
+async def test_a_layer_of_another_tenant_does_not_end_the_run_around_it(store: Store) -> None:
+    site, runs = _site(streaming=False)
+    other_tenant = IdempotencyMiddleware(site, store=store, tenant=lambda _scope: "other")
+    same_tenant = guard(site, store)
+
+    async def both(scope: Any, receive: Any, send: Any) -> None:
+        async def receive_empty() -> Any:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def drop(_message: Any) -> None:
+            pass
+
+        await other_tenant(scope, receive_empty, drop)
+        await same_tenant(
+            scope, receive, send
+        )  # joins the run of the outermost layer, as its key is the same
+
+    answer = await call(guard(both, store), key="k")
+    assert (answer.status, answer.replayed, runs) == (201, False, [0, 2])

@@ -153,6 +153,28 @@ def test_a_filter_and_a_record_factory_are_respected(start: Start, monkeypatch: 
     assert made == [Marked]
 
 
+def test_a_logger_that_does_not_propagate_writes_no_line(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = start()
+    monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setattr(logging, "lastResort", None)
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log_info(log, "Cache MISS", {})
+    assert stream.getvalue() == ""
+
+
+def test_the_filters_and_the_level_of_the_handler_are_respected(start: Start) -> None:
+    stream = start()
+    handler = logging.getLogger().handlers[0]
+    handler.addFilter(lambda _: False)
+    log_info(log, "Cache MISS", {})
+    handler.filters.clear()
+    handler.setLevel(logging.WARNING)
+    log_info(log, "Cache MISS", {})
+    assert stream.getvalue() == ""
+
+
 def test_a_stream_that_fails_does_not_fail_its_caller(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = start()
     monkeypatch.setattr(logging, "raiseExceptions", False)

@@ -22,7 +22,7 @@ _warned = False
 
 def warn_of_hooks(scope: Scope) -> None:
     """Warn, once in this process, if the application in *scope* has such hooks."""
-    global _warned  # noqa: PLW0603
+    global _warned  # noqa: PLW0603  not kept by a middleware, because Litestar makes one for each route
     if _warned or not getattr(scope[LITESTAR], "before_send", None):
         return
     _warned = True

@@ -66,6 +66,7 @@ def _is_only_handler(handler: logging.Handler, logger: logging.Logger) -> bool:
         one = one.parent
     return (
         one.handlers == [handler]
+        and handler.level <= logging.INFO
         and not handler.filters
         and logging.getLogRecordFactory() is logging.LogRecord
     )
