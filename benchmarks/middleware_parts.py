@@ -38,7 +38,7 @@ LIBRARY: Final = Path(idempotency.__file__).parent
 PARTS: Final[dict[str, tuple[str, ...]]] = {
     "find the policy and the key's header; guard the request (E6, E10)": ("asgi/middleware.py",),
     "read the key strictly, ask for the tenant, name the record": ("_core/key.py", "asgi/tenants.py"),
-    "read the body within limits and a deadline": ("_backends/poll_once.py", "asgi/request_body.py"),
+    "read the body within limits and a deadline": ("_runtime/poll_once.py", "asgi/request_body.py"),
     "compute the fingerprint (E9)": ("_core/fingerprint.py", "_core/media_type.py"),
     "claim the key, with a token of its own; decide": (
         "engine/async_engine.py:Engine.begin",
@@ -53,7 +53,7 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
         "engine/run.py:Run.__init__",
         "engine/run.py:Run._stop",
         "_core/protocol.py:leads_duplicates",
-        "_backends/base.py",
+        "_runtime/event_loop.py",
     ),
     "run the application inside its claim (E5, E6, E10)": (
         "asgi/recorder.py:ResponseRecorder.__init__",

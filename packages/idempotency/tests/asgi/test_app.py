@@ -473,7 +473,7 @@ def test_one_middleware_serves_several_loops_one_after_the_other() -> None:
 
 
 def test_outside_a_loop_that_is_known_there_is_a_clear_error() -> None:
-    from idempotency._backends.base import running
+    from idempotency._runtime.event_loop import running
 
     with pytest.raises(RuntimeError, match=r"asyncio|trio|async"):
         running()

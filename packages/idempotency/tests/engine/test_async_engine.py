@@ -15,10 +15,10 @@ from effects import Charges, Interposed, guard, respond, unavailable
 from patience import PATIENCE, until
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
-from idempotency._backends.base import running
 from idempotency._core.actions import Refuse, Replay
 from idempotency._core.outcome import Response, encode_response
 from idempotency._core.types import Acquired, Claim, Fingerprint, Reply, State
+from idempotency._runtime.event_loop import running
 from idempotency.engine import Ask, Engine, Run
 from idempotency.engine.owner import new_owner
 from idempotency.errors import FingerprintMismatch, StoreUnavailable

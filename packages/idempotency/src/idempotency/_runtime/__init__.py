@@ -1,1 +1,5 @@
-"""Adapts the package to its process: optional libraries, the chosen implementation, forks."""
+"""
+Adapts the package to what it runs in: the event loop, threads, a forked process, optional libraries, the environment.
+
+Nothing here knows the rest of the package.
+"""

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from idempotency._backends.base import running
 from idempotency._core.errors import (
     Answered,
     IdempotencyError,
@@ -26,6 +25,7 @@ from idempotency._core.policy import Policy
 from idempotency._core.types import Completed, StorageKey
 from idempotency._http.keyed_request import KeyedRequest, require_known_headers
 from idempotency._http.origin_headers import with_origin_of
+from idempotency._runtime.event_loop import running
 from idempotency.asgi.answered import answered, is_answered
 from idempotency.asgi.before_handler import watch_frameworks
 from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks

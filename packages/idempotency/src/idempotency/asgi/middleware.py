@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from idempotency._backends.base import running
-from idempotency._backends.poll_once import poll_once
 from idempotency._core.actions import Refuse, Replay
 from idempotency._core.callables import is_plain
 from idempotency._core.errors import (
@@ -39,6 +37,8 @@ from idempotency._core.types import Completed, Fingerprint, StorageKey, key_id
 from idempotency._http.keyed_request import missing_key
 from idempotency._http.prefer import preferred_wait
 from idempotency._http.refusal import refusal
+from idempotency._runtime.event_loop import running
+from idempotency._runtime.poll_once import poll_once
 from idempotency.asgi.before_handler import watch_frameworks
 from idempotency.asgi.litestar_hooks import LITESTAR, warn_of_hooks
 from idempotency.asgi.recorder import ResponseRecorder

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Awaitable
 from typing import Any, Literal
 
-from idempotency._backends.base import Signal, Timer, running
 from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
 from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
 from idempotency._core.protocol import NOT_ROUTED, settle
 from idempotency._core.types import Claim
 from idempotency._http.recorded_answer import record_of, require_response
 from idempotency._http.refusal import first_run_failed
+from idempotency._runtime.event_loop import Signal, Timer, running
 from idempotency.asgi.before_handler import (
     BEFORE_HANDLER,
     answered_before_handler,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from idempotency._backends.base import running
 from idempotency._core.errors import BodyLost, InvalidKey, RequestTooLarge
 from idempotency._core.policy import Policy
+from idempotency._runtime.event_loop import running
 from idempotency.asgi.scope import is_http2
 from idempotency.asgi.types import Message, Receive, Scope
 

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias, TypeVar
 from weakref import finalize
 
-from idempotency._backends.base import running
+from idempotency._runtime.event_loop import running
 from idempotency.client.attempts import LEAST
 
 __all__ = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from idempotency._backends.base import Runtime
 from idempotency._core import actions, protocol
 from idempotency._core.actions import Bypass, Execute, Refuse, Replay, Verdict, WaitEnded
 from idempotency._core.errors import StoreError
 from idempotency._core.types import Completed, Owner
+from idempotency._runtime.event_loop import Runtime
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.request import OperationRequest
 from idempotency.engine.run import Run

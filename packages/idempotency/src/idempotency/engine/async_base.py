@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from idempotency._backends.base import running
 from idempotency._core import protocol
 from idempotency._core.actions import Sleep
 from idempotency._core.types import Claim
+from idempotency._runtime.event_loop import running
 from idempotency.engine.base import EngineBase
 from idempotency.engine.single_flight import InFlight, SingleFlight
 from idempotency.store import Store

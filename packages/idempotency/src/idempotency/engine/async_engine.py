@@ -12,11 +12,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from idempotency._backends.base import Runtime, running
 from idempotency._core import protocol
 from idempotency._core.actions import Bypass, Event, Refuse, Replay
 from idempotency._core.errors import StoreError
 from idempotency._core.types import Claim
+from idempotency._runtime.event_loop import Runtime, running
 from idempotency.engine.acquisition import Acquisition
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.checks import checked_hooks

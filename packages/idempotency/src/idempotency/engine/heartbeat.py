@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from idempotency._backends.base import Runtime
 from idempotency._core import delays
+from idempotency._runtime.event_loop import Runtime
 
 __all__ = ["Renewable", "Heartbeat"]
 

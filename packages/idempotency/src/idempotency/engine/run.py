@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from idempotency._backends.base import running
 from idempotency._core import actions, protocol
 from idempotency._core.actions import Ending
 from idempotency._core.errors import as_store_error
 from idempotency._core.types import Claim
+from idempotency._runtime.event_loop import running
 from idempotency.engine.async_base import AsyncEngineBase
 from idempotency.engine.base import RunBase
 from idempotency.engine.heartbeat import Heartbeat

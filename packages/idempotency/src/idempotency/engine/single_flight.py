@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from idempotency._backends.base import Gate, Runtime
 from idempotency._core.types import Completed, Fingerprint, StorageKey
+from idempotency._runtime.event_loop import Gate, Runtime
 
 __all__ = ["InFlight", "SingleFlight", "Promoted"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.threads import Threads
 from idempotency.store import SyncStore
 
 __all__ = ["ThreadedStore"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from idempotency._backends.base import running
 from idempotency._core.errors import StoreUnavailable
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.event_loop import running
 from idempotency.store import Store
 from idempotency.testing._faults import TICK, Fault, FaultPlan, Method
 

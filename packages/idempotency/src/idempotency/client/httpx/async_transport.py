@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from idempotency._backends.base import running
+from idempotency._runtime.event_loop import running
 from idempotency.client.deadlines import AsyncBoundedStream, AsyncUpload, AsyncWorker, DeadlineExceeded
 from idempotency.client.httpx.call import Call, begin
 from idempotency.client.keys import KEY_HEADER, uuid4_key

@@ -18,8 +18,8 @@ try:
 except ModuleNotFoundError as _error:
     raise missing("dynamodb", "DynamoDBStore", _error) from _error
 
-from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.threads import Threads
 from idempotency.store import Page
 from idempotency.stores.dynamodb.calls import Calls
 from idempotency.stores.dynamodb.records import Records

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from idempotency._backends.asyncio_only import asyncio_loop, other_loop
+from idempotency._runtime.asyncio_only import asyncio_loop, other_loop
 from idempotency.stores.postgres.errors import too_late
 
 __all__ = ["AsyncCalls", "SyncCalls"]

@@ -28,9 +28,9 @@ from redis import exceptions as failures
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from idempotency._backends.asyncio_only import asyncio_loop, other_loop
 from idempotency._core.errors import CorruptRecord, StoreUnavailable, UnknownRecordVersion
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.asyncio_only import asyncio_loop, other_loop
 from idempotency._runtime.fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records

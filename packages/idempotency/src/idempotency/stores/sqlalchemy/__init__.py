@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from idempotency._backends.asyncio_only import asyncio_loop, other_loop
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.asyncio_only import asyncio_loop, other_loop
 from idempotency.store import Page
 from idempotency.stores._sql.caller_errors import translated, wrong_kind
 from idempotency.stores._sql.callers import async_caller

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from idempotency._backends.threads import Threads
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.threads import Threads
 from idempotency.store import Page
 from idempotency.stores._sql.sqlite import Clocks, SqliteRecords
 from idempotency.stores._sql.sqlite_errors import Busy

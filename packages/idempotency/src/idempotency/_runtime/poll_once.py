@@ -13,7 +13,7 @@ from functools import partial
 from types import CoroutineType, coroutine
 from typing import Any, TypeVar
 
-from idempotency._backends.base import on_trio
+from idempotency._runtime.event_loop import on_trio
 from idempotency._runtime.implementation import PLAIN
 
 __all__ = ["poll_once"]

@@ -12,7 +12,7 @@ from idempotency._runtime.implementation import PLAIN
 
 PROBE = """
 from idempotency import Response
-from idempotency._backends.poll_once import poll_once
+from idempotency._runtime.poll_once import poll_once
 from idempotency._core import _speedups, outcome
 
 async def body():

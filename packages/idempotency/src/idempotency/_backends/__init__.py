@@ -1,1 +1,0 @@
-"""Adapts what the engine needs to asyncio, trio and plain threads."""
