@@ -1,4 +1,4 @@
-"""One charging application under every server: what breaks on the wire, and what two requests are one."""
+"""One application under every server: broken requests, and which two requests count as one."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ async def site(
         yield Site(port, charges, store)
 
 
-async def test_truncated_body(site: Site) -> None:
+async def test_a_truncated_body_runs_nothing_and_leaves_the_key_free(site: Site) -> None:
     async with await Wire.connect(site.port) as wire:
         await wire.send(request("/charges", "k", b"x" * 100)[:-50])
-    await asyncio.sleep(0.05)  # in which gunicorn, another process, would run it
+    await asyncio.sleep(0.05)  # in which gunicorn, in another process, would run the request
     assert len(site.bodies) == 0
     assert await site.is_free()
     assert (await post(site.port, key="k")).status == 201
@@ -108,7 +108,7 @@ async def test_truncated_body(site: Site) -> None:
 
 @pytest.mark.parametrize("site", [0.2], indirect=True)
 @pytest.mark.parametrize("server", SERVERS, indirect=True)  # under WSGI the server alone can interrupt a read
-async def test_slow_body(site: Site) -> None:
+async def test_a_body_slower_than_body_timeout_is_refused_with_408(site: Site) -> None:
     async with await Wire.connect(site.port) as wire:
         await wire.send(request("/charges", "k", b"x" * 100)[:-50])
         answer = await wire.response()
@@ -117,7 +117,7 @@ async def test_slow_body(site: Site) -> None:
     assert await site.is_free()
 
 
-async def test_body_that_trickles_in_time(site: Site) -> None:
+async def test_a_body_that_arrives_in_small_parts_is_run_whole(site: Site) -> None:
     async with await Wire.connect(site.port) as wire:
         whole = request("/charges", "k", b"x" * 20)
         for start in range(0, len(whole), 40):
@@ -127,11 +127,11 @@ async def test_body_that_trickles_in_time(site: Site) -> None:
     assert site.bodies == [b"x" * 20]
 
 
-async def test_huge_body_is_refused_as_soon_as_it_begins(site: Site) -> None:
+async def test_a_body_over_the_limit_is_refused_by_its_content_length(site: Site) -> None:
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"content-length: 67108864")
-    answer = await site.send(head + b"x")  # and not another byte of the 64 MiB
+    answer = await site.send(head + b"x")  # and no further byte of the 64 MiB
     assert answer.status == 413
-    if site.is_asgi:  # under WSGI the header is the server's own affair (PEP 3333)
+    if site.is_asgi:  # under WSGI only the server sets that header (PEP 3333)
         assert answer.values("connection") == [b"close"]
     assert await site.is_free()
 
@@ -139,12 +139,12 @@ async def test_huge_body_is_refused_as_soon_as_it_begins(site: Site) -> None:
 async def test_a_refusal_without_a_body_is_sent_before_the_upload_ends(
     server: str, gunicorns: dict[str, Gunicorn]
 ) -> None:
-    """A server that writes headers with the first byte of a body has none to wait for here."""
+    """Also by a server that sends headers with the first byte of the body, of which there is none here."""
     head = request("/silent", "k", b"").replace(b"content-length: 0", b"content-length: 67108864")
 
     async def answer_from(port: int) -> Any:
         async with await Wire.connect(port) as wire, asyncio.timeout(10):
-            await wire.send(head + b"x")  # and not another byte, while the answer is awaited
+            await wire.send(head + b"x")  # and no further byte before the answer
             return await wire.response()
 
     if server in WORKERS:
@@ -156,10 +156,10 @@ async def test_a_refusal_without_a_body_is_sent_before_the_upload_ends(
     assert (answer.status, answer.body) == (413, b"")
 
 
-async def test_endless_chunks_are_cut_off(site: Site) -> None:
+async def test_a_chunked_body_over_the_limit_is_refused_before_it_ends(site: Site) -> None:
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     async with await Wire.connect(site.port) as wire:
-        await wire.send(head + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 100)  # and no last one
+        await wire.send(head + (b"1000\r\n" + b"x" * 4096 + b"\r\n") * 100)  # and no final chunk
         async with asyncio.timeout(30):
             answer = await wire.response()
         assert answer.status == 413
@@ -167,24 +167,24 @@ async def test_endless_chunks_are_cut_off(site: Site) -> None:
     assert await site.is_free()
 
 
-async def test_huge_body_without_a_key_is_the_applications_affair(site: Site) -> None:
+async def test_a_body_over_the_limit_without_a_key_reaches_the_application(site: Site) -> None:
     assert (await post(site.port, body=b"x" * 200_000)).status == 201
     assert len(site.bodies[0]) == 200_000
 
 
-async def test_body_at_the_limit(site: Site) -> None:
+async def test_a_body_of_exactly_the_limit_is_run_and_replayed(site: Site) -> None:
     assert (await post(site.port, key="k", body=b"x" * 100_000)).status == 201
     assert (await post(site.port, key="k", body=b"x" * 100_000)).replayed
 
 
-async def test_chunked_is_the_same_request(site: Site) -> None:
+async def test_a_chunked_retry_of_the_same_body_is_replayed(site: Site) -> None:
     assert (await post(site.port, key="k", body=b"onetwo")).status == 201
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     again = await site.send(head + b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
     assert (again.status, again.replayed) == (201, True)
 
 
-async def test_expect_continue(site: Site) -> None:
+async def test_a_request_that_expects_100_continue_is_run(site: Site) -> None:
     head = request("/charges", "k", b"x" * 10, headers=[("expect", "100-continue")])[:-10]
     async with await Wire.connect(site.port) as wire:
         await wire.send(head)
@@ -203,7 +203,7 @@ async def test_pipelined_duplicates_have_one_effect(site: Site) -> None:
     assert len(site.bodies) == 1
 
 
-async def test_kept_alive_connection_serves_a_refusal_and_goes_on(site: Site) -> None:
+async def test_a_kept_alive_connection_serves_the_next_request_after_a_refusal(site: Site) -> None:
     async with await Wire.connect(site.port) as wire:
         await wire.send(request("/charges", None, b"{}", headers=[("idempotency-key", '"open')]))
         assert (await wire.response()).status == 400
@@ -213,8 +213,8 @@ async def test_kept_alive_connection_serves_a_refusal_and_goes_on(site: Site) ->
 
 @pytest.mark.parametrize(
     "server", ["uvicorn-h11", "hypercorn", "granian", *WORKERS], indirect=True
-)  # httptools makes it a header
-async def test_key_in_a_trailer_is_no_key(site: Site) -> None:
+)  # httptools passes a trailer on as a header
+async def test_a_key_in_a_trailer_is_ignored(site: Site) -> None:
     head = request("/charges", None, b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     for number in (1, 2):
         answer = await site.send(head + b'2\r\n{}\r\n0\r\nidempotency-key: "k"\r\n\r\n')
@@ -235,24 +235,24 @@ async def test_key_in_a_trailer_is_no_key(site: Site) -> None:
         pytest.param(["k" * 10_000], id="huge_key"),
     ],
 )
-async def test_unusable_key(lines: list[str], site: Site) -> None:
+async def test_an_invalid_key_is_refused_and_runs_nothing(lines: list[str], site: Site) -> None:
     answer = await post(site.port, headers=[("idempotency-key", line) for line in lines])
     assert answer.status in {400, 431}
     assert len(site.bodies) == 0
     assert await site.is_free()
 
 
-async def test_quoted_and_bare(site: Site) -> None:
+async def test_a_quoted_and_a_bare_key_are_the_same_key(site: Site) -> None:
     assert (await post(site.port, key="k")).status == 201
     assert (await post(site.port, headers=[("Idempotency-Key", "k")])).replayed
 
 
-async def test_header_name_in_any_case(site: Site) -> None:
+async def test_the_name_of_the_key_header_is_case_insensitive(site: Site) -> None:
     for name, replayed in (("IDEMPOTENCY-KEY", False), ("idempotency-KEY", True)):
         assert (await post(site.port, headers=[(name, '"k"')])).replayed == replayed
 
 
-async def test_store_injection(site: Site) -> None:
+async def test_characters_that_are_special_to_a_store_are_encoded_in_its_keys(site: Site) -> None:
     keys = ["a:b", "{a}", "a*", "../../a", "a;FLUSHALL", "a'--", "%61"]
     for key in keys:
         assert (await post(site.port, key=key)).status == 201
@@ -274,7 +274,9 @@ async def test_store_injection(site: Site) -> None:
         pytest.param(b"{}", b"", id="empty"),
     ],
 )
-async def test_body_is_bytes(one: bytes, two: bytes, site: Site) -> None:
+async def test_bodies_that_differ_only_in_their_bytes_are_a_mismatch(
+    one: bytes, two: bytes, site: Site
+) -> None:
     assert (await post(site.port, key="k", body=one)).status == 201
     assert (await post(site.port, key="k", body=two)).status == 422
     assert (await post(site.port, key="k", body=one)).replayed
@@ -293,7 +295,7 @@ async def test_body_is_bytes(one: bytes, two: bytes, site: Site) -> None:
     ],
 )
 @pytest.mark.rule("E9")
-async def test_other_operation(path: str, method: str, site: Site) -> None:
+async def test_the_same_key_for_another_operation_is_a_mismatch(path: str, method: str, site: Site) -> None:
     if path == "/ch%61rges" and not site.is_asgi:
         path = "/ch%61rged"  # WSGI hands the path over decoded, where that one is the same
     await post(site.port, key="k")
@@ -308,13 +310,15 @@ async def test_other_operation(path: str, method: str, site: Site) -> None:
         pytest.param("content-type", "application/json", "text/plain", id="content_type"),
     ],
 )
-async def test_other_representation(name: str, one: str, two: str, site: Site) -> None:
+async def test_another_content_type_or_content_encoding_is_a_mismatch(
+    name: str, one: str, two: str, site: Site
+) -> None:
     await post(site.port, key="k", headers=[(name, one)])
     assert (await post(site.port, key="k", headers=[(name, two)])).status == 422
     assert (await post(site.port, key="k", headers=[(name, one)])).replayed
 
 
-async def test_compressed_body_is_not_undone(site: Site) -> None:
+async def test_a_compressed_body_reaches_the_application_compressed(site: Site) -> None:
     headers = [("content-encoding", "gzip")]
     body = gzip.compress(b"{}", mtime=0)
     assert (await post(site.port, key="k", body=body, headers=headers)).status == 201
@@ -322,12 +326,12 @@ async def test_compressed_body_is_not_undone(site: Site) -> None:
     assert site.bodies == [body]
 
 
-async def test_accept_encoding_and_accept_do_not_count(site: Site) -> None:
+async def test_accept_headers_are_not_part_of_the_fingerprint(site: Site) -> None:
     await post(site.port, key="k", headers=[("accept-encoding", "gzip"), ("accept", "application/json")])
     assert (await post(site.port, key="k", headers=[("accept-encoding", "br"), ("accept", "*/*")])).replayed
 
 
-async def test_get_with_key_and_put_and_delete_are_untouched(site: Site) -> None:
+async def test_keyed_get_put_and_delete_requests_run_unprotected(site: Site) -> None:
     for method in ("GET", "PUT", "DELETE"):
         for _ in range(2):
             assert not (await post(site.port, key="k", method=method)).replayed
