@@ -26,7 +26,7 @@ class Killed(BaseException):
     """Lambda stops the sandbox."""
 
 
-def charging(store: Any, effects: list[Any], **options: Any) -> Any:
+def make_handler(store: Any, effects: list[Any], **options: Any) -> Any:
     @lambda_handler(store=store, operation="charge", key=lambda event: event["order"], **options)
     def handler(event: Any, context: Any) -> dict[str, int]:
         effects.append(event)
@@ -37,24 +37,24 @@ def charging(store: Any, effects: list[Any], **options: Any) -> Any:
     return handler
 
 
-def test_an_event_that_is_delivered_twice_has_one_effect() -> None:
+def test_an_event_delivered_twice_has_one_effect() -> None:
     effects: list[Any] = []
-    handler = charging(SyncMemoryStore(), effects)
+    handler = make_handler(SyncMemoryStore(), effects)
     answers = [handler({"order": "o"}, Context()) for _ in range(2)]
     assert answers == [{"charge": 1}, {"charge": 1}]
     with pytest.raises(FingerprintMismatch):
         handler({"order": "o", "cents": 5}, Context())
 
 
-def test_a_chosen_fingerprint_leaves_out_what_changes_with_each_delivery() -> None:
+def test_a_custom_fingerprint_ignores_fields_that_change_with_each_delivery() -> None:
     effects: list[Any] = []
-    handler = charging(SyncMemoryStore(), effects, fingerprint=lambda event: event["order"])
+    handler = make_handler(SyncMemoryStore(), effects, fingerprint=lambda event: event["order"])
     for attempt in (1, 2):
         handler({"order": "o", "receiveCount": attempt}, Context())
     assert len(effects) == 1
 
 
-def test_the_key_is_held_as_long_as_the_invocation_may_run_and_a_second() -> None:
+def test_the_lease_is_the_remaining_time_of_the_invocation_plus_one_second() -> None:
     now, effects = [0.0], []
     store = SyncMemoryStore(clock=lambda: now[0])
     killed = True
@@ -77,9 +77,9 @@ def test_the_key_is_held_as_long_as_the_invocation_may_run_and_a_second() -> Non
     assert len(effects) == 2
 
 
-def test_the_policy_says_the_rest() -> None:
+def test_on_exception_keep_replays_the_failure_of_the_first_run() -> None:
     effects: list[Any] = []
-    handler = charging(SyncMemoryStore(), effects, policy=Policy(on_exception="keep"))
+    handler = make_handler(SyncMemoryStore(), effects, policy=Policy(on_exception="keep"))
     event = {"order": "o", "fail": True}
     with pytest.raises(LookupError):
         handler(event, Context())
@@ -89,7 +89,7 @@ def test_the_policy_says_the_rest() -> None:
 
 
 @pytest.mark.parametrize("milliseconds", [0, -3_000])
-def test_an_invocation_without_time_left_holds_its_key_for_the_margin(milliseconds: int) -> None:
+def test_the_lease_of_an_invocation_without_time_left_is_one_second(milliseconds: int) -> None:
     now, effects = [0.0], []
 
     @lambda_handler(
@@ -99,23 +99,23 @@ def test_an_invocation_without_time_left_holds_its_key_for_the_margin(millisecon
         effects.append(event)
         raise Killed
 
-    for moment in (0.0, 1.1):
+    for moment, error in ((0.0, Killed), (0.9, InProgress), (1.1, Killed)):
         now[0] = moment
-        with pytest.raises(Killed):
+        with pytest.raises(error):
             handler({"order": "o"}, Context(milliseconds))
     assert len(effects) == 2
 
 
-def test_arguments_may_be_given_by_name() -> None:
+def test_event_and_context_may_be_keyword_arguments() -> None:
     effects: list[Any] = []
-    handler = charging(SyncMemoryStore(), effects)
+    handler = make_handler(SyncMemoryStore(), effects)
     event = {"order": "o"}
     assert handler(event=event, context=Context()) == handler(event, Context()) == {"charge": 1}
 
 
-def test_a_call_without_a_context_says_what_is_missing() -> None:
+def test_a_call_without_a_context_raises_type_error_unless_protection_is_off() -> None:
     effects: list[Any] = []
-    handler = charging(SyncMemoryStore(), effects)
+    handler = make_handler(SyncMemoryStore(), effects)
     with pytest.raises(TypeError, match="protection_off"):
         handler({"order": "o"}, None)
     with protection_off():
@@ -123,7 +123,7 @@ def test_a_call_without_a_context_says_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("shape", ["stars", "rest", "default"])
-def test_a_handler_takes_event_and_context_in_any_way(shape: str) -> None:
+def test_a_handler_may_take_event_and_context_as_any_kind_of_parameter(shape: str) -> None:
     effects: list[Any] = []
 
     def stars(*args: Any, **kwargs: Any) -> int:
@@ -146,8 +146,8 @@ def test_a_handler_takes_event_and_context_in_any_way(shape: str) -> None:
             handler({"order": "p"})
 
 
-def test_a_renewal_does_not_hold_the_key_longer_than_the_invocation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would come every third of the lease, and make it last that much longer than the handler."""
+def test_a_renewal_does_not_extend_the_lease_past_the_invocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary renewal, at a third of the lease, would add that third to the lease."""
     now, due = [0.0], list[Any]()
     monkeypatch.setattr(Scheduler, "after", lambda _, seconds, job: due.append(job))
     store = SyncMemoryStore(clock=lambda: now[0])
@@ -164,7 +164,7 @@ def test_a_renewal_does_not_hold_the_key_longer_than_the_invocation(monkeypatch:
     assert handler({"order": "o"}, Context(3_000)) == pytest.approx(2.0)
 
 
-def test_a_record_of_a_batch_is_held_for_what_the_invocation_has_left(
+def test_the_lease_of_a_batch_record_is_the_time_that_the_invocation_has_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, due = [0.0], list[Any]()
@@ -173,7 +173,7 @@ def test_a_record_of_a_batch_is_held_for_what_the_invocation_has_left(
     effects: list[Any] = []
     kill = True
 
-    class Running(Context):  # for 10 s
+    class ElapsingContext(Context):
         def get_remaining_time_in_millis(self) -> int:
             return self.milliseconds - int(now[0] * 1000)
 
@@ -191,11 +191,11 @@ def test_a_record_of_a_batch_is_held_for_what_the_invocation_has_left(
             charge({"order": order}, context)
 
     with pytest.raises(Killed):
-        batch(Running(10_000))
+        batch(ElapsingContext(10_000))
     kill = False
     now[0] = 10.9
     with pytest.raises(InProgress):
-        batch(Running(30_000))
+        batch(ElapsingContext(30_000))
     now[0] = 11.1
-    batch(Running(30_000))
+    batch(ElapsingContext(30_000))
     assert effects == ["first", "second", "second"]

@@ -1,4 +1,4 @@
-"""The recipe for Celery as it is printed, by workers that fork, over a real broker."""
+"""The program of the Celery recipe, as printed in its page, run by workers that fork, over a real broker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 
 PAGE = Path(__file__).parents[4] / "docs" / "recipes" / "celery.md"
 EFFECT = 'return f"{order}: {cents} charged"  # stands for the effect'
-DIES_ONCE = """\
+EFFECT_THAT_DIES_OR_WAITS = """\
     import pathlib, signal, threading
 
     from idempotency import current_claim
@@ -41,11 +41,11 @@ DIES_ONCE = """\
 
 @pytest.fixture(params=["redis", "postgres"])
 def tasks(request: pytest.FixtureRequest, own_redis: Server, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a worker in whose directory the page's module is, with an effect that can be watched."""
+    """The environment of a worker whose directory has the page's module, with an effect that writes to a file."""
     section = PAGE.read_text().split("## With workers that fork")[1]
     (module,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert module.count(EFFECT) == 1
-    (tmp_path / "tasks.py").write_text(module.replace("    " + EFFECT, DIES_ONCE))
+    (tmp_path / "tasks.py").write_text(module.replace("    " + EFFECT, EFFECT_THAT_DIES_OR_WAITS))
     environment = {**os.environ, "BROKER_URL": own_redis.url, "PYTHONPATH": str(tmp_path)}
     if request.param == "redis":
         yield {**environment, "STORE_URL": own_redis.url}
@@ -119,18 +119,22 @@ def _results(environment: dict[str, str], ids: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("tasks", ["redis"], indirect=True)
-def test_a_duplicate_waits_for_the_run_and_gets_its_value(tasks: dict[str, str], tmp_path: Path) -> None:
+def test_a_duplicate_task_is_retried_until_the_first_run_ends_and_gets_its_value(
+    tasks: dict[str, str], tmp_path: Path
+) -> None:
     with _worker(tmp_path, tasks):
         ids = _send(tasks, tmp_path, "waits", "waits")
         log = tmp_path / "log"
-        until_sync(lambda: "Retry in" in log.read_text(), "the duplicate comes back later", patience=30)
+        until_sync(lambda: "Retry in" in log.read_text(), "the duplicate is scheduled again", patience=30)
         (tmp_path / "go-on").touch()
         assert _results(tasks, ids) == ["SUCCESS waits: 500 charged"] * 2
     assert (tmp_path / "effects").read_text() == "1\n"
 
 
-def test_a_message_outlives_a_worker_process_that_is_killed(tasks: dict[str, str], tmp_path: Path) -> None:
+def test_a_task_whose_worker_process_is_killed_runs_again_by_takeover(
+    tasks: dict[str, str], tmp_path: Path
+) -> None:
     with _worker(tmp_path, tasks):
         ids = _send(tasks, tmp_path, "dies")
         assert _results(tasks, ids) == ["SUCCESS dies: 500 charged"]
-    assert (tmp_path / "effects").read_text() == "1\n2\n", "the second run took the first one's claim over"
+    assert (tmp_path / "effects").read_text() == "1\n2\n", "the second run took over the claim of the first"

@@ -1,5 +1,5 @@
 # ruff: noqa: E402 (models can be imported only once Django is configured)
-"""Edges of Django: its signals, its exceptions, headers of a response, and a body that another middleware has read."""
+"""Edge cases of Django: signals, exceptions, headers of a response, and a body that another middleware has read."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def anyio_backend() -> str:
 
 
 def project(
-    view: Callable[..., Any], *, above: tuple[str, ...] = (), kind: Any = WSGIHandler, **setting: Any
+    view: Callable[..., Any], *, outer: tuple[str, ...] = (), kind: Any = WSGIHandler, **setting: Any
 ) -> Any:
     """Django with one view, for one principal."""
     django_project.set_urls([path("charge", view)])
     store = MemoryStore() if kind is ASGIHandler else SyncMemoryStore()
     changed = override_settings(
-        MIDDLEWARE=[*above, MIDDLEWARE],
+        MIDDLEWARE=[*outer, MIDDLEWARE],
         IDEMPOTENCY={"PRINCIPAL": lambda request: "alice", "STORE": store} | setting,
     )
     with changed:
@@ -62,7 +62,7 @@ def send(application: Any, **request: Any) -> Answer:
 
 @pytest.fixture
 def finished() -> Iterator[list[Any]]:
-    """What was sent to those who wait for the end of a request."""
+    """The senders of `request_finished`, one for each signal."""
     seen: list[Any] = []
 
     def receive(sender: Any, **_: Any) -> None:
@@ -79,8 +79,8 @@ def lose_the_claim(store: SyncMemoryStore) -> None:
     store.acquire(record.key, fingerprint=record.fingerprint, owner=b"o" * 16, lease=30, retention=60)  # type: ignore[arg-type]
 
 
-def test_a_request_whose_answer_is_replaced_is_finished_once(finished: list[Any]) -> None:
-    """At the end of a request Django closes connections to databases, which middlewares outside may still use."""
+def test_a_replaced_answer_sends_request_finished_once(finished: list[Any]) -> None:
+    """At that signal Django closes its database connections, which outer middlewares may still use."""
     store, closed = SyncMemoryStore(), []
 
     class Chunks(list[bytes]):
@@ -101,10 +101,10 @@ def test_a_request_whose_answer_is_replaced_is_finished_once(finished: list[Any]
 
 @pytest.mark.parametrize(("policy", "effects"), [(Policy(), 2), (Policy.at_most_once(), 1)])
 @pytest.mark.parametrize("kind", [WSGIHandler, ASGIHandler])
-async def test_an_exception_that_django_lets_through_counts_as_any(
+async def test_an_exception_that_django_propagates_is_treated_as_the_policy_says(
     kind: Any, policy: Policy, effects: int
 ) -> None:
-    """It does with `DEBUG_PROPAGATE_EXCEPTIONS`."""
+    """With `DEBUG_PROPAGATE_EXCEPTIONS`, exceptions of a view leave Django's handler."""
     seen: list[int] = []
 
     def charge(request: HttpRequest) -> HttpResponse:
@@ -130,7 +130,7 @@ async def _send(application: Any, kind: Any) -> Any:
 
 
 @pytest.mark.parametrize("status", [201, 503])
-def test_a_view_does_not_speak_for_the_middleware(status: int) -> None:
+def test_idempotency_headers_set_by_a_view_are_dropped(status: int) -> None:
     def charge(request: HttpRequest) -> HttpResponse:
         return HttpResponse(status=status, headers={"Idempotency-Replayed": "true", "Idempotency-Age": "5"})
 
@@ -138,7 +138,7 @@ def test_a_view_does_not_speak_for_the_middleware(status: int) -> None:
     assert (first.status, first.replayed, first.values("idempotency-age")) == (status, False, [])
 
 
-def test_cookies_that_a_policy_keeps_are_replayed_one_by_one() -> None:
+def test_cookies_that_a_policy_keeps_are_replayed_as_separate_headers() -> None:
     def charge(request: HttpRequest) -> HttpResponse:
         response = HttpResponse(status=201)
         response.set_cookie("basket", "a,b", max_age=60, httponly=True, samesite="Lax")
@@ -152,13 +152,13 @@ def test_cookies_that_a_policy_keeps_are_replayed_one_by_one() -> None:
     assert again.values("set-cookie") == first.values("set-cookie")
 
 
-# A body that was read above.
+# A body that an outer middleware has read.
 
 
-def reads_the_form(
+def read_the_form(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """A middleware that parses a form out of the body before it reaches the one of the library."""
+    """A middleware that parses the form in the body before the library's middleware runs."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         assert request.POST["sku"] == "book"
@@ -168,7 +168,7 @@ def reads_the_form(
 
 
 @pytest.mark.parametrize("protected", [True, False])
-def test_a_body_that_a_middleware_above_has_read_is_an_error_for_a_protected_view_alone(
+def test_a_body_read_by_an_outer_middleware_is_an_error_only_for_a_protected_view(
     protected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     effects: list[str] = []
@@ -178,7 +178,7 @@ def test_a_body_that_a_middleware_above_has_read_is_an_error_for_a_protected_vie
         return HttpResponse(status=201)
 
     policy = Policy() if protected else lambda request: None
-    application = project(charge, above=(f"{__name__}.reads_the_form",), POLICY=policy)
+    application = project(charge, outer=(f"{__name__}.read_the_form",), POLICY=policy)
     answer = send(
         application,
         body=FORM,

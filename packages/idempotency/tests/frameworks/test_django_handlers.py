@@ -1,5 +1,5 @@
 # ruff: noqa: E402 (models can be imported only once Django is configured)
-"""Django as its servers call it: a body that is cut off, chunked or too large, and a client that leaves."""
+"""Django as its servers call it: truncated, chunked and too large bodies, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def anyio_backend() -> str:
 
 
 class Shop:
-    """A view that is in the test's hand."""
+    """A view that waits until the test lets it resume."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
-        self.inside = threading.Event()
-        self.go_on = threading.Event()
-        self.go_on.set()
+        self.entered = threading.Event()
+        self.resume = threading.Event()
+        self.resume.set()
 
     def charge(self, request: HttpRequest) -> HttpResponse:
-        self.inside.set()
-        assert self.go_on.wait(30)
+        self.entered.set()
+        assert self.resume.wait(30)
         self.bodies.append(request.body)
         return HttpResponse(b"charge %d" % len(self.bodies), status=201)
 
     async def async_charge(self, request: HttpRequest) -> HttpResponse:
-        self.inside.set()
-        while not self.go_on.is_set():
+        self.entered.set()
+        while not self.resume.is_set():
             await asyncio.sleep(0)
         return self.charge(request)
 
@@ -75,11 +75,13 @@ def shop() -> Iterator[Shop]:
     shop = Shop()
     django_project.set_urls([path("charge", shop.charge), path("async-charge", shop.async_charge)])
     yield shop
-    shop.go_on.set()
+    shop.resume.set()
 
 
-def plain(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """A middleware of a project that knows nothing of event loops."""
+def sync_middleware(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """A synchronous middleware of a project."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         return get_response(request)
@@ -87,10 +89,10 @@ def plain(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[Http
     return middleware
 
 
-def handler(kind: Any, *, below: tuple[str, ...] = (), **setting: Any) -> Any:
-    """Django with the middleware, and those *below* it, for one principal."""
+def handler(kind: Any, *, inner: tuple[str, ...] = (), **setting: Any) -> Any:
+    """Django with the middleware and the *inner* ones, for one principal."""
     changed = override_settings(
-        MIDDLEWARE=["idempotency.django.IdempotencyMiddleware", *below],
+        MIDDLEWARE=["idempotency.django.IdempotencyMiddleware", *inner],
         IDEMPOTENCY={"PRINCIPAL": lambda request: "alice"} | setting,
     )
     with changed:
@@ -100,7 +102,7 @@ def handler(kind: Any, *, below: tuple[str, ...] = (), **setting: Any) -> Any:
 # Bodies, under WSGI.
 
 
-def test_a_body_that_is_cut_off_causes_nothing(shop: Shop) -> None:
+def test_a_truncated_body_is_refused_with_400_and_runs_nothing(shop: Shop) -> None:
     store = SyncMemoryStore()
     answer = call(
         handler(WSGIHandler, STORE=store), path="/charge", key="k", body=b"amount=1", CONTENT_LENGTH="9"
@@ -110,9 +112,7 @@ def test_a_body_that_is_cut_off_causes_nothing(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("length", [None, "+2", "-1"])
-def test_a_body_whose_end_django_cannot_know_is_refused_and_not_taken_for_none(
-    shop: Shop, length: str | None
-) -> None:
+def test_a_body_without_a_valid_content_length_is_refused_with_411(shop: Shop, length: str | None) -> None:
     application = handler(WSGIHandler, STORE=SyncMemoryStore())
     coding = "chunked" if length is None else None
     answer = call(application, path="/charge", key="k", CONTENT_LENGTH=length, HTTP_TRANSFER_ENCODING=coding)
@@ -126,22 +126,22 @@ def test_a_request_without_a_body_needs_no_length(shop: Shop) -> None:
     assert (answer.status, shop.bodies) == (201, [b""])
 
 
-@pytest.mark.parametrize(("most", "read"), [(1_000, 100), (60, 60)])
-def test_what_comes_of_a_body_that_is_too_large_is_dropped_once_the_refusal_is_sent(
-    shop: Shop, most: int, read: int
+@pytest.mark.parametrize(("max_discard_bytes", "read"), [(1_000, 100), (60, 60)])
+def test_a_body_over_the_limit_is_read_and_discarded_up_to_max_discard_bytes(
+    shop: Shop, max_discard_bytes: int, read: int
 ) -> None:
     body = io.BytesIO(b"x" * 100)
-    policy = Policy(max_request_bytes=10, max_discard_bytes=most)
+    policy = Policy(max_request_bytes=10, max_discard_bytes=max_discard_bytes)
     with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=20):
         application = handler(WSGIHandler, STORE=SyncMemoryStore(), POLICY=policy)
         answer = call(application, path="/charge", key="k", CONTENT_LENGTH="100", **{"wsgi.input": body})
     assert (answer.status, shop.bodies, body.tell()) == (413, [], read)
 
 
-def test_such_a_body_is_read_no_longer_than_a_body_may_take_to_arrive(
+def test_discarding_a_body_over_the_limit_stops_after_body_timeout(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that sends byte by byte would hold the worker for as long as it likes."""
+    """Without a limit, a client that sends byte by byte would hold the worker for as long as it likes."""
     now = [0.0]
 
     class Slow(io.BytesIO):
@@ -159,44 +159,46 @@ def test_such_a_body_is_read_no_longer_than_a_body_may_take_to_arrive(
     assert (answer.status, body.tell()) == (413, 2 * 65_536)
 
 
-# A client that leaves, under ASGI.
+# A client that disconnects, under ASGI.
 
 
-async def steps_of_the_loop() -> None:
-    """Let what is ready run, and what becomes ready by that."""
+async def run_ready_callbacks() -> None:
+    """Run callbacks that are ready, and those that become ready by them."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 @pytest.mark.rule("E5")
 @pytest.mark.parametrize("view", ["charge", "async-charge"])
-@pytest.mark.parametrize(("below", "store"), [((), MemoryStore), ((f"{__name__}.plain",), SyncMemoryStore)])
-async def test_a_view_whose_client_has_left_goes_on_to_its_record(
-    shop: Shop, view: str, below: tuple[str, ...], store: Any
+@pytest.mark.parametrize(
+    ("inner", "store"), [((), MemoryStore), ((f"{__name__}.sync_middleware",), SyncMemoryStore)]
+)
+async def test_a_view_is_completed_and_recorded_after_its_client_disconnects(
+    shop: Shop, view: str, inner: tuple[str, ...], store: Any
 ) -> None:
-    """Also where a plain middleware below has Django call ours in a thread."""
-    application = handler(ASGIHandler, below=below, STORE=store())
-    await leave_while(shop, application, f"/{view}")
+    """Also where a synchronous inner middleware makes Django call ours in a thread."""
+    application = handler(ASGIHandler, inner=inner, STORE=store())
+    await disconnect_during_view(shop, application, f"/{view}")
     again = await call_asgi(application, path=f"/{view}", key="k")
     assert (again.status, again.body, again.replayed, len(shop.bodies)) == (201, b"charge 1", True, 1)
 
 
-async def leave_while(shop: Shop, application: Any, path: str) -> None:
-    """Send a request, have its client leave while the shop is inside, and let the shop go on to its end."""
-    shop.go_on.clear()
+async def disconnect_during_view(shop: Shop, application: Any, path: str) -> None:
+    """Send a request, disconnect its client while the view runs, and let the view end."""
+    shop.resume.clear()
     talk = Talk(application, http_scope(path=path, headers=key_header("k")))
     talk.give(b"{}")
     request = asyncio.create_task(talk.run())
-    assert await asyncio.to_thread(shop.inside.wait, 30)
+    assert await asyncio.to_thread(shop.entered.wait, 30)
     talk.leave()
-    await steps_of_the_loop()  # Django hears of it, and cancels the view
-    shop.go_on.set()
+    await run_ready_callbacks()  # in which Django sees the disconnect and cancels the view
+    shop.resume.set()
     async with asyncio.timeout(30):
         await request
 
 
-async def test_a_request_whose_client_has_left_is_finished_once(shop: Shop) -> None:
-    """At the end of a request Django closes connections to databases, which others may use by then."""
+async def test_a_request_with_a_disconnected_client_sends_request_finished_once(shop: Shop) -> None:
+    """At that signal Django closes its database connections, which other requests may use by then."""
     finished: list[Any] = []
 
     def receive(sender: Any, **_: Any) -> None:
@@ -204,36 +206,36 @@ async def test_a_request_whose_client_has_left_is_finished_once(shop: Shop) -> N
 
     request_finished.connect(receive)
     try:
-        await leave_while(shop, handler(ASGIHandler, STORE=MemoryStore()), "/charge")
+        await disconnect_during_view(shop, handler(ASGIHandler, STORE=MemoryStore()), "/charge")
     finally:
         request_finished.disconnect(receive)
     assert (len(finished), shop.bodies) == (1, [b"{}"])
 
 
-async def test_what_fails_once_its_client_has_left_is_told_in_the_log(
+async def test_an_error_after_the_client_disconnected_is_logged(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     def keep(status: int) -> bool:
         raise LookupError
 
     application = handler(ASGIHandler, STORE=MemoryStore(), POLICY=Policy(keep=keep))
-    await leave_while(shop, application, "/charge")
-    (told,) = [
+    await disconnect_during_view(shop, application, "/charge")
+    (logged,) = [
         record for record in caplog.records if record.name == "idempotency" and record.levelname == "ERROR"
     ]
-    assert told.getMessage() == "POST /charge failed after its client had left"
-    assert told.exc_info is not None
-    assert told.exc_info[0] is LookupError
+    assert logged.getMessage() == "POST /charge failed after its client had left"
+    assert logged.exc_info is not None
+    assert logged.exc_info[0] is LookupError
 
 
 @pytest.mark.rule("E4")
 @pytest.mark.parametrize(
     ("kind", "store"), [(WSGIHandler, SyncMemoryStore), (ASGIHandler, MemoryStore)], ids=["WSGI", "ASGI"]
 )
-async def test_a_response_that_cannot_be_judged_leaves_its_claim_to_the_lease(
+async def test_a_keep_function_that_raises_leaves_the_claim_to_its_lease(
     shop: Shop, kind: Any, store: Any
 ) -> None:
-    """Nothing renews the lease any longer, so that a retry is not refused for ever."""
+    """The renewal stops too, so that a retry is not refused for ever."""
 
     def keep(status: int) -> bool:
         raise LookupError
@@ -250,22 +252,22 @@ async def test_a_response_that_cannot_be_judged_leaves_its_claim_to_the_lease(
     assert [event.result for event in events if isinstance(event, Settled)] == ["abandoned"]
 
 
-async def test_a_view_that_asks_for_its_claim_once_its_client_has_left_does_not_run(shop: Shop) -> None:
-    """Django let go of the request, and nobody would record its answer or end its claim."""
+async def test_a_view_that_claims_after_its_client_disconnected_does_not_run(shop: Shop) -> None:
+    """Django has given the request up: its answer would not be recorded, nor its claim ended."""
     events: list[Event] = []
 
     def principal(request: HttpRequest) -> str:
-        shop.inside.set()
-        assert shop.go_on.wait(30)
+        shop.entered.set()
+        assert shop.resume.wait(30)
         return "alice"
 
-    asked = threading.Event()
+    tried = threading.Event()
 
     def charge(request: HttpRequest) -> HttpResponse:
         try:
             return protected(request)
         finally:
-            asked.set()
+            tried.set()
 
     protected = protect_view(shop.charge)
     charge.idempotency_claims_itself = True  # type: ignore[attr-defined]
@@ -274,13 +276,13 @@ async def test_a_view_that_asks_for_its_claim_once_its_client_has_left_does_not_
     setting = {"PRINCIPAL": principal, "STORE": store, "HOOKS": [events.append]}
     with override_settings(IDEMPOTENCY=setting):
         application = handler(ASGIHandler, **setting)
-        await leave_while(shop, application, "/charge")
-        assert await asyncio.to_thread(asked.wait, 30)
+        await disconnect_during_view(shop, application, "/charge")
+        assert await asyncio.to_thread(tried.wait, 30)
     assert (shop.bodies, events) == ([], [])
 
 
 @pytest.mark.rule("E4")
-def test_a_claim_that_is_made_while_its_client_leaves_is_left_to_its_lease(shop: Shop) -> None:
+def test_a_claim_acquired_while_the_client_disconnects_is_left_to_its_lease(shop: Shop) -> None:
     requests: list[HttpRequest] = []
     events: list[Event] = []
 
@@ -296,18 +298,18 @@ def test_a_claim_that_is_made_while_its_client_leaves_is_left_to_its_lease(shop:
 
 
 @pytest.mark.rule("E4")
-async def test_a_request_that_is_cancelled_twice_is_left_to_its_lease(shop: Shop) -> None:
+async def test_a_request_cancelled_twice_leaves_its_claim_to_the_lease(shop: Shop) -> None:
     events: list[Event] = []
     application = handler(ASGIHandler, STORE=MemoryStore(), HOOKS=[events.append])
-    shop.go_on.clear()
+    shop.resume.clear()
     request = application.create_request(
         http_scope(path="/async-charge", headers=key_header("k")), io.BytesIO(b"{}")
     )[0]
     answering = asyncio.create_task(application.get_response_async(request))
-    assert await asyncio.to_thread(shop.inside.wait, 30)
+    assert await asyncio.to_thread(shop.entered.wait, 30)
     for _ in range(2):
         answering.cancel()
-        await steps_of_the_loop()
+        await run_ready_callbacks()
     with pytest.raises(asyncio.CancelledError):
         await answering
     while not [event for event in events if isinstance(event, Settled)]:
@@ -350,7 +352,7 @@ def rest_view(effects: list[Any], policy: Policy | None = None) -> Any:
     return charge
 
 
-def test_a_function_view_is_claimed_after_what_rest_framework_refuses(shop: Shop) -> None:
+def test_a_function_view_is_claimed_only_after_rest_framework_accepts_the_request(shop: Shop) -> None:
     effects: list[Any] = []
     store = SyncMemoryStore()
     django_project.set_urls([path("charge/<int:number>", rest_view(effects, Policy(required=True)))])
@@ -374,13 +376,13 @@ def test_a_function_view_is_claimed_after_what_rest_framework_refuses(shop: Shop
     assert (other.status, other.replayed, effects) == (201, False, [{"amount": 5}, {"amount": 5}])
 
 
-def test_a_protected_function_view_stays_what_it_was() -> None:
+def test_a_protected_function_view_keeps_its_name_docstring_and_csrf_exemption() -> None:
     view = rest_view([])
     assert (view.cls.__name__, view.cls.__doc__, view.csrf_exempt) == ("charge", "Take money.", True)
 
 
 class Charges(APIView):
-    """A class that its author has not protected."""
+    """A class without protection of its own."""
 
     authentication_classes = (Tokens,)
     permission_classes = (IsAuthenticated,)
@@ -390,7 +392,7 @@ class Charges(APIView):
         return Response({"data": request.data, "note": self.note}, status=201)
 
 
-def test_a_class_is_protected_around_as_view(shop: Shop) -> None:
+def test_protect_accepts_the_result_of_as_view(shop: Shop) -> None:
     view = protect(policy=Policy(required=True))(Charges.as_view(note="given"))
     django_project.set_urls([path("charge", view)])
     setting = {"STORE": SyncMemoryStore()}
@@ -411,18 +413,18 @@ def test_a_class_is_protected_around_as_view(shop: Shop) -> None:
         csrf_exempt(login_required(Charges.as_view())),
     ],
 )
-def test_a_decorator_that_would_be_lost_is_refused(decorated: Any) -> None:
+def test_protect_refuses_a_view_that_has_other_decorators(decorated: Any) -> None:
     with pytest.raises(TypeError, match="other decorators above it"):
         protect(decorated)
 
 
 @pytest.mark.parametrize("protected", [rest_view([]), IdempotentAPIView.as_view()])
-def test_a_view_is_protected_once(protected: Any) -> None:
+def test_protect_refuses_a_view_that_is_protected_already(protected: Any) -> None:
     with pytest.raises(TypeError, match="is protected already"):
         protect(protected)
 
 
 @pytest.mark.parametrize("view", [Shop.charge, APIView, object()])
-def test_what_is_no_view_of_rest_framework_is_refused(view: Any) -> None:
+def test_protect_refuses_an_object_that_is_no_view_of_rest_framework(view: Any) -> None:
     with pytest.raises(TypeError, match="above @api_view"):
         protect(view)

@@ -1,4 +1,4 @@
-"""The example of a Django project, in a process of its own: Django is configured once in each."""
+"""The example of a Django project, run in separate processes, since Django is configured once a process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real_time("a server is killed, and its leases run out")
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "django_view"
 
-# Sends what it is given to the ASGI application, all at once where it is told so; says what came back.
+# Sends the given requests to the ASGI application, concurrently if `at_once`, and prints the answers.
 CLIENT = """
 import asyncio, json, sys
 import httpx
@@ -109,14 +109,14 @@ def test_an_order_sent_twice_is_placed_once_for_each_customer(shop: Shop) -> Non
     assert shop.orders() == ["book", "book"]
 
 
-def test_duplicates_wait_and_get_the_first_ones_answer(shop: Shop) -> None:
+def test_concurrent_duplicates_wait_and_get_the_first_answer(shop: Shop) -> None:
     answers = shop.post(*[request()] * 5, at_once=True)
     assert [answer for _, _, answer in answers] == [{"order": 1, "sku": "book"}] * 5
     assert sum(replayed is None for _, replayed, _ in answers) == 1
     assert shop.orders() == ["book"]
 
 
-def test_a_worker_killed_after_the_order_leaves_one_that_the_retry_finds(shop: Shop) -> None:
+def test_a_retry_finds_the_order_of_a_worker_that_was_killed_before_it_was_recorded(shop: Shop) -> None:
     arguments = ("-c", SHORT_LEASE + KILLED_AFTER_THE_EFFECT + CLIENT)
     killed = shop.run(*arguments, stdin=json.dumps([[request()], False]), check=False)
     assert killed.returncode == -9

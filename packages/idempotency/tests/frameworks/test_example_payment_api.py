@@ -1,4 +1,4 @@
-"""The example of a payment API: one transaction for the payment and its record, whoever is killed when."""
+"""The example of a payment API: the payment and its record are in one transaction, also when the process is killed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.real_time("a server is killed, and its leases run out"
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "payment_api.py"
 
-# Serves one payment, and is killed where the store is asked to do what is named: before the middleware's own `complete`
-# (the transaction is committed by then), or after `complete_in` (all is written, nothing is committed).
+# Serves one payment and is killed at the named call of the store: before the middleware's own `complete` (the
+# transaction is committed by then), or after `complete_in` (payment and record are written, nothing is committed).
 KILLED = """
 import asyncio, os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -41,7 +41,7 @@ async def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(PostgresStore, sys.argv[3], die)
-PostgresStore.__init__.__kwdefaults__["deadline"] = 30.0  # a second may be over before it is asked at all
+PostgresStore.__init__.__kwdefaults__["deadline"] = 30.0  # the default of a second may pass before the first call
 
 async def main():
     app = payment_api.create_app(sys.argv[2], lease=1.0)
@@ -77,7 +77,7 @@ def example() -> ModuleType:
 
 @pytest.fixture
 def database(postgres_url: str, example: ModuleType) -> Iterator[str]:
-    """A schema of the test's own, with two customers."""
+    """A schema for one test, with two customers."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE SCHEMA payments")
         try:
@@ -162,7 +162,7 @@ async def test_duplicates_on_two_servers_pay_once_and_get_the_same_answer(
     assert money(database) == {"alice": 200, "bob": 500}
 
 
-async def test_the_record_equals_the_first_callers_answer(example: ModuleType, database: str) -> None:
+async def test_a_replay_has_the_headers_of_the_first_answer(example: ModuleType, database: str) -> None:
     async with serving(example, database) as client:
         first, again = await pay(client), await pay(client)
 
@@ -177,10 +177,14 @@ async def test_the_record_equals_the_first_callers_answer(example: ModuleType, d
     [
         ({"cents": 701}, 402, "true"),
         ({"payee": "nobody"}, 404, "true"),
-        ({"cents": 0}, 422, None),  # of the framework's validation: no handler ran, so the key stays free
+        (
+            {"cents": 0},
+            422,
+            None,
+        ),  # refused by the framework's validation: no handler ran, so the key stays free
     ],
 )
-async def test_a_refusal_moves_nothing_and_is_repeated(
+async def test_a_refused_payment_moves_no_money_and_its_retry_gets_the_same_answer(
     example: ModuleType, database: str, body: dict[str, Any], status: int, replayed: str | None
 ) -> None:
     async with serving(example, database) as client:
@@ -190,7 +194,9 @@ async def test_a_refusal_moves_nothing_and_is_repeated(
     assert money(database) == {"alice": 700, "bob": 0}
 
 
-async def test_a_stranger_pays_nothing_and_leaves_no_record(example: ModuleType, database: str) -> None:
+async def test_a_request_with_an_unknown_token_is_refused_and_leaves_no_record(
+    example: ModuleType, database: str
+) -> None:
     async with serving(example, database) as client:
         client.headers["Authorization"] = "Bearer mallory"
         answer = await pay(client)
@@ -206,21 +212,21 @@ def serve_one_payment_and_die(database: str, *, at: str) -> None:
     assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
 
 
-async def test_killed_between_effect_and_commit_neither_is_there_and_a_retry_pays_once(
+async def test_a_kill_before_the_commit_undoes_payment_and_record_and_a_retry_pays_once(
     example: ModuleType, database: str
 ) -> None:
     serve_one_payment_and_die(database, at="complete_in")
     assert money(database) == {"alice": 700, "bob": 0}
     assert rows(database, "SELECT count(*) FROM payment") == [(0,)]
     async with serving(example, database) as client:
-        answer = await pay(client)  # waits for the dead one's lease of a second to lapse, then takes over
+        answer = await pay(client)  # waits until the killed run's lease of one second lapses, then takes over
         again = await pay(client)
     assert (answer.status_code, "Idempotency-Replayed" in answer.headers) == (201, False)
     assert again.content == answer.content
     assert money(database) == {"alice": 200, "bob": 500}
 
 
-async def test_killed_after_the_commit_and_before_the_answer_a_retry_is_a_replay(
+async def test_a_kill_between_commit_and_answer_lets_a_retry_get_the_replay(
     example: ModuleType, database: str
 ) -> None:
     serve_one_payment_and_die(database, at="complete")
@@ -232,18 +238,20 @@ async def test_killed_after_the_commit_and_before_the_answer_a_retry_is_a_replay
     assert money(database) == {"alice": 200, "bob": 500}
 
 
-async def test_a_request_that_lost_its_claim_rolls_back_and_a_retry_gets_its_successors_answer(
+async def test_a_request_that_lost_its_claim_rolls_back_with_503_and_a_retry_pays_once(
     example: ModuleType, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = PostgresStore.complete_in
 
-    async def overtaken(store: PostgresStore, connection: Any, claim: Any, *args: Any, **kwargs: Any) -> bool:
+    async def lose_the_claim(
+        store: PostgresStore, connection: Any, claim: Any, *args: Any, **kwargs: Any
+    ) -> bool:
         monkeypatch.setattr(PostgresStore, "complete_in", written)
-        await store.forget(claim.key)  # as after a takeover, the key is not ours any more
+        await store.forget(claim.key)  # as after a takeover, this request no longer owns the key
         return await written(store, connection, claim, *args, **kwargs)
 
     async with serving(example, database) as client:
-        monkeypatch.setattr(PostgresStore, "complete_in", overtaken)
+        monkeypatch.setattr(PostgresStore, "complete_in", lose_the_claim)
         late = await pay(client)
         assert (late.status_code, late.headers["Retry-After"]) == (503, "1")
         assert money(database) == {"alice": 700, "bob": 0}
@@ -251,7 +259,7 @@ async def test_a_request_that_lost_its_claim_rolls_back_and_a_retry_gets_its_suc
     assert money(database) == {"alice": 200, "bob": 500}
 
 
-async def test_receipts_go_out_after_the_payment_with_one_reference_each(
+async def test_a_receipt_that_failed_is_sent_again_with_the_same_reference(
     example: ModuleType, database: str
 ) -> None:
     sent: list[tuple[str, str]] = []

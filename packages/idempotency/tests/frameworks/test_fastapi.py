@@ -1,7 +1,8 @@
-"""FastAPI with `idempotency.fastapi`: what is refused before an endpoint makes no store call; replays want a login."""
+"""FastAPI with `idempotency.fastapi`: a refusal before the endpoint makes no store call; a replay requires a login."""
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
@@ -29,12 +30,12 @@ def anyio_backend() -> str:
 
 
 class CountingStore(MemoryStore):
-    """A store that counts the claims it was asked for."""
+    """A store that counts the calls of `acquire`."""
 
-    asked = 0
+    acquire_calls = 0
 
     async def acquire(self, *args: Any, **kwargs: Any) -> Any:
-        self.asked += 1
+        self.acquire_calls += 1
         return await super().acquire(*args, **kwargs)
 
 
@@ -101,19 +102,19 @@ def shop() -> Shop:
     return shop
 
 
-async def test_a_key_has_one_effect_and_a_faithful_replay(shop: Shop) -> None:
+async def test_a_repeated_request_gets_the_first_answer_and_runs_the_endpoint_once(shop: Shop) -> None:
     first, again = await shop.post(), await shop.post()
     assert (first.status_code, first.json(), replayed(first)) == (201, {"charge": 1}, False)
     assert (again.status_code, again.json(), replayed(again)) == (201, {"charge": 1}, True)
     assert again.headers["content-type"] == first.headers["content-type"]
 
 
-async def test_a_request_without_a_key_is_fastapis_own(shop: Shop) -> None:
+async def test_a_request_without_a_key_runs_unprotected(shop: Shop) -> None:
     assert [(await shop.post(key=None)).json() for _ in range(2)] == [{"charge": 1}, {"charge": 2}]
-    assert (shop.store.asked, shop.claims) == (0, [None, None])
+    assert (shop.store.acquire_calls, shop.claims) == (0, [None, None])
 
 
-async def test_a_refreshed_token_of_the_same_user_replays(shop: Shop) -> None:
+async def test_a_refreshed_token_of_the_same_user_gets_the_replay(shop: Shop) -> None:
     await shop.post(token="Bearer a")
     assert replayed(await shop.post(token="Bearer b"))
     assert (await shop.post(token="Bearer c")).json() == {"charge": 2}
@@ -145,7 +146,7 @@ async def test_a_request_refused_before_the_endpoint_makes_no_store_call(policy:
         await shop.post("/charges/"),
     ]
     assert [answer.status_code for answer in answers] == [401, 401, 400, 400, 404, 405, 307]
-    assert (shop.store.asked, shop.effects) == (0, 0)
+    assert (shop.store.acquire_calls, shop.effects) == (0, 0)
     assert (await shop.post()).status_code == 201
 
 
@@ -156,13 +157,13 @@ async def test_another_body_under_the_same_key_is_a_mismatch(shop: Shop) -> None
     assert shop.effects == 1
 
 
-async def test_a_key_that_cannot_be_read_is_refused_at_the_claim(shop: Shop) -> None:
+async def test_an_invalid_key_is_refused_after_authentication_without_a_store_call(shop: Shop) -> None:
     assert (await shop.post(key="a, b")).status_code == 400
     assert (await shop.post(key="a, b", token=None)).status_code == 401
-    assert (shop.effects, shop.store.asked) == (0, 0)
+    assert (shop.effects, shop.store.acquire_calls) == (0, 0)
 
 
-async def test_a_key_may_be_required() -> None:
+async def test_a_missing_key_is_refused_where_the_policy_requires_one() -> None:
     shop = Shop()
     add_charges(shop, policy=Policy(required=True))
     answer = await shop.post(key=None)
@@ -170,7 +171,7 @@ async def test_a_key_may_be_required() -> None:
     assert shop.effects == 0
 
 
-async def test_duplicates_at_once_have_one_effect() -> None:
+async def test_concurrent_duplicates_have_one_effect() -> None:
     shop = Shop(policy=Policy(wait=PATIENCE))
 
     @shop.app.post("/slow", status_code=201)
@@ -185,20 +186,23 @@ async def test_duplicates_at_once_have_one_effect() -> None:
     assert shop.effects == 1
 
 
-async def test_a_plain_endpoint_runs_in_a_thread_under_its_claim() -> None:
-    shop = Shop()
+async def test_a_sync_endpoint_sees_its_claim_in_a_worker_thread() -> None:
+    shop, threads = Shop(), list[threading.Thread]()
 
     @shop.app.post("/charges", status_code=201)
     @shop.once.protect
     def charge(body: Charge) -> dict[str, int]:
+        threads.append(threading.current_thread())
         return shop.effect()
 
     assert [replayed(await shop.post()) for _ in range(2)] == [False, True]
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
     assert shop.claims[0] is not None
     assert shop.claims[0].attempt == 1
 
 
-async def test_every_endpoint_of_a_router_is_protected() -> None:
+async def test_a_route_class_protects_the_post_endpoints_of_a_router() -> None:
     shop = Shop()
     router = APIRouter(prefix="/v1", route_class=shop.once.route_class)
 
@@ -229,7 +233,7 @@ async def test_an_endpoint_that_raises_frees_the_key(shop: Shop) -> None:
     assert shop.effects == 2
 
 
-async def test_an_endpoint_that_raises_is_never_repeated_at_most_once() -> None:
+async def test_at_most_once_never_repeats_an_endpoint_that_raised() -> None:
     shop = Shop(policy=Policy.at_most_once())
 
     @shop.app.post("/charges")
@@ -242,7 +246,7 @@ async def test_an_endpoint_that_raises_is_never_repeated_at_most_once() -> None:
     assert shop.effects == 1
 
 
-async def test_an_answer_of_the_endpoint_itself_is_recorded(shop: Shop) -> None:
+async def test_an_http_exception_of_the_endpoint_is_recorded_and_replayed(shop: Shop) -> None:
     @shop.app.post("/refuse")
     @shop.once.protect
     async def refuse(body: Charge) -> None:
@@ -257,7 +261,7 @@ async def test_an_answer_of_the_endpoint_itself_is_recorded(shop: Shop) -> None:
     assert shop.effects == 1
 
 
-async def test_a_stream_of_an_endpoint_is_recorded_once_it_is_whole(shop: Shop) -> None:
+async def test_a_streaming_response_is_recorded_and_replayed_whole(shop: Shop) -> None:
     @shop.app.post("/stream")
     @shop.once.protect
     async def stream(body: Charge) -> StreamingResponse:
@@ -291,7 +295,7 @@ async def test_a_generator_endpoint_claims_before_its_answer_begins(shop: Shop, 
     assert shop.effects == 1
 
 
-async def test_a_yield_dependency_sees_a_replay_as_what_ends_the_request(shop: Shop) -> None:
+async def test_a_yield_dependency_sees_a_replay_as_an_http_exception(shop: Shop) -> None:
     seen: list[str] = []
 
     async def session() -> AsyncIterator[None]:
@@ -312,7 +316,7 @@ async def test_a_yield_dependency_sees_a_replay_as_what_ends_the_request(shop: S
     assert seen == ["committed", "rolled back"]
 
 
-async def test_a_commit_that_fails_in_a_dependencys_exit_is_not_recorded_by_a_policy_that_waits() -> None:
+async def test_record_return_does_not_record_a_commit_that_fails_in_a_dependencys_exit() -> None:
     shop, fail = Shop(policy=Policy(record="return")), [True, False]
 
     async def session() -> AsyncIterator[None]:
@@ -333,14 +337,14 @@ async def test_a_commit_that_fails_in_a_dependencys_exit_is_not_recorded_by_a_po
     ]
 
 
-async def test_an_overridden_principal_is_the_one_that_counts(shop: Shop) -> None:
+async def test_a_dependency_override_replaces_the_principal(shop: Shop) -> None:
     shop.app.dependency_overrides[shop.current_user] = lambda: User(id="carol")
     assert (await shop.post(token=None)).status_code == 201
     shop.app.dependency_overrides.clear()
     assert not replayed(await shop.post(token="Bearer a"))
 
 
-async def test_a_middleware_that_runs_the_endpoint_in_another_task_is_no_hindrance(shop: Shop) -> None:
+async def test_an_endpoint_that_a_middleware_runs_in_another_task_is_replayed(shop: Shop) -> None:
     async def slow_down(request: Request, call_next: Any) -> Any:
         return await call_next(request)
 
@@ -360,10 +364,12 @@ async def test_an_exception_handler_of_the_application_cannot_change_a_replay(sh
 
 async def test_a_body_over_the_limit_is_refused(shop: Shop) -> None:
     answer = await shop.post(json={"amount": 5, "note": "x" * 1_100_000})
-    assert (answer.status_code, shop.effects, shop.store.asked) == (413, 0, 0)
+    assert (answer.status_code, shop.effects, shop.store.acquire_calls) == (413, 0, 0)
 
 
-async def test_a_protected_endpoint_without_install_runs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_protected_endpoint_without_install_answers_500_and_does_not_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.CRITICAL)
     shop = Shop()
     shop.app = FastAPI()
@@ -372,7 +378,7 @@ async def test_a_protected_endpoint_without_install_runs_nothing(caplog: pytest.
     assert shop.effects == 0
 
 
-async def test_calling_a_protected_endpoint_directly_says_what_to_call() -> None:
+async def test_calling_a_protected_endpoint_directly_raises_and_says_what_to_call() -> None:
     once = Idempotent(principal=lambda: "alice")
 
     @once.protect
@@ -383,7 +389,7 @@ async def test_calling_a_protected_endpoint_directly_says_what_to_call() -> None
 
 
 @pytest.mark.parametrize("wrong", [{"principal": "alice"}, {"name": "id"}, {"policy": "at_most_once"}])
-def test_a_wrong_set_up_is_refused_at_once(wrong: dict[str, Any]) -> None:
+def test_an_option_of_the_wrong_type_is_refused_at_once(wrong: dict[str, Any]) -> None:
     options: dict[str, Any] = {"principal": lambda: "alice"} | wrong
     with pytest.raises(TypeError):
         Idempotent(**options)
@@ -394,7 +400,7 @@ def test_a_store_of_the_wrong_kind_is_refused_at_once() -> None:
         install(FastAPI(), store=SyncMemoryStore())  # type: ignore[arg-type]
 
 
-async def test_openapi_shows_the_header_and_the_problems_unprompted(shop: Shop) -> None:
+async def test_openapi_documents_the_header_and_the_problems_of_protected_endpoints(shop: Shop) -> None:
     router = APIRouter(prefix="/v1", route_class=shop.once.route_class)
 
     @router.post("/refunds")

@@ -40,7 +40,7 @@ class Shop:
 
 
 @pytest.mark.parametrize("outside", [True, False])
-def test_each_origin_gets_its_own_headers_on_replays_and_refusals(outside: bool) -> None:
+def test_each_origin_gets_its_own_cors_headers_on_replays_and_refusals(outside: bool) -> None:
     shop = Shop()
     if outside:
         install(shop.app, store=MemoryStore())
@@ -56,7 +56,9 @@ def test_each_origin_gets_its_own_headers_on_replays_and_refusals(outside: bool)
 
 
 @pytest.mark.parametrize("outside", [True, False])
-def test_compression_inside_is_warned_of(outside: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_compression_is_warned_of_only_where_it_was_added_before_install(
+    outside: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     shop = Shop()
     if outside:
         install(shop.app, store=MemoryStore())
@@ -66,12 +68,12 @@ def test_compression_inside_is_warned_of(outside: bool, caplog: pytest.LogCaptur
         install(shop.app, store=MemoryStore())
     for _ in range(2):
         shop.post()
-    warned = [told.getMessage() for told in caplog.records if told.levelno == logging.WARNING]
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == (0 if outside else 1)
-    assert all("add it after install(app)" in told for told in warned)
+    assert all("add it after install(app)" in message for message in warned)
 
 
-def test_a_commit_of_a_middleware_that_was_added_before_install_frees_the_key_if_it_fails() -> None:
+def test_a_commit_that_fails_in_a_middleware_added_before_install_frees_the_key() -> None:
     shop, failing = Shop(), [True]
 
     async def commit(request: Any, call_next: Any) -> Any:

@@ -1,4 +1,4 @@
-"""FastAPI's routing round a protected endpoint: nested routers, WebSockets, mounted applications, background tasks."""
+"""FastAPI's routing around protected endpoints: nested routers, WebSockets, mounted applications, background tasks."""
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -14,10 +14,10 @@ from idempotency.stores.memory import MemoryStore
 
 
 class CountingStore(MemoryStore):
-    asked = 0
+    acquire_calls = 0
 
     async def acquire(self, *args: Any, **kwargs: Any) -> Any:
-        self.asked += 1
+        self.acquire_calls += 1
         return await super().acquire(*args, **kwargs)
 
 
@@ -35,20 +35,20 @@ def current_user(authorization: Annotated[str, Header()] = "") -> str:
 
 
 class Shop:
-    """An application whose endpoints are all reached another way, and what happened in it."""
+    """An application with endpoints in a router, a nested router and a mounted application, and a log of events."""
 
     def __init__(self) -> None:
-        self.store, self.charged, self.told = CountingStore(), 0, list[str]()
+        self.store, self.charged, self.log = CountingStore(), 0, list[str]()
         once = Idempotent(principal=current_user)
         self.app = FastAPI()
         install(self.app, store=self.store)
 
         async def connection() -> AsyncIterator[None]:
-            self.told.append("open")
+            self.log.append("open")
             try:
                 yield
             finally:
-                self.told.append("closed")
+                self.log.append("closed")
 
         async def account(
             _: Annotated[None, Depends(connection)], user: Annotated[str, Depends(current_user)]
@@ -59,7 +59,7 @@ class Shop:
 
         @router.post("/charges", status_code=201)
         async def charge(body: Charge, tasks: BackgroundTasks) -> dict[str, int]:
-            tasks.add_task(self.told.append, "mailed")
+            tasks.add_task(self.log.append, "mailed")
             return self.charge()
 
         @router.websocket("/rates")
@@ -97,7 +97,7 @@ def client(shop: Shop) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/charges", "/api/v1/inner/charges", "/mounted/charges"])
-def test_each_way_to_an_endpoint_claims_after_authentication_and_validation(
+def test_an_endpoint_of_any_router_claims_only_after_authentication_and_validation(
     shop: Shop, client: TestClient, path: str
 ) -> None:
     def post(token: str, **sent: Any) -> Any:
@@ -105,7 +105,7 @@ def test_each_way_to_an_endpoint_claims_after_authentication_and_validation(
 
     refused = [post("expired"), post("a", json={"amount": "many"}), post("a", content=b'{"amount": ')]
     assert [answer.status_code for answer in refused] == [401, 422, 422]
-    assert (shop.store.asked, shop.charged) == (0, 0)
+    assert (shop.store.acquire_calls, shop.charged) == (0, 0)
     first, again = post("a"), post("b")
     assert first.json() == again.json() == {"charge": 1}
     assert again.headers["idempotency-replayed"] == "true"
@@ -117,17 +117,17 @@ def test_a_replay_runs_no_background_task_and_closes_what_dependencies_opened(
 ) -> None:
     for _ in range(2):
         client.post("/api/v1/charges", headers={"Authorization": "a"}, json={"amount": 5})
-    assert sorted(shop.told) == ["closed", "closed", "mailed", "open", "open"]
+    assert sorted(shop.log) == ["closed", "closed", "mailed", "open", "open"]
 
 
-def test_a_websocket_of_a_protected_router_is_untouched(shop: Shop, client: TestClient) -> None:
+def test_a_websocket_of_a_protected_router_makes_no_store_call(shop: Shop, client: TestClient) -> None:
     with client.websocket_connect("/api/v1/rates", headers={"Authorization": "a"}) as socket:
         socket.send_text("EUR")
         assert socket.receive_text() == "EUR"
-    assert shop.store.asked == 0
+    assert shop.store.acquire_calls == 0
 
 
-class Charging:
+class CallableEndpoint:
     """An endpoint that is an object."""
 
     def __init__(self) -> None:
@@ -139,11 +139,11 @@ class Charging:
 
 
 @pytest.mark.parametrize("wrap", [lambda endpoint: endpoint, partial], ids=["object", "partial"])
-def test_an_endpoint_may_be_an_object_with_a_coroutine_method(wrap: Any) -> None:
-    app, charging = FastAPI(), Charging()
+def test_an_endpoint_may_be_an_object_with_an_async_call_method(wrap: Any) -> None:
+    app, endpoint = FastAPI(), CallableEndpoint()
     install(app, store=MemoryStore())
-    app.post("/charges")(Idempotent(principal=lambda: "alice").protect(wrap(charging)))
+    app.post("/charges")(Idempotent(principal=lambda: "alice").protect(wrap(endpoint)))
     client = TestClient(app)
     first, again = (client.post("/charges", headers={"Idempotency-Key": "k"}) for _ in range(2))
     assert (first.json(), again.json(), again.headers["Idempotency-Replayed"]) == (1, 1, "true")
-    assert charging.effects == 1
+    assert endpoint.effects == 1

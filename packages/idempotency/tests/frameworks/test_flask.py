@@ -1,4 +1,4 @@
-"""The Flask extension, as its users meet it: refusals before a view use no key up, a replay wants a valid login."""
+"""The Flask extension: a refusal before the view leaves the key free, and a replay requires a login."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def replayed(answer: TestResponse) -> bool:
     return answer.headers.get("Idempotency-Replayed") == "true"
 
 
-def test_a_key_has_one_effect_and_a_faithful_replay(shop: Shop) -> None:
+def test_a_repeated_request_gets_the_first_answer_and_runs_the_view_once(shop: Shop) -> None:
     first, again = shop.post(), shop.post()
     assert (first.status_code, first.json, replayed(first)) == (201, {"charge": 1}, False)
     assert (again.status_code, again.json, replayed(again)) == (201, {"charge": 1}, True)
     assert again.content_type == first.content_type
 
 
-def test_a_refreshed_token_of_the_same_user_replays(shop: Shop) -> None:
+def test_a_refreshed_token_of_the_same_user_gets_the_replay(shop: Shop) -> None:
     shop.post(token="Bearer a")
     assert replayed(shop.post(token="Bearer b"))
     assert shop.effects == 1
@@ -90,7 +90,7 @@ def test_another_user_with_the_same_key_has_an_effect_of_its_own(shop: Shop) -> 
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy.at_most_once(), Policy.stripe_v1()])
-def test_a_request_refused_before_the_view_never_reaches_the_store(policy: Policy) -> None:
+def test_a_request_refused_before_the_view_leaves_no_record(policy: Policy) -> None:
     shop = Shop(policy=policy)
     refused = [
         shop.post(token="Bearer x"),
@@ -102,7 +102,7 @@ def test_a_request_refused_before_the_view_never_reaches_the_store(policy: Polic
     assert shop.post().status_code == 201
 
 
-def test_an_answer_of_the_view_itself_is_recorded(shop: Shop) -> None:
+def test_an_abort_of_the_view_is_recorded(shop: Shop) -> None:
     for _ in range(2):
         assert shop.post(json={"amount": -1}).status_code == 422
     assert shop.effects == 1
@@ -127,7 +127,7 @@ def test_a_form_can_be_read_by_the_view_and_is_part_of_the_fingerprint(shop: Sho
     assert shop.effects == 1
 
 
-def test_a_view_that_is_not_protected_is_left_alone(shop: Shop) -> None:
+def test_an_unprotected_view_reads_its_whole_body_and_leaves_no_record(shop: Shop) -> None:
     for _ in range(2):
         answer = shop.post("/unprotected", data={"a": "1"})
         assert (answer.json, replayed(answer)) == ({"size": 0, "form": "1"}, False)
@@ -136,7 +136,7 @@ def test_a_view_that_is_not_protected_is_left_alone(shop: Shop) -> None:
     assert shop.records == 0
 
 
-def test_a_body_over_the_limit_is_refused_by_the_claim(shop: Shop) -> None:
+def test_a_body_over_the_limit_is_refused(shop: Shop) -> None:
     answer = shop.post(data=b"x" * 2_000_000)
     assert (answer.status_code, shop.effects, shop.records) == (413, 0, 0)
 
@@ -162,7 +162,7 @@ def test_an_exception_that_reaches_the_server_frees_the_key(shop: Shop) -> None:
     assert shop.records == 0
 
 
-def test_a_view_of_a_blueprint_with_a_policy_of_its_own(shop: Shop) -> None:
+def test_a_blueprint_view_may_have_its_own_policy(shop: Shop) -> None:
     payments = Blueprint("payments", "payments")
 
     @payments.post("/refunds")
@@ -175,7 +175,7 @@ def test_a_view_of_a_blueprint_with_a_policy_of_its_own(shop: Shop) -> None:
     assert [replayed(shop.post("/v1/refunds")) for _ in range(2)] == [False, True]
 
 
-def test_an_async_view_is_run_once_under_its_claim(shop: Shop) -> None:
+def test_an_async_view_runs_once_and_sees_its_claim(shop: Shop) -> None:
     async def slow() -> Any:
         await asyncio.sleep(0)
         shop.effects += 1
@@ -187,14 +187,14 @@ def test_an_async_view_is_run_once_under_its_claim(shop: Shop) -> None:
     assert shop.claims[0] is not None
 
 
-def test_the_view_knows_its_claim_and_only_a_keyed_one_has_one(shop: Shop) -> None:
+def test_current_claim_is_set_only_during_a_keyed_request(shop: Shop) -> None:
     shop.post()
     shop.post(key=None)
     assert shop.claims[0].attempt == 1
     assert (shop.claims[1], current_claim()) == (None, None)
 
 
-def test_a_streamed_answer_that_is_too_large_is_never_run_again() -> None:
+def test_a_streamed_answer_over_max_response_bytes_is_sent_and_its_retry_gets_409() -> None:
     shop = Shop(policy=Policy(max_response_bytes=10))
 
     def stream() -> Response:
@@ -206,7 +206,7 @@ def test_a_streamed_answer_that_is_too_large_is_never_run_again() -> None:
     assert (shop.post("/stream").status_code, shop.effects) == (409, 1)
 
 
-def test_a_principal_that_refuses_is_a_problem() -> None:
+def test_a_principal_that_raises_missing_tenant_gets_a_400_problem() -> None:
     def nobody() -> str:
         raise MissingTenant("log in")
 
@@ -218,7 +218,7 @@ def test_a_principal_that_refuses_is_a_problem() -> None:
     assert (answer.status_code, answer.content_type) == (400, "application/problem+json")
 
 
-def test_a_protected_view_without_the_extension_installed_runs_nothing() -> None:
+def test_a_protected_view_without_init_app_raises_and_does_not_run() -> None:
     app, effects = Flask("shop"), []
     once = Idempotency(store=SyncMemoryStore(), principal=lambda: "alice")
     app.post("/charges")(once.protect(lambda: effects.append(1) or "charged"))
@@ -228,8 +228,8 @@ def test_a_protected_view_without_the_extension_installed_runs_nothing() -> None
     assert effects == []
 
 
-def test_an_application_has_one_extension_once_and_so_one_store(shop: Shop) -> None:
-    """Twice in an application, an extension would have two layers around it that both take a request for theirs."""
+def test_installing_a_second_extension_or_the_same_twice_is_refused(shop: Shop) -> None:
+    """With two layers around the application, both would take a request as their own."""
     layer = shop.app.wsgi_app
     with pytest.raises(RuntimeError, match="already has an Idempotency"):
         Idempotency(shop.app, store=SyncMemoryStore(), principal=lambda: "alice")
@@ -240,7 +240,7 @@ def test_an_application_has_one_extension_once_and_so_one_store(shop: Shop) -> N
     assert (shop.effects, shop.records) == (1, 1)
 
 
-def test_an_extension_that_could_not_be_installed_is_not_there() -> None:
+def test_a_failed_installation_leaves_the_application_free_for_another_extension() -> None:
     app = Flask("shop")
     with pytest.raises(TypeError, match="SyncStore"):
         Idempotency(app, store=MemoryStore(), principal=lambda: "alice")  # type: ignore[arg-type]
@@ -250,8 +250,8 @@ def test_an_extension_that_could_not_be_installed_is_not_there() -> None:
     assert [replayed(answer) for answer in answers] == [False, True]
 
 
-def test_a_view_that_another_extension_protects_runs_nothing(shop: Shop) -> None:
-    """Its claim would be made in a store that its author did not name."""
+def test_a_view_protected_by_an_uninstalled_extension_raises_and_does_not_run(shop: Shop) -> None:
+    """Its claim would be made in the installed extension's store, not in its own."""
     other = Idempotency(store=SyncMemoryStore(), principal=lambda: "alice")
     shop.app.post("/other", endpoint="other")(other.protect(shop.charge))
     shop.app.testing = True
@@ -260,7 +260,7 @@ def test_a_view_that_another_extension_protects_runs_nothing(shop: Shop) -> None
     assert (shop.effects, shop.records) == (0, 0)
 
 
-def test_claiming_twice_is_refused(shop: Shop) -> None:
+def test_a_view_protected_twice_raises_and_does_not_run(shop: Shop) -> None:
     shop.app.post("/twice", endpoint="twice")(shop.once.protect(shop.once.protect(shop.charge)))
     shop.app.testing = True
     with pytest.raises(RuntimeError, match="claim once"):
@@ -277,14 +277,14 @@ def test_claiming_twice_is_refused(shop: Shop) -> None:
         {"hooks": [int]},
     ],
 )
-def test_a_wrong_set_up_is_refused_at_once(wrong: dict[str, Any]) -> None:
+def test_an_option_of_the_wrong_type_is_refused_at_once(wrong: dict[str, Any]) -> None:
     options: dict[str, Any] = {"store": SyncMemoryStore(), "principal": lambda: "alice"} | wrong
     with pytest.raises(TypeError):
         Idempotency(Flask("shop"), **options)
 
 
-def test_each_origin_gets_its_own_headers_on_replays_and_refusals() -> None:
-    """As extensions for CORS set them on every answer; a browser hides those without."""
+def test_each_origin_gets_its_own_cors_headers_on_replays_and_refusals() -> None:
+    """CORS extensions set these headers on every answer; a browser hides an answer without them."""
     shop = Shop()
 
     def allow(response: Response) -> Response:

@@ -49,7 +49,7 @@ async def served(
         yield send, ledger
 
 
-async def test_a_key_has_one_effect_and_a_faithful_replay(served: Any) -> None:
+async def test_a_repeated_request_gets_the_first_answer_and_runs_the_handler_once(served: Any) -> None:
     send, ledger = served
     first = await send("/charges", key="k")
     again = await send("/charges", key="k")
@@ -61,7 +61,7 @@ async def test_a_key_has_one_effect_and_a_faithful_replay(served: Any) -> None:
     assert ledger.effects == 1
 
 
-async def test_a_request_without_a_key_is_the_frameworks_own(served: Any) -> None:
+async def test_a_request_without_a_key_runs_unprotected(served: Any) -> None:
     send, ledger = served
     first, second = await send("/charges"), await send("/charges")
     assert first.status == second.status == 201
@@ -69,7 +69,7 @@ async def test_a_request_without_a_key_is_the_frameworks_own(served: Any) -> Non
     assert [name for name, _ in first.headers if name.startswith(b"idempotency-")] == []
 
 
-async def test_refusals_are_problem_documents_and_nothing_runs(served: Any) -> None:
+async def test_refusals_are_problem_documents_and_run_nothing(served: Any) -> None:
     send, ledger = served
     await send("/charges", key="k")
     other = await send("/charges", key="k", body=b'{"other": 1}')
@@ -81,7 +81,7 @@ async def test_refusals_are_problem_documents_and_nothing_runs(served: Any) -> N
     assert ledger.effects == 1
 
 
-async def test_a_body_arrives_whole(served: Any) -> None:
+async def test_a_large_binary_body_is_handled_and_replayed_unchanged(served: Any) -> None:
     send, _ = served
     body = bytes(range(256)) * 2048
     for replayed in (False, True):
@@ -104,7 +104,7 @@ async def test_a_handler_that_raises_frees_the_key(served: Any) -> None:
     assert (again.status, again.replayed, ledger.effects) == (500, False, 2)
 
 
-async def test_duplicates_at_once_have_one_effect(served: Any) -> None:
+async def test_concurrent_duplicates_have_one_effect(served: Any) -> None:
     send, ledger = served
     answers = await asyncio.gather(*[send("/charges", key="k") for _ in range(10)])
     assert {answer.status for answer in answers} <= {201, 409}
@@ -125,8 +125,8 @@ async def test_a_keyless_stream_reaches_the_client_chunk_by_chunk(server: str, f
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-async def test_a_client_that_leaves_ends_the_stream(keyed: bool, framework: str) -> None:
-    """Once the answer flows a disconnect passes; Starlette's own listener and Django's are told of it."""
+async def test_a_client_disconnect_ends_a_stream_that_is_being_sent(keyed: bool, framework: str) -> None:
+    """Once the answer is being sent, disconnects are passed on; Starlette's and Django's listeners see them."""
     app, ledger = build(framework, MemoryStore(), policy=Policy(max_hold=0.05))
     async with serve(app, "uvicorn-h11") as port:
         async with await Wire.connect(port) as wire:
@@ -138,7 +138,7 @@ async def test_a_client_that_leaves_ends_the_stream(keyed: bool, framework: str)
             await ledger.closed.wait()
 
 
-async def test_a_keyed_stream_is_recorded_whole_when_it_ends_in_time(framework: str) -> None:
+async def test_a_keyed_stream_that_ends_within_max_hold_is_recorded_and_replayed(framework: str) -> None:
     app, ledger = build(framework, MemoryStore())
     ledger.go_on.set()
     first, again = await call(app, path="/stream", key="k"), await call(app, path="/stream", key="k")
@@ -146,14 +146,16 @@ async def test_a_keyed_stream_is_recorded_whole_when_it_ends_in_time(framework: 
     assert (again.body, again.replayed) == (b"firstsecond", True)
 
 
-async def test_a_client_that_resets_its_http2_stream_finds_its_answer_later(framework: str) -> None:
+async def test_a_retry_after_an_http2_stream_reset_gets_the_recorded_answer(framework: str) -> None:
     app, ledger = build(framework, MemoryStore(), policy=Policy(max_hold=5))
     async with serve_hypercorn(app) as port, Http2(port) as http2:
         stream = http2.start("/stream", "k", b"{}")
         async with asyncio.timeout(PATIENCE):
             await ledger.begun.wait()
         http2.reset(stream)
-        await asyncio.sleep(0.05)  # until the server has heard of it: nothing tells, since the run goes on
+        await asyncio.sleep(
+            0.05
+        )  # for the server to read the reset: no event shows that, since the run continues
         ledger.go_on.set()
         async with asyncio.timeout(30):
             await ledger.closed.wait()
@@ -161,7 +163,9 @@ async def test_a_client_that_resets_its_http2_stream_finds_its_answer_later(fram
     assert (again.status, again.body, again.replayed) == (200, b"firstsecond", True)
 
 
-async def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing(framework: str) -> None:
+async def test_a_client_that_disconnects_before_its_body_ends_runs_nothing_and_leaves_no_record(
+    framework: str,
+) -> None:
     app, ledger = build(framework, store := MemoryStore())
     talk = Talk(app, http_scope(headers=[("idempotency-key", '"k"'), ("content-length", "100")]))
     talk.give(b"half", more_body=True)

@@ -1,4 +1,4 @@
-"""Mistakes of set-up that would run a handler without protection, or end in an error that does not say what to do."""
+"""Mistakes of set-up are errors that say what to do, and no handler runs without protection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def once() -> Idempotent[str]:
     return Idempotent(principal=user)
 
 
-def through(function: Callable[..., Any]) -> Callable[..., Any]:
+def wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
     """A decorator between `protect` and the route."""
     from functools import wraps
 
@@ -39,13 +39,13 @@ def through(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@pytest.mark.parametrize("between", [plain, through])
+@pytest.mark.parametrize("between", [unchanged, wrapping])
 @pytest.mark.parametrize("place", ["app", "router", "mounted"])
-def test_fastapi_serves_nothing_if_protect_stands_above_a_route(
+def test_fastapi_raises_and_runs_nothing_where_protect_is_above_the_route_decorator(
     once: Idempotent[str], place: str, between: Callable[..., Any]
 ) -> None:
     app, router, inner, ran = FastAPI(), APIRouter(), FastAPI(), list[int]()
@@ -68,7 +68,7 @@ def test_fastapi_serves_nothing_if_protect_stands_above_a_route(
     assert ran == []
 
 
-def test_flask_serves_nothing_if_protect_stands_above_a_route() -> None:
+def test_flask_raises_and_runs_nothing_where_protect_is_above_the_route_decorator() -> None:
     app, ran = Flask("shop"), list[int]()
     protection = Idempotency(app, store=SyncMemoryStore(), principal=user)
 
@@ -84,7 +84,7 @@ def test_flask_serves_nothing_if_protect_stands_above_a_route() -> None:
     assert ran == []
 
 
-def test_a_route_class_protects_what_it_was_given_without_protect(once: Idempotent[str]) -> None:
+def test_an_endpoint_of_a_protecting_route_class_needs_no_protect(once: Idempotent[str]) -> None:
     """The endpoint of the route is the protected one, although the function itself is bare."""
     app, router = FastAPI(), APIRouter(route_class=once.route_class)
     install(app, store=MemoryStore())
@@ -99,12 +99,12 @@ def test_a_route_class_protects_what_it_was_given_without_protect(once: Idempote
     assert answers[1].headers["Idempotency-Replayed"] == "true"
 
 
-def test_an_endpoint_is_protected_once(once: Idempotent[str]) -> None:
+def test_protecting_an_endpoint_twice_is_refused(once: Idempotent[str]) -> None:
     with pytest.raises(TypeError, match=r"user is protected already"):
         once.protect(once.protect(user))
 
 
-def test_a_policy_is_given_by_its_name(once: Idempotent[str]) -> None:
+def test_a_positional_policy_is_refused(once: Idempotent[str]) -> None:
     wrong: Any = Policy()
     with pytest.raises(TypeError, match=r"protect\(policy=\.\.\.\)"):
         once.protect(wrong)
@@ -112,8 +112,8 @@ def test_a_policy_is_given_by_its_name(once: Idempotent[str]) -> None:
         Idempotency(store=SyncMemoryStore(), principal=user).protect(wrong)
 
 
-def test_an_application_is_installed_once() -> None:
-    """The inner of two would win, and records would not be where the other was told to keep them."""
+def test_a_second_install_in_one_application_is_refused() -> None:
+    """Of two layers the inner one would win, and the store given to the outer one would have no records."""
     app = FastAPI()
     install(app, store=MemoryStore())
     with pytest.raises(RuntimeError, match=r"once for each application"):
@@ -124,14 +124,14 @@ def test_an_application_is_installed_once() -> None:
         install(by_hand, store=MemoryStore())
 
 
-def test_an_application_without_install_says_what_is_missing(once: Idempotent[str]) -> None:
+def test_the_error_for_an_application_without_install_says_how_to_install(once: Idempotent[str]) -> None:
     app = FastAPI()
     app.post("/charges")(once.protect(lambda: 1))
     with pytest.raises(RuntimeError, match=r"install\(app, store=\.\.\.\)"):
         TestClient(app).post("/charges")
 
 
-def test_an_empty_principal_is_nobody() -> None:
+def test_an_empty_principal_is_refused_as_missing_tenant() -> None:
     """Such as an anonymous user's name: two strangers would share their keys, and get each other's answers."""
     app, ran = FastAPI(), list[int]()
     install(app, store=MemoryStore())
@@ -149,7 +149,7 @@ def test_an_empty_principal_is_nobody() -> None:
     answer = client.post("/charges", headers=KEY)
     assert (answer.status_code, answer.json()["type"]) == (400, "urn:problem:idempotency:missing-tenant")
     assert ran == []
-    assert client.post("/charges").status_code == 200, "without a key nobody has to be named"
+    assert client.post("/charges").status_code == 200, "a request without a key needs no principal"
 
 
 def order(number: str, cents: int = 0) -> str:
@@ -157,7 +157,7 @@ def order(number: str, cents: int = 0) -> str:
 
 
 @pytest.mark.parametrize("name", ["key", "fingerprint", "policy"])
-def test_a_function_of_the_arguments_with_other_names_is_told_what_it_gets(name: str) -> None:
+def test_the_error_for_an_option_function_with_wrong_parameter_names_lists_the_arguments(name: str) -> None:
     options: dict[str, Any] = {"key": lambda number, cents=0: number, name: lambda order_number: order_number}
     decorated = idempotent(store=SyncMemoryStore(), operation="order", **options)(order)
     with pytest.raises(
@@ -166,7 +166,7 @@ def test_a_function_of_the_arguments_with_other_names_is_told_what_it_gets(name:
         decorated(number="o-1")
 
 
-def test_a_call_that_the_function_does_not_take_is_the_callers_error() -> None:
+def test_a_call_without_a_required_argument_raises_the_usual_type_error() -> None:
     decorated: Any = idempotent(
         store=SyncMemoryStore(), operation="order", key=lambda number, cents=0: str(number)
     )(order)
@@ -174,7 +174,7 @@ def test_a_call_that_the_function_does_not_take_is_the_callers_error() -> None:
         decorated()
 
 
-def test_a_type_error_of_such_a_function_itself_is_not_hidden() -> None:
+def test_a_type_error_inside_a_key_function_is_not_hidden() -> None:
     decorated = idempotent(store=SyncMemoryStore(), operation="order", key=lambda number: number + 1)(
         lambda number: number
     )

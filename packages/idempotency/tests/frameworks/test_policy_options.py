@@ -1,5 +1,5 @@
 # ruff: noqa: E402 (Django must be configured first)
-"""Options of a policy that every middleware takes alike: the key's header, ignored parameters, own refusals."""
+"""Policy options that every middleware treats alike: key headers, ignored query parameters, rendered refusals."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def anyio_backend() -> str:
 
 
 class AsyncStore(MemoryStore):
-    """A store of a world, down when that says so."""
+    """A store that is unavailable while its route says so."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, route: ProtectedRoute) -> None:
         super().__init__()
-        self.world = world
+        self.route = route
 
     async def acquire(self, *args: Any, **options: Any) -> Any:
-        if self.world.is_down:
+        if self.route.store_is_down:
             raise StoreUnavailable("down")
         return await super().acquire(*args, **options)
 
@@ -73,22 +73,22 @@ class AsyncStore(MemoryStore):
 class SyncStore(SyncMemoryStore):
     """The same without an event loop."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, route: ProtectedRoute) -> None:
         super().__init__()
-        self.world = world
+        self.route = route
 
     def acquire(self, *args: Any, **options: Any) -> Any:
-        if self.world.is_down:
+        if self.route.store_is_down:
             raise StoreUnavailable("down")
         return super().acquire(*args, **options)
 
 
-class World:
-    """One route of one framework that counts its runs, protected under a policy."""
+class ProtectedRoute:
+    """A route in one framework, protected under a policy, that counts its runs."""
 
     def __init__(self, framework: str, policy: Policy, known: tuple[str, ...] | None = None) -> None:
         self.runs = 0
-        self.is_down = False
+        self.store_is_down = False
         self._stack = ExitStack()
         self.is_async = framework in {"asgi", "asgi-late", "fastapi", "django-asgi"}
         names = policy.key_headers if known is None else known
@@ -192,130 +192,130 @@ class World:
 
 
 @pytest.fixture(params=FRAMEWORKS)
-def open_world(request: pytest.FixtureRequest) -> Iterator[Any]:
-    worlds: list[World] = []
+def open_route(request: pytest.FixtureRequest) -> Iterator[Any]:
+    routes: list[ProtectedRoute] = []
 
-    def open_one(policy: Policy, known: tuple[str, ...] | None = None) -> World:
-        worlds.append(World(request.param, policy, known))
-        return worlds[-1]
+    def open_one(policy: Policy, known: tuple[str, ...] | None = None) -> ProtectedRoute:
+        routes.append(ProtectedRoute(request.param, policy, known))
+        return routes[-1]
 
     open_one.framework = request.param  # type: ignore[attr-defined]
     yield open_one
-    for world in worlds:
-        world.close()
+    for route in routes:
+        route.close()
 
 
 class TestKeyHeaders:
-    async def test_the_key_may_come_in_a_header_of_another_name(self, open_world: Any) -> None:
-        world = open_world(Policy(key_headers=("X-GitHub-Delivery",)))
-        first = await world.post(x_github_delivery="72d3162e-cc78")
-        again = await world.post(x_github_delivery="72d3162e-cc78")
+    async def test_a_policy_may_name_another_header_for_the_key(self, open_route: Any) -> None:
+        route = open_route(Policy(key_headers=("X-GitHub-Delivery",)))
+        first = await route.post(x_github_delivery="72d3162e-cc78")
+        again = await route.post(x_github_delivery="72d3162e-cc78")
         assert (first.status_code, again.json()) == (201, first.json())
         assert again.headers["idempotency-replayed"] == "true"
-        assert world.runs == 1
-        await world.post(idempotency_key="72d3162e-cc78")
-        assert world.runs == 2, "the usual name is none of this policy's"
-        other = await world.post(x_github_delivery="72d3162e-cc78", body=b'{"other": 1}')
+        assert route.runs == 1
+        await route.post(idempotency_key="72d3162e-cc78")
+        assert route.runs == 2, "Idempotency-Key is no key header of this policy"
+        other = await route.post(x_github_delivery="72d3162e-cc78", body=b'{"other": 1}')
         assert other.status_code == 422
 
-    async def test_one_of_several_headers_is_enough_and_all_name_one_operation(self, open_world: Any) -> None:
-        world = open_world(Policy(key_headers=("webhook-id", "svix-id", "Idempotency-Key")))
-        await world.post(svix_id="msg_1")
-        await world.post(webhook_id="msg_1")
-        await world.post(webhook_id="msg_1", svix_id="msg_1")
-        assert world.runs == 1
+    async def test_the_same_key_in_any_of_several_headers_is_one_operation(self, open_route: Any) -> None:
+        route = open_route(Policy(key_headers=("webhook-id", "svix-id", "Idempotency-Key")))
+        await route.post(svix_id="msg_1")
+        await route.post(webhook_id="msg_1")
+        await route.post(webhook_id="msg_1", svix_id="msg_1")
+        assert route.runs == 1
 
-    async def test_two_headers_with_two_keys_are_refused(self, open_world: Any) -> None:
-        world = open_world(Policy(key_headers=("webhook-id", "svix-id")))
-        answer = await world.post(webhook_id="msg_1", svix_id="msg_2")
-        assert (answer.status_code, world.runs) == (400, 0)
+    async def test_two_key_headers_with_different_keys_are_refused(self, open_route: Any) -> None:
+        route = open_route(Policy(key_headers=("webhook-id", "svix-id")))
+        answer = await route.post(webhook_id="msg_1", svix_id="msg_2")
+        assert (answer.status_code, route.runs) == (400, 0)
         assert "webhook-id and svix-id hold two different keys" in answer.json()["detail"]
 
-    async def test_errors_name_the_headers_that_are_meant(self, open_world: Any) -> None:
-        world = open_world(Policy(key_headers=("X-Delivery", "X-Event"), required=True))
-        missing, empty = await world.post(), await world.post(x_delivery="a b")
-        assert (missing.status_code, empty.status_code, world.runs) == (400, 400, 0)
+    async def test_the_error_for_a_missing_key_names_the_headers_of_the_policy(self, open_route: Any) -> None:
+        route = open_route(Policy(key_headers=("X-Delivery", "X-Event"), required=True))
+        missing, invalid = await route.post(), await route.post(x_delivery="a b")
+        assert (missing.status_code, invalid.status_code, route.runs) == (400, 400, 0)
         assert "X-Delivery or X-Event" in missing.json()["detail"]
 
-    @pytest.mark.parametrize("open_world", ["asgi-late", "wsgi-late", "django-protect"], indirect=True)
-    async def test_a_layer_that_was_not_told_of_a_header_refuses_to_run_unprotected(
-        self, open_world: Any, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("open_route", ["asgi-late", "wsgi-late", "django-protect"], indirect=True)
+    async def test_a_layer_without_the_policys_key_headers_raises_and_runs_nothing(
+        self, open_route: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        world = open_world(Policy(key_headers=("X-Delivery",)), known=("Idempotency-Key",))
-        if open_world.framework == "django-protect":  # which answers 500 for it
+        route = open_route(Policy(key_headers=("X-Delivery",)), known=("Idempotency-Key",))
+        if open_route.framework == "django-protect":  # where Django turns the error into a 500
             with caplog.at_level(logging.ERROR, "django.request"):
-                assert (await world.post(x_delivery="1")).status_code == 500
+                assert (await route.post(x_delivery="1")).status_code == 500
             assert "pass key_headers=" in caplog.text
         else:
             with pytest.raises(RuntimeError, match="pass key_headers="):
-                await world.post(x_delivery="1")
-        assert world.runs == 0
+                await route.post(x_delivery="1")
+        assert route.runs == 0
 
     @pytest.mark.parametrize("wrong", [(), ("two words",), "Idempotency-Key", ["X-Key"], (b"x-key",)])
-    def test_names_that_are_none_are_refused(self, wrong: Any) -> None:
+    def test_invalid_header_names_are_refused(self, wrong: Any) -> None:
         with pytest.raises(ValueError, match="key_headers must be a tuple"):
             Policy(key_headers=wrong)
 
 
 class TestIgnoredQuery:
-    async def test_volatile_parameters_do_not_count(self, open_world: Any) -> None:
-        world = open_world(Policy(ignored_query=frozenset({"sent_at", "signature"})))
-        first = await world.post("/?order=1&sent_at=10&signature=a", idempotency_key="k")
-        again = await world.post("/?sent%5Fat=11&order=1&signature=b", idempotency_key="k")
+    async def test_ignored_query_parameters_are_not_part_of_the_fingerprint(self, open_route: Any) -> None:
+        route = open_route(Policy(ignored_query=frozenset({"sent_at", "signature"})))
+        first = await route.post("/?order=1&sent_at=10&signature=a", idempotency_key="k")
+        again = await route.post("/?sent%5Fat=11&order=1&signature=b", idempotency_key="k")
         assert again.json() == first.json()
-        assert world.runs == 1
-        other = await world.post("/?order=2&sent_at=10&signature=a", idempotency_key="k")
-        assert (other.status_code, world.runs) == (422, 1)
+        assert route.runs == 1
+        other = await route.post("/?order=2&sent_at=10&signature=a", idempotency_key="k")
+        assert (other.status_code, route.runs) == (422, 1)
 
-    async def test_they_count_where_nobody_says_otherwise(self, open_world: Any) -> None:
-        world = open_world(Policy())
-        await world.post("/?sent_at=10", idempotency_key="k")
-        assert (await world.post("/?sent_at=11", idempotency_key="k")).status_code == 422
+    async def test_every_query_parameter_is_part_of_the_fingerprint_by_default(self, open_route: Any) -> None:
+        route = open_route(Policy())
+        await route.post("/?sent_at=10", idempotency_key="k")
+        assert (await route.post("/?sent_at=11", idempotency_key="k")).status_code == 422
 
 
 def envelope(problem: Problem) -> tuple[str, bytes]:
-    """The error envelope of an API that had one before."""
+    """The error envelope of an existing API."""
     return "application/json", json.dumps({"error": {"code": problem.slug, "text": problem.detail}}).encode()
 
 
 class TestRender:
-    async def test_refusals_have_the_applications_own_form(self, open_world: Any) -> None:
-        world = open_world(Policy(render=envelope, documentation_url="https://docs.example/errors"))
-        await world.post(idempotency_key="k")
-        answer = await world.post(idempotency_key="k", body=b'{"other": 1}')
+    async def test_render_sets_the_body_and_media_type_of_a_refusal(self, open_route: Any) -> None:
+        route = open_route(Policy(render=envelope, documentation_url="https://docs.example/errors"))
+        await route.post(idempotency_key="k")
+        answer = await route.post(idempotency_key="k", body=b'{"other": 1}')
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "key-reused")
         assert answer.headers["content-type"] == "application/json"
         assert int(answer.headers["content-length"]) == len(answer.content)
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["link"] == '<https://docs.example/errors#key-reused>; rel="describedby"'
 
-    async def test_retry_after_stays(self, open_world: Any) -> None:
-        world = open_world(Policy(render=envelope))
+    async def test_render_keeps_the_retry_after_header(self, open_route: Any) -> None:
+        route = open_route(Policy(render=envelope))
 
-        world.is_down = True
-        answer = await world.post(idempotency_key="k")
+        route.store_is_down = True
+        answer = await route.post(idempotency_key="k")
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store-unavailable")
         assert int(answer.headers["retry-after"]) > 0
-        assert world.runs == 0
+        assert route.runs == 0
 
     @pytest.mark.parametrize(
         "wrong",
         [lambda _: 1 / 0, lambda _: ("text/plain", "no bytes"), lambda _: None],
         ids=["raises", "text", "none"],
     )
-    async def test_one_that_fails_costs_nobody_the_refusal(
-        self, open_world: Any, wrong: Any, caplog: pytest.LogCaptureFixture
+    async def test_a_render_function_that_fails_is_logged_and_the_problem_document_is_sent(
+        self, open_route: Any, wrong: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        world = open_world(Policy(render=wrong, required=True))
+        route = open_route(Policy(render=wrong, required=True))
         with caplog.at_level(logging.ERROR, "idempotency"):
-            answer = await world.post()
+            answer = await route.post()
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
         assert "Policy.render raised" in caplog.text
-        assert world.runs == 0
+        assert route.runs == 0
 
 
 class TestOpenAPI:
-    def test_a_protected_route_shows_the_headers_of_its_policy(self) -> None:
+    def test_openapi_lists_the_key_headers_of_a_routes_policy(self) -> None:
         app = FastAPI()
         install(app, store=MemoryStore())
         once = Idempotent(principal=lambda: "alice")
@@ -339,7 +339,7 @@ class TestOpenAPI:
         assert (single["name"], single["required"]) == ("X-GitHub-Delivery", True)
         assert "X-GitHub-Delivery" in json.dumps(paths["/deliveries"]["post"]["responses"]["400"])
 
-    def test_rendered_refusals_are_shown_as_they_are_sent(self) -> None:
+    def test_openapi_examples_of_refusals_are_rendered_by_the_policy(self) -> None:
         document = {
             "openapi": "3.1.0",
             "info": {"title": "Shop", "version": "1"},

@@ -1,4 +1,4 @@
-"""The private parts of libraries that this package relies on are where they are expected; redis-py has its own test."""
+"""The private names of libraries that this package relies on exist; those of redis-py have a test of their own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CLIENT = "idempotency.client.aiohttp"
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_every_step_of_a_call_of_aiohttp_has_the_calls_own_timer() -> None:
-    """That is how a redirect of a call is told from another call."""
+async def test_aiohttp_requests_share_a_timer_within_one_call_and_not_between_calls() -> None:
+    """The client tells a redirect within a call from another call by the timer."""
     timers: list[Any] = []
 
     async def note(
@@ -72,7 +72,7 @@ async def test_every_step_of_a_call_of_aiohttp_has_the_calls_own_timer() -> None
     )
 
 
-def test_an_answer_of_requests_says_whether_it_was_read() -> None:
+def test_the_content_of_a_requests_response_is_false_until_it_is_read() -> None:
     response = requests.Response()
     response.raw = urllib3.HTTPResponse(body=io.BytesIO(b"body"), preload_content=False)
     unread = getattr(response, "_content", ...)
@@ -84,7 +84,7 @@ def test_an_answer_of_requests_says_whether_it_was_read() -> None:
     )
 
 
-def test_a_response_of_django_knows_what_it_has_to_close() -> None:
+def test_a_django_response_lists_the_resources_that_close_closes() -> None:
     from django.http import HttpResponse
 
     django_project.configure()
@@ -97,7 +97,7 @@ def test_a_response_of_django_knows_what_it_has_to_close() -> None:
     )
 
 
-def test_djangos_test_case_marks_its_transactions() -> None:
+def test_a_django_test_case_marks_its_transactions() -> None:
     from django.test import TestCase
 
     require(
@@ -108,7 +108,7 @@ def test_djangos_test_case_marks_its_transactions() -> None:
     )
 
 
-def test_a_request_of_django_rest_framework_has_djangos() -> None:
+def test_a_rest_framework_request_keeps_djangos_request() -> None:
     from rest_framework import request
 
     require(
@@ -119,7 +119,7 @@ def test_a_request_of_django_rest_framework_has_djangos() -> None:
     )
 
 
-def test_a_pool_of_psycopg_has_workers_of_its_loop() -> None:
+def test_a_psycopg_pool_keeps_its_workers_as_tasks() -> None:
     from psycopg_pool import AsyncConnectionPool
 
     async def workers() -> list[Any]:
@@ -139,8 +139,8 @@ def test_a_pool_of_psycopg_has_workers_of_its_loop() -> None:
     )
 
 
-# Modules and functions by whose names an answer is told to come from before the handler (docs/framework-answers.md).
-PLACES = [
+# The functions whose names in a traceback show that a refusal came before the handler (docs/framework-answers.md).
+REFUSING_FUNCTIONS = [
     ("fastapi", "fastapi.dependencies.utils", "solve_dependencies"),
     ("fastapi", "fastapi.routing", "APIRoute.handle"),
     ("fastapi", "fastapi.routing", "APIRouter.app"),
@@ -158,8 +158,10 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("package", "module", "name"), PLACES, ids=str)
-def test_a_framework_refuses_requests_where_it_did(package: str, module: str, name: str) -> None:
+@pytest.mark.parametrize(("package", "module", "name"), REFUSING_FUNCTIONS, ids=str)
+def test_the_functions_in_which_a_framework_refuses_requests_still_exist(
+    package: str, module: str, name: str
+) -> None:
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):

@@ -66,7 +66,7 @@ def test_there_is_a_quickstart_for_each_framework() -> None:
 
 
 @pytest.mark.parametrize("name", [*NAMES, "fastapi-lowest"])
-def test_a_quickstart_does_what_it_says_with_nothing_else_installed(
+def test_a_quickstart_does_what_its_head_comment_says_with_nothing_else_installed(
     name: str, wheel: Path, tmp_path: Path
 ) -> None:
     source = QUICKSTARTS / f"{name.removesuffix('-lowest')}_app.py"
@@ -137,8 +137,8 @@ def _serving(command: Sequence[str], programs: Path, directory: Path) -> Iterato
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, 9)
             server.wait()
-    told = (directory / "log").read_text()
-    assert "Traceback" not in told, told
+    output = (directory / "log").read_text()
+    assert "Traceback" not in output, output
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:

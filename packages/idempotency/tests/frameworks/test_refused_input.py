@@ -1,5 +1,5 @@
 # ruff: noqa: E402 (Django must be configured first)
-"""What Flask and Django REST framework refuse of the input, where the view has it read and validated, frees the key."""
+"""Input that Flask or Django REST framework refuses while a view reads or validates it frees the key."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class _Creating(IdempotentMixin):
 
     def perform_create(self, serializer: Any) -> None:
         if serializer.validated_data["amount"] == 13:
-            raise ValidationError("not that one")  # the application's, and nobody knows what came before it
+            raise ValidationError("not that one")  # raised by the application, perhaps after an effect
         effects.append(serializer.validated_data["amount"])
 
 
 class Generic(_Creating, generics.CreateAPIView[Any]):
-    """Validates by itself, before any code of the application."""
+    """Validates before any code of the application runs."""
 
 
 class ViewSet(_Creating, viewsets.ModelViewSet[Any]):
@@ -148,7 +148,7 @@ def test_a_generic_view_that_refuses_the_input_frees_the_key_under_every_policy(
 
 @pytest.mark.parametrize(("body", "content_type", "status"), REFUSED)
 @pytest.mark.parametrize("view", ["own", "wrapped", "function"])
-def test_a_view_that_lets_the_framework_refuse_the_input_frees_the_key_under_the_default_policy(
+def test_a_view_that_lets_rest_framework_refuse_the_input_frees_the_key_only_under_the_default_policy(
     rest: Any, policy: Policy, view: str, body: str, content_type: str, status: int
 ) -> None:
     assert rest(view, body, content_type).status_code == status
@@ -159,13 +159,13 @@ def test_a_view_that_lets_the_framework_refuse_the_input_frees_the_key_under_the
         assert (corrected.status_code, effects) == (422, [])
 
 
-def test_what_the_application_refuses_after_the_validation_is_an_outcome(rest: Any) -> None:
+def test_a_validation_error_that_the_application_raises_after_validation_is_recorded(rest: Any) -> None:
     first, again = rest("generic", '{"amount": 13}'), rest("generic", '{"amount": 13}')
     assert (first.status_code, again.status_code) == (400, 400)
     assert again.headers.get("Idempotency-Replayed", again.headers.get("Idempotent-Replayed")) == "true"
 
 
-def test_a_refusal_that_a_view_returns_is_an_outcome(rest: Any) -> None:
+def test_a_refusal_that_a_view_returns_is_recorded(rest: Any) -> None:
     assert rest("returning", '{"amount": "x"}').status_code == 400
     assert (rest("returning", '{"amount": 5}').status_code, effects) == (422, [])
 
@@ -228,7 +228,7 @@ def site(policy: Policy) -> Iterator[Any]:
         pytest.param("form", {"data": {"count": 5}}, 400, {"data": {"amount": 5}}, id="no_field"),
     ],
 )
-def test_a_view_that_lets_flask_refuse_the_input_frees_the_key_under_the_default_policy(
+def test_a_view_that_lets_flask_refuse_the_input_frees_the_key_only_under_the_default_policy(
     site: Any, policy: Policy, view: str, refused: Any, status: int, accepted: Any
 ) -> None:
     assert site(view, **refused).status_code == status
@@ -239,14 +239,14 @@ def test_a_view_that_lets_flask_refuse_the_input_frees_the_key_under_the_default
         assert (corrected.status_code, effects) == (422, [])
 
 
-def test_an_abort_of_the_view_is_an_outcome(site: Any) -> None:
+def test_an_abort_of_the_view_is_recorded(site: Any) -> None:
     assert site("json", json={"amount": -5}).status_code == 422
     assert site("json", json={"amount": 5}).status_code == 422
     assert effects == []
 
 
 def test_a_view_may_validate_before_it_calls_the_protected_function(site: Any) -> None:
-    """Under every policy: nothing is claimed before."""
+    """Under every policy, since the claim is made after the validation."""
     assert site("validated", json={"amount": "x"}).status_code == 422
     first, again = (site("validated", json={"amount": 5}) for _ in range(2))
     assert (first.status_code, again.status_code, first.json, again.json) == (
