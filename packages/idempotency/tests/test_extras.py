@@ -47,20 +47,20 @@ OPTIONAL = [
     Optional("testing", ("pytest",), "import idempotency.testing.fixtures"),
 ]  # fmt: skip
 
-NEEDED_NOWHERE = {
-    "httpx": "the clients find it in the request that it makes",
+NOT_REQUIRED = {
+    "httpx": "the transport recognizes its requests and never imports it",
     "httpx2": "as httpx",
-    "msgspec": "used where it is there, for speed alone",
-    "trio": "asked for only where it runs",
+    "msgspec": "used for speed alone, where it is installed",
+    "trio": "imported only where its event loop runs",
     "sniffio": "as trio",
-    "aiosqlite": "imported for its types alone",
+    "aiosqlite": "imported for type checkers alone",
     "asyncpg": "as aiosqlite",
     "_typeshed": "as aiosqlite",
-    "annotationlib": "of the standard library from Python 3.14 on",
-    "litestar": "asked for only in an application that runs under it",
+    "annotationlib": "in the standard library from Python 3.14 on",
+    "litestar": "looked up in sys.modules, in an application that runs under it",
     "quart": "as litestar",
     "werkzeug": "as litestar",
-    "rest_framework": "whoever imports idempotency.django.rest_framework has it",
+    "rest_framework": "imported by idempotency.django.rest_framework alone, whose users have it",
 }
 
 
@@ -81,7 +81,7 @@ def run(program: str, without: tuple[str, ...]) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize("optional", OPTIONAL, ids=lambda one: f"{one.extra}: {one.use}")
-def test_a_missing_library_names_the_extra_that_brings_it(optional: Optional) -> None:
+def test_the_error_for_a_missing_library_names_the_extra_to_install(optional: Optional) -> None:
     done = run(optional.use, optional.libraries)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
@@ -89,7 +89,7 @@ def test_a_missing_library_names_the_extra_that_brings_it(optional: Optional) ->
     assert any(name in last for name in optional.libraries), "it says which library it missed"
 
 
-def test_every_extra_and_every_optional_import_is_walked() -> None:
+def test_every_extra_and_every_optional_import_is_listed_here() -> None:
     extras = set(metadata("asgi-idempotency").get_all("Provides-Extra") or ())
     assert extras - {"all"} == {one.extra for one in OPTIONAL} | {"client", "msgspec"}
     ours = set(sys.stdlib_module_names) | {"idempotency"}
@@ -99,8 +99,8 @@ def test_every_extra_and_every_optional_import_is_walked() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         for name in _roots(node)
     } - ours
-    walked = {library for one in OPTIONAL for library in one.libraries} | set(NEEDED_NOWHERE)
-    assert imported <= walked, "an optional import whose absence nobody has tried"
+    listed = {library for one in OPTIONAL for library in one.libraries} | set(NOT_REQUIRED)
+    assert imported <= listed, "an optional import that no test runs without"
 
 
 def _roots(node: ast.AST) -> set[str]:
@@ -111,8 +111,8 @@ def _roots(node: ast.AST) -> set[str]:
     return set()
 
 
-def test_the_package_and_its_test_tools_need_nothing_else() -> None:
-    third_party = tuple({library for one in OPTIONAL for library in one.libraries} | set(NEEDED_NOWHERE))
+def test_the_package_and_its_test_tools_work_without_third_party_libraries() -> None:
+    third_party = tuple({library for one in OPTIONAL for library in one.libraries} | set(NOT_REQUIRED))
     program = (
         "import asyncio\n"
         "import idempotency.client, idempotency.wsgi, idempotency.openapi, idempotency.hooks, idempotency.aws\n"

@@ -1,4 +1,4 @@
-"""A child of `os.fork` starts anew where its parent's connections, threads and locks are of no use to it."""
+"""After `os.fork` the child forgets the connections, threads and locks of its parent."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from idempotency.stores.redis import SyncRedisStore
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
-def holds_in_child(check: Callable[[], bool]) -> bool:
-    """Whether *check* is true in a forked child, which has five seconds to say so."""
+def is_true_in_child(check: Callable[[], bool]) -> bool:
+    """Whether *check* is true in a forked child, which is killed after five seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
-        )  # Python warns of a fork beside threads: they are the point
+        )  # Python warns of a fork beside threads, which these tests need
         child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout's handler would report and go on
@@ -49,11 +49,11 @@ def test_registered_state_is_forgotten_once_in_the_child_and_not_in_the_parent()
     owned = Owned()
     forget_in_child(owned, Owned.forget)
 
-    assert holds_in_child(lambda: owned.forgotten == 1)
+    assert is_true_in_child(lambda: owned.forgotten == 1)
     assert owned.forgotten == 0
 
 
-def test_being_registered_keeps_nothing_alive() -> None:
+def test_registered_state_can_be_garbage_collected() -> None:
     owned = Owned()
     forget_in_child(owned, Owned.forget)
     watched = ref(owned)
@@ -62,17 +62,17 @@ def test_being_registered_keeps_nothing_alive() -> None:
     gc.collect()
 
     assert watched() is None
-    assert holds_in_child(lambda: True)
+    assert is_true_in_child(lambda: True), "a fork skips the collected entry"
 
 
-def test_parent_and_child_never_draw_the_same_owner() -> None:
+def test_parent_and_child_generate_different_owners() -> None:
     reading, writing = os.pipe()
     new_owner()
 
-    def draw() -> bool:
+    def generate() -> bool:
         return os.write(writing, new_owner()) == 16
 
-    assert holds_in_child(draw)
+    assert is_true_in_child(generate)
     assert os.read(reading, 16) != new_owner()
     os.close(reading)
     os.close(writing)
@@ -103,7 +103,7 @@ def test_a_memory_store_that_a_thread_was_using_works_in_the_child() -> None:
     thread.start()
     assert entered.wait(20)
     try:
-        assert holds_in_child(lambda: claim(store, "of the child"))
+        assert is_true_in_child(lambda: claim(store, "of the child"))
     finally:
         leave.set()
         thread.join()
@@ -113,7 +113,7 @@ def test_a_redis_store_that_a_thread_was_using_works_in_the_child(redis_server: 
     key = new_owner().hex()
     with redis_server.client() as client:
         store = SyncRedisStore(client, deadline=PATIENCE)
-        with store._lock:  # as a thread that is just being given a connection
-            assert holds_in_child(lambda: claim(store, key))
+        with store._lock:  # as held by a thread that is being given a connection
+            assert is_true_in_child(lambda: claim(store, key))
         assert not claim(store, key)
         store.close()

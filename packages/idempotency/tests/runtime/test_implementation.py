@@ -19,10 +19,10 @@ async def body():
     return b"body"
 
 written = outcome.encode_response(Response(200, [], b"x"))
-there, work = poll_once(body())
-if not there:
+done, work = poll_once(body())
+if not done:
     work.close()
-print(_speedups.decode_response(written) is not None, there, outcome.decode(written).body)
+print(_speedups.decode_response(written) is not None, done, outcome.decode(written).body)
 """
 
 
@@ -43,12 +43,12 @@ def test_the_environment_chooses_the_implementation_and_both_decode_alike(
     assert probe(implementation).stdout.split() == [str(speedups), str(speedups), "b'x'"]
 
 
-def test_an_unknown_implementation_is_refused_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_implementation_names_the_known_ones() -> None:
     refused = probe("quick")
 
     assert refused.returncode != 0
     assert "IDEMPOTENCY_IMPL is 'quick'; set it to fast (the default) or plain" in refused.stderr
 
 
-def test_this_run_uses_the_implementation_that_its_environment_names() -> None:
+def test_plain_is_true_only_where_the_environment_asks_for_it() -> None:
     assert (os.environ.get("IDEMPOTENCY_IMPL") == "plain") == PLAIN
