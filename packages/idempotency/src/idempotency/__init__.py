@@ -6,6 +6,7 @@ Each store is a submodule with its own dependencies, such as `idempotency.stores
 
 from __future__ import annotations
 
+from idempotency._core import outcome as _outcome
 from idempotency._core.fingerprint import (
     RequestView,
     canonical_json,
@@ -28,6 +29,7 @@ from idempotency._core.types import (
     State,
     StorageKey,
 )
+from idempotency._runtime import implementation as _implementation
 from idempotency.asgi import (
     EXPOSED_HEADERS,
     CredentialTenantWarning,
@@ -119,3 +121,6 @@ __all__ = [
     "successes",
     "unless_transient",
 ]
+
+if not _implementation.PLAIN:  # read here, because the core reads no environment
+    _outcome.use_msgspec()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import Any
@@ -12,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idempotency import CorruptRecord, IdempotencyError, Policy, Response, UnknownRecordVersion
-from idempotency._core import _speedups
+from idempotency._core import outcome as outcomes
+from idempotency._core._speedups import decode_response
 from idempotency._core.outcome import (
     Unreplayable,
     Value,
@@ -25,7 +25,6 @@ from idempotency._core.outcome import (
 )
 from idempotency._core.recorded import read_response
 from idempotency._core.types import Completed, Fingerprint, StorageKey
-from idempotency._runtime.implementation import PLAIN
 
 HEADERS = st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=8)), max_size=4)
 JSON_VALUES = st.recursive(
@@ -172,27 +171,28 @@ def test_an_outcome_means_the_same_whether_or_not_msgspec_is_there_to_read_it(
         place, put = damage
         outcome = outcome[:place] + put + outcome[place + len(put) :]
     outcome += behind
-    with_msgspec = decoded(outcome)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_speedups, "decode_response", lambda _: None)
+        patch.setattr(outcomes, "_decode_quickly", decode_response)
+        with_msgspec = decoded(outcome)
+        patch.setattr(outcomes, "_decode_quickly", None)
         assert decoded(outcome) == with_msgspec
 
 
-def test_a_response_as_it_is_written_is_decoded_by_msgspec_unless_the_plain_implementation_is_chosen() -> (
-    None
-):
+def test_a_response_as_it_is_written_is_decoded_by_msgspec() -> None:
     response = Response(200, [(b"content-type", b"text/plain")], "größe".encode(), "00-trace")
-    assert _speedups.decode_response(encode_response(response)) == (None if PLAIN else response)
-    assert _speedups.decode_response(encode_response(Response(200, [], b"\xff"))) is None
+    assert decode_response(encode_response(response)) == response
+    assert decode_response(encode_response(Response(200, [], b"\xff"))) is None
 
 
 def test_without_msgspec_the_standard_library_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "_decode_quickly", None)
+    monkeypatch.delitem(sys.modules, "idempotency._core._speedups")
     monkeypatch.setitem(sys.modules, "msgspec", None)
-    try:
-        assert importlib.reload(_speedups).decode_response(encode_response(Response(200, [], b"x"))) is None
-    finally:
-        monkeypatch.undo()
-        importlib.reload(_speedups)
+
+    outcomes.use_msgspec()
+
+    assert outcomes._decode_quickly is None
+    assert decode(encode_response(Response(200, [], b"x"))) == Response(200, [], b"x")
 
 
 def test_headers_of_one_connection_or_caller_are_not_recorded() -> None:

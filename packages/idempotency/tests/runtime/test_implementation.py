@@ -13,7 +13,7 @@ from idempotency._runtime.implementation import PLAIN
 PROBE = """
 from idempotency import Response
 from idempotency._runtime.poll_once import poll_once
-from idempotency._core import _speedups, outcome
+from idempotency._core import outcome
 
 async def body():
     return b"body"
@@ -22,7 +22,7 @@ written = outcome.encode_response(Response(200, [], b"x"))
 done, work = poll_once(body())
 if not done:
     work.close()
-print(_speedups.decode_response(written) is not None, done, outcome.decode(written).body)
+print(outcome._decode_quickly is not None, done, outcome.decode(written).body)
 """
 
 

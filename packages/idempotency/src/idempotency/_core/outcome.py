@@ -15,12 +15,12 @@ import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Any, NamedTuple, TypeAlias
 
-from idempotency._core import _speedups
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "is_final",
     "is_safe",
     "recorded_headers",
+    "use_msgspec",
 ]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -166,6 +167,18 @@ def encode_unreplayable(reason: str, status: int) -> bytes:
     ).encode()
 
 
+_decode_quickly: Callable[[bytes], tuple[int, Headers, bytes, str | None] | None] | None = None
+
+
+def use_msgspec() -> None:
+    """From now on, decode most responses by msgspec, if it is installed."""
+    global _decode_quickly  # noqa: PLW0603
+    with suppress(ImportError):
+        from idempotency._core._speedups import decode_response
+
+        _decode_quickly = decode_response
+
+
 def decode(outcome: bytes) -> Outcome:
     """
     Decodes an outcome; members that this version does not know are ignored.
@@ -174,7 +187,7 @@ def decode(outcome: bytes) -> Outcome:
         UnknownRecordVersion: Written by a newer version of this library.
         CorruptRecord: Not an outcome.
     """
-    if (quick := _speedups.decode_response(outcome)) is not None:
+    if _decode_quickly is not None and (quick := _decode_quickly(outcome)) is not None:
         return _new(Response, quick)
     try:
         text = outcome.decode()
