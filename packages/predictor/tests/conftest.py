@@ -1,4 +1,4 @@
-"""Small models of every kind LightGBM makes, trained once per run, each with rows that are hard on it."""
+"""Small models of every kind that LightGBM trains, one training per run, and boundary rows of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Trained:
         return Model.load(self.path, **options)
 
     def truth(self, rows: np.ndarray, **options: Any) -> np.ndarray:
-        """The answer of LightGBM's own Python layer, with the one thread count that is safe beside ours."""
+        """The predictions of LightGBM's Python layer, on one thread as the predictor requires."""
         return np.asarray(self.booster.predict(rows, num_threads=1, **options))
 
 
@@ -46,7 +46,7 @@ def data(
     return x, score
 
 
-# Parameters per model; "target" and "data" are ours, the rest is LightGBM's.
+# Parameters per model: "target" and "data" are read by `train`, the others by LightGBM.
 KINDS: dict[str, dict[str, Any]] = {
     "regression": {"objective": "regression"},
     "binary": {"objective": "binary", "target": 2},
@@ -112,7 +112,7 @@ def train(
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
-    """`trained("binary")`: that model, trained at its first use."""
+    """`trained("binary")`: the model of that name in `KINDS`, trained at its first use."""
     folder = tmp_path_factory.mktemp("models")
     made: dict[str, Trained] = {}
 
@@ -126,13 +126,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained
 
 @pytest.fixture(params=KINDS)
 def any_model(request: pytest.FixtureRequest, trained: Callable[[str], Trained]) -> Trained:
-    """Every kind of model in turn."""
+    """Each model of `KINDS` in turn."""
     return trained(request.param)
 
 
 @pytest.fixture
 def train_model(tmp_path: Path) -> Callable[..., Trained]:
-    """`train_model("name", {...})`: a model of the test's own, in its own folder."""
+    """`train_model("name", {...})`: a model with these parameters, in the folder of the test."""
 
     def make(name: str, parameters: dict[str, Any], **options: Any) -> Trained:
         return train(tmp_path, name, parameters, **options)
@@ -142,7 +142,7 @@ def train_model(tmp_path: Path) -> Callable[..., Trained]:
 
 @pytest.fixture
 def strict(tmp_path: Path) -> Trained:
-    """A binary model with the default policy: everything that does not fit is refused."""
+    """A binary model with the default policy, which refuses every row that does not fit."""
     return train(tmp_path, "strict", KINDS["binary"], policy=None)
 
 
@@ -152,7 +152,7 @@ def anyio_backend() -> str:
 
 
 def hard_rows(booster: lgb.Booster, *, seed: int = 0, count: int = 2_000) -> np.ndarray:
-    """Rows on every split value, one step to either side of it, and values where decisions go wrong."""
+    """Rows of thresholds, their neighbouring floats, and special values such as NaN, infinity and subnormals."""
     rng = np.random.default_rng(seed)
     width = booster.num_feature()
     pools: list[list[float]] = [

@@ -1,4 +1,4 @@
-"""The extension reads plain cells as the schema would, and leaves the others to the schema."""
+"""The C extension reads plain cells with the same result as the schema, and leaves all others to the schema."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ POLICIES = [
 ]
 
 
-class Float(float):
-    """A float of somebody's own, which is no plain float."""
+class FloatSubclass(float):
+    """A subclass of float, which the extension does not take for a plain float."""
 
 
 CELL = st.one_of(
@@ -43,7 +43,7 @@ CELL = st.one_of(
     st.integers(-(2**70), 2**70),
     st.integers(-2, 9),
     st.sampled_from(
-        ["x", "y", "z", None, True, False, 3.0, 7.0, 2**53, 2**53 + 1, -0.0, Float(1.0), b"x", 1j]
+        ["x", "y", "z", None, True, False, 3.0, 7.0, 2**53, 2**53 + 1, -0.0, FloatSubclass(1.0), b"x", 1j]
     ),
     st.sampled_from([np.float64(1.5), np.int64(3), np.float32(0.1)]),
 )
@@ -55,7 +55,7 @@ def _with_extension(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome(schema: RowSchema, row: Any) -> Any:
-    """The numbers as bits, or the refusal."""
+    """The encoded row as bytes, or the message of the error."""
     try:
         return np.array(schema.encode_row(row), dtype=np.float64).tobytes()
     except SchemaError as error:
@@ -70,7 +70,7 @@ EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "400"))
 @example(cells=[1.0, None, 2.0, "y", 7], policy=RowPolicy())
 @example(cells=[1.0, math.nan, 2.5, "y", 7], policy=RowPolicy())
 @example(cells=[2**53 + 1, math.nan, 2, 3.0, math.nan], policy=RowPolicy())
-def test_a_row_that_is_read_in_c_has_the_schemas_numbers(cells, policy):
+def test_rows_read_in_c_equal_rows_read_by_the_schema(cells, policy):
     os.environ.pop("PREDICTOR_ENGINE", None)
     schema = RowSchema(FEATURES, policy)
     for row in (cells, tuple(cells), dict(zip(NAMES, cells, strict=True))):
@@ -90,8 +90,8 @@ def test_a_row_that_is_read_in_c_has_the_schemas_numbers(cells, policy):
 )
 @example(rows=[(1.0, None, 2, "y", 7), (math.inf, math.nan, 3.0, 3, 0)], policy=POLICIES[1])
 @example(rows=[(1.0, 2.0, 2.5, "y", 7)], policy=RowPolicy())
-def test_columns_have_the_numbers_and_refusals_of_their_rows(rows, policy):
-    """As lists and as arrays: a cell has the same value in a column, read by NumPy, C or Python, as in a row."""
+def test_encoding_by_column_equals_encoding_by_row(rows, policy):
+    """A cell has the same value in a column, given as list or array, as in a row."""
     os.environ.pop("PREDICTOR_ENGINE", None)
     schema = RowSchema(FEATURES, policy)
     try:
@@ -122,7 +122,7 @@ NUMBERS = st.one_of(
 )
 @example(rows=[[1.0, 2.0, 7.0]], policy=RowPolicy())
 @example(rows=[[1.0, 2.0, 1e300]], policy=RowPolicy())
-def test_arrays_have_the_numbers_and_refusals_of_their_rows(rows, policy):
+def test_encoding_an_array_equals_encoding_its_rows(rows, policy):
     os.environ.pop("PREDICTOR_ENGINE", None)
     schema = RowSchema((FEATURES[0], FEATURES[2], FEATURES[4]), policy)
     try:
@@ -138,13 +138,13 @@ def test_arrays_have_the_numbers_and_refusals_of_their_rows(rows, policy):
         assert np.array_equal(got, expected, equal_nan=True)
 
 
-def test_plain_columns_and_arrays_are_read_without_python(monkeypatch):
+def test_plain_columns_and_arrays_are_read_without_calling_python(monkeypatch):
     schema = RowSchema(FEATURES, RowPolicy())
 
-    def not_asked(*_: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise AssertionError("a cell was read by Python")
 
-    monkeypatch.setattr(type(schema._rules), "number", not_asked)
+    monkeypatch.setattr(type(schema._rules), "number", fail)
     columns = {"plain": [1.0, 2], "nullable": [None, math.nan], "whole": np.arange(2), "label": ("x", 3)}
     read = schema.encode_columns(columns | {"code": np.array([7.0, math.nan])})
     assert np.array_equal(read, [[1, math.nan, 0, 0, 7], [2, math.nan, 1, 5, math.nan]], equal_nan=True)
@@ -156,7 +156,7 @@ def test_plain_columns_and_arrays_are_read_without_python(monkeypatch):
         numbers.encode(np.array([[1.0, math.nan, 3.5]]))
 
 
-def test_plain_rows_are_read_in_c_and_not_by_the_schema():
+def test_plain_rows_are_read_in_c():
     schema = RowSchema(FEATURES, RowPolicy())
     plain = [
         [1.0, None, 3, "x", 7],
@@ -193,13 +193,13 @@ def test_plain_rows_are_read_in_c_and_not_by_the_schema():
     ],
     ids=repr,
 )
-def test_cells_that_are_not_plain_are_left_to_the_schema(row):
+def test_rows_with_other_than_plain_cells_are_left_to_the_schema(row):
     schema = RowSchema(FEATURES, RowPolicy())
     assert schema.cells.rows([row], np.zeros((1, 5)), 0) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "int32", "uint8"])
-def test_array_rows_of_any_layout_are_read(dtype):
+def test_strided_array_rows_of_each_dtype_are_read_in_c(dtype):
     features = [Feature(name=name, model_name=name) for name in "abc"]
     schema = RowSchema(features, RowPolicy())
     array = np.arange(12).reshape(2, 6).astype(dtype)[:, ::2]
@@ -208,7 +208,7 @@ def test_array_rows_of_any_layout_are_read(dtype):
     assert np.array_equal(out, array)
 
 
-def test_buffers_are_checked_before_they_are_written():
+def test_invalid_buffers_and_indices_raise_value_error():
     schema = RowSchema(FEATURES, RowPolicy())
     for out in (np.zeros(7), np.zeros(41, np.uint8)[1:]):
         with pytest.raises(ValueError, match="whole rows of aligned float64"):
@@ -223,7 +223,7 @@ def test_buffers_are_checked_before_they_are_written():
             schema.cells.plain(matrix)
 
 
-def test_a_name_that_changes_the_rows_while_it_is_compared_does_no_harm():
+def test_a_key_whose_comparison_empties_the_rows_does_not_crash():
     schema = RowSchema([Feature(name=name, model_name=name) for name in "ab"], RowPolicy())
     rows: list[Any] = []
 
@@ -238,3 +238,4 @@ def test_a_name_that_changes_the_rows_while_it_is_compared_does_no_harm():
 
     rows.extend([{Name("a"): 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0}])
     assert schema.cells.rows(rows, np.zeros((2, 2)), 0) in (0, 1)
+    assert rows == []  # the key was compared

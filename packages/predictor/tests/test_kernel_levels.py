@@ -1,4 +1,4 @@
-"""Which levels of instructions the kernel finds on a processor, and which of them serves."""
+"""The instruction levels that the kernel finds on a processor, and the choice among them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the list of instructions as Linux has it")
-def test_the_levels_here_are_those_whose_instructions_linux_lists():
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_levels_match_the_flags_in_proc_cpuinfo():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     listed = next((set(line.split()) for line in lines if line.startswith("flags")), set())
     assert tuple(level for level, needed in INSTRUCTIONS.items() if needed <= listed) == LEVELS
 
 
-def test_the_kernel_is_switched_off_or_down_by_a_setting(trained, monkeypatch):
+def test_predictor_engine_variable_selects_the_level_or_lightgbm(trained, monkeypatch):
     subject = trained("binary")
     for level in LEVELS:
         monkeypatch.setenv("PREDICTOR_ENGINE", level)
@@ -40,14 +40,16 @@ def test_the_kernel_is_switched_off_or_down_by_a_setting(trained, monkeypatch):
         subject.load()
 
 
-def test_a_level_that_is_not_here_is_refused(trained, monkeypatch):
+def test_an_unavailable_level_falls_back_to_lightgbm(trained, monkeypatch):
     monkeypatch.setattr(_kernel, "levels", lambda: ("generic",))
     monkeypatch.setenv("PREDICTOR_ENGINE", "avx512")
-    assert trained("binary").load().info.engine_reason.startswith("level_not_here: ")
+    info = trained("binary").load().info
+    assert info.engine.startswith("LightGBM")
+    assert info.engine_reason.startswith("level_not_here: ")
 
 
 @pytest.mark.parametrize("best", range(len(LEVELS)))
-def test_the_best_level_that_the_processor_has_serves(best, trained, monkeypatch):
+def test_the_best_available_level_is_used_by_default(best, trained, monkeypatch):
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     monkeypatch.setattr(_kernel, "levels", lambda: LEVELS[best:])
     assert trained("binary").load().info.engine == f"native kernel ({LEVELS[best]})"

@@ -1,4 +1,4 @@
-"""The native kernel gives LightGBM's bits at every level of instructions and by every way that it has."""
+"""The native kernel predicts the same bits as LightGBM at every instruction level and on every code path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from predictor import _engine
 from predictor._engine import Kernel, Refusal, RefusalName, make_kernel
 from predictor._model_file import parse_model_text
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW
-from predictor._self_check import hard_rows as own_hard_rows
+from predictor._self_check import hard_rows as self_check_rows
 
 _kernel = pytest.importorskip("predictor._kernel", reason="the extension is not built")
 ARCHIVES = sorted(Path(__file__).with_name("models").glob("*.txt.xz"))
@@ -31,7 +31,7 @@ LEVELS = _kernel.levels()
 def kernel_of(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[bytes], Kernel]]:
-    """`kernel_of(data)`: the kernel at each level that runs here, with its tables and without."""
+    """`kernel_of(data)`: the kernel at each available level, by its tables and by walking the trees alone."""
     level, walk = request.param
     monkeypatch.setenv("PREDICTOR_ENGINE", level)
 
@@ -50,8 +50,8 @@ def same_bits(got: np.ndarray, expected: np.ndarray) -> bool:
     return got.shape == expected.shape and bool((got.view(np.int64) == expected.view(np.int64)).all())
 
 
-def check(kernel: Kernel, booster: lgb.Booster, rows: np.ndarray) -> None:
-    """Scores, outputs and leaves of batches of each size and of single rows, bit for bit; contributions to 1e-12."""
+def assert_parity(kernel: Kernel, booster: lgb.Booster, rows: np.ndarray) -> None:
+    """Compare scores, outputs and leaves of batches and single rows bit for bit, and contributions to 1e-12."""
     outputs = booster.num_model_per_iteration()
     for kind, option in ((RAW, {"raw_score": True}), (NORMAL, {})):
         truth = np.asarray(booster.predict(rows, num_threads=1, **option)).reshape(len(rows), outputs)
@@ -72,10 +72,10 @@ def check(kernel: Kernel, booster: lgb.Booster, rows: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name.removesuffix(".txt.xz"))
-def test_public_models(archive, kernel_of, hard_rows):
+def test_public_models_match_lightgbm(archive, kernel_of, hard_rows):
     data = lzma.decompress(archive.read_bytes())
     booster = lgb.Booster(model_str=data.decode())
-    check(kernel_of(data), booster, hard_rows(booster, count=400))
+    assert_parity(kernel_of(data), booster, hard_rows(booster, count=400))
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,20 @@ def test_public_models(archive, kernel_of, hard_rows):
         "one_leaf",
     ],
 )
-def test_every_objective_and_kind_of_missing_value(name, trained, kernel_of, hard_rows):
+def test_every_objective_and_missing_value_mode_matches_lightgbm(name, trained, kernel_of, hard_rows):
     subject = trained(name)
     rows = np.concatenate([subject.rows[:200], hard_rows(subject.booster, count=200)])
-    check(kernel_of(subject.path.read_bytes()), subject.booster, rows)
+    assert_parity(kernel_of(subject.path.read_bytes()), subject.booster, rows)
 
 
 @pytest.mark.parametrize(
-    ("leaves", "row", "batch"), [(40, "words64", "blend"), (200, "walk", "blend"), (600, "walk", "walk")]
+    ("leaves", "row_path", "batch_path"),
+    [(40, "words64", "blend"), (200, "walk", "blend"), (600, "walk", "walk")],
 )
 @pytest.mark.parametrize("categorical", [False, True])
-def test_larger_trees_take_wider_words_or_are_walked(leaves, row, batch, categorical, kernel_of, hard_rows):
+def test_larger_trees_take_wider_words_or_are_walked_and_match_lightgbm(
+    leaves, row_path, batch_path, categorical, kernel_of, hard_rows, request
+):
     rng = np.random.default_rng(leaves)
     x = rng.normal(size=(3_000, 6))
     x[:, 3] = rng.integers(0, 90, 3_000)
@@ -124,9 +127,10 @@ def test_larger_trees_take_wider_words_or_are_walked(leaves, row, batch, categor
     data = booster.model_to_string().encode()
     booster = lgb.Booster(model_str=data.decode())
     kernel = kernel_of(data)
-    if kernel.row_path != "walk" or row == "walk":
-        assert kernel.batch_path == kernel.row_path or (kernel.row_path, kernel.batch_path) == (row, batch)
-    check(kernel, booster, np.concatenate([x[:100], hard_rows(booster, count=200)]))
+    _, walk_only = request.node.callspec.params["kernel_of"]
+    expected = ("walk", "walk") if walk_only else (row_path, batch_path)
+    assert (kernel.row_path, kernel.batch_path) == expected
+    assert_parity(kernel, booster, np.concatenate([x[:100], hard_rows(booster, count=200)]))
 
 
 RARE: dict[str, dict[str, object]] = {
@@ -142,14 +146,12 @@ RARE: dict[str, dict[str, object]] = {
     "scaled sigmoids": {"objective": "multiclassova", "num_class": 3, "sigmoid": 2.5},
     "square roots": {"reg_sqrt": True},
     "ranks": {"objective": "rank_xendcg"},
-    "a loss of one's own": {
-        "objective": lambda scores, data: (scores - data.get_label(), np.ones(len(scores)))
-    },
+    "custom objective": {"objective": lambda scores, data: (scores - data.get_label(), np.ones(len(scores)))},
 }
 
 
 @pytest.mark.parametrize("name", RARE)
-def test_rare_options_of_training(name, kernel_of, hard_rows):
+def test_rare_training_options_match_lightgbm(name, kernel_of, hard_rows):
     options, rng = RARE[name], np.random.default_rng(1)
     x = rng.normal(size=(1_000, 5)).round(2)
     x[:, 3:] = rng.integers(0, [2_000, 40], (1_000, 2))
@@ -169,10 +171,10 @@ def test_rare_options_of_training(name, kernel_of, hard_rows):
     common = {"min_data_in_leaf": 1, "min_data_per_group": 1, "verbose": -1, "num_threads": 1}
     text = lgb.train(common | options, data, 4).model_to_string()
     booster = lgb.Booster(model_str=text)
-    check(kernel_of(text.encode()), booster, np.concatenate([x[:60], hard_rows(booster, count=200)]))
+    assert_parity(kernel_of(text.encode()), booster, np.concatenate([x[:60], hard_rows(booster, count=200)]))
 
 
-def test_more_thresholds_than_a_byte_holds_take_several_columns(kernel_of, hard_rows):
+def test_more_thresholds_than_a_byte_holds_take_several_columns_and_match_lightgbm(kernel_of, hard_rows):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4_000, 2))
     booster = lgb.train(
@@ -188,16 +190,18 @@ def test_more_thresholds_than_a_byte_holds_take_several_columns(kernel_of, hard_
         80,
     )
     data = booster.model_to_string().encode()
-    cuts = parse_model_text(data).trees
-    assert len(np.unique(cuts.threshold[cuts.split_feature == 0])) > 600
-    booster = lgb.Booster(model_str=data.decode())
-    check(kernel_of(data), booster, np.concatenate([x[:200], hard_rows(booster, count=300)]))
+    trees = parse_model_text(data).trees
+    thresholds = [len(np.unique(trees.threshold[trees.split_feature == feature])) for feature in range(2)]
+    assert min(thresholds) > 255
+    kernel, booster = kernel_of(data), lgb.Booster(model_str=data.decode())
+    assert kernel._engine.describe()["columns"] == sum(math.ceil(count / 127) for count in thresholds)
+    assert_parity(kernel, booster, np.concatenate([x[:200], hard_rows(booster, count=300)]))
 
 
 @pytest.mark.parametrize("thresholds", [1, 31, 32, 33, 48, 127, 128, 254, 527, 528, 529, 545])
 @pytest.mark.parametrize("missing", ["nan", "zero"])
-def test_any_number_of_thresholds_of_a_feature(thresholds, missing, kernel_of, hard_rows):
-    # Each value between two cuts has an answer of its own, so every cut of the first feature is learned.
+def test_features_with_any_number_of_thresholds_match_lightgbm(thresholds, missing, kernel_of, hard_rows):
+    # Each interval between two thresholds has its own target, so nearly every threshold is learned.
     rng = np.random.default_rng(thresholds)
     x = np.stack([np.arange(4_000.0) % (thresholds + 1) - 20, np.zeros(4_000)], axis=1)
     y = rng.normal(size=thresholds + 1)[np.arange(4_000) % (thresholds + 1)]
@@ -211,11 +215,11 @@ def test_any_number_of_thresholds_of_a_feature(thresholds, missing, kernel_of, h
     data = booster.model_to_string().encode()
     trees = parse_model_text(data).trees
     assert len(np.unique(trees.threshold[trees.split_feature == 0])) >= thresholds * 0.9
-    own = lgb.Booster(model_str=data.decode())
-    check(kernel_of(data), own, np.concatenate([x[:300], hard_rows(own, count=300)]))
+    booster = lgb.Booster(model_str=data.decode())
+    assert_parity(kernel_of(data), booster, np.concatenate([x[:300], hard_rows(booster, count=300)]))
 
 
-def test_eight_category_sets_share_a_column(kernel_of, hard_rows):
+def test_eight_category_sets_share_a_column_and_match_lightgbm(kernel_of, hard_rows):
     rng = np.random.default_rng(4)
     x = rng.integers(0, 40, (2_000, 1)).astype(float)
     booster = lgb.train(
@@ -232,13 +236,13 @@ def test_eight_category_sets_share_a_column(kernel_of, hard_rows):
     assert len(sets) > 16
     kernel, own = kernel_of(data), lgb.Booster(model_str=data.decode())
     assert kernel._engine.describe()["columns"] == math.ceil(len(sets) / 8)
-    check(kernel, own, np.concatenate([x[:200], hard_rows(own, count=200)]))
+    assert_parity(kernel, own, np.concatenate([x[:200], hard_rows(own, count=200)]))
 
 
-def test_nan_of_any_bits_is_the_same_missing_value(kernel_of, trained):
+def test_every_nan_bit_pattern_is_a_missing_value(kernel_of, trained):
     subject = trained("binary_missing")
     rows = subject.rows[:300].copy()
-    # Quiet and signalling ones, of either sign, with and without a payload.
+    # Quiet and signalling NaNs of either sign, with and without a payload.
     bits = [
         0x7FF8000000000000,
         0xFFF8000000000000,
@@ -246,15 +250,15 @@ def test_nan_of_any_bits_is_the_same_missing_value(kernel_of, trained):
         0xFFF7FFFFFFFFFFFF,
         0x7FF8DEAD0000BEEF,
     ]
-    odd = np.resize(np.array(bits, dtype=np.uint64).view(np.float64), len(rows))
-    rows[np.arange(300), np.arange(300) % 5] = odd
+    nans = np.resize(np.array(bits, dtype=np.uint64).view(np.float64), len(rows))
+    rows[np.arange(300), np.arange(300) % 5] = nans
     assert len(np.unique(rows.view(np.uint64)[np.isnan(rows)])) == len(bits)
-    check(kernel_of(subject.path.read_bytes()), subject.booster, rows)
+    assert_parity(kernel_of(subject.path.read_bytes()), subject.booster, rows)
 
 
 @pytest.mark.parametrize("leaves", [2, 7, 32, 33, 64, 100, 128, 255, 256])
 @pytest.mark.parametrize("outputs", [1, 4])
-def test_trees_of_any_size_stand_side_by_side(leaves, outputs, kernel_of, hard_rows):
+def test_models_with_trees_of_different_sizes_match_lightgbm(leaves, outputs, kernel_of, hard_rows):
     rng = np.random.default_rng(leaves)
     x = rng.normal(size=(1_500, 4))
     x[:, 3] = rng.integers(0, 30, 1_500)
@@ -275,10 +279,10 @@ def test_trees_of_any_size_stand_side_by_side(leaves, outputs, kernel_of, hard_r
     assert grown.max() == max(sizes)
     assert (grown.min() == 1) == (outputs == 4)
     own = lgb.Booster(model_str=text.decode())
-    check(kernel_of(text), own, np.concatenate([x[:200], hard_rows(own, count=200)]))
+    assert_parity(kernel_of(text), own, np.concatenate([x[:200], hard_rows(own, count=200)]))
 
 
-def test_contributions_of_paths_with_many_features(kernel_of):
+def test_contributions_of_paths_with_many_features_match_lightgbm(kernel_of):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3_000, 40))
     booster = lgb.train(
@@ -290,7 +294,7 @@ def test_contributions_of_paths_with_many_features(kernel_of):
     kernel = kernel_of(data)
     assert kernel.explains
     assert kernel._engine.describe()["nodes"] > 4
-    check(kernel, lgb.Booster(model_str=data.decode()), x[:300])
+    assert_parity(kernel, lgb.Booster(model_str=data.decode()), x[:300])
 
 
 CELL = st.one_of(
@@ -313,7 +317,9 @@ CELL = st.one_of(
     outputs=st.sampled_from([1, 3]),
     cells=st.lists(CELL, min_size=4, max_size=80),
 )
-def test_any_model_and_any_row(kernel_of, hard_rows, seed, leaves, bins, missing, outputs, cells):
+def test_random_models_and_rows_match_lightgbm(
+    kernel_of, hard_rows, seed, leaves, bins, missing, outputs, cells
+):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(300, 4)).round(rng.integers(0, 5))
     x[:, 3] = rng.integers(0, 60, 300)
@@ -333,19 +339,19 @@ def test_any_model_and_any_row(kernel_of, hard_rows, seed, leaves, bins, missing
     data = booster.model_to_string().encode()
     own = lgb.Booster(model_str=data.decode())
     drawn = np.resize(np.array(cells), (max(20, len(cells) // 4), 4))
-    check(kernel_of(data), own, np.concatenate([drawn, hard_rows(own, seed=seed, count=60)]))
+    assert_parity(kernel_of(data), own, np.concatenate([drawn, hard_rows(own, seed=seed, count=60)]))
 
 
-def test_the_rows_of_the_self_check_stand_on_thresholds(trained):
+def test_self_check_rows_include_thresholds_categories_nan_and_infinity(trained):
     trees = parse_model_text(trained("categories_missing").path.read_bytes()).trees
-    rows = own_hard_rows(trees, width=5)
+    rows = self_check_rows(trees, width=5)
     assert set(trees.threshold[trees.split_feature == 0].tolist()) & set(rows[:, 0].tolist())
     assert np.isnan(rows).any()
     assert np.isinf(rows).any()
     assert {0.0, 1.0, 2.0} <= set(rows[:, 4].tolist())
 
 
-def test_a_wrong_number_in_the_self_check_sends_the_model_to_lightgbm(trained, monkeypatch):
+def test_a_failed_self_check_falls_back_to_lightgbm(trained, monkeypatch):
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     predict = Kernel.predict
 
@@ -364,7 +370,9 @@ def test_a_wrong_number_in_the_self_check_sends_the_model_to_lightgbm(trained, m
 
 
 @pytest.mark.parametrize(("name", "refusal"), [("linear", "linear_trees"), ("forest", "averaged_trees")])
-def test_a_model_that_the_kernel_cannot_run_is_refused_by_name(name, refusal, trained, monkeypatch):
+def test_models_the_kernel_cannot_run_fall_back_to_lightgbm_with_the_reason(
+    name, refusal, trained, monkeypatch
+):
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     subject = trained(name)
     kernel = make_kernel(parse_model_text(subject.path.read_bytes()))
@@ -375,7 +383,7 @@ def test_a_model_that_the_kernel_cannot_run_is_refused_by_name(name, refusal, tr
     assert same_bits(subject.load().predict(subject.rows), subject.truth(subject.rows))
 
 
-def test_another_exp_is_refused(trained, monkeypatch):
+def test_an_exp_that_differs_falls_back_to_lightgbm(trained, monkeypatch):
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     _engine._exp_agrees.cache_clear()
     monkeypatch.setattr(_kernel, "exp", lambda x: math.nextafter(math.exp(x), math.inf))
@@ -385,7 +393,7 @@ def test_another_exp_is_refused(trained, monkeypatch):
         _engine._exp_agrees.cache_clear()
 
 
-def test_every_refusal_of_the_plan_has_a_reason():
+def test_every_plan_refusal_in_c_has_a_reason_in_python():
     source = (Path(__file__).parents[1] / "native" / "plan.c").read_text()
     names = {line.split('"')[1] for line in source.splitlines() if line.strip().startswith("[PLAN_")} - {
         "none"

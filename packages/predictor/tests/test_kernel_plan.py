@@ -1,4 +1,4 @@
-"""Making a plan holds up no other thread, and a plan says roughly what its answers cost."""
+"""Building a plan releases the GIL, and a plan estimates the cost of its predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _kernel = pytest.importorskip("predictor._kernel", reason="the extension is not 
 
 
 def kernel_of(name: str) -> Kernel:
-    """The kernel of a public model, at the level that serves here."""
+    """The kernel of a public model, at the default level."""
     packed = Path(__file__).with_name("models") / f"{name}.txt.xz"
     kernel = make_kernel(parse_model_text(lzma.decompress(packed.read_bytes())))
     assert isinstance(kernel, Kernel), kernel
@@ -29,15 +29,15 @@ def _with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
 
 
-def test_a_batch_costs_by_splits_columns_and_features_and_a_single_row_by_trees():
+def test_cost_of_a_batch_grows_with_splits_and_columns_and_of_a_row_with_trees():
     few_columns, many_columns, few_splits = map(kernel_of, ("NYC_taxi", "airline", "multiclass"))
-    # 100 trees of 30 splits both; 313 columns of sets against 6. 120 trees of 4 splits.
+    # The first two have 100 trees of 30 splits, with 6 and 313 columns; the third has 120 trees of 4 splits.
     assert few_columns.cost(NORMAL) == pytest.approx(20 + 0.0165 * 3_000 + 0.3 * 6 + 5)
     assert many_columns.cost(NORMAL) > 2 * few_columns.cost(NORMAL) > 3 * few_splits.cost(NORMAL)
     assert few_columns.row_ns == many_columns.row_ns < few_splits.row_ns
 
 
-def test_making_a_plan_releases_the_gil(monkeypatch):
+def test_building_a_plan_releases_the_gil(monkeypatch):
     build, arrays = _kernel.build, {}
 
     def recorded(**arguments):
@@ -47,25 +47,25 @@ def test_making_a_plan_releases_the_gil(monkeypatch):
     monkeypatch.setattr(_kernel, "build", recorded)
     kernel_of("NYC_taxi")
 
-    gate, has_run = threading.Lock(), threading.Event()
-    gate.acquire()
+    lock, has_run = threading.Lock(), threading.Event()
+    lock.acquire()
 
     def wait_and_run():
-        with gate:
+        with lock:
             has_run.set()
 
     usual = sys.getswitchinterval()
-    sys.setswitchinterval(1_000.0)  # so that no other thread runs unless this one lets it
+    sys.setswitchinterval(1_000.0)  # no other thread runs until this one releases the GIL
     try:
         other = threading.Thread(target=wait_and_run)
         other.start()
-        gate.release()
-        for _ in range(500):  # it may be a while until the system wakes the other thread
+        lock.release()
+        for _ in range(500):  # the system may wake the other thread late
             if has_run.is_set():
                 break
             build(**arrays)
-        was_let_in = has_run.is_set()
+        has_run_meanwhile = has_run.is_set()
     finally:
         sys.setswitchinterval(usual)
     other.join()
-    assert was_let_in
+    assert has_run_meanwhile

@@ -1,4 +1,4 @@
-"""One scorer in every engine: the same bits, the right rows, one load a process, other bytes refused."""
+"""`Scorer` in pandas, Polars, DuckDB, Dask and Arrow: LightGBM's numbers, one load per process, a pinned file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from predictor import IntegrityError, ManifestError, Model, SchemaError, manifest_path
+from predictor import IntegrityError, ManifestError, Model, SchemaError, arrow, manifest_path
 from predictor.arrow import Scorer
 
 
@@ -36,7 +36,7 @@ def answers(rows: pa.Table, scorer: Scorer) -> np.ndarray:
     return np.stack([rows[name].to_numpy() for name in scorer.names], axis=1)
 
 
-def test_every_kind_of_table_keeps_its_kind_and_columns(subject):
+def test_scorer_appends_the_answers_and_keeps_the_type_of_the_table(subject):
     rows, scorer = table(), Scorer(subject.path)
     expected = truth(subject, rows)
     for given in (rows, rows.combine_chunks().to_batches()[0], pl.from_arrow(rows), rows.to_pandas()):
@@ -51,7 +51,7 @@ def test_every_kind_of_table_keeps_its_kind_and_columns(subject):
         assert np.array_equal(np.stack([np.asarray(found[name]) for name in scorer.names], axis=1), expected)
 
 
-def test_polars_lazily_in_pieces(subject):
+def test_polars_map_batches_on_a_lazy_frame_matches_lightgbm(subject):
     rows, scorer = table(), Scorer(subject.path)
     schema = pl.from_arrow(rows).schema
     lazy = (
@@ -62,7 +62,7 @@ def test_polars_lazily_in_pieces(subject):
     assert np.array_equal(answers(lazy.collect().to_arrow(), scorer), truth(subject, rows))
 
 
-def test_duckdb_calls_it_as_a_function_of_columns(subject):
+def test_duckdb_arrow_function_matches_lightgbm(subject):
     rows, scorer = table(), Scorer(subject.path)
     kind = "DOUBLE" if len(scorer.names) == 1 else f"DOUBLE[{len(scorer.names)}]"
     with duckdb.connect() as connection:
@@ -71,7 +71,7 @@ def test_duckdb_calls_it_as_a_function_of_columns(subject):
     assert np.array_equal(np.array([p for _, p in found]).reshape(len(rows), -1), truth(subject, rows))
 
 
-def test_dask_maps_it_over_partitions(subject):
+def test_dask_map_partitions_matches_lightgbm(subject):
     rows, scorer = table().to_pandas(), Scorer(subject.path)
     meta = rows.head(0).assign(**dict.fromkeys(scorer.names, 0.0))
     scored = (
@@ -80,7 +80,7 @@ def test_dask_maps_it_over_partitions(subject):
     assert np.array_equal(scored[list(scorer.names)].to_numpy(), truth(subject, table()))
 
 
-def test_batches_as_spark_gives_them(subject):
+def test_scorer_batches_match_the_raw_scores_of_lightgbm(subject):
     rows, scorer = table(), Scorer(subject.path, raw=True)
     scored = pa.Table.from_batches(scorer.batches(rows.to_batches(max_chunksize=700)))
     matrix = np.stack([rows[name].to_numpy() for name in "abcde"], axis=1)
@@ -88,7 +88,9 @@ def test_batches_as_spark_gives_them(subject):
     assert np.array_equal(answers(scored, scorer), expected)
 
 
-def test_a_copy_loads_once_and_only_the_same_bytes(trained, tmp_path, monkeypatch):
+def test_a_pickled_scorer_reuses_the_loaded_model_and_a_changed_file_is_refused(
+    trained, tmp_path, monkeypatch
+):
     path = tmp_path / "model.txt"
     shutil.copy(trained("binary").path, path)
     shutil.copy(manifest_path(trained("binary").path), manifest_path(path))
@@ -103,8 +105,9 @@ def test_a_copy_loads_once_and_only_the_same_bytes(trained, tmp_path, monkeypatc
     shutil.copy(trained("regression").path, path)
     shutil.copy(manifest_path(trained("regression").path), manifest_path(path))
     assert Scorer(path).names == ("prediction",)
+    arrow._load_once.cache_clear()  # as in another process
     with pytest.raises(IntegrityError):
-        Scorer(path, sha256=scorer.sha256[::-1])
+        copy(table(3))
 
 
 def test_batches_that_do_not_fit_the_model_are_refused(trained, tmp_path):

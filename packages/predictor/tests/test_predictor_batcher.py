@@ -1,4 +1,4 @@
-"""Batched rows get their own answers; a bad, cancelled or surplus row concerns nobody else."""
+"""Each batched row gets its own answer; a bad, cancelled or surplus row affects no other row."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def slot(strict) -> ModelSlot:
 async def test_a_thousand_rows_get_their_own_answers_despite_cancels_and_a_bad_row(strict, slot):
     rows = np.tile(strict.rows, (3, 1))[:1000]
     expected = slot.current.predict(rows)
-    batcher, chance = Batcher(slot, max_rows=32), random.Random(4)
-    asked = []
+    batcher, rng = Batcher(slot, max_rows=32), random.Random(4)
+    tasks = []
     for index, row in enumerate(rows):
-        asked.append(asyncio.ensure_future(batcher.predict(["bad", 1, 2, 3, 4] if index == 500 else row)))
-        if chance.random() < 0.1:
+        tasks.append(asyncio.ensure_future(batcher.predict(["bad", 1, 2, 3, 4] if index == 500 else row)))
+        if rng.random() < 0.1:
             await asyncio.sleep(0)
-        if chance.random() < 0.1:
-            asked[chance.randrange(len(asked))].cancel()
-    answers = await asyncio.gather(*asked, return_exceptions=True)
+        if rng.random() < 0.1:
+            tasks[rng.randrange(len(tasks))].cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
     cancelled = sum(isinstance(answer, asyncio.CancelledError) for answer in answers)
     assert 0 < cancelled < 200
     for index, answer in enumerate(answers):
@@ -45,7 +45,7 @@ async def test_a_thousand_rows_get_their_own_answers_despite_cancels_and_a_bad_r
             assert answer.version == "1"
 
 
-async def test_rows_of_one_turn_share_one_call(slot, strict, monkeypatch):
+async def test_rows_of_one_event_loop_turn_are_batched_up_to_max_rows(slot, strict, monkeypatch):
     sizes = []
     real = type(slot.current).predict_encoded
     monkeypatch.setattr(
@@ -67,21 +67,21 @@ async def test_a_cancelled_row_is_not_computed(slot, strict, monkeypatch):
         lambda self, m, **k: (sizes.append(len(m)), real(self, m, **k))[1],
     )
     batcher = Batcher(slot)
-    asked = [asyncio.ensure_future(batcher.predict(row)) for row in strict.rows[:3]]
+    tasks = [asyncio.ensure_future(batcher.predict(row)) for row in strict.rows[:3]]
     await asyncio.sleep(0)
-    asked[1].cancel()
-    await asyncio.wait(asked)
+    tasks[1].cancel()
+    await asyncio.wait(tasks)
     assert sizes == [2]
 
 
-async def test_too_many_waiting_rows_are_refused_and_the_others_answered(slot, strict):
+async def test_rows_beyond_max_queue_raise_overloaded_and_the_others_are_answered(slot, strict):
     batcher = Batcher(slot, max_rows=2, max_queue=3)
     answers = await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:5]), return_exceptions=True)
     assert [type(answer).__name__ for answer in answers] == ["Prediction"] * 3 + ["Overloaded"] * 2
     assert (await batcher.predict(strict.rows[0])).version == "1"
 
 
-async def test_a_timed_batch_goes_when_it_is_full_or_when_its_time_is_up(slot, strict, monkeypatch):
+async def test_one_timer_of_max_wait_flushes_a_partial_batch(slot, strict, monkeypatch):
     loop, delays = asyncio.get_running_loop(), []
     real = loop.call_later
     monkeypatch.setattr(loop, "call_later", lambda delay, *a: (delays.append(delay), real(0, *a))[1])
@@ -92,14 +92,14 @@ async def test_a_timed_batch_goes_when_it_is_full_or_when_its_time_is_up(slot, s
     assert delays == [5.0, 5.0]
 
 
-async def test_a_full_batch_does_not_wait_for_its_time(slot, strict):
+async def test_a_full_batch_is_flushed_before_max_wait(slot, strict):
     batcher = Batcher(slot, max_rows=3, max_wait=59.0)
     async with asyncio.timeout(20):
         answers = await asyncio.gather(*(batcher.predict(row) for row in strict.rows[:3]))
     assert [answer.values[0] for answer in answers] == strict.load().predict(strict.rows[:3]).tolist()
 
 
-class Broken(Mapping[str, float]):
+class UnreadableRow(Mapping[str, float]):
     """A row that raises when it is read."""
 
     def __init__(self, error: Exception) -> None:
@@ -116,8 +116,8 @@ class Broken(Mapping[str, float]):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), StopIteration(), MemoryError()], ids=repr)
-async def test_a_row_that_raises_on_its_own_fails_alone(slot, strict, error):
-    rows = [strict.rows[0], Broken(error), strict.rows[1]]
+async def test_a_row_that_raises_when_read_fails_without_affecting_others(slot, strict, error):
+    rows = [strict.rows[0], UnreadableRow(error), strict.rows[1]]
     batcher = Batcher(slot)
     async with asyncio.timeout(30):
         answers = await asyncio.gather(*(batcher.predict(row) for row in rows), return_exceptions=True)
@@ -129,7 +129,7 @@ async def test_a_row_that_raises_on_its_own_fails_alone(slot, strict, error):
 
 
 @pytest.mark.parametrize("error", [EngineError("LightGBM refused: a test"), MemoryError()], ids=repr)
-async def test_a_failing_engine_fails_each_waiter_with_its_own_error(slot, strict, monkeypatch, error):
+async def test_an_engine_error_reaches_each_caller_as_a_separate_exception(slot, strict, monkeypatch, error):
     def broken(self, matrix, **options):
         raise error
 
@@ -140,7 +140,7 @@ async def test_a_failing_engine_fails_each_waiter_with_its_own_error(slot, stric
     assert answers[0] is not answers[1]
 
 
-async def test_closing_fails_the_waiting_and_the_late(slot, strict):
+async def test_close_fails_waiting_and_later_calls_with_batcher_closed(slot, strict):
     batcher = Batcher(slot, max_wait=30.0)
     waiting = asyncio.ensure_future(batcher.predict(strict.rows[0]))
     await asyncio.sleep(0)
@@ -151,7 +151,7 @@ async def test_closing_fails_the_waiting_and_the_late(slot, strict):
             await call
 
 
-def test_a_batcher_belongs_to_one_loop(slot, strict):
+def test_a_batcher_belongs_to_one_event_loop(slot, strict):
     batcher = Batcher(slot)
     asyncio.run(batcher.predict(strict.rows[0]))
     with pytest.raises(RuntimeError, match="one event loop"):
@@ -159,7 +159,7 @@ def test_a_batcher_belongs_to_one_loop(slot, strict):
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 0}, {"max_rows": 9, "max_queue": 8}, {"max_wait": -1.0}])
-def test_impossible_settings_are_refused(slot, options):
+def test_invalid_limits_raise_value_error(slot, options):
     with pytest.raises(ValueError, match="max_"):
         Batcher(slot, **options)
 
@@ -169,7 +169,7 @@ def test_impossible_settings_are_refused(slot, options):
     surplus=st.integers(0, 6),
     steps=st.lists(st.booleans(), max_size=60),
 )
-def test_rows_leave_in_order_once_and_a_flush_is_always_due(max_rows, surplus, steps):
+def test_waiting_rows_are_taken_once_in_order_and_a_flush_is_always_due(max_rows, surplus, steps):
     waiting = WaitingRows(max_rows=max_rows, max_queue=max_rows + surplus)
     accepted, taken, is_due = [], [], False
     for number, adds in enumerate(steps):
@@ -181,12 +181,12 @@ def test_rows_leave_in_order_once_and_a_flush_is_always_due(max_rows, surplus, s
                 continue
             accepted.append(number)
             is_due = is_due or due is not Due.SET
-            assert is_due  # nobody waits without a flush on its way
+            assert is_due  # no row waits without a scheduled flush
         else:
             batch = waiting.take()
             assert len(batch) <= max_rows
             taken += batch
-            is_due = len(waiting) > 0  # the shell flushes again while rows remain
+            is_due = len(waiting) > 0  # the batcher flushes again while rows remain
     while waiting:
         taken += waiting.take()
     assert accepted == taken

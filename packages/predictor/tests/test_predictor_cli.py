@@ -1,12 +1,14 @@
-"""The command: its output, its exit codes, and that it never serves what it could not verify."""
+"""The `predictor` command: its output, exit codes and error messages."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 
 import lightgbm as lgb
 import numpy as np
@@ -52,7 +54,7 @@ def test_predict_writes_one_line_per_row_in_order(subject, rows_file, capsys):
     assert answers == subject.truth(subject.rows).tolist()
 
 
-def test_predict_to_json_lines_raw_with_drift(subject, rows_file, tmp_path, capsys):
+def test_predict_writes_raw_scores_as_json_lines_and_drift_to_stderr(subject, rows_file, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     assert main(["predict", str(subject.path), str(rows_file), "--raw", "--drift", "-o", str(out)]) == 0
     answers = [list(json.loads(line).values()) for line in out.read_text().splitlines()]
@@ -62,7 +64,7 @@ def test_predict_to_json_lines_raw_with_drift(subject, rows_file, tmp_path, caps
     assert {line["rows"] for line in drift} == {len(subject.rows)}
 
 
-def test_explain_names_the_features(subject, rows_file, capsys):
+def test_explain_writes_the_top_features_of_each_row_and_output(subject, rows_file, capsys):
     assert main(["explain", str(subject.path), str(rows_file), "--top", "2"]) == 0
     lines = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert len(lines) == len(subject.rows) * 3 * 2
@@ -70,7 +72,7 @@ def test_explain_names_the_features(subject, rows_file, capsys):
     assert (lines[0]["feature"], float(lines[0]["contribution"])) == (best.feature, best.value)
 
 
-def test_verify_says_yes_or_why_not(subject, capsys):
+def test_verify_reports_ok_or_the_reason_with_its_exit_code(subject, capsys):
     assert main(["verify", str(subject.path)]) == 0
     assert capsys.readouterr().out.startswith("ok: multi 1, 18 trees, 8 golden rows")
     subject.path.write_bytes(subject.path.read_bytes().replace(b"shrinkage=0.1", b"shrinkage=0.2", 1))
@@ -80,7 +82,7 @@ def test_verify_says_yes_or_why_not(subject, capsys):
     assert main(["verify", str(subject.path)]) == 2
 
 
-def test_inspect_for_people_and_for_programs(subject, capsys):
+def test_inspect_prints_text_or_json(subject, capsys):
     assert main(["inspect", str(subject.path)]) == 0
     text = capsys.readouterr().out
     assert "SELL, HOLD, BUY" in text
@@ -90,7 +92,7 @@ def test_inspect_for_people_and_for_programs(subject, capsys):
     assert facts["importances"]["c"]["splits"] == subject.booster.feature_importance("split")[2]
 
 
-def test_manifest_makes_what_verify_accepts(subject, rows_file, capsys):
+def test_manifest_command_writes_a_manifest_that_verify_accepts(subject, rows_file, capsys):
     manifest_path(subject.path).unlink()
     assert main(["verify", str(subject.path)]) == 1
     made = ["--name", "again", "--version", "7", "--classes", "SELL, HOLD, BUY"]
@@ -99,7 +101,7 @@ def test_manifest_makes_what_verify_accepts(subject, rows_file, capsys):
     assert "again 7" in capsys.readouterr().out
 
 
-def test_bench_prints_percentiles(subject, rows_file, capsys):
+def test_bench_prints_the_timings_of_each_kind_of_call(subject, rows_file, capsys):
     assert main(["bench", str(subject.path), str(rows_file), "--calls", "20"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [re.split(r"\s{2,}", line)[0] for line in lines] == [
@@ -111,23 +113,20 @@ def test_bench_prints_percentiles(subject, rows_file, capsys):
         "explain 1",
     ]
     assert all(float(line.split()[-1]) > 0 for line in lines[1:])
-    with pytest.raises(SystemExit):
-        main(["bench", str(subject.path), str(rows_file), "--calls", "0"])
-    assert "must be at least 1" in capsys.readouterr().err
 
 
-def test_report_is_one_page_that_fetches_nothing(subject, rows_file, tmp_path, capsys):
+def test_report_is_one_self_contained_page(subject, rows_file, tmp_path, capsys):
     page = tmp_path / "r.html"
     assert main(["report", str(subject.path), str(rows_file), "--label", "label", "-o", str(page)]) == 0
     html = page.read_text()
     assert html.count("<figure>") == 6 + 4 + 5  # quality and influence, dependence, features
     assert not re.search(r"https?://|<script|@import|url\((?!#)", html)
     assert "Calibration" in html
-    assert main(["report", str(subject.path), str(rows_file), "--label", "nope", "-o", str(page)]) == 2
     assert main(["report", str(subject.path), str(rows_file), "--label", "id", "-o", str(page)]) == 1
+    assert "is not a class of this model" in capsys.readouterr().err
 
 
-def test_report_escapes_what_it_did_not_write(train_model, tmp_path):
+def test_report_escapes_the_model_name(train_model, tmp_path):
     subject = train_model("<b>x", {"objective": "regression"}, policy=None)
     rows = tmp_path / "r.csv"
     pd.DataFrame(subject.rows, columns=NAMES).assign(y=1.0).to_csv(rows, index=False)
@@ -137,25 +136,25 @@ def test_report_escapes_what_it_did_not_write(train_model, tmp_path):
     assert "<b>x" not in html
 
 
-def test_a_bad_row_stops_with_its_place(subject, frame, tmp_path, capsys):
+def test_predict_names_the_bad_row_and_leaves_no_output_file(subject, frame, tmp_path, capsys):
     path = tmp_path / "bad.csv"
     frame.astype(object).assign(b=["oops", *frame["b"][1:]]).to_csv(path, index=False)
     assert main(["predict", str(subject.path), str(path)]) == 1
     assert "row 0: feature 'b': 'oops' is not a number" in capsys.readouterr().err
     before = set(tmp_path.iterdir())
     assert main(["predict", str(subject.path), str(path), "-o", str(tmp_path / "out.csv")]) == 1
-    assert set(tmp_path.iterdir()) == before  # no half of an answer
+    assert set(tmp_path.iterdir()) == before  # no partial output
 
 
 @pytest.mark.parametrize("command", ["predict", "explain"])
-def test_a_bad_row_is_counted_from_the_start_of_the_file(subject, tmp_path, capsys, command):
+def test_errors_number_rows_from_the_start_of_the_file(subject, tmp_path, capsys, command):
     path = tmp_path / "late.csv"
     path.write_text("a,b,c,d,e\n" + "1,2,3,4,5\n" * (BLOCK + 2) + "1,,3,4,5\n")
     assert main([command, str(subject.path), str(path), "-o", str(tmp_path / "out.csv")]) == 1
     assert f"row {BLOCK + 2}: feature 'b': is null" in capsys.readouterr().err
 
 
-def test_drift_without_a_manifest_is_refused_not_left_out(subject, rows_file, capsys):
+def test_drift_option_without_a_manifest_is_refused(subject, rows_file, capsys):
     digest = sha256_of(subject.path.read_bytes())
     manifest_path(subject.path).unlink()
     rows = [str(subject.path), str(rows_file), "--sha256", digest]
@@ -164,7 +163,7 @@ def test_drift_without_a_manifest_is_refused_not_left_out(subject, rows_file, ca
     assert "drift is measured against a manifest" in capsys.readouterr().err
 
 
-def test_a_manifest_that_cannot_be_is_refused_in_one_line(subject, rows_file, capsys):
+def test_manifest_command_reports_unsuitable_classes_in_one_line(subject, rows_file, capsys):
     made = ["--name", "again", "--version", "7", "--classes", "SELL,HOLD"]
     assert main(["manifest", str(subject.path), str(rows_file), *made]) == 1
     assert re.fullmatch(r"predictor: .*2 class labels do not fit.*\n", capsys.readouterr().err)
@@ -193,16 +192,14 @@ def test_unreadable_tables_are_refused(tmp_path, name, text, reason):
 @pytest.mark.parametrize(
     ("cell", "option"), [("inf", "--allow infinite\\b"), ("", "--allow null or --nullable b\\b")]
 )
-def test_a_row_that_the_policy_refuses_is_told_with_the_option_that_lets_it_in(
-    subject, frame, tmp_path, capsys, cell, option
-):
+def test_policy_errors_name_the_option_that_allows_the_row(subject, frame, tmp_path, capsys, cell, option):
     path = tmp_path / "rows.csv"
     frame.astype(object).assign(b=[cell, *frame["b"][1:]]).to_csv(path, index=False)
     assert main(["predict", str(subject.path), str(path)]) == 1
     assert re.search(option, capsys.readouterr().err)
 
 
-def test_a_label_that_is_not_there_is_told_with_all_the_columns_that_are(
+def test_a_missing_label_column_is_reported_with_the_columns_of_the_file(
     subject, rows_file, tmp_path, capsys
 ):
     page = tmp_path / "r.html"
@@ -224,11 +221,11 @@ def test_csv_cells_get_the_type_of_their_feature(train_model, tmp_path):
     path.write_text("a,b,c,d,e,note\n1,2.5,,1e3,7,hello\n")
     (row,) = next(read_rows(path, subject.load().features))
     assert row == {"a": 1, "b": 2.5, "c": None, "d": 1000.0, "e": 7, "note": "hello"}
-    path.write_text("e\n7.0\n99.0\n7_0\nx\n")  # whole numbers with gaps are often written so
+    path.write_text("e\n7.0\n99.0\n7_0\nx\n")  # pandas writes whole numbers beside nulls as 7.0
     assert [row["e"] for row in next(read_rows(path, subject.load().features))] == [7, "99.0", "7_0", "x"]
 
 
-def test_an_empty_csv_cell_is_the_label_without_letters_only_where_it_cannot_be_null(tmp_path):
+def test_an_empty_csv_cell_is_the_empty_label_unless_the_feature_is_nullable(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('kind,x\n,1\na,2\n"",3\n')
     kind = Feature(name="kind", model_name="kind", kind="category", categories=("", "a"), codes=(0, 1))
@@ -238,9 +235,16 @@ def test_an_empty_csv_cell_is_the_label_without_letters_only_where_it_cannot_be_
 
 
 @pytest.mark.parametrize(
-    "option", [("explain", "--top", "0"), ("explain", "--top", "-1"), ("manifest", "--golden", "-1")], ids=str
+    "option",
+    [
+        ("bench", "--calls", "0"),
+        ("explain", "--top", "0"),
+        ("explain", "--top", "-1"),
+        ("manifest", "--golden", "-1"),
+    ],
+    ids=str,
 )
-def test_a_count_that_is_none_is_wrong_usage(subject, rows_file, capsys, option):
+def test_counts_below_the_minimum_are_usage_errors(subject, rows_file, capsys, option):
     command, *words = option
     more = ["--name", "x", "--version", "1"] if command == "manifest" else []
     with pytest.raises(SystemExit) as caught:
@@ -250,22 +254,18 @@ def test_a_count_that_is_none_is_wrong_usage(subject, rows_file, capsys, option)
 
 
 @pytest.mark.parametrize("text", ["1_0", "\u0663", "\uff11", "0x10", "1e", "+-1", "9" * 5_000])
-def test_number_syntax_that_only_python_reads_is_refused(subject, tmp_path, text):
+def test_number_syntax_other_than_plain_decimal_is_refused(subject, tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_text(f"a\n{text}\n", "utf-8")
     with pytest.raises(SchemaError, match=r"row 0: feature 'a': .* is not a number"):
         next(read_rows(path, subject.load().features))
 
 
-def test_the_installed_command_answers(subject):
+def test_the_installed_command_verifies_a_model(subject):
+    command = shutil.which("predictor", path=sysconfig.get_path("scripts"))
+    assert command is not None
     child = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from predictor.cli import main; raise SystemExit(main())",
-            "verify",
-            str(subject.path),
-        ],
+        [command, "verify", str(subject.path)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -274,10 +274,13 @@ def test_the_installed_command_answers(subject):
     assert (child.returncode, child.stdout[:3]) == (0, "ok:")
 
 
-def test_a_terminal_sees_progress(subject, rows_file, tmp_path, monkeypatch, capsys):
+def test_progress_is_shown_on_a_terminal(subject, rows_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     out = tmp_path / "out.csv"
     assert main(["predict", str(subject.path), str(rows_file), "-o", str(out)]) == 0
+    shown = capsys.readouterr().err
+    assert f"{len(subject.rows)} rows" in shown
+    assert "rows/s" in shown
     assert len(out.read_text().splitlines()) == len(subject.rows) + 1
 
 
@@ -288,7 +291,9 @@ def test_a_terminal_sees_progress(subject, rows_file, tmp_path, monkeypatch, cap
         ("matplotlib.figure", ["report", "rows.csv"], "report"),
     ],
 )
-def test_a_missing_extra_is_named(subject, frame, tmp_path, monkeypatch, capsys, module, arguments, extra):
+def test_a_missing_extra_is_named_in_the_error(
+    subject, frame, tmp_path, monkeypatch, capsys, module, arguments, extra
+):
     command, name = arguments
     path = tmp_path / name
     frame.to_csv(path, index=False)
@@ -297,31 +302,30 @@ def test_a_missing_extra_is_named(subject, frame, tmp_path, monkeypatch, capsys,
     assert f"lightgbm-predictor[{extra}]" in capsys.readouterr().err
 
 
-def test_output_of_another_kind_is_refused(subject, rows_file, tmp_path, capsys):
+def test_output_with_an_unknown_suffix_is_refused(subject, rows_file, tmp_path, capsys):
     assert main(["predict", str(subject.path), str(rows_file), "-o", str(tmp_path / "out.xml")]) == 2
-    assert main(["predict", str(subject.path), str(rows_file), "-o", str(tmp_path / "no" / "out.csv")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "out.xml: the output must be .csv, .jsonl or .parquet" in capsys.readouterr().err
 
 
-PIPE = "import sys; from predictor.cli import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = "import sys; from predictor.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 @pytest.mark.parametrize("command", ["predict", "explain"])
-def test_rows_come_from_standard_input_too(subject, frame, tmp_path, command, suffix):
+def test_rows_are_read_from_standard_input(subject, frame, tmp_path, command, suffix):
     path = tmp_path / f"rows.{suffix}"
     frame.to_csv(path, index=False) if suffix == "csv" else frame.to_json(path, orient="records", lines=True)
 
     def answers(rows, **given):
-        line = [sys.executable, "-c", PIPE, command, str(subject.path), str(rows)]
+        line = [sys.executable, "-c", PROGRAM, command, str(subject.path), str(rows)]
         return subprocess.run(line, capture_output=True, check=True, **given).stdout
 
     assert answers("-", input=path.read_bytes()) == answers(path)
 
 
-def test_a_reader_that_leaves_early_is_no_error(subject, rows_file):
+def test_a_closed_output_pipe_is_not_an_error(subject, rows_file):
     with subprocess.Popen(
-        [sys.executable, "-c", PIPE, "explain", str(subject.path), str(rows_file), "--top", "5"],
+        [sys.executable, "-c", PROGRAM, "explain", str(subject.path), str(rows_file), "--top", "5"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as child:
@@ -336,7 +340,7 @@ TEXT = ["01234", "1", "nan", "", "2.0", "true", "inf", "1e5", "None"]
 
 @pytest.fixture
 def labelled(tmp_path):
-    """A model on labels that look like numbers, and its training rows as CSV with the model's own predictions."""
+    """A model of text labels that look like numbers, and its training rows as CSV with its predictions."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"kind of it": rng.choice(TEXT, 600), "x": rng.normal(size=600)})
     frame["kind of it"] = pd.Categorical(frame["kind of it"], categories=TEXT)
@@ -363,20 +367,18 @@ def test_text_labels_of_csv_stay_text_in_every_command(labelled, tmp_path, capsy
     assert "batch 1024" in capsys.readouterr().out
 
 
-def test_a_manifest_of_the_command_is_held_to_a_column_of_expected_answers(labelled, capsys):
+def test_manifest_command_says_if_expected_answers_are_missing_or_unreadable(labelled, capsys):
     path, rows, _ = labelled
     made = ["--name", "m", "--version", "1"]
     assert main(["manifest", str(path), str(rows), *made]) == 0
     assert "not compared with the trained model; to do so, pass --expected" in capsys.readouterr().out
     assert main(["manifest", str(path), str(rows), *made, "--expected", "x"]) == 1
-    assert (
-        "600 of 600 sample rows have another answer" not in capsys.readouterr().err
-    )  # x itself is gone then
+    assert "row 0: feature 'x': is missing" in capsys.readouterr().err  # the expected column is no feature
     assert main(["manifest", str(path), str(rows), *made, "--expected", "nope"]) == 2
     assert "row 0 has no number in 'nope'; name the columns of the predictions" in capsys.readouterr().err
 
 
-def test_every_row_is_compared_with_what_is_expected_not_the_sample_alone(labelled, tmp_path, capsys):
+def test_manifest_command_compares_every_row_with_the_expected_answers(labelled, tmp_path, capsys):
     path, rows, _ = labelled
     whole = pd.read_csv(rows, dtype={"kind of it": str}, keep_default_na=False)
     whole = pd.concat([whole] * 40, ignore_index=True)
@@ -395,7 +397,7 @@ def test_every_row_is_compared_with_what_is_expected_not_the_sample_alone(labell
 
 
 @pytest.mark.parametrize("form", ["columns.csv", "lists.jsonl", "lists.parquet"])
-def test_the_expected_answers_of_several_outputs_are_columns_or_lists(form, trained, tmp_path, capsys):
+def test_expected_answers_of_several_outputs_may_be_columns_or_lists(form, trained, tmp_path, capsys):
     subject = trained("multiclass")
     truth = subject.truth(subject.rows)
     frame = pd.DataFrame(subject.rows, columns=list("abcde"))
@@ -411,7 +413,7 @@ def test_the_expected_answers_of_several_outputs_are_columns_or_lists(form, trai
         rows.write_text("".join(json.dumps(row | {"answers": given}) + "\n" for _, row, given in exact))
     else:
         frame.assign(answers=truth.tolist()).to_parquet(rows)
-    made = ["--name", "m", "--version", "1", "-o", str(tmp_path / "m.json")]  # the model is other tests' too
+    made = ["--name", "m", "--version", "1", "-o", str(tmp_path / "m.json")]  # not beside the shared model
     asked = ["manifest", str(subject.path), str(rows), *made, "--expected"]
     assert main([*asked, told]) == 0
     assert "bit for bit" in capsys.readouterr().out
@@ -422,7 +424,7 @@ def test_the_expected_answers_of_several_outputs_are_columns_or_lists(form, trai
         assert "pass the trained model's answers" in capsys.readouterr().err
 
 
-def test_a_folder_is_read_as_one_file_and_what_is_no_rows_is_passed_over(subject, frame, tmp_path, capsys):
+def test_a_folder_of_row_files_is_read_as_one_file(subject, frame, tmp_path, capsys):
     folder, whole = tmp_path / "parts", tmp_path / "whole.parquet"
     folder.mkdir()
     frame.to_parquet(whole)
@@ -445,7 +447,7 @@ def test_a_folder_is_read_as_one_file_and_what_is_no_rows_is_passed_over(subject
     assert "the folder empty holds no file of rows" in capsys.readouterr().err
 
 
-def test_booleans_as_pandas_writes_them_to_csv_are_those_of_the_training(tmp_path, capsys):
+def test_csv_booleans_written_by_pandas_predict_as_in_training(tmp_path, capsys):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"open": rng.random(300) < 0.5, "x": rng.normal(size=300)})
     estimator = lgb.LGBMRegressor(n_estimators=3, verbose=-1, n_jobs=1).fit(
@@ -457,12 +459,14 @@ def test_booleans_as_pandas_writes_them_to_csv_are_those_of_the_training(tmp_pat
     assert main(["predict", str(path), str(rows)]) == 0
     answers = [float(line) for line in capsys.readouterr().out.splitlines()[1:]]
     assert answers == estimator.predict(frame, num_threads=1).tolist()
-    save(estimator, path, sample=frame.astype(float), name="m", version="1")  # no booleans were promised
+    save(estimator, path, sample=frame.astype(float), name="m", version="1")  # a manifest without booleans
     assert main(["predict", str(path), str(rows)]) == 1
     assert 'RowPolicy(boolean="number")' in capsys.readouterr().err
 
 
-def test_what_cannot_be_read_or_written_is_told_before_a_line_is(subject, rows_file, tmp_path, capsys):
+def test_unreadable_input_and_unwritable_output_are_reported_before_any_output(
+    subject, rows_file, tmp_path, capsys
+):
     asked = ["predict", str(subject.path)]
     for arguments, reason in (
         ([*asked, str(tmp_path / "absent.csv")], "absent.csv cannot be read: No such file"),
@@ -475,7 +479,7 @@ def test_what_cannot_be_read_or_written_is_told_before_a_line_is(subject, rows_f
         assert said.out == ""
 
 
-def test_categories_names_nullability_and_policy_are_options(trained, tmp_path, capsys):
+def test_manifest_options_set_categories_nullability_and_policy(trained, tmp_path, capsys):
     subject = trained("binary_categories")
     rows, labels = tmp_path / "rows.csv", tmp_path / "labels.json"
     frame = pd.DataFrame(subject.rows, columns=["a", "b", "c", "d", "e"]).astype({"e": int})

@@ -1,4 +1,4 @@
-"""The cells of a CSV column mean the same whether they are read one by one or all at once."""
+"""CSV cells have the same value whether a column is parsed cell by cell or as a whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(cells, feature=NUMBER, first=0):
 
 
 def one_by_one(cells):
-    """A column of one cell is too short to be read all at once, unless the cell is plain."""
+    """Read each cell in a column of four copies, which is too short to be parsed as a whole unless it is plain."""
     return [read([cell] * 4)[0] for cell in cells]
 
 
@@ -43,12 +43,12 @@ def same(a, b):
         "9" * 400,
     ],
 )
-def test_a_cell_that_is_not_plain_is_read_as_it_would_be_alone(odd):
+def test_special_cells_have_the_same_value_in_a_column_as_alone(odd):
     assert same(read([*PLAIN, odd]), one_by_one([*PLAIN, odd]))
 
 
 @pytest.mark.parametrize("odd", ["", "nan", "NaN", " 7 ", "+5", "1e5", "007", "9007199254740991"])
-def test_a_plain_cell_is_the_number_that_it_is_alone(odd):
+def test_plain_cells_have_the_same_value_in_a_column_as_alone(odd):
     together, alone = read([*PLAIN, odd]), one_by_one([*PLAIN, odd])
     assert [cell is None or math.isnan(cell) for cell in together] == [
         cell is None or math.isnan(cell) for cell in alone
@@ -59,17 +59,17 @@ def test_a_plain_cell_is_the_number_that_it_is_alone(odd):
 
 @pytest.mark.parametrize("odd", ["1_000", "\u0661\u0662", "x", "0x10", "1,5"])
 @pytest.mark.parametrize("cells", [PLAIN, ["1", "2"] * 25], ids=["varied", "repeated"])
-def test_what_is_no_number_is_refused_with_its_row(odd, cells):
+def test_cells_that_are_not_numbers_are_refused_with_feature_and_row(odd, cells):
     with pytest.raises(SchemaError, match="is not a number") as refused:
         read([*cells, odd, *cells, odd], first=8_192)
     assert (refused.value.feature, refused.value.row) == ("x", 8_192 + len(cells))
 
 
-def test_columns_that_are_no_feature_keep_whole_numbers_and_text():
+def test_columns_that_are_not_features_keep_whole_numbers_and_text():
     assert same(read(["1", "2.5", "a", ""], feature=None), [1, 2.5, "a", None])
 
 
-def test_a_table_gives_its_rows_as_arrow_does():
+def test_cell_table_converts_selects_and_drops_rows_and_columns():
     table = CellTable({"x": np.array([1.0, math.nan, 3.0]), "label": ["a", "b", "c"]}, 3)
     assert table.column_names == ["x", "label"]
     assert table.to_pylist() == [

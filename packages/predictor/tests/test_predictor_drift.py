@@ -1,4 +1,4 @@
-"""Drift is counted per feature against the manifest, whatever the model's policy would have refused."""
+"""Drift is counted per feature against the manifest, also for rows that the policy of the model refuses."""
 
 from __future__ import annotations
 
@@ -43,16 +43,14 @@ def test_nulls_ranges_and_unseen_categories_are_counted(monitor, trained):
     rows[3][0] = float("inf")
     rows[4][4] = 77
     monitor.observe(rows)
-    monitor.observe(
-        [dict(zip("abcd", rows[5], strict=False))]
-    )  # "e" is missing, which is a null to be counted
+    monitor.observe([dict(zip("abcd", rows[5], strict=False))])  # a missing "e" counts as null
     found = by_name(monitor)
     assert (found["a"].nulls, found["a"].below, found["a"].above) == (1, 1, 2)
     assert (found["e"].unseen, found["e"].nulls, found["e"].rows) == (1, 1, 7)
     assert (found["b"].nulls, found["b"].below, found["b"].above) == (0, 0, 0)
 
 
-def test_a_shifted_feature_is_told_from_a_steady_one(monitor, trained):
+def test_shifted_features_have_a_high_psi_and_unchanged_features_a_low_one(monitor, trained):
     rows = trained("binary_categories").rows.copy()
     rows[:, 1] += 1.5
     rows[:, 4] = 3.0
@@ -63,20 +61,20 @@ def test_a_shifted_feature_is_told_from_a_steady_one(monitor, trained):
     assert found["e"].psi > 0.25
 
 
-def test_text_where_a_number_belongs_counts_nothing(monitor):
+def test_text_in_a_numeric_feature_is_refused_and_not_counted(monitor):
     with pytest.raises(SchemaError):
         monitor.observe([["x", 1, 2, 3, 4]])
     assert [drift.rows for drift in monitor.report()] == [0] * 5
     assert [drift.psi for drift in monitor.report()] == [None] * 5
 
 
-def test_reset_forgets(monitor, trained):
+def test_reset_clears_the_counts(monitor, trained):
     monitor.observe(trained("binary_categories").rows)
     monitor.reset()
     assert by_name(monitor)["a"].rows == 0
 
 
-def test_threads_lose_no_count(monitor, trained):
+def test_concurrent_observe_calls_lose_no_counts(monitor, trained):
     rows = trained("binary_categories").rows[:10]
     threads = [threading.Thread(target=lambda: [monitor.observe(rows) for _ in range(20)]) for _ in range(4)]
     for thread in threads:
@@ -86,7 +84,7 @@ def test_threads_lose_no_count(monitor, trained):
     assert by_name(monitor)["a"].rows == 800
 
 
-def test_features_without_a_reference_have_counters_and_no_index(trained, tmp_path):
+def test_features_without_a_reference_have_counts_but_no_psi(trained, tmp_path):
     made = trained("regression").load().manifest
     bare = [Feature(name=f.name, model_name=f.model_name, min=0.0, max=1.0) for f in made.features]
     monitor = DriftMonitor(made.model_copy(update={"features": tuple(bare)}))
@@ -104,7 +102,7 @@ SHARES = st.lists(st.floats(0.001, 1), min_size=4, max_size=4).map(
 
 
 @given(SHARES, SHARES)
-def test_the_index_is_symmetric_never_negative_and_zero_only_for_equals(a, b):
+def test_psi_is_symmetric_non_negative_and_zero_only_for_equal_shares(a, b):
     index = population_stability_index(a, b)
     assert index >= 0
     assert index == pytest.approx(population_stability_index(b, a))
@@ -112,7 +110,7 @@ def test_the_index_is_symmetric_never_negative_and_zero_only_for_equals(a, b):
     assert index > 0 or np.allclose(a, b)
 
 
-def test_the_index_of_a_worked_example():
+def test_psi_matches_a_worked_example():
     assert population_stability_index(np.array([0.5, 0.5]), np.array([0.25, 0.75])) == pytest.approx(
         -0.25 * np.log(0.5) + 0.25 * np.log(1.5)
     )
@@ -123,7 +121,7 @@ def test_the_index_of_a_worked_example():
 @pytest.mark.parametrize(
     ("kind", "labels"), [("binary_categories", ["yes"]), ("multiclass", None), ("regression", [None])]
 )
-def test_answers_are_compared_with_those_of_the_sample(kind, labels, trained, tmp_path):
+def test_answer_drift_is_measured_against_the_sample(kind, labels, trained, tmp_path):
     subject = trained(kind)
     classes = subject.load().info.classes
     made = write_manifest(
@@ -144,7 +142,7 @@ def test_answers_are_compared_with_those_of_the_sample(kind, labels, trained, tm
     assert max(drift.psi for drift in monitor.answers()) > 0.25
 
 
-def test_a_manifest_of_before_has_no_answers_to_compare_with(trained):
+def test_a_manifest_without_answers_has_no_answer_drift(trained):
     subject = trained("binary")
     old = subject.load().manifest.model_copy(update={"answers": ()})
     monitor = DriftMonitor(Manifest.model_validate_json(old.model_dump_json()))
@@ -170,7 +168,7 @@ def test_a_manifest_of_before_has_no_answers_to_compare_with(trained):
     ],
 )
 @pytest.mark.parametrize("is_old", [False, True])
-def test_answers_that_the_model_cannot_have_given_are_refused_and_nothing_is_counted(
+def test_answers_of_the_wrong_shape_or_type_are_refused_and_not_counted(
     kind, rows, answers, reason, is_old, trained
 ):
     made = trained(kind).load().manifest
@@ -190,7 +188,7 @@ def test_an_empty_batch_counts_nothing(kind, trained):
     assert {drift.psi for drift in (*monitor.report(), *monitor.answers())} == {None}
 
 
-def test_answers_are_counted_in_the_rows_of_an_output_though_they_be_nan(trained):
+def test_nan_answers_count_as_rows_of_their_output(trained):
     subject = trained("binary")
     monitor = DriftMonitor(subject.load().manifest)
     monitor.observe(subject.rows[:3], [0.5, np.nan, 1])

@@ -1,9 +1,8 @@
-"""The encoding of the training rows: what a file does not say is asked for or refused, never guessed."""
+"""Labels, names and classes that a model file does not record are required or refused, never guessed."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import math
 import re
 from pathlib import Path
@@ -42,7 +41,7 @@ def saved(path: Path, data: lgb.Dataset, rounds: int = 10, **settings) -> lgb.Bo
     return booster
 
 
-def lone(path: Path) -> Model:
+def load_without_manifest(path: Path) -> Model:
     """Load a file that has no manifest."""
     return Model.load(path, sha256=sha256_of(path.read_bytes()))
 
@@ -57,7 +56,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def without_labels(tmp_path, rng):
-    """A model trained on a pandas category, whose file lost its last line: the labels 1, 2, 3 are the codes 0, 1, 2."""
+    """A model of a pandas category with the labels 1, 2, 3 (codes 0, 1, 2), whose file has lost the labels."""
     kind = rng.integers(1, 4, 600)
     frame = pd.DataFrame({"kind": pd.Categorical(kind), "x": rng.normal(size=600)})
     path = tmp_path / "m.txt"
@@ -79,21 +78,21 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("form", FRAMES)
-def test_labels_are_not_read_as_codes(without_labels, form):
+def test_category_labels_are_not_read_as_codes(without_labels, form):
     path, frame, expected = without_labels
     rows = FRAMES[form](frame)
     with pytest.raises(SchemaError, match=r"'kind': is a category column.*categories=") as caught:
         write_manifest(path, rows, name="m", version="1")
     assert caught.value.feature == "kind"
     with pytest.raises(SchemaError, match=r"'kind': is a category column"):
-        lone(path).predict(rows)
+        load_without_manifest(path).predict(rows)
     assert not path.with_name("m.txt.manifest.json").exists()
     labels = ["1", "2", "3"] if form == "polars" else [1, 2, 3]
     write_manifest(path, rows, name="m", version="1", categories={"kind": labels}, expected=expected)
     assert Model.load(path).predict(rows).tolist() == expected.tolist()
 
 
-def test_labels_that_are_the_codes_need_no_word(tmp_path, rng):
+def test_labels_equal_to_the_codes_need_no_categories_argument(tmp_path, rng):
     kind = rng.integers(0, 3, 300)
     frame = pd.DataFrame({"kind": kind, "x": rng.normal(size=300)})
     path = tmp_path / "m.txt"
@@ -104,7 +103,7 @@ def test_labels_that_are_the_codes_need_no_word(tmp_path, rng):
     assert Model.load(path).predict(typed).tolist() == expected
 
 
-def test_codes_the_model_never_saw_are_refused_where_they_are_most_of_the_sample(without_labels):
+def test_a_sample_of_mostly_unseen_codes_is_refused(without_labels):
     path, frame, _ = without_labels
     rows = frame.assign(kind=frame["kind"].astype(int) * 10)
     with pytest.raises(
@@ -116,7 +115,7 @@ def test_codes_the_model_never_saw_are_refused_where_they_are_most_of_the_sample
 
 
 @pytest.mark.parametrize("form", [list, np.asarray, lambda answers: np.column_stack([answers])])
-def test_a_manifest_is_held_to_what_the_trained_object_answers(without_labels, form):
+def test_write_manifest_compares_predictions_with_the_expected_answers(without_labels, form):
     path, frame, expected = without_labels
     codes = frame.assign(kind=frame["kind"].cat.codes)
     write_manifest(path, codes, name="m", version="1", expected=form(expected))
@@ -140,7 +139,7 @@ def test_a_manifest_is_held_to_what_the_trained_object_answers(without_labels, f
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_the_probabilities_of_a_classifier_are_what_may_be_expected(tmp_path, rng, classes):
+def test_expected_answers_may_be_the_probabilities_of_a_classifier(tmp_path, rng, classes):
     x = rng.normal(size=(300, 3))
     y = np.digitize(x[:, 0], np.linspace(-0.5, 0.5, classes - 1))
     model = lgb.LGBMClassifier(n_estimators=5, verbose=-1, n_jobs=1).fit(x, y)
@@ -155,7 +154,7 @@ def test_the_probabilities_of_a_classifier_are_what_may_be_expected(tmp_path, rn
 
 
 @pytest.mark.parametrize("value", [-1, -1.0, -7, -3.5, None])
-def test_a_negative_code_is_missing_as_it_is_to_lightgbm(tmp_path, rng, value):
+def test_negative_codes_are_missing_values_as_in_lightgbm(tmp_path, rng, value):
     kind = rng.integers(-1, 4, 600).astype(float)
     x = np.column_stack([kind, rng.normal(size=600)])
     path = tmp_path / "m.txt"
@@ -191,10 +190,10 @@ def test_a_negative_code_is_missing_as_it_is_to_lightgbm(tmp_path, rng, value):
         strict.predict(rows)
 
 
-# Files of other versions, systems and habits
+# Files of other versions and systems
 
 
-def test_the_line_ends_of_windows_in_the_last_line_are_accepted(without_labels, tmp_path):
+def test_windows_line_ends_are_accepted_in_the_last_line_only(without_labels, tmp_path):
     path, frame, expected = without_labels
     windows = tmp_path / "windows.txt"
     windows.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n\r\npandas_categorical:[[1, 2, 3]]\r\n")
@@ -208,7 +207,7 @@ def test_the_line_ends_of_windows_in_the_last_line_are_accepted(without_labels, 
 
 
 @pytest.mark.parametrize("second", ["one category", "as a number"])
-def test_training_continued_on_other_data_is_loaded(tmp_path, rng, second):
+def test_a_model_continued_on_other_data_predicts_like_lightgbm(tmp_path, rng, second):
     kind = rng.integers(0, 6, 600)
     x = np.column_stack([kind, rng.normal(size=600)])
     y = x[:, 1] + np.array([0, 4, -3, 2, 7, -5])[kind]
@@ -226,7 +225,7 @@ def test_training_continued_on_other_data_is_loaded(tmp_path, rng, second):
     assert sorted(Model.load(path).info.categories["Column_0"]) == list(range(6))
 
 
-def test_the_heading_of_lightgbm_2_is_accepted_and_v2_says_what_to_do(trained):
+def test_format_v3_is_loaded_and_v2_is_refused_with_a_remedy(trained):
     text = trained("binary").path.read_bytes()
     old = text.replace(b"version=v4", b"version=v3").replace(b"feature_importances:", b"feature importances:")
     assert old != text
@@ -238,7 +237,7 @@ def test_the_heading_of_lightgbm_2_is_accepted_and_v2_says_what_to_do(trained):
         Model.from_bytes(v2, sha256=sha256_of(v2))
 
 
-def test_lightgbm_is_given_a_text_in_which_nothing_is_the_files_but_numbers_and_the_objective(any_model):
+def test_text_given_to_lightgbm_omits_unused_lines_and_predicts_the_same(any_model):
     from predictor._model_file import parse_model_text
 
     parsed = parse_model_text(any_model.path.read_bytes())
@@ -260,7 +259,7 @@ def test_lightgbm_is_given_a_text_in_which_nothing_is_the_files_but_numbers_and_
     assert fewer.tolist() == any_model.truth(rows, num_iteration=2).tolist()
 
 
-def test_the_arrays_of_the_trees_are_what_lightgbm_dumps(any_model):
+def test_parsed_trees_equal_dump_model(any_model):
     from predictor._model_file import parse_model_text
 
     trees = parse_model_text(any_model.path.read_bytes()).trees
@@ -291,11 +290,11 @@ def test_the_arrays_of_the_trees_are_what_lightgbm_dumps(any_model):
         walk(tree, 0 if told["num_leaves"] > 1 else -1, told["tree_structure"])
 
 
-# What the sample holds
+# Values of the sample
 
 
 NULLABLE = {"x": [1.5, None, 3.0], "n": [1, 2, None], "b": [True, None, False]}
-WHOLE = [
+NULLABLE_TABLES = [
     pd.DataFrame(NULLABLE).astype({"x": "Float64", "n": "Int64", "b": "boolean"}),
     pd.DataFrame(NULLABLE).astype({"x": "double[pyarrow]", "n": "int64[pyarrow]", "b": "bool[pyarrow]"}),
     pd.DataFrame(NULLABLE).astype({"x": float, "n": "Int64", "b": object}),
@@ -306,19 +305,19 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(
-    "rows", WHOLE, ids=["masked", "arrow in pandas", "objects", "polars", "arrow", "matrix"]
+    "rows", NULLABLE_TABLES, ids=["masked", "arrow in pandas", "objects", "polars", "arrow", "matrix"]
 )
 def test_columns_with_nulls_and_booleans_are_not_read_cell_by_cell(rows, monkeypatch):
     features = tuple(Feature(name=name, model_name=name, nullable=True) for name in NULLABLE)
     schema = RowSchema(features, RowPolicy(boolean="number"))
     if schema.cells is None:
-        pytest.skip("there is no extension, which reads them")
+        pytest.skip("the extension is not built")
     monkeypatch.setattr(CellRules, "number", lambda *_: pytest.fail("a cell was read on its own"))
     expected = [[1.5, 1, 1], [math.nan, 2, math.nan], [3, math.nan, 0]]
     assert np.array_equal(schema.encode(rows), expected, equal_nan=True)
 
 
-def test_a_column_of_booleans_is_read_at_once_and_refused_where_the_policy_says_so(monkeypatch):
+def test_boolean_columns_are_read_as_arrays_or_refused_by_the_policy(monkeypatch):
     features = (Feature(name="b", model_name="b"),)
     rows = pd.DataFrame({"b": [True, False]})
     with pytest.raises(SchemaError, match="is a boolean"):
@@ -327,7 +326,7 @@ def test_a_column_of_booleans_is_read_at_once_and_refused_where_the_policy_says_
     assert RowSchema(features, RowPolicy(boolean="number")).encode(rows).tolist() == [[1.0], [0.0]]
 
 
-def test_booleans_of_the_sample_are_allowed_by_its_manifest(tmp_path, rng):
+def test_a_sample_with_booleans_gives_a_policy_that_allows_them(tmp_path, rng):
     frame = pd.get_dummies(pd.DataFrame({"x": rng.normal(size=300), "kind": rng.choice(list("abc"), 300)}))
     assert frame["kind_b"].dtype == bool
     path = tmp_path / "m.txt"
@@ -346,7 +345,7 @@ def test_booleans_of_the_sample_are_allowed_by_its_manifest(tmp_path, rng):
         write_manifest(path, frame, name="m", version="1", policy=RowPolicy(boolean="refuse"))
 
 
-def test_infinities_of_the_sample_are_allowed_and_no_bound(tmp_path, rng):
+def test_a_sample_with_infinities_allows_them_and_keeps_finite_ranges(tmp_path, rng):
     x = rng.normal(size=(300, 2))
     x[::50, 0], x[7, 1] = np.inf, -np.inf
     path = tmp_path / "m.txt"
@@ -363,7 +362,7 @@ def test_infinities_of_the_sample_are_allowed_and_no_bound(tmp_path, rng):
     assert np.isfinite(Model.load(path).predict(only)).all()
 
 
-def test_a_linear_tree_that_overflows_loses_no_other_row(tmp_path, rng):
+def test_an_overflowing_row_of_a_linear_tree_does_not_change_other_rows(tmp_path, rng):
     x = rng.normal(size=(400, 2))
     path = tmp_path / "m.txt"
     booster = saved(path, lgb.Dataset(x, 3 * x[:, 0] + x[:, 1]), linear_tree=True)
@@ -377,7 +376,7 @@ def test_a_linear_tree_that_overflows_loses_no_other_row(tmp_path, rng):
     assert repr(answers[-1]) == repr(expected[-1])
 
 
-def test_a_wide_model_costs_what_its_width_costs_and_its_manifest_can_be_read(tmp_path, rng):
+def test_a_model_of_6000_features_has_a_readable_manifest_and_predicts(tmp_path, rng):
     width = 6_000
     x = rng.normal(size=(60, width))
     path = tmp_path / "m.txt"
@@ -391,7 +390,7 @@ def test_a_wide_model_costs_what_its_width_costs_and_its_manifest_can_be_read(tm
         model.predict_row(dict(zip(names[:-1], x[0].tolist(), strict=False)))
 
 
-def test_a_manifest_that_its_reader_would_refuse_is_not_written(trained, tmp_path, monkeypatch):
+def test_a_manifest_above_the_size_limit_is_not_written(trained, tmp_path, monkeypatch):
     from predictor import manifest
 
     subject = trained("binary")
@@ -413,7 +412,7 @@ def spaced(tmp_path, rng):
     return path, frame, booster.predict(frame.to_numpy(), num_threads=1)
 
 
-def test_names_that_are_no_text_are_read_as_lightgbm_names_them(spaced):
+def test_column_names_that_are_not_text_are_matched_by_their_text(spaced):
     path, frame, expected = spaced
     write_manifest(path, frame, name="m", version="1", expected=expected)
     model = Model.load(path)
@@ -435,7 +434,7 @@ def test_names_that_are_no_text_are_read_as_lightgbm_names_them(spaced):
             model.predict([both] if isinstance(both, dict) else both)
 
 
-def test_names_of_several_levels_are_their_text(tmp_path, rng):
+def test_multi_index_columns_are_matched_by_their_text(tmp_path, rng):
     x = rng.normal(size=(300, 2))
     columns = pd.MultiIndex.from_tuples([("a", "low"), ("a", "high")])
     features = tuple(Feature(name=str(column), model_name=f"c{i}") for i, column in enumerate(columns))
@@ -443,9 +442,9 @@ def test_names_of_several_levels_are_their_text(tmp_path, rng):
     assert found.tolist() == x.tolist()
 
 
-def test_a_column_that_lightgbm_would_give_the_same_name_is_not_taken_for_the_feature(spaced):
+def test_two_columns_with_the_same_lightgbm_name_are_refused_as_ambiguous(spaced):
     path, frame, expected = spaced
-    loaded = lone(path)  # whose names are LightGBM's own
+    loaded = load_without_manifest(path)  # with the names of LightGBM
     assert loaded.info.features == ("unit_price", "7")
     assert loaded.predict(frame).tolist() == expected.tolist()
     other = frame.assign(unit_price=0.0)
@@ -463,7 +462,7 @@ def test_a_column_that_lightgbm_would_give_the_same_name_is_not_taken_for_the_fe
 # One row in a table, classes
 
 
-def test_a_table_of_one_row_is_one_row(strict):
+def test_predict_row_accepts_a_table_of_exactly_one_row(strict):
     model = strict.load()
     frame = pd.DataFrame(strict.rows, columns=list("abcde"))
     expected = strict.truth(strict.rows[:1]).tolist()
@@ -491,7 +490,7 @@ def test_a_table_of_one_row_is_one_row(strict):
     assert model.explain(one).contributions.tolist() == model.explain([one]).contributions.tolist()
 
 
-def test_class_names_belong_to_raw_scores_too(tmp_path, rng):
+def test_raw_score_models_have_class_names_but_no_probabilities(tmp_path, rng):
     x = rng.normal(size=(200, 2))
     y = np.digitize(x[:, 0], [-0.4, 0.4])
 
@@ -514,7 +513,7 @@ def test_class_names_belong_to_raw_scores_too(tmp_path, rng):
         write_manifest(path, x, name="m", version="1", classes=["SELL", "BUY"])
 
 
-def test_ranks_have_no_classes(tmp_path, rng):
+def test_classes_for_a_ranking_model_are_refused(tmp_path, rng):
     x = rng.normal(size=(200, 2))
     path = tmp_path / "m.txt"
     saved(path, lgb.Dataset(x, rng.integers(0, 3, 200), group=[20] * 10), objective="lambdarank")
@@ -541,7 +540,7 @@ def test_every_classifier_has_a_probability_for_each_class(trained, kind):
 
 
 @pytest.mark.parametrize("kind", ["regression", "poisson", "linear"])
-def test_a_model_that_is_no_classifier_has_no_probabilities(trained, kind):
+def test_models_that_are_not_classifiers_have_no_probabilities(trained, kind):
     for call in (trained(kind).load().predict_proba, trained(kind).load().predict_label):
         with pytest.raises(Unsupported, match="value, not probabilities"):
             call(trained(kind).rows)
@@ -550,7 +549,7 @@ def test_a_model_that_is_no_classifier_has_no_probabilities(trained, kind):
 # Refusals
 
 
-WORDS = {
+REFUSED_ROWS = {
     "missing": {"a": 1.0},
     "extra": {"a": 1.0, "k": "x", "z": 1.0},
     "null": {"a": None, "k": "x"},
@@ -559,16 +558,16 @@ WORDS = {
     "boolean": {"a": True, "k": "x"},
     "large_integer": {"a": 2**53 + 1, "k": "x"},
 }
-TWO = (
+TWO_FEATURES = (
     Feature(name="a", model_name="a"),
     Feature(name="k", model_name="k", kind="category", categories=("x", "y"), codes=(0, 1), nullable=True),
 )
 
 
 @pytest.mark.parametrize("word", RowPolicy.model_fields)
-def test_every_refusal_of_the_policy_names_the_word_that_lets_the_row_in(word):
-    row = WORDS[word]
-    schema = RowSchema(TWO, RowPolicy())
+def test_every_policy_refusal_names_the_option_that_allows_the_row(word):
+    row = REFUSED_ROWS[word]
+    schema = RowSchema(TWO_FEATURES, RowPolicy())
     calls = {
         "encode_row": lambda s: s.encode_row(row),
         "list": lambda s: s.encode([row]),
@@ -582,18 +581,16 @@ def test_every_refusal_of_the_policy_names_the_word_that_lets_the_row_in(word):
         assert caught.value.policy == word
         named = re.search(r"RowPolicy\((\w+)=\"(\w+)\"\)", str(caught.value))
         assert named, str(caught.value)
-        call(RowSchema(TWO, RowPolicy(**{named[1]: named[2]})))
+        call(RowSchema(TWO_FEATURES, RowPolicy(**{named[1]: named[2]})))
 
 
-def test_every_refusal_of_a_row_says_what_would_let_it_in():
-    """Each place that raises `SchemaError` gives a remedy, or goes through the policy's words."""
+def test_every_schema_error_in_the_source_gives_a_remedy():
     seen = 0
-    for path in Path(predictor.__file__).parent.glob("*.py"):
+    for path in Path(predictor.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and getattr(node.func, "id", None) == "SchemaError"):
                 continue
             given = {keyword.arg for keyword in node.keywords}
-            line = inspect.cleandoc(f"{path.name}:{node.lineno}")
-            assert "remedy" in given, line
+            assert "remedy" in given, f"{path.name}:{node.lineno}"
             seen += 1
     assert seen > 15

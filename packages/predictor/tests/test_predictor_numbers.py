@@ -1,4 +1,4 @@
-"""The extension reads the numbers of a model file as the plain reader does: the same texts, the same values."""
+"""The C and Python readers of the numbers in a model file accept the same texts and return the same values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ texts = st.one_of(
 
 
 @given(texts)
-def test_the_same_texts_are_numbers(text: str) -> None:
+def test_both_readers_accept_the_same_texts(text: str) -> None:
     assert kernel.are_floats(text.encode()) == (text != "" and _numbers._are_floats(text.encode()))
     room = np.empty(len(text) + 1, np.int64)
     found = kernel.to_ints(text.encode(), room)
@@ -50,13 +50,15 @@ def values(*texts: str) -> np.ndarray:
 
 @given(st.lists(st.floats(allow_nan=False), min_size=1))
 @example([1.0000000180025095e-35, 1.0000000180025095e-35, 2.0])
-def test_a_float64_comes_back_to_the_bit(numbers: list[float]) -> None:
+def test_float64_values_round_trip_bit_for_bit(numbers: list[float]) -> None:
     found = values(*(repr(number).replace("+", "") for number in numbers))
     assert np.array_equal(found.view(np.int64), np.array(numbers).view(np.int64))
 
 
 @given(st.integers(0, 10**20), st.integers(-45, 45), st.integers(0, 30), st.sampled_from(["", "-"]))
-def test_digits_and_an_exponent_are_rounded_once(digits: int, exponent: int, point: int, sign: str) -> None:
+def test_decimals_with_an_exponent_equal_python_floats(
+    digits: int, exponent: int, point: int, sign: str
+) -> None:
     whole = str(digits)
     if 0 < point < len(whole):
         whole = f"{whole[:point]}.{whole[point:]}"
@@ -65,7 +67,7 @@ def test_digits_and_an_exponent_are_rounded_once(digits: int, exponent: int, poi
 
 
 @given(st.integers(2**53, 2**62), st.integers(0, 9))
-def test_halfway_cases_go_to_even(base: int, zeros: int) -> None:
+def test_halfway_cases_equal_python_floats(base: int, zeros: int) -> None:
     step = 2 ** (base.bit_length() - 53)
     halfway = f"{base // step * step + step // 2}.{'0' * zeros}"
     for text in (halfway + "0", halfway + "1"):
@@ -73,7 +75,7 @@ def test_halfway_cases_go_to_even(base: int, zeros: int) -> None:
 
 
 @pytest.mark.parametrize("engine", ["lightgbm", ""])
-def test_both_readers_refuse_alike(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_readers_refuse_bad_lines_with_the_tree(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREDICTOR_ENGINE", engine)
     assert read_ints(NumberLines("n", [b"1 -2", b"", b"3"], [2, 0, 1]), low=-2, high=3).tolist() == [1, -2, 3]
     for lines, tree in (

@@ -1,4 +1,4 @@
-"""Models that others trained, with other versions of LightGBM, give LightGBM's bits on rows that are hard on them."""
+"""Public models of several LightGBM versions predict the same bits as LightGBM on their boundary rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LENIENT = RowPolicy(null="allow", infinite="allow", unseen="allow")
 
 
 @pytest.mark.parametrize("archive", MODELS, ids=lambda path: path.name.removesuffix(".txt.xz"))
-def test_a_public_model_is_served_exactly(archive, tmp_path, hard_rows):
+def test_a_public_model_matches_lightgbm(archive, tmp_path, hard_rows):
     path = tmp_path / "model.txt"
     path.write_bytes(lzma.decompress(archive.read_bytes()))
     booster = lgb.Booster(model_file=path)
     rows = hard_rows(booster, count=1_000)
-    # Pandas labels are set aside: the rows speak LightGBM's codes, so that odd codes reach it.
+    # The rows hold the codes of categories, not pandas labels, so that unusual codes reach the model.
     codes = {
         name: range(int(max(info.split(":"), key=int)) + 1)
-        for name, info in zip(booster.feature_name(), infos(path), strict=True)
+        for name, info in zip(booster.feature_name(), feature_infos(path), strict=True)
         if info[0] not in "[n"
     }
-    # One row of the sample, of codes that the model knows.
-    known = [float(info.split(":")[0]) if info[0] not in "[n" else 0.0 for info in infos(path)]
+    # The sample is one row of codes that the model knows.
+    known = [float(info.split(":")[0]) if info[0] not in "[n" else 0.0 for info in feature_infos(path)]
     write_manifest(
         path, np.array([known]), name="public", version="1", categories=codes, policy=LENIENT, golden=1
     )
@@ -45,11 +45,11 @@ def test_a_public_model_is_served_exactly(archive, tmp_path, hard_rows):
     assert error == 0 if model.info.engine.startswith("LightGBM") else error <= 1e-12 * np.abs(shares).max()
 
 
-def infos(path: Path) -> list[str]:
-    """The model file's own word on each feature: a numeric range, category codes, or `none`."""
+def feature_infos(path: Path) -> list[str]:
+    """The `feature_infos` entry of each feature: a numeric range, category codes, or `none`."""
     line = next(line for line in path.read_text().splitlines() if line.startswith("feature_infos="))
     return line.removeprefix("feature_infos=").split(" ")
 
 
-def test_there_are_public_models():
+def test_all_ten_public_models_are_present():
     assert len(MODELS) == 10

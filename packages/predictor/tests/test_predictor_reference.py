@@ -13,18 +13,18 @@ from predictor.cli import main
 NAMES = list("abcde")
 
 
-def asked_of(subject, folder, reference):
+def arguments(subject, folder, reference):
     rows = folder / "rows.parquet"
     pd.DataFrame(subject.rows, columns=NAMES).to_parquet(rows)
     return [str(subject.path), str(rows), "-o", str(folder / "out.html"), "--reference", str(reference)]
 
 
-def predicted(subject, folder, reference, capsys):
-    """The exit code of `predict` with that reference, and what it writes to stderr."""
-    asked = asked_of(subject, folder, reference)
-    asked[3] = str(folder / "out.csv")
+def run_predict(subject, folder, reference, capsys):
+    """Run `predict` with *reference*; return its exit code and stderr."""
+    command = arguments(subject, folder, reference)
+    command[3] = str(folder / "out.csv")
     capsys.readouterr()
-    return main(["predict", *asked]), capsys.readouterr().err
+    return main(["predict", *command]), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,24 @@ def predicted(subject, folder, reference, capsys):
 )
 def test_a_reference_of_a_model_with_other_outputs_is_refused(kind, other, reason, trained, tmp_path, capsys):
     reference = manifest_path(trained(other).path)
-    status, told = predicted(trained(kind), tmp_path, reference, capsys)
+    status, told = run_predict(trained(kind), tmp_path, reference, capsys)
     assert (status, f"{reference.name} describes a model with other outputs: {reason}" in told) == (
         1,
         True,
     ), told
-    assert main(["report", *asked_of(trained(kind), tmp_path, reference)]) == 1
+    assert main(["report", *arguments(trained(kind), tmp_path, reference)]) == 1
     assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("kind", "labels"), [("multiclass", ["SELL", "HOLD", "BUY"]), ("binary", ["yes"]), ("regression", [None])]
 )
-def test_drift_against_a_reference_without_classes_is_told_by_the_models_classes(
+def test_drift_against_a_reference_without_classes_uses_the_classes_of_the_model(
     kind, labels, trained, tmp_path, capsys
 ):
     subject, reference = trained(kind), tmp_path / "last-month.json"
     write_manifest(subject.path, subject.rows, name="last month", version="1", path=reference)
-    status, told = predicted(subject, tmp_path, reference, capsys)
+    status, told = run_predict(subject, tmp_path, reference, capsys)
     assert status == 0
     lines = [json.loads(line) for line in told.splitlines()]
     assert [line["output"] for line in lines if "output" in line] == labels
@@ -72,20 +72,20 @@ def test_a_reference_with_the_classes_in_another_order_is_refused(trained, tmp_p
     subject, reference = trained("multiclass"), tmp_path / "r.json"
     made = Manifest.read(manifest_path(subject.path))
     made.model_copy(update={"classes": ("BUY", "HOLD", "SELL")}).write(reference)
-    status, told = predicted(subject, tmp_path, reference, capsys)
+    status, told = run_predict(subject, tmp_path, reference, capsys)
     assert (status, "r.json has the classes BUY, HOLD, SELL where the model has SELL, HOLD, BUY" in told) == (
         1,
         True,
     )
 
 
-def test_classes_that_are_numbers_equal_their_text(train_model, tmp_path, capsys):
+def test_numeric_classes_match_their_text_in_the_reference(train_model, tmp_path, capsys):
     subject = train_model("numbers", {"objective": "binary", "target": 2})
     told = {"name": "x", "version": "1"}
     write_manifest(subject.path, subject.rows, classes=(0, 1), **told)
     reference = tmp_path / "r.json"
     write_manifest(subject.path, subject.rows, classes=("0", "1"), path=reference, **told)
-    status, lines = predicted(subject, tmp_path, reference, capsys)
+    status, lines = run_predict(subject, tmp_path, reference, capsys)
     assert (status, json.loads(lines.splitlines()[-1])["output"]) == (0, 1)
 
 

@@ -125,7 +125,7 @@ def test_many_rows_in_any_form_give_the_same_matrix(rows):
     ],
     ids=str,
 )
-def test_a_cell_that_does_not_fit_is_named(change, reason):
+def test_cells_that_do_not_fit_are_refused_with_feature_and_row(change, reason):
     bad = GOOD | change
     with pytest.raises(SchemaError, match=reason) as one:
         schema().encode_row(bad)
@@ -140,10 +140,10 @@ def test_a_cell_that_does_not_fit_is_named(change, reason):
 @pytest.mark.parametrize(
     ("value", "reason"), [(float("nan"), "null"), (float("inf"), "infinite"), (-float("inf"), "infinite")]
 )
-def test_rows_of_nothing_but_floats_are_checked_too(value, reason):
-    """Such rows take a short way, which asks of their sum whether there is anything to ask."""
+def test_all_float_rows_are_checked_for_nan_and_infinity(value, reason):
+    """Rows of plain floats take a fast path, which checks only whether their sum is finite."""
     for place, name in enumerate("abc"):
-        row = [1.7e308, 1.7e308, 1.7e308]  # whose sum is infinite, though no cell is
+        row = [1.7e308, 1.7e308, 1.7e308]  # the sum is infinite, though no cell is
         assert list(numbers().encode_row(row)) == row
         row[place] = value
         for call in (numbers().encode_row, lambda row: numbers().encode([row])):
@@ -151,7 +151,7 @@ def test_rows_of_nothing_but_floats_are_checked_too(value, reason):
                 call(row)
 
 
-def test_names_must_be_the_manifests():
+def test_missing_extra_and_renamed_features_are_refused():
     with pytest.raises(SchemaError, match="is missing") as caught:
         schema().encode_row({name: GOOD[name] for name in NAMES[:-1]})
     assert caught.value.feature == "venue"
@@ -164,7 +164,7 @@ def test_names_must_be_the_manifests():
 
 
 @pytest.mark.parametrize("width", [2, 4])
-def test_width_is_checked_where_there_are_no_names(width):
+def test_width_of_rows_without_names_is_checked(width):
     for call in (
         numbers().encode_row,
         lambda row: numbers().encode([row]),
@@ -174,9 +174,9 @@ def test_width_is_checked_where_there_are_no_names(width):
             call([1.0] * width)
 
 
-def test_policies_say_otherwise_one_by_one():
+def test_each_policy_option_allows_what_the_default_refuses():
     assert np.isnan(schema(missing="null").encode_row({k: v for k, v in GOOD.items() if k != "venue"})[4])
-    with pytest.raises(SchemaError, match="'price': is null"):  # allowed to be absent, not allowed to be null
+    with pytest.raises(SchemaError, match="'price': is null"):  # it may be absent, but not null
         schema(missing="null").encode_row({k: v for k, v in GOOD.items() if k != "price"})
     assert schema(extra="ignore").encode_row(GOOD | {"colour": 1}) == ENCODED
     assert np.isnan(schema(null="allow").encode_row(GOOD | {"price": None})[0])
@@ -230,8 +230,8 @@ def test_tables_that_do_not_fit_are_refused(rows, reason):
     ],
     ids=["pandas", "durations", "polars", "arrow", "not a time"],
 )
-def test_a_time_is_no_number_of_nanoseconds(times):
-    """NumPy gives a time in nanoseconds as a whole number, which would pass for one."""
+def test_times_are_refused_and_not_read_as_nanoseconds(times):
+    """NumPy converts a time in nanoseconds to a whole number."""
     columns = {"a": [1.0, 1.0], "b": [2.0, 2.0]}
     frame_of = {pl.Series: pl.DataFrame, pa.TimestampArray: pa.table}.get(type(times), pd.DataFrame)
     with pytest.raises(SchemaError, match=r"feature 'c': is \w+, not a number"):
@@ -246,8 +246,8 @@ def test_a_time_is_no_number_of_nanoseconds(times):
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame], ids=["pandas", "polars"])
-def test_a_frame_of_nothing_but_floats_is_read_by_name_too(frame):
-    """Such a frame is taken as one matrix, where its columns have the right names in the right order."""
+def test_all_float_frames_are_read_by_name(frame):
+    """Such a frame is read as one matrix if its columns have the right names in the right order."""
     columns = {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
     expected = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
     assert numbers().encode(frame(columns)).tolist() == expected
@@ -256,7 +256,7 @@ def test_a_frame_of_nothing_but_floats_is_read_by_name_too(frame):
         numbers().encode(frame({"a": [1.0], "b": [2.0], "d": [3.0]}))
 
 
-def test_a_mapping_that_makes_up_what_it_lacks_is_not_asked_to():
+def test_a_defaultdict_does_not_create_missing_features():
     row = collections.defaultdict(float, {"a": 1.0, "b": 2.0, "x": 3.0})
     with pytest.raises(SchemaError, match="'c': is missing"):
         numbers().encode_row(row)
@@ -301,7 +301,7 @@ def _sqlite_row(names: str) -> sqlite3.Row:
         connection.close()
 
 
-def test_a_sequence_with_names_is_read_by_name():
+def test_named_tuples_and_sqlite_rows_are_read_by_name():
     for row in (Permuted(c=3.0, b=2.0, a=1.0), _sqlite_row("3.0 as c, 2.0 as b, 1.0 as a")):
         assert list(numbers().encode_row(row)) == [1.0, 2.0, 3.0]
         assert numbers().encode([row]).tolist() == [[1.0, 2.0, 3.0]]
@@ -313,7 +313,7 @@ def test_a_sequence_with_names_is_read_by_name():
         numbers().encode_row(_sqlite_row("1.0 as a, 2.0 as b, 3.0 as b"))
 
 
-def test_records_are_read_by_name_also_where_masked():
+def test_record_arrays_are_read_by_name():
     records = np.array([(3.0, 2.0, 1.0)], dtype=[("c", "f8"), ("b", "f8"), ("a", "f8")])
     for rows in (records, np.ma.MaskedArray(records), records.view(np.recarray)):
         assert numbers().encode(rows).tolist() == [[1.0, 2.0, 3.0]]
@@ -329,14 +329,14 @@ def test_a_column_of_several_values_per_row_is_refused():
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "UInt64", "int64[pyarrow]"])
-def test_whole_numbers_beside_nulls_stay_exact(dtype):
-    """pandas gives such a column as floats, already rounded."""
+def test_large_integers_beside_nulls_are_refused_and_not_rounded(dtype):
+    """pandas converts such a column to floats and rounds them."""
     frame = pd.DataFrame({"a": pd.array([2**53 + 1, None], dtype=dtype), "b": 1.0, "c": 2.0})
     with pytest.raises(SchemaError, match="row 0: feature 'a': 9007199254740993 is not exact"):
         numbers(null="allow").encode(frame)
 
 
-def test_a_column_that_numpy_has_no_type_for_is_read_cell_by_cell():
+def test_columns_without_a_numpy_dtype_are_read_cell_by_cell():
     batch = pa.record_batch(
         {name: pa.array([value] * 2) for name, value in GOOD.items()}
     )  # with a column of text
@@ -350,7 +350,7 @@ def test_a_column_that_numpy_has_no_type_for_is_read_cell_by_cell():
         numbers().encode(wide)
 
 
-def test_a_matrix_of_whole_numbers_is_an_array():
+def test_a_numpy_matrix_is_read_as_an_array():
     with pytest.warns(PendingDeprecationWarning):
         matrix = np.matrix([[1, 2, 3], [4, 5, 6]])
     assert numbers().encode(matrix).tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
@@ -370,7 +370,7 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(JSON)
-def test_anything_at_all_is_numbers_or_a_schema_error(anything):
+def test_any_json_value_is_encoded_or_raises_schema_error(anything):
     for policy in (
         {},
         {"unseen": "allow", "null": "allow", "missing": "null", "extra": "ignore", "boolean": "number"},
@@ -383,12 +383,12 @@ def test_anything_at_all_is_numbers_or_a_schema_error(anything):
             assert np.asarray(encoded, dtype=np.float64).size % len(NAMES) == 0
 
 
-def test_a_query_that_has_not_run_is_no_table():
+def test_a_polars_lazy_frame_is_refused():
     with pytest.raises(SchemaError, match="LazyFrame are not understood"):
         numbers().encode(pl.LazyFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
 
 
-def test_no_row_is_a_table_too():
+def test_tables_without_rows_are_encoded_as_empty():
     for nothing in ([], np.empty((0, 3)), pd.DataFrame({"a": [], "b": [], "c": []}, dtype=float)):
         assert numbers().encode(nothing).shape == (0, 3)
 
@@ -421,14 +421,14 @@ def test_integers_are_not_rounded_to_float32(strict):
         model.predict(np.array([[2**53 + 1, 1, 2, 3, 4]]))
 
 
-def test_categories_are_labels_not_codes_of_the_frame_at_hand():
+def test_pandas_categories_are_read_by_label_and_not_by_code():
     """pandas numbers the categories of each frame anew; one row of "sell" alone would become code 0."""
     alone = pd.DataFrame([GOOD]).astype({"side": "category"})
     assert alone["side"].cat.codes.tolist() == [0]
     assert schema().encode(alone).tolist() == [ENCODED]
 
 
-def test_the_short_way_and_the_long_way_agree():
+def test_encoding_one_row_rows_and_columns_agree():
     """encode_row has a fast path for plain numbers; encode of a frame never takes it."""
 
     @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""An estimator becomes a served model in one call; fewer iterations, stages and sparse rows answer as LightGBM."""
+"""`save` writes an estimator with its manifest; fewer iterations, stages and sparse rows predict like LightGBM."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cube(values):
     return values**3
 
 
-def of_classes(labels):
+def quantile_labels(labels):
     def target(score):
         edges = np.quantile(score, np.arange(1, len(labels)) / len(labels))
         return np.array(labels)[np.digitize(score, edges)]
@@ -69,16 +69,16 @@ def of_classes(labels):
 
 
 ESTIMATORS = {
-    "classifier of two": (lgb.LGBMClassifier, of_classes(["no", "yes"])),
-    "classifier of three": (lgb.LGBMClassifier, of_classes(["SELL", "HOLD", "BUY"])),
-    "classifier of numbers": (lgb.LGBMClassifier, of_classes([-1, 7])),
-    "classifier of booleans": (lgb.LGBMClassifier, of_classes([False, True])),
+    "classifier of two": (lgb.LGBMClassifier, quantile_labels(["no", "yes"])),
+    "classifier of three": (lgb.LGBMClassifier, quantile_labels(["SELL", "HOLD", "BUY"])),
+    "classifier of numbers": (lgb.LGBMClassifier, quantile_labels([-1, 7])),
+    "classifier of booleans": (lgb.LGBMClassifier, quantile_labels([False, True])),
     "regressor": (lgb.LGBMRegressor, lambda score: score),
 }
 
 
 @pytest.mark.parametrize("kind", ESTIMATORS)
-def test_an_estimator_is_saved_with_what_it_and_its_sample_know(tmp_path, frame, score, kind):
+def test_save_records_the_features_classes_and_policy_of_an_estimator(tmp_path, frame, score, kind):
     make, target = ESTIMATORS[kind]
     estimator = make(**QUIET).fit(frame, target(score.to_numpy()))
     made = save(estimator, tmp_path / "model.txt", sample=frame, name="m", version="1")
@@ -119,7 +119,7 @@ def test_a_booster_a_ranker_and_an_early_stopped_model_are_saved(tmp_path, frame
 
 
 @pytest.mark.parametrize("steps", [(), ("passthrough",)])
-def test_a_pipeline_of_nothing_but_an_estimator_is_that_estimator(steps, score, tmp_path):
+def test_a_pipeline_without_transformers_is_saved_as_its_estimator(steps, score, tmp_path):
     x = np.column_stack((score, score**2))
     labels = np.where(score > score.median(), "up", "down")
     pipeline = make_pipeline(*steps, lgb.LGBMClassifier(**QUIET)).fit(x, labels)
@@ -128,7 +128,7 @@ def test_a_pipeline_of_nothing_but_an_estimator_is_that_estimator(steps, score, 
     assert model.predict_label(x).tolist() == pipeline.predict(x).tolist()
 
 
-def test_a_classifier_that_saw_one_class_is_refused_by_name(score, tmp_path):
+def test_a_classifier_trained_on_one_class_is_refused(score, tmp_path):
     x = score.to_numpy()[:, None]
     estimator = lgb.LGBMClassifier(**QUIET).fit(x, np.full(len(x), "up"))
     with pytest.raises(Unsupported, match="one class, 'up'"):
@@ -136,7 +136,7 @@ def test_a_classifier_that_saw_one_class_is_refused_by_name(score, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_save_leaves_no_file_behind(tmp_path, frame, score):
+def test_a_failed_save_changes_no_file(tmp_path, frame, score):
     x = frame[["unit price"]].fillna(0).to_numpy()
     pipeline = make_pipeline(StandardScaler(), lgb.LGBMRegressor(**QUIET)).fit(x, score)
     with pytest.raises(Unsupported, match=r"here 'standardscaler'.*sample=pipeline\[:-1\]\.transform"):
@@ -197,16 +197,14 @@ def test_a_failed_save_leaves_no_file_behind(tmp_path, frame, score):
     ],
     ids=["search", "unfitted", "unfitted pipeline", "target", "calibrated", "folds", "dates"],
 )
-def test_what_is_more_than_one_fitted_model_is_refused_with_what_to_save(
-    wrapped, advice, frame, score, tmp_path
-):
+def test_unsupported_estimators_are_refused_with_advice(wrapped, advice, frame, score, tmp_path):
     x = frame[["unit price"]].to_numpy()
     with pytest.raises(Unsupported, match=advice):
         save(wrapped(x, score), tmp_path / "m.txt", sample=x, name="m", version="1")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_estimator_that_changes_the_answers_of_its_trees_is_not_saved(frame, score, tmp_path):
+def test_an_estimator_with_prediction_early_stopping_is_not_saved(frame, score, tmp_path):
     labels = score > score.median()
     early = {"pred_early_stop": True, "pred_early_stop_margin": 0.01, "pred_early_stop_freq": 1}
     estimator = lgb.LGBMClassifier(**QUIET, **early).fit(frame, labels)
@@ -215,7 +213,7 @@ def test_an_estimator_that_changes_the_answers_of_its_trees_is_not_saved(frame, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sample_that_the_estimator_does_not_take_is_refused_with_what_to_pass(frame, score, tmp_path):
+def test_a_sample_the_estimator_does_not_accept_is_refused_with_advice(frame, score, tmp_path):
     estimator = lgb.LGBMRegressor(**QUIET).fit(frame, score)
     for sample in (frame.assign(label=score), frame.astype({"side": str}), frame[:0], frame.to_numpy()):
         with pytest.raises(ManifestError, match=r"does not accept the sample .* without the label"):
@@ -227,14 +225,14 @@ def test_a_sample_that_the_estimator_does_not_take_is_refused_with_what_to_pass(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_pipeline_within_a_pipeline_is_its_estimator(frame, score, tmp_path):
+def test_a_nested_pipeline_is_saved_as_its_estimator(frame, score, tmp_path):
     pipeline = make_pipeline(make_pipeline(lgb.LGBMRegressor(**QUIET))).fit(frame, score)
     save(pipeline, tmp_path / "m.txt", sample=frame, name="m", version="1")
     assert Model.load(tmp_path / "m.txt").predict(frame).tolist() == pipeline.predict(frame).tolist()
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "forest", "dart", "linear", "categories_missing"])
-def test_fewer_iterations_answer_as_lightgbm_does(trained, kind):
+def test_num_iteration_and_staged_predictions_match_lightgbm(trained, kind):
     subject = trained(kind)
     rows, whole = subject.rows, subject.load()
     for count in (1, 3, 6, 99):
@@ -257,7 +255,7 @@ def test_fewer_iterations_answer_as_lightgbm_does(trained, kind):
             subject.load(num_iteration=bad)
 
 
-def test_a_slot_goes_back_to_as_many_iterations_as_it_had(trained):
+def test_slot_rollback_restores_the_number_of_iterations(trained):
     subject = trained("binary")
     slot = ModelSlot(subject.load(num_iteration=2))
     before = slot.current.predict(subject.rows).tolist()
@@ -268,7 +266,7 @@ def test_a_slot_goes_back_to_as_many_iterations_as_it_had(trained):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_keeps_to_its_number_of_iterations(trained):
+def test_a_forked_child_keeps_the_number_of_iterations(trained):
     subject = trained("binary")
     model = subject.load(num_iteration=2)
     expected = model.predict(subject.rows).tolist()
@@ -295,7 +293,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["zero_as_missing", "binary_missing", "binary_categories"])
-def test_sparse_rows_answer_as_lightgbm_does(trained, form, kind):
+def test_sparse_rows_predict_like_lightgbm(trained, form, kind):
     subject = trained(kind)
     dense = np.where(np.random.default_rng(0).random(subject.rows.shape) < 0.5, 0.0, subject.rows)
     rows = getattr(sp, form)(dense)
@@ -311,7 +309,7 @@ def test_sparse_rows_answer_as_lightgbm_does(trained, form, kind):
     assert model.predict(rows.tocsr()[:0]).shape == (0,)
 
 
-def test_sparse_rows_are_held_to_the_same_policy(strict):
+def test_sparse_rows_are_checked_by_the_same_policy(strict):
     model = strict.load()
     for value, reason in ((np.nan, "is null"), (np.inf, "is infinite")):
         rows = sp.csr_matrix(np.array([[1.0, value, 0, 0, 0]]))
@@ -325,7 +323,7 @@ def test_sparse_rows_are_held_to_the_same_policy(strict):
 
 
 def retrained(frame, score):
-    """A Booster as its owner may leave it: trained on, refitted, a leaf set, trees in another order."""
+    """A booster that was trained further and refitted, with a leaf replaced and its trees shuffled."""
     data = lgb.Dataset(frame, score, free_raw_data=False)
     booster = lgb.train(
         {"verbose": -1, "num_threads": 1, "min_data_per_group": 5}, data, 6, keep_training_booster=True
@@ -338,45 +336,45 @@ def retrained(frame, score):
 
 def unpickled(frame, score):
     return pickle.loads(
-        pickle.dumps(lgb.LGBMClassifier(**QUIET).fit(frame, of_classes(["SELL", "HOLD", "BUY"])(score)))
+        pickle.dumps(lgb.LGBMClassifier(**QUIET).fit(frame, quantile_labels(["SELL", "HOLD", "BUY"])(score)))
     )
 
 
-def of_text(frame, score):
+def reloaded(frame, score):
     booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, score), 5)
     return lgb.Booster(model_str=booster.model_to_string())
 
 
-def own_loss(truth, scores):
+def squared_error(truth, scores):
     return scores - truth, np.ones_like(truth, dtype=float)
 
 
-WILD = {
+UNUSUAL = {
     "retrained": retrained,
     "unpickled": unpickled,
-    "of text": of_text,
+    "reloaded": reloaded,
     "forest": lambda x, y: lgb.LGBMClassifier(
         boosting_type="rf", bagging_freq=1, bagging_fraction=0.6, **QUIET
-    ).fit(x, of_classes(["a", "b", "c"])(y)),
+    ).fit(x, quantile_labels(["a", "b", "c"])(y)),
     "dart": lambda x, y: lgb.LGBMRegressor(boosting_type="dart", **QUIET).fit(x, y),
     "linear": lambda x, y: lgb.LGBMRegressor(linear_tree=True, **QUIET).fit(x, y),
     "monotone": lambda x, y: lgb.LGBMRegressor(monotone_constraints=[1, 0, 0, -1], **QUIET).fit(x, y),
     "weighted": lambda x, y: lgb.LGBMClassifier(class_weight={"no": 3, "yes": 0.5}, **QUIET).fit(
-        x, of_classes(["no", "yes"])(y)
+        x, quantile_labels(["no", "yes"])(y)
     ),
-    "own loss": lambda x, y: lgb.LGBMRegressor(objective=own_loss, **QUIET).fit(x, y),
+    "custom objective": lambda x, y: lgb.LGBMRegressor(objective=squared_error, **QUIET).fit(x, y),
     "parameters of predict": lambda x, y: lgb.LGBMClassifier(
         start_iteration_predict=2, num_iteration_predict=3, predict_raw_score=True, **QUIET
-    ).fit(x, of_classes(["no", "yes"])(y)),
+    ).fit(x, quantile_labels(["no", "yes"])(y)),
     "categories by index": lambda x, y: lgb.LGBMRegressor(**QUIET).fit(
         x.assign(side=x["side"].cat.codes), y, categorical_feature=[1]
     ),
 }
 
 
-@pytest.mark.parametrize("kind", WILD)
-def test_an_unusual_estimator_is_saved_as_it_answers(kind, frame, score, tmp_path):
-    estimator = WILD[kind](frame, score.to_numpy())
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_estimators_predict_the_same_after_saving(kind, frame, score, tmp_path):
+    estimator = UNUSUAL[kind](frame, score.to_numpy())
     sample = frame.assign(side=frame["side"].cat.codes) if kind == "categories by index" else frame
     save(estimator, tmp_path / "m.txt", sample=sample, name="m", version="1")
     model = Model.load(tmp_path / "m.txt")

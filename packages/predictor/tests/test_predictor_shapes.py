@@ -1,4 +1,4 @@
-"""Shapes for one, two and three outputs and for no, one and five rows; explanations add up."""
+"""Shapes of results for one to three outputs and none to five rows; contributions and their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUTPUTS = {"regression": 1, "two_class_softmax": 2, "multiclass": 3}
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_shapes(trained, kind, n):
+def test_shapes_of_results_follow_the_outputs_and_rows(trained, kind, n):
     subject, k = trained(kind), OUTPUTS[kind]
     model, rows = subject.load(), subject.rows[:n]
     shape = (n,) if k == 1 else (n, k)
@@ -42,7 +42,7 @@ def test_contributions_add_up_to_the_raw_score_not_to_the_probability(trained, k
     assert np.abs(explained.raw - model.predict(subject.rows)).max() > 0.01
 
 
-def test_the_top_features_are_named_largest_first(trained):
+def test_top_lists_the_largest_absolute_contributions_first(trained):
     subject = trained("multiclass")
     explained = subject.load().explain(subject.rows[:3])
     top = explained.top(2, row=1, output="BUY")
@@ -61,14 +61,14 @@ def test_the_top_features_are_named_largest_first(trained):
             explained.top(1, output=position)
 
 
-def test_features_that_moved_a_score_alike_are_named_in_their_order():
+def test_top_keeps_the_feature_order_of_equal_contributions():
     names = tuple(f"f{index}" for index in range(40))
     alike = np.where(np.arange(40) % 2, 1.0, -1.0)
     explained = Explanation(alike[None], np.zeros(1), names)
     assert [share.feature for share in explained.top(40)] == list(names)
 
 
-def test_each_of_two_classes_with_a_score_of_its_own_has_contributions(trained):
+def test_two_class_softmax_has_contributions_for_each_class(trained):
     subject = trained("two_class_softmax")
     explained = subject.load().explain(subject.rows[:1])
     for position, label in enumerate(("no", "yes")):
@@ -76,8 +76,8 @@ def test_each_of_two_classes_with_a_score_of_its_own_has_contributions(trained):
         assert {c.feature: c.value for c in explained.top(5, output=label)} == shares
 
 
-def test_the_one_output_of_a_binary_model_is_its_second_class(trained):
-    """Its contributions are towards "yes"; handing them out for "no" would turn every sign around."""
+def test_contributions_of_a_binary_model_belong_to_the_second_class(trained):
+    """The contributions are towards "yes"; for "no" every sign would be the opposite."""
     subject = trained("binary")
     explained = subject.load().explain(subject.rows[:1])
     assert len(explained.top(3)) == 3
@@ -91,7 +91,7 @@ def test_the_one_output_of_a_binary_model_is_its_second_class(trained):
         by_number.top(3, output=0)
 
 
-def test_contributions_without_row_counts_are_refused_not_nan(trained):
+def test_contributions_of_a_model_without_row_counts_are_refused(trained):
     text = b"".join(
         line
         for line in trained("regression").path.read_bytes().splitlines(keepends=True)
@@ -110,7 +110,7 @@ def test_contributions_without_row_counts_are_refused_not_nan(trained):
         model.explain(rows)
 
 
-def test_probabilities_sum_to_one_and_one_vs_all_says_it_does_not(trained):
+def test_multiclass_probabilities_sum_to_one_and_one_vs_all_do_not(trained):
     rows = trained("multiclass").rows
     assert trained("multiclass").load().predict(rows).sum(axis=1) == pytest.approx(1, abs=1e-12)
     model = trained("one_vs_all").load()
@@ -128,7 +128,7 @@ def test_a_bound_call_keeps_its_model_alive(trained):
     assert (bound(row) == expected).all()
 
 
-def test_answers_are_the_callers_own(trained):
+def test_returned_arrays_are_not_overwritten_by_later_calls(trained):
     model, rows = trained("multiclass").load(), trained("multiclass").rows
     first = model.predict_row(rows[0])
     kept = first.copy()
@@ -148,7 +148,7 @@ def test_a_model_is_not_pickled(trained):
         pickle.dumps(trained("binary").load())
 
 
-def test_info_tells_what_is_served(trained):
+def test_info_describes_the_loaded_model(trained):
     info = trained("multiclass").load().info
     assert (info.name, info.version, info.n_trees, info.output) == ("multiclass", "1", 18, "probabilities")
     assert info.engine.startswith(("LightGBM 4.", "native kernel ("))

@@ -1,4 +1,4 @@
-"""The model being served changes without an error, a mixed batch or a leak; a bad one never gets in."""
+"""A slot changes its model without errors, mixed batches or leaks, and refuses a bad model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from predictor import (
 
 
 @pytest.fixture
-def two(train_model):
+def two_models(train_model):
     """Two models over the same features that disagree on every row."""
     a = train_model("a", {"objective": "regression"}, rounds=3)
     b = train_model("b", {"objective": "regression"}, rounds=9)
@@ -31,16 +31,16 @@ def two(train_model):
     return a, b
 
 
-def test_a_swap_serves_the_new_model(two):
-    a, b = two
+def test_a_swap_serves_the_new_model(two_models):
+    a, b = two_models
     slot = ModelSlot(a.load())
     info = slot.swap(b.path)
     assert (info.name, slot.current.info.name) == ("b", "b")
     assert (slot.current.predict(a.rows) == b.truth(a.rows)).all()
 
 
-def test_two_hundred_swaps_under_load_without_an_error_or_a_mixed_batch(two):
-    a, b = two
+def test_two_hundred_swaps_under_load_cause_no_error_and_no_mixed_batch(two_models):
+    a, b = two_models
     rows = a.rows[:64]
     answers = {name: subject.load().predict(rows).tobytes() for name, subject in (("a", a), ("b", b))}
     slot, stop, faults, seen = ModelSlot(a.load()), threading.Event(), [], set()
@@ -68,22 +68,22 @@ def test_two_hundred_swaps_under_load_without_an_error_or_a_mixed_batch(two):
     assert seen == {"a", "b"}
 
 
-def test_the_old_model_is_freed_after_its_last_call(two):
-    a, b = two
+def test_the_old_model_is_freed_after_its_last_call(two_models):
+    a, b = two_models
     slot = ModelSlot(a.load())
     old = weakref.ref(slot.current)
     reader = slot.current
     slot.swap(b.path)
     gc.collect()
-    assert old() is reader  # someone still predicts with it
+    assert old() is reader  # a reader still uses it
     assert (reader.predict(a.rows) == a.truth(a.rows)).all()
     del reader
     gc.collect()
     assert old() is None
 
 
-def test_a_corrupt_file_leaves_the_old_model_in_place(two):
-    a, b = two
+def test_a_corrupt_file_leaves_the_old_model_in_place(two_models):
+    a, b = two_models
     slot = ModelSlot(a.load())
     served = slot.current
     good = b.path.read_bytes()
@@ -103,8 +103,8 @@ def test_a_corrupt_file_leaves_the_old_model_in_place(two):
     assert slot.current is served
 
 
-def test_the_operators_own_golden_rows_are_checked_too(two):
-    a, b = two
+def test_golden_rows_passed_to_swap_are_checked(two_models):
+    a, b = two_models
     slot, rows = ModelSlot(a.load()), a.rows[:3].tolist()
     right = [[score] for score in b.truth(a.rows[:3], raw_score=True)]
     with pytest.raises(GoldenRowMismatch):
@@ -126,10 +126,10 @@ def test_the_operators_own_golden_rows_are_checked_too(two):
     ],
     ids=["order", "names", "classes", "no classes"],
 )
-def test_a_model_to_which_the_same_rows_mean_something_else_is_not_swapped_in_by_itself(
+def test_swap_refuses_other_features_or_classes_unless_other_signature_is_set(
     train_model, tmp_path, change, reason
 ):
-    """A row that waits, or that a caller gives in the old order, would be answered as another one."""
+    """Waiting rows, and rows in the old order, would be read as other rows."""
     names = ["a", "b", "c", "d", "e"]
     old = train_model("old", {"objective": "binary", "target": 2})
     slot = ModelSlot(old.load())
@@ -151,7 +151,7 @@ def test_a_model_to_which_the_same_rows_mean_something_else_is_not_swapped_in_by
     assert slot.rollback().version == "1"
 
 
-def test_another_kind_of_output_is_not_swapped_in_by_itself(train_model):
+def test_swap_refuses_another_kind_of_output(train_model):
     binary = train_model("binary", {"objective": "binary", "target": 2})
     value = train_model("value", {"objective": "regression"})
     three = train_model("three", {"objective": "multiclass", "num_class": 3, "target": 3})
@@ -166,23 +166,23 @@ def test_another_kind_of_output_is_not_swapped_in_by_itself(train_model):
         assert slot.current.info.name == first.path.stem
 
 
-def test_classes_may_be_named_that_had_no_names(train_model):
+def test_swap_may_add_class_names(train_model):
     subject = train_model("named", {"objective": "binary", "target": 2})
     named = Manifest.read(manifest_path(subject.path))
     slot = ModelSlot(subject.load(manifest=named.model_copy(update={"classes": ()})))
     assert slot.swap(subject.path).classes == ("no", "yes")
 
 
-def test_a_model_that_was_loaded_elsewhere_is_adopted_as_it_is(two):
-    a, b = two
+def test_adopt_serves_a_model_that_is_already_loaded(two_models):
+    a, b = two_models
     slot, loaded = ModelSlot(a.load()), b.load()
     assert slot.adopt(loaded) == loaded.info
     assert slot.current is loaded
     assert slot.rollback().name == "a"
 
 
-def test_rollback_needs_no_file_and_can_be_undone(two):
-    a, b = two
+def test_rollback_needs_no_file_and_can_be_undone(two_models):
+    a, b = two_models
     slot = ModelSlot(a.load())
     with pytest.raises(ModelError, match="nothing to roll back to"):
         slot.rollback()
@@ -195,10 +195,10 @@ def test_rollback_needs_no_file_and_can_be_undone(two):
 
 
 @pytest.mark.anyio
-async def test_a_batch_is_answered_by_one_model_whatever_is_swapped_meanwhile(two):
+async def test_each_batch_is_answered_by_one_model_during_swaps(two_models):
     import asyncio
 
-    a, b = two
+    a, b = two_models
     expected = {"a": a.load().predict(a.rows), "b": b.load().predict(a.rows)}
     members = {name: subject.load().manifest for name, subject in (("a", a), ("b", b))}
     manifests = {name: m.model_copy(update={"version": name}) for name, m in members.items()}

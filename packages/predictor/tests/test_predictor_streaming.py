@@ -1,4 +1,4 @@
-"""`predictor predict` and `explain` on large files: bounded memory, several processes, no half file."""
+"""`predictor predict` and `explain` on large files: bounded memory, several processes, no partial output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from predictor.cli import main
 from predictor.cli.tables import BLOCK
 
 COMMAND = [sys.executable, "-c", "import sys; from predictor.cli import main; sys.exit(main())"]
-# The same, and then the most memory that this process ever had, in KiB.
+# The same command, which then prints its peak memory in KiB.
 MEASURED = """
 import resource, sys
 from predictor.cli import main
@@ -51,7 +51,7 @@ def subject(trained):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_several_processes_answer_as_one_does_in_the_same_order(suffix, subject, tmp_path):
+def test_several_jobs_write_lightgbms_answers_in_row_order(suffix, subject, tmp_path):
     rows = table(7 * BLOCK + 11)
     source, output = write(tmp_path / f"rows{suffix}", rows), tmp_path / "answers.parquet"
     assert main(["predict", str(subject.path), str(source), "--jobs", "2", "-o", str(output)]) == 0
@@ -61,7 +61,7 @@ def test_several_processes_answer_as_one_does_in_the_same_order(suffix, subject,
     assert np.array_equal(answers["p_yes"].to_numpy(), expected)
 
 
-def test_a_bad_row_deep_in_a_file_is_named_by_its_number_in_the_file(subject, tmp_path, capsys):
+def test_errors_number_rows_from_the_start_of_the_file_with_one_or_two_jobs(subject, tmp_path, capsys):
     source = tmp_path / "rows.csv"
     lines = ["a,b,c,d,e", *["1,2,3,4,5"] * (7 * BLOCK), "1,2,x,4,5"]
     source.write_text("\n".join(lines) + "\n")
@@ -72,7 +72,7 @@ def test_a_bad_row_deep_in_a_file_is_named_by_its_number_in_the_file(subject, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.csv"]
 
 
-def test_explanations_go_to_parquet_too(subject, tmp_path):
+def test_explain_writes_parquet(subject, tmp_path):
     source, output = write(tmp_path / "rows.parquet", table(20)), tmp_path / "why.parquet"
     assert main(["explain", str(subject.path), str(source), "--top", "2", "-o", str(output)]) == 0
     why = parquet.read_table(output)
@@ -83,7 +83,7 @@ def test_explanations_go_to_parquet_too(subject, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit there")
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_memory_does_not_grow_with_the_file(suffix, subject, tmp_path):
+def test_memory_of_predict_does_not_grow_with_the_file(suffix, subject, tmp_path):
     def most(blocks: int) -> int:
         source = write(tmp_path / f"rows{blocks}{suffix}", table(blocks * BLOCK))
         arguments = [
@@ -101,7 +101,7 @@ def test_memory_does_not_grow_with_the_file(suffix, subject, tmp_path):
 
 @pytest.fixture
 def interruptible():
-    """Tests that a script runs in the background ignore SIGINT, and so would every process that they start."""
+    """SIGINT as by default: background jobs of a shell script ignore it, and so would their child processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -111,7 +111,7 @@ def interruptible():
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_an_interrupted_run_leaves_no_half_file(number, status, subject, tmp_path):
+def test_an_interrupted_run_leaves_no_partial_output(number, status, subject, tmp_path):
     pipe, output = tmp_path / "rows.csv", tmp_path / "answers.csv"
     os.mkfifo(pipe)
     output.write_text("of an earlier run\n")
@@ -123,7 +123,7 @@ def test_an_interrupted_run_leaves_no_half_file(number, status, subject, tmp_pat
             rows.flush()
             until = time.monotonic() + 60
             while not list(tmp_path.glob(".answers.csv.*.part")) and time.monotonic() < until:
-                time.sleep(0.02)  # another process's file: nothing tells when it appears
+                time.sleep(0.02)  # the child process gives no event when its file appears
             process.send_signal(number)
             assert process.wait(60) == status
     finally:

@@ -83,7 +83,7 @@ def test_the_package_offers_the_names_its_modules_define():
     assert len(predictor.__all__) <= 36
 
 
-def test_a_missing_library_says_what_to_install(monkeypatch):
+def test_missing_lightgbm_error_names_the_package_to_install(monkeypatch):
     from predictor import _native
     from predictor.errors import EngineUnavailable
 

@@ -1,4 +1,4 @@
-"""A damaged or hostile model file is a typed error, in this process, which lives on."""
+"""A damaged or hostile model file raises a typed error and does not end the process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from predictor import IntegrityError, Model, ModelTextError
+from predictor import IntegrityError, ManifestError, Model, ModelTextError
 from predictor._model_file import parse_model_text
 from predictor.integrity import sha256_of
 
 
 def refused(text: bytes) -> str:
-    """Load *text* with a matching SHA-256, as an attacker who controls both would, and return the complaint."""
+    """Load *text* with a matching SHA-256, as an attacker who controls both could, and return the error."""
     with pytest.raises(ModelTextError) as caught:
         Model.from_bytes(text, sha256=sha256_of(text))
     return str(caught.value)
@@ -27,7 +27,7 @@ def refused(text: bytes) -> str:
 def edit(
     text: bytes, pattern: str, replacement: str | Callable[[re.Match[str]], str], *, resize: bool = True
 ) -> bytes:
-    """Replace the first match; then make `tree_sizes` right again, so that the edit alone is on trial."""
+    """Replace the first match, then correct `tree_sizes`, so that only the edit can be refused."""
     changed, count = re.subn(pattern, replacement, text.decode(), count=1, flags=re.MULTILINE)
     assert count == 1
     if resize:
@@ -59,7 +59,7 @@ CORRUPTIONS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("damage", CORRUPTIONS)
 def test_corruptions_are_refused(good, damage):
     assert "LightGBM text model" in refused(CORRUPTIONS[damage](good))
-    assert Model.from_bytes(good, sha256=sha256_of(good)).info.n_trees == 18  # and this process still works
+    assert Model.from_bytes(good, sha256=sha256_of(good)).info.n_trees == 18  # the process still works
 
 
 HOSTILE = {
@@ -177,12 +177,12 @@ def test_hostile_text_is_refused_with_a_reason(good, attack):
     assert re.search(reason, complaint), complaint
 
 
-def test_tree_sizes_that_lie_are_refused(good):
+def test_wrong_tree_sizes_are_refused(good):
     assert "tree_sizes" in refused(edit(good, r"^tree_sizes=\d+", "tree_sizes=10", resize=False))
 
 
 def branch(splits: int) -> bytes:
-    """A model of one tree that is a single branch."""
+    """A model with one tree that is a single branch."""
     joined = " ".join
     lines = {
         "num_leaves": str(splits + 1),
@@ -204,8 +204,8 @@ def branch(splits: int) -> bytes:
     return f"{head}{tree}end of trees\n\nfeature_importances:\na=1\n".encode()
 
 
-def test_a_branch_that_contributions_would_not_survive_is_refused():
-    """They recurse along it, over a table of its length squared: 30,000 splits abort the process."""
+def test_branches_deeper_than_4096_splits_are_refused():
+    """Contributions recurse along a branch with quadratic memory: 30,000 splits abort the process."""
     longest = branch(4_096)
     model = Model.from_bytes(longest, sha256=sha256_of(longest))
     assert model.predict([[7.0], [1e9]]).tolist() == [7.0, 4_096.0]
@@ -216,17 +216,17 @@ def test_a_branch_that_contributions_would_not_survive_is_refused():
 @pytest.mark.parametrize(
     "line", ["leaf_weight", "leaf_count", "internal_value", "internal_weight", "internal_count", "split_gain"]
 )
-def test_lines_that_only_explain_have_one_entry_per_node_too(good, line):
+def test_optional_tree_lines_need_one_entry_per_node(good, line):
     assert f"line '{line}' has" in refused(edit(good, rf"^{line}=\S+ ", f"{line}="))
 
 
 @pytest.mark.parametrize("line", ["leaf_const", "leaf_coeff"])
-def test_a_linear_leaf_has_all_its_numbers(trained, line):
+def test_linear_leaf_lines_with_missing_numbers_are_refused(trained, line):
     text = trained("linear").path.read_bytes()
     assert f"line '{line}' has" in refused(edit(text, rf"(?s)(Tree=5.*?^{line}=)\S+ +", r"\g<1>"))
 
 
-def test_linear_leaf_features_are_indices_too(trained):
+def test_linear_leaf_features_out_of_range_are_refused(trained):
     text = trained("linear").path.read_bytes()
     last = text.rindex(b"num_features=")
     hostile = text[:last] + re.sub(rb"leaf_features=\d", b"leaf_features=9", text[last:], count=1)
@@ -235,20 +235,20 @@ def test_linear_leaf_features_are_indices_too(trained):
 
 @pytest.mark.parametrize("line", ["leaf_const", "leaf_coeff"])
 @pytest.mark.parametrize("number", ["1e-320", "-2e-308", "1e-400", "inf", "1e400"])
-def test_a_linear_leaf_that_no_normal_float64_holds_is_refused(trained, line, number):
-    """LightGBM reads these two lines by std::stod, which throws, inside a parallel region: an abort."""
+def test_linear_leaf_numbers_outside_normal_float64_are_refused(trained, line, number):
+    """LightGBM reads both lines with std::stod, which throws inside a parallel region and aborts the process."""
     text = trained("linear").path.read_bytes()
     assert "subnormal" in refused(edit(text, rf"(?s)(Tree=5.*?^{line}=)\S+", rf"\g<1>{number}"))
 
 
-def test_the_error_names_the_tree(good):
+def test_errors_name_the_tree(good):
     text = edit(good, r"(?s)(Tree=4.*?)^left_child=-?\d+", r"\1left_child=0")
     with pytest.raises(ModelTextError) as caught:
         parse_model_text(text)
     assert caught.value.tree == 4
 
 
-def test_the_checker_agrees_with_every_kind_of_model(any_model):
+def test_parsed_summary_matches_the_booster_of_every_kind(any_model):
     parsed = parse_model_text(any_model.path.read_bytes())
     text = parsed.summary
     assert text.n_trees == any_model.booster.num_trees()
@@ -275,7 +275,7 @@ def test_a_pickle_is_never_read(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_digit_flipped_in_a_leaf_is_refused_by_its_hash(trained):
+def test_a_changed_digit_in_a_leaf_is_refused_by_the_hash(trained):
     text = trained("binary").path.read_bytes()
     at = (
         text.index(b"leaf_value=0.") + len(b"leaf_value=0.")
@@ -284,7 +284,7 @@ def test_a_digit_flipped_in_a_leaf_is_refused_by_its_hash(trained):
     )
     flipped = text[:at] + (b"1" if text[at : at + 1] != b"1" else b"2") + text[at + 1 :]
     assert len(flipped) == len(text)
-    parse_model_text(flipped)  # nothing in its structure is wrong
+    parse_model_text(flipped)  # the structure is valid
     with pytest.raises(IntegrityError, match="changed"):
         Model.from_bytes(flipped, manifest=trained("binary").load().manifest)
 
@@ -298,7 +298,7 @@ from predictor.integrity import sha256_of
 NUMBERS = b"0 -1 1 2 nan inf -inf 1e400 1e-400 1e-320 99999999 4294967296 -2147483649 0x10 1_0".split() + [b""]
 
 def renumber(text):
-    # Another number in one line, and tree_sizes made right again: damage that its bytes do not give away.
+    # Replace one number of one line and correct tree_sizes.
     lines = text.split(b"\\n")
     at = chance.choice([i for i, line in enumerate(lines) if b"=" in line and not line.startswith(b"tree_sizes")])
     name, _, values = lines[at].partition(b"=")
@@ -335,18 +335,18 @@ print("done", survived)
 """
 
 
-def test_a_file_that_passes_the_checker_is_safe_for_lightgbm(trained):
-    """Random damage with a matching hash: refused, or loaded and predicted; never an abort, a hang or a crash."""
+def test_randomly_damaged_files_are_refused_or_predict_without_a_crash(trained):
+    """The damaged files have a matching hash; none may abort, hang or crash the process."""
     paths = [str(trained(kind).path) for kind in ("categories_missing", "linear", "one_vs_all")]
     child = subprocess.run(
         [sys.executable, "-c", FUZZ, "5", *paths], capture_output=True, text=True, timeout=100, check=False
     )
     assert child.returncode == 0, child.stderr[-2000:]
     assert child.stdout.startswith("done")
-    assert int(child.stdout.split()[1]) > 0  # some damage is harmless text, so LightGBM really was asked
+    assert int(child.stdout.split()[1]) > 0  # some damaged files are loaded and predict
 
 
-def test_errors_survive_pickle_with_their_facts():
+def test_model_text_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(ModelTextError("why", tree=3)))
     assert (error.reason, error.tree, str(error)) == ("why", 3, str(ModelTextError("why", tree=3)))
 
@@ -357,5 +357,5 @@ def test_manifest_members_are_named_in_errors(trained, tmp_path):
     members["features"][1]["kind"] = "colour"
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(members))
-    with pytest.raises(Exception, match=r"features\.1\.kind"):
+    with pytest.raises(ManifestError, match=r"features\.1\.kind"):
         Model.load(subject.path, manifest=path)

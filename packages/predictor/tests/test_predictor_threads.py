@@ -1,4 +1,4 @@
-"""Many threads, forks and spawned processes, short and hard; crashes are looked for in child processes."""
+"""Predictions in many threads and in forked and spawned processes; a crash of a child process fails its test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINUX = sys.platform == "linux"
 
 
 def run(script: str, *arguments: object, timeout: float = 60.0) -> str:
-    """Run *script* in a fresh interpreter, so that a crash or a hang is a failure and not the end of the run."""
+    """Run *script* in a fresh interpreter, so that a crash or a hang fails one test and not the whole run."""
     child = subprocess.run(
         [
             sys.executable,
@@ -62,8 +62,8 @@ def test_every_thread_gets_its_own_rows_answer(trained):
         assert list(pool.map(hammer, range(8))) == [0] * 8
 
 
-def test_threads_get_the_answers_of_one_model_or_the_other_while_they_are_exchanged(trained):
-    """Rows, batches and contributions, while the slot changes its model: each answer is one model's, to the bit."""
+def test_every_answer_comes_from_one_model_while_the_slot_changes_models(trained):
+    """Rows, batches and contributions are compared bit for bit with those of the model that the slot returned."""
     files, rows = ("multiclass", "categories_missing"), trained("multiclass").rows[:120]
     models = [trained(name).load() for name in files]
     truth = [(model.predict(rows), model.explain(rows[:9]).contributions) for model in models]
@@ -88,7 +88,7 @@ def test_threads_get_the_answers_of_one_model_or_the_other_while_they_are_exchan
         while not stop.is_set():
             turn += 1
             slot.adopt(models[turn % 2])
-            stop.wait(0.001)  # else it would hold the GIL against all others
+            stop.wait(0.001)  # lets the other threads have the GIL
 
     with ThreadPoolExecutor(7) as pool:
         asked = [pool.submit(ask, seed) for seed in range(6)]
@@ -114,8 +114,8 @@ print(threads() - before)
 
 
 @pytest.mark.skipif(not LINUX, reason="counts threads in /proc")
-def test_lightgbm_never_starts_a_thread_of_its_own(trained):
-    """An OpenMP team in the parent is what hangs forked children, and its size is what crashes threads."""
+def test_predictions_start_no_threads(trained):
+    """OpenMP threads in the parent hang forked children, and a change of their number crashes other threads."""
     assert run(NO_TEAM, trained("multiclass").path) == "0"
 
 
@@ -183,7 +183,7 @@ else:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-def test_a_child_works_even_where_lightgbm_itself_had_started_threads(trained):
+def test_a_forked_child_predicts_after_lightgbm_started_openmp_threads(trained):
     assert run(FORK_AFTER_LIGHTGBM, trained("multiclass").path) == "ok"
 
 
@@ -236,7 +236,7 @@ print(cycle(240) - before)
 """
 
 
-def test_loading_and_predicting_leaks_nothing(trained):
+def test_loading_and_predicting_leak_no_memory(trained):
     assert int(run(LEAK, trained("multiclass").path)) < 4 << 20
 
 

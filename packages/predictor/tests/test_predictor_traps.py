@@ -1,4 +1,4 @@
-"""Traps of LightGBM's own calls that have no better home, and the page that lists them all."""
+"""Traps of LightGBM that no other test file covers, and the page that lists all traps."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PAGE = ROOT / "docs" / "predictor" / "traps.md"
 README = ROOT / "packages" / "predictor" / "README.md"
 
 
-def test_other_calls_do_not_change_the_row_call(trained):
-    """In LightGBM a fast configuration of 5 iterations becomes one of all after any full predict."""
+def test_predict_row_is_unchanged_by_other_predict_calls(trained):
+    """In LightGBM a fast configuration of 5 iterations uses all iterations after any full predict."""
     subject = trained("multiclass")
     model, row = subject.load(), subject.rows[3]
     before = model.predict_row(row).tolist()
@@ -47,8 +47,10 @@ async def test_interleaved_coroutines_do_not_share_a_row(trained):
 
 
 def test_a_signal_handler_that_predicts_changes_no_answer(trained, monkeypatch):
-    """It shares its thread's buffers with the call it interrupts; a tracer stands for it, between any two lines."""
-    monkeypatch.setenv("PREDICTOR_ENGINE", "lightgbm")  # the kernel answers a row without a line of Python
+    """The handler shares buffers with the interrupted call; a tracer calls it between every two lines."""
+    monkeypatch.setenv(
+        "PREDICTOR_ENGINE", "lightgbm"
+    )  # the kernel predicts a row without running Python lines
     subject = trained("multiclass")
     model, rows = subject.load(), subject.rows
     expected = model.predict(rows[:2])
@@ -92,7 +94,7 @@ print([value.hex() for value in model.predict([[0.25, -1.5, 0.125, 2.0, 3.0]]).r
     shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/de_DE").exists(),
     reason="no sources to compile a locale with a decimal comma from",
 )
-def test_a_decimal_comma_changes_nothing(trained, tmp_path):
+def test_a_decimal_comma_locale_changes_no_prediction(trained, tmp_path):
     target = tmp_path / "de_DE.UTF-8"
     subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", target], check=True, capture_output=True)
     subject = trained("multiclass")
@@ -108,7 +110,7 @@ def test_a_decimal_comma_changes_nothing(trained, tmp_path):
     assert child.stdout.strip() == str([value.hex() for value in expected]), child.stderr
 
 
-def test_every_trap_on_the_page_names_a_test_that_exists():
+def test_every_trap_on_the_page_names_an_existing_test():
     rows = re.findall(r"^\| (\d+) \|(.*)\|$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     assert f"The whole list, {len(rows)} traps" in README.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The public types, as mypy in strict mode sees them from outside; `scripts/pyright` reads the same files."""
+"""Users of the public types pass mypy in strict mode; `scripts/pyright` checks the same files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The extension reads the trees of a file as the plain reader does, and leaves to it what is not written as usual."""
+"""The C reader of trees agrees with the Python reader, and leaves unusual files to it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from predictor.errors import ModelTextError
 pytest.importorskip("predictor._kernel", reason="the extension is not built here")
 
 PUBLIC = sorted((Path(__file__).parent / "models").glob("*.txt.xz"))
-DAMAGED = 400
-"""Random damages of one file."""
+DAMAGED = 400  # randomly damaged copies of one file
 
 
 def parts(data: bytes) -> tuple[int, bytes, int]:
-    """The offset of the trees, their sizes, and the features of the model."""
+    """The offset of the trees, their sizes, and the number of features."""
     header = dict(line.partition(b"=")[::2] for line in data[: data.index(b"\nTree=")].split(b"\n"))
     return data.index(b"\nTree=") + 1, header[b"tree_sizes"], int(header[b"max_feature_idx"]) + 1
 
@@ -53,15 +52,16 @@ def assert_equal(one: Trees, other: Trees) -> None:
 
 
 @pytest.mark.parametrize("path", PUBLIC, ids=lambda path: path.name)
-def test_public_models_are_read_alike(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_and_python_readers_agree_on_public_models(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = lzma.decompress(path.read_bytes())
     found = in_c(data, monkeypatch)
-    plain = in_python(data, monkeypatch)
-    if found is not None:  # one that LightGBM 2.3 wrote is left to Python
-        assert_equal(found, plain)
+    assert found is not None
+    assert_equal(found, in_python(data, monkeypatch))
 
 
-def test_models_of_every_kind_are_read_alike(any_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c_and_python_readers_agree_on_every_kind_of_model(
+    any_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = any_model.path.read_bytes()
     found, plain = in_c(data, monkeypatch), in_python(data, monkeypatch)
     assert (found is None) == bool(plain.is_linear.any())
@@ -69,10 +69,8 @@ def test_models_of_every_kind_are_read_alike(any_model: Any, monkeypatch: pytest
         assert_equal(found, plain)
 
 
-def test_the_plain_reader_takes_all_that_the_extension_takes(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bytes of a file replaced, dropped and doubled: each answer is the same, or left to the plain reader."""
+def test_c_and_python_readers_agree_on_damaged_files(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are replaced, dropped and doubled; the C reader returns the same trees, or leaves them to Python."""
     good, rng = trained("categories_missing").path.read_bytes(), np.random.default_rng(5)
     first, end = good.index(b"Tree=0"), good.index(b"end of trees")
     taken = 0
@@ -87,14 +85,14 @@ def test_the_plain_reader_takes_all_that_the_extension_takes(
         if found is not None:
             taken += 1
             assert_equal(found, in_python(data, monkeypatch))
-    assert DAMAGED // 20 < taken < DAMAGED  # some damages leave a tree a tree, and most do not
+    assert DAMAGED // 20 < taken < DAMAGED  # some damaged files are still read in C, and most are not
 
 
 @pytest.mark.parametrize(
     "pattern",
     [rb"(?m)^leaf_weight=", rb"(?m)^shrinkage=1$", rb"(?m)^left_child=", rb"(?m)^internal_count=\d"],
 )
-def test_a_damaged_line_is_left_to_the_plain_reader_and_refused_there_by_name(
+def test_damaged_lines_are_left_to_the_python_reader_and_refused(
     trained: Any, monkeypatch: pytest.MonkeyPatch, pattern: bytes
 ) -> None:
     good = trained("multiclass").path.read_bytes()

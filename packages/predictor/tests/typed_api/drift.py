@@ -1,7 +1,7 @@
 """
 Read by type checkers, never run: drift of rows and answers, from a manifest.
 
-A wrong line without its `ignore` fails, and so does a right line with one.
+A line with a type error fails without its `ignore`, and a line without one fails with it.
 """
 
 # pyright: reportUnnecessaryTypeIgnoreComment=true
