@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import fastapi
 import pytest
-from asgi_driver import Answer, Talk, call, http_scope, key_header
+from asgi_driver import Answer, RequestDriver, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
 from fastapi import Depends, FastAPI
 from loop_time import advance, movable
@@ -139,14 +139,14 @@ APPS: dict[str, Any] = {
 async def send(app: Any, key: str | None = "k") -> tuple[int | None, bool]:
     """Status and whether it was replayed; what the application raises is the server's to log."""
     headers = [*key_header(key), ("content-type", "application/json")]
-    talk = Talk(app, http_scope(headers=headers))
-    talk.give(b"{}")
+    driver = RequestDriver(app, http_scope(headers=headers))
+    driver.send_body(b"{}")
     raised = False
     try:
-        await talk.run()
+        await driver.run()
     except* CommitFailed:
         raised = True
-    answer = Answer(talk.messages)
+    answer = Answer(driver.messages)
     if raised and answer.status is None:
         return 500, False  # what a server answers where the application raised and sent nothing
     return answer.status, answer.replayed
@@ -229,16 +229,18 @@ async def test_recorded_on_return_nothing_is_sent_before_the_application_has_ret
         await go_on.wait()
 
     store = MemoryStore()
-    talk = Talk(guard(slow, store, record="return", max_hold=5), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(
+        guard(slow, store, record="return", max_hold=5), http_scope(headers=key_header("k"))
+    )
+    driver.send_body(b"{}")
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(talk.run)
+            tasks.start_soon(driver.run)
             await advance(6)  # longer than max_hold, which is for answers that are not whole
-            assert talk.messages == []
+            assert driver.messages == []
             assert (await call(guard(Charges(), store), key="k")).status == 409
             go_on.set()
-    assert [message.get("body") for message in talk.messages] == [None, b"do", b"ne"]
+    assert [message.get("body") for message in driver.messages] == [None, b"do", b"ne"]
     assert (await call(guard(Charges(), store), key="k")).body == b"done"
 
 
@@ -291,10 +293,10 @@ async def test_a_cancellation_after_the_answer_is_told_of_where_it_was_recorded(
         begun.set()
         await anyio.sleep_forever()
 
-    talk = Talk(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(talk.run)
+        tasks.start_soon(driver.run)
         with anyio.fail_after(30):
             await begun.wait()
         tasks.cancel_scope.cancel()
@@ -327,10 +329,10 @@ async def test_a_client_that_leaves_a_stream_is_no_failure_of_the_application(
         flowing.set()
         await anyio.sleep_forever()
 
-    talk = Talk(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(talk.run)
+        tasks.start_soon(driver.run)
         with anyio.fail_after(30):
             await flowing.wait()
         tasks.cancel_scope.cancel()
@@ -400,13 +402,13 @@ async def test_hidden_extensions_come_back_whatever_the_application_made_of_them
         await respond(send, b"done")
 
     scope = http_scope(headers=key_header("k"), extensions={"http.response.pathsend": {}, "tls": {}})
-    talk = Talk(guard(app, MemoryStore()), scope)
-    talk.give(b"{}")
+    driver = RequestDriver(guard(app, MemoryStore()), scope)
+    driver.send_body(b"{}")
     if raises:
         with pytest.raises(CommitFailed):
-            await talk.run()
+            await driver.run()
     else:
-        await talk.run()
+        await driver.run()
     assert scope["extensions"] == {"http.response.pathsend": {}, "tls": {}, "own": {}}
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, Interposed, followers, guard, read_body, respond
-from patience import PATIENCE, lapsed, until
+from asgi_driver import RequestDriver, call, http_scope, key_header
+from effects import Charges, PatchedStore, followers, guard, read_body, respond
+from patience import PATIENCE, until, until_lapsed
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey, one_tenant
 from idempotency.errors import IdempotencyError
@@ -92,7 +92,7 @@ async def test_handler_that_outlives_its_lease(store: Store) -> None:
         await go_on.wait()
 
     charges, answers = Charges(work), []
-    watched = Interposed(store)
+    watched = PatchedStore(store)
     app = guard(charges, watched, lease=1.2)
 
     async def first() -> None:
@@ -126,7 +126,7 @@ async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
         tasks.cancel_scope.cancel()
     assert [event.result for event in events if isinstance(event, Settled)] == ["abandoned"]
     assert (await call(app, key="k")).status == 409
-    await lapsed(store, StorageKey("k"))
+    await until_lapsed(store, StorageKey("k"))
     assert (await call(app, key="k")).status == 201
 
 
@@ -137,22 +137,22 @@ async def test_stream_is_held_and_then_flows(store: Store) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for number in range(4):
             if number == 2:
-                await talk.arrived.wait()  # what was held until now
+                await driver.first_message.wait()  # what was held until now
             await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 3})
 
     app = guard(stream, store, max_hold=0.08)
-    talk = Talk(app, http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(app, http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     with anyio.fail_after(PATIENCE):
-        assert (await talk.run()).body == b"0123"
+        assert (await driver.run()).body == b"0123"
     assert (await call(app, key="k")).status == 409
 
 
 async def test_slow_body_times_out(store: Store) -> None:
-    talk = Talk(guard(Charges(), store, body_timeout=0.05), http_scope(headers=key_header("k")))
-    talk.give(b"half", more_body=True)
+    driver = RequestDriver(guard(Charges(), store, body_timeout=0.05), http_scope(headers=key_header("k")))
+    driver.send_body(b"half", more_body=True)
     with anyio.fail_after(30):
-        answer = await talk.run()
+        answer = await driver.run()
     assert answer.status == 408
     assert await store.get(StorageKey("k")) is None
 
@@ -182,11 +182,11 @@ async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) ->
             await respond(send, b"done")
 
     app = guard(curious, store)
-    talk = Talk(app, http_scope(headers=key_header("k")))
-    talk.give(b"{}")
-    talk.leave()
+    driver = RequestDriver(app, http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
+    driver.disconnect()
     with anyio.fail_after(30):
-        await talk.run()
+        await driver.run()
     assert seen == ["http.disconnect"]
     assert (await call(app, key="k")).replayed
 
@@ -257,11 +257,11 @@ async def test_exception_after_a_tombstone_does_not_run_again(store: Store) -> N
         raise LookupError("half-way")
 
     app = guard(broken, store, max_response_bytes=10)
-    talk = Talk(app, http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(app, http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     with pytest.raises(LookupError):
-        await talk.run()
-    assert [message["type"] for message in talk.messages] == ["http.response.start", "http.response.body"]
+        await driver.run()
+    assert [message["type"] for message in driver.messages] == ["http.response.start", "http.response.body"]
     assert (await call(app, key="k")).status == 409
 
 
@@ -294,14 +294,14 @@ async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: St
         if ends == "by raising":
             raise LookupError("half-way")
 
-    app = guard(drip, Interposed(store, complete=slowly), max_hold=0.02)
-    talk = Talk(app, http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    app = guard(drip, PatchedStore(store, complete=slowly), max_hold=0.02)
+    driver = RequestDriver(app, http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     with contextlib.suppress(LookupError):
-        await talk.run()
-    sent = len(talk.messages)
+        await driver.run()
+    sent = len(driver.messages)
     await anyio.wait_all_tasks_blocked()
-    assert [len(talk.messages), sent] == [2, 2]
+    assert [len(driver.messages), sent] == [2, 2]
     assert (await call(app, key="k")).status == 409, "what was recorded stays"
 
 
@@ -434,7 +434,7 @@ async def test_store_that_breaks_its_contract_runs_nothing(store: Store) -> None
 
     charges = Charges()
     with pytest.raises(OSError, match="driver"):
-        await call(guard(charges, Interposed(store, acquire=broken)), key="k")
+        await call(guard(charges, PatchedStore(store, acquire=broken)), key="k")
     assert charges.runs == 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from effects import Charges, Gate, followers, guard, read_body, respond
+from effects import Charges, RequestCounter, followers, guard, read_body, respond
 from patience import PATIENCE, until
 from servers import SERVERS, serve
 from wire import Wire, post, request
@@ -117,8 +117,8 @@ async def test_waiter_that_leaves_does_no_harm(server: str) -> None:
 
     charges = Charges(work)
     app = guard(charges, MemoryStore(), wait=PATIENCE)
-    gate = Gate(app)
-    async with serve(gate, server) as port:
+    requests = RequestCounter(app)
+    async with serve(requests, server) as port:
         first = asyncio.create_task(post(port, key="k"))
         await until(lambda: charges.runs == 1)
         async with await Wire.connect(port) as wire:
@@ -126,7 +126,7 @@ async def test_waiter_that_leaves_does_no_harm(server: str) -> None:
             await until(lambda: followers(app.engine) == 1)
             wire.reset()
         last = asyncio.create_task(post(port, key="k"))
-        await until(lambda: gate.come == 3 and followers(app.engine) >= 1)
+        await until(lambda: requests.started == 3 and followers(app.engine) >= 1)
         go_on.set()
         assert (await first).status == 201
         assert (await last).replayed

@@ -9,7 +9,7 @@ from typing import Any
 import django_project
 import litestar
 import pytest
-from asgi_driver import Talk, call, http_scope
+from asgi_driver import RequestDriver, call, http_scope
 from litestar.middleware import DefineMiddleware
 from quart import Quart
 from quart import request as quart_request
@@ -84,11 +84,11 @@ async def test_a_body_in_pieces_is_kept_whole() -> None:
     late = LateClaim(app, store=MemoryStore())
 
     async def send(*chunks: bytes) -> Any:
-        talk = Talk(late, http_scope(headers=[("idempotency-key", "k")]))
+        driver = RequestDriver(late, http_scope(headers=[("idempotency-key", "k")]))
         for chunk in chunks[:-1]:
-            talk.give(chunk, more_body=True)
-        talk.give(chunks[-1])
-        return await talk.run()
+            driver.send_body(chunk, more_body=True)
+        driver.send_body(chunks[-1])
+        return await driver.run()
 
     assert [(await send(b"5", b" EUR")).status, (await send(b"5 E", b"UR")).replayed] == [201, True]
     assert (await send(b"5", b" USD")).status == 422
@@ -107,10 +107,10 @@ async def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing() ->
     app = App()
     app.read_first = False
     late = LateClaim(app, store=(store := MemoryStore()))
-    talk = Talk(late, http_scope(headers=[("idempotency-key", "k"), ("content-length", "100")]))
-    talk.give(b"half", more_body=True)
-    talk.leave()
-    await talk.run()
+    driver = RequestDriver(late, http_scope(headers=[("idempotency-key", "k"), ("content-length", "100")]))
+    driver.send_body(b"half", more_body=True)
+    driver.disconnect()
+    await driver.run()
     assert (app.effects, (await store.scan()).records) == (0, ())
 
 
@@ -228,9 +228,9 @@ async def test_the_scope_is_what_it_was_when_the_request_is_over() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    talk = Talk(LateClaim(app, store=MemoryStore()), scope)
-    talk.give(b"")
-    await talk.run()
+    driver = RequestDriver(LateClaim(app, store=MemoryStore()), scope)
+    driver.send_body(b"")
+    await driver.run()
     assert seen == [{"tls": {}}]
     assert scope["extensions"] is extensions
     assert [name for name in scope if name.startswith("idempotency.")] == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
+from asgi_driver import RequestDriver, call, http_scope, key_header
 from effects import guard
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -108,13 +108,13 @@ async def test_client_that_leaves_under_a_base_http_middleware(side: str, store:
     site = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
     wrap = LAYERS["base"]
     app = wrap(guard(site, store)) if side == "outside" else guard(wrap(site), store)
-    talk = Talk(app, http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(app, http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(talk.run)
+            tasks.start_soon(driver.run)
             await anyio.wait_all_tasks_blocked()
-            talk.leave()
+            driver.disconnect()
             await anyio.wait_all_tasks_blocked()
             go_on.set()
             await done.wait()

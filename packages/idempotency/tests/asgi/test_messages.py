@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
+from asgi_driver import RequestDriver, call, http_scope, key_header
 from effects import Charges, guard, read_body, respond
 
 from idempotency import Acquired, Claim, Fingerprint, StorageKey, current_claim
@@ -83,10 +83,10 @@ async def test_an_outcome_is_recorded_or_its_key_freed_before_anything_is_sent(s
         await send(chunk(b"first "))
         await send(chunk(b"last", more_body=False))
 
-    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
-    store.sent = talk.messages
-    talk.give(b"")
-    answer = await talk.run()
+    driver = RequestDriver(guard(app, store), http_scope(headers=key_header("k")))
+    store.sent = driver.messages
+    driver.send_body(b"")
+    answer = await driver.run()
 
     assert (answer.status, answer.body, store.seen) == (status, b"first last", [0])
 
@@ -102,11 +102,11 @@ async def test_an_application_that_first_listens_once_it_has_answered_hears_the_
         await answered(store, send)
         heard.append((await receive())["type"])
 
-    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
-    talk.leave()
+    driver = RequestDriver(guard(app, store), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
+    driver.disconnect()
     with anyio.fail_after(30):
-        await talk.run()
+        await driver.run()
     assert heard == ["http.disconnect"]
 
 
@@ -127,11 +127,11 @@ async def test_every_task_that_listens_hears_the_client_leave(answered: Answered
             assert heard == []
             await answered(store, send)
 
-    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
-    talk.leave()
+    driver = RequestDriver(guard(app, store), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
+    driver.disconnect()
     with anyio.fail_after(30):
-        await talk.run()
+        await driver.run()
     assert heard == ["http.disconnect"] * 2
 
 
@@ -139,10 +139,10 @@ async def test_a_client_that_leaves_within_its_request_is_told_nothing_and_nothi
     store: MemoryStore,
 ) -> None:
     charges = Charges()
-    talk = Talk(guard(charges, store), http_scope(headers=key_header("k")))
-    talk.give(b"half", more_body=True)
-    talk.leave()
-    answer = await talk.run()
+    driver = RequestDriver(guard(charges, store), http_scope(headers=key_header("k")))
+    driver.send_body(b"half", more_body=True)
+    driver.disconnect()
+    answer = await driver.run()
     assert (answer.messages, charges.runs, await store.get(KEY)) == ([], 0, None)
 
 
@@ -211,12 +211,12 @@ async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({**START, "headers": [(b"server", b"x"), header]})
         await send(chunk(b"data: 1\n\n"))
-        sent_by_then.append(len(talk.messages))
+        sent_by_then.append(len(driver.messages))
         await send(chunk(b"", more_body=False))
 
-    talk = Talk(guard(app, store), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
-    await talk.run()
+    driver = RequestDriver(guard(app, store), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
+    await driver.run()
     assert sent_by_then == [2 if flows else 0]
     again = await call(guard(app, store), key="k")
     assert (again.status, b"an event stream" in again.body) == ((409, True) if flows else (200, False))

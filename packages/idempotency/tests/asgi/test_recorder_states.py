@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi_driver import Talk, http_scope, key_header
+from asgi_driver import RequestDriver, http_scope, key_header
 from effects import guard, respond
 from patience import PATIENCE
 
@@ -100,11 +100,11 @@ async def test_an_answer_takes_the_drawn_steps(
         await act(send)
 
     await STORE.forget(KEY)
-    talk = Talk(guard(app, STORE, record=record), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
+    driver = RequestDriver(guard(app, STORE, record=record), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
     with anyio.fail_after(PATIENCE):
         try:
-            await talk.run()
+            await driver.run()
         except ConnectionError:
             assert act in {fail, answer_and_fail}
     assert [before for before, _, _ in steps] + [steps[-1][1]] == path

@@ -6,8 +6,8 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, Interposed, guard, read_body, respond, unavailable
+from asgi_driver import RequestDriver, call, http_scope, key_header
+from effects import Charges, PatchedStore, guard, read_body, respond, unavailable
 
 from idempotency import (
     Fingerprint,
@@ -41,9 +41,9 @@ def store() -> MemoryStore:
 
 async def test_a_client_that_leaves_before_its_body_came_has_no_effect(store: MemoryStore) -> None:
     charges = Charges()
-    talk = Talk(guard(charges, store), http_scope(headers=key_header("k")))
-    talk.leave()
-    answer = await talk.run()
+    driver = RequestDriver(guard(charges, store), http_scope(headers=key_header("k")))
+    driver.disconnect()
+    answer = await driver.run()
     assert (answer.messages, charges.runs, await store.get(KEY)) == ([], 0, None)
 
 
@@ -78,7 +78,7 @@ async def test_an_unprotected_run_reads_its_body_and_hears_its_client_leave(stor
         await respond(send)
         heard.append((await receive())["type"])
 
-    without_store = Interposed(store, acquire=unavailable, release=unavailable)
+    without_store = PatchedStore(store, acquire=unavailable, release=unavailable)
     answer = await call(guard(app, without_store, on_store_error="bypass"), key="k", body=b"{}")
     assert (answer.status, heard) == (200, [b"{}", "http.disconnect"])
 

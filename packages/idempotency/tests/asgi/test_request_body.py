@@ -7,8 +7,8 @@ import socket
 from typing import Any
 
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, Gate, guard
+from asgi_driver import RequestDriver, call, http_scope, key_header
+from effects import Charges, RequestCounter, guard
 from patience import until
 from servers import SERVERS, serve
 from wire import Wire, post, request
@@ -111,7 +111,7 @@ async def test_a_late_claim_reads_nothing_of_a_body_that_will_not_come(
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "alice", Policy(required=True))
 
-    answer = await Talk(LateClaim(app, store=MemoryStore()), http_scope(headers=headers)).run()
+    answer = await RequestDriver(LateClaim(app, store=MemoryStore()), http_scope(headers=headers)).run()
     assert (answer.status, len(answer.messages)) == (400, 2)
 
 
@@ -121,7 +121,7 @@ async def test_a_stream_of_http2_is_refused_at_once(http_version: str) -> None:
         await claim(scope, "alice", Policy(required=True))
 
     scope = http_scope(headers=[("content-length", "20")]) | {"http_version": http_version}
-    answer = await Talk(LateClaim(app, store=MemoryStore()), scope).run()
+    answer = await RequestDriver(LateClaim(app, store=MemoryStore()), scope).run()
     assert (answer.status, answer.complete) == (400, True)
 
 
@@ -146,17 +146,19 @@ async def test_draining_a_refused_body_is_bounded_in_bytes() -> None:
 
 
 async def test_draining_a_refused_body_is_bounded_in_seconds() -> None:
-    talk = Talk(guard(Charges(), MemoryStore(), body_timeout=0.05), http_scope(headers=key_header("k")))
-    talk.give(b"x" * (MIB + 1), more_body=True)  # and nothing more
-    answer = await talk.run()
+    driver = RequestDriver(
+        guard(Charges(), MemoryStore(), body_timeout=0.05), http_scope(headers=key_header("k"))
+    )
+    driver.send_body(b"x" * (MIB + 1), more_body=True)  # and nothing more
+    answer = await driver.run()
     assert (answer.status, answer.complete) == (413, True)
 
 
 async def test_a_client_that_waits_to_be_invited_is_told_at_once() -> None:
     """Reading would have the server send 100 (Continue), and the client all of its body."""
     headers = [*key_header("k"), ("expect", "100-continue"), ("content-length", str(12 * MIB))]
-    talk = Talk(guard(Charges(), MemoryStore()), http_scope(headers=headers))
-    answer = await talk.run()
+    driver = RequestDriver(guard(Charges(), MemoryStore()), http_scope(headers=headers))
+    answer = await driver.run()
     assert (answer.status, len(answer.messages)) == (413, 2)
 
 
@@ -172,18 +174,18 @@ async def test_trailers_that_a_server_appends_while_the_body_is_read_are_taken_o
         return b"same"
 
     app = guard(charges, MemoryStore(), fingerprint=fingerprint)
-    talk = Talk(app, http_scope(headers=[*key_header("k"), ("transfer-encoding", "chunked")]))
+    driver = RequestDriver(app, http_scope(headers=[*key_header("k"), ("transfer-encoding", "chunked")]))
 
     async def receive() -> Any:
-        talk.scope["headers"] += [(b"authorization", b"Bearer mallory"), (b"prefer", b"wait=30")]
+        driver.scope["headers"] += [(b"authorization", b"Bearer mallory"), (b"prefer", b"wait=30")]
         return {"type": "http.request", "body": b"{}", "more_body": False}
 
-    await app(talk.scope, receive, talk._send)
+    await app(driver.scope, receive, driver._send)
     assert charges.runs == 1
     names = [name for name, _ in charges.scopes[0]["headers"]]
     assert names == seen == [b"idempotency-key", b"transfer-encoding"]
-    talk._give.close()
-    talk._take.close()
+    driver._to_app.close()
+    driver._from_client.close()
 
 
 async def test_an_announced_trailer_is_no_header_even_if_it_came_with_the_head() -> None:
@@ -210,10 +212,10 @@ async def test_a_credential_in_a_late_trailer_names_nobody(server: str) -> None:
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-User"))
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     head = head.replace(b"\r\n\r\n", b"\r\nx-user: alice\r\n\r\n")
-    gate = Gate(app)
-    async with serve(gate, server) as port, await Wire.connect(port) as wire:
+    requests = RequestCounter(app)
+    async with serve(requests, server) as port, await Wire.connect(port) as wire:
         await wire.send(head)
-        await until(lambda: gate.come == 1)
+        await until(lambda: requests.started == 1)
         await wire.send(b"2\r\n{}\r\n0\r\nx-user: mallory\r\nx-late: 1\r\n\r\n")
         assert (await wire.response()).status == 201
     names = [(name, value) for name, value in charges.scopes[0]["headers"] if name.startswith(b"x-")]
@@ -252,13 +254,13 @@ async def test_blanks_behind_a_field_value_make_no_other_tenant(server: str) -> 
 
 
 async def test_a_length_with_blanks_is_a_length() -> None:
-    talk = Talk(
+    driver = RequestDriver(
         guard(Charges(), MemoryStore()),
         http_scope(
             headers=[*key_header("k"), ("content-length", f"{12 * MIB} "), ("expect", "100-continue")]
         ),
     )
-    assert (await talk.run()).status == 413
+    assert (await driver.run()).status == 413
 
 
 # Bodies that a server lost.

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from patience import forgotten_sync, lapsed_sync, patient
+from patience import until_forgotten_sync, until_lapsed_sync, with_long_deadline
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, Response, storage_key
 from idempotency._core.outcome import encode_response
@@ -41,7 +41,7 @@ class Shop:
         done = self.claim("completed", lease=3600.0)
         self.store.complete(done, ANSWER, retention=3600.0)
         self.claim("hers", lease=3600.0, tenant="alice smith")
-        lapsed_sync(self.store, storage_key("", "abandoned"))
+        until_lapsed_sync(self.store, storage_key("", "abandoned"))
 
     def claim(self, key: str, *, lease: float, tenant: str = "", retention: float = 3600.0) -> Claim:
         reply = self.store.acquire(
@@ -259,7 +259,7 @@ def test_a_record_that_cannot_be_read_is_deleted_by_force_only(shop: Shop) -> No
 def test_purge_deletes_what_has_expired_in_as_many_batches_as_it_takes(shop: Shop) -> None:
     for number in range(7):
         shop.claim(f"old-{number}", lease=0.001, retention=0.001)
-    forgotten_sync(shop.store, *(storage_key("", f"old-{number}") for number in range(7)))
+    until_forgotten_sync(shop.store, *(storage_key("", f"old-{number}") for number in range(7)))
 
     assert shop.rows("purge", "--batch", "2") == [{"deleted": 7}]
     assert shop.rows("purge") == [{"deleted": 0}]
@@ -272,7 +272,7 @@ def test_a_purge_leaves_others_every_other_moment(shop: Shop, monkeypatch: pytes
     ticks = iter(range(1_000))
     for number in range(5):
         shop.claim(f"old-{number}", lease=0.001, retention=0.001)
-    forgotten_sync(shop.store, *(storage_key("", f"old-{number}") for number in range(5)))
+    until_forgotten_sync(shop.store, *(storage_key("", f"old-{number}") for number in range(5)))
     monkeypatch.setattr(
         "idempotency.cli.time", SimpleNamespace(sleep=rests.append, monotonic=lambda: float(next(ticks)))
     )
@@ -332,7 +332,7 @@ def test_the_doctor_says_that_memory_is_one_process(shop: Shop) -> None:
 
 
 def test_the_doctor_examines_redis(shop: Shop, own_redis: Any) -> None:
-    shop.run("doctor", "--json", url=patient(own_redis.url))
+    shop.run("doctor", "--json", url=with_long_deadline(own_redis.url))
 
     findings = {row["check"]: row for row in map(json.loads, shop.capsys.readouterr().out.splitlines())}
     assert (findings["claim"]["verdict"], findings["clock"]["verdict"]) == ("ok", "ok")
@@ -340,7 +340,7 @@ def test_the_doctor_examines_redis(shop: Shop, own_redis: Any) -> None:
 
 
 def test_while_something_fails_the_doctor_promises_nothing(shop: Shop, own_redis: Any) -> None:
-    shop.run("doctor", "--json", url=patient(f"{own_redis.url}?wait_replicas=0"))
+    shop.run("doctor", "--json", url=with_long_deadline(f"{own_redis.url}?wait_replicas=0"))
     before = shop.capsys.readouterr().out.splitlines()[-1]
     import redis
 
@@ -348,13 +348,15 @@ def test_while_something_fails_the_doctor_promises_nothing(shop: Shop, own_redis
         client.config_set("maxmemory-policy", "allkeys-lru")
         client.config_set("maxmemory", 50_000_000)
 
-    assert shop.run("doctor", "--json", url=patient(own_redis.url)) == 3
+    assert shop.run("doctor", "--json", url=with_long_deadline(own_redis.url)) == 3
     assert "none, until the failures above are corrected" not in before
     assert "none, until the failures above are corrected" in shop.capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_doctor_examines_every_primary_of_a_cluster(shop: Shop, redis_cluster: Any) -> None:
-    shop.run("doctor", "--json", url=patient(redis_cluster.url.replace("redis://", "redis+cluster://")))
+    shop.run(
+        "doctor", "--json", url=with_long_deadline(redis_cluster.url.replace("redis://", "redis+cluster://"))
+    )
 
     findings = [json.loads(line) for line in shop.capsys.readouterr().out.splitlines()]
     assert [row["verdict"] for row in findings if row["check"] == "role"] == ["ok"] * len(redis_cluster.nodes)
@@ -362,7 +364,7 @@ def test_the_doctor_examines_every_primary_of_a_cluster(shop: Shop, redis_cluste
 
 def test_the_doctor_examines_the_primary_that_a_sentinel_names(shop: Shop, redis_sentinels: Any) -> None:
     host = f"127.0.0.1:{redis_sentinels.sentinel.port}"
-    shop.run("doctor", "--json", url=patient(f"redis+sentinel://{host}/{redis_sentinels.name}/0"))
+    shop.run("doctor", "--json", url=with_long_deadline(f"redis+sentinel://{host}/{redis_sentinels.name}/0"))
 
     findings = {row["check"]: row for row in map(json.loads, shop.capsys.readouterr().out.splitlines())}
     assert findings["role"]["verdict"] == "ok"
@@ -374,7 +376,7 @@ def test_settings_that_may_not_be_read_are_a_warning_after_a_sound_probe(shop: S
 
     with redis.Redis.from_url(own_redis.url) as client:
         client.execute_command("ACL", "SETUSER", "app", "on", ">hunter2", "~*", "+@all", "-info")
-    url = patient(own_redis.url.replace("redis://", "redis://app:hunter2@"))
+    url = with_long_deadline(own_redis.url.replace("redis://", "redis://app:hunter2@"))
 
     assert shop.run("doctor", "--json", url=url) == 3
     findings = {row["check"]: row for row in map(json.loads, shop.capsys.readouterr().out.splitlines())}
@@ -384,7 +386,7 @@ def test_settings_that_may_not_be_read_are_a_warning_after_a_sound_probe(shop: S
 
 
 def test_the_doctor_examines_postgres(shop: Shop, postgres_url: str) -> None:
-    shop.run("doctor", "--json", url=patient(postgres_url))
+    shop.run("doctor", "--json", url=with_long_deadline(postgres_url))
 
     findings = {row["check"]: row for row in map(json.loads, shop.capsys.readouterr().out.splitlines())}
     assert (findings["claim"]["verdict"], findings["schema"]["verdict"]) == ("ok", "ok")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import redis
 from asgi_driver import call
-from effects import Charges, Interposed, guard, unavailable
+from effects import Charges, PatchedStore, guard, unavailable
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import patient
+from patience import with_long_deadline
 from store_calls import claim
 
 from idempotency._core.printable import printable
@@ -60,7 +60,7 @@ def test_rediss_keys_that_are_not_utf_8_are_listed_shown_and_freed(
     redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = f"t-{secrets.token_hex(4)}:"
-    url = patient(f"{redis_url}?prefix={prefix}")
+    url = with_long_deadline(f"{redis_url}?prefix={prefix}")
     value = (
         '{"v":1,"state":"running","fingerprint":"66","owner":"61","attempt":1,"fence":1,"lease_until_ms":1,'
         '"retention_ms":1}'
@@ -95,7 +95,7 @@ def test_a_mistake_on_the_command_line_is_repeated_on_one_line(capsys: pytest.Ca
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/charges\nERROR forged", "/charges\x1b[2J", "/\u2028x", "/\x85"])
 async def test_a_path_forges_no_line_of_the_log(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    app = guard(Charges(), Interposed(MemoryStore(), acquire=unavailable))
+    app = guard(Charges(), PatchedStore(MemoryStore(), acquire=unavailable))
     with caplog.at_level(logging.DEBUG, logger="idempotency"):
         await call(app, path=path, key="k", raw_path=None)
     messages = [record.getMessage() for record in caplog.records]

@@ -116,7 +116,7 @@ class TestHeadersThatComeTooLate:
                 closed.set()
 
         server = serve(answer)
-        with pytest.raises(client.late):
+        with pytest.raises(client.timeout_error):
             await client.call("POST", server.url, retry=Retry(timeout=0.3, attempts=1))
         given_up.set()
         assert closed.wait(PATIENCE), "the connection is open, and a thread reads what nobody waits for"

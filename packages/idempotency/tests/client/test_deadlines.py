@@ -171,7 +171,7 @@ class TestNothingIsSentLate:
         client = HTTPClient(name)
         client.while_pausing = oversleep
         server: Server = serve(busy)
-        with pytest.raises(client.late, match="no complete answer within 30 s"):
+        with pytest.raises(client.timeout_error, match="no complete answer within 30 s"):
             await client.call("POST", server.url, monotonic=lambda: now[0])
         assert (len(server.requests), len(client.pauses)) == (1, 1)
 

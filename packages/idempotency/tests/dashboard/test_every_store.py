@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from django_project import configure
-from patience import patient, until_sync
+from patience import until_sync, with_long_deadline
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -96,17 +96,19 @@ def urls(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
         case "sqlite":
             return f"sqlite:///{folder}/records.db?synchronous=OFF"
         case "redis":
-            return patient(f"{request.getfixturevalue('redis_url')}?prefix={name}:")
+            return with_long_deadline(f"{request.getfixturevalue('redis_url')}?prefix={name}:")
         case "postgresql":
             dsn = request.getfixturevalue("postgres_url")
-            return patient(f"{dsn}{'&' if '?' in dsn else '?'}table={name}")
+            return with_long_deadline(f"{dsn}{'&' if '?' in dsn else '?'}table={name}")
         case "mariadb":
-            return patient(f"mysql://{request.getfixturevalue('mariadb_server_url')}?table={name}")
+            return with_long_deadline(f"mysql://{request.getfixturevalue('mariadb_server_url')}?table={name}")
         case "sqlalchemy":
             return f"sqlite+aiosqlite:///{folder}/records.db"
         case _:
             endpoint = quote(request.getfixturevalue("dynamodb_url"), safe="")
-            return patient(f"dynamodb://{name}?region=eu-central-1&endpoint={endpoint}&max_clock_skew=0")
+            return with_long_deadline(
+                f"dynamodb://{name}?region=eu-central-1&endpoint={endpoint}&max_clock_skew=0"
+            )
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from decorated import World
+from decorated import Harness
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -13,5 +13,5 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["async", "sync"])
-def world(request: pytest.FixtureRequest) -> World:
-    return World(request.param)
+def harness(request: pytest.FixtureRequest) -> Harness:
+    return Harness(request.param)

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import attrs
 import msgspec
 import pytest
-from decorated import World
+from decorated import Harness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, ConfigDict, HttpUrl, PostgresDsn, SecretStr, create_model
@@ -313,14 +313,14 @@ def test_a_named_tuple_of_the_old_kind_counts_its_fields() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_function_takes_them_without_a_fingerprint_of_its_own(world: World) -> None:
+async def test_a_function_takes_them_without_a_fingerprint_of_its_own(harness: Harness) -> None:
     def total(order: str, lines: list[Line], due: datetime, price: Decimal, tags: set[str]) -> str:
         return order
 
-    guarded = world.guard(total, key=lambda order, *_: order)
+    guarded = harness.guard(total, key=lambda order, *_: order)
     call = ("o-1", [Line("a")], NOON.replace(tzinfo=BERLIN), Decimal("9.90"), {"x", "y"})
-    assert await world.call(guarded, *call) == await world.call(guarded, *call) == "o-1"
-    assert len(world.runs) == 1
+    assert await harness.call(guarded, *call) == await harness.call(guarded, *call) == "o-1"
+    assert len(harness.runs) == 1
     for changed in (
         (*call[:1], [Line("b")], *call[2:]),
         (*call[:2], NOON.replace(tzinfo=UTC), *call[3:]),
@@ -328,4 +328,4 @@ async def test_a_function_takes_them_without_a_fingerprint_of_its_own(world: Wor
         (*call[:4], {"x"}),
     ):
         with pytest.raises(FingerprintMismatch):
-            await world.call(guarded, *changed)
+            await harness.call(guarded, *changed)

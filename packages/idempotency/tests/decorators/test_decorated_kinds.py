@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from decorated import World, charge
+from decorated import Harness, charge
 from patience import PATIENCE, until, until_sync
 
 from idempotency import (
@@ -29,9 +29,9 @@ class TestAsync:
     """Coroutine functions alone: cancellation, duplicates in one loop, tasks that outlive their run."""
 
     async def test_a_cancelled_run_leaves_its_key_to_the_lease(self) -> None:
-        world, started = World("async"), anyio.Event()
+        harness, started = Harness("async"), anyio.Event()
 
-        @idempotent(store=world.store, operation="slow", key=lambda order: order)
+        @idempotent(store=harness.store, operation="slow", key=lambda order: order)
         async def slow(order: str) -> str:
             started.set()
             await anyio.sleep_forever()
@@ -43,17 +43,17 @@ class TestAsync:
             group.cancel_scope.cancel()
         with pytest.raises(InProgress):
             await slow("o-1")
-        record = await world.record(operation="slow")
+        record = await harness.record(operation="slow")
         assert record.attempt == 1
 
     async def test_twenty_duplicates_run_once_and_all_get_the_value(self) -> None:
-        world, values = World("async"), []
+        harness, values = Harness("async"), []
 
         @idempotent(
-            store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE)
+            store=harness.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE)
         )
         async def slow(order: str) -> str:
-            world.runs.append(order)
+            harness.runs.append(order)
             await anyio.wait_all_tasks_blocked()  # the others wait for this one
             return order
 
@@ -64,12 +64,12 @@ class TestAsync:
             for _ in range(20):
                 group.start_soon(call)
         assert values == ["o-1"] * 20
-        assert world.runs == ["o-1"]
+        assert harness.runs == ["o-1"]
 
     async def test_without_a_wait_a_duplicate_is_told_to_come_back(self) -> None:
-        world, started, go = World("async"), anyio.Event(), anyio.Event()
+        harness, started, go = Harness("async"), anyio.Event(), anyio.Event()
 
-        @idempotent(store=world.store, operation="slow", key=lambda order: order)
+        @idempotent(store=harness.store, operation="slow", key=lambda order: order)
         async def slow(order: str) -> str:
             started.set()
             await go.wait()
@@ -84,52 +84,52 @@ class TestAsync:
         assert await slow("o-1") == "o-1"
 
     async def test_a_task_that_outlives_its_run_is_no_part_of_it(self) -> None:
-        world, go, late = World("async"), anyio.Event(), []
+        harness, go, late = Harness("async"), anyio.Event(), []
 
         async with anyio.create_task_group() as group:
 
-            @idempotent(store=world.store, operation="send", key=lambda order: order)
+            @idempotent(store=harness.store, operation="send", key=lambda order: order)
             async def send(order: str) -> int:
-                world.runs.append(order)
+                harness.runs.append(order)
 
                 async def retry_later() -> None:
                     await go.wait()
                     late.append(await send(order))
 
                 group.start_soon(retry_later)
-                return len(world.runs)
+                return len(harness.runs)
 
             assert await send("o-1") == 1
             go.set()
         assert late == [1]
-        assert world.runs == ["o-1"]
+        assert harness.runs == ["o-1"]
 
     async def test_a_decorator_under_a_middleware_is_another_operation_unless_the_names_are_equal(
         self,
     ) -> None:
-        world, guarded = World("async"), []
+        harness, guarded = Harness("async"), []
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             guarded.append(await charge_once("k-1"))
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"%d" % guarded[-1]})
 
-        @idempotent(store=world.store, operation="charges", key=lambda key: key)
+        @idempotent(store=harness.store, operation="charges", key=lambda key: key)
         async def charge_once(key: str) -> int:
             current = current_claim()
             assert current is not None
-            world.runs.append(current.claim.key)
-            return len(world.runs)
+            harness.runs.append(current.claim.key)
+            return len(harness.runs)
 
         for tenant in ("alice", "charges"):
-            world.runs.clear()
-            guard = IdempotencyMiddleware(app, store=world.store, tenant=lambda _, tenant=tenant: tenant)
+            harness.runs.clear()
+            guard = IdempotencyMiddleware(app, store=harness.store, tenant=lambda _, tenant=tenant: tenant)
             if tenant == "charges":
-                await world.store.forget(storage_key("charges", "k-1"))
+                await harness.store.forget(storage_key("charges", "k-1"))
             bodies = [await _post(guard) for _ in range(2)]
             assert bodies == [b"1", b"1"]
-            assert world.runs == [storage_key("charges", "k-1")]
-        records = (await world.store.scan()).records
+            assert harness.runs == [storage_key("charges", "k-1")]
+        records = (await harness.store.scan()).records
         assert sorted(record.key for record in records) == ["alice:k-1", "charges:k-1"]
 
 
@@ -152,15 +152,15 @@ class TestSync:
     """Plain functions alone: threads, and loops they may block."""
 
     def test_threads_with_one_key_run_once(self) -> None:
-        world, asked, values = World("sync"), list[str](), list[str]()
+        harness, asked, values = Harness("sync"), list[str](), list[str]()
 
         def key_of(order: str) -> str:
             asked.append(order)
             return order
 
-        @idempotent(store=world.store, operation="slow", key=key_of, policy=Policy(wait=PATIENCE))
+        @idempotent(store=harness.store, operation="slow", key=key_of, policy=Policy(wait=PATIENCE))
         def slow(order: str) -> str:
-            world.runs.append(order)
+            harness.runs.append(order)
             until_sync(lambda: len(asked) == 10)
             return order
 
@@ -170,54 +170,54 @@ class TestSync:
         for thread in threads:
             thread.join()
         assert values == ["o-1"] * 10
-        assert world.runs == ["o-1"]
+        assert harness.runs == ["o-1"]
 
     async def test_a_plain_function_works_inside_a_running_loop_and_in_its_threads(self) -> None:
-        world = World("sync")
-        guarded = world.guard(charge)
+        harness = Harness("sync")
+        guarded = harness.guard(charge)
         first = guarded("o-1")
         assert await anyio.to_thread.run_sync(guarded, "o-1") == first
-        assert len(world.runs) == 1
+        assert len(harness.runs) == 1
 
     def test_an_awaitable_that_no_annotation_announced_is_the_functions_own_error(self) -> None:
-        world = World("sync")
+        harness = Harness("sync")
         ran = []
 
         async def work(order: str) -> None:
             ran.append(order)
 
-        guarded = world.guard(work)
+        guarded = harness.guard(work)
         for _ in range(2):
             with pytest.raises(TypeError, match="define it by `async def`"):
                 guarded("o-1")
         assert ran == []
 
     async def test_a_future_is_no_value_either(self) -> None:
-        world = World("sync")
-        guarded = world.guard(lambda order: _Future())
+        harness = Harness("sync")
+        guarded = harness.guard(lambda order: _Future())
         with pytest.raises(TypeError, match="define it by `async def`"):
             guarded("o-1")
 
     @pytest.mark.parametrize("kind", ["sync", "async"])
     async def test_a_generator_that_no_annotation_announced_is_no_value(self, kind: Any) -> None:
         """It would be recorded as done before any of it is."""
-        world = World(kind)
+        harness = Harness(kind)
         ran: list[str] = []
 
-        guarded = world.guard(lambda order: (ran.append(item) for item in [order]))
+        guarded = harness.guard(lambda order: (ran.append(item) for item in [order]))
         for _ in range(2):
             with pytest.raises(TypeError, match="collect it, inside"):
-                await world.call(guarded, "o-1")
+                await harness.call(guarded, "o-1")
         assert ran == []
 
     async def test_a_coroutine_that_nobody_awaited_is_no_value_of_a_coroutine_function(self) -> None:
-        world = World("async")
+        harness = Harness("async")
         ran = []
 
         async def work(order: str) -> None:
             ran.append(order)
 
-        guarded = world.guard(work)
+        guarded = harness.guard(work)
         for _ in range(2):
             with pytest.raises(TypeError, match="await it"):
                 await guarded("o-1")
@@ -230,14 +230,14 @@ class _Future:
 
 
 def test_a_task_that_works_already_does_not_free_its_key() -> None:
-    world = World("async")
+    harness = Harness("async")
     ran = []
 
     async def work(order: str) -> None:
         ran.append(order)
 
     async def call_twice() -> None:
-        guarded = world.guard(lambda order: asyncio.ensure_future(work(order)))
+        guarded = harness.guard(lambda order: asyncio.ensure_future(work(order)))
         await (await guarded("o-1"))
         with pytest.raises(NotReplayable):
             await guarded("o-1")
@@ -248,17 +248,17 @@ def test_a_task_that_works_already_does_not_free_its_key() -> None:
 
 def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_duplicate() -> None:
     """A waiter that is cancelled neither runs nor disturbs the run it waited for."""
-    world, go_on = World("async"), asyncio.Event()
+    harness, go_on = Harness("async"), asyncio.Event()
 
-    @idempotent(store=world.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE))
+    @idempotent(store=harness.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE))
     async def slow(order: str) -> str:
-        world.runs.append(order)
+        harness.runs.append(order)
         await go_on.wait()
         return order
 
     async def main() -> str:
         first = asyncio.create_task(slow("o-1"))
-        await until(lambda: world.runs)
+        await until(lambda: harness.runs)
         waiter = asyncio.create_task(slow("o-1"))
         await anyio.wait_all_tasks_blocked()
         waiter.cancel()
@@ -268,4 +268,4 @@ def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_duplicate() -> No
         return await first
 
     assert asyncio.run(main()) == "o-1"
-    assert world.runs == ["o-1"]
+    assert harness.runs == ["o-1"]

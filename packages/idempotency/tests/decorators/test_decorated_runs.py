@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from decorated import World, charge
+from decorated import Harness, charge
 
 from idempotency import (
     Claim,
@@ -30,79 +30,79 @@ pytestmark = pytest.mark.anyio
 
 
 class TestOnce:
-    async def test_the_second_call_gets_the_first_ones_value(self, world: World) -> None:
-        guarded = world.guard(charge)
-        first = await world.call(guarded, "o-1", 500)
-        again = await world.call(guarded, "o-1", 500)
+    async def test_the_second_call_gets_the_first_ones_value(self, harness: Harness) -> None:
+        guarded = harness.guard(charge)
+        first = await harness.call(guarded, "o-1", 500)
+        again = await harness.call(guarded, "o-1", 500)
         assert first == again == {"order": "o-1", "cents": 500}
-        assert world.runs == [("o-1", 500)]
-        assert [type(event) for event in world.events] == [Claimed, Settled, Replayed]
+        assert harness.runs == [("o-1", 500)]
+        assert [type(event) for event in harness.events] == [Claimed, Settled, Replayed]
 
-    async def test_another_key_runs(self, world: World) -> None:
-        guarded = world.guard(charge)
-        await world.call(guarded, "o-1")
-        await world.call(guarded, "o-2")
-        assert len(world.runs) == 2
+    async def test_another_key_runs(self, harness: Harness) -> None:
+        guarded = harness.guard(charge)
+        await harness.call(guarded, "o-1")
+        await harness.call(guarded, "o-2")
+        assert len(harness.runs) == 2
 
-    async def test_one_key_of_two_operations_is_two_keys(self, world: World) -> None:
-        await world.call(world.guard(charge, operation="charge"), "o-1")
-        await world.call(world.guard(charge, operation="refund"), "o-1")
-        assert len(world.runs) == 2
+    async def test_one_key_of_two_operations_is_two_keys(self, harness: Harness) -> None:
+        await harness.call(harness.guard(charge, operation="charge"), "o-1")
+        await harness.call(harness.guard(charge, operation="refund"), "o-1")
+        assert len(harness.runs) == 2
 
-    async def test_one_key_with_other_arguments_is_a_mismatch(self, world: World) -> None:
-        guarded = world.guard(charge)
-        await world.call(guarded, "o-1", 100)
+    async def test_one_key_with_other_arguments_is_a_mismatch(self, harness: Harness) -> None:
+        guarded = harness.guard(charge)
+        await harness.call(guarded, "o-1", 100)
         with pytest.raises(FingerprintMismatch):
-            await world.call(guarded, "o-1", 200)
-        assert len(world.runs) == 1
-        refused = world.events[-1]
+            await harness.call(guarded, "o-1", 200)
+        assert len(harness.runs) == 1
+        refused = harness.events[-1]
         assert isinstance(refused, Refused)
         assert (refused.problem, refused.status, refused.operation) == ("key-reused", 422, "charge")
 
-    async def test_a_default_given_or_left_out_is_the_same_call(self, world: World) -> None:
-        guarded = world.guard(charge)
-        await world.call(guarded, "o-1")
-        assert await world.call(guarded, order="o-1", cents=100) == {"order": "o-1", "cents": 100}
-        assert len(world.runs) == 1
+    async def test_a_default_given_or_left_out_is_the_same_call(self, harness: Harness) -> None:
+        guarded = harness.guard(charge)
+        await harness.call(guarded, "o-1")
+        assert await harness.call(guarded, order="o-1", cents=100) == {"order": "o-1", "cents": 100}
+        assert len(harness.runs) == 1
 
     async def test_an_equal_default_counts_as_the_default_and_a_value_of_another_type_does_not(
-        self, world: World
+        self, harness: Harness
     ) -> None:
-        guarded = world.guard(lambda order, weights=[1, 2.5]: order)
-        await world.call(guarded, "o-1")
-        assert await world.call(guarded, "o-1", [1, 2.5]) == "o-1"
+        guarded = harness.guard(lambda order, weights=[1, 2.5]: order)
+        await harness.call(guarded, "o-1")
+        assert await harness.call(guarded, "o-1", [1, 2.5]) == "o-1"
         with pytest.raises(FingerprintMismatch):
-            await world.call(guarded, "o-1", [True, 2.5])
+            await harness.call(guarded, "o-1", [True, 2.5])
 
-    async def test_the_fingerprint_may_be_chosen(self, world: World) -> None:
-        guarded = world.guard(lambda order, sent_at: order, fingerprint=lambda order, sent_at: order)
-        await world.call(guarded, "o-1", datetime(2026, 1, 1, tzinfo=UTC))
-        assert await world.call(guarded, "o-1", datetime(2026, 1, 2, tzinfo=UTC)) == "o-1"
+    async def test_the_fingerprint_may_be_chosen(self, harness: Harness) -> None:
+        guarded = harness.guard(lambda order, sent_at: order, fingerprint=lambda order, sent_at: order)
+        await harness.call(guarded, "o-1", datetime(2026, 1, 1, tzinfo=UTC))
+        assert await harness.call(guarded, "o-1", datetime(2026, 1, 2, tzinfo=UTC)) == "o-1"
 
-    async def test_arguments_changed_by_the_function_change_nothing(self, world: World) -> None:
+    async def test_arguments_changed_by_the_function_change_nothing(self, harness: Harness) -> None:
         def consume(order: str, lines: list[int]) -> int:
             total = sum(lines)
             lines.clear()
             return total
 
-        guarded = world.guard(consume)
-        assert await world.call(guarded, "o-1", [1, 2]) == 3
-        assert await world.call(guarded, "o-1", [1, 2]) == 3
+        guarded = harness.guard(consume)
+        assert await harness.call(guarded, "o-1", [1, 2]) == 3
+        assert await harness.call(guarded, "o-1", [1, 2]) == 3
 
-    async def test_after_the_retention_the_key_is_new(self, world: World) -> None:
-        guarded = world.guard(charge, policy=Policy(retention=60))
-        await world.call(guarded, "o-1")
-        world.clock.advance(61)
-        await world.call(guarded, "o-1")
-        assert len(world.runs) == 2
+    async def test_after_the_retention_the_key_is_new(self, harness: Harness) -> None:
+        guarded = harness.guard(charge, policy=Policy(retention=60))
+        await harness.call(guarded, "o-1")
+        harness.clock.advance(61)
+        await harness.call(guarded, "o-1")
+        assert len(harness.runs) == 2
 
-    async def test_a_function_keeps_its_name_signature_and_kind(self, world: World) -> None:
-        guarded = world.guard(charge)
+    async def test_a_function_keeps_its_name_signature_and_kind(self, harness: Harness) -> None:
+        guarded = harness.guard(charge)
         assert guarded.__name__ == "charge"
         assert inspect.signature(guarded) == inspect.signature(charge)
-        assert inspect.iscoroutinefunction(guarded) == (world.kind == "async")
+        assert inspect.iscoroutinefunction(guarded) == (harness.kind == "async")
 
-    async def test_the_claim_is_current_inside_and_gone_outside(self, world: World) -> None:
+    async def test_the_claim_is_current_inside_and_gone_outside(self, harness: Harness) -> None:
         seen: list[Claim] = []
 
         def look(order: str) -> str:
@@ -111,15 +111,15 @@ class TestOnce:
             seen.append(current.claim)
             return current.derive("mail")
 
-        guarded = world.guard(look)
-        derived = await world.call(guarded, "o-1")
+        guarded = harness.guard(look)
+        derived = await harness.call(guarded, "o-1")
         assert derived == digest(b"derive", storage_key("charge", "o-1").encode(), b"mail").hex()[:32]
         assert seen[0].key == storage_key("charge", "o-1")
         assert current_claim() is None
 
 
 class TestExceptions:
-    async def test_by_default_an_exception_frees_the_key(self, world: World) -> None:
+    async def test_by_default_an_exception_frees_the_key(self, harness: Harness) -> None:
         answers = iter([ValueError("declined"), None])
 
         def fail_once(order: str) -> str:
@@ -127,23 +127,25 @@ class TestExceptions:
                 raise error
             return order
 
-        guarded = world.guard(fail_once)
+        guarded = harness.guard(fail_once)
         with pytest.raises(ValueError, match="declined"):
-            await world.call(guarded, "o-1")
-        assert await world.call(guarded, "o-1") == "o-1"
-        assert len(world.runs) == 2
+            await harness.call(guarded, "o-1")
+        assert await harness.call(guarded, "o-1") == "o-1"
+        assert len(harness.runs) == 2
 
-    async def test_kept_an_exception_is_told_to_every_retry_by_its_class_alone(self, world: World) -> None:
+    async def test_kept_an_exception_is_told_to_every_retry_by_its_class_alone(
+        self, harness: Harness
+    ) -> None:
         def fail(order: str) -> str:
             raise ValueError("card 4111111111111111 declined")
 
-        guarded = world.guard(fail, policy=Policy.at_most_once())
+        guarded = harness.guard(fail, policy=Policy.at_most_once())
         with pytest.raises(ValueError, match="4111"):
-            await world.call(guarded, "o-1")
+            await harness.call(guarded, "o-1")
         with pytest.raises(FirstRunFailed, match="raised ValueError") as caught:
-            await world.call(guarded, "o-1")
-        assert len(world.runs) == 1
-        record = await world.record()
+            await harness.call(guarded, "o-1")
+        assert len(harness.runs) == 1
+        record = await harness.record()
         assert b"4111" not in record.outcome
         again = pickle.loads(pickle.dumps(caught.value))
         assert (again.error, again.key_id, str(again)) == (
@@ -153,67 +155,67 @@ class TestExceptions:
         )
 
     @pytest.mark.rule("E4")
-    async def test_an_interrupt_leaves_the_key_to_its_lease(self, world: World) -> None:
+    async def test_an_interrupt_leaves_the_key_to_its_lease(self, harness: Harness) -> None:
         class Interrupt(BaseException):
             pass
 
         def interrupted(order: str) -> str:
-            if not world.runs[1:]:
+            if not harness.runs[1:]:
                 raise Interrupt
             return order
 
-        guarded = world.guard(interrupted)
+        guarded = harness.guard(interrupted)
         with pytest.raises(Interrupt):
-            await world.call(guarded, "o-1")
+            await harness.call(guarded, "o-1")
         with pytest.raises(InProgress) as caught:
-            await world.call(guarded, "o-1")
+            await harness.call(guarded, "o-1")
         assert caught.value.retry_after >= 1
-        world.clock.advance(31)
-        assert await world.call(guarded, "o-1") == "o-1"
-        claimed = [event.attempt for event in world.events if isinstance(event, Claimed)]
+        harness.clock.advance(31)
+        assert await harness.call(guarded, "o-1") == "o-1"
+        claimed = [event.attempt for event in harness.events if isinstance(event, Claimed)]
         assert claimed == [1, 2]
 
-    async def test_at_most_once_an_interrupt_leaves_the_outcome_unknown(self, world: World) -> None:
+    async def test_at_most_once_an_interrupt_leaves_the_outcome_unknown(self, harness: Harness) -> None:
         def interrupted(order: str) -> str:
             raise KeyboardInterrupt
 
-        guarded = world.guard(interrupted, policy=Policy.at_most_once())
+        guarded = harness.guard(interrupted, policy=Policy.at_most_once())
         with pytest.raises(KeyboardInterrupt):
-            await world.call(guarded, "o-1")
-        world.clock.advance(31)
+            await harness.call(guarded, "o-1")
+        harness.clock.advance(31)
         with pytest.raises(OutcomeUnknown):
-            await world.call(guarded, "o-1")
-        assert len(world.runs) == 1
+            await harness.call(guarded, "o-1")
+        assert len(harness.runs) == 1
 
 
 class TestStoreFailures:
     @pytest.fixture
-    def broken(self, world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-        inner = world.store if world.kind == "sync" else world.store._store
+    def broken(self, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Harness:
+        inner = harness.store if harness.kind == "sync" else harness.store._store
 
         def fail(*args: Any, **kwargs: Any) -> Any:
             raise StoreUnavailable("down")
 
         monkeypatch.setattr(inner, "acquire", fail)
-        return world
+        return harness
 
-    async def test_without_a_confirmed_claim_nothing_runs(self, broken: World) -> None:
+    async def test_without_a_confirmed_claim_nothing_runs(self, broken: Harness) -> None:
         guarded = broken.guard(charge)
         with pytest.raises(StoreUnavailable):
             await broken.call(guarded, "o-1")
         assert broken.runs == []
 
-    async def test_the_policy_may_prefer_an_answer(self, broken: World) -> None:
+    async def test_the_policy_may_prefer_an_answer(self, broken: Harness) -> None:
         guarded = broken.guard(charge, policy=Policy(on_store_error="bypass"))
         assert await broken.call(guarded, "o-1") == {"order": "o-1", "cents": 100}
         assert current_claim() is None
 
     @pytest.mark.rule("E8")
-    async def test_a_lost_claim_answers_with_the_successors_value(self, world: World) -> None:
+    async def test_a_lost_claim_answers_with_the_successors_value(self, harness: Harness) -> None:
         def stall(order: str) -> str:
-            if not world.runs[1:]:
-                world.clock.advance(31)
-                inner = world.store if world.kind == "sync" else world.store._store
+            if not harness.runs[1:]:
+                harness.clock.advance(31)
+                inner = harness.store if harness.kind == "sync" else harness.store._store
                 entry = inner.get(storage_key("charge", "o-1"))
                 reply = inner.acquire(
                     entry.key, fingerprint=entry.fingerprint, owner=b"o" * 16, lease=30.0, retention=60.0
@@ -222,56 +224,56 @@ class TestStoreFailures:
                 inner.complete(reply.claim, outcome, retention=60.0)
             return "late"
 
-        assert await world.call(world.guard(stall), "o-1") == "successor"
+        assert await harness.call(harness.guard(stall), "o-1") == "successor"
 
 
 class TestNesting:
     @pytest.mark.rule("E10")
-    async def test_a_call_inside_a_run_with_its_own_key_joins_it(self, world: World) -> None:
+    async def test_a_call_inside_a_run_with_its_own_key_joins_it(self, harness: Harness) -> None:
         guarded: Callable[..., Any]
 
-        if world.kind == "async":
+        if harness.kind == "async":
 
             @idempotent(
-                store=world.store, operation="walk", key=lambda node, depth: node, fingerprint=_nothing
+                store=harness.store, operation="walk", key=lambda node, depth: node, fingerprint=_nothing
             )
             async def walk(node: str, depth: int) -> int:
-                world.runs.append(depth)
+                harness.runs.append(depth)
                 return depth if depth == 0 else await walk(node, depth - 1)
 
             guarded = walk
         else:
 
             @idempotent(
-                store=world.store, operation="walk", key=lambda node, depth: node, fingerprint=_nothing
+                store=harness.store, operation="walk", key=lambda node, depth: node, fingerprint=_nothing
             )
             def walk_sync(node: str, depth: int) -> int:
-                world.runs.append(depth)
+                harness.runs.append(depth)
                 return depth if depth == 0 else walk_sync(node, depth - 1)
 
             guarded = walk_sync
-        assert await world.call(guarded, "n", 2) == 0
-        assert world.runs == [2, 1, 0]
+        assert await harness.call(guarded, "n", 2) == 0
+        assert harness.runs == [2, 1, 0]
 
     @pytest.mark.rule("E10")
-    async def test_a_call_inside_with_another_key_is_an_operation_of_its_own(self, world: World) -> None:
-        inner = world.guard(charge, operation="inner")
-        if world.kind == "async":
+    async def test_a_call_inside_with_another_key_is_an_operation_of_its_own(self, harness: Harness) -> None:
+        inner = harness.guard(charge, operation="inner")
+        if harness.kind == "async":
 
-            @idempotent(store=world.store, operation="outer", key=lambda order: order)
+            @idempotent(store=harness.store, operation="outer", key=lambda order: order)
             async def outer(order: str) -> Any:
                 return await inner(order)
 
             await outer("o-1")
         else:
 
-            @idempotent(store=world.store, operation="outer", key=lambda order: order)
+            @idempotent(store=harness.store, operation="outer", key=lambda order: order)
             def outer_sync(order: str) -> Any:
                 return inner(order)
 
             outer_sync("o-1")
-        assert await world.record(operation="inner") is not None
-        assert await world.record(operation="outer") is not None
+        assert await harness.record(operation="inner") is not None
+        assert await harness.record(operation="outer") is not None
 
 
 def _nothing(*args: object) -> bytes:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from decorated import World, charge
+from decorated import Harness, charge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,19 +31,19 @@ class TestCalls:
     """The requirements on a call, checked before anything runs."""
 
     @pytest.mark.parametrize("key", [None, 7, b"o-1"])
-    async def test_a_key_that_is_no_string_is_a_type_error(self, world: World, key: object) -> None:
-        guarded = world.guard(charge, key=lambda order: key)
+    async def test_a_key_that_is_no_string_is_a_type_error(self, harness: Harness, key: object) -> None:
+        guarded = harness.guard(charge, key=lambda order: key)
         with pytest.raises(TypeError, match="must return a str"):
-            await world.call(guarded, "o-1")
-        assert world.runs == []
+            await harness.call(guarded, "o-1")
+        assert harness.runs == []
 
     @pytest.mark.parametrize("key", ["", "  ", "k" * 256, "\ud800"])
-    async def test_a_key_nobody_can_mean_is_invalid(self, world: World, key: str) -> None:
-        guarded = world.guard(charge)
+    async def test_a_key_nobody_can_mean_is_invalid(self, harness: Harness, key: str) -> None:
+        guarded = harness.guard(charge)
         with pytest.raises(InvalidKey) as caught:
-            await world.call(guarded, key)
+            await harness.call(guarded, key)
         assert key not in str(caught.value) or not key.strip()
-        assert world.runs == []
+        assert harness.runs == []
 
     @pytest.mark.parametrize(
         "argument",
@@ -51,27 +51,29 @@ class TestCalls:
         ids=["nan", "inf", "decimal-nan", "object", "list-of-object", "function", "class", "memoryview"],
     )
     async def test_an_argument_without_a_canonical_form_asks_for_a_fingerprint(
-        self, world: World, argument: object
+        self, harness: Harness, argument: object
     ) -> None:
-        guarded = world.guard(lambda order, extra: order)
+        guarded = harness.guard(lambda order, extra: order)
         with pytest.raises(TypeError, match="pass fingerprint="):
-            await world.call(guarded, "o-1", argument)
-        assert world.runs == []
-        assert await world.record() is None
+            await harness.call(guarded, "o-1", argument)
+        assert harness.runs == []
+        assert await harness.record() is None
 
-    async def test_arguments_that_do_not_fit_are_a_type_error_before_any_claim(self, world: World) -> None:
-        guarded = world.guard(charge, key=lambda *_, **__: "o-1")
+    async def test_arguments_that_do_not_fit_are_a_type_error_before_any_claim(
+        self, harness: Harness
+    ) -> None:
+        guarded = harness.guard(charge, key=lambda *_, **__: "o-1")
         with pytest.raises(TypeError):
-            await world.call(guarded, "o-1", 100, 200)
-        assert await world.record() is None
+            await harness.call(guarded, "o-1", 100, 200)
+        assert await harness.record() is None
 
-    async def test_an_unserialisable_default_left_alone_is_no_matter(self, world: World) -> None:
+    async def test_an_unserialisable_default_left_alone_is_no_matter(self, harness: Harness) -> None:
         session = object()
-        guarded = world.guard(lambda order, session=session: order)
-        assert await world.call(guarded, "o-1") == "o-1"
-        assert await world.call(guarded, "o-1", session=session) == "o-1"
+        guarded = harness.guard(lambda order, session=session: order)
+        assert await harness.call(guarded, "o-1") == "o-1"
+        assert await harness.call(guarded, "o-1", session=session) == "o-1"
         with pytest.raises(TypeError, match="pass fingerprint="):
-            await world.call(guarded, "o-1", session=object())
+            await harness.call(guarded, "o-1", session=object())
 
 
 JSON_VALUES = st.recursive(
@@ -112,12 +114,12 @@ class TestValues:
     @pytest.mark.parametrize(
         "value", [None, True, 0, -0.0, 2**53 + 1, -(2**200), 1e308, "é\x00\u2028", [[], {}], {"": None}]
     )
-    async def test_json_values_come_back_exactly(self, world: World, value: Any) -> None:
-        guarded = world.guard(lambda order: value)
-        await world.call(guarded, "o-1")
-        again = await world.call(guarded, "o-1")
+    async def test_json_values_come_back_exactly(self, harness: Harness, value: Any) -> None:
+        guarded = harness.guard(lambda order: value)
+        await harness.call(guarded, "o-1")
+        again = await harness.call(guarded, "o-1")
         assert _frozen(again) == _frozen(value)
-        assert len(world.runs) == 1
+        assert len(harness.runs) == 1
 
     @pytest.mark.parametrize(
         "value",
@@ -138,63 +140,63 @@ class TestValues:
     )
     @pytest.mark.rule("E2")
     async def test_a_value_that_would_change_is_returned_once_and_never_run_again(
-        self, world: World, value: Any, caplog: pytest.LogCaptureFixture
+        self, harness: Harness, value: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        guarded = world.guard(lambda order: value)
+        guarded = harness.guard(lambda order: value)
         with caplog.at_level(logging.ERROR, "idempotency"):
-            assert await world.call(guarded, "o-1") is value
+            assert await harness.call(guarded, "o-1") is value
         assert "its retries will raise NotReplayable" in caplog.text
         with pytest.raises(NotReplayable):
-            await world.call(guarded, "o-1")
-        assert len(world.runs) == 1
-        settled = [event.result for event in world.events if isinstance(event, Settled)]
+            await harness.call(guarded, "o-1")
+        assert len(harness.runs) == 1
+        settled = [event.result for event in harness.events if isinstance(event, Settled)]
         assert settled == ["unreplayable"]
 
     @pytest.mark.rule("E2")
-    async def test_a_value_over_the_limit_is_recorded_as_done(self, world: World) -> None:
-        guarded = world.guard(lambda order: "x" * 1000, policy=Policy(max_response_bytes=500))
-        await world.call(guarded, "o-1")
+    async def test_a_value_over_the_limit_is_recorded_as_done(self, harness: Harness) -> None:
+        guarded = harness.guard(lambda order: "x" * 1000, policy=Policy(max_response_bytes=500))
+        await harness.call(guarded, "o-1")
         with pytest.raises(NotReplayable, match="larger than 500 bytes"):
-            await world.call(guarded, "o-1")
+            await harness.call(guarded, "o-1")
 
-    async def test_a_record_is_json_that_a_person_can_read(self, world: World) -> None:
-        await world.call(world.guard(charge), "o-1", 5)
-        record = await world.record()
+    async def test_a_record_is_json_that_a_person_can_read(self, harness: Harness) -> None:
+        await harness.call(harness.guard(charge), "o-1", 5)
+        record = await harness.record()
         assert record.outcome == (
             b'{"format":1,"outcome":"value","value":{"returned":{"order":"o-1","cents":5}}}'
         )
 
-    async def test_a_replay_names_the_trace_of_the_run_that_made_it(self, world: World) -> None:
+    async def test_a_replay_names_the_trace_of_the_run_that_made_it(self, harness: Harness) -> None:
         class Hook:
             def __call__(self, event: Event) -> None:
-                world.events.append(event)
+                harness.events.append(event)
 
             def traceparent(self) -> str:
                 return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-        guarded = world.guard(charge, hooks=(Hook(),))
-        await world.call(guarded, "o-1")
-        await world.call(guarded, "o-1")
-        assert isinstance(world.events[-1], Replayed)
-        assert world.events[-1].traceparent == Hook().traceparent()
+        guarded = harness.guard(charge, hooks=(Hook(),))
+        await harness.call(guarded, "o-1")
+        await harness.call(guarded, "o-1")
+        assert isinstance(harness.events[-1], Replayed)
+        assert harness.events[-1].traceparent == Hook().traceparent()
 
-    async def test_a_hook_that_cannot_name_its_trace_costs_nobody_a_value(self, world: World) -> None:
+    async def test_a_hook_that_cannot_name_its_trace_costs_nobody_a_value(self, harness: Harness) -> None:
         class Hook:
             def __call__(self, event: Event) -> None: ...
 
             def traceparent(self) -> str:
                 raise RuntimeError("no trace")
 
-        guarded = world.guard(charge, hooks=(Hook(),))
-        first = await world.call(guarded, "o-1")
-        assert await world.call(guarded, "o-1") == first
+        guarded = harness.guard(charge, hooks=(Hook(),))
+        first = await harness.call(guarded, "o-1")
+        assert await harness.call(guarded, "o-1") == first
 
-    async def test_a_response_under_the_same_name_is_never_taken_for_a_value(self, world: World) -> None:
-        guarded = world.guard(charge, fingerprint=lambda *_: b"same")
-        await world.call(guarded, "o-1")
-        record = await world.record()
+    async def test_a_response_under_the_same_name_is_never_taken_for_a_value(self, harness: Harness) -> None:
+        guarded = harness.guard(charge, fingerprint=lambda *_: b"same")
+        await harness.call(guarded, "o-1")
+        record = await harness.record()
         response = b'{"format":1,"outcome":"response","status_code":200,"headers":[],"body":""}'
-        inner = world.store if world.kind == "sync" else world.store._store
+        inner = harness.store if harness.kind == "sync" else harness.store._store
         inner.forget(record.key)
         reply = inner.acquire(
             record.key, fingerprint=record.fingerprint, owner=b"o" * 16, lease=1.0, retention=60.0
@@ -202,5 +204,5 @@ class TestValues:
         assert isinstance(reply, Acquired)
         inner.complete(reply.claim, response, retention=60.0)
         with pytest.raises(UnknownRecordVersion):
-            await world.call(guarded, "o-1")
-        assert len(world.runs) == 1
+            await harness.call(guarded, "o-1")
+        assert len(harness.runs) == 1

@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from asgi_driver import Answer, call
-from effects import Charges, Interposed, guard, respond, unavailable
+from effects import Charges, PatchedStore, guard, respond, unavailable
 from patience import PATIENCE, until
 
 from idempotency import IdempotencyMiddleware, Policy, StorageKey
@@ -38,7 +38,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def stepwise(store: MemoryStore) -> Interposed:
+def stepwise(store: MemoryStore) -> PatchedStore:
     """A store whose every call may be cancelled before and after it took effect."""
 
     def around(name: str) -> Any:
@@ -50,7 +50,7 @@ def stepwise(store: MemoryStore) -> Interposed:
 
         return method
 
-    return Interposed(
+    return PatchedStore(
         store, **{name: around(name) for name in ("acquire", "renew", "complete", "release", "get")}
     )
 
@@ -139,7 +139,7 @@ async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) ->
         assert len(begun) == len(ended), "of every run that begins an end is told"
         stores.append(store)
     renewals = [store.calls.get("renew", 0) for store in stores]
-    living = Interposed(MemoryStore())
+    living = PatchedStore(MemoryStore())
     run = await Engine(living).begin(question(lease=LEASE))
     assert isinstance(run, Run)
     await until(lambda: living.calls.get("renew", 0) >= 3)  # as long as a lease
@@ -227,7 +227,7 @@ def question(wait: float = 0.0, **policy: Any) -> Ask:
 
 
 async def test_duplicates_in_one_process_replay_without_asking_the_store() -> None:
-    store, verdicts = Interposed(MemoryStore()), []
+    store, verdicts = PatchedStore(MemoryStore()), []
     engine = Engine(store)
     run = await engine.begin(question(wait=PATIENCE, retention=60))
     assert isinstance(run, Run)
@@ -247,7 +247,7 @@ async def test_duplicates_in_one_process_replay_without_asking_the_store() -> No
 
 
 async def test_an_outcome_found_by_a_watcher_is_shared_with_all_followers() -> None:
-    store, verdicts = Interposed(MemoryStore()), []
+    store, verdicts = PatchedStore(MemoryStore()), []
     here, elsewhere = Engine(store), Engine(store)
     run = await elsewhere.begin(question())
     assert isinstance(run, Run)
@@ -280,7 +280,7 @@ async def test_duplicates_of_a_run_that_lost_its_claim_or_its_store_wait_no_long
     fate: str, heard: list[str]
 ) -> None:
     records, verdicts = MemoryStore(), []
-    store = Interposed(records, **({"complete": unavailable} if fate == "unrecorded" else {}))
+    store = PatchedStore(records, **({"complete": unavailable} if fate == "unrecorded" else {}))
     engine = Engine(store)
     run = await engine.begin(question(wait=0.6))
     assert isinstance(run, Run)
@@ -326,7 +326,7 @@ async def test_record_is_tried_again_after_a_pause() -> None:
             raise StoreUnavailable("down")
         return await real.complete(*args, **kwargs)
 
-    run = await Engine(Interposed(MemoryStore(), complete=fail_once)).begin(question())
+    run = await Engine(PatchedStore(MemoryStore(), complete=fail_once)).begin(question())
     assert isinstance(run, Run)
     await run.keep(b"done")
     assert tried[1] - tried[0] >= 0.04
@@ -347,7 +347,7 @@ async def test_another_request_under_a_running_key_is_refused_without_a_wait() -
 
 @pytest.mark.parametrize("policy", [{"wait": 5.0}, {"prefer_wait": 5.0}])
 async def test_a_request_that_does_not_wait_can_lead_requests_that_do(policy: dict[str, float]) -> None:
-    store, verdicts = Interposed(MemoryStore()), []
+    store, verdicts = PatchedStore(MemoryStore()), []
     engine = Engine(store)
 
     def ask(wait: float) -> Ask:
@@ -376,7 +376,7 @@ async def test_late_releases_are_bounded_and_make_room_for_the_next() -> None:
         await go_on.wait()
         return True
 
-    engine = Engine(Interposed(MemoryStore(), release=stall))
+    engine = Engine(PatchedStore(MemoryStore(), release=stall))
     claim = Claim(StorageKey("k"), new_owner(), 1, 1)
     for _ in range(300):
         engine.spawn_release(claim, "POST /charges")
@@ -391,7 +391,7 @@ async def test_late_releases_are_bounded_and_make_room_for_the_next() -> None:
 
 @pytest.mark.real_time("a lease is renewed by a real timer")
 def test_an_engine_keeps_runs_alive_in_each_loop_that_it_serves() -> None:
-    store = Interposed(MemoryStore())
+    store = PatchedStore(MemoryStore())
     engine = Engine(store)
 
     async def serve(key: str) -> None:
@@ -418,7 +418,7 @@ async def test_runs_that_are_over_are_not_remembered() -> None:
 
 
 async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> None:
-    store = Interposed(MemoryStore())
+    store = PatchedStore(MemoryStore())
     engine = Engine(store)
     run = await engine.begin(question(wait=PATIENCE))
     assert isinstance(run, Run)
@@ -516,7 +516,7 @@ async def test_claim_granted_after_its_caller_left_is_released_all_the_same() ->
 async def test_waiter_that_is_cancelled_asks_the_store_for_nothing() -> None:
     waiting = anyio.Event()
 
-    class Waited(Interposed):
+    class Waited(PatchedStore):
         async def wait(self, _key: StorageKey, *, timeout: float) -> None:
             waiting.set()
             await anyio.sleep_forever()

@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 import pytest
 import trio
-from asgi_driver import Talk, call, http_scope, key_header
+from asgi_driver import RequestDriver, call, http_scope, key_header
 from effects import guard, read_body, respond
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -521,7 +521,7 @@ async def test_receive_and_send_of_the_server_are_outside_the_run() -> None:
         await respond(send, b"done")
         await receive()
 
-    class Server(Talk):
+    class Server(RequestDriver):
         async def _receive(self) -> Any:
             seen.append(current_claim())
             return await super()._receive()
@@ -530,9 +530,9 @@ async def test_receive_and_send_of_the_server_are_outside_the_run() -> None:
             seen.append(current_claim())
             await super()._send(message)
 
-    talk = Server(guard(app, MemoryStore()), http_scope(headers=key_header("k")))
-    talk.give(b"{}")
-    await talk.run()
+    driver = Server(guard(app, MemoryStore()), http_scope(headers=key_header("k")))
+    driver.send_body(b"{}")
+    await driver.run()
     assert seen == [None] * 4
 
 
@@ -748,11 +748,11 @@ async def test_a_scope_that_is_served_again_after_its_run_is_a_request_of_its_ow
     site = guard(app, MemoryStore())
     first = http_scope(headers=key_header("k"))
     for scope in (first, first):
-        talk = Talk(site, scope)
-        talk.give(b"{}")
-        await talk.run()
-    again = Talk(site, scopes[0])
-    again.give(b"{}")
+        driver = RequestDriver(site, scope)
+        driver.send_body(b"{}")
+        await driver.run()
+    again = RequestDriver(site, scopes[0])
+    again.send_body(b"{}")
     assert (await again.run()).replayed
     assert len(runs) == 1
 

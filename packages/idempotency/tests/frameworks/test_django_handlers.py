@@ -12,7 +12,7 @@ from typing import Any
 
 import django_project
 import pytest
-from asgi_driver import Talk, http_scope, key_header
+from asgi_driver import RequestDriver, http_scope, key_header
 from asgi_driver import call as call_asgi
 from wsgi_driver import call
 
@@ -186,11 +186,11 @@ async def test_a_view_is_completed_and_recorded_after_its_client_disconnects(
 async def disconnect_during_view(shop: Shop, application: Any, path: str) -> None:
     """Send a request, disconnect its client while the view runs, and let the view end."""
     shop.resume.clear()
-    talk = Talk(application, http_scope(path=path, headers=key_header("k")))
-    talk.give(b"{}")
-    request = asyncio.create_task(talk.run())
+    driver = RequestDriver(application, http_scope(path=path, headers=key_header("k")))
+    driver.send_body(b"{}")
+    request = asyncio.create_task(driver.run())
     assert await asyncio.to_thread(shop.entered.wait, 30)
-    talk.leave()
+    driver.disconnect()
     await run_ready_callbacks()  # in which Django sees the disconnect and cancels the view
     shop.resume.set()
     async with asyncio.timeout(30):

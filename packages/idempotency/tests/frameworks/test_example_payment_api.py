@@ -17,7 +17,7 @@ import anyio
 import httpx
 import psycopg
 import pytest
-from patience import patient_by_default
+from patience import set_long_default_deadline
 from psycopg.conninfo import make_conninfo
 
 from idempotency.stores.postgres import PostgresStore
@@ -61,7 +61,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    patient_by_default(monkeypatch, PostgresStore)
+    set_long_default_deadline(monkeypatch, PostgresStore)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import fastapi
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
+from asgi_driver import RequestDriver, call, http_scope, key_header
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from fastapi.responses import JSONResponse
@@ -64,10 +64,12 @@ def guarded(app: Any, store: MemoryStore) -> IdempotencyMiddleware:
 
 async def is_kept(app: Any, store: MemoryStore, path: str = "/x") -> bool:
     """Whether one keyed request to *app* leaves a record; its handler must run."""
-    talk = Talk(app, http_scope(path=path, headers=[*key_header("k"), ("content-type", "application/json")]))
-    talk.give(b"{}")
+    driver = RequestDriver(
+        app, http_scope(path=path, headers=[*key_header("k"), ("content-type", "application/json")])
+    )
+    driver.send_body(b"{}")
     with suppress(Exception):  # which a server would log; the record is what these tests check
-        await talk.run()
+        await driver.run()
     return await store.get(StorageKey("k")) is not None
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from asgi_driver import Talk, call, http_scope
+from asgi_driver import RequestDriver, call, http_scope
 from frameworks import FRAMEWORKS, Ledger, build
 from patience import PATIENCE
 from servers import SERVERS, serve, serve_hypercorn
@@ -167,9 +167,9 @@ async def test_a_client_that_disconnects_before_its_body_ends_runs_nothing_and_l
     framework: str,
 ) -> None:
     app, ledger = build(framework, store := MemoryStore())
-    talk = Talk(app, http_scope(headers=[("idempotency-key", '"k"'), ("content-length", "100")]))
-    talk.give(b"half", more_body=True)
-    talk.leave()
-    assert (await talk.run()).status is None
+    driver = RequestDriver(app, http_scope(headers=[("idempotency-key", '"k"'), ("content-length", "100")]))
+    driver.send_body(b"half", more_body=True)
+    driver.disconnect()
+    assert (await driver.run()).status is None
     assert ledger.effects == 0
     assert not (await store.scan()).records

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import anyio
 import django_project
 import pytest
-from broken_line import Break, Line
-from callers_of_a_store import RESOLUTION, histories, retold
-from histories import explains, fences_rise
+from broken_line import Break, BreakingProxy
+from callers_of_a_store import RESOLUTION, histories, noting_failed_tries
+from histories import fences_increase, is_linearizable
 from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import Connection, create_engine
@@ -43,19 +43,19 @@ def anyio_backend() -> str:
 
 class RetoldPostgresStore(PostgresStore):
     async def _execute_once(self, statement: str, values: Any) -> Any:
-        with retold():
+        with noting_failed_tries():
             return await super()._execute_once(statement, values)
 
 
 class RetoldRunner(Runner):
     def run(self, connection: Connection, make: Callable[[], Steps[T]]) -> T:
-        with retold():
+        with noting_failed_tries():
             return super().run(connection, make)
 
 
 class RetoldConnections(Connections):
     def run(self, steps: Steps[T]) -> T:
-        with retold():
+        with noting_failed_tries():
             return super().run(steps)
 
 
@@ -107,22 +107,26 @@ def storm(chance: random.Random, share: float) -> Iterator[Break | None]:
         yield chance.choice(list(Break)) if chance.random() < share else None
 
 
-async def check_histories(line: Line, opened: AbstractAsyncContextManager[Store], *, share: float) -> None:
+async def check_histories(
+    line: BreakingProxy, opened: AbstractAsyncContextManager[Store], *, share: float
+) -> None:
     """Let *share* of all pieces that are sent break the line."""
     async with opened as store:
-        line.weather = storm(random.Random(1), share)
+        line.faults = storm(random.Random(1), share)
         found = await histories(store, seed=3, rounds=12)
         # How many pieces are sent depends on how the callers meet.
         while any(line.breaks[kind] <= 5 for kind in Break):
             found += await histories(store, seed=len(found), rounds=2)
-        line.weather = iter(())
+        line.faults = iter(())
     for history in found:
         told = "\n".join(map(repr, history))
-        assert explains(history, resolution=RESOLUTION, apart=True), told
-        assert fences_rise(history), told
+        assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True), told
+        assert fences_increase(history), told
 
 
-async def test_histories_over_a_line_to_postgresql_are_linearizable(postgres_line: tuple[Line, str]) -> None:
+async def test_histories_over_a_line_to_postgresql_are_linearizable(
+    postgres_line: tuple[BreakingProxy, str],
+) -> None:
     line, url = postgres_line
     await check_histories(line, over_psycopg(url), share=0.02)
 
@@ -131,7 +135,7 @@ async def test_histories_over_a_line_to_postgresql_are_linearizable(postgres_lin
     "opened", [over_asyncmy, over_pymysql, over_django], ids=lambda opened: opened.__name__
 )
 async def test_histories_over_a_line_to_mariadb_are_linearizable(
-    mariadb_line: tuple[Line, str], opened: Callable[[str], AbstractAsyncContextManager[Store]]
+    mariadb_line: tuple[BreakingProxy, str], opened: Callable[[str], AbstractAsyncContextManager[Store]]
 ) -> None:
     line, url = mariadb_line
     await check_histories(line, opened(url), share=0.005)  # a call is several round trips

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from patience import PATIENCE, patient
+from patience import PATIENCE, with_long_deadline
 
 from idempotency import (
     Acquired,
@@ -195,7 +195,7 @@ def test_over_redis_a_replay_is_the_outcome_and_the_value_is_still_json(redis_ur
 def test_over_postgres_a_replay_is_the_outcome(postgres_url: str) -> None:
     from idempotency.stores.url import open_sync_store
 
-    store: Any = SyncEncryptedStore(open_sync_store(patient(postgres_url)), RING)
+    store: Any = SyncEncryptedStore(open_sync_store(with_long_deadline(postgres_url)), RING)
     key = StorageKey("sealed-k-1")
     completed(store, key)
     reply = acquire(store, key, owner=b"p" * 16)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg_pool
 import pytest
 import redis.asyncio
-from patience import PATIENCE, patient
+from patience import PATIENCE, with_long_deadline
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
 from idempotency.stores.encrypted import EncryptedStore, KeyRing
@@ -48,7 +48,7 @@ async def ask(store: Any) -> Any:
 def test_a_postgres_store_says_in_a_second_loop_that_it_belongs_to_the_first(
     postgres_url: str, call: str, wrapped: bool
 ) -> None:
-    inner: Any = open_store(patient(postgres_url))
+    inner: Any = open_store(with_long_deadline(postgres_url))
     store: Any = EncryptedStore(inner, KeyRing({"k": bytes(32)}, current="k")) if wrapped else inner
     if wrapped and not hasattr(store, call):
         pytest.skip("the wrapper has no such call")
@@ -91,7 +91,7 @@ def test_a_loop_that_is_over_is_another_loop_too(postgres_url: str) -> None:
 
 
 def test_closing_an_owned_pool_from_another_loop_is_refused(postgres_url: str) -> None:
-    store: Any = open_store(patient(postgres_url))
+    store: Any = open_store(with_long_deadline(postgres_url))
     with asyncio.Runner() as first:
         first.run(ask(store))
         with asyncio.Runner() as second, pytest.raises(RuntimeError, match="another event loop"):

@@ -18,7 +18,7 @@ import django_project
 import pytest
 from callers_of_a_store import CALLERS, FINGERPRINTS, RESOLUTION, histories
 from dynamodb_server import client_of
-from histories import Seen, explains, fences_rise
+from histories import ObservedCall, fences_increase, is_linearizable
 from patience import PATIENCE
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine
@@ -41,7 +41,7 @@ SYNC_ENGINES = ("postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite")
 DJANGO = ("django", "django on postgresql", "django on mysql")
 # They read the clock at another instant than they take effect: see `stores._sql.postgresql_statements`, and
 # `stores.dynamodb`, where it is the caller's clock.
-APART = frozenset({"postgres", *ENGINES, *SYNC_ENGINES, *DJANGO, "dynamodb"})
+SEPARATE_CLOCK_READ = frozenset({"postgres", *ENGINES, *SYNC_ENGINES, *DJANGO, "dynamodb"})
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ async def over_dynamodb(request: pytest.FixtureRequest, _: Path) -> AsyncIterato
     client.close()
 
 
-def scarcest(found: list[list[Seen]]) -> int:
+def scarcest(found: list[list[ObservedCall]]) -> int:
     """The count of the rarest of the events that a history must hold."""
     replies = [seen.reply for history in found for seen in history]
     kinds = Counter("lost" if reply is None else type(reply).__name__ for reply in replies)
@@ -140,7 +140,7 @@ async def test_histories_of_sixteen_callers_are_linearizable(
     store: Store, request: pytest.FixtureRequest
 ) -> None:
     kind = request.node.callspec.params["store"]
-    found: list[list[Seen]] = []
+    found: list[list[ObservedCall]] = []
     for seed in range(7, 11):  # on a busy machine most leases lapse before their work is done: then once more
         rounds, pace = (4, 20.0) if kind == "dynamodb" else (16, 1.0)  # moto takes its time
         found += await histories(store, seed=seed, rounds=rounds, pace=pace)
@@ -149,8 +149,10 @@ async def test_histories_of_sixteen_callers_are_linearizable(
     assert scarcest(found) > 10, "these histories say too little"
     for history in found:
         told = "\n".join(map(repr, history))
-        assert explains(history, resolution=RESOLUTION, apart=kind in APART), told
-        assert fences_rise(history), told
+        assert is_linearizable(
+            history, resolution=RESOLUTION, separate_clock_read=kind in SEPARATE_CLOCK_READ
+        ), told
+        assert fences_increase(history), told
 
 
 # Broken stores.
@@ -210,14 +212,17 @@ class _FenceStandsStill(SyncMemoryStore):
         _FenceStandsStill,
     ],
 )
-@pytest.mark.parametrize("apart", [False, True])
-async def test_a_broken_store_is_found_out(broken: type[SyncMemoryStore], apart: bool) -> None:
+@pytest.mark.parametrize("separate_clock_read", [False, True])
+async def test_a_broken_store_is_found_out(broken: type[SyncMemoryStore], separate_clock_read: bool) -> None:
     store = MemoryStore()
     store._store = broken()
     for seed in range(5):
         found = await histories(store, seed=seed, rounds=6)
         for history in found:
-            if not (explains(history, resolution=RESOLUTION, apart=apart) and fences_rise(history)):
+            if not (
+                is_linearizable(history, resolution=RESOLUTION, separate_clock_read=separate_clock_read)
+                and fences_increase(history)
+            ):
                 return
     pytest.fail("every history of it was explained")
 
@@ -226,37 +231,39 @@ KEY, LEASE = StorageKey("k"), 0.1
 OURS, OTHER, THIRD = (Owner(bytes([number])) for number in range(3))
 
 
-def asked(owner: Owner, reply: Reply, began: float, ended: float) -> Seen:
-    return Seen(Acquire(KEY, FINGERPRINTS[0], owner, LEASE, 1.0, takeover=True), reply, began, ended)
+def asked(owner: Owner, reply: Reply, began: float, ended: float) -> ObservedCall:
+    return ObservedCall(Acquire(KEY, FINGERPRINTS[0], owner, LEASE, 1.0, takeover=True), reply, began, ended)
 
 
 def test_a_renewal_that_would_change_nothing_at_first_may_take_effect_later() -> None:
     """For 50 ms it reaches beyond the lease of 100 ms at 70 ms, and not at 31 ms, when two others have asked."""
     history = [
         asked(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
-        Seen(Renew(KEY, OURS, 0.05), True, 0.02, 0.08),
+        ObservedCall(Renew(KEY, OURS, 0.05), True, 0.02, 0.08),
         asked(OTHER, Running(FINGERPRINTS[0], 0.07), 0.03, 0.0301),
         asked(THIRD, Running(FINGERPRINTS[0], 0.069), 0.031, 0.0311),
         asked(THIRD, Running(FINGERPRINTS[0], 0.0345), 0.085, 0.0851),
     ]
-    assert explains(history, resolution=RESOLUTION)
-    assert explains(history, resolution=RESOLUTION, apart=True)
+    assert is_linearizable(history, resolution=RESOLUTION)
+    assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True)
     history[-1] = asked(THIRD, Running(FINGERPRINTS[0], 0.055), 0.085, 0.0851)
-    assert not explains(history, resolution=RESOLUTION), (
+    assert not is_linearizable(history, resolution=RESOLUTION), (
         "not before it was asked for, nor after it was answered"
     )
-    assert not explains(history, resolution=RESOLUTION, apart=True)
+    assert not is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True)
 
 
 def test_a_store_may_read_the_clock_before_its_write_is_seen_and_after_what_it_read() -> None:
     """A renewal reads the clock at 51 ms and is committed at 89 ms; at 80 ms another caller finds the old lease."""
     history = [
         asked(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
-        Seen(Renew(KEY, OURS, LEASE), True, 0.05, 0.09),
+        ObservedCall(Renew(KEY, OURS, LEASE), True, 0.05, 0.09),
         asked(OTHER, Running(FINGERPRINTS[0], 0.0195), 0.08, 0.081),
         asked(THIRD, Running(FINGERPRINTS[0], 0.0555), 0.095, 0.096),
     ]
-    assert explains(history, resolution=RESOLUTION, apart=True)
-    assert not explains(history, resolution=RESOLUTION)
+    assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True)
+    assert not is_linearizable(history, resolution=RESOLUTION)
     history[-1] = asked(THIRD, Running(FINGERPRINTS[0], 0.02), 0.095, 0.096)
-    assert not explains(history, resolution=RESOLUTION, apart=True), "nobody read the clock before 50 ms"
+    assert not is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True), (
+        "nobody read the clock before 50 ms"
+    )

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from patience import patient
+from patience import with_long_deadline
 from redis_servers import Cluster, Sentinels, Server
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
@@ -77,8 +77,8 @@ async def test_sentinel_takes_hosts_and_a_service(redis_sentinels: Sentinels) ->
 
 async def test_cluster_takes_any_of_its_nodes(redis_cluster: Cluster) -> None:
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[1:])
-    assert await lives_a_life(patient(f"redis+cluster://{hosts}"))
-    assert lives_a_sync_life(patient(f"redis+cluster://{hosts}"))
+    assert await lives_a_life(with_long_deadline(f"redis+cluster://{hosts}"))
+    assert lives_a_sync_life(with_long_deadline(f"redis+cluster://{hosts}"))
 
 
 async def test_postgresql_keeps_libpqs_own_options(postgres_url: str) -> None:
@@ -143,7 +143,7 @@ def test_an_opened_store_does_not_show_its_password() -> None:
 async def test_redis_adopts_what_it_is_told_to_and_nothing_else_has_values_of_others(
     redis_server: Server,
 ) -> None:
-    store = open_store(patient(redis_server.url), adopt=lambda value: b'{"n":%b}' % value)
+    store = open_store(with_long_deadline(redis_server.url), adopt=lambda value: b'{"n":%b}' % value)
     with redis_server.client() as client:
         key = StorageKey(f"url-{secrets.token_hex(8)}")
         client.set(f"idempotency:{key}", "7", ex=60)

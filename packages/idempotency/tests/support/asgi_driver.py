@@ -1,5 +1,5 @@
 """
-A client for ASGI applications without a server: it sends what it is told to and writes down every message it gets.
+A client for ASGI applications without a server: it sends what a test tells it to and keeps every message it gets.
 
 Works under asyncio and trio. Header names are given in any case and travel in lower case, as servers send them.
 """
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import anyio
 
-__all__ = ["Answer", "App", "Headers", "Talk", "call", "http_scope", "key_header"]
+__all__ = ["Answer", "App", "Headers", "RequestDriver", "call", "http_scope", "key_header"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 App: TypeAlias = Callable[[Any, Any, Any], Awaitable[Any]]
@@ -45,61 +45,61 @@ class Answer:
 
     @property
     def replayed(self) -> bool:
-        """Whether the middleware says that nothing ran."""
+        """Whether the middleware marked the response as a replay."""
         return self.header("idempotency-replayed") == b"true"
 
     @property
     def kept_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers but those that the middleware itself adds."""
+        """The headers without those that the middleware adds."""
         return [pair for pair in self.headers if not pair[0].startswith(b"idempotency-")]
 
     def __repr__(self) -> str:
         return f"<Answer {self.status} {self.headers} {self.body[:200]!r}>"
 
 
-class Talk:
-    """One request in slow motion: `send`, `leave` and the messages so far are in the test's hand."""
+class RequestDriver:
+    """One request, driven step by step: the test sends the body, disconnects, and reads the messages so far."""
 
     def __init__(self, app: App, scope: Message) -> None:
         self.scope = scope
         self.messages: list[Message] = []
-        self.arrived = anyio.Event()  # the first message is here
-        self.left = anyio.Event()
+        self.first_message = anyio.Event()  # set once the application has sent one
+        self.disconnected = anyio.Event()
         self._app = app
-        give, self._take = anyio.create_memory_object_stream[Message](math.inf)
-        self._give = give
+        to_app, self._from_client = anyio.create_memory_object_stream[Message](math.inf)
+        self._to_app = to_app
 
-    def give(self, body: bytes, *, more_body: bool = False) -> None:
+    def send_body(self, body: bytes, *, more_body: bool = False) -> None:
         """Send a part of the request's body."""
-        self._give.send_nowait({"type": "http.request", "body": body, "more_body": more_body})
+        self._to_app.send_nowait({"type": "http.request", "body": body, "more_body": more_body})
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection."""
-        self.left.set()
-        self._give.send_nowait({"type": "http.disconnect"})
+        self.disconnected.set()
+        self._to_app.send_nowait({"type": "http.disconnect"})
 
     async def run(self) -> Answer:
-        """Let the application answer; what it raises goes through."""
+        """Run the application and return its response; an exception of the application propagates."""
         try:
             await self._app(self.scope, self._receive, self._send)
         finally:
-            self._give.close()
-            self._take.close()
+            self._to_app.close()
+            self._from_client.close()
         return Answer(self.messages)
 
     async def _receive(self) -> Message:
         try:
-            return self._take.receive_nowait()
+            return self._from_client.receive_nowait()
         except anyio.WouldBlock:
-            if self.left.is_set():
+            if self.disconnected.is_set():
                 return {"type": "http.disconnect"}
-        return await self._take.receive()
+        return await self._from_client.receive()
 
     async def _send(self, message: Message) -> None:
         self.messages.append(message)
-        self.arrived.set()
+        self.first_message.set()
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            self.leave()  # a server has no more to say than that once the answer is whole
+            self.disconnect()  # after a complete response a server reports nothing but the disconnect
 
 
 def key_header(key: str | None) -> list[tuple[str, str]]:
@@ -144,12 +144,14 @@ async def call(
     query: bytes = b"",
     **scope: Any,
 ) -> Answer:
-    """One request from beginning to end by a client that stays; *body* as a list is sent in that many messages."""
-    talk = Talk(app, http_scope(method, path, headers=[*key_header(key), *headers], query=query, **scope))
+    """One request by a client that stays connected; *body* as a list is sent in that many messages."""
+    driver = RequestDriver(
+        app, http_scope(method, path, headers=[*key_header(key), *headers], query=query, **scope)
+    )
     chunks = body if isinstance(body, list) else [body]
     for index, chunk in enumerate(chunks):
-        talk.give(chunk, more_body=index < len(chunks) - 1)
-    return await talk.run()
+        driver.send_body(chunk, more_body=index < len(chunks) - 1)
+    return await driver.run()
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Callers that share keys of a store, and note what each call of theirs was answered."""
+"""Concurrent callers that share keys of a store, and record the reply to each of their calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 import anyio
-from histories import Seen
+from histories import ObservedCall
 
 from idempotency._core.types import Acquired, Claim, Fingerprint, Owner, Reply, StorageKey
 from idempotency.errors import StoreUnavailable
@@ -19,7 +19,7 @@ from idempotency.store import Store
 from idempotency.testing import Fault, FaultyStore
 from idempotency.testing._spec import Acquire, Complete, Release, Renew
 
-__all__ = ["CALLERS", "FINGERPRINTS", "RESOLUTION", "histories", "retold"]
+__all__ = ["CALLERS", "FINGERPRINTS", "RESOLUTION", "histories", "noting_failed_tries"]
 
 CALLERS: Final = 16
 _CALLERS_A_KEY: Final = 4
@@ -28,7 +28,7 @@ RESOLUTION: Final = 0.003
 FINGERPRINTS: Final = (Fingerprint(b"\x01" * 32), Fingerprint(b"\x01" * 32), Fingerprint(b"\x02" * 32))
 
 
-def _weather(chance: random.Random) -> Iterator[Fault | float | None]:
+def _faults(chance: random.Random) -> Iterator[Fault | float | None]:
     """Faults for a store: of a hundred calls ten are lost, half of them after they took effect, and ten are late."""
     while True:
         drawn = chance.random()
@@ -40,27 +40,27 @@ def _weather(chance: random.Random) -> Iterator[Fault | float | None]:
             yield chance.uniform(0.0, 0.005) if drawn < 0.20 else None
 
 
-_UNHEARD: ContextVar[list[tuple[float, float]]] = ContextVar(
-    "tries of the present call that lost their connection"
+_FAILED_TRIES: ContextVar[list[tuple[float, float]]] = ContextVar(
+    "tries of the current call that lost their connection"
 )
 
 
 @contextmanager
-def retold() -> Iterator[None]:
-    """Note a try that fails: it was a call of its own, whose effect may be over before the store asks again."""
+def noting_failed_tries() -> Iterator[None]:
+    """Record a failed try as a call of its own: it may take effect before the store tries again."""
     began = time.monotonic()
     try:
         yield
     except Exception:
-        _UNHEARD.get().append((began, time.monotonic()))
+        _FAILED_TRIES.get().append((began, time.monotonic()))
         raise
 
 
 class _Caller:
-    """One of those who share a key: it claims, dawdles, and shows signs of life, settles or gives up."""
+    """One of the callers of a key: it claims, pauses, and then renews, completes or releases."""
 
     def __init__(
-        self, store: Store, key: StorageKey, chance: random.Random, history: list[Seen], pace: float
+        self, store: Store, key: StorageKey, chance: random.Random, history: list[ObservedCall], pace: float
     ) -> None:
         self.store = store
         self.key = key
@@ -68,25 +68,25 @@ class _Caller:
         self.history = history
         self.pace = pace  # all durations are multiplied by it
 
-    async def live(self, turns: int) -> None:
+    async def run_turns(self, turns: int) -> None:
         for _ in range(turns):
             owner = Owner(secrets.token_bytes(16))
             reply = await self.acquire(owner)
             if reply is None and self.chance.random() < 0.5:
                 reply = await self.acquire(
                     owner
-                )  # its answer was lost: the claim is as it was granted then (R2)
+                )  # its reply was lost: the same owner is granted the same claim (R2)
             if isinstance(reply, Acquired):
                 await self.run(reply.claim)
             elif reply is None:
                 await self.release(Claim(self.key, owner, 0, 0))
-            await self.dawdle(self.chance.uniform(0.0, 0.01))
+            await self.pause(self.chance.uniform(0.0, 0.01))
 
-    async def dawdle(self, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         await anyio.sleep(seconds * self.pace)  # leases of real servers run out in real time
 
     async def run(self, claim: Claim) -> None:
-        await self.dawdle(self.chance.choice([0.0, 0.002, 0.02]))
+        await self.pause(self.chance.choice([0.0, 0.002, 0.02]))
         for _ in range(self.chance.choice([0, 1, 2, 2])):
             act = self.chance.choice([self.renew, self.renew, self.release, self.complete, self.complete])
             await act(claim)
@@ -131,33 +131,35 @@ class _Caller:
         await self.note(Release(self.key, claim.owner), self.store.release(claim))
 
     async def note(self, call: Any, asked: Any) -> Any:
-        unheard: list[tuple[float, float]] = []
-        _UNHEARD.set(unheard)
+        failed_tries: list[tuple[float, float]] = []
+        _FAILED_TRIES.set(failed_tries)
         began = time.monotonic()
         try:
             reply = await asked
         except StoreUnavailable:
             reply = None
-        self.history.append(Seen(call, reply, began, time.monotonic()))
-        if not isinstance(call, Release):  # that one is never to be answered as if its first try had not been
-            self.history += [Seen(call, None, *tried) for tried in unheard]
+        self.history.append(ObservedCall(call, reply, began, time.monotonic()))
+        if not isinstance(
+            call, Release
+        ):  # a release that is retried may not reply as if its first try had no effect
+            self.history += [ObservedCall(call, None, *tried) for tried in failed_tries]
         return reply
 
 
 async def histories(
     store: Store, *, seed: int, rounds: int, turns: int = 3, pace: float = 1.0
-) -> list[list[Seen]]:
+) -> list[list[ObservedCall]]:
     """The history of each key, some keys at a time."""
     chance = random.Random(seed)
     faulty = FaultyStore(store)
     for method in ("acquire", "renew", "complete", "release"):
-        faulty.inject(method, _weather(chance))
-    found: list[list[Seen]] = []
+        faulty.inject(method, _faults(chance))
+    found: list[list[ObservedCall]] = []
     for _ in range(rounds):
         async with anyio.create_task_group() as tasks:
             for _ in range(CALLERS // _CALLERS_A_KEY):
                 key, history = StorageKey(f"linear-{secrets.token_hex(8)}"), []
                 found.append(history)
                 for _ in range(_CALLERS_A_KEY):
-                    tasks.start_soon(_Caller(faulty, key, chance, history, pace).live, turns)
+                    tasks.start_soon(_Caller(faulty, key, chance, history, pace).run_turns, turns)
     return found

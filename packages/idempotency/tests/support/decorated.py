@@ -1,4 +1,4 @@
-"""A protected function of either kind over its kind of store, called the same way."""
+"""A decorated function, async or sync, over a store of the same kind, called in one way."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 from idempotency.testing import FakeClock
 
 
-class World:
-    """One kind of function over its kind of store; `call` is the same for both."""
+class Harness:
+    """Decorates functions of one kind, async or sync, over a store of that kind; `call` is the same for both."""
 
     def __init__(self, kind: Literal["async", "sync"]) -> None:
         self.kind = kind
@@ -29,7 +29,7 @@ class World:
         self.runs: list[Any] = []
 
     def guard(self, body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """*body* as a protected function of this kind; what it is called with is in `runs`."""
+        """*body* as a decorated function of this kind; the arguments of each run are in `runs`."""
         if self.kind == "async":
 
             @functools.wraps(body)

@@ -1,8 +1,8 @@
 """
-A DynamoDB to test with: moto's, over HTTP, in a process of its own.
+DynamoDB for tests: moto's, over HTTP, in a process of its own.
 
-It answers one request at a time. moto judges a condition and writes in two steps, without a lock; DynamoDB does both in
-one step for an item, and so does a server that does nothing else meanwhile.
+It answers one request at a time. moto checks a condition and writes in two steps, without a lock; DynamoDB does both in
+one step for an item, and so does a server that handles one request at a time.
 """
 
 from __future__ import annotations

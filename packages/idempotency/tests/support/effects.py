@@ -1,4 +1,4 @@
-"""Applications whose effects can be counted, and a store that can be held up: what most tests need."""
+"""An application that counts its effects, and a store with replaceable methods: what most tests need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from idempotency.engine import Engine
 from idempotency.errors import StoreUnavailable
 from idempotency.store import Store
 
-__all__ = ["Charges", "Gate", "Interposed", "followers", "guard", "read_body", "respond", "unavailable"]
+__all__ = [
+    "Charges",
+    "RequestCounter",
+    "PatchedStore",
+    "followers",
+    "guard",
+    "read_body",
+    "respond",
+    "unavailable",
+]
 
 
 def guard(app: Any, store: Any, *, policy: Any = None, **settings: Any) -> IdempotencyMiddleware:
@@ -19,7 +28,7 @@ def guard(app: Any, store: Any, *, policy: Any = None, **settings: Any) -> Idemp
 
 
 def followers(engine: Engine) -> int:
-    """The number of requests that wait for a duplicate of theirs that *engine* runs in the same loop."""
+    """The number of requests that wait for a duplicate that *engine* runs in the same process."""
     return sum(len(in_flight.followers) for in_flight in engine.single_flight._by_key.values())
 
 
@@ -29,7 +38,7 @@ async def read_body(receive: Any) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ConnectionAbortedError("the client left before its request was whole")
+            raise ConnectionAbortedError("the client disconnected before its request was complete")
         chunks.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(chunks)
@@ -51,11 +60,11 @@ async def respond(
 
 class Charges:
     """
-    An ASGI application that takes money: its answer is the number of the charge.
+    An ASGI application that charges: its response is the number of the charge.
 
     Attributes:
-        bodies: Of the requests that ran, in order; their count is the count of effects.
-        work: Awaited before the answer, with the number of the run.
+        bodies: The bodies of the requests that ran, in order; their count is the count of effects.
+        work: Awaited before the response, with the number of the run.
     """
 
     def __init__(self, work: Callable[[int], Awaitable[None]] | None = None, status: int = 201) -> None:
@@ -66,12 +75,12 @@ class Charges:
 
     @property
     def runs(self) -> int:
-        """The number of times that money was taken."""
+        """The number of charges."""
         return len(self.bodies)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            raise ValueError(scope["type"])  # how an application says that it has no lifespan
+            raise ValueError(scope["type"])  # as an application without a lifespan does
         body = await read_body(receive)
         self.bodies.append(body)
         self.scopes.append(dict(scope))
@@ -83,26 +92,26 @@ class Charges:
         await respond(send, answer, status=self.status, headers=headers)
 
 
-class Gate:
-    """An ASGI application in front of another: how many requests have `come` to it, and how many are `over`."""
+class RequestCounter:
+    """An ASGI application around another that counts the requests that `started` and those that `finished`."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self.come = self.over = 0
+        self.started = self.finished = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        self.come += 1
+        self.started += 1
         try:
             await self.app(scope, receive, send)
         finally:
-            self.over += 1
+            self.finished += 1
 
 
-class Interposed:
+class PatchedStore:
     """
-    A store in front of another, with single methods replaced: `Interposed(store, renew=lost)`.
+    A store around another, with single methods replaced: `PatchedStore(store, renew=lost)`.
 
     A replacement is called with the real store and the arguments of the call. `calls` counts every method.
     """
@@ -114,7 +123,7 @@ class Interposed:
 
     def __getattr__(self, name: str) -> Any:
         if name not in {"acquire", "renew", "complete", "release", "get", "aclose"}:
-            raise AttributeError(name)  # no `wait` and the like: the engine asks what a store can do
+            raise AttributeError(name)  # no `wait` and the like: the engine checks for optional methods
 
         async def method(*args: Any, **kwargs: Any) -> Any:
             self.calls[name] = self.calls.get(name, 0) + 1
@@ -126,5 +135,5 @@ class Interposed:
 
 
 async def unavailable(store: Store, *args: Any, **kwargs: Any) -> Any:
-    """A replacement for any method: the store gives no answer."""
+    """A replacement for any method: the store is unavailable."""
     raise StoreUnavailable("the store is down")

@@ -1,7 +1,7 @@
 """
-The fate of a key whose request a framework answers before the handler ran, or fails after its answer.
+Whether a key is kept or freed when a framework answers before the handler ran, or fails after its response.
 
-Each framework is set up as its users do and asked by real requests; `docs/framework-answers.md` shows what came out.
+Each framework is set up as its users do; `docs/framework-answers.md` shows the results.
 
     uv run python packages/idempotency/tests/support/framework_answers.py    # writes the table of that page anew
 """
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import fastapi
 import litestar
 import pydantic
-from asgi_driver import Talk, http_scope, key_header
+from asgi_driver import RequestDriver, http_scope, key_header
 from litestar.exceptions import LitestarException
 from litestar.params import Body
 
@@ -51,7 +51,7 @@ CASES: dict[str, str] = {
     "after": "exception after the answer",
     "handler": "404 of the handler",
 }
-"""What is tried, by the last part of the path that is asked for."""
+"""The cases, by the last part of the path of their request."""
 
 Seen: TypeAlias = Literal["freed", "kept", "kept, reported", "-"]
 
@@ -383,11 +383,11 @@ APPS: dict[str, tuple[Callable[[dict[str, Any]], Any], frozenset[str]]] = {
     "Quart": (_quart, frozenset({"invalid", "after"})),
     "Django": (_django, frozenset({"invalid", "own"})),
 }
-"""How to build each, and which cases it does not have."""
+"""How to build each application, and the cases that it does not have."""
 
 
 async def observe(framework: str, case: str, policy: Policy) -> Seen:
-    """Observes the fate of one request's key."""
+    """Sends one request and returns what became of its key."""
     build, without = APPS[framework]
     if case in without:
         return "-"
@@ -395,10 +395,10 @@ async def observe(framework: str, case: str, policy: Policy) -> Seen:
     app = build({"store": store, "tenant": one_tenant(), "policy": policy, "hooks": [events.append]})
     path = "/own/" if (case, framework[:7]) == ("own", "FastAPI") else f"/{case}"
     headers = [*key_header("k"), ("content-type", "application/json"), ("host", "example")]
-    talk = Talk(app, http_scope(path=path, headers=headers))
-    talk.give(b'{"number": "not one"}')
+    driver = RequestDriver(app, http_scope(path=path, headers=headers))
+    driver.send_body(b'{"number": "not one"}')
     try:
-        answer = await talk.run()
+        answer = await driver.run()
         assert answer.status is not None, (framework, case)
         assert (answer.status < 300) == (case == "after"), (framework, case, answer)
     except* (_Late, _Broken, LitestarException):

@@ -30,7 +30,7 @@ __all__ = ["FRAMEWORKS", "Ledger", "build"]
 
 
 class Ledger:
-    """The application's effects, and the event that lets its stream go on."""
+    """The application's effects, and the event that lets its stream continue."""
 
     def __init__(self) -> None:
         self.effects = 0
@@ -44,7 +44,7 @@ class Ledger:
         return {"charge": self.effects}
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """A chunk, and another one once it is asked for."""
+        """A chunk, and another one once `go_on` is set."""
         self.begun.set()
         try:
             yield b"first"
@@ -229,6 +229,6 @@ FRAMEWORKS: dict[str, Callable[[Ledger, dict[str, Any]], Any]] = {
 
 
 def build(name: str, store: Any, **guard: Any) -> tuple[Any, Ledger]:
-    """The application in one framework, and what it will have done."""
+    """The application in one framework, and its effects."""
     ledger = Ledger()
     return FRAMEWORKS[name](ledger, {"store": store, "tenant": one_tenant()} | guard), ledger

@@ -1,4 +1,4 @@
-"""gunicorn in processes of its own, with `wsgi_site`, and a test's hand on what its workers are in the middle of."""
+"""gunicorn in its own processes, serving `wsgi_site`: a test holds requests in its workers, resumes or kills them."""
 
 from __future__ import annotations
 
@@ -41,43 +41,43 @@ class Effects:
 
     @property
     def notes(self) -> list[str]:
-        """Everything that was noted."""
+        """Every line that was written."""
         return self._file.read_text().splitlines()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Delete all effects and records."""
         for record in self.store.scan(limit=1_000).records:
             self.store.forget(record.key)
         self._file.write_text("")
 
 
 class Held:
-    """A request that waits at the gate."""
+    """A request that is held at the gate."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        with connection.makefile("rb") as told:
-            self.pid = int(told.readline())
+        with connection.makefile("rb") as lines:
+            self.pid = int(lines.readline())
 
     def go_on(self) -> None:
-        """Let it go on."""
+        """Let the request continue."""
         self._connection.close()
 
     def kill(self) -> None:
-        """Kill its process, as nothing can prevent."""
+        """Kill the process of the request, by SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
         self._connection.close()
 
 
 class Gate:
-    """A gate at which requests wait for the test, which learns that they run, and in which process."""
+    """Holds requests for the test, and tells the test the process of each."""
 
     def __init__(self, listener: socket.socket) -> None:
         listener.settimeout(30)
         self._listener = listener
 
     def wait(self) -> Held:
-        """Wait for the next request that arrives here."""
+        """Wait for the next request that is held."""
         return Held(self._listener.accept()[0])
 
 

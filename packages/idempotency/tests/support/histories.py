@@ -1,8 +1,8 @@
 """
-Whether what callers saw of one record can be put in an order that the specification allows (linearizability).
+Checks the recorded calls on one key for linearizability against the specification of a store.
 
-The search is that of Wing and Gong with Lowe's memory of what was seen before: a call takes effect at one instant
-between its start and its return, and one without an answer at any instant after its start, or never.
+The search is that of Wing and Gong, with Lowe's memory of visited states: a call takes effect at one instant between
+its start and its return, and a call without a reply at any instant after its start, or never.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from idempotency._core.types import Acquired, Claim, Reply
 from idempotency.testing._spec import Acquire, Call, Complete, Held, Release, Renew, Span, SpecState, step
 
-__all__ = ["Seen", "explains", "fences_rise"]
+__all__ = ["ObservedCall", "is_linearizable", "fences_increase"]
 
-_UNKNOWN = -1  # the fence of a claim that nobody was told of
-_MOST = 500_000  # states; a history that needs more is made of too many calls at once
+_UNKNOWN = -1  # the fence of a claim whose reply was lost
+_MOST = 500_000  # states; a history that needs more has too many concurrent calls
 
 
 class _Place(NamedTuple):
@@ -31,8 +31,8 @@ class _Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One call as its caller saw it: *reply* is None where there was no answer; seconds by the caller's clock."""
+class ObservedCall:
+    """One call as its caller observed it: *reply* is None if none arrived; seconds by the caller's clock."""
 
     call: Call
     reply: Reply | bool | None
@@ -40,15 +40,17 @@ class Seen:
     ended: float
 
 
-def explains(history: Sequence[Seen], *, resolution: float, apart: bool = False) -> bool:
+def is_linearizable(
+    history: Sequence[ObservedCall], *, resolution: float, separate_clock_read: bool = False
+) -> bool:
     """
-    Whether some order of the calls explains every answer.
+    Whether some order of the calls gives every reply that was observed.
 
     Args:
         resolution: Seconds to which the store's clock can be compared with the callers'.
-        apart: Whether a call may read the clock at another instant than it takes effect: what it writes is judged
-            before that, under a lock that the writes of a key hold one after another until they take effect; what it
-            only reads is judged afterwards. Both instants lie within the call.
+        separate_clock_read: Whether a call may read the clock at another instant than it takes effect. The clock of a
+            write is read before, under a lock that the writes of a key hold one after another until they take effect;
+            that of a read is read afterwards. Both instants lie within the call.
     """
     calls = sorted(history, key=lambda seen: seen.began)
     everything = (1 << len(calls)) - 1
@@ -68,7 +70,7 @@ def explains(history: Sequence[Seen], *, resolution: float, apart: bool = False)
             instant = max(place.reached, seen.began)
             writing = Span(instant - resolution, horizon + resolution)
             reading = writing
-            if apart:
+            if separate_clock_read:
                 writing = Span(max(place.written, seen.began) - resolution, horizon + resolution)
                 reading = Span(instant - resolution, seen.ended + resolution)
             done, answered = place.done | 1 << at, seen.reply is not None
@@ -86,30 +88,30 @@ def explains(history: Sequence[Seen], *, resolution: float, apart: bool = False)
             if after_it not in seen_before:
                 seen_before.add(after_it)
                 stack.append(after_it)
-        assert len(seen_before) < _MOST, "too many calls at once to judge"
+        assert len(seen_before) < _MOST, "too many concurrent calls to judge"
     return False
 
 
-def fences_rise(history: Sequence[Seen]) -> bool:
-    """Whether a claim that was granted after another was told of has the higher fence (R9)."""
+def fences_increase(history: Sequence[ObservedCall]) -> bool:
+    """Whether a claim that was requested after another had been granted has the higher fence (R9)."""
     grants = [(seen, seen.reply.claim) for seen in history if isinstance(seen.reply, Acquired)]
     return all(
         earlier.fence < later.fence
-        for told, earlier in grants
-        for asked, later in grants
-        if earlier.owner != later.owner and told.ended < asked.began
+        for first, earlier in grants
+        for second, later in grants
+        if earlier.owner != later.owner and first.ended < second.began
     )
 
 
-def _may_extend(seen: Seen) -> bool:
-    """Whether the call gives a lease that reaches further, the later it takes effect."""
+def _may_extend(seen: ObservedCall) -> bool:
+    """Whether the call grants a lease that ends later, the later the call takes effect."""
     return isinstance(seen.reply, Acquired) or (isinstance(seen.call, Renew) and seen.reply is True)
 
 
-def _outcomes(state: SpecState, seen: Seen, now: Span) -> Iterator[SpecState]:
+def _outcomes(state: SpecState, seen: ObservedCall, now: Span) -> Iterator[SpecState]:
     call, reply = seen.call, seen.reply
     if reply is not None:
-        if isinstance(reply, Acquired) and _is_nameless(state) and state.owner == reply.claim.owner:
+        if isinstance(reply, Acquired) and _has_unknown_fence(state) and state.owner == reply.claim.owner:
             state = replace(state, fence=reply.claim.fence)  # now we know
         yield from step(state, call, reply, now)
     elif isinstance(call, Acquire):
@@ -123,5 +125,5 @@ def _outcomes(state: SpecState, seen: Seen, now: Span) -> Iterator[SpecState]:
         yield from step(state, call, True, now)
 
 
-def _is_nameless(state: SpecState) -> bool:
+def _has_unknown_fence(state: SpecState) -> bool:
     return isinstance(state, Held) and state.fence == _UNKNOWN

@@ -29,10 +29,10 @@ class HTTPClient:
     One library.
 
     Attributes:
-        pauses: Seconds that calls paused for; nothing is slept.
-        late: What is raised where the time of a call is over.
-        refused: What is raised where a redirect leads to another origin; a base of the errors of lost answers.
-        lost: What is raised where no connection is made.
+        pauses: Seconds of each pause between attempts; no time passes.
+        timeout_error: Raised when the deadline of a call is over.
+        request_error: Raised for a redirect to another origin, and the base of all errors of the library.
+        connect_error: Raised when no connection can be made.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,7 +43,7 @@ class HTTPClient:
         self.is_async = kind in {"async", "trio"} or module == "aiohttp"
         library: Any = {"httpx": httpx, "httpx2": httpx2, "requests": requests, "aiohttp": aiohttp}[module]
         self.library = library
-        self.late, self.refused, self.lost = {
+        self.timeout_error, self.request_error, self.connect_error = {
             "requests": lambda: (
                 requests.ReadTimeout,
                 requests.exceptions.RequestException,
@@ -76,7 +76,7 @@ class HTTPClient:
         retry: Retry | None = None,
         **settings: Any,
     ) -> Reply:
-        """One call by a client of its own, and the whole of its answer; *stream* reads it in chunks."""
+        """One call by a new client, and its whole response; *stream* reads the response in chunks."""
         given = {"chance": lambda: 0.5, "retry": retry or Retry()} | settings
         given["sleep"] = self._pause_later if self.is_async else self._pause
         arguments = (method, url, body, headers, follow, stream, read_timeout, given)

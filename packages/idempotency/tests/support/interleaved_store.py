@@ -1,7 +1,7 @@
 """
-The specification of a store in the explorer's world: one key, and each function one atomic step (R1 to R5).
+The specification of a store for the explorer: one key, and each function one atomic step (R1 to R5).
 
-Durations are not modelled: a lease has lapsed or has not, a record lives until it is lost.
+Durations are not modelled: a lease has lapsed or not, and a record stays until it is lost.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from idempotency._core.types import (
 if TYPE_CHECKING:
     from interleavings import World
 
-__all__ = ["KEY", "Kept", "acquire", "complete", "look", "release"]
+__all__ = ["KEY", "StoredRecord", "acquire", "complete", "get", "release"]
 
 KEY = StorageKey("k")
 
 
-class Kept(NamedTuple):
-    """The store's record of the one key there is; *life* numbers the records it ever had."""
+class StoredRecord(NamedTuple):
+    """The record of the one key; *life* is the number of the record among all that the key has had."""
 
     life: int
     fingerprint: bytes
@@ -43,7 +43,7 @@ def acquire(world: World, fingerprint: bytes, owner: Owner, *, takeover: bool) -
     kept = world.kept
     if kept is None:
         lives = world.lives + 1
-        kept = Kept(lives, fingerprint, owner, 1, lapsed=False, outcome=None)
+        kept = StoredRecord(lives, fingerprint, owner, 1, lapsed=False, outcome=None)
         return Acquired(Claim(KEY, owner, 1, lives)), world._replace(kept=kept, lives=lives)
     if kept.outcome is not None:
         return Completed(Fingerprint(kept.fingerprint), kept.outcome, 0.0, 1.0), world
@@ -74,7 +74,7 @@ def release(world: World, claim: Claim) -> tuple[bool, World]:
     return True, world._replace(kept=None)
 
 
-def look(world: World) -> Record | None:
+def get(world: World) -> Record | None:
     kept = world.kept
     if kept is None:
         return None

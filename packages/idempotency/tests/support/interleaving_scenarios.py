@@ -1,4 +1,4 @@
-"""The explorer's scenarios, small ones for every test run and deep ones, and broken cores that it must find."""
+"""The explorer's scenarios, small for every test run and deep, and mutants of the core that the explorer must catch."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ AT_LEAST = Policy(wait=1.0)
 AT_MOST = Policy.at_most_once(wait=1.0)
 
 ONE, TWO, THREE = ((Client(b"f"),) * count for count in (1, 2, 3))
-STRANGER = (Client(b"g"),)
+OTHER_REQUEST = (Client(b"g"),)
 
 
 class Scenario(NamedTuple):
-    """Who asks, what may befall them, and what they are promised."""
+    """The clients, the faults that may happen to them, and the policy."""
 
     world: World
     policy: Policy = AT_LEAST
     transactional: bool = False
 
     def explore(self, core: ModuleType = protocol) -> Found:
-        """All of it."""
+        """Explore every interleaving."""
         return explore(self.world, self.policy, core=core, transactional=self.transactional)
 
 
@@ -42,11 +42,11 @@ SCENARIOS = {
     "duplicates, a lost record, a lapse and a lost reply": Scenario(
         World(TWO, losses_left=1, lapses_left=1, faults_left=1)
     ),
-    "a duplicate and a stranger under one key": Scenario(
-        World((*TWO, *STRANGER), faults_left=1, lapses_left=1)
+    "a duplicate and another request under one key": Scenario(
+        World((*TWO, *OTHER_REQUEST), faults_left=1, lapses_left=1)
     ),
-    "a stranger under a key whose record is lost": Scenario(
-        World((*ONE, *STRANGER), losses_left=1, lapses_left=1, faults_left=2)
+    "another request under a key whose record is lost": Scenario(
+        World((*ONE, *OTHER_REQUEST), losses_left=1, lapses_left=1, faults_left=2)
     ),
     "at most once: duplicates, a crash, lapses and lost replies": Scenario(
         World(TWO, crashes_left=1, lapses_left=2, faults_left=2), AT_MOST
@@ -66,8 +66,8 @@ DEEP = {
     "duplicates, two lost records, two lapses, two lost replies and a handler that raises": Scenario(
         World(TWO, losses_left=2, lapses_left=2, faults_left=2, raises_left=1)
     ),
-    "three duplicates and a stranger, a lost reply and a lapse": Scenario(
-        World((*THREE, *STRANGER), faults_left=1, lapses_left=1)
+    "three duplicates and another request, a lost reply and a lapse": Scenario(
+        World((*THREE, *OTHER_REQUEST), faults_left=1, lapses_left=1)
     ),
     "at most once: three duplicates, two crashes, two lapses and two lost replies": Scenario(
         World(THREE, crashes_left=2, lapses_left=2, faults_left=2), AT_MOST
@@ -91,8 +91,8 @@ def _mutated(old: str, new: str) -> ModuleType:
 _LOST_REPLIES = "duplicates, three lost replies and a lapse"
 _AT_MOST_ONCE = "at most once: duplicates, a crash, lapses and lost replies"
 _STALL = "duplicates, a stall, a lost reply and a handler that raises"
-_STRANGER = "a duplicate and a stranger under one key"
-_STRANGER_AFTER = "a stranger under a key whose record is lost"
+_OTHER_REQUEST = "a duplicate and another request under one key"
+_OTHER_REQUEST_AFTER_LOSS = "another request under a key whose record is lost"
 _TRANSACTION = "one transaction: duplicates, a crash, a lapse and lost replies"
 _MISMATCH = (
     "    if reply.fingerprint != fingerprint:\n        return FingerprintMismatch(key_id=key_id(key))\n"
@@ -128,31 +128,31 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
         _LOST_REPLIES,
         _mutated(_REPLAY, f"        return {_CLAIM}\n"),
     ),
-    "a duplicate waits for ever": (_LOST_REPLIES, _mutated("if waited >= wait:", "if False:")),
-    # A key that is taken.
-    "a stranger is told that the first request runs": (
-        _STRANGER,
+    "a duplicate waits forever": (_LOST_REPLIES, _mutated("if waited >= wait:", "if False:")),
+    # A key that is held.
+    "another request is told that the first one runs": (
+        _OTHER_REQUEST,
         _mutated(_MISMATCH, _MISMATCH.replace("FingerprintMismatch(", "InProgress(retry_after=1, ")),
     ),
-    "a stranger is answered from the record": (
-        _STRANGER,
+    "another request is answered from the record": (
+        _OTHER_REQUEST,
         _mutated(
             "isinstance(reply, Completed) and reply.fingerprint == fingerprint:",
             "isinstance(reply, Completed):",
         ),
     ),
-    "a stranger waits for the first request": (
-        _STRANGER,
+    "another request waits for the first one": (
+        _OTHER_REQUEST,
         _mutated(_MISMATCH, f"    if isinstance(reply, Running):\n        return None\n{_MISMATCH}"),
     ),
-    "an abandoned run is taken over where that is forbidden": (
+    "an abandoned run is taken over although the policy forbids it": (
         _AT_MOST_ONCE,
         _mutated(
             _REFUSAL,
             f"        if isinstance(reply, Running) and reply.lease_left <= 0: return {_CLAIM}\n{_REFUSAL}",
         ),
     ),
-    "an abandoned run leaves its retries waiting for ever": (
+    "retries of an abandoned run wait forever": (
         _AT_MOST_ONCE,
         _mutated("return OutcomeUnknown(key_id=key_id(key))", "return None"),
     ),
@@ -176,25 +176,25 @@ MUTANTS: dict[str, tuple[str, ModuleType]] = {
         _LOST_REPLIES,
         _mutated("        yield Sleep(delay)", "        yield RELEASE"),
     ),
-    # What a lost claim finds.
-    "its own answer goes out beside its successor's record": (
+    # A lost claim.
+    "a lost claim sends its own answer although its successor has recorded one": (
         _STALL,
         _mutated(
             "return Superseded(Completed(fingerprint, outcome, found.age, found.expires_in))",
             "return Forgotten()",
         ),
     ),
-    "its own answer goes out while its successor runs": (
+    "a lost claim sends its own answer while its successor runs": (
         _STALL,
         _mutated(
             "case Record(state=State.RUNNING) if found", "case Record(state=State.RUNNING) if False and found"
         ),
     ),
-    "it is answered from a stranger's record": (
-        _STRANGER_AFTER,
+    "a lost claim is answered from the record of another request": (
+        _OTHER_REQUEST_AFTER_LOSS,
         _mutated("outcome=bytes(outcome)) if found.fingerprint == fingerprint:", "outcome=bytes(outcome)):"),
     ),
-    "a store that fails at the look is taken for an empty one": (
+    "a store that fails to return the record is taken for an empty one": (
         _STALL,
         _mutated(
             "        case StoreError():\n            return Refuse(found)",

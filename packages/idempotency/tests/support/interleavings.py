@@ -1,10 +1,9 @@
 """
-Every interleaving of a few clients with a store that obeys R1 to R5, lost replies, crashes and lapsing leases.
+Explores every interleaving of a few clients with a store that obeys R1 to R5, lost replies, crashes and ending leases.
 
-A client is the core's own protocol, known only by the events it was sent, so a state of the world is a plain value,
-equal states are explored once, and since nothing can be undone the complete schedules can be counted. The explorer
-knows nothing of how the protocol decides; it checks what must hold whatever happens (the invariants are numbered in
-docs/reliability.md).
+A client is the core's own protocol, represented by the events that were sent to it. A state of the world is therefore a
+plain value, equal states are explored once, and as no step can be undone the complete schedules can be counted. The
+explorer does not know how the protocol decides; it checks the invariants that are numbered in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import interleaved_store as store
-from interleaved_store import KEY, Kept
+from interleaved_store import KEY, StoredRecord
 
 from idempotency._core import protocol as shipped
 from idempotency._core.errors import InProgress, OutcomeUnknown, StoreError, StoreUnavailable
@@ -25,18 +24,18 @@ from idempotency._core.types import Claim, Completed, Fingerprint, Owner, Record
 __all__ = ["Client", "Found", "Violated", "World", "explore"]
 
 DOWN = StoreUnavailable("no reply")
-_NAP = 0.6  # s that pass in one wait
+_WAIT_STEP = 0.6  # s that pass in one wait
 
 
 class Client(NamedTuple):
     """
-    Phases: "begin" (asking), "run" (the handler runs), "record" and "release" (ending it), "done", "dead".
+    Phases: "begin" (claiming), "run" (the handler runs), "record" and "release" (ending the run), "done", "dead".
 
     Attributes:
-        events: What its current generator was sent, in order.
-        answer: The outcome it answered with, None where it refused or has not answered.
-        refused: The class of the error it refused with.
-        life: The record's life its claim belongs to, 0 before.
+        events: The events sent to the client's current generator, in order.
+        answer: The outcome that the client answered with; None if it refused or has not answered.
+        refused: The class of the error that the client refused with.
+        life: The number of the record that the client's claim belongs to; 0 before the claim.
     """
 
     fingerprint: bytes
@@ -46,20 +45,20 @@ class Client(NamedTuple):
     answer: bytes | None = None
     refused: type | None = None
     life: int = 0
-    asleep: float = 0.0
+    waited: float = 0.0
 
 
 class World(NamedTuple):
     """
-    All there is; what ends in `_left` may still happen so many times.
+    The state of all clients and of the store; an attribute `..._left` limits how often an event may still happen.
 
     Attributes:
-        late: The owners whose release is still under way.
-        raised: The handlers that raised after their effect.
+        late: The owners whose late release is still pending.
+        raised: The number of handlers that raised after their effect.
     """
 
     clients: tuple[Client, ...]
-    kept: Kept | None = None
+    kept: StoredRecord | None = None
     late: frozenset[bytes] = frozenset()
     lives: int = 0
     effects: int = 0
@@ -78,21 +77,21 @@ class Found(NamedTuple):
     The result of an exploration.
 
     Attributes:
-        schedules: The complete orders of events, from the start to where nothing more can happen.
-        sometimes: What happened on the way, which proves that the exploration reached what it claims to have checked.
+        schedules: The number of complete orders of events, from the start to a state without a next step.
+        reached: The kinds of steps taken, as evidence that the exploration covers them.
     """
 
     states: int
     schedules: int
-    sometimes: set[str]
+    reached: set[str]
 
 
 class Violated(AssertionError):
-    """An invariant does not hold; the message says which and how it came about."""
+    """An invariant does not hold; the message names it and the steps that led there."""
 
 
 class _Visit:
-    """A state on the current path: what may still be tried from it, and the schedules found so far."""
+    """A state on the current path: its steps that are not explored yet, and the schedules found so far."""
 
     __slots__ = ("schedules", "step", "steps", "world")
 
@@ -119,17 +118,17 @@ def explore(
     Raises:
         Violated: With the steps that led there.
     """
-    machines = Machines(core, policy, transactional=transactional)
-    schedules: dict[World, int] = {start: 0}  # from each state on; 0 while it is on the path
-    path = [_Visit(start, "", machines.steps(start))]
-    sometimes: set[str] = set()
+    relation = StepRelation(core, policy, transactional=transactional)
+    schedules: dict[World, int] = {start: 0}  # from each state on; 0 while the state is on the path
+    path = [_Visit(start, "", relation.steps(start))]
+    reached: set[str] = set()
     try:
         while path:
             visit = path[-1]
             step, after = next(visit.steps, (None, None))
             if after is None:
-                if not visit.schedules:  # nothing more can happen
-                    machines.check_retry(visit.world)
+                if not visit.schedules:  # no step is left
+                    relation.check_retry(visit.world)
                     visit.schedules = 1
                 schedules[visit.world] = visit.schedules
                 path.pop()
@@ -137,37 +136,37 @@ def explore(
                     path[-1].schedules += visit.schedules
                 continue
             assert step is not None
-            sometimes.add(step.partition(" ")[2])
+            reached.add(step.partition(" ")[2])
             known = schedules.get(after)
             if known is None:
                 schedules[after] = 0
-                path.append(_Visit(after, step, machines.steps(after)))
-                machines.check(after)
+                path.append(_Visit(after, step, relation.steps(after)))
+                relation.check(after)
             elif known:
                 visit.schedules += known
             else:
-                raise Violated("I10: it goes round in circles")
+                raise Violated("I10: a state is reached again: the clients make no progress")
             if len(schedules) > limit:
                 raise AssertionError(f"more than {limit} states: the scenario is too large to be exhaustive")
     except Violated as violated:
         raise Violated(f"{violated}: {'; '.join(visit.step for visit in path[1:])}") from None
-    return Found(len(schedules), schedules[start], sometimes)
+    return Found(len(schedules), schedules[start], reached)
 
 
-class Machines:
-    """The step relation over worlds, and what must hold in them."""
+class StepRelation:
+    """The steps between states of the world, and the invariants that hold in them."""
 
     def __init__(self, core: ModuleType, policy: Policy, *, transactional: bool) -> None:
         self.core = core
         self.policy = policy
         self.transactional = transactional
-        # A generator cannot be copied: each client is brought to its place again from what it was sent.
+        # A generator cannot be copied: the state of each client is replayed from the events sent to it.
         self.at = lru_cache(maxsize=None)(self._at)
 
     def _at(
         self, phase: str, fingerprint: bytes, claim: Claim | None, events: tuple[Any, ...]
     ) -> tuple[Any, bool]:
-        """The pending action, or the verdict and True."""
+        """The pending action and False, or the verdict and True."""
         if phase == "begin":
             steps = self.core.begin(
                 KEY, Fingerprint(fingerprint), policy=self.policy, wait=self.policy.wait, random=lambda: 0.5
@@ -185,7 +184,7 @@ class Machines:
         return action, False
 
     def steps(self, world: World) -> Iterator[tuple[str, World]]:
-        """Everything that may happen next."""
+        """Every step that may happen next."""
         for number, client in enumerate(world.clients):
             if client.phase not in {"done", "dead"}:
                 for what, after in self._client_steps(world, number, client):
@@ -220,8 +219,8 @@ class Machines:
             return
         name, events = type(action).__name__, client.events
         if name == "Await":
-            slept = client.asleep + _NAP
-            yield name, becomes(events=(*events, self.core.WaitEnded(slept)), asleep=slept)
+            waited = client.waited + _WAIT_STEP
+            yield name, becomes(events=(*events, self.core.WaitEnded(waited)), waited=waited)
             return
         if name == "Sleep":
             yield name, becomes(events=(*events, None))
@@ -231,8 +230,8 @@ class Machines:
             yield name, becomes(world._replace(late=world.late | {owner}), events=(*events, None))
             return
         reply, applied = self._apply(world, number, client, name)
-        told = becomes(applied, events=(*events, reply))
-        yield f"{name} -> {type(reply).__name__} {reply is True}", told
+        replied = becomes(applied, events=(*events, reply))
+        yield f"{name} -> {type(reply).__name__} {reply is True}", replied
         if world.faults_left:
             left = world.faults_left - 1
             lost = becomes(applied, events=(*events, DOWN))
@@ -242,7 +241,7 @@ class Machines:
     def _run(
         self, world: World, number: int, client: Client, becomes: Callable[..., World]
     ) -> Iterator[tuple[str, World]]:
-        """The handler: its effect, and where that shares a transaction with the record, the record too."""
+        """The handler: its effect and, in one transaction, its record."""
         if not self.transactional:
             effected = world._replace(effects=world.effects + 1)
             yield "effect, then records", becomes(effected, phase="record", events=())
@@ -273,12 +272,12 @@ class Machines:
         if name == "Release":
             return store.release(world, client.claim)
         assert name == "GetRecord", name
-        return store.look(world), world
+        return store.get(world), world
 
     def _verdict(
         self, world: World, client: Client, number: int, verdict: Any, becomes: Callable[..., World]
     ) -> tuple[str, World]:
-        """Checks the end of the protocol against the last event that it was given."""
+        """Checks the end of the protocol against the last event that was sent to it."""
         name, last = type(verdict).__name__, client.events[-1] if client.events else None
         own = outcome_of(client, number)
         done: dict[str, Any] = {"phase": "done", "events": ()}
@@ -292,7 +291,7 @@ class Machines:
             what = "replays" if name == "Replay" else "answers with its successor's"
             return what, becomes(**done, answer=completed.outcome, life=_life_of(world, completed))
         if name == "Bypass":
-            raise Violated("I11: it runs unprotected, and the policy refuses that")
+            raise Violated("I11: a client runs unprotected although the policy refuses")
         if name == "Refuse":
             self._check_refusal(client, verdict.error, last)
             return f"refuses {type(verdict.error).__name__}", becomes(**done, refused=type(verdict.error))
@@ -301,19 +300,21 @@ class Machines:
         if name == "Recorded":
             kept = world.kept
             if not world.losses and (kept is None or kept.outcome != own):
-                raise Violated("I9: its answer is marked as recorded, and is not")
+                raise Violated("I9: an answer is marked as recorded, and is not")
             return "answers, recorded", becomes(**done, answer=own)
         if name == "Unrecorded" and not isinstance(last, StoreError):
-            raise Violated("E8: it was told that its claim is lost, and did not look for its successor")
+            raise Violated(
+                "E8: a client learned that its claim is lost, and did not read the successor's record"
+            )
         if name == "Forgotten" and isinstance(last, Record) and last.fingerprint == client.fingerprint:
-            raise Violated("E8: its own answer went out although it saw its successor's record")
+            raise Violated("E8: a client sent its own answer although it had read the successor's record")
         return f"answers, {name}", becomes(**done, answer=own, life=0)
 
     @staticmethod
     def _check_refusal(client: Client, error: Exception, last: Any) -> None:
         is_other = isinstance(last, Running | Completed) and last.fingerprint != client.fingerprint
         if is_other and isinstance(error, InProgress | OutcomeUnknown):
-            raise Violated("I7: a stranger was told of the first request's state")
+            raise Violated("I7: another request was told the state of the first one")
 
     def check(self, world: World) -> None:
         """Checks what holds in every state (I2, I3, I7, I13, I14)."""
@@ -328,16 +329,16 @@ class Machines:
                 raise Violated(f"I14: {world.effects} effects, and the record is {world.kept}")
         answers: dict[int, bytes] = {}
         for client in world.clients:
-            if client.asleep > self.policy.wait + _NAP:
-                raise Violated(f"I13: a request has waited {client.asleep:g} s")
+            if client.waited > self.policy.wait + _WAIT_STEP:
+                raise Violated(f"I13: a request has waited {client.waited:g} s")
             if client.answer is not None and client.life:
                 if answers.setdefault(client.life, client.answer) != client.answer:
                     raise Violated("I3: one record, two answers")
                 if not client.answer.startswith(client.fingerprint):
-                    raise Violated("I7: a request was answered with another one's outcome")
+                    raise Violated("I7: a request was answered with the outcome of another request")
 
     def check_retry(self, world: World) -> None:
-        """I10: once all is quiet, a later retry of the first request gets a final answer."""
+        """I10: after all steps, a later retry of the first request gets a final answer."""
         kept = world.kept
         if kept is not None and kept.outcome is None:
             if any(

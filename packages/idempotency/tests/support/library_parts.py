@@ -1,4 +1,4 @@
-"""Fails with the name of a part of a library that is no longer where this package expects it."""
+"""Fails a test with the name of a private part of a library that this package uses and that is gone."""
 
 from __future__ import annotations
 

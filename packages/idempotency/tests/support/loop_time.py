@@ -1,4 +1,4 @@
-"""Event loops whose clock a test may move: what was due by then happens at once, and nobody waits for it."""
+"""Event loops whose clock a test moves: timers that are due then fire at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trio.testing
 
 __all__ = ["advance", "movable"]
 
-_TURNS = 10  # of the loop: a timer wakes a task, which wakes another
+_TURNS = 10  # iterations of the loop: a timer wakes a task, which wakes another
 
 
 class _MovableLoop(asyncio.SelectorEventLoop):
@@ -30,7 +30,7 @@ def movable(backend: str) -> tuple[str, dict[str, Any]]:
 
 
 async def advance(seconds: float) -> None:
-    """Move the running loop's clock, and return once each task has done what it now can."""
+    """Move the running loop's clock, and return once every task is blocked again."""
     await anyio.wait_all_tasks_blocked()
     try:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""A shop behind the middleware, on a real server, behind a network that loses answers; for tests of clients."""
+"""An application behind the middleware, on a real server that loses responses on demand; for tests of clients."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from idempotency.stores.memory import MemoryStore
 
 class Shop:
     """
-    A shop behind the middleware, behind a network that does what `faults` says, one for each request.
+    An application behind the middleware, with one of `faults` for each request.
 
-    Faults: None; "lost" (the answer is), "half" (of it is), "stall" (it never comes), a status, or a whole answer.
+    Faults: None; "lost" (the response is), "half" (of the response is), "stall" (no response comes), a status, a whole
+    response, or an event: the response is streamed, its second chunk once the event is set.
     """
 
     def __init__(self) -> None:
@@ -82,14 +83,14 @@ class Shop:
                 if fault == "half":
                     await send(messages[0])
                     await send({"type": "http.response.body", "body": b'{"ch', "more_body": True})
-                    receive.__self__.transport.close()  # once what was sent is on its way
+                    receive.__self__.transport.close()  # after what was sent
                 else:
                     receive.__self__.transport.abort()
             case "stall":
                 await self._guarded(scope, receive_again, keep)
                 while (await receive())["type"] != "http.disconnect":
                     pass
-            case threading.Event():  # stream: one chunk, and the rest once the event is set
+            case threading.Event():  # stream
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": b"first", "more_body": True})
                 await until(fault.is_set)

@@ -17,14 +17,14 @@ from idempotency.store import Store, SyncStore
 
 __all__ = [
     "PATIENCE",
-    "forgotten",
-    "forgotten_sync",
-    "lapsed",
-    "lapsed_sync",
-    "patient",
-    "patient_by_default",
-    "repeated",
-    "repeated_sync",
+    "until_forgotten",
+    "until_forgotten_sync",
+    "until_lapsed",
+    "until_lapsed_sync",
+    "with_long_deadline",
+    "set_long_default_deadline",
+    "retry_unavailable",
+    "retry_unavailable_sync",
     "until",
     "until_sync",
 ]
@@ -35,19 +35,19 @@ PATIENCE = 30.0
 T = TypeVar("T")
 
 
-def patient(url: str) -> str:
+def with_long_deadline(url: str) -> str:
     """*url* of a store, with a deadline that a busy machine does not reach."""
     return f"{url}{'&' if '?' in url else '?'}deadline={PATIENCE:g}"
 
 
-def patient_by_default(patch: pytest.MonkeyPatch, *stores: type) -> None:
-    """Give *stores* that deadline where a program that is tested as it is written names none."""
+def set_long_default_deadline(patch: pytest.MonkeyPatch, *stores: type) -> None:
+    """Make that deadline the default of *stores*, for programs that are tested unchanged and name none."""
     for store in stores:
         patch.setitem(store.__init__.__kwdefaults__, "deadline", PATIENCE)  # type: ignore[misc]
 
 
-async def repeated(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer to *call*, which may be too slow for its store's short deadline: then it is repeated, as it may be."""
+async def retry_unavailable(call: Callable[[], Awaitable[T]]) -> T:
+    """The result of *call*, repeated while its store is unavailable: a busy machine may exceed its short deadline."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -57,7 +57,7 @@ async def repeated(call: Callable[[], Awaitable[T]]) -> T:
                 raise
 
 
-def repeated_sync(call: Callable[[], T]) -> T:
+def retry_unavailable_sync(call: Callable[[], T]) -> T:
     """The same without an event loop."""
     end = time.monotonic() + PATIENCE
     while True:
@@ -70,9 +70,9 @@ def repeated_sync(call: Callable[[], T]) -> T:
 
 async def until(holds: Callable[[], object], *, patience: float = PATIENCE) -> None:
     """
-    Wait, under asyncio or trio, until *holds* returns something true; for what gives no sign of its own.
+    Wait, under asyncio or trio, until *holds* returns something true; it is polled.
 
-    A coroutine function may be given: its answer counts.
+    *holds* may be a coroutine function.
     """
     end = time.monotonic() + patience
     while True:
@@ -81,37 +81,37 @@ async def until(holds: Callable[[], object], *, patience: float = PATIENCE) -> N
             answer = await answer
         if answer:
             return
-        assert time.monotonic() < end, f"waited {patience:g} s in vain"
-        await anyio.sleep(0.005)  # between two questions
+        assert time.monotonic() < end, f"still false after {patience:g} s"
+        await anyio.sleep(0.005)  # between two polls
 
 
 def until_sync(holds: Callable[[], object], what: str = "", *, patience: float = PATIENCE) -> None:
-    """The same without an event loop; *what* is said of it after *patience* seconds in vain."""
+    """The same without an event loop; *what* describes the condition in the error."""
     end = time.monotonic() + patience
     while not holds():
-        assert time.monotonic() < end, f"waited {patience:g} s in vain: {what}"
-        time.sleep(0.005)  # between two questions
+        assert time.monotonic() < end, f"still false after {patience:g} s: {what}"
+        time.sleep(0.005)  # between two polls
 
 
-async def lapsed(store: Store, *keys: StorageKey) -> None:
-    """Wait until *store* says, by its own clock, that the lease on each of *keys* is over."""
+async def until_lapsed(store: Store, *keys: StorageKey) -> None:
+    """Wait until the lease on each of *keys* has ended, by the clock of *store*."""
     for key in keys:
         await until(partial(_is_lapsed, store, key))
 
 
-def lapsed_sync(store: SyncStore, *keys: StorageKey) -> None:
+def until_lapsed_sync(store: SyncStore, *keys: StorageKey) -> None:
     """The same without an event loop."""
     for key in keys:
         until_sync(partial(_is_lapsed_sync, store, key))
 
 
-async def forgotten(store: Store, *keys: StorageKey) -> None:
-    """Wait until *store* says, by its own clock, that it remembers none of *keys*."""
+async def until_forgotten(store: Store, *keys: StorageKey) -> None:
+    """Wait until *store*, by its own clock, has no record of any of *keys*."""
     for key in keys:
         await until(partial(_is_forgotten, store, key))
 
 
-def forgotten_sync(store: SyncStore, *keys: StorageKey) -> None:
+def until_forgotten_sync(store: SyncStore, *keys: StorageKey) -> None:
     """The same without an event loop."""
     for key in keys:
         until_sync(partial(_is_forgotten_sync, store, key))

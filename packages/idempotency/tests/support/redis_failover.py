@@ -1,8 +1,8 @@
 """
-Claims under load while a primary fails: how long calls take, how long nobody is served, and which claims are lost.
+Claims under load while a primary fails: the longest call, the length of the outage, and the number of lost claims.
 
-A claim counts as lost if its owner was told that it holds the key, and somebody else is granted the same key later
-though its lease still runs: the operation then runs twice.
+A claim counts as lost if it was granted, and another owner is granted the same key later although the lease of the
+first still runs: the operation then runs twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from patience import repeated, until
+from patience import retry_unavailable, until
 from redis_servers import Cluster, Sentinels, Server
 
 from idempotency import Acquired, Fingerprint, Owner, StorageKey, Store
@@ -25,7 +25,7 @@ from idempotency.stores.url import open_store
 __all__ = ["DEADLINE", "LAG", "Failover", "Fault", "cluster_url", "fail_over", "sentinel_url"]
 
 Fault: TypeAlias = Literal["kill", "freeze", "lag"]
-"""Killed; frozen and thawed; or killed a moment after its replicas lost it, as happens between machines."""
+"""Killed; frozen and thawed; or killed a moment after its replicas lost their connection to it."""
 
 DEADLINE = 1.0  # seconds for a call
 LAG = 0.2  # seconds by which replicas are behind
@@ -41,13 +41,13 @@ class Failover:
     The counts of one run of the experiment.
 
     Attributes:
-        granted: Claims whose owners were told so.
+        granted: The keys that were granted.
         granted_after: How many of them were granted after the last refusal.
         refused: Calls that ended in `StoreUnavailable`.
         longest: Seconds of the longest call.
         outage: Seconds from the fault to the end of the last refusal.
         late: Seconds by which this machine was late with a timer, at the worst: calls are late by as much.
-        lost: Granted claims that somebody else was granted as well.
+        lost: Granted keys that another owner was granted as well.
     """
 
     granted: list[StorageKey] = field(default_factory=list)
@@ -75,11 +75,11 @@ async def fail_over(
     """
     Claim new keys over *url* for *before* seconds, *down* seconds with *victim* failed, and *after* it has come back.
 
-    If *down* is None, *victim* is left failed until everybody has been served again for two seconds.
+    If *down* is None, *victim* stays failed until no call has been refused for two seconds.
 
     Raises:
-        AssertionError: Not everybody is served again within 60 s of the fault.
-        TimeoutError: Nor within 30 s after that.
+        AssertionError: Calls are still refused 60 s after the fault.
+        TimeoutError: The keys could not be checked within 30 s after that.
     """
     seen = Failover()
     stores = [open_store(url) for _ in range(4)]
@@ -127,7 +127,7 @@ async def _watch_timers(seen: Failover, is_over: Callable[[], bool]) -> None:
 
 
 def _lose_replicas(primary: Server) -> None:
-    """Who is connected stays so, but for the replicas: they do not know the new password."""
+    """Disconnect the replicas for good: they do not know the new password. Other connections stay."""
     with primary.client() as client:
         client.config_set("requirepass", "unknown to replicas")
         client.execute_command("CLIENT KILL TYPE replica")
@@ -153,7 +153,7 @@ async def _claim_on(
 
 
 async def _is_free(store: Store, key: StorageKey) -> bool:
-    return await repeated(lambda: _claim(store, key))
+    return await retry_unavailable(lambda: _claim(store, key))
 
 
 async def _claim(store: Store, key: StorageKey) -> bool:

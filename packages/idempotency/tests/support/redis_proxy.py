@@ -1,5 +1,5 @@
 """
-A proxy that understands the Redis protocol and loses what it is told to: requests, replies, whole connections.
+A proxy that reads the Redis protocol and loses requests, replies or connections on demand.
 
 It runs in a thread of its own, so stores with and without an event loop can be tested through it.
 """
@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 __all__ = ["Action", "Proxy", "start_proxy"]
 
 Action: TypeAlias = Literal["lose request", "lose reply", "hang"] | bytes
-"""What happens to a command; bytes are sent to the client in place of the server's reply."""
+"""What happens to a command; bytes are sent to the client instead of the server's reply."""
 
 
 class Proxy:

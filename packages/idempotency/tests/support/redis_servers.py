@@ -1,4 +1,4 @@
-"""Real Redis servers for tests: one node, a cluster, or Sentinel, from whatever binary this machine has."""
+"""Real Redis servers for tests: one node, a cluster, or Sentinel, from the binary that this machine has."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def find_binary() -> Path | None:
 
 
 def _version(path: str) -> int:
-    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"v=(\d+)", said)
+    output = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v=(\d+)", output)
     return int(found[1]) if found else 0
 
 
@@ -56,7 +56,7 @@ class Server:
 
     def __init__(self, command: list[str], port: int) -> None:
         self._command = command
-        self.process = _run(command)
+        self.process = _popen(command)
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
 
@@ -73,8 +73,8 @@ class Server:
             self.process.wait()
 
     def start(self) -> None:
-        """Once more, with what is left in its directory."""
-        self.process = _run(self._command)
+        """Start again, with the files that are left in its directory."""
+        self.process = _popen(self._command)
 
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.port, socket_timeout=5)
@@ -122,7 +122,7 @@ def start_server(binary: Path, *options: str) -> Iterator[Server]:
 @contextmanager
 def start_cluster(binary: Path, *, replicas: int = 0) -> Iterator[Cluster]:
     """Three primaries, each with as many *replicas*; ready when each says that all slots are served."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *_AT_ONCE)
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *_SYNC_AT_ONCE)
     with ExitStack() as stack:
         nodes = [stack.enter_context(start_server(binary, *options)) for _ in range(3 * (1 + replicas))]
         for number, node in enumerate(nodes):
@@ -139,7 +139,7 @@ def start_cluster(binary: Path, *, replicas: int = 0) -> Iterator[Cluster]:
         for number, node in enumerate(nodes[3:]):
             with nodes[number % 3].client() as primary, node.client() as client:
                 client.execute_command("CLUSTER REPLICATE", primary.cluster("MYID").decode())
-                _until(lambda client=client: _is_in_step(client), node)
+                _until(lambda client=client: _is_in_sync(client), node)
         for node in nodes:
             with node.client() as client:
                 _until(lambda client=client: client.cluster("INFO")["cluster_state"] == "ok", node)
@@ -148,17 +148,17 @@ def start_cluster(binary: Path, *, replicas: int = 0) -> Iterator[Cluster]:
 
 @contextmanager
 def start_sentinels(binary: Path, *, replicas: int = 1, sentinels: int = 1) -> Iterator[Sentinels]:
-    """One primary, *replicas* in step with it, and *sentinels* of whom more than half decide."""
+    """One primary, *replicas* in sync with it, and *sentinels*, a majority of which decides."""
     with ExitStack() as stack:
-        primary = stack.enter_context(start_server(binary, *_AT_ONCE))
-        of_primary = ("--replicaof", "127.0.0.1", str(primary.port))
-        copies = [stack.enter_context(start_server(binary, *_AT_ONCE, *of_primary)) for _ in range(replicas)]
-        for copy in copies:
-            with copy.client() as client:
-                _until(lambda client=client: _is_in_step(client), copy)
-        # Several Sentinels that lose patience sooner each take the lead, and promote one replica after the other.
-        patience, timeout = (300, 2_000) if sentinels == 1 else (1_500, 20_000)  # ms
-        watchers = []
+        primary = stack.enter_context(start_server(binary, *_SYNC_AT_ONCE))
+        options = (*_SYNC_AT_ONCE, "--replicaof", "127.0.0.1", str(primary.port))
+        replica_servers = [stack.enter_context(start_server(binary, *options)) for _ in range(replicas)]
+        for replica in replica_servers:
+            with replica.client() as client:
+                _until(lambda client=client: _is_in_sync(client), replica)
+        # With shorter timeouts several Sentinels each start a failover, and promote one replica after the other.
+        down_after, timeout = (300, 2_000) if sentinels == 1 else (1_500, 20_000)  # ms
+        sentinel_servers = []
         for _ in range(sentinels):
             directory = stack.enter_context(tempfile.TemporaryDirectory())
             port = free_port(also_free=_BUS)
@@ -166,29 +166,31 @@ def start_sentinels(binary: Path, *, replicas: int = 1, sentinels: int = 1) -> I
             config.write_text(
                 f"port {port}\nbind 127.0.0.1\ndir {directory}\n"
                 f"sentinel monitor {Sentinels.name} 127.0.0.1 {primary.port} {sentinels // 2 + 1}\n"
-                f"sentinel down-after-milliseconds {Sentinels.name} {patience}\n"
+                f"sentinel down-after-milliseconds {Sentinels.name} {down_after}\n"
                 f"sentinel failover-timeout {Sentinels.name} {timeout}\n"
             )
-            watchers.append(Server([str(binary), str(config), "--sentinel"], port))
-            stack.callback(watchers[-1].stop)
-        for watcher in watchers:
-            with watcher.client() as client:
-                _until(lambda client=client: len(client.sentinel_slaves(Sentinels.name)) == replicas, watcher)
+            sentinel_servers.append(Server([str(binary), str(config), "--sentinel"], port))
+            stack.callback(sentinel_servers[-1].stop)
+        for sentinel in sentinel_servers:
+            with sentinel.client() as client:
+                _until(
+                    lambda client=client: len(client.sentinel_slaves(Sentinels.name)) == replicas, sentinel
+                )
                 _until(
                     lambda client=client: len(client.sentinel_sentinels(Sentinels.name)) == sentinels - 1,
-                    watcher,
+                    sentinel,
                 )
-        yield Sentinels(primary, copies, watchers)
+        yield Sentinels(primary, replica_servers, sentinel_servers)
 
 
-_AT_ONCE = ("--repl-diskless-sync-delay", "0")
+_SYNC_AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
-def _is_in_step(replica: redis.Redis) -> bool:
+def _is_in_sync(replica: redis.Redis) -> bool:
     return bool(replica.info("replication")["master_link_status"] == "up")
 
 
-def _run(command: list[str]) -> subprocess.Popen[bytes]:
+def _popen(command: list[str]) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, stdout=quiet, stderr=quiet, env={**os.environ, "TZ": "UTC"})
 

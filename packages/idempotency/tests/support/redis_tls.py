@@ -1,4 +1,4 @@
-"""TLS in front of a server that speaks none, by certificates made on the spot: a real handshake, really verified."""
+"""A TLS proxy in front of a server without TLS, with certificates made by the test: the handshake is verified."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-__all__ = ["Authority", "TlsDoor", "open_tls_door"]
+__all__ = ["Authority", "TlsProxy", "start_tls_proxy"]
 
 
 class Authority:
@@ -24,7 +24,7 @@ class Authority:
     Signs certificates.
 
     Attributes:
-        certificate: The path of its own, for who trusts it.
+        certificate: The path of its own certificate, for clients that trust it.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -84,18 +84,18 @@ def _builder(
     )
 
 
-class TlsDoor:
+class TlsProxy:
     """
-    One server as seen through TLS.
+    A TLS proxy of one server.
 
     Attributes:
         port: To connect to on the loopback.
-        let_in: How many connections got through the handshake.
+        handshakes: How many connections completed the TLS handshake.
     """
 
     def __init__(self, upstream: int, certificate: Path) -> None:
         self.port = 0
-        self.let_in = 0
+        self.handshakes = 0
         self._upstream = upstream
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate)
@@ -108,7 +108,7 @@ class TlsDoor:
 
     async def _serve(self, started: Callable[[], None]) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        # A client that turns the certificate down is expected here, and no error of this loop's.
+        # A client that rejects the certificate is expected here: not an error of this loop.
         self._loop.set_exception_handler(lambda *_: None)
         self._clients: set[asyncio.Task[None]] = set()
         server = await asyncio.start_server(self._client, "127.0.0.1", 0, ssl=self._context)
@@ -121,22 +121,22 @@ class TlsDoor:
         await asyncio.gather(*self._clients, return_exceptions=True)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.let_in += 1
+        self.handshakes += 1
         task = asyncio.current_task()
         assert task is not None
         self._clients.add(task)
         upstream, to_upstream = await asyncio.open_connection("127.0.0.1", self._upstream)
         try:
-            ways = [
+            pumps = [
                 asyncio.ensure_future(_pass(reader, to_upstream)),
                 asyncio.ensure_future(_pass(upstream, writer)),
             ]
             try:
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
         finally:
             writer.transport.abort()
             to_upstream.transport.abort()
@@ -151,15 +151,15 @@ async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 
 @contextmanager
-def open_tls_door(upstream: int, certificate: Path) -> Iterator[TlsDoor]:
+def start_tls_proxy(upstream: int, certificate: Path) -> Iterator[TlsProxy]:
     """TLS with *certificate* in front of port *upstream* of the loopback."""
-    door = TlsDoor(upstream, certificate)
+    proxy = TlsProxy(upstream, certificate)
     started = threading.Event()
-    thread = threading.Thread(target=door.run, args=(started.set,), name="tls-door")
+    thread = threading.Thread(target=proxy.run, args=(started.set,), name="tls-proxy")
     thread.start()
     assert started.wait(60)
     try:
-        yield door
+        yield proxy
     finally:
-        door.stop()
+        proxy.stop()
         thread.join(30)

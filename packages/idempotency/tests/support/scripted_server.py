@@ -1,4 +1,4 @@
-"""A server that answers each request as told, on a plain socket; for tests of clients."""
+"""A server on a plain socket whose responses a test scripts; for tests of clients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 
 class Server:
-    """Answers each connection's requests as told; remembers the whole of what was sent to it."""
+    """Answers the request of each connection by a function, and keeps the bytes of every request."""
 
     def __init__(self, answer: Callable[[socket.socket, bytes], None]) -> None:
         self.requests: list[bytes] = []
@@ -26,9 +26,9 @@ class Server:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._talk, args=[connection], daemon=True).start()
+            threading.Thread(target=self._serve_connection, args=[connection], daemon=True).start()
 
-    def _talk(self, connection: socket.socket) -> None:
+    def _serve_connection(self, connection: socket.socket) -> None:
         with connection:
             try:
                 sent = b""
@@ -57,18 +57,18 @@ class Server:
                 return
 
     def close(self) -> None:
-        # Wakes the thread. Left waiting, it may take the connections of whoever is given this file number next.
+        # Wakes the thread: blocked in accept(), it might take the connections of the next socket with this file number.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
 
 
 def trickling(at_once: bytes, slowly: bytes, pause: float = 0.1) -> Callable[[socket.socket, bytes], None]:
-    # Real time, since sockets have no other: a pause is a fifth of the deadline that it must not put off.
+    # Real time: the client times its socket by the real clock.
     def answer(connection: socket.socket, head: bytes) -> None:
         connection.sendall(at_once)
         for byte in slowly:
-            time.sleep(pause)  # the client times it by the real clock
+            time.sleep(pause)  # the client times its socket by the real clock
             connection.sendall(bytes([byte]))
 
     return answer

@@ -1,4 +1,4 @@
-"""Real servers on the loopback, in the test's own event loop, so that they share the test's stores and its counters."""
+"""Real servers on the loopback, in the test's own event loop: they share the test's stores and counters."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ports import free_port
 __all__ = ["SERVERS", "serve", "serve_granian", "serve_hypercorn", "serve_uvicorn"]
 
 SERVERS = ["uvicorn-h11", "uvicorn-httptools", "hypercorn", "granian"]
-"""What `serve` knows."""
+"""The servers that `serve` can start."""
 
 
 class _Served:
     """
     An application, and the number of its calls that have not returned.
 
-    A client has its answer before the framework has closed what the request opened. A server that is stopped in between
-    cancels the rest of the call, and Django's handler then leaves the request's body open.
+    A client has its response before the framework has closed what the request opened. A server that is stopped in
+    between cancels the rest of the call, and Django's handler then leaves the request's body open.
     """
 
     def __init__(self, app: Any) -> None:
@@ -35,7 +35,7 @@ class _Served:
         self.calls = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request, or the life of the server, which is over only once it is stopped."""
+        """One request; or the lifespan, which is not counted: it ends when the server is stopped."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -46,7 +46,7 @@ class _Served:
             self.calls -= 1
 
     async def idle(self) -> None:
-        """Return once every call has."""
+        """Return once every call has returned."""
         await until(lambda: not self.calls)
 
 

@@ -1,4 +1,4 @@
-"""Short calls of a blocking store, for tests that care about little of what a call carries."""
+"""Short calls of a blocking store, with defaults for everything that a test does not care about."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FINGERPRINT = Fingerprint(b"f" * 32)
 def acquire(
     store: SyncStore, key: str = KEY, *, lease: float = 30.0, retention: float = 60.0
 ) -> Acquired | Running | Completed:
-    """Ask as a new owner."""
+    """Acquire as a new owner."""
     return store.acquire(
         StorageKey(key),
         fingerprint=FINGERPRINT,
@@ -26,7 +26,7 @@ def acquire(
 
 
 def claim(store: SyncStore, key: str = KEY, *, lease: float = 30.0, retention: float = 60.0) -> Claim:
-    """Ask as a new owner where nothing is in the way."""
+    """Acquire a free key as a new owner."""
     reply = acquire(store, key, lease=lease, retention=retention)
     assert isinstance(reply, Acquired)
     return reply.claim

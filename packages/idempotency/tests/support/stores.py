@@ -12,7 +12,7 @@ from patience import PATIENCE
 import idempotency
 from idempotency.store import Store
 
-__all__ = ["KINDS", "SHARED", "background_over", "open_store"]
+__all__ = ["KINDS", "SHARED", "background_tasks_done", "open_store"]
 
 SHARED = ("sqlite", "redis", "postgres")
 """The kinds that several processes can share."""
@@ -20,8 +20,8 @@ SHARED = ("sqlite", "redis", "postgres")
 KINDS = ("memory", *SHARED)
 
 
-async def background_over(*, cancel: bool = False) -> None:
-    """Return once nothing goes on behind the answers, such as the release of a claim nobody heard of."""
+async def background_tasks_done(*, cancel: bool = False) -> None:
+    """Wait for background tasks to end, such as the late release of a claim."""
     package = str(Path(idempotency.__file__).parent)
     tasks = [task for task in asyncio.all_tasks() if package in task.get_coro().cr_code.co_filename]
     if cancel:
@@ -38,7 +38,7 @@ async def open_store(kind: str, location: str = "") -> AsyncIterator[Store]:
         try:
             yield store
         finally:
-            await background_over(cancel=True)  # the test is over, and so is what nobody waits for
+            await background_tasks_done(cancel=True)  # the test is over: no background task may outlive it
             await store.aclose()
 
 

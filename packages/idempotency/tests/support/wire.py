@@ -1,4 +1,4 @@
-"""Clients that speak over a bare socket: HTTP/1.1 byte by byte, and HTTP/2 with prior knowledge."""
+"""Clients over plain sockets: HTTP/1.1 byte by byte, and HTTP/2 with prior knowledge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Http2", "Response", "Wire", "post"]
 
 
 class Response:
-    """A response as it came over the wire."""
+    """A response as it was received."""
 
     def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         self.status = status
@@ -29,7 +29,7 @@ class Response:
 
     @property
     def replayed(self) -> bool:
-        """Whether the middleware says that nothing ran."""
+        """Whether the middleware marked the response as a replay."""
         return self.values("idempotency-replayed") == [b"true"]
 
     def __repr__(self) -> str:
@@ -37,7 +37,7 @@ class Response:
 
 
 class Wire:
-    """One HTTP/1.1 connection, in the test's hand."""
+    """One HTTP/1.1 connection, read and written by the test."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -68,7 +68,7 @@ class Wire:
     async def response(self, *, method: str = "POST") -> Response:
         """Read one response; its framing must be consistent (RFC 9112, 6.3)."""
         status, headers = await self.head()
-        if status < 200:  # an interim answer
+        if status < 200:  # an interim response
             return await self.response(method=method)
         lengths = [value for name, value in headers if name == b"content-length"]
         codings = [value for name, value in headers if name == b"transfer-encoding"]
@@ -182,12 +182,12 @@ class Http2:
         self._flush()
 
     def reset(self, stream: int) -> None:
-        """Give a stream up (RST_STREAM)."""
+        """Reset a stream (RST_STREAM)."""
         self._h2.reset_stream(stream)
         self._flush()
 
     async def response(self, stream: int) -> Response:
-        """Read until *stream* has its whole answer."""
+        """Read until the response on *stream* is complete."""
         status, headers, body = 0, [], b""
         while True:
             data = await self._reader.read(65_536)

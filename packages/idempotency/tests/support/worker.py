@@ -1,9 +1,9 @@
 """
-A worker process: sends requests with one key through the middleware, and writes a byte to a ledger for each effect.
+A worker process: sends requests with one key through the middleware, and appends a byte to a ledger for each effect.
 
     python worker.py KIND LOCATION LEDGER KEY REQUESTS SECONDS [LEASE]
 
-A ledger opened for appending survives `kill -9`: what is in it has happened.
+A ledger survives `kill -9`: each of its bytes is an effect that happened.
 """
 
 from __future__ import annotations

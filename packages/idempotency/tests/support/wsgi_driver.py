@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def replayed(self) -> bool:
-        """Whether it says that it is a replay."""
+        """Whether the middleware marked the response as a replay."""
         return self.values("idempotency-replayed") == ["true"]
 
 
@@ -64,7 +64,7 @@ def environ_of(
 
 
 def validated(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """*app*, and whoever calls it, held to PEP 3333."""
+    """*app* and its caller, checked against PEP 3333."""
     return validator(app)  # type: ignore[arg-type, return-value]
 
 

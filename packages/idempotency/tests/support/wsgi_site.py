@@ -1,11 +1,11 @@
 """
 A WSGI application with a route for each behaviour, for gunicorn's workers and for calls in the test's own process.
 
-Below `/late` the application claims by itself, below `/flask` Flask does, and below `/bare` no validator of PEP 3333
-stands on either side of the middleware. Effects are lines of the file `effects`, records are in SQLite beside it.
+Below `/late` the application claims, below `/flask` the Flask extension does, and below `/bare` there is no validator
+of PEP 3333 on either side of the middleware. Effects are lines of the file `effects`, records are in SQLite beside it.
 
     SITE_DATA  a directory
-    SITE_GATE  the port where a test lets those in that wait: see `Gate` in gunicorn_server.py
+    SITE_GATE  the port where a test holds requests: see `Gate` in gunicorn_server.py
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["LEASE", "RECORDS", "build", "from_environment"]
 App: TypeAlias = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 RECORDS = "records.db"
-LEASE = 0.8  # seconds: how long a test waits for what a killed worker left
+LEASE = 0.8  # seconds: how long a test waits for the claim of a killed worker
 PLAIN = [("Content-Type", "text/plain")]
 
 POLICIES: dict[str, Policy] = {
@@ -45,7 +45,7 @@ POLICIES: dict[str, Policy] = {
     "doomed-after-effect": Policy(lease=LEASE, wait=20.0),
     "silent": Policy(max_request_bytes=100_000, render=lambda problem: ("text/plain", b"")),
 }
-"""By the last part of the path; all others have the limit of the suite for every server."""
+"""By the last part of the path; all others have `OTHERS`."""
 
 OTHERS = Policy(max_request_bytes=100_000)
 
@@ -66,7 +66,7 @@ def build(data: Path, *, gate: int = 0) -> App:
     flask = _flask(routes, store)
 
     def site(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        user = environ.pop("HTTP_X_USER", "alice")  # of the tests: nothing authenticates here
+        user = environ.pop("HTTP_X_USER", "alice")  # the test names the user: nothing authenticates here
         environ["REMOTE_USER"] = user
         layers = {"late": late, "bare": bare, "flask": flask}
         layer = environ["PATH_INFO"].split("/")[1]
@@ -84,7 +84,7 @@ def _policy(environ: dict[str, Any]) -> Policy:
 
 
 class Routes:
-    """The behaviours, by the last part of the path; what is none of them takes money."""
+    """The behaviours, by the last part of the path; any other path charges."""
 
     def __init__(self, data: Path, gate: int) -> None:
         self._effects = data / "effects"
@@ -95,19 +95,19 @@ class Routes:
         return route(environ, start_response)
 
     def claiming(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """The same, claimed by the application, but for what begins late in a generator and claims there."""
+        """The same, claimed by the application; `late-generator` claims inside its generator."""
         name = _name(environ)
         if name not in {"late-generator", "unclaimed"}:
             claim(environ, environ["REMOTE_USER"], _policy(environ))
         return self(environ, start_response)
 
     def note(self, what: str) -> None:
-        """One effect, by one system call."""
+        """Write one line, by one system call."""
         with self._effects.open("a") as effects:
             effects.write(f"{what}\n")
 
     def closed_by(self, environ: dict[str, Any]) -> Callable[[], None]:
-        """An iterable that notes that the answer to this request was closed."""
+        """A `close` that writes down that the response to this request was closed."""
         mark = environ.get("HTTP_X_MARK", "")
         return lambda: self.note(f"closed {mark}")
 
@@ -116,19 +116,19 @@ class Routes:
         """The number of effects."""
         return self._effects.read_text().count("effect")
 
-    def take_money(self, environ: dict[str, Any]) -> bytes:
+    def add_charge(self, environ: dict[str, Any]) -> bytes:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         self.note(f"effect {body.hex()}")
         return b'{"charge": %d}' % self.number
 
     def hold(self) -> None:
-        """Tell the test which process this is, and go on when it closes the gate."""
+        """Tell the test the process id, and continue when the test opens the gate."""
         with socket.create_connection(("127.0.0.1", self._gate)) as gate:
             gate.sendall(b"%d\n" % os.getpid())
             gate.recv(1)
 
     def charge(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        answer = self.take_money(environ)
+        answer = self.add_charge(environ)
         start_response(
             "201 Created", [("Content-Type", "application/json"), ("Set-Cookie", "session=secret")]
         )
@@ -137,32 +137,32 @@ class Routes:
     # Statuses.
 
     def status_200(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
         return [b"done"]
 
     def status_422(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("422 No", PLAIN)
         return [b"no"]
 
     def status_503(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("503 Busy", PLAIN)
         return [b"busy"]
 
     def status_401(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("401 Who", PLAIN)
         return [b"who"]
 
     def nothing(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("204 No Content", [])
         return []
 
     def headers(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response(
             "200 OK",
             [
@@ -180,13 +180,13 @@ class Routes:
     # Failures.
 
     def raises(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         raise LookupError("after the effect")
 
     raises_once = raises
 
     def raises_half_way(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
 
         def chunks() -> Iterator[bytes]:
@@ -196,17 +196,17 @@ class Routes:
         return _Closing(chunks(), self.closed_by(environ))
 
     def never_starts(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         return []
 
     def starts_twice(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
         start_response("200 OK", PLAIN)
         return [b"done"]
 
     def error_page(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
         try:
             raise LookupError
@@ -215,7 +215,7 @@ class Routes:
         return [b"gone"]
 
     def error_page_too_late(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
         yield b"half"
         try:
@@ -224,7 +224,7 @@ class Routes:
             start_response("410 Gone", PLAIN, (type(error), error, error.__traceback__))
 
     def commit_fails_first(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("201 Created", PLAIN)
 
         def commit() -> None:
@@ -233,39 +233,39 @@ class Routes:
 
         return _Closing([b"done"], commit)
 
-    # How an answer is made.
+    # Ways to make a response.
 
     def events(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", [("Content-Type", "text/event-stream")])
         return _Closing([b"data: 1\n\n", b"data: 2\n\n"], self.closed_by(environ))
 
     def large(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
         return _Closing([b"12345"] * 4, self.closed_by(environ))
 
     def large_write(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         write = start_response("200 OK", PLAIN)
         for chunk in (b"one ", b"two ", b"three "):
             write(chunk)
         return [b"four"]
 
     def write(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         write = start_response("200 OK", PLAIN)
         write(b"one ")
         write(b"two ")
         return [b"three"]
 
     def megabyte(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", [*PLAIN, ("Content-Length", "1000000")])
         return [b"x" * 100_000] * 10
 
     def generator(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("201 Created", PLAIN)
         yield b"made late"
 
@@ -274,14 +274,14 @@ class Routes:
         yield from self.generator(environ, start_response)
 
     def file(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.take_money(environ)
+        self.add_charge(environ)
         start_response("200 OK", PLAIN)
         opened = self._effects.with_name("file").open("rb")
         wrapper = environ.get("wsgi.file_wrapper")
         self.note("wrapped" if wrapper else "not wrapped")
         return wrapper(opened) if wrapper else _Closing(opened, opened.close)
 
-    # What waits for the test.
+    # Requests that are held for the test.
 
     def held(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Held before its effect."""
@@ -291,8 +291,8 @@ class Routes:
     held_impatient = doomed = doomed_once = held
 
     def doomed_after_effect(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Held between its effect and its answer."""
-        answer = self.take_money(environ)
+        """Held between its effect and its response."""
+        answer = self.add_charge(environ)
         self.hold()
         start_response("201 Created", PLAIN)
         return [answer]

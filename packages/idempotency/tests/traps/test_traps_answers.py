@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from asgi_driver import call
-from effects import Charges, Interposed, guard, read_body, respond, unavailable
-from patience import lapsed
+from effects import Charges, PatchedStore, guard, read_body, respond, unavailable
+from patience import until_lapsed
 from servers import SERVERS, serve
 from wire import post
 
@@ -176,7 +176,7 @@ async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_stor
         raise OSError("a driver's error")
 
     charges = Charges()
-    store = Interposed(any_store, complete=unavailable if error is unavailable else broken)
+    store = PatchedStore(any_store, complete=unavailable if error is unavailable else broken)
     app = IdempotencyMiddleware(
         charges, store=store, tenant=one_tenant(), policy=Policy(lease=6.0), hooks=[events.append]
     )
@@ -192,8 +192,8 @@ async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_stor
 @pytest.mark.trap(22)
 async def test_an_unrecorded_run_is_repeated_once_its_lease_is_over(any_store: Store, key: str) -> None:
     charges = Charges()
-    await call(guard(charges, Interposed(any_store, complete=unavailable), lease=LEASE), key=key)
-    await lapsed(any_store, StorageKey(key))
+    await call(guard(charges, PatchedStore(any_store, complete=unavailable), lease=LEASE), key=key)
+    await until_lapsed(any_store, StorageKey(key))
     assert (await call(guard(charges, any_store, lease=LEASE), key=key)).body == b'{"charge": 2}'
 
 
@@ -206,7 +206,7 @@ async def test_a_record_that_fails_once_is_made_by_the_second_try(any_store: Sto
             return await unavailable(store)
         return await store.complete(*args, **kwargs)
 
-    app = guard(Charges(), Interposed(any_store, complete=once))
+    app = guard(Charges(), PatchedStore(any_store, complete=once))
     assert (await call(app, key=key)).status == 201
     assert (await call(app, key=key)).replayed
 
@@ -221,9 +221,9 @@ async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_f
 
     charges = Charges()
     assert (
-        await call(guard(charges, Interposed(any_store, complete=refuse), lease=LEASE), key=key)
+        await call(guard(charges, PatchedStore(any_store, complete=refuse), lease=LEASE), key=key)
     ).status == 201
-    await lapsed(any_store, StorageKey(key))
+    await until_lapsed(any_store, StorageKey(key))
     assert (await call(guard(charges, any_store, lease=LEASE), key=key)).status == 201
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from asgi_driver import call
-from effects import Charges, Interposed, guard
-from patience import lapsed, until
+from effects import Charges, PatchedStore, guard
+from patience import until, until_lapsed
 from stores import open_store
 
 from idempotency import Policy, State, StorageKey
@@ -123,7 +123,7 @@ async def test_a_handler_that_outlives_its_lease_keeps_its_key(any_store: Store,
     async def work(number: int) -> None:
         await go_on.wait()
 
-    charges, watched = Charges(work), Interposed(any_store)
+    charges, watched = Charges(work), PatchedStore(any_store)
     app, elsewhere = (guard(charges, store, lease=KEPT_LEASE) for store in (watched, any_store))
     first = asyncio.create_task(call(app, key=key))
     await until(lambda: watched.calls.get("renew", 0) >= 4)  # one each third of the lease
@@ -146,10 +146,10 @@ async def _stalled_owner(
             await go_on.wait()
 
     charges = Charges(work, **policy)
-    stalled = guard(charges, Interposed(store, renew=_frozen), lease=LEASE)
+    stalled = guard(charges, PatchedStore(store, renew=_frozen), lease=LEASE)
     task = asyncio.create_task(call(stalled, key=key))
     await until(lambda: charges.runs != 0)
-    await lapsed(store, StorageKey(key))
+    await until_lapsed(store, StorageKey(key))
     return charges, task, go_on
 
 

@@ -11,7 +11,7 @@ from asgi_driver import call
 from effects import Charges, guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patience import lapsed, until
+from patience import until, until_lapsed
 
 from idempotency import RequestView, StorageKey, canonical_json, ignoring, multipart_parts
 from idempotency._core.fingerprint import digest
@@ -67,7 +67,7 @@ async def test_another_request_is_refused_after_the_first_ones_lease_too(any_sto
     await until(lambda: charges.runs != 0)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    await lapsed(any_store, StorageKey(key))
+    await until_lapsed(any_store, StorageKey(key))
     assert (await call(app, key=key, body=b"two")).status == 422
     assert charges.runs == 1
 

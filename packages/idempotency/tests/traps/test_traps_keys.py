@@ -264,10 +264,10 @@ async def test_no_log_line_event_or_answer_shows_a_key_or_a_credential(
     key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    from effects import Interposed, unavailable
+    from effects import PatchedStore, unavailable
 
     events: list[Event] = []
-    for store in (MemoryStore(), Interposed(MemoryStore(), complete=unavailable)):
+    for store in (MemoryStore(), PatchedStore(MemoryStore(), complete=unavailable)):
         for hooks in ([events.append], []):
             app = IdempotencyMiddleware(
                 Charges(), store=store, tenant=by_header("Authorization", stable=True), hooks=hooks

@@ -8,9 +8,9 @@ from typing import Any
 
 import anyio
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, Interposed, guard, read_body, respond
-from patience import PATIENCE, forgotten, lapsed, until
+from asgi_driver import RequestDriver, call, http_scope, key_header
+from effects import Charges, PatchedStore, guard, read_body, respond
+from patience import PATIENCE, until, until_forgotten, until_lapsed
 from servers import SERVERS, serve
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -55,7 +55,7 @@ async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_i
         other_loop = asyncio.get_running_loop().run_in_executor(None, asyncio.run, elsewhere())
         await until(blocked.is_set)
         charges.work = None
-        await lapsed(store, StorageKey(key))
+        await until_lapsed(store, StorageKey(key))
         second = await call(guard(charges, store, lease=LEASE), key=key)
         go_on.set()
         first = await other_loop
@@ -75,7 +75,7 @@ async def test_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, ke
         return PlainTextResponse("charged", 201)
 
     inner = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
-    watched = Interposed(any_store)
+    watched = PatchedStore(any_store)
     app, elsewhere = (guard(inner, store, lease=KEPT_LEASE) for store in (watched, any_store))
     first = asyncio.create_task(call(app, key=key))
     await until(lambda: watched.calls.get("renew", 0) >= 4)  # one each third of the lease
@@ -100,7 +100,7 @@ async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key
     with pytest.raises(asyncio.CancelledError):
         await first
     assert (await call(app, key=key)).status == 409, "its effect may have happened: no second run yet"
-    await lapsed(any_store, StorageKey(key))
+    await until_lapsed(any_store, StorageKey(key))
     assert (await call(app, key=key)).body == b'{"charge": 2}'
 
 
@@ -116,7 +116,7 @@ async def test_a_cancelled_run_is_never_repeated_at_most_once(any_store: Store, 
     await until(lambda: charges.runs != 0)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    await lapsed(any_store, StorageKey(key))
+    await until_lapsed(any_store, StorageKey(key))
     answer = await call(app, key=key)
     assert answer.status == 409
     assert b"outcome-unknown" in answer.body
@@ -133,11 +133,11 @@ async def test_a_request_cancelled_before_its_run_frees_its_key_at_once(any_stor
         await asyncio.Event().wait()  # the reply is on its way
 
     charges = Charges()
-    waiting = asyncio.create_task(call(guard(charges, Interposed(any_store, acquire=acquire)), key=key))
+    waiting = asyncio.create_task(call(guard(charges, PatchedStore(any_store, acquire=acquire)), key=key))
     await granted.wait()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await forgotten(any_store, StorageKey(key))
+    await until_forgotten(any_store, StorageKey(key))
     assert (await call(guard(charges, any_store), key=key)).status == 201
 
 
@@ -243,29 +243,29 @@ class _Drip:
 @pytest.mark.trap(13)
 async def test_a_keyless_stream_is_not_held_back() -> None:
     drip = _Drip()
-    talk = Talk(guard(drip, MemoryStore()), http_scope())
-    talk.give(b"{}")
+    driver = RequestDriver(guard(drip, MemoryStore()), http_scope())
+    driver.send_body(b"{}")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(talk.run)
+        tasks.start_soon(driver.run)
         await anyio.wait_all_tasks_blocked()
-        assert [message.get("body") for message in talk.messages] == [None, b"first"]
+        assert [message.get("body") for message in driver.messages] == [None, b"first"]
         drip.go_on.set()
-    assert len(talk.messages) == 3, "the chunks are the application's"
+    assert len(driver.messages) == 3, "the chunks are the application's"
 
 
 @pytest.mark.trap(13)
 async def test_a_keyed_stream_is_held_no_longer_than_the_policy_says(any_store: Store, key: str) -> None:
     drip = _Drip()
-    talk = Talk(guard(drip, any_store, max_hold=0.1), http_scope(headers=key_header(key)))
-    talk.give(b"{}")
+    driver = RequestDriver(guard(drip, any_store, max_hold=0.1), http_scope(headers=key_header(key)))
+    driver.send_body(b"{}")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(talk.run)
+        tasks.start_soon(driver.run)
         began = anyio.current_time()
         with anyio.fail_after(30):
-            await talk.arrived.wait()
+            await driver.first_message.wait()
         assert anyio.current_time() - began >= 0.09
         drip.go_on.set()
-    assert [message.get("body") for message in talk.messages] == [None, b"first", b"second"]
+    assert [message.get("body") for message in driver.messages] == [None, b"first", b"second"]
     again = await call(guard(drip, any_store), key=key)
     assert again.status == 409
     assert b"not-replayable" in again.body
@@ -286,11 +286,11 @@ async def test_a_stream_that_breaks_off_is_not_kept_as_a_success(any_store: Stor
         await send({"type": "http.response.body", "body": b"three"})
 
     app = guard(stump, any_store)
-    talk = Talk(app, http_scope(headers=key_header(key)))
-    talk.give(b"{}")
+    driver = RequestDriver(app, http_scope(headers=key_header(key)))
+    driver.send_body(b"{}")
     with pytest.raises(RuntimeError, match="the generator failed"):
-        await talk.run()
-    assert talk.messages == [], "no byte left, so the server can say 500"
+        await driver.run()
+    assert driver.messages == [], "no byte left, so the server can say 500"
     again = await call(app, key=key)
     assert (again.status, again.body, again.replayed) == (200, b"onetwothree", False)
 

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from asgi_driver import Talk, call, http_scope, key_header
-from effects import Charges, Interposed, followers, guard, read_body, respond, unavailable
+from asgi_driver import RequestDriver, call, http_scope, key_header
+from effects import Charges, PatchedStore, followers, guard, read_body, respond, unavailable
 from patience import PATIENCE, until
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -256,7 +256,7 @@ async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: 
     async def work(number: int) -> None:
         await go_on.wait()
 
-    store = Interposed(any_store)
+    store = PatchedStore(any_store)
     charges = Charges(work)
     app = guard(charges, store, wait=PATIENCE)
     owner = asyncio.create_task(call(app, key=key))
@@ -279,7 +279,7 @@ async def test_waiters_for_another_process_poll_with_growing_pauses(key: str) ->
         await go_on.wait()
 
     shared = MemoryStore()
-    store, charges = Interposed(shared), Charges(work)
+    store, charges = PatchedStore(shared), Charges(work)
     owner = asyncio.create_task(call(guard(charges, shared), key=key))
     await until(lambda: charges.runs == 1)
     app = guard(charges, store, wait=PATIENCE)
@@ -304,11 +304,11 @@ async def test_background_work_runs_once_and_does_not_hold_the_key(any_store: St
         return JSONResponse({"charged": True}, background=BackgroundTask(mail))
 
     app = guard(Starlette(routes=[Route("/charges", charge, methods=["POST"])]), any_store)
-    talk = Talk(app, http_scope(headers=key_header(key)))
-    talk.give(b"{}")
-    first = asyncio.create_task(talk.run())
+    driver = RequestDriver(app, http_scope(headers=key_header(key)))
+    driver.send_body(b"{}")
+    first = asyncio.create_task(driver.run())
     await started.wait()
-    assert [message["type"] for message in talk.messages] == ["http.response.start", "http.response.body"]
+    assert [message["type"] for message in driver.messages] == ["http.response.start", "http.response.body"]
     again = await call(app, key=key)
     assert (again.status, again.replayed) == (200, True)
     go_on.set()
@@ -371,5 +371,5 @@ async def test_a_replay_tells_its_age_and_its_end_and_cors_exposes_them(any_stor
 
 @pytest.mark.trap(48)
 async def test_refusals_are_not_marked_as_replays(key: str) -> None:
-    app = guard(Charges(), Interposed(MemoryStore(), acquire=unavailable))
+    app = guard(Charges(), PatchedStore(MemoryStore(), acquire=unavailable))
     assert (await call(app, key=key)).header("idempotency-replayed") is None

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import time_machine
 from asgi_driver import call
-from effects import Charges, Interposed, guard
-from patience import PATIENCE, forgotten, until
+from effects import Charges, PatchedStore, guard
+from patience import PATIENCE, until, until_forgotten
 from redis_servers import Server
-from stores import background_over
+from stores import background_tasks_done
 
 import idempotency
 from idempotency import Acquired, Fingerprint, IdempotencyMiddleware, Owner, Policy, StorageKey, one_tenant
@@ -38,7 +38,7 @@ async def test_a_claim_whose_grant_was_never_heard_of_is_freed(any_store: Store,
     app = guard(charges, store, lease=3600)
     answer = await call(app, key=key)
     assert (answer.status, charges.runs) == (503, 0), "nothing runs without a confirmed claim"
-    await forgotten(any_store, StorageKey(key))
+    await until_forgotten(any_store, StorageKey(key))
     assert (await call(app, key=key)).status == 201, "long before the lease of an hour is over"
 
 
@@ -65,7 +65,7 @@ async def test_a_frozen_redis_that_thaws_leaves_no_orphan(own_redis: Server, key
             return (await call(app, key=key)).status == 201
 
         await until(is_free)
-        await background_over()
+        await background_tasks_done()
         await store.aclose()
     assert charges.runs == runs_before + 1
 
@@ -88,7 +88,7 @@ async def test_a_frozen_redis_is_given_up_within_the_deadline(own_redis: Server,
             assert answer.status == 503
             assert time.monotonic() - began < PATIENCE
         own_redis.thaw()
-        await background_over(cancel=True)
+        await background_tasks_done(cancel=True)
         await store.aclose()
 
 
@@ -107,7 +107,7 @@ async def test_a_server_that_accepts_and_never_answers_is_given_up(kind: str, ke
         async with Redis(port=port) as client:
             store: Any = RedisStore(client, deadline=0.3)
             answer, took = await _timed(call(guard(charges, store), key=key))
-            await background_over(cancel=True)
+            await background_tasks_done(cancel=True)
             await store.aclose()
     else:
         from psycopg_pool import AsyncConnectionPool
@@ -119,7 +119,7 @@ async def test_a_server_that_accepts_and_never_answers_is_given_up(kind: str, ke
         )
         await pool.open()
         answer, took = await _timed(call(guard(charges, PostgresStore(pool, deadline=0.3)), key=key))
-        await background_over(cancel=True)
+        await background_tasks_done(cancel=True)
         await pool.close(timeout=0)
     assert (answer.status, charges.runs) == (503, 0)
     assert took < PATIENCE
@@ -176,7 +176,7 @@ async def test_a_wait_hint_that_fails_costs_a_little_time_and_nothing_else(key: 
     async def work(number: int) -> None:
         await asyncio.sleep(0.3)  # how often is asked meanwhile is what is counted
 
-    class Waiting(Interposed):
+    class Waiting(PatchedStore):
         async def wait(self, key: StorageKey, *, timeout: float) -> None:
             raise idempotency.StoreUnavailable("no hints today")
 
@@ -244,7 +244,7 @@ async def test_nothing_brings_an_expired_claim_back(any_store: Store, key: str) 
         return reply.claim
 
     claim = await acquire()
-    await forgotten(any_store, StorageKey(key))
+    await until_forgotten(any_store, StorageKey(key))
     assert not await any_store.renew(claim, lease=10)
     assert not await any_store.complete(claim, b"{}", retention=10)
     assert not await any_store.release(claim)
@@ -359,7 +359,7 @@ async def test_a_purge_of_a_file_is_bounded(tmp_path: Path, key: str) -> None:
         )
         for number in range(30)
     ]
-    await forgotten(store, *(StorageKey(f"{key}-{number}") for number in range(30)))
+    await until_forgotten(store, *(StorageKey(f"{key}-{number}") for number in range(30)))
     assert len(claims) == 30
     assert await store.purge(limit=7) == 7
     await call(app, key=key)  # a complete deletes a few more
@@ -367,13 +367,13 @@ async def test_a_purge_of_a_file_is_bounded(tmp_path: Path, key: str) -> None:
     await store.aclose()
 
 
-def _with_outcome(any_store: Store, change: Any) -> Interposed:
+def _with_outcome(any_store: Store, change: Any) -> PatchedStore:
     """A store that records what *change* makes of each outcome."""
 
     async def complete(store: Store, claim: Any, outcome: bytes, **kwargs: Any) -> bool:
         return await store.complete(claim, change(outcome), **kwargs)
 
-    return Interposed(any_store, complete=complete)
+    return PatchedStore(any_store, complete=complete)
 
 
 TAMPERED = {

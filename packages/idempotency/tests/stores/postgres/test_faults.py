@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from broken_line import Break, Line
+from broken_line import Break, BreakingProxy
 from patience import PATIENCE, until
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -50,7 +50,7 @@ class TestLostReplies:
     """The statement is carried out and the connection breaks before its answer."""
 
     @pytest.fixture
-    async def store(self, postgres_line: tuple[Line, str]) -> AsyncIterator[PostgresStore]:
+    async def store(self, postgres_line: tuple[BreakingProxy, str]) -> AsyncIterator[PostgresStore]:
         async with AsyncConnectionPool(postgres_line[1], min_size=1, max_size=1, open=False) as pool:
             store = PostgresStore(pool, deadline=PATIENCE)
             await pool.wait()
@@ -58,7 +58,7 @@ class TestLostReplies:
             await store.aclose()
 
     async def test_a_claim_is_asked_for_again_and_is_the_same(self, store, postgres_line, key) -> None:
-        postgres_line[0].weather = iter([Break.AFTER])
+        postgres_line[0].faults = iter([Break.AFTER])
         reply = await ask(store, key)
         assert isinstance(reply, Acquired)
         assert reply.claim.attempt == 1
@@ -66,14 +66,14 @@ class TestLostReplies:
 
     async def test_an_outcome_is_recorded_once(self, store, postgres_line, key) -> None:
         claim = await granted(store, key)
-        postgres_line[0].weather = iter([Break.AFTER])
+        postgres_line[0].faults = iter([Break.AFTER])
         assert await store.complete(claim, b"{}", retention=60.0) is True
 
     async def test_a_release_that_may_have_been_made_before_is_not_denied(
         self, store, postgres_line, key
     ) -> None:
         claim = await granted(store, key)
-        postgres_line[0].weather = iter([Break.AFTER])
+        postgres_line[0].faults = iter([Break.AFTER])
         with pytest.raises(StoreUnavailable, match="may or may not"):
             await store.release(claim)
         assert await store.release(claim) is False
@@ -81,7 +81,7 @@ class TestLostReplies:
 
     async def test_a_release_that_did_not_arrive_is_made(self, store, postgres_line, key) -> None:
         claim = await granted(store, key)
-        postgres_line[0].weather = iter([Break.BEFORE])
+        postgres_line[0].faults = iter([Break.BEFORE])
         assert await store.release(claim) is True
 
     def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
@@ -116,7 +116,7 @@ class TestLostReplies:
             backend = connection.info.backend_pid
             await connection.execute(f"INSERT INTO {table} VALUES (1)".encode())
             assert await store.complete_in(connection, claim, b"{}", retention=60.0)
-            postgres_line[0].weather = iter([lost])
+            postgres_line[0].faults = iter([lost])
             with pytest.raises(psycopg.OperationalError):
                 await connection.commit()
             await connection.close()

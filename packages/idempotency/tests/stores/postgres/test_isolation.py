@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from patience import PATIENCE, lapsed
+from patience import PATIENCE, until_lapsed
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency import Acquired, Claim, Completed, Fingerprint, Owner, StorageKey
@@ -92,7 +92,7 @@ async def test_a_snapshot_that_still_shows_the_run_before_is_not_called_taken_ov
 ) -> None:
     await claimed(store, key, lease=0.01)
     await take_snapshot(connection)
-    await lapsed(store, key)
+    await until_lapsed(store, key)
     granted = await claimed(store, key)
     assert granted.attempt == 2
     with pytest.raises(IsolationConflict):
@@ -101,7 +101,7 @@ async def test_a_snapshot_that_still_shows_the_run_before_is_not_called_taken_ov
 
 async def test_a_claim_that_was_taken_over_before_the_snapshot_is_lost(store, connection, key) -> None:
     stale = await claimed(store, key, lease=0.01)
-    await lapsed(store, key)
+    await until_lapsed(store, key)
     await claimed(store, key)
     await take_snapshot(connection)
     assert await store.complete_in(connection, stale, OUTCOME, retention=60.0) is False
@@ -110,7 +110,7 @@ async def test_a_claim_that_was_taken_over_before_the_snapshot_is_lost(store, co
 async def test_a_takeover_after_the_snapshot_is_a_conflict(store, connection, key) -> None:
     stale = await claimed(store, key, lease=0.01)
     await take_snapshot(connection)
-    await lapsed(store, key)
+    await until_lapsed(store, key)
     await claimed(store, key)
     with pytest.raises(IsolationConflict):
         await store.complete_in(connection, stale, OUTCOME, retention=60.0)

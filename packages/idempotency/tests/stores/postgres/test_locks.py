@@ -113,7 +113,7 @@ async def granted(store: PostgresStore, key: StorageKey = KEY, **durations: floa
     return reply.claim
 
 
-async def lapsed(race: Race, key: StorageKey = KEY, *, retention: float = 60.0) -> Claim:
+async def until_lapsed(race: Race, key: StorageKey = KEY, *, retention: float = 60.0) -> Claim:
     """A claim whose lease is over, and with a short *retention* the whole record."""
     claim = await granted(race.store, key, lease=0.001, retention=retention)
     await (patience.lapsed if retention > 1 else patience.forgotten)(race.store, key)
@@ -145,7 +145,7 @@ async def lease_counts_from_removal(
     race: Race, remove: Callable[[Claim], Awaitable[object]], *, retention: float = 60.0
 ) -> bool:
     """A caller is on its way to insert a row when the one that stands is removed: from then on the key is its own."""
-    old = await lapsed(race, retention=retention)
+    old = await until_lapsed(race, retention=retention)
     await race.close_gate()
     taking = asyncio.create_task(
         granted(race.stopping(_FIRST_CLOCK, "SELECT clock_then_gate() AS now, nextval("))
@@ -182,7 +182,7 @@ async def while_swept(race: Race) -> bool:
 async def a_sweep_waits_for_nobody(race: Race) -> bool:
     """A completion holds an expired row while its key is being taken: it must not wait for who waits for it."""
     busy = await granted(race.store, OTHER)
-    await lapsed(race, retention=0.001)
+    await until_lapsed(race, retention=0.001)
     await race.close_gate()
     taking = asyncio.create_task(
         ask(race.stopping(_FIRST_CLOCK, "SELECT clock_then_gate() AS now, nextval("))
@@ -210,13 +210,13 @@ async def behind_a_row_lock(
 
 
 async def a_takeover_counts_from_the_lock(race: Race) -> bool:
-    await lapsed(race)
+    await until_lapsed(race)
     _, freed = await behind_a_row_lock(race, lambda: granted(race.store))
     return bool(await race.since(KEY) >= freed)
 
 
 async def a_renewal_counts_from_the_lock(race: Race) -> bool:
-    claim = await lapsed(race)
+    claim = await until_lapsed(race)
     _, freed = await behind_a_row_lock(race, lambda: race.store.renew(claim, lease=LEASE))
     return bool(await race.since(KEY) >= freed)
 

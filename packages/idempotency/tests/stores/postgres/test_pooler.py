@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import psycopg
 import pytest
-from patience import PATIENCE, patient, until
+from patience import PATIENCE, until, with_long_deadline
 from pgbouncer import SERVERS
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -125,7 +125,7 @@ class TestManyClients:
         url = (
             f"postgresql:///{given['dbname']}?host={given['host']}&port={given['port']}&user={given['user']}"
         )
-        store = open_store(patient(f"{url}&prepare_threshold=none&pool_size=4"))
+        store = open_store(with_long_deadline(f"{url}&prepare_threshold=none&pool_size=4"))
         for _ in range(8):
             replies = await asyncio.gather(*(ask(store, new_key()) for _ in range(4)))
             assert all(isinstance(reply, Acquired) for reply in replies)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from patience import PATIENCE, forgotten, lapsed, until
+from patience import PATIENCE, until, until_forgotten, until_lapsed
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -120,7 +120,7 @@ class TestCompleteIn:
 
     async def test_a_stale_owner_is_told_to_roll_back(self, store, pool, key) -> None:
         stale = await claim(store, key, lease=0.01)
-        await lapsed(store, key)
+        await until_lapsed(store, key)
         await claim(store, key)
         async with pool.connection() as connection, connection.transaction():
             assert not await store.complete_in(connection, stale, OUTCOME, retention=60.0)
@@ -128,7 +128,7 @@ class TestCompleteIn:
     async def test_a_takeover_waits_for_the_transaction_and_then_replays(self, store, pool, key) -> None:
         """The late owner holds the row: whoever would take over must see how that ends."""
         granted = await claim(store, key, lease=0.01)
-        await lapsed(store, key)
+        await until_lapsed(store, key)
         async with pool.connection() as connection, connection.transaction():
             assert await store.complete_in(connection, granted, OUTCOME, retention=60.0)
             successor = asyncio.create_task(
@@ -352,7 +352,7 @@ class TestHousekeeping:
         for number in range(7):
             await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
         granted = await claim(own_table, StorageKey("young"))
-        await forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(7)))
+        await until_forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(7)))
         assert await own_table.purge(limit=5) == 5
         assert await own_table.purge(limit=5) == 2
         assert await own_table.renew(granted, lease=30.0)
@@ -360,7 +360,7 @@ class TestHousekeeping:
     async def test_purges_by_many_at_once_count_each_record_once(self, own_table: PostgresStore) -> None:
         for number in range(20):
             await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
-        await forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(20)))
+        await until_forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(20)))
         purged = await asyncio.gather(*(own_table.purge(limit=10) for _ in range(6)))
         assert sum(purged) == 20
 
@@ -368,7 +368,7 @@ class TestHousekeeping:
         for number in range(5):
             await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
         granted = await claim(own_table, StorageKey("young"))
-        await forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(5)))
+        await until_forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(5)))
         await own_table.complete(granted, OUTCOME, retention=60.0)
         assert await own_table.purge() == 3
 
@@ -377,7 +377,7 @@ class TestHousekeeping:
         keys = [StorageKey(f"k{number:02}") for number in range(25)]
         await asyncio.gather(*(claim(own_table, key) for key in keys))
         await claim(own_table, StorageKey("k99"), lease=0.001, retention=0.001)
-        await forgotten(own_table, StorageKey("k99"))
+        await until_forgotten(own_table, StorageKey("k99"))
         seen, cursor, first = [], None, True
         while first or cursor is not None:
             page = await own_table.scan(limit=10, cursor=cursor)

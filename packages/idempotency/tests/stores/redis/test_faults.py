@@ -14,7 +14,7 @@ import anyio
 import pytest
 import redis
 import redis.asyncio
-from patience import PATIENCE, repeated, repeated_sync
+from patience import PATIENCE, retry_unavailable, retry_unavailable_sync
 from redis_proxy import Action, Proxy
 from redis_servers import Server
 
@@ -203,7 +203,7 @@ class TestLostReplies:
 class TestDeadlines:
     async def test_a_frozen_server_is_answered_for_within_the_deadline(self, own_redis: Server, key) -> None:
         async with opened(own_redis.port, deadline=0.3) as store:
-            await repeated(lambda: warm_up(store))
+            await retry_unavailable(lambda: warm_up(store))
             own_redis.freeze()
             started = time.monotonic()
             outcomes = await asyncio.gather(*(ask(store, key) for _ in range(20)), return_exceptions=True)
@@ -211,12 +211,12 @@ class TestDeadlines:
             own_redis.thaw()
             assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
             assert took < PATIENCE
-            assert await repeated(lambda: store.get(StorageKey("thawed"))) is None
+            assert await retry_unavailable(lambda: store.get(StorageKey("thawed"))) is None
 
     def test_the_same_without_an_event_loop(self, own_redis: Server, key) -> None:
         with own_redis.client() as client:
             store = SyncRedisStore(client, deadline=0.3)
-            repeated_sync(lambda: store.get(key))
+            retry_unavailable_sync(lambda: store.get(key))
             own_redis.freeze()
             started = time.monotonic()
             with pytest.raises(StoreUnavailable):
@@ -224,7 +224,7 @@ class TestDeadlines:
             took = time.monotonic() - started
             own_redis.thaw()
             assert took < PATIENCE
-            assert repeated_sync(lambda: store.get(StorageKey("thawed"))) is None
+            assert retry_unavailable_sync(lambda: store.get(StorageKey("thawed"))) is None
             store.close()
 
     async def test_a_server_that_is_not_there_is_refused_at_once(self, key) -> None:
@@ -236,13 +236,13 @@ class TestDeadlines:
 
     async def test_a_lost_owner_gets_its_claim_after_the_thaw(self, own_redis: Server, key) -> None:
         async with opened(own_redis.port, deadline=0.2) as store:
-            await repeated(lambda: warm_up(store))
+            await retry_unavailable(lambda: warm_up(store))
             owner = new_owner()
             own_redis.freeze()
             with pytest.raises(StoreUnavailable):
                 await ask(store, key, owner)
             own_redis.thaw()
-            assert isinstance(await repeated(lambda: ask(store, key, owner)), Acquired)
+            assert isinstance(await retry_unavailable(lambda: ask(store, key, owner)), Acquired)
 
 
 class TestRefusals:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from patience import PATIENCE, patient, until
+from patience import PATIENCE, until, with_long_deadline
 from redis_proxy import Proxy
 
 from idempotency import Acquired, Claim, Fingerprint, Owner, StorageKey
@@ -140,7 +140,7 @@ def test_the_command_does_not_say_that_nothing_was_freed(
         reply = store.acquire(key, owner=new_owner(), **ASK)
         assert isinstance(reply, Acquired)
         store.complete(reply.claim, b'{"format":1,"outcome":"value","value":1}', retention=60.0)
-        url = patient(f"redis://127.0.0.1:{redis_proxy.port}/0")
+        url = with_long_deadline(f"redis://127.0.0.1:{redis_proxy.port}/0")
         assert main(["show", key, "--stored", "--store", url]) == 0  # get.lua is known from here on
         store.forget(StorageKey(f"{key}-none"))  # and so is forget.lua
         capsys.readouterr()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from patience import PATIENCE
 from redis_servers import Server
-from redis_tls import Authority, TlsDoor, open_tls_door
+from redis_tls import Authority, TlsProxy, start_tls_proxy
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
 from idempotency.errors import StoreUnavailable
@@ -35,9 +35,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def door(authority: Authority, redis_server: Server) -> Iterator[TlsDoor]:
-    with open_tls_door(redis_server.port, authority.sign("127.0.0.1")) as door:
-        yield door
+def proxy(authority: Authority, redis_server: Server) -> Iterator[TlsProxy]:
+    with start_tls_proxy(redis_server.port, authority.sign("127.0.0.1")) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def key() -> StorageKey:
     return StorageKey(f"tls-{secrets.token_hex(8)}")
 
 
-def url(door: TlsDoor, trusted: Path, scheme: str = "rediss", **options: str) -> str:
+def url(proxy: TlsProxy, trusted: Path, scheme: str = "rediss", **options: str) -> str:
     query = "".join(f"&{name}={value}" for name, value in options.items())
-    return f"{scheme}://127.0.0.1:{door.port}?ssl_ca_certs={quote(str(trusted))}&deadline={PATIENCE}{query}"
+    return f"{scheme}://127.0.0.1:{proxy.port}?ssl_ca_certs={quote(str(trusted))}&deadline={PATIENCE}{query}"
 
 
 def question() -> dict[str, object]:
@@ -55,8 +55,8 @@ def question() -> dict[str, object]:
     return {"fingerprint": FINGERPRINT, "owner": owner, "lease": 30.0, "retention": 60.0}
 
 
-async def test_the_whole_life_of_a_record(door: TlsDoor, authority: Authority, key) -> None:
-    store = open_store(url(door, authority.certificate))
+async def test_the_whole_life_of_a_record(proxy: TlsProxy, authority: Authority, key) -> None:
+    store = open_store(url(proxy, authority.certificate))
     reply = await store.acquire(key, **question())
     assert isinstance(reply, Acquired)
     assert await store.renew(reply.claim, lease=30.0)
@@ -67,8 +67,8 @@ async def test_the_whole_life_of_a_record(door: TlsDoor, authority: Authority, k
     await store.aclose()
 
 
-def test_the_same_without_an_event_loop(door: TlsDoor, authority: Authority, key) -> None:
-    store = open_sync_store(url(door, authority.certificate))
+def test_the_same_without_an_event_loop(proxy: TlsProxy, authority: Authority, key) -> None:
+    store = open_sync_store(url(proxy, authority.certificate))
     reply = store.acquire(key, **question())
     assert isinstance(reply, Acquired)
     assert store.complete(reply.claim, OUTCOME, retention=60.0)
@@ -86,33 +86,33 @@ class TestRefused:
         return Authority(tmp_path, "stranger")
 
     async def test_a_certificate_that_nobody_vouches_for(
-        self, door: TlsDoor, stranger: Authority, key
+        self, proxy: TlsProxy, stranger: Authority, key
     ) -> None:
-        let_in = door.let_in
-        store = open_store(url(door, stranger.certificate))
+        handshakes = proxy.handshakes
+        store = open_store(url(proxy, stranger.certificate))
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=r"certificate.*ssl_ca_certs"):
             await store.acquire(key, **question())
         assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
-        assert door.let_in == let_in
+        assert proxy.handshakes == handshakes
         await store.aclose()
 
-    def test_the_same_without_an_event_loop(self, door: TlsDoor, stranger: Authority, key) -> None:
-        let_in = door.let_in
-        store = open_sync_store(url(door, stranger.certificate))
+    def test_the_same_without_an_event_loop(self, proxy: TlsProxy, stranger: Authority, key) -> None:
+        handshakes = proxy.handshakes
+        store = open_sync_store(url(proxy, stranger.certificate))
         with pytest.raises(StoreUnavailable, match=r"certificate.*ssl_ca_certs"):
             store.acquire(key, **question())
-        assert door.let_in == let_in
+        assert proxy.handshakes == handshakes
         store.close()
 
     async def test_a_certificate_of_another_host(
         self, authority: Authority, redis_server: Server, key
     ) -> None:
-        with open_tls_door(redis_server.port, authority.sign("redis.test")) as door:
-            store = open_store(url(door, authority.certificate, ssl_check_hostname="true"))
+        with start_tls_proxy(redis_server.port, authority.sign("redis.test")) as proxy:
+            store = open_store(url(proxy, authority.certificate, ssl_check_hostname="true"))
             with pytest.raises(StoreUnavailable, match=r"certificate.*ssl_ca_certs"):
                 await store.acquire(key, **question())
-            assert door.let_in == 0
+            assert proxy.handshakes == 0
             await store.aclose()
 
     async def test_a_server_without_tls_is_not_spoken_to_in_the_clear(
@@ -128,8 +128,8 @@ class TestRefused:
         assert commands == set()
         await store.aclose()
 
-    async def test_a_client_without_tls_is_told_so_in_time(self, door: TlsDoor, key) -> None:
-        store = open_store(f"redis://127.0.0.1:{door.port}?deadline=0.5")
+    async def test_a_client_without_tls_is_told_so_in_time(self, proxy: TlsProxy, key) -> None:
+        store = open_store(f"redis://127.0.0.1:{proxy.port}?deadline=0.5")
         started = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.acquire(key, **question())

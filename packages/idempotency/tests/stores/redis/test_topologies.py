@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 import redis.asyncio
-from patience import PATIENCE, repeated
+from patience import PATIENCE, retry_unavailable
 from redis.crc import key_slot
 from redis_servers import Cluster, Sentinels, Server
 
@@ -135,7 +135,7 @@ class TestSentinel:
         granted = await claim(store, StorageKey("survives"))
         redis_sentinels.primary.stop()
         lonely = RedisStore(client, deadline=2.0)
-        reply = await repeated(lambda: lonely.renew(granted, lease=30.0))
+        reply = await retry_unavailable(lambda: lonely.renew(granted, lease=30.0))
         assert reply is True, "the claim that a replica confirmed outlived its primary"
         await lonely.aclose()
         await store.aclose()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from patience import PATIENCE, forgotten_sync, until_sync
+from patience import PATIENCE, until_forgotten_sync, until_sync
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -195,7 +195,7 @@ def test_operators_can_list_and_purge(url_of: Callable[[str], sa.URL], kind: str
         old = [StorageKey(f"old-{number}") for number in range(7)]
         for name in old:
             store.acquire(name, fingerprint=ASK["fingerprint"], owner=owner(), lease=0.001, retention=0.001)
-        forgotten_sync(store, *old)
+        until_forgotten_sync(store, *old)
         assert store.purge(limit=5) == 5
         assert store.purge(limit=5) == 2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import patient
+from patience import with_long_deadline
 from psycopg.conninfo import conninfo_to_dict
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
@@ -56,7 +56,7 @@ def test_a_url_opens_either_kind(scheme: str, urls: Callable[[str], str]) -> Non
     key = StorageKey(f"url-{secrets.token_hex(6)}")
 
     async def live() -> None:
-        store = open_store(patient(urls(scheme)))
+        store = open_store(with_long_deadline(urls(scheme)))
         assert type(store) is SCHEMES[scheme][0]
         await store.create_schema()
         reply = await store.acquire(key, owner=Owner(b"o" * 16), **ASK)
@@ -65,7 +65,7 @@ def test_a_url_opens_either_kind(scheme: str, urls: Callable[[str], str]) -> Non
         await store.aclose()
 
     asyncio.run(live())
-    store = open_sync_store(patient(urls(scheme)))
+    store = open_sync_store(with_long_deadline(urls(scheme)))
     assert type(store) is SCHEMES[scheme][1]
     store.create_schema()
     assert isinstance(store.acquire(key, owner=Owner(b"x" * 16), **ASK), Completed)
@@ -116,7 +116,7 @@ def test_options_reach_the_store(urls: Callable[[str], str]) -> None:
 def test_the_command_and_its_doctor_take_them(
     scheme: str, urls: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = patient(urls(scheme))
+    url = with_long_deadline(urls(scheme))
     store = open_sync_store(url)
     store.create_schema()
     key = StorageKey(f"cli-{secrets.token_hex(6)}")
