@@ -1,4 +1,4 @@
-"""Faults of the application, at ASGI: under asyncio and, where it can be, under trio."""
+"""The ASGI middleware under asyncio and trio: duplicates, leases, streams, and applications that break ASGI."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await store.aclose()
 
 
-# On either loop.
+# Duplicates, leases and limits.
 
 
-async def test_first_run_replay_and_mismatch(store: Store) -> None:
+async def test_duplicate_is_replayed_and_other_body_is_a_mismatch(store: Store) -> None:
     charges = Charges()
     app = guard(charges, store)
     first, again = await call(app, key="k"), await call(app, key="k")
@@ -49,7 +49,7 @@ async def test_first_run_replay_and_mismatch(store: Store) -> None:
     assert (again.replayed, charges.runs) == (True, 1)
 
 
-async def test_duplicates_wait_and_follow(store: Store) -> None:
+async def test_concurrent_duplicates_wait_and_get_the_first_response(store: Store) -> None:
     async def work(number: int) -> None:
         await until(lambda: followers(app.engine) == 7)
 
@@ -66,10 +66,10 @@ async def test_duplicates_wait_and_follow(store: Store) -> None:
     assert {answer.body for answer in answers} == {b'{"charge": 1}'}
 
 
-@pytest.mark.real_time("who waits elsewhere asks again after real pauses")
-async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
+@pytest.mark.real_time("a duplicate in another engine polls after real pauses")
+async def test_waiting_duplicates_of_other_engines_poll_the_store(store: Store) -> None:
     async def work(number: int) -> None:
-        await anyio.wait_all_tasks_blocked()  # the others are in their pauses
+        await anyio.wait_all_tasks_blocked()  # the other duplicates are between two polls
 
     charges, answers = Charges(work), []
 
@@ -78,14 +78,14 @@ async def test_waiter_elsewhere_asks_the_store(store: Store) -> None:
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
-            for _ in range(3):  # an engine each, as in three processes
+            for _ in range(3):  # one engine each, as in three processes
                 tasks.start_soon(duplicate, guard(charges, store, wait=PATIENCE))
     assert [answer.body for answer in answers] == [b'{"charge": 1}'] * 3
 
 
 @pytest.mark.real_time("a lease is renewed by a real timer")
 @pytest.mark.rule("E3")
-async def test_handler_that_outlives_its_lease(store: Store) -> None:
+async def test_handler_that_outlives_its_lease_keeps_its_key(store: Store) -> None:
     go_on = anyio.Event()
 
     async def work(number: int) -> None:
@@ -108,7 +108,7 @@ async def test_handler_that_outlives_its_lease(store: Store) -> None:
 
 @pytest.mark.real_time("a lease runs out")
 @pytest.mark.rule("E4")
-async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
+async def test_cancelled_run_keeps_its_key_until_its_lease_ends(store: Store) -> None:
     started = anyio.Event()
 
     async def work(number: int) -> None:
@@ -131,13 +131,13 @@ async def test_cancelled_run_leaves_its_key_to_the_lease(store: Store) -> None:
 
 
 @pytest.mark.rule("E2")
-async def test_stream_is_held_and_then_flows(store: Store) -> None:
+async def test_stream_longer_than_max_hold_is_sent_and_not_replayed(store: Store) -> None:
     async def stream(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for number in range(4):
             if number == 2:
-                await driver.first_message.wait()  # what was held until now
+                await driver.first_message.wait()  # the chunks that were buffered until now
             await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 3})
 
     app = guard(stream, store, max_hold=0.08)
@@ -148,7 +148,7 @@ async def test_stream_is_held_and_then_flows(store: Store) -> None:
     assert (await call(app, key="k")).status == 409
 
 
-async def test_slow_body_times_out(store: Store) -> None:
+async def test_body_slower_than_body_timeout_is_refused_with_408(store: Store) -> None:
     driver = RequestDriver(guard(Charges(), store, body_timeout=0.05), http_scope(headers=key_header("k")))
     driver.send_body(b"half", more_body=True)
     with anyio.fail_after(30):
@@ -157,8 +157,8 @@ async def test_slow_body_times_out(store: Store) -> None:
     assert await store.get(StorageKey("k")) is None
 
 
-async def test_connection_is_closed_where_the_protocol_has_such_a_header(store: Store) -> None:
-    """Connection may not be sent over HTTP/2 (RFC 9113, 8.2.2); some servers would take it out, others fail."""
+async def test_refusal_sends_connection_close_over_http_1_only(store: Store) -> None:
+    """HTTP/2 forbids the Connection header (RFC 9113, 8.2.2); some servers remove it, others fail."""
     app = guard(Charges(), store, max_request_bytes=1)
     for version, closes in (("1.1", [b"close"]), ("2", []), ("3", [])):
         answer = await call(app, key="k", body=b"{}", http_version=version)
@@ -166,10 +166,10 @@ async def test_connection_is_closed_where_the_protocol_has_such_a_header(store: 
 
 
 @pytest.mark.rule("E5")
-async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) -> None:
+async def test_disconnect_is_hidden_from_the_app_until_its_response_is_recorded(store: Store) -> None:
     seen: list[str] = []
 
-    async def curious(scope: Any, receive: Any, send: Any) -> None:
+    async def listening(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
 
         async def listen() -> None:
@@ -178,10 +178,12 @@ async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) ->
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listen)
             await anyio.wait_all_tasks_blocked()
-            assert seen == [], "the client has left; the work goes on all the same"
+            assert seen == [], (
+                "the client has disconnected; the application is not told before its response is recorded"
+            )
             await respond(send, b"done")
 
-    app = guard(curious, store)
+    app = guard(listening, store)
     driver = RequestDriver(app, http_scope(headers=key_header("k")))
     driver.send_body(b"{}")
     driver.disconnect()
@@ -191,10 +193,10 @@ async def test_disconnect_is_not_seen_before_the_record_is_made(store: Store) ->
     assert (await call(app, key="k")).replayed
 
 
-# An application that does not keep to ASGI, or fails half-way.
+# An application that breaks ASGI, or fails in the middle of its response.
 
 
-async def test_no_response_at_all_frees_the_key(store: Store) -> None:
+async def test_app_without_response_frees_the_key(store: Store) -> None:
     async def silent(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
 
@@ -202,7 +204,7 @@ async def test_no_response_at_all_frees_the_key(store: Store) -> None:
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 
-async def test_no_response_at_all_uses_the_key_up_at_most_once(store: Store) -> None:
+async def test_app_without_response_is_replayed_as_500_at_most_once(store: Store) -> None:
     async def silent(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
 
@@ -212,7 +214,7 @@ async def test_no_response_at_all_uses_the_key_up_at_most_once(store: Store) -> 
     assert (again.status, again.replayed) == (500, True)
 
 
-async def test_partial_response_stays_partial_and_is_not_kept(store: Store) -> None:
+async def test_partial_response_is_sent_as_it_is_and_frees_the_key(store: Store) -> None:
     async def partial(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
@@ -223,8 +225,8 @@ async def test_partial_response_stays_partial_and_is_not_kept(store: Store) -> N
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 
-async def test_second_start_is_refused_as_a_server_refuses_it(store: Store) -> None:
-    """Such as an error page that a layer sends after a stream which had begun: half of each is no answer."""
+async def test_second_response_start_raises_and_frees_the_key(store: Store) -> None:
+    """Such as an error page that a layer sends after a stream has begun."""
 
     async def twice(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
@@ -237,7 +239,7 @@ async def test_second_start_is_refused_as_a_server_refuses_it(store: Store) -> N
     assert (await call(guard(Charges(), store), key="k")).status == 201
 
 
-async def test_exception_after_the_whole_response_does_not_undo_the_record(store: Store) -> None:
+async def test_exception_after_complete_response_keeps_the_record(store: Store) -> None:
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         await respond(send, b"done")
@@ -249,7 +251,7 @@ async def test_exception_after_the_whole_response_does_not_undo_the_record(store
     assert (await call(app, key="k")).replayed
 
 
-async def test_exception_after_a_tombstone_does_not_run_again(store: Store) -> None:
+async def test_exception_after_unreplayable_record_does_not_free_the_key(store: Store) -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -266,7 +268,9 @@ async def test_exception_after_a_tombstone_does_not_run_again(store: Store) -> N
 
 
 @pytest.mark.parametrize("status", [200, 503])
-async def test_oversized_answer_ends_where_the_application_ended_it(status: int, store: Store) -> None:
+async def test_oversized_response_is_sent_whole_and_recorded_only_if_its_status_is_kept(
+    status: int, store: Store
+) -> None:
     async def large(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, [b"x" * 8, b"y" * 8], status=status)
 
@@ -274,27 +278,29 @@ async def test_oversized_answer_ends_where_the_application_ended_it(status: int,
     answer = await call(app, key="k")
     assert (answer.status, answer.body, answer.complete) == (status, b"x" * 8 + b"y" * 8, True)
     again = await call(app, key="k")
-    assert again.status == {200: 409, 503: 503}[status], "what is not kept at any length frees its key"
+    assert again.status == {200: 409, 503: 503}[status], (
+        "a status that is not kept frees its key, whatever the length"
+    )
 
 
 @pytest.mark.parametrize("ends", ["by returning", "by raising"])
-async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: Store) -> None:
-    """It ends while the hold's timer records that it streams: whoever serves it is told all it will ever be told."""
+async def test_nothing_is_sent_after_the_app_has_ended(ends: str, store: Store) -> None:
+    """The application ends while the max_hold timer records the response as unreplayable."""
     recording = anyio.Event()
 
-    async def slowly(real: Store, *args: Any, **kwargs: Any) -> bool:
+    async def complete_slowly(real: Store, *args: Any, **kwargs: Any) -> bool:
         recording.set()
-        await anyio.wait_all_tasks_blocked()  # the application is over
+        await anyio.wait_all_tasks_blocked()  # the application has ended
         return await real.complete(*args, **kwargs)
 
-    async def drip(scope: Any, receive: Any, send: Any) -> None:
+    async def send_one_chunk(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"drop", "more_body": True})
         await recording.wait()
         if ends == "by raising":
             raise LookupError("half-way")
 
-    app = guard(drip, PatchedStore(store, complete=slowly), max_hold=0.02)
+    app = guard(send_one_chunk, PatchedStore(store, complete=complete_slowly), max_hold=0.02)
     driver = RequestDriver(app, http_scope(headers=key_header("k")))
     driver.send_body(b"{}")
     with contextlib.suppress(LookupError):
@@ -302,11 +308,11 @@ async def test_nothing_is_sent_once_the_application_is_over(ends: str, store: St
     sent = len(driver.messages)
     await anyio.wait_all_tasks_blocked()
     assert [len(driver.messages), sent] == [2, 2]
-    assert (await call(app, key="k")).status == 409, "what was recorded stays"
+    assert (await call(app, key="k")).status == 409, "the record stays"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
-async def test_base_exception_is_not_swallowed_and_leaves_the_key(error: type[BaseException]) -> None:
+async def test_base_exception_propagates_and_leaves_the_key_to_its_lease(error: type[BaseException]) -> None:
     async def dying(scope: Any, receive: Any, send: Any) -> None:
         raise error
 
@@ -319,18 +325,18 @@ async def test_base_exception_is_not_swallowed_and_leaves_the_key(error: type[Ba
     assert record.lease_left > 0, "the outcome is unknown, so the lease decides"
 
 
-async def test_messages_after_the_response_reach_the_server(store: Store) -> None:
-    """It is the server that knows what to do about an application that goes on."""
+async def test_messages_after_complete_response_reach_the_server(store: Store) -> None:
+    """The server decides what to do about an application that sends more."""
 
-    async def eager(scope: Any, receive: Any, send: Any) -> None:
+    async def send_more(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"done")
         await send({"type": "http.response.body", "body": b"more"})
 
-    answer = await call(guard(eager, store), key="k")
+    answer = await call(guard(send_more, store), key="k")
     assert answer.chunks == [b"done", b"more"]
 
 
-async def test_body_may_be_any_buffer(store: Store) -> None:
+async def test_response_body_may_be_bytearray_or_memoryview(store: Store) -> None:
     async def buffers(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
         await send({"type": "http.response.body", "body": bytearray(b"one"), "more_body": True})
@@ -341,19 +347,19 @@ async def test_body_may_be_any_buffer(store: Store) -> None:
     assert (await call(app, key="k")).body == b"onetwo"
 
 
-async def test_empty_messages_are_the_end_of_a_body(store: Store) -> None:
-    async def terse(scope: Any, receive: Any, send: Any) -> None:
+async def test_body_message_without_fields_ends_the_response(store: Store) -> None:
+    async def minimal(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 202})
         await send({"type": "http.response.body"})
 
-    app = guard(terse, store)
+    app = guard(minimal, store)
     for replayed in (False, True):
         answer = await call(app, key="k", body=b"")
         assert (answer.status, answer.body, answer.replayed) == (202, b"", replayed)
 
 
 @pytest.mark.rule("E6")
-async def test_ways_around_the_record_are_hidden_from_a_keyed_request_alone(store: Store) -> None:
+async def test_extensions_that_bypass_recording_are_hidden_from_keyed_requests_only(store: Store) -> None:
     names = ["pathsend", "zerocopysend", "trailers", "push", "early_hint"]
     extensions = {f"http.response.{name}": {} for name in names} | {"tls": {"version": 1}}
     charges = Charges()
@@ -362,10 +368,10 @@ async def test_ways_around_the_record_are_hidden_from_a_keyed_request_alone(stor
     await call(guard(charges, store), **scope)
     assert charges.scopes[0]["extensions"] == {"tls": {"version": 1}}
     assert charges.scopes[1]["extensions"] is extensions
-    assert len(extensions) == 6, "the server's own scope is left as it is"
+    assert len(extensions) == 6, "the server's own scope is unchanged"
 
 
-async def test_route_may_have_a_policy_of_its_own_or_none(store: Store) -> None:
+async def test_policy_function_may_return_another_policy_or_none_for_a_route(store: Store) -> None:
     def policy(scope: Any) -> Policy | None:
         return {"/charges": Policy(required=True), "/logs": None}.get(scope["path"], Policy())
 
@@ -378,7 +384,9 @@ async def test_route_may_have_a_policy_of_its_own_or_none(store: Store) -> None:
     assert charges.runs == 3
 
 
-async def test_hook_that_raises_changes_nothing(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+async def test_hook_that_raises_is_logged_and_changes_no_response(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(event: Event) -> None:
         raise LookupError("the exporter is down")
 
@@ -394,14 +402,14 @@ async def test_hook_that_raises_changes_nothing(store: Store, caplog: pytest.Log
     assert "the exporter is down" in caplog.text
 
 
-async def test_redaction_shows_the_first_caller_all_and_the_record_less(store: Store) -> None:
+async def test_redaction_changes_the_record_but_not_the_first_response(store: Store) -> None:
     app = guard(Charges(), store, redact=lambda response: response._replace(body=b"[redacted]", headers=[]))
     assert (await call(app, key="k")).body == b'{"charge": 1}'
     assert (await call(app, key="k")).body == b"[redacted]"
 
 
 @pytest.mark.rule("E2")
-async def test_redaction_that_raises_neither_hides_the_answer_nor_frees_the_key(
+async def test_redaction_that_raises_leaves_the_first_response_and_makes_it_unreplayable(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(response: Any) -> Any:
@@ -411,13 +419,13 @@ async def test_redaction_that_raises_neither_hides_the_answer_nor_frees_the_key(
     app = guard(charges, store, redact=broken)
     first, again = await call(app, key="k"), await call(app, key="k")
     assert (first.status, first.body, first.complete) == (201, b'{"charge": 1}', True)
-    assert (again.status, charges.runs) == (409, 1), "the effect is there: nothing may run again"
+    assert (again.status, charges.runs) == (409, 1), "the effect has happened: nothing may run again"
     assert b"redaction raised LookupError" in again.body
     assert "LookupError" in caplog.text
-    assert "charge" not in caplog.text, "what was raised may quote the body"
+    assert "charge" not in caplog.text, "the exception may quote the body"
 
 
-async def test_fingerprint_function_that_fails_badly_runs_nothing(store: Store) -> None:
+async def test_fingerprint_function_that_raises_runs_and_claims_nothing(store: Store) -> None:
     def broken(view: Any) -> Any:
         raise LookupError("a bug of the function's")
 
@@ -428,7 +436,7 @@ async def test_fingerprint_function_that_fails_badly_runs_nothing(store: Store) 
     assert await store.get(StorageKey("k")) is None
 
 
-async def test_store_that_breaks_its_contract_runs_nothing(store: Store) -> None:
+async def test_store_that_raises_a_driver_error_runs_nothing(store: Store) -> None:
     async def broken(inner: Store, *args: Any, **kwargs: Any) -> Any:
         raise OSError("a driver's error that should have been a StoreUnavailable")
 
@@ -440,8 +448,10 @@ async def test_store_that_breaks_its_contract_runs_nothing(store: Store) -> None
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("error", [IdempotencyError, TimeoutError])
-async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers: int, store: Store) -> None:
-    """A handler that uses this library itself may raise its errors: they are not taken for the middleware's."""
+async def test_library_error_raised_by_the_handler_propagates_and_frees_the_key(
+    error: type[Exception], layers: int, store: Store
+) -> None:
+    """A handler that uses this library may raise its errors: they are not taken for errors of the middleware."""
 
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         raise error("of another operation")
@@ -455,31 +465,31 @@ async def test_errors_of_the_handler_are_its_own(error: type[Exception], layers:
 
 
 @pytest.mark.rule("E10")
-async def test_claim_covers_its_request_through_a_layer_of_another_tenant(store: Store) -> None:
+async def test_inner_layer_joins_the_claim_outside_a_layer_of_another_tenant(store: Store) -> None:
     charges = Charges()
     inner = IdempotencyMiddleware(guard(charges, store), store=store, tenant=lambda scope: "another")
     answer = await call(guard(inner, store), key="k")
     assert (answer.status, charges.runs) == (201, 1)
 
 
-# Loops and threads.
+# Event loops and threads.
 
 
-def test_one_middleware_serves_several_loops_one_after_the_other() -> None:
+def test_one_middleware_serves_several_event_loops_in_turn() -> None:
     charges = Charges()
     app = guard(charges, MemoryStore(), wait=1)
     statuses = [asyncio.run(call(app, key="k")).replayed for _ in range(3)]
     assert statuses == [False, True, True]
 
 
-def test_outside_a_loop_that_is_known_there_is_a_clear_error() -> None:
+def test_running_outside_an_event_loop_is_an_error() -> None:
     from idempotency._runtime.event_loop import running
 
     with pytest.raises(RuntimeError, match=r"asyncio|trio|async"):
         running()
 
 
-async def test_thirty_two_threads_with_loops_of_their_own_share_a_middleware() -> None:
+async def test_middleware_shared_by_32_event_loop_threads_runs_each_key_once() -> None:
     charges = Charges()
     app = guard(charges, MemoryStore())
 
@@ -492,10 +502,10 @@ async def test_thirty_two_threads_with_loops_of_their_own_share_a_middleware() -
     results: list[list[int | None]] = []
     async with anyio.create_task_group() as tasks:
 
-        async def one() -> None:
+        async def run_worker() -> None:
             results.append(await anyio.to_thread.run_sync(worker))
 
         for _ in range(32):
-            tasks.start_soon(one)
+            tasks.start_soon(run_worker)
     assert {status for result in results for status in result} <= {201, 409}
     assert charges.runs == 10

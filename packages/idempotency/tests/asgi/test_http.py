@@ -1,4 +1,4 @@
-"""Faults on the wire, over bare sockets to real servers: what breaks before, in and after a request."""
+"""The middleware behind real ASGI servers, over plain sockets: duplicates, disconnects, tenants, response headers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,14 @@ def anyio_backend() -> str:
 
 @pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> str:
-    caplog.set_level(logging.CRITICAL)  # servers log what these tests provoke
+    caplog.set_level(logging.CRITICAL)  # servers log the disconnects that these tests make
     return str(request.param)
 
 
 Work = Callable[[int], Awaitable[None]]
 
 
-# Before the body is whole.
-
-
-# The request's framing.
+# Pipelining.
 
 
 async def test_pipelined_request_without_a_key_runs_under_no_claim(server: str) -> None:
@@ -53,13 +50,10 @@ async def test_pipelined_request_without_a_key_runs_under_no_claim(server: str) 
     assert claims[1] is None
 
 
-# The key on the wire.
-
-
 # Duplicates.
 
 
-async def test_concurrent_same_key(server: str) -> None:
+async def test_concurrent_duplicates_get_409_with_retry_after(server: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -78,7 +72,7 @@ async def test_concurrent_same_key(server: str) -> None:
             assert 1 <= int(answer.values("retry-after")[0]) <= 30
 
 
-async def test_concurrent_same_key_that_waits(server: str) -> None:
+async def test_waiting_duplicates_get_the_first_response(server: str) -> None:
     async def work(number: int) -> None:
         await until(lambda: followers(app.engine) == 19)
 
@@ -90,7 +84,7 @@ async def test_concurrent_same_key_that_waits(server: str) -> None:
     assert charges.runs == 1
 
 
-async def test_prefer_wait(server: str) -> None:
+async def test_duplicate_waits_only_if_it_prefers_to(server: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -101,7 +95,7 @@ async def test_prefer_wait(server: str) -> None:
     async with serve(app, server) as port:
         first = asyncio.create_task(post(port, key="k"))
         await until(lambda: charges.runs == 1)
-        assert (await post(port, key="k")).status == 409, "without the preference nobody waits"
+        assert (await post(port, key="k")).status == 409, "without the preference a duplicate does not wait"
         waiting = asyncio.create_task(post(port, key="k", headers=[("prefer", "respond-async, wait=10")]))
         await until(lambda: followers(app.engine) == 1)
         go_on.set()
@@ -109,7 +103,7 @@ async def test_prefer_wait(server: str) -> None:
         await first
 
 
-async def test_waiter_that_leaves_does_no_harm(server: str) -> None:
+async def test_disconnect_of_a_waiting_duplicate_affects_no_other_request(server: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -133,7 +127,9 @@ async def test_waiter_that_leaves_does_no_harm(server: str) -> None:
     assert charges.runs == 1
 
 
-async def test_client_that_leaves_while_its_answer_is_on_the_way(server: str) -> None:
+async def test_response_is_replayed_after_the_client_reset_the_connection_while_receiving_it(
+    server: str,
+) -> None:
     async def large(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             raise ValueError(scope["type"])
@@ -152,14 +148,14 @@ async def test_client_that_leaves_while_its_answer_is_on_the_way(server: str) ->
     assert runs == [1]
 
 
-# What makes two requests the same.
+# Request bodies.
 
 
 @pytest.mark.parametrize(
     "body",
     [
         pytest.param(b"[" * 90_000, id="deep_nesting"),
-        pytest.param(b'{"a": NaN, "b": 1e999999}', id="numbers_beyond_all"),
+        pytest.param(b'{"a": NaN, "b": 1e999999}', id="numbers_out_of_range"),
         pytest.param(rb'{"a": "\ud800"}', id="lone_surrogate"),
         pytest.param(b'{"a": 1, "a": 2}', id="duplicate_names"),
         pytest.param(b"1" * 90_000, id="endless_number"),
@@ -167,11 +163,13 @@ async def test_client_that_leaves_while_its_answer_is_on_the_way(server: str) ->
     ],
 )
 @pytest.mark.parametrize("fingerprint", ["exact_bytes", "canonical_json", "ignoring"])
-async def test_odd_json(body: bytes, fingerprint: str) -> None:
+async def test_unusual_json_body_runs_once_and_its_response_is_replayed(
+    body: bytes, fingerprint: str
+) -> None:
     import idempotency
 
     function = getattr(idempotency, fingerprint)
-    charges = Charges(status=400)  # the application's own verdict reaches the client, and is kept
+    charges = Charges(status=400)  # the response of the application reaches the client, and is kept
     app = guard(charges, MemoryStore(), fingerprint=function("id") if fingerprint == "ignoring" else function)
     async with serve(app, "uvicorn-h11") as port:
         for replayed in (False, True):
@@ -181,10 +179,10 @@ async def test_odd_json(body: bytes, fingerprint: str) -> None:
     assert charges.runs == 1
 
 
-# Whose key it is.
+# Tenants and keys.
 
 
-async def test_other_principal_and_key_oracle(server: str) -> None:
+async def test_same_key_of_another_tenant_runs_and_a_missing_tenant_is_refused(server: str) -> None:
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-API-Key", stable=True))
     async with serve(app, server) as port:
@@ -196,7 +194,7 @@ async def test_other_principal_and_key_oracle(server: str) -> None:
     assert charges.runs == 2
 
 
-async def test_scope_concatenation(server: str) -> None:
+async def test_tenants_and_keys_that_concatenate_alike_have_distinct_records(server: str) -> None:
     charges = Charges()
     app = IdempotencyMiddleware(
         charges, store=MemoryStore(), tenant=lambda scope: dict(scope["headers"])[b"x-user"].decode()
@@ -207,7 +205,7 @@ async def test_scope_concatenation(server: str) -> None:
     assert charges.runs == 4
 
 
-async def test_memory_bounded_store_refuses_rather_than_forgets_a_claim(server: str) -> None:
+async def test_full_memory_store_refuses_a_new_key_with_503_and_keeps_running_claims(server: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -224,10 +222,10 @@ async def test_memory_bounded_store_refuses_rather_than_forgets_a_claim(server: 
         assert (await post(port, key="k2")).status == 201
 
 
-# The answer.
+# The response.
 
 
-async def test_replayed_headers(server: str) -> None:
+async def test_replay_repeats_response_headers_except_those_of_one_caller_or_connection(server: str) -> None:
     kept = [
         (b"cache-control", b"private, no-store"),
         (b"etag", b'"v1"'),
@@ -264,7 +262,7 @@ async def test_replayed_headers(server: str) -> None:
     assert len(again.values("date")) <= 1
 
 
-async def test_oversized_answer(server: str) -> None:
+async def test_oversized_response_is_sent_whole_and_its_duplicate_gets_409(server: str) -> None:
     runs: list[int] = []
 
     async def large(scope: Any, receive: Any, send: Any) -> None:
@@ -281,7 +279,7 @@ async def test_oversized_answer(server: str) -> None:
     assert again.values("content-type") == [b"application/problem+json"]
 
 
-async def test_problem_documents_say_what_to_do_and_link_to_more(server: str) -> None:
+async def test_problem_response_states_the_remedy_and_links_to_documentation(server: str) -> None:
     app = guard(Charges(), MemoryStore(), policy=Policy(documentation_url="https://docs.example/keys"))
     async with serve(app, server) as port:
         await post(port, key="k")

@@ -1,4 +1,4 @@
-"""Claims by the application itself: as raw ASGI, and in the frameworks that have no module of their own."""
+"""Claims made by the application: in raw ASGI, and in frameworks without a module of their own in this package."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class App:
-    """A raw application that claims, and counts its effects."""
+class ClaimingApp:
+    """A raw ASGI application that claims, and counts its effects."""
 
     def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008
         self.policy = policy
@@ -65,8 +65,8 @@ class App:
 
 
 @pytest.mark.parametrize("read_first", [True, False])
-async def test_a_key_has_one_effect_whoever_reads_the_body_first(read_first: bool) -> None:
-    app = App()
+async def test_late_claim_runs_once_whether_the_body_is_read_before_or_after_it(read_first: bool) -> None:
+    app = ClaimingApp()
     app.read_first = read_first
     late = LateClaim(app, store=MemoryStore())
     first, again = await call(late, key="k", body=b"5 EUR"), await call(late, key="k", body=b"5 EUR")
@@ -79,8 +79,8 @@ async def test_a_key_has_one_effect_whoever_reads_the_body_first(read_first: boo
     assert current_claim() is None
 
 
-async def test_a_body_in_pieces_is_kept_whole() -> None:
-    app = App()
+async def test_late_claim_ignores_how_the_body_is_split_into_messages() -> None:
+    app = ClaimingApp()
     late = LateClaim(app, store=MemoryStore())
 
     async def send(*chunks: bytes) -> Any:
@@ -95,16 +95,16 @@ async def test_a_body_in_pieces_is_kept_whole() -> None:
 
 
 @pytest.mark.parametrize("read_first", [True, False])
-async def test_a_body_over_the_limit_is_refused_by_the_claim(read_first: bool) -> None:
-    app = App(Policy(max_request_bytes=4))
+async def test_late_claim_refuses_a_body_over_the_limit(read_first: bool) -> None:
+    app = ClaimingApp(Policy(max_request_bytes=4))
     app.read_first = read_first
     late = LateClaim(app, store=(store := MemoryStore()))
     assert (await call(late, key="k", body=b"5 EUR")).status == 413
     assert (app.effects, (await store.scan()).records) == (0, ())
 
 
-async def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing() -> None:
-    app = App()
+async def test_client_disconnect_before_complete_body_runs_and_claims_nothing() -> None:
+    app = ClaimingApp()
     app.read_first = False
     late = LateClaim(app, store=(store := MemoryStore()))
     driver = RequestDriver(late, http_scope(headers=[("idempotency-key", "k"), ("content-length", "100")]))
@@ -114,17 +114,17 @@ async def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing() ->
     assert (app.effects, (await store.scan()).records) == (0, ())
 
 
-async def test_a_request_without_a_key_runs_without_a_claim() -> None:
-    app = App()
+async def test_request_without_key_runs_unclaimed_unless_the_key_is_required() -> None:
+    app = ClaimingApp()
     late = LateClaim(app, store=MemoryStore())
     assert [(await call(late)).body for _ in range(2)] == [b"charge 1", b"charge 2"]
     assert app.claims == [None, None]
-    required = App(Policy(required=True))
+    required = ClaimingApp(Policy(required=True))
     assert (await call(LateClaim(required, store=MemoryStore()))).status == 400
     assert required.effects == 0
 
 
-async def test_an_application_that_does_not_claim_is_left_alone() -> None:
+async def test_app_that_never_claims_records_nothing() -> None:
     app = Starlette(routes=[Route("/{path:path}", lambda request: PlainTextResponse("ok"), methods=["POST"])])
     store = MemoryStore()
     late = LateClaim(app, store=store)
@@ -132,31 +132,31 @@ async def test_an_application_that_does_not_claim_is_left_alone() -> None:
     assert (await store.scan()).records == ()
 
 
-async def test_claiming_without_the_middleware_runs_nothing() -> None:
-    app = App()
+async def test_claim_without_the_middleware_raises_before_the_effect() -> None:
+    app = ClaimingApp()
     with pytest.raises(RuntimeError, match="LateClaim"):
         await call(app, key="k")
     assert app.effects == 0
 
 
-async def test_claiming_twice_or_too_late_is_refused() -> None:
-    async def twice(scope: Any, receive: Any, send: Any) -> None:
+async def test_second_claim_and_claim_after_response_start_are_errors() -> None:
+    async def claim_twice(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "alice")
         await claim(scope, "alice")
 
-    async def too_late(scope: Any, receive: Any, send: Any) -> None:
+    async def claim_late(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await claim(scope, "alice")
 
-    for app in (twice, too_late):
+    for app in (claim_twice, claim_late):
         with pytest.raises(RuntimeError, match="claim a request once"):
             await call(LateClaim(app, store=MemoryStore()), key="k")
 
 
-async def test_a_replay_ends_the_handler_even_where_it_is_caught() -> None:
+async def test_replay_is_sent_even_if_the_handler_catches_answered() -> None:
     effects: list[str] = []
 
-    async def stubborn(scope: Any, receive: Any, send: Any) -> None:
+    async def catch_answered(scope: Any, receive: Any, send: Any) -> None:
         try:
             await claim(scope, "alice")
             effects.append("effect")
@@ -165,23 +165,23 @@ async def test_a_replay_ends_the_handler_even_where_it_is_caught() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"mine"})
 
-    late = LateClaim(stubborn, store=MemoryStore())
+    late = LateClaim(catch_answered, store=MemoryStore())
     first, again = await call(late, key="k"), await call(late, key="k")
     assert (first.body, again.body, again.replayed, effects) == (b"mine", b"mine", True, ["effect"])
     assert (await call(late, key="k", body=b"other")).status == 422
 
 
-async def test_a_principal_that_refuses_is_a_problem() -> None:
-    def nobody() -> str:
+async def test_principal_that_raises_missing_tenant_gives_a_400_problem() -> None:
+    def principal() -> str:
         raise MissingTenant("log in")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await claim(scope, nobody)
+        await claim(scope, principal)
 
     assert (await call(LateClaim(app, store=MemoryStore()), key="k")).status == 400
 
 
-async def test_an_application_that_raises_frees_its_key_and_a_cancelled_one_does_not() -> None:
+async def test_exception_frees_a_late_claim_and_cancellation_does_not() -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "alice")
         raise LookupError
@@ -203,21 +203,23 @@ async def test_an_application_that_raises_frees_its_key_and_a_cancelled_one_does
     assert len((await store.scan()).records) == 1
 
 
-async def test_a_claim_below_a_middleware_with_the_same_key_joins_its_run() -> None:
-    app, store = App(), MemoryStore()
+async def test_late_claim_joins_the_run_of_an_outer_middleware_with_the_same_key() -> None:
+    app, store = ClaimingApp(), MemoryStore()
 
-    async def everybody(scope: Any, receive: Any, send: Any) -> None:
+    async def claim_for_one_tenant(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "")
         app.effects += 1
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
-    both = IdempotencyMiddleware(LateClaim(everybody, store=store), store=store, tenant=one_tenant())
+    both = IdempotencyMiddleware(
+        LateClaim(claim_for_one_tenant, store=store), store=store, tenant=one_tenant()
+    )
     assert [(await call(both, key="k")).replayed for _ in range(2)] == [False, True]
     assert app.effects == 1
 
 
-async def test_the_scope_is_what_it_was_when_the_request_is_over() -> None:
+async def test_scope_is_restored_after_the_request() -> None:
     scope = http_scope(headers=[("idempotency-key", "k")])
     scope["extensions"] = extensions = {"http.response.pathsend": {}, "tls": {}}
     seen: list[Any] = []
@@ -236,13 +238,13 @@ async def test_the_scope_is_what_it_was_when_the_request_is_over() -> None:
     assert [name for name in scope if name.startswith("idempotency.")] == []
 
 
-def test_a_store_of_the_wrong_kind_is_refused_at_once() -> None:
+def test_late_claim_refuses_a_store_of_the_wrong_kind() -> None:
     for wrong in (SyncMemoryStore(), MemoryStore, object()):
         with pytest.raises(TypeError, match="store must be a Store"):
-            LateClaim(App(), store=wrong)  # type: ignore[arg-type]
+            LateClaim(ClaimingApp(), store=wrong)  # type: ignore[arg-type]
 
 
-# In frameworks, as their users write it.
+# In frameworks.
 
 
 class Ledger:
@@ -317,7 +319,9 @@ def django_app(ledger: Ledger, store: Any) -> Any:
 
 
 @pytest.mark.parametrize("build", [starlette_app, litestar_app, litestar_middleware, quart_app, django_app])
-async def test_every_framework_claims_by_one_call(build: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_claim_call_protects_a_handler_in_every_framework(
+    build: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     ledger, store = Ledger(), MemoryStore()
     app = build(ledger, store)
 
@@ -335,10 +339,10 @@ async def test_every_framework_claims_by_one_call(build: Any, caplog: pytest.Log
     assert caplog.records == []
 
 
-# Browsers: a layer inside adds headers for the origin of each request (CORS), which a replay must have too.
+# CORS: an inner layer adds headers for the origin of each request, which a replay and a refusal must have too.
 
 
-def _browser_apps(policy: Policy) -> dict[str, Any]:
+def _cors_apps(policy: Policy) -> dict[str, Any]:
     from litestar.config.cors import CORSConfig
     from starlette.middleware.cors import CORSMiddleware
 
@@ -376,8 +380,8 @@ def _browser_apps(policy: Policy) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("framework", ["starlette", "litestar", "quart"])
-async def test_each_origin_gets_its_own_headers_on_replays_and_refusals(framework: str) -> None:
-    late = LateClaim(_browser_apps(Policy())[framework], store=MemoryStore())
+async def test_replays_and_refusals_have_the_cors_headers_of_the_requests_origin(framework: str) -> None:
+    late = LateClaim(_cors_apps(Policy())[framework], store=MemoryStore())
 
     async def post(origin: str, body: bytes = b"{}") -> Any:
         return await call(late, key="k", body=body, headers=[("origin", origin)])
@@ -391,7 +395,7 @@ async def test_each_origin_gets_its_own_headers_on_replays_and_refusals(framewor
 
 
 @pytest.mark.parametrize("ends", ["raising", "returning", "answering"])
-async def test_a_browser_gets_its_answer_however_the_application_ends(ends: str) -> None:
+async def test_refusal_of_a_cross_origin_request_is_sent_however_the_app_ends(ends: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         try:
             await claim(scope, "alice", Policy(required=True))
@@ -410,19 +414,19 @@ async def test_a_browser_gets_its_answer_however_the_application_ends(ends: str)
     )
 
 
-async def test_a_browser_gets_its_answer_where_the_application_fails_after_it() -> None:
+async def test_refusal_of_a_cross_origin_request_is_sent_if_the_app_raises_another_error() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         try:
             await claim(scope, "alice", Policy(required=True))
         except Answered:
             raise ZeroDivisionError from None
 
-    got: list[Any] = []
+    served: list[Any] = []
 
     async def server(scope: Any, receive: Any, send: Any) -> None:
         with pytest.raises(ZeroDivisionError):
             await LateClaim(app, store=MemoryStore())(scope, receive, send)
-        got.append(scope)
+        served.append(scope)
 
     answer = await call(server, headers=[("origin", "https://a")])
-    assert (answer.status, answer.complete, len(got)) == (400, True, 1)
+    assert (answer.status, answer.complete, len(served)) == (400, True, 1)

@@ -68,7 +68,9 @@ LAYERS = {
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
 @pytest.mark.parametrize("side", ["outside", "inside"])
 @pytest.mark.parametrize("layer", LAYERS)
-async def test_layer_on_either_side(layer: str, side: str, streaming: bool, store: Store) -> None:
+async def test_replay_works_with_another_middleware_outside_or_inside(
+    layer: str, side: str, streaming: bool, store: Store
+) -> None:
     site, runs = _site(streaming)
     wrap = LAYERS[layer]
     app = wrap(guard(site, store)) if side == "outside" else guard(wrap(site), store)
@@ -85,18 +87,20 @@ async def test_layer_on_either_side(layer: str, side: str, streaming: bool, stor
         if layer != "gzip":
             assert len(answer.body) == 4000
     if layer == "gzip" and side == "inside":
-        assert again.body == first.body, "inside, what was compressed is what is kept"
+        assert again.body == first.body, "inside, the compressed response is recorded"
     plain = await call(app, key="k")
     if layer == "gzip" and side == "outside":
         assert (plain.values("content-encoding"), len(plain.body)) == ([], 4000), (
-            "outside, each caller is asked"
+            "outside, each response is compressed as its request accepts"
         )
     assert plain.replayed
 
 
 @pytest.mark.parametrize("side", ["outside", "inside"])
-async def test_client_that_leaves_under_a_base_http_middleware(side: str, store: Store) -> None:
-    """It hides and invents disconnects; the run goes to its end all the same."""
+async def test_run_completes_after_client_disconnect_under_base_http_middleware(
+    side: str, store: Store
+) -> None:
+    """That middleware hides and invents disconnects; the run completes all the same."""
     go_on, done = anyio.Event(), anyio.Event()
 
     async def charge(request: Request) -> PlainTextResponse:
@@ -122,7 +126,7 @@ async def test_client_that_leaves_under_a_base_http_middleware(side: str, store:
     assert (again.status, again.body, again.replayed) == (201, b"charged", True)
 
 
-async def test_a_layer_of_another_tenant_does_not_end_the_run_around_it(store: Store) -> None:
+async def test_inner_run_of_another_tenant_does_not_end_the_outer_run(store: Store) -> None:
     site, runs = _site(streaming=False)
     other_tenant = IdempotencyMiddleware(site, store=store, tenant=lambda _scope: "other")
     same_tenant = guard(site, store)
@@ -135,9 +139,7 @@ async def test_a_layer_of_another_tenant_does_not_end_the_run_around_it(store: S
             pass
 
         await other_tenant(scope, receive_empty, drop)
-        await same_tenant(
-            scope, receive, send
-        )  # joins the run of the outermost layer, as its key is the same
+        await same_tenant(scope, receive, send)  # joins the run of the outermost layer: its key is the same
 
     answer = await call(guard(both, store), key="k")
     assert (answer.status, answer.replayed, runs) == (201, False, [0, 2])

@@ -1,4 +1,4 @@
-"""A `before_send` hook of Litestar's that commits: what becomes of the key if the commit fails."""
+"""A commit in a `before_send` hook of Litestar fails: the key is freed, or the failure is reported."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _warned_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def _reset_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(litestar_hooks, "_warned", False)
 
 
 class Shop:
-    """An application whose orders are committed by a hook, the first of which fails."""
+    """An application whose orders are committed by a hook; the first commit fails."""
 
     def __init__(self, policy: Policy = Policy(), *, late: bool = True) -> None:  # noqa: B008
         self.rows = 0
@@ -67,20 +67,20 @@ class Shop:
         )
 
     def inside(self) -> Any:
-        """With the middleware in Litestar."""
+        """The application with the middleware inside Litestar."""
         return self.app(DefineMiddleware(LateClaim, store=MemoryStore(), hooks=[self.events.append]))
 
     def around(self) -> Any:
-        """With the middleware around it."""
+        """The application with the middleware around Litestar."""
         return LateClaim(self.app(), store=MemoryStore(), hooks=[self.events.append])
 
 
-FAILED = (LookupError, LitestarException)  # what the hook raises, or what Litestar makes of it
+FAILED = (LookupError, LitestarException)  # the hook's error, or the one into which Litestar turns it
 RECORDS = pytest.mark.parametrize("record", ["answer", "return"])
 
 
 @RECORDS
-async def test_around_litestar_a_commit_that_fails_frees_the_key(record: Any) -> None:
+async def test_commit_failure_frees_the_key_if_the_middleware_is_outside_litestar(record: Any) -> None:
     shop = Shop(Policy(record=record))
     app = shop.around()
     with pytest.raises(FAILED):
@@ -91,7 +91,7 @@ async def test_around_litestar_a_commit_that_fails_frees_the_key(record: Any) ->
 
 
 @RECORDS
-async def test_in_litestar_the_failure_comes_after_the_record_and_is_reported(
+async def test_commit_failure_is_reported_after_the_record_if_the_middleware_is_inside_litestar(
     record: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop = Shop(Policy(record=record))
@@ -99,7 +99,7 @@ async def test_in_litestar_the_failure_comes_after_the_record_and_is_reported(
     with pytest.raises(FAILED):
         await call(app, path="/orders", key="k")
     assert any(isinstance(event, FailedAfterRecord) for event in shop.events)
-    [warning] = [told for told in caplog.records if told.levelno == logging.WARNING]
+    [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "LateClaim(app, store=store) around Litestar" in warning.getMessage()
 
 
@@ -108,7 +108,7 @@ def early(shop: Shop) -> Any:
 
 
 @pytest.mark.parametrize("build", [Shop.inside, early])
-async def test_hooks_outside_of_the_middleware_are_warned_of_once(
+async def test_before_send_hooks_outside_the_middleware_are_warned_about_once(
     build: Callable[[Shop], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     shop = Shop(late=build is not early)
@@ -118,13 +118,15 @@ async def test_hooks_outside_of_the_middleware_are_warned_of_once(
     assert not caplog.records, "nothing is recorded without a key"
     for key in ("a", "b"):
         assert (await call(app, path="/orders", key=key)).status == 201
-    assert len([told for told in caplog.records if told.levelno == logging.WARNING]) == 1
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
-async def test_where_no_hook_is_outside_nothing_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_warning_without_before_send_hooks_outside_the_middleware(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     shop = Shop()
     shop.failing = False
     within = shop.app(DefineMiddleware(LateClaim, store=MemoryStore()), hooks=False)
     for app in (within, shop.around()):
         assert (await call(app, path="/orders", key="k")).status == 201
-    assert [told for told in caplog.records if told.levelno >= logging.WARNING] == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

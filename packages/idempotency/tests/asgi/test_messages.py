@@ -1,4 +1,4 @@
-"""The middleware between an application and its server, message by message: in any order that ASGI allows."""
+"""The ASGI messages that the middleware passes between application and server, in every order that ASGI allows."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def chunk(body: bytes, *, more_body: bool = True) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": more_body}
 
 
-async def flow(store: MemoryStore, send: Any) -> None:
-    """Answer with an event stream: it is recorded as done, and flows from its first message on."""
+async def send_event_stream(store: MemoryStore, send: Any) -> None:
+    """Respond with an event stream: it is recorded as unreplayable, and sent from its first message on."""
     await send({**START, "headers": [(b"content-type", b"text/event-stream")]})
 
 
-async def be_superseded(store: MemoryStore, send: Any) -> None:
-    """Answer when the key has been taken over and settled: the successor's answer goes out instead."""
+async def respond_after_takeover(store: MemoryStore, send: Any) -> None:
+    """Respond after another owner has completed the key: its response is sent instead."""
     found = await store.get(KEY)
     assert found is not None
     await store.forget(KEY)
@@ -53,15 +53,15 @@ async def be_superseded(store: MemoryStore, send: Any) -> None:
     await respond(send, b"ours")
 
 
-Answered = Callable[[MemoryStore, Any], Awaitable[None]]
+Responder = Callable[[MemoryStore, Any], Awaitable[None]]
 
 
 class CountingStore(MemoryStore):
-    """Notes how many messages had been sent whenever an outcome was recorded or a key freed."""
+    """Keeps the number of messages that had been sent when an outcome was recorded or a key freed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent: list[Any] = []  # where the test's client puts what it is sent
+        self.sent: list[Any] = []  # the messages that the test's client has received
         self.seen: list[int] = []
 
     async def complete(self, claim: Claim, outcome: bytes, *, retention: float) -> bool:
@@ -75,7 +75,7 @@ class CountingStore(MemoryStore):
 
 @pytest.mark.rule("E1")
 @pytest.mark.parametrize("status", [200, 402, 503])
-async def test_an_outcome_is_recorded_or_its_key_freed_before_anything_is_sent(status: int) -> None:
+async def test_outcome_is_recorded_or_key_freed_before_the_first_message_is_sent(status: int) -> None:
     store = CountingStore()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -91,51 +91,53 @@ async def test_an_outcome_is_recorded_or_its_key_freed_before_anything_is_sent(s
     assert (answer.status, answer.body, store.seen) == (status, b"first last", [0])
 
 
-@pytest.mark.parametrize("answered", [flow, be_superseded])
-async def test_an_application_that_first_listens_once_it_has_answered_hears_the_client_leave(
-    answered: Answered, store: MemoryStore
+@pytest.mark.parametrize("responder", [send_event_stream, respond_after_takeover])
+async def test_receive_after_the_response_returns_the_disconnect(
+    responder: Responder, store: MemoryStore
 ) -> None:
-    heard = []
+    received = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
-        await answered(store, send)
-        heard.append((await receive())["type"])
+        await responder(store, send)
+        received.append((await receive())["type"])
 
     driver = RequestDriver(guard(app, store), http_scope(headers=key_header("k")))
     driver.send_body(b"{}")
     driver.disconnect()
     with anyio.fail_after(30):
         await driver.run()
-    assert heard == ["http.disconnect"]
+    assert received == ["http.disconnect"]
 
 
-@pytest.mark.parametrize("answered", [flow, be_superseded])
-async def test_every_task_that_listens_hears_the_client_leave(answered: Answered, store: MemoryStore) -> None:
-    heard = []
+@pytest.mark.parametrize("responder", [send_event_stream, respond_after_takeover])
+async def test_every_concurrent_receive_returns_the_disconnect(
+    responder: Responder, store: MemoryStore
+) -> None:
+    received = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
 
         async def listen() -> None:
-            heard.append((await receive())["type"])
+            received.append((await receive())["type"])
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listen)
             tasks.start_soon(listen)
             await anyio.wait_all_tasks_blocked()
-            assert heard == []
-            await answered(store, send)
+            assert received == []
+            await responder(store, send)
 
     driver = RequestDriver(guard(app, store), http_scope(headers=key_header("k")))
     driver.send_body(b"{}")
     driver.disconnect()
     with anyio.fail_after(30):
         await driver.run()
-    assert heard == ["http.disconnect"] * 2
+    assert received == ["http.disconnect"] * 2
 
 
-async def test_a_client_that_leaves_within_its_request_is_told_nothing_and_nothing_runs(
+async def test_disconnect_within_the_body_sends_nothing_and_runs_nothing(
     store: MemoryStore,
 ) -> None:
     charges = Charges()
@@ -146,7 +148,7 @@ async def test_a_client_that_leaves_within_its_request_is_told_nothing_and_nothi
     assert (answer.messages, charges.runs, await store.get(KEY)) == ([], 0, None)
 
 
-async def test_a_last_message_of_a_body_need_not_say_that_it_is_the_last(store: MemoryStore) -> None:
+async def test_request_message_without_more_body_ends_the_body(store: MemoryStore) -> None:
     charges = Charges()
     messages = [
         {"type": "http.request", "body": b"one", "more_body": True},
@@ -165,7 +167,7 @@ async def test_a_last_message_of_a_body_need_not_say_that_it_is_the_last(store: 
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
-async def test_a_request_may_be_as_long_as_the_policy_says_and_no_longer(
+async def test_body_of_max_request_bytes_is_accepted_and_one_byte_more_is_refused(
     pieces: int, store: MemoryStore
 ) -> None:
     app = guard(Charges(), store, max_request_bytes=9)
@@ -179,7 +181,7 @@ async def test_a_request_may_be_as_long_as_the_policy_says_and_no_longer(
 
 @pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.rule("E2")
-async def test_an_answer_is_kept_that_is_as_long_as_the_policy_says_and_no_longer(
+async def test_response_of_max_response_bytes_is_replayed_and_one_byte_more_is_not(
     pieces: int, store: MemoryStore
 ) -> None:
     async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -203,7 +205,7 @@ async def test_an_answer_is_kept_that_is_as_long_as_the_policy_says_and_no_longe
     ],
 )
 @pytest.mark.rule("E2")
-async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
+async def test_event_stream_is_recognised_by_content_type_and_not_buffered(
     header: tuple[bytes, bytes], flows: bool, store: MemoryStore
 ) -> None:
     sent_by_then: list[int] = []
@@ -225,25 +227,25 @@ async def test_an_event_stream_is_known_by_its_content_type_and_never_held(
 @pytest.mark.parametrize(
     "name", [b"idempotency-replayed", b"Idempotency-Replayed", b"Idempotency-Expires-In"]
 )
-async def test_the_applications_own_idempotency_headers_are_dropped(name: bytes, store: MemoryStore) -> None:
-    async def impostor(scope: Any, receive: Any, send: Any) -> None:
+async def test_idempotency_headers_set_by_the_app_are_dropped(name: bytes, store: MemoryStore) -> None:
+    async def send_own_header(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, headers=[(b"x-own", b"1"), (name, b"forged"), (b"x-last", b"2")])
 
-    answer = await call(guard(impostor, store), key="k")
+    answer = await call(guard(send_own_header, store), key="k")
     assert b"forged" not in [value for _, value in answer.headers]
     assert (answer.header("x-own"), answer.header("x-last")) == (b"1", b"2")
 
 
-async def test_only_an_answer_that_a_retry_will_see_says_when_it_expires(store: MemoryStore) -> None:
-    async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+async def test_expires_in_header_is_sent_only_if_the_response_was_recorded(store: MemoryStore) -> None:
+    async def forget_then_respond(scope: Any, receive: Any, send: Any) -> None:
         await store.forget(KEY)
         await respond(send, b"ours")
 
-    assert (await call(guard(forgetful, store), key="k")).header("idempotency-expires-in") is None
+    assert (await call(guard(forget_then_respond, store), key="k")).header("idempotency-expires-in") is None
     assert (await call(guard(Charges(), store), key="k")).header("idempotency-expires-in") == b"86400"
 
 
-async def test_messages_of_other_kinds_go_straight_to_the_server_and_end_nothing(store: MemoryStore) -> None:
+async def test_messages_of_other_types_are_passed_on_at_once_and_end_nothing(store: MemoryStore) -> None:
     other = {"type": "http.response.debug", "info": {}}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -263,29 +265,29 @@ async def test_messages_of_other_kinds_go_straight_to_the_server_and_end_nothing
     assert (await call(guard(app, store), key="k")).replayed
 
 
-async def test_a_body_without_a_start_is_for_the_server_to_refuse(store: MemoryStore) -> None:
-    async def headless(scope: Any, receive: Any, send: Any) -> None:
+async def test_body_without_response_start_is_passed_on_and_frees_the_key(store: MemoryStore) -> None:
+    async def send_body_only(scope: Any, receive: Any, send: Any) -> None:
         await send(chunk(b"done", more_body=False))
 
-    answer = await call(guard(headless, store), key="k")
+    answer = await call(guard(send_body_only, store), key="k")
     assert (answer.status, answer.body) == (None, b"done")
-    assert await store.get(KEY) is None, "no answer, as far as the key is concerned"
+    assert await store.get(KEY) is None, "a body without a start counts as no response"
 
 
-async def test_parts_sent_while_the_buffered_answer_goes_out_come_after_it(store: MemoryStore) -> None:
-    """The hold's timer and the application are two writers."""
+async def test_chunks_sent_while_the_buffer_is_flushed_come_after_it(store: MemoryStore) -> None:
+    """The max_hold timer and the application both send."""
     messages: list[Any] = []
-    letting_go = anyio.Event()
+    flushing = anyio.Event()
 
     async def stream(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
         await send(chunk(b"held"))
-        await letting_go.wait()
+        await flushing.wait()
         await send(chunk(b"next", more_body=False))
 
     async def slow_server(message: Any) -> None:
-        letting_go.set()
-        await anyio.wait_all_tasks_blocked()  # the application has gone on as far as it may
+        flushing.set()
+        await anyio.wait_all_tasks_blocked()  # the application is blocked in its next send
         messages.append(message)
 
     async def receive() -> Any:
@@ -296,15 +298,15 @@ async def test_parts_sent_while_the_buffered_answer_goes_out_come_after_it(store
     assert [message.get("body") for message in messages] == [None, b"held", b"next"]
 
 
-@pytest.mark.parametrize("answered", [flow, be_superseded])
-async def test_a_handler_runs_under_its_claim_to_its_end_and_its_caller_never_does(
-    answered: Answered, store: MemoryStore
+@pytest.mark.parametrize("responder", [send_event_stream, respond_after_takeover])
+async def test_current_claim_is_set_throughout_the_app_and_unset_in_its_caller(
+    responder: Responder, store: MemoryStore
 ) -> None:
     claims = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         claims.append(current_claim())
-        await answered(store, send)
+        await responder(store, send)
         claims.append(current_claim())
         await send(chunk(b"data: 1\n\n"))
         claims.append(current_claim())

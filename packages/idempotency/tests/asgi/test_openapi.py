@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, true to the policy, and the same however often it is made."""
+"""The OpenAPI document: valid, in agreement with the policy, and unchanged when it is extended again."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def application(policy: Policy | None = None) -> FastAPI:
     return app
 
 
-def minimal(**post: Any) -> dict[str, Any]:
+def minimal_document(**post: Any) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Payments", "version": "1"},
@@ -64,7 +64,7 @@ def minimal(**post: Any) -> dict[str, Any]:
     }
 
 
-def types(operation: dict[str, Any], status: str) -> set[str]:
+def problem_slugs(operation: dict[str, Any], status: str) -> set[str]:
     examples = operation["responses"][status]["content"]["application/problem+json"]["examples"]
     return set(examples)
 
@@ -78,7 +78,7 @@ def test_fastapis_document_stays_valid_openapi_3_1(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_every_example_is_valid_against_the_schema_beside_it(policy: Policy) -> None:
-    document = add_idempotency(minimal(), policy)
+    document = add_idempotency(minimal_document(), policy)
 
     checked = 0
     for response in document["paths"]["/charges"]["post"]["responses"].values():
@@ -92,14 +92,16 @@ def test_every_example_is_valid_against_the_schema_beside_it(policy: Policy) -> 
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
-@pytest.mark.parametrize("document", [minimal(), application().openapi()], ids=["minimal", "FastAPI"])
-def test_adding_it_again_changes_nothing(document: dict[str, Any], policy: Policy) -> None:
+@pytest.mark.parametrize(
+    "document", [minimal_document(), application().openapi()], ids=["minimal", "FastAPI"]
+)
+def test_add_idempotency_twice_equals_once(document: dict[str, Any], policy: Policy) -> None:
     once = add_idempotency(document, policy)
 
     assert add_idempotency(once, policy) == once
 
 
-def test_the_document_given_is_left_as_it_was() -> None:
+def test_add_idempotency_does_not_modify_its_argument() -> None:
     document = application().openapi()
     before = deepcopy(document)
     add_idempotency(document, Policy())
@@ -107,15 +109,15 @@ def test_the_document_given_is_left_as_it_was() -> None:
     assert document == before
 
 
-def test_a_changed_policy_leaves_no_problem_of_the_last_one() -> None:
-    document = add_idempotency(minimal(), Policy(required=True, takeover=False))
+def test_adding_a_changed_policy_removes_problems_of_the_previous_one() -> None:
+    document = add_idempotency(minimal_document(), Policy(required=True, takeover=False))
     changed = add_idempotency(document, Policy())["paths"]["/charges"]["post"]
 
-    assert types(changed, "409") == {"in-progress", "not-replayable"}
-    assert types(changed, "400") == {"invalid-key", "missing-tenant", "body-lost"}
+    assert problem_slugs(changed, "409") == {"in-progress", "not-replayable"}
+    assert problem_slugs(changed, "400") == {"invalid-key", "missing-tenant", "body-lost"}
 
 
-def test_only_the_methods_of_the_policy_are_touched() -> None:
+def test_only_operations_with_a_method_of_the_policy_are_changed() -> None:
     before = application().openapi()
     after = add_idempotency(before, Policy())
 
@@ -125,7 +127,7 @@ def test_only_the_methods_of_the_policy_are_touched() -> None:
         assert names.count("idempotency-key") == 1
 
 
-def test_only_the_operations_named_are_touched() -> None:
+def test_only_the_named_operations_are_changed() -> None:
     before = application().openapi()
     after = add_idempotency(before, Policy(), operations=[("post", "/charges")])
 
@@ -133,7 +135,7 @@ def test_only_the_operations_named_are_touched() -> None:
     assert "409" in after["paths"]["/charges"]["post"]["responses"]
 
 
-def test_operations_that_are_not_there_or_not_covered_are_all_named() -> None:
+def test_error_names_every_missing_or_uncovered_operation() -> None:
     with pytest.raises(ValueError, match=r"there is no POST /refunds; the policy leaves GET /charges alone"):
         add_idempotency(
             application().openapi(), Policy(), operations=[("POST", "/refunds"), ("GET", "/charges")]
@@ -141,41 +143,41 @@ def test_operations_that_are_not_there_or_not_covered_are_all_named() -> None:
 
 
 @pytest.mark.parametrize("version", [None, "2.0", "3.0.3", "4.0.0"])
-def test_another_version_of_openapi_is_refused(version: str | None) -> None:
+def test_other_openapi_versions_are_refused(version: str | None) -> None:
     with pytest.raises(ValueError, match=r"not an OpenAPI 3\.1 document"):
         add_idempotency({"openapi": version} if version else {}, Policy())
 
 
-# True to the policy.
+# In agreement with the policy.
 
 
-def test_each_setting_shows_where_it_matters() -> None:
-    default = add_idempotency(minimal(), Policy())["paths"]["/charges"]["post"]
+def test_policy_settings_change_the_documented_parameter_problems_and_headers() -> None:
+    default = add_idempotency(minimal_document(), Policy())["paths"]["/charges"]["post"]
     strict = add_idempotency(
-        minimal(),
+        minimal_document(),
         Policy.at_most_once(
             required=True, on_store_error="bypass", documentation_url="https://example.com", keep=always
         ),
     )["paths"]["/charges"]["post"]
 
     assert (default["parameters"][0]["required"], strict["parameters"][0]["required"]) == (False, True)
-    assert types(strict, "400") - types(default, "400") == {"missing-key"}
-    assert types(strict, "409") - types(default, "409") == {"outcome-unknown"}
-    assert types(strict, "500") - types(default, "500") == {"first-run-failed"}
-    assert types(default, "503") - types(strict, "503") == {"store-unavailable"}
+    assert problem_slugs(strict, "400") - problem_slugs(default, "400") == {"missing-key"}
+    assert problem_slugs(strict, "409") - problem_slugs(default, "409") == {"outcome-unknown"}
+    assert problem_slugs(strict, "500") - problem_slugs(default, "500") == {"first-run-failed"}
+    assert problem_slugs(default, "503") - problem_slugs(strict, "503") == {"store-unavailable"}
     assert "Link" in strict["responses"]["409"]["headers"]
     assert "Link" not in default["responses"]["409"]["headers"]
 
 
-def test_waiting_helps_is_said_where_the_answer_says_it() -> None:
-    responses = add_idempotency(minimal(), Policy())["paths"]["/charges"]["post"]["responses"]
+def test_retry_after_is_documented_for_409_and_503_only() -> None:
+    responses = add_idempotency(minimal_document(), Policy())["paths"]["/charges"]["post"]["responses"]
 
     says = {status for status, response in responses.items() if "Retry-After" in response.get("headers", {})}
     assert says == {"409", "503"}
 
 
-def test_the_headers_of_a_replay_are_on_success_alone_and_named_by_the_policy() -> None:
-    document = minimal(
+def test_replay_headers_are_documented_on_success_only_under_the_policys_names() -> None:
+    document = minimal_document(
         responses={
             "2XX": {"description": "Done", "headers": {"X-Own": {"schema": {"type": "string"}}}},
             "404": {"description": "No such account"},
@@ -195,7 +197,7 @@ def test_the_headers_of_a_replay_are_on_success_alone_and_named_by_the_policy() 
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
-def test_the_middlewares_real_answers_match_the_openapi_document(policy: Policy) -> None:
+def test_real_responses_match_the_openapi_document(policy: Policy) -> None:
     client = TestClient(application(policy), headers={"authorization": "alice"})
     operation = add_idempotency(application().openapi(), policy)["paths"]["/charges"]["post"]
     key = {"idempotency-key": '"k-1"'}
@@ -212,13 +214,13 @@ def test_the_middlewares_real_answers_match_the_openapi_document(policy: Policy)
     assert [answer.status_code for answer in refused] == [422, 400, 413]
     for answer in refused:
         slug = answer.json()["type"].rpartition(":")[2]
-        assert slug in types(operation, str(answer.status_code))
+        assert slug in problem_slugs(operation, str(answer.status_code))
 
 
-# Beside what is there.
+# Merging with existing responses.
 
 
-def test_a_response_of_the_applications_own_keeps_its_description_and_content() -> None:
+def test_existing_response_keeps_its_description_and_content() -> None:
     own = application().openapi()["paths"]["/charges"]["post"]["responses"]["422"]
     after = add_idempotency(application().openapi(), Policy())["paths"]["/charges"]["post"]["responses"][
         "422"
@@ -229,10 +231,10 @@ def test_a_response_of_the_applications_own_keeps_its_description_and_content() 
     assert "key-reused" in after["content"]["application/problem+json"]["examples"]
 
 
-def test_problems_of_the_applications_own_stay_an_alternative() -> None:
+def test_existing_problem_schema_becomes_an_alternative() -> None:
     own = {"type": "object", "properties": {"balance": {"type": "integer"}}}
     problem_json = {"schema": own, "example": {"type": "urn:own", "balance": 3}}
-    document = minimal(
+    document = minimal_document(
         responses={
             "409": {"description": "Too little", "content": {"application/problem+json": problem_json}}
         }
@@ -248,8 +250,8 @@ def test_problems_of_the_applications_own_stay_an_alternative() -> None:
     assert list(OpenAPIV31SpecValidator(after).iter_errors()) == []
 
 
-def test_shared_components_are_not_changed_for_operations_that_share_them() -> None:
-    document = minimal(
+def test_shared_components_are_left_unchanged() -> None:
+    document = minimal_document(
         responses={
             "201": {"$ref": "#/components/responses/Done"},
             "409": {"$ref": "#/components/responses/Conflict"},
@@ -270,8 +272,8 @@ def test_shared_components_are_not_changed_for_operations_that_share_them() -> N
     assert list(OpenAPIV31SpecValidator(after).iter_errors()) == []
 
 
-def test_a_reference_out_of_the_document_is_refused_with_advice() -> None:
-    document = minimal(responses={"201": {"$ref": "other.json#/Done"}})
+def test_external_reference_is_refused_with_advice() -> None:
+    document = minimal_document(responses={"201": {"$ref": "other.json#/Done"}})
 
     with pytest.raises(ValueError, match="bundle it first"):
         add_idempotency(document, Policy())
@@ -292,8 +294,8 @@ def test_every_key_that_matches_the_documented_pattern_is_accepted(
 
 
 @given(st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=12))
-def test_a_key_that_does_not_match_is_refused_or_unusual(value: str) -> None:
-    """Unusual: parameters after the string, white space around it, or a first character that is a space."""
+def test_key_that_does_not_match_the_documented_pattern_is_refused_or_unusual(value: str) -> None:
+    """Unusual: parameters after the string, white space around the string, or a leading space inside it."""
     if re.search(_pattern(Policy()), value):
         return
     usual = value == value.strip() and ";" not in value and not value.startswith('" ')
@@ -302,14 +304,14 @@ def test_a_key_that_does_not_match_is_refused_or_unusual(value: str) -> None:
             parse_key([value.encode("ascii")])
 
 
-def test_the_documented_example_is_a_key() -> None:
-    parameter = add_idempotency(minimal(), Policy())["paths"]["/charges"]["post"]["parameters"][0]
+def test_documented_example_is_a_valid_key() -> None:
+    parameter = add_idempotency(minimal_document(), Policy())["paths"]["/charges"]["post"]["parameters"][0]
 
     assert re.search(parameter["schema"]["pattern"], parameter["example"])
     assert parse_key([parameter["example"].encode()], strict=True)
 
 
 def _pattern(policy: Policy) -> str:
-    document = add_idempotency(minimal(), policy)
+    document = add_idempotency(minimal_document(), policy)
     pattern: str = document["paths"]["/charges"]["post"]["parameters"][0]["schema"]["pattern"]
     return pattern

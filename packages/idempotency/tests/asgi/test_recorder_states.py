@@ -1,4 +1,4 @@
-"""The recorder takes the steps that are drawn in docs/recorder-states.md, each by its own method, and no other."""
+"""The recorder makes the state transitions of docs/recorder-states.md, each in the method named there, and no other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Step = tuple[State, State, str]
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Step]]:
-    """The steps that recorders take, with the method that took each."""
+    """The state transitions that recorders make, and the method of each."""
     taken: list[Step] = []
     slot = ResponseRecorder.__dict__["_state"]
 
@@ -53,7 +53,7 @@ async def stream(send: Any) -> None:
 
 
 async def lose_claim(send: Any) -> None:
-    """Answer when another request has taken the key over and recorded its answer."""
+    """Respond after another request has taken the key over and recorded its response."""
     found = await STORE.get(KEY)
     assert found is not None
     await STORE.forget(KEY)
@@ -93,7 +93,7 @@ SCENARIOS: list[tuple[Any, str, list[State]]] = [
 
 
 @pytest.mark.parametrize(("act", "record", "path"), SCENARIOS)
-async def test_an_answer_takes_the_drawn_steps(
+async def test_response_takes_the_documented_state_transitions(
     steps: list[Step], act: Any, record: str, path: list[State]
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -110,6 +110,6 @@ async def test_an_answer_takes_the_drawn_steps(
     assert [before for before, _, _ in steps] + [steps[-1][1]] == path
 
 
-def test_every_drawn_step_is_taken_by_one_of_these_answers() -> None:
+def test_scenarios_cover_every_documented_state_transition() -> None:
     walked = {pair for _, _, path in SCENARIOS for pair in itertools.pairwise(path)}
     assert walked == {(step.before, step.after) for step in TRANSITIONS}

@@ -1,4 +1,4 @@
-"""The middleware's reading of a request: its body, its timeouts, its fingerprint, and its name in events."""
+"""How the middleware reads a request: body, preferred wait, fingerprint, and its identifiers in events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store() -> MemoryStore:
     return MemoryStore()
 
 
-async def test_a_client_that_leaves_before_its_body_came_has_no_effect(store: MemoryStore) -> None:
+async def test_disconnect_before_the_body_sends_nothing_and_runs_nothing(store: MemoryStore) -> None:
     charges = Charges()
     driver = RequestDriver(guard(charges, store), http_scope(headers=key_header("k")))
     driver.disconnect()
@@ -48,14 +48,12 @@ async def test_a_client_that_leaves_before_its_body_came_has_no_effect(store: Me
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-async def test_an_application_reads_bytes_whatever_buffer_the_server_lent(
-    kind: Any, store: MemoryStore
-) -> None:
+async def test_app_receives_bytes_copied_from_the_servers_buffer(kind: Any, store: MemoryStore) -> None:
     buffer = bytearray(b"one")
     seen = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        buffer[:] = b"two"  # a server may use it again
+        buffer[:] = b"two"  # a server may reuse its buffer
         seen.append(await receive())
         await respond(send)
 
@@ -70,21 +68,21 @@ async def test_an_application_reads_bytes_whatever_buffer_the_server_lent(
     assert type(seen[0]["body"]) is bytes
 
 
-async def test_an_unprotected_run_reads_its_body_and_hears_its_client_leave(store: MemoryStore) -> None:
-    heard = []
+async def test_bypassed_run_receives_its_body_and_the_disconnect(store: MemoryStore) -> None:
+    received = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        heard.append(await read_body(receive))
+        received.append(await read_body(receive))
         await respond(send)
-        heard.append((await receive())["type"])
+        received.append((await receive())["type"])
 
     without_store = PatchedStore(store, acquire=unavailable, release=unavailable)
     answer = await call(guard(app, without_store, on_store_error="bypass"), key="k", body=b"{}")
-    assert (answer.status, heard) == (200, [b"{}", "http.disconnect"])
+    assert (answer.status, received) == (200, [b"{}", "http.disconnect"])
 
 
 @pytest.mark.parametrize(
-    ("settings", "headers", "patience"),
+    ("settings", "headers", "wait"),
     [
         ({"wait": 3, "prefer_wait": 0}, [("prefer", "wait=10")], 3),
         ({"wait": 3, "prefer_wait": 0.5}, [("prefer", "wait=10")], 0.5),
@@ -95,8 +93,8 @@ async def test_an_unprotected_run_reads_its_body_and_hears_its_client_leave(stor
         ({"wait": 3, "prefer_wait": 5}, [], 3),
     ],
 )
-async def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allows(
-    settings: dict[str, float], headers: list[tuple[str, str]], patience: float, store: MemoryStore
+async def test_wait_is_the_preferred_one_capped_by_prefer_wait(
+    settings: dict[str, float], headers: list[tuple[str, str]], wait: float, store: MemoryStore
 ) -> None:
     app, asked = guard(Charges(), store, **settings), []
 
@@ -106,10 +104,10 @@ async def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allow
 
     app.engine.begin = begin  # type: ignore[method-assign,assignment]
     await call(app, key="k", headers=headers)
-    assert asked == [patience]
+    assert asked == [wait]
 
 
-# Records outlive a deployment, so what makes two requests the same may not change with one.
+# Records outlive a deployment: a new release may not change the fingerprint of a request.
 @pytest.mark.parametrize(
     ("function", "parts"),
     [
@@ -117,15 +115,17 @@ async def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allow
         (canonical_json, [b"POST", b"/charges", b"x=1", canonical_json]),
     ],
 )
-async def test_the_fingerprint_of_a_request_is_the_same_in_every_release(
+async def test_request_fingerprint_is_stable_across_releases(
     function: Any, parts: list[Any], store: MemoryStore
 ) -> None:
     headers = [("content-type", "application/json")]
     settings = {} if function is None else {"fingerprint": function}
     await call(guard(Charges(), store, **settings), key="k", headers=headers, query=b"x=1", body=b'{"a":1}')
-    if function is not None:  # json, with what says how to read it: an object of one member
-        said = [b"json", b"application/json", b"", b"o1:s1:an1:1"]
-        parts[-1] = _digest(said)
+    if (
+        function is not None
+    ):  # JSON, content type, content encoding, and the canonical form of an object with one member
+        json_parts = [b"json", b"application/json", b"", b"o1:s1:an1:1"]
+        parts[-1] = _digest(json_parts)
     record = await store.get(KEY)
     assert record is not None
     assert record.fingerprint == _digest(parts)
@@ -137,22 +137,22 @@ def _digest(parts: list[bytes]) -> bytes:
 
 
 @pytest.mark.rule("E9")
-async def test_a_fingerprint_function_sees_the_whole_request(store: MemoryStore) -> None:
+async def test_fingerprint_function_gets_the_whole_request(store: MemoryStore) -> None:
     seen = []
 
-    def look(view: RequestView) -> Fingerprint:
+    def fingerprint(view: RequestView) -> Fingerprint:
         seen.append(view)
         return Fingerprint(b"f")
 
     app = IdempotencyMiddleware(
-        Charges(), store=store, tenant=lambda scope: "alice", policy=Policy(fingerprint=look)
+        Charges(), store=store, tenant=lambda scope: "alice", policy=Policy(fingerprint=fingerprint)
     )
     await call(app, key="k", query=b"x=1", body=b"{}")
     headers = [(b"idempotency-key", b'"k"')]
     assert seen == [RequestView("POST", "/charges", b"x=1", headers, b"{}", "alice")]
 
 
-async def test_every_event_names_the_operation_and_the_record_unless_the_key_could_not_be_read(
+async def test_events_carry_operation_and_key_id_unless_the_key_is_unreadable(
     store: MemoryStore,
 ) -> None:
     events: list[Event] = []

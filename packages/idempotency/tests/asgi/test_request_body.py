@@ -1,4 +1,4 @@
-"""Refused uploads over plain sockets, trailers, and bodies that a server lost."""
+"""Refused uploads, trailers, white space in header values, and bodies that a server lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def upload(port: int, head: bytes, size: int, *, chunked: bool = False) -> bytes:
-    """Returns what a client reads that first writes its whole request; raises on a reset."""
+    """What a client reads after it has written its whole request; raises on a connection reset."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(head)
         piece = b"x" * 65_536
@@ -44,14 +44,14 @@ def upload(port: int, head: bytes, size: int, *, chunked: bool = False) -> bytes
         return answer
 
 
-# granian closes a connection as soon as the answer's bytes are complete, whatever the application still reads: there
-# the client may see a broken pipe (docs/concepts.md says so).
+# granian closes a connection as soon as the response is complete, even while the application reads the body: the client
+# may see a broken pipe (docs/concepts.md says so).
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("server", [server for server in SERVERS if server != "granian"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("refusal", ["too large", "bad key", "no tenant"])
 @pytest.mark.parametrize("late", [False, True], ids=["", "late"])
-async def test_a_client_reads_why_its_upload_was_refused(
+async def test_client_that_sends_its_whole_upload_first_reads_the_refusal(
     server: str, framing: str, refusal: str, late: bool
 ) -> None:
     charges, size = Charges(), 12 * MIB
@@ -61,7 +61,7 @@ async def test_a_client_reads_why_its_upload_was_refused(
         tenant=by_header("X-User") if refusal == "no tenant" else lambda scope: "",
     )
     if late:
-        app = LateClaim(_claiming(charges, by_header("X-User"), refusal), store=MemoryStore())
+        app = LateClaim(_claim_before_body(charges, by_header("X-User"), refusal), store=MemoryStore())
     length = b"transfer-encoding: chunked" if framing == "chunked" else b"content-length: %d" % size
     head = request("/charges", "k", b"").replace(b"content-length: 0", length)
     if refusal == "bad key":
@@ -74,8 +74,8 @@ async def test_a_client_reads_why_its_upload_was_refused(
     assert charges.runs == 0
 
 
-def _claiming(charges: Charges, tenant: Any, refusal: str) -> Any:
-    """*charges*, claimed by the application before it reads the body."""
+def _claim_before_body(charges: Charges, tenant: Any, refusal: str) -> Any:
+    """*charges* behind a late claim that is made before the body is read."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, (lambda: tenant(scope)) if refusal == "no tenant" else "alice")
@@ -84,7 +84,7 @@ def _claiming(charges: Charges, tenant: Any, refusal: str) -> Any:
     return app
 
 
-async def test_an_upload_without_the_key_that_its_route_requires_is_read_by_a_late_claim_too() -> None:
+async def test_late_claim_drains_the_body_after_refusing_a_missing_key() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "alice", Policy(required=True))
 
@@ -92,7 +92,7 @@ async def test_an_upload_without_the_key_that_its_route_requires_is_read_by_a_la
     sent: list[Any] = []
 
     async def receive() -> Any:
-        assert sent, "the answer comes first: the client may wait for it"
+        assert sent, "the response is sent first: the client may wait for it"
         return parts.pop()
 
     async def send(message: Any) -> None:
@@ -105,7 +105,7 @@ async def test_an_upload_without_the_key_that_its_route_requires_is_read_by_a_la
 @pytest.mark.parametrize(
     "headers", [[], [("content-length", "0")], [("expect", "100-continue"), ("content-length", "9")]]
 )
-async def test_a_late_claim_reads_nothing_of_a_body_that_will_not_come(
+async def test_late_claim_drains_nothing_if_no_body_will_come(
     headers: list[tuple[str, str]],
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -116,7 +116,7 @@ async def test_a_late_claim_reads_nothing_of_a_body_that_will_not_come(
 
 
 @pytest.mark.parametrize("http_version", ["2", "3"])
-async def test_a_stream_of_http2_is_refused_at_once(http_version: str) -> None:
+async def test_refusal_over_http_2_and_3_does_not_drain_the_body(http_version: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "alice", Policy(required=True))
 
@@ -149,23 +149,30 @@ async def test_draining_a_refused_body_is_bounded_in_seconds() -> None:
     driver = RequestDriver(
         guard(Charges(), MemoryStore(), body_timeout=0.05), http_scope(headers=key_header("k"))
     )
-    driver.send_body(b"x" * (MIB + 1), more_body=True)  # and nothing more
+    driver.send_body(b"x" * (MIB + 1), more_body=True)  # no further part arrives
     answer = await driver.run()
     assert (answer.status, answer.complete) == (413, True)
 
 
-async def test_a_client_that_waits_to_be_invited_is_told_at_once() -> None:
-    """Reading would have the server send 100 (Continue), and the client all of its body."""
+async def test_oversized_body_with_expect_continue_is_refused_without_reading_it() -> None:
+    charges = Charges()
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the server would send 100 (Continue), and the client its whole body")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
     headers = [*key_header("k"), ("expect", "100-continue"), ("content-length", str(12 * MIB))]
-    driver = RequestDriver(guard(Charges(), MemoryStore()), http_scope(headers=headers))
-    answer = await driver.run()
-    assert (answer.status, len(answer.messages)) == (413, 2)
+    await guard(charges, MemoryStore())(http_scope(headers=headers), receive, send)
+    assert (sent[0]["status"], len(sent), charges.runs) == (413, 2, 0)
 
 
-# Trailers are no headers (RFC 9110, 6.5.1).
+# Trailers are not headers (RFC 9110, 6.5.1).
 
 
-async def test_trailers_that_a_server_appends_while_the_body_is_read_are_taken_out() -> None:
+async def test_trailers_that_the_server_appends_to_the_headers_are_removed() -> None:
     charges = Charges()
     seen: list[Any] = []
 
@@ -188,7 +195,7 @@ async def test_trailers_that_a_server_appends_while_the_body_is_read_are_taken_o
     driver._from_client.close()
 
 
-async def test_an_announced_trailer_is_no_header_even_if_it_came_with_the_head() -> None:
+async def test_field_listed_in_the_trailer_header_is_ignored_as_a_header() -> None:
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-User"))
     framing = [("transfer-encoding", "chunked"), ("trailer", "Other, X-User")]
@@ -206,8 +213,8 @@ async def test_an_announced_trailer_is_no_header_even_if_it_came_with_the_head()
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_credential_in_a_late_trailer_names_nobody(server: str) -> None:
-    """uvicorn with httptools appends trailers to the headers; later than the head, it can be told."""
+async def test_tenant_header_in_a_late_trailer_is_ignored(server: str) -> None:
+    """uvicorn with httptools appends trailers to the headers: those that arrive after the head are told apart."""
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-User"))
     head = request("/charges", "k", b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
@@ -222,11 +229,11 @@ async def test_a_credential_in_a_late_trailer_names_nobody(server: str) -> None:
     assert names == [(b"x-user", b"alice")]
 
 
-# Field values are compared without the blanks round them (RFC 9110, 5.5).
+# Field values are compared without surrounding white space (RFC 9110, 5.5).
 
 
 @pytest.mark.parametrize("name", ["idempotency-key", "x-user", "content-type", "content-encoding"])
-async def test_blanks_round_a_field_value_make_no_other_request(name: str) -> None:
+async def test_whitespace_around_header_values_makes_no_other_request(name: str) -> None:
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-User"))
     fields = {
@@ -243,7 +250,7 @@ async def test_blanks_round_a_field_value_make_no_other_request(name: str) -> No
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("server", SERVERS)
-async def test_blanks_behind_a_field_value_make_no_other_tenant(server: str) -> None:
+async def test_trailing_whitespace_in_a_tenant_header_makes_no_other_tenant(server: str) -> None:
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_header("X-User"))
     async with serve(app, server) as port:
@@ -253,7 +260,7 @@ async def test_blanks_behind_a_field_value_make_no_other_tenant(server: str) -> 
     assert charges.runs == 1
 
 
-async def test_a_length_with_blanks_is_a_length() -> None:
+async def test_content_length_with_trailing_whitespace_is_read() -> None:
     driver = RequestDriver(
         guard(Charges(), MemoryStore()),
         http_scope(
@@ -274,7 +281,7 @@ async def test_a_length_with_blanks_is_a_length() -> None:
         [("content-length", "2")],
     ],
 )
-async def test_an_announced_body_that_is_not_there_is_refused(headers: list[tuple[str, str]]) -> None:
+async def test_declared_body_that_the_server_lost_is_refused(headers: list[tuple[str, str]]) -> None:
     charges, store = Charges(), MemoryStore()
     answer = await call(guard(charges, store), key="k", headers=headers, body=b"")
     assert answer.status == 400
@@ -284,14 +291,14 @@ async def test_an_announced_body_that_is_not_there_is_refused(headers: list[tupl
 
 
 @pytest.mark.parametrize("headers", [[], [("content-length", "0")], [("transfer-encoding", "chunked")]])
-async def test_an_empty_body_is_a_body(headers: list[tuple[str, str]]) -> None:
+async def test_empty_body_is_accepted(headers: list[tuple[str, str]]) -> None:
     assert (await call(guard(Charges(), MemoryStore()), key="k", headers=headers, body=b"")).status == 201
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_a_request_that_asks_for_another_protocol_keeps_its_body_or_is_refused(
+async def test_upgrade_request_keeps_its_body_or_is_refused(
     server: str, framing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("CRITICAL")
@@ -313,6 +320,6 @@ async def test_a_request_that_asks_for_another_protocol_keeps_its_body_or_is_ref
         assert status in {101, 400}
 
 
-def test_a_policy_names_its_bounds() -> None:
+def test_policy_refuses_negative_max_discard_bytes() -> None:
     with pytest.raises(ValueError, match="max_discard_bytes must be >= 0"):
         Policy(max_discard_bytes=-1)

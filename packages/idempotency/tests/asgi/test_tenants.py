@@ -1,4 +1,4 @@
-"""Tenants: a principal keeps its records when its credential is replaced; a credential as tenant warns."""
+"""Tenants: `by_user` keeps records when a credential is renewed; a credential as tenant warns."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from idempotency import (
 )
 from idempotency.stores.memory import MemoryStore
 
-HOLDERS = {"Bearer a-1": "alice", "Bearer a-2": "alice", "Bearer b-1": "bob"}
+TOKEN_OWNERS = {"Bearer a-1": "alice", "Bearer a-2": "alice", "Bearer b-1": "bob"}
 
 
-class Tokens(AuthenticationBackend):
+class TokenBackend(AuthenticationBackend):
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser] | None:
-        holder = HOLDERS.get(conn.headers.get("authorization", ""))
-        return None if holder is None else (AuthCredentials(), SimpleUser(holder))
+        owner = TOKEN_OWNERS.get(conn.headers.get("authorization", ""))
+        return None if owner is None else (AuthCredentials(), SimpleUser(owner))
 
 
-def shop(tenant: Any) -> TestClient:
-    """A shop that counts its charges, behind a middleware that authenticates, and this one inside."""
+def client_of(tenant: Any) -> TestClient:
+    """A client of an application that counts its charges, behind authentication and then this middleware."""
     charges = itertools.count(1)
 
     async def charge(request: Request) -> JSONResponse:
@@ -48,39 +48,39 @@ def shop(tenant: Any) -> TestClient:
     app = Starlette(
         routes=[Route("/charges", charge, methods=["POST"])],
         middleware=[
-            Middleware(AuthenticationMiddleware, backend=Tokens()),
+            Middleware(AuthenticationMiddleware, backend=TokenBackend()),
             Middleware(IdempotencyMiddleware, store=MemoryStore(), tenant=tenant),
         ],
     )
     return TestClient(app, raise_server_exceptions=False, headers={"Idempotency-Key": '"order-1"'})
 
 
-def charged(client: TestClient, token: str | None) -> Any:
+def post_charge(client: TestClient, token: str | None) -> Any:
     return client.post("/charges", headers={} if token is None else {"Authorization": f"Bearer {token}"})
 
 
-def test_a_retry_with_a_renewed_token_is_answered_from_the_record() -> None:
-    client = shop(by_user())
-    first, again = charged(client, "a-1"), charged(client, "a-2")
+def test_by_user_replays_a_retry_with_a_renewed_token() -> None:
+    client = client_of(by_user())
+    first, again = post_charge(client, "a-1"), post_charge(client, "a-2")
     assert first.json() == again.json() == {"charge": 1}
     assert again.headers["Idempotency-Replayed"] == "true"
-    assert charged(client, "b-1").json() == {"charge": 2}, "another user's key is another key"
+    assert post_charge(client, "b-1").json() == {"charge": 2}, "the same key of another user runs"
 
 
-def test_a_token_for_a_principal_charges_twice_once_it_is_renewed() -> None:
-    client = shop(by_header("Authorization", stable=True))  # a lie, and this is what it costs
-    assert [charged(client, token).json() for token in ("a-1", "a-2")] == [{"charge": 1}, {"charge": 2}]
+def test_by_header_with_a_token_runs_again_after_the_token_is_renewed() -> None:
+    client = client_of(by_header("Authorization", stable=True))  # a false declaration
+    assert [post_charge(client, token).json() for token in ("a-1", "a-2")] == [{"charge": 1}, {"charge": 2}]
 
 
-def test_a_request_that_is_not_authenticated_is_refused_before_it_runs() -> None:
-    client = shop(by_user())
-    refused = charged(client, None)
+def test_by_user_refuses_an_unauthenticated_request_before_it_runs() -> None:
+    client = client_of(by_user())
+    refused = post_charge(client, None)
     assert (refused.status_code, refused.json()["type"]) == (400, "urn:problem:idempotency:missing-tenant")
-    assert charged(client, "a-1").json() == {"charge": 1}
+    assert post_charge(client, "a-1").json() == {"charge": 1}
 
 
 @pytest.mark.anyio
-async def test_without_an_authentication_outside_the_error_says_where_to_put_it() -> None:
+async def test_by_user_without_authentication_outside_raises_with_advice() -> None:
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=by_user())
     with pytest.raises(RuntimeError, match=r"put a middleware that authenticates requests outside"):
@@ -88,7 +88,7 @@ async def test_without_an_authentication_outside_the_error_says_where_to_put_it(
     assert len(charges.bodies) == 0
 
 
-class Asking(BaseUser):
+class UserWithoutIdentity(BaseUser):
     """A user as Starlette's base class leaves it: with an `identity` that raises."""
 
     id = 7
@@ -101,7 +101,7 @@ class Asking(BaseUser):
         ("alice", "alice"),
         (7, "7"),
         (SimpleUser("alice"), "alice"),
-        (Asking(), "7"),
+        (UserWithoutIdentity(), "7"),
         (SimpleNamespace(pk=3, username="alice", is_authenticated=True), "3"),  # Django's
         (SimpleNamespace(id=UUID(int=5)), str(UUID(int=5))),
         (SimpleNamespace(identity="u-1", id=9), "u-1"),
@@ -109,7 +109,7 @@ class Asking(BaseUser):
         ({"id": 0}, "0"),
     ],
 )
-def test_the_identifier_of_common_users_is_found(user: Any, tenant: str) -> None:
+def test_by_user_finds_the_identifier_of_common_user_types(user: Any, tenant: str) -> None:
     assert by_user()(http_scope(user=user)) == tenant
 
 
@@ -126,12 +126,12 @@ def test_the_identifier_of_common_users_is_found(user: Any, tenant: str) -> None
         1.5,
     ],
 )
-def test_a_user_without_an_identifier_is_an_error_and_no_shared_tenant(user: Any) -> None:
+def test_by_user_raises_for_a_user_without_identifier(user: Any) -> None:
     with pytest.raises(TypeError, match="identifier"):
         by_user()(http_scope(user=user))
 
 
-def test_an_identifier_of_ones_own_is_taken_from_the_user() -> None:
+def test_by_user_accepts_a_custom_identifier_function() -> None:
     tenant = by_user(lambda user: f"{user['iss']} {user['sub']}")
     assert tenant(http_scope(user={"iss": "https://a", "sub": "1"})) == "https://a 1"
     with pytest.raises(TypeError, match="subject must be a plain function"):
@@ -162,7 +162,7 @@ CREDENTIALS = (
 
 
 @pytest.mark.parametrize("name", CREDENTIALS)
-def test_a_credential_for_a_principal_warns_at_set_up_and_not_at_requests(name: str) -> None:
+def test_by_header_with_a_credential_warns_at_set_up_and_not_at_requests(name: str) -> None:
     with pytest.warns(CredentialTenantWarning, match=r"Use by_user\(\)") as caught:
         tenant = by_header(name)
     assert [warning.filename for warning in caught] == [__file__]
@@ -174,7 +174,7 @@ def test_a_credential_for_a_principal_warns_at_set_up_and_not_at_requests(name: 
 
 
 @pytest.mark.parametrize("name", CREDENTIALS)
-def test_a_tenant_declared_stable_is_not_warned_about(name: str) -> None:
+def test_by_header_declared_stable_does_not_warn(name: str) -> None:
     by_header(name, stable=True)  # warnings are errors here
 
 
@@ -189,11 +189,11 @@ def test_a_tenant_declared_stable_is_not_warned_about(name: str) -> None:
         "X-SSL-Client-S-DN",
     ],
 )
-def test_a_header_that_names_the_caller_does_not_warn(name: str) -> None:
+def test_by_header_that_names_the_caller_does_not_warn(name: str) -> None:
     by_header(name)  # warnings are errors here
 
 
-def test_blanks_round_a_value_make_no_other_tenant() -> None:
+def test_by_header_ignores_whitespace_around_the_value() -> None:
     tenant = by_header("X-User-Id")
     assert (
         len({tenant(http_scope(headers=[("x-user-id", value)])) for value in ("alice", "alice \t", " alice")})
@@ -203,7 +203,7 @@ def test_blanks_round_a_value_make_no_other_tenant() -> None:
         tenant(http_scope(headers=[("x-user-id", " \t")]))
 
 
-def test_an_invalid_header_name_is_refused() -> None:
+def test_by_header_refuses_an_invalid_header_name() -> None:
     for name in ("", "X User", "user\n", "ключ"):
         with pytest.raises(ValueError, match="name of a header"):
             by_header(name)

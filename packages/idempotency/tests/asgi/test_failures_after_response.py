@@ -1,4 +1,4 @@
-"""An application that fails after its answer: told of, or, by `record="return"`, never recorded at all."""
+"""An application that fails after its response: reported, or with `record="return"` never recorded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CommitFailed(Exception):
 
 
 class Bank:
-    """An application whose effect is committed after its answer, and whose first commit fails."""
+    """An application that commits its effect after its response, and whose first commit fails."""
 
     def __init__(self, record: str = "answer", **policy: Any) -> None:
         self.runs = 0
@@ -83,7 +83,7 @@ class Bank:
         return app
 
     def starlette_stream(self) -> Any:
-        """Its chunks come from a generator that commits at its end, before the answer is whole."""
+        """Its chunks come from a generator that commits at its end, before the response is complete."""
 
         async def chunks() -> AsyncIterator[bytes]:
             yield b"done"
@@ -137,7 +137,7 @@ APPS: dict[str, Any] = {
 
 
 async def send(app: Any, key: str | None = "k") -> tuple[int | None, bool]:
-    """Status and whether it was replayed; what the application raises is the server's to log."""
+    """The status, and whether the response was a replay; an exception of the application is left to the server."""
     headers = [*key_header(key), ("content-type", "application/json")]
     driver = RequestDriver(app, http_scope(headers=headers))
     driver.send_body(b"{}")
@@ -148,19 +148,19 @@ async def send(app: Any, key: str | None = "k") -> tuple[int | None, bool]:
         raised = True
     answer = Answer(driver.messages)
     if raised and answer.status is None:
-        return 500, False  # what a server answers where the application raised and sent nothing
+        return 500, False  # as a server responds if the application raised and sent nothing
     return answer.status, answer.replayed
 
 
 @pytest.mark.parametrize("name", APPS)
-async def test_a_failure_after_the_recorded_answer_emits_an_event_that_says_what_to_do(
+async def test_failure_after_recorded_response_emits_event_and_logs_the_remedy(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bank = Bank()
     app = APPS[name](bank)
     assert await send(app) == (201, False)
     assert await send(app) == (201, True)
-    assert bank.committed == [], "zero effects: this is what must not go unseen"
+    assert bank.committed == [], "the replay hides that there is no effect: this must be reported"
     kinds = [type(event) for event in bank.events]
     assert kinds[1:] == [Settled, FailedAfterRecord, Replayed]
     failed = bank.events[2]
@@ -178,7 +178,7 @@ async def test_a_failure_after_the_recorded_answer_emits_an_event_that_says_what
 
 
 @pytest.mark.parametrize("name", APPS)
-async def test_recorded_on_return_what_fails_after_the_answer_frees_the_key(
+async def test_record_on_return_frees_key_when_app_fails_after_response(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bank = Bank("return")
@@ -194,7 +194,7 @@ async def test_recorded_on_return_what_fails_after_the_answer_frees_the_key(
 
 
 @pytest.mark.parametrize("record", ["answer", "return"])
-async def test_a_dependency_that_ends_with_the_function_fails_before_the_answer(record: str) -> None:
+async def test_function_scoped_dependency_failure_gives_500_and_frees_the_key(record: str) -> None:
     bank = Bank(record)
     app = bank.fastapi("function")
     assert await send(app) == (500, False)
@@ -203,7 +203,7 @@ async def test_a_dependency_that_ends_with_the_function_fails_before_the_answer(
 
 
 @pytest.mark.parametrize("record", ["answer", "return"])
-async def test_a_stream_that_fails_before_its_end_is_not_recorded(record: str) -> None:
+async def test_stream_that_fails_before_its_end_is_not_recorded(record: str) -> None:
     bank = Bank(record)
     app = bank.starlette_stream()
     assert (await send(app))[1] is False
@@ -211,7 +211,7 @@ async def test_a_stream_that_fails_before_its_end_is_not_recorded(record: str) -
     assert bank.committed == [2]
 
 
-async def test_recorded_on_return_at_most_once_what_fails_after_the_answer_is_a_recorded_500() -> None:
+async def test_record_on_return_at_most_once_records_500_when_app_fails_after_response() -> None:
     bank = Bank("return", on_exception="keep", takeover=False)
     app = bank.plain
     assert await send(app) == (500, False)
@@ -219,13 +219,13 @@ async def test_recorded_on_return_at_most_once_what_fails_after_the_answer_is_a_
     assert (bank.runs, bank.committed) == (1, [])
 
 
-async def test_recorded_on_return_nothing_is_sent_before_the_application_has_returned() -> None:
+async def test_record_on_return_sends_nothing_before_the_app_returns() -> None:
     go_on = anyio.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, [b"do", b"ne"], status=201)
         assert (await receive())["type"] == "http.request"
-        assert (await receive())["type"] == "http.disconnect", "as after any whole answer"
+        assert (await receive())["type"] == "http.disconnect", "as after any complete response"
         await go_on.wait()
 
     store = MemoryStore()
@@ -236,7 +236,7 @@ async def test_recorded_on_return_nothing_is_sent_before_the_application_has_ret
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(driver.run)
-            await advance(6)  # longer than max_hold, which is for answers that are not whole
+            await advance(6)  # longer than max_hold, which applies to incomplete responses
             assert driver.messages == []
             assert (await call(guard(Charges(), store), key="k")).status == 409
             go_on.set()
@@ -244,7 +244,7 @@ async def test_recorded_on_return_nothing_is_sent_before_the_application_has_ret
     assert (await call(guard(Charges(), store), key="k")).body == b"done"
 
 
-async def test_recorded_on_return_an_answer_that_invites_a_retry_frees_its_key_on_return() -> None:
+async def test_record_on_return_frees_key_of_transient_response() -> None:
     charges = Charges(status=503)
     app = guard(charges, MemoryStore(), record="return")
     assert [(await call(app, key="k")).status for _ in range(2)] == [503, 503]
@@ -252,7 +252,9 @@ async def test_recorded_on_return_an_answer_that_invites_a_retry_frees_its_key_o
 
 
 @pytest.mark.parametrize("kind", ["too long", "event stream", "too slow"])
-async def test_recorded_on_return_what_cannot_be_held_is_recorded_as_done_and_flows(kind: str) -> None:
+async def test_record_on_return_streams_unbufferable_response_and_records_it_as_unreplayable(
+    kind: str,
+) -> None:
     bank = Bank("return", max_response_bytes=3 if kind == "too long" else 100, max_hold=0.01)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -272,7 +274,7 @@ async def test_recorded_on_return_what_cannot_be_held_is_recorded_as_done_and_fl
     assert [event.error for event in bank.events if isinstance(event, FailedAfterRecord)] == ["CommitFailed"]
 
 
-async def test_recorded_on_return_more_after_the_whole_answer_is_refused_as_a_server_does() -> None:
+async def test_record_on_return_refuses_body_message_after_the_last_one() -> None:
     async def twice(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, b"done")
         await send({"type": "http.response.body", "body": b"and more"})
@@ -284,7 +286,7 @@ async def test_recorded_on_return_more_after_the_whole_answer_is_refused_as_a_se
 
 
 @pytest.mark.parametrize("record", ["answer", "return"])
-async def test_a_cancellation_after_the_answer_is_told_of_where_it_was_recorded(record: str) -> None:
+async def test_cancellation_after_response_is_reported_only_if_the_response_was_recorded(record: str) -> None:
     bank = Bank(record)
     begun = anyio.Event()
 
@@ -301,12 +303,12 @@ async def test_a_cancellation_after_the_answer_is_told_of_where_it_was_recorded(
             await begun.wait()
         tasks.cancel_scope.cancel()
     results = [event.result for event in bank.events if isinstance(event, Settled)]
-    told = [event for event in bank.events if isinstance(event, FailedAfterRecord)]
-    assert (results, len(told)) == ((["kept"], 1) if record == "answer" else (["abandoned"], 0))
+    failures = [event for event in bank.events if isinstance(event, FailedAfterRecord)]
+    assert (results, len(failures)) == ((["kept"], 1) if record == "answer" else (["abandoned"], 0))
 
 
-async def test_a_failure_after_an_unrecorded_answer_emits_no_event() -> None:
-    """Its key is free: a retry runs."""
+async def test_failure_after_unrecorded_response_emits_no_failure_event() -> None:
+    """The key is free: a retry runs."""
     bank = Bank()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -317,7 +319,7 @@ async def test_a_failure_after_an_unrecorded_answer_emits_no_event() -> None:
     assert [type(event).__name__ for event in bank.events] == ["Claimed", "Settled"]
 
 
-async def test_a_client_that_leaves_a_stream_is_no_failure_of_the_application(
+async def test_client_disconnect_during_stream_is_not_reported_as_app_failure(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     bank = Bank()
@@ -342,17 +344,17 @@ async def test_a_client_that_leaves_a_stream_is_no_failure_of_the_application(
     ]
 
 
-def test_a_policy_knows_two_times_to_record() -> None:
+def test_policy_refuses_unknown_record_option() -> None:
     with pytest.raises(ValueError, match='record must be "answer" or "return"'):
         Policy(record="commit")  # type: ignore[arg-type]
 
 
-# The caller's scope.
+# The scope that outer layers share with the application.
 
 
 @pytest.mark.parametrize("keyed", [False, True])
-async def test_layers_outside_read_what_layers_inside_wrote_into_the_scope(keyed: bool) -> None:
-    """Metrics take their label from the route, loggers the user, at the answer's start and after the end."""
+async def test_outer_layers_see_what_the_app_wrote_into_the_scope(keyed: bool) -> None:
+    """Metrics read the route and loggers the user, at the start of the response and after its end."""
     seen: list[tuple[Any, ...]] = []
     app = FastAPI()
 
@@ -366,17 +368,17 @@ async def test_layers_outside_read_what_layers_inside_wrote_into_the_scope(keyed
     extensions: dict[str, Any] = {"http.response.pathsend": {}, "http.response.push": {}, "tls": {}}
 
     async def outer(scope: Any, receive: Any, send: Any) -> None:
-        def look() -> None:
+        def observe() -> None:
             path = scope["route"].path if "route" in scope else None
             seen.append((path, scope.get("path_params"), scope.get("user"), scope["endpoint"].__name__))
 
-        async def send_and_look(message: Any) -> None:
+        async def send_and_observe(message: Any) -> None:
             if message["type"] == "http.response.start":
-                look()
+                observe()
             await send(message)
 
-        await app(scope, receive, send_and_look)
-        look()
+        await app(scope, receive, send_and_observe)
+        observe()
         scopes.append(scope)
 
     scopes: list[Any] = []
@@ -393,7 +395,7 @@ async def test_layers_outside_read_what_layers_inside_wrote_into_the_scope(keyed
 
 
 @pytest.mark.parametrize("raises", [False, True])
-async def test_hidden_extensions_come_back_whatever_the_application_made_of_them(raises: bool) -> None:
+async def test_hidden_extensions_are_restored_after_the_app_replaced_them(raises: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["extensions"] == {"tls": {}}
         scope["extensions"] = {**scope["extensions"], "own": {}}
@@ -414,8 +416,8 @@ async def test_hidden_extensions_come_back_whatever_the_application_made_of_them
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("server", SERVERS)
-async def test_metrics_outside_find_the_route_under_every_server(server: str) -> None:
-    """Servers that offer pathsend or push are those where something is hidden."""
+async def test_outer_metrics_layer_finds_the_route_under_every_server(server: str) -> None:
+    """Servers that offer pathsend or push are those whose extensions are hidden."""
     routes: list[Any] = []
     app = FastAPI()
 
@@ -435,5 +437,5 @@ async def test_metrics_outside_find_the_route_under_every_server(server: str) ->
     async with serve(metrics, server) as port:
         assert (await post(port, "/charges/7", key="k")).status == 200
         async with asyncio.timeout(30):
-            await until(lambda: routes)  # the server answers a little before the application returns
+            await until(lambda: routes)  # the response arrives shortly before the application returns
     assert routes == [("/charges/{number}", True)]
