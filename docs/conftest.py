@@ -15,7 +15,7 @@ from typing import Any
 import postgres_server
 import psycopg
 import pytest
-from patience import patient_by_default
+from patience import set_long_default_deadline
 from psycopg.conninfo import make_conninfo
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
@@ -53,7 +53,7 @@ def _with_schema(url: str) -> Iterator[None]:
     with psycopg.connect(url, autocommit=True) as connection, pytest.MonkeyPatch.context() as patch:
         connection.execute("CREATE SCHEMA page")
         patch.setenv("DATABASE_URL", make_conninfo(url, options="-csearch_path=page"))
-        patient_by_default(patch, SyncPostgresStore, SQLAlchemyStore)
+        set_long_default_deadline(patch, SyncPostgresStore, SQLAlchemyStore)
         yield
         connection.execute("DROP SCHEMA page CASCADE")
 
