@@ -1,4 +1,4 @@
-"""Both kinds of functions, under both event loops."""
+"""Fixtures: decorated functions of both kinds, and both event loops."""
 
 from __future__ import annotations
 

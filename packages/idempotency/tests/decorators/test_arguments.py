@@ -1,4 +1,4 @@
-"""The fingerprints of arguments: every kind of value that a function takes is told apart from every other."""
+"""The encoding of arguments for fingerprints: different values have different encodings, whatever their types."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ DIFFERENT: list[Any] = [
 ]  # fmt: skip
 
 
-def test_no_two_of_many_values_are_taken_for_each_other() -> None:
-    texts: dict[bytes, Any] = {}
+def test_different_arguments_have_different_encodings() -> None:
+    encodings: dict[bytes, Any] = {}
     for value in DIFFERENT:
         text = encode_argument(value)
-        assert text not in texts, f"{value!r} and {texts[text]!r}"
-        texts[text] = value
+        assert text not in encodings, f"{value!r} and {encodings[text]!r}"
+        encodings[text] = value
     nested = {encode_argument([value]) for value in DIFFERENT} | {
         encode_argument({"a": v}) for v in DIFFERENT
     }
@@ -142,7 +142,7 @@ def test_no_two_of_many_values_are_taken_for_each_other() -> None:
         (UUID(int=1), type("DriversUUID", (UUID,), {})(int=1)),
     ],
 )
-def test_a_value_that_is_made_again_counts_as_the_same(one: Any, other: Any) -> None:
+def test_equal_arguments_have_the_same_encoding(one: Any, other: Any) -> None:
     assert encode_argument(one) == encode_argument(other)
 
 
@@ -179,23 +179,26 @@ VALUES = st.recursive(
 )
 
 
-def _seen(value: Any) -> Any:
-    """Equal iff a function could not tell: types and spellings count, the order of sets and members does not."""
+def _observable(value: Any) -> Any:
+    """Equal iff no function could tell two values apart: types and spellings count, the order in sets does not."""
     match value:
         case Order():
-            return ("Order", _seen(value.number))
+            return ("Order", _observable(value.number))
         case Line():
-            return ("Line", value.sku, _seen(value.count), _seen(value.notes))
+            return ("Line", value.sku, _observable(value.count), _observable(value.notes))
         case Point():
-            return ("Point", _seen(value.x), _seen(value.y))
+            return ("Point", _observable(value.x), _observable(value.y))
         case Enum():
             return repr(value)
         case list() | tuple():
-            return ("list", *map(_seen, value))
+            return ("list", *map(_observable, value))
         case set() | frozenset():
-            return ("set", *sorted(repr(_seen(item)) for item in value))
+            return ("set", *sorted(repr(_observable(item)) for item in value))
         case dict():
-            return ("dict", *sorted(repr((_seen(name), _seen(member))) for name, member in value.items()))
+            return (
+                "dict",
+                *sorted(repr((_observable(name), _observable(member))) for name, member in value.items()),
+            )
         case datetime():
             return ("datetime", repr(value), value.fold)
     return (type(value).__name__, repr(value))
@@ -203,40 +206,40 @@ def _seen(value: Any) -> Any:
 
 @given(VALUES, VALUES)
 @settings(max_examples=300)
-def test_two_values_have_one_text_iff_no_function_could_tell_them_apart(left: Any, right: Any) -> None:
-    same = repr(_seen(left)) == repr(_seen(right))
+def test_encodings_are_equal_iff_no_function_could_tell_the_values_apart(left: Any, right: Any) -> None:
+    same = repr(_observable(left)) == repr(_observable(right))
     assert (encode_argument(left) == encode_argument(right)) is same
 
 
 @given(VALUES)
-def test_a_value_in_a_list_is_not_the_value_and_stands_for_itself_there(value: Any) -> None:
+def test_encoding_distinguishes_a_value_from_a_list_of_it(value: Any) -> None:
     assert encode_argument([value]) != encode_argument(value)
     assert encode_argument([value, value]) != encode_argument([[value, value]])
     assert encode_argument([value]) == encode_argument((value,))
 
 
-def test_json_values_keep_the_text_that_records_were_made_with() -> None:
+def test_json_values_are_encoded_as_canonical_json() -> None:
     for value in (None, 1, "é", [1, {"b": 1.5, "a": (True,)}]):
         assert encode_argument(value) == canonical(value)
         assert not encode_argument(value).startswith(b"!")
 
 
-def test_the_text_does_not_depend_on_the_process() -> None:
+def test_encoding_does_not_depend_on_the_hash_seed() -> None:
     value = "{'b', 'a', 'c', 1, 2.5, None, UUID(int=7), date(2026, 6, 1)}"
     program = (
         "from datetime import date; from uuid import UUID; from idempotency.decorators.arguments import "
         f"encode_argument; print(encode_argument({value}).hex())"
     )
-    texts = {
+    encodings = {
         subprocess.run(
             [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, check=True, capture_output=True
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(texts) == 1
+    assert len(encodings) == 1
 
 
-def test_a_field_that_a_later_release_adds_changes_nothing_at_its_default() -> None:
+def test_added_field_at_its_default_does_not_change_the_encoding() -> None:
     where = {"__module__": "jobs"}
     fields: list[Any] = [("name", str)]
     more = [("retries", int, 3), ("tags", list, field(default_factory=list))]
@@ -269,7 +272,7 @@ class Wider(Line):
 
 
 class Endpoint:
-    """Holds a URL under the name that pydantic's own URLs keep theirs, and more beside it."""
+    """Has the private attribute of pydantic's URLs, and another attribute."""
 
     def __init__(self, url: str, cents: int) -> None:
         self._url = HttpUrl(url)._url
@@ -290,30 +293,32 @@ class Endpoint:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_value_that_may_hold_more_than_is_known_is_refused_without_being_shown(value: Any) -> None:
+def test_value_of_an_unknown_type_is_refused_and_not_quoted(value: Any) -> None:
     with pytest.raises(TypeError) as refused:
         encode_argument({"secret-member": {value} if isinstance(value, str) else value})
     assert "secret-member" not in str(refused.value)
 
 
-def test_a_value_inside_itself_is_refused() -> None:
+def test_value_that_contains_itself_is_refused() -> None:
     loop: list[Any] = [UUID(int=1)]
     loop.append(loop)
     with pytest.raises(ValueError, match="nested deeper than 100"):
         encode_argument(loop)
 
 
-def test_integers_of_any_length_have_a_text() -> None:
+def test_integers_of_any_length_are_encoded() -> None:
     assert encode_argument({10**5000}) != encode_argument({10**5000 + 1})
 
 
-def test_a_named_tuple_of_the_old_kind_counts_its_fields() -> None:
+def test_namedtuple_is_encoded_with_its_type() -> None:
     old = namedtuple("old", ["a"])  # noqa: PYI024
     assert encode_argument(old(UUID(int=1))) != encode_argument([UUID(int=1)])
 
 
 @pytest.mark.anyio
-async def test_a_function_takes_them_without_a_fingerprint_of_its_own(harness: Harness) -> None:
+async def test_decorated_function_compares_such_arguments_without_a_fingerprint_function(
+    harness: Harness,
+) -> None:
     def total(order: str, lines: list[Line], due: datetime, price: Decimal, tags: set[str]) -> str:
         return order
 

@@ -1,4 +1,4 @@
-"""The codecs: what goes in comes out, exactly, or is refused; at decoration where an annotation shows it."""
+"""The codecs: a value is decoded exactly or refused, at decoration if its annotation shows that it must be."""
 
 from __future__ import annotations
 
@@ -135,10 +135,10 @@ class TestJSONAnnotations:
         ],
         ids=str,
     )
-    def test_every_json_value_passes(self, returns: Any) -> None:
+    def test_json_codec_accepts_annotations_of_json_values(self, returns: Any) -> None:
         assert json_misfit(returns) is None
         assert JSON.bind(returns) is JSON
-        assert repr(JSON) == "JSON"  # what a signature shows
+        assert repr(JSON) == "JSON"  # as a signature shows it
 
     @pytest.mark.parametrize(
         ("returns", "misfit"),
@@ -161,12 +161,14 @@ class TestJSONAnnotations:
         ],
         ids=str,
     )
-    def test_a_value_that_json_would_change_is_refused_by_its_name(self, returns: Any, misfit: str) -> None:
+    def test_json_codec_refuses_and_names_a_type_that_json_would_change(
+        self, returns: Any, misfit: str
+    ) -> None:
         with pytest.raises(TypeError, match="codec=PydanticCodec") as caught:
             JSON.bind(returns)
         assert misfit in str(caught.value)
 
-    def test_annotations_are_read_from_text_and_an_unknown_name_is_no_annotation(self) -> None:
+    def test_annotations_are_resolved_from_strings_and_unknown_names_are_ignored(self) -> None:
         def known(order: NotThere) -> datetime: ...  # type: ignore[name-defined]  # noqa: F821
 
         def unknown(order: str) -> NotThere: ...  # type: ignore[name-defined]  # noqa: F821
@@ -179,7 +181,7 @@ class TestJSONAnnotations:
 
 
 class TestDataclassCodec:
-    def test_nested_classes_come_back_equal_and_of_their_types(self) -> None:
+    def test_nested_dataclasses_are_decoded_equal_and_with_their_types(self) -> None:
         codec = DataclassCodec().bind(Order)
         leaf = Order(OrderId("2"), [])
         order = Order(OrderId("1"), [Line("a", 2**60)], {"b": Line("b", 1)}, leaf, {"x": [None, 1.5]}, 2.5)
@@ -188,21 +190,21 @@ class TestDataclassCodec:
         assert type(again.by_sku["b"]) is Line
         assert type(again.parent) is Order
 
-    def test_lists_and_optionals_of_classes(self) -> None:
+    def test_lists_and_optionals_of_dataclasses_are_decoded(self) -> None:
         assert round_trip(DataclassCodec().bind(list[Line]), [Line("a", 1)]) == [Line("a", 1)]
         assert round_trip(DataclassCodec().bind(Line | None), None) is None
         assert round_trip(DataclassCodec(Line).bind(inspect.Signature.empty), Line("a", 1)) == Line("a", 1)
 
-    def test_a_field_added_later_with_a_default_reads_older_records(self) -> None:
+    def test_record_without_a_later_field_is_decoded_with_its_default(self) -> None:
         codec = DataclassCodec().bind(Order)
         assert codec.decode({"order_id": "1", "lines": []}) == Order(OrderId("1"), [])
 
     @pytest.mark.parametrize("stored", [{"order_id": "1", "unknown": 1}, [], {"order_id": "1"}, None])
-    def test_a_record_that_does_not_fit_is_an_error(self, stored: Any) -> None:
+    def test_record_of_another_shape_is_an_error(self, stored: Any) -> None:
         with pytest.raises((TypeError, KeyError)):
             DataclassCodec().bind(Order).decode(stored)
 
-    def test_a_type_that_would_not_come_back_is_refused_at_decoration(self) -> None:
+    def test_type_that_cannot_be_decoded_is_refused_at_decoration(self) -> None:
         @dataclass
         class At:
             at: datetime
@@ -228,7 +230,7 @@ class TestDataclassCodec:
         with pytest.raises(TypeError, match="was given Line, but the function returns Order"):
             DataclassCodec(Line).bind(Order)
 
-    def test_fields_with_unknown_names_are_refused(self) -> None:
+    def test_field_with_an_unresolvable_annotation_is_refused(self) -> None:
         @dataclass
         class Unknown:
             x: NotThere  # type: ignore[name-defined]  # noqa: F821
@@ -236,7 +238,7 @@ class TestDataclassCodec:
         with pytest.raises(TypeError, match="cannot be resolved"):
             DataclassCodec().bind(Unknown)
 
-    def test_a_value_that_comes_back_different_is_refused(self) -> None:
+    def test_value_that_would_be_decoded_differently_is_refused(self) -> None:
         @dataclass
         class Shouting:
             text: str
@@ -256,7 +258,7 @@ class TestDataclassCodec:
             Line("a", 1),
         ],
     )
-    def test_a_value_that_json_would_change_is_refused(self, value: Any) -> None:
+    def test_value_that_json_would_change_is_refused(self, value: Any) -> None:
         with pytest.raises((TypeError, ValueError)):
             DataclassCodec().bind(Order).encode(value)
 
@@ -269,7 +271,7 @@ class TestDataclassCodec:
         )
     )
     @settings(max_examples=100)
-    def test_every_value_comes_back_or_is_refused(self, order: Order) -> None:
+    def test_every_value_is_decoded_equal_or_refused(self, order: Order) -> None:
         codec = DataclassCodec().bind(Order)
         try:
             codec.encode(order)
@@ -295,7 +297,7 @@ class TestPydanticCodec:
         ],
         ids=["aliases", "naive", "strict"],
     )
-    def test_models_come_back_equal(self, value: Any) -> None:
+    def test_models_are_decoded_equal(self, value: Any) -> None:
         again = round_trip(PydanticCodec().bind(type(value)), value)
         assert again == value
         assert type(again) is type(value)
@@ -318,12 +320,12 @@ class TestPydanticCodec:
         ],
         ids=str,
     )
-    def test_types_that_json_lacks_come_back(self, kind: Any, value: Any) -> None:
+    def test_types_unknown_to_json_are_decoded_equal(self, kind: Any, value: Any) -> None:
         again = round_trip(PydanticCodec().bind(kind), value)
         assert again == value
         assert type(again) is type(value)
 
-    def test_a_time_zone_survives_as_its_offset(self) -> None:
+    def test_time_zone_is_decoded_as_its_offset(self) -> None:
         value = datetime(2026, 6, 1, tzinfo=ZoneInfo("Europe/Paris"))
         assert round_trip(PydanticCodec().bind(datetime), value).utcoffset() == timedelta(hours=2)
 
@@ -342,7 +344,7 @@ class TestPydanticCodec:
         ],
         ids=str,
     )
-    def test_a_value_that_would_come_back_different_is_refused_without_being_quoted(
+    def test_value_that_would_be_decoded_differently_is_refused_and_not_quoted(
         self, kind: Any, value: Any
     ) -> None:
         with pytest.raises(TypeError) as caught:
@@ -351,7 +353,7 @@ class TestPydanticCodec:
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
-    def test_a_type_without_a_form_in_json_is_refused_at_decoration(self) -> None:
+    def test_type_that_pydantic_cannot_serialise_is_refused_at_decoration(self) -> None:
         class Plain:
             pass
 
@@ -363,7 +365,7 @@ class TestPydanticCodec:
 
 
 class TestWithTheDecorator:
-    def test_a_dataclass_function(self) -> None:
+    def test_function_that_returns_a_dataclass_is_replayed(self) -> None:
         runs = []
 
         @idempotent(store=SyncMemoryStore(), operation="line", key=lambda sku: sku, codec=DataclassCodec())
@@ -374,14 +376,14 @@ class TestWithTheDecorator:
         assert line("a") == line("a") == Line("a", 100)
         assert runs == ["a"]
 
-    def test_a_pydantic_function(self) -> None:
+    def test_function_with_pydantic_codec_is_replayed(self) -> None:
         @idempotent(store=SyncMemoryStore(), operation="price", key=lambda sku: sku, codec=PydanticCodec())
         def price(sku: str) -> dict[str, Decimal]:
             return {sku: Decimal("1.10")}
 
         assert price("a") == price("a") == {"a": Decimal("1.10")}
 
-    def test_a_record_that_no_longer_fits_is_refused_and_nothing_runs(self) -> None:
+    def test_record_that_the_codec_cannot_decode_is_refused_and_nothing_runs(self) -> None:
         store, runs = SyncMemoryStore(), []
 
         @idempotent(store=store, operation="op", key=lambda sku: sku, fingerprint=lambda sku: sku)
@@ -406,7 +408,7 @@ class TestWithTheDecorator:
         assert "s3cret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
-    def test_a_codec_of_ones_own(self) -> None:
+    def test_custom_codec_is_used(self) -> None:
         class Hex:
             def bind(self, returns: Any) -> Hex:
                 assert returns is bytes

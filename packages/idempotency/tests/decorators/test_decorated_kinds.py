@@ -1,4 +1,4 @@
-"""Behaviour that only coroutine functions have (cancellation, loops) or only plain ones (threads)."""
+"""Behaviour of coroutine functions only (cancellation, event loops) or of plain functions only (threads)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.anyio
 
 
 class TestAsync:
-    """Coroutine functions alone: cancellation, duplicates in one loop, tasks that outlive their run."""
+    """Coroutine functions: cancellation, duplicates in one loop, tasks that outlive their run."""
 
-    async def test_a_cancelled_run_leaves_its_key_to_the_lease(self) -> None:
+    async def test_cancelled_coroutine_function_leaves_its_key_to_its_lease(self) -> None:
         harness, started = Harness("async"), anyio.Event()
 
         @idempotent(store=harness.store, operation="slow", key=lambda order: order)
@@ -46,7 +46,7 @@ class TestAsync:
         record = await harness.record(operation="slow")
         assert record.attempt == 1
 
-    async def test_twenty_duplicates_run_once_and_all_get_the_value(self) -> None:
+    async def test_twenty_concurrent_duplicates_run_once_and_all_get_the_value(self) -> None:
         harness, values = Harness("async"), []
 
         @idempotent(
@@ -54,7 +54,7 @@ class TestAsync:
         )
         async def slow(order: str) -> str:
             harness.runs.append(order)
-            await anyio.wait_all_tasks_blocked()  # the others wait for this one
+            await anyio.wait_all_tasks_blocked()  # the other calls wait for this one
             return order
 
         async def call() -> None:
@@ -66,7 +66,7 @@ class TestAsync:
         assert values == ["o-1"] * 20
         assert harness.runs == ["o-1"]
 
-    async def test_without_a_wait_a_duplicate_is_told_to_come_back(self) -> None:
+    async def test_concurrent_duplicate_without_wait_raises_in_progress(self) -> None:
         harness, started, go = Harness("async"), anyio.Event(), anyio.Event()
 
         @idempotent(store=harness.store, operation="slow", key=lambda order: order)
@@ -83,7 +83,7 @@ class TestAsync:
             go.set()
         assert await slow("o-1") == "o-1"
 
-    async def test_a_task_that_outlives_its_run_is_no_part_of_it(self) -> None:
+    async def test_task_that_outlives_its_run_is_not_part_of_it(self) -> None:
         harness, go, late = Harness("async"), anyio.Event(), []
 
         async with anyio.create_task_group() as group:
@@ -104,7 +104,7 @@ class TestAsync:
         assert late == [1]
         assert harness.runs == ["o-1"]
 
-    async def test_a_decorator_under_a_middleware_is_another_operation_unless_the_names_are_equal(
+    async def test_decorator_under_a_middleware_joins_its_run_only_if_the_storage_keys_are_equal(
         self,
     ) -> None:
         harness, guarded = Harness("async"), []
@@ -149,9 +149,9 @@ async def _post(app: Any) -> bytes:
 
 
 class TestSync:
-    """Plain functions alone: threads, and loops they may block."""
+    """Plain functions: threads, and values that would be computed later."""
 
-    def test_threads_with_one_key_run_once(self) -> None:
+    def test_ten_threads_with_one_key_run_once(self) -> None:
         harness, asked, values = Harness("sync"), list[str](), list[str]()
 
         def key_of(order: str) -> str:
@@ -172,14 +172,14 @@ class TestSync:
         assert values == ["o-1"] * 10
         assert harness.runs == ["o-1"]
 
-    async def test_a_plain_function_works_inside_a_running_loop_and_in_its_threads(self) -> None:
+    async def test_plain_function_can_be_called_in_a_running_loop_and_its_threads(self) -> None:
         harness = Harness("sync")
         guarded = harness.guard(charge)
         first = guarded("o-1")
         assert await anyio.to_thread.run_sync(guarded, "o-1") == first
         assert len(harness.runs) == 1
 
-    def test_an_awaitable_that_no_annotation_announced_is_the_functions_own_error(self) -> None:
+    def test_coroutine_returned_by_a_plain_function_is_a_type_error_and_never_runs(self) -> None:
         harness = Harness("sync")
         ran = []
 
@@ -192,15 +192,17 @@ class TestSync:
                 guarded("o-1")
         assert ran == []
 
-    async def test_a_future_is_no_value_either(self) -> None:
+    async def test_awaitable_returned_by_a_plain_function_is_a_type_error(self) -> None:
         harness = Harness("sync")
         guarded = harness.guard(lambda order: _Future())
         with pytest.raises(TypeError, match="define it by `async def`"):
             guarded("o-1")
 
     @pytest.mark.parametrize("kind", ["sync", "async"])
-    async def test_a_generator_that_no_annotation_announced_is_no_value(self, kind: Any) -> None:
-        """It would be recorded as done before any of it is."""
+    async def test_generator_returned_without_annotation_is_a_type_error_and_never_runs(
+        self, kind: Any
+    ) -> None:
+        """It would be recorded as done before any of its work is."""
         harness = Harness(kind)
         ran: list[str] = []
 
@@ -210,7 +212,7 @@ class TestSync:
                 await harness.call(guarded, "o-1")
         assert ran == []
 
-    async def test_a_coroutine_that_nobody_awaited_is_no_value_of_a_coroutine_function(self) -> None:
+    async def test_coroutine_returned_by_a_coroutine_function_is_a_type_error_and_never_runs(self) -> None:
         harness = Harness("async")
         ran = []
 
@@ -229,7 +231,7 @@ class _Future:
         yield
 
 
-def test_a_task_that_works_already_does_not_free_its_key() -> None:
+def test_task_returned_by_a_coroutine_function_is_recorded_as_unreplayable() -> None:
     harness = Harness("async")
     ran = []
 
@@ -246,8 +248,8 @@ def test_a_task_that_works_already_does_not_free_its_key() -> None:
     assert ran == ["o-1"]
 
 
-def test_asyncio_cancellation_of_the_wait_frees_nothing_of_the_duplicate() -> None:
-    """A waiter that is cancelled neither runs nor disturbs the run it waited for."""
+def test_cancelled_waiter_does_not_disturb_the_run_that_it_waits_for() -> None:
+    """The waiter is a task of asyncio, cancelled by `Task.cancel`."""
     harness, go_on = Harness("async"), asyncio.Event()
 
     @idempotent(store=harness.store, operation="slow", key=lambda order: order, policy=Policy(wait=PATIENCE))

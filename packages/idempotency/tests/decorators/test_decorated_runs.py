@@ -1,4 +1,4 @@
-"""`@idempotent`: one effect per key for coroutine functions and for plain ones, by the same rules."""
+"""`@idempotent`: one effect per key, for coroutine functions and plain functions alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestOnce:
-    async def test_the_second_call_gets_the_first_ones_value(self, harness: Harness) -> None:
+    async def test_second_call_gets_the_first_value_without_a_run(self, harness: Harness) -> None:
         guarded = harness.guard(charge)
         first = await harness.call(guarded, "o-1", 500)
         again = await harness.call(guarded, "o-1", 500)
@@ -38,18 +38,18 @@ class TestOnce:
         assert harness.runs == [("o-1", 500)]
         assert [type(event) for event in harness.events] == [Claimed, Settled, Replayed]
 
-    async def test_another_key_runs(self, harness: Harness) -> None:
+    async def test_call_with_another_key_runs(self, harness: Harness) -> None:
         guarded = harness.guard(charge)
         await harness.call(guarded, "o-1")
         await harness.call(guarded, "o-2")
         assert len(harness.runs) == 2
 
-    async def test_one_key_of_two_operations_is_two_keys(self, harness: Harness) -> None:
+    async def test_same_key_of_two_operations_runs_twice(self, harness: Harness) -> None:
         await harness.call(harness.guard(charge, operation="charge"), "o-1")
         await harness.call(harness.guard(charge, operation="refund"), "o-1")
         assert len(harness.runs) == 2
 
-    async def test_one_key_with_other_arguments_is_a_mismatch(self, harness: Harness) -> None:
+    async def test_same_key_with_other_arguments_is_a_mismatch(self, harness: Harness) -> None:
         guarded = harness.guard(charge)
         await harness.call(guarded, "o-1", 100)
         with pytest.raises(FingerprintMismatch):
@@ -59,13 +59,13 @@ class TestOnce:
         assert isinstance(refused, Refused)
         assert (refused.problem, refused.status, refused.operation) == ("key-reused", 422, "charge")
 
-    async def test_a_default_given_or_left_out_is_the_same_call(self, harness: Harness) -> None:
+    async def test_default_given_explicitly_is_the_same_call(self, harness: Harness) -> None:
         guarded = harness.guard(charge)
         await harness.call(guarded, "o-1")
         assert await harness.call(guarded, order="o-1", cents=100) == {"order": "o-1", "cents": 100}
         assert len(harness.runs) == 1
 
-    async def test_an_equal_default_counts_as_the_default_and_a_value_of_another_type_does_not(
+    async def test_equal_value_counts_as_the_default_and_one_of_another_type_does_not(
         self, harness: Harness
     ) -> None:
         guarded = harness.guard(lambda order, weights=[1, 2.5]: order)
@@ -74,12 +74,14 @@ class TestOnce:
         with pytest.raises(FingerprintMismatch):
             await harness.call(guarded, "o-1", [True, 2.5])
 
-    async def test_the_fingerprint_may_be_chosen(self, harness: Harness) -> None:
+    async def test_fingerprint_function_decides_which_arguments_count(self, harness: Harness) -> None:
         guarded = harness.guard(lambda order, sent_at: order, fingerprint=lambda order, sent_at: order)
         await harness.call(guarded, "o-1", datetime(2026, 1, 1, tzinfo=UTC))
         assert await harness.call(guarded, "o-1", datetime(2026, 1, 2, tzinfo=UTC)) == "o-1"
 
-    async def test_arguments_changed_by_the_function_change_nothing(self, harness: Harness) -> None:
+    async def test_fingerprint_is_taken_before_the_function_modifies_its_arguments(
+        self, harness: Harness
+    ) -> None:
         def consume(order: str, lines: list[int]) -> int:
             total = sum(lines)
             lines.clear()
@@ -89,29 +91,29 @@ class TestOnce:
         assert await harness.call(guarded, "o-1", [1, 2]) == 3
         assert await harness.call(guarded, "o-1", [1, 2]) == 3
 
-    async def test_after_the_retention_the_key_is_new(self, harness: Harness) -> None:
+    async def test_key_runs_again_after_the_retention(self, harness: Harness) -> None:
         guarded = harness.guard(charge, policy=Policy(retention=60))
         await harness.call(guarded, "o-1")
         harness.clock.advance(61)
         await harness.call(guarded, "o-1")
         assert len(harness.runs) == 2
 
-    async def test_a_function_keeps_its_name_signature_and_kind(self, harness: Harness) -> None:
+    async def test_decorated_function_keeps_its_name_signature_and_kind(self, harness: Harness) -> None:
         guarded = harness.guard(charge)
         assert guarded.__name__ == "charge"
         assert inspect.signature(guarded) == inspect.signature(charge)
         assert inspect.iscoroutinefunction(guarded) == (harness.kind == "async")
 
-    async def test_the_claim_is_current_inside_and_gone_outside(self, harness: Harness) -> None:
+    async def test_current_claim_is_set_inside_the_function_only(self, harness: Harness) -> None:
         seen: list[Claim] = []
 
-        def look(order: str) -> str:
+        def observe(order: str) -> str:
             current = current_claim()
             assert current is not None
             seen.append(current.claim)
             return current.derive("mail")
 
-        guarded = harness.guard(look)
+        guarded = harness.guard(observe)
         derived = await harness.call(guarded, "o-1")
         assert derived == digest(b"derive", storage_key("charge", "o-1").encode(), b"mail").hex()[:32]
         assert seen[0].key == storage_key("charge", "o-1")
@@ -119,7 +121,7 @@ class TestOnce:
 
 
 class TestExceptions:
-    async def test_by_default_an_exception_frees_the_key(self, harness: Harness) -> None:
+    async def test_exception_frees_the_key_by_default(self, harness: Harness) -> None:
         answers = iter([ValueError("declined"), None])
 
         def fail_once(order: str) -> str:
@@ -133,9 +135,7 @@ class TestExceptions:
         assert await harness.call(guarded, "o-1") == "o-1"
         assert len(harness.runs) == 2
 
-    async def test_kept_an_exception_is_told_to_every_retry_by_its_class_alone(
-        self, harness: Harness
-    ) -> None:
+    async def test_kept_exception_is_reported_to_retries_by_its_class_only(self, harness: Harness) -> None:
         def fail(order: str) -> str:
             raise ValueError("card 4111111111111111 declined")
 
@@ -155,7 +155,7 @@ class TestExceptions:
         )
 
     @pytest.mark.rule("E4")
-    async def test_an_interrupt_leaves_the_key_to_its_lease(self, harness: Harness) -> None:
+    async def test_interrupt_leaves_the_key_to_its_lease(self, harness: Harness) -> None:
         class Interrupt(BaseException):
             pass
 
@@ -175,7 +175,7 @@ class TestExceptions:
         claimed = [event.attempt for event in harness.events if isinstance(event, Claimed)]
         assert claimed == [1, 2]
 
-    async def test_at_most_once_an_interrupt_leaves_the_outcome_unknown(self, harness: Harness) -> None:
+    async def test_interrupt_makes_the_outcome_unknown_at_most_once(self, harness: Harness) -> None:
         def interrupted(order: str) -> str:
             raise KeyboardInterrupt
 
@@ -199,19 +199,21 @@ class TestStoreFailures:
         monkeypatch.setattr(inner, "acquire", fail)
         return harness
 
-    async def test_without_a_confirmed_claim_nothing_runs(self, broken: Harness) -> None:
+    async def test_nothing_runs_if_the_store_is_unavailable(self, broken: Harness) -> None:
         guarded = broken.guard(charge)
         with pytest.raises(StoreUnavailable):
             await broken.call(guarded, "o-1")
         assert broken.runs == []
 
-    async def test_the_policy_may_prefer_an_answer(self, broken: Harness) -> None:
+    async def test_bypass_policy_runs_without_a_claim_if_the_store_is_unavailable(
+        self, broken: Harness
+    ) -> None:
         guarded = broken.guard(charge, policy=Policy(on_store_error="bypass"))
         assert await broken.call(guarded, "o-1") == {"order": "o-1", "cents": 100}
         assert current_claim() is None
 
     @pytest.mark.rule("E8")
-    async def test_a_lost_claim_answers_with_the_successors_value(self, harness: Harness) -> None:
+    async def test_lost_claim_returns_the_successors_value(self, harness: Harness) -> None:
         def stall(order: str) -> str:
             if not harness.runs[1:]:
                 harness.clock.advance(31)
@@ -229,7 +231,7 @@ class TestStoreFailures:
 
 class TestNesting:
     @pytest.mark.rule("E10")
-    async def test_a_call_inside_a_run_with_its_own_key_joins_it(self, harness: Harness) -> None:
+    async def test_nested_call_with_the_same_key_joins_the_run(self, harness: Harness) -> None:
         guarded: Callable[..., Any]
 
         if harness.kind == "async":
@@ -256,7 +258,7 @@ class TestNesting:
         assert harness.runs == [2, 1, 0]
 
     @pytest.mark.rule("E10")
-    async def test_a_call_inside_with_another_key_is_an_operation_of_its_own(self, harness: Harness) -> None:
+    async def test_nested_call_with_another_key_is_a_separate_operation(self, harness: Harness) -> None:
         inner = harness.guard(charge, operation="inner")
         if harness.kind == "async":
 

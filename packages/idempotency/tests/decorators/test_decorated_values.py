@@ -28,17 +28,17 @@ pytestmark = pytest.mark.anyio
 
 
 class TestCalls:
-    """The requirements on a call, checked before anything runs."""
+    """Requirements on a call that are checked before anything runs."""
 
     @pytest.mark.parametrize("key", [None, 7, b"o-1"])
-    async def test_a_key_that_is_no_string_is_a_type_error(self, harness: Harness, key: object) -> None:
+    async def test_key_that_is_not_a_string_is_a_type_error(self, harness: Harness, key: object) -> None:
         guarded = harness.guard(charge, key=lambda order: key)
         with pytest.raises(TypeError, match="must return a str"):
             await harness.call(guarded, "o-1")
         assert harness.runs == []
 
     @pytest.mark.parametrize("key", ["", "  ", "k" * 256, "\ud800"])
-    async def test_a_key_nobody_can_mean_is_invalid(self, harness: Harness, key: str) -> None:
+    async def test_blank_overlong_or_unencodable_key_is_invalid(self, harness: Harness, key: str) -> None:
         guarded = harness.guard(charge)
         with pytest.raises(InvalidKey) as caught:
             await harness.call(guarded, key)
@@ -50,7 +50,7 @@ class TestCalls:
         [float("nan"), float("inf"), Decimal("nan"), object(), [object()], len, int, memoryview(b"x")],
         ids=["nan", "inf", "decimal-nan", "object", "list-of-object", "function", "class", "memoryview"],
     )
-    async def test_an_argument_without_a_canonical_form_asks_for_a_fingerprint(
+    async def test_argument_without_a_canonical_form_is_an_error_that_suggests_fingerprint(
         self, harness: Harness, argument: object
     ) -> None:
         guarded = harness.guard(lambda order, extra: order)
@@ -59,7 +59,7 @@ class TestCalls:
         assert harness.runs == []
         assert await harness.record() is None
 
-    async def test_arguments_that_do_not_fit_are_a_type_error_before_any_claim(
+    async def test_arguments_that_do_not_match_the_signature_are_a_type_error_before_the_claim(
         self, harness: Harness
     ) -> None:
         guarded = harness.guard(charge, key=lambda *_, **__: "o-1")
@@ -67,7 +67,7 @@ class TestCalls:
             await harness.call(guarded, "o-1", 100, 200)
         assert await harness.record() is None
 
-    async def test_an_unserialisable_default_left_alone_is_no_matter(self, harness: Harness) -> None:
+    async def test_default_without_a_canonical_form_is_accepted(self, harness: Harness) -> None:
         session = object()
         guarded = harness.guard(lambda order, session=session: order)
         assert await harness.call(guarded, "o-1") == "o-1"
@@ -84,7 +84,7 @@ JSON_VALUES = st.recursive(
 
 
 def _frozen(value: Any) -> Any:
-    """Equal iff the same, where Python's own `1 == 1.0 == True` is too generous."""
+    """Equal iff the values are equal and of the same types, unlike Python's `1 == 1.0 == True`."""
     match value:
         case list():
             return ("list", *map(_frozen, value))
@@ -95,7 +95,7 @@ def _frozen(value: Any) -> Any:
 
 @given(left=JSON_VALUES, right=JSON_VALUES)
 @settings(max_examples=200)
-def test_two_calls_have_one_fingerprint_iff_their_arguments_are_the_same(left: Any, right: Any) -> None:
+def test_fingerprints_are_equal_iff_the_arguments_are(left: Any, right: Any) -> None:
     def function(argument: Any, *more: Any, **named: Any) -> None: ...
 
     reader = CallReader(function, operation="op", key=lambda *_, **__: "k", fingerprint=None)
@@ -114,7 +114,7 @@ class TestValues:
     @pytest.mark.parametrize(
         "value", [None, True, 0, -0.0, 2**53 + 1, -(2**200), 1e308, "é\x00\u2028", [[], {}], {"": None}]
     )
-    async def test_json_values_come_back_exactly(self, harness: Harness, value: Any) -> None:
+    async def test_json_values_are_replayed_exactly(self, harness: Harness, value: Any) -> None:
         guarded = harness.guard(lambda order: value)
         await harness.call(guarded, "o-1")
         again = await harness.call(guarded, "o-1")
@@ -139,7 +139,7 @@ class TestValues:
         ids=lambda value: type(value).__name__,
     )
     @pytest.mark.rule("E2")
-    async def test_a_value_that_would_change_is_returned_once_and_never_run_again(
+    async def test_value_that_json_would_change_is_returned_once_and_makes_the_call_unreplayable(
         self, harness: Harness, value: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         guarded = harness.guard(lambda order: value)
@@ -153,20 +153,20 @@ class TestValues:
         assert settled == ["unreplayable"]
 
     @pytest.mark.rule("E2")
-    async def test_a_value_over_the_limit_is_recorded_as_done(self, harness: Harness) -> None:
+    async def test_value_over_the_limit_makes_the_call_unreplayable(self, harness: Harness) -> None:
         guarded = harness.guard(lambda order: "x" * 1000, policy=Policy(max_response_bytes=500))
         await harness.call(guarded, "o-1")
         with pytest.raises(NotReplayable, match="larger than 500 bytes"):
             await harness.call(guarded, "o-1")
 
-    async def test_a_record_is_json_that_a_person_can_read(self, harness: Harness) -> None:
+    async def test_record_is_readable_json(self, harness: Harness) -> None:
         await harness.call(harness.guard(charge), "o-1", 5)
         record = await harness.record()
         assert record.outcome == (
             b'{"format":1,"outcome":"value","value":{"returned":{"order":"o-1","cents":5}}}'
         )
 
-    async def test_a_replay_names_the_trace_of_the_run_that_made_it(self, harness: Harness) -> None:
+    async def test_replay_event_has_the_traceparent_of_the_first_run(self, harness: Harness) -> None:
         class Hook:
             def __call__(self, event: Event) -> None:
                 harness.events.append(event)
@@ -180,7 +180,7 @@ class TestValues:
         assert isinstance(harness.events[-1], Replayed)
         assert harness.events[-1].traceparent == Hook().traceparent()
 
-    async def test_a_hook_that_cannot_name_its_trace_costs_nobody_a_value(self, harness: Harness) -> None:
+    async def test_traceparent_error_of_a_hook_is_ignored(self, harness: Harness) -> None:
         class Hook:
             def __call__(self, event: Event) -> None: ...
 
@@ -191,7 +191,7 @@ class TestValues:
         first = await harness.call(guarded, "o-1")
         assert await harness.call(guarded, "o-1") == first
 
-    async def test_a_response_under_the_same_name_is_never_taken_for_a_value(self, harness: Harness) -> None:
+    async def test_recorded_response_under_the_key_is_not_taken_for_a_value(self, harness: Harness) -> None:
         guarded = harness.guard(charge, fingerprint=lambda *_: b"same")
         await harness.call(guarded, "o-1")
         record = await harness.record()

@@ -1,4 +1,4 @@
-"""Mistakes that decoration can see are refused there."""
+"""Errors that the decorator raises when it decorates a function, and options that it accepts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class _CallableObject:
 
 
 class TestDecoration:
-    """Mistakes that decoration can see are refused there."""
+    """Functions and options that the decorator refuses."""
 
     def decorate(self, function: Any, *, store: Any = None, **options: Any) -> Any:
         settings: dict[str, Any] = {"operation": "op", "key": lambda *_: "k"}
         return idempotent(store=store or SyncMemoryStore(), **(settings | options))(function)
 
-    def test_async_over_a_sync_store_and_the_reverse(self) -> None:
+    def test_store_of_the_other_kind_is_refused(self) -> None:
         async def coroutine(order: str) -> str:
             return order
 
@@ -38,7 +38,7 @@ class TestDecoration:
         with pytest.raises(TypeError, match="`def` needs a SyncStore, not a MemoryStore"):
             self.decorate(charge, store=MemoryStore())
 
-    async def test_partials_and_objects_are_what_they_call(self) -> None:
+    async def test_partials_and_callable_objects_are_treated_as_what_they_call(self) -> None:
         async def coroutine(prefix: str, order: str) -> str:
             return prefix + order
 
@@ -52,7 +52,7 @@ class TestDecoration:
     def decorate_partial(self, function: Any) -> Any:
         return self.decorate(function, store=MemoryStore())
 
-    def test_generators(self) -> None:
+    def test_generators_are_refused(self) -> None:
         def generator(order: str) -> Any:
             yield order
 
@@ -73,22 +73,22 @@ class TestDecoration:
             Generator[int, None, None],
         ],
     )
-    def test_functions_that_announce_to_work_later(self, returns: Any) -> None:
+    def test_return_annotations_of_deferred_work_are_refused(self, returns: Any) -> None:
         def function(order: str) -> Any: ...
 
         function.__annotations__["return"] = returns
         with pytest.raises(TypeError, match="before its work is done"):
             self.decorate(function)
 
-    def test_static_and_class_methods_from_above(self) -> None:
+    def test_decorating_a_staticmethod_object_is_refused(self) -> None:
         with pytest.raises(TypeError, match="below any other decorator"):
             self.decorate(staticmethod(charge))
 
-    def test_an_operation_without_a_name(self) -> None:
+    def test_empty_operation_name_is_refused(self) -> None:
         with pytest.raises(ValueError, match="operation must be a name"):
             self.decorate(charge, operation="")
 
-    def test_a_key_that_is_no_plain_function(self) -> None:
+    def test_key_that_is_not_a_plain_function_is_refused(self) -> None:
         async def key(order: str) -> str:
             return order
 
@@ -96,7 +96,7 @@ class TestDecoration:
             with pytest.raises(TypeError, match="key= must be a plain function"):
                 self.decorate(charge, key=wrong)
 
-    def test_a_fingerprint_that_is_no_plain_function(self) -> None:
+    def test_fingerprint_that_is_not_a_plain_function_is_refused(self) -> None:
         async def fingerprint(order: str) -> str:
             return order
 
@@ -104,13 +104,13 @@ class TestDecoration:
             with pytest.raises(TypeError, match="fingerprint= must be a plain function"):
                 self.decorate(charge, fingerprint=wrong)
 
-    def test_a_return_annotation_that_json_would_change(self) -> None:
+    def test_return_annotation_that_json_would_change_is_refused(self) -> None:
         def when(order: str) -> datetime: ...
 
         with pytest.raises(TypeError, match="datetime does not come back from JSON"):
             self.decorate(when)
 
-    def test_a_method_is_protected_with_a_fingerprint_of_its_own(self) -> None:
+    def test_method_can_be_decorated_with_key_and_fingerprint_functions(self) -> None:
         class Till:
             runs = 0
 
@@ -128,7 +128,7 @@ class TestDecoration:
         assert (till.charge("o-1"), till.charge("o-1"), till.charge("o-2")) == (1, 1, 2)
 
 
-def test_a_policy_may_depend_on_the_arguments() -> None:
+def test_policy_function_gets_the_arguments() -> None:
     seen: list[float] = []
 
     class Store(SyncMemoryStore):
@@ -166,12 +166,12 @@ def test_a_policy_may_depend_on_the_arguments() -> None:
 
 
 @pytest.mark.parametrize("policy", ["at_most_once", Policy, None])
-def test_anything_but_a_policy_is_refused(policy: Any) -> None:
+def test_policy_option_of_another_type_is_refused(policy: Any) -> None:
     with pytest.raises(TypeError, match="policy="):
         idempotent(store=SyncMemoryStore(), operation="charge", key=lambda: "k", policy=policy)
 
 
-def test_a_function_that_gives_no_policy_is_refused_before_anything_runs() -> None:
+def test_policy_function_that_returns_no_policy_is_an_error_before_the_run() -> None:
     runs: list[int] = []
 
     @idempotent(store=SyncMemoryStore(), operation="charge", key=lambda: "k", policy=lambda: None)  # type: ignore[arg-type, return-value]

@@ -1,4 +1,4 @@
-"""A value of the return type comes back from its record as it was, or the type is refused at decoration."""
+"""Values of every return type are decoded unchanged, or the type is refused at decoration."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ VALUES: list[tuple[Any, Any]] = [
 @pytest.mark.parametrize(
     ("kind", "value"), VALUES, ids=[f"{kind!r:.60}-{n}" for n, (kind, _) in enumerate(VALUES)]
 )
-def test_every_value_of_the_return_type_comes_back_as_it_was(kind: Any, value: Any) -> None:
+def test_value_of_every_return_type_is_decoded_unchanged(kind: Any, value: Any) -> None:
     codec = PydanticCodec().bind(kind)
     again = codec.decode(json.loads(json.dumps(codec.encode(value))))
     assert again == value
@@ -258,7 +258,7 @@ def test_every_value_of_the_return_type_comes_back_as_it_was(kind: Any, value: A
 
 @pytest.mark.parametrize(("kind", "value"), VALUES[:12], ids=[f"{kind!r:.60}" for kind, _ in VALUES[:12]])
 @pytest.mark.anyio
-async def test_a_second_call_gets_the_value_whichever_way_it_is_decorated(kind: Any, value: Any) -> None:
+async def test_second_call_gets_the_value_of_sync_and_async_functions(kind: Any, value: Any) -> None:
     once: Any = {"operation": "op", "key": lambda: "k", "codec": PydanticCodec()}
 
     def run() -> Any:
@@ -304,7 +304,7 @@ class Lazy(pydantic.BaseModel):
         (type[int], "cannot write"),
     ],
 )
-def test_a_return_type_that_json_cannot_restore_is_refused_at_decoration(kind: Any, reason: str) -> None:
+def test_return_type_that_json_cannot_restore_is_refused_at_decoration(kind: Any, reason: str) -> None:
     with pytest.raises(TypeError, match=reason):
         PydanticCodec().bind(kind)
 
@@ -327,12 +327,12 @@ def test_a_return_type_that_json_cannot_restore_is_refused_at_decoration(kind: A
         (Plain, {"raw": ""}),
     ],
 )
-def test_a_record_of_another_shape_is_not_decoded(kind: Any, stored: Any) -> None:
+def test_record_of_another_shape_is_not_decoded(kind: Any, stored: Any) -> None:
     with pytest.raises((TypeError, ValueError, KeyError, ArithmeticError)):
         PydanticCodec().bind(kind).decode(stored)
 
 
-def test_a_field_that_a_later_release_added_gets_its_default() -> None:
+def test_model_field_added_later_is_decoded_with_its_default() -> None:
     class Before(pydantic.BaseModel):
         name: str
 
@@ -344,7 +344,7 @@ def test_a_field_that_a_later_release_added_gets_its_default() -> None:
     assert PydanticCodec().bind(After).decode(stored) == After(name="a")
 
 
-def test_a_dataclass_that_takes_more_than_its_fields_needs_the_other_codec() -> None:
+def test_dataclass_codec_refuses_init_only_variables() -> None:
     with pytest.raises(TypeError, match="InitVar"):
         DataclassCodec().bind(Initialised)
 
@@ -367,7 +367,7 @@ LEAF = None | bool | int | bytes | Decimal | datetime | str
         ),
     )
 )
-def test_any_value_of_a_wide_union_comes_back_of_the_type_that_it_had(value: Any) -> None:
+def test_value_of_a_wide_union_is_decoded_with_its_type(value: Any) -> None:
     codec = PydanticCodec().bind(dict[str, list[LEAF]])
     again = codec.decode(json.loads(json.dumps(codec.encode(value))))
     assert repr(again) == repr(value)

@@ -1,4 +1,4 @@
-"""The example of a queue consumer, run as a user would, killed where it hurts."""
+"""The example of a queue consumer, run as a user would, and killed before its record or its acknowledgement."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def example() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["queue_consumer"] = module  # where its dataclass looks for its own names
+    sys.modules["queue_consumer"] = module  # its dataclass resolves annotations there
     spec.loader.exec_module(module)
     return module
 
@@ -42,7 +42,7 @@ def run(*arguments: object) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def test_a_message_delivered_twice_is_charged_once(tmp_path: Path, example: ModuleType) -> None:
+def test_message_delivered_twice_is_charged_once(tmp_path: Path, example: ModuleType) -> None:
     message = json.dumps({"order": "o-1", "cents": 500})
     for _ in range(2):
         run(tmp_path, "--send", message)
@@ -51,9 +51,7 @@ def test_a_message_delivered_twice_is_charged_once(tmp_path: Path, example: Modu
     assert list(tmp_path.glob("*.json")) == []
 
 
-def test_a_consumer_killed_before_it_acknowledged_charges_nothing_again(
-    tmp_path: Path, example: ModuleType
-) -> None:
+def test_consumer_killed_before_its_acknowledgement_charges_once(tmp_path: Path, example: ModuleType) -> None:
     run(tmp_path, "--send", json.dumps({"order": "o-1", "cents": 500}))
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_AT_THE_ACKNOWLEDGEMENT, str(EXAMPLE), str(tmp_path)],
@@ -66,7 +64,7 @@ def test_a_consumer_killed_before_it_acknowledged_charges_nothing_again(
     assert example.Account(tmp_path / "account.db").charges() == [("o-1", 500)]
 
 
-def test_a_consumer_killed_before_its_record_is_taken_over_and_the_account_knows_the_reference(
+def test_consumer_killed_before_its_record_is_taken_over_and_charges_once(
     tmp_path: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = FakeClock()
@@ -90,9 +88,7 @@ def test_a_consumer_killed_before_its_record_is_taken_over_and_the_account_knows
     "message",
     ["no JSON", "[1]", '{"order": "o-1"}', '{"order": " ", "cents": 1}', '{"order": "o-1", "cents": 0}'],
 )
-def test_a_message_that_cannot_be_handled_is_put_aside(
-    tmp_path: Path, example: ModuleType, message: str
-) -> None:
+def test_invalid_message_becomes_a_dead_letter(tmp_path: Path, example: ModuleType, message: str) -> None:
     example.send(tmp_path, message)
     (line,) = example.consume(tmp_path)
     assert line.startswith("dead letter: ")
@@ -100,7 +96,7 @@ def test_a_message_that_cannot_be_handled_is_put_aside(
     assert example.Account(tmp_path / "account.db").charges() == []
 
 
-def test_one_order_with_two_amounts_is_a_matter_for_a_person(tmp_path: Path, example: ModuleType) -> None:
+def test_second_amount_for_an_order_becomes_a_dead_letter(tmp_path: Path, example: ModuleType) -> None:
     for cents in (500, 700):
         example.send(tmp_path, json.dumps({"order": "o-1", "cents": cents}))
         lines = list(example.consume(tmp_path))
