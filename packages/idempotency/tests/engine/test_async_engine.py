@@ -1,4 +1,4 @@
-"""The async engine where requests are cancelled, at every step of theirs, and duplicates follow one another."""
+"""The async engine: requests cancelled at every step, and concurrent duplicates that follow one request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from idempotency.testing import FakeClock
 
 pytestmark = pytest.mark.anyio
 
-LEASE = 0.06  # s: a sign of life every 20 ms
+LEASE = 0.06  # s: the heartbeat renews it every 20 ms
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -39,7 +39,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def stepwise(store: MemoryStore) -> PatchedStore:
-    """A store whose every call may be cancelled before and after it took effect."""
+    """A store each of whose calls can be cancelled before and after it takes effect."""
 
     def around(name: str) -> Any:
         async def method(real: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,13 +76,13 @@ class Steps(Charges):
 
 
 async def background() -> None:
-    """Let a claim that nobody heard of be released."""
+    """Let background tasks run, such as the late release of a claim."""
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
 
 
-class Log:
-    """A hook that remembers."""
+class EventLog:
+    """A hook that keeps its events."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -92,7 +92,7 @@ class Log:
 
 
 async def cancelled_after(steps: int, app: IdempotencyMiddleware) -> bool:
-    """Whether a request was still under way after so many steps; it is cancelled then."""
+    """Run a request for so many steps and cancel it; whether it had not ended by then."""
     answered = False
 
     async def request() -> None:
@@ -111,13 +111,13 @@ async def cancelled_after(steps: int, app: IdempotencyMiddleware) -> bool:
 async def every_step(
     policy: Policy, status: int
 ) -> AsyncIterator[tuple[IdempotencyMiddleware, Any, Any, Any]]:
-    """A middleware with its application, store and clock, whose one request was cancelled: at each step in turn."""
+    """For each step in turn: a middleware with application, store and clock, whose one request was cancelled there."""
     for steps in range(100):
         clock = FakeClock()
         store = stepwise(MemoryStore(clock=clock))
         charges = Steps(status=status)
         app = guard(charges, store, policy=policy)
-        app.engine.hooks = (Log(),)
+        app.engine.hooks = (EventLog(),)
         if not await cancelled_after(steps, app):
             assert steps > 6, "the request ended before it could be cancelled at all"
             return
@@ -128,7 +128,7 @@ async def every_step(
 @pytest.mark.real_time("a lease is renewed by a real timer")
 @pytest.mark.parametrize("status", [201, 503])
 @pytest.mark.rule("E4")
-async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) -> None:
+async def test_request_cancelled_at_any_step_leaves_no_run_and_no_heartbeat(status: int) -> None:
     stores = []
     async for app, _, store, _ in every_step(Policy(lease=LEASE), status):
         assert len(app.engine.single_flight) == 0
@@ -136,19 +136,21 @@ async def test_request_cancelled_at_any_step_holds_on_to_nothing(status: int) ->
             [event for event in app.engine.hooks[0].events if isinstance(event, kind)]  # type: ignore[attr-defined]
             for kind in (Claimed, Settled)
         )
-        assert len(begun) == len(ended), "of every run that begins an end is told"
+        assert len(begun) == len(ended), "every run that begins has a settled event"
         stores.append(store)
     renewals = [store.calls.get("renew", 0) for store in stores]
-    living = PatchedStore(MemoryStore())
-    run = await Engine(living).begin(question(lease=LEASE))
+    renewing = PatchedStore(MemoryStore())
+    run = await Engine(renewing).begin(ask(lease=LEASE))
     assert isinstance(run, Run)
-    await until(lambda: living.calls.get("renew", 0) >= 3)  # as long as a lease
+    await until(lambda: renewing.calls.get("renew", 0) >= 3)  # for the length of a lease
     await run.keep(b"done")
-    assert [store.calls.get("renew", 0) for store in stores] == renewals, "what is over shows no sign of life"
+    assert [store.calls.get("renew", 0) for store in stores] == renewals, (
+        "a run that has ended renews no lease"
+    )
 
 
 @pytest.mark.parametrize("status", [201, 503])
-async def test_request_cancelled_at_any_step_is_repeated_once_its_lease_is_over(status: int) -> None:
+async def test_request_cancelled_at_any_step_runs_again_after_its_lease_unless_recorded(status: int) -> None:
     async for app, charges, store, clock in every_step(Policy(lease=LEASE), status):
         await background()
         record = await store.get(StorageKey("k"))
@@ -176,14 +178,14 @@ async def test_request_cancelled_at_any_step_never_runs_twice_at_most_once() -> 
 
 @pytest.mark.parametrize("victim", ["the leader", "the first follower"])
 @pytest.mark.parametrize("status", [201, 503])
-async def test_duplicates_of_a_request_cancelled_at_any_step_are_all_answered(
+async def test_duplicates_of_a_request_cancelled_at_any_step_all_get_a_response(
     status: int, victim: str
 ) -> None:
     for steps in range(30):
         clock = FakeClock()
         charges = Steps(status=status)
         app = guard(charges, stepwise(MemoryStore(clock=clock)), lease=LEASE, wait=PATIENCE)
-        log = Log()
+        log = EventLog()
         app.engine.hooks = (log,)
         answers: list[Answer] = []
 
@@ -203,15 +205,15 @@ async def test_duplicates_of_a_request_cancelled_at_any_step_are_all_answered(
                 scopes[0 if victim == "the leader" else 1].cancel()
 
                 async def are_answered(
-                    clock: Any = clock, log: Log = log, answers: list[Answer] = answers
+                    clock: Any = clock, log: EventLog = log, answers: list[Answer] = answers
                 ) -> bool:
-                    for _ in range(50):  # each task goes on as far as it can: the store is in memory
+                    for _ in range(50):  # each task runs until it waits: the store is in memory
                         await anyio.lowlevel.checkpoint()
                     begun, ended = (
                         sum(isinstance(one, kind) for one in log.events) for kind in (Claimed, Settled)
                     )
                     if begun == ended:
-                        clock.advance(LEASE + 0.001)  # nothing runs: what was abandoned lapses
+                        clock.advance(LEASE + 0.001)  # nothing runs: let abandoned leases end
                     return len(answers) >= 3
 
                 await until(are_answered)
@@ -219,21 +221,21 @@ async def test_duplicates_of_a_request_cancelled_at_any_step_are_all_answered(
         assert {(answer.status, answer.body) for answer in answers} == {(status, b"onetwo")}
         assert len(app.engine.single_flight) == 0
         if status == 201:
-            assert charges.runs <= 2, "one that was cancelled, one that took over"
+            assert charges.runs <= 2, "one run that was cancelled, and one that took over"
 
 
-def question(wait: float = 0.0, **policy: Any) -> Ask:
+def ask(wait: float = 0.0, **policy: Any) -> Ask:
     return Ask(StorageKey("k"), Fingerprint(b"f"), Policy(**policy), "POST /charges", wait)
 
 
-async def test_duplicates_in_one_process_replay_without_asking_the_store() -> None:
+async def test_local_duplicates_replay_without_calling_the_store() -> None:
     store, verdicts = PatchedStore(MemoryStore()), []
     engine = Engine(store)
-    run = await engine.begin(question(wait=PATIENCE, retention=60))
+    run = await engine.begin(ask(wait=PATIENCE, retention=60))
     assert isinstance(run, Run)
 
     async def duplicate() -> None:
-        verdicts.append(await engine.begin(question(wait=PATIENCE)))
+        verdicts.append(await engine.begin(ask(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -246,14 +248,14 @@ async def test_duplicates_in_one_process_replay_without_asking_the_store() -> No
     assert store.calls == {"acquire": 1, "complete": 1}
 
 
-async def test_an_outcome_found_by_a_watcher_is_shared_with_all_followers() -> None:
+async def test_outcome_found_by_the_polling_leader_is_shared_with_all_local_followers() -> None:
     store, verdicts = PatchedStore(MemoryStore()), []
     here, elsewhere = Engine(store), Engine(store)
-    run = await elsewhere.begin(question())
+    run = await elsewhere.begin(ask())
     assert isinstance(run, Run)
 
     async def duplicate() -> None:
-        verdicts.append(await here.begin(question(wait=PATIENCE)))
+        verdicts.append(await here.begin(ask(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -268,25 +270,25 @@ async def test_an_outcome_found_by_a_watcher_is_shared_with_all_followers() -> N
 
 
 @pytest.mark.parametrize(
-    ("fate", "heard"),
+    ("fate", "verdicts_of_followers"),
     [
-        ("settled by another", ["Replay", "Replay", "Replay"]),
-        ("taken by another", ["Refuse", "Refuse", "Refuse"]),
+        ("completed by another", ["Replay", "Replay", "Replay"]),
+        ("held by another", ["Refuse", "Refuse", "Refuse"]),
         ("forgotten", ["Replay", "Replay", "Run"]),
         ("unrecorded", ["Refuse", "Refuse", "Refuse"]),
     ],
 )
-async def test_duplicates_of_a_run_that_lost_its_claim_or_its_store_wait_no_longer_than_it(
-    fate: str, heard: list[str]
+async def test_follower_verdicts_after_a_run_lost_its_claim_or_its_store(
+    fate: str, verdicts_of_followers: list[str]
 ) -> None:
     records, verdicts = MemoryStore(), []
     store = PatchedStore(records, **({"complete": unavailable} if fate == "unrecorded" else {}))
     engine = Engine(store)
-    run = await engine.begin(question(wait=0.6))
+    run = await engine.begin(ask(wait=0.6))
     assert isinstance(run, Run)
 
     async def duplicate() -> None:
-        verdict = await engine.begin(question(wait=0.6))
+        verdict = await engine.begin(ask(wait=0.6))
         verdicts.append(type(verdict).__name__)
         if isinstance(verdict, Run):
             await verdict.keep(encode_response(Response(201, [], b"mine")))
@@ -298,7 +300,7 @@ async def test_duplicates_of_a_run_that_lost_its_claim_or_its_store_wait_no_long
             await background()
             if fate != "unrecorded":
                 await records.forget(run.claim.key)
-            if fate in {"settled by another", "taken by another"}:
+            if fate in {"completed by another", "held by another"}:
                 reply = await records.acquire(
                     run.claim.key,
                     fingerprint=run.request.fingerprint,
@@ -307,17 +309,17 @@ async def test_duplicates_of_a_run_that_lost_its_claim_or_its_store_wait_no_long
                     retention=60.0,
                 )
                 assert isinstance(reply, Acquired)
-                if fate == "settled by another":
+                if fate == "completed by another":
                     await records.complete(reply.claim, b"theirs", retention=60.0)
             await run.keep(encode_response(Response(201, [], b"done")))
-    assert sorted(verdicts) == heard
+    assert sorted(verdicts) == verdicts_of_followers
     assert len(engine.single_flight) == 0
-    if fate == "settled by another":
-        assert store.calls["acquire"] == 1, "they were told what the store told their leader"
+    if fate == "completed by another":
+        assert store.calls["acquire"] == 1, "the followers share the reply that the leader got"
 
 
 @pytest.mark.rule("E8")
-async def test_record_is_tried_again_after_a_pause() -> None:
+async def test_async_complete_is_retried_after_a_delay() -> None:
     tried: list[float] = []
 
     async def fail_once(real: Store, *args: Any, **kwargs: Any) -> bool:
@@ -326,38 +328,38 @@ async def test_record_is_tried_again_after_a_pause() -> None:
             raise StoreUnavailable("down")
         return await real.complete(*args, **kwargs)
 
-    run = await Engine(PatchedStore(MemoryStore(), complete=fail_once)).begin(question())
+    run = await Engine(PatchedStore(MemoryStore(), complete=fail_once)).begin(ask())
     assert isinstance(run, Run)
     await run.keep(b"done")
     assert tried[1] - tried[0] >= 0.04
 
 
-async def test_another_request_under_a_running_key_is_refused_without_a_wait() -> None:
+async def test_other_request_under_a_running_key_is_refused_without_drawing_a_delay() -> None:
     def random() -> float:
-        raise AssertionError("delays are drawn by who waits")
+        raise AssertionError("only a waiting request draws a delay")
 
     engine = Engine(MemoryStore(), random=random)
-    run = await engine.begin(question(wait=PATIENCE))
+    run = await engine.begin(ask(wait=PATIENCE))
     assert isinstance(run, Run)
-    verdict = await engine.begin(question(wait=5)._replace(fingerprint=Fingerprint(b"another")))
+    verdict = await engine.begin(ask(wait=5)._replace(fingerprint=Fingerprint(b"another")))
     assert isinstance(verdict, Refuse)
     assert isinstance(verdict.error, FingerprintMismatch)
     await run.release()
 
 
 @pytest.mark.parametrize("policy", [{"wait": 5.0}, {"prefer_wait": 5.0}])
-async def test_a_request_that_does_not_wait_can_lead_requests_that_do(policy: dict[str, float]) -> None:
+async def test_request_that_does_not_wait_can_lead_requests_that_do(policy: dict[str, float]) -> None:
     store, verdicts = PatchedStore(MemoryStore()), []
     engine = Engine(store)
 
-    def ask(wait: float) -> Ask:
-        return question()._replace(policy=Policy(**policy), wait=wait)
+    def ask_under_policy(wait: float) -> Ask:
+        return ask()._replace(policy=Policy(**policy), wait=wait)
 
-    run = await engine.begin(ask(0.0))  # as with `Prefer: wait=0`, or without a preference
+    run = await engine.begin(ask_under_policy(0.0))  # as with `Prefer: wait=0`, or without a preference
     assert isinstance(run, Run)
 
     async def duplicate() -> None:
-        verdicts.append(await engine.begin(ask(5.0)))
+        verdicts.append(await engine.begin(ask_under_policy(5.0)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -367,7 +369,7 @@ async def test_a_request_that_does_not_wait_can_lead_requests_that_do(policy: di
     assert (type(verdicts[0]), store.calls["acquire"]) == (Replay, 1)
 
 
-async def test_late_releases_are_bounded_and_make_room_for_the_next() -> None:
+async def test_pending_late_releases_are_bounded_at_256() -> None:
     go_on, asked = anyio.Event(), 0
 
     async def stall(real: Store, claim: Claim) -> bool:
@@ -381,7 +383,7 @@ async def test_late_releases_are_bounded_and_make_room_for_the_next() -> None:
     for _ in range(300):
         engine.spawn_release(claim, "POST /charges")
     await anyio.wait_all_tasks_blocked()
-    assert asked == 256, "past that the lease decides"
+    assert asked == 256, "further claims are left to their leases"
     go_on.set()
     await anyio.wait_all_tasks_blocked()
     engine.spawn_release(claim, "POST /charges")
@@ -390,12 +392,12 @@ async def test_late_releases_are_bounded_and_make_room_for_the_next() -> None:
 
 
 @pytest.mark.real_time("a lease is renewed by a real timer")
-def test_an_engine_keeps_runs_alive_in_each_loop_that_it_serves() -> None:
+def test_engine_renews_leases_in_each_of_several_event_loops() -> None:
     store = PatchedStore(MemoryStore())
     engine = Engine(store)
 
     async def serve(key: str) -> None:
-        run = await engine.begin(question(lease=LEASE)._replace(key=StorageKey(key)))
+        run = await engine.begin(ask(lease=LEASE)._replace(key=StorageKey(key)))
         assert isinstance(run, Run)
         before = store.calls.get("renew", 0)
         await until(lambda: store.calls.get("renew", 0) > before)
@@ -405,10 +407,10 @@ def test_an_engine_keeps_runs_alive_in_each_loop_that_it_serves() -> None:
         anyio.run(serve, f"k-{number}")
 
 
-async def test_runs_that_are_over_are_not_remembered() -> None:
+async def test_ended_run_leaves_no_heartbeat_entry() -> None:
     engine = Engine(MemoryStore())
     for end in ("keep", "release", "abandon"):
-        run = await engine.begin(question(lease=LEASE))
+        run = await engine.begin(ask(lease=LEASE))
         assert isinstance(run, Run)
         ended = getattr(run, end)(*([b"done"] if end == "keep" else []))
         if ended is not None:
@@ -417,16 +419,16 @@ async def test_runs_that_are_over_are_not_remembered() -> None:
         await engine.store.forget(run.claim.key)  # type: ignore[attr-defined]
 
 
-async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> None:
+async def test_follower_that_times_out_leaves_the_leader_in_place() -> None:
     store = PatchedStore(MemoryStore())
     engine = Engine(store)
-    run = await engine.begin(question(wait=PATIENCE))
+    run = await engine.begin(ask(wait=PATIENCE))
     assert isinstance(run, Run)
-    assert isinstance(await engine.begin(question(wait=0.01)), Refuse)
+    assert isinstance(await engine.begin(ask(wait=0.01)), Refuse)
     asked, verdicts = store.calls["acquire"], []
 
     async def duplicate() -> None:
-        verdicts.append(await engine.begin(question(wait=PATIENCE)))
+        verdicts.append(await engine.begin(ask(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -434,22 +436,22 @@ async def test_follower_whose_patience_ends_leaves_the_lead_where_it_is() -> Non
             await background()
             await run.keep(encode_response(Response(201, [], b"done")))
     assert isinstance(verdicts[0], Replay)
-    assert store.calls["acquire"] == asked, "it followed, and asked the store for nothing"
+    assert store.calls["acquire"] == asked, "a follower does not call the store"
 
 
-async def test_watcher_whose_patience_ends_hands_the_lead_on() -> None:
+async def test_polling_leader_that_times_out_promotes_a_local_follower() -> None:
     store, verdicts = MemoryStore(), []
     here, elsewhere = Engine(store), Engine(store)
-    run = await elsewhere.begin(question())
+    run = await elsewhere.begin(ask())
     assert isinstance(run, Run)
     gone = anyio.Event()
 
     async def leader() -> None:
-        verdicts.append(await here.begin(question(wait=0.03)))
+        verdicts.append(await here.begin(ask(wait=0.03)))
         gone.set()
 
     async def follower() -> None:
-        verdicts.append(await here.begin(question(wait=PATIENCE)))
+        verdicts.append(await here.begin(ask(wait=PATIENCE)))
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -462,12 +464,12 @@ async def test_watcher_whose_patience_ends_hands_the_lead_on() -> None:
     assert len(here.single_flight) == 0
 
 
-async def test_followers_that_gave_up_are_not_remembered() -> None:
+async def test_followers_that_time_out_are_removed() -> None:
     engine = Engine(MemoryStore())
-    run = await engine.begin(question(wait=0.001))
+    run = await engine.begin(ask(wait=0.001))
     assert isinstance(run, Run)
     for _ in range(20):
-        await engine.begin(question(wait=0.001))
+        await engine.begin(ask(wait=0.001))
     in_flight = engine.single_flight.find(run.request.key, run.request.fingerprint, running().loop)
     assert in_flight is not None
     assert len(in_flight.followers) == 0
@@ -475,16 +477,16 @@ async def test_followers_that_gave_up_are_not_remembered() -> None:
     assert len(engine.single_flight) == 0
 
 
-def test_a_claim_is_given_back_where_no_loop_could_keep_it_alive() -> None:
+def test_claim_is_released_if_there_is_no_supported_event_loop() -> None:
     store = MemoryStore()
-    beginning = Engine(store).begin(question())
+    beginning = Engine(store).begin(ask())
     with pytest.raises(RuntimeError, match=r"asyncio or trio|async"):
         beginning.send(None)
     assert store._store.get(StorageKey("k")) is None
 
 
-class GrantsLate(SyncMemoryStore):
-    """Grants nothing before a release was asked for."""
+class GrantsAfterRelease(SyncMemoryStore):
+    """Blocks acquire until release has been called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -501,34 +503,34 @@ class GrantsLate(SyncMemoryStore):
         return self.released[-1]
 
 
-async def test_claim_granted_after_its_caller_left_is_released_all_the_same() -> None:
-    """The thread of a cancelled call goes on: a first release may come before the claim that it is to release."""
-    records = GrantsLate()
+async def test_claim_granted_after_its_caller_was_cancelled_is_released() -> None:
+    """The thread of a cancelled call goes on: a first release may arrive before the claim is granted."""
+    records = GrantsAfterRelease()
     engine = Engine(ThreadedStore(records))
     with anyio.move_on_after(0.05):
-        await engine.begin(question(takeover=False))
+        await engine.begin(ask(takeover=False))
     with anyio.fail_after(30):
         await until(lambda: True in records.released)
     assert records.released[0] is False
     assert records.get(StorageKey("k")) is None
 
 
-async def test_waiter_that_is_cancelled_asks_the_store_for_nothing() -> None:
+async def test_cancelled_waiter_calls_the_store_no_more() -> None:
     waiting = anyio.Event()
 
-    class Waited(PatchedStore):
+    class StoreWithWait(PatchedStore):
         async def wait(self, _key: StorageKey, *, timeout: float) -> None:
             waiting.set()
             await anyio.sleep_forever()
 
-    watched = Waited(MemoryStore())
-    first = await Engine(watched).begin(question())
+    watched = StoreWithWait(MemoryStore())
+    first = await Engine(watched).begin(ask())
     assert isinstance(first, Run)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(Engine(watched).begin, question(wait=5))
+        tasks.start_soon(Engine(watched).begin, ask(wait=5))
         with anyio.fail_after(30):
             await waiting.wait()
         tasks.cancel_scope.cancel()
     await anyio.lowlevel.checkpoint()
-    assert watched.calls == {"acquire": 2}, "it held nothing that could be released"
+    assert watched.calls == {"acquire": 2}, "the waiter held no claim to release"
     await first.release()

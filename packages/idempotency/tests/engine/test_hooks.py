@@ -1,4 +1,4 @@
-"""The hooks: what a log, a scrape and a trace show of a request, and that none of them shows a secret."""
+"""The hooks: log records, metrics and spans of a request, none of which contains a secret."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def anyio_backend() -> str:
 
 
 class Charges:
-    """An application that answers every POST, with the span of its own that a server's instrumentation would open."""
+    """An application that answers every POST, behind the middleware with *hooks*."""
 
     def __init__(self, *hooks: Any, store: Any = None, policy: Policy | None = None) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -88,7 +88,7 @@ def log() -> tuple[logging.Logger, list[logging.LogRecord]]:
     return logger, records
 
 
-def test_each_event_is_one_record_with_its_fields_as_attributes(log) -> None:
+def test_each_event_is_one_log_record_with_its_fields_as_attributes(log) -> None:
     logger, records = log
     hook = LoggingHook(logger)
     for event in EVERY:
@@ -109,7 +109,7 @@ def test_each_event_is_one_record_with_its_fields_as_attributes(log) -> None:
     assert settled["idempotency.operation"] == "POST /charges"
 
 
-def test_the_message_alone_is_readable(log) -> None:
+def test_log_message_contains_all_fields(log) -> None:
     logger, records = log
     LoggingHook(logger)(SETTLED)
 
@@ -118,7 +118,7 @@ def test_the_message_alone_is_readable(log) -> None:
     )
 
 
-def test_a_lost_claim_is_an_error_and_a_failed_store_a_warning(log) -> None:
+def test_lost_claim_is_logged_as_error_and_store_failure_as_warning(log) -> None:
     logger, records = log
     hook = LoggingHook(logger)
     for event in EVERY:
@@ -130,7 +130,7 @@ def test_a_lost_claim_is_an_error_and_a_failed_store_a_warning(log) -> None:
     assert set(levels.values()) == {logging.INFO}
 
 
-def test_a_path_cannot_forge_a_second_log_line(log) -> None:
+def test_newline_in_a_path_makes_no_second_log_line(log) -> None:
     logger, records = log
     LoggingHook(logger)(
         Claimed(operation="POST /a\nERROR root forged", key_id="0bafe22156d2", attempt=1, waited=0.0)
@@ -139,7 +139,7 @@ def test_a_path_cannot_forge_a_second_log_line(log) -> None:
     assert "\n" not in records[0].getMessage()
 
 
-def test_a_level_that_is_off_costs_no_record(log) -> None:
+def test_events_below_the_log_level_make_no_record(log) -> None:
     logger, records = log
     logger.setLevel(logging.ERROR)
     hook = LoggingHook(logger)
@@ -149,7 +149,7 @@ def test_a_level_that_is_off_costs_no_record(log) -> None:
     assert [record.event for record in records] == ["idempotency.claim_lost"]
 
 
-async def test_no_log_line_of_a_whole_exchange_shows_a_key_a_token_or_a_body(log) -> None:
+async def test_log_of_a_run_and_its_replay_contains_no_key_token_or_body(log) -> None:
     logger, records = log
     charges = Charges(LoggingHook(logger))
     for _ in range(2):
@@ -167,7 +167,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
     return registry.get_sample_value(name, labels)
 
 
-def test_every_event_is_counted_once_under_its_public_name() -> None:
+def test_each_event_is_counted_once_under_its_public_metric_name() -> None:
     registry = CollectorRegistry()
     hook = PrometheusHook(registry)
     for event in EVERY:
@@ -186,14 +186,14 @@ def test_every_event_is_counted_once_under_its_public_name() -> None:
     assert value(registry, "idempotency_wait_seconds_sum", end="replayed") == 0.25
 
 
-def test_a_request_that_did_not_wait_is_no_wait_of_zero_seconds() -> None:
+def test_request_that_did_not_wait_is_not_observed_as_a_wait() -> None:
     registry = CollectorRegistry()
     PrometheusHook(registry)(CLAIMED)
 
     assert value(registry, "idempotency_wait_seconds_count", end="claimed") == 0
 
 
-def test_a_failure_that_never_happened_is_a_series_at_zero() -> None:
+def test_failure_counters_start_at_zero() -> None:
     registry = CollectorRegistry()
     PrometheusHook(registry)
 
@@ -204,14 +204,14 @@ def test_a_failure_that_never_happened_is_a_series_at_zero() -> None:
     assert value(registry, "idempotency_store_failures_total", step="complete", action="unrecorded") == 0
 
 
-def test_only_failures_that_bypass_the_store_are_unprotected_runs() -> None:
+def test_retried_store_failure_is_not_counted_as_an_unprotected_run() -> None:
     registry = CollectorRegistry()
     PrometheusHook(registry)(StoreFailed(**ON, step="renew", action="retrying", error="StoreUnavailable"))
 
     assert value(registry, "idempotency_unprotected_runs_total") == 0
 
 
-def test_no_path_and_no_key_is_a_label() -> None:
+def test_operation_and_key_are_not_labels_by_default() -> None:
     registry = CollectorRegistry()
     hook = PrometheusHook(registry)
     for number in range(3):
@@ -222,7 +222,7 @@ def test_no_path_and_no_key_is_a_label() -> None:
     assert value(registry, "idempotency_claimed_total", kind="first") == 3
 
 
-def test_a_label_function_folds_operations_into_few_values() -> None:
+def test_label_function_maps_operations_to_label_values() -> None:
     registry = CollectorRegistry()
     hook = PrometheusHook(registry, label=lambda operation: "charges" if "/charges" in operation else "other")
     for event in EVERY:
@@ -234,7 +234,7 @@ def test_a_label_function_folds_operations_into_few_values() -> None:
     assert value(registry, "idempotency_replayed_total", operation="charges") == 1
 
 
-def test_a_namespace_keeps_two_hooks_apart_and_one_namespace_is_registered_once() -> None:
+def test_two_hooks_need_two_namespaces() -> None:
     registry = CollectorRegistry()
     PrometheusHook(registry)
     other = PrometheusHook(registry, namespace="billing")
@@ -246,7 +246,7 @@ def test_a_namespace_keeps_two_hooks_apart_and_one_namespace_is_registered_once(
         PrometheusHook(registry)
 
 
-async def test_a_first_run_its_replay_and_a_mismatch_are_counted_through_the_middleware() -> None:
+async def test_first_run_replay_and_refusal_are_counted_through_the_middleware() -> None:
     registry = CollectorRegistry()
     charges = Charges(PrometheusHook(registry))
     await charges.post("k-1")
@@ -259,14 +259,16 @@ async def test_a_first_run_its_replay_and_a_mismatch_are_counted_through_the_mid
     assert value(registry, "idempotency_refused_total", problem="invalid-key") == 1
 
 
-class AwayStore(MemoryStore):
+class UnavailableStore(MemoryStore):
     async def acquire(self, key: Any, **_: Any) -> Any:
         raise StoreUnavailable("away")
 
 
-async def test_a_run_that_bypasses_an_absent_store_is_counted_as_unprotected() -> None:
+async def test_run_that_bypasses_an_unavailable_store_is_counted_as_unprotected() -> None:
     registry = CollectorRegistry()
-    charges = Charges(PrometheusHook(registry), store=AwayStore(), policy=Policy(on_store_error="bypass"))
+    charges = Charges(
+        PrometheusHook(registry), store=UnavailableStore(), policy=Policy(on_store_error="bypass")
+    )
 
     assert await charges.post("k-1") == 201
     assert value(registry, "idempotency_unprotected_runs_total") == 1
@@ -283,7 +285,7 @@ def spans() -> tuple[trace.Tracer, InMemorySpanExporter]:
     return provider.get_tracer("test"), exporter
 
 
-async def test_a_replay_links_to_the_span_of_the_run_it_repeats(spans) -> None:
+async def test_replay_span_links_to_the_span_of_the_first_run(spans) -> None:
     tracer, exporter = spans
     charges = Charges(OpenTelemetryHook())
     for name in ("first", "retry"):
@@ -302,7 +304,7 @@ async def test_a_replay_links_to_the_span_of_the_run_it_repeats(spans) -> None:
 
 
 @pytest.mark.parametrize("event", EVERY, ids=lambda event: type(event).__name__)
-def test_every_event_is_an_event_of_the_current_span(spans, event: Event) -> None:
+def test_each_event_is_added_to_the_current_span(spans, event: Event) -> None:
     tracer, exporter = spans
     with tracer.start_as_current_span("request"):
         OpenTelemetryHook()(event)
@@ -312,7 +314,7 @@ def test_every_event_is_an_event_of_the_current_span(spans, event: Event) -> Non
     assert written.attributes["idempotency.operation"] == "POST /charges"
 
 
-def test_a_refusal_is_the_result_of_its_span(spans) -> None:
+def test_refusal_sets_the_result_attribute_of_its_span(spans) -> None:
     tracer, exporter = spans
     with tracer.start_as_current_span("request"):
         OpenTelemetryHook()(REFUSED)
@@ -321,7 +323,7 @@ def test_a_refusal_is_the_result_of_its_span(spans) -> None:
 
 
 @pytest.mark.parametrize("recorded", ["", "garbage", "00-0-0-00", "ff-" + "1" * 32 + "-" + "2" * 16 + "-01"])
-def test_a_recorded_context_that_cannot_be_read_links_nowhere(spans, recorded: str) -> None:
+def test_unreadable_recorded_traceparent_makes_no_link(spans, recorded: str) -> None:
     tracer, exporter = spans
     with tracer.start_as_current_span("request"):
         OpenTelemetryHook()(Replayed(**ON, age=0.0, waited=0.0, traceparent=recorded))
@@ -329,21 +331,21 @@ def test_a_recorded_context_that_cannot_be_read_links_nowhere(spans, recorded: s
     assert exporter.get_finished_spans()[0].links == ()
 
 
-def test_without_a_span_there_is_nothing_to_record_and_nothing_fails() -> None:
+def test_hook_without_a_current_span_does_nothing() -> None:
     hook = OpenTelemetryHook()
     hook(REPLAYED)
 
     assert hook.traceparent() is None
 
 
-# What is not installed.
+# Missing libraries.
 
 
 @pytest.mark.parametrize(
     ("hook", "module", "extra"),
     [(PrometheusHook, "prometheus_client", "prometheus"), (OpenTelemetryHook, "opentelemetry", "otel")],
 )
-def test_a_missing_library_is_an_import_error_that_names_the_extra(
+def test_missing_library_is_an_import_error_that_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, hook: Any, module: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)

@@ -1,4 +1,4 @@
-"""A late claim may be made inside another run, which is over before it or after it."""
+"""Late claims inside another run that ends before or after them, for ASGI and WSGI."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from idempotency.wsgi import LateClaim as WSGILateClaim
 from idempotency.wsgi import claim as wsgi_claim
 
 
-def held() -> str | None:
+def current_key() -> str | None:
     """The key of the run that this code is part of."""
     found = current_claim()
     return None if found is None else found.claim.key
 
 
-class Seen:
-    """What the application and a layer around the inner run are part of."""
+class Observed:
+    """The current keys in the application and in a layer around it."""
 
     def __init__(self) -> None:
         self.before: str | None = None
@@ -40,22 +40,22 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def asgi_app(seen: Seen) -> Any:
+def asgi_app(observed: Observed) -> Any:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await claim(scope, "late", Policy())
-        seen.inside = held()
+        observed.inside = current_key()
         await send({"type": "http.response.start", "status": 201, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
     return app
 
 
-def asgi_layer(app: Any, seen: Seen) -> Any:
+def asgi_layer(app: Any, observed: Observed) -> Any:
     async def layer(scope: Any, receive: Any, send: Any) -> None:
-        seen.before = held()
+        observed.before = current_key()
         await app(scope, receive, send)
-        seen.after = held()
-        seen.runs_after = [frame.claim.key for frame in scope.get(RUNS, ())]
+        observed.after = current_key()
+        observed.runs_after = [frame.claim.key for frame in scope.get(RUNS, ())]
 
     return layer
 
@@ -69,42 +69,42 @@ def late(app: Any) -> Any:
 
 
 @pytest.mark.anyio
-async def test_a_layer_is_in_its_run_again_once_a_late_claim_inside_it_is_over() -> None:
-    seen = Seen()
-    answer = await asgi_driver.call(early(asgi_layer(late(asgi_app(seen)), seen)), key="k")
-    assert (answer.status, seen.inside) == (201, "late:k")
-    assert (seen.before, seen.after, seen.runs_after) == ("early:k", "early:k", ["early:k"])
+async def test_outer_run_is_current_again_after_an_inner_late_claim_has_ended() -> None:
+    observed = Observed()
+    answer = await asgi_driver.call(early(asgi_layer(late(asgi_app(observed)), observed)), key="k")
+    assert (answer.status, observed.inside) == (201, "late:k")
+    assert (observed.before, observed.after, observed.runs_after) == ("early:k", "early:k", ["early:k"])
     assert active.get() is None
 
 
 @pytest.mark.anyio
-async def test_a_late_claim_goes_on_where_a_run_that_it_was_made_in_is_over() -> None:
-    seen = Seen()
+async def test_late_claim_continues_after_an_inner_run_in_which_it_was_made_has_ended() -> None:
+    observed = Observed()
     scope = asgi_driver.http_scope(headers=asgi_driver.key_header("k"))
-    driver = asgi_driver.RequestDriver(late(asgi_layer(early(asgi_app(seen)), seen)), scope)
+    driver = asgi_driver.RequestDriver(late(asgi_layer(early(asgi_app(observed)), observed)), scope)
     driver.send_body(b"{}")
     answer = await driver.run()
-    assert (answer.status, seen.before, seen.inside) == (201, None, "late:k")
-    assert (seen.after, seen.runs_after) == ("late:k", ["late:k"])
-    assert (RUNS in scope, held()) == (False, None)
+    assert (answer.status, observed.before, observed.inside) == (201, None, "late:k")
+    assert (observed.after, observed.runs_after) == ("late:k", ["late:k"])
+    assert (RUNS in scope, current_key()) == (False, None)
 
 
-def wsgi_app(seen: Seen) -> Any:
+def wsgi_app(observed: Observed) -> Any:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         wsgi_claim(environ, "late")
-        seen.inside = held()
+        observed.inside = current_key()
         start_response("201 Created", [])
         return [b"done"]
 
     return app
 
 
-def wsgi_layer(app: Any, seen: Seen) -> Any:
+def wsgi_layer(app: Any, observed: Observed) -> Any:
     def layer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        seen.before = held()
+        observed.before = current_key()
         body = app(environ, start_response)
-        seen.after = held()
-        seen.runs_after = [frame.claim.key for frame in environ.get(RUNS, ())]
+        observed.after = current_key()
+        observed.runs_after = [frame.claim.key for frame in environ.get(RUNS, ())]
         return body  # type: ignore[no-any-return]
 
     return layer
@@ -118,18 +118,18 @@ def wsgi_late(app: Any) -> Any:
     return WSGILateClaim(app, store=SyncMemoryStore())
 
 
-def test_a_layer_of_wsgi_is_in_its_run_again_once_a_late_claim_inside_it_is_over() -> None:
-    seen = Seen()
-    answer = wsgi_driver.call(wsgi_early(wsgi_layer(wsgi_late(wsgi_app(seen)), seen)), key="k")
-    assert (answer.status, seen.inside) == (201, "late:k")
-    assert (seen.before, seen.after, seen.runs_after) == ("early:k", "early:k", ["early:k"])
+def test_wsgi_outer_run_is_current_again_after_an_inner_late_claim_has_ended() -> None:
+    observed = Observed()
+    answer = wsgi_driver.call(wsgi_early(wsgi_layer(wsgi_late(wsgi_app(observed)), observed)), key="k")
+    assert (answer.status, observed.inside) == (201, "late:k")
+    assert (observed.before, observed.after, observed.runs_after) == ("early:k", "early:k", ["early:k"])
     assert active.get() is None
 
 
-def test_a_late_claim_of_wsgi_goes_on_where_a_run_that_it_was_made_in_is_over() -> None:
-    seen = Seen()
+def test_wsgi_late_claim_continues_after_an_inner_run_in_which_it_was_made_has_ended() -> None:
+    observed = Observed()
     environ = wsgi_driver.environ_of(key="k")
-    answer = wsgi_driver.call(wsgi_late(wsgi_layer(wsgi_early(wsgi_app(seen)), seen)), environ)
-    assert (answer.status, seen.before, seen.inside) == (201, None, "late:k")
-    assert (seen.after, seen.runs_after) == ("late:k", ["late:k"])
+    answer = wsgi_driver.call(wsgi_late(wsgi_layer(wsgi_early(wsgi_app(observed)), observed)), environ)
+    assert (answer.status, observed.before, observed.inside) == (201, None, "late:k")
+    assert (observed.after, observed.runs_after) == ("late:k", ["late:k"])
     assert (active.get(), environ.get(RUNS, ())) == (None, ())

@@ -1,8 +1,8 @@
 """
-The meaning of "inside a run": code that inherits a run's context is inside it until it ends, and no longer.
+Code that inherits the context of a run is inside the run until the run ends, and no longer.
 
-Every shell that begins a run (the middleware, the decorator of either kind) is crossed with every way to inherit a
-context: tasks, task groups, callbacks, executors, threads, copied contexts.
+Every way to begin a run (the middleware, the decorator of either kind) is combined with every way to inherit a context:
+tasks, task groups, callbacks, executors, threads, copied contexts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 KEY = "k"
 RUNS: dict[str, Callable[[Callable[[], Any]], Coroutine[Any, Any, None]]] = {}
-"""Runs *function* inside a run whose storage key is `shop:k`, and returns once that run is over."""
+"""Functions that call *function* inside a run with the storage key `shop:k`, and return once that run is over."""
 
 
 def _run(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,8 +132,8 @@ async def _finish(value: Any) -> None:
         await value
 
 
-class Seen:
-    """The run as the code within saw it: its claim, and whether a call of the run's storage key is part of it."""
+class Observer:
+    """Observes code: its current claim, and whether a call with the run's storage key joins the run."""
 
     def __init__(self) -> None:
         self.claims: list[CurrentClaim | None] = []
@@ -143,22 +143,22 @@ class Seen:
     def _count(self, key: str) -> None:
         self.calls += 1
 
-    def look(self) -> None:
-        """Twice the same call: two runs of it mean that it counts as covered by a run around it."""
+    def observe(self) -> None:
+        """Make the same call twice: inside the run both calls join it and run, outside the second is replayed."""
         self.claims.append(current_claim())
         self._same(KEY)
         self._same(KEY)
 
     @property
     def inside(self) -> bool:
-        """Whether the code counted as a part of the run; nothing in between is allowed."""
+        """Whether the code was inside the run; its claim and its calls must agree."""
         [claim] = self.claims
         assert self.calls == (1 if claim is None else 2)
         return claim is not None
 
 
-class Inherited:
-    """Ways of asyncio to have a function run later, in a context inherited from here; each waits for `gate`."""
+class ContextInheritance:
+    """Ways of asyncio to run a function later in the inherited context; each waits for `gate`."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -253,56 +253,56 @@ class Inherited:
         function()
 
 
-WAYS = [name for name in vars(Inherited) if not name.startswith("_") and name != "open"]
+INHERITANCE_KINDS = [name for name in vars(ContextInheritance) if not name.startswith("_") and name != "open"]
 ASYNC_RUNS = [name for name in RUNS if name != "sync_decorator"]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", INHERITANCE_KINDS)
 @pytest.mark.parametrize("run", ASYNC_RUNS)
-async def test_a_task_that_inherits_a_run_is_inside_it_while_it_lasts(run: str, way: str) -> None:
-    seen, inherited = Seen(), Inherited()
+async def test_task_that_inherits_the_context_is_inside_the_run_while_it_lasts(run: str, way: str) -> None:
+    observer, inherited = Observer(), ContextInheritance()
 
     async def begin() -> None:
-        await getattr(inherited, way)(seen.look)
+        await getattr(inherited, way)(observer.observe)
         inherited.open()
         async with asyncio.timeout(30):
             await asyncio.gather(*inherited.pending)
 
     await RUNS[run](begin)
-    assert seen.inside
+    assert observer.inside
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", INHERITANCE_KINDS)
 @pytest.mark.parametrize("run", ASYNC_RUNS)
-async def test_a_task_that_outlives_the_run_it_inherited_is_outside_it(run: str, way: str) -> None:
-    seen, inherited = Seen(), Inherited()
-    await RUNS[run](functools.partial(getattr(inherited, way), seen.look))
-    assert seen.claims == []
+async def test_task_that_outlives_the_run_is_outside_it(run: str, way: str) -> None:
+    observer, inherited = Observer(), ContextInheritance()
+    await RUNS[run](functools.partial(getattr(inherited, way), observer.observe))
+    assert observer.claims == []
     inherited.open()
     async with asyncio.timeout(30):
         await asyncio.gather(*inherited.pending)
-    assert not seen.inside
+    assert not observer.inside
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_context_copied_in_a_run_is_no_part_of_it_afterwards(run: str) -> None:
-    seen = Seen()
+async def test_context_copied_in_a_run_is_outside_it_afterwards(run: str) -> None:
+    observer = Observer()
     contexts: list[contextvars.Context] = []
     await RUNS[run](lambda: contexts.append(contextvars.copy_context()))
-    contexts[0].run(seen.look)
-    assert not seen.inside
+    contexts[0].run(observer.observe)
+    assert not observer.inside
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_thread_begun_in_a_run_is_no_part_of_it_afterwards(run: str) -> None:
-    seen, gate = Seen(), threading.Event()
+async def test_thread_started_in_a_run_is_outside_it_afterwards(run: str) -> None:
+    observer, gate = Observer(), threading.Event()
     threads: list[threading.Thread] = []
 
     def look() -> None:
         assert gate.wait(30)
-        seen.look()
+        observer.observe()
 
     def begin() -> None:
         threads.append(threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True))
@@ -311,17 +311,17 @@ async def test_a_thread_begun_in_a_run_is_no_part_of_it_afterwards(run: str) -> 
     await RUNS[run](begin)
     gate.set()
     await anyio.to_thread.run_sync(threads[0].join)
-    assert not seen.inside
+    assert not observer.inside
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_task_that_a_group_outside_the_run_keeps_is_no_part_of_it_afterwards(run: str) -> None:
+async def test_task_in_an_outer_task_group_is_outside_the_run_afterwards(run: str) -> None:
     """A TaskGroup of asyncio and a nursery of trio, both through anyio."""
-    seen, gate = Seen(), anyio.Event()
+    observer, gate = Observer(), anyio.Event()
 
     async def worker() -> None:
         await gate.wait()
-        seen.look()
+        observer.observe()
 
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
@@ -331,17 +331,17 @@ async def test_a_task_that_a_group_outside_the_run_keeps_is_no_part_of_it_afterw
 
             await RUNS[run](begin)
             gate.set()
-    assert not seen.inside
+    assert not observer.inside
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_system_task_with_the_runs_context_is_no_part_of_it_afterwards(run: str) -> None:
-    seen, gate, done = Seen(), trio.Event(), trio.Event()
+async def test_trio_system_task_with_the_context_of_a_run_is_outside_it_afterwards(run: str) -> None:
+    observer, gate, done = Observer(), trio.Event(), trio.Event()
 
     async def worker() -> None:
         await gate.wait()
-        seen.look()
+        observer.observe()
         done.set()
 
     def begin() -> None:
@@ -351,7 +351,7 @@ async def test_a_system_task_with_the_runs_context_is_no_part_of_it_afterwards(r
     gate.set()
     with trio.fail_after(30):
         await done.wait()
-    assert not seen.inside
+    assert not observer.inside
 
 
 FORKS = """
@@ -397,8 +397,8 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_is_no_part_of_its_parents_run() -> None:
-    """The child cannot know when the parent's run ends. In a process of its own: this one has threads."""
+def test_forked_child_is_outside_its_parents_run() -> None:
+    """The child cannot know when the parent's run ends. The test forks in a new process: this one has threads."""
     done = subprocess.run(
         [sys.executable, "-c", FORKS], capture_output=True, text=True, check=False, timeout=60
     )
@@ -407,23 +407,23 @@ def test_a_forked_child_is_no_part_of_its_parents_run() -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_run_that_raised_is_over_too(run: str) -> None:
-    seen = Seen()
+async def test_context_of_a_run_that_raised_is_outside_it(run: str) -> None:
+    observer = Observer()
     contexts: list[contextvars.Context] = []
 
     def fail() -> None:
         contexts.append(contextvars.copy_context())
         raise LookupError("declined")
 
-    with pytest.raises(BaseException):  # noqa: B017, PT011  (a task group of Starlette's wraps it)
+    with pytest.raises((LookupError, ExceptionGroup)):  # a task group of Starlette wraps the error
         await RUNS[run](fail)
-    contexts[0].run(seen.look)
-    assert not seen.inside
+    contexts[0].run(observer.observe)
+    assert not observer.inside
 
 
 @pytest.mark.parametrize("run", ASYNC_RUNS)
-async def test_a_cancelled_run_is_over_too(run: str) -> None:
-    seen = Seen()
+async def test_context_of_a_cancelled_run_is_outside_it(run: str) -> None:
+    observer = Observer()
     contexts: list[contextvars.Context] = []
 
     async def hang() -> None:
@@ -436,15 +436,15 @@ async def test_a_cancelled_run_is_over_too(run: str) -> None:
             while not contexts:
                 await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
-    contexts[0].run(seen.look)
-    assert not seen.inside
+    contexts[0].run(observer.observe)
+    assert not observer.inside
 
 
-# The worker that the first run starts lazily, and that serves the jobs of all later ones.
+# A worker task that the first run starts, and that handles the jobs of later runs.
 
 
 @pytest.mark.parametrize("shell", ["decorator", "middleware"])
-async def test_a_worker_begun_by_the_first_run_has_no_claim_in_the_jobs_of_later_ones(shell: str) -> None:
+async def test_worker_task_started_by_a_run_has_no_claim(shell: str) -> None:
     give, take = anyio.create_memory_object_stream[str](10)
     seen: list[tuple[str, CurrentClaim | None]] = []
 
@@ -482,8 +482,8 @@ async def test_a_worker_begun_by_the_first_run_has_no_claim_in_the_jobs_of_later
     assert seen == [(name, None) for name in ("a", "b")]
 
 
-async def test_a_request_without_a_key_has_no_claim_whatever_context_it_arrives_in() -> None:
-    """A server, or a worker, that was begun inside a run which still goes on."""
+async def test_request_without_key_has_no_claim_even_inside_another_run() -> None:
+    """The server, or its worker task, was started inside a run that has not ended."""
     claims: list[CurrentClaim | None] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -497,7 +497,7 @@ async def test_a_request_without_a_key_has_no_claim_whatever_context_it_arrives_
     assert claims == [None] * len(ASYNC_RUNS)
 
 
-async def test_a_request_with_a_key_has_its_own_claim_whatever_context_it_arrives_in() -> None:
+async def test_request_with_key_has_its_own_claim_even_inside_another_run() -> None:
     keys: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -512,8 +512,8 @@ async def test_a_request_with_a_key_has_its_own_claim_whatever_context_it_arrive
     assert keys == [str(number) for number in range(len(ASYNC_RUNS))]
 
 
-async def test_receive_and_send_of_the_server_are_outside_the_run() -> None:
-    """A server may begin the connection's next request in there, which inherits the context."""
+async def test_receive_and_send_of_the_server_run_outside_the_claim() -> None:
+    """A server may begin the connection's next request in them, which then inherits the context."""
     seen: list[CurrentClaim | None] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -536,11 +536,11 @@ async def test_receive_and_send_of_the_server_are_outside_the_run() -> None:
     assert seen == [None] * 4
 
 
-# A claim that is kept beyond its run.
+# A current claim that is used after its run.
 
 
 @pytest.mark.parametrize("run", RUNS)
-async def test_a_claim_kept_beyond_its_run_speaks_for_nothing(run: str) -> None:
+async def test_current_claim_used_after_its_run_raises_run_ended(run: str) -> None:
     kept: list[CurrentClaim] = []
 
     def keep() -> None:
@@ -563,7 +563,7 @@ async def test_a_claim_kept_beyond_its_run_speaks_for_nothing(run: str) -> None:
     assert (claim.attempt, claim.fence > 0) == (1, True)
 
 
-async def test_a_claim_shows_no_key_and_no_token_in_a_log() -> None:
+async def test_repr_of_the_current_claim_shows_no_key_or_owner() -> None:
     said: list[str] = []
     await async_decorator(lambda: said.append(repr(current_claim())))
     assert "shop" not in said[0]
@@ -623,18 +623,20 @@ class Recursion:
 
 @pytest.mark.parametrize("wait", [0, 30])
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_indirect_recursion_joins_the_run_that_it_is_part_of(kind: str, wait: float) -> None:
+async def test_indirect_recursion_joins_the_enclosing_run(kind: str, wait: float) -> None:
     recursion = Recursion(kind, wait=wait)
     with anyio.fail_after(30):
         await _finish(recursion.place("o-1"))
     assert recursion.ran == ["place", "notify", "place"]
-    assert recursion.keys == ["place:o-1", "notify:o-1", "place:o-1"], "each under the claim that it joined"
+    assert recursion.keys == ["place:o-1", "notify:o-1", "place:o-1"], (
+        "each call has the claim of the run that it joined"
+    )
     await _finish(recursion.place("o-1"))
     assert recursion.ran == ["place", "notify", "place"], "it was recorded"
 
 
 @pytest.mark.parametrize("wait", [0, 30])
-async def test_indirect_recursion_through_a_thread_joins(wait: float) -> None:
+async def test_indirect_recursion_through_a_thread_joins_the_enclosing_run(wait: float) -> None:
     ran: list[str] = []
     settings: dict[str, Any] = {"key": lambda order: order, "policy": Policy(wait=wait)}
 
@@ -658,7 +660,7 @@ async def test_indirect_recursion_through_a_thread_joins(wait: float) -> None:
 
 
 @pytest.mark.parametrize("between", [0, 1, 3])
-async def test_a_function_joins_the_middlewares_run_through_functions_in_between(between: int) -> None:
+async def test_function_joins_the_middlewares_run_through_other_decorated_functions(between: int) -> None:
     ran: list[str] = []
 
     @idempotent(store=(store := MemoryStore()), operation="shop", key=lambda key: key)
@@ -689,8 +691,8 @@ async def test_a_function_joins_the_middlewares_run_through_functions_in_between
 
 
 @pytest.mark.parametrize("copy", [False, True], ids=["same scope", "copied scope"])
-async def test_nested_applications_join_the_run_of_their_request(copy: bool) -> None:
-    """Three middlewares, the one in between of another tenant, and a mount."""
+async def test_mounted_middleware_joins_the_run_of_its_request(copy: bool) -> None:
+    """Three middlewares, the middle one of another tenant, and a mount."""
     store, keys = MemoryStore(), []
 
     async def charge(request: Request) -> PlainTextResponse:
@@ -712,7 +714,7 @@ async def test_nested_applications_join_the_run_of_their_request(copy: bool) -> 
     assert (await call(outer, path="/v1/charges", key=KEY)).replayed
 
 
-async def test_a_middleware_joins_the_run_of_a_decorated_application_in_its_request() -> None:
+async def test_middleware_joins_the_run_of_a_decorated_app_around_it() -> None:
     store = MemoryStore()
     ran: list[str] = []
 
@@ -735,8 +737,8 @@ async def test_a_middleware_joins_the_run_of_a_decorated_application_in_its_requ
     assert (answer.status, ran) == (200, ["shop:k"])
 
 
-async def test_a_scope_that_is_served_again_after_its_run_is_a_request_of_its_own() -> None:
-    """A worker that keeps a request's scope, or a copy, and sends it to the application once more."""
+async def test_scope_served_again_after_its_run_is_a_new_request() -> None:
+    """A worker keeps a request's scope, or a copy, and sends it to the application again."""
     scopes: list[Any] = []
     runs: list[CurrentClaim | None] = []
 
@@ -757,8 +759,8 @@ async def test_a_scope_that_is_served_again_after_its_run_is_a_request_of_its_ow
     assert len(runs) == 1
 
 
-async def test_another_call_of_a_running_key_does_not_join() -> None:
-    """Only what is inside: a concurrent duplicate is told to come again."""
+async def test_concurrent_call_with_a_running_key_does_not_join() -> None:
+    """Only nested calls join: a concurrent duplicate is refused."""
     go_on = anyio.Event()
 
     @idempotent(store=MemoryStore(), operation="order", key=lambda name: name)
@@ -773,7 +775,7 @@ async def test_another_call_of_a_running_key_does_not_join() -> None:
         go_on.set()
 
 
-async def test_a_chain_of_tasks_each_begun_in_the_run_before_keeps_no_run_alive() -> None:
+async def test_chain_of_tasks_does_not_keep_ended_runs_alive() -> None:
     depth: list[int] = []
 
     @idempotent(store=MemoryStore(), operation="measure", key=str)

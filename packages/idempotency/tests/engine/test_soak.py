@@ -1,8 +1,8 @@
 """
-A short soak of each promise: a service killed and frozen at every step of a request keeps it, and says what it counted.
+A short soak of each promise: a service is killed and frozen at every step of a request, and keeps its promise.
 
-The long one is `scripts/soak` (docs/reliability.md). The judge is held to account here: for each kind of broken promise
-it is shown a journal, or a client's answers, that it must not let pass.
+The long soak is `scripts/soak` (docs/reliability.md). The judge is tested too: for each invariant it gets a journal, or
+a client's responses, that break the invariant.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def reports(redis_binary: Path, postgres_url: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_the_promise_is_kept_by_a_service_that_is_killed_at_every_step(
-    run: str, reports: dict[str, dict[str, Any]]
-) -> None:
+def test_service_killed_at_every_step_keeps_its_promise(run: str, reports: dict[str, dict[str, Any]]) -> None:
     report, mode = reports[run], run[0]
     assert report["requests"] >= 50
     assert all(report["kills_by_step"][step] > 0 for step in steps_of(mode))
@@ -67,7 +65,7 @@ LEASE = 1.0
 KEY = "t:k"
 
 
-def told(effect: str = "e1", *, late: bool = False, replayed: bool = False, **changed: Any) -> Answer:
+def response(effect: str = "e1", *, late: bool = False, replayed: bool = False, **changed: Any) -> Answer:
     return Answer(
         **{
             "status": 201,
@@ -85,8 +83,8 @@ def told(effect: str = "e1", *, late: bool = False, replayed: bool = False, **ch
 UNKNOWN = {"status": 409, "problem": "outcome-unknown", "effect": "", "digest": "", "marked": False}
 
 
-class Story:
-    """A journal, line by line: times in seconds, owners and processes by number."""
+class JournalBuilder:
+    """Builds a journal, line by line: times in seconds, owners and processes by number."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -102,7 +100,7 @@ class Story:
         end: float | None = None,
         held: bool = True,
         killed: float | None = None,
-    ) -> Story:
+    ) -> JournalBuilder:
         claim = {"key": KEY, "owner": str(owner), "pid": owner}
         granted = {
             "attempt": attempt,
@@ -119,27 +117,31 @@ class Story:
             self.events.append({"what": "ended", "at": killed, "worker": owner, "code": -signal.SIGKILL})
         return self
 
-    def judged(self, *answers: Answer, mode: str = "L", **seen: Any) -> Verdict:
+    def judge(self, *answers: Answer, mode: str = "L", **seen: Any) -> Verdict:
         return judge(mode, LEASE, self.events, [Operation("t", "k", answers=list(answers), **seen)])
 
 
-def once() -> Story:
-    return Story().run(1, 0.0, effect="e1", end=0.1)
+def one_run() -> JournalBuilder:
+    return JournalBuilder().run(1, 0.0, effect="e1", end=0.1)
 
 
-def taken_over(at: float = 1.1) -> Story:
+def taken_over(at: float = 1.1) -> JournalBuilder:
     """An owner dies after its effect; the next repeats it."""
-    return Story().run(1, 0.0, effect="e1", killed=0.2).run(2, at, attempt=2, effect="e2", end=at + 0.1)
+    return (
+        JournalBuilder().run(1, 0.0, effect="e1", killed=0.2).run(2, at, attempt=2, effect="e2", end=at + 0.1)
+    )
 
 
-def test_the_judge_finds_nothing_in_a_kept_promise() -> None:
-    verdict = once().judged(told(), told(replayed=True), told(late=True, replayed=True), mode="T")
+def test_judge_reports_nothing_for_a_correct_journal() -> None:
+    verdict = one_run().judge(
+        response(), response(replayed=True), response(late=True, replayed=True), mode="T"
+    )
     assert verdict.violations == []
     assert verdict.counts["effects"] == 1
 
 
-def test_a_repeat_after_a_death_is_counted_and_explained() -> None:
-    verdict = taken_over().judged(told("e2"), told("e2", late=True, replayed=True))
+def test_judge_explains_a_second_effect_after_a_kill() -> None:
+    verdict = taken_over().judge(response("e2"), response("e2", late=True, replayed=True))
     assert verdict.violations == []
     assert (verdict.counts["duplicates"], verdict.counts["after_a_kill"], verdict.counts["takeovers"]) == (
         1,
@@ -149,105 +151,109 @@ def test_a_repeat_after_a_death_is_counted_and_explained() -> None:
     assert verdict.recoveries == [pytest.approx(0.901)]
 
 
-def test_a_repeat_after_a_stall_is_counted_and_explained() -> None:
-    frozen = Story().run(1, 0.0, effect="e1", end=1.9, held=False)
-    verdict = frozen.run(2, 1.1, attempt=2, effect="e2", end=1.2).judged(told("e2"))
+def test_judge_explains_a_second_effect_after_a_stall() -> None:
+    frozen = JournalBuilder().run(1, 0.0, effect="e1", end=1.9, held=False)
+    verdict = frozen.run(2, 1.1, attempt=2, effect="e2", end=1.2).judge(response("e2"))
     assert verdict.violations == []
     assert (verdict.counts["after_a_stall"], verdict.counts["late_writes_refused"]) == (1, 1)
 
 
-def test_a_claim_that_nobody_heard_of_may_take_over_and_be_released() -> None:
-    story = Story().run(1, 0.0, effect="e1", end=1.9, held=False)
-    unheard = {"key": KEY, "owner": "9", "pid": 9}
+def test_judge_accepts_a_takeover_by_an_unconfirmed_claim_that_is_released() -> None:
+    story = JournalBuilder().run(1, 0.0, effect="e1", end=1.9, held=False)
+    unconfirmed = {"key": KEY, "owner": "9", "pid": 9}
     story.events += [
-        {"what": "asked", "at": 1.1} | unheard,
-        {"what": "told", "at": 1.2, "answered": False} | unheard,
-        {"what": "released", "at": 1.3, "asked": 1.3, "held": True} | unheard,
+        {"what": "asked", "at": 1.1} | unconfirmed,
+        {"what": "told", "at": 1.2, "answered": False} | unconfirmed,
+        {"what": "released", "at": 1.3, "asked": 1.3, "held": True} | unconfirmed,
     ]
-    verdict = story.run(2, 1.4, effect="e2", end=1.5).judged(told("e2"))
+    verdict = story.run(2, 1.4, effect="e2", end=1.5).judge(response("e2"))
     assert verdict.violations == []
     assert (verdict.counts["takeovers"], verdict.counts["after_a_stall"]) == (1, 1)
 
 
-def test_at_most_once_may_not_know_what_a_dead_owner_did() -> None:
-    died = Story().run(1, 0.0, effect="e1", killed=0.2)
-    verdict = died.judged(told(**UNKNOWN), mode="M")
+def test_judge_accepts_an_unknown_outcome_of_a_killed_owner_at_most_one_run() -> None:
+    died = JournalBuilder().run(1, 0.0, effect="e1", killed=0.2)
+    verdict = died.judge(response(**UNKNOWN), mode="M")
     assert (verdict.violations, verdict.counts["unknown"]) == ([], 1)
 
 
-def test_at_most_once_may_not_know_what_became_of_a_claim_nobody_heard_of() -> None:
-    story = Story()
+def test_judge_accepts_an_unknown_outcome_of_an_unconfirmed_claim_at_most_one_run() -> None:
+    story = JournalBuilder()
     story.events = [
         {"what": "asked", "at": 0.0, "key": KEY, "owner": "1", "pid": 1},
         {"what": "ended", "at": 0.1, "worker": 1, "code": -signal.SIGKILL},
     ]
-    assert story.judged(told(**UNKNOWN), mode="M").violations == []
+    assert story.judge(response(**UNKNOWN), mode="M").violations == []
     story.events[1] = {"what": "told", "at": 1.1, "owner": "1", "pid": 1, "answered": False}
-    assert story.judged(told(**UNKNOWN), mode="M").violations == []
+    assert story.judge(response(**UNKNOWN), mode="M").violations == []
     story.events[1]["answered"] = True
-    assert story.judged(told(**UNKNOWN), mode="M").violations != []
+    assert story.judge(response(**UNKNOWN), mode="M").violations != []
 
 
 BROKEN = {
-    "I1: a takeover before the lease was over": taken_over(at=0.9).judged(told("e2")),
-    "I2: an effect too many where none is allowed": taken_over().judged(told("e2"), mode="M"),
-    "I2: a second effect that nobody's death explains": Story()
+    "I1: a takeover before the lease was over": taken_over(at=0.9).judge(response("e2")),
+    "I2: a second effect although none is allowed": taken_over().judge(response("e2"), mode="M"),
+    "I2: a second effect without a kill or a stall": JournalBuilder()
     .run(1, 0.0, effect="e1", end=0.1)
     .run(2, 0.2, effect="e2", end=0.3)
-    .judged(told("e2")),
-    "I3: two answers": once().judged(told(), told(digest="other")),
-    "I4: a fence that falls": Story()
+    .judge(response("e2")),
+    "I3: two answers": one_run().judge(response(), response(digest="other")),
+    "I4: a fence that falls": JournalBuilder()
     .run(1, 0.0, fence=8, killed=0.1)
     .run(2, 1.2, fence=7, attempt=2, effect="e1", end=1.3)
-    .judged(told()),
-    "I5: two owners recorded": Story()
+    .judge(response()),
+    "I5: two owners recorded": JournalBuilder()
     .run(1, 0.0, effect="e1", end=1.3)
     .run(2, 1.2, attempt=2, effect="e2", end=1.4)
-    .judged(told("e2")),
-    "I6: a record that was granted again": Story()
+    .judge(response("e2")),
+    "I6: a record that was granted again": JournalBuilder()
     .run(1, 0.0, effect="e1", end=0.1)
     .run(2, 1.2, attempt=2, effect="e2", end=1.3)
-    .judged(told("e2")),
-    "I6: a claim that was forgotten": Story()
+    .judge(response("e2")),
+    "I6: a claim that was forgotten": JournalBuilder()
     .run(1, 0.0, end=0.4, held=False)
     .run(2, 0.5, effect="e1", end=0.6)
-    .judged(told()),
-    "I6: an answer that is gone": once().judged(told(), told("e1", late=True)),
-    "I6: an answer that is unknown by now": once().judged(told(), told(**UNKNOWN, late=True), mode="M"),
-    "201 to a stranger: a body that is not the first one's": once().judged(
-        told(), unexpected=["201 to a stranger"]
+    .judge(response()),
+    "I6: a recorded answer that is gone": one_run().judge(response(), response("e1", late=True)),
+    "I6: a recorded answer that became unknown": one_run().judge(
+        response(), response(**UNKNOWN, late=True), mode="M"
     ),
-    "I10: a client without an answer": once().judged(stuck=1),
-    "I10: unknown, and nobody died": once().judged(told(**UNKNOWN), mode="M"),
-    "I10: unknown, where it never may be": Story().run(1, 0.0, killed=0.1).judged(told(**UNKNOWN)),
-    "I12: a run that was cut": Story().run(1, 0.0, effect="e1").judged(told()),
-    "I15: an answer without its effect": once().judged(told("e9")),
+    "201 to a stranger: a body that is not the first one's": one_run().judge(
+        response(), unexpected=["201 to a stranger"]
+    ),
+    "I10: a client without an answer": one_run().judge(stuck=1),
+    "I10: an unknown outcome without a kill": one_run().judge(response(**UNKNOWN), mode="M"),
+    "I10: an unknown outcome although the promise excludes it": JournalBuilder()
+    .run(1, 0.0, killed=0.1)
+    .judge(response(**UNKNOWN)),
+    "I12: a run without an end": JournalBuilder().run(1, 0.0, effect="e1").judge(response()),
+    "I15: an answer without its effect": one_run().judge(response("e9")),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_the_judge_finds_a_broken_promise(name: str) -> None:
+def test_judge_reports_each_broken_invariant(name: str) -> None:
     found = BROKEN[name].violations
     assert found
     assert name.partition(":")[0] in " ".join(found)
 
 
-def test_the_judge_finds_an_effect_without_a_claim() -> None:
-    story = once()
+def test_judge_reports_an_effect_without_a_claim() -> None:
+    story = one_run()
     story.events.append({"what": "effect", "at": 0.3, "pid": 1, "owner": "3", "key": KEY, "id": "e2"})
-    assert any(sentence.startswith("I11") for sentence in story.judged(told()).violations)
+    assert any(sentence.startswith("I11") for sentence in story.judge(response()).violations)
 
 
 @pytest.mark.parametrize("freezes", [True, False])
-def test_every_fourth_round_freezes_unless_a_soak_only_kills(
+def test_every_fourth_fault_freezes_unless_freezes_are_off(
     freezes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    struck: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda _pid, sent: struck.append(sent))
+    signals: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda _pid, sent: signals.append(sent))
     board = Board(["a step"])
     fate = Fate(board, Journal(tmp_path / "journal"), random.Random(1), every=1, freezes=freezes)
     for _ in range(8):
         fate.at("a step")
     fourth = signal.SIGSTOP if freezes else signal.SIGKILL
-    assert struck == [signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, fourth] * 2
+    assert signals == [signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, fourth] * 2
     assert sum(board.freezes.values()) == (2 if freezes else 0)

@@ -1,7 +1,7 @@
 """
-The two engines behave alike: one suite over both, each with the same faulty store and a clock that moves when told.
+The sync and the async engine behave alike: one suite over both, with a faulty store and a clock that the test moves.
 
-What only the sync one has (its thread) follows below.
+The tests of the sync engine's thread follow below.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Faults:
-    """A memory store that counts its calls and, on demand, fails before or after it obeyed."""
+class FaultyMemoryStore:
+    """A memory store that records its calls and, on demand, fails before or after a call took effect."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.inner = SyncMemoryStore(clock=clock)
@@ -77,7 +77,7 @@ class Faults:
 
         return call
 
-    def settle_for_another(self, *, outcome: bytes | None) -> None:
+    def take_over(self, *, outcome: bytes | None) -> None:
         """A successor takes the key over and, with an outcome, completes it."""
         reply = self.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         assert isinstance(reply, Acquired)
@@ -88,14 +88,14 @@ class Faults:
 class Async:
     """The async engine over the faulty store."""
 
-    def __init__(self, store: Faults, hooks: tuple[Callable[[Event], None], ...]) -> None:
+    def __init__(self, store: FaultyMemoryStore, hooks: tuple[Callable[[Event], None], ...]) -> None:
         self.engine = Engine(_Awaitable(store), hooks=hooks, random=lambda: 0.5)  # type: ignore[arg-type]
 
     async def begin(self, ask: Ask) -> Any:
         return await self.engine.begin(ask)
 
     async def begin_and(self, ask: Ask, meanwhile: Callable[[], object]) -> Any:
-        """Begin, and do something once that waits."""
+        """Begin, and call *meanwhile* once the request waits."""
         verdict: Any = None
 
         async def begin() -> None:
@@ -113,23 +113,23 @@ class Async:
         return answer if how == "abandon" else await answer
 
     async def renew_lease(self, run: Run) -> None:
-        """Show a sign of life, if one is due."""
+        """Renew the lease if the heartbeat is due."""
         for registered in list(run._heartbeat._ticks):
             await registered.renew_lease()
 
-    async def sign(self, run: Run) -> None:
-        """Show a sign of life, due or not."""
+    async def renew_now(self, run: Run) -> None:
+        """Renew the lease, due or not."""
         await run.renew_lease()
 
     async def background(self) -> None:
-        """Let work that nobody waits for be done."""
+        """Let background tasks run."""
         await anyio.wait_all_tasks_blocked()
 
 
 class Sync:
-    """The sync engine over the same store; its thread and its sleeps are the test's."""
+    """The sync engine over the same store; the test runs its scheduler and its sleeps."""
 
-    def __init__(self, store: Faults, hooks: tuple[Callable[[Event], None], ...]) -> None:
+    def __init__(self, store: FaultyMemoryStore, hooks: tuple[Callable[[Event], None], ...]) -> None:
         self.now = FakeClock()
         self.scheduler = Scheduler(monotonic=self.now, threaded=False)
         self.meanwhile: Callable[[], object] = lambda: None
@@ -161,7 +161,7 @@ class Sync:
         self.now.advance(10)
         self.scheduler.run_due()
 
-    async def sign(self, run: SyncRun) -> None:
+    async def renew_now(self, run: SyncRun) -> None:
         run.renew()
 
     async def background(self) -> None:
@@ -169,7 +169,7 @@ class Sync:
 
 
 class _Awaitable:
-    def __init__(self, store: Faults) -> None:
+    def __init__(self, store: FaultyMemoryStore) -> None:
         self._store = store
 
     def __getattr__(self, step: str) -> Any:
@@ -192,8 +192,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def store(clock: FakeClock) -> Faults:
-    return Faults(clock)
+def store(clock: FakeClock) -> FaultyMemoryStore:
+    return FaultyMemoryStore(clock)
 
 
 @pytest.fixture
@@ -202,13 +202,13 @@ def events() -> list[Event]:
 
 
 @pytest.fixture(params=[Async, Sync], ids=["async", "sync"])
-def engine(request: pytest.FixtureRequest, store: Faults, events: list[Event]) -> Any:
+def engine(request: pytest.FixtureRequest, store: FaultyMemoryStore, events: list[Event]) -> Any:
     return request.param(store, (events.append,))
 
 
 class TestBothEngines:
-    async def test_a_kept_outcome_is_replayed_byte_for_byte(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_kept_outcome_is_replayed_byte_for_byte(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
         assert isinstance(await engine.end(run, "keep", OUTCOME), Recorded)
@@ -220,22 +220,22 @@ class TestBothEngines:
         assert isinstance(events[1], Settled)
         assert events[1].result == "kept"
 
-    async def test_a_request_that_may_wait_runs_at_once_without_a_duplicate(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_request_that_may_wait_runs_at_once_if_there_is_no_duplicate(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         run = await engine.begin(ask(wait=10.0))
         assert [event.waited for event in events if isinstance(event, Claimed)] == [0.0]
         assert store.calls == ["acquire"]
         await engine.end(run, "release")
 
-    async def test_a_released_key_runs_again_as_new(self, engine: Any, events: list[Event]) -> None:
+    async def test_released_key_runs_again_with_attempt_1(self, engine: Any, events: list[Event]) -> None:
         await engine.end(await engine.begin(ask()), "release")
         assert [event.result for event in events if isinstance(event, Settled)] == ["released"]
         again = await engine.begin(ask())
         assert again.claim.attempt == 1
         await engine.end(again, "release")
 
-    async def test_an_abandoned_key_is_taken_over_once_its_lease_lapsed(
+    async def test_abandoned_key_is_taken_over_once_its_lease_has_ended(
         self, engine: Any, clock: FakeClock, events: list[Event]
     ) -> None:
         await engine.end(await engine.begin(ask()), "abandon")
@@ -255,7 +255,7 @@ class TestBothEngines:
         assert isinstance(verdict, Refuse)
         assert isinstance(verdict.error, OutcomeUnknown)
 
-    async def test_another_fingerprint_is_a_mismatch_while_running_and_after(self, engine: Any) -> None:
+    async def test_other_fingerprint_is_a_mismatch_during_and_after_the_run(self, engine: Any) -> None:
         run = await engine.begin(ask())
         during = await engine.begin(ask(OTHER, wait=5.0))
         await engine.end(run, "keep", OUTCOME)
@@ -263,7 +263,9 @@ class TestBothEngines:
         assert isinstance(during.error, FingerprintMismatch)
         assert isinstance(after.error, FingerprintMismatch)
 
-    async def test_a_waiter_replays_what_its_duplicate_records(self, engine: Any, store: Faults) -> None:
+    async def test_waiter_replays_the_outcome_of_the_running_duplicate(
+        self, engine: Any, store: FaultyMemoryStore
+    ) -> None:
         reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         assert isinstance(reply, Acquired)
         verdict = await engine.begin_and(
@@ -273,8 +275,8 @@ class TestBothEngines:
         assert verdict.completed.outcome == OUTCOME
         assert 0 < verdict.waited < 10
 
-    async def test_a_waiter_takes_over_when_its_duplicate_gives_up(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_waiter_runs_when_the_running_duplicate_releases_the_key(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         assert isinstance(reply, Acquired)
@@ -284,15 +286,15 @@ class TestBothEngines:
         assert 0 < events[0].waited < 10
         await engine.end(run, "keep", OUTCOME)
 
-    async def test_a_waiter_does_not_take_over_either_at_most_once(
-        self, engine: Any, store: Faults, clock: FakeClock
+    async def test_waiter_never_takes_over_at_most_once(
+        self, engine: Any, store: FaultyMemoryStore, clock: FakeClock
     ) -> None:
         store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         verdict = await engine.begin_and(ask(wait=10.0, takeover=False), lambda: clock.advance(31))
         assert isinstance(verdict.error, OutcomeUnknown)
 
-    async def test_a_waiter_that_the_store_leaves_without_an_answer_may_hold_the_claim(
-        self, engine: Any, store: Faults
+    async def test_claim_of_a_waiter_whose_reply_was_lost_is_released(
+        self, engine: Any, store: FaultyMemoryStore
     ) -> None:
         reply = store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         assert isinstance(reply, Acquired)
@@ -306,8 +308,8 @@ class TestBothEngines:
         await engine.background()
         assert store.inner.get(KEY) is None
 
-    async def test_a_waiter_interrupted_as_it_asks_again_may_hold_the_claim(
-        self, engine: Any, store: Faults
+    async def test_claim_of_a_waiter_interrupted_while_polling_is_released(
+        self, engine: Any, store: FaultyMemoryStore
     ) -> None:
         class Interrupt(BaseException):
             pass
@@ -324,18 +326,18 @@ class TestBothEngines:
         await engine.background()
         assert store.inner.get(KEY) is None
 
-    async def test_waiting_ends_with_in_progress_and_a_hint_when_to_come_back(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_wait_that_ends_is_refused_with_in_progress_and_retry_after(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         store.inner.acquire(KEY, fingerprint=SAME, owner=new_owner(), lease=30, retention=60)
         verdict = await engine.begin(ask(wait=0.05))
         assert isinstance(verdict.error, InProgress)
         assert 1 <= verdict.error.retry_after <= 4
         assert store.calls.count("acquire") >= 2
-        assert events == [], "a duplicate that runs is no failure of the store"
+        assert events == [], "a running duplicate is not a store failure"
 
-    async def test_a_store_without_an_answer_refuses_and_its_possible_grant_is_released(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_lost_reply_to_acquire_refuses_the_request_and_releases_its_claim(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         store.after["acquire"] = [StoreUnavailable("reply lost")]
         verdict = await engine.begin(ask())
@@ -346,8 +348,8 @@ class TestBothEngines:
             ("acquire", "refused")
         ]
 
-    async def test_a_store_without_an_answer_is_bypassed_where_the_policy_says_so(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_unavailable_store_is_bypassed_if_the_policy_says_so(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         store.before["acquire"] = [StoreUnavailable("down")]
         assert isinstance(await engine.begin(ask(on_store_error="bypass")), Bypass)
@@ -357,12 +359,16 @@ class TestBothEngines:
         ]
         await engine.background()
 
-    async def test_an_unreadable_record_is_never_run_beside(self, engine: Any, store: Faults) -> None:
+    async def test_unreadable_record_is_refused_even_if_the_policy_bypasses(
+        self, engine: Any, store: FaultyMemoryStore
+    ) -> None:
         store.before["acquire"] = [UnknownRecordVersion("from the future")]
         verdict = await engine.begin(ask(on_store_error="bypass"))
         assert isinstance(verdict.error, UnknownRecordVersion)
 
-    async def test_an_interrupted_claim_is_released_behind(self, engine: Any, store: Faults) -> None:
+    async def test_claim_of_an_interrupted_acquire_is_released_later(
+        self, engine: Any, store: FaultyMemoryStore
+    ) -> None:
         class Interrupt(BaseException):
             pass
 
@@ -372,15 +378,17 @@ class TestBothEngines:
         await engine.background()
         assert store.inner.get(KEY) is None
 
-    async def test_a_lost_reply_to_complete_is_asked_again(self, engine: Any, store: Faults) -> None:
+    async def test_complete_is_retried_after_a_lost_reply(
+        self, engine: Any, store: FaultyMemoryStore
+    ) -> None:
         run = await engine.begin(ask())
         store.after["complete"] = [StoreUnavailable("reply lost")]
         assert isinstance(await engine.end(run, "keep", OUTCOME), Recorded)
         assert store.calls.count("complete") == 2
 
     @pytest.mark.rule("E8")
-    async def test_a_store_that_never_confirms_leaves_the_key_to_its_lease(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_complete_that_is_never_confirmed_leaves_the_key_to_its_lease(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
         store.before["complete"] = [
@@ -396,57 +404,57 @@ class TestBothEngines:
         assert isinstance(refused.error, InProgress)
 
     @pytest.mark.rule("E8")
-    async def test_a_lost_claim_answers_with_its_successors_outcome(
-        self, engine: Any, store: Faults, clock: FakeClock, events: list[Event]
+    async def test_lost_claim_is_superseded_by_its_successors_outcome(
+        self, engine: Any, store: FaultyMemoryStore, clock: FakeClock, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
         clock.advance(31)
-        store.settle_for_another(outcome=SUCCESSOR)
+        store.take_over(outcome=SUCCESSOR)
         ending = await engine.end(run, "keep", OUTCOME)
         assert isinstance(ending, Superseded)
         assert ending.completed.outcome == SUCCESSOR
         assert sum(isinstance(event, ClaimLost) for event in events) == 1
 
     @pytest.mark.rule("E8")
-    async def test_a_lost_claim_is_refused_while_its_successor_runs(
-        self, engine: Any, store: Faults, clock: FakeClock
+    async def test_lost_claim_is_refused_while_its_successor_runs(
+        self, engine: Any, store: FaultyMemoryStore, clock: FakeClock
     ) -> None:
         run = await engine.begin(ask())
         clock.advance(31)
-        store.settle_for_another(outcome=None)
+        store.take_over(outcome=None)
         ending = await engine.end(run, "keep", OUTCOME)
         assert isinstance(ending, Refuse)
         assert isinstance(ending.error, InProgress)
 
     @pytest.mark.rule("E8")
-    async def test_a_record_that_is_gone_leaves_the_callers_own_answer(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_lost_claim_without_a_record_gives_the_verdict_forgotten(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
         store.inner.forget(KEY)
         assert isinstance(await engine.end(run, "keep", OUTCOME), Forgotten)
         assert isinstance(events[-1], ClaimLost)
 
-    async def test_a_handler_that_recorded_its_outcome_itself_has_lost_nothing(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_outcome_recorded_by_the_handler_is_not_a_lost_claim(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
-        """Between its own commit (`complete_in`) and the engine's, a sign of life finds the record completed."""
+        """Between `complete_in` of the handler and the engine's complete, a heartbeat finds the record completed."""
         run = await engine.begin(ask())
         assert store.inner.complete(run.claim, OUTCOME, retention=60)
         await engine.renew_lease(run)
         await engine.renew_lease(run)
-        assert store.calls == ["acquire", "renew", "get"], "what is recorded needs no more signs of life"
+        assert store.calls == ["acquire", "renew", "get"], "a completed record is not renewed"
         assert isinstance(await engine.end(run, "keep", OUTCOME), Recorded)
         assert [type(event) for event in events] == [Claimed, Settled]
 
     @pytest.mark.parametrize("taken_over", [True, False])
-    async def test_a_claim_that_is_lost_while_the_handler_runs_is_told_at_once(
-        self, taken_over: bool, engine: Any, store: Faults, clock: FakeClock, events: list[Event]
+    async def test_claim_lost_during_the_run_is_reported_at_the_next_heartbeat(
+        self, taken_over: bool, engine: Any, store: FaultyMemoryStore, clock: FakeClock, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
         if taken_over:
             clock.advance(31)
-            store.settle_for_another(outcome=None)
+            store.take_over(outcome=None)
         else:
             store.inner.forget(KEY)
         await engine.renew_lease(run)
@@ -455,8 +463,8 @@ class TestBothEngines:
         assert store.calls.count("renew") == 1
         await engine.end(run, "abandon")
 
-    async def test_an_unanswered_question_about_a_claim_is_repeated(
-        self, engine: Any, store: Faults, events: list[Event]
+    async def test_heartbeat_without_a_reply_is_repeated(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         run = await engine.begin(ask())
         store.inner.forget(KEY)
@@ -473,8 +481,8 @@ class TestBothEngines:
         [("keep", "complete", 0), ("keep", "complete", 1), ("release", "release", 0)],
     )
     @pytest.mark.rule("E4")
-    async def test_an_interrupted_end_leaves_the_key_to_its_lease(
-        self, how: str, step: str, failures: int, engine: Any, store: Faults, events: list[Event]
+    async def test_interrupt_while_ending_a_run_leaves_the_key_to_its_lease(
+        self, how: str, step: str, failures: int, engine: Any, store: FaultyMemoryStore, events: list[Event]
     ) -> None:
         class Interrupt(BaseException):
             pass
@@ -489,37 +497,39 @@ class TestBothEngines:
         assert record.state is State.RUNNING
 
     @pytest.mark.parametrize("how", ["keep", "release", "abandon"])
-    async def test_a_finished_run_renews_no_lease(self, how: str, engine: Any, store: Faults) -> None:
+    async def test_ended_run_renews_no_lease(self, how: str, engine: Any, store: FaultyMemoryStore) -> None:
         run = await engine.begin(ask())
         await engine.end(run, how, *([OUTCOME] if how == "keep" else []))
-        await engine.sign(run)  # one that was on its way when the run ended
+        await engine.renew_now(run)  # a heartbeat that was in progress when the run ended
         await engine.renew_lease(run)
         assert "renew" not in store.calls
 
-    async def test_a_run_that_ends_while_its_sign_of_life_is_on_the_way_has_lost_nothing(
-        self, engine: Any, store: Faults, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    async def test_run_that_ends_during_its_heartbeat_is_not_a_lost_claim(
+        self, engine: Any, store: FaultyMemoryStore, events: list[Event], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run = await engine.begin(ask())
 
-        def release_and_look(key: StorageKey) -> None:
-            """Runs at the wake-up: the key is free, because the run has just freed it."""
+        def release_and_get(key: StorageKey) -> None:
+            """End the run during its heartbeat: the key is free when the record is read."""
             store.inner.release(run.claim)
             run._over = True
 
         monkeypatch.setattr(store.inner, "renew", lambda *_, **__: False)
-        monkeypatch.setattr(store.inner, "get", release_and_look)
-        await engine.sign(run)
+        monkeypatch.setattr(store.inner, "get", release_and_get)
+        await engine.renew_now(run)
         assert [type(event) for event in events] == [Claimed]
 
-    async def test_a_release_without_an_answer_is_repeated_behind(self, engine: Any, store: Faults) -> None:
+    async def test_release_without_a_reply_is_repeated_later(
+        self, engine: Any, store: FaultyMemoryStore
+    ) -> None:
         run = await engine.begin(ask())
         store.before["release"] = [StoreUnavailable("down")]
         await engine.end(run, "release")
         await engine.background()
         assert store.inner.get(KEY) is None
 
-    async def test_an_error_in_a_hook_changes_nothing(
-        self, request: pytest.FixtureRequest, store: Faults, caplog: pytest.LogCaptureFixture
+    async def test_error_in_a_hook_is_logged_and_ignored(
+        self, request: pytest.FixtureRequest, store: FaultyMemoryStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         def broken(event: Event) -> None:
             raise RuntimeError("hook")
@@ -532,10 +542,10 @@ class TestBothEngines:
 
 
 class TestHeartbeat:
-    """The sync engine's signs of life, on a clock that the test moves."""
+    """The heartbeat of the sync engine, on a clock that the test moves."""
 
     @pytest.fixture
-    def sync(self, store: Faults, events: list[Event]) -> Sync:
+    def sync(self, store: FaultyMemoryStore, events: list[Event]) -> Sync:
         return Sync(store, (events.append,))
 
     def pass_time(self, sync: Sync, clock: FakeClock, seconds: float) -> None:
@@ -545,20 +555,20 @@ class TestHeartbeat:
             sync.scheduler.run_due()
 
     @pytest.mark.rule("E3")
-    def test_a_run_outlives_its_lease_while_it_shows_signs_of_life(
-        self, sync: Sync, store: Faults, clock: FakeClock
+    def test_run_outlives_its_lease_while_its_heartbeat_renews_it(
+        self, sync: Sync, store: FaultyMemoryStore, clock: FakeClock
     ) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
         self.pass_time(sync, clock, 100)
-        assert "get" not in store.calls, "a sign that the store heard asks for no more"
+        assert "get" not in store.calls, "a renewal that succeeded needs no further call"
         duplicate = sync.engine.begin(ask())
         assert isinstance(duplicate, Refuse)
         assert isinstance(run.keep(OUTCOME), Recorded)
         self.pass_time(sync, clock, 20)
         assert len(sync.scheduler) == 0
 
-    def test_the_end_of_a_run_says_how_long_it_ran(self, sync: Sync, events: list[Event]) -> None:
+    def test_settled_event_has_the_duration_of_the_run(self, sync: Sync, events: list[Event]) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
         sync.now.advance(2.5)
@@ -566,7 +576,7 @@ class TestHeartbeat:
         assert [event.duration for event in events if isinstance(event, Settled)] == [2.5]
 
     @pytest.mark.rule("E8")
-    def test_a_record_is_tried_again_after_a_pause(self, sync: Sync, store: Faults) -> None:
+    def test_complete_is_retried_after_a_delay(self, sync: Sync, store: FaultyMemoryStore) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
         store.before["complete"] = [StoreUnavailable("down"), StoreUnavailable("down")]
@@ -574,8 +584,8 @@ class TestHeartbeat:
         assert isinstance(run.keep(OUTCOME), Recorded)
         assert sync.now() - began == pytest.approx(0.3)
 
-    def test_a_run_that_is_dropped_shows_none(
-        self, sync: Sync, store: Faults, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    def test_garbage_collected_run_is_not_renewed(
+        self, sync: Sync, store: FaultyMemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         run = sync.engine.begin(ask())
         del run
@@ -585,8 +595,8 @@ class TestHeartbeat:
         assert isinstance(successor, SyncRun)
         assert successor.claim.attempt == 2
 
-    def test_a_failed_sign_is_repeated_at_the_next_beat(
-        self, sync: Sync, store: Faults, clock: FakeClock, events: list[Event]
+    def test_failed_renewal_is_repeated_at_the_next_heartbeat(
+        self, sync: Sync, store: FaultyMemoryStore, clock: FakeClock, events: list[Event]
     ) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
@@ -598,13 +608,13 @@ class TestHeartbeat:
         ]
         assert [event.reason for event in events if isinstance(event, StoreFailed)] == [
             "down",
-            "",  # what a driver says may hold what no log may
+            "",  # the text of a driver's error may contain secrets
         ]
         assert store.calls.count("renew") == 3
         assert isinstance(run.keep(OUTCOME), Recorded)
 
-    def test_a_lost_claim_is_told_once_and_beats_no_more(
-        self, sync: Sync, store: Faults, clock: FakeClock, events: list[Event]
+    def test_lost_claim_is_reported_once_and_not_renewed_again(
+        self, sync: Sync, store: FaultyMemoryStore, clock: FakeClock, events: list[Event]
     ) -> None:
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
@@ -615,7 +625,7 @@ class TestHeartbeat:
         assert sum(isinstance(event, ClaimLost) for event in events) == 1
 
     def test_late_releases_end_with_an_event_and_are_bounded(
-        self, sync: Sync, store: Faults, clock: FakeClock, events: list[Event]
+        self, sync: Sync, store: FaultyMemoryStore, clock: FakeClock, events: list[Event]
     ) -> None:
         store.before["acquire"] = [StoreUnavailable("down") for _ in range(100)]
         store.before["release"] = [StoreUnavailable("down") for _ in range(1000)]
@@ -629,13 +639,19 @@ class TestHeartbeat:
         assert store.calls.count("release") == 64 * 4
         store.before["acquire"] = [StoreUnavailable("down")]
         sync.engine.begin(ask())
-        assert len(sync.scheduler) == 1, "there is room again"
+        assert len(sync.scheduler) == 1, "another late release is accepted"
 
     @pytest.mark.parametrize(("granted", "releases"), [(True, 1), (False, 4)])
-    def test_a_claim_that_may_still_be_granted_is_released_again(
-        self, granted: bool, releases: int, sync: Sync, store: Faults, clock: FakeClock, events: list[Event]
+    def test_late_release_of_an_unconfirmed_claim_is_repeated_until_it_succeeds(
+        self,
+        granted: bool,
+        releases: int,
+        sync: Sync,
+        store: FaultyMemoryStore,
+        clock: FakeClock,
+        events: list[Event],
     ) -> None:
-        """A store that knows no such claim may learn of it yet, from a call that is still on its way."""
+        """The store may grant the claim after its release, by a call that is still in progress."""
         (store.after if granted else store.before)["acquire"] = [StoreUnavailable("down")]
         sync.engine.begin(ask())
         self.pass_time(sync, clock, 10)
@@ -643,10 +659,10 @@ class TestHeartbeat:
         assert (len(sync.scheduler), store.inner.get(KEY)) == (0, None)
         assert not any(isinstance(event, StoreFailed) and event.step == "release" for event in events)
 
-    def test_a_confirmed_claim_is_not_released_again_when_the_store_does_not_know_it(
-        self, sync: Sync, store: Faults, clock: FakeClock
+    def test_late_release_of_a_confirmed_claim_ends_if_the_store_does_not_know_it(
+        self, sync: Sync, store: FaultyMemoryStore, clock: FakeClock
     ) -> None:
-        """The release took effect, and its reply alone was lost."""
+        """The release took effect, and only its reply was lost."""
         run = sync.engine.begin(ask())
         assert isinstance(run, SyncRun)
         store.after["release"] = [StoreUnavailable("reply lost")]
@@ -656,25 +672,27 @@ class TestHeartbeat:
 
 
 class TestScheduler:
-    def test_one_thread_serves_every_run_and_ends_when_idle(self) -> None:
-        scheduler, ran = Scheduler(), threading.Semaphore(0)
-        names: set[str] = set()
+    def test_one_thread_runs_every_job_and_ends_when_idle(self) -> None:
+        scheduler, ran, scheduled = Scheduler(), threading.Semaphore(0), threading.Event()
+        threads: set[threading.Thread] = set()
 
         def job() -> None:
-            names.add(threading.current_thread().name)
+            assert scheduled.wait(PATIENCE)  # so that the thread is not idle before all jobs are there
+            threads.add(threading.current_thread())
             ran.release()
 
         for _ in range(20):
             scheduler.after(0.0, job)
+        scheduled.set()
         for _ in range(20):
             assert ran.acquire(timeout=PATIENCE)
-        assert names == {"idempotency-scheduler"}
-        thread = scheduler._thread
-        if thread is not None:
-            thread.join(timeout=PATIENCE)
+        (thread,) = threads
+        assert thread.name == "idempotency-scheduler"
+        thread.join(timeout=PATIENCE)
+        assert not thread.is_alive()
         assert scheduler._thread is None
 
-    def test_a_sooner_job_wakes_the_thread(self) -> None:
+    def test_earlier_job_wakes_the_thread(self) -> None:
         scheduler, ran = Scheduler(), threading.Event()
         scheduler.after(3600.0, lambda: None)
         scheduler.after(0.01, ran.set)
@@ -682,9 +700,7 @@ class TestScheduler:
         assert len(scheduler) == 1
         scheduler._start_anew()
 
-    def test_an_error_in_a_job_is_logged_and_the_next_job_runs(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_error_in_a_job_is_logged_and_the_next_job_runs(self, caplog: pytest.LogCaptureFixture) -> None:
         clock, ran = FakeClock(), []
         scheduler = Scheduler(monotonic=clock, threaded=False)
         scheduler.after(1.0, lambda: 1 / 0)
@@ -696,7 +712,7 @@ class TestScheduler:
         assert ran == ["same instant", "later"]
         assert "ZeroDivisionError" in caplog.text
 
-    def test_a_heartbeat_thread_that_cannot_start_is_logged(
+    def test_thread_that_cannot_start_is_logged_and_started_with_the_next_job(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         def refuse(self: threading.Thread) -> None:
@@ -707,11 +723,11 @@ class TestScheduler:
             patch.setattr(threading.Thread, "start", refuse)
             scheduler.after(0.0, ran.set)
         assert "no heartbeat" in caplog.text
-        scheduler.after(0.0, lambda: None)  # the next one tries again
+        scheduler.after(0.0, lambda: None)  # the next job starts the thread
         assert ran.wait(30)
 
     @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system has no fork")
-    def test_a_forked_child_renews_its_own_runs_and_not_its_parents(self) -> None:
+    def test_forked_child_runs_its_own_jobs_and_not_its_parents(self) -> None:
         program = """
 import os, sys, threading, warnings
 from idempotency.engine.scheduler import Scheduler
@@ -737,16 +753,16 @@ sys.exit(status != 0)
 
 
 @pytest.mark.real_time("a lease is renewed by a real thread")
-def test_a_thread_renews_while_the_handler_blocks() -> None:
-    """Real time, once: a handler that works past its lease keeps its claim."""
+def test_lease_is_renewed_while_the_handler_blocks() -> None:
+    """A handler that works longer than its lease keeps its claim, in real time."""
     renewals: list[Claim] = []
 
-    class Watched(SyncMemoryStore):
+    class CountsRenewals(SyncMemoryStore):
         def renew(self, claim: Claim, *, lease: float) -> bool:
             renewals.append(claim)
             return super().renew(claim, lease=lease)
 
-    engine = SyncEngine(Watched())
+    engine = SyncEngine(CountsRenewals())
     run = engine.begin(ask(lease=1.2))
     assert isinstance(run, SyncRun)
     until_sync(lambda: len(renewals) >= 4)  # one each third of the lease
@@ -754,7 +770,7 @@ def test_a_thread_renews_while_the_handler_blocks() -> None:
     assert isinstance(run.keep(OUTCOME), Recorded)
 
 
-def test_many_threads_with_one_key_run_once() -> None:
+def test_sixteen_threads_with_one_key_run_once() -> None:
     engine = SyncEngine(SyncMemoryStore())
     runs: list[Claim] = []
     outcomes: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Duplicates in threads: one runs, the others wait for it, not for the store; if it fails exactly one of them runs."""
+"""Single flight of threads: one runs, the others follow it without the store, and one is promoted if it fails."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ OUTCOME = b'{"n":1}'
 THREADS = 32
 
 
-class Counting(SyncMemoryStore):
-    """Counts how often it is asked for the claim."""
+class CountsAcquires(SyncMemoryStore):
+    """Counts the calls of acquire."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = 0
+        self.acquires = 0
 
     def acquire(self, key: StorageKey, **asked: Any) -> Any:
-        self.asked += 1
+        self.acquires += 1
         return super().acquire(key, **asked)
 
 
 class Duplicates:
-    """Threads that ask for one key and wait; each either runs, as it is told, or hears of the run."""
+    """Threads that begin with one key: one runs, and the others follow it."""
 
     def __init__(self, **policy: Any) -> None:
-        self.store = Counting()
+        self.store = CountsAcquires()
         self.engine = SyncEngine(self.store)
         self.policy = Policy(**policy)
         self.threads = ThreadPoolExecutor(THREADS)
@@ -50,7 +50,7 @@ class Duplicates:
         return self.engine.begin(Ask(KEY, fingerprint, self.policy, "orders", wait))
 
     def followers(self, count: int) -> list[Future[Any]]:
-        """So many threads, once all of them follow the in_flight that there is."""
+        """The calls of *count* threads, once all of them follow the run that is in flight."""
         calls = [self.threads.submit(self.ask, wait=30.0) for _ in range(count)]
         in_flight = self.engine.single_flight.find(KEY, SAME)
         assert in_flight is not None
@@ -63,11 +63,11 @@ def duplicates() -> Any:
     duplicates = Duplicates()
     yield duplicates
     duplicates.threads.shutdown()
-    assert len(duplicates.engine.single_flight) == 0, "a run was left behind"
+    assert len(duplicates.engine.single_flight) == 0, "a run was not removed"
 
 
-def the_one_that_runs(calls: list[Future[Any]]) -> SyncRun:
-    """The run of the one call that is answered; the others still wait."""
+def wait_for_promoted(calls: list[Future[Any]]) -> SyncRun:
+    """The run of the one follower that is promoted; the others still wait."""
     until_sync(lambda: any(call.done() for call in calls))
     (call,) = [call for call in calls if call.done()]
     calls.remove(call)
@@ -76,36 +76,36 @@ def the_one_that_runs(calls: list[Future[Any]]) -> SyncRun:
     return run
 
 
-def test_one_of_many_threads_runs_and_the_others_replay_without_asking_the_store(
+def test_one_thread_runs_and_the_others_replay_without_calling_the_store(
     duplicates: Duplicates,
 ) -> None:
     run = duplicates.ask()
     others = duplicates.followers(THREADS - 1)
-    assert duplicates.store.asked == 1
+    assert duplicates.store.acquires == 1
     run.keep(OUTCOME)
     for call in others:
         verdict = call.result(5)
         assert isinstance(verdict, Replay)
         assert verdict.completed.outcome == OUTCOME
         assert verdict.waited > 0
-    assert duplicates.store.asked == 1
+    assert duplicates.store.acquires == 1
 
 
 @pytest.mark.parametrize("failures", [1, 3])
-def test_a_failure_lets_exactly_one_of_the_others_run(duplicates: Duplicates, failures: int) -> None:
+def test_failure_promotes_exactly_one_follower(duplicates: Duplicates, failures: int) -> None:
     run = duplicates.ask()
     others = duplicates.followers(8)
     for failure in range(failures):
         run.release()
-        run = the_one_that_runs(others)
-        assert duplicates.store.asked == 2 + failure
+        run = wait_for_promoted(others)
+        assert duplicates.store.acquires == 2 + failure
         assert not any(call.done() for call in others)
     run.keep(OUTCOME)
     assert all(isinstance(call.result(5), Replay) for call in others)
-    assert duplicates.store.asked == 1 + failures
+    assert duplicates.store.acquires == 1 + failures
 
 
-def test_after_an_abandoned_run_one_thread_watches_its_lease_for_all() -> None:
+def test_one_thread_polls_for_all_after_an_abandoned_run() -> None:
     duplicates = Duplicates(lease=0.2)
     duplicates.ask().abandon()
     assert len(duplicates.engine.single_flight) == 0
@@ -120,23 +120,23 @@ def test_after_an_abandoned_run_one_thread_watches_its_lease_for_all() -> None:
     assert len(duplicates.engine.single_flight) == 0
 
 
-def test_an_outcome_found_by_a_watching_thread_is_shared_with_all_followers(
+def test_outcome_found_by_the_polling_leader_is_shared_with_all_followers(
     duplicates: Duplicates,
 ) -> None:
     reply = duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     first = duplicates.threads.submit(duplicates.ask, wait=30.0)
     until_sync(lambda: len(duplicates.engine.single_flight) == 1)
     others = duplicates.followers(8)
-    asked = duplicates.store.asked
+    asked = duplicates.store.acquires
     assert duplicates.store.complete(reply.claim, OUTCOME, retention=60.0)
     for call in (first, *others):
         verdict = call.result(5)
         assert isinstance(verdict, Replay)
         assert isinstance(verdict.completed, Completed)
-    assert duplicates.store.asked < asked + 8, "who watched asked for all"
+    assert duplicates.store.acquires < asked + 8, "only the leader polled"
 
 
-def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(duplicates: Duplicates) -> None:
+def test_polling_leader_that_times_out_promotes_a_follower(duplicates: Duplicates) -> None:
     reply = duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     first = duplicates.threads.submit(duplicates.ask, wait=0.05)
     until_sync(lambda: len(duplicates.engine.single_flight) == 1)
@@ -146,27 +146,27 @@ def test_a_watching_thread_whose_patience_ends_hands_the_lead_on(duplicates: Dup
     assert isinstance(other.result(5), Replay)
 
 
-def test_a_wait_past_its_limit_ends_in_409(duplicates: Duplicates) -> None:
+def test_follower_timeout_is_refused_and_leaves_the_leader_in_place(duplicates: Duplicates) -> None:
     run = duplicates.ask()
     verdict = duplicates.ask(wait=0.05)
     assert isinstance(verdict, Refuse)
     assert isinstance(verdict.error, InProgress)
-    assert duplicates.store.asked == 2, "once, when its time was up"
+    assert duplicates.store.acquires == 2, "a last poll when the wait is over"
     (other,) = duplicates.followers(1)
     run.keep(OUTCOME)
-    assert isinstance(other.result(5), Replay), "who runs leads on, whoever gave up"
-    assert duplicates.store.asked == 2
+    assert isinstance(other.result(5), Replay), "the run stays the leader after a follower has timed out"
+    assert duplicates.store.acquires == 2
 
 
 class Interrupt(BaseException):
-    """Raised as a signal raises KeyboardInterrupt, in the main thread's sleep or wait."""
+    """Raised in a sleep or wait, as KeyboardInterrupt is in the main thread."""
 
 
 def interrupt(*_: Any) -> Any:
     raise Interrupt
 
 
-def test_a_watching_thread_that_is_interrupted_leads_no_longer(duplicates: Duplicates) -> None:
+def test_interrupted_polling_leader_gives_up_the_lead(duplicates: Duplicates) -> None:
     duplicates.store.acquire(KEY, fingerprint=SAME, owner=b"o" * 16, lease=30.0, retention=60.0)
     duplicates.engine.sleep = interrupt
     with pytest.raises(Interrupt):
@@ -174,7 +174,7 @@ def test_a_watching_thread_that_is_interrupted_leads_no_longer(duplicates: Dupli
     assert len(duplicates.engine.single_flight) == 0
 
 
-def test_a_following_thread_that_is_interrupted_has_nothing_to_release(
+def test_interrupted_follower_releases_nothing(
     duplicates: Duplicates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = []
@@ -184,48 +184,52 @@ def test_a_following_thread_that_is_interrupted_has_nothing_to_release(
         patch.setattr(duplicates.engine.single_flight, "follow", interrupt)
         with pytest.raises(Interrupt):
             duplicates.ask(wait=30.0)
-    assert (released, duplicates.store.asked) == ([], 1), "it never asked the store"
+    assert (released, duplicates.store.acquires) == ([], 1), "a follower does not call the store"
     run.keep(OUTCOME)
 
 
-def test_another_request_under_the_key_is_refused_at_once(duplicates: Duplicates) -> None:
+def test_other_request_under_a_running_key_is_refused_without_waiting(
+    duplicates: Duplicates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = duplicates.ask()
+    duplicates.engine.sleep = interrupt
+    monkeypatch.setattr(duplicates.engine.single_flight, "follow", interrupt)
     verdict = duplicates.ask(wait=30.0, fingerprint=OTHER)
     assert isinstance(verdict.error, FingerprintMismatch)
     run.keep(OUTCOME)
 
 
-def test_an_interruption_in_the_moment_of_promotion_hands_the_lead_on() -> None:
+def test_follower_interrupted_while_promoted_gives_up_the_lead() -> None:
     single_flight = SyncSingleFlight()
     in_flight = single_flight.lead(KEY, SAME)
     assert in_flight is not None
-    truly = in_flight.changed.wait_for
+    wait_for = in_flight.changed.wait_for
 
     def interrupted(*args: Any) -> bool:
-        in_flight.changed.wait_for = truly  # type: ignore[method-assign]
-        truly(*args)
+        in_flight.changed.wait_for = wait_for  # type: ignore[method-assign]
+        wait_for(*args)
         raise KeyboardInterrupt
 
     in_flight.changed.wait_for = interrupted  # type: ignore[method-assign]
     raised: list[BaseException] = []
 
-    def unlucky() -> None:
+    def follow_and_be_interrupted() -> None:
         try:
             single_flight.follow(in_flight, KEY, 10.0)
         except KeyboardInterrupt as error:
             raised.append(error)
 
-    thread = threading.Thread(target=unlucky)
+    thread = threading.Thread(target=follow_and_be_interrupted)
     thread.start()
     until_sync(lambda: in_flight.followers == 1)
     single_flight.hand_over(KEY, in_flight)
     thread.join(30)
     assert len(raised) == 1
-    assert len(single_flight) == 0, "nobody else was there to lead"
+    assert len(single_flight) == 0, "there is no other follower to promote"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_follows_nobody_and_ends_the_run_that_it_inherited() -> None:
+def test_forked_child_has_no_single_flight_and_can_end_the_inherited_run() -> None:
     program = """
 import os, warnings
 from idempotency import Fingerprint, Policy, StorageKey
