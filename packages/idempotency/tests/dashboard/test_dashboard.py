@@ -1,4 +1,4 @@
-"""The dashboard: what it shows and hides, what it changes and for whom, and that it never reads a whole store."""
+"""The dashboard: pages, forms and audit, secrets that it hides, and bounded reads of the store."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from idempotency.stores.sqlite import SQLiteStore
 ANSWER = encode_response(Response(201, [(b"x-card", b"4242")], b'{"holder": "<b>alice</b>"}'))
 
 
-class Office:
-    """A store with a clock of its own, the page over it, and what the audit was told."""
+class Site:
+    """A store with a clock of its own, a client of its dashboard, and the audit events."""
 
     def __init__(self, **settings: Any) -> None:
         self.now = 0.0
@@ -78,23 +78,23 @@ class Office:
 
 
 @pytest.mark.parametrize(("tenant", "key"), [("alice", "k-1"), ("", "pay:k-77"), ("pay", "k%77")])
-def test_a_key_is_found_as_the_list_shows_it(tenant: str, key: str) -> None:
-    office = Office()
-    office.claim(key, tenant=tenant)
+def test_find_accepts_a_key_as_the_list_shows_it(tenant: str, key: str) -> None:
+    site = Site()
+    site.claim(key, tenant=tenant)
     shown = str(storage_key(tenant, key))
-    assert shown in office.client.get("").text
-    found = office.client.get("find", params={"tenant": "", "key": shown})
+    assert shown in site.client.get("").text
+    found = site.client.get("find", params={"tenant": "", "key": shown})
     assert (found.status_code, found.url.params["key"]) == (200, shown)
 
 
-def test_keys_are_listed_with_state_attempt_lease_age_and_outcome() -> None:
-    office = Office()
-    office.claim("abandoned", lease=1.0)
-    office.now += 2.0
-    office.claim("running")
-    office.complete("completed")
-    office.now += 5.0
-    page = office.client.get("").text
+def test_list_shows_state_attempt_lease_age_and_outcome_of_each_key() -> None:
+    site = Site()
+    site.claim("abandoned", lease=1.0)
+    site.now += 2.0
+    site.claim("running")
+    site.complete("completed")
+    site.now += 5.0
+    page = site.client.get("").text
     rows = {row[0]: row[1:] for row in re.findall(
         r'<td class="key"><a [^>]*>([^<]*)</a></td><td>(\w+)</td><td class="number">(\d+)</td>'
         r'<td class="number">([^<]*)</td><td class="number">([^<]*)</td><td class="number">[^<]*</td><td>([^<]*)</td>',
@@ -107,114 +107,114 @@ def test_keys_are_listed_with_state_attempt_lease_age_and_outcome() -> None:
     }
 
 
-def test_a_list_says_of_how_many_records_it_speaks() -> None:
-    office = Office()
-    assert "Shown: 0. Of all 0." in office.client.get("").text
-    office.claim("running")
-    office.complete("done")
-    assert "Shown: 2: 1 running, 1 completed. Of all 2." in office.client.get("").text
+def test_list_states_how_many_records_it_shows_and_has_read() -> None:
+    site = Site()
+    assert "Shown: 0. Of all 0." in site.client.get("").text
+    site.claim("running")
+    site.complete("done")
+    assert "Shown: 2: 1 running, 1 completed. Of all 2." in site.client.get("").text
     for number in range(60):
-        office.complete(f"order-{number}")
-    assert "Of 50 records that this page read; there may be more." in office.client.get("").text
+        site.complete(f"order-{number}")
+    assert "Of 50 records that this page read; there may be more." in site.client.get("").text
 
 
-def test_a_list_can_be_of_one_tenant_and_one_state() -> None:
-    office = Office()
-    office.claim("order-1", tenant="alice")
-    office.claim("order-2", tenant="bob")
-    office.complete("order-3")
-    listed = office.client.get("?tenant=alice").text
+def test_list_filters_by_tenant_or_state() -> None:
+    site = Site()
+    site.claim("order-1", tenant="alice")
+    site.claim("order-2", tenant="bob")
+    site.complete("order-3")
+    listed = site.client.get("?tenant=alice").text
     assert "alice:order-1" in listed
     assert "order-2" not in listed
-    listed = office.client.get("?state=completed").text
+    listed = site.client.get("?state=completed").text
     assert "order-3" in listed
     assert "order-1" not in listed
 
 
 @pytest.mark.parametrize("typed", ["order-1", '"order-1"', " order-1 "])
-def test_a_key_is_found_as_the_client_wrote_it(typed: str) -> None:
-    office = Office()
-    office.claim("order-1", tenant="alice")
-    found = office.client.get("find", params={"tenant": "alice", "key": typed})
+def test_find_accepts_a_key_as_the_client_wrote_it(typed: str) -> None:
+    site = Site()
+    site.claim("order-1", tenant="alice")
+    found = site.client.get("find", params={"tenant": "alice", "key": typed})
     assert found.status_code == 200
     assert "<h1>alice:order-1</h1>" in found.text
-    assert office.client.get("find", params={"tenant": "bob", "key": typed}).status_code == 404
+    assert site.client.get("find", params={"tenant": "bob", "key": typed}).status_code == 404
 
 
-def test_an_answer_is_hidden_until_it_is_asked_for_and_that_is_audited() -> None:
-    office = Office()
-    office.complete("order-1")
-    hidden = office.client.get("record?key=order-1").text
+def test_outcome_is_shown_only_on_request_and_the_request_is_audited() -> None:
+    site = Site()
+    site.complete("order-1")
+    hidden = site.client.get("record?key=order-1").text
     assert "fe" * 32 in hidden, "the request's fingerprint"
     assert "4242" not in hidden
     assert "alice" not in hidden
-    assert office.audited == []
-    shown = office.client.get("record?key=order-1&show=outcome").text
+    assert site.audited == []
+    shown = site.client.get("record?key=order-1&show=outcome").text
     assert "x-card: 4242" in shown
     assert "&lt;b&gt;alice&lt;/b&gt;" in shown
     assert "<b>alice" not in shown
-    assert office.audited == [
+    assert site.audited == [
         AuditEvent(
             action="show-outcome", key_id=key_id(storage_key("", "order-1")), actor="carol", result="done"
         )
     ]
 
 
-def test_redacted_parts_of_an_answer_are_not_shown() -> None:
-    office = Office(policy=Policy(redact=lambda response: response._replace(body=b"***", headers=[])))
-    office.complete("order-1")
-    shown = office.client.get("record?key=order-1&show=outcome").text
+def test_redacted_parts_of_an_outcome_are_not_shown() -> None:
+    site = Site(policy=Policy(redact=lambda response: response._replace(body=b"***", headers=[])))
+    site.complete("order-1")
+    shown = site.client.get("record?key=order-1&show=outcome").text
     assert "***" in shown
     assert "4242" not in shown
     assert "alice" not in shown
 
 
-def test_nobody_sees_an_owners_token() -> None:
-    office = Office()
-    office.claim("order-1", owner=b"OWNER-TOKEN-16by")
-    page = office.client.get("record?key=order-1").text
+def test_owner_token_is_never_shown() -> None:
+    site = Site()
+    site.claim("order-1", owner=b"OWNER-TOKEN-16by")
+    page = site.client.get("record?key=order-1").text
     assert "OWNER-TOKEN" not in page
     assert b"OWNER-TOKEN-16by".hex() not in page
 
 
-def test_an_abandoned_key_is_found_and_released_and_that_is_audited() -> None:
-    office = Office()
-    office.claim("order-1", lease=1.0)
-    office.now += 2.0
-    done = office.client.post("release", data=office.form("release?key=order-1", "release"))
+def test_release_of_an_abandoned_key_frees_it_and_is_audited() -> None:
+    site = Site()
+    site.claim("order-1", lease=1.0)
+    site.now += 2.0
+    done = site.client.post("release", data=site.form("release?key=order-1", "release"))
     assert done.status_code == 200
-    assert office.record("order-1") is None
-    assert [(event.action, event.actor, event.result, event.count) for event in office.audited] == [
+    assert site.record("order-1") is None
+    assert [(event.action, event.actor, event.result, event.count) for event in site.audited] == [
         ("release", "carol", "done", 1)
     ]
 
 
-def test_a_successor_that_took_over_since_the_page_was_shown_keeps_the_key() -> None:
-    office = Office()
-    office.claim("order-1", lease=1.0)
-    office.now += 2.0
-    form = office.form("release?key=order-1", "release")
-    assert office.claim("order-1", owner=b"second-owner-16b").attempt == 2
-    assert office.client.post("release", data=form).status_code == 409
-    assert office.record("order-1").attempt == 2
-    assert [event.result for event in office.audited] == ["changed"]
+def test_release_form_does_not_free_a_key_that_was_taken_over_meanwhile() -> None:
+    site = Site()
+    site.claim("order-1", lease=1.0)
+    site.now += 2.0
+    form = site.form("release?key=order-1", "release")
+    assert site.claim("order-1", owner=b"second-owner-16b").attempt == 2
+    assert site.client.post("release", data=form).status_code == 409
+    assert site.record("order-1").attempt == 2
+    assert [event.result for event in site.audited] == ["changed"]
 
 
-def test_a_completed_record_is_forgotten_only_by_its_own_form() -> None:
-    office = Office()
-    office.complete("order-1")
-    form = office.form("forget?key=order-1", "forget")
-    assert office.client.post("release", data=form).status_code == 403
-    assert office.record("order-1") is not None
-    assert office.client.post("forget", data=form).status_code == 200
-    assert office.record("order-1") is None
+def test_completed_record_is_deleted_only_by_the_forget_form() -> None:
+    site = Site()
+    site.complete("order-1")
+    form = site.form("forget?key=order-1", "forget")
+    assert site.client.post("release", data=form).status_code == 403
+    assert site.record("order-1") is not None
+    assert site.client.post("forget", data=form).status_code == 200
+    assert site.record("order-1") is None
 
 
-def test_a_form_from_elsewhere_changes_nothing() -> None:
-    office = Office()
-    office.claim("order-1")
-    office.claim("order-2")
-    form = office.form("release?key=order-1", "release")
+def test_forged_or_cross_site_form_changes_nothing() -> None:
+    site = Site()
+    site.claim("order-1")
+    site.claim("order-2")
+    form = site.form("release?key=order-1", "release")
     attempts = [
         (form | {"token": "0" * 64}, {}),
         (form | {"key": "order-2"}, {}),
@@ -224,33 +224,33 @@ def test_a_form_from_elsewhere_changes_nothing() -> None:
         (form, {"Cookie": "idempotency-dashboard=another-browser"}),
     ]
     for data, headers in attempts:
-        cookies = dict(office.client.cookies)
+        cookies = dict(site.client.cookies)
         if "Cookie" in headers:
-            office.client.cookies.clear()
-        assert office.client.post("release", data=data, headers=headers).status_code == 403, (data, headers)
+            site.client.cookies.clear()
+        assert site.client.post("release", data=data, headers=headers).status_code == 403, (data, headers)
         for name, value in cookies.items():
-            office.client.cookies.set(name, value, domain="office.example", path="/keys")
-    assert office.client.post("release", json=form).status_code == 403
-    assert office.record("order-1") is not None
-    assert office.record("order-2") is not None
-    assert office.audited == []
+            site.client.cookies.set(name, value, domain="office.example", path="/keys")
+    assert site.client.post("release", json=form).status_code == 403
+    assert site.record("order-1") is not None
+    assert site.record("order-2") is not None
+    assert site.audited == []
 
 
-def test_it_is_read_only_unless_it_was_made_writable() -> None:
-    office = Office(writable=False)
-    office.claim("order-1")
-    assert 'method="post"' not in office.client.get("").text
-    assert 'method="post"' not in office.client.get("record?key=order-1").text
-    assert "Release" not in office.client.get("record?key=order-1").text
-    assert "Purge" not in office.client.get("").text
-    assert "set-cookie" not in office.client.get("").headers
+def test_dashboard_is_read_only_unless_it_is_made_writable() -> None:
+    site = Site(writable=False)
+    site.claim("order-1")
+    assert 'method="post"' not in site.client.get("").text
+    assert 'method="post"' not in site.client.get("record?key=order-1").text
+    assert "Release" not in site.client.get("record?key=order-1").text
+    assert "Purge" not in site.client.get("").text
+    assert "set-cookie" not in site.client.get("").headers
     for path in ("release", "forget", "purge"):
-        assert office.client.get(path, params={"key": "order-1"}).status_code == 404
-        assert office.client.post(path, data={"key": "order-1"}).status_code == 404
-    assert office.record("order-1") is not None
+        assert site.client.get(path, params={"key": "order-1"}).status_code == 404
+        assert site.client.post(path, data={"key": "order-1"}).status_code == 404
+    assert site.record("order-1") is not None
 
 
-def test_expired_records_are_purged_where_the_store_keeps_them(tmp_path: Any) -> None:
+def test_purge_deletes_expired_records_and_is_audited(tmp_path: Any) -> None:
     clock = [0.0]
     store = SQLiteStore(tmp_path / "records.db", clock=lambda: clock[0], synchronous="OFF")
     audited: list[AuditEvent] = []
@@ -286,10 +286,10 @@ def test_expired_records_are_purged_where_the_store_keeps_them(tmp_path: Any) ->
         "nowhere",
     ],
 )
-def test_every_answer_is_private_and_inert(path: str) -> None:
-    office = Office()
-    office.claim("order-1")
-    answer = office.client.get(path)
+def test_every_response_forbids_caching_scripts_and_foreign_content(path: str) -> None:
+    site = Site()
+    site.claim("order-1")
+    answer = site.client.get(path)
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'")
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -300,55 +300,55 @@ def test_every_answer_is_private_and_inert(path: str) -> None:
 @pytest.mark.parametrize(
     "key", ["<script>alert(1)</script>", "k\x1b[2J", "k\udcff", 'a"b', "ключ", "a b%2Fc&d=e"]
 )
-def test_a_key_with_odd_characters_is_shown_as_text_and_released(key: str) -> None:
-    office = Office()
-    office.claim(key)
-    page = office.client.get("").text
+def test_key_with_odd_characters_is_shown_as_text_and_can_be_released(key: str) -> None:
+    site = Site()
+    site.claim(key)
+    page = site.client.get("").text
     assert "<script" not in page
     found = re.search(r'<td class="key"><a href="/keys/(record\?[^"]+)"', page)
     assert found
     path = found[1].replace("&amp;", "&")
-    assert office.client.get(path).status_code == 200
-    form = office.form(path.replace("record?", "release?"), "release")
-    assert office.client.post("release", data=form).status_code == 200
-    assert office.record(key) is None
+    assert site.client.get(path).status_code == 200
+    form = site.form(path.replace("record?", "release?"), "release")
+    assert site.client.post("release", data=form).status_code == 200
+    assert site.record(key) is None
 
 
 class CountingStore(MemoryStore):
-    """Counts its pages, and how many records they gave."""
+    """Counts the pages that were read, and their records."""
 
-    given = scans = 0
+    records_read = scans = 0
 
     async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         page = await super().scan(limit=limit, cursor=cursor)
-        self.given += len(page.records)
+        self.records_read += len(page.records)
         self.scans += 1
         return page
 
 
-def test_a_list_reads_a_bounded_part_of_the_store_and_goes_on_from_there() -> None:
-    office = Office()
+def test_list_reads_a_bounded_part_of_the_store_per_page() -> None:
+    site = Site()
     store = CountingStore(max_records=10_000)
     client = TestClient(dashboard(store))
-    office.store = store
+    site.store = store
     for number in range(5_000):
-        office.claim(f"order-{number:04}", tenant="bob" if number < 4_990 else "zoe")
+        site.claim(f"order-{number:04}", tenant="bob" if number < 4_990 else "zoe")
     assert client.get("/").text.count('class="key"') == 50
-    assert store.given == 50
+    assert store.records_read == 50
     path, pages, found = "/?tenant=zoe", 0, 0
     while True:
-        store.given = 0
+        store.records_read = 0
         text = client.get(path).text
-        assert store.given <= 2_000
+        assert store.records_read <= 2_000
         pages, found = pages + 1, found + text.count('class="key"')
-        go_on = re.search(r'<a href="([^"]*cursor=[^"]*)">Go on', text)
-        if go_on is None:
+        next_page = re.search(r'<a href="([^"]*cursor=[^"]*)">Go on', text)
+        if next_page is None:
             break
-        path = go_on[1].replace("&amp;", "&")
+        path = next_page[1].replace("&amp;", "&")
     assert (pages, found) == (3, 10)
 
 
-def test_counts_are_of_each_minute_and_forget_the_oldest() -> None:
+def test_counts_are_per_minute_and_drop_the_oldest_minute() -> None:
     now = [0.0]
     counts = Counts(minutes=3, clock=lambda: now[0])
     for attempt in (1, 1, 2):
@@ -374,7 +374,7 @@ def test_counts_are_of_each_minute_and_forget_the_oldest() -> None:
     assert row in page
 
 
-def test_a_store_that_does_not_answer_is_a_503() -> None:
+def test_unavailable_store_gives_503() -> None:
     class Down(MemoryStore):
         async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
             raise StoreUnavailable("connection refused")
@@ -384,32 +384,32 @@ def test_a_store_that_does_not_answer_is_a_503() -> None:
     assert "connection refused" in answer.text
 
 
-def test_a_store_that_cannot_be_listed_is_refused_at_once() -> None:
+def test_store_that_cannot_be_listed_is_refused_at_set_up() -> None:
     with pytest.raises(TypeError, match="cannot list"):
         dashboard(object())  # type: ignore[arg-type]
 
 
-def test_a_confirmation_says_what_will_happen_and_changes_nothing() -> None:
-    office = Office()
-    office.claim("order-1")
-    page = office.client.get("release?key=order-1").text
+def test_confirmation_page_states_the_consequences_and_changes_nothing() -> None:
+    site = Site()
+    site.claim("order-1")
+    page = site.client.get("release?key=order-1").text
     assert "<h1>Release order-1?</h1>" in page
     assert "there may be two effects" in page
     assert "The audit will say that carol did this." in page
-    assert office.record("order-1") is not None
-    assert office.audited == []
-    office.complete("order-2")
-    assert "that answer is lost" in office.client.get("forget?key=order-2").text
-    assert office.client.get("release?key=order-2").status_code == 409
-    assert office.client.get("forget?key=order-1").status_code == 409
-    assert office.client.get("release?key=gone").status_code == 409
+    assert site.record("order-1") is not None
+    assert site.audited == []
+    site.complete("order-2")
+    assert "that answer is lost" in site.client.get("forget?key=order-2").text
+    assert site.client.get("release?key=order-2").status_code == 409
+    assert site.client.get("forget?key=order-1").status_code == 409
+    assert site.client.get("release?key=gone").status_code == 409
 
 
-def told_totals(page: str) -> dict[str, str]:
+def shown_totals(page: str) -> dict[str, str]:
     return dict(re.findall(r'<th scope="row">(\w+)</th><td class="number">([^<]*)', page))
 
 
-def test_totals_are_counted_only_when_asked_for_on_the_page_itself() -> None:
+def test_totals_are_counted_only_on_a_same_origin_request() -> None:
     store = CountingStore()
     client = TestClient(dashboard(store))
     assert "Count all records" in client.get("/totals").text
@@ -420,39 +420,39 @@ def test_totals_are_counted_only_when_asked_for_on_the_page_itself() -> None:
     assert store.scans == 1
 
 
-def test_a_count_that_takes_long_says_how_far_it_is_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    office = Office()
+def test_long_count_reports_progress_and_stops_at_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site()
     for number in range(5):
-        office.complete(f"order-{number}")
+        site.complete(f"order-{number}")
     for name, value in {"STEP": 1, "TOLD_EVERY": -1.0}.items():
         monkeypatch.setattr(f"idempotency.dashboard.totals.{name}", value)
-    page = office.client.get("totals?count=all").text
+    page = site.client.get("totals?count=all").text
     assert re.findall(r"<li>([^<]*)", page) == [f"at least {n}: {n} completed" for n in range(1, 6)]
-    assert told_totals(page)["all"] == "5"
+    assert shown_totals(page)["all"] == "5"
     monkeypatch.setattr("idempotency.dashboard.totals.LONGEST", -1.0)
-    page = office.client.get("totals?count=all").text
+    page = site.client.get("totals?count=all").text
     assert "there are more records" in page
-    assert told_totals(page)["all"] == "at least 1"
+    assert shown_totals(page)["all"] == "at least 1"
 
 
-def test_a_count_whose_store_fails_shows_what_it_had_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_shows_partial_totals_and_the_error_if_the_store_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(MemoryStore):
         async def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
             if cursor is not None:
                 raise StoreUnavailable("connection refused")
             return await super().scan(limit=1)
 
-    office = Office()
-    store = office.store = Failing()
+    site = Site()
+    store = site.store = Failing()
     for number in range(3):
-        office.complete(f"order-{number}")
+        site.complete(f"order-{number}")
     page = TestClient(dashboard(store)).get("/totals?count=all").text
     assert "the store did not answer: connection refused" in page
-    assert told_totals(page)["completed"] == "at least 1"
+    assert shown_totals(page)["completed"] == "at least 1"
     assert page.endswith("</html>")
 
 
-def test_one_count_runs_at_a_time_and_one_that_is_left_makes_room() -> None:
+def test_second_count_gets_429_until_the_first_ends_or_is_cancelled() -> None:
     started, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(MemoryStore):

@@ -1,4 +1,4 @@
-"""The dashboard over every store that can be listed: what it shows, changes and counts there, with real servers."""
+"""The dashboard over every store that can be listed, with real servers: pages, forms and totals."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ RING = KeyRing({"k": bytes(32)}, current="k")
 
 
 @dataclass
-class Office:
-    """A store with records of its own, filled by its synchronous form, and the page over it."""
+class Site:
+    """A store with records of its own, filled through its synchronous form, and a client of its dashboard."""
 
     store: SyncManagedStore
     client: TestClient
@@ -83,7 +83,7 @@ class Office:
         return unescape(answer.text)
 
     def confirmed(self, path: str) -> Any:
-        """Sends the form at *path* and returns the answer."""
+        """Send the form at *path* and return the response."""
         page = self.client.get(path).text
         return self.client.post(
             path.partition("?")[0], data=dict(re.findall(r'name="(\w+)" value="([^"]*)"', page))
@@ -138,118 +138,116 @@ def stores(
 
 
 @pytest.fixture(params=KINDS)
-def office(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Office]:
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "tests")
     with stores(request.param, request, tmp_path) as (store, opener):
         store.create_schema()
-        shown = opener()
+        async_store = opener()
 
         @asynccontextmanager
         async def closed(_: Starlette) -> AsyncIterator[None]:
             yield
-            await shown.aclose()
+            await async_store.aclose()
 
         audited: list[AuditEvent] = []
-        page = dashboard(shown, writable=True, audit=audited.append, actor=lambda _: "carol")
+        page = dashboard(async_store, writable=True, audit=audited.append, actor=lambda _: "carol")
         with TestClient(Starlette(routes=[Mount("/", page)], lifespan=closed)) as client:
-            yield Office(store, client, audited)
+            yield Site(store, client, audited)
 
 
-def test_records_are_listed_by_state_found_and_shown_with_their_answer(office: Office) -> None:
-    office.claim("running")
-    office.complete("done")
-    office.abandon("gone")
-    rows = re.findall(r'<td class="key"><a [^>]*>([^<]*)</a></td><td>(\w+)</td>', office.page("/"))
+def test_records_can_be_listed_filtered_found_and_shown(site: Site) -> None:
+    site.claim("running")
+    site.complete("done")
+    site.abandon("gone")
+    rows = re.findall(r'<td class="key"><a [^>]*>([^<]*)</a></td><td>(\w+)</td>', site.page("/"))
     assert sorted(rows) == [
         ("alice:done", "completed"),
         ("alice:gone", "abandoned"),
         ("alice:running", "running"),
     ]
-    assert re.findall(r'<td class="key"><a [^>]*>([^<]*)', office.page("/?state=abandoned")) == ["alice:gone"]
-    found = office.page("/find?tenant=alice&key=done")
+    assert re.findall(r'<td class="key"><a [^>]*>([^<]*)', site.page("/?state=abandoned")) == ["alice:gone"]
+    found = site.page("/find?tenant=alice&key=done")
     assert "<h1>alice:done</h1>" in found
     assert "fe" * 32 in found, "the request's fingerprint"
     assert "charged" not in found
-    assert "charged 5 EUR" in office.page("/record?key=alice:done&show=outcome")
-    assert [(event.action, event.actor) for event in office.audited] == [("show-outcome", "carol")]
+    assert "charged 5 EUR" in site.page("/record?key=alice:done&show=outcome")
+    assert [(event.action, event.actor) for event in site.audited] == [("show-outcome", "carol")]
 
 
-def test_a_running_record_tells_its_age_from_its_claim_or_takeover(office: Office) -> None:
-    office.abandon("charge")
-    until_sync(lambda: office.record("charge").age > 0.1)
+def test_age_of_a_running_record_starts_at_its_claim_or_takeover(site: Site) -> None:
+    site.abandon("charge")
+    until_sync(lambda: site.record("charge").age > 0.1)
     assert re.search(
-        r'<th scope="row">Age</th><td class="whole">[\d.]+ (s|min)<', office.page("/record?key=alice:charge")
+        r'<th scope="row">Age</th><td class="whole">[\d.]+ (s|min)<', site.page("/record?key=alice:charge")
     )
     began = time.monotonic()
-    assert office.claim("charge").attempt == 2
-    age = office.record("charge").age
-    assert 0.0 <= age <= time.monotonic() - began + 0.005, (
-        "to the millisecond, which is all that some clocks tell"
-    )
+    assert site.claim("charge").attempt == 2
+    age = site.record("charge").age
+    assert 0.0 <= age <= time.monotonic() - began + 0.005, "to the millisecond, the resolution of some clocks"
 
 
-def test_a_key_is_released_and_a_record_forgotten_after_a_page_that_says_what_will_happen(
-    office: Office,
+def test_release_and_forget_ask_for_confirmation_and_are_audited(
+    site: Site,
 ) -> None:
-    office.complete("done")
-    office.abandon("gone")
-    assert "the next request with this key runs" in office.page("/release?key=alice:gone")
-    assert "that answer is lost" in office.page("/forget?key=alice:done")
-    assert None not in {office.record("gone"), office.record("done")}, "to look changes nothing"
-    assert office.confirmed("/release?key=alice:gone").status_code == 200
-    assert office.confirmed("/forget?key=alice:done").status_code == 200
-    assert (office.record("gone"), office.record("done")) == (None, None)
-    assert [(event.action, event.result, event.actor) for event in office.audited] == [
+    site.complete("done")
+    site.abandon("gone")
+    assert "the next request with this key runs" in site.page("/release?key=alice:gone")
+    assert "that answer is lost" in site.page("/forget?key=alice:done")
+    assert None not in {site.record("gone"), site.record("done")}, "the confirmation page changes nothing"
+    assert site.confirmed("/release?key=alice:gone").status_code == 200
+    assert site.confirmed("/forget?key=alice:done").status_code == 200
+    assert (site.record("gone"), site.record("done")) == (None, None)
+    assert [(event.action, event.result, event.actor) for event in site.audited] == [
         ("release", "done", "carol"),
         ("forget", "done", "carol"),
     ]
 
 
-def test_expired_records_are_purged_where_the_store_does_not_delete_them_itself(office: Office) -> None:
-    office.claim("expired", lease=0.001, retention=0.001)
-    until_sync(lambda: office.record("expired") is None)
-    office.claim("running")
-    if isinstance(office.store, SyncPurgeable):
-        assert "records that have expired are deleted" in office.page("/purge")
-        assert office.confirmed("/purge").status_code == 200
-        assert [(event.action, event.result) for event in office.audited] == [("purge", "done")]
+def test_purge_is_offered_only_for_stores_that_keep_expired_records(site: Site) -> None:
+    site.claim("expired", lease=0.001, retention=0.001)
+    until_sync(lambda: site.record("expired") is None)
+    site.claim("running")
+    if isinstance(site.store, SyncPurgeable):
+        assert "records that have expired are deleted" in site.page("/purge")
+        assert site.confirmed("/purge").status_code == 200
+        assert [(event.action, event.result) for event in site.audited] == [("purge", "done")]
     else:
-        assert office.client.get("/purge").status_code == 404
-        assert office.client.post("/purge").status_code == 404
-        assert "Purge" not in office.page("/")
-    assert office.record("running") is not None
+        assert site.client.get("/purge").status_code == 404
+        assert site.client.post("/purge").status_code == 404
+        assert "Purge" not in site.page("/")
+    assert site.record("running") is not None
 
 
-def test_totals_are_counted_over_more_records_than_a_page_of_the_store_holds(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+def test_totals_are_counted_over_several_pages_of_the_store(
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("idempotency.dashboard.totals.STEP", 2)
     for number in range(5):
-        office.complete(f"done-{number}")
-    office.claim("running")
-    page = office.page("/totals?count=all")
-    told = dict(re.findall(r'<th scope="row">(\w+)</th><td class="number">([^<]*)', page))
-    assert told == {"running": "1", "abandoned": "0", "completed": "5", "all": "6"}
+        site.complete(f"done-{number}")
+    site.claim("running")
+    page = site.page("/totals?count=all")
+    shown = dict(re.findall(r'<th scope="row">(\w+)</th><td class="number">([^<]*)', page))
+    assert shown == {"running": "1", "abandoned": "0", "completed": "5", "all": "6"}
 
 
-def test_rates_add_up_what_several_processes_wrote_into_the_store(office: Office) -> None:
+def test_rates_add_up_the_counts_of_several_processes(site: Site) -> None:
     minute_ago = time.time() - 60.0
-    workers = [StoreCounts(office.store, clock=lambda: minute_ago) for _ in range(3)]
+    workers = [StoreCounts(site.store, clock=lambda: minute_ago) for _ in range(3)]
     for worker in workers:
         worker(Claimed(operation="o", key_id="k", attempt=1, waited=0.0))
         worker(Replayed(operation="o", key_id="k", age=1.0, waited=0.0))
         worker.close()
     workers[0](Replayed(operation="o", key_id="k", age=1.0, waited=0.0))
-    told = dict(re.findall(r'<th scope="row">([\w ]+)</th><td class="number">(\d+)', office.page("/rates")))
-    assert told == {"hits": "3", "misses": "3", "conflicts": "0", "takeovers": "0", "lost claims": "0"}
+    shown = dict(re.findall(r'<th scope="row">([\w ]+)</th><td class="number">(\d+)', site.page("/rates")))
+    assert shown == {"hits": "3", "misses": "3", "conflicts": "0", "takeovers": "0", "lost claims": "0"}
     records, cursor = [], None
     while True:
-        page = office.store.scan(cursor=cursor)
+        page = site.store.scan(cursor=cursor)
         records, cursor = [*records, *page.records], page.cursor
         if cursor is None:
             break
     assert len([record for record in records if is_count(StorageKey(record.key))]) == 3
-    assert re.findall('class="key"', office.page("/")) == [], "counts are no client's records"
+    assert re.findall('class="key"', site.page("/")) == [], (
+        "counts are not listed among the records of clients"
+    )

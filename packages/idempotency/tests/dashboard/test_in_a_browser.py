@@ -1,4 +1,4 @@
-"""`idempotency dashboard` in a real browser: a key is found, shown and released, and nothing else is asked for."""
+"""`idempotency dashboard` in a real browser: finding, showing and releasing keys, layout, and no foreign request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = [
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """A store of 20,000 completed records, and one whose run was abandoned."""
+    """A SQLite store with 20,001 completed records, and one whose run was abandoned."""
     path = tmp_path / "records.db"
     with closing(SyncSQLiteStore(path, synchronous="OFF")) as store:
         for key, lease in (("order-1", 0.001), ("done", 30.0)):
@@ -85,7 +85,7 @@ def served(database: Path, *options: str) -> Iterator[str]:
 
 @contextmanager
 def browsed(**view: Any) -> Iterator[tuple[Page, list[str]]]:
-    """A page without JavaScript unless *view* says otherwise, and what it complained of or asked elsewhere."""
+    """A page, without JavaScript unless *view* says otherwise, and its console messages and foreign requests."""
     assert chromium is not None, "no Chromium on the PATH; CI installs one"
     complaints: list[str] = []
     settings = {"viewport": {"width": 375, "height": 800}, "java_script_enabled": False} | view
@@ -104,7 +104,7 @@ def browsed(**view: Any) -> Iterator[tuple[Page, list[str]]]:
         browser.close()
 
 
-def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released_without_javascript(
+def test_keys_can_be_found_shown_and_released_without_javascript(
     database: Path,
 ) -> None:
     with served(database, "--writable") as address, browsed() as (page, complaints):
@@ -118,7 +118,9 @@ def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released_without_j
         page.get_by_role("link", name="Release this key").click()
         page.get_by_role("heading", name="What will happen").wait_for()
         with closing(SyncSQLiteStore(database)) as store:
-            assert store.get(storage_key("alice", "order-1")) is not None, "the first step changes nothing"
+            assert store.get(storage_key("alice", "order-1")) is not None, (
+                "the confirmation page changes nothing"
+            )
         page.get_by_role("button", name="Release this key").click()
         page.get_by_text(re.compile("Done: release, 1 record")).wait_for()
         with closing(SyncSQLiteStore(database)) as store:
@@ -133,7 +135,7 @@ def test_a_key_is_found_its_answer_shown_and_an_abandoned_one_released_without_j
         assert complaints == []
 
 
-def test_a_key_is_found_and_its_change_confirmed_or_left_by_keyboard_alone(database: Path) -> None:
+def test_key_can_be_found_and_its_release_cancelled_by_keyboard(database: Path) -> None:
     with served(database, "--writable") as address, browsed(java_script_enabled=True) as (page, _):
 
         def tab_to(name: str) -> None:
@@ -180,13 +182,13 @@ PAGES = (
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1366, "light")])
-def test_every_page_fits_its_window_and_axe_finds_nothing(database: Path, width: int, scheme: str) -> None:
+def test_every_page_fits_the_window_and_has_no_axe_violation(database: Path, width: int, scheme: str) -> None:
     with closing(SyncSQLiteStore(database)) as store:
         counts = StoreCounts(store, clock=lambda: time.time() - 60.0)
         for _ in range(3):
             counts(Replayed(operation="POST /charges", key_id="0bafe22156d2", age=1.0, waited=0.0))
         counts.close()
-    pictures = os.environ.get("DASHBOARD_PICTURES")  # a folder, to look at them by eye
+    pictures = os.environ.get("DASHBOARD_PICTURES")  # a folder for screenshots, to inspect them
     view = {"java_script_enabled": True, "viewport": {"width": width, "height": 800}, "color_scheme": scheme}
     with served(database, "--writable") as address, browsed(**view) as (page, _):
         found = []
@@ -207,12 +209,12 @@ def test_every_page_fits_its_window_and_axe_finds_nothing(database: Path, width:
         assert found == []
 
 
-def test_without_writable_the_page_offers_no_change(database: Path) -> None:
+def test_read_only_dashboard_offers_no_change_and_needs_its_secret_address(database: Path) -> None:
     with served(database) as address, browsed() as (page, complaints):
         page.goto(f"{address}record?key=alice:order-1")
         page.get_by_text("abandoned").first.wait_for()
         assert page.get_by_text("Release this key").count() == 0
         assert page.get_by_role("link", name="Purge").count() == 0
         assert page.goto(address.rsplit("/", 2)[0] + "/") is not None
-        assert page.get_by_text("alice").count() == 0, "shown without the address's random part"
+        assert page.get_by_text("alice").count() == 0, "the dashboard needs the random part of its address"
     assert [text for text in complaints if "404" not in text] == []
