@@ -1,4 +1,4 @@
-"""Fingerprints: equal exactly where no handler could tell two requests apart."""
+"""Fingerprints: equal if and only if no handler could tell two requests apart."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shuffled(value: Any) -> Any:
 
 
 @given(st.lists(st.binary(max_size=4), max_size=4), st.lists(st.binary(max_size=4), max_size=4))
-def test_different_parts_never_meet_in_one_digest(one: list[bytes], other: list[bytes]) -> None:
+def test_digests_are_equal_only_for_equal_parts(one: list[bytes], other: list[bytes]) -> None:
     assert (digest(*one) == digest(*other)) == (one == other)
 
 
@@ -58,7 +58,7 @@ def test_different_parts_never_meet_in_one_digest(one: list[bytes], other: list[
     ],
 )
 @pytest.mark.rule("E9")
-def test_operation_representation_and_body_all_count(other: RequestView) -> None:
+def test_fingerprint_depends_on_operation_representation_and_body(other: RequestView) -> None:
     assert operation_digest(view(b"{}"), exact_bytes) != operation_digest(other, exact_bytes)
 
 
@@ -71,37 +71,37 @@ def test_operation_representation_and_body_all_count(other: RequestView) -> None
     ),
     st.binary(max_size=8),
 )
-def test_the_digest_of_every_request_is_that_of_its_six_parts(
+def test_operation_digest_is_the_digest_of_its_six_parts(
     headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     request = view(body, path="/größe", query=b"x=1", headers=headers or [(b"x", b"")])
     encoding = tokens_spelled_once(request.header(b"content-encoding"))
     parts = (spelled_once(request.header(b"content-type")), encoding, body)
-    if all(value.strip(b" \t") for _, value in headers):  # of a blank line nothing is joined
+    if all(value.strip(b" \t") for _, value in headers):  # blank header lines are skipped
         expected = digest(b"POST", "/größe".encode(), b"x=1", *parts)
         assert operation_digest(request, exact_bytes) == expected
 
 
 @pytest.mark.parametrize("name", [b"traceparent", b"user-agent", b"date", b"accept", b"authorization"])
-def test_headers_that_change_between_retries_do_not_count(name: bytes) -> None:
+def test_fingerprint_ignores_headers_that_change_between_retries(name: bytes) -> None:
     first = view(b"{}", headers=[(b"content-type", b"a/b"), (name, b"1")])
     retry = view(b"{}", headers=[(name, b"2"), (b"content-type", b"a/b")])
     assert operation_digest(first, exact_bytes) == operation_digest(retry, exact_bytes)
 
 
 @given(JSON_VALUES)
-def test_white_space_member_order_and_escapes_do_not_count_in_canonical_json(value: Any) -> None:
+def test_canonical_json_ignores_whitespace_member_order_and_escapes(value: Any) -> None:
     plain = json.dumps(value, ensure_ascii=True).encode()
     other = json.dumps(shuffled(value), ensure_ascii=False, indent=2).encode("utf-8", "surrogatepass")
     try:
         other.decode()
     except UnicodeDecodeError:
-        return  # a lone surrogate has no spelling but its escape
+        return  # a lone surrogate can be written only as an escape
     assert canonical_json(view(plain)) == canonical_json(view(other))
 
 
 @given(JSON_VALUES, JSON_VALUES)
-def test_values_a_handler_can_tell_apart_never_meet(one: Any, other: Any) -> None:
+def test_canonical_json_distinguishes_different_values(one: Any, other: Any) -> None:
     spelled = [json.dumps(value, sort_keys=True) for value in (one, other)]
     digests = [canonical_json(view(text.encode())) for text in spelled]
     assert (digests[0] == digests[1]) == (spelled[0] == spelled[1])
@@ -123,7 +123,9 @@ def test_values_a_handler_can_tell_apart_never_meet(one: Any, other: Any) -> Non
         (b'{"a":{"b":1}}', b'{"a":"b","c":1}'),
     ],
 )
-def test_pairs_that_naive_canonicalisation_confuses(one: bytes, other: bytes) -> None:
+def test_canonical_json_distinguishes_values_that_naive_canonicalisation_confuses(
+    one: bytes, other: bytes
+) -> None:
     assert canonical_json(view(one)) != canonical_json(view(other))
 
 
@@ -131,18 +133,18 @@ def test_pairs_that_naive_canonicalisation_confuses(one: bytes, other: bytes) ->
     "body",
     [b"", b"{", b"NaN", b"[Infinity]", b'{"a":1,"a":1}', b"\xff", b"[" * 100_000, b"\xef\xbb\xbf{}", b"1 2"],
 )
-def test_a_body_that_is_not_plain_json_is_fingerprinted_by_its_bytes(body: bytes) -> None:
+def test_body_that_is_not_plain_json_is_compared_by_its_bytes(body: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         canonical_json(view(body))
     assert operation_digest(view(body), canonical_json) == operation_digest(view(body), exact_bytes)
 
 
-def test_deep_json_within_the_parsers_limit_is_read() -> None:
+def test_canonical_json_distinguishes_deeply_nested_values() -> None:
     deep = b"[" * 500 + b"]" * 500
     assert canonical_json(view(deep)) != canonical_json(view(deep[1:-1]))
 
 
-def test_named_members_are_ignored_and_only_they() -> None:
+def test_ignoring_skips_only_the_named_members() -> None:
     same = ignoring("requestId", "/meta/sentAt", "/items/0/nonce")
     body = {
         "requestId": 1,
@@ -158,16 +160,16 @@ def test_named_members_are_ignored_and_only_they() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"3", b'{"meta": 3}', b'{"items": []}'])
-def test_a_member_that_is_not_there_is_ignored_too(body: bytes) -> None:
+def test_ignoring_accepts_absent_members(body: bytes) -> None:
     assert ignoring("/meta/sentAt", "/items/0/nonce")(view(body)) == ignoring("absent")(view(body))
 
 
-def test_a_member_name_with_a_slash_is_escaped_as_in_a_json_pointer() -> None:
+def test_ignoring_reads_json_pointer_escapes() -> None:
     same = ignoring("/a~1b/m~0n")
     assert same(view(b'{"a/b":{"m~n":1}}')) == same(view(b'{"a/b":{}}'))
 
 
-def test_ignoring_nothing_is_a_mistake() -> None:
+def test_ignoring_without_members_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one member"):
         ignoring()
 
@@ -180,7 +182,7 @@ def multipart(boundary: bytes, *parts: bytes, end: bytes = b"--\r\n") -> Request
 FIELD = b'Content-Disposition: form-data; name="a"\r\n\r\n'
 
 
-def test_a_new_boundary_is_the_same_upload() -> None:
+def test_multipart_fingerprint_of_binary_parts_ignores_the_boundary() -> None:
     one = multipart(b"xxx", FIELD + b"1", FIELD + b"\x00\xff\r\n")
     assert multipart_parts(one) == multipart_parts(multipart(b"yyyy", FIELD + b"1", FIELD + b"\x00\xff\r\n"))
 
@@ -194,7 +196,7 @@ def test_a_new_boundary_is_the_same_upload() -> None:
         multipart(b"xxx"),
     ],
 )
-def test_other_parts_are_another_upload(other: RequestView) -> None:
+def test_multipart_fingerprint_depends_on_every_part(other: RequestView) -> None:
     assert multipart_parts(multipart(b"xxx", FIELD + b"1")) != multipart_parts(other)
 
 
@@ -211,6 +213,7 @@ def test_other_parts_are_another_upload(other: RequestView) -> None:
         ),
     ],
 )
-def test_malformed_multipart_counts_by_its_bytes(malformed: RequestView) -> None:
+def test_malformed_multipart_is_compared_by_its_bytes(malformed: RequestView) -> None:
     with pytest.raises(ValueError, match="multipart"):
         multipart_parts(malformed)
+    assert operation_digest(malformed, multipart_parts) == operation_digest(malformed, exact_bytes)

@@ -1,4 +1,4 @@
-"""Every interleaving of duplicates, faults, crashes and lapsing leases keeps the promises; broken cores do not."""
+"""Every interleaving of duplicates, faults, crashes and ending leases keeps the invariants; mutants do not."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def found() -> dict[str, Found]:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_every_interleaving_keeps_the_promise(name: str, found: dict[str, Found]) -> None:
+def test_every_interleaving_keeps_the_invariants(name: str, found: dict[str, Found]) -> None:
     found[name] = SCENARIOS[name].explore()
-    assert found[name].states > 5_000  # an explorer that goes nowhere finds nothing
-    assert found[name].schedules > 1_000_000  # the states are met in many orders
+    assert found[name].states > 5_000  # an explorer that stops early would find no violation
+    assert found[name].schedules > 1_000_000  # the states are reached in many orders
 
 
-def test_the_scenarios_reach_every_way_an_answer_can_end(found: dict[str, Found]) -> None:
+def test_scenarios_reach_every_kind_of_step_and_verdict(found: dict[str, Found]) -> None:
     for name in SCENARIOS.keys() - found.keys():  # run alone, or on another worker
         found[name] = SCENARIOS[name].explore()
-    assert set().union(*(one.reached for one in found.values())) >= {
+    assert set().union(*(exploration.reached for exploration in found.values())) >= {
         "runs",
         "replays",
         "answers, recorded",
@@ -44,7 +44,7 @@ def test_the_scenarios_reach_every_way_an_answer_can_end(found: dict[str, Found]
     }
 
 
-def test_schedules_are_counted_as_the_ways_through() -> None:
+def test_explorer_counts_complete_schedules() -> None:
     lone = World((Client(b"f"),))
     assert explore(lone, Policy()).schedules == 1
     # One crash, before any of its five steps: the claim, the verdict, the effect, the record, the ending.
@@ -52,7 +52,7 @@ def test_schedules_are_counted_as_the_ways_through() -> None:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_broken_core_is_found_out(name: str) -> None:
+def test_explorer_catches_every_mutant_of_the_core(name: str) -> None:
     scenario, core = MUTANTS[name]
     with pytest.raises(Violated):
         SCENARIOS[scenario].explore(core)

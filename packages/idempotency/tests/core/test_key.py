@@ -23,20 +23,20 @@ def quoted(key: str) -> bytes:
     return b'"' + key.replace("\\", "\\\\").replace('"', '\\"').encode() + b'"'
 
 
-def test_no_header_is_no_key() -> None:
+def test_no_header_gives_no_key() -> None:
     assert parse_key([]) is None
 
 
-def test_quoted_and_bare_are_one_key() -> None:
+def test_quoted_and_unquoted_key_are_the_same_key() -> None:
     assert parse_key([b'"%b"' % UUID.encode()]) == parse_key([UUID.encode()]) == UUID
 
 
-def test_blanks_around_the_field_do_not_count() -> None:
+def test_whitespace_around_the_key_header_is_ignored() -> None:
     assert parse_key([b' \t"k" ']) == "k"
 
 
 @given(VISIBLE)
-def test_every_string_survives_quoting(key: str) -> None:
+def test_quoted_key_is_read_back_unchanged(key: str) -> None:
     assert parse_key([quoted(key)], strict=True) == key
 
 
@@ -46,7 +46,7 @@ def test_every_visible_token_is_accepted_without_quotes(key: str) -> None:
 
 
 @given(BARE)
-def test_strict_refuses_the_form_without_quotes(key: str) -> None:
+def test_strict_refuses_a_key_without_quotes(key: str) -> None:
     with pytest.raises(InvalidKey, match="quotes"):
         parse_key([key.encode()], strict=True)
 
@@ -95,13 +95,13 @@ def test_parameters_after_a_string_are_ignored(value: bytes) -> None:
         b"('a' 'b')" + b" x",
     ],
 )
-def test_anything_else_is_an_error_and_never_no_key(value: bytes) -> None:
+def test_malformed_key_header_is_an_error(value: bytes) -> None:
     with pytest.raises(InvalidKey):
         parse_key([value])
 
 
 @given(st.lists(st.binary(max_size=20), min_size=2, max_size=3))
-def test_more_than_one_line_is_an_error(values: list[bytes]) -> None:
+def test_more_than_one_key_header_is_an_error(values: list[bytes]) -> None:
     with pytest.raises(InvalidKey, match="more than one"):
         parse_key(values)
 
@@ -120,7 +120,7 @@ def test_arbitrary_bytes_give_a_key_within_the_limit_or_a_typed_error(value: byt
 
 
 @pytest.mark.parametrize(("length", "accepted"), [(255, True), (256, False)])
-def test_the_limit_counts_the_characters_of_the_key_not_of_its_spelling(length: int, accepted: bool) -> None:
+def test_limit_counts_the_characters_of_the_key_without_its_escapes(length: int, accepted: bool) -> None:
     spelled = quoted('"' * length)
     if accepted:
         assert parse_key([spelled]) == '"' * length
@@ -129,7 +129,7 @@ def test_the_limit_counts_the_characters_of_the_key_not_of_its_spelling(length: 
             parse_key([spelled])
 
 
-def test_an_error_never_repeats_the_key() -> None:
+def test_key_error_does_not_quote_the_key() -> None:
     with pytest.raises(InvalidKey) as refused:
         parse_key([b'"secret-of-a-customer'])
     assert "secret" not in str(refused.value)
@@ -142,16 +142,18 @@ def test_an_error_never_repeats_the_key() -> None:
 @example(("a", "b:x"), ("a:b", "x"))
 @example(("", "a:b"), ("a", "b"))
 @example(("%3A", "x"), (":", "x"))
-def test_no_two_pairs_of_tenant_and_key_share_a_record(one: tuple[str, str], other: tuple[str, str]) -> None:
+def test_different_tenant_and_key_pairs_have_different_storage_keys(
+    one: tuple[str, str], other: tuple[str, str]
+) -> None:
     try:
         names = storage_key(*one), storage_key(*other)
     except UnicodeEncodeError:
-        return  # a lone surrogate cannot come out of a header, and is refused rather than folded
+        return  # a lone surrogate cannot come from a header, and is refused
     assert (names[0] == names[1]) == (one == other)
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=20), VISIBLE)
-def test_a_record_name_is_plain_ascii_and_can_be_read_back(tenant: str, key: str) -> None:
+def test_storage_key_is_unreserved_ascii_and_can_be_decoded(tenant: str, key: str) -> None:
     name = storage_key(tenant, key)
     assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-%:")
     parts = [unquote(part) for part in name.split(":")]
@@ -159,7 +161,7 @@ def test_a_record_name_is_plain_ascii_and_can_be_read_back(tenant: str, key: str
 
 
 @pytest.mark.parametrize("part", ["t" * 801, "\u00e9" * 134], ids=["plain", "encoded"])
-def test_a_part_too_long_for_an_index_is_named_by_its_digest(part: str) -> None:
+def test_storage_key_replaces_a_part_too_long_for_an_index_by_its_digest(part: str) -> None:
     name = storage_key(part, "k")
     assert len(name) < 100
     assert name.endswith(":k")
@@ -167,6 +169,6 @@ def test_a_part_too_long_for_an_index_is_named_by_its_digest(part: str) -> None:
     assert storage_key("", part) == name.removesuffix(":k")
 
 
-def test_every_key_of_a_client_keeps_its_name() -> None:
+def test_storage_key_keeps_every_key_that_a_client_may_send() -> None:
     assert len(storage_key("", "{" * 255)) == 765
     assert storage_key("t" * 800, "k") == "t" * 800 + ":k"

@@ -1,4 +1,4 @@
-"""Content-Type by its meaning: parameters in any order, case and spelling, in every fingerprint that reads it."""
+"""Fingerprints compare Content-Type by its meaning: parameters in any order, case and spelling."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def upload(content_type: bytes, boundary: bytes, content: bytes = b"1") -> Reque
         (b"multipart/form-data; boundary=UPPER;; charset=utf-8", b"UPPER"),
     ],
 )
-def test_an_upload_is_the_same_whatever_its_boundary_and_the_order_of_parameters(
+def test_multipart_fingerprint_ignores_boundary_and_order_of_parameters(
     content_type: bytes, boundary: bytes
 ) -> None:
     first = upload(b"multipart/form-data; charset=utf-8; boundary=first", b"first")
@@ -61,7 +61,7 @@ def test_an_upload_is_the_same_whatever_its_boundary_and_the_order_of_parameters
         b"multipart/form-data; charset=utf-8; profile=x; boundary=b",
     ],
 )
-def test_another_type_or_parameter_is_another_upload(content_type: bytes) -> None:
+def test_multipart_fingerprint_depends_on_type_and_parameters(content_type: bytes) -> None:
     first = upload(b"multipart/form-data; charset=utf-8; boundary=b", b"b")
     assert multipart_parts(upload(content_type, b"b")) != multipart_parts(first)
 
@@ -84,7 +84,7 @@ def test_another_type_or_parameter_is_another_upload(content_type: bytes) -> Non
         b"",
     ],
 )
-def test_an_upload_that_does_not_say_its_one_boundary_counts_by_its_bytes(content_type: bytes) -> None:
+def test_multipart_without_exactly_one_boundary_is_compared_by_its_bytes(content_type: bytes) -> None:
     with pytest.raises(ValueError, match="multipart with one boundary"):
         multipart_parts(upload(content_type, b"b"))
     assert operation_digest(upload(content_type, b"b"), multipart_parts) != operation_digest(
@@ -102,7 +102,7 @@ SPELLINGS = (
 
 @pytest.mark.parametrize("name", ["exact_bytes", "canonical_json", "ignoring"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_one_content_type_in_another_spelling_is_the_same_request(name: str, spelling: bytes) -> None:
+def test_fingerprint_ignores_the_spelling_of_a_content_type(name: str, spelling: bytes) -> None:
     assert operation_digest(view(spelling), ALL[name]) == operation_digest(view(SPELLINGS[0]), ALL[name])
 
 
@@ -117,12 +117,12 @@ def test_one_content_type_in_another_spelling_is_the_same_request(name: str, spe
         b'application/json; charset=utf-8; profile="a b", text/plain',
     ],
 )
-def test_another_content_type_is_another_request(name: str, other: bytes) -> None:
+def test_fingerprint_depends_on_the_content_type(name: str, other: bytes) -> None:
     assert operation_digest(view(other), ALL[name]) != operation_digest(view(SPELLINGS[0]), ALL[name])
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_content_encodings_are_the_same_in_any_case(name: str) -> None:
+def test_fingerprint_ignores_the_case_of_content_encodings(name: str) -> None:
     def of(encoding: bytes) -> Any:
         given = upload(b"multipart/form-data; boundary=b", b"b")
         if name != "multipart_parts":
@@ -135,13 +135,13 @@ def test_content_encodings_are_the_same_in_any_case(name: str) -> None:
     assert of(b"gzip") != of(b"br")
 
 
-def test_a_type_without_parameters_is_spelled_as_most_clients_do() -> None:
+def test_usual_content_types_are_their_own_canonical_spelling() -> None:
     assert spelled_once(b"application/json") == b"application/json"
     assert spelled_once(b"application/json; charset=utf-8") == b"application/json; charset=utf-8"
     assert spelled_once(b"not a media type") == b"not a media type"
 
 
-def test_a_length_of_thousands_of_digits_is_too_large_and_no_error() -> None:
+def test_content_length_of_thousands_of_digits_is_read_as_a_large_number() -> None:
     assert representation([(b"content-length", b"9" * 5_000)])[2] >= 10**20
 
 
@@ -153,7 +153,7 @@ TOKEN = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1,
         TOKEN.map(str.lower), st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E)), max_size=4
     )
 )
-def test_the_standard_librarys_output_is_read(parameters: dict[str, str]) -> None:
+def test_media_type_reads_what_the_standard_library_writes(parameters: dict[str, str]) -> None:
     parameters.pop("charset", None)
     message = EmailMessage()
     message.add_header("X", "text/plain", **parameters)
@@ -164,6 +164,6 @@ def test_the_standard_librarys_output_is_read(parameters: dict[str, str]) -> Non
 
 
 @given(st.binary(max_size=80))
-def test_one_spelling_is_its_own_spelling(value: bytes) -> None:
+def test_canonical_spelling_is_idempotent(value: bytes) -> None:
     assert spelled_once(spelled_once(value)) == spelled_once(value)
     assert spelled_once(b"a/b;" + value) == spelled_once(spelled_once(b"a/b;" + value))

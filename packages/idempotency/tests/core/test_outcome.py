@@ -1,4 +1,4 @@
-"""The outcome codec: what goes in comes out, what is not ours is never guessed at."""
+"""The outcome codec: outcomes are decoded unchanged, and any other bytes are a typed error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DROP = Policy().drop_headers
 @given(
     st.integers(100, 999), HEADERS, st.binary(max_size=60), st.none() | st.text(st.characters(codec="ascii"))
 )
-def test_a_response_survives_byte_for_byte(
+def test_response_is_decoded_byte_for_byte(
     status: int, headers: list[tuple[bytes, bytes]], body: bytes, traceparent: str | None
 ) -> None:
     response = Response(status, headers, body, traceparent)
@@ -50,12 +50,12 @@ def test_a_response_survives_byte_for_byte(
 
 
 @given(HEADERS, st.binary(max_size=60))
-def test_an_outcome_is_one_json_object_in_utf8(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+def test_outcome_is_one_json_object_in_utf_8(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     members = json.loads(encode_response(Response(200, headers, body)).decode())
     assert (members["format"], members["outcome"], members["status_code"]) == (1, "response", 200)
 
 
-def test_a_text_body_can_be_read_by_a_person() -> None:
+def test_text_body_is_encoded_as_plain_text() -> None:
     outcome = encode_response(Response(201, [(b"content-type", b"text/plain")], "größe".encode()))
     assert outcome.decode() == (
         '{"format":1,"outcome":"response","status_code":201,"headers":[["content-type","text/plain"]],"body":"größe"}'
@@ -63,28 +63,28 @@ def test_a_text_body_can_be_read_by_a_person() -> None:
 
 
 @given(JSON_VALUES)
-def test_a_value_survives(value: Any) -> None:
+def test_value_is_decoded_unchanged(value: Any) -> None:
     assert decode(encode_value(value)) == Value(value)
 
 
-def test_a_tombstone_says_why() -> None:
+def test_unreplayable_outcome_has_a_reason() -> None:
     assert decode(encode_unreplayable("an event stream", 200)) == Unreplayable("an event stream")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", object(), {1, 2}])
-def test_a_value_that_json_cannot_carry_is_refused(value: Any) -> None:
+def test_value_that_json_cannot_represent_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode_value(value)
 
 
 @given(st.binary(max_size=80))
-def test_arbitrary_bytes_are_a_typed_error(noise: bytes) -> None:
+def test_decoding_arbitrary_bytes_is_a_typed_error(noise: bytes) -> None:
     with pytest.raises(IdempotencyError):
         decode(noise)
 
 
 @pytest.mark.parametrize("version", [0, 2, 1.5, "1", None])
-def test_another_format_is_left_for_a_version_that_can_read_it(version: Any) -> None:
+def test_other_format_version_is_an_unknown_record_version(version: Any) -> None:
     with pytest.raises(UnknownRecordVersion):
         decode(json.dumps({"format": version, "outcome": "response"}).encode())
 
@@ -108,7 +108,7 @@ def test_another_format_is_left_for_a_version_that_can_read_it(version: Any) -> 
         {"outcome": "unreplayable"},
     ],
 )
-def test_a_record_with_missing_or_wrong_members_is_corrupt(members: dict[str, Any]) -> None:
+def test_outcome_with_missing_or_wrong_members_is_corrupt(members: dict[str, Any]) -> None:
     with pytest.raises(CorruptRecord):
         decode(json.dumps({"format": 1, **members}).encode())
 
@@ -164,7 +164,7 @@ OUTCOMES = st.one_of(
     st.none() | st.tuples(st.integers(0, 150), st.binary(max_size=2)),
     st.sampled_from([b"", b" ", b"x", b"}", b',"body":"twice"}']),
 )
-def test_an_outcome_means_the_same_whether_or_not_msgspec_is_there_to_read_it(
+def test_decoding_gives_the_same_result_with_and_without_msgspec(
     outcome: bytes, damage: tuple[int, bytes] | None, behind: bytes
 ) -> None:
     if damage is not None:
@@ -178,13 +178,13 @@ def test_an_outcome_means_the_same_whether_or_not_msgspec_is_there_to_read_it(
         assert decoded(outcome) == with_msgspec
 
 
-def test_a_response_as_it_is_written_is_decoded_by_msgspec() -> None:
+def test_msgspec_decodes_text_responses() -> None:
     response = Response(200, [(b"content-type", b"text/plain")], "größe".encode(), "00-trace")
     assert decode_response(encode_response(response)) == response
     assert decode_response(encode_response(Response(200, [], b"\xff"))) is None
 
 
-def test_without_msgspec_the_standard_library_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standard_library_decodes_if_msgspec_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "_decode_quickly", None)
     monkeypatch.delitem(sys.modules, "idempotency._core._speedups")
     monkeypatch.setitem(sys.modules, "msgspec", None)
@@ -195,7 +195,7 @@ def test_without_msgspec_the_standard_library_reads(monkeypatch: pytest.MonkeyPa
     assert decode(encode_response(Response(200, [], b"x"))) == Response(200, [], b"x")
 
 
-def test_headers_of_one_connection_or_caller_are_not_recorded() -> None:
+def test_headers_of_one_connection_or_one_caller_are_not_recorded() -> None:
     headers = [
         (b"Content-Type", b"text/plain"),
         (b"connection", b"close, X-Trace"),
@@ -222,7 +222,7 @@ VALUES = st.sampled_from([b"3", b"x, close", b'"e"', b"1\r\n2", b"\xe9", b"\\", 
 
 
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=5), st.sampled_from([b"abc", b"", b"\xff"]))
-def test_an_answer_is_encoded_as_what_is_recorded_of_it(
+def test_encode_answer_equals_encoding_the_recorded_headers(
     headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     kept = recorded_headers(headers, drop=DROP, length=len(body))
@@ -230,7 +230,7 @@ def test_an_answer_is_encoded_as_what_is_recorded_of_it(
     assert written == encode_response(Response(201, kept, body, "00-1"))
 
 
-def test_a_content_length_that_lies_is_not_recorded() -> None:
+def test_wrong_content_length_is_not_recorded() -> None:
     assert recorded_headers([(b"content-length", b"7")], drop=DROP, length=5) == []
 
 
@@ -241,7 +241,7 @@ def read_back(response: Response, policy: Policy = Policy()) -> Response:  # noq
 
 
 @pytest.mark.parametrize("bad", [(b"a", b"1\r\nb: 2"), (b"a\n", b"1"), (b"a", b"\x00")])
-def test_a_header_that_could_split_a_message_is_neither_recorded_nor_replayed(
+def test_header_with_control_characters_is_neither_recorded_nor_replayed(
     bad: tuple[bytes, bytes],
 ) -> None:
     good = (b"x", b"\xe9")
@@ -259,16 +259,18 @@ def test_a_header_that_could_split_a_message_is_neither_recorded_nor_replayed(
         (304, b"", []),
     ],
 )
-def test_a_replay_has_one_framing(status: int, body: bytes, expected: list[tuple[bytes, bytes]]) -> None:
+def test_replay_has_one_content_length_if_its_status_allows_a_body(
+    status: int, body: bytes, expected: list[tuple[bytes, bytes]]
+) -> None:
     assert read_back(Response(status, [], body)).headers == expected
 
 
-def test_a_recorded_content_length_is_not_doubled() -> None:
+def test_replay_does_not_double_a_recorded_content_length() -> None:
     response = Response(200, [(b"content-length", b"3")], b"abc")
     assert read_back(response).headers == [(b"content-length", b"3")]
 
 
-def test_a_recorded_content_length_that_a_policy_drops_is_worked_out_anew() -> None:
+def test_replay_computes_a_content_length_that_the_policy_drops() -> None:
     response = Response(200, [(b"content-length", b"3"), (b"x", b"1")], b"abc")
     stricter = Policy(drop_headers=DROP | {b"content-length"})
     assert read_back(response, stricter).headers == [(b"x", b"1"), (b"content-length", b"3")]

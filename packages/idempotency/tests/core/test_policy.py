@@ -1,4 +1,4 @@
-"""Policies: presets, mistakes and what is kept."""
+"""Policies: presets, invalid options, and which responses are kept; errors and delays."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from idempotency._core.protocol import settle
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-def test_transient_answers_free_the_key_by_default(status: int) -> None:
+def test_transient_statuses_free_the_key_by_default(status: int) -> None:
     assert settle(status, policy=Policy()) == "release"
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 302, 400, 402, 404, 409, 410, 422, 501])
-def test_final_answers_are_kept_by_default(status: int) -> None:
+def test_final_statuses_are_kept_by_default(status: int) -> None:
     assert settle(status, policy=Policy()) == "keep"
 
 
 @pytest.mark.parametrize("status", [401, 403, 405])
-def test_refusals_beside_the_handler_do_not_use_a_key_up(status: int) -> None:
+def test_401_403_and_405_free_the_key_unless_everything_is_kept(status: int) -> None:
     assert unless_transient(status)
     assert settle(status, policy=Policy()) == "release"
     assert settle(status, policy=Policy(keep=always)) == "keep"
 
 
-def test_a_404_counts_only_where_a_route_gave_it() -> None:
+def test_404_frees_the_key_if_no_route_matched() -> None:
     assert settle(404, policy=Policy(), routed=False) == "release"
     assert settle(404, policy=Policy(keep=always), routed=False) == "keep"
 
 
-def test_successes_keeps_2xx_alone() -> None:
+def test_successes_keeps_2xx_only() -> None:
     assert [status for status in range(100, 600) if successes(status)] == list(range(200, 300))
 
 
@@ -57,14 +57,14 @@ def test_at_most_once_keeps_everything_and_never_takes_over() -> None:
     "weaker",
     [{"takeover": True}, {"keep": successes}, {"on_exception": "release"}, {"on_store_error": "bypass"}],
 )
-def test_at_most_once_is_not_promised_where_one_setting_lets_a_second_run_begin(
+def test_promise_is_at_least_once_if_one_setting_allows_a_second_run(
     weaker: dict[str, Any],
 ) -> None:
     assert Policy.at_most_once(**weaker).promise == "at least once"
 
 
-async def later(_: Any) -> Any:
-    """No policy function: it is not done when it returns."""
+async def coroutine_function(_: Any) -> Any:
+    """Not accepted as an option: policies take plain functions."""
 
 
 @pytest.mark.parametrize(
@@ -75,29 +75,27 @@ async def later(_: Any) -> Any:
         ({"drop_headers": frozenset({"set-cookie"})}, "drop_headers must be bytes"),
         ({"drop_headers": frozenset({b"Set-Cookie"})}, "drop_headers must be bytes in lower case"),
         ({"keep": {200, 201}}, "keep must be a plain function"),
-        ({"keep": later}, "keep must be a plain function"),
-        ({"fingerprint": later}, "fingerprint must be a plain function"),
-        ({"redact": later}, "redact must be a plain function"),
+        ({"keep": coroutine_function}, "keep must be a plain function"),
+        ({"fingerprint": coroutine_function}, "fingerprint must be a plain function"),
+        ({"redact": coroutine_function}, "redact must be a plain function"),
         ({"replay_header": "Replayed: yes"}, "replay_header must be the name of a header"),
         ({"documentation_url": "https://example.org/a>b"}, "documentation_url must be a URI"),
         ({"documentation_url": "https://example.org/\r\nx: y"}, "documentation_url must be a URI"),
     ],
 )
-def test_a_setting_that_would_protect_less_than_it_says_is_refused(
-    wrong: dict[str, Any], message: str
-) -> None:
+def test_policy_refuses_options_of_the_wrong_type_or_form(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(**wrong)
 
 
-def test_wire_presets_can_be_overridden() -> None:
+def test_wire_presets_set_their_options_and_can_be_overridden() -> None:
     draft = Policy.draft_07(strict_keys=False)
     assert (draft.required, draft.strict_keys) == (True, False)
     stripe = Policy.stripe_v1()
     assert (stripe.replay_header, stripe.methods, stripe.keep) == ("Idempotent-Replayed", {"POST"}, always)
 
 
-def test_all_mistakes_are_named_at_once() -> None:
+def test_policy_error_names_every_invalid_option() -> None:
     with pytest.raises(ValueError, match="must be") as refused:
         Policy(lease=0, retention=-1, wait=-1, methods=frozenset(), on_exception="retry")  # type: ignore[arg-type]
     for name in ("lease", "retention", "wait", "methods", "on_exception"):
@@ -106,8 +104,8 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 @pytest.mark.parametrize("name", ["lease", "retention"])
 @pytest.mark.parametrize("seconds", [float("inf"), float("nan")])
-def test_a_record_for_ever_is_refused_at_once(name: str, seconds: float) -> None:
-    """No store can keep it, and that would come to light with the first request."""
+def test_infinite_lease_or_retention_is_refused(name: str, seconds: float) -> None:
+    """No store accepts it; otherwise the first request would fail."""
     with pytest.raises(ValueError, match=name):
         Policy(**{name: seconds})  # type: ignore[arg-type]
 
@@ -131,17 +129,17 @@ def test_errors_survive_pickle_and_copy() -> None:
             assert (str(copied), vars(copied)) == (str(error), vars(error))
 
 
-def test_every_error_has_a_slug_of_its_own_and_a_status() -> None:
+def test_every_error_has_a_unique_slug_and_a_known_status() -> None:
     public = [cls for name in error_module.__all__ if isinstance(cls := getattr(error_module, name), type)]
     classes = [cls for cls in public if issubclass(cls, error_module.IdempotencyError)]
     assert [cls.__name__ for cls in public if cls not in classes] == [
         "Answered"
-    ]  # ends a handler, and is no problem
+    ]  # ends a handler, and is not an error
     assert len({cls.slug for cls in classes}) == len(classes)
     assert {cls.status for cls in classes} <= {400, 408, 409, 411, 413, 422, 500, 503}
 
 
-def test_delays_stay_in_their_bounds() -> None:
+def test_delays_stay_within_their_bounds() -> None:
     for polls in range(80):
         for chance in (0.0, 0.5, 0.999):
             assert 0.01 <= poll_delay(polls, chance) <= 1.0

@@ -1,4 +1,4 @@
-"""The protocol by itself: what it asks for, when, and how long it says that it waited."""
+"""The protocol alone: the actions that it yields, its delays, and the wait that it reports."""
 
 from __future__ import annotations
 
@@ -47,12 +47,14 @@ DONE = Completed(SAME, b"{}", 1.0, 59.0)
 DOWN = StoreUnavailable("no reply")
 
 
-def asking(*, wait: float = 0.0, random: float = 0.0, duplicate_here: bool = False, **policy: Any) -> Begin:
+def begin_with(
+    *, wait: float = 0.0, random: float = 0.0, duplicate_here: bool = False, **policy: Any
+) -> Begin:
     settings = Policy(**policy)
     return begin(KEY, SAME, policy=settings, wait=wait, random=lambda: random, duplicate_here=duplicate_here)
 
 
-def taken(state: State, fingerprint: Fingerprint = SAME, *, lease_left: float = 30.0) -> Record:
+def successors_record(state: State, fingerprint: Fingerprint = SAME, *, lease_left: float = 30.0) -> Record:
     """The record of a successor."""
     over = state is State.COMPLETED
     return Record(
@@ -70,29 +72,29 @@ def taken(state: State, fingerprint: Fingerprint = SAME, *, lease_left: float = 
 
 
 def play(steps: Any, *events: Any) -> tuple[list[Any], Any]:
-    """Returns the actions asked for, and the verdict where the last event brings one."""
-    asked = [next(steps)]
+    """The actions that *steps* yielded, and its verdict if the last event ended it."""
+    actions = [next(steps)]
     try:
         for event in events:
-            asked.append(steps.send(event))  # noqa: PERF401 - it ends by StopIteration
+            actions.append(steps.send(event))  # noqa: PERF401 - it ends by StopIteration
     except StopIteration as end:
-        return asked, end.value
-    return asked, None
+        return actions, end.value
+    return actions, None
 
 
-def test_each_pause_of_a_waiter_is_twice_the_last_and_none_outlasts_its_patience() -> None:
-    asked, _ = play(asking(wait=1.0), RUNNING, WaitEnded(0.1), RUNNING, WaitEnded(0.3), RUNNING)
-    assert asked == [ACQUIRE, Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.9), ACQUIRE, Await(0.04, 0.7)]
+def test_polls_double_their_delay_within_the_remaining_wait() -> None:
+    actions, _ = play(begin_with(wait=1.0), RUNNING, WaitEnded(0.1), RUNNING, WaitEnded(0.3), RUNNING)
+    assert actions == [ACQUIRE, Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.9), ACQUIRE, Await(0.04, 0.7)]
 
 
-def test_randomness_spreads_the_pauses_of_waiters() -> None:
-    asked, _ = play(asking(wait=1.0, random=0.5), RUNNING)
-    assert asked == [ACQUIRE, Await(0.015, 1.0)]
+def test_random_factor_lengthens_the_poll_delay() -> None:
+    actions, _ = play(begin_with(wait=1.0, random=0.5), RUNNING)
+    assert actions == [ACQUIRE, Await(0.015, 1.0)]
 
 
-def test_a_duplicate_that_ended_without_an_outcome_counts_as_one_poll() -> None:
-    asked, _ = play(asking(wait=1.0, duplicate_here=True), WaitEnded(0.25), RUNNING)
-    assert asked == [Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.75)]
+def test_wait_for_a_local_duplicate_counts_as_one_poll() -> None:
+    actions, _ = play(begin_with(wait=1.0, duplicate_here=True), WaitEnded(0.25), RUNNING)
+    assert actions == [Await(0.01, 1.0), ACQUIRE, Await(0.02, 0.75)]
 
 
 @pytest.mark.parametrize(
@@ -105,11 +107,11 @@ def test_a_duplicate_that_ended_without_an_outcome_counts_as_one_poll() -> None:
         (True, [WaitEnded(0.2), RUNNING, WaitEnded(0.5)], 0.5),
     ],
 )
-def test_a_verdict_says_how_long_was_waited_for_it(
+def test_verdict_reports_how_long_the_request_waited(
     duplicate_here: bool, events: list[Any], waited: float
 ) -> None:
     def verdict(last: Any, before: list[Any] = events) -> Any:
-        return play(asking(wait=1.0, duplicate_here=duplicate_here), *before, last)[1]
+        return play(begin_with(wait=1.0, duplicate_here=duplicate_here), *before, last)[1]
 
     assert verdict(Acquired(CLAIM)) == Execute(CLAIM, waited)
     assert verdict(DONE) == Replay(DONE, waited)
@@ -117,96 +119,102 @@ def test_a_verdict_says_how_long_was_waited_for_it(
         assert verdict(WaitEnded(waited, DONE), events[:-1]) == Replay(DONE, waited)
 
 
-def test_a_waiter_whose_patience_is_over_asks_no_more() -> None:
-    asked, verdict = play(asking(wait=1.0), RUNNING, WaitEnded(1.0), RUNNING)
-    assert asked == [ACQUIRE, Await(0.01, 1.0), ACQUIRE]
+def test_request_is_refused_without_another_poll_once_its_wait_is_over() -> None:
+    actions, verdict = play(begin_with(wait=1.0), RUNNING, WaitEnded(1.0), RUNNING)
+    assert actions == [ACQUIRE, Await(0.01, 1.0), ACQUIRE]
     assert isinstance(verdict, Refuse)
 
 
 @pytest.mark.parametrize(
     ("lease_left", "random", "seconds"), [(30.0, 0.0, 1), (30.0, 0.99, 4), (1.5, 0.99, 2)]
 )
-def test_a_client_is_told_to_come_back_by_the_lease_of_who_runs(
+def test_retry_after_is_derived_from_the_lease_of_the_running_owner(
     lease_left: float, random: float, seconds: int
 ) -> None:
-    refused = play(asking(random=random), Running(SAME, lease_left))[1]
-    successor = taken(State.RUNNING, lease_left=lease_left)
+    refused = play(begin_with(random=random), Running(SAME, lease_left))[1]
+    successor = successors_record(State.RUNNING, lease_left=lease_left)
     lost = play(record(CLAIM, SAME, random=lambda: random), False, successor)[1]
     for verdict in (refused, lost):
         assert isinstance(verdict.error, InProgress)
         assert verdict.error.retry_after == seconds
 
 
-def test_a_store_that_is_silent_at_any_question_may_have_granted_the_claim() -> None:
+def test_acquire_without_a_reply_is_followed_by_a_late_release() -> None:
     for before in ([], [RUNNING, WaitEnded(0.1)]):
-        asked, verdict = play(asking(wait=1.0), *before, DOWN, None)
-        assert (asked[-1], verdict) == (RELEASE_LATER, Refuse(DOWN))
-        asked, verdict = play(asking(wait=1.0, on_store_error="bypass"), *before, DOWN, None)
-        assert (asked[-1], verdict) == (RELEASE_LATER, Bypass(DOWN))
+        actions, verdict = play(begin_with(wait=1.0), *before, DOWN, None)
+        assert (actions[-1], verdict) == (RELEASE_LATER, Refuse(DOWN))
+        actions, verdict = play(begin_with(wait=1.0, on_store_error="bypass"), *before, DOWN, None)
+        assert (actions[-1], verdict) == (RELEASE_LATER, Bypass(DOWN))
 
 
-def test_a_record_is_tried_three_times_with_growing_pauses() -> None:
+def test_complete_is_tried_three_times_with_growing_delays() -> None:
     steps = record(CLAIM, SAME, random=lambda: 0.0)
-    asked, ending = play(steps, DOWN, None, DOWN, None, DOWN)
-    assert asked == [COMPLETE, Sleep(0.05), COMPLETE, Sleep(0.25), COMPLETE]
-    assert ending == Unrecorded(DOWN)
+    actions, verdict = play(steps, DOWN, None, DOWN, None, DOWN)
+    assert actions == [COMPLETE, Sleep(0.05), COMPLETE, Sleep(0.25), COMPLETE]
+    assert verdict == Unrecorded(DOWN)
 
 
-def test_an_unreadable_record_is_not_asked_for_again() -> None:
+def test_complete_is_not_retried_after_a_corrupt_record() -> None:
     unreadable = CorruptRecord("?")
     assert play(record(CLAIM, SAME, random=lambda: 0.0), unreadable) == ([COMPLETE], Unrecorded(unreadable))
 
 
-def test_a_claim_confirmed_from_its_first_attempt_on_unless_nobody_heard_of_it() -> None:
+def test_claim_is_unconfirmed_only_if_no_grant_was_received() -> None:
     assert confirmed(CLAIM)
     assert not confirmed(unconfirmed(KEY, CLAIM.owner))
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_lost_claim_whose_key_went_to_another_request_gives_its_own_answer(state: State) -> None:
-    stranger = taken(state, Fingerprint(b"another"))
-    assert play(record(CLAIM, SAME, random=lambda: 0.0), False, stranger)[1] == Forgotten()
+def test_lost_claim_sends_its_own_response_if_the_key_went_to_another_request(state: State) -> None:
+    other = successors_record(state, Fingerprint(b"another"))
+    assert play(record(CLAIM, SAME, random=lambda: 0.0), False, other)[1] == Forgotten()
 
 
 @pytest.mark.rule("E8")
-def test_a_caller_whose_claim_is_unknown_does_not_contradict_the_record() -> None:
-    """Somebody else may have answered already."""
+def test_lost_claim_is_refused_if_the_successors_record_cannot_be_read() -> None:
+    """The successor may have answered already: another response could contradict its record."""
     assert play(record(CLAIM, SAME, random=lambda: 0.0), False, DOWN)[1] == Refuse(DOWN)
 
 
-def test_a_key_that_the_store_freed_is_not_freed_again() -> None:
+def test_release_is_repeated_only_without_a_reply() -> None:
     assert play(release(), False) == ([RELEASE], None)
     assert play(release(), DOWN) == ([RELEASE, RELEASE_LATER], None)
 
 
-def test_a_lost_claim_answers_with_the_age_and_the_end_of_its_successors_record() -> None:
-    asked, ending = play(record(CLAIM, SAME, random=lambda: 0.0), False, taken(State.COMPLETED))
-    assert (asked, ending) == ([COMPLETE, GET_RECORD], Superseded(Completed(SAME, b"{}", 3.0, 57.0)))
+def test_lost_claim_is_superseded_with_age_and_expiry_of_the_successors_record() -> None:
+    actions, verdict = play(
+        record(CLAIM, SAME, random=lambda: 0.0), False, successors_record(State.COMPLETED)
+    )
+    assert (actions, verdict) == ([COMPLETE, GET_RECORD], Superseded(Completed(SAME, b"{}", 3.0, 57.0)))
 
 
 RENEWALS = [
     ([True], "held", [RENEW]),
     ([False, None], "lost", [RENEW, GET_RECORD]),
-    ([False, taken(State.RUNNING)], "lost", [RENEW, GET_RECORD]),
-    ([False, dataclasses.replace(taken(State.COMPLETED), owner=CLAIM.owner)], "settled", [RENEW, GET_RECORD]),
+    ([False, successors_record(State.RUNNING)], "lost", [RENEW, GET_RECORD]),
+    (
+        [False, dataclasses.replace(successors_record(State.COMPLETED), owner=CLAIM.owner)],
+        "settled",
+        [RENEW, GET_RECORD],
+    ),
 ]
 
 
 @pytest.mark.rule("E3")
-@pytest.mark.parametrize(("events", "result", "asked"), RENEWALS)
-def test_a_refused_renewal_is_lost_unless_the_handler_recorded_its_own_outcome(
-    events: list[Any], result: str, asked: list[Any]
+@pytest.mark.parametrize(("events", "result", "actions"), RENEWALS)
+def test_refused_renewal_means_lost_unless_the_handler_recorded_its_outcome(
+    events: list[Any], result: str, actions: list[Any]
 ) -> None:
-    assert play(renew(CLAIM), *events) == (asked, result)
+    assert play(renew(CLAIM), *events) == (actions, result)
 
 
-def test_a_late_release_is_tried_four_times_with_growing_pauses() -> None:
-    asked, failure = play(release_late(CLAIM), DOWN, None, DOWN, None, DOWN, None, DOWN)
-    assert asked == [RELEASE, Sleep(0.25), RELEASE, Sleep(1.0), RELEASE, Sleep(4.0), RELEASE]
+def test_late_release_is_tried_four_times_with_growing_delays() -> None:
+    actions, failure = play(release_late(CLAIM), DOWN, None, DOWN, None, DOWN, None, DOWN)
+    assert actions == [RELEASE, Sleep(0.25), RELEASE, Sleep(1.0), RELEASE, Sleep(4.0), RELEASE]
     assert failure is DOWN
 
 
-def test_only_an_unconfirmed_claim_is_released_again_when_the_store_does_not_know_it() -> None:
+def test_late_release_of_an_unknown_claim_is_repeated_only_if_the_claim_was_unconfirmed() -> None:
     assert play(release_late(CLAIM), False) == ([RELEASE], None)
     assert play(release_late(unconfirmed(KEY, CLAIM.owner)), False, None, True) == (
         [RELEASE, Sleep(0.25), RELEASE],
@@ -215,5 +223,5 @@ def test_only_an_unconfirmed_claim_is_released_again_when_the_store_does_not_kno
 
 
 @pytest.mark.parametrize("reply", [RUNNING, Completed(Fingerprint(b"another"), b"{}", 1.0, 59.0), DOWN])
-def test_a_reply_that_gives_no_verdict_alone_is_left_to_the_protocol(reply: Any) -> None:
+def test_reply_without_an_immediate_verdict_is_left_to_the_protocol(reply: Any) -> None:
     assert verdict_of(reply, SAME) is None
