@@ -1,4 +1,4 @@
-"""`idempotency demo`: a real run shows what is promised, on any terminal, and its exit code tells the truth."""
+"""`idempotency demo`: the table of a real run, its layout on any terminal, and its exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORDING = Path(__file__).parents[4] / "docs" / "demo.svg"
 
 @pytest.fixture(scope="module")
 def run() -> subprocess.CompletedProcess[str]:
-    """One run of the command, its output no terminal, 80 columns wide."""
+    """One run of the command, with its output to a pipe, 80 columns wide."""
     return subprocess.run(
         [Path(sysconfig.get_path("scripts")) / "idempotency", "demo"],
         env=os.environ | {"COLUMNS": "80"},
@@ -41,7 +41,7 @@ def table(output: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.real_time("the workers of the demo are killed, and leases run out")
-def test_each_promise_is_kept_and_no_protection_charges_three_orders_twice(
+def test_demo_keeps_each_promise_and_charges_three_orders_twice_without_protection(
     run: subprocess.CompletedProcess[str],
 ) -> None:
     assert run.stderr == ""
@@ -56,7 +56,7 @@ def test_each_promise_is_kept_and_no_protection_charges_three_orders_twice(
 
 
 @pytest.mark.real_time("the workers of the demo are killed, and leases run out")
-def test_output_to_no_terminal_has_no_colour_and_no_line_wider_than_asked(
+def test_demo_output_to_a_pipe_is_plain_ascii_within_the_given_width(
     run: subprocess.CompletedProcess[str],
 ) -> None:
     assert "\x1b" not in run.stdout
@@ -65,7 +65,7 @@ def test_output_to_no_terminal_has_no_colour_and_no_line_wider_than_asked(
 
 
 @pytest.mark.real_time("the workers of the demo are killed, and leases run out")
-def test_the_recording_in_the_readme_shows_what_a_run_shows(run: subprocess.CompletedProcess[str]) -> None:
+def test_recording_in_the_docs_equals_the_output_of_a_run(run: subprocess.CompletedProcess[str]) -> None:
     drawn = re.findall(r'<text[^>]* class="line"[^>]*>(.*?)</text>', RECORDING.read_text(), re.DOTALL)
     lines = [
         re.sub("<[^>]+>", "", line).replace("&lt;", "<").replace("&amp;", "&").rstrip() for line in drawn
@@ -82,24 +82,24 @@ def tallies(charges: dict[str, dict[str, int]]) -> Iterator[Tally]:
 
 
 @pytest.mark.parametrize("name", ["at least once + derived key", "at most once", "effectively once"])
-def test_one_duplicate_where_none_is_allowed_breaks_the_promise(name: str) -> None:
+def test_one_duplicate_breaks_a_promise_that_allows_none(name: str) -> None:
     assert kept_promises(list(tallies({})))
     assert not kept_promises(list(tallies({name: {"order-2": 2}})))
 
 
-def test_at_least_once_is_allowed_one_duplicate_for_the_one_worker_killed_after_its_charge() -> None:
+def test_at_least_once_allows_one_duplicate_and_no_second() -> None:
     assert kept_promises(list(tallies({"at least once": {"order-5": 2}})))
     assert not kept_promises(list(tallies({"at least once": {"order-4": 2, "order-5": 2}})))
 
 
-def test_an_order_that_is_not_charged_breaks_the_promise_unless_its_client_was_told() -> None:
+def test_uncharged_order_breaks_the_promise_unless_its_client_was_told() -> None:
     silent = Tally(SETUPS[3], dict.fromkeys(ORDERS, 1) | {"order-4": 0}, frozenset())
     assert not kept_promises([silent])
     assert kept_promises([replace(silent, unresolved=frozenset({"order-4"}))])
 
 
 @pytest.mark.parametrize("columns", [24, 40, 57, 80, 200])
-def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
+def test_screen_wraps_lines_to_the_width_of_the_terminal(columns: int) -> None:
     out = io.StringIO()
     screen = Screen(out, columns=columns, colour=False)
     screen.text("A sentence that is longer than a narrow terminal is wide, and says so.", "title")
@@ -131,14 +131,14 @@ class Terminal(io.StringIO):
         (io.StringIO(), {}, False),
     ],
 )
-def test_colour_is_for_terminals_whose_owner_wants_it(
+def test_colour_is_used_on_terminals_unless_disabled_by_the_environment(
     stream: io.StringIO, environment: dict[str, str], coloured: bool
 ) -> None:
     assert wants_colour(stream, environment) is coloured
 
 
 @pytest.mark.real_time("the workers of the demo are killed, and leases run out")
-def test_a_worker_that_cannot_start_is_told_and_no_success() -> None:
+def test_demo_exits_with_3_if_a_worker_cannot_start() -> None:
     done = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""The doctor: a store that keeps its rules passes, one that breaks a rule is named, and settings say what they cost."""
+"""The doctor: its probe passes correct stores and fails broken ones, and it judges the settings of each server."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def verdicts(findings: list[Finding]) -> dict[str, str]:
 
 
 def probed(make: Callable[..., Any], *, speed: float = 1.0) -> list[Finding]:
-    """The findings about a store whose clock runs *speed* times as fast as ours."""
-    ours, theirs = FakeClock(), FakeClock()
+    """The findings of the probe about a store whose clock runs *speed* times as fast as the local clock."""
+    local, remote = FakeClock(), FakeClock()
 
     def sleep(seconds: float) -> None:
-        ours.advance(seconds)
-        theirs.advance(speed * seconds)
+        local.advance(seconds)
+        remote.advance(speed * seconds)
 
-    return list(probe(make(clock=theirs), sleep=sleep, monotonic=ours))
+    return list(probe(make(clock=remote), sleep=sleep, monotonic=local))
 
 
 # The probe.
 
 
-def test_a_store_that_keeps_its_rules_passes_and_keeps_nothing() -> None:
+def test_probe_passes_a_correct_store_and_leaves_no_record() -> None:
     store = SyncMemoryStore()
     found = verdicts(list(probe(store, sleep=lambda _: None, monotonic=FakeClock())))
 
@@ -51,7 +51,7 @@ def test_a_store_that_keeps_its_rules_passes_and_keeps_nothing() -> None:
     assert store.scan().records == ()
 
 
-def test_a_real_file_passes(tmp_path: Path) -> None:
+def test_probe_passes_a_real_sqlite_file(tmp_path: Path) -> None:
     store = SyncSQLiteStore(tmp_path / "records.db")
 
     assert set(verdicts(list(probe(store))).values()) == {"ok", "info"}
@@ -59,12 +59,12 @@ def test_a_real_file_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("speed", "verdict"), [(1.0, "ok"), (0.0, "fail"), (1.5, "fail"), (-3600.0, "fail")])
-def test_a_clock_that_runs_at_another_speed_is_named(speed: float, verdict: str) -> None:
+def test_probe_fails_a_clock_that_runs_at_another_speed(speed: float, verdict: str) -> None:
     assert verdicts(probed(SyncMemoryStore, speed=speed))["clock"] == verdict
 
 
-class Generous(SyncMemoryStore):
-    """Grants a key to everybody who asks."""
+class GrantsTwice(SyncMemoryStore):
+    """Grants a key to every owner."""
 
     def acquire(self, key: Any, **given: Any) -> Any:
         reply = super().acquire(key, **given)
@@ -74,16 +74,16 @@ class Generous(SyncMemoryStore):
         return reply
 
 
-class Garbling(SyncMemoryStore):
-    """Returns what was recorded with a space more."""
+class ChangesOutcome(SyncMemoryStore):
+    """Appends a space to the outcome."""
 
     def acquire(self, key: Any, **given: Any) -> Any:
         reply = super().acquire(key, **given)
         return reply._replace(outcome=reply.outcome + b" ") if isinstance(reply, Completed) else reply
 
 
-class Backward(SyncMemoryStore):
-    """Hands out smaller fences each time."""
+class DecreasesFence(SyncMemoryStore):
+    """Grants decreasing fences."""
 
     def acquire(self, key: Any, **given: Any) -> Any:
         reply = super().acquire(key, **given)
@@ -92,15 +92,15 @@ class Backward(SyncMemoryStore):
         return reply
 
 
-class Deaf(SyncMemoryStore):
-    """Refuses to record."""
+class RefusesToComplete(SyncMemoryStore):
+    """Refuses every outcome."""
 
     def complete(self, *_: Any, **__: Any) -> bool:
         return False
 
 
-class Occupied(SyncMemoryStore):
-    """Says of every key that it is held."""
+class AlwaysRunning(SyncMemoryStore):
+    """Replies that every key is running."""
 
     def acquire(self, key: Any, **given: Any) -> Any:
         return Running(given["fingerprint"], 1.0)
@@ -108,13 +108,19 @@ class Occupied(SyncMemoryStore):
 
 @pytest.mark.parametrize(
     ("make", "check"),
-    [(Generous, "claim"), (Garbling, "record"), (Backward, "fence"), (Deaf, "record"), (Occupied, "claim")],
+    [
+        (GrantsTwice, "claim"),
+        (ChangesOutcome, "record"),
+        (DecreasesFence, "fence"),
+        (RefusesToComplete, "record"),
+        (AlwaysRunning, "claim"),
+    ],
 )
-def test_a_store_that_breaks_a_rule_is_named(make: Any, check: str) -> None:
+def test_probe_fails_the_check_whose_rule_the_store_breaks(make: Any, check: str) -> None:
     assert verdicts(probed(make))[check] == "fail"
 
 
-def test_a_store_that_breaks_down_half_way_is_left_clean() -> None:
+def test_probe_removes_its_record_if_the_store_becomes_unavailable() -> None:
     class Breaking(SyncMemoryStore):
         def complete(self, *_: Any, **__: Any) -> bool:
             raise StoreUnavailable("away")
@@ -126,9 +132,9 @@ def test_a_store_that_breaks_down_half_way_is_left_clean() -> None:
     assert store.scan().records == ()
 
 
-def test_a_store_that_cannot_forget_is_probed_too() -> None:
+def test_probe_works_with_a_store_without_forget() -> None:
     class Bare:
-        """The protocol and nothing more."""
+        """Only the methods of the protocol."""
 
         def __init__(self) -> None:
             inner = SyncMemoryStore()
@@ -142,7 +148,7 @@ def test_a_store_that_cannot_forget_is_probed_too() -> None:
 # SQLite.
 
 
-def test_a_store_file_is_sound(tmp_path: Path) -> None:
+def test_sqlite_settings_pass_a_sound_file(tmp_path: Path) -> None:
     path = tmp_path / "records #1?.db"
     SyncSQLiteStore(path).close()
 
@@ -150,14 +156,14 @@ def test_a_store_file_is_sound(tmp_path: Path) -> None:
     assert found == {"file": "ok", "journal": "ok", "durability": "ok"}
 
 
-def test_a_setting_that_may_lose_the_last_records_is_a_warning(tmp_path: Path) -> None:
+def test_sqlite_settings_warn_of_synchronous_normal(tmp_path: Path) -> None:
     path = tmp_path / "records.db"
     SyncSQLiteStore(path).close()
 
     assert verdicts(list(sqlite_settings(path, synchronous="normal")))["durability"] == "warn"
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+def test_sqlite_settings_fail_a_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "records.db"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE some (thing)")
@@ -172,7 +178,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     assert (file.check, file.verdict) == ("file", "fail")
 
 
-def test_a_file_that_is_no_database_or_has_another_journal_is_named(tmp_path: Path) -> None:
+def test_sqlite_settings_fail_a_file_that_is_no_database_and_warn_of_another_journal_mode(
+    tmp_path: Path,
+) -> None:
     garbage, plain = tmp_path / "garbage.db", tmp_path / "plain.db"
     garbage.write_bytes(b"not a database, but longer than its header would be" * 40)
     connection = sqlite3.connect(plain)
@@ -186,7 +194,7 @@ def test_a_file_that_is_no_database_or_has_another_journal_is_named(tmp_path: Pa
 # Redis.
 
 
-def test_a_redis_that_evicts_forgets_or_fails_over_is_named(own_redis: Any) -> None:
+def test_redis_settings_report_eviction_durability_and_failover_of_a_real_server(own_redis: Any) -> None:
     import redis
 
     with redis.Redis.from_url(own_redis.url) as client:
@@ -212,7 +220,7 @@ def test_a_redis_that_evicts_forgets_or_fails_over_is_named(own_redis: Any) -> N
 
 
 class Server:
-    """A Redis that answers as told: what cannot be had as a real one here."""
+    """A fake Redis, for settings that the tests' real server cannot have."""
 
     def __init__(self, **info: Any) -> None:
         self.given = {"redis_version": "7.2.0", "role": "master", "maxmemory_policy": "noeviction", **info}
@@ -242,7 +250,7 @@ class Server:
         ({"connected_slaves": 2}, 1, "failover", "ok"),
     ],
 )
-def test_each_setting_of_redis_has_its_verdict(
+def test_redis_settings_give_each_setting_its_verdict(
     info: dict[str, Any], wait_replicas: int, check: str, verdict: str
 ) -> None:
     found = verdicts(list(redis_settings(Server(**info), wait_replicas=wait_replicas)))
@@ -254,7 +262,7 @@ def test_each_setting_of_redis_has_its_verdict(
 
 
 class Database:
-    """A PostgreSQL that answers as told: what cannot be had as a real one here."""
+    """A fake PostgreSQL, for settings that the tests' real server cannot have."""
 
     def __init__(self, **answers: object) -> None:
         self.answers = {
@@ -287,13 +295,13 @@ class Database:
         ({"pg_stat_replication": 2, "SHOW synchronous_standby_names": "a"}, "failover", "ok"),
     ],
 )
-def test_each_setting_of_postgres_has_its_verdict(
+def test_postgres_settings_give_each_setting_its_verdict(
     answers: dict[str, object], check: str, verdict: str
 ) -> None:
     assert verdicts(list(postgres_settings(Database(**answers), table="t")))[check] == verdict
 
 
-def test_a_postgres_with_its_schema_is_sound_and_without_it_is_told_what_to_do(postgres_url: str) -> None:
+def test_postgres_settings_pass_with_the_schema_and_advise_without_it(postgres_url: str) -> None:
     import psycopg
 
     with psycopg.connect(postgres_url, autocommit=True) as connection:
@@ -334,12 +342,12 @@ KEY = "8e03978e-40d5-43dd-bc93-6894a57f9324"
     [
         (recorded(f"token-a:{KEY}", f"token-b:{KEY}"), {"principal": "warn"}),
         (recorded(f"alice:{KEY}", f"alice:{KEY[:-1]}5"), {"principal": "ok"}),
-        (recorded("alice:order-1", "bob:order-1"), {}),  # two users may well count their own orders
+        (recorded("alice:order-1", "bob:order-1"), {}),  # two users may both number their orders
         (recorded(f"charge:{KEY}", f"ship:{KEY}", outcome=b'{"format":1,"outcome":"value"}'), {}),
         (recorded(KEY), {}),
     ],
 )
-def test_one_random_key_under_two_tenants_is_named_as_a_credential_that_was_replaced(
+def test_principals_warn_of_one_random_key_under_two_tenants(
     store: SyncMemoryStore, verdict: dict[str, str]
 ) -> None:
     findings = list(principals(store))

@@ -1,4 +1,4 @@
-"""The command prints one line for each record, whatever its name holds: no control character reaches the terminal."""
+"""The command and the log escape control characters: odd keys, paths and outcomes take one printable line each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from idempotency.stores.sqlite import SyncSQLiteStore
 ODD = ["k\x1b[2J\x1b[1;1H", "k\nrunning  forged", "k\r", "k\x07", "k\u202e1", "k\x9b31m", "k\x85x", "ключ"]
 
 
-def forge(path: Path, names: list[bytes]) -> None:
+def insert_records(path: Path, names: list[bytes]) -> None:
     with sqlite3.connect(path) as connection:
         for name in names:
             connection.execute(
@@ -37,14 +37,14 @@ def forge(path: Path, names: list[bytes]) -> None:
     connection.close()
 
 
-def test_sqlites_keys_are_listed_one_a_line_and_those_that_are_not_utf_8_hide_no_other(
+def test_list_prints_odd_sqlite_keys_on_one_printable_line_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "r.db"
     store = SyncSQLiteStore(path)
     claim(store)
     store.close()
-    forge(path, [name.encode() for name in ODD] + [b"k\xff\xfe"])
+    insert_records(path, [name.encode() for name in ODD] + [b"k\xff\xfe"])
     assert main(["list", "--store", f"sqlite:///{path}"]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert len(lines) == 1 + 1 + len(ODD) + 1 + 1  # the heading, order-1, the others, and the end of the last
@@ -56,7 +56,7 @@ def test_sqlites_keys_are_listed_one_a_line_and_those_that_are_not_utf_8_hide_no
     assert "not UTF-8" in capsys.readouterr().err
 
 
-def test_rediss_keys_that_are_not_utf_8_are_listed_shown_and_freed(
+def test_redis_keys_that_are_not_utf_8_can_be_listed_shown_and_released(
     redis_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = f"t-{secrets.token_hex(4)}:"
@@ -78,7 +78,7 @@ def test_rediss_keys_that_are_not_utf_8_are_listed_shown_and_freed(
     assert main(["show", "k\udcff\udcfe", "--stored", "--store", url]) == 1
 
 
-def test_an_outcome_is_shown_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_outcome_prints_only_printable_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "r.db"
     store = SyncSQLiteStore(path)
     store.complete(claim(store), b'{"body":"\x1b[2J\nfree"}', retention=60.0)
@@ -87,14 +87,16 @@ def test_an_outcome_is_shown_on_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
 
 
-def test_a_mistake_on_the_command_line_is_repeated_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_error_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--limit", "\x1b[2J\n1", "--store", "memory:"]) == 64
     assert "\x1b" not in capsys.readouterr().err
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/charges\nERROR forged", "/charges\x1b[2J", "/\u2028x", "/\x85"])
-async def test_a_path_forges_no_line_of_the_log(path: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_control_characters_in_a_path_are_escaped_in_the_log(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     app = guard(Charges(), PatchedStore(MemoryStore(), acquire=unavailable))
     with caplog.at_level(logging.DEBUG, logger="idempotency"):
         await call(app, path=path, key="k", raw_path=None)
@@ -104,7 +106,7 @@ async def test_a_path_forges_no_line_of_the_log(path: str, caplog: pytest.LogCap
 
 
 @given(st.text(), st.sampled_from(["utf-8", "ascii", "latin-1", None]))
-def test_any_text_becomes_one_printable_line_of_the_encoding(text: str, encoding: str | None) -> None:
+def test_printable_gives_one_printable_line_in_the_encoding(text: str, encoding: str | None) -> None:
     shown = printable(text, encoding)
     assert shown.isprintable()
     shown.encode(encoding or "ascii")
