@@ -1,4 +1,4 @@
-"""Fixtures of the clients' tests: servers that do what a test tells them."""
+"""Fixtures of the clients' tests: servers whose responses a test scripts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Around a client's call: threads that it leaves, copies of the client, calls inside a call."""
+"""Threads after a call, pickled sessions, and calls inside a call."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _threads() -> set[threading.Thread]:
 @pytest.mark.parametrize(
     "send", [_by_httpx(httpx), _by_httpx(httpx2), _by_requests], ids=["httpx", "httpx2", "requests"]
 )
-def test_an_answer_that_nobody_reads_or_closes_keeps_no_thread(
+def test_abandoned_response_keeps_no_thread_alive(
     send: Callable[[str], tuple[Any, Any]], serve: Callable[..., Server]
 ) -> None:
     head = b"HTTP/1.1 201 Created\r\nconnection: close\r\n\r\n"
@@ -63,10 +63,10 @@ def test_an_answer_that_nobody_reads_or_closes_keeps_no_thread(
     client.close()
 
 
-def test_an_answer_that_comes_as_the_time_ends_is_the_callers_and_open(
+def test_response_that_arrives_at_the_deadline_is_returned_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class TooLate(SimpleQueue):  # type: ignore[type-arg]
+    class QueueThatTimesOutLate(SimpleQueue):  # type: ignore[type-arg]
         def get(self, block: bool = True, timeout: float | None = None) -> Any:
             item = super().get(block)
             if timeout is not None:
@@ -74,7 +74,7 @@ def test_an_answer_that_comes_as_the_time_ends_is_the_callers_and_open(
                 raise Empty
             return item
 
-    monkeypatch.setattr(deadlines, "SimpleQueue", TooLate)
+    monkeypatch.setattr(deadlines, "SimpleQueue", QueueThatTimesOutLate)
     worker = deadlines.Worker()
     body = io.BytesIO(b"answer")
     assert worker.call(1.0, lambda: body) is body
@@ -83,7 +83,7 @@ def test_an_answer_that_comes_as_the_time_ends_is_the_callers_and_open(
     assert not worker.was_abandoned
 
 
-def test_a_session_of_requests_with_its_adapter_can_be_pickled() -> None:
+def test_requests_session_with_the_adapter_can_be_pickled() -> None:
     session = IdempotencyAdapter().mount_on(requests.Session())
     copy = pickle.loads(pickle.dumps(session))
     assert isinstance(copy.get_adapter("https://a.example"), IdempotencyAdapter)
@@ -91,7 +91,7 @@ def test_a_session_of_requests_with_its_adapter_can_be_pickled() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_call_that_a_middleware_of_aiohttp_makes_hides_no_redirect(
+async def test_nested_call_of_an_aiohttp_middleware_does_not_hide_a_redirect_to_another_origin(
     serve: Callable[..., Server],
 ) -> None:
     other, tokens = serve(_created), serve(_created)

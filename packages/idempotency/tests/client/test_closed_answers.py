@@ -1,4 +1,4 @@
-"""An answer that is nobody's holds no connection: its headers came too late, or the caller's own rule failed on it."""
+"""Closes the connection of a response that no caller gets: its headers came too late, or the retry rule raised."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def anyio_backend() -> str:
 
 
 class Unfinished:
-    """Sends an answer that does not end; `closed` is set once the client has closed its connection."""
+    """Sends a response that does not end; `closed` is set once the client has closed its connection."""
 
     def __init__(self) -> None:
         self.closed = threading.Event()
@@ -45,9 +45,9 @@ def _failing_rule(_: Answer | Exception) -> bool | None:
     raise LookupError("a mistake in the rule")
 
 
-class TestARuleThatFails:
+class TestFailingRetryRule:
     @libraries
-    def test_httpx_closes_the_answer(self, library: ModuleType, serve: Callable[..., Server]) -> None:
+    def test_httpx_closes_the_response(self, library: ModuleType, serve: Callable[..., Server]) -> None:
         answer = Unfinished()
         url = serve(answer).url
         transport = IdempotencyTransport(
@@ -60,7 +60,7 @@ class TestARuleThatFails:
 
     @pytest.mark.anyio
     @libraries
-    async def test_httpx_closes_the_answer_in_a_coroutine(
+    async def test_async_httpx_closes_the_response(
         self, library: ModuleType, serve: Callable[..., Server]
     ) -> None:
         answer = Unfinished()
@@ -73,7 +73,7 @@ class TestARuleThatFails:
                 await client.post(url)
             await until(answer.closed.is_set)
 
-    def test_requests_closes_the_answer(self, serve: Callable[..., Server]) -> None:
+    def test_requests_closes_the_response(self, serve: Callable[..., Server]) -> None:
         answer = Unfinished()
         url = serve(answer).url
         with requests.Session() as session:
@@ -84,7 +84,7 @@ class TestARuleThatFails:
         assert caught.value.__traceback__ is not None, "kept until here: it refers to the answer"
 
     @pytest.mark.anyio
-    async def test_aiohttp_closes_the_answer(self, serve: Callable[..., Server]) -> None:
+    async def test_aiohttp_closes_the_response(self, serve: Callable[..., Server]) -> None:
         answer = Unfinished()
         url = serve(answer).url
         once = idempotency_middleware(retry=Retry(retry_if=_failing_rule))
@@ -95,10 +95,10 @@ class TestARuleThatFails:
         assert caught.value.__traceback__ is not None, "kept until here: it refers to the answer"
 
 
-class TestHeadersThatComeTooLate:
+class TestLateHeaders:
     @pytest.mark.anyio
     @pytest.mark.parametrize("name", [name for name in CLIENTS if not name.endswith("-trio")])
-    async def test_the_answer_is_closed_once_they_are_whole(
+    async def test_response_is_closed_once_its_late_headers_are_complete(
         self, name: str, serve: Callable[..., Server]
     ) -> None:
         client = HTTPClient(name)
@@ -119,5 +119,5 @@ class TestHeadersThatComeTooLate:
         with pytest.raises(client.timeout_error):
             await client.call("POST", server.url, retry=Retry(timeout=0.3, attempts=1))
         given_up.set()
-        assert closed.wait(PATIENCE), "the connection is open, and a thread reads what nobody waits for"
+        assert closed.wait(PATIENCE), "the connection is still open, and a thread still reads from it"
         stay.set()

@@ -1,4 +1,4 @@
-"""Deadlines: whose timeout ends a call, and what becomes of an answer that nobody waits for."""
+"""Deadlines: which timeout ends a call, and responses that arrive after their caller has gone."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def _answers_slowly(_: httpx.Request) -> httpx.Response:
     return httpx.Response(201, stream=SlowBody())
 
 
-class TestTimeoutsThatAreNotTheCalls:
+class TestTimeoutErrorsOfOtherCode:
     @pytest.mark.anyio
     @on_both_loops
-    async def test_what_a_function_raises_is_not_the_deadline(self) -> None:
+    async def test_timeout_error_raised_inside_is_not_taken_for_the_deadline(self) -> None:
         own = TimeoutError("its own")
 
         async def fail() -> None:
@@ -62,7 +62,7 @@ class TestTimeoutsThatAreNotTheCalls:
             await within(0.01, anyio.sleep_forever)
 
     @pytest.mark.parametrize("answer", [_fails, _answers_slowly], ids=["send", "read"])
-    def test_that_of_an_inner_transport_goes_through(self, answer: Any) -> None:
+    def test_timeout_error_of_an_inner_transport_propagates(self, answer: Any) -> None:
         with (
             httpx.Client(transport=IdempotencyTransport(httpx.MockTransport(answer))) as client,
             pytest.raises(TimeoutError, match="the transport's"),
@@ -72,14 +72,14 @@ class TestTimeoutsThatAreNotTheCalls:
     @pytest.mark.anyio
     @on_both_loops
     @pytest.mark.parametrize("answer", [_fails, _answers_slowly], ids=["send", "read"])
-    async def test_that_of_an_inner_asynchronous_transport_goes_through(self, answer: Any) -> None:
+    async def test_timeout_error_of_an_inner_async_transport_propagates(self, answer: Any) -> None:
         async with httpx.AsyncClient(
             transport=AsyncIdempotencyTransport(httpx.MockTransport(answer))
         ) as client:
             with pytest.raises(TimeoutError, match="the transport's"):
                 await client.post("https://shop.example/charges")
 
-    def test_that_of_an_inner_adapter_of_requests_goes_through(self) -> None:
+    def test_timeout_error_of_an_inner_requests_adapter_propagates(self) -> None:
         class Fails(BaseAdapter):
             def send(self, *_: Any, **__: Any) -> requests.Response:
                 raise TimeoutError("the adapter's")
@@ -89,7 +89,7 @@ class TestTimeoutsThatAreNotTheCalls:
         with requests.Session() as session, pytest.raises(TimeoutError, match="the adapter's"):
             IdempotencyAdapter(Fails()).mount_on(session).post("https://shop.example/charges")
 
-    def test_that_of_a_body_which_is_closed_goes_through(self) -> None:
+    def test_timeout_error_of_closing_a_body_propagates(self) -> None:
         class Body:
             def close(self) -> None:
                 raise TimeoutError("its own")
@@ -101,7 +101,9 @@ class TestTimeoutsThatAreNotTheCalls:
 
     @pytest.mark.anyio
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_the_total_timeout_of_a_session_of_aiohttp_ends_the_call(self, serve: Any) -> None:
+    async def test_total_timeout_of_an_aiohttp_session_ends_the_call_without_a_retry(
+        self, serve: Any
+    ) -> None:
         async def at_once(_: float) -> None: ...
 
         done = threading.Event()
@@ -118,7 +120,7 @@ class TestTimeoutsThatAreNotTheCalls:
 
     @pytest.mark.anyio
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_that_of_a_body_for_aiohttp_goes_through(self, serve: Any) -> None:
+    async def test_timeout_error_of_an_aiohttp_request_body_propagates(self, serve: Any) -> None:
         async def body() -> Any:
             yield b"x"
             raise TimeoutError("the body's")
@@ -132,7 +134,7 @@ class TestTimeoutsThatAreNotTheCalls:
 
 class TestInterrupts:
     @pytest.mark.parametrize("with_close", [False, True])
-    def test_an_answer_that_arrives_as_its_caller_is_interrupted_is_closed(
+    def test_response_that_arrives_while_its_caller_is_interrupted_is_closed(
         self, monkeypatch: pytest.MonkeyPatch, with_close: bool
     ) -> None:
         class Interrupted(SimpleQueue):  # type: ignore[type-arg]
@@ -154,11 +156,11 @@ class TestInterrupts:
             worker.call(30.0, lambda: answer)
 
 
-class TestNothingIsSentLate:
+class TestNothingIsSentAfterTheDeadline:
     @pytest.mark.anyio
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     @pytest.mark.parametrize("name", [name for name in CLIENTS if not name.endswith("-trio")])
-    async def test_no_attempt_begins_after_a_pause_that_took_longer_than_the_call(
+    async def test_no_attempt_begins_after_a_pause_that_exceeded_the_deadline(
         self, name: str, serve: Any
     ) -> None:
         def busy(connection: socket.socket, _: bytes) -> None:
@@ -176,7 +178,7 @@ class TestNothingIsSentLate:
         assert (len(server.requests), len(client.pauses)) == (1, 1)
 
     @pytest.mark.parametrize("kind", ["file", "stream"])
-    def test_a_body_whose_end_came_late_is_not_sent_by_requests(self, kind: str, serve: Any) -> None:
+    def test_requests_sends_no_body_that_was_complete_after_the_deadline(self, kind: str, serve: Any) -> None:
         class File(io.BytesIO):
             def read(self, *size: int | None) -> bytes:
                 now[0] += 100.0
@@ -187,44 +189,44 @@ class TestNothingIsSentLate:
         with requests.Session() as session:
             IdempotencyAdapter(monotonic=lambda: now[0]).mount_on(session)
             with pytest.raises(requests.Timeout, match="nothing was sent"):
-                session.post(server.url, data=File(b"x") if kind == "file" else _late_end(now))
+                session.post(server.url, data=File(b"x") if kind == "file" else _body_that_ends_late(now))
         assert server.requests == []
 
-    def test_a_body_whose_end_came_late_is_not_sent_by_httpx(self) -> None:
+    def test_httpx_sends_no_body_that_was_complete_after_the_deadline(self) -> None:
         now = [0.0]
         transport = IdempotencyTransport(httpx.MockTransport(_fails), monotonic=lambda: now[0])
         with (
             httpx.Client(transport=transport) as client,
             pytest.raises(httpx.WriteTimeout, match="nothing was sent"),
         ):
-            client.post("https://shop.example/charges", content=_late_end(now))
+            client.post("https://shop.example/charges", content=_body_that_ends_late(now))
 
     @pytest.mark.anyio
     @on_both_loops
-    async def test_a_body_whose_end_came_late_is_not_sent_by_httpx_in_a_coroutine(self) -> None:
+    async def test_async_httpx_sends_no_body_that_was_complete_after_the_deadline(self) -> None:
         now = [0.0]
         transport = AsyncIdempotencyTransport(httpx.MockTransport(_fails), monotonic=lambda: now[0])
         async with httpx.AsyncClient(transport=transport) as client:
             with pytest.raises(httpx.WriteTimeout, match="nothing was sent"):
-                await client.post("https://shop.example/charges", content=_late_end_of_coroutine(now))
+                await client.post("https://shop.example/charges", content=_async_body_that_ends_late(now))
 
     @pytest.mark.anyio
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_body_whose_end_came_late_is_not_sent_by_aiohttp(self, serve: Any) -> None:
+    async def test_aiohttp_sends_no_body_that_was_complete_after_the_deadline(self, serve: Any) -> None:
         now = [0.0]
         server: Server = serve(lambda *_: None)
         once = idempotency_middleware(monotonic=lambda: now[0])
         async with aiohttp.ClientSession(middlewares=[once]) as session:
             with pytest.raises(aiohttp.ServerTimeoutError, match="nothing was sent"):
-                await session.post(server.url, data=_late_end_of_coroutine(now))
+                await session.post(server.url, data=_async_body_that_ends_late(now))
         assert server.requests == []
 
 
-def _late_end(now: list[float]) -> Iterator[bytes]:
+def _body_that_ends_late(now: list[float]) -> Iterator[bytes]:
     yield b"x"
     now[0] += 100.0
 
 
-async def _late_end_of_coroutine(now: list[float]) -> Any:
+async def _async_body_that_ends_late(now: list[float]) -> Any:
     yield b"x"
     now[0] += 100.0

@@ -1,7 +1,7 @@
 """
-The promises of every client, whichever library it is for, over real sockets.
+The behaviour that the clients for all libraries share, over real sockets.
 
-The server loses answers, cuts them off, stalls, trickles, redirects, and answers 409, 425, 429 and 503.
+The server loses responses, cuts them off, stalls, sends slowly, redirects, and answers 409, 425, 429 and 503.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def keys(shop: Shop) -> set[str | None]:
     return {key for _, key, _ in shop.seen}
 
 
-class TestLostAnswers:
+class TestLostResponses:
     @pytest.mark.parametrize("fault", ["lost", "half"])
-    async def test_an_answer_lost_after_the_effect_is_replayed(
+    async def test_response_lost_after_the_effect_is_replayed(
         self, client: HTTPClient, shop: Shop, url: str, fault: str
     ) -> None:
         shop.faults.extend([fault, fault])
@@ -75,7 +75,7 @@ class TestLostAnswers:
         assert {body for _, _, body in shop.seen} == {b'{"cents": 100}'}
         assert client.pauses == [0.125, 0.25]
 
-    async def test_an_answer_that_never_comes_is_asked_for_again(
+    async def test_request_without_a_response_is_retried_after_its_read_timeout(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         shop.faults.append("stall")
@@ -83,9 +83,9 @@ class TestLostAnswers:
         assert answer.content == b'{"charge": 1}'
         assert shop.charges == 1
 
-    async def test_a_connection_refused_is_tried_again_and_then_told(self, client: HTTPClient) -> None:
+    async def test_refused_connection_is_retried_and_then_raised(self, client: HTTPClient) -> None:
         with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))  # nobody listens there, nor can another test meanwhile
+            taken.bind(("127.0.0.1", 0))  # bound and not listening: no other test can use the port
             url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
             with pytest.raises(client.connect_error) as caught:
                 await client.call("POST", url, retry=Retry(attempts=3))
@@ -93,8 +93,8 @@ class TestLostAnswers:
         assert "gave up after 3 attempts" in caught.value.__notes__[0]
 
 
-class TestAnswers:
-    async def test_transient_answers_are_retried_under_one_key(
+class TestResponses:
+    async def test_transient_responses_are_retried_under_one_key(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         shop.faults.extend([409, 425, 429, 503])
@@ -104,12 +104,14 @@ class TestAnswers:
         assert len(keys(shop)) == 1
 
     @pytest.mark.parametrize("status", [200, 400, 404, 422, 501])
-    async def test_final_answers_are_not(self, client: HTTPClient, shop: Shop, url: str, status: int) -> None:
+    async def test_final_responses_are_not_retried(
+        self, client: HTTPClient, shop: Shop, url: str, status: int
+    ) -> None:
         shop.faults.append(status)
         assert (await client.call("POST", url)).status == status
         assert len(shop.seen) == 1
 
-    async def test_the_server_says_when_to_come_back_in_either_form(
+    async def test_retry_after_is_obeyed_as_seconds_and_as_a_date(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         now = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)  # a server whose clock is wrong
@@ -118,15 +120,15 @@ class TestAnswers:
         assert (await client.call("POST", url)).status == 201
         assert client.pauses == [7.125, 9.25]
 
-    async def test_a_wait_longer_than_the_cap_is_the_callers(
+    async def test_response_whose_retry_after_exceeds_max_retry_after_is_returned(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         shop.faults.append((503, [(b"retry-after", b"61")], b"later"))
         answer = await client.call("POST", url, retry=Retry(timeout=3600.0))
         assert (answer.status, answer.content, client.pauses) == (503, b"later", [])
         shop.faults.append((503, [(b"retry-after", b"61")], b"later"))
-        patient = Retry(timeout=3600.0, max_retry_after=100.0)
-        assert (await client.call("POST", url, retry=patient)).status == 201
+        longer = Retry(timeout=3600.0, max_retry_after=100.0)
+        assert (await client.call("POST", url, retry=longer)).status == 201
         assert client.pauses == [61.125]
         client.pauses.clear()
         shop.faults.append((503, [(b"retry-after", b"1" + b"0" * 20)], b"never"))
@@ -134,14 +136,16 @@ class TestAnswers:
         assert (answer.content, client.pauses) == (b"never", [])
 
     @pytest.mark.parametrize("name", [b"stripe-should-retry", b"x-should-retry"])
-    async def test_the_servers_word_on_retrying_is_taken(
+    async def test_should_retry_header_of_the_server_decides(
         self, client: HTTPClient, shop: Shop, url: str, name: bytes
     ) -> None:
         shop.faults.extend([(402, [(name, b"true")], b""), (503, [(name, b"false")], b"no")])
         answer = await client.call("POST", url)
         assert (answer.status, answer.content, len(shop.seen)) == (503, b"no", 2)
 
-    async def test_a_rule_of_ones_own_decides_first(self, client: HTTPClient, shop: Shop, url: str) -> None:
+    async def test_retry_if_is_asked_before_the_default_rule(
+        self, client: HTTPClient, shop: Shop, url: str
+    ) -> None:
         seen: list[Answer | Exception] = []
 
         def rule(outcome: Answer | Exception) -> bool | None:
@@ -153,9 +157,9 @@ class TestAnswers:
         shop.faults.extend([(400, [], b"try again"), 503, "lost", (400, [], b"bad")])
         answer = await client.call("POST", url, retry=Retry(attempts=9, retry_if=rule))
         assert (answer.status, answer.content, len(shop.seen)) == (400, b"bad", 4)
-        assert [getattr(one, "status", "error") for one in seen] == [400, 503, "error", 400]
+        assert [getattr(outcome, "status", "error") for outcome in seen] == [400, 503, "error", 400]
 
-    async def test_a_rule_of_ones_own_may_end_the_call_at_an_error(
+    async def test_retry_if_can_end_the_call_at_an_error(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         shop.faults.append("lost")
@@ -164,9 +168,7 @@ class TestAnswers:
         assert not hasattr(caught.value, "__notes__")
         assert len(shop.seen) == 1
 
-    async def test_an_operation_that_is_done_and_whose_answer_was_not_kept_is_final(
-        self, client: HTTPClient, shop: Shop, url: str
-    ) -> None:
+    async def test_409_not_replayable_is_not_retried(self, client: HTTPClient, shop: Shop, url: str) -> None:
         shop.policy = Policy(max_response_bytes=3)
         shop.faults.append("lost")
         answer = await client.call("POST", url)
@@ -175,7 +177,7 @@ class TestAnswers:
         assert (len(shop.seen), shop.charges) == (2, 1)
 
     @pytest.mark.parametrize("stream", [False, True])
-    async def test_an_answer_is_read_whole_or_in_chunks(
+    async def test_response_can_be_read_whole_or_in_chunks(
         self, client: HTTPClient, serve: Callable[..., Server], stream: bool
     ) -> None:
         for framing in (b"content-length: 9\r\n", b""):
@@ -190,9 +192,7 @@ def _http_date(moment: datetime) -> bytes:
 
 
 class TestRequests:
-    async def test_each_call_has_a_key_of_its_own_in_quotes(
-        self, client: HTTPClient, shop: Shop, url: str
-    ) -> None:
+    async def test_each_call_sends_its_own_quoted_key(self, client: HTTPClient, shop: Shop, url: str) -> None:
         for _ in range(2):
             await client.call("POST", url)
         (_, first, _), (_, second, _) = shop.seen
@@ -200,16 +200,14 @@ class TestRequests:
         assert first != second
         assert len(parse_key([first.encode()], strict=True) or "") == 36
 
-    async def test_the_callers_own_key_is_sent_as_it_is(
+    async def test_key_given_by_the_caller_is_sent_unchanged(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         shop.faults.extend([503, 503])
         await client.call("POST", url, headers={"idempotency-key": "order-1"})
         assert [key for _, key, _ in shop.seen] == ["order-1"] * 3
 
-    async def test_the_key_may_have_a_header_of_another_name(
-        self, client: HTTPClient, serve: Callable[..., Server]
-    ) -> None:
+    async def test_key_header_can_be_renamed(self, client: HTTPClient, serve: Callable[..., Server]) -> None:
         server = serve(_created)
         await client.call("POST", server.url, header="X-Request-Id", new_key=lambda: "k-1")
         assert b'x-request-id: "k-1"' in server.requests[0].lower()
@@ -217,7 +215,7 @@ class TestRequests:
         with pytest.raises(ValueError, match="name of a header"):
             await client.call("POST", server.url, header="two words")
 
-    async def test_a_key_may_be_sent_without_quotes(
+    async def test_key_can_be_sent_without_quotes(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         server = serve(_created)
@@ -227,19 +225,19 @@ class TestRequests:
             await client.call("POST", server.url, new_key=lambda: " k", quoted=False)
 
     @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-    async def test_other_methods_pass_untouched(
+    async def test_other_methods_get_no_key_and_no_retry(
         self, client: HTTPClient, shop: Shop, url: str, method: str
     ) -> None:
         shop.faults.extend([503, 503])
         assert (await client.call(method, url)).status == 503
         assert [(seen, key) for seen, key, _ in shop.seen] == [(method, None)]
 
-    async def test_methods_may_be_added(self, client: HTTPClient, shop: Shop, url: str) -> None:
+    async def test_added_method_is_retried(self, client: HTTPClient, shop: Shop, url: str) -> None:
         shop.faults.append(503)
         assert (await client.call("PUT", url, methods=["put"])).status == 201
         assert len(shop.seen) == 2
 
-    async def test_a_body_that_can_be_read_once_is_sent_whole_each_time(
+    async def test_body_that_can_be_read_once_is_sent_whole_in_each_attempt(
         self, client: HTTPClient, shop: Shop, url: str
     ) -> None:
         async def later() -> Any:
@@ -252,14 +250,14 @@ class TestRequests:
 
     # httpx takes no plain file in its asynchronous client.
     @pytest.mark.parametrize("client", ["httpx", "httpx2", "requests", "aiohttp"], indirect=True)
-    async def test_a_file_is_sent_whole_each_time(self, client: HTTPClient, shop: Shop, url: str) -> None:
+    async def test_file_is_sent_whole_in_each_attempt(self, client: HTTPClient, shop: Shop, url: str) -> None:
         shop.faults.extend(["lost", 503])
         await client.call("POST", url, body=io.BytesIO(b"content"))
         assert [body for _, _, body in shop.seen] == [b"content"] * 3
 
 
 CHUNKS = b"1\r\nx\r\n" * 20 + b"0\r\n\r\n"
-TRICKLES = {
+SLOW_PARTS = {
     "the status line": (b"", b"HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n"),
     "a header": (b"HTTP/1.1 201 Created\r\n", b"x-long: " + b"y" * 40 + b"\r\ncontent-length: 0\r\n\r\n"),
     "nothing": (b"HTTP/1.1 201 Created\r\ncontent-length: 9\r\n\r\nx", b""),
@@ -270,11 +268,11 @@ TRICKLES = {
 }
 
 
-async def ends_late(client: HTTPClient, server: Server, **given: Any) -> list[float]:
+async def call_until_deadline(client: HTTPClient, server: Server, **given: Any) -> list[float]:
     """
-    See a call end with its time, once its request has arrived; how many seconds each call took.
+    Make calls until one has sent its request and ended at its deadline; the seconds that each call took.
 
-    A machine that stands still uses the short time up before anything is sent. Then the call is made again.
+    On a busy machine the short deadline may be over before anything is sent. Then the call is made again.
     """
     took, late = [], 0
     while True:
@@ -283,18 +281,18 @@ async def ends_late(client: HTTPClient, server: Server, **given: Any) -> list[fl
             await client.call("POST", server.url, **given)
         took.append(time.monotonic() - began)
         late += isinstance(ended.value, client.timeout_error)
-        if server.requests:  # that of an earlier call, where the server is slow to note it
+        if server.requests:  # perhaps that of an earlier call, which the server recorded late
             assert len(server.requests) <= late
             return took
 
 
 class TestDeadlines:
     @pytest.mark.parametrize("stream", [False, True])
-    @pytest.mark.parametrize("part", TRICKLES)
-    async def test_an_answer_that_trickles_ends_with_the_calls_time(
+    @pytest.mark.parametrize("part", SLOW_PARTS)
+    async def test_slow_response_ends_at_the_deadline(
         self, client: HTTPClient, part: str, stream: bool, serve: Callable[..., Server]
     ) -> None:
-        at_once, slowly = TRICKLES[part]
+        at_once, slowly = SLOW_PARTS[part]
         stay = threading.Event()
 
         def answer(connection: socket.socket, head: bytes) -> None:
@@ -306,17 +304,17 @@ class TestDeadlines:
             stay.wait(20)
 
         server = serve(answer)
-        took = await ends_late(client, server, retry=Retry(timeout=0.25, attempts=2), stream=stream)
+        took = await call_until_deadline(client, server, retry=Retry(timeout=0.25, attempts=2), stream=stream)
         stay.set()
-        assert took[-1] < 6, "the whole of such an answer takes 8 s and more"
+        assert took[-1] < 6, "the whole response takes 8 s and more"
         assert len(server.requests) <= len(took)
 
     @pytest.mark.parametrize("stream", [False, True])
     @pytest.mark.parametrize("part", ["a body of known length", "a long body", "chunks"])
-    async def test_a_body_that_came_too_late_is_not_read_on(
+    async def test_slow_response_body_is_not_read_after_the_deadline(
         self, client: HTTPClient, part: str, stream: bool, serve: Callable[..., Server]
     ) -> None:
-        at_once, _ = TRICKLES[part]
+        at_once, _ = SLOW_PARTS[part]
         ended, stay = threading.Event(), threading.Event()
 
         def answer(connection: socket.socket, head: bytes) -> None:
@@ -328,11 +326,11 @@ class TestDeadlines:
                 ended.set()
 
         server = serve(answer)
-        await ends_late(client, server, retry=Retry(timeout=0.2, attempts=1), stream=stream)
-        assert ended.wait(PATIENCE), "the connection is open, and a thread reads what nobody waits for"
+        await call_until_deadline(client, server, retry=Retry(timeout=0.2, attempts=1), stream=stream)
+        assert ended.wait(PATIENCE), "the connection is still open, and a thread still reads from it"
         stay.set()
 
-    async def test_a_request_body_that_is_made_too_slowly_ends_the_call(
+    async def test_request_body_that_is_produced_too_slowly_ends_the_call(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         def slowly() -> Iterator[bytes]:
@@ -353,7 +351,7 @@ class TestDeadlines:
             await client.call("POST", server.url, **given)
         assert (server.requests, client.pauses) == ([], [])
 
-    async def test_an_answer_that_comes_slowly_and_in_time_arrives_whole(
+    async def test_slow_response_within_the_deadline_arrives_whole(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         head = b"HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -361,7 +359,7 @@ class TestDeadlines:
         answer = await client.call("POST", server.url, retry=Retry(timeout=20.0))
         assert (answer.status, answer.content) == (201, b"x")
 
-    async def test_the_steps_of_a_redirect_share_one_deadline(
+    async def test_requests_of_a_redirect_share_one_deadline(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         def answer(connection: socket.socket, head: bytes) -> None:
@@ -380,15 +378,15 @@ class TestDeadlines:
             "POST", server.url, follow=True, monotonic=lambda: now[0], retry=Retry(timeout=12.0)
         )
         assert reply.status == 503
-        assert len(steps) == 3, "12 s are over: no step has a time of its own"
+        assert len(steps) == 3, "12 s are over: the requests share one deadline"
 
-    async def test_an_event_stream_may_last_longer_than_the_calls_time(
+    async def test_event_stream_may_last_longer_than_the_deadline(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
         server = serve(trickling(head, b"data:1\n\n"))
         answer = None
-        # A machine that stands still uses the time up before the stream begins, but not each time.
+        # On a busy machine the deadline may be over before the stream begins, but not each time.
         for _ in range(5):
             with contextlib.suppress(client.request_error):
                 answer = await client.call("POST", server.url, retry=Retry(timeout=0.3), stream=True)
@@ -396,14 +394,12 @@ class TestDeadlines:
         assert answer is not None
         assert answer.content == b"data:1\n\n"
 
-    async def test_a_call_may_be_given_all_the_time_there_is(
-        self, client: HTTPClient, serve: Callable[..., Server]
-    ) -> None:
+    async def test_deadline_may_be_infinite(self, client: HTTPClient, serve: Callable[..., Server]) -> None:
         server = serve(trickling(b"HTTP/1.1 201 Created\r\ncontent-length: 1\r\n\r\n", b"x", 0.01))
         answer = await client.call("POST", server.url, retry=Retry(timeout=float("inf")))
         assert answer.content == b"x"
 
-    async def test_no_thread_is_left_behind(self, client: HTTPClient, shop: Shop, url: str) -> None:
+    async def test_call_leaves_no_thread(self, client: HTTPClient, shop: Shop, url: str) -> None:
         def threads() -> set[threading.Thread]:
             return {thread for thread in threading.enumerate() if thread.name == "idempotency-client"}
 
@@ -426,7 +422,7 @@ def _created(connection: socket.socket, head: bytes) -> None:
 
 class TestOrigins:
     @pytest.mark.parametrize(("status", "method"), [(307, "POST"), (308, "POST"), (307, "PATCH")])
-    async def test_a_redirect_that_keeps_the_body_goes_to_no_other_origin(
+    async def test_redirect_that_keeps_the_body_is_not_followed_to_another_origin(
         self, client: HTTPClient, status: int, method: str, serve: Callable[..., Server]
     ) -> None:
         other = serve(_created)
@@ -436,7 +432,7 @@ class TestOrigins:
         assert (len(server.requests), other.requests, client.pauses) == (1, [], [])
 
     @pytest.mark.parametrize("status", [301, 302, 303])
-    async def test_a_redirect_to_get_elsewhere_takes_neither_key_nor_credentials_with_it(
+    async def test_redirect_to_get_at_another_origin_takes_no_key_or_credentials(
         self, client: HTTPClient, status: int, serve: Callable[..., Server]
     ) -> None:
         other = serve(_created)
@@ -449,7 +445,7 @@ class TestOrigins:
         assert b"idempotency-key" not in arrived.lower()
 
     @pytest.mark.parametrize("own_key", [True, False])
-    async def test_a_redirect_to_the_same_origin_is_the_same_operation(
+    async def test_redirect_to_the_same_origin_keeps_key_body_and_credentials(
         self, client: HTTPClient, own_key: bool, serve: Callable[..., Server]
     ) -> None:
         server = serve(redirecting(307, lambda: "/moved"))
@@ -466,7 +462,7 @@ class TestOrigins:
         assert b"secret-api-key" in server.requests[1]
         assert server.requests[1].endswith(b"{}")
 
-    async def test_a_redirect_to_a_trusted_origin_is_followed_with_all_that_was_sent(
+    async def test_redirect_to_a_trusted_origin_keeps_body_and_credentials(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         other = serve(_created)
@@ -478,7 +474,7 @@ class TestOrigins:
         assert b"secret-api-key" in other.requests[0]
         assert other.requests[0].endswith(b"{}")
 
-    async def test_a_call_after_another_is_no_redirect_of_it(
+    async def test_later_call_to_another_origin_is_not_taken_for_a_redirect(
         self, client: HTTPClient, serve: Callable[..., Server]
     ) -> None:
         first, second = serve(_created), serve(_created)

@@ -1,4 +1,4 @@
-"""What requests offers beside a plain call, through the idempotent adapter: timeouts, raw reads, copies, errors."""
+"""Features of requests through the idempotent adapter: timeouts, raw reads, copies, errors."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _lines(connection: socket.socket, _: bytes) -> None:
 @pytest.mark.parametrize(
     "timeout", [Timeout(total=20.0), Timeout(connect=20.0, read=20.0), Timeout(), (20.0, None)]
 )
-def test_a_timeout_may_have_any_form_that_requests_takes(
+def test_requests_timeout_is_accepted_in_every_form(
     session: requests.Session, timeout: Any, serve: Callable[..., Server]
 ) -> None:
     assert session.post(serve(_lines).url, timeout=timeout).status_code == 200
 
 
-def test_the_raw_answer_can_be_read_by_lines(session: requests.Session, serve: Callable[..., Server]) -> None:
+def test_raw_response_can_be_read_by_lines(session: requests.Session, serve: Callable[..., Server]) -> None:
     url = serve(_lines).url
     with session.post(url, stream=True) as answer:
         assert list(answer.raw) == [b"first\n", b"second\n"]
@@ -59,7 +59,7 @@ def test_the_raw_answer_can_be_read_by_lines(session: requests.Session, serve: C
     ],
     ids=["lines", "readline", "read1", "readinto"],
 )
-def test_the_raw_answer_ends_with_the_calls_time(
+def test_reading_the_raw_response_ends_at_the_deadline(
     read: Callable[[Any], Any], serve: Callable[..., Server]
 ) -> None:
     def answer(connection: socket.socket, _: bytes) -> None:
@@ -78,7 +78,7 @@ def test_the_raw_answer_ends_with_the_calls_time(
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda answer: pickle.loads(pickle.dumps(answer))])
-def test_an_answer_can_be_copied_and_the_copy_of_its_request_sent(
+def test_response_can_be_copied_and_its_copied_request_sent_with_the_same_key(
     session: requests.Session, copied: Callable[[Any], Any], serve: Callable[..., Server]
 ) -> None:
     server = serve(_lines)
@@ -95,7 +95,7 @@ def test_an_answer_can_be_copied_and_the_copy_of_its_request_sent(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_redirect_to_a_port_that_cannot_be_is_an_error_of_requests(
+def test_redirect_to_an_invalid_port_raises_the_error_of_requests(
     session: requests.Session, method: str, serve: Callable[..., Server]
 ) -> None:
     server = serve(redirecting(307, lambda: "http://127.0.0.1:99999/moved"))

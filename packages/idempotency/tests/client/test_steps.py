@@ -1,4 +1,4 @@
-"""The steps of one call: redirects, authentication rounds, what a library repeats, and what its caller sends again."""
+"""The requests of one call: redirects, authentication, retries of the library, and requests that are sent again."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def _created(connection: socket.socket, _: bytes) -> None:
 
 
 class Digest:
-    """A server that asks for authentication; each of its answers takes 20 s of a clock of its own."""
+    """A server that asks for authentication; each of its responses takes 20 s of the test's clock."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
         self.now = 0.0
-        self.timeouts: list[float] = []  # that each request came with
+        self.timeouts: list[float] = []  # the read timeout of each request
         self.keys: list[str] = []
 
     def __call__(self, request: Any) -> Any:
@@ -52,7 +52,9 @@ class Digest:
 
 class TestAuthentication:
     @libraries
-    def test_a_round_of_httpx_has_the_time_that_is_left(self, library: Any) -> None:
+    def test_second_request_of_httpx_digest_authentication_has_the_time_that_is_left(
+        self, library: Any
+    ) -> None:
         server = Digest(library)
         transport = IdempotencyTransport(library.MockTransport(server), monotonic=lambda: server.now)
         with library.Client(transport=transport, timeout=None) as client:
@@ -61,7 +63,9 @@ class TestAuthentication:
         assert len(set(server.keys)) == 1
 
     @libraries
-    async def test_a_round_of_httpx_in_a_coroutine_has_the_time_that_is_left(self, library: Any) -> None:
+    async def test_second_request_of_async_httpx_digest_authentication_has_the_time_that_is_left(
+        self, library: Any
+    ) -> None:
         server = Digest(library)
         transport = AsyncIdempotencyTransport(library.MockTransport(server), monotonic=lambda: server.now)
         async with library.AsyncClient(transport=transport, timeout=None) as client:
@@ -69,9 +73,7 @@ class TestAuthentication:
         assert server.timeouts == [30.0, 10.0]
 
     @libraries
-    def test_a_request_that_is_sent_again_after_the_time_of_its_call_has_a_time_of_its_own(
-        self, library: Any
-    ) -> None:
+    def test_request_that_is_sent_again_after_its_deadline_has_a_new_deadline(self, library: Any) -> None:
         server = Digest(library)
         transport = IdempotencyTransport(library.MockTransport(server), monotonic=lambda: server.now)
         with library.Client(transport=transport, timeout=None) as client:
@@ -83,11 +85,11 @@ class TestAuthentication:
         assert server.timeouts == [30.0, 30.0]
 
 
-class TestRequestsOfARedirectThatAreSentAgain:
-    """An error that gives up carries the request of the last step, which its note says to send again."""
+class TestResentRedirects:
+    """The final error of a call carries its last request, which the note of the error says to send again."""
 
     @libraries
-    def test_that_of_httpx_has_a_time_of_its_own(self, library: Any) -> None:
+    def test_redirected_httpx_request_that_is_sent_again_has_a_new_deadline(self, library: Any) -> None:
         now, timeouts = [0.0], []
 
         def answer(request: Any) -> Any:
@@ -106,7 +108,9 @@ class TestRequestsOfARedirectThatAreSentAgain:
             assert client.send(caught.value.request).status_code == 201
         assert timeouts == [30.0, 30.0, 30.0]
 
-    def test_that_of_requests_has_a_time_of_its_own(self, serve: Callable[..., Server]) -> None:
+    def test_redirected_requests_request_that_is_sent_again_has_a_new_deadline(
+        self, serve: Callable[..., Server]
+    ) -> None:
         def answer(connection: socket.socket, head: bytes) -> None:
             if head.startswith(b"POST / "):
                 redirecting(307, lambda: "/moved")(connection, head)
@@ -127,7 +131,7 @@ class TestRequestsOfARedirectThatAreSentAgain:
 
 @pytest.mark.parametrize("name", ["requests", "aiohttp", "httpx", "httpx-async"])
 @pytest.mark.parametrize("body", [b"secret-body", None], ids=["body", "no-body"])
-async def test_a_get_with_a_key_and_a_body_goes_to_no_other_origin(
+async def test_redirected_get_takes_neither_body_nor_key_to_another_origin(
     name: str, body: bytes | None, serve: Callable[..., Server]
 ) -> None:
     client = HTTPClient(name)
@@ -143,7 +147,9 @@ async def test_a_get_with_a_key_and_a_body_goes_to_no_other_origin(
         assert other.requests == []
 
 
-async def test_aiohttp_repeats_no_call_that_has_had_all_of_its_attempts(serve: Callable[..., Server]) -> None:
+async def test_aiohttp_does_not_repeat_a_call_whose_attempts_are_used_up(
+    serve: Callable[..., Server],
+) -> None:
     async def at_once(_: float) -> None: ...
 
     server = serve(lambda *_: None)  # closes the connection: aiohttp itself sends a PUT once more

@@ -1,8 +1,9 @@
-"""The client's transports over an inner one that plays a script: what it is asked, and what becomes of its answers."""
+"""The httpx transports over a scripted inner transport: the requests it gets, and what becomes of its responses."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Body:
-    """A response's body that knows whether it was read and closed."""
+    """A response body that records whether it was read and closed."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -41,13 +42,13 @@ class Body:
 
 
 class Script:
-    """An inner transport: it gives its answers in order, and raises those that are errors."""
+    """An inner transport that returns its responses in order, and raises those that are errors."""
 
     def __init__(self, library: Any, *answers: Any) -> None:
         self.library = library
         self.answers = list(answers)
         self.requests: list[Any] = []
-        self.left: list[Any] = []
+        self.calls: list[Any] = []
 
     def handle_request(self, request: Any) -> Any:
         self.requests.append(request)
@@ -63,16 +64,16 @@ class Script:
         return self.handle_request(request)
 
     def __enter__(self) -> None:
-        self.left.append("entered")
+        self.calls.append("entered")
 
     def __exit__(self, *error: object) -> None:
-        self.left.append(error)
+        self.calls.append(error)
 
     async def __aenter__(self) -> None:
-        self.left.append("entered")
+        self.calls.append("entered")
 
     async def __aexit__(self, *error: object) -> None:
-        self.left.append(error)
+        self.calls.append(error)
 
 
 class Sender:
@@ -125,7 +126,7 @@ def length(body: Body) -> dict[str, str]:
     return {"content-length": str(len(body.content))}
 
 
-async def test_every_answer_is_closed_but_the_one_that_the_caller_still_reads(sender: Sender) -> None:
+async def test_every_response_is_closed_except_a_streamed_one_that_the_caller_reads(sender: Sender) -> None:
     streamed, whole, last = Body(b"no"), Body(b"no"), Body(b"yes")
     inner = Script(sender.library, (503, {}, streamed), (503, length(whole), whole), (200, {}, last))
     response = await sender.send(inner)
@@ -133,11 +134,11 @@ async def test_every_answer_is_closed_but_the_one_that_the_caller_still_reads(se
     assert response.status_code == 200
     body = Body(b"yes")
     await sender.send(Script(sender.library, (200, length(body), body)))
-    assert (body.read, body.closed) == (True, True), "what was read whole holds no connection"
+    assert (body.read, body.closed) == (True, True), "a response that was read whole holds no connection"
 
 
 @pytest.mark.parametrize(("size", "read"), [(1_048_576, True), (1_048_577, False)])
-async def test_an_answer_of_more_than_a_mebibyte_is_left_to_its_reader(
+async def test_response_of_more_than_a_mebibyte_is_not_read_in_advance(
     size: int, read: bool, sender: Sender
 ) -> None:
     body = Body(b"x" * size)
@@ -145,9 +146,9 @@ async def test_an_answer_of_more_than_a_mebibyte_is_left_to_its_reader(
     assert body.read is read
 
 
-async def test_no_attempt_may_take_longer_than_what_is_left_of_the_whole(sender: Sender) -> None:
+async def test_timeouts_of_each_attempt_are_capped_by_the_time_that_is_left(sender: Sender) -> None:
     inner = Script(sender.library, (503, {}, Body(b"")), (200, {}, Body(b"")))
-    times = iter([100.0, 100.0, 120.0, 128.0, 129.0])  # begun, then each attempt and its answer
+    times = iter([100.0, 100.0, 120.0, 128.0, 129.0])  # the start, then each attempt and its response
     await sender.send(
         inner,
         timeout={"connect": 5.0, "read": 60.0, "write": None},
@@ -160,7 +161,7 @@ async def test_no_attempt_may_take_longer_than_what_is_left_of_the_whole(sender:
 
 
 @pytest.mark.parametrize("name", ["UnsupportedProtocol", "LocalProtocolError"])
-async def test_an_error_of_the_request_itself_is_the_callers_at_once(name: str, sender: Sender) -> None:
+async def test_error_of_the_request_itself_is_not_retried(name: str, sender: Sender) -> None:
     error = getattr(sender.library, name)("not like this")
     inner = Script(sender.library, error)
     with pytest.raises(type(error), match="not like this"):
@@ -168,27 +169,29 @@ async def test_an_error_of_the_request_itself_is_the_callers_at_once(name: str, 
     assert (len(inner.requests), sender.pauses) == (1, [])
 
 
-async def test_a_date_to_come_back_at_counts_by_our_clock_where_the_server_tells_none(sender: Sender) -> None:
+async def test_retry_after_date_without_a_date_header_is_measured_by_the_local_clock(sender: Sender) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
     inner = Script(sender.library, (503, {"retry-after": date}, Body(b"")), (200, {}, Body(b"")))
     await sender.send(inner, chance=lambda: 0.0)
     assert 5 < sender.pauses[0] <= 10
 
 
-async def test_methods_are_known_in_any_case(sender: Sender) -> None:
+async def test_methods_are_matched_in_any_case(sender: Sender) -> None:
     inner = Script(sender.library, (200, {}, Body(b"")))
     await sender.send(inner, "PUT", methods=["put"])
     assert "idempotency-key" in inner.requests[0].headers
 
 
-async def test_without_a_sleep_of_the_callers_the_pauses_are_real(sender: Sender) -> None:
+async def test_pauses_are_real_without_an_injected_sleep(sender: Sender) -> None:
     inner = Script(sender.library, (503, {}, Body(b"")), (200, {}, Body(b"")))
-    brief = Retry(first_delay=0.001, max_delay=0.001)
-    own: dict[str, Any] = {} if sender.kind == "sync" else {"sleep": None}
-    assert (await sender.send(inner, retry=brief, **own)).status_code == 200
+    retry = Retry(first_delay=0.04, max_delay=0.04)
+    began = time.monotonic()
+    answer = await sender.send(inner, retry=retry, sleep=None, chance=lambda: 0.5)
+    assert (answer.status_code, sender.pauses) == (200, [])
+    assert time.monotonic() - began >= 0.019, "half of the delay, at the resolution of the clocks"
 
 
-async def test_the_inner_transport_is_entered_and_told_how_it_was_abandoned(sender: Sender) -> None:
+async def test_inner_transport_is_entered_and_gets_the_exception_on_exit(sender: Sender) -> None:
     inner, error = Script(sender.library), LookupError("within")
     with contextlib.suppress(LookupError):
         if sender.kind == "sync":
@@ -197,11 +200,11 @@ async def test_the_inner_transport_is_entered_and_told_how_it_was_abandoned(send
         else:
             async with sender.transport(inner):
                 raise error
-    assert inner.left[0] == "entered"
-    assert inner.left[1][:2] == (LookupError, error)
+    assert inner.calls[0] == "entered"
+    assert inner.calls[1][:2] == (LookupError, error)
 
 
-def test_one_attempt_and_pauses_of_one_length_are_settings_like_others() -> None:
+def test_retry_accepts_a_single_attempt_and_a_constant_delay() -> None:
     assert Retry(attempts=1).attempts == 1
     assert Retry(first_delay=1.0, max_delay=1.0).max_delay == 1.0
     with pytest.raises(ValueError, match="attempts must be at least 1"):
