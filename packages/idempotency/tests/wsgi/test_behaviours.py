@@ -1,7 +1,7 @@
 """
 The behaviours of the WSGI middleware, called in process, by gunicorn's threads and by its greenlets.
 
-On both sides of the middleware stands PEP 3333's validator; the application is `wsgi_site`.
+The application is `wsgi_site`; PEP 3333's validator checks both sides of the middleware.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wsgi_site import build
 
 
 class InProcess:
-    """The application called as a server calls it; like a server it answers 500 for what was raised."""
+    """The application called as a server calls it: an exception becomes a 500 response."""
 
     def __init__(self, data: Path) -> None:
         self.effects = Effects(data)
@@ -34,7 +34,7 @@ class InProcess:
         body: bytes | Iterator[bytes] = b"{}",
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request; a body in parts has no length."""
+        """One request; a body in parts is sent without a length."""
         sent = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in (headers or {}).items()}
         framing: dict[str, Any]
         if isinstance(body, bytes):
@@ -63,13 +63,13 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def site(running: Site) -> Site:
-    """The application, which has done nothing yet."""
+    """The application, without effects and records."""
     running.effects.forget()
     return running
 
 
 @pytest.mark.parametrize("path", ["/charges", "/bare/charges", "/late/charges", "/flask/charges"])
-def test_a_key_has_one_effect_and_a_faithful_replay(site: Site, path: str) -> None:
+def test_second_request_with_the_key_is_replayed_without_a_second_effect(site: Site, path: str) -> None:
     first, again = site.send(path), site.send(path)
     assert (first.status, first.replayed, first.values("idempotency-expires-in")) == (201, False, ["86400"])
     assert (again.status, again.replayed, again.body) == (201, True, first.body)
@@ -78,14 +78,14 @@ def test_a_key_has_one_effect_and_a_faithful_replay(site: Site, path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["/charges", "/late/charges", "/flask/charges"])
-def test_a_request_without_a_key_is_the_applications_own(site: Site, path: str) -> None:
+def test_requests_without_a_key_all_run(site: Site, path: str) -> None:
     answers = [site.send(path, key=None) for _ in range(2)]
     assert [answer.values("idempotency-expires-in") for answer in answers] == [[], []]
     assert len(site.effects.bodies) == 2
 
 
 @pytest.mark.rule("E7")
-def test_headers_are_recorded_in_order_and_repeated_but_for_those_of_one_caller(site: Site) -> None:
+def test_replay_repeats_headers_in_order_except_those_of_one_caller(site: Site) -> None:
     first, again = site.send("/headers"), site.send("/headers")
     for answer in (first, again):
         assert answer.values("link") == ["</a>; rel=next", "</b>; rel=prev"]
@@ -96,34 +96,34 @@ def test_headers_are_recorded_in_order_and_repeated_but_for_those_of_one_caller(
 
 
 @pytest.mark.parametrize("path", ["/required", "/late/required"])
-def test_a_key_may_be_required(site: Site, path: str) -> None:
+def test_missing_required_key_is_refused_with_400(site: Site, path: str) -> None:
     answer = site.send(path, key=None)
     assert (answer.status, answer.values("content-type")) == (400, ["application/problem+json"])
     assert site.effects.bodies == []
 
 
 @pytest.mark.parametrize("path", ["/charges", "/late/charges", "/flask/charges"])
-def test_keys_of_two_users_never_meet(site: Site, path: str) -> None:
+def test_same_key_of_two_users_is_two_records(site: Site, path: str) -> None:
     for user in ("alice", "bob"):
         assert [site.send(path, headers={"X-User": user}).replayed for _ in range(2)] == [False, True]
     assert len(site.effects.bodies) == 2
 
 
-def test_nobody_is_refused_before_the_store_is_asked(site: Site) -> None:
+def test_empty_user_is_refused_before_anything_is_recorded(site: Site) -> None:
     assert site.send("/charges", headers={"X-User": ""}).status == 400
     assert (site.effects.bodies, site.effects.store.scan().records) == ([], ())
 
 
 @pytest.mark.parametrize("path", ["/charges", "/late/charges", "/flask/charges"])
 @pytest.mark.rule("E9")
-def test_another_body_is_another_request_however_it_is_framed(site: Site, path: str) -> None:
+def test_body_is_compared_by_its_bytes_whatever_its_framing(site: Site, path: str) -> None:
     assert site.send(path, body=b"onetwo").status == 201
     assert site.send(path, body=iter([b"one", b"two"])).replayed
     assert site.send(path, body=iter([b"one", b"three"])).status == 422
     assert site.effects.bodies == [b"onetwo"]
 
 
-def test_a_large_body_arrives_whole(site: Site) -> None:
+def test_large_body_arrives_whole_and_is_replayed(site: Site) -> None:
     body = bytes(range(256)) * 390
     for replayed in (False, True):
         answer = site.send("/charges", body=body)
@@ -132,8 +132,8 @@ def test_a_large_body_arrives_whole(site: Site) -> None:
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
-def test_a_body_over_the_limit_is_refused_and_the_refusal_is_read(site: Site, in_parts: bool) -> None:
-    """It is longer than what sockets hold: a server that did not read on would reset the connection."""
+def test_body_over_the_limit_is_refused_and_the_client_reads_the_refusal(site: Site, in_parts: bool) -> None:
+    """The body is longer than socket buffers hold: a server that did not read on would reset the connection."""
     part = b"x" * 1_000_000
     answer = site.send("/charges", body=iter([part] * 12) if in_parts else part * 12)
     assert (answer.status, answer.values("content-type")) == (413, ["application/problem+json"])
@@ -141,23 +141,23 @@ def test_a_body_over_the_limit_is_refused_and_the_refusal_is_read(site: Site, in
 
 
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-def test_a_key_of_another_method_does_not_count(site: Site, method: str) -> None:
+def test_key_is_ignored_for_get_and_head(site: Site, method: str) -> None:
     answers = [site.send("/file", method=method, body=b"") for _ in range(2)]
     assert [(answer.status, answer.replayed) for answer in answers] == [(200, False)] * 2
     assert (len(site.effects.bodies), site.effects.store.scan().records) == (2, ())
 
 
-# What is kept.
+# Which responses are recorded.
 
 
 @pytest.mark.parametrize(("status", "kept"), [(200, True), (422, True), (503, False), (401, False)])
-def test_a_transient_answer_or_a_refusal_frees_the_key(site: Site, status: int, kept: bool) -> None:
+def test_transient_status_and_401_free_the_key(site: Site, status: int, kept: bool) -> None:
     answers = [site.send(f"/status-{status}") for _ in range(2)]
     assert [(answer.status, answer.replayed) for answer in answers] == [(status, False), (status, kept)]
     assert len(site.effects.bodies) == (1 if kept else 2)
 
 
-def test_an_answer_without_a_body_is_replayed_without_one(site: Site) -> None:
+def test_response_without_body_is_replayed_without_one(site: Site) -> None:
     for replayed in (False, True):
         answer = site.send("/nothing")
         assert (answer.status, answer.body, answer.replayed) == (204, b"", replayed)
@@ -168,7 +168,7 @@ def test_an_answer_without_a_body_is_replayed_without_one(site: Site) -> None:
     "path",
     ["/raises", "/late/raises", "/raises-half-way", "/never-starts", "/starts-twice", "/error-page-too-late"],
 )
-def test_an_application_that_fails_is_a_500_and_frees_the_key(site: Site, path: str) -> None:
+def test_app_failure_gives_500_and_frees_the_key(site: Site, path: str) -> None:
     for effects in (1, 2):
         assert site.send(path).status == 500
         assert len(site.effects.bodies) == effects
@@ -176,26 +176,26 @@ def test_an_application_that_fails_is_a_500_and_frees_the_key(site: Site, path: 
 
 
 @pytest.mark.parametrize("path", ["/raises-once", "/late/raises-once"])
-def test_an_application_that_fails_is_never_repeated_at_most_once(site: Site, path: str) -> None:
+def test_app_failure_is_replayed_as_500_at_most_once(site: Site, path: str) -> None:
     first, again = site.send(path), site.send(path)
     assert [first.status, again.status, again.replayed] == [500, 500, True]
     assert b"first-run-failed" in again.body
     assert len(site.effects.bodies) == 1
 
 
-def test_an_error_page_may_replace_an_answer_that_was_not_sent(site: Site) -> None:
+def test_error_page_replaces_a_response_that_was_not_sent(site: Site) -> None:
     for replayed in (False, True):
         answer = site.send("/error-page")
         assert (answer.status, answer.body, answer.replayed) == (410, b"gone", replayed)
 
 
-def test_an_answer_may_count_only_once_the_application_has_closed_it(site: Site) -> None:
+def test_record_on_return_frees_key_when_close_of_the_response_fails(site: Site) -> None:
     assert site.send("/commit-fails-first").status == 500
     assert [site.send("/commit-fails-first").replayed for _ in range(2)] == [False, True]
     assert len(site.effects.bodies) == 2
 
 
-# How an answer is made.
+# Ways to make a response.
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_an_answer_may_count_only_once_the_application_has_closed_it(site: Site)
         ("/bare/file", b"a file"),
     ],
 )
-def test_an_answer_is_recorded_however_it_is_made(site: Site, path: str, body: bytes) -> None:
+def test_response_is_replayed_whichever_way_the_app_produces_it(site: Site, path: str, body: bytes) -> None:
     for replayed in (False, True):
         answer = site.send(path)
         assert (answer.status // 100, answer.body, answer.replayed) == (2, body, replayed)
@@ -227,7 +227,7 @@ def test_an_answer_is_recorded_however_it_is_made(site: Site, path: str, body: b
         ("/large-write", b"one two three four"),
     ],
 )
-def test_an_answer_that_cannot_be_kept_flows_and_is_never_run_again(
+def test_unreplayable_response_is_streamed_and_its_duplicate_gets_409(
     site: Site, path: str, body: bytes
 ) -> None:
     assert site.send(path).body == body
@@ -243,10 +243,12 @@ def test_an_answer_that_cannot_be_kept_flows_and_is_never_run_again(
         *((path, None) for path in ("/charges", "/large", "/events", "/late/charges")),
     ],
 )
-def test_an_answer_is_closed_exactly_once(site: Site, path: str, key: str | None) -> None:
+def test_response_iterable_is_closed_exactly_once(site: Site, path: str, key: str | None) -> None:
     for mark in ("one", "two"):
         site.send(path, key=key and mark, headers={"X-Mark": mark})
-        until_sync(lambda mark=mark: f"closed {mark}" in site.effects.notes, "after its answer was sent")
+        until_sync(
+            lambda mark=mark: f"closed {mark}" in site.effects.notes, "the response iterable is closed"
+        )
     assert [note for note in site.effects.notes if note in {"closed one", "closed two"}] == [
         "closed one",
         "closed two",
@@ -254,8 +256,10 @@ def test_an_answer_is_closed_exactly_once(site: Site, path: str, key: str | None
 
 
 @pytest.mark.rule("E6")
-def test_a_file_is_sent_by_the_server_itself_only_where_there_is_no_key(site: Site) -> None:
+def test_file_wrapper_is_offered_only_without_a_key(site: Site) -> None:
     assert [site.send("/bare/file", key=key).body for key in ("k", None)] == [b"a file"] * 2
     seen = [note for note in site.effects.notes if note.endswith("wrapped")]
-    offered = "not wrapped" if isinstance(site, InProcess) else "wrapped"  # the driver has no wrapper
+    offered = (
+        "not wrapped" if isinstance(site, InProcess) else "wrapped"
+    )  # the in-process driver offers no wrapper
     assert seen == ["not wrapped", offered]

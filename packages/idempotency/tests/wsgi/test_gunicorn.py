@@ -1,4 +1,4 @@
-"""Duplicates, kills and clients that leave, over two worker processes of gunicorn, with threads or greenlets."""
+"""Duplicates, killed workers and client disconnects, over two worker processes of gunicorn, threads or greenlets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def server(running: Gunicorn) -> Gunicorn:
-    """The server, whose application has done nothing yet."""
+    """The server, without effects and records."""
     running.effects.forget()
     return running
 
@@ -37,8 +37,8 @@ def clients() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def leaving(port: int, path: str, *, key: str = "k", body: bytes = b"{}") -> socket.socket:
-    """A client that has sent its request, and may leave when it is told to."""
+def send_only(port: int, path: str, *, key: str = "k", body: bytes = b"{}") -> socket.socket:
+    """A client that has sent its request; `reset` disconnects it."""
     client = socket.create_connection(("127.0.0.1", port), 30)
     client.sendall(
         f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n"
@@ -48,7 +48,7 @@ def leaving(port: int, path: str, *, key: str = "k", body: bytes = b"{}") -> soc
     return client
 
 
-def leave(client: socket.socket) -> None:
+def reset(client: socket.socket) -> None:
     """Close the connection, with RST instead of FIN."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
@@ -58,7 +58,7 @@ def leave(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("path", HELD)
-def test_eight_duplicates_over_two_processes_have_one_effect(
+def test_eight_duplicates_in_two_processes_have_one_effect(
     server: Gunicorn, clients: ThreadPoolExecutor, path: str
 ) -> None:
     sent = [clients.submit(server.send, path) for _ in range(8)]
@@ -70,7 +70,9 @@ def test_eight_duplicates_over_two_processes_have_one_effect(
     assert server.effects.bodies == [b"{}"]
 
 
-def test_a_duplicate_waits_as_long_as_it_prefers(server: Gunicorn, clients: ThreadPoolExecutor) -> None:
+def test_duplicate_waits_only_if_it_prefers_to_under_gunicorn(
+    server: Gunicorn, clients: ThreadPoolExecutor
+) -> None:
     path = "/held-impatient"
     first = clients.submit(server.send, path)
     held = server.gate.wait()
@@ -83,19 +85,19 @@ def test_a_duplicate_waits_as_long_as_it_prefers(server: Gunicorn, clients: Thre
 
 
 @pytest.mark.rule("E3")
-def test_a_run_that_outlives_its_lease_keeps_its_key(server: Gunicorn, clients: ThreadPoolExecutor) -> None:
+def test_run_that_outlives_its_lease_keeps_its_key(server: Gunicorn, clients: ThreadPoolExecutor) -> None:
     first = clients.submit(server.send, "/doomed-once")
     held = server.gate.wait()
     lease_left, renewals = 0.0, 0
 
-    def renewed_beyond_the_lease() -> bool:
+    def is_renewed_beyond_the_lease() -> bool:
         nonlocal lease_left, renewals
         now_left = server.effects.store.scan().records[0].lease_left
         renewals += now_left > lease_left
         lease_left = now_left
-        return renewals >= 6  # the claim itself, and five renewals, each a third of the lease after the last
+        return renewals >= 6  # the claim, and five renewals at intervals of a third of the lease
 
-    until_sync(renewed_beyond_the_lease, "for renewals")
+    until_sync(is_renewed_beyond_the_lease, "the lease is renewed five times")
     assert b"in-progress" in server.send("/doomed-once").body
     held.go_on()
     assert first.result().status == 201
@@ -103,26 +105,26 @@ def test_a_run_that_outlives_its_lease_keeps_its_key(server: Gunicorn, clients: 
 
 
 @pytest.mark.rule("E9")
-def test_an_encoded_slash_and_a_slash_are_one_path(server: Gunicorn) -> None:
-    """As under every WSGI server, which hands the path over decoded."""
+def test_encoded_slash_and_slash_are_one_path(server: Gunicorn) -> None:
+    """WSGI servers decode the path."""
     assert [server.send(path).replayed for path in ("/orders/1", "/orders%2F1")] == [False, True]
 
 
-# A worker that is killed.
+# Killed workers.
 
 
-def killed(request: Future[Answer]) -> bool:
+def broke_off(request: Future[Answer]) -> bool:
     """Whether its client saw the connection break."""
     return isinstance(request.exception(), BROKEN)
 
 
 @pytest.mark.parametrize("path", DOOMED)
-def test_a_worker_killed_before_its_effect_is_taken_over(
+def test_run_of_a_worker_killed_before_its_effect_is_taken_over(
     server: Gunicorn, clients: ThreadPoolExecutor, path: str
 ) -> None:
     first = clients.submit(server.send, path)
     server.gate.wait().kill()
-    assert killed(first)
+    assert broke_off(first)
     again = clients.submit(server.send, path)
     server.gate.wait().go_on()
     assert (again.result().status, again.result().replayed) == (201, False)
@@ -130,52 +132,50 @@ def test_a_worker_killed_before_its_effect_is_taken_over(
 
 
 @pytest.mark.rule("E4")
-def test_a_worker_killed_between_effect_and_answer_is_repeated_at_least_once(
+def test_run_of_a_worker_killed_between_effect_and_response_is_repeated_at_least_once(
     server: Gunicorn, clients: ThreadPoolExecutor
 ) -> None:
     first = clients.submit(server.send, "/doomed-after-effect")
     server.gate.wait().kill()
-    assert killed(first)
+    assert broke_off(first)
     again = clients.submit(server.send, "/doomed-after-effect")
     server.gate.wait().go_on()
     assert again.result().status == 201
-    assert server.effects.bodies == [b"{}"] * 2, (
-        "the promise is at least once; complete_in makes it exactly once"
-    )
+    assert server.effects.bodies == [b"{}"] * 2, "at least once; complete_in makes it effectively once"
     assert server.send("/doomed-after-effect").replayed
 
 
-def test_a_worker_killed_is_never_repeated_at_most_once(
+def test_run_of_a_killed_worker_is_never_repeated_at_most_once(
     server: Gunicorn, clients: ThreadPoolExecutor
 ) -> None:
     first = clients.submit(server.send, "/doomed-once")
     server.gate.wait().kill()
-    assert killed(first)
-    until_sync(lambda: b"outcome-unknown" in server.send("/doomed-once").body, "for the lease to end")
+    assert broke_off(first)
+    until_sync(lambda: b"outcome-unknown" in server.send("/doomed-once").body, "the lease ends")
     assert server.send("/doomed-once").status == 409
     assert server.effects.bodies == []
 
 
-# A client that leaves.
+# Client disconnects.
 
 
 @pytest.mark.rule("E5")
 @pytest.mark.parametrize("path", HELD)
-def test_a_handler_whose_client_has_left_goes_on_to_its_record(server: Gunicorn, path: str) -> None:
-    client = leaving(server.port, path)
+def test_handler_completes_and_is_recorded_after_its_client_disconnects(server: Gunicorn, path: str) -> None:
+    client = send_only(server.port, path)
     held = server.gate.wait()
-    leave(client)
+    reset(client)
     held.go_on()
     again = server.send(path)
     assert (again.status, again.replayed, server.effects.bodies) == (201, True, [b"{}"])
 
 
-def test_a_client_that_waits_for_a_duplicate_and_leaves_does_no_harm(
+def test_disconnect_of_a_waiting_duplicate_affects_no_other_request_under_gunicorn(
     server: Gunicorn, clients: ThreadPoolExecutor
 ) -> None:
     first = clients.submit(server.send, "/held")
     held = server.gate.wait()
-    leave(leaving(server.port, "/held"))
+    reset(send_only(server.port, "/held"))
     last = clients.submit(server.send, "/held")
     held.go_on()
     assert (first.result().status, last.result().replayed) == (201, True)
@@ -183,27 +183,27 @@ def test_a_client_that_waits_for_a_duplicate_and_leaves_does_no_harm(
 
 
 @pytest.mark.rule("E1")
-def test_a_client_that_leaves_while_its_answer_is_on_the_way_gets_it_later(server: Gunicorn) -> None:
-    client = leaving(server.port, "/megabyte")
+def test_response_is_replayed_after_the_client_disconnected_while_receiving_it(server: Gunicorn) -> None:
+    client = send_only(server.port, "/megabyte")
     assert client.recv(1)
-    leave(client)
+    reset(client)
     again = server.send("/megabyte")
     assert (again.status, again.body, again.replayed) == (200, b"x" * 1_000_000, True)
     assert server.effects.bodies == [b"{}"]
 
 
-def test_a_client_that_leaves_a_stream_has_it_closed_and_never_run_again(server: Gunicorn) -> None:
-    client = leaving(server.port, "/events")
+def test_stream_is_closed_and_not_rerun_after_its_client_disconnects(server: Gunicorn) -> None:
+    client = send_only(server.port, "/events")
     assert client.recv(1)
-    leave(client)
-    until_sync(lambda: "closed " in server.effects.notes, "for the stream to be closed")
+    reset(client)
+    until_sync(lambda: "closed " in server.effects.notes, "the stream is closed")
     assert server.send("/events").status == 409
     assert server.effects.bodies == [b"{}"]
 
 
 @pytest.mark.parametrize("path", ["/charges", "/late/charges", "/flask/charges"])
-def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing(server: Gunicorn, path: str) -> None:
-    """It closes its side alone, so that it reads what it is told; the server reads an end, and no error."""
+def test_client_disconnect_before_complete_body_runs_and_claims_nothing(server: Gunicorn, path: str) -> None:
+    """The client closes its sending side only, so that it reads the response: the server reads an end, and no error."""
     with socket.create_connection(("127.0.0.1", server.port), 30) as client:
         head = f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: 9\r\nIdempotency-Key: k\r\n\r\n"
         client.sendall(head.encode() + b"amount=1")

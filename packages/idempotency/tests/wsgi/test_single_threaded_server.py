@@ -1,4 +1,4 @@
-"""A server with one thread, which does not end a body at its Content-Length: whoever asks for more stops it for all."""
+"""A server with one thread that does not end a body at its Content-Length: a read beyond it blocks all requests."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def serving(app: App) -> Iterator[int]:
         server.server_close()
 
 
-def answer_to(port: int, body: bytes) -> bytes:
+def response_to(port: int, body: bytes) -> bytes:
     """
-    The whole answer to one request with a key, whose client keeps its side of the connection open.
+    The whole response to one request with a key, whose client keeps its side of the connection open.
 
     Raises:
         TimeoutError: The server waits for more than the body.
@@ -70,8 +70,8 @@ def late(app: App) -> App:
 
 
 @pytest.mark.parametrize("read", [0, 1, 100])
-def test_a_refusal_is_whole_however_much_of_the_body_the_application_has_read(read: int) -> None:
-    """What is dropped after the refusal is what is left, and no byte beyond."""
+def test_late_refusal_is_complete_whatever_part_of_the_body_the_app_has_read(read: int) -> None:
+    """The middleware drains the rest of the body after the refusal, and no byte beyond."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         assert environ["wsgi.input"].read(read) == BODY[:read]
@@ -79,22 +79,22 @@ def test_a_refusal_is_whole_however_much_of_the_body_the_application_has_read(re
         raise AssertionError
 
     with serving(late(app)) as port:
-        answer = answer_to(port, BODY)
+        answer = response_to(port, BODY)
     assert answer.startswith(b"HTTP/1.0 413 ")
     assert b"request-too-large" in answer
 
 
-def test_a_refusal_before_the_application_is_whole() -> None:
+def test_refusal_before_the_app_runs_is_complete() -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         raise AssertionError
 
     with serving(early(app)) as port:
-        assert answer_to(port, BODY).startswith(b"HTTP/1.0 413 ")
+        assert response_to(port, BODY).startswith(b"HTTP/1.0 413 ")
 
 
 @pytest.mark.parametrize("size", [-1, 1_000])
-def test_an_application_that_claims_nothing_finds_the_end_of_a_body_over_the_limit(size: int) -> None:
-    """It asks for all that there is, or for more than that."""
+def test_app_that_claims_nothing_reads_a_body_over_the_limit_to_its_end(size: int) -> None:
+    """The application reads without a limit, or more than the body has."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(size)
@@ -102,4 +102,4 @@ def test_an_application_that_claims_nothing_finds_the_end_of_a_body_over_the_lim
         return [body]
 
     with serving(late(app)) as port:
-        assert answer_to(port, BODY).endswith(b"\r\n\r\n" + BODY)
+        assert response_to(port, BODY).endswith(b"\r\n\r\n" + BODY)

@@ -1,4 +1,4 @@
-"""Tests of the WSGI middleware that need their own objects: clocks, hooks, threads; `test_behaviours` has the rest."""
+"""Tests of the WSGI middleware with clocks, hooks and threads of their own; `test_behaviours` has the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Charges:
         self.status = status
         self.headers = headers or [("Content-Type", "text/plain"), ("Set-Cookie", "session=secret")]
         self.bodies: list[bytes] = []
-        self.during: Callable[[dict[str, Any]], object] = lambda environ: None
+        self.during: Callable[[dict[str, Any]], object] = lambda environ: None  # called before the response
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.effects += 1
@@ -62,7 +62,7 @@ def protect(app: App, *, store: Any = None, **options: Any) -> App:
 
 
 @pytest.mark.parametrize("key", ["", "a, b", '"a", "b"', '"open', "k" * 256])
-def test_a_header_that_is_not_one_key_is_refused(key: str) -> None:
+def test_header_that_is_not_one_key_is_refused(key: str) -> None:
     app = Charges()
     answer = call(protect(app), key=key)
     assert (answer.status, answer.values("content-type")) == (400, ["application/problem+json"])
@@ -79,7 +79,7 @@ def test_a_header_that_is_not_one_key_is_refused(key: str) -> None:
         {"CONTENT_TYPE": "text/plain"},
     ],
 )
-def test_another_request_under_the_same_key_is_a_mismatch(change: dict[str, Any]) -> None:
+def test_other_request_under_the_same_key_is_a_mismatch(change: dict[str, Any]) -> None:
     app = Charges()
     protected = protect(app)
     call(protected, key="k")
@@ -87,32 +87,32 @@ def test_another_request_under_the_same_key_is_a_mismatch(change: dict[str, Any]
     assert app.effects == 1
 
 
-def test_a_mounted_application_is_another_operation() -> None:
+def test_mount_path_is_part_of_the_operation() -> None:
     protected = protect(Charges())
     call(protected, key="k", path="/charges")
     assert call(protected, key="k", path="/charges", SCRIPT_NAME="/v2").status == 422
 
 
-def test_the_application_reads_the_body_as_it_was_sent() -> None:
+def test_app_reads_the_body_as_it_was_sent() -> None:
     app = Charges()
     call(protect(app), key="k", body=bytes(range(256)) * 500)
     assert app.bodies == [bytes(range(256)) * 500]
 
 
-def test_a_body_without_a_length_is_refused_where_nobody_says_where_it_ends() -> None:
+def test_body_of_unknown_length_is_refused_with_411_unless_the_server_ends_the_input() -> None:
     app = Charges()
     answer = call(protect(app), key="k", CONTENT_LENGTH=None, HTTP_TRANSFER_ENCODING="chunked")
     assert (answer.status, app.effects) == (411, 0)
 
 
-def test_a_client_that_leaves_before_its_body_is_whole_causes_nothing() -> None:
+def test_client_disconnect_before_complete_body_runs_and_claims_nothing() -> None:
     app, store = Charges(), SyncMemoryStore()
     answer = call(protect(app, store=store), key="k", body=b"half", CONTENT_LENGTH="100")
     assert (answer.status, app.effects, store.scan().records) == (400, 0, ())
 
 
 @pytest.mark.parametrize("declared", ["6", None])
-def test_a_body_over_the_limit_is_refused(declared: str | None) -> None:
+def test_body_over_the_limit_is_refused_and_one_at_the_limit_is_not(declared: str | None) -> None:
     app = Charges()
     protected = protect(app, policy=Policy(max_request_bytes=5))
     answer = call(
@@ -122,7 +122,7 @@ def test_a_body_over_the_limit_is_refused(declared: str | None) -> None:
     assert call(protected, key="k", body=b"x" * 5).status == 201
 
 
-def test_a_body_that_does_not_arrive_in_time_is_refused() -> None:
+def test_body_that_does_not_arrive_in_time_is_refused_with_408() -> None:
     app = Charges()
     middleware = IdempotencyMiddleware(app, store=SyncMemoryStore(), tenant=by_environ("REMOTE_USER"))
     times = iter([0.0, 0.0, 31.0])
@@ -133,13 +133,13 @@ def test_a_body_that_does_not_arrive_in_time_is_refused() -> None:
 
 @pytest.mark.rule("E4")
 @pytest.mark.parametrize("ending", [SystemExit, KeyboardInterrupt, GeneratorExit, GreenletExit])
-def test_a_worker_that_is_told_to_exit_leaves_its_claim_to_the_lease(ending: type[BaseException]) -> None:
+def test_base_exception_leaves_the_claim_to_its_lease(ending: type[BaseException]) -> None:
     app, store, events = Charges(), SyncMemoryStore(), []
 
-    def leave(environ: dict[str, Any]) -> None:
+    def exit_worker(environ: dict[str, Any]) -> None:
         raise ending
 
-    app.during = leave
+    app.during = exit_worker
     protected = IdempotencyMiddleware(
         app, store=store, tenant=by_environ("REMOTE_USER"), hooks=[events.append]
     )
@@ -149,7 +149,7 @@ def test_a_worker_that_is_told_to_exit_leaves_its_claim_to_the_lease(ending: typ
     assert call(protected, key="k").status == 409
 
 
-def test_a_concurrent_duplicate_is_told_to_wait_or_waits() -> None:
+def test_concurrent_duplicate_gets_409_or_waits_as_the_policy_says() -> None:
     app, inside, go_on = Charges(), Event(), Event()
 
     def hold(environ: dict[str, Any]) -> None:
@@ -159,13 +159,13 @@ def test_a_concurrent_duplicate_is_told_to_wait_or_waits() -> None:
     app.during = hold
     store = SyncMemoryStore()
     protected = protect(app, store=store)
-    patient = protect(app, store=store, policy=Policy(wait=PATIENCE))
+    waiting = protect(app, store=store, policy=Policy(wait=PATIENCE))
     answers: list[Answer] = []
     threads = [Thread(target=lambda: answers.append(call(protected, key="k")))]
     threads[0].start()
     assert inside.wait(30)
     refused = call(protected, key="k")
-    threads.append(Thread(target=lambda: answers.append(call(patient, key="k"))))
+    threads.append(Thread(target=lambda: answers.append(call(waiting, key="k"))))
     threads[1].start()
     go_on.set()
     for thread in threads:
@@ -176,7 +176,7 @@ def test_a_concurrent_duplicate_is_told_to_wait_or_waits() -> None:
     assert app.effects == 1
 
 
-def test_duplicates_at_once_have_one_effect() -> None:
+def test_simultaneous_duplicates_have_one_effect() -> None:
     app, barrier = Charges(), Barrier(8)
     protected = protect(app)
     answers: list[Answer] = []
@@ -190,11 +190,12 @@ def test_duplicates_at_once_have_one_effect() -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
+    assert len(answers) == 8
     assert {answer.status for answer in answers} <= {201, 409}
     assert app.effects == 1
 
 
-def test_an_answer_over_the_limit_flows_chunk_by_chunk_and_is_never_run_again() -> None:
+def test_response_over_the_limit_is_streamed_chunk_by_chunk_and_its_duplicate_gets_409() -> None:
     produced: list[int] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -216,7 +217,7 @@ def test_an_answer_over_the_limit_flows_chunk_by_chunk_and_is_never_run_again() 
 
 
 @pytest.mark.rule("E2")
-def test_an_answer_that_keeps_streaming_flows_after_a_while() -> None:
+def test_stream_longer_than_max_hold_is_sent_and_its_duplicate_gets_409() -> None:
     now = [0.0]
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -241,7 +242,7 @@ def test_an_answer_that_keeps_streaming_flows_after_a_while() -> None:
         ],
     ],
 )
-def test_an_application_that_breaks_the_protocol_frees_the_key(app: App) -> None:
+def test_app_that_violates_pep_3333_frees_the_key(app: App) -> None:
     store = SyncMemoryStore()
     protected = IdempotencyMiddleware(app, store=store, tenant=by_environ("REMOTE_USER"))
     with pytest.raises(AssertionError):
@@ -249,7 +250,7 @@ def test_an_application_that_breaks_the_protocol_frees_the_key(app: App) -> None
     assert store.scan().records == ()
 
 
-def test_a_file_is_not_sent_past_the_recorder() -> None:
+def test_file_wrapper_is_hidden_from_the_app_and_restored_afterwards() -> None:
     seen: list[bool] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -263,7 +264,7 @@ def test_a_file_is_not_sent_past_the_recorder() -> None:
     assert (seen, "wsgi.file_wrapper" in environ) == ([False], True)
 
 
-def test_the_handler_knows_its_claim_and_nobody_knows_it_afterwards() -> None:
+def test_current_claim_is_set_in_the_handler_only() -> None:
     app, seen = Charges(), []
     app.during = lambda environ: seen.append(current_claim())
     protected = protect(app)
@@ -274,7 +275,7 @@ def test_the_handler_knows_its_claim_and_nobody_knows_it_afterwards() -> None:
 
 
 @pytest.mark.rule("E10")
-def test_two_layers_with_one_tenant_share_one_claim() -> None:
+def test_two_layers_with_the_same_tenant_share_one_claim() -> None:
     app, store = Charges(), SyncMemoryStore()
     tenant = by_environ("REMOTE_USER")
     inner = IdempotencyMiddleware(app, store=store, tenant=tenant)
@@ -282,7 +283,7 @@ def test_two_layers_with_one_tenant_share_one_claim() -> None:
     assert [call(outer, key="k").body for _ in range(2)] == [b"charge 1"] * 2
 
 
-def test_hooks_see_what_happened_and_no_secret() -> None:
+def test_hooks_get_an_event_for_each_outcome_and_no_key() -> None:
     events: list[IdempotencyEvent] = []
     protected = protect(Charges(), hooks=[events.append])
     call(protected, key="secret-key")
@@ -306,7 +307,7 @@ def test_hooks_see_what_happened_and_no_secret() -> None:
     assert "secret-key" not in repr(events)
 
 
-def test_an_outcome_of_complete_in_is_what_would_have_been_recorded() -> None:
+def test_outcome_of_the_current_claim_equals_the_recorded_one() -> None:
     app, outcomes = Charges(), []
 
     def record(environ: dict[str, Any]) -> None:
@@ -322,7 +323,7 @@ def test_an_outcome_of_complete_in_is_what_would_have_been_recorded() -> None:
     assert outcomes == [store.scan().records[0].outcome]
 
 
-def test_redaction_that_fails_leaves_a_tombstone() -> None:
+def test_redaction_that_raises_makes_the_response_unreplayable() -> None:
     def redact(response: Response) -> Response:
         raise ValueError("of the body")
 
@@ -331,13 +332,13 @@ def test_redaction_that_fails_leaves_a_tombstone() -> None:
     assert call(protected, key="k").status == 409
 
 
-def test_a_replay_can_be_told_by_the_header_that_the_policy_names() -> None:
+def test_replay_header_has_the_name_that_the_policy_gives() -> None:
     protected = protect(Charges(), policy=Policy.stripe_v1())
     call(protected, key="k")
     assert call(protected, key="k").values("idempotent-replayed") == ["true"]
 
 
-def test_a_policy_may_differ_by_request() -> None:
+def test_policy_function_may_exempt_a_path() -> None:
     app = Charges()
     protected = protect(app, policy=lambda environ: Policy() if environ["PATH_INFO"] == "/charges" else None)
     for path in ("/charges", "/other"):
@@ -346,14 +347,14 @@ def test_a_policy_may_differ_by_request() -> None:
     assert app.effects == 3
 
 
-def test_a_tenant_that_refuses_is_a_problem() -> None:
+def test_tenant_function_that_raises_missing_tenant_gives_400() -> None:
     def tenant(environ: dict[str, Any]) -> str:
         raise MissingTenant("log in")
 
     assert call(protect(Charges(), tenant=tenant), key="k").status == 400
 
 
-def test_a_tenant_that_is_no_text_is_an_error() -> None:
+def test_tenant_that_is_not_a_str_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="must be a str"):
         call(protect(Charges(), tenant=lambda environ: 5), key="k")
 
@@ -368,19 +369,19 @@ def test_a_tenant_that_is_no_text_is_an_error() -> None:
         {"hooks": [int]},
     ],
 )
-def test_a_wrong_set_up_is_refused_at_once(wrong: dict[str, Any]) -> None:
+def test_constructor_refuses_options_of_the_wrong_type(wrong: dict[str, Any]) -> None:
     options: dict[str, Any] = {"store": SyncMemoryStore(), "tenant": by_environ("REMOTE_USER")} | wrong
     with pytest.raises(TypeError):
         IdempotencyMiddleware(Charges(), **options)
 
 
-def test_a_request_header_is_nobodys_name() -> None:
+def test_by_environ_refuses_a_request_header() -> None:
     with pytest.raises(ValueError, match="anybody can send"):
         by_environ("HTTP_X_USER")
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(0, 120))
-def test_any_chunks_come_out_as_they_went_in(chunks: list[bytes], limit: int) -> None:
+def test_any_chunks_are_sent_unchanged_and_replayed_within_the_limit(chunks: list[bytes], limit: int) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
         return iter(chunks)
@@ -393,8 +394,8 @@ def test_any_chunks_come_out_as_they_went_in(chunks: list[bytes], limit: int) ->
 
 
 @given(st.binary(min_size=1, max_size=40))
-def test_any_key_field_is_one_key_or_refused(field: bytes) -> None:
-    """Field values hold no control characters but the tab (RFC 9110, 5.5); a server refuses the rest."""
+def test_any_key_header_runs_once_or_is_refused(field: bytes) -> None:
+    """Field values hold no control characters but the tab (RFC 9110, 5.5); servers refuse others."""
     text = field.decode("latin-1")
     app = Charges()
     answer = call(
@@ -410,7 +411,7 @@ def _environ(key: str) -> dict[str, Any]:
 
 
 class FailingAtClose(Charges):
-    """Commits, as it were, when its answer is closed, and cannot."""
+    """Its response raises when it is closed, as a failing commit would."""
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         chunks = super().__call__(environ, start_response)
@@ -425,7 +426,7 @@ class FailingAtClose(Charges):
         return Answer()
 
 
-def test_a_failure_after_the_record_is_told() -> None:
+def test_failure_in_close_after_the_record_emits_an_event() -> None:
     events: list[IdempotencyEvent] = []
     protected = protect(FailingAtClose(), hooks=[events.append])
     with pytest.raises(LookupError):
@@ -436,7 +437,7 @@ def test_a_failure_after_the_record_is_told() -> None:
     assert call(protected, key="secret-key").replayed
 
 
-def test_a_request_that_the_handler_makes_is_not_part_of_its_run() -> None:
+def test_nested_request_of_the_handler_does_not_join_its_run() -> None:
     app = Charges()
     protected = protect(app, store=SyncMemoryStore())
     inner: list[Answer] = []
@@ -450,7 +451,7 @@ def late(app: App, **options: Any) -> App:
 
 
 class Claiming(Charges):
-    """Claims as alice, with a policy of its own."""
+    """Claims for the user of the request, with a policy of its own."""
 
     policy = Policy()
 
@@ -459,14 +460,14 @@ class Claiming(Charges):
         return super().__call__(environ, start_response)
 
 
-def test_a_late_claim_of_a_request_without_a_key_runs_or_is_refused() -> None:
+def test_late_claim_without_a_key_runs_unless_the_key_is_required() -> None:
     app = Claiming()
     assert [call(late(app)).body for _ in range(2)] == [b"charge 1", b"charge 2"]
     app.policy = Policy(required=True)
     assert call(late(app)).status == 400
 
 
-def test_an_unclaimed_request_passes_with_a_body_of_any_size() -> None:
+def test_unclaimed_request_is_not_limited_in_size_or_recorded() -> None:
     app, store = Charges(), SyncMemoryStore()
     protected = late(app, store=store, max_request_bytes=10)
     for declared in ("100", None):
@@ -475,7 +476,7 @@ def test_an_unclaimed_request_passes_with_a_body_of_any_size() -> None:
     assert store.scan().records == ()
 
 
-def test_a_body_without_a_length_that_is_too_long_is_the_applications_all_the_same() -> None:
+def test_unclaimed_body_of_unknown_length_over_the_limit_reaches_the_app_whole() -> None:
     read: list[bytes] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -488,19 +489,19 @@ def test_a_body_without_a_length_that_is_too_long_is_the_applications_all_the_sa
     assert read == [b"x" * 100]
 
 
-def test_a_late_claim_made_twice_too_late_or_without_the_middleware_is_refused() -> None:
-    def twice(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+def test_late_claim_twice_after_start_response_or_without_the_middleware_is_an_error() -> None:
+    def claim_twice(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         claim(environ, "alice")
         claim(environ, "alice")
         raise AssertionError
 
-    def too_late(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def claim_late(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         claim(environ, "alice")
         raise AssertionError
 
-    for app in (twice, too_late):
+    for app in (claim_twice, claim_late):
         with pytest.raises(RuntimeError, match="claim once"):
             call(LateClaim(app, store=SyncMemoryStore()), key="k")
     with pytest.raises(RuntimeError, match="LateClaim"):
-        call(twice, key="k")
+        call(claim_twice, key="k")

@@ -1,17 +1,18 @@
-"""Edges of WSGI: lengths, types, files, and an answer that goes on after its record."""
+"""Edge cases of WSGI: lengths, types, files, and responses that continue after their record."""
 
 from __future__ import annotations
 
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from threading import Event, Thread
 from typing import Any
 
 import pytest
-from wsgi_driver import Answer, call, environ_of, validated
+from wsgi_driver import call, environ_of, validated
 
 from idempotency import Policy, Response, current_claim
+from idempotency._core.actions import Refuse
+from idempotency._core.errors import MissingKey
 from idempotency._core.outcome import encode_response
 from idempotency._core.types import Acquired, Fingerprint, Owner, StorageKey
 from idempotency.errors import StoreUnavailable
@@ -60,8 +61,8 @@ class Charges:
         pytest.param("0" * 5_000 + "2", 201, id="leading_zeros"),
     ],
 )
-def test_a_length_is_a_number_or_the_request_is_refused(length: str, status: int) -> None:
-    """Taken for no length, it would let a request run without its body."""
+def test_content_length_that_is_not_a_number_is_refused(length: str, status: int) -> None:
+    """If it were ignored, a request would run without its body."""
     app = Charges()
     assert call(protect(app), key="k", CONTENT_LENGTH=length).status == status
     assert app.effects == (status == 201)
@@ -76,10 +77,10 @@ def test_a_length_is_a_number_or_the_request_is_refused(length: str, status: int
         pytest.param(None, 60, 71, id="without_a_length_to_the_bound"),
     ],
 )
-def test_what_comes_of_a_body_that_is_too_large_is_dropped_once_the_refusal_is_sent(
+def test_oversized_body_is_drained_up_to_its_length_or_the_bound_after_the_refusal(
     declared: str | None, most: int, read: int
 ) -> None:
-    """Not beyond its length: not every server ends the stream there, and a read would wait for the next request."""
+    """Not beyond its length: not every server ends the stream there, and a read would block until the next request."""
     stream = io.BytesIO(b"x" * 150)
     environ = environ_of(
         key="k", CONTENT_LENGTH=declared, **{"wsgi.input": stream, "wsgi.input_terminated": True}
@@ -94,7 +95,7 @@ def test_what_comes_of_a_body_that_is_too_large_is_dropped_once_the_refusal_is_s
     assert (stream.tell(), app.effects) == (read, 0)
 
 
-def test_what_comes_of_a_body_is_dropped_when_a_refusal_without_a_body_is_closed() -> None:
+def test_oversized_body_is_drained_when_an_empty_refusal_is_closed() -> None:
     stream = io.BytesIO(b"x" * 150)
     environ = environ_of(key="k", CONTENT_LENGTH="100", **{"wsgi.input": stream})
     policy = Policy(max_request_bytes=10, render=lambda problem: ("text/plain", b""))
@@ -105,27 +106,28 @@ def test_what_comes_of_a_body_is_dropped_when_a_refusal_without_a_body_is_closed
     assert stream.tell() == 100
 
 
-def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allows() -> None:
-    app, inside, go_on = Charges(), Event(), Event()
+@pytest.mark.parametrize(
+    ("prefer_wait", "prefer", "wait"),
+    [
+        (0, {"HTTP_PREFER": "wait=10"}, 3),
+        (0.5, {"HTTP_PREFER": "wait=10"}, 0.5),
+        (5, {"HTTP_PREFER": "wait=10"}, 5),
+        (5, {"HTTP_PREFER": "wait=1"}, 1),
+        (5, {}, 3),
+    ],
+)
+def test_wait_is_the_preferred_one_capped_by_prefer_wait(
+    prefer_wait: float, prefer: dict[str, str], wait: float
+) -> None:
+    protected, asked = protect(Charges(), policy=Policy(wait=3, prefer_wait=prefer_wait)), []
 
-    def hold() -> None:
-        inside.set()
-        assert go_on.wait(30)
+    def begin(ask: Any) -> Refuse:
+        asked.append(ask.wait)
+        return Refuse(MissingKey())
 
-    app.during = hold
-    protected = protect(app, policy=Policy(prefer_wait=20))
-    answers: list[Answer] = []
-    first = Thread(target=lambda: answers.append(call(protected, key="k")))
-    first.start()
-    assert inside.wait(30)
-    assert call(protected, key="k").status == 409, "without the preference nobody waits"
-    second = Thread(target=lambda: answers.append(call(protected, key="k", HTTP_PREFER="wait=10")))
-    second.start()
-    go_on.set()
-    first.join(30)
-    second.join(30)
-    assert sorted(answer.replayed for answer in answers) == [False, True]
-    assert app.effects == 1
+    protected.engine.begin = begin  # type: ignore[method-assign,assignment]
+    call(protected, key="k", **prefer)
+    assert asked == [wait]
 
 
 # The record.
@@ -133,7 +135,7 @@ def test_a_client_waits_as_long_as_it_prefers_within_what_the_policy_allows() ->
 
 @pytest.mark.rule("E1")
 @pytest.mark.parametrize("status", ["201 Created", "503 Busy"])
-def test_an_outcome_is_recorded_or_its_key_freed_before_the_answer_begins(status: str) -> None:
+def test_outcome_is_recorded_or_key_freed_before_start_response(status: str) -> None:
     store, seen = SyncMemoryStore(), []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -155,7 +157,7 @@ def completed_by_another(store: SyncMemoryStore, key: StorageKey, fingerprint: F
     store.complete(reply.claim, encode_response(Response(200, PLAIN_BYTES, b"another's")), retention=60)
 
 
-def running_elsewhere(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprint) -> None:
+def held_by_another(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprint) -> None:
     store.forget(key)
     store.acquire(key, fingerprint=fingerprint, owner=Owner(b"o" * 16), lease=30, retention=60)
 
@@ -164,8 +166,8 @@ def forgotten(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprint)
     store.forget(key)
 
 
-def of_another_request(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprint) -> None:
-    running_elsewhere(store, key, Fingerprint(b"f" * 32))
+def held_by_another_request(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprint) -> None:
+    held_by_another(store, key, Fingerprint(b"f" * 32))
 
 
 def unreachable(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprint) -> None:
@@ -177,24 +179,24 @@ def unreachable(store: SyncMemoryStore, key: StorageKey, fingerprint: Fingerprin
 
 @pytest.mark.rule("E8")
 @pytest.mark.parametrize(
-    ("happens", "answered"),
+    ("lose_claim", "response"),
     [
         (completed_by_another, (200, b"another's")),
-        (running_elsewhere, (409, None)),
+        (held_by_another, (409, None)),
         (forgotten, (201, b"charge 1")),
-        (of_another_request, (201, b"charge 1")),
+        (held_by_another_request, (201, b"charge 1")),
         (unreachable, (201, b"charge 1")),
     ],
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_an_answer_whose_record_fails_is_what_the_record_says_or_its_own(
-    happens: Callable[..., None], answered: tuple[int, bytes | None], late: bool
+def test_response_after_a_lost_claim_is_the_successors_or_its_own(
+    lose_claim: Callable[..., None], response: tuple[int, bytes | None], late: bool
 ) -> None:
     store, app, closed = SyncMemoryStore(), Charges(), []
 
     def lose_the_claim() -> None:
         (record,) = store.scan().records
-        happens(store, record.key, record.fingerprint)
+        lose_claim(store, record.key, record.fingerprint)
 
     def claiming(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if late:
@@ -209,17 +211,17 @@ def test_an_answer_whose_record_fails_is_what_the_record_says_or_its_own(
     layer = LateClaim(claiming, store=store) if late else protect(claiming, store=store)
     layer.engine.sleep = lambda seconds: None  # between the attempts to record
     answer = call(validated(layer), key="k")
-    status, body = answered
+    status, body = response
     assert (answer.status, answer.body) == (status, answer.body if body is None else body)
     assert answer.begun == len(closed) == app.effects == 1
-    assert (answer.values("idempotency-expires-in") != []) == (happens is completed_by_another)
+    assert (answer.values("idempotency-expires-in") != []) == (lose_claim is completed_by_another)
 
 
-# An application that breaks the protocol.
+# Applications that violate PEP 3333.
 
 
 @pytest.mark.parametrize("limit", [1_000, 1])
-def test_a_body_that_is_not_bytes_frees_the_key_even_where_it_is_too_long_to_be_kept(limit: int) -> None:
+def test_response_body_that_is_not_bytes_raises_and_frees_the_key(limit: int) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[Any]:
         start_response("200 OK", PLAIN)
         return ["text"]
@@ -230,8 +232,8 @@ def test_a_body_that_is_not_bytes_frees_the_key_even_where_it_is_too_long_to_be_
     assert store.scan().records == ()
 
 
-def test_an_error_page_may_replace_an_answer_of_which_no_byte_was_sent() -> None:
-    """An empty part is not sent (PEP 3333), so that it begins no answer."""
+def test_error_page_replaces_a_response_after_an_empty_chunk() -> None:
+    """An empty chunk is not sent (PEP 3333), so the response has not begun."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", PLAIN)
@@ -248,8 +250,8 @@ def test_an_error_page_may_replace_an_answer_of_which_no_byte_was_sent() -> None
         assert (answer.status, answer.body, answer.replayed) == (410, b"gone", replayed)
 
 
-def test_a_layer_inside_frees_its_key_where_the_claim_outside_has_an_answer_already() -> None:
-    """What ends the application is then `Answered`, and nothing of this layer."""
+def test_inner_layer_frees_its_key_when_an_outer_late_claim_replays() -> None:
+    """The application then ends by `Answered`, which is not an error of the inner layer."""
     inner_store, app = SyncMemoryStore(), Charges()
 
     def claiming(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -264,8 +266,8 @@ def test_a_layer_inside_frees_its_key_where_the_claim_outside_has_an_answer_alre
     assert (app.effects, inner_store.scan().records, current_claim()) == (1, (), None)
 
 
-def test_a_claim_once_the_application_has_returned_is_refused() -> None:
-    """Nobody would record its answer."""
+def test_claim_after_the_app_has_returned_is_an_error() -> None:
+    """Its response would not be recorded."""
     effects: list[int] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
@@ -279,7 +281,7 @@ def test_a_claim_once_the_application_has_returned_is_refused() -> None:
     assert (effects, store.scan().records, current_claim()) == ([], (), None)
 
 
-# An answer that is not claimed.
+# Responses without a claim.
 
 
 class File:
@@ -297,7 +299,7 @@ class File:
 
 @pytest.mark.parametrize("layer", ["early", "late"])
 @pytest.mark.rule("E6")
-def test_an_answer_without_a_claim_reaches_the_server_as_it_is(layer: str) -> None:
+def test_unclaimed_response_object_is_returned_to_the_server_unwrapped(layer: str) -> None:
     file = File()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -307,12 +309,12 @@ def test_an_answer_without_a_claim_reaches_the_server_as_it_is(layer: str) -> No
     protected: App = LateClaim(app, store=SyncMemoryStore()) if layer == "late" else protect(app)
     for method, key in (("GET", "k"), ("POST", None)):
         assert protected(environ_of(method, key=key), lambda *_: print) is file
-    assert file.closed == 0, "closing it is for the server"
+    assert file.closed == 0, "the server closes the file"
 
 
 @pytest.mark.parametrize("key", ["k", None])
-def test_an_answer_without_a_claim_is_iterated_by_the_server_alone(key: str | None) -> None:
-    """An iterable that begins its work in `iter()` would do it twice."""
+def test_unclaimed_response_is_iterated_once(key: str | None) -> None:
+    """An iterable that works in `iter()` would otherwise do its work twice."""
     begun: list[int] = []
 
     class Answer:
@@ -329,7 +331,7 @@ def test_an_answer_without_a_claim_is_iterated_by_the_server_alone(key: str | No
 
 
 @pytest.mark.rule("E6")
-def test_an_answer_under_a_claim_is_never_the_file_itself() -> None:
+def test_claimed_file_response_is_wrapped_and_closed_once() -> None:
     file = File()
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -345,11 +347,11 @@ def test_an_answer_under_a_claim_is_never_the_file_itself() -> None:
     assert (file.closed, call(protected, key="k").body) == (1, b"file")
 
 
-# An answer that goes on after its record.
+# Responses that continue after their record.
 
 
 class Streaming:
-    """Its answer is too long to be kept; what it does then is told in `claims`."""
+    """Its response is too long to be recorded; `claims` has the current claim at each of its steps."""
 
     def __init__(self, failing: bool = False) -> None:
         self.claims: list[Any] = []
@@ -372,18 +374,20 @@ class Streaming:
 
 
 @pytest.mark.rule("E10")
-def test_a_handler_runs_under_its_claim_until_it_is_closed_and_its_caller_never_does() -> None:
+def test_current_claim_is_set_until_the_response_is_closed_and_unset_in_the_server() -> None:
     app = Streaming()
     protected = validated(protect(validated(app), policy=Policy(max_response_bytes=10)))
     answer = protected(environ_of(key="k"), lambda *_: print)
-    claims_of_the_server = [current_claim() for _ in answer]
+    claims_in_the_server = [current_claim() for _ in answer]
     answer.close()  # type: ignore[attr-defined]
     assert app.claims[0] is not None
     assert app.claims == [app.claims[0]] * 5
-    assert [*claims_of_the_server, current_claim()] == [None] * 4
+    assert [*claims_in_the_server, current_claim()] == [None] * 4
 
 
-def test_a_stream_that_fails_after_it_was_recorded_as_done_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_of_an_unreplayable_stream_emits_an_event_and_logs_no_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     events: list[IdempotencyEvent] = []
     protected = protect(Streaming(failing=True), policy=Policy(max_response_bytes=10), hooks=[events.append])
     with caplog.at_level(logging.ERROR), pytest.raises(LookupError):
