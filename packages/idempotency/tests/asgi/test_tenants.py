@@ -175,7 +175,8 @@ def test_by_header_with_a_credential_warns_at_set_up_and_not_at_requests(name: s
 
 @pytest.mark.parametrize("name", CREDENTIALS)
 def test_by_header_declared_stable_does_not_warn(name: str) -> None:
-    by_header(name, stable=True)  # warnings are errors here
+    tenant = by_header(name, stable=True)  # warnings are errors here
+    assert len({tenant(http_scope(headers=[(name, value)])) for value in ("one", "two")}) == 2
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,8 @@ def test_by_header_declared_stable_does_not_warn(name: str) -> None:
     ],
 )
 def test_by_header_that_names_the_caller_does_not_warn(name: str) -> None:
-    by_header(name)  # warnings are errors here
+    tenant = by_header(name)  # warnings are errors here
+    assert len({tenant(http_scope(headers=[(name, value)])) for value in ("alice", "bob")}) == 2
 
 
 def test_by_header_ignores_whitespace_around_the_value() -> None:

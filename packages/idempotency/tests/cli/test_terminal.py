@@ -89,7 +89,9 @@ def test_show_outcome_prints_only_printable_lines(tmp_path: Path, capsys: pytest
 
 def test_usage_error_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--limit", "\x1b[2J\n1", "--store", "memory:"]) == 64
-    assert "\x1b" not in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "\\x1b[2J\\n1" in error
+    assert "\x1b" not in error
 
 
 @pytest.mark.anyio

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -193,13 +192,17 @@ async def test_pauses_are_real_without_an_injected_sleep(sender: Sender) -> None
 
 async def test_inner_transport_is_entered_and_gets_the_exception_on_exit(sender: Sender) -> None:
     inner, error = Script(sender.library), LookupError("within")
-    with contextlib.suppress(LookupError):
+
+    async def fail_inside() -> None:
         if sender.kind == "sync":
             with sender.transport(inner):
                 raise error
         else:
             async with sender.transport(inner):
                 raise error
+
+    with pytest.raises(LookupError, match="within"):
+        await fail_inside()
     assert inner.calls[0] == "entered"
     assert inner.calls[1][:2] == (LookupError, error)
 
