@@ -56,7 +56,7 @@ def stands_for(request: DecisionRequest) -> tuple[str, int | None]:
     """The agent and the newest minute of a request that was read in full."""
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     minutes = [
-        (time - epoch) // timedelta(minutes=1) for one in request.by_symbol.values() for time in one.times
+        (time - epoch) // timedelta(minutes=1) for one in request.series.values() for time in one.times
     ]
     return request.agent_id, max(minutes, default=None)
 
@@ -85,8 +85,8 @@ class TestNumbers:
     def test_number_and_string_agree_for_every_decimal(self, value: Decimal) -> None:
         as_number = dump(document()).replace(b'"close": 1.5', f'"close": {value:f}'.encode())
         as_string = dump(document()).replace(b'"close": 1.5', f'"close": "{value:f}"'.encode())
-        assert parse_request(as_number).series("BTC").exact_close(0) == value
-        assert parse_request(as_string).series("BTC").exact_close(0) == value
+        assert parse_request(as_number).series["BTC"].exact_close(0) == value
+        assert parse_request(as_string).series["BTC"].exact_close(0) == value
 
     @pytest.mark.parametrize(
         "bad", [True, None, "", " 1", "1_000", "NaN", "Infinity", "0x10", "１２", [], {}, "9" * 100]
@@ -115,7 +115,7 @@ class TestNumbers:
     @pytest.mark.parametrize("huge", [b"1e400", b"1e99999999999999999999", b"1" + b"0" * 400])
     def test_a_price_beyond_float64_is_infinite(self, huge: bytes) -> None:
         request = parse_request(dump(document()).replace(b"1.5", huge))
-        assert request.series("BTC").closes == [float("inf")]
+        assert request.series["BTC"].closes == [float("inf")]
 
 
 class TestTimestamps:
@@ -137,7 +137,7 @@ class TestTimestamps:
     )
     def test_one_instant_in_many_spellings(self, text: str) -> None:
         body = dump(document(candles=[CANDLE | {"timestamp": text}]))
-        assert parse_request(body).series("BTC").times[0] == datetime(2026, 2, 20, 14, tzinfo=UTC)
+        assert parse_request(body).series["BTC"].times[0] == datetime(2026, 2, 20, 14, tzinfo=UTC)
         assert projection(body) == ("alice", MINUTE)
 
     @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ class TestTimestamps:
         time.tzset()
         try:
             body = dump(document(candles=[CANDLE | {"timestamp": "2026-02-20T14:00:07"}]))
-            assert parse_request(body).series("BTC").times[0] == datetime(2026, 2, 20, 14, 0, 7, tzinfo=UTC)
+            assert parse_request(body).series["BTC"].times[0] == datetime(2026, 2, 20, 14, 0, 7, tzinfo=UTC)
         finally:
             monkeypatch.undo()
             time.tzset()
@@ -211,7 +211,7 @@ class TestNames:
     def test_unknown_members_are_ignored(self) -> None:
         extra = document(future={"a": [1]}, candles=[CANDLE | {"trades": 7}])
         known, both = (parse_request(dump(body)) for body in (document(), extra))
-        assert both.series("BTC")[:3] == known.series("BTC")[:3]
+        assert both.series["BTC"][:3] == known.series["BTC"][:3]
         assert both.portfolio == known.portfolio
 
     @pytest.mark.parametrize("sent", [{}, {"requestId": None}])
@@ -413,11 +413,6 @@ class TestAnswer:
     def test_an_order_the_client_would_drop_cannot_be_built(self, quantity: Decimal) -> None:
         with pytest.raises(ValueError, match="quantity"):
             Order(asset_symbol="BTC", side="BUY", quantity=quantity)
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_signal_is_finite(self, value: float) -> None:
-        with pytest.raises(ValueError, match="value"):
-            Signal(feature="f", value=value, rule="r", fired=False, contribution="neutral")
 
     def test_the_encoder_writes_what_the_schema_promises(self) -> None:
         order = Order(asset_symbol="ETH", side="SELL", quantity=Decimal("0.00001000"))

@@ -153,7 +153,7 @@ def test_bodies_are_accepted_and_read_as_the_published_schema_says(
         read = parse_request(body)
         compare(read, expected)
         newest = max(
-            (int(time.timestamp()) // 60 for one in read.by_symbol.values() for time in one.times),
+            (int(time.timestamp()) // 60 for one in read.series.values() for time in one.times),
             default=None,
         )
         assert projection(body) == (read.agent_id, newest)
@@ -176,7 +176,7 @@ def compare(read: DecisionRequest, expected: dict[str, Any]) -> None:
     assert [one.symbol for one in read.portfolio.positions] == symbols
     for symbol in {candle["symbol"] for candle in expected["candles"]}:
         own = [candle for candle in expected["candles"] if candle["symbol"] == symbol]
-        series = read.series(symbol)
+        series = read.series[symbol]
         assert series.closes == [float(exact(candle["close"])) for candle in own]
         assert series.volumes == [float(exact(candle["volume"])) for candle in own]
         assert [series.exact_close(place) for place in range(len(own))] == [

@@ -165,7 +165,7 @@ class TestSizing:
         request = parse_request(make_body(assets=["BTC"], total_value="123456.78"))
         rest = (1 - confidence) / 2
         (order,) = decided(request, answering((confidence, rest, rest))).orders
-        exact = Decimal("123456.78") * Decimal("0.1") * Decimal(share) / request.series("BTC").exact_close(0)
+        exact = Decimal("123456.78") * Decimal("0.1") * Decimal(share) / request.series["BTC"].exact_close(0)
         assert order.quantity == exact.quantize(Decimal("1e-8"), rounding=ROUND_HALF_EVEN)
         assert order.limit_price is None
 
@@ -221,7 +221,7 @@ class TestTheCap:
     def test_a_sale_costs_no_cash_and_brings_none_yet(self, make_body: Make) -> None:
         request = parse_request(make_body(cash="1000"))
         sale, purchase = decided(request, answering(SELL, BUY), cap_to_portfolio=True).orders
-        price = request.series("ETH").exact_close(0)
+        price = request.series["ETH"].exact_close(0)
         assert (sale.side, purchase.side) == ("SELL", "BUY")
         assert purchase.quantity == (1000 / price).quantize(Decimal("1e-8"), ROUND_DOWN)
 

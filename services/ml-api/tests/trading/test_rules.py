@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -72,6 +73,11 @@ def test_values_are_rounded_to_four_places() -> None:
 def test_a_tiny_negative_value_is_written_without_a_sign() -> None:
     value = signals(row(macd_diff=-1e-9))[3].value
     assert str(value) == "0.0"
+
+
+@pytest.mark.parametrize("extreme", [-sys.float_info.max, -5e-324, 5e-324, sys.float_info.max])
+def test_the_signals_of_a_finite_row_are_finite(extreme: float) -> None:
+    assert all(math.isfinite(signal.value) for signal in signals((extreme,) * len(FEATURES)))
 
 
 @pytest.mark.parametrize(

@@ -154,17 +154,13 @@ class DecisionRequest:
 
     Attributes:
         request_id: The caller's, or a new UUID4.
-        by_symbol: The candles of each symbol, in the order of the request.
+        series: The candles of each symbol, in the order of the request.
     """
 
     request_id: str
     agent_id: str
     portfolio: Portfolio
-    by_symbol: Mapping[str, CandleSeries]
-
-    def series(self, asset: str) -> CandleSeries:
-        """Return the candles of one asset, in the order of the request."""
-        return self.by_symbol.get(asset) or _series([])
+    series: Mapping[str, CandleSeries]
 
 
 def parse_request(body: bytes) -> DecisionRequest:
@@ -179,10 +175,10 @@ def parse_request(body: bytes) -> DecisionRequest:
     """
     sent = _read(_request, body)
     try:
-        by_symbol = {symbol: _series(candles) for symbol, candles in _by_symbol(sent.candles).items()}
+        series = {symbol: _series(candles) for symbol, candles in _by_symbol(sent.candles).items()}
     except ValueError:
         raise _first_violation(sent.candles, _TIMESTAMP, _CLOSE) from None
-    return DecisionRequest(sent.request_id or str(uuid4()), sent.agent_id, sent.portfolio, by_symbol)
+    return DecisionRequest(sent.request_id or str(uuid4()), sent.agent_id, sent.portfolio, series)
 
 
 def projection(body: bytes) -> tuple[str, int | None]:
@@ -211,11 +207,7 @@ def newest_minute(candles: bytes) -> int | None:
     return _newest_minute(_times(_candle_times(candles)))
 
 
-def _dec_hook(_: type, sent: Any) -> Money:
-    return to_money(sent)
-
-
-_request = msgspec.json.Decoder(PredictRequest, dec_hook=_dec_hook, float_hook=Digits).decode
+_request = msgspec.json.Decoder(PredictRequest, dec_hook=to_money, float_hook=Digits).decode
 _short = msgspec.json.Decoder(_Projection).decode
 _candle_times = msgspec.json.Decoder(list[_CandleTime]).decode
 _prices = msgspec.json.Decoder(list[Price]).decode

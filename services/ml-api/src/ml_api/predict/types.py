@@ -72,9 +72,9 @@ class Money(Decimal):
     __slots__ = ()
 
 
-def to_money(sent: object) -> Money:
+def to_money(_: type, sent: Any) -> Money:
     """
-    Convert `Digits`, an integer or a string to an amount.
+    Convert `Digits`, an integer or a string to an amount; a `dec_hook` of msgspec, for its only type `Money`.
 
     Raises:
         ValueError: *sent* is not a number, not finite, or too large for a .NET decimal.
@@ -82,7 +82,7 @@ def to_money(sent: object) -> Money:
     # Decimal() also accepts "1_000", " 1" and digits of other scripts, which are refused here.
     if type(sent) in {Digits, int} or (type(sent) is str and _is_decimal(sent)):
         try:
-            amount = Money(sent)  # type: ignore[arg-type]
+            amount = Money(sent)
         except InvalidOperation:
             raise ValueError("an exponent beyond that of a decimal") from None
         if -_MAX_MONEY <= amount <= _MAX_MONEY:

@@ -126,16 +126,15 @@ class _Unusable(Exception):
     """The candles of one asset cannot be used; the message says why."""
 
 
-def compute_features(series: Callable[[str], CandleSeries]) -> MarketFeatures:
-    """Compute the indicators and signals of each asset that has candles; *series* returns the candles of an asset."""
+def compute_features(series: Mapping[str, CandleSeries]) -> MarketFeatures:
+    """Compute the indicators and signals of each traded asset of *series*, the candles of each asset in a request."""
     rows: list[tuple[Asset, Row, Decimal]] = []
     skipped: dict[str, str] = {}
     for asset in ASSETS:
-        own = series(asset)
-        if not own.times:
-            continue  # the request has no candles of this asset
+        if asset not in series:
+            continue
         try:
-            rows.append((asset, *_newest_row(own)))
+            rows.append((asset, *_newest_row(series[asset])))
         except _Unusable as reason:
             skipped[asset] = str(reason)
     return MarketFeatures(tuple(rows), tuple(signals(row) for _, row, _ in rows), skipped)

@@ -6,9 +6,10 @@ The client stores the rule texts, so they are part of the contract.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from operator import gt, lt
+from typing import Final
 
 from ml_api.trading.indicators import FEATURES, Row
 from ml_api.trading.types import Action, Direction, Signal
@@ -18,29 +19,25 @@ __all__ = ["RULES", "Rule", "rule_decision", "signals"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A strict comparison: *feature* below or above *threshold* is a signal for *contribution*."""
+    """A strict comparison: *feature* below (`lt`) or above (`gt`) *threshold* is a signal for *contribution*."""
 
     feature: str
-    side: Literal["<", ">"]
+    compare: Callable[[float, float], bool]
     threshold: float
     text: str
     contribution: Direction
 
-    def fires(self, value: float) -> bool:
-        """Whether the unrounded *value* lies strictly on the rule's side of the threshold."""
-        return value < self.threshold if self.side == "<" else value > self.threshold
-
 
 RULES: Final = (
-    Rule("rsi_14", "<", 40.0, "<40 = oversold zone", "bullish"),
-    Rule("rsi_14", ">", 60.0, ">60 = overbought zone", "bearish"),
-    Rule("macd_diff", ">", 0.0, ">0 = bullish crossover", "bullish"),
-    Rule("macd_diff", "<", 0.0, "<0 = bearish crossover", "bearish"),
-    Rule("returns_7", ">", 0.02, ">2% = uptrend", "bullish"),
-    Rule("returns_7", "<", -0.02, "<-2% = downtrend", "bearish"),
-    Rule("bb_width", ">", 0.1, ">10% = high volatility", "neutral"),
-    Rule("returns_1", ">", 0.005, ">0.5% = short-term momentum up", "bullish"),
-    Rule("returns_1", "<", -0.005, "<-0.5% = short-term momentum down", "bearish"),
+    Rule("rsi_14", lt, 40.0, "<40 = oversold zone", "bullish"),
+    Rule("rsi_14", gt, 60.0, ">60 = overbought zone", "bearish"),
+    Rule("macd_diff", gt, 0.0, ">0 = bullish crossover", "bullish"),
+    Rule("macd_diff", lt, 0.0, "<0 = bearish crossover", "bearish"),
+    Rule("returns_7", gt, 0.02, ">2% = uptrend", "bullish"),
+    Rule("returns_7", lt, -0.02, "<-2% = downtrend", "bearish"),
+    Rule("bb_width", gt, 0.1, ">10% = high volatility", "neutral"),
+    Rule("returns_1", gt, 0.005, ">0.5% = short-term momentum up", "bullish"),
+    Rule("returns_1", lt, -0.005, "<-0.5% = short-term momentum down", "bearish"),
 )
 _RULED: Final = tuple((rule, FEATURES.index(rule.feature)) for rule in RULES)  # each rule with its column
 _COLUMNS: Final = frozenset(column for _, column in _RULED)  # the columns that rules use
@@ -48,10 +45,16 @@ _RSI, _MACD_DIFF = FEATURES.index("rsi_14"), FEATURES.index("macd_diff")
 
 
 def signals(row: Row) -> tuple[Signal, ...]:
-    """Apply all nine rules to one row; rules that do not fire are listed too."""
+    """Apply all nine rules to one row of finite numbers; rules that do not fire are listed too."""
     rounded = {column: round(row[column], 4) + 0.0 for column in _COLUMNS}  # + 0.0: no negative zero
     found = [
-        Signal(rule.feature, rounded[column], rule.text, rule.fires(row[column]), rule.contribution)
+        Signal(
+            rule.feature,
+            rounded[column],
+            rule.text,
+            rule.compare(row[column], rule.threshold),
+            rule.contribution,
+        )
         for rule, column in _RULED
     ]
     return tuple(found)

@@ -1,4 +1,4 @@
-"""The parts of a decision, as plain values that check themselves, independent of the request format."""
+"""The parts of a decision, as plain values, independent of the request format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from math import isfinite
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 __all__ = [
@@ -39,7 +38,7 @@ QUANTITY_PLACES: Final = 8
 
 class CandleSeries(NamedTuple):
     """
-    The candles of one asset, in the order of the request, as one list per member; may be empty.
+    The candles of one asset, in the order of the request, as one list per member; at least one.
 
     Attributes:
         times: The start of each candle.
@@ -78,18 +77,13 @@ class Order:
 
 @dataclass(slots=True)
 class Signal:
-    """One fixed rule, applied to one indicator of one asset; *value* is finite, rounded to 4 places."""
+    """One fixed rule, applied to one indicator of one asset; *value* is rounded to 4 places."""
 
     feature: str
     value: float
     rule: str
     fired: bool
     contribution: Direction
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a value that is not finite, which JSON cannot contain."""
-        if not isfinite(self.value):
-            raise ValueError("a signal's value must be finite")
 
 
 @dataclass(slots=True)
