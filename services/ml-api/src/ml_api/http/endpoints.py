@@ -12,11 +12,10 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from ml_api.http.problems import Problem
 
-__all__ = ["Endpoint", "openapi_endpoint", "read_model", "require_json", "route_path"]
+__all__ = ["Endpoint", "openapi_endpoint", "read_model", "require_json"]
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 """An async function that answers a request, for a Starlette route."""
@@ -69,10 +68,3 @@ def read_model(kind: type[ModelT], body: bytes) -> ModelT:
             reason += "; JSON has no NaN and no Infinity: send null for a missing value"
         detail = [{"type": "json_invalid", "loc": ["body"], "msg": f"Invalid JSON: {reason}"}]
     raise Problem(422, "malformed-body", detail)
-
-
-def route_path(scope: Scope) -> str:
-    """Return the path within this application: without the prefix of a mount or a proxy."""
-    path: str = scope["path"]
-    prefix: str = scope.get("root_path", "").rstrip("/")
-    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path

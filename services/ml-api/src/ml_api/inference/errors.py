@@ -14,7 +14,6 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ml_api.http.endpoints import route_path
 from ml_api.http.problems import MEDIA_TYPE
 
 __all__ = ["InferenceErrors"]
@@ -27,7 +26,7 @@ class InferenceErrors:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not f"{route_path(scope)}/".startswith("/v2/"):
+        if scope["type"] != "http" or not f"{_route_path(scope)}/".startswith("/v2/"):
             return await self.app(scope, receive, send)
         start: Message | None = None
         document = b""
@@ -48,6 +47,13 @@ class InferenceErrors:
                     await send({"type": "http.response.body", "body": body})
 
         return await self.app(scope, receive, send_with_error)
+
+
+def _route_path(scope: Scope) -> str:
+    """Return the path within this application: without the prefix of a mount or a proxy."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
 def _is_problem(start: Message) -> bool:

@@ -11,7 +11,6 @@ import json
 import logging
 import logging.config
 import sys
-import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -65,7 +64,7 @@ def configure_logging(level: str, style: Literal["auto", "json", "console"]) -> 
         }
     )
     quick = not (plain or plain_implementation())
-    write_lines_to(logging.getLogger().handlers[0] if quick else None, _json_line_now)  # type: ignore[arg-type]
+    write_lines_to(logging.getLogger().handlers[0] if quick else None, _json_line)  # type: ignore[arg-type]
 
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
@@ -94,10 +93,6 @@ def _json_line(created: float, level: str, logger: str, message: str, fields: Ma
     except (ValueError, TypeError):
         # A text with surrogates, or a number of more than 64 bits: the line must be written anyway.
         return _encode_anything(line)
-
-
-def _json_line_now(level: str, logger: str, message: str, fields: Mapping[str, object]) -> str:
-    return _json_line(time.time(), level, logger, message, fields)
 
 
 class _ConsoleFormatter(logging.Formatter):

@@ -8,6 +8,7 @@ This is done only if nothing but the service's own handler would see the record.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TextIO
 
@@ -16,7 +17,7 @@ __all__ = ["log_info", "write_lines_to"]
 
 class _Output(NamedTuple):
     handler: logging.StreamHandler[TextIO]
-    render: Callable[[str, str, str, Mapping[str, object]], str]
+    render: Callable[[float, str, str, str, Mapping[str, object]], str]
 
 
 _outputs: list[_Output] = []  # one, or none
@@ -24,13 +25,13 @@ _outputs: list[_Output] = []  # one, or none
 
 def write_lines_to(
     handler: logging.StreamHandler[Any] | None,
-    render: Callable[[str, str, str, Mapping[str, object]], str],
+    render: Callable[[float, str, str, str, Mapping[str, object]], str],
 ) -> None:
     """
     Let `log_info` write to the stream of *handler*; None makes it use `logging`.
 
     Args:
-        render: Returns the line that *handler* would write, from the names of level and logger, message and fields.
+        render: Returns the line that *handler* would write, from time, level, name of the logger, message and fields.
     """
     _outputs[:] = [_Output(handler, render)] if handler is not None else []
 
@@ -43,7 +44,7 @@ def log_info(logger: logging.Logger, message: str, fields: Mapping[str, object])
         if not _is_only_handler(output.handler, logger):
             continue
         try:
-            line = output.render("INFO", logger.name, message, fields) + "\n"
+            line = output.render(time.time(), "INFO", logger.name, message, fields) + "\n"
             output.handler.acquire()
             try:
                 output.handler.stream.write(line)

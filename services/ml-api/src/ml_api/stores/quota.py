@@ -63,8 +63,9 @@ class AnswerQuota:
     """
     Answers 429 if the answer to record would exceed the caller's quota.
 
-    Place it inside the idempotency middleware, which then releases the key. Replays do not reach this layer, and
-    requests without an idempotency key are not recorded, so both still work.
+    Place it inside the idempotency middleware, which then releases the key, around endpoints that declare the length of
+    their answers. Replays do not reach this layer, and requests without an idempotency key are not recorded, so both
+    still work.
     """
 
     def __init__(self, app: ASGIApp, *, stored: StoredBytes) -> None:
@@ -74,32 +75,25 @@ class AnswerQuota:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not any(name == b"idempotency-key" for name, _ in scope["headers"]):
             return await self.app(scope, receive, send)
-        name, stored = caller(scope), self._stored
-        if stored.used(name) + _RECORD_OVERHEAD > stored.limit:
+        name, refused = caller(scope), False
+        if self._exceeded(name, 0):
             return await self._refuse(name, scope, receive, send)
-        start: Message | None = None
-        chunks: list[Message] = []
 
         async def send_within_quota(message: Message) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            chunks.append(message)
-            if message.get("more_body", False):
-                return
-            assert start is not None
-            size = _RECORD_OVERHEAD + sum(len(chunk.get("body", b"")) for chunk in chunks)
-            if 200 <= start["status"] < 300:
-                if stored.used(name) + size > stored.limit:
+            nonlocal refused
+            if message["type"] == "http.response.start" and 200 <= message["status"] < 300:
+                size = int(dict(message["headers"])[b"content-length"])
+                if refused := self._exceeded(name, size):
                     await self._refuse(name, scope, receive, send)
-                    return
-                stored.add(name, size)
-            await send(start)
-            for chunk in chunks:
-                await send(chunk)
+                else:
+                    self._stored.add(name, _RECORD_OVERHEAD + size)
+            if not refused:
+                await send(message)
 
         return await self.app(scope, receive, send_within_quota)
+
+    def _exceeded(self, name: str, size: int) -> bool:
+        return self._stored.used(name) + _RECORD_OVERHEAD + size > self._stored.limit
 
     async def _refuse(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         wait = self._stored.wait(name)
