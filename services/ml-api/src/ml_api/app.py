@@ -2,8 +2,8 @@
 Builds the application from the settings.
 
 The layers, outermost first: security headers, CORS, tracing, error format of /v2, telemetry, body limit; on guarded
-routes authentication; on keyed routes then rate limit, idempotency, quota and the handler's deadline. So a request with
-a wrong API key, or with a body that is too large, never reaches the store.
+routes authentication; on keyed routes then rate limit, idempotency and quota. So a request with a wrong API key, or
+with a body that is too large, never reaches the store.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from ml_api.http.endpoints import Endpoint, openapi_endpoint
 from ml_api.http.failed_attempts import FailedAttempts
 from ml_api.http.health import health_endpoint, ready_endpoint
 from ml_api.http.json_fingerprint import json_fingerprint
-from ml_api.http.limits import BodyLimit, HandlerDeadline
+from ml_api.http.limits import BodyLimit
 from ml_api.http.problems import Problem, render_http_exception, render_problem
 from ml_api.http.rate_limit import RateLimit, TokenBuckets
 from ml_api.http.refusals import EVENTS, ConnectionEvents
@@ -47,7 +47,6 @@ from ml_api.observability.metrics import Metrics, metrics_endpoint
 from ml_api.observability.telemetry import REQUEST_ID_HEADER, CacheEvents, Telemetry
 from ml_api.observability.tracing import Tracing, start_tracing, tracing_wanted
 from ml_api.predict.contract import SCHEMA_VERSION
-from ml_api.predict.endpoint import predict_endpoint
 from ml_api.predict.fingerprint import fingerprint_of
 from ml_api.predict.service import PredictionService
 from ml_api.serving.registry import ModelRegistry, load_models
@@ -90,6 +89,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             version=settings.model_version,
             cap_orders=settings.cap_orders,
             explain_top=settings.explain_top,
+            timeout=settings.handler_timeout,
         )
     backend = backend or open_backend(settings, metrics)
     for name, slot in models.by_name.items():
@@ -121,7 +121,6 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             (refuse_unrecorded, Middleware(RefuseUnrecorded, retry_after=settings.lease)),
             (True, idempotency),
             (settings.quota_bytes > 0, Middleware(AnswerQuota, stored=stored)),
-            (True, Middleware(HandlerDeadline, seconds=settings.handler_timeout)),
         ]
         return [layer for wanted, layer in layers if wanted]
 
@@ -134,7 +133,13 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     api_key = settings.api_key.get_secret_value() if settings.api_key else None
     callers = partial(guard, keys=ApiKeys(single=api_key, file=settings.api_keys_file))
     routes = [
-        *inference_routes(models.by_name, metrics, guard=callers, keyed=keyed(inference_policy(settings))),
+        *inference_routes(
+            models.by_name,
+            metrics,
+            guard=callers,
+            keyed=keyed(inference_policy(settings)),
+            timeout=settings.handler_timeout,
+        ),
         Route("/health", health_endpoint(version, loaded=not rules, schema_version=SCHEMA_VERSION)),
         Route("/ready", ready_endpoint(version, store=backend.kind, store_up=lambda: backend.up)),
         Route("/metrics", metrics_endpoint(metrics)),
@@ -142,9 +147,10 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         *docs_routes(),
     ]
     if predictions is not None:  # the first route, because most requests are for it
-        predict, layers = predict_endpoint(predictions), keyed(prediction_policy(settings))
+        layers = keyed(prediction_policy(settings))
         routes.insert(
-            0, GuardedRoute("/predict", predict, methods=["POST"], guard=callers, middleware=layers)
+            0,
+            GuardedRoute("/predict", predictions.answer, methods=["POST"], guard=callers, middleware=layers),
         )
     workers = None
     if settings.admin_key is not None:

@@ -1,25 +1,25 @@
 """
-Limits on the body and on the handler's time, at the ASGI level: a scripted client, no server, no real
-waiting.
+Limits on the body, at the ASGI level (a scripted client, no server, no real waiting), and on the time of work in a
+thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterable
 
 import anyio
-import httpx
 import pytest
 from loop_time import advance, movable
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
 
-from ml_api.http.limits import BODY_COMPLETE, BodyLimit, HandlerDeadline
+from ml_api.http.limits import BODY_COMPLETE, BodyLimit, run_within
 from ml_api.http.problems import Problem, render_problem
 
 pytestmark = pytest.mark.anyio
@@ -177,75 +177,23 @@ async def test_a_body_that_is_here_may_still_be_too_large() -> None:
     assert await client.call(limited()) == 413
 
 
-async def nap(_: Request) -> PlainTextResponse:
-    await asyncio.Event().wait()
-    return PlainTextResponse("late")
+async def test_work_over_its_time_is_given_up_with_504() -> None:
+    never = threading.Event()
+    try:
+        with pytest.raises(Problem) as given_up:
+            await run_within(0.01, never.wait)
+    finally:
+        never.set()
+    assert (given_up.value.status, given_up.value.headers) == (504, {"Retry-After": "1"})
 
 
-async def slow_stream(_: Request) -> StreamingResponse:
-    async def parts():  # type: ignore[no-untyped-def]
-        yield b"a"
-        await advance(5)
-        yield b"b"
-
-    return StreamingResponse(parts())
+async def test_work_within_its_time_returns_its_result_from_a_thread() -> None:
+    assert await run_within(60, threading.current_thread) is not threading.main_thread()
 
 
-async def own_timeout(_: Request) -> PlainTextResponse:
-    raise TimeoutError("the handler's own")
+async def test_a_timeout_of_the_work_is_not_taken_for_the_deadline() -> None:
+    def own_timeout() -> None:
+        raise TimeoutError("its own")
 
-
-def on_the_clock(endpoint, seconds: float) -> httpx.AsyncClient:  # type: ignore[no-untyped-def]
-    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
-    transport = httpx.ASGITransport(HandlerDeadline(app, seconds=seconds))
-    return httpx.AsyncClient(transport=transport, base_url="http://service")
-
-
-async def test_a_handler_over_its_time_is_cut_off_with_504() -> None:
-    answer = await on_the_clock(nap, 0.01).post("/")
-    assert answer.status_code == 504
-    assert answer.headers["retry-after"] == "1"
-
-
-async def test_a_handler_whose_body_was_here_is_cut_off_too() -> None:
-    client = Client([b"1"])
-    client.scope[BODY_COMPLETE] = True
-    assert (
-        await client.call(
-            HandlerDeadline(Starlette(routes=[Route("/", nap, methods=["POST"])]), seconds=0.01)
-        )
-        == 504
-    )
-
-
-async def test_an_answer_that_has_begun_may_take_its_time() -> None:
-    assert (await on_the_clock(slow_stream, 2).post("/")).text == "ab"
-
-
-async def test_an_answer_that_has_begun_may_take_its_time_though_nobody_asks_for_more_of_the_request() -> (
-    None
-):
-    async def slow(scope: Scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await advance(5)
-        await send({"type": "http.response.body", "body": b"whole"})
-
-    client = Client([b"1"])
-    assert await client.call(HandlerDeadline(slow, seconds=2)) == 200
-    assert client.sent[1]["body"] == b"whole"
-
-
-async def test_a_timeout_of_the_handler_is_not_taken_for_the_deadline() -> None:
-    with pytest.raises(TimeoutError, match="own"):
-        await on_the_clock(own_timeout, 5).post("/")
-
-
-async def test_the_time_of_a_slow_client_is_not_the_handlers() -> None:
-    class Slow(Client):
-        async def receive(self) -> Message:
-            await advance(3)
-            return await super().receive()
-
-    app = HandlerDeadline(limited(max_bytes=100, timeout=60), seconds=2)
-    client = Slow([b"1", b"2", b"3"])
-    assert await client.call(app) == 200
+    with pytest.raises(TimeoutError, match="its own"):
+        await run_within(5, own_timeout)

@@ -1,5 +1,5 @@
 """
-Limits on one request: the size of its body, the time for the body to arrive, and the time for its handler.
+Limits on one request: the size of its body, the time for the body to arrive, and the time for work in a thread.
 
 `ml_api.server.protocol` has the limits on headers.
 """
@@ -7,12 +7,15 @@ Limits on one request: the size of its body, the time for the body to arrive, an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
+from anyio import to_thread
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_api.http.problems import Problem, problem_response
 
-__all__ = ["BODY_COMPLETE", "BodyLimit", "HandlerDeadline"]
+__all__ = ["BODY_COMPLETE", "BodyLimit", "run_within"]
 
 BODY_COMPLETE = "ml_api.body_complete"
 """
@@ -25,6 +28,8 @@ that time is lost.
 _DRAIN_BYTES = 8  # times the limit: so much is read and dropped, so that the client gets 413 and not a reset
 _DRAIN_SECONDS = 2.0
 _CLOSE = {"Connection": "close"}
+
+T = TypeVar("T")
 
 
 class BodyLimit:
@@ -97,45 +102,21 @@ class _Body:
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
 
 
-class HandlerDeadline:
+async def run_within(seconds: float, function: Callable[[], T]) -> T:
     """
-    Answers 504 if the handler has not begun its answer after *seconds*; waiting for the body is not counted.
+    Call *function* in a thread, and return its result.
 
-    Place it inside the idempotency middleware. There, a cancelled handler releases its key. Outside, the claim would
-    stay until its lease is over.
+    Raises:
+        Problem: 504: it took longer than *seconds*. The thread goes on, and its result is dropped.
     """
-
-    def __init__(self, app: ASGIApp, *, seconds: float) -> None:
-        self.app = app
-        self._seconds = seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the handler with a timeout, which ends when the answer begins."""
-        loop, begun = asyncio.get_running_loop(), False
-
-        async def receive_off_the_clock() -> Message:
-            clock.reschedule(None)
-            message = await receive()
-            if not begun:
-                clock.reschedule(loop.time() + self._seconds)
-            return message
-
-        async def send_and_stop_the_clock(message: Message) -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
-                clock.reschedule(None)
-            await send(message)
-
-        try:
-            async with asyncio.timeout(self._seconds) as clock:
-                slow = BODY_COMPLETE not in scope
-                await self.app(scope, receive_off_the_clock if slow else receive, send_and_stop_the_clock)
-        except TimeoutError:
-            if not clock.expired():
-                raise  # a TimeoutError of the handler itself
-            detail = f"The answer took longer than {self._seconds:g} s; send the request again"
-            await problem_response(504, "handler-timeout", detail, {"Retry-After": "1"})(scope, receive, send)
+    try:
+        async with asyncio.timeout(seconds) as clock:
+            return await to_thread.run_sync(function, abandon_on_cancel=True)
+    except TimeoutError:
+        if not clock.expired():
+            raise  # a TimeoutError of the function itself
+        detail = f"The answer took longer than {seconds:g} s; send the request again"
+        raise Problem(504, "handler-timeout", detail, {"Retry-After": "1"}) from None
 
 
 def _declared_length(scope: Scope) -> int:

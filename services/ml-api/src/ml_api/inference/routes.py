@@ -7,7 +7,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-from anyio import to_thread
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from ml_api.http.auth import Guard, GuardedRoute
 from ml_api.http.endpoints import Endpoint, require_json
+from ml_api.http.limits import run_within
 from ml_api.inference.metadata import model_config, model_metadata, repository_index
 from ml_api.inference.outputs import answer_inference, is_costly
 from ml_api.inference.requests import HEADER_LENGTH, InferRequest, InputTensor, OutputName, parse_inference
@@ -36,7 +36,12 @@ Asked: TypeAlias = tuple[InferRequest, list[InputTensor]]
 
 
 def inference_routes(
-    models: Mapping[str, ModelSlot], metrics: Metrics, *, guard: Guard, keyed: Sequence[Middleware]
+    models: Mapping[str, ModelSlot],
+    metrics: Metrics,
+    *,
+    guard: Guard,
+    keyed: Sequence[Middleware],
+    timeout: float,
 ) -> list[Route]:
     """
     Return the routes for *models* by name. Health needs no key, because orchestrators and clients ask without one.
@@ -44,6 +49,7 @@ def inference_routes(
     Args:
         guard: Authentication, for every route about models.
         keyed: The middleware of `infer` and `explain`, inside the guard: rate limit, idempotency and so on.
+        timeout: Seconds for an answer that is computed in a thread.
     """
 
     async def server(_: Request) -> Response:
@@ -91,7 +97,7 @@ def inference_routes(
             asked = parse_inference(body, header_length) if len(body) <= _INLINE_BYTES else None
             if asked is not None and not is_costly(asked[0], default):
                 return answer(asked)
-            return await to_thread.run_sync(answer, asked, abandon_on_cancel=True)
+            return await run_within(timeout, partial(answer, asked))
 
         return infer
 

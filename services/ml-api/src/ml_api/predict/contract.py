@@ -14,7 +14,7 @@ about three times as much.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -24,6 +24,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import Meta, Struct
 
+from ml_api.http.problems import Problem
 from ml_api.predict.plain_body import MAX_DEPTH, NotJson, depth, plain_body
 from ml_api.predict.types import (
     Close,
@@ -46,7 +47,6 @@ __all__ = [
     "DecisionRequest",
     "ErrorItem",
     "MalformedBody",
-    "NestedTooDeep",
     "Portfolio",
     "Position",
     "PredictRequest",
@@ -70,27 +70,11 @@ class ErrorItem(TypedDict):
     msg: str
 
 
-class MalformedBody(ValueError):
-    """
-    The body is not a valid request. *errors* says where, without any value of the body.
+class MalformedBody(Problem, ValueError):
+    """The body is not a valid request; the detail lists the first violation, without any value of the body."""
 
-    Parsing stops at the first violation, so there is exactly one error.
-    """
-
-    status = 422
-    slug = "malformed-body"
-
-    def __init__(self, errors: Iterable[ErrorItem]) -> None:
-        self.errors = tuple(errors)
-        where = ".".join(map(str, self.errors[0]["loc"]))
-        super().__init__(f"the request schema is violated at {where}")
-
-
-class NestedTooDeep(MalformedBody):
-    """The body nests deeper than `MAX_DEPTH`; a request needs four levels."""
-
-    status = 400
-    slug = "nested-too-deep"
+    def __init__(self, violation: ErrorItem, *, status: int = 422, slug: str = "malformed-body") -> None:
+        super().__init__(status, slug, (violation,))
 
 
 class _Wire(Struct, rename="camel", frozen=True, gc=False, forbid_unknown_fields=True):
@@ -168,8 +152,8 @@ def parse_request(body: bytes) -> DecisionRequest:
     Parse a request; money and closes keep every digit.
 
     Raises:
-        NestedTooDeep: status 400.
-        MalformedBody: status 422; not UTF-8, not JSON (``NaN`` and ``Infinity`` are not JSON), or not this schema.
+        MalformedBody: 422 for a body that is not UTF-8, not JSON (``NaN`` and ``Infinity`` are not JSON), or not of
+            this schema; 400 if it nests deeper than `MAX_DEPTH`; a request needs four levels.
 
     Cost: linear in the size of the body.
     """
@@ -221,12 +205,13 @@ def _read(decode: Callable[[bytes], T], body: bytes) -> T:
         pass
     if depth(body) > MAX_DEPTH:
         message = f"The body nests deeper than {MAX_DEPTH} levels; send fewer"
-        raise NestedTooDeep([{"type": "json_invalid", "loc": ["body"], "msg": message}])
+        too_deep: ErrorItem = {"type": "json_invalid", "loc": ["body"], "msg": message}
+        raise MalformedBody(too_deep, status=400, slug="nested-too-deep")
     try:
         return decode(plain_body(body, PredictRequest))
     except NotJson as error:
         invalid = f"Invalid JSON: {error}"
-        raise MalformedBody([{"type": "json_invalid", "loc": ["body"], "msg": invalid}]) from None
+        raise MalformedBody({"type": "json_invalid", "loc": ["body"], "msg": invalid}) from None
     except msgspec.ValidationError as error:
         raise _not_schema(str(error)) from None
 
@@ -275,7 +260,7 @@ def _first_violation(candles: Sequence[Any], *members: tuple[str, Callable[[Any]
             try:
                 read(candle)
             except ValueError:
-                return MalformedBody([_violation(["candles", place, name], "")])
+                return MalformedBody(_violation(["candles", place, name], ""))
     raise AssertionError("every candle can be read")
 
 
@@ -288,9 +273,10 @@ def _not_schema(message: str) -> MalformedBody:
     reason, _, path = message.partition(" - at `$")
     place = [int(index) if index else name for name, index in _STEP.findall(path)]
     if missing := _MISSING.fullmatch(reason):
-        item: ErrorItem = {"type": "missing", "loc": ["body", *place, missing[1]], "msg": "Field required"}
-        return MalformedBody([item])
-    return MalformedBody([_violation(place, reason)])
+        return MalformedBody(
+            {"type": "missing", "loc": ["body", *place, missing[1]], "msg": "Field required"}
+        )
+    return MalformedBody(_violation(place, reason))
 
 
 def _violation(place: list[str | int], reason: str) -> ErrorItem:

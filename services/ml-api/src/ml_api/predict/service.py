@@ -1,8 +1,4 @@
-"""
-The prediction service: parses a body, decides with the current model, encodes the answer, and updates metrics.
-
-It is synchronous and takes a fraction of a millisecond, so it runs on the event loop: a thread would cost more.
-"""
+"""The endpoint of POST /predict: parses the body, decides with the current model, updates metrics, and answers."""
 
 from __future__ import annotations
 
@@ -10,11 +6,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
-from ml_api.http.problems import Problem
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ml_api.http.endpoints import require_json
+from ml_api.http.limits import run_within
 from ml_api.observability.metrics import Metrics
 from ml_api.predict.answer import encode_answer
-from ml_api.predict.contract import MalformedBody, parse_request
+from ml_api.predict.contract import parse_request
 from ml_api.trading.contributions import contributions
 from ml_api.trading.decision import Decision, Predict, compute_features, decide
 from ml_api.trading.indicators import FloatArray, Row
@@ -26,10 +27,14 @@ __all__ = ["RULES_VERSION", "PredictionService"]
 RULES_VERSION = "rules"
 """The model version in answers if fixed rules decide instead of a model."""
 
+_INLINE_BYTES = (
+    65_536  # twice the usual body, which takes a fraction of a millisecond: a thread would cost more
+)
+
 
 class PredictionService:
     """
-    Turns the body of POST /predict into its answer.
+    Answers POST /predict.
 
     Args:
         slot: The slot of the model; None: decide by fixed rules.
@@ -37,6 +42,7 @@ class PredictionService:
             in later has its own version.
         cap_orders: Whether orders are limited to the portfolio's cash and positions.
         explain_top: How many SHAP contributions an answer lists per asset; 0: without the member.
+        timeout: Seconds for a large body, which is processed in a thread.
         now: Returns the time for `createdAt`.
     """
 
@@ -48,12 +54,13 @@ class PredictionService:
         version: str | None = None,
         cap_orders: bool = False,
         explain_top: int = 0,
+        timeout: float = 10.0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._slot, self._metrics = slot, metrics
         self._version, self._cap_orders, self._now = version, cap_orders, now
         self._first = slot.current if slot is not None else None
-        self._explain_top = explain_top
+        self._explain_top, self._timeout = explain_top, timeout
         # Looked up once. It also makes each counter start at zero, so that the first decision counts as an increase.
         self._predictions = {
             (asset, action): metrics.predictions.labels(asset, action)
@@ -67,18 +74,25 @@ class PredictionService:
         """The model version that answers state."""
         return self._name(self._slot.current if self._slot is not None else None)
 
+    async def answer(self, request: Request) -> Response:
+        """Answer one HTTP request."""
+        require_json(request)
+        body = await request.body()
+        if len(body) <= _INLINE_BYTES:
+            answer = self.decide(body)
+        else:
+            answer = await run_within(self._timeout, partial(self.decide, body))
+        return Response(answer, media_type="application/json")
+
     def decide(self, body: bytes) -> bytes:
         """
-        Answer one request.
+        Return the answer to *body*.
 
         Raises:
-            Problem: 422 with the schema violations, or 400 for a body that nests too deep; without values of the body.
+            MalformedBody: A problem, 422 or 400, with the first violation of the schema; without values of the body.
         """
         begun = time.perf_counter()
-        try:
-            request = parse_request(body)
-        except MalformedBody as error:
-            raise Problem(error.status, error.slug, error.errors) from None
+        request = parse_request(body)
         model = self._slot.current if self._slot is not None else None  # one model for the whole request
         decision = decide(
             compute_features(request.series),
@@ -86,6 +100,7 @@ class PredictionService:
             self._predictor(model) if model is not None else None,
             cap_to_portfolio=self._cap_orders,
         )
+        self._count(decision, model)
         answer = encode_answer(
             model_version=self._name(model),
             request_id=request.request_id,
@@ -96,7 +111,6 @@ class PredictionService:
             reasoning=decision.reasoning,
             contributions=self._contributions(decision, model),
         )
-        self._count(decision, model)
         self._metrics.decision_seconds.observe(time.perf_counter() - begun)
         return answer
 
