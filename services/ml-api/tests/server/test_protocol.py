@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -80,6 +81,21 @@ async def test_ordinary_requests_are_served_also_a_second_one_on_the_connection(
         request = b"GET / HTTP/1.1\r\nhost: x\r\n"
         answer = await talk(port, request + b"\r\n", request + b"connection: close\r\n\r\n")
     assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_a_whole_answer_is_sent_before_the_application_returns() -> None:
+    received = []
+
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("hello")(scope, receive, send)
+        received.append(client.recv(10_000))  # blocks the loop, which so cannot send anything later
+
+    async with serving(app=answers) as port:
+        client = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", port), PATIENCE)
+        with client:
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await until(lambda: received)
+    assert received[0].endswith(b"hello")
 
 
 async def test_headers_over_the_limit_are_431() -> None:

@@ -150,6 +150,7 @@ class Connection(HttpToolsProtocol):
     # Called by uvicorn
 
     def on_response_complete(self) -> None:
+        self.transport.flush()  # type: ignore[attr-defined]  # before the application logs and counts its answer
         super().on_response_complete()
         if self.left or self.runs:
             return

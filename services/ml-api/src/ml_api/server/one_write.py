@@ -17,7 +17,7 @@ _AT_MOST = 65_536  # bytes to collect; more is written at once, so that the tran
 
 class OneWrite:
     """
-    A *transport* that collects the data of `write` until the loop's next iteration, or up to 64 KiB.
+    A *transport* that collects the data of `write` until `flush`, the loop's next iteration, or 64 KiB.
 
     `close` sends the collected data first.
     """
