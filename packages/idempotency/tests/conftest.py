@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-import broken_line
+import breaking_proxy
 import dynamodb_server
 import mariadb_server
 import pgbouncer
@@ -113,13 +113,13 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture
-async def postgres_line(postgres_url: str) -> AsyncIterator[tuple[broken_line.BreakingProxy, str]]:
+async def postgres_line(postgres_url: str) -> AsyncIterator[tuple[breaking_proxy.BreakingProxy, str]]:
     """A connection to that server that a test can break, and the connection string through it."""
     given = conninfo_to_dict(postgres_url)
     directory, port = str(given.get("host")), given.get("port", 5432)
     if not directory.startswith("/"):
         _cannot_run("$TEST_POSTGRES_URL names no socket, which the breakable connection needs")
-    async with broken_line.start_breaking_proxy(Path(directory, f".s.PGSQL.{port}")) as (line, here):
+    async with breaking_proxy.start_breaking_proxy(Path(directory, f".s.PGSQL.{port}")) as (line, here):
         yield line, make_conninfo(postgres_url, host=here)
 
 
@@ -134,10 +134,13 @@ def mariadb_server_url() -> Iterator[str]:
 
 
 @pytest.fixture
-async def mariadb_line(mariadb_server_url: str) -> AsyncIterator[tuple[broken_line.BreakingProxy, str]]:
+async def mariadb_line(mariadb_server_url: str) -> AsyncIterator[tuple[breaking_proxy.BreakingProxy, str]]:
     """A connection to that server that a test can break, and `user:password@/database?unix_socket=...` through it."""
     user, database = mariadb_server_url.partition("@")[0], mariadb_server_url.rpartition("/")[2]
-    async with broken_line.start_breaking_proxy(mariadb_server.socket_of(mariadb_server_url)) as (line, here):
+    async with breaking_proxy.start_breaking_proxy(mariadb_server.socket_of(mariadb_server_url)) as (
+        line,
+        here,
+    ):
         yield line, f"{user}@localhost/{database}?unix_socket={here}/socket"
 
 

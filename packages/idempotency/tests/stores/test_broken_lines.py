@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import anyio
 import django_project
 import pytest
-from broken_line import Break, BreakingProxy
-from callers_of_a_store import RESOLUTION, histories, noting_failed_tries
+from breaking_proxy import Break, BreakingProxy
+from concurrent_callers import RESOLUTION, histories, noting_failed_tries
 from histories import fences_increase, is_linearizable
 from patience import PATIENCE
 from psycopg_pool import AsyncConnectionPool

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import django_project
 import pytest
-from callers_of_a_store import CALLERS, FINGERPRINTS, RESOLUTION, histories
+from concurrent_callers import CALLERS, FINGERPRINTS, RESOLUTION, histories
 from dynamodb_server import client_of
 from histories import ObservedCall, fences_increase, is_linearizable
 from patience import PATIENCE

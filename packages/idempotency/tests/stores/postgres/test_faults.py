@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from broken_line import Break, BreakingProxy
+from breaking_proxy import Break, BreakingProxy
 from patience import PATIENCE, until
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
