@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Params", "render"]
+__all__ = ["Params", "named", "render"]
 
 Params = dict[str, Any] | tuple[Any, ...]
 """The parameters for a driver: by name, or in the order of their places."""
@@ -36,6 +36,17 @@ def render(sql: str, values: Mapping[str, Any], paramstyle: str) -> tuple[str, P
     if paramstyle in _BY_NAME:
         return text, {name: values[name] for name in names}
     return text, tuple([values[name] for name in names])
+
+
+@lru_cache(maxsize=256)
+def named(sql: str) -> str:
+    """
+    *sql* for a driver with the style `named` that ignores values the text does not name, as sqlite3 does.
+
+    >>> named("SELECT %(a)s")
+    'SELECT :a'
+    """
+    return _PLACE.sub(r":\1", sql)
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ from typing import TypeVar
 from idempotency._core.errors import StoreError, StoreUnavailable
 from idempotency._runtime.fork import forget_in_child
 from idempotency.stores._sql.sqlite_errors import Busy, translated
-from idempotency.stores._sql.statement import render
+from idempotency.stores._sql.statement import named
 from idempotency.stores._sql.steps import Begin, Query, Result, Steps, drive
 
 __all__ = ["DatabaseFile"]
@@ -184,7 +184,7 @@ def _execute(connection: sqlite3.Connection, steps: Steps[T]) -> T:
             connection.execute("BEGIN IMMEDIATE")
             began = True
             return _NOTHING
-        cursor = connection.execute(*render(step.sql, step.values, "named"))
+        cursor = connection.execute(named(step.sql), step.values)
         return Result(cursor.fetchall(), cursor.rowcount)
 
     value = drive(steps, run)
