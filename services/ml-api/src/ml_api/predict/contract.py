@@ -14,6 +14,7 @@ about three times as much.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -158,8 +159,11 @@ def parse_request(body: bytes) -> DecisionRequest:
     Cost: linear in the size of the body.
     """
     sent = _read(_request, body)
+    by_symbol: defaultdict[str, list[Candle]] = defaultdict(list)
+    for candle in sent.candles:
+        by_symbol[candle.symbol].append(candle)
     try:
-        series = {symbol: _series(candles) for symbol, candles in _by_symbol(sent.candles).items()}
+        series = {symbol: _series(candles) for symbol, candles in by_symbol.items()}
     except ValueError:
         raise _first_violation(sent.candles, _TIMESTAMP, _CLOSE) from None
     return DecisionRequest(sent.request_id or str(uuid4()), sent.agent_id, sent.portfolio, series)
@@ -178,7 +182,7 @@ def projection(body: bytes) -> tuple[str, int | None]:
             checked here, so this accepts some bodies that `parse_request` refuses.
     """
     short = _read(_short, body)
-    return short.agent_id, _newest_minute(_times(short.candles))
+    return short.agent_id, _newest_minute(short.candles)
 
 
 def newest_minute(candles: bytes) -> int | None:
@@ -188,7 +192,7 @@ def newest_minute(candles: bytes) -> int | None:
     Raises:
         ValueError, msgspec.MsgspecError: It is not a valid list, or must first be rewritten by `plain_body`.
     """
-    return _newest_minute(_times(_candle_times(candles)))
+    return _newest_minute(_candle_times(candles))
 
 
 _request = msgspec.json.Decoder(PredictRequest, dec_hook=to_money, float_hook=Digits).decode
@@ -216,16 +220,6 @@ def _read(decode: Callable[[bytes], T], body: bytes) -> T:
         raise _not_schema(str(error)) from None
 
 
-def _by_symbol(candles: Sequence[Candle]) -> dict[str, list[Candle]]:
-    found: dict[str, list[Candle]] = {}
-    for candle in candles:
-        try:
-            found[candle.symbol].append(candle)
-        except KeyError:
-            found[candle.symbol] = [candle]
-    return found
-
-
 def _series(candles: Sequence[Candle]) -> CandleSeries:
     return CandleSeries(
         [to_instant(candle.timestamp) for candle in candles],
@@ -242,11 +236,13 @@ def _closes(candles: Sequence[Candle]) -> list[float]:
         return [float(close_text(candle.close)) for candle in candles]
 
 
-def _times(candles: Sequence[_CandleTime]) -> list[datetime]:
+def _newest_minute(candles: Sequence[_CandleTime]) -> int | None:
     try:
-        return [to_instant(candle.timestamp) for candle in candles]
+        # The candles of all assets have the same times.
+        newest = max(map(to_instant, {candle.timestamp for candle in candles}), default=None)
     except ValueError:
         raise _first_violation(candles, _TIMESTAMP) from None
+    return (newest - _EPOCH) // timedelta(minutes=1) if newest is not None else None
 
 
 _TIMESTAMP: tuple[str, Callable[[Any], object]] = "timestamp", lambda candle: to_instant(candle.timestamp)
@@ -262,10 +258,6 @@ def _first_violation(candles: Sequence[Any], *members: tuple[str, Callable[[Any]
             except ValueError:
                 return MalformedBody(_violation(["candles", place, name], ""))
     raise AssertionError("every candle can be read")
-
-
-def _newest_minute(times: Sequence[datetime]) -> int | None:
-    return (max(times) - _EPOCH) // timedelta(minutes=1) if times else None
 
 
 def _not_schema(message: str) -> MalformedBody:
