@@ -50,13 +50,11 @@ def parts() -> dict[str, Callable[[], object]]:
     chances = model.predict(rows)
     answer = partial(
         encode_answer,
+        decision,
         model_version=model.info.version,
         request_id=request.request_id,
         agent_id=request.agent_id,
         created_at=datetime.now(UTC),
-        orders=decision.orders,
-        signals=decision.signals,
-        reasoning=decision.reasoning,
     )
     return {
         FLOOR: lambda: json.loads(content),

@@ -294,12 +294,7 @@ def _metrics() -> Schema:
         "description": "Prometheus text format.",
         "content": {"text/plain": {"schema": {"type": "string"}}},
     }
-    return {
-        "operationId": "metrics",
-        "summary": "Prometheus metrics",
-        "security": [],
-        "responses": {"200": text},
-    }
+    return _plain("metrics", "Prometheus metrics") | {"responses": {"200": text}}
 
 
 def _problem(

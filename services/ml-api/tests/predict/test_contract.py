@@ -25,6 +25,7 @@ from ml_api.predict.contract import (
     projection,
 )
 from ml_api.predict.types import money_schema
+from ml_api.trading.decision import Decision
 from ml_api.trading.types import Contribution, Order, Signal
 
 CANDLE = {
@@ -345,18 +346,21 @@ class TestProjection:
                 read(body)
 
 
-def answer(**changes: Any) -> bytes:
+def answer(
+    orders: tuple[Order, ...] = (),
+    signals: tuple[Signal, ...] = (),
+    reasoning: str = "No trading signals",
+    **changes: Any,
+) -> bytes:
     return encode_answer(
+        Decision(orders, signals, reasoning, asset_decisions=(), skipped={}),
         **{
             "model_version": "1.0.0",
             "request_id": "r",
             "agent_id": "a",
             "created_at": datetime(2026, 2, 20, 14, 0, 0, 123_456, tzinfo=timezone(timedelta(hours=1))),
-            "orders": (),
-            "signals": (),
-            "reasoning": "No trading signals",
         }
-        | changes
+        | changes,
     )
 
 

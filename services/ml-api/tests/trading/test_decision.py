@@ -362,13 +362,11 @@ def test_any_valid_request_gives_an_answer_a_strict_client_accepts(
     request = parse_request(f'{{"agentId":"a","portfolio":{portfolio},"candles":[{candles}]}}'.encode())
     decision = decided(request, model, cap_to_portfolio=cap)
     answer = encode_answer(
+        decision,
         model_version="1",
         request_id="r",
         agent_id="a",
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        orders=decision.orders,
-        signals=decision.signals,
-        reasoning=decision.reasoning,
     )
     read = json.loads(answer, parse_constant=pytest.fail)
     assert len(read["signals"]) == 9 * len(decision.asset_decisions)

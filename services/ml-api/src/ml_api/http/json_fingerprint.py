@@ -13,7 +13,7 @@ import msgspec
 
 from idempotency import Fingerprint, RequestView, exact_bytes
 
-__all__ = ["json_fingerprint"]
+__all__ = ["as_written", "json_fingerprint"]
 
 _MAX_BYTES = 65_536
 
@@ -56,9 +56,10 @@ def json_fingerprint(
     return fingerprint
 
 
-def _as_written(number: str) -> msgspec.Raw:
+def as_written(number: str) -> msgspec.Raw:
+    """Return a JSON number so that msgspec encodes it with the same digits; a `float_hook`."""
     return msgspec.Raw(number.encode())
 
 
-_decode = msgspec.json.Decoder(float_hook=_as_written).decode
+_decode = msgspec.json.Decoder(float_hook=as_written).decode
 _encode = msgspec.json.Encoder(order="sorted").encode

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from ml_api.predict.contract import SCHEMA_VERSION
 from ml_api.trading import types as domain
+from ml_api.trading.decision import Decision
 
 __all__ = ["Contribution", "Order", "PredictResponse", "encode_answer"]
 
@@ -57,18 +58,16 @@ class PredictResponse(Struct, rename="camel"):
 
 
 def encode_answer(
+    decision: Decision,
     *,
     model_version: str,
     request_id: str,
     agent_id: str,
     created_at: datetime,
-    orders: Sequence[domain.Order],
-    signals: Sequence[domain.Signal],
-    reasoning: str,
     contributions: Sequence[domain.Contribution] | None = None,
 ) -> bytes:
     """
-    Write an answer as the .NET client reads it, with quantities as plain JSON numbers.
+    Write a decision as the .NET client reads it, with quantities as plain JSON numbers.
 
     Args:
         contributions: None if the service is not set to explain.
@@ -81,9 +80,12 @@ def encode_answer(
             request_id,
             agent_id,
             created.removesuffix("+00:00") + "Z",
-            [Order(one.asset_symbol, one.side, Raw(f"{one.quantity:f}".encode()), None) for one in orders],
-            signals,
-            reasoning,
+            [
+                Order(one.asset_symbol, one.side, Raw(f"{one.quantity:f}".encode()), None)
+                for one in decision.orders
+            ],
+            decision.signals,
+            decision.reasoning,
             UNSET
             if contributions is None
             else [Contribution(one.asset_symbol, one.feature, one.log_odds) for one in contributions],

@@ -16,6 +16,8 @@ from typing import Any, get_args, get_origin
 import msgspec
 from msgspec import Raw, Struct
 
+from ml_api.http.json_fingerprint import as_written
+
 __all__ = ["MAX_DEPTH", "NotJson", "depth", "plain_body"]
 
 MAX_DEPTH = 201
@@ -58,11 +60,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
-def _digits(number: str) -> Raw:
-    return Raw(number.encode())
-
-
-_decode = msgspec.json.Decoder(float_hook=_digits).decode
+_decode = msgspec.json.Decoder(float_hook=as_written).decode
 _encode = msgspec.json.Encoder().encode
 _fields = cache(msgspec.structs.fields)
 

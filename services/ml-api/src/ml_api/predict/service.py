@@ -102,13 +102,11 @@ class PredictionService:
         )
         self._count(decision, model)
         answer = encode_answer(
+            decision,
             model_version=self._name(model),
             request_id=request.request_id,
             agent_id=request.agent_id,
             created_at=self._now(),
-            orders=decision.orders,
-            signals=decision.signals,
-            reasoning=decision.reasoning,
             contributions=self._contributions(decision, model),
         )
         self._metrics.decision_seconds.observe(time.perf_counter() - begun)

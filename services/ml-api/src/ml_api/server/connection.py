@@ -81,11 +81,7 @@ class _ClientTransport(OneWrite):
 
     def lost(self) -> None:
         """There is nothing to close any more; the connection is freed at once, since nothing here refers to it."""
-        self._leave = _nothing
-
-
-def _nothing() -> None:
-    pass
+        self._leave = lambda: None
 
 
 class Connection(HttpToolsProtocol):
@@ -113,7 +109,7 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._last: Refusal | None = None  # the refusal to send after all earlier answers
-        self._stopping = False
+        self.stopping = False  # whether the server is stopping, so that the running request is the last one
         self._lingered = 0
 
     # Called by asyncio
@@ -163,7 +159,7 @@ class Connection(HttpToolsProtocol):
         self._leave()
 
     def shutdown(self) -> None:
-        self._stopping = True
+        self.stopping = True
         if self.left:
             self._raw.abort()
         else:
@@ -194,11 +190,6 @@ class Connection(HttpToolsProtocol):
     def refused(self) -> bool:
         """Whether bytes that arrive are dropped: the connection is being closed, or will be after earlier answers."""
         return self._last is not None or self.left
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the server is stopping, so that the running request is the connection's last one."""
-        return self._stopping
 
     def wait(self, seconds: float) -> None:
         """Call `waited_too_long` after *seconds*, unless `stop_waiting` is called before."""

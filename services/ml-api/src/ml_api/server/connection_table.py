@@ -13,11 +13,9 @@ class Evictable(Protocol):
     @property
     def anonymous(self) -> bool:
         """Whether the running request had no valid key."""
-        ...
 
     def evict(self) -> None:
         """Close at once, to make room."""
-        ...
 
 
 class ConnectionTable:

@@ -7,6 +7,7 @@ as a new request. So the body would be lost, and a body that looks like a reques
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -22,7 +23,11 @@ class ContinuedParser:
     """
 
     def __init__(self, protocol: Any, framing: tuple[bytes, bytes]) -> None:
-        self._protocol, self._begun = protocol, False
+        self._begun = False
+        self.on_message_begin = self._once_begun(protocol.on_message_begin)
+        self.on_url = self._once_begun(protocol.on_url)
+        self.on_header = self._once_begun(protocol.on_header)
+        self.on_headers_complete = self._once_begun(protocol.on_headers_complete)
         self.on_body = protocol.on_body
         self.on_message_complete = protocol.on_message_complete
         self.parser = httptools.HttpRequestParser(self)
@@ -30,22 +35,6 @@ class ContinuedParser:
         self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: x\r\n%b: %b\r\n\r\n" % framing)
         self._begun = True
 
-    def on_message_begin(self) -> None:
-        """Pass on the beginning of the next request."""
-        if self._begun:
-            self._protocol.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """Pass on a part of the next request's target."""
-        if self._begun:
-            self._protocol.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Pass on a trailer, or a header of a later request."""
-        if self._begun:
-            self._protocol.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """Pass on the end of a later request's headers."""
-        if self._begun:
-            self._protocol.on_headers_complete()
+    def _once_begun(self, callback: Callable[..., None]) -> Callable[..., None]:
+        """Return *callback* for trailers and later requests; it is not called for the headers that are fed here."""
+        return lambda *parts: callback(*parts) if self._begun else None

@@ -95,12 +95,10 @@ class PositionLike(Protocol):
     @property
     def symbol(self) -> str:
         """The asset."""
-        ...
 
     @property
     def quantity(self) -> Decimal:
         """The quantity held."""
-        ...
 
 
 class PortfolioLike(Protocol):
@@ -109,17 +107,14 @@ class PortfolioLike(Protocol):
     @property
     def cash(self) -> Decimal:
         """The cash left to buy with."""
-        ...
 
     @property
     def total_value(self) -> Decimal:
         """The value on which order sizes are based."""
-        ...
 
     @property
     def positions(self) -> Sequence[PositionLike]:
         """The holdings that can be sold."""
-        ...
 
 
 class _Unusable(Exception):
