@@ -35,7 +35,7 @@ def wire() -> Wire:
 
 @pytest.fixture
 async def one_write(wire: Wire) -> OneWrite:
-    return OneWrite(wire, asyncio.get_running_loop())
+    return OneWrite(wire, asyncio.get_running_loop(), wire.close)
 
 
 async def test_head_and_body_leave_together_and_soon(wire: Wire, one_write: OneWrite) -> None:
@@ -64,13 +64,23 @@ async def test_much_goes_at_once_so_that_the_transport_can_slow_the_writer(
     assert len(wire.sent) == 1
 
 
-async def test_a_close_sends_what_was_written_before(wire: Wire, one_write: OneWrite) -> None:
-    one_write.write(b"last")
+async def test_a_close_is_left_to_the_owner_until_the_connection_is_lost(wire: Wire) -> None:
+    closed = []
+    one_write = OneWrite(wire, asyncio.get_running_loop(), lambda: closed.append("by the owner"))
     one_write.close()
-    assert wire.sent == [b"last", "closed"]
+    assert (closed, wire.sent) == (["by the owner"], [])
+    one_write.lost()
+    one_write.close()
+    assert closed == ["by the owner"]
+
+
+async def test_it_is_closing_when_the_owner_or_the_transport_says_so(wire: Wire, one_write: OneWrite) -> None:
+    assert not one_write.is_closing()
+    one_write.left = True
     assert one_write.is_closing()
-    await asyncio.sleep(0)
-    assert wire.sent == [b"last", "closed"]
+    one_write.left = False
+    wire.close()
+    assert one_write.is_closing()
 
 
 @pytest.mark.parametrize("end", ["aborted", "closed"])

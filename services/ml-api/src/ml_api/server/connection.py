@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
@@ -64,26 +63,6 @@ def _limit_send_buffer(transport: asyncio.Transport, write_timeout: float) -> No
             endpoint.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_timeout * 1000))
 
 
-class _ClientTransport(OneWrite):
-    """The transport that uvicorn and the application use; `close` ends the connection as `Connection` wants it."""
-
-    def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, leave: Callable[[], None]
-    ) -> None:
-        super().__init__(transport, loop)
-        self._leave, self.left = leave, False
-
-    def close(self) -> None:
-        self._leave()
-
-    def is_closing(self) -> bool:
-        return self.left or self._transport.is_closing()
-
-    def lost(self) -> None:
-        """There is nothing to close any more; the connection is freed at once, since nothing here refers to it."""
-        self._leave = lambda: None
-
-
 class Connection(HttpToolsProtocol):
     """
     uvicorn's connection, with the limits of the settings, and counted in a `ConnectionTable`.
@@ -118,7 +97,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._raw = transport
         _limit_send_buffer(transport, self.settings.write_timeout)
-        self.transport = _ClientTransport(transport, self.loop, self._leave)  # type: ignore[assignment]
+        self.transport = OneWrite(transport, self.loop, self._leave)  # type: ignore[assignment]
         self.events.opened(1)
         if self.table.admit(self):
             self.wait(self.settings.header_timeout)

@@ -8,6 +8,7 @@ up twice. That is a large part of the cost of a short answer.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["OneWrite"]
@@ -17,13 +18,18 @@ _AT_MOST = 65_536  # bytes to collect; more is written at once, so that the tran
 
 class OneWrite:
     """
-    A *transport* that collects the data of `write` until `flush`, the loop's next iteration, or 64 KiB.
+    The *transport* for uvicorn: collects what is written until `flush`, the loop's next iteration, or 64 KiB.
 
-    `close` sends the collected data first.
+    Args:
+        leave: Called by `close`, to end the connection in the owner's way.
+    Attributes:
+        left: Set by the owner: whether nothing more can be sent, although *transport* may still be open.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, leave: Callable[[], None]
+    ) -> None:
+        self._transport, self._loop, self._leave, self.left = transport, loop, leave, False
         self._written: list[bytes] = []
         self._size = 0
 
@@ -32,7 +38,7 @@ class OneWrite:
 
     def is_closing(self) -> bool:
         """Whether nothing more can be sent."""
-        return self._transport.is_closing()
+        return self.left or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
         """Send *data* soon, after earlier data."""
@@ -51,6 +57,9 @@ class OneWrite:
                 self._transport.write(b"".join(written))
 
     def close(self) -> None:
-        """Send the collected data, then close."""
-        self.flush()
-        self._transport.close()
+        """End the connection in the owner's way."""
+        self._leave()
+
+    def lost(self) -> None:
+        """There is nothing to close any more; the connection is freed at once, since nothing here refers to it."""
+        self._leave = lambda: None
