@@ -54,23 +54,25 @@ INLINE void add_values(const double *values, uint32_t first, uint32_t n, uint32_
     }
 }
 
-/* Where the words of the row's code begin, of each feature. */
+/* Where the words of the row's codes begin, of each group of features. */
 INLINE void find_words(const plan *p, const double *row, const char **words_of, uint32_t size) {
     const size_t bytes_a_code = (size_t)p->words_stride * size;
-    for (uint32_t u = 0; u < p->n_used; u++) {
-        uint32_t feature = p->used[u];
-        size_t code = value_code(p->features + feature, row[feature]);
-        words_of[u] = (const char *)p->words + p->word_table[u] * size + code * bytes_a_code;
-        /* Ask for its lines now, and find the next feature's code meanwhile: from far away into the second-level cache, because
-           those of all features may be too many for the first; else into the first. */
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        const word_group *group = p->groups + g;
+        const word_feature *member = p->members + group->first_member, *end = member + group->n_members;
+        size_t code = 0;
+        for (; member < end; member++) code += (size_t)value_code(p->features + member->feature, row[member->feature]) * member->factor;
+        words_of[g] = (const char *)p->words + group->table * size + code * bytes_a_code;
+        /* Ask for its lines now, and find the next group's code meanwhile: from far away into the second-level cache, because
+           those of all groups may be too many for the first; else into the first. */
         if (p->words_are_far)
-            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[u] + at, 0, 2);
+            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[g] + at, 0, 2);
         else
-            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[u] + at);
+            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[g] + at);
     }
 }
 
-/* The words of all features, ANDed a block of trees at a time; the one bit left of each tree's word is its leaf. */
+/* The words of all groups, ANDed a block of trees at a time; the one bit left of each tree's word is its leaf. */
 INLINE void and_words(const plan *p, const char *const *words_of, double *scores, int32_t *leaves, uint32_t size) {
     typedef uint64_t words __attribute__((vector_size(BYTES), may_alias));
     enum { PER_BLOCK = WORDS_BLOCK_BYTES / BYTES };
@@ -86,8 +88,8 @@ INLINE void and_words(const plan *p, const char *const *words_of, double *scores
         const size_t offset = (size_t)first * size;
         const uint32_t n = p->n_trees - first < per_block ? p->n_trees - first : per_block;
         for (int v = 0; v < PER_BLOCK; v++) possible[v] = ((const words *)(words_of[0] + offset))[v];
-        for (uint32_t u = 1; u < p->n_used; u++)
-            for (int v = 0; v < PER_BLOCK; v++) possible[v] &= ((const words *)(words_of[u] + offset))[v];
+        for (uint32_t g = 1; g < p->n_groups; g++)
+            for (int v = 0; v < PER_BLOCK; v++) possible[v] &= ((const words *)(words_of[g] + offset))[v];
         for (int v = 0; v < PER_BLOCK; v++) left.vectors[v] = possible[v];
         if (leaves == NULL && p->n_outputs == 1) { /* one sum needs no list of values */
             double sum = scores[0];

@@ -25,7 +25,7 @@ INLINE uint32_t rank_by_blocks(const double *cuts, uint32_t n_cuts, double value
 
 INLINE uint32_t value_code(const feature_codes *f, double value) {
     if (f->is_category) return category_code(f, value);
-    if (isnan(value)) return f->n_cuts + 1;
+    if (isnan(value)) return f->nan_code;
     return rank_by_blocks(f->cuts, f->n_cuts, fabs(value) <= ZERO_THRESHOLD ? 0.0 : value);
 }
 
@@ -96,7 +96,7 @@ INLINE void tile_codes(const feature_codes *f, const double *values, uint32_t n,
         const uint32_t count = n - first < AT_ONCE ? n - first : AT_ONCE;
         const double *own = values + first;
         count_cuts(f, own, counts);
-        for (uint32_t r = 0; r < count; r++) codes[first + r] = (uint16_t)(isnan(own[r]) ? f->n_cuts + 1 : counts[r]);
+        for (uint32_t r = 0; r < count; r++) codes[first + r] = (uint16_t)(isnan(own[r]) ? f->nan_code : counts[r]);
     }
 }
 

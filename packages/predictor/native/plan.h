@@ -71,7 +71,8 @@ enum { MISSING_NONE, MISSING_ZERO, MISSING_NAN };
 /* How the values of one feature are converted to codes. */
 typedef struct {
     uint32_t n_codes;         /* 0: no tree reads this feature */
-    uint32_t n_cuts;          /* numbers: how many cuts (different thresholds); code n_cuts + 1 is NaN */
+    uint32_t n_cuts;          /* numbers: how many cuts (different thresholds) */
+    uint32_t nan_code;        /* numbers: the code of NaN, n_cuts + 1 or that of the numbers that go the same way */
     const double *cuts;       /* ascending, then CUT_BLOCK infinities */
     uint32_t n_categories;    /* categories: one more than the largest category that a set could have */
     const uint16_t *code_of;  /* [n_categories]: their codes; n_codes - 1 is the code of every other value */
@@ -144,6 +145,18 @@ typedef struct {
     size_t first_edge;              /* in `edges`: splits first, then leaves */
 } tree;
 
+/*
+ * Features that share a table of words. It has words for each combination of their codes: the AND of the words that each
+ * feature alone would have. The sum of the members' codes, each times its factor, is the number of the combination.
+ */
+typedef struct {
+    size_t table;                    /* the index in `words` where its combinations begin */
+    uint32_t first_member, n_members;
+} word_group;
+typedef struct {
+    uint32_t feature, factor;
+} word_feature;
+
 typedef enum { ROW_WORDS32, ROW_WORDS64, ROW_WALK } row_path;
 
 typedef struct {
@@ -167,7 +180,10 @@ typedef struct {
 
     uint32_t n_used;          /* features that trees read */
     const uint32_t *used;
-    const size_t *word_table; /* per used feature: the index in `words` where its codes begin */
+    uint32_t n_groups;        /* of used features, see word_group */
+    const word_group *groups;
+    const word_feature *members;
+    uint32_t words_codes;     /* combinations of codes, in all groups */
     uint32_t words_stride;    /* words per code: one per tree, rounded up to whole blocks */
     int words_are_far;        /* the table is larger than most second-level caches */
     const void *words;
@@ -192,6 +208,7 @@ void plan_free(plan *made);
 #define WORDS_BLOCK_BYTES 128          /* so many bytes of one code's words are in registers at a time */
 #define WORDS_MOST_BYTES (16u << 20)   /* a larger table does not fit into the caches, and the walk is faster */
 #define WORDS_FAR_BYTES (1u << 20)     /* what many processors have as a second-level cache of a core */
+#define WORDS_JOINT_BYTES (512u << 10) /* up to this size, or by a quarter, the table may grow so that features share words */
 #define WORDS_MOST_FEATURES 512
 
 #endif

@@ -53,6 +53,7 @@ static plan_refusal number_cuts(making *m, feature_codes *codes, const uint32_t 
     for (size_t i = kept; i < kept + CUT_BLOCK; i++) cuts[i] = INFINITY;
     codes->cuts = cuts;
     codes->n_cuts = (uint32_t)kept;
+    codes->nan_code = (uint32_t)kept + 1;
     codes->n_codes = (uint32_t)kept + 2;
     return PLAN_OK;
 }
@@ -164,7 +165,7 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
         if (refusal != PLAN_OK) return refusal;
         for (uint32_t code = 0; code < codes->n_codes; code++) {
             uint32_t count;
-            if (code == n_cuts + 1) { /* NaN: a split without missing values reads it as zero, the others as missing */
+            if (code > n_cuts) { /* NaN: a split without missing values reads it as zero, the others as missing */
                 count = rule == 0 ? below[rank_of(codes->cuts, n_cuts, 0.0)] : missing;
             } else {
                 int is_zero = code < n_cuts && fabs(codes->cuts[code]) <= ZERO_THRESHOLD;
@@ -230,7 +231,8 @@ static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) 
 
 /*
  * A feature is plain if its code, cut off at each column's share, is the byte of that column: one rule, under which each cut is a
- * threshold and zero a number like any other. NaN then goes where zero goes, or left or right of all thresholds.
+ * threshold and zero a number like any other. NaN then goes where zero goes, or left or right of all thresholds, and needs no
+ * code of its own.
  */
 static void find_plain(const making *m, uint32_t feature) {
     feature_codes *codes = m->features + feature;
@@ -241,6 +243,9 @@ static void find_plain(const making *m, uint32_t feature) {
         if (rule_of(m->from->decision[m->by_feature[i]]) != rule) return;
     codes->nan_as = rule == 0 ? 0.0 : rule_goes_left(rule) ? -INFINITY : INFINITY;
     codes->is_plain = rule == 0 || rule_goes_left(rule) || codes->cuts[codes->n_cuts - 1] < INFINITY;
+    if (!codes->is_plain) return;
+    codes->nan_code = rank_of(codes->cuts, codes->n_cuts, codes->nan_as);
+    codes->n_codes = codes->n_cuts + 1;
 }
 
 plan_refusal plan_make_columns(making *m) {

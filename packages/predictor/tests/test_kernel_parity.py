@@ -239,6 +239,34 @@ def test_eight_category_sets_share_a_column_and_match_lightgbm(kernel_of, hard_r
     assert_parity(kernel, own, np.concatenate([x[:200], hard_rows(own, count=200)]))
 
 
+@pytest.mark.parametrize("missing", ["none", "nan", "zero"])
+def test_features_with_few_codes_share_a_table_of_words(missing, kernel_of, hard_rows):
+    rng = np.random.default_rng(12)
+    x = rng.integers(0, 2, (4_000, 14)).astype(float)
+    x[:, 11], x[:, 12] = rng.integers(0, 4, 4_000), rng.integers(0, 5, 4_000)
+    x[:, 13] = rng.normal(size=4_000)
+    y = x @ np.linspace(1, 2, 14) + np.sin(9 * x[:, 13]) * x[:, 0] + x[:, 12] % 3
+    if missing != "none":
+        x[rng.random(x.shape) < 0.1] = np.nan
+    booster = lgb.train(
+        {"num_leaves": 31, "min_data_in_leaf": 1, "min_data_per_group": 1, "verbose": -1, "num_threads": 1}
+        | {"zero_as_missing": missing == "zero", "feature_fraction": 0.5, "learning_rate": 0.3},
+        lgb.Dataset(x, y, categorical_feature=[12]),
+        20,
+    )
+    data = booster.model_to_string().encode()
+    assert len(np.unique(parse_model_text(data).trees.split_feature)) == 14
+    kernel, own = kernel_of(data), lgb.Booster(model_str=data.decode())
+    assert kernel._engine.describe()["groups"] < 8 or kernel.row_path == "walk"
+    flags = np.array(list(np.ndindex(*[2] * 11)), dtype=np.float64)  # each combination of the 11 flags
+    rows = np.concatenate([flags, x[: len(flags), 11:]], axis=1)
+    rows[1::2][rng.random(rows[1::2].shape) < 0.1] = np.nan
+    truth = np.asarray(own.predict(rows, num_threads=1))[:, None]
+    singles = [kernel.predict(row[None], NORMAL, release=False)[0] for row in rows]
+    assert same_bits(np.array(singles), truth)
+    assert_parity(kernel, own, np.concatenate([x[:200], hard_rows(own, count=200)]))
+
+
 def test_every_nan_bit_pattern_is_a_missing_value(kernel_of, trained):
     subject = trained("binary_missing")
     rows = subject.rows[:300].copy()

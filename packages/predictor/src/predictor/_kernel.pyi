@@ -72,7 +72,7 @@ class Engine:
     # Write contributions and expected score into *out*, float64 [n, n_outputs, width + 1].
     def explain(self, rows: Any, out: Any, release: bool, /) -> None: ...
     # The instruction set, the method for one row and for batches, the number of quadrature nodes (0: no contributions),
-    # the plan's bytes, and its columns.
+    # the plan's bytes, its columns, and the groups of features that share a table of words (0: single rows are walked).
     def describe(self) -> dict[str, Any]: ...
 
 # Make a plan of trees given as flat arrays (see native/plan.h); returns a `RefusalName` if there is none. It checks the
