@@ -1,5 +1,5 @@
 """
-Fixtures of the service's tests: a clean environment, bodies as the .NET client sends them, the service in-process.
+Fixtures of the service's tests: a clean environment, bodies of the .NET client, and the service in this process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting of the machine or of a `.env` nearby reaches a test."""
+    """Remove the settings of the machine and of any `.env` file."""
     for name in os.environ:
         if name.upper().startswith("ML_SERVICE_"):
             monkeypatch.delenv(name)
@@ -89,9 +89,9 @@ def body() -> Callable[..., bytes]:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Callable[..., httpx.AsyncClient]:
     """
-    The whole application in this process, spoken to through HTTP's shapes: `service(wait=0)`.
+    A client of the whole application in this process: `service(wait=0)`.
 
-    Settings are given by name; the store is one in memory unless *backend* brings another.
+    Settings are keyword arguments; the store is in memory unless *backend* is given.
     """
 
     def of(
@@ -109,8 +109,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Callable[..., httpx.AsyncClient]
 def make_body() -> Callable[..., bytes]:
     """
     Bodies as the .NET client writes them: compact, newest candle first, assets mixed, decimals as JSON
-    numbers with their scale, non-ASCII escaped. Prices walk from a fixed seed, unless *closes* (oldest
-    first) says.
+    numbers with their scale, non-ASCII escaped. Prices are a random walk of a fixed seed, unless *closes*
+    (oldest first) is given.
     """
 
     def body(

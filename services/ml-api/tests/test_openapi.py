@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, true to the routes, and found true by requests made from it."""
+"""The OpenAPI document: valid, complete, and confirmed by requests generated from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def application() -> Starlette:
 
 
 @pytest.mark.anyio
-async def test_the_served_document_is_valid_and_the_printed_one_the_same(
+async def test_the_served_openapi_document_is_valid_and_equals_the_printed_one(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with service() as client:
@@ -46,7 +46,7 @@ async def test_the_served_document_is_valid_and_the_printed_one_the_same(
 
 
 @pytest.mark.anyio
-async def test_it_names_every_route_and_no_other(service: Service) -> None:
+async def test_the_openapi_document_lists_exactly_the_routes(service: Service) -> None:
     async with service() as client:
         document = (await client.get("/openapi.json")).json()
     routes = {route.path for route in application().routes if isinstance(route, Route)}
@@ -55,7 +55,7 @@ async def test_it_names_every_route_and_no_other(service: Service) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("admin_key", [None, "an-admin-key-of-the-tests"])
-async def test_the_admin_key_is_asked_for_only_where_there_is_one(
+async def test_the_admin_route_is_documented_only_with_an_admin_key(
     service: Service, admin_key: str | None
 ) -> None:
     async with service(admin_key=admin_key) as client:
@@ -66,7 +66,7 @@ async def test_the_admin_key_is_asked_for_only_where_there_is_one(
 
 
 @pytest.mark.anyio
-async def test_its_example_is_a_request_that_the_service_accepts(service: Service) -> None:
+async def test_the_example_of_the_openapi_document_is_a_valid_request(service: Service) -> None:
     async with service() as client:
         document = (await client.get("/openapi.json")).json()
     content = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
@@ -74,7 +74,7 @@ async def test_its_example_is_a_request_that_the_service_accepts(service: Servic
 
 
 @pytest.mark.anyio
-async def test_predict_shows_the_key_and_every_problem(service: Service) -> None:
+async def test_predict_documents_the_idempotency_key_and_every_status(service: Service) -> None:
     async with service(rate_limit=100) as client:
         predict = (await client.get("/openapi.json")).json()["paths"]["/predict"]["post"]
     assert [parameter["name"] for parameter in predict["parameters"]] == ["Idempotency-Key"]
@@ -85,10 +85,10 @@ async def test_predict_shows_the_key_and_every_problem(service: Service) -> None
 
 
 with pytest.MonkeyPatch.context() as patch:
-    # Hundreds of these requests have no valid key: that the answers to so many come late is tested where time is moved.
+    # Hundreds of these requests have no valid key and would be delayed; test_failed_attempts.py tests the delays.
     patch.setattr("ml_api.app.FailedAttempts", partial(FailedAttempts, delay=0.0))
     document = schemathesis.openapi.from_asgi("/openapi.json", application())
-# What a stranger could wrongly expect of this service is not checked: an unknown method answers 401 before 405.
+# The check of unsupported methods is left out: an unknown method without a key is 401, not 405.
 checks = [
     schemathesis.checks.not_a_server_error,
     schemathesis.checks.CHECKS.get_one("status_code_conformance"),
@@ -101,19 +101,19 @@ checks = [
 
 @document.parametrize()
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-def test_requests_made_from_the_document_get_the_answers_it_promises(case: schemathesis.Case) -> None:
+def test_generated_requests_get_documented_answers(case: schemathesis.Case) -> None:
     case.call_and_validate(headers={"X-API-Key": API_KEY}, checks=checks)
 
 
 @pytest.mark.anyio
-async def test_the_page_and_its_files_come_from_here_and_from_nowhere_else(service: Service) -> None:
+async def test_the_docs_page_loads_only_its_own_files(service: Service) -> None:
     async with service() as client:
         page = await client.get("/docs")
         files = [
             await client.get(f"/docs/{name}")
             for name in ("docs.js", "swagger-ui-bundle.js", "swagger-ui.css")
         ]
-        outside = await client.get("/docs/../settings.py")
+        outside = await client.get("/docs/%2e%2e/settings.py")
     assert page.text.startswith("<!doctype html>")
     assert '<meta charset="utf-8">' in page.text
     assert "//" not in page.text.replace("</", "")

@@ -1,4 +1,4 @@
-"""The README says what there is: every setting, every metric that it mentions."""
+"""The README lists every setting with its default, and only existing metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def named_settings() -> dict[str, str]:
     """
-    The settings in the table, short forms (`_PORT`) put behind the prefix of the name before them; and their
-    defaults, `` where there is none or words describe it.
+    The settings of the table and their defaults, empty where there is none or words describe it. Short forms
+    (`_PORT`) are completed with the prefix of the name before them.
     """
     defaults = {}
     for row, values in re.findall(r"^\| (`ML_SERVICE_.*?) \|(.*?)\|", README, re.MULTILINE):
@@ -29,11 +29,11 @@ def named_settings() -> dict[str, str]:
     return defaults
 
 
-def test_every_setting_is_in_the_table_and_nothing_else() -> None:
+def test_the_settings_table_lists_exactly_the_settings() -> None:
     assert set(named_settings()) == {name.upper() for name in Settings.model_fields}
 
 
-def test_the_defaults_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_equal_those_of_the_settings_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("ML_SERVICE_API_KEY", "a-key-of-the-test")
     implied = Settings()
@@ -43,7 +43,7 @@ def test_the_defaults_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) ->
     assert Settings() == implied
 
 
-def test_state_is_kept_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_store_path_follows_xdg_state_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert (
         Settings(api_key=SecretStr("the-key-of-the-tests")).store_path

@@ -1,4 +1,4 @@
-"""The settings: every variable of the guide, all mistakes at once, no secret in any message."""
+"""The settings: defaults, validation with all mistakes at once, and no secret in any message."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ GUIDE_DEFAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
+def api_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_API_KEY", "a-secret-of-the-test")
 
 
-def test_the_defaults_are_those_of_the_guide() -> None:
+def test_the_defaults_equal_those_of_the_guide() -> None:
     settings = load_settings()
     assert {name: getattr(settings, name) for name in GUIDE_DEFAULTS} == GUIDE_DEFAULTS
 
 
-def test_no_page_may_call_unless_its_origin_is_named() -> None:
-    assert load_settings().origins == ()  # the guide has `*`: any page that knows the key
+def test_no_origin_is_allowed_by_default() -> None:
+    assert load_settings().origins == ()  # the guide has `*`: any page with the key
 
 
-def test_a_waiter_for_a_dead_process_takes_over_instead_of_answering_409() -> None:
+def test_the_default_lease_is_between_handler_timeout_and_wait() -> None:
     settings = load_settings()
     assert settings.handler_timeout < settings.lease < settings.wait
 
 
-def test_a_dotenv_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_override_the_dotenv_file(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("ML_SERVICE_REDIS_PORT=7000\nML_SERVICE_REDIS_DB=3\nOTHER=1\n")
     monkeypatch.setenv("ML_SERVICE_REDIS_DB", "4")
     settings = load_settings()
     assert (settings.redis_port, settings.redis_db) == (7000, 4)
 
 
-def test_a_dotenv_file_that_is_no_text_is_refused_by_name() -> None:
+def test_a_dotenv_file_that_is_not_utf8_is_refused_by_name() -> None:
     Path(".env").write_bytes(b"ML_SERVICE_REDIS_PASSWORD=\xff")
     with pytest.raises(SettingsError, match=r"^\.env cannot be read: it is not UTF-8$"):
         load_settings()
 
 
-def test_a_dotenv_file_that_may_not_be_looked_at_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dotenv_file_without_permission_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_file", refuse)  # as in a directory of another user's
+    monkeypatch.setattr(Path, "is_file", refuse)  # as in a directory of another user
     with pytest.raises(SettingsError, match=r"^\.env cannot be read: Permission denied$"):
         load_settings()
 
@@ -76,13 +76,13 @@ def test_all_mistakes_are_reported_together_by_variable(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("empty", ["", "   "])
-def test_an_empty_api_key_is_no_key(monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+def test_a_blank_api_key_is_refused(monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
     monkeypatch.setenv("ML_SERVICE_API_KEY", empty)
     with pytest.raises(SettingsError, match="an API key is required"):
         load_settings()
 
 
-def test_a_key_from_a_file_loses_the_line_feed_that_no_header_could_carry(
+def test_a_trailing_line_feed_of_the_api_key_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("ML_SERVICE_API_KEY", "a-key-of-the-test\n")
@@ -91,7 +91,7 @@ def test_a_key_from_a_file_loses_the_line_feed_that_no_header_could_carry(
     assert key.get_secret_value() == "a-key-of-the-test"
 
 
-def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_neither_in_repr_nor_in_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_PASSWORD", "p4ss/w0rd")
     monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", "adm1n-of-the-test")
     shown = repr(load_settings())
@@ -116,7 +116,7 @@ def test_redis_is_off_unless_enabled_and_its_password_is_escaped(monkeypatch: py
 
 
 @pytest.mark.parametrize("host", ["redis", "cache-1.internal", "10.0.0.7", "a b/c@d", "h#1"])
-def test_any_host_makes_a_url_that_leads_there(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_any_redis_host_gives_a_url_with_that_host(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_ENABLED", "true")
     monkeypatch.setenv("ML_SERVICE_REDIS_HOST", host)
     url = load_settings().redis
@@ -124,8 +124,8 @@ def test_any_host_makes_a_url_that_leads_there(monkeypatch: pytest.MonkeyPatch, 
     assert unquote(urlsplit(url).netloc.rpartition(":")[0]) == host
 
 
-def test_an_address_of_redis_that_nothing_uses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ML_SERVICE_REDIS_HOST", "localhost")  # as the template has it
+def test_an_unused_redis_address_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_HOST", "localhost")  # the value of the template
     assert load_settings().unused is None
     monkeypatch.setenv("ML_SERVICE_REDIS_URL", "redis://cache:6379/0")
     assert load_settings().unused == "ML_SERVICE_REDIS_URL"
@@ -133,7 +133,7 @@ def test_an_address_of_redis_that_nothing_uses_is_named(monkeypatch: pytest.Monk
     assert load_settings().unused is None
 
 
-def test_a_missing_model_file_is_a_mistake_unless_rules_may_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_file_is_refused_unless_rule_fallback_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_MODEL_PATH", "/no/such/model.txt")
     with pytest.raises(SettingsError, match="MODEL_PATH: there is no such file"):
         load_settings()
@@ -141,8 +141,8 @@ def test_a_missing_model_file_is_a_mistake_unless_rules_may_stand_in(monkeypatch
     assert load_settings().model_path == Path("/no/such/model.txt")
 
 
-def test_a_model_file_that_is_there_is_no_mistake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "model.txt").touch()  # what is in it is looked at when it is loaded
+def test_an_existing_model_file_is_accepted_unread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model.txt").touch()  # its content is checked when it is loaded
     monkeypatch.setenv("ML_SERVICE_MODEL_PATH", str(tmp_path / "model.txt"))
     assert load_settings().model_path == tmp_path / "model.txt"
 
@@ -151,18 +151,20 @@ def test_a_model_file_that_is_there_is_no_mistake(monkeypatch: pytest.MonkeyPatc
     "name",
     ["API_KEYS_FILE", "MODEL_PATH", "MODELS_DIR", "MODEL_VERSION", "REDIS_URL", "ADMIN_KEY"],
 )
-def test_a_variable_left_blank_in_a_template_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_blank_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(f"ML_SERVICE_{name}", "")
     assert getattr(load_settings(), name.lower()) is None
 
 
-def test_a_log_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_level_may_be_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_LOG_LEVEL", "warning")
     assert load_settings().log_level == "WARNING"
 
 
 @pytest.mark.parametrize("admin", ["a-secret-of-the-test", "a-secret-of-the-test\n", "the-key-of-k1"])
-def test_the_admin_key_is_no_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, admin: str) -> None:
+def test_an_admin_key_equal_to_an_api_key_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, admin: str
+) -> None:
     file = tmp_path / "keys"
     file.write_text("backend = the-key-of-k1\n")
     monkeypatch.setenv("ML_SERVICE_API_KEYS_FILE", str(file))
@@ -171,7 +173,7 @@ def test_the_admin_key_is_no_callers_key(monkeypatch: pytest.MonkeyPatch, tmp_pa
         load_settings()
 
 
-def test_the_admin_key_is_kept_without_its_line_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trailing_line_feed_of_the_admin_key_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_ADMIN_KEY", "adm1n-of-the-test\n")
     key = load_settings().admin_key
     assert key is not None
@@ -180,7 +182,7 @@ def test_the_admin_key_is_kept_without_its_line_feed(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["STORE_DEADLINE", "HANDLER_TIMEOUT", "BODY_TIMEOUT", "HEADER_TIMEOUT"])
 @pytest.mark.parametrize("value", ["inf", "nan", "0", "-1"])
-def test_a_duration_is_a_positive_and_finite_number(
+def test_a_duration_that_is_not_positive_and_finite_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(f"ML_SERVICE_{name}", value)
@@ -189,13 +191,15 @@ def test_a_duration_is_a_positive_and_finite_number(
 
 
 @pytest.mark.parametrize("seconds", ["0", "315360001", "1e30"])
-def test_an_answer_is_kept_for_a_second_to_ten_years(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+def test_a_ttl_outside_one_second_to_ten_years_is_refused(
+    monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_TTL_SECONDS", seconds)
     with pytest.raises(SettingsError, match="REDIS_TTL_SECONDS"):
         load_settings()
 
 
-def test_a_keys_file_stands_in_for_the_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_keys_file_replaces_the_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ML_SERVICE_API_KEY")
     file = tmp_path / "keys"
     file.write_text("backend = the-key-of-k1\n")
@@ -203,7 +207,7 @@ def test_a_keys_file_stands_in_for_the_single_key(monkeypatch: pytest.MonkeyPatc
     assert load_settings().api_keys_file == file
 
 
-def test_a_bad_keys_file_is_one_mistake_with_its_line_and_without_its_content(
+def test_a_bad_keys_file_is_reported_with_its_line_and_without_its_content(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("ML_SERVICE_API_KEY")
@@ -216,7 +220,7 @@ def test_a_bad_keys_file_is_one_mistake_with_its_line_and_without_its_content(
     assert "1 mistake:" in str(refused.value)
 
 
-def test_a_misspelt_variable_is_named_with_its_likely_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_are_reported_with_the_closest_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_ENABLE", "true")
     Path(".env").write_text("ML_SERVICE_SHOE_SIZE=44\nML_SERVICE_REDIS_DB=1\n")
     assert list(unknown_variables()) == [
@@ -233,7 +237,7 @@ def test_a_misspelt_variable_is_named_with_its_likely_meaning(monkeypatch: pytes
         ("ML_SERVICE_PORT_8000_TCP_ADDR", "10.0.0.1"),
     ],
 )
-def test_variables_that_kubernetes_injects_for_a_service_of_this_name_are_ignored(
+def test_variables_that_kubernetes_injects_are_ignored(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -241,12 +245,12 @@ def test_variables_that_kubernetes_injects_for_a_service_of_this_name_are_ignore
     assert list(unknown_variables()) == []
 
 
-def test_origins_are_split_and_freed_of_blanks_and_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origins_are_split_and_stripped_of_spaces_and_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", "https://a.example/, ,https://b.example,")
     assert load_settings().origins == ("https://a.example", "https://b.example")
 
 
-def test_the_template_gives_the_defaults_once_it_has_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dotenv_template_gives_the_defaults_once_it_has_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     template = (Path(__file__).parents[1] / ".env.example").read_text()
     Path(".env").write_text(template)
     monkeypatch.delenv("ML_SERVICE_API_KEY")

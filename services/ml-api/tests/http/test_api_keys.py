@@ -1,4 +1,4 @@
-"""The API keys: names, rotation without a restart, and failing closed."""
+"""API keys: caller names, rotation without a restart, and errors of the keys file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_single_key_has_no_name_and_another_is_nobodys() -> None:
+def test_the_single_key_has_an_empty_name_and_other_keys_have_none() -> None:
     keys = ApiKeys(single="right")
     assert keys.name_of(b"right") == ""
     assert keys.name_of(b"wrong") is None
@@ -30,13 +30,13 @@ def test_the_single_key_has_no_name_and_another_is_nobodys() -> None:
     assert keys.name_of(b"\xff\x00") is None
 
 
-def test_a_single_key_stays_for_ever_for_there_is_no_file_to_look_at(clock: Clock) -> None:
+def test_the_single_key_stays_valid_without_a_keys_file(clock: Clock) -> None:
     keys = ApiKeys(single="right", clock=clock)
     clock.now = 3600.0
     assert keys.name_of(b"right") == ""
 
 
-def test_without_any_key_nobody_is_let_in() -> None:
+def test_without_any_key_every_request_is_refused() -> None:
     assert ApiKeys().name_of(b"") is None
 
 
@@ -53,7 +53,7 @@ def test_two_keys_may_share_a_name(tmp_path: Path) -> None:
     ]
 
 
-def test_a_changed_file_is_read_within_a_second_and_not_on_every_request(
+def test_a_changed_keys_file_is_read_within_a_second_and_not_on_every_request(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "ml_api.http.api_keys")
@@ -71,7 +71,7 @@ def test_a_changed_file_is_read_within_a_second_and_not_on_every_request(
 
 
 @pytest.mark.parametrize("broken", ["no equals sign\n", "", None])
-def test_a_file_that_breaks_keeps_the_keys_before_it_and_says_so_once(
+def test_a_keys_file_that_becomes_unusable_keeps_the_last_keys_and_logs_one_error(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
     file = tmp_path / "keys"
@@ -104,14 +104,14 @@ def test_a_file_that_breaks_keeps_the_keys_before_it_and_says_so_once(
         ("a = abababababababab", "line 1: the key should not repeat a few characters"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_by_line(tmp_path: Path, content: str, reason: str) -> None:
+def test_an_unusable_keys_file_is_refused_with_the_line(tmp_path: Path, content: str, reason: str) -> None:
     file = tmp_path / "keys"
     file.write_text(content)
     with pytest.raises(KeysFileError, match=reason):
         ApiKeys(file=file)
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+def test_an_unreadable_keys_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe=\x00")
     with pytest.raises(KeysFileError, match="UTF-8"):
         ApiKeys(file=tmp_path / "binary")

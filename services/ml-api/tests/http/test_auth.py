@@ -1,4 +1,4 @@
-"""Authentication as middleware: before everything, failing closed, one name per key."""
+"""Authentication as middleware: before routing, one caller name per key, 401 for everything else."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.anyio
 REFUSALS: list[int] = []
 
 
-async def who(request: Request) -> PlainTextResponse:
+async def caller_name(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"caller={caller(request.scope)}")
 
 
-async def open_to_all(_: Request) -> PlainTextResponse:
+async def health(_: Request) -> PlainTextResponse:
     return PlainTextResponse("open")
 
 
@@ -39,15 +39,15 @@ def client() -> httpx.AsyncClient:
         return partial(Authentication, keys=ApiKeys(single=key), refused=lambda: REFUSALS.append(401))
 
     routes = [
-        GuardedRoute("/who", who, guard=guard("right")),
-        GuardedRoute("/admin/who", who, guard=guard("boss")),
-        Route("/health", open_to_all),
+        GuardedRoute("/who", caller_name, guard=guard("right")),
+        GuardedRoute("/admin/who", caller_name, guard=guard("boss")),
+        Route("/health", health),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: render_http_exception})
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
 
 
-async def test_the_right_key_is_let_in_under_its_name(client: httpx.AsyncClient) -> None:
+async def test_a_valid_key_is_accepted_with_its_caller_name(client: httpx.AsyncClient) -> None:
     assert (await client.get("/who", headers={"X-API-Key": "right"})).text == "caller="
 
 
@@ -63,7 +63,7 @@ async def test_the_right_key_is_let_in_under_its_name(client: httpx.AsyncClient)
         {"Authorization": "right"},
     ],
 )
-async def test_anything_else_is_401_as_a_problem_and_counted(
+async def test_a_missing_wrong_or_repeated_key_is_401_with_a_problem_and_counted(
     client: httpx.AsyncClient, headers: dict[str, str] | list[tuple[str, str]]
 ) -> None:
     answer = await client.get("/who", headers=headers)
@@ -75,18 +75,18 @@ async def test_anything_else_is_401_as_a_problem_and_counted(
     assert REFUSALS == [401]
 
 
-async def test_the_guard_comes_before_the_refusal_of_another_method(client: httpx.AsyncClient) -> None:
+async def test_authentication_comes_before_method_not_allowed(client: httpx.AsyncClient) -> None:
     assert (await client.delete("/who")).status_code == 401
     refused = await client.delete("/who", headers={"X-API-Key": "right"})
     assert (refused.status_code, set(refused.headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
     assert (await client.get("/health")).text == "open"
 
 
-async def test_the_admin_paths_have_keys_of_their_own(client: httpx.AsyncClient) -> None:
+async def test_admin_routes_accept_only_the_admin_key(client: httpx.AsyncClient) -> None:
     assert (await client.get("/admin/who", headers={"X-API-Key": "right"})).status_code == 401
     assert (await client.get("/admin/who", headers={"X-API-Key": "boss"})).status_code == 200
 
 
-def test_a_request_that_nobody_authenticated_has_no_caller() -> None:
+def test_the_caller_of_an_unauthenticated_request_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         caller({"type": "http"})

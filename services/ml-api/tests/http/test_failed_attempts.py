@@ -1,4 +1,4 @@
-"""Failed authentications: a few are free, more are slow, and a flood is refused unseen; memory is bounded."""
+"""Failed authentications: a burst is free, more are delayed, and a flood is refused; memory is bounded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ml_api.http.failed_attempts import FailedAttempts
 pytestmark = pytest.mark.anyio
 
 
-class Time:
-    """A clock that moves only when somebody sleeps or says so."""
+class FakeClock:
+    """A clock that the test sets, and a record of the sleeps."""
 
     def __init__(self) -> None:
         self.now, self.slept = 0.0, []
@@ -28,18 +28,18 @@ class Time:
         self.slept.append(seconds)
 
 
-async def test_a_few_failures_are_answered_at_once_and_the_next_ones_are_delayed() -> None:
-    time = Time()
+async def test_failures_beyond_the_burst_are_delayed() -> None:
+    time = FakeClock()
     failures = FailedAttempts(burst=3, per_minute=60, delay=1.0, clock=time, sleep=time.sleep)
     assert [await failures.failed("10.0.0.1") for _ in range(5)] == [False] * 3 + [True] * 2
     assert time.slept == [1.0, 1.0]
     assert await failures.failed("10.0.0.2") is False
-    time.now = 1.0  # one more failure has become free
+    time.now = 1.0  # one failure has been refilled
     assert [await failures.failed("10.0.0.1") for _ in range(2)] == [False, True]
 
 
-async def test_an_ipv6_network_of_one_customer_is_one_address_and_mapped_ipv4_is_ipv4() -> None:
-    time = Time()
+async def test_an_ipv6_64_network_counts_as_one_address_and_mapped_ipv4_as_ipv4() -> None:
+    time = FakeClock()
     failures = FailedAttempts(burst=1, clock=time, sleep=time.sleep)
     assert [await failures.failed(f"2001:db8::{end}") for end in (1, 2)] == [False, True]
     assert await failures.failed("2001:db8:0:1::1") is False
@@ -47,8 +47,8 @@ async def test_an_ipv6_network_of_one_customer_is_one_address_and_mapped_ipv4_is
     assert await failures.failed("") is False
 
 
-async def test_the_address_that_failed_longest_ago_is_forgotten_first() -> None:
-    time = Time()
+async def test_addresses_are_limited_and_the_oldest_is_forgotten_first() -> None:
+    time = FakeClock()
     failures = FailedAttempts(burst=1, max_addresses=100, clock=time, sleep=time.sleep)
     for number in range(1000):
         await failures.failed(f"10.0.{number // 250}.{number % 250}")
@@ -57,9 +57,7 @@ async def test_the_address_that_failed_longest_ago_is_forgotten_first() -> None:
     assert await failures.failed("10.0.3.249") is True
 
 
-async def test_a_valid_key_is_never_delayed_and_while_delays_are_used_up_its_address_alone_is_refused() -> (
-    None
-):
+async def test_only_the_delayed_address_is_429_while_all_delays_are_in_use() -> None:
     release, slept, slowed = asyncio.Event(), asyncio.Event(), []
 
     async def sleep(_: float) -> None:
@@ -82,7 +80,7 @@ async def test_a_valid_key_is_never_delayed_and_while_delays_are_used_up_its_add
         assert (await guesser.get("/", headers=wrong)).status_code == 401
         delayed = asyncio.create_task(guesser.get("/", headers=wrong))
         await slept.wait()
-        refused = await guesser.get("/", headers=right)  # not even looked at
+        refused = await guesser.get("/", headers=right)  # its key is not checked
         assert (await other.get("/", headers=right)).text == "in"
         assert (await other.get("/", headers=wrong)).status_code == 401
         release.set()

@@ -1,4 +1,4 @@
-"""Who may ask what, wherever the application is mounted; and headers that every answer has."""
+"""The key that each route requires, also in a mounted application, and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def application() -> Starlette:
     return create_app(settings, backend=Backend("sqlite", store))
 
 
-def test_every_route_that_is_not_named_public_is_guarded() -> None:
+def test_every_route_outside_the_public_list_is_guarded() -> None:
     opened = {
         route.path
         for route in application().routes
@@ -50,7 +50,7 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncCli
         yield opened
 
 
-async def test_each_route_has_its_own_keys_whatever_stands_before_its_path(client: httpx.AsyncClient) -> None:
+async def test_each_route_requires_its_own_key_under_every_path_prefix(client: httpx.AsyncClient) -> None:
     caller, admin = {"X-API-Key": CALLER}, {"X-API-Key": ADMIN}
     assert (await client.get("/health")).status_code == 200
     for method in ("POST", "GET", "DELETE"):
@@ -64,14 +64,14 @@ async def test_each_route_has_its_own_keys_whatever_stands_before_its_path(clien
     assert (await client.get("/nothing", headers=caller)).status_code == 404
 
 
-async def test_errors_under_v2_keep_the_protocols_member_whatever_stands_before_its_path(
+async def test_errors_under_v2_have_the_error_member_under_every_path_prefix(
     client: httpx.AsyncClient,
 ) -> None:
     assert "error" in (await client.get("/v2/models/btc-eth")).json()
     assert "error" not in (await client.get("/nothing")).json()
 
 
-async def test_every_answer_forbids_sniffing_and_keeping(
+async def test_every_answer_has_nosniff_and_no_store(
     client: httpx.AsyncClient, body: Callable[..., bytes]
 ) -> None:
     caller = {"X-API-Key": CALLER, "Idempotency-Key": "k", "Content-Type": "application/json"}

@@ -1,6 +1,6 @@
 """
-Limits on the body, at the ASGI level (a scripted client, no server, no real waiting), and on the time of work in a
-thread.
+Limits on the size and time of the body, at the ASGI level with a scripted client and without real waits, and on the
+time of work in a thread.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def limited(*, max_bytes: int = 10, timeout: float = 5.0) -> Starlette:
 
 
 class Client:
-    """Plays the server's part: hands out scripted body parts, collects the answer."""
+    """Acts as the server: passes scripted body parts to the application and collects its answer."""
 
     def __init__(
         self, parts: Iterable[bytes], *, headers: Iterable[tuple[bytes, bytes]] = (), silent: bool = False
@@ -74,52 +74,52 @@ class Client:
         return int(self.sent[0]["status"])
 
 
-async def test_a_body_at_the_limit_passes_whatever_its_parts() -> None:
+async def test_a_body_at_the_limit_passes_in_several_parts() -> None:
     client = Client([b"12345", b"", b"67890"])
     assert await client.call(limited()) == 200
     assert client.sent[1]["body"] == b"10"
 
 
-async def test_bytes_are_counted_as_they_arrive_and_the_rest_is_not_kept() -> None:
+async def test_a_streamed_body_over_the_limit_is_413_and_drained() -> None:
     client = Client([b"12345"] * 5)
     assert await client.call(limited()) == 413
     assert (b"connection", b"close") in client.sent[0]["headers"]
-    assert client.parts == []  # drained, so that the answer is read and not a reset
+    assert client.parts == []  # drained, so that the client reads the answer and no reset
     assert client.asked == 5
 
 
-async def test_a_client_that_stops_in_the_middle_of_too_much_is_answered_all_the_same(
+async def test_a_client_that_stops_sending_an_oversized_body_gets_413(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ml_api.http.limits._DRAIN_SECONDS", 0.01)
     assert await Client([b"x" * 11], silent=True).call(limited()) == 413
 
 
-async def test_draining_has_an_end() -> None:
+async def test_draining_an_oversized_body_is_limited() -> None:
     client = Client([b"x" * 10] * 1000)
     assert await client.call(limited()) == 413
     assert len(client.parts) > 900
 
 
-async def test_a_declared_length_over_the_limit_is_refused_before_the_route_runs() -> None:
+async def test_a_content_length_over_the_limit_is_413_and_drained() -> None:
     client = Client([b"x" * 11], headers=[(b"content-length", b"11")])
     assert await client.call(limited()) == 413
-    assert client.parts == []  # drained, so that the answer is read
+    assert client.parts == []  # drained, so that the client reads the answer
 
 
 @pytest.mark.parametrize(
     "header", [(b"x-count", b"999"), (b"content-length", b"+999"), (b"content-length", b"")]
 )
-async def test_only_a_length_is_a_declared_length(header: tuple[bytes, bytes]) -> None:
+async def test_other_headers_and_invalid_content_lengths_are_ignored(header: tuple[bytes, bytes]) -> None:
     assert await Client([b"1"], headers=[header]).call(limited()) == 200
 
 
-async def test_a_declared_length_at_the_limit_passes() -> None:
+async def test_a_content_length_at_the_limit_passes() -> None:
     client = Client([b"x" * 10], headers=[(b"content-length", b"10")])
     assert await client.call(limited()) == 200
 
 
-async def test_a_client_that_waits_for_100_continue_is_not_told_to_go_on() -> None:
+async def test_expect_100_continue_over_the_limit_is_413_without_reading_the_body() -> None:
     client = Client([], headers=[(b"content-length", b"999"), (b"expect", b"100-continue")])
     assert await client.call(limited()) == 413
     assert client.asked == 0
@@ -130,18 +130,18 @@ async def test_a_body_that_stops_arriving_is_408() -> None:
     assert await client.call(limited(timeout=0.01)) == 408
 
 
-async def test_a_body_that_trickles_is_408_at_the_end_of_its_time() -> None:
-    class Trickle(Client):
+async def test_a_slow_body_is_408_after_the_body_timeout() -> None:
+    class SlowClient(Client):
         async def receive(self) -> Message:
             await advance(2)
             return await super().receive()
 
-    client = Trickle([b"1"] * 8)
+    client = SlowClient([b"1"] * 8)
     assert await client.call(limited(timeout=5)) == 408
     assert len(client.parts) > 3
 
 
-async def test_waiting_for_the_disconnect_is_no_slow_body() -> None:
+async def test_waiting_for_the_disconnect_is_not_limited_by_the_body_timeout() -> None:
     async def after_the_body(scope: Scope, receive, send) -> None:  # type: ignore[no-untyped-def]
         while (await receive()).get("more_body"):
             pass
@@ -159,7 +159,7 @@ async def test_waiting_for_the_disconnect_is_no_slow_body() -> None:
         assert await client.call(BodyLimit(after_the_body, max_bytes=10, timeout=0.01)) == 200
 
 
-async def test_no_clock_is_set_for_a_body_that_is_here() -> None:
+async def test_a_complete_body_has_no_timeout() -> None:
     class Slow(Client):
         async def receive(self) -> Message:
             await advance(3)
@@ -171,27 +171,27 @@ async def test_no_clock_is_set_for_a_body_that_is_here() -> None:
     assert await here.call(limited(timeout=1)) == 200
 
 
-async def test_a_body_that_is_here_may_still_be_too_large() -> None:
+async def test_a_complete_body_over_the_limit_is_413() -> None:
     client = Client([b"x" * 11])
     client.scope[BODY_COMPLETE] = True
     assert await client.call(limited()) == 413
 
 
-async def test_work_over_its_time_is_given_up_with_504() -> None:
+async def test_work_over_its_time_limit_is_504() -> None:
     never = threading.Event()
     try:
-        with pytest.raises(Problem) as given_up:
+        with pytest.raises(Problem) as caught:
             await run_within(0.01, never.wait)
     finally:
         never.set()
-    assert (given_up.value.status, given_up.value.headers) == (504, {"Retry-After": "1"})
+    assert (caught.value.status, caught.value.headers) == (504, {"Retry-After": "1"})
 
 
-async def test_work_within_its_time_returns_its_result_from_a_thread() -> None:
+async def test_work_within_its_time_limit_returns_its_result_from_a_thread() -> None:
     assert await run_within(60, threading.current_thread) is not threading.main_thread()
 
 
-async def test_a_timeout_of_the_work_is_not_taken_for_the_deadline() -> None:
+async def test_a_timeout_error_of_the_work_is_raised_unchanged() -> None:
     def own_timeout() -> None:
         raise TimeoutError("its own")
 

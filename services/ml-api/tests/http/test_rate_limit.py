@@ -1,4 +1,4 @@
-"""The rate limit: bursts pass, floods are told how long to wait, one caller does not pay for another."""
+"""The rate limit: bursts pass, more is 429 with the time to wait, and each caller has its own limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_api.http.rate_limit import RateLimit, TokenBuckets
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_caller_over_its_rate_is_429_until_a_token_has_grown(tmp_path: Path) -> None:
+async def test_a_caller_over_its_rate_is_429_until_a_token_is_refilled(tmp_path: Path) -> None:
     now = 0.0
     file = tmp_path / "keys"
     file.write_text("one = the-key-of-one-1\ntwo = the-key-of-two-2\n")
@@ -38,7 +38,7 @@ async def test_a_caller_over_its_rate_is_429_until_a_token_has_grown(tmp_path: P
     assert (other.status_code, later.status_code) == (200, 200)
 
 
-async def test_tokens_grow_while_a_caller_waits_and_never_beyond_a_minutes_worth() -> None:
+async def test_tokens_are_refilled_over_time_up_to_one_minute_of_requests() -> None:
     now = 0.0
     limited = RateLimit(PlainTextResponse("fine"), buckets=TokenBuckets(2, clock=lambda: now))
     app = Authentication(limited, keys=ApiKeys(single="key"))
@@ -55,7 +55,7 @@ async def test_tokens_grow_while_a_caller_waits_and_never_beyond_a_minutes_worth
         assert [await ask(3630), await ask(3630), await ask(3630)] == [(200, None)] * 2 + [(429, "30")]
 
 
-async def test_the_setting_turns_it_on_for_predictions_and_leaves_health_alone(
+async def test_the_rate_limit_setting_applies_to_predict_and_not_to_health(
     service: Callable[..., httpx.AsyncClient],
     body: Callable[..., bytes],
     headers: Callable[..., dict[str, str]],

@@ -1,4 +1,4 @@
-"""Fixtures of the Open Inference Protocol's tests: a model that has nothing to do with trading."""
+"""Fixtures of the tests of the Open Inference Protocol: a model other than the trading model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from predictor import write_manifest
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A regression model with a category feature that may be missing: nothing of trading about it."""
+    """A directory with a regression model of a nullable number and a category."""
     directory = tmp_path_factory.mktemp("models")
     random = np.random.default_rng(7)
     rows = np.column_stack([random.normal(size=400), random.integers(0, 3, 400)])

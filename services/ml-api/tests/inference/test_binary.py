@@ -1,4 +1,4 @@
-"""The binary tensor extension: every datatype both ways, and everything that the bytes can get wrong."""
+"""The binary tensor extension: every datatype in both directions, and malformed bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def message(body: bytes, *tensors: dict[str, Any], **more: Any) -> tuple[bytes, dict[str, str]]:
-    """A request whose tensors' bytes are *body*, and the header that says where they begin."""
+    """A request with the tensor bytes *body*, and the header with the length of its JSON part."""
     head = json.dumps({"inputs": tensors} | more).encode()
     return head + body, {"Inference-Header-Content-Length": str(len(head))}
 
@@ -52,7 +52,7 @@ def tensor(size: int, shape: list[int], datatype: str = "FP64", name: str = "row
 @given(
     st.sampled_from(get_args(Datatype)).flatmap(lambda name: st.tuples(st.just(name), st.lists(VALUES[name])))
 )
-def test_written_tensors_are_read_back(drawn: tuple[Datatype, list[Any]]) -> None:
+def test_binary_tensors_round_trip(drawn: tuple[Datatype, list[Any]]) -> None:
     datatype, values = drawn
     data = write_values(values, datatype)
     found = list(read_values(memoryview(data), len(data), datatype, [len(values)]))
@@ -60,7 +60,9 @@ def test_written_tensors_are_read_back(drawn: tuple[Datatype, list[Any]]) -> Non
 
 
 @given(st.binary(max_size=64), st.sampled_from(get_args(Datatype)), st.integers(0, 8))
-def test_any_bytes_are_a_tensor_or_are_refused_by_name(data: bytes, datatype: Datatype, count: int) -> None:
+def test_any_bytes_are_read_as_a_tensor_or_raise_binary_mismatch(
+    data: bytes, datatype: Datatype, count: int
+) -> None:
     try:
         values = read_values(memoryview(data), len(data), datatype, [count])
     except BinaryMismatch:
@@ -69,7 +71,9 @@ def test_any_bytes_are_a_tensor_or_are_refused_by_name(data: bytes, datatype: Da
 
 
 @pytest.mark.anyio
-async def test_a_matrix_in_bytes_gets_the_models_numbers_in_bytes(service: Service, headers: Headers) -> None:
+async def test_a_binary_matrix_is_answered_with_binary_predictions(
+    service: Service, headers: Headers
+) -> None:
     rows = np.array([ROW, ROW[::-1]])
     body, length = message(
         rows.tobytes(), tensor(rows.nbytes, [2, 11]), parameters={"binary_data_output": True}
@@ -86,7 +90,7 @@ async def test_a_matrix_in_bytes_gets_the_models_numbers_in_bytes(service: Servi
 
 
 @pytest.mark.anyio
-async def test_text_and_missing_values_come_as_bytes_too(
+async def test_binary_tensors_carry_text_and_missing_values(
     service: Service, headers: Headers, models_dir: Path
 ) -> None:
     sizes, colours = np.array([0.5, math.nan], np.float32), b"\1\0\0\0g\1\0\0\0r"
@@ -104,7 +108,7 @@ async def test_text_and_missing_values_come_as_bytes_too(
 
 
 @pytest.mark.anyio
-async def test_one_key_is_one_answer_whatever_the_id_and_other_bytes_are_refused(
+async def test_a_key_replays_for_another_request_id_and_is_refused_for_other_bytes(
     service: Service, headers: Headers
 ) -> None:
     rows = np.array([ROW])
@@ -136,7 +140,7 @@ async def test_one_key_is_one_answer_whatever_the_id_and_other_bytes_are_refused
         (5, [2], "BYTES", b"\1\0\0\0a", "its shape needs 2"),
     ],
 )
-async def test_bytes_that_do_not_fit_are_422_with_the_reason(
+async def test_binary_data_that_does_not_fit_is_422_with_the_reason(
     service: Service,
     headers: Headers,
     size: int,
@@ -154,7 +158,9 @@ async def test_bytes_that_do_not_fit_are_422_with_the_reason(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("length", ["", "x", "-1", "3.0", "٣", "99999", "9" * 5000])
-async def test_a_length_that_is_none_is_refused(service: Service, headers: Headers, length: str) -> None:
+async def test_an_invalid_inference_header_length_is_422(
+    service: Service, headers: Headers, length: str
+) -> None:
     encoded = {name.encode(): value.encode() for name, value in headers().items()}
     encoded[b"Inference-Header-Content-Length"] = length.encode()
     async with service() as client:
@@ -168,7 +174,7 @@ async def test_a_length_that_is_none_is_refused(service: Service, headers: Heade
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("extra", [{}, {"data": [1.0], "parameters": {"binary_data_size": 0}}])
-async def test_a_tensor_has_its_values_in_one_place(
+async def test_a_tensor_needs_either_data_or_binary_data(
     service: Service, headers: Headers, extra: dict[str, Any]
 ) -> None:
     one = {"name": "rows", "shape": [1, 1], "datatype": "FP64"} | extra

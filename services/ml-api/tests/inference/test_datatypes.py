@@ -1,4 +1,4 @@
-"""Tensors are held to their datatypes, and both forms of a request are read by one encoder under one policy."""
+"""Tensor values must have their datatype, and both forms of a request are read under the same policy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ ROW: list[Any] = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.
         ("BYTES", ["x", "", None], [1, True, 1.0]),
     ],
 )
-def test_a_value_is_of_its_datatype_or_refused(datatype: Any, good: list[Any], bad: list[Any]) -> None:
+def test_values_of_another_datatype_are_refused_with_their_index(
+    datatype: Any, good: list[Any], bad: list[Any]
+) -> None:
     assert typed_values(good, datatype) == good
     for value in bad:
         with pytest.raises(DatatypeMismatch) as refused:
@@ -53,7 +55,7 @@ def test_a_value_is_of_its_datatype_or_refused(datatype: Any, good: list[Any], b
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_an_fp32_is_the_nearest_float32_whether_all_its_digits_are_sent_or_the_fewest(value: float) -> None:
+def test_fp32_accepts_the_shortest_and_the_full_decimal_form(value: float) -> None:
     assert typed_values([value, float(str(np.float32(value)))], "FP32") == [value, value]
 
 
@@ -71,7 +73,7 @@ def inputs(form: str, row: list[Any], datatype: str) -> bytes:
 @pytest.mark.anyio
 @pytest.mark.parametrize("odd", [" 1_20 ", "1", True, False, 2**53 + 1, 10**400, None, [], 1.5, 7])
 @pytest.mark.parametrize("datatype", ["FP64", "INT64", "BOOL", "FP32"])
-async def test_both_forms_take_and_refuse_the_same_and_give_the_same_number(
+async def test_matrix_and_column_tensors_accept_and_predict_the_same(
     service: Service, headers: Headers, odd: Any, datatype: str
 ) -> None:
     base = ROW if datatype.startswith("FP") else [int(value) for value in ROW]
@@ -96,7 +98,9 @@ async def test_both_forms_take_and_refuse_the_same_and_give_the_same_number(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("literal", [b"NaN", b"Infinity", b"-Infinity"])
-async def test_a_body_that_is_not_json_is_refused(service: Service, headers: Headers, literal: bytes) -> None:
+async def test_nan_and_infinity_literals_are_refused(
+    service: Service, headers: Headers, literal: bytes
+) -> None:
     body = inputs("matrix", ROW, "FP64").replace(b"65800.0", literal)
     async with service() as client:
         answer = await client.post("/v2/models/btc-eth/infer", content=body, headers=headers())
@@ -118,8 +122,8 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("rows", [3, 3000])  # answered in the event loop, and in a thread
-async def test_the_good_rows_of_a_batch_keep_their_numbers_where_one_overflows(
+@pytest.mark.parametrize("rows", [3, 3000])  # predicted in the event loop, and in a thread
+async def test_an_overflowing_row_is_null_and_the_other_rows_are_answered(
     service: Service, headers: Headers, linear: Path, rows: int
 ) -> None:
     values = [0.5, 1e306, -0.25, *[1.0] * (rows - 3)]

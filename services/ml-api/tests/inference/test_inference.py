@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: tensors in, tensors out, for any model, under the same promise as /predict."""
+"""The Open Inference Protocol: tensors in and out of any model, with the same idempotency as /predict."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def request(*inputs: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"inputs": list(inputs)} | more).encode()
 
 
-async def test_a_matrix_gets_exactly_the_models_numbers(service: Service, headers: Headers) -> None:
+async def test_a_matrix_is_answered_with_the_predictions_of_the_model(
+    service: Service, headers: Headers
+) -> None:
     rows = np.array([ROW, [value * 0.9 for value in ROW]])
     async with service() as client:
         flat = await client.post(
@@ -70,7 +72,7 @@ async def test_a_matrix_gets_exactly_the_models_numbers(service: Service, header
     assert nested.json()["outputs"] == answer["outputs"]
 
 
-async def test_a_tensor_for_each_feature_may_carry_categories_and_missing_values(
+async def test_feature_tensors_carry_categories_and_missing_values(
     service: Service, headers: Headers, models_dir: Path
 ) -> None:
     columns = (tensor([0.5, None], [2, 1], "size"), tensor(["g", "r"], [2], "colour", "BYTES"))
@@ -83,13 +85,13 @@ async def test_a_tensor_for_each_feature_may_carry_categories_and_missing_values
     assert answer.json()["outputs"][0]["data"] == expected.tolist()
 
 
-def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_dir: Path) -> None:
+def test_the_trading_model_needs_the_trading_features_and_classes(models_dir: Path) -> None:
     models = load_models(
         Settings.model_validate({"api_key": "the-key-of-the-tests", "models_dir": models_dir})
     )
     houses, trading = models.by_name["houses"].current, models.by_name["btc-eth"].current
     models.check("houses", houses)
-    models.check("houses", trading)  # of what stands beside it nothing is asked
+    models.check("houses", trading)  # only the trading model must have its features
     models.check("btc-eth", trading)
     with pytest.raises(ModelUnusable, match="the model houses is not served"):
         models.check("btc-eth", houses)
@@ -99,7 +101,7 @@ def test_only_a_model_of_its_features_and_classes_may_be_behind_predict(models_d
     ("features", "classes"),
     [(FEATURES[::-1], CLASSES), (FEATURES, CLASSES[::-1]), (FEATURES, CLASSES[:2]), (FEATURES, ())],
 )
-def test_features_or_classes_in_another_order_are_another_question(
+def test_a_trading_model_with_other_features_or_classes_is_refused(
     features: tuple[str, ...], classes: tuple[str, ...]
 ) -> None:
     other: Any = SimpleNamespace(info=SimpleNamespace(name="x", features=features, classes=classes))
@@ -107,10 +109,14 @@ def test_features_or_classes_in_another_order_are_another_question(
         check_trading_model(other)
 
 
-def test_the_model_behind_predict_is_the_one_that_was_named_or_none(models_dir: Path, tmp_path: Path) -> None:
+def test_the_configured_trading_model_is_loaded_or_refused_with_the_reason(
+    models_dir: Path, tmp_path: Path
+) -> None:
     def loaded(path: Path, **more: object) -> ModelRegistry:
         given = {"api_key": "the-key-of-the-tests", "model_path": path} | more
-        return load_models(Settings.model_construct(**given))  # unchecked: a file may vanish after the check
+        return load_models(
+            Settings.model_construct(**given)
+        )  # not validated: a file may vanish after validation
 
     named, altered, absent = tmp_path / "named.txt", tmp_path / "altered.txt", tmp_path / "absent.txt"
     manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
@@ -131,7 +137,7 @@ def test_the_model_behind_predict_is_the_one_that_was_named_or_none(models_dir: 
     assert loaded(absent, rule_fallback=True).trading is None
 
 
-def test_two_models_of_one_name_are_refused(models_dir: Path, tmp_path: Path) -> None:
+def test_two_models_with_the_same_name_are_refused(models_dir: Path, tmp_path: Path) -> None:
     for copy in ("one", "two"):
         shutil.copy(models_dir / "houses.txt", tmp_path / f"{copy}.txt")
         shutil.copy(manifest_path(models_dir / "houses.txt"), manifest_path(tmp_path / f"{copy}.txt"))
@@ -139,7 +145,7 @@ def test_two_models_of_one_name_are_refused(models_dir: Path, tmp_path: Path) ->
         load_models(Settings.model_validate({"api_key": "the-key-of-the-tests", "models_dir": tmp_path}))
 
 
-async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(
+async def test_a_large_batch_is_answered_with_the_predictions_of_the_model(
     service: Service, headers: Headers
 ) -> None:
     rows = np.tile(ROW, (200, 1))
@@ -150,7 +156,7 @@ async def test_many_rows_are_answered_off_the_event_loop_with_the_same_numbers(
     assert answer.json()["outputs"][0]["data"] == Model.load(BUNDLED_MODEL).predict(rows).ravel().tolist()
 
 
-async def test_a_batch_over_the_handlers_time_is_cut_off_and_its_key_is_free_again(
+async def test_a_batch_over_the_deadline_is_504_and_releases_its_key(
     service: Service, headers: Headers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = threading.Event()
@@ -171,7 +177,7 @@ async def test_a_batch_over_the_handlers_time_is_cut_off_and_its_key_is_free_aga
     assert "idempotency-replayed" not in again.headers
 
 
-async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refused(
+async def test_a_key_replays_for_another_request_id_and_is_refused_for_another_tensor(
     service: Service, headers: Headers
 ) -> None:
     async with service() as client:
@@ -210,7 +216,7 @@ async def test_one_key_is_one_answer_whatever_the_id_and_another_tensor_is_refus
         (request(tensor([1.0], [-1, 11])), "greater than or equal"),
     ],
 )
-async def test_tensors_that_do_not_fit_are_422_with_a_reason_in_both_spellings(
+async def test_tensors_that_do_not_fit_are_422_with_the_reason_and_no_values(
     service: Service, headers: Headers, body: bytes, said: str
 ) -> None:
     async with service() as client:
@@ -221,7 +227,7 @@ async def test_tensors_that_do_not_fit_are_422_with_a_reason_in_both_spellings(
     assert b"SECRET" not in answer.content
 
 
-async def test_only_the_first_few_of_many_violations_are_named(service: Service, headers: Headers) -> None:
+async def test_at_most_twenty_violations_are_listed(service: Service, headers: Headers) -> None:
     async with service() as client:
         answer = await client.post(INFER, content=request(*[tensor([], [-1])] * 1000), headers=headers())
     problem = answer.json()
@@ -234,7 +240,7 @@ async def test_only_the_first_few_of_many_violations_are_named(service: Service,
     }
 
 
-async def test_no_rows_get_no_numbers_and_a_request_without_an_id_an_answer_without_one(
+async def test_a_request_without_rows_or_id_has_an_empty_answer_without_id(
     service: Service, headers: Headers
 ) -> None:
     async with service() as client:
@@ -243,7 +249,7 @@ async def test_no_rows_get_no_numbers_and_a_request_without_an_id_an_answer_with
     assert answer.json() == {"model_name": "btc-eth", "model_version": "1.0.0", "outputs": [output]}
 
 
-async def test_metadata_tell_what_to_send_and_what_comes_back(
+async def test_metadata_describe_inputs_outputs_features_and_classes(
     service: Service, headers: Headers, models_dir: Path
 ) -> None:
     async with service(models_dir=models_dir) as client:
@@ -278,7 +284,7 @@ async def test_metadata_tell_what_to_send_and_what_comes_back(
     ]
 
 
-async def test_an_unknown_model_or_version_is_404_with_the_names_there_are(
+async def test_an_unknown_model_or_version_is_404_with_the_known_names(
     service: Service, headers: Headers
 ) -> None:
     async with service() as client:
@@ -294,7 +300,7 @@ async def test_an_unknown_model_or_version_is_404_with_the_names_there_are(
     assert ready.status_code == 200
 
 
-async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> None:
+async def test_models_require_the_key_and_health_does_not(service: Service) -> None:
     async with service() as client:
         closed = [await client.get(path) for path in ("/v2/models/btc-eth", "/v2/models/btc-eth/ready")]
         infer = await client.post(INFER, content=request(tensor(ROW, [1, 11])))
@@ -304,7 +310,7 @@ async def test_models_are_behind_the_key_and_health_is_not(service: Service) -> 
     assert opened[0].json() == {"name": "ml-api", "version": version("ml-api"), "extensions": EXTENSIONS}
 
 
-async def test_every_refusal_uses_the_protocols_error_member(service: Service, headers: Headers) -> None:
+async def test_every_refusal_has_the_error_member_of_the_protocol(service: Service, headers: Headers) -> None:
     body, other = request(tensor(ROW, [1, 11])), request(tensor([0.5] * 11, [1, 11]))
     async with service(max_body_bytes=2000, rate_limit=4) as client:
         refusals = [
@@ -323,7 +329,7 @@ async def test_every_refusal_uses_the_protocols_error_member(service: Service, h
         assert int(answer.headers["content-length"]) == len(answer.content)
 
 
-async def test_a_refusal_that_comes_in_parts_says_so_too() -> None:
+async def test_a_refusal_sent_in_parts_has_the_error_member() -> None:
     async def in_parts(scope: Scope, receive: Receive, send: Send) -> None:
         whole = problem_response(404, "x", "nothing here")
         await send({"type": "http.response.start", "status": 404, "headers": whole.raw_headers})
@@ -335,12 +341,12 @@ async def test_a_refusal_that_comes_in_parts_says_so_too() -> None:
         assert (await client.get("/v2/models")).json()["error"] == "nothing here"
 
 
-async def test_a_refused_head_is_no_fault(service: Service) -> None:
+async def test_a_refused_head_request_is_401(service: Service) -> None:
     async with service() as client:
         assert (await client.head("/v2/models/btc-eth")).status_code == 401
 
 
-async def test_a_path_that_only_begins_like_the_protocols_is_not_in_it(
+async def test_a_path_that_only_starts_with_v2_has_no_error_member(
     service: Service, headers: Headers
 ) -> None:
     async with service() as client:
@@ -350,7 +356,7 @@ async def test_a_path_that_only_begins_like_the_protocols_is_not_in_it(
     assert "error" not in beside.json()
 
 
-async def test_a_reason_keeps_the_names_that_the_caller_gave(service: Service, headers: Headers) -> None:
+async def test_reasons_name_tensors_as_the_caller_wrote_them(service: Service, headers: Headers) -> None:
     async with service() as client:
         answer = await client.post(
             INFER, content=request(tensor(["x"] * 11, [1, 11], "MyRows")), headers=headers()

@@ -1,4 +1,4 @@
-"""Outputs beside the predictions, on request: labels, probabilities, raw scores, contributions."""
+"""Outputs on request: labels, probabilities, raw and staged scores, contributions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = (
 )
 
 
-async def asked(
+async def infer_outputs(
     client: httpx.AsyncClient, headers: dict[str, str], path: str, *inputs: Any, **more: Any
 ) -> Any:
     answer = await client.post(path, content=json.dumps({"inputs": inputs} | more).encode(), headers=headers)
@@ -37,12 +37,10 @@ async def asked(
     return {output["name"]: output for output in answer.json()["outputs"]}
 
 
-async def test_labels_and_probabilities_come_where_they_are_asked_for(
-    service: Service, headers: Headers
-) -> None:
+async def test_requested_labels_and_probabilities_are_returned(service: Service, headers: Headers) -> None:
     wanted = [{"name": "label"}, {"name": "probabilities"}]
     async with service() as client:
-        found = await asked(client, headers(), f"{MODEL}/infer", MATRIX, outputs=wanted)
+        found = await infer_outputs(client, headers(), f"{MODEL}/infer", MATRIX, outputs=wanted)
     model = Model.load(BUNDLED_MODEL)
     assert list(found) == ["label", "probabilities"]
     assert (found["label"]["datatype"], found["label"]["shape"]) == ("BYTES", [2])
@@ -50,23 +48,23 @@ async def test_labels_and_probabilities_come_where_they_are_asked_for(
     assert found["probabilities"]["data"] == model.predict_proba(ROWS).ravel().tolist()
 
 
-async def test_classification_names_the_best_classes_first(service: Service, headers: Headers) -> None:
+async def test_classification_lists_the_most_probable_classes_first(
+    service: Service, headers: Headers
+) -> None:
     wanted = [{"name": "predict", "parameters": {"classification": 2}}]
     async with service() as client:
-        found = await asked(client, headers(), f"{MODEL}/infer", MATRIX, outputs=wanted)
-    chances = Model.load(BUNDLED_MODEL).predict_proba(ROWS)
+        found = await infer_outputs(client, headers(), f"{MODEL}/infer", MATRIX, outputs=wanted)
+    probabilities = Model.load(BUNDLED_MODEL).predict_proba(ROWS)
     assert found["predict"]["shape"] == [2, 2]
     probability, index, label = found["predict"]["data"][0].split(":")
-    assert int(index) == chances[0].argmax()
-    assert float(probability) == chances[0].max()
+    assert int(index) == probabilities[0].argmax()
+    assert float(probability) == probabilities[0].max()
     assert label == ("SELL", "HOLD", "BUY")[int(index)]
 
 
-async def test_parameters_ask_for_raw_scores_and_for_those_after_some_iterations(
-    service: Service, headers: Headers
-) -> None:
+async def test_parameters_select_raw_and_staged_scores(service: Service, headers: Headers) -> None:
     async with service() as client:
-        found = await asked(
+        found = await infer_outputs(
             client, headers(), f"{MODEL}/infer", MATRIX, parameters={"raw": True, "staged": "1,5"}
         )
     model = Model.load(BUNDLED_MODEL)
@@ -77,11 +75,11 @@ async def test_parameters_ask_for_raw_scores_and_for_those_after_some_iterations
     assert found["staged"]["parameters"] == {"iterations": "1,5"}
 
 
-async def test_explain_answers_contributions_that_add_up_to_the_raw_score(
+async def test_explain_returns_contributions_that_add_up_to_the_raw_score(
     service: Service, headers: Headers, models_dir: Path
 ) -> None:
     async with service(models_dir=models_dir) as client:
-        found = await asked(client, headers(), "/v2/models/houses/explain", *COLUMNS)
+        found = await infer_outputs(client, headers(), "/v2/models/houses/explain", *COLUMNS)
     rows = [{"size": 0.5, "colour": "g"}, {"size": None, "colour": "r"}]
     raw = Model.load(models_dir / "houses.txt").predict(rows, raw=True)
     shares = np.array(found["contributions"]["data"]).reshape(found["contributions"]["shape"])
@@ -89,9 +87,7 @@ async def test_explain_answers_contributions_that_add_up_to_the_raw_score(
     assert shares.sum(axis=1) + found["bias"]["data"] == pytest.approx(raw, rel=1e-9)
 
 
-async def test_more_contributions_than_an_answer_may_hold_are_refused_before_they_are_computed(
-    service: Service, headers: Headers
-) -> None:
+async def test_explain_with_too_many_rows_is_422(service: Service, headers: Headers) -> None:
     tensor = {"name": "rows", "shape": [70_000, 11], "datatype": "FP16"}
     head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 1_540_000}}]}).encode()
     length = {"Inference-Header-Content-Length": str(len(head))}
@@ -102,7 +98,7 @@ async def test_more_contributions_than_an_answer_may_hold_are_refused_before_the
     assert (answer.status_code, answer.json()["type"].rpartition(":")[2]) == (422, "too-many-rows")
 
 
-async def test_an_output_that_a_model_does_not_offer_is_refused_with_the_reason(
+async def test_an_output_the_model_does_not_offer_is_422_with_the_reason(
     service: Service, headers: Headers, models_dir: Path
 ) -> None:
     body = json.dumps({"inputs": COLUMNS, "outputs": [{"name": "label"}]}).encode()
@@ -116,7 +112,7 @@ async def test_an_output_that_a_model_does_not_offer_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     "parameters", [{"staged": "0"}, {"staged": "1,"}, {"staged": ",".join(["1"] * 17)}, {"raw": 1}]
 )
-async def test_parameters_that_mean_nothing_are_refused(
+async def test_invalid_parameters_are_422(
     service: Service, headers: Headers, parameters: dict[str, object]
 ) -> None:
     body = json.dumps({"inputs": [MATRIX], "parameters": parameters}).encode()
@@ -132,7 +128,7 @@ async def test_parameters_that_mean_nothing_are_refused(
         {"name": "rows", "shape": [1, 2], "datatype": "FP64", "data": [0.5, 1]},
     ],
 )
-async def test_a_matrix_for_a_model_of_text_categories_is_refused_with_what_to_send_instead(
+async def test_a_matrix_for_a_model_with_text_categories_is_422_with_the_tensors_to_send(
     service: Service, headers: Headers, models_dir: Path, tensor: dict[str, object]
 ) -> None:
     body = json.dumps({"inputs": [tensor]}).encode()
@@ -145,7 +141,7 @@ async def test_a_matrix_for_a_model_of_text_categories_is_refused_with_what_to_s
     )
 
 
-async def test_the_index_and_the_configuration_name_every_model_and_its_tensors(
+async def test_index_and_config_list_every_model_and_its_tensors(
     service: Service, headers: Headers, models_dir: Path
 ) -> None:
     async with service(models_dir=models_dir) as client:

@@ -1,4 +1,4 @@
-"""Log lines: JSON a machine can read, whatever is said in them; and when they are written."""
+"""Log lines: valid JSON or one plain line whatever they contain, each written immediately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Line = Callable[..., dict[str, object]]
 
 @pytest.fixture
 def line(capsys: pytest.CaptureFixture[str]) -> Line:
-    """Log once in JSON, and read the line back."""
+    """Log one message as JSON and return the parsed line."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
@@ -36,7 +36,7 @@ def line(capsys: pytest.CaptureFixture[str]) -> Line:
     return of
 
 
-def test_a_line_has_its_moment_its_request_and_its_fields(
+def test_a_json_line_has_time_level_logger_request_id_and_fields(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moment = datetime(2026, 2, 20, 14, 0, 59, 7_000, tzinfo=UTC).timestamp()
@@ -57,7 +57,7 @@ def test_a_line_has_its_moment_its_request_and_its_fields(
         request_id.reset(token)
 
 
-def test_two_lines_a_second_apart_differ_in_time(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_line_has_its_own_time(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for moment in (1_771_596_000.999, 1_771_596_001.0):
         monkeypatch.setattr("time.time", lambda moment=moment: moment)
@@ -69,16 +69,16 @@ def test_two_lines_a_second_apart_differ_in_time(line: Line, monkeypatch: pytest
 @pytest.mark.parametrize(
     "odd", ["a lone \ud800 surrogate", 2**70, float("nan"), ValueError("no JSON type"), {(1, 2): 3}]
 )
-def test_no_value_costs_the_line(line: Line, odd: object) -> None:
+def test_a_value_that_json_cannot_encode_does_not_lose_the_line(line: Line, odd: object) -> None:
     assert line("ERROR in something", odd=odd)["message"] == "ERROR in something"
 
 
-def test_text_beyond_ascii_and_line_feeds_stay_in_their_line(line: Line) -> None:
+def test_non_ascii_text_and_line_feeds_stay_in_one_json_line(line: Line) -> None:
     assert line("coût\nERROR forged")["message"] == "coût\nERROR forged"
 
 
 class Pipe:
-    """A stream that notes each write; a terminal if it is told to be one."""
+    """A stream that records each write; a terminal if `terminal` is set."""
 
     def __init__(self) -> None:
         self.written: list[str] = []
@@ -96,7 +96,7 @@ class Pipe:
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
-    """The pipe that the service logs to during a test."""
+    """The stream to which the service logs during the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     monkeypatch.setattr(sys, "stderr", pipe := Pipe())
@@ -119,7 +119,7 @@ log = logging.getLogger("ml_api.test")
         ("auto", False, False),
     ],
 )
-def test_people_on_a_terminal_get_plain_text_and_machines_json_unless_told_otherwise(
+def test_auto_format_is_plain_on_a_terminal_and_json_elsewhere(
     pipe: Pipe,
     monkeypatch: pytest.MonkeyPatch,
     style: Literal["auto", "json", "console"],
@@ -133,7 +133,7 @@ def test_people_on_a_terminal_get_plain_text_and_machines_json_unless_told_other
     assert pipe.written[0].startswith("{") is not plain
 
 
-def test_a_plain_line_has_its_moment_its_level_and_its_fields_and_faults_below_it(
+def test_a_plain_line_has_time_level_message_and_fields_and_then_the_traceback(
     pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", pipe)
@@ -155,7 +155,7 @@ def test_a_plain_line_has_its_moment_its_level_and_its_fields_and_faults_below_i
     assert fault.endswith("RuntimeError: why\n")
 
 
-def test_a_json_line_has_the_trace_and_the_fault_in_it(pipe: Pipe) -> None:
+def test_a_json_line_has_the_trace_id_and_the_exception(pipe: Pipe) -> None:
     token = trace_id.set("t-1")
     try:
         raise RuntimeError("why")
@@ -168,7 +168,7 @@ def test_a_json_line_has_the_trace_and_the_fault_in_it(pipe: Pipe) -> None:
     assert json.loads(text)["exception"].endswith("RuntimeError: why")
 
 
-def test_half_a_character_costs_no_line(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lone_surrogate_loses_no_plain_line(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", pipe)
     configure_logging("INFO", "console")
     log.info("half \ud800")
@@ -176,9 +176,7 @@ def test_half_a_character_costs_no_line(pipe: Pipe, monkeypatch: pytest.MonkeyPa
     assert [text.count("\n") for text in pipe.written] == [1, 1]
 
 
-def test_a_call_that_cannot_be_formatted_does_not_fail_its_caller(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_call_with_wrong_arguments_does_not_raise(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
     log.info("%d", "no number")
     log.info("next")
@@ -192,7 +190,7 @@ def test_attributes_added_by_another_formatter_are_not_logged(pipe: Pipe) -> Non
     assert set(json.loads(pipe.written[0])) == {"time", "level", "logger", "message", "key_id"}
 
 
-def test_each_line_is_written_at_once_in_one_piece_so_that_none_is_lost_and_workers_lines_do_not_mix(
+def test_each_line_is_written_immediately_by_one_write(
     pipe: Pipe,
 ) -> None:
     log.info("one")
@@ -202,9 +200,7 @@ def test_each_line_is_written_at_once_in_one_piece_so_that_none_is_lost_and_work
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r", "\x1b[2J", "\x85", "\u2028", "\u202e"])
-def test_a_plain_line_stays_one_line_whatever_is_said_in_it(
-    sign: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_control_characters_cannot_forge_a_plain_line(sign: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configure_logging("INFO", "console")
@@ -219,7 +215,7 @@ def test_a_plain_line_stays_one_line_whatever_is_said_in_it(
     finally:
         root.handlers[:], root.level = handlers, level
     written = capsys.readouterr().err
-    assert sign not in written.replace("\n", "") if sign != "\n" else True
+    assert sign == "\n" or sign not in written
     lines = written.split("\n")
     assert all(line.isprintable() for line in lines)
     assert [line for line in lines if line.startswith("20")] == [lines[0], lines[1]]

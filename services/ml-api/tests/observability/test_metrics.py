@@ -1,4 +1,4 @@
-"""The numbers that operators are woken by."""
+"""The metrics that alert rules use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ml_api.observability.telemetry import CacheEvents
         "redis_connection_errors_total",
     ],
 )
-def test_counters_with_alerts_start_at_zero_so_that_the_first_failure_is_an_increase(series: str) -> None:
+def test_counters_with_alerts_start_at_zero(series: str) -> None:
     assert f"ml_service_{series} 0.0" in Metrics().render().decode().splitlines()
 
 
@@ -29,11 +29,11 @@ def test_counters_with_alerts_start_at_zero_so_that_the_first_failure_is_an_incr
     ("redis", "error", "counted"),
     [
         (True, "StoreUnavailable", 1),
-        (True, "CorruptRecord", 0),  # Redis answered: what it holds is the trouble
+        (True, "CorruptRecord", 0),  # Redis answered; its record is corrupt
         (False, "StoreUnavailable", 0),
     ],
 )
-def test_a_request_that_redis_fails_counts_as_a_connection_error(
+def test_a_redis_failure_of_a_request_counts_as_a_connection_error(
     redis: bool, error: str, counted: int
 ) -> None:
     metrics = Metrics()

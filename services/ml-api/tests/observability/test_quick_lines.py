@@ -1,4 +1,4 @@
-"""Quick lines are those of `logging`, and whoever else listens to a logger still gets records."""
+"""Quick lines equal those of `logging`, and other handlers of a logger still get records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("ml_api.test")
 
 
 class Listener(logging.Handler):
-    """A handler that keeps the records it gets."""
+    """A handler that keeps its records."""
 
     def __init__(self, seen: list[logging.LogRecord]) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Listener(logging.Handler):
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Puts the handlers and the level of a test back."""
+    """Restores the handlers and the level of the root logger."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     monkeypatch.delenv("ML_API_IMPL", raising=False)
@@ -42,7 +42,7 @@ Start = Callable[..., io.StringIO]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Start:
-    """Configures logging as JSON to a stream; within a test, since pytest adds handlers of its own before one."""
+    """Configures JSON logging to a stream; called in the test, because pytest adds its handlers before it."""
 
     def started(level: str = "INFO") -> io.StringIO:
         stream = io.StringIO()
@@ -57,7 +57,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Start:
 
 @pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
-    """The records that a formatter of the service was given."""
+    """The records that the formatter of the service has received."""
     seen: list[logging.LogRecord] = []
     plain = logs._JsonFormatter.format
 
@@ -80,7 +80,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[logging.LogRecord]:
     ids=["none", "some", "surrogate", "no JSON type"],
 )
 @pytest.mark.parametrize("context", [("", ""), ("r-1", ""), ("r-1", "t-1")])
-def test_a_quick_line_is_the_line_of_a_record(
+def test_a_quick_line_equals_the_line_of_a_log_record(
     start: Start,
     records: list[logging.LogRecord],
     fields: dict[str, object],
@@ -101,7 +101,7 @@ def test_a_quick_line_is_the_line_of_a_record(
     assert len(records) == 1
 
 
-def test_a_level_above_info_writes_no_line(start: Start) -> None:
+def test_a_level_above_info_writes_no_quick_line(start: Start) -> None:
     stream = start("WARNING")
     log_info(log, "Cache MISS", {})
     assert stream.getvalue() == ""
@@ -130,7 +130,9 @@ def test_another_handler_gets_a_record(start: Start, name: str) -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
-def test_a_filter_and_a_record_factory_are_respected(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logger_filters_and_record_factories_are_respected(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = start()
 
     def refuse(_: logging.LogRecord) -> bool:
@@ -164,7 +166,7 @@ def test_a_logger_that_does_not_propagate_writes_no_line(
     assert stream.getvalue() == ""
 
 
-def test_the_filters_and_the_level_of_the_handler_are_respected(start: Start) -> None:
+def test_handler_filters_and_levels_are_respected(start: Start) -> None:
     stream = start()
     handler = logging.getLogger().handlers[0]
     handler.addFilter(lambda _: False)
@@ -175,7 +177,7 @@ def test_the_filters_and_the_level_of_the_handler_are_respected(start: Start) ->
     assert stream.getvalue() == ""
 
 
-def test_a_stream_that_fails_does_not_fail_its_caller(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stream_does_not_raise_in_the_caller(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = start()
     monkeypatch.setattr(logging, "raiseExceptions", False)
     stream.close()

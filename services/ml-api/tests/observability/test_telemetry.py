@@ -20,8 +20,8 @@ pytestmark = pytest.mark.anyio
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-class At:
-    """A route, as far as telemetry looks at one."""
+class Route:
+    """A route with the only attribute that telemetry reads."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -42,7 +42,7 @@ async def call(
 
     scope: Scope = {"type": "http", "method": method, "path": "/", "headers": list(headers)}
     if route is not None:
-        scope["route"] = At(route)
+        scope["route"] = Route(route)
     await Telemetry(app, metrics=metrics)(scope, None, send)  # type: ignore[arg-type]
     return sent
 
@@ -52,7 +52,7 @@ async def fine(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def counted(metrics: Metrics, name: str) -> list[str]:
-    """The lines of one counter that are above zero."""
+    """The samples of one counter that are above zero."""
     lines = metrics.render().decode().splitlines()
     return [line for line in lines if line.startswith(f"ml_service_{name}_total") and line[-3:] != "0.0"]
 
@@ -69,7 +69,7 @@ def counted(metrics: Metrics, name: str) -> list[str]:
         ("", "outer"),
     ],
 )
-async def test_lines_of_a_request_carry_the_trace_that_it_came_with(sent: str, trace: str) -> None:
+async def test_a_valid_traceparent_sets_the_trace_id_during_the_request(sent: str, trace: str) -> None:
     seen: list[tuple[str, str]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +89,7 @@ async def test_lines_of_a_request_carry_the_trace_that_it_came_with(sent: str, t
 @pytest.mark.parametrize(
     ("id_", "kept"), [("a" * 128, True), ("a" * 129, False), ("a\n", False), ("", False)]
 )
-async def test_a_request_id_is_kept_if_it_is_plain_and_short(id_: str, kept: bool) -> None:
+async def test_a_printable_request_id_of_at_most_128_characters_is_kept(id_: str, kept: bool) -> None:
     start = (await call(fine, Metrics(), headers=[(b"x-request-id", id_.encode())]))[0]
     given = dict(start["headers"])[b"x-request-id"].decode()
     assert (given == id_) is kept
@@ -104,7 +104,7 @@ async def test_a_request_id_is_kept_if_it_is_plain_and_short(id_: str, kept: boo
         ("GET", None, 'method="GET",route="other",status="200"'),
     ],
 )
-async def test_requests_are_counted_by_few_labels_whatever_is_asked(
+async def test_unknown_methods_and_routes_are_counted_as_other(
     method: str, route: str | None, labels: str
 ) -> None:
     metrics = Metrics()
@@ -117,11 +117,11 @@ async def test_requests_are_counted_by_few_labels_whatever_is_asked(
     [
         ("/predict", False, False, "none", logging.INFO),
         ("/predict", True, False, "miss", logging.INFO),
-        ("/predict", True, True, "hit", logging.DEBUG),  # it has its line already
+        ("/predict", True, True, "hit", logging.DEBUG),  # the cache has logged it already
         *((path, False, False, "none", logging.DEBUG) for path in ("/health", "/ready", "/metrics")),
     ],
 )
-async def test_a_line_tells_what_a_request_was_and_the_frequent_ones_are_quiet(
+async def test_a_request_line_has_method_route_status_and_cache_and_frequent_ones_are_debug(
     caplog: pytest.LogCaptureFixture, route: str, keyed: bool, replayed: bool, cache: str, level: int
 ) -> None:
     caplog.set_level(logging.DEBUG, "ml_api.request")
@@ -141,7 +141,7 @@ async def test_a_line_tells_what_a_request_was_and_the_frequent_ones_are_quiet(
     assert timed in metrics.render().decode().splitlines()
 
 
-async def test_the_time_to_the_last_byte_is_logged_in_milliseconds_and_counted_in_seconds(
+async def test_request_duration_is_logged_in_milliseconds_and_counted_in_seconds(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "ml_api.request")
@@ -155,7 +155,7 @@ async def test_the_time_to_the_last_byte_is_logged_in_milliseconds_and_counted_i
     assert float(line.removeprefix(total)) == pytest.approx(0.2501234)
 
 
-async def test_half_an_answer_that_fails_is_broken_off_and_counted_as_it_began() -> None:
+async def test_an_answer_that_fails_midway_raises_and_is_counted_with_its_status() -> None:
     async def half(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 206, "headers": []})
         raise RuntimeError("in the middle")
@@ -167,7 +167,7 @@ async def test_half_an_answer_that_fails_is_broken_off_and_counted_as_it_began()
     assert 'status="206"' in line
 
 
-async def test_scopes_other_than_http_pass_untouched() -> None:
+async def test_scopes_other_than_http_are_passed_unchanged() -> None:
     passed: list[object] = []
 
     async def app(*call: object) -> None:
@@ -237,7 +237,7 @@ OWN: dict[str, Any] = {"operation": "POST /predict", "key_id": "ab"}
         ),
     ],
 )
-def test_each_event_has_its_line_and_its_count(
+def test_each_cache_event_is_logged_and_counted(
     caplog: pytest.LogCaptureFixture,
     event: Event,
     level: str,
@@ -255,7 +255,7 @@ def test_each_event_has_its_line_and_its_count(
     assert f"ml_service_{series} 1.0" in metrics.render().decode().splitlines()
 
 
-def test_a_failure_before_the_run_is_no_failed_write() -> None:
+def test_a_store_failure_before_the_run_is_not_a_failed_write() -> None:
     metrics = Metrics()
     CacheEvents(metrics, redis=False)(StoreFailed(step="acquire", action="bypassed", error="E", **OWN))
     assert counted(metrics, "cache_writes") == []

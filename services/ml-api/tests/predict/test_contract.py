@@ -1,4 +1,4 @@
-"""The wire: what is read exactly, what is refused and how, and what an answer looks like byte by byte."""
+"""The JSON of requests and answers: exact reading, refusals, the projection, and the bytes of an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_api.predict import contract
 from ml_api.predict.answer import PredictResponse, encode_answer
 from ml_api.predict.contract import (
     DecisionRequest,
@@ -52,8 +51,8 @@ def dump(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def stands_for(request: DecisionRequest) -> tuple[str, int | None]:
-    """The agent and the newest minute of a request that was read in full."""
+def projection_of(request: DecisionRequest) -> tuple[str, int | None]:
+    """The agent and the newest minute of a fully parsed request."""
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     minutes = [
         (time - epoch) // timedelta(minutes=1) for one in request.series.values() for time in one.times
@@ -68,13 +67,13 @@ def refusal(body: bytes) -> MalformedBody:
 
 
 class TestNumbers:
-    """Money keeps every digit it was sent with."""
+    """Decimals keep every digit."""
 
     def test_a_json_number_keeps_its_scale(self) -> None:
         body = dump(document()).replace(b"1.1,", b"0.10000000000000000000000001,")
         assert str(parse_request(body).portfolio.cash) == "0.10000000000000000000000001"
 
-    def test_a_string_is_the_same_number(self) -> None:
+    def test_a_decimal_string_is_read_as_its_number(self) -> None:
         request = parse_request(dump(document(portfolio={"cash": "64210.12500000", "totalValue": "1E2"})))
         assert str(request.portfolio.cash) == "64210.12500000"
         assert request.portfolio.total_value == 100
@@ -91,7 +90,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         "bad", [True, None, "", " 1", "1_000", "NaN", "Infinity", "0x10", "１２", [], {}, "9" * 100]
     )
-    def test_a_text_that_is_no_decimal_is_refused(self, bad: object) -> None:
+    def test_a_value_that_is_not_a_decimal_is_refused(self, bad: object) -> None:
         error = refusal(dump(document(candles=[CANDLE | {"close": bad}])))
         assert error.status == 422
         assert [(item["type"], item["loc"]) for item in error.detail] == [
@@ -104,7 +103,7 @@ class TestNumbers:
         assert (error.status, error.detail[0]["type"]) == (422, "json_invalid")
 
     @pytest.mark.parametrize("huge", [b"1e30", b"-1e30", b"1e999999", b"1" + b"0" * 400])
-    def test_money_beyond_the_callers_decimal_is_refused(self, huge: bytes) -> None:
+    def test_money_beyond_a_dotnet_decimal_is_refused(self, huge: bytes) -> None:
         error = refusal(dump(document()).replace(b'"totalValue": 2', b'"totalValue": ' + huge))
         assert error.detail[0]["loc"] == ["body", "portfolio", "totalValue"]
 
@@ -119,7 +118,7 @@ class TestNumbers:
 
 
 class TestTimestamps:
-    """ISO 8601 with Z, an offset or neither."""
+    """ISO 8601 with Z, an offset, or none."""
 
     @pytest.mark.parametrize(
         "text",
@@ -135,7 +134,7 @@ class TestTimestamps:
             "2026-02-20T15:00:00+0100",
         ],
     )
-    def test_one_instant_in_many_spellings(self, text: str) -> None:
+    def test_every_spelling_of_an_instant_is_read_the_same(self, text: str) -> None:
         body = dump(document(candles=[CANDLE | {"timestamp": text}]))
         assert parse_request(body).series["BTC"].times[0] == datetime(2026, 2, 20, 14, tzinfo=UTC)
         assert projection(body) == ("alice", MINUTE)
@@ -165,7 +164,9 @@ class TestTimestamps:
         assert (error.detail[0]["type"], error.detail[0]["loc"][-1]) == ("datetime", "timestamp")
         assert not text or text not in error.detail[0]["msg"]
 
-    def test_no_offset_means_utc_on_a_machine_in_any_zone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_time_without_offset_is_utc_in_any_local_time_zone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("TZ", "Asia/Kolkata")
         time.tzset()
         try:
@@ -175,14 +176,14 @@ class TestTimestamps:
             monkeypatch.undo()
             time.tzset()
 
-    def test_a_number_is_no_instant(self) -> None:
+    def test_a_numeric_timestamp_is_refused(self) -> None:
         assert refusal(dump(document(candles=[CANDLE | {"timestamp": 1_700_000_000}]))).status == 422
 
 
 class TestNames:
-    """camelCase, snake_case, defaults, and members of a later version."""
+    """camelCase, snake_case, defaults, and unknown members."""
 
-    def test_snake_case_reads_the_same(self) -> None:
+    def test_snake_case_is_read_like_camel_case(self) -> None:
         snake = {
             "schema_version": "1.0",
             "request_id": "r",
@@ -224,7 +225,7 @@ class TestNames:
     def test_instructions_may_be_missing(self, sent: dict[str, None]) -> None:
         assert parse_request(dump(document(**sent))).agent_id == "alice"
 
-    def test_escaped_text_is_read_whole(self, make_body: Callable[..., bytes]) -> None:
+    def test_escaped_text_is_decoded(self, make_body: Callable[..., bytes]) -> None:
         text = "co\u00fbt > 0 + 'x' \U0001f680"
         assert parse_request(make_body(count=20, agent=text)).agent_id == text
 
@@ -238,7 +239,7 @@ class TestNames:
 
 
 class TestRefusals:
-    """Errors say where; they never hand the body back."""
+    """Errors give the location and never echo the body."""
 
     @pytest.mark.parametrize(
         "body", [b"", b"{", b"[]", b"null", b"1", b'"x"', b"{} x", b"\xff\xfe", b"\xef\xbb\xbf{}"]
@@ -248,17 +249,17 @@ class TestRefusals:
         with pytest.raises(MalformedBody):
             projection(body)
 
-    def test_deep_nesting_is_its_own_refusal(self) -> None:
+    def test_deep_nesting_is_400(self) -> None:
         deep = dump(document())[:-1] + b',"x":' + b"[" * 5000 + b"]" * 5000 + b"}"
         error = refusal(deep)
         assert (error.status, error.slug) == (400, "nested-too-deep")
 
     @pytest.mark.parametrize(("before", "after"), [(b"[", b"]"), (b'{"x":', b"}")])
     @pytest.mark.parametrize("member", ["future", "requestId", "portfolio"])
-    def test_the_depth_is_counted_from_the_body_and_strings_do_not_count(
+    def test_the_depth_limit_is_201_levels_and_ignores_brackets_in_strings(
         self, before: bytes, after: bytes, member: str
     ) -> None:
-        """The limit is the same for every version of Python and every stack, and in a member that is skipped too."""
+        """The limit does not depend on the Python version or the stack, and holds in unknown members too."""
         text = b'"[[[[\\"{{{{"'
 
         def nested(levels: int) -> bytes:
@@ -268,15 +269,15 @@ class TestRefusals:
         assert parse_request(nested(201)) if member == "future" else refusal(nested(201)).status == 422
         assert refusal(nested(202)).status == 400
 
-    def test_a_text_that_is_no_unicode_is_refused_in_a_member_that_is_skipped(self) -> None:
-        for camel in (True, False):  # read at once, and written anew before
+    def test_invalid_utf8_in_an_unknown_member_is_refused(self) -> None:
+        for camel in (True, False):  # camelCase is read directly, snake_case after renaming
             sent = document() if camel else document(request_id="r")
             assert refusal(dump(sent)[:-1] + b',"x":"\xff"}').detail[0]["type"] == "json_invalid"
 
     def test_a_lone_surrogate_is_refused(self) -> None:
         assert refusal(dump(document(agentId="\ud800"))).detail[0]["type"] == "json_invalid"
 
-    def test_nothing_sent_is_echoed(self) -> None:
+    def test_errors_do_not_echo_the_body(self) -> None:
         secret = "hunter2-" * 20
         bad = document(agentId=[secret], candles=[dict.fromkeys(CANDLE, secret) | {secret: 1}])
         bad["portfolio"] = {"cash": secret, "totalValue": {secret: 1}, "positions": secret}
@@ -284,37 +285,41 @@ class TestRefusals:
         assert len(error.detail) == 1
         assert "hunter2" not in f"{error} {error!r} {error.detail}"
 
-    def test_a_huge_bad_body_gives_a_small_answer(self) -> None:
+    def test_errors_of_a_huge_bad_body_are_short(self) -> None:
         error = refusal(dump(document(candles=[{}] * 100_000)))
         assert {item["loc"][2] for item in error.detail} == {0}
         assert len(dump(error.detail)) < 1_000
 
 
 class TestProjection:
-    """The short reading agrees with the full one wherever the full one accepts."""
+    """The projection agrees with the full reading of every accepted body."""
 
-    def test_request_id_portfolio_and_prices_do_not_count(self, make_body: Callable[..., bytes]) -> None:
+    def test_the_projection_ignores_request_id_portfolio_and_prices(
+        self, make_body: Callable[..., bytes]
+    ) -> None:
         first = make_body(count=20)
         second = make_body(count=50, request="other", total_value="7", closes={"BTC": [1.0] * 30})
-        assert projection(first) == projection(second) == stands_for(parse_request(second))
+        assert projection(first) == projection(second) == projection_of(parse_request(second))
 
-    def test_agent_and_newest_minute_count(self, make_body: Callable[..., bytes]) -> None:
+    def test_the_projection_has_the_agent_and_the_newest_minute(
+        self, make_body: Callable[..., bytes]
+    ) -> None:
         base = projection(make_body(count=20))
         assert projection(make_body(count=20, agent="bob")) != base
         later = datetime(2026, 2, 20, 14, 1, tzinfo=UTC)
         assert projection(make_body(count=20, newest=later)) == (base[0], MINUTE + 1)
 
-    def test_seconds_do_not_count(self) -> None:
+    def test_the_projection_ignores_seconds(self) -> None:
         late = dump(document(candles=[CANDLE | {"timestamp": "2026-02-20T14:00:59.9999999Z"}]))
         assert projection(late) == ("alice", MINUTE)
 
-    def test_a_later_duplicate_member_wins_in_both(self) -> None:
+    def test_the_last_duplicate_member_wins_in_both_readers(self) -> None:
         body = dump(document())[:-1] + b',"agentId":"bob"}'
-        assert projection(body) == stands_for(parse_request(body)) == ("bob", MINUTE)
+        assert projection(body) == projection_of(parse_request(body)) == ("bob", MINUTE)
 
-    def test_an_earlier_duplicate_member_is_ignored(self) -> None:
+    def test_an_invalid_earlier_duplicate_member_is_ignored_by_both_readers(self) -> None:
         body = b'{"agentId":[7],"candles":null,"portfolio":1,' + dump(document())[1:]
-        assert projection(body) == stands_for(parse_request(body)) == ("alice", MINUTE)
+        assert projection(body) == projection_of(parse_request(body)) == ("alice", MINUTE)
 
     @given(
         agent=st.text(min_size=1, max_size=20),
@@ -324,7 +329,7 @@ class TestProjection:
         ),
         camel=st.booleans(),
     )
-    def test_both_readings_agree(self, agent: str, times: list[datetime], camel: bool) -> None:
+    def test_projection_and_full_reading_agree(self, agent: str, times: list[datetime], camel: bool) -> None:
         sent = document(candles=[CANDLE | {"timestamp": time.isoformat()} for time in times])
         sent.pop("agentId")
         body = dump(sent | {"agentId" if camel else "agent_id": agent})
@@ -334,13 +339,13 @@ class TestProjection:
             with pytest.raises(MalformedBody):
                 projection(body)
         else:
-            assert projection(body) == stands_for(request)
+            assert projection(body) == projection_of(request)
             epoch = datetime(1970, 1, 1, tzinfo=UTC)
             minutes = [(time - epoch) // timedelta(minutes=1) for time in times]
             assert projection(body) == (agent, max(minutes, default=None))
 
     @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-    def test_any_bytes_give_a_value_or_the_typed_refusal(self, body: bytes) -> None:
+    def test_random_bytes_are_refused_as_malformed(self, body: bytes) -> None:
         for read in (parse_request, projection):
             with pytest.raises(MalformedBody):
                 read(body)
@@ -365,7 +370,7 @@ def answer(
 
 
 class TestAnswer:
-    """The bytes of an answer, as a strict client reads them."""
+    """The bytes of an answer, read by a strict JSON parser."""
 
     def test_all_members_are_present_even_when_empty(self) -> None:
         assert json.loads(answer()) == {
@@ -380,7 +385,7 @@ class TestAnswer:
         }
 
     @given(st.decimals(min_value="0.00001", max_value=1000, places=8))
-    def test_a_quantity_is_a_plain_json_number(self, quantity: Decimal) -> None:
+    def test_a_quantity_is_a_json_number_without_exponent(self, quantity: Decimal) -> None:
         order = Order(asset_symbol="BTC", side="BUY", quantity=quantity)
         body = answer(orders=(order,)).decode()
         token = body.partition('"quantity":')[2].partition(",")[0]
@@ -393,7 +398,7 @@ class TestAnswer:
         value=st.floats(allow_nan=False, allow_infinity=False),
         text=st.text(alphabet=st.characters(exclude_categories=["Cs"])),
     )
-    def test_any_finite_value_and_any_text_is_read_back(self, value: float, text: str) -> None:
+    def test_finite_values_and_any_text_round_trip(self, value: float, text: str) -> None:
         signal = Signal(feature=text, value=value, rule=text, fired=True, contribution="neutral")
         body = answer(signals=(signal,), reasoning=text, request_id=text, agent_id=text)
         read = json.loads(body, parse_constant=pytest.fail)
@@ -402,7 +407,7 @@ class TestAnswer:
         ]
         assert (read["reasoning"], read["requestId"], read["agentId"]) == (text, text, text)
 
-    def test_contributions_are_a_list_where_asked_for_even_if_empty(self) -> None:
+    def test_contributions_are_present_only_when_given_even_if_empty(self) -> None:
         assert "contributions" not in json.loads(answer())
         assert json.loads(answer(contributions=()))["contributions"] == []
         why = Contribution(asset_symbol="BTC", feature="rsi_14", log_odds=-0.25)
@@ -412,11 +417,11 @@ class TestAnswer:
     @pytest.mark.parametrize(
         "quantity", [Decimal(0), Decimal(-1), Decimal("1000.00000001"), Decimal("NaN"), Decimal("1e-9")]
     )
-    def test_an_order_the_client_would_drop_cannot_be_built(self, quantity: Decimal) -> None:
+    def test_an_order_with_a_quantity_outside_the_limits_raises(self, quantity: Decimal) -> None:
         with pytest.raises(ValueError, match="quantity"):
             Order(asset_symbol="BTC", side="BUY", quantity=quantity)
 
-    def test_the_encoder_writes_what_the_schema_promises(self) -> None:
+    def test_an_encoded_answer_has_the_members_of_the_schema(self) -> None:
         order = Order(asset_symbol="ETH", side="SELL", quantity=Decimal("0.00001000"))
         signal = Signal(feature="f", value=0.5, rule="r", fired=False, contribution="bearish")
         _, schemas = msgspec.json.schema_components([PredictResponse])
@@ -432,7 +437,7 @@ class TestAnswer:
         assert schemas["Order"]["properties"]["quantity"]["type"] == "number"
 
 
-def test_the_request_schema_says_number_or_string() -> None:
+def test_money_in_the_request_schema_is_a_number_or_a_string() -> None:
     _, schemas = msgspec.json.schema_components([PredictRequest], schema_hook=money_schema)
     assert list(schemas["PredictRequest"]["properties"]) == [
         *("schemaVersion", "requestId", "agentId", "portfolio", "candles", "instructions")
@@ -441,7 +446,3 @@ def test_the_request_schema_says_number_or_string() -> None:
     for name, member in (("Candle", "open"), ("Candle", "close"), ("Portfolio", "cash")):
         kinds = schemas[name]["properties"][member]["anyOf"]
         assert [kind["type"] for kind in kinds] == ["number", "string"]
-
-
-def test_every_public_name_exists() -> None:
-    assert all(hasattr(contract, name) for name in contract.__all__)

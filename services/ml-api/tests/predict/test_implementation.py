@@ -1,4 +1,4 @@
-"""The memory of candles can be switched off, and nothing else changes."""
+"""`ML_API_IMPL` switches the memory of seen candles on and off, with the same fingerprints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ml_api.predict.contract import projection
 
 
 def imported(implementation: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module as it is when it is imported in an environment with this value."""
+    """The fingerprint module, imported with ML_API_IMPL set to *implementation*."""
     monkeypatch.setenv("ML_API_IMPL", implementation)
     spec = find_spec("ml_api.predict.fingerprint")
     assert spec is not None
@@ -31,7 +31,7 @@ def imported(implementation: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     [("plain", False), ("fast", True), ("", True)],
     ids=["plain", "fast", "unset"],
 )
-def test_the_environment_chooses_the_implementation_and_both_give_one_fingerprint(
+def test_ml_api_impl_selects_the_implementation_and_both_give_the_same_fingerprint(
     implementation: str, remembers: bool, make_body: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = imported(implementation, monkeypatch)
@@ -46,5 +46,5 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones(monkeypatch: p
         imported("quick", monkeypatch)
 
 
-def test_this_run_uses_the_implementation_that_its_environment_names() -> None:
+def test_the_implementation_of_this_run_matches_its_environment() -> None:
     assert (os.environ.get("ML_API_IMPL") == "plain") == (fingerprint._projection is projection)

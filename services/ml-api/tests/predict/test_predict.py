@@ -1,10 +1,9 @@
-"""POST /predict over HTTP: the wire, the errors, and what one Idempotency-Key means."""
+"""POST /predict over HTTP: answers, errors, and the Idempotency-Key."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -37,7 +36,7 @@ MEMBERS = [
 LATER = datetime(2026, 2, 20, 14, 30, tzinfo=UTC)
 
 
-async def test_an_answer_has_all_members_and_numbers_are_numbers(
+async def test_an_answer_has_all_members_and_json_numbers(
     service: Service, body: Body, headers: Headers
 ) -> None:
     async with service() as client:
@@ -66,10 +65,10 @@ async def test_a_chunked_body_without_content_length_is_read(
     assert answer.status_code == 200
 
 
-class TestOneKey:
-    """The traffic of the .NET client: key = agent and candle minute, a fresh requestId on every call."""
+class TestIdempotencyKey:
+    """As the .NET client uses it: one key per agent and candle minute, a fresh requestId on every call."""
 
-    async def test_is_one_decision_whatever_request_id_and_portfolio(
+    async def test_a_key_replays_for_another_request_id_and_portfolio(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -79,7 +78,7 @@ class TestOneKey:
         assert "idempotency-replayed" not in first.headers
         assert second.headers["idempotency-replayed"] == "true"
 
-    async def test_without_a_key_every_request_is_decided(
+    async def test_every_request_without_a_key_is_decided(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -87,7 +86,7 @@ class TestOneKey:
         assert answers[0].json()["requestId"] != answers[1].json()["requestId"]
 
     @pytest.mark.parametrize("other", [{"agent": "agent-2"}, {"newest": LATER}, {"count": 0}])
-    async def test_is_refused_for_another_decision(
+    async def test_a_key_is_refused_for_another_agent_or_candle_minute(
         self, service: Service, body: Body, headers: Headers, other: dict[str, object]
     ) -> None:
         async with service() as client:
@@ -96,16 +95,14 @@ class TestOneKey:
         assert answer.status_code == 422
         assert answer.json()["type"].endswith("key-reused")
 
-    async def test_with_the_strict_setting_the_whole_body_counts_and_white_space_does_not(
+    async def test_the_body_fingerprint_ignores_white_space_only(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         content = body()
         async with service(fingerprint="body") as client:
             await client.post("/predict", content=content, headers=headers("k"))
-            spaced = json.dumps(json.loads(content), indent=1).encode()
             again = await client.post("/predict", content=content.replace(b",", b", "), headers=headers("k"))
             other = await client.post("/predict", content=body(cash="17.25"), headers=headers("k"))
-        assert spaced != content
         assert again.headers.get("idempotency-replayed") == "true"
         assert other.status_code == 422
 
@@ -122,7 +119,7 @@ class TestOneKey:
         assert 'ml_service_cache_requests_total{result="miss"} 1.0' in metrics
         assert 'ml_service_cache_requests_total{result="hit"} 49.0' in metrics
 
-    async def test_a_key_whose_body_was_refused_is_free_for_a_good_one(
+    async def test_a_key_with_a_refused_body_can_be_used_again(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -130,7 +127,7 @@ class TestOneKey:
             good = await client.post("/predict", content=body(), headers=headers("k"))
         assert (bad.status_code, good.status_code) == (422, 200)
 
-    async def test_is_not_replayed_to_a_wrong_api_key(
+    async def test_a_wrong_api_key_gets_no_replay(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -140,7 +137,7 @@ class TestOneKey:
             )
         assert answer.status_code == 401
 
-    async def test_belongs_to_the_name_of_the_api_key_so_that_rotation_changes_nothing(
+    async def test_a_key_belongs_to_the_caller_name_and_survives_api_key_rotation(
         self, service: Service, body: Body, headers: Headers, tmp_path
     ) -> None:
         file = tmp_path / "keys"
@@ -155,7 +152,7 @@ class TestOneKey:
         assert stranger.content != first.content
 
     @pytest.mark.parametrize("key", ["", '"open', "a,b"])
-    async def test_that_cannot_be_read_is_400(
+    async def test_an_unreadable_idempotency_key_is_400(
         self, service: Service, body: Body, headers: Headers, key: str
     ) -> None:
         async with service() as client:
@@ -163,8 +160,8 @@ class TestOneKey:
         assert answer.status_code == 400
 
 
-class TestABadRequest:
-    """Each error is a problem document with the `detail` that callers read, and none echoes what was sent."""
+class TestBadRequests:
+    """Each error is a problem document with a `detail`, and none echoes the body."""
 
     @pytest.mark.parametrize("key", [None, "k"])
     @pytest.mark.parametrize(
@@ -177,7 +174,7 @@ class TestABadRequest:
             (b"[" * 100_000, 400, "nested-too-deep"),
         ],
     )
-    async def test_says_where_and_never_what(
+    async def test_a_malformed_body_gets_a_problem_with_locations_and_no_values(
         self, service: Service, headers: Headers, content: bytes, status: int, slug: str, key: str | None
     ) -> None:
         async with service() as client:
@@ -189,7 +186,9 @@ class TestABadRequest:
         assert all({"type", "loc", "msg"} <= set(item) for item in problem["detail"])
         assert b"SECRET" not in answer.content
 
-    async def test_of_five_megabytes_gets_a_short_answer(self, service: Service, headers: Headers) -> None:
+    async def test_a_bad_body_of_five_megabytes_gets_a_short_answer(
+        self, service: Service, headers: Headers
+    ) -> None:
         bad = b'{"agentId":"a","portfolio":{},"candles":[' + b'{"symbol":1},' * 300_000 + b"{}]}"
         async with service(max_body_bytes=10_000_000, handler_timeout=120) as client:
             answer = await client.post("/predict", content=bad, headers=headers())
@@ -197,7 +196,7 @@ class TestABadRequest:
         assert len(answer.content) < 10_000
 
     @pytest.mark.parametrize("key", [None, "k"])
-    async def test_over_the_size_limit_is_413(
+    async def test_a_body_over_the_size_limit_is_413(
         self, service: Service, headers: Headers, key: str | None
     ) -> None:
         async def chunks():  # type: ignore[no-untyped-def]
@@ -211,14 +210,14 @@ class TestABadRequest:
         assert "1000 bytes" in counted.json()["detail"]
         assert counted.json()["title"] == "Content Too Large"  # on every version of Python
 
-    async def test_of_another_media_type_is_415(self, service: Service, body: Body, headers: Headers) -> None:
+    async def test_another_media_type_is_415(self, service: Service, body: Body, headers: Headers) -> None:
         async with service() as client:
             answer = await client.post(
                 "/predict", content=body(), headers=headers() | {"Content-Type": "text/csv"}
             )
         assert answer.status_code == 415
 
-    async def test_is_none_for_a_media_type_that_is_json_by_its_suffix(
+    async def test_media_types_with_a_json_suffix_are_accepted(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -226,7 +225,7 @@ class TestABadRequest:
                 sent = headers() | {"Content-Type": media_type}
                 assert (await client.post("/predict", content=body(), headers=sent)).status_code == 200
 
-    async def test_that_is_compressed_is_415_and_says_so(
+    async def test_a_compressed_body_is_415_with_the_remedy(
         self, service: Service, body: Body, headers: Headers
     ) -> None:
         async with service() as client:
@@ -235,7 +234,7 @@ class TestABadRequest:
             )
         assert (answer.status_code, answer.json()["detail"]) == (415, "Send the body uncompressed")
 
-    async def test_to_another_path_or_method_is_404_or_405_with_allow(
+    async def test_an_unknown_path_is_404_and_another_method_405_with_allow(
         self, service: Service, headers: Headers
     ) -> None:
         async with service() as client:
@@ -248,7 +247,7 @@ class TestABadRequest:
         assert isinstance(wrong.json()["detail"], str)
 
 
-async def test_a_fault_is_500_without_internals_and_logged_with_the_request_id(
+async def test_an_exception_is_500_without_details_and_logged(
     service: Service,
     body: Body,
     headers: Headers,
@@ -273,7 +272,7 @@ async def test_a_fault_is_500_without_internals_and_logged_with_the_request_id(
 
 
 @pytest.mark.parametrize("key", [None, "k"])
-async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault_and_leaves_its_key_free(
+async def test_a_client_disconnect_during_the_body_is_499_and_releases_the_key(
     service: Service, body: Body, headers: Headers, caplog: pytest.LogCaptureFixture, key: str | None
 ) -> None:
     caplog.set_level(logging.INFO, "ml_api")
@@ -287,7 +286,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault_and
         return parts.pop(0)
 
     async def send(_: object) -> None:
-        raise AssertionError("nobody is there to answer")
+        raise AssertionError("the client has disconnected")
 
     async with service() as client:
         application = client._transport.app
@@ -300,7 +299,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault_and
     assert "idempotency-replayed" not in later.headers
 
 
-async def test_browsers_may_send_the_key_and_read_the_replay(
+async def test_an_allowed_origin_may_send_the_key_and_read_the_replay_header(
     service: Service, body: Body, headers: Headers
 ) -> None:
     async with service(allowed_origin="https://app.example") as client:
@@ -325,7 +324,7 @@ async def test_browsers_may_send_the_key_and_read_the_replay(
     assert "Idempotency-Replayed" in refused.headers["access-control-expose-headers"]
 
 
-async def test_no_page_may_call_a_service_whose_origins_are_not_set(
+async def test_without_allowed_origins_no_cors_headers_are_sent(
     service: Service, body: Body, headers: Headers
 ) -> None:
     page = {"Origin": "https://app.example"}
@@ -338,7 +337,7 @@ async def test_no_page_may_call_a_service_whose_origins_are_not_set(
 
 
 @pytest.mark.parametrize("allowed", ["*", "https://app.example"])
-async def test_a_backend_without_an_origin_is_told_that_pages_are_answered_otherwise(
+async def test_a_request_without_origin_gets_vary_origin_and_no_cors_headers(
     service: Service, body: Body, headers: Headers, allowed: str
 ) -> None:
     async with service(allowed_origin=allowed) as client:
@@ -349,7 +348,7 @@ async def test_a_backend_without_an_origin_is_told_that_pages_are_answered_other
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-async def test_the_logs_tell_hit_from_miss_and_never_the_key(
+async def test_cache_misses_and_hits_are_logged_without_the_key(
     service: Service, body: Body, headers: Headers, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -363,7 +362,7 @@ async def test_the_logs_tell_hit_from_miss_and_never_the_key(
     assert not any("raw-key" in str(vars(record)) for record in caplog.records)
 
 
-async def test_every_answer_has_a_request_id_and_a_strange_one_is_not_echoed(
+async def test_every_answer_has_a_request_id_and_invalid_ones_are_replaced(
     service: Service, headers: Headers
 ) -> None:
     async with service() as client:
@@ -375,7 +374,7 @@ async def test_every_answer_has_a_request_id_and_a_strange_one_is_not_echoed(
     assert re.fullmatch(r"[0-9a-f]{32}", strange.headers["x-request-id"])
 
 
-async def test_health_is_given_in_both_spellings_without_a_key(service: Service) -> None:
+async def test_health_has_both_spellings_and_needs_no_key(service: Service) -> None:
     async with service(model_version="1.0.0") as client:
         answer = await client.get("/health")
     assert answer.json() == {
@@ -389,7 +388,7 @@ async def test_health_is_given_in_both_spellings_without_a_key(service: Service)
     }
 
 
-async def test_ready_tells_the_model_and_the_state_of_the_store_without_a_key(service: Service) -> None:
+async def test_ready_reports_the_model_and_the_store_without_a_key(service: Service) -> None:
     store = MemoryStore()
     monitor = RedisMonitor(store, Metrics())
     watched = Backend("redis", store, monitor)
@@ -404,7 +403,7 @@ async def test_ready_tells_the_model_and_the_state_of_the_store_without_a_key(se
     assert after.json()["storeUp"] is True
 
 
-async def test_a_minute_is_one_decision_whatever_its_seconds(
+async def test_a_key_replays_for_another_second_of_the_same_minute(
     service: Service, body: Body, headers: Headers
 ) -> None:
     async with service() as client:
@@ -415,7 +414,7 @@ async def test_a_minute_is_one_decision_whatever_its_seconds(
     assert second.content == first.content
 
 
-async def test_fixed_rules_decide_where_the_model_file_is_missing_and_may_be(
+async def test_fixed_rules_decide_if_the_model_file_is_missing_and_rule_fallback_is_set(
     service: Service, body: Body, headers: Headers
 ) -> None:
     async with service(model_path="/no/such/model.txt", rule_fallback=True) as client:

@@ -1,4 +1,4 @@
-"""The published schema is what the reader holds bodies to: the same are accepted, and the same is read from them."""
+"""The reader accepts the same bodies as the published schema, and reads the same values as a plain JSON parser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ml_api.settings import Settings
 
 Text = str  # of JSON
 
-LARGEST = Decimal(2**96 - 1)  # of the caller's decimals
+LARGEST = Decimal(2**96 - 1)  # of .NET decimals
 
 NUMBERS = [
     *("1", "0", "-1", "1.5", "0.10", "1e5", "1E-3", "64000.12500000", "9007199254740993", "-0.0", "1e-400"),
@@ -37,8 +37,8 @@ TIMES = [
     *('"2026-02-20T14:00:00Z"', '"2026-02-20 14:00"', '"2026-02-20T15:00:00.9999999+0100"'),
     '"2026-02-20t14:00:59z"',
 ]
-# Every one is right somewhere, or nowhere. The schema says nothing of the calendar, of the size of money, nor, for
-# Python's regular expressions, of a last line feed: those have tests of their own.
+# Values that are valid for some members or for none. The schema does not restrict the calendar, the size of money,
+# or, with the regular expressions of Python, a final line feed: other tests cover those.
 ODD = [
     *(
         "null",
@@ -69,13 +69,13 @@ odd = st.sampled_from(ODD + NUMBERS + NAMES + TIMES)
 
 @st.composite
 def value(draw: st.DrawFn, usual: st.SearchStrategy[Text]) -> Text:
-    """Mostly the usual; now and then anything."""
+    """Usually one of *usual*, sometimes any value."""
     return draw(odd if draw(st.integers(0, 60)) == 0 else usual)
 
 
 @st.composite
 def objects(draw: st.DrawFn, members: dict[str, st.SearchStrategy[Text]]) -> Text:
-    """An object with these members in any order, in either spelling; some twice, some not at all, some unknown."""
+    """An object with *members* in any order and spelling; some are repeated, missing or unknown."""
     written = []
     for name, usual in members.items():
         twist = draw(st.integers(0, 80))
@@ -125,7 +125,7 @@ def published() -> Draft202012Validator:
 
 
 def plainly_read(body: bytes) -> Any:
-    """The body as the standard library reads it, under its camelCase names."""
+    """The body as `json` reads it, with camelCase names."""
     camel = {snake: name for name, snake in SNAKE.items()}
 
     def renamed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def plainly_read(body: bytes) -> Any:
 
 @settings(max_examples=400, deadline=None)
 @given(text=request)
-def test_bodies_are_accepted_and_read_as_the_published_schema_says(
+def test_bodies_are_accepted_or_refused_as_by_the_published_schema(
     published: Draft202012Validator, text: Text
 ) -> None:
     body = text.encode()
@@ -160,7 +160,7 @@ def test_bodies_are_accepted_and_read_as_the_published_schema_says(
 
 
 def money(expected: Any) -> list[Decimal]:
-    """The amounts, of whose size the schema says nothing."""
+    """The amounts of money, whose size the schema does not restrict."""
     portfolio = expected["portfolio"]
     held = [one[member] for one in portfolio.get("positions", []) for member in ("quantity", "averagePrice")]
     return [Decimal(amount) for amount in (portfolio["cash"], portfolio["totalValue"], *held)]

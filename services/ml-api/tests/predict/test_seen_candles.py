@@ -1,4 +1,4 @@
-"""Candles that came before are not read again, and every body's projection is that of the contract."""
+"""Candles that were seen before are not read again, and every projection equals that of the contract."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MakeBody = Callable[..., bytes]
 
 
 def outcome(read: Callable[[bytes], Any], body: bytes) -> object:
-    """What *read* returns, or the type and the text of what it raises."""
+    """The result of *read*, or the type and message of its exception."""
     try:
         return read(body)
     except ValueError as error:
         return type(error), str(error)
 
 
-def agree(seen: SeenCandles, *bodies: bytes) -> None:
-    """Show each body three times: unknown, known by how it begins, and known."""
+def assert_agree(seen: SeenCandles, *bodies: bytes) -> None:
+    """Project each body three times: unknown, with a known beginning, and known."""
     for _ in range(3):
         for body in bodies:
             assert outcome(seen.projection, body) == outcome(projection, body), body
@@ -39,7 +39,7 @@ def text(candles: str, *, before: str = '"agentId":"alice",', behind: str = "") 
 
 
 def candle(hour: int) -> str:
-    """A candle that is longer than what candles are looked up by."""
+    """A candle that is longer than the prefix by which candles are looked up."""
     return f'{{"symbol":"BTC","note":"{"n" * 128}","timestamp":"2026-02-20T{hour}:00:00Z"}}'
 
 
@@ -47,10 +47,10 @@ ONE = f"[{candle(14)}]"
 OTHER = f"[{candle(15)}]"
 
 
-class TestAReplay:
-    """Of a body whose candles came twice, only the rest is read."""
+class TestReplays:
+    """Candles that were seen twice are skipped, and only the rest of the body is read."""
 
-    def test_the_third_time_the_candles_are_not_read(
+    def test_candles_seen_twice_are_not_read_again(
         self, make_body: MakeBody, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen, first = SeenCandles(), make_body(count=20, request="1")
@@ -58,29 +58,29 @@ class TestAReplay:
         monkeypatch.setattr(seen_candles, "projection", pytest.fail)
         assert seen.projection(make_body(count=20, request="333", total_value="7")) == known[0] == known[1]
 
-    def test_another_agent_with_the_same_candles_has_its_own_name(self, make_body: MakeBody) -> None:
+    def test_another_agent_with_the_same_candles_keeps_its_own_projection(self, make_body: MakeBody) -> None:
         seen = SeenCandles()
-        agree(seen, make_body(count=20), make_body(count=20, agent="bob"))
+        assert_agree(seen, make_body(count=20), make_body(count=20, agent="bob"))
         assert seen.projection(make_body(count=20, agent="carol"))[0] == "carol"
 
-    def test_candles_that_only_begin_alike_are_read(self) -> None:
+    def test_candles_with_a_common_beginning_are_read(self) -> None:
         longer = text(f"[{candle(14)},{candle(16)}]")
         seen = SeenCandles()
-        agree(seen, text(ONE))
-        agree(seen, longer, text(ONE), longer)
+        assert_agree(seen, text(ONE))
+        assert_agree(seen, longer, text(ONE), longer)
 
-    def test_a_client_that_writes_blanks_is_known_too(
+    def test_candles_written_with_spaces_are_remembered(
         self, make_body: MakeBody, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen, body = SeenCandles(), json.dumps(json.loads(make_body(count=20))).encode()
         assert b'"candles": [{"' in body
-        agree(seen, body)
+        assert_agree(seen, body)
         monkeypatch.setattr(seen_candles, "projection", pytest.fail)
         seen.projection(body)
 
 
-class TestBodiesThatMislead:
-    """Text that looks like candles which are known counts only where it is the value of that member, and the last."""
+class TestMisleadingBodies:
+    """Known candles count only where they are the value of the last `candles` member."""
 
     @pytest.mark.parametrize(
         "body",
@@ -108,16 +108,16 @@ class TestBodiesThatMislead:
             text(ONE[:-1] + ',{"timestamp":"2026-02-20T14:00:00Z","x":"\udcff"}]'),
         ],
     )
-    def test_the_contract_alone_decides(self, body: bytes) -> None:
+    def test_misleading_bodies_have_the_projection_of_the_contract(self, body: bytes) -> None:
         seen = SeenCandles()
-        agree(seen, text(ONE))
-        agree(seen, body, text(ONE), body)
-        agree(SeenCandles(), body)
+        assert_agree(seen, text(ONE))
+        assert_agree(seen, body, text(ONE), body)
+        assert_agree(SeenCandles(), body)
 
-    def test_candles_that_only_the_plain_form_gives_are_not_remembered(self) -> None:
-        """There the whole body has to be Unicode, which nobody sees who reads only what is around the candles."""
+    def test_candles_with_duplicate_members_are_not_remembered(self) -> None:
+        """Their reading requires valid Unicode in the whole body, which a reading of the rest alone would not check."""
         repeated = f'[{candle(14)},{{"timestamp":1,"timestamp":"2026-02-20T16:00:00Z"}}]'
-        agree(SeenCandles(), text(repeated), text(repeated, behind=',"x":"\udcff"'))
+        assert_agree(SeenCandles(), text(repeated), text(repeated, behind=',"x":"\udcff"'))
 
     @given(
         st.lists(
@@ -127,24 +127,24 @@ class TestBodiesThatMislead:
             max_size=12,
         ).map("".join)
     )
-    def test_bodies_of_the_same_pieces_in_any_order(self, middle: str) -> None:
+    def test_random_bodies_of_known_pieces_have_the_projection_of_the_contract(self, middle: str) -> None:
         seen = SeenCandles()
-        agree(seen, text(ONE), text(OTHER))
-        agree(seen, text(ONE, behind=middle), text(ONE, before=middle), f"{{{middle}}}".encode())
+        assert_agree(seen, text(ONE), text(OTHER))
+        assert_agree(seen, text(ONE, behind=middle), text(ONE, before=middle), f"{{{middle}}}".encode())
 
 
 class TestMemory:
-    """What is remembered is bounded, and the latest stays."""
+    """The number and size of remembered candles are bounded, and the latest are kept."""
 
-    def test_what_was_sent_last_is_remembered(self, make_body: MakeBody) -> None:
+    def test_the_latest_candles_are_remembered(self, make_body: MakeBody) -> None:
         seen = SeenCandles(most=2)
         bodies = [make_body(count=20, closes={"BTC": [float(price)] * 20}) for price in range(1, 6)]
         for body in bodies:
-            agree(seen, body)
+            assert_agree(seen, body)
         remembered = [candles for candles in seen._seen.values() if candles is not None]
         assert [body for body in bodies if any(one.text in body for one in remembered)] == bodies[-2:]
 
-    def test_candles_that_came_once_are_not_kept(self, make_body: MakeBody) -> None:
+    def test_candles_seen_once_are_not_kept(self, make_body: MakeBody) -> None:
         seen = SeenCandles()
         seen.projection(make_body(count=100))
         assert set(seen._seen.values()) == {None}
@@ -153,5 +153,5 @@ class TestMemory:
     def test_more_than_64_kib_of_candles_are_not_kept(self, make_body: MakeBody) -> None:
         seen, body = SeenCandles(), make_body(count=500)
         assert len(msgspec.json.encode(msgspec.json.decode(body)["candles"])) > 65_536
-        agree(seen, body)
+        assert_agree(seen, body)
         assert set(seen._seen.values()) == {None}

@@ -1,4 +1,4 @@
-"""The version of the model that answers state, and the metrics of decisions."""
+"""The model version in answers, and the metrics of decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from predictor import Manifest, Model, ModelSlot, manifest_path
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Model:
-    """The shipped model as version 9.0.0 of itself."""
+    """The bundled model with the version 9.0.0."""
     path = tmp_path / "newer.txt"
     shutil.copy(BUNDLED_MODEL, path)
     manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
@@ -29,7 +29,7 @@ def newer(tmp_path: Path) -> Model:
     return Model.load(path)
 
 
-def test_a_version_from_the_settings_names_the_first_model_and_none_that_is_swapped_in(newer: Model) -> None:
+def test_the_version_setting_applies_to_the_first_model_only(newer: Model) -> None:
     slot = ModelSlot(Model.load(BUNDLED_MODEL))
     predictions = PredictionService(slot, Metrics(), version="2026-02")
     assert predictions.version == "2026-02"
@@ -37,8 +37,8 @@ def test_a_version_from_the_settings_names_the_first_model_and_none_that_is_swap
     assert predictions.version == "9.0.0"
 
 
-def test_a_model_that_orders_its_classes_otherwise_does_not_decide(newer: Model) -> None:
-    """Its answers are read by position: what it calls SELL would be bought."""
+def test_a_model_with_other_or_no_classes_is_refused(newer: Model) -> None:
+    """Probabilities are read by position: with another order a SELL would become a BUY."""
     assert newer.manifest is not None
     check_trading_model(newer)
     for classes in (("BUY", "HOLD", "SELL"), ()):
@@ -47,13 +47,13 @@ def test_a_model_that_orders_its_classes_otherwise_does_not_decide(newer: Model)
             check_trading_model(Model.from_bytes(newer.data, manifest=turned))
 
 
-def test_a_version_from_the_settings_names_the_rules_too() -> None:
+def test_the_version_setting_applies_to_the_rules() -> None:
     assert PredictionService(None, Metrics(), version="2026-02").version == "2026-02"
     assert PredictionService(None, Metrics()).version == RULES_VERSION
 
 
 def counted(metrics: Metrics, name: str) -> list[str]:
-    """The lines of one series of numbers, those at zero too."""
+    """The samples of one counter, also those at zero."""
     return [
         line for line in metrics.render().decode().splitlines() if line.startswith(f"ml_service_{name}_total")
     ]
@@ -71,12 +71,12 @@ def test_decisions_are_counted_by_asset_and_action_from_zero(body: Callable[...,
     assert ['asset="ETH"' in line for line in made] == [False, True]
 
 
-def test_the_model_decides_and_the_fixed_rules_do_not(body: Callable[..., bytes]) -> None:
+def test_the_model_decides_instead_of_the_fixed_rules(body: Callable[..., bytes]) -> None:
     model, sent = Model.load(BUNDLED_MODEL), body(count=25)
     request = parse_request(sent)
-    chances = [lambda rows: [model.predict_row(row) for row in rows], None]
+    predictors = [lambda rows: [model.predict_row(row) for row in rows], None]
     by_model, by_rules = (
-        decide(compute_features(request.series), request.portfolio, predict) for predict in chances
+        decide(compute_features(request.series), request.portfolio, predict) for predict in predictors
     )
     answer = json.loads(PredictionService(ModelSlot(model), Metrics()).decide(sent))
     assert answer["reasoning"] == by_model.reasoning
@@ -86,7 +86,7 @@ def test_the_model_decides_and_the_fixed_rules_do_not(body: Callable[..., bytes]
     assert by_model.reasoning != by_rules.reasoning
 
 
-def test_each_decision_and_each_call_of_the_model_is_timed_in_seconds(body: Callable[..., bytes]) -> None:
+def test_decisions_and_model_calls_are_timed_in_seconds(body: Callable[..., bytes]) -> None:
     metrics = Metrics()
     predictions = PredictionService(ModelSlot(Model.load(BUNDLED_MODEL)), metrics)
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_each_decision_and_each_call_of_the_model_is_timed_in_seconds(body: Call
         assert 0 < float(lines[f"{name}_sum"]) < 60
 
 
-def test_an_asset_that_cannot_be_judged_is_counted(body: Callable[..., bytes]) -> None:
+def test_skipped_assets_are_counted(body: Callable[..., bytes]) -> None:
     metrics = Metrics()
     PredictionService(None, metrics).decide(body(count=5))
     assert set(counted(metrics, "skipped_assets")) == {
@@ -105,11 +105,11 @@ def test_an_asset_that_cannot_be_judged_is_counted(body: Callable[..., bytes]) -
     }
 
 
-def test_rules_have_nothing_to_explain(body: Callable[..., bytes]) -> None:
+def test_decisions_of_the_rules_have_no_contributions(body: Callable[..., bytes]) -> None:
     assert "contributions" not in json.loads(PredictionService(None, Metrics(), explain_top=3).decide(body()))
 
 
-def test_orders_are_cut_to_the_portfolio_only_if_the_settings_say_so(body: Callable[..., bytes]) -> None:
+def test_orders_are_capped_to_the_portfolio_only_with_cap_orders(body: Callable[..., bytes]) -> None:
     broke = body(cash="0", count=25)
 
     def orders(*, cap: bool) -> object:
@@ -119,7 +119,9 @@ def test_orders_are_cut_to_the_portfolio_only_if_the_settings_say_so(body: Calla
     assert orders(cap=True) == []
 
 
-def test_a_value_at_the_end_of_its_training_range_is_within(body: Callable[..., bytes], newer: Model) -> None:
+def test_a_value_at_the_limit_of_its_training_range_is_not_counted(
+    body: Callable[..., bytes], newer: Model
+) -> None:
     sent = body()
     (_, row, _), *_ = compute_features(parse_request(sent).series).rows
     for end in ("min", "max"):
@@ -137,7 +139,7 @@ def test_a_value_at_the_end_of_its_training_range_is_within(body: Callable[..., 
 
 
 @pytest.mark.parametrize("far", [b"6000000000.", b"0.000006"])
-def test_values_outside_the_training_range_are_counted_by_feature_of_the_model_that_decides(
+def test_values_outside_the_training_range_of_the_current_model_are_counted_by_feature(
     body: Callable[..., bytes], newer: Model, far: bytes
 ) -> None:
     metrics = Metrics()
@@ -147,13 +149,13 @@ def test_values_outside_the_training_range_are_counted_by_feature_of_the_model_t
     assert counted(metrics, "feature_out_of_range") == []
     for model in (slot.current, without_ranges(newer)):
         slot.adopt(model)
-        predictions.decide(re.sub(rb'"close":6\d{4}\.', b'"close":' + far, body()))  # all of BTC's
+        predictions.decide(re.sub(rb'"close":6\d{4}\.', b'"close":' + far, body()))  # of every BTC candle
         averages = [f'ml_service_feature_out_of_range_total{{feature="sma_{days}"}} 1.0' for days in (7, 21)]
         assert set(averages) <= set(counted(metrics, "feature_out_of_range"))
 
 
 def without_ranges(model: Model) -> Model:
-    """The same, but for what its manifest says of the features' ranges."""
+    """The same model with a manifest without feature ranges."""
     assert model.manifest is not None
     features = [feature.model_copy(update={"min": None, "max": None}) for feature in model.manifest.features]
     return Model.from_bytes(

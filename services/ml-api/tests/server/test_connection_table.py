@@ -1,4 +1,4 @@
-"""The choice of the connection that is closed for a new one."""
+"""Which connection is closed for a new one at the limit."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def full(*connections: Connection) -> ConnectionTable:
     return table
 
 
-def test_nobody_is_closed_while_there_is_room() -> None:
+def test_no_connection_is_closed_below_the_limit() -> None:
     table, connections = ConnectionTable(2), [Connection(), Connection()]
     assert all(table.admit(connection) for connection in connections)
     assert not any(connection.evicted for connection in connections)
 
 
-def test_the_one_that_waits_for_longest_is_closed() -> None:
+def test_the_longest_waiting_connection_is_closed() -> None:
     first, second = Connection(), Connection()
     table = full(first, second)
     table.works(first)
-    table.waits(first)  # it has been used since
+    table.waits(first)  # used more recently than the second
     assert table.admit(Connection())
     assert second.evicted
     assert not first.evicted
 
 
-def test_one_that_waits_is_closed_before_one_that_does_not_read() -> None:
+def test_a_waiting_connection_is_closed_before_a_stalled_one() -> None:
     unread, waiting = Connection(), Connection()
     table = full(unread, waiting)
     table.works(unread)
@@ -54,7 +54,7 @@ def test_one_that_waits_is_closed_before_one_that_does_not_read() -> None:
     assert not newest.evicted
 
 
-def test_one_that_reads_again_is_at_work() -> None:
+def test_a_connection_that_reads_again_is_not_closed() -> None:
     connection = Connection()
     table = full(connection)
     table.works(connection)
@@ -64,7 +64,7 @@ def test_one_that_reads_again_is_at_work() -> None:
     assert not connection.evicted
 
 
-def test_connections_without_a_key_are_closed_before_others_are_refused() -> None:
+def test_anonymous_connections_are_closed_before_new_ones_are_refused() -> None:
     known, stranger = Connection(), Connection(anonymous=True)
     table = full(known, stranger)
     for connection in (known, stranger):
@@ -77,7 +77,7 @@ def test_connections_without_a_key_are_closed_before_others_are_refused() -> Non
     assert not newest.evicted
 
 
-def test_one_too_many_is_refused_and_makes_room_for_the_next_that_is_refused() -> None:
+def test_a_refused_connection_is_closed_for_the_next_refused_one() -> None:
     busy = Connection()
     table = full(busy)
     table.works(busy)
@@ -90,7 +90,7 @@ def test_one_too_many_is_refused_and_makes_room_for_the_next_that_is_refused() -
     assert table.admit(Connection())
 
 
-def test_a_connection_that_is_gone_takes_no_place_whatever_is_still_said_of_it() -> None:
+def test_later_events_of_a_removed_connection_are_ignored() -> None:
     gone = Connection()
     table = full(gone)
     table.remove(gone)
@@ -105,7 +105,7 @@ def test_a_connection_that_is_gone_takes_no_place_whatever_is_still_said_of_it()
         st.tuples(st.sampled_from(["new", "works", "waits", "stalls", "flows", "gone"]), st.integers(0, 9))
     )
 )
-def test_never_more_are_open_than_may_be_but_for_one_that_is_being_refused(
+def test_open_connections_never_exceed_the_limit_by_more_than_one(
     most: int, steps: list[tuple[str, int]]
 ) -> None:
     table, opened, refused = ConnectionTable(most), list[Connection](), list[Connection]()
@@ -117,7 +117,7 @@ def test_never_more_are_open_than_may_be_but_for_one_that_is_being_refused(
         elif opened:
             connection = opened[number % len(opened)]
             if step == "works" and connection in refused:
-                continue  # nothing is read from it but to be thrown away, so no request of it runs
+                continue  # its input is discarded, so none of its requests runs
             acts = {"works": table.works, "waits": table.waits, "stalls": table.stalls, "flows": table.flows}
             acts.get(step, table.remove)(connection)
         assert len(table) <= most + 1

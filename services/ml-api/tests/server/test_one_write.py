@@ -1,4 +1,4 @@
-"""A transport that sends what one turn of the loop wrote in one go."""
+"""A transport that sends all writes of one event loop turn together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Wire(asyncio.Transport):
-    """Notes what is sent, and the close."""
+    """Records the data sent, and the close."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 7)})
@@ -38,7 +38,7 @@ async def one_write(wire: Wire) -> OneWrite:
     return OneWrite(wire, asyncio.get_running_loop(), wire.close)
 
 
-async def test_head_and_body_leave_together_and_soon(wire: Wire, one_write: OneWrite) -> None:
+async def test_head_and_body_are_sent_together_in_the_next_loop_turn(wire: Wire, one_write: OneWrite) -> None:
     one_write.write(b"head ")
     one_write.write(b"body")
     assert wire.sent == []
@@ -53,9 +53,7 @@ async def test_later_writes_are_sent_in_order(wire: Wire, one_write: OneWrite) -
     assert wire.sent == [b"1", b"2", b"3"]
 
 
-async def test_much_goes_at_once_so_that_the_transport_can_slow_the_writer(
-    wire: Wire, one_write: OneWrite
-) -> None:
+async def test_writes_above_64_kib_are_sent_immediately(wire: Wire, one_write: OneWrite) -> None:
     one_write.write(b"x" * 65_536)
     assert wire.sent == []
     one_write.write(b"y")
@@ -64,7 +62,7 @@ async def test_much_goes_at_once_so_that_the_transport_can_slow_the_writer(
     assert len(wire.sent) == 1
 
 
-async def test_a_close_is_left_to_the_owner_until_the_connection_is_lost(wire: Wire) -> None:
+async def test_close_calls_the_owner_until_the_connection_is_lost(wire: Wire) -> None:
     closed = []
     one_write = OneWrite(wire, asyncio.get_running_loop(), lambda: closed.append("by the owner"))
     one_write.close()
@@ -74,7 +72,9 @@ async def test_a_close_is_left_to_the_owner_until_the_connection_is_lost(wire: W
     assert closed == ["by the owner"]
 
 
-async def test_it_is_closing_when_the_owner_or_the_transport_says_so(wire: Wire, one_write: OneWrite) -> None:
+async def test_is_closing_is_true_if_the_owner_or_the_transport_is_closing(
+    wire: Wire, one_write: OneWrite
+) -> None:
     assert not one_write.is_closing()
     one_write.left = True
     assert one_write.is_closing()
@@ -84,14 +84,12 @@ async def test_it_is_closing_when_the_owner_or_the_transport_says_so(wire: Wire,
 
 
 @pytest.mark.parametrize("end", ["aborted", "closed"])
-async def test_nothing_is_written_to_a_connection_that_was_lost(
-    wire: Wire, one_write: OneWrite, end: str
-) -> None:
+async def test_nothing_is_written_to_a_closed_transport(wire: Wire, one_write: OneWrite, end: str) -> None:
     one_write.write(b"half")
-    wire.sent.append(end)  # not through us: by the peer, or by the server's own timer
+    wire.sent.append(end)  # closed by the peer or by a timer of the server
     await asyncio.sleep(0)
     assert wire.sent == [end]
 
 
-async def test_everything_else_is_the_transports_own(one_write: OneWrite) -> None:
+async def test_other_attributes_come_from_the_transport(one_write: OneWrite) -> None:
     assert one_write.get_extra_info("peername") == ("192.0.2.1", 7)

@@ -1,4 +1,4 @@
-"""Limits below ASGI, over real sockets: header size, headers that never end, connections that say nothing."""
+"""Limits below ASGI, over real sockets: size and time of headers, and silent connections."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def talk(port: int, *parts: bytes) -> bytes:
         writer.close()
 
 
-async def test_ordinary_requests_are_served_also_a_second_one_on_the_connection() -> None:
+async def test_two_requests_on_one_connection_are_served() -> None:
     async with serving() as port:
         request = b"GET / HTTP/1.1\r\nhost: x\r\n"
         answer = await talk(port, request + b"\r\n", request + b"connection: close\r\n\r\n")
@@ -107,49 +107,49 @@ async def test_headers_over_the_limit_are_431() -> None:
     assert b"connection: close" in answer.lower()
 
 
-async def test_separators_between_names_and_values_count_too() -> None:
+async def test_header_separators_count_towards_the_limit() -> None:
     async with serving() as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 400 + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 431")
 
 
-async def test_one_header_without_end_is_431_before_it_ends() -> None:
+async def test_an_endless_header_is_431() -> None:
     async with serving() as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nx: ", *[b"y" * 1000] * 5)
     assert answer.startswith(b"HTTP/1.1 431")
 
 
-async def test_a_long_url_counts_too() -> None:
+async def test_a_long_url_counts_towards_the_header_limit() -> None:
     async with serving() as port:
         answer = await talk(port, b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 431")
 
 
-async def test_headers_that_dawdle_are_408() -> None:
+async def test_slow_headers_are_408() -> None:
     async with serving(header_timeout=0.1) as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nhost:")
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-async def test_headers_of_a_later_request_that_dawdle_are_408_too() -> None:
+async def test_slow_headers_of_a_later_request_are_408() -> None:
     async with serving(header_timeout=2.0) as port:
         answer = await talk(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost:")
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 408" in answer
 
 
-async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+async def test_a_silent_connection_is_closed_without_an_answer() -> None:
     async with serving(header_timeout=0.1) as port:
         assert await talk(port) == b""
 
 
-async def test_a_body_may_be_larger_than_headers_may() -> None:
+async def test_the_header_limit_does_not_apply_to_the_body() -> None:
     async with serving() as port:
         head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5000\r\n\r\n"
         assert (await talk(port, head, b"b" * 5000)).startswith(b"HTTP/1.1 200")
 
 
-async def test_a_body_may_take_longer_than_headers_may() -> None:
+async def test_the_header_timeout_does_not_apply_to_the_body() -> None:
     begun = asyncio.Event()
 
     async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,7 +170,7 @@ async def test_a_body_may_take_longer_than_headers_may() -> None:
         writer.close()
 
 
-async def test_head_and_body_of_an_answer_arrive_together() -> None:
+async def test_head_and_body_of_an_answer_arrive_in_one_read() -> None:
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -181,14 +181,14 @@ async def test_head_and_body_of_an_answer_arrive_together() -> None:
     assert first.endswith(b"here")
 
 
-async def test_a_request_says_whether_its_body_came_with_its_headers() -> None:
+async def test_the_scope_says_whether_the_body_came_with_the_headers() -> None:
     head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 4\r\n\r\n"
     async with serving() as port:
         assert (await talk(port, head + b"body")).endswith(b"here")
         assert (await talk(port, head + b"bo")).endswith(b"hello")
 
 
-async def test_a_connection_that_is_lost_leaves_nothing_to_the_garbage_collector() -> None:
+async def test_a_closed_connection_is_freed_without_the_garbage_collector() -> None:
     def connections() -> list[object]:
         return [one for one in gc.get_objects() if type(one) is LimitedProtocol]
 

@@ -1,4 +1,4 @@
-"""Work in a thread of its own: its result or error comes back, and nobody has to wait for its end."""
+"""Work in a daemon thread: its result or exception is returned, and a cancelled caller does not wait for it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ml_api.serving.background import run_in_background
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_the_function_returns_or_raises_comes_back_from_a_daemon_thread() -> None:
+async def test_results_and_exceptions_are_returned_from_a_daemon_thread() -> None:
     assert await run_in_background(lambda: threading.current_thread().daemon)
     with pytest.raises(ValueError, match="wrong"):
         await run_in_background(lambda: int("wrong"))
 
 
-async def test_a_cancelled_caller_stops_waiting_and_the_work_goes_on() -> None:
+async def test_a_cancelled_caller_does_not_stop_the_work() -> None:
     release, done = threading.Event(), threading.Event()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""`ml-api serve --model`: any LightGBM model over /v2, and no trading."""
+"""`ml-api serve --model`: any LightGBM model over /v2, without the trading routes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings(path: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A regressor with its manifest, and the same model as LightGBM alone writes it."""
+    """A folder with a regressor and its manifest, and the same model without manifest."""
     directory = tmp_path_factory.mktemp("models")
     sample = np.random.default_rng(3).normal(size=(200, 2))
     estimator = lightgbm.LGBMRegressor(n_estimators=3, verbose=-1).fit(sample, sample.sum(axis=1))
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-async def test_a_model_is_served_without_the_routes_of_trading(
+async def test_only_models_serves_a_model_without_the_trading_routes(
     service: Service, headers: Headers, folder: Path
 ) -> None:
     body = b'{"inputs":[{"name":"rows","shape":[1,2],"datatype":"FP64","data":[1,2]}]}'
@@ -55,7 +55,7 @@ async def test_a_model_is_served_without_the_routes_of_trading(
     assert "/predict" not in document["paths"]
 
 
-async def test_a_folder_serves_every_model_and_one_without_a_manifest_is_named_after_its_file(
+async def test_every_model_of_a_folder_is_served_and_one_without_manifest_is_named_after_its_file(
     service: Service, headers: Headers, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -65,7 +65,7 @@ async def test_a_folder_serves_every_model_and_one_without_a_manifest_is_named_a
     assert "plain.txt has no manifest" in caplog.text
 
 
-def test_a_file_that_is_no_model_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_unusable_model_paths_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("no model")
     altered = tmp_path / "altered.txt"
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_model_is_refused_in_one_line(folder: Path, tmp_path: 
 
 @contextlib.asynccontextmanager
 async def started(path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """The service with an admin key, started as a server starts it: a worker swaps only after its lifespan began."""
+    """A client of the service with an admin key and a running lifespan, which swaps need."""
     keys = {"api_key": "the-key-of-the-tests", "admin_key": "the-key-of-the-admin"}
     store = MemoryStore()
     app = create_app(
@@ -99,7 +99,7 @@ async def started(path: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_a_served_model_is_swapped_by_its_name_which_the_only_one_need_not_be_told(
+async def test_a_swap_needs_the_model_name_only_if_there_are_several_models(
     folder: Path, tmp_path: Path
 ) -> None:
     for kept in folder.glob("sums.txt*"):

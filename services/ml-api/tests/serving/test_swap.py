@@ -1,4 +1,4 @@
-"""A swap among workers that meet in one directory: all or none, whoever objects, is late, silent or dead."""
+"""A model swap among workers: all or none of them, with refusing, late, silent and dead workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAME = "btc-eth"
 
 
 class Worker:
-    """One worker: its slot, what it told of swaps, and its place among the others."""
+    """One worker: its slot, its recorded swaps, and its membership in the group."""
 
     def __init__(self, directory: Path, objection: str = "") -> None:
         def check(name: str, model: Model) -> None:
@@ -47,14 +47,14 @@ class Worker:
 
 
 @pytest.fixture
-def meeting(tmp_path: Path) -> Path:
-    (tmp_path / "meeting").mkdir()
-    return tmp_path / "meeting"
+def sockets(tmp_path: Path) -> Path:
+    (tmp_path / "sockets").mkdir()
+    return tmp_path / "sockets"
 
 
 @pytest.fixture
 def newer(tmp_path: Path) -> Callable[[str], str]:
-    """The shipped model as another version of itself."""
+    """A copy of the bundled model with another version."""
 
     def of(version: str) -> str:
         path = tmp_path / f"{version}.txt"
@@ -68,7 +68,7 @@ def newer(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.fixture(autouse=True)
 def own_process_ids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are told apart by process, and here is one: every question for its id gets another."""
+    """Every worker gets its own process id, though all run in this process."""
     ids = itertools.count(1)
     monkeypatch.setattr("ml_api.serving.workers.os.getpid", lambda: next(ids))
 
@@ -81,13 +81,15 @@ async def joined(*workers: Worker) -> AsyncIterator[None]:
             await stack.enter_async_context(worker.peers.joined())
         yield
         async with asyncio.timeout(30):
-            await until(lambda: asyncio.all_tasks() <= before)  # until every link has seen its end
+            await until(
+                lambda: asyncio.all_tasks() <= before
+            )  # until every connection between workers is closed
 
 
-async def test_all_serve_the_new_model_and_whoever_joins_later_too(
-    meeting: Path, newer: Callable[[str], str]
+async def test_all_workers_and_later_ones_serve_the_new_model(
+    sockets: Path, newer: Callable[[str], str]
 ) -> None:
-    first, second, late = (Worker(meeting) for _ in range(3))
+    first, second, late = (Worker(sockets) for _ in range(3))
     async with joined(first, second):
         told = await first.peers.swap(NAME, newer("2.0.0"))
         async with joined(late):
@@ -97,13 +99,11 @@ async def test_all_serve_the_new_model_and_whoever_joins_later_too(
     assert [worker.version for worker in again] == ["3.0.0"] * 3
     assert all(isinstance(worker, WorkerVersion) for worker in told)
     assert first.swaps == second.swaps == [(NAME, "1.0.0", "2.0.0"), (NAME, "2.0.0", "3.0.0")]
-    assert not list(meeting.glob("*.sock"))
+    assert not list(sockets.glob("*.sock"))
 
 
-async def test_if_one_objects_nobody_swaps_and_nothing_made_ready_stays(
-    meeting: Path, newer: Callable[[str], str]
-) -> None:
-    willing, unwilling, late = Worker(meeting), Worker(meeting, "not here"), Worker(meeting)
+async def test_no_worker_swaps_if_one_refuses(sockets: Path, newer: Callable[[str], str]) -> None:
+    willing, unwilling, late = Worker(sockets), Worker(sockets, "not here"), Worker(sockets)
     async with joined(willing, unwilling):
         with pytest.raises(SwapRefused, match=r"^not here$") as refused:
             await willing.peers.swap(NAME, newer("2.0.0"))
@@ -114,31 +114,31 @@ async def test_if_one_objects_nobody_swaps_and_nothing_made_ready_stays(
     assert willing.own._ready == {}
 
 
-async def test_a_silent_worker_counts_as_an_objection(
-    meeting: Path, newer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+async def test_no_worker_swaps_if_one_does_not_answer(
+    sockets: Path, newer: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
     monkeypatch.setattr("ml_api.serving.workers._STEP_SECONDS", 0.3)
-    worker = Worker(meeting)
-    async with joined(worker), await asyncio.start_unix_server(silent, meeting / "silent.sock"):
+    worker = Worker(sockets)
+    async with joined(worker), await asyncio.start_unix_server(silent, sockets / "silent.sock"):
         with pytest.raises(SwapRefused, match="did not answer"):
             await worker.peers.swap(NAME, newer("2.0.0"))
     assert worker.version == "1.0.0"
 
 
-async def test_the_socket_of_a_dead_worker_is_removed(meeting: Path, newer: Callable[[str], str]) -> None:
-    (meeting / "dead.sock").touch()
-    worker = Worker(meeting)
+async def test_the_socket_of_a_dead_worker_is_removed(sockets: Path, newer: Callable[[str], str]) -> None:
+    (sockets / "dead.sock").touch()
+    worker = Worker(sockets)
     async with joined(worker):
         assert [told.version for told in await worker.peers.swap(NAME, newer("2.0.0"))] == ["2.0.0"]
-    assert not (meeting / "dead.sock").exists()
+    assert not (sockets / "dead.sock").exists()
 
 
-async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Callable[[str], str]) -> None:
-    first, second = Worker(meeting), Worker(meeting)
+async def test_a_swap_during_another_swap_is_refused(sockets: Path, newer: Callable[[str], str]) -> None:
+    first, second = Worker(sockets), Worker(sockets)
     async with joined(first, second):
         with first.peers._alone(), pytest.raises(SwapBusy):
             await second.peers.swap(NAME, newer("2.0.0"))
@@ -147,7 +147,7 @@ async def test_two_swaps_at_once_are_one_and_a_refusal(meeting: Path, newer: Cal
     assert first.version == "2.0.0"
 
 
-async def test_a_limit_far_above_a_file_takes_no_memory_of_its_size(
+async def test_reading_a_model_does_not_allocate_the_size_limit(
     newer: Callable[[str], str], tmp_path: Path
 ) -> None:
     data, manifest = ModelDirectory(tmp_path, 2**60).read(newer("2.0.0"))
@@ -155,10 +155,10 @@ async def test_a_limit_far_above_a_file_takes_no_memory_of_its_size(
     assert manifest.version == "2.0.0"
 
 
-async def test_a_model_that_may_not_be_served_is_refused_with_the_reason(
-    meeting: Path, newer: Callable[[str], str], tmp_path: Path
+async def test_an_unsuitable_model_is_refused_with_the_reason(
+    sockets: Path, newer: Callable[[str], str], tmp_path: Path
 ) -> None:
-    worker, path = Worker(meeting), newer("2.0.0")
+    worker, path = Worker(sockets), newer("2.0.0")
     bare = tmp_path / "bare.txt"
     shutil.copy(BUNDLED_MODEL, bare)
     async with joined(worker):

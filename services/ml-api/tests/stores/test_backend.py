@@ -1,4 +1,4 @@
-"""The store that the settings open, and the records of the older service."""
+"""The store that the settings select, and the conversion of legacy records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings(**given_: object) -> Settings:
     return Settings.model_validate({"api_key": "the-api-key-of-the-tests"} | given_)
 
 
-async def test_without_redis_it_is_a_sqlite_file_for_its_owner_alone(tmp_path: Path) -> None:
+async def test_without_redis_the_store_is_a_sqlite_file_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "new" / "directory" / "store.sqlite3"
     backend = open_backend(settings(store_path=path), Metrics())
     assert (backend.kind, type(backend.store), backend.monitor) == ("sqlite", SQLiteStore, None)
@@ -36,7 +36,7 @@ async def test_without_redis_it_is_a_sqlite_file_for_its_owner_alone(tmp_path: P
 @pytest.mark.parametrize(
     "url", ["redis://h:1/0", "rediss://h:1/0", "redis+sentinel://h:1/service", "redis+cluster://h:1"]
 )
-async def test_each_redis_topology_opens_a_watched_store_and_connects_to_nothing_yet(url: str) -> None:
+async def test_each_redis_topology_opens_a_monitored_store_without_connecting(url: str) -> None:
     backend = open_backend(settings(redis_enabled=True, redis_url=url), Metrics())
     assert isinstance(backend.store, RedisStore)
     assert backend.monitor is not None
@@ -53,13 +53,13 @@ async def test_each_redis_topology_opens_a_watched_store_and_connects_to_nothing
         "redis+sentinel://:s3cret@h:1/service?wrong=1",
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+def test_an_unusable_redis_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(StoreUnusable, match="REDIS_URL") as refused:
         open_backend(settings(redis_enabled=True, redis_url=url), Metrics())
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_record_of_the_older_service_becomes_an_outcome_of_the_public_format() -> None:
+def test_a_legacy_record_is_converted_to_the_public_outcome_format() -> None:
     old = {
         "status_code": 200,
         "headers": {"Content-Type": "application/json", "Content-Length": "8"},
@@ -76,12 +76,12 @@ def test_a_record_of_the_older_service_becomes_an_outcome_of_the_public_format()
     }
 
 
-def test_a_body_that_was_kept_as_json_is_written_out_again() -> None:
+def test_a_legacy_body_stored_as_json_is_serialized() -> None:
     outcome = adopt(b'{"status_code": 200, "headers": {}, "body": {"a": [1, "\xc3\xa4"]}}')
     assert json.loads(outcome or b"")["body"] == '{"a":[1,"ä"]}'
 
 
-def test_headers_of_the_older_message_are_left_behind_and_half_a_character_hurts_nothing() -> None:
+def test_connection_headers_and_lone_surrogates_of_a_legacy_record_are_removed() -> None:
     gone = ("Transfer-Encoding", "Connection", "Date", "Server", "Set-Cookie")
     old = {"status_code": 299, "headers": dict.fromkeys([*gone, "ETag"], "x"), "body": "ä\ud800"}
     outcome = json.loads(adopt(json.dumps(old).encode()) or b"")
@@ -107,10 +107,10 @@ def test_headers_of_the_older_message_are_left_behind_and_half_a_character_hurts
         b"[" * 100_000,
     ],
 )
-def test_records_not_written_by_the_older_service_are_not_adopted(record: bytes) -> None:
+def test_records_of_another_format_are_not_adopted(record: bytes) -> None:
     assert adopt(record) is None
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_at_all_make_adoption_fail(record: bytes) -> None:
+def test_adopting_random_bytes_never_raises(record: bytes) -> None:
     assert adopt(record) is None

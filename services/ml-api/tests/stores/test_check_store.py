@@ -1,4 +1,4 @@
-"""The question to the store before a start: asked once, and the start does not hang on it."""
+"""The check of the store before a start: it does not delay the start, and it reports bad URLs without secrets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ml_api.settings import Settings
 
 @pytest.fixture
 def lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Lookups of names that end when this is set, and not before."""
+    """Blocks every name lookup until the event is set."""
     answered = threading.Event()
 
     def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
@@ -27,7 +27,7 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     answered.set()
 
 
-def test_a_name_that_takes_long_to_look_up_delays_no_start(lookups: threading.Event) -> None:
+def test_a_slow_name_lookup_does_not_delay_the_start(lookups: threading.Event) -> None:
     settings = Settings.model_validate(
         {
             "api_key": "the-key-of-the-tests",
@@ -70,7 +70,7 @@ SECRET = "s3cr3t"
         ("s3cr3t", 2),
     ],
 )
-def test_check_says_of_any_redis_url_in_one_line_what_is_wrong_and_never_its_password(
+def test_check_reports_a_bad_redis_url_in_one_line_without_its_password(
     url: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ML_SERVICE_API_KEY", "the-key-of-the-tests")

@@ -1,4 +1,4 @@
-"""Recorded answers of one caller occupy a bounded number of bytes, and an answer that was not recorded is not sent."""
+"""The quota of recorded bytes per caller, and answers that cannot be recorded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Body = Callable[..., bytes]
 Headers = Callable[..., dict[str, str]]
 
 
-def test_bytes_are_counted_by_caller_until_they_expire_and_in_bounded_memory() -> None:
+def test_stored_bytes_are_counted_per_caller_until_they_expire_in_bounded_memory() -> None:
     now = 0.0
     stored = StoredBytes(1000, retention=60.0, clock=lambda: now)
     for second in range(30):
@@ -39,7 +39,7 @@ def test_bytes_are_counted_by_caller_until_they_expire_and_in_bounded_memory() -
     assert 1 <= stored.wait("one") <= 61
 
 
-async def test_a_caller_over_its_quota_is_429_while_replays_and_keyless_requests_go_on(
+async def test_a_caller_over_its_quota_is_429_except_for_replays_and_requests_without_key(
     service: Service, body: Body, headers: Headers
 ) -> None:
     async with service(quota_bytes=6000) as client:
@@ -60,14 +60,14 @@ async def test_a_caller_over_its_quota_is_429_while_replays_and_keyless_requests
 
 
 class FullStore(MemoryStore):
-    """A store with room for claims and for no answer."""
+    """A store that accepts claims and refuses answers, like a full Redis."""
 
     async def complete(self, *_: Any, **__: Any) -> bool:
         raise StoreUnavailable("OOM command not allowed when used memory > 'maxmemory'")
 
 
 @pytest.mark.parametrize(("on_store_error", "status"), [("refuse", 503), ("bypass", 200)])
-async def test_an_answer_that_was_not_recorded_is_not_sent_as_if_it_were(
+async def test_an_unrecorded_answer_is_503_unless_store_errors_are_bypassed(
     service: Service, body: Body, headers: Headers, on_store_error: str, status: int
 ) -> None:
     store = FullStore()

@@ -1,4 +1,4 @@
-"""The watch on Redis: what it says of an outage and of its end, how often it asks."""
+"""The monitor of Redis: its log lines, its metrics, and how often it checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Flaky(MemoryStore):
-    """Answers as it is told to, one question after the other."""
+    """A store whose lookups succeed or fail as scripted."""
 
     def __init__(self, answers: Iterable[bool]) -> None:
         super().__init__()
@@ -27,17 +27,17 @@ class Flaky(MemoryStore):
             raise StoreUnavailable("away")
 
 
-async def test_an_outage_and_its_end_are_logged_once_each_and_every_failure_is_counted(
+async def test_an_outage_and_its_end_are_logged_once_and_every_failure_is_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "ml_api.cache")
     metrics = Metrics()
     answers = [False, False, True, True, True, False]
-    watch = RedisMonitor(Flaky(answers), metrics)
-    assert watch.up is None
+    monitor = RedisMonitor(Flaky(answers), metrics)
+    assert monitor.up is None
     for number, answer in enumerate(answers):
-        assert await watch.check() is answer
-        assert watch.up is answer
+        assert await monitor.check() is answer
+        assert monitor.up is answer
         lines = metrics.render().decode().splitlines()
         assert f"ml_service_redis_up {float(answer)}" in lines
         assert (
@@ -52,18 +52,18 @@ async def test_an_outage_and_its_end_are_logged_once_each_and_every_failure_is_c
 
 
 @pytest.mark.parametrize(("interval", "while_away"), [(5.0, 1.0), (0.25, 0.25)])
-async def test_it_asks_at_its_interval_and_at_least_every_second_of_an_outage(
+async def test_redis_is_checked_at_the_interval_and_every_second_during_an_outage(
     monkeypatch: pytest.MonkeyPatch, interval: float, while_away: float
 ) -> None:
-    naps: list[float] = []
+    delays: list[float] = []
 
     async def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        if len(naps) == 3:
+        delays.append(seconds)
+        if len(delays) == 3:
             raise asyncio.CancelledError
 
     monkeypatch.setattr("ml_api.stores.redis_monitor.asyncio.sleep", sleep)
-    watch = RedisMonitor(Flaky([True, False, True]), Metrics(), interval=interval)
+    monitor = RedisMonitor(Flaky([True, False, True]), Metrics(), interval=interval)
     with pytest.raises(asyncio.CancelledError):
-        await watch.run()
-    assert naps == [interval, while_away, interval]
+        await monitor.run()
+    assert delays == [interval, while_away, interval]

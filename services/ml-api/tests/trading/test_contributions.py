@@ -1,4 +1,4 @@
-"""The model's own reasons: the largest contributions towards the action that was chosen."""
+"""The largest contributions of the model towards the chosen action."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def model() -> Model:
     return Model.load(BUNDLED_MODEL)
 
 
-def test_the_largest_come_first_per_asset_towards_its_own_action(
+def test_contributions_are_the_largest_per_asset_towards_its_action(
     make_body: Callable[..., bytes], model: Model
 ) -> None:
     request = parse_request(make_body())
@@ -38,7 +38,7 @@ def test_the_largest_come_first_per_asset_towards_its_own_action(
         assert all(one.log_odds == toward[FEATURES.index(one.feature)] for one in own)
 
 
-def test_all_of_them_add_up_to_the_raw_score(make_body: Callable[..., bytes], model: Model) -> None:
+def test_all_contributions_add_up_to_the_raw_score(make_body: Callable[..., bytes], model: Model) -> None:
     request = parse_request(make_body(assets=["ETH"]))
     decision = decide(compute_features(request.series), request.portfolio, model.predict)
     (asset_decision,) = decision.asset_decisions
@@ -50,12 +50,12 @@ def test_all_of_them_add_up_to_the_raw_score(make_body: Callable[..., bytes], mo
     assert total == pytest.approx(explanation.raw[0, column], rel=1e-9)
 
 
-def test_without_a_asset_decision_the_model_is_not_asked() -> None:
-    assert contributions((), lambda rows: pytest.fail("asked"), top=3) == ()
+def test_without_asset_decisions_the_model_is_not_called() -> None:
+    assert contributions((), lambda rows: pytest.fail("called"), top=3) == ()
 
 
 @pytest.mark.anyio
-async def test_the_setting_adds_the_member_and_nothing_else(
+async def test_explain_top_adds_only_the_contributions(
     service: Callable[..., httpx.AsyncClient],
     make_body: Callable[..., bytes],
     headers: Callable[..., dict[str, str]],

@@ -1,4 +1,4 @@
-"""DECISIONS.md describes what the code does: the tables are held against it, the example runs with the others."""
+"""The tables of DECISIONS.md match the code."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def rows(heading: str) -> list[list[str]]:
     ]
 
 
-def test_every_indicator_is_defined_in_vector_order() -> None:
+def test_the_page_defines_every_indicator_in_vector_order() -> None:
     assert tuple(name for name, _ in rows("## 2.")) == FEATURES
 
 
-def test_every_rule_is_listed_with_its_text() -> None:
+def test_the_page_lists_every_rule_with_its_text() -> None:
     assert rows("## 4.") == [[rule.feature, rule.text, rule.contribution] for rule in RULES]
 
 
-def test_every_reason_to_skip_is_listed() -> None:
+def test_the_page_lists_every_reason_to_skip() -> None:
     raised = {
         reason.replace("{n}", "12").replace("{MIN_CANDLES}", "20")
         for reason in re.findall(r'_Unusable\(f?"(.+)"\)', DECISION)

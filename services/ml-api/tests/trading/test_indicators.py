@@ -1,4 +1,4 @@
-"""Eleven indicators, each held against its definition spelled out as a loop, and against two public libraries."""
+"""Eleven indicators, compared with their definitions written as loops and with the libraries ta and TA-Lib."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mean(values: Series) -> float:
 
 
 def reference(c: Series, v: Series) -> dict[str, float]:
-    """The definitions, one candle at a time, sharing no code with the implementation."""
+    """The definitions, candle by candle, without code of the implementation."""
     n = len(c)
     up = down = 0.0
     for before, now in itertools.pairwise(c):
@@ -64,31 +64,31 @@ def indicators(closes: Series | FloatArray, volumes: Series | FloatArray) -> dic
     return dict(zip(FEATURES, compute([*map(float, closes)], [*map(float, volumes)]), strict=True))
 
 
-def walk(n: int, *, seed: int = 3, start: float = 64_000.0) -> tuple[list[float], list[float]]:
-    chance = np.random.default_rng(seed)
-    closes = start * np.exp(np.cumsum(chance.normal(0, 0.006, n)))
-    return closes.tolist(), chance.uniform(500, 1500, n).tolist()
+def random_walk(n: int, *, seed: int = 3, start: float = 64_000.0) -> tuple[list[float], list[float]]:
+    rng = np.random.default_rng(seed)
+    closes = start * np.exp(np.cumsum(rng.normal(0, 0.006, n)))
+    return closes.tolist(), rng.uniform(500, 1500, n).tolist()
 
 
 def assert_same(ours: dict[str, float], expected: dict[str, float], scale: float) -> None:
-    """Equal to 1e-9 of what each indicator is measured in: prices of the price, RSI of 100, ratios of 1."""
+    """Equal to a relative 1e-9, or to 1e-12 of the unit: the price, 100 for RSI, 1 for ratios."""
     for name, value in expected.items():
         unit = scale if name.startswith(("sma", "macd")) else 100 if name == "rsi_14" else 1
         assert ours[name] == pytest.approx(value, rel=1e-9, abs=1e-12 * unit), name
 
 
 @pytest.mark.parametrize("n", [20, 21, 25, 26, 27, 33, 34, 35, 60, 100, 500])
-def test_each_indicator_is_its_definition_at_every_length_that_changes_it(n: int) -> None:
-    closes, volumes = walk(n)
+def test_each_indicator_matches_its_definition_at_every_critical_length(n: int) -> None:
+    closes, volumes = random_walk(n)
     assert_same(indicators(closes, volumes), reference(closes, volumes), max(closes))
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 1e6), st.floats(0, 1e6)), min_size=MIN_CANDLES, max_size=90))
-def test_each_indicator_is_its_definition_for_any_prices(candles: list[tuple[float, float]]) -> None:
+def test_each_indicator_matches_its_definition_for_any_prices(candles: list[tuple[float, float]]) -> None:
     closes, volumes = [c for c, _ in candles], [v for _, v in candles]
     ours, expected = indicators(closes, volumes), reference(closes, volumes)
-    # Ratios of prices that jump a million times over have no absolute scale of 1: hold them to their own size.
+    # Ratios of prices that differ a millionfold are not of the order of 1: compare them by the largest ratio.
     ratios = max(closes) / min(closes)
     for name, value in expected.items():
         unit = max(closes) if name.startswith(("sma", "macd")) else 100 if name == "rsi_14" else ratios
@@ -96,16 +96,16 @@ def test_each_indicator_is_its_definition_for_any_prices(candles: list[tuple[flo
 
 
 @given(st.floats(1e-3, 1e3), st.integers(MIN_CANDLES, 60))
-def test_prices_in_another_currency_leave_every_ratio_alone(factor: float, n: int) -> None:
-    closes, volumes = walk(n)
+def test_scaling_prices_scales_averages_and_keeps_ratios(factor: float, n: int) -> None:
+    closes, volumes = random_walk(n)
     here, there = indicators(closes, volumes), indicators([c * factor for c in closes], volumes)
     for name in FEATURES:
         expected = here[name] * (factor if name.startswith(("sma", "macd")) else 1)
         assert there[name] == pytest.approx(expected, rel=1e-8, abs=1e-9 * factor), name
 
 
-def of_ta(closes: Series, volumes: Series) -> dict[str, float]:
-    """The newest row as `ta` has it, whose averages start where the contract has them start."""
+def ta_indicators(closes: Series, volumes: Series) -> dict[str, float]:
+    """The newest row as `ta` computes it, whose averages start at the same candles."""
     close, volume = pd.Series(closes), pd.Series(volumes)
     macd, bands = MACD(close), BollingerBands(close, window=20, window_dev=2)
     returns = close.pct_change()
@@ -126,24 +126,24 @@ def of_ta(closes: Series, volumes: Series) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("n", [20, 21, 25, 26, 27, 33, 34, 35, 60, 100, 500])
-def test_ta_agrees_on_every_indicator_at_every_length_that_changes_it(n: int) -> None:
+def test_every_indicator_matches_ta_at_every_critical_length(n: int) -> None:
     for seed in range(8):
-        closes, volumes = walk(n, seed=seed)
-        theirs = of_ta(closes, volumes)
-        # pandas keeps running sums and subtracts what leaves the window: the digits that this loses are its own.
+        closes, volumes = random_walk(n, seed=seed)
+        theirs = ta_indicators(closes, volumes)
+        # pandas subtracts from running sums what leaves the window, which loses digits.
         for name, value in indicators(closes, volumes).items():
             unit = max(closes) if name.startswith(("sma", "macd")) else 100 if name == "rsi_14" else 1
             assert value == pytest.approx(theirs[name], rel=1e-9, abs=1e-11 * unit), name
 
 
-def test_ta_too_reads_prices_that_never_fell_as_rsi_100() -> None:
+def test_rsi_of_prices_that_never_fell_is_100_as_in_ta() -> None:
     rising = [float(c) for c in range(100, 140)]
     for closes in (rising, [100.0] * 40):
-        assert indicators(closes, [1.0] * 40)["rsi_14"] == of_ta(closes, [1.0] * 40)["rsi_14"] == 100
+        assert indicators(closes, [1.0] * 40)["rsi_14"] == ta_indicators(closes, [1.0] * 40)["rsi_14"] == 100
 
 
-def test_talib_agrees_where_its_window_is_the_same() -> None:
-    closes, volumes = (np.array(column) for column in walk(100))
+def test_indicators_with_the_same_window_match_talib() -> None:
+    closes, volumes = (np.array(column) for column in random_walk(100))
     ours = indicators(closes, volumes)
     upper, _, lower = talib.BBANDS(closes, timeperiod=20, nbdevup=2, nbdevdn=2)
     assert ours["sma_7"] == pytest.approx(talib.SMA(closes, 7)[-1], rel=1e-12)
@@ -154,8 +154,8 @@ def test_talib_agrees_where_its_window_is_the_same() -> None:
     assert ours["volume_ratio"] == pytest.approx(volumes[-1] / talib.SMA(volumes, 7)[-1], rel=1e-12)
 
 
-def test_talib_agrees_once_the_seed_is_forgotten() -> None:
-    closes, volumes = (np.array(column) for column in walk(1_000))
+def test_rsi_and_macd_match_talib_on_a_thousand_candles() -> None:
+    closes, volumes = (np.array(column) for column in random_walk(1_000))
     ours = indicators(closes, volumes)
     line, signal, difference = talib.MACD(closes, 12, 26, 9)
     assert ours["rsi_14"] == pytest.approx(talib.RSI(closes, 14)[-1], rel=1e-9)
@@ -164,37 +164,37 @@ def test_talib_agrees_once_the_seed_is_forgotten() -> None:
     assert ours["macd_diff"] == pytest.approx(difference[-1], rel=1e-8)
 
 
-def test_talib_seeds_rsi_otherwise_on_a_hundred_candles() -> None:
-    closes, volumes = (np.array(column) for column in walk(100))
+def test_rsi_differs_from_talib_on_a_hundred_candles_by_less_than_one() -> None:
+    closes, volumes = (np.array(column) for column in random_walk(100))
     ours, theirs = indicators(closes, volumes)["rsi_14"], talib.RSI(closes, 14)[-1]
     assert ours == pytest.approx(theirs, abs=1)
     assert ours != pytest.approx(theirs, rel=1e-6)
 
 
-class TestOddSeries:
-    """Inputs that divide by zero in other hands."""
+class TestExtremeSeries:
+    """Inputs that a naive implementation divides by zero."""
 
     @given(st.floats(1e-8, 1e12), st.integers(MIN_CANDLES, 150))
-    def test_flat_prices_read_as_rsi_100_and_no_movement_at_all(self, price: float, n: int) -> None:
+    def test_flat_prices_give_rsi_100_and_zero_movement(self, price: float, n: int) -> None:
         ours = indicators([price] * n, [5.0] * n)
         assert ours["rsi_14"] == 100
-        # Exactly: macd_diff is held strictly against 0, and a rounding error of either sign is no crossover.
+        # Exactly zero: macd_diff is compared with 0, and a rounding error must not be a crossover.
         still = ("macd", "macd_signal", "macd_diff", "bb_width", "returns_1", "returns_7", "volatility_7")
         assert {name: ours[name] for name in still} == dict.fromkeys(still, 0.0)
         assert ours["volume_ratio"] == pytest.approx(1)
 
-    def test_only_rises_read_as_rsi_100_and_only_falls_as_0(self) -> None:
+    def test_rsi_is_100_for_rising_and_0_for_falling_prices(self) -> None:
         rising = [float(c) for c in range(100, 140)]
         assert indicators(rising, [1.0] * 40)["rsi_14"] == 100
         assert indicators(rising[::-1], [1.0] * 40)["rsi_14"] == pytest.approx(0, abs=1e-12)
 
-    def test_no_volume_at_all_is_a_neutral_ratio(self) -> None:
-        closes, _ = walk(40)
+    def test_volume_ratio_is_1_without_any_volume(self) -> None:
+        closes, _ = random_walk(40)
         assert indicators(closes, [0.0] * 40)["volume_ratio"] == 1
         assert indicators(closes, [9.0] * 33 + [0.0] * 7)["volume_ratio"] == 1
 
-    def test_a_last_volume_of_zero_is_a_ratio_of_zero(self) -> None:
-        closes, _ = walk(40)
+    def test_volume_ratio_is_0_if_the_last_volume_is_0(self) -> None:
+        closes, _ = random_walk(40)
         assert indicators(closes, [9.0] * 39 + [0.0])["volume_ratio"] == 0
 
     @given(
@@ -208,7 +208,7 @@ class TestOddSeries:
     )
     @example([(5e-324, 0.0), (1.7e308, 1.7e308)] * 20)
     @example([(1.7e308, 1.7e308), (5e-324, 5e-324)] * 20)
-    def test_prices_at_the_edge_of_float64_give_a_row_finite_or_not(
+    def test_extreme_prices_give_a_float_for_every_indicator(
         self, candles: list[tuple[float, float]]
     ) -> None:
         row = compute([close for close, _ in candles], [volume for _, volume in candles])
@@ -220,8 +220,8 @@ class TestOddSeries:
             compute([1.0] * closes, [1.0] * volumes)
 
 
-def test_the_inputs_are_left_alone() -> None:
-    closes, volumes = walk(50)
+def test_compute_does_not_change_its_inputs() -> None:
+    closes, volumes = random_walk(50)
     before = closes.copy(), volumes.copy()
     compute(closes, volumes)
     assert (closes, volumes) == before

@@ -1,4 +1,4 @@
-"""Nine fixed signals and the decision from rules alone."""
+"""The nine fixed signals, and the decision of the rules without a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fired(values: Row) -> list[tuple[str, str]]:
     return [(signal.rule, signal.contribution) for signal in signals(values) if signal.fired]
 
 
-def test_all_nine_are_listed_in_order_whether_fired_or_not() -> None:
+def test_all_nine_signals_are_listed_in_order_even_if_not_fired() -> None:
     assert [(s.feature, s.rule, s.contribution, s.fired) for s in signals(row())] == [
         ("rsi_14", "<40 = oversold zone", "bullish", False),
         ("rsi_14", ">60 = overbought zone", "bearish", False),
@@ -58,19 +58,19 @@ def test_a_rule_fires_strictly_beyond_its_threshold(
     assert fired(row(**{feature: beyond})) == [(rule, contribution)]
 
 
-def test_the_value_is_rounded_and_the_comparison_is_not() -> None:
+def test_a_rule_compares_the_value_before_rounding() -> None:
     signal = next(s for s in signals(row(returns_7=0.020_000_1)) if s.rule == ">2% = uptrend")
     assert (signal.value, signal.fired) == (0.02, True)
 
 
-def test_values_are_rounded_to_four_places() -> None:
+def test_signal_values_are_rounded_to_four_places() -> None:
     values = {
         s.feature: s.value for s in signals(row(returns_7=0.123_456_7, macd_diff=-2.000_06, rsi_14=39.99996))
     }
     assert (values["returns_7"], values["macd_diff"], values["rsi_14"]) == (0.1235, -2.0001, 40.0)
 
 
-def test_a_tiny_negative_value_is_written_without_a_sign() -> None:
+def test_a_value_that_rounds_to_zero_has_no_sign() -> None:
     value = signals(row(macd_diff=-1e-9))[3].value
     assert str(value) == "0.0"
 
@@ -98,7 +98,7 @@ def test_the_signals_of_a_finite_row_are_finite(extreme: float) -> None:
         ({}, ("HOLD", 0.5)),
     ],
 )
-def test_the_fallback_takes_an_extreme_rsi_then_the_majority(
+def test_rule_decision_follows_an_extreme_rsi_then_the_majority_of_signals(
     values: dict[str, Any], expected: tuple[str, float]
 ) -> None:
     numbers = row(**values)

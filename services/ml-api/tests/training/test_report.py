@@ -1,4 +1,4 @@
-"""The page of `ml-api report`: every picture, nothing loaded from elsewhere, the same bytes for the same model."""
+"""The page of `ml-api report`: every chart, self-contained, the same bytes for the same model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pictures(page: str) -> dict[str, str]:
     return {title: base64.b64decode(data).decode() for title, data in found}
 
 
-def test_each_picture_is_there_as_well_formed_svg_with_its_labels_as_text(page: str) -> None:
+def test_the_page_has_every_chart_as_valid_svg_with_text_labels(page: str) -> None:
     drawn = pictures(page)
     assert list(drawn) == TITLES
     for svg in drawn.values():
@@ -56,14 +56,14 @@ def test_each_picture_is_there_as_well_formed_svg_with_its_labels_as_text(page: 
             assert word in drawn[title], (title, word)
 
 
-def test_the_page_states_the_manifests_figures_beside_the_baseline(page: str, manifest: Manifest) -> None:
+def test_the_page_states_each_metric_beside_its_baseline(page: str, manifest: Manifest) -> None:
     for name, metric in manifest.metrics.items():
         row = f"<tr><td>{name.replace('_', ' ')}</td><td>{metric.model:.4f}</td><td>{metric.baseline:.4f}</td></tr>"
         assert row in page
     assert manifest.sha256 in page
 
 
-def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
+def test_the_page_loads_nothing_from_other_places(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!#|data:)', page) == []
     assert "<script" not in page
     assert "@import" not in page
@@ -90,22 +90,23 @@ def test_the_same_model_gives_the_same_page(page: str, manifest: Manifest) -> No
     assert render(manifest) == page
 
 
-def test_names_are_escaped(manifest: Manifest) -> None:
+def test_the_model_name_is_escaped(manifest: Manifest) -> None:
     page = render(manifest.model_copy(update={"name": "<script>alert(1)</script>"}))
     assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
 
-def test_the_command_writes_the_file(tmp_path: Path) -> None:
+def test_write_report_writes_an_html_page(tmp_path: Path) -> None:
     write_report(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_a_model_trained_elsewhere_is_refused_by_the_member_it_lacks(manifest: Manifest) -> None:
+def test_a_manifest_without_training_provenance_is_refused(manifest: Manifest) -> None:
     with pytest.raises(ReportUnavailable, match=r"'data'.*ml-api train"):
         render(manifest.model_copy(update={"provenance": {}}))
 
 
-def test_a_missing_manifest_is_the_predictors_error(tmp_path: Path) -> None:
+def test_a_missing_manifest_raises_manifest_error(tmp_path: Path) -> None:
     with pytest.raises(ManifestError):
         write_report(tmp_path / "page.html", tmp_path / "none.txt")
 

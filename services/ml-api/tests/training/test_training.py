@@ -1,4 +1,4 @@
-"""Training: labels as documented, no look into the future, honest figures, and the committed model made again."""
+"""Training: labels, no use of future data, figures as documented, and the reproduced committed model."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from predictor import Manifest, Model, manifest_path
 MODEL = Path(str(files("ml_api"))) / "models" / MODEL_FILE
 
 
-def walking(name: str, seed: int, days: int = 5_000) -> DailySeries:
-    """Prices without memory: nobody can forecast them."""
-    chance = np.random.default_rng(seed)
+def random_walk(name: str, seed: int, days: int = 5_000) -> DailySeries:
+    """A random walk, which cannot be forecast."""
+    rng = np.random.default_rng(seed)
     dates = np.datetime64("1999-01-01") + np.arange(days) * 7 // 5
-    closes = 100 * np.exp(np.cumsum(chance.normal(0, 0.01, days)))
-    return DailySeries(name, "none", dates, closes, chance.uniform(1, 2, days))
+    closes = 100 * np.exp(np.cumsum(rng.normal(0, 0.01, days)))
+    return DailySeries(name, "none", dates, closes, rng.uniform(1, 2, days))
 
 
 class TestBars:
-    """The bars that the two packages ship."""
+    """The daily bars of the two data packages."""
 
     def test_seven_series_of_positive_prices_in_order_of_date(self) -> None:
         bars = load_bars()
@@ -57,7 +57,7 @@ class TestBars:
             assert np.all(one.closes > 0)
             assert np.all(one.volumes >= 0)
 
-    def test_a_split_is_no_fall(self) -> None:
+    def test_prices_are_adjusted_for_stock_splits(self) -> None:
         apple = next(one for one in load_bars() if one.name == "AAPL")
         days = np.flatnonzero(
             np.isin(apple.dates, np.array(["2000-06-21", "2005-02-28"], dtype="datetime64[D]"))
@@ -76,11 +76,11 @@ class TestBars:
 
 
 class TestLabels:
-    """Two fifths of a sigma over five bars, sigma from the window's returns."""
+    """A label needs a move of two fifths of a sigma over five bars."""
 
     @pytest.mark.parametrize(("push", "expected"), [(0.399, 1), (0.401, 2), (-0.399, 1), (-0.401, 0), (0, 1)])
-    def test_the_threshold(self, push: float, expected: int) -> None:
-        past = walking("x", 1, 160).closes
+    def test_labels_follow_the_threshold_of_two_fifths_sigma(self, push: float, expected: int) -> None:
+        past = random_walk("x", 1, 160).closes
         returns = past[-99:] / past[-100:-1] - 1
         sigma = math.sqrt(float(np.sum((returns - returns.mean()) ** 2)) / 98)
         future = past[-1] * (1 + push * sigma * math.sqrt(5))
@@ -88,10 +88,10 @@ class TestLabels:
 
 
 class TestDataset:
-    """Rows that serving would have computed."""
+    """The rows equal those that serving computes."""
 
-    def test_each_row_is_the_serving_indicators_of_the_hundred_bars_up_to_its_day(self) -> None:
-        bars = walking("x", 2, 160)
+    def test_each_row_has_the_serving_indicators_of_its_last_hundred_bars(self) -> None:
+        bars = random_walk("x", 2, 160)
         data = build([bars], seed=3)
         assert len(data) == 160 - WINDOW + 1 - HORIZON
         for index in (0, 30, len(data) - 1):
@@ -106,36 +106,36 @@ class TestDataset:
             assert data.dates[index] == bars.dates[end - 1]
             assert data.known[index] == bars.dates[end - 1 + HORIZON]
 
-    def test_price_levels_cover_what_clients_send(self) -> None:
-        averages = build([walking("x", 4, 2_000)], seed=5).rows[:, 0]
+    def test_price_levels_cover_the_range_of_traded_prices(self) -> None:
+        averages = build([random_walk("x", 4, 2_000)], seed=5).rows[:, 0]
         assert averages.min() < 10 * PRICES[0]
         assert averages.max() > 0.1 * PRICES[1]
         assert np.mean((averages > 10) & (averages < 10_000)) == pytest.approx(3 / 7, abs=0.05)
 
     def test_equal_seeds_give_equal_samples_and_others_do_not(self) -> None:
-        bars = [walking("x", 6, 300)]
+        bars = [random_walk("x", 6, 300)]
         assert np.array_equal(build(bars, seed=1).rows, build(bars, seed=1).rows)
         assert not np.array_equal(build(bars, seed=1).rows, build(bars, seed=2).rows)
 
     def test_samples_are_in_order_of_date(self) -> None:
-        dates = build([walking("x", 1, 400), walking("y", 2, 300)], seed=1).dates
+        dates = build([random_walk("x", 1, 400), random_walk("y", 2, 300)], seed=1).dates
         assert np.all(np.diff(dates) >= np.timedelta64(0, "D"))
 
 
 class TestWalkForward:
-    """No model sees what it is judged on, nor anything later."""
+    """No model is trained on data of its test period or later."""
 
     @pytest.mark.parametrize("year", TEST_YEARS)
     def test_every_training_label_was_known_before_the_first_test_day(self, year: int) -> None:
-        bars = [walking("x", 1), walking("y", 2)]
+        bars = [random_walk("x", 1), random_walk("y", 2)]
         data = build(bars, seed=1)
         past, test, purged = splits(data, year)
         assert past.known.max() < np.datetime64(f"{year}-01-01") <= test.dates.min()
         assert test.dates.max() < np.datetime64(f"{year + 2}-01-01")
         assert purged == HORIZON * len(bars)
 
-    def test_on_prices_without_memory_no_skill_is_found(self) -> None:
-        data = build([walking(str(seed), seed) for seed in range(3)], seed=1)
+    def test_a_model_of_random_walks_has_no_skill(self) -> None:
+        data = build([random_walk(str(seed), seed) for seed in range(3)], seed=1)
 
         def trained(past: object) -> Callable[..., object]:
             booster = fit(past)
@@ -145,23 +145,25 @@ class TestWalkForward:
         assert found.model["log_loss"] > found.baseline["log_loss"]
         assert found.model["balanced_accuracy"] == pytest.approx(1 / 3, abs=0.015)
 
-    def test_scores_are_those_of_scikit_learn(self) -> None:
-        chance = np.random.default_rng(1)
-        chances = chance.dirichlet([1, 1, 1], 500)
-        truth = chance.integers(0, 3, 500)
-        ours = score(truth, chances)
-        assert ours["log_loss"] == pytest.approx(log_loss(truth, chances), rel=1e-12)
-        expected = balanced_accuracy_score(truth, chances.argmax(axis=1))
+    def test_scores_match_scikit_learn(self) -> None:
+        rng = np.random.default_rng(1)
+        probabilities = rng.dirichlet([1, 1, 1], 500)
+        truth = rng.integers(0, 3, 500)
+        ours = score(truth, probabilities)
+        assert ours["log_loss"] == pytest.approx(log_loss(truth, probabilities), rel=1e-12)
+        expected = balanced_accuracy_score(truth, probabilities.argmax(axis=1))
         assert ours["balanced_accuracy"] == pytest.approx(expected, rel=1e-12)
-        assert ours["accuracy"] == accuracy_score(truth, chances.argmax(axis=1))
+        assert ours["accuracy"] == accuracy_score(truth, probabilities.argmax(axis=1))
 
-    def test_direction_is_judged_where_the_truth_moved(self) -> None:
+    def test_direction_accuracy_counts_only_moves(self) -> None:
         truth = np.array([0, 0, 1, 2, 2])
-        chances = np.array([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.9, 0.1, 0], [0.1, 0.7, 0.2], [0, 0.1, 0.9]])
-        assert score(truth, chances)["direction_accuracy"] == 0.75
+        probabilities = np.array(
+            [[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.9, 0.1, 0], [0.1, 0.7, 0.2], [0, 0.1, 0.9]]
+        )
+        assert score(truth, probabilities)["direction_accuracy"] == 0.75
 
     def test_confusion_and_calibration_count_every_test_sample(self) -> None:
-        data = build([walking("x", 1)], seed=1)
+        data = build([random_walk("x", 1)], seed=1)
         found = evaluate(data, lambda past: lambda rows: np.tile([0.2, 0.5, 0.3], (len(rows), 1)))
         tested = sum(fold["tested"] for fold in found.folds)
         assert np.sum(found.confusion) == np.sum(np.array(found.confusion)[:, 1]) == tested
@@ -170,7 +172,7 @@ class TestWalkForward:
 
 
 class TestTheCommittedModel:
-    """The file in the package is what `ml-api train` makes."""
+    """The model file in the package is the result of `ml-api train`."""
 
     def test_training_again_gives_the_same_model_and_figures(self, tmp_path: Path) -> None:
         out = io.StringIO()
@@ -186,7 +188,7 @@ class TestTheCommittedModel:
         assert "2017-2018" in out.getvalue()
         assert Model.load(tmp_path / "new" / MODEL_FILE).info.sha256 == again.sha256
 
-    def test_it_is_small_and_says_where_it_comes_from(self) -> None:
+    def test_the_committed_model_is_small_and_has_its_provenance(self) -> None:
         manifest = Manifest.read(manifest_path(MODEL))
         assert MODEL.stat().st_size < 500_000
         assert manifest.classes == CLASSES
@@ -196,7 +198,7 @@ class TestTheCommittedModel:
             assert metric.baseline is not None
         assert {"data", "label", "parameters", "evaluation", "importance_gain"} <= set(manifest.provenance)
 
-    def test_it_decides_a_clients_request_within_its_training_ranges(
+    def test_the_committed_model_decides_a_request_within_its_training_ranges(
         self, make_body: Callable[..., bytes]
     ) -> None:
         model = Model.load(MODEL)
@@ -205,16 +207,16 @@ class TestTheCommittedModel:
         assert [asset_decision.asset for asset_decision in decision.asset_decisions] == ["BTC", "ETH"]
         booster = lightgbm.Booster(model_file=str(MODEL))
         for asset_decision in decision.asset_decisions:
-            (chances,) = np.asarray(booster.predict([asset_decision.row], num_threads=1))
-            assert CLASSES[int(chances.argmax())] == asset_decision.action
-            assert asset_decision.confidence == chances.max()
+            (probabilities,) = np.asarray(booster.predict([asset_decision.row], num_threads=1))
+            assert CLASSES[int(probabilities.argmax())] == asset_decision.action
+            assert asset_decision.confidence == probabilities.max()
             assert model.manifest is not None
             for feature, value in zip(model.manifest.features, asset_decision.row, strict=True):
                 assert feature.min is not None
                 assert feature.max is not None
                 assert feature.min <= value <= feature.max, feature.name
 
-    def test_its_card_states_the_figures_of_the_manifest(self) -> None:
+    def test_the_model_card_states_the_figures_of_the_manifest(self) -> None:
         card = (MODEL.parent / "README.md").read_text(encoding="utf-8")
         evaluation = Manifest.read(manifest_path(MODEL)).provenance["evaluation"]
         assert isinstance(evaluation, dict)

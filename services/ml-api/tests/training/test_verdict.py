@@ -1,4 +1,4 @@
-"""The one sentence on a trading model's worth follows its figures, and claims nothing without them."""
+"""The verdict on a trading model follows its metrics, and is "Unproven" without them."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def test_the_verdict_follows_the_figures(loss: float, direction: float, begins: 
 @pytest.mark.parametrize(
     "metrics", [{}, {"log_loss": Metric(model=1.0)}, {"direction_accuracy": Metric(model=0.9, baseline=0.5)}]
 )
-def test_without_figures_beside_a_baseline_it_is_unproven(metrics: dict[str, Metric]) -> None:
+def test_a_model_without_metrics_beside_a_baseline_is_unproven(metrics: dict[str, Metric]) -> None:
     assert verdict(metrics).startswith("Unproven")
