@@ -108,7 +108,7 @@ def redis_store(_: Path) -> Iterator[tuple[str, Fill]]:
 STORES = {"sqlite": sqlite_store, "redis": redis_store, "postgresql": postgres_store}
 
 
-def filled(url: str, fill: Fill, records: int) -> None:
+def fill_store(url: str, fill: Fill, records: int) -> None:
     """Write one completed record through the store, and copies of it up to *records*."""
     with closing(open_sync_store(url)) as store:
         store.create_schema()
@@ -149,7 +149,7 @@ def main() -> int:
         for records in (1_000, options.records):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             url, fill = stack.enter_context(STORES[options.store](folder))
-            filled(url, fill, records)
+            fill_store(url, fill, records)
             clients[records] = stack.enter_context(
                 TestClient(dashboard(open_store(url)))
             )  # one event loop per client

@@ -28,7 +28,7 @@ BEFORE, DOWN, AFTER = 1.0, 8.0, 4.0  # seconds
 SLACK = 0.25  # seconds, because callers are woken one after the other
 
 
-def once(binary: Path, topology: str, fault: Fault, wait_replicas: int) -> Failover:
+def run_failover(binary: Path, topology: str, fault: Fault, wait_replicas: int) -> Failover:
     if topology == "sentinel":
         with start_sentinels(binary, replicas=2, sentinels=3) as sentinels:
             url, victim = sentinel_url(sentinels, wait_replicas), sentinels.primary
@@ -51,8 +51,8 @@ def main() -> int:
         for fault in ("kill",) if options.quick else get_args(Fault):
             for wait_replicas in (1,) if options.quick else (0, 1):
                 for _ in range(options.rounds):
-                    seen = once(binary, topology, fault, wait_replicas)
-                    results += judged(
+                    seen = run_failover(binary, topology, fault, wait_replicas)
+                    results += results_of(
                         f"{topology}, {fault}, wait_replicas={wait_replicas}", seen, wait_replicas
                     )
                     print(
@@ -65,7 +65,7 @@ def main() -> int:
     return finish(options, results)
 
 
-def judged(name: str, seen: Failover, wait_replicas: int) -> list[Result]:
+def results_of(name: str, seen: Failover, wait_replicas: int) -> list[Result]:
     """Return the three results of one failover."""
     longest, none_lost = seen.longest - seen.late, 0 if wait_replicas else None
     return [

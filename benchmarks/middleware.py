@@ -47,7 +47,7 @@ REPORT = {"signals": [SIGNAL] * 40}  # 4 kB of JSON: one character in seven is a
 GOALS = {"no key": 1.03, "replay": 1.0}
 ADDED_GOAL = 2.0  # a first run, over what the floor adds to the bare application
 fresh = itertools.count()
-old = itertools.cycle([b"replayed-%d" % number for number in range(1_000)])
+replayed_keys = itertools.cycle([b"replayed-%d" % number for number in range(1_000)])
 
 
 async def charge(request: Request) -> Response:
@@ -120,14 +120,14 @@ async def measure(blocks: int, records: int) -> dict[str, list[float]]:
         "no key": (guarded(small), lambda: None, "/charges"),
         "first run": (guarded(small), lambda: b"k-%d" % next(fresh), "/charges"),
         f"first run, {records:,} records": (guarded(full), lambda: b"k-%d" % next(fresh), "/charges"),
-        "replay": (guarded(small), lambda: next(old), "/charges"),
+        "replay": (guarded(small), lambda: next(replayed_keys), "/charges"),
         "floor, first run": (Floor(bare), lambda: b"k-%d" % next(fresh), "/charges"),
-        "floor, replay": (Floor(bare), lambda: next(old), "/charges"),
+        "floor, replay": (Floor(bare), lambda: next(replayed_keys), "/charges"),
         "bare, 4 kB": (bare, lambda: None, "/report"),
         "first run, 4 kB": (guarded(small), lambda: b"k-%d" % next(fresh), "/report"),
-        "replay, 4 kB": (guarded(reports), lambda: next(old), "/report"),
+        "replay, 4 kB": (guarded(reports), lambda: next(replayed_keys), "/report"),
         "floor, first run, 4 kB": (Floor(bare), lambda: b"k-%d" % next(fresh), "/report"),
-        "floor, replay, 4 kB": (Floor(bare), lambda: next(old), "/report"),
+        "floor, replay, 4 kB": (Floor(bare), lambda: next(replayed_keys), "/report"),
     }
     for name in ("replay", "floor, replay", "replay, 4 kB", "floor, replay, 4 kB"):
         for _ in range(1_000 // CALLS):

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from predictor_engines import Engine, peers
 from predictor_gates import Gate, ratio_gate
 from predictor_loop import batching
-from predictor_models import made, made_frame, made_hard, public, trading3
+from predictor_models import edge_case_rows, public, trading3, train_on_frame, train_synthetic
 
 from predictor import Model, RowPolicy, write_manifest
 from predictor._engine import Kernel, make_kernel
@@ -49,7 +49,7 @@ class Subject:
     model: Model
     booster: lgb.Booster
     rows: Rows
-    hard: Rows  # thresholds, their neighbours, nulls, infinities
+    edge_cases: Rows  # thresholds, their neighbours, nulls, infinities
     others: list[Engine]
 
     @classmethod
@@ -57,7 +57,7 @@ class Subject:
         write_manifest(path, rows, name=name, version="1", policy=LENIENT, **manifest)
         booster = lgb.Booster(model_file=path)
         found = peers(path, booster) if others else []
-        return cls(name, Model.load(path), booster, rows, made_hard(rows, path, count=2_000), found)
+        return cls(name, Model.load(path), booster, rows, edge_case_rows(rows, path, count=2_000), found)
 
     @property
     def level(self) -> str:
@@ -109,7 +109,7 @@ def differing(got: Rows, truth: Rows) -> str:
 
 def exactness(subject: Subject) -> dict[str, str]:
     """Return for each engine how many of 2,000 training rows and 2,000 edge cases differ from Booster by a bit."""
-    rows = np.concatenate([subject.rows[:2_000], subject.hard])
+    rows = np.concatenate([subject.rows[:2_000], subject.edge_cases])
     truth = subject.theirs(rows)
     found = {"predict": differing(subject.model.predict(rows), truth)}
     singles = np.array([subject.model.predict_row(row) for row in rows])
@@ -181,7 +181,7 @@ def explanations(subject: Subject, *, gate: bool = True) -> list[Gate]:
         if gate:
             name = f"SHAP {subject.name}" + (f", batches of {size}" if size > 1 else "")
             found.append(ratio_gate(f"SHAP {subject.name}", ratio, subject.level, name=name))
-    rows = np.concatenate([subject.rows[:20], subject.hard[:20]])
+    rows = np.concatenate([subject.rows[:20], subject.edge_cases[:20]])
     explained, truth = model.explain(rows), theirs(rows)
     joined = np.concatenate([explained.contributions, explained.bias[..., None]], axis=-1)
     error = float(np.abs(joined.reshape(truth.shape) - truth).max() / np.abs(truth).max())
@@ -192,7 +192,7 @@ def explanations(subject: Subject, *, gate: bool = True) -> list[Gate]:
 
 def frames(folder: Path) -> list[Gate]:
     """Measure frames with category columns, of one row and of 1,024: the ratio of our time to Booster's."""
-    path, frame = made_frame(folder)
+    path, frame = train_on_frame(folder)
     write_manifest(path, frame, name="frame", version="1")
     booster, model, gates = lgb.Booster(model_file=path), Model.load(path), []
 
@@ -351,7 +351,7 @@ def measure_rest(folder: Path) -> list[Gate]:
         gates.append(ratio_gate(f"batch of 1,024, {name}", many[1_024]["predict"], level))
         gates.append(parity(subject, exact))
     for name, leaves, trees in (("63 leaves", 63, 200), ("255 leaves", 255, 100)):
-        path, rows = made(folder, leaves=leaves, trees=trees)
+        path, rows = train_synthetic(folder, leaves=leaves, trees=trees)
         subject = Subject.load(name, path, rows)
         print(f"\n{name}: {subject.model.info.n_trees} trees, {rows.shape[1]} features")
         exact, level = exactness(subject), subject.level

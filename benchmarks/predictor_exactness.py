@@ -59,10 +59,10 @@ def train(path: Path, options: dict[str, Any]) -> tuple[lgb.Booster, Rows]:
     return lgb.Booster(model_file=path), x
 
 
-def hard(booster: lgb.Booster, count: int = 4_000) -> Rows:
+def edge_case_rows(booster: lgb.Booster, count: int = 4_000) -> Rows:
     """Return rows of thresholds, their neighbours, and unusual values."""
-    odd = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, -1e-36, 2e-35, -1.0, 0.5, 3.9, 99.0, 1e12]
-    pools: list[list[float]] = [list(odd) for _ in range(booster.num_feature())]
+    unusual = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, -1e-36, 2e-35, -1.0, 0.5, 3.9, 99.0, 1e12]
+    pools: list[list[float]] = [list(unusual) for _ in range(booster.num_feature())]
     table = booster.trees_to_dataframe().dropna(subset=["split_feature"])
     for name, kind, at in zip(
         table["split_feature"], table["decision_type"], table["threshold"], strict=True
@@ -139,7 +139,7 @@ ENGINES: dict[str, tuple[str, Engine]] = {
 }
 
 
-def share_off(answer: Any, truth: Rows) -> tuple[float, float]:
+def differing_share(answer: Any, truth: Rows) -> tuple[float, float]:
     """Return the share of rows off by more than 4 ulp, and the largest difference."""
     got = np.asarray(answer, dtype=np.float64).reshape(truth.shape)
     with np.errstate(invalid="ignore"):  # equal infinities
@@ -169,7 +169,7 @@ def main() -> int:
                     calls[engine] = make(path, booster)
                 except Exception:  # each engine has its own errors for models that it does not support
                     calls[engine] = None
-            for kind, rows in (("rows like training", seen), ("hard rows", hard(booster))):
+            for kind, rows in (("rows like training", seen), ("hard rows", edge_case_rows(booster))):
                 truth, cells = np.asarray(booster.predict(rows, num_threads=1)), []
                 for engine, call in calls.items():
                     cell, off = _compared(call, rows, truth)
@@ -189,7 +189,7 @@ def _compared(call: Callable[[Rows], Any] | None, rows: Rows, truth: Rows) -> tu
     if call is None:
         return "refuses", math.nan
     try:
-        off, largest = share_off(call(rows), truth)
+        off, largest = differing_share(call(rows), truth)
     except Exception:
         return "fails", math.nan
     return "exact" if off == 0 else f"{off:.1%} off, by up to {largest:.1g}", 100 * off

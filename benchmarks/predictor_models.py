@@ -12,7 +12,7 @@ import pandas as pd
 from arch.data import nasdaq, sp500
 from numpy.typing import NDArray
 
-__all__ = ["made", "made_frame", "made_hard", "public", "trading3"]
+__all__ = ["edge_case_rows", "public", "trading3", "train_on_frame", "train_synthetic"]
 
 PUBLIC = Path(__file__).parents[1] / "packages/predictor/tests/models"
 
@@ -109,7 +109,9 @@ def _split_points(path: Path) -> dict[int, list[float]]:
     return found
 
 
-def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Path, NDArray[np.float64]]:
+def train_synthetic(
+    folder: Path, *, leaves: int, trees: int, width: int = 28
+) -> tuple[Path, NDArray[np.float64]]:
     """Train *trees* trees of up to *leaves* leaves on *width* synthetic features; return the path and the rows."""
     path = folder / f"made_{trees}x{leaves}.txt"
     rng = np.random.default_rng(leaves)
@@ -123,7 +125,7 @@ def made(folder: Path, *, leaves: int, trees: int, width: int = 28) -> tuple[Pat
     return path, rows
 
 
-def made_frame(folder: Path) -> tuple[Path, pd.DataFrame]:
+def train_on_frame(folder: Path) -> tuple[Path, pd.DataFrame]:
     """Train on a frame of eight columns, three of them categories of text; return the path and the frame."""
     path, rng = folder / "frame.txt", np.random.default_rng(6)
     frame = pd.DataFrame(rng.normal(size=(8_000, 5)), columns=list("abcde"))
@@ -136,7 +138,7 @@ def made_frame(folder: Path) -> tuple[Path, pd.DataFrame]:
     return path, frame
 
 
-def made_hard(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[np.float64]:
+def edge_case_rows(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[np.float64]:
     """Return copies of rows with a third of the cells replaced: thresholds, their neighbours, and unusual values."""
     rng = np.random.default_rng(9)
     thresholds = [
@@ -147,9 +149,9 @@ def made_hard(rows: NDArray[np.float64], path: Path, *, count: int) -> NDArray[n
     ]
     near = np.array(thresholds or [0.0])
     pool = np.concatenate([near, np.nextafter(near, np.inf), np.nextafter(near, -np.inf)])
-    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, -1.0, 3.9])
-    hard = rows[rng.integers(len(rows), size=count)].copy()
-    chosen = rng.random(hard.shape)
-    hard[chosen < 0.3] = rng.choice(pool, int((chosen < 0.3).sum()))
-    hard[chosen > 0.95] = rng.choice(odd, int((chosen > 0.95).sum()))
-    return hard
+    unusual = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-36, -1.0, 3.9])
+    replaced = rows[rng.integers(len(rows), size=count)].copy()
+    chosen = rng.random(replaced.shape)
+    replaced[chosen < 0.3] = rng.choice(pool, int((chosen < 0.3).sum()))
+    replaced[chosen > 0.95] = rng.choice(unusual, int((chosen > 0.95).sum()))
+    return replaced

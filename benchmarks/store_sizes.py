@@ -45,7 +45,7 @@ OUTCOME = b'{"status":201,"headers":[],"body":"' + b"x" * 300 + b'"}'
 DAY = 86_400.0  # s
 BOUND, KEYS = 100_000, 1_000_000
 GROWTH_MIB = 32.0  # goal: growth of a full memory store for nine times as many further keys
-AMONG, MISS = (
+LARGE_TABLE, LARGE_TABLE_GOAL = (
     20_000,
     2.0,
 )  # records; goal: a first run among them takes at most this many times that in an empty table
@@ -78,7 +78,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def fill_memory(told: multiprocessing.SimpleQueue[tuple[int, int, int]], bound: int, keys: int) -> None:
+def fill_memory(queue: multiprocessing.SimpleQueue[tuple[int, int, int]], bound: int, keys: int) -> None:
     store = SyncMemoryStore(max_records=bound)
     empty = resident()
     for _ in range(bound):
@@ -86,15 +86,15 @@ def fill_memory(told: multiprocessing.SimpleQueue[tuple[int, int, int]], bound: 
     full = resident()
     for _ in range(keys - bound):
         first_run(store)
-    told.put((empty, full, resident()))
+    queue.put((empty, full, resident()))
 
 
 def memory(bound: int, keys: int) -> Result:
     context = multiprocessing.get_context("spawn")
-    told = context.SimpleQueue()
-    process = context.Process(target=fill_memory, args=(told, bound, keys))
+    queue = context.SimpleQueue()
+    process = context.Process(target=fill_memory, args=(queue, bound, keys))
     process.start()
-    empty, full, end = told.get()
+    empty, full, end = queue.get()
     process.join()
     growth = (end - full) / 2**20
     result = Result(
@@ -111,7 +111,7 @@ def memory(bound: int, keys: int) -> Result:
     return result
 
 
-def misses(directory: Path, among: int, blocks: int) -> Result:
+def first_runs_in_large_table(directory: Path, among: int, blocks: int) -> Result:
     paths = directory / "empty.db", directory / "large.db"
     with closing(SyncSQLiteStore(paths[0])) as empty, closing(SyncSQLiteStore(paths[1])) as large:
         add_sqlite(large, paths[1], among)
@@ -121,14 +121,14 @@ def misses(directory: Path, among: int, blocks: int) -> Result:
                 samples.append(statistics.median(first_run(store) for _ in range(CALLS)))
     micros, least = (statistics.median(times[store]) * 1e6 for store in (large, empty))
     title = f"SQLite, first run among {among:,} records"
-    result = Result(name=title, value=micros / least, unit="× an empty table", goal=MISS)
+    result = Result(name=title, value=micros / least, unit="× an empty table", goal=LARGE_TABLE_GOAL)
     print(f"{title}: {micros:.0f} us, {result.value:.2f} x empty  {result.verdict}", flush=True)
     return result
 
 
 def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: int, runs: int) -> Result:
     """Measure first runs without a purge, then during one on another connection, until all expired rows are gone."""
-    quiet = paced(store, lambda done: done < runs)
+    quiet = timed_first_runs(store, lambda done: done < runs)
     batches: list[float] = []
     purged = locked = 0
 
@@ -151,7 +151,7 @@ def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: i
 
     cleaner = threading.Thread(target=clean)
     cleaner.start()
-    beside = paced(store, lambda _: cleaner.is_alive())
+    beside = timed_first_runs(store, lambda _: cleaner.is_alive())
     before, during = p99(quiet), p99(beside)
     result = Result(
         name=f"{name}, p99 of first runs beside a purge of {expired:,} rows",
@@ -171,7 +171,7 @@ def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: i
     return result
 
 
-def paced(store: SyncStore, going: Callable[[int], bool]) -> list[float]:
+def timed_first_runs(store: SyncStore, going: Callable[[int], bool]) -> list[float]:
     """Return the seconds of first runs, sorted; there is a pause between the runs."""
     samples: list[float] = []
     while going(len(samples)):
@@ -250,7 +250,11 @@ def main() -> int:
     results = [memory(1_000, 10_000) if quick else memory(BOUND, KEYS)]
     with tempfile.TemporaryDirectory(dir=arguments.directory, ignore_cleanup_errors=True) as made:
         directory = Path(made)
-        results.append(misses(directory, 100, 2) if quick else misses(directory, AMONG, BLOCKS))
+        results.append(
+            first_runs_in_large_table(directory, 100, 2)
+            if quick
+            else first_runs_in_large_table(directory, LARGE_TABLE, BLOCKS)
+        )
         results.append(purging_sqlite(directory, expired, runs))
         results.append(purging_postgres(directory, expired, runs))
     return finish(arguments, results)

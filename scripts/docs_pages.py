@@ -26,7 +26,7 @@ SOURCES = {
     "predictor": ROOT / "packages/predictor/src",
     "ml_api": ROOT / "services/ml-api/src",
 }
-OF_THE_SERVICE = {"ml_api.app", "ml_api.settings"}
+SERVICE_MODULES = {"ml_api.app", "ml_api.settings"}
 PAGES = (
     "docs/**/*.md",
     "docs/site/index.markdown",
@@ -70,15 +70,15 @@ class Site:
         self._sources = sources
         for source in sorted(sources):
             text = (ROOT / source).read_text(encoding="utf-8")
-            self._write(place(source), self._with_links(text, source))
-            self.edit_paths[place(source)] = source
+            self._write(site_path(source), self._with_links(text, source))
+            self.edit_paths[site_path(source)] = source
         for asset in [
             *ROOT.glob("docs/**/*.svg"),
             *ROOT.glob("docs/site/*.css"),
             *ROOT.glob("docs/site/*.js"),
             *ROOT.glob("benchmarks/**/*.svg"),
         ]:
-            target = self.pages / place(asset.relative_to(ROOT).as_posix())
+            target = self.pages / site_path(asset.relative_to(ROOT).as_posix())
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(asset, target)
         return list(self._reference())
@@ -91,12 +91,12 @@ class Site:
     def _with_links(self, text: str, source: str) -> str:
         pieces = FENCE.split(text)
         pieces[::2] = [
-            NESTED.sub(lambda link: link[1] + self._led(link[2], source) + link[3], piece)
+            NESTED.sub(lambda link: link[1] + self._site_link(link[2], source) + link[3], piece)
             for piece in pieces[::2]
         ]
         return "".join(pieces)
 
-    def _led(self, link: str, source: str) -> str:
+    def _site_link(self, link: str, source: str) -> str:
         """Return the target on the site of *link*, a link in the file *source*."""
         if re.match(r"[a-z][a-z0-9+.-]*:|#", link) or source == "docs/site/index.markdown":
             return link
@@ -106,7 +106,7 @@ class Site:
             target = f"{target}/README.md"
         if target not in self._sources and not target.endswith(".svg"):
             target = self._shown(target)
-        return os.path.relpath(place(target), os.path.dirname(place(source)) or ".") + hash_ + anchor  # noqa: PTH120
+        return os.path.relpath(site_path(target), os.path.dirname(site_path(source)) or ".") + hash_ + anchor  # noqa: PTH120
 
     def _shown(self, target: str) -> str:
         """Write a page that shows the file, or lists the folder, *target*; return its path."""
@@ -138,14 +138,14 @@ class Site:
         for package in SOURCES:
             modules = _modules(loader.modules_collection[package], self._named())
             for module in modules:
-                if not module.exports or (package == "ml_api" and module.path not in OF_THE_SERVICE):
+                if not module.exports or (package == "ml_api" and module.path not in SERVICE_MODULES):
                     continue
                 self._write(f"reference/{module.path}.md", _module_page(module, self.documented))
                 self.edit_paths[f"reference/{module.path}.md"] = _file(module)
                 yield {module.path: f"reference/{module.path}.md"}
 
 
-def place(source: str) -> str:
+def site_path(source: str) -> str:
     """Return the path on the site of the page that is made from *source*."""
     return MOVED.get(source) or source.removeprefix("docs/")
 

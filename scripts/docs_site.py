@@ -132,13 +132,15 @@ def _shows(built: Path, path: str) -> bool:
 def _edit_links(built: Path, edit_paths: dict[str, str]) -> None:
     """Point each edit link to the file from which the page was made; remove the link if there is none."""
 
-    def led(link: re.Match[str]) -> str:
+    def rewritten(link: re.Match[str]) -> str:
         path = edit_paths.get(link[2])
         return "" if path is None else f"{link[1]}{path}{link[3]}"
 
     for page in built.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        changed = re.sub(r'(<a href="[^"]*/edit/main/)([^"]+)("[^>]*>.*?</a>)', led, text, flags=re.DOTALL)
+        changed = re.sub(
+            r'(<a href="[^"]*/edit/main/)([^"]+)("[^>]*>.*?</a>)', rewritten, text, flags=re.DOTALL
+        )
         # With this attribute, the theme would request stars and forks from the code host in every reader's browser.
         changed = changed.replace(' data-md-component="source"', "")
         if changed != text:

@@ -161,7 +161,7 @@ def send(connection: socket.socket, parts: list[bytes], *, at_once: bool) -> Non
             raise Stalled
 
 
-def talk(port: int, parts: list[bytes], *, finish: bool) -> bytes:
+def send_and_read(port: int, parts: list[bytes], *, finish: bool) -> bytes:
     """
     Send *parts*, and return all bytes until the service closes the connection.
 
@@ -207,9 +207,9 @@ def answers(received: bytes, heads: list[bool]) -> list[tuple[int, str, bool]]:
     return found
 
 
-def hold(port: int, parts: list[bytes], exchanges: list[Exchange], *, broken: bool) -> None:
+def check_connection(port: int, parts: list[bytes], exchanges: list[Exchange], *, broken: bool) -> None:
     """Send *parts*, the bytes of *exchanges* (damaged if *broken*), and check the answers by the rules."""
-    received = talk(port, parts, finish=not broken)
+    received = send_and_read(port, parts, finish=not broken)
     if broken:
         if b"HEAD" not in b"".join(parts):
             answers(received, [])
@@ -240,7 +240,7 @@ def one_connection(rng: random.Random, port: int, number: int) -> bytes:
     parts = segments(rng, data)
     for _ in range(ATTEMPTS):
         try:
-            hold(port, parts, exchanges, broken=broken)
+            check_connection(port, parts, exchanges, broken=broken)
         except Stalled:
             continue
         except RuleBroken as error:
@@ -262,7 +262,10 @@ def healthy(port: int) -> bool:
     begun = time.monotonic()
     request = b"GET /health HTTP/1.1\r\nHost: service\r\nConnection: close\r\n\r\n"
     try:
-        return answers(talk(port, [request], finish=True), [])[0][0] == 200 and time.monotonic() - begun < 5
+        return (
+            answers(send_and_read(port, [request], finish=True), [])[0][0] == 200
+            and time.monotonic() - begun < 5
+        )
     except (OSError, RuleBroken, IndexError):
         return False
 

@@ -22,7 +22,7 @@ from predictor import _kernel
 from predictor._model_file import parse_model_text
 
 MODELS = Path(__file__).parents[1] / "packages/predictor/tests/models"
-ODD = (0, 1, -1, 2, 31, 32, 63, 64, 255, 256, 65_535, 2**31 - 1, -(2**31), 2**30)
+SPECIAL_VALUES = (0, 1, -1, 2, 31, 32, 63, 64, 255, 256, 65_535, 2**31 - 1, -(2**31), 2**30)
 
 
 def arrays(path: Path) -> dict[str, Any]:
@@ -64,7 +64,9 @@ def damage(model: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         elif choice == 1:
             array[[at, at - 1]] = array[[at - 1, at]]
         else:
-            array[at : at + 1] = np.array([ODD[rng.integers(len(ODD))]]).astype(array.dtype)
+            array[at : at + 1] = np.array([SPECIAL_VALUES[rng.integers(len(SPECIAL_VALUES))]]).astype(
+                array.dtype
+            )
     if rng.random() < 0.1:
         changed["n_features"] = int(rng.integers(-1, 20))
     if rng.random() < 0.1:
@@ -72,7 +74,7 @@ def damage(model: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     return changed
 
 
-def ask(engine: Any, model: dict[str, Any], rng: np.random.Generator) -> None:
+def call_all(engine: Any, model: dict[str, Any], rng: np.random.Generator) -> None:
     """Make every call of one plan, for some unusual rows."""
     n, width, outputs = int(rng.choice([1, 13, 70, 260])), model["n_features"], model["n_outputs"]
     pool = np.concatenate(
@@ -110,7 +112,7 @@ def main() -> None:
                 counts[made] += 1
             else:
                 counts["plans"] += 1
-                ask(made, model, rng)
+                call_all(made, model, rng)
         round_ += 1
         if args.seed is not None:
             break

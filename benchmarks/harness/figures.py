@@ -96,7 +96,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Whether the goal was held in all runs, or in how many it was missed; empty without a goal."""
+        """Whether the goal was met in all runs, or in how many it was missed; empty without a goal."""
         if self.last.goal is None:
             return ""
         missed = sum(result.held is False for result in self.results)

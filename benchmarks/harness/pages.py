@@ -26,12 +26,12 @@ def with_figures(text: str, kept: Mapping[str, Measurements]) -> str:
 
     def filled(place: re.Match[str]) -> str:
         found = kept.get(place[2])
-        return place[0] if found is None else f"{place[1]}\n{_shown(found)}\n\n{place[3]}"
+        return place[0] if found is None else f"{place[1]}\n{_section(found)}\n\n{place[3]}"
 
     return _PLACE.sub(filled, text)
 
 
-def _shown(found: Measurements) -> str:
+def _section(found: Measurements) -> str:
     name = found.benchmark
     rows = ["| | measured | | goal | |", "| --- | --- | --- | --- | --- |"]
     for figure in found.figures():

@@ -61,7 +61,7 @@ def draw(found: Measurements) -> str:
     ]
     caption = [
         line
-        for text in (found.command, f"{found.circumstances}; {found.machine}", _key(found))
+        for text in (found.command, f"{found.circumstances}; {found.machine}", _legend(found))
         for line in textwrap.wrap(text, CAPTION)
     ]
     height = math.fsum(_height(figures) for _, figures in groups) + LINE * (len(caption) + 1.4)
@@ -74,7 +74,7 @@ def draw(found: Measurements) -> str:
         for line in caption:
             top -= LINE
             canvas.text(0.03, top / height, line, color=MUTED, fontsize=7.5)
-        return _finished(canvas, found)
+        return _to_svg(canvas, found)
 
 
 def _order(found: Measurements) -> Any:
@@ -83,12 +83,12 @@ def _order(found: Measurements) -> Any:
     return lambda figure: units.index(figure.last.unit)
 
 
-def _key(found: Measurements) -> str:
+def _legend(found: Measurements) -> str:
     spread = "; line: lowest to highest run, dot: median" if len(found.runs) > 1 else ""
     return f"upright line: the goal; cross: goal missed{spread}"
 
 
-def _said(figure: Figure) -> str:
+def _value_label(figure: Figure) -> str:
     words = " ".join(filter(None, (figure.goal.partition(",")[0], figure.verdict)))
     return f"{figure.spread}{words and f'  ({words})'}"
 
@@ -96,7 +96,7 @@ def _said(figure: Figure) -> str:
 def _names(figure: Figure) -> list[str]:
     """Return the lines of the result's name, short enough to leave room for its value and verdict."""
     name = f"{figure.last.name} (goal {figure.goal})" if figure.last.also else figure.last.name
-    return textwrap.wrap(name, max(28, LABEL - len(_said(figure))))
+    return textwrap.wrap(name, max(28, LABEL - len(_value_label(figure))))
 
 
 def _height(figures: list[Figure]) -> float:
@@ -129,7 +129,7 @@ def _row(axes: Any, line: float, figure: Figure) -> None:
     axes.text(
         1.02,
         line + 0.04,
-        _said(figure),
+        _value_label(figure),
         transform=axes.get_yaxis_transform(),
         ha="right",
         color=colour,
@@ -173,7 +173,7 @@ def _scale(axes: Any, figures: list[Figure]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
-def _finished(canvas: Canvas, found: Measurements) -> str:
+def _to_svg(canvas: Canvas, found: Measurements) -> str:
     """Return the SVG without metadata and ids that change between drawings, and with colours by scheme."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -47,7 +47,7 @@ def parts() -> dict[str, Callable[[], object]]:
     market = compute_features(request.series)
     decision = decide(market, request.portfolio, model.predict)
     rows = [one.row for one in decision.asset_decisions]
-    chances = model.predict(rows)
+    probabilities = model.predict(rows)
     answer = partial(
         encode_answer,
         decision,
@@ -62,13 +62,13 @@ def parts() -> dict[str, Callable[[], object]]:
         "reading": lambda: parse_request(content),
         "features and signals": lambda: compute_features(request.series),
         "model, two rows": lambda: [model.predict_row(row) for row in rows],
-        "deciding, but the model": lambda: decide(market, request.portfolio, lambda _: chances),
+        "deciding, but the model": lambda: decide(market, request.portfolio, lambda _: probabilities),
         "the answer's text": answer,
         WHOLE: lambda: predictions.decide(content),
     }
 
 
-def quickest(calls: dict[str, Callable[[], object]], blocks: int) -> dict[str, float]:
+def fastest_blocks(calls: dict[str, Callable[[], object]], blocks: int) -> dict[str, float]:
     """Return CPU microseconds per call, of the fastest block."""
     gc.disable()  # the service, too, collects rarely, and freezes the objects of its start
     best = dict.fromkeys(calls, float("inf"))
@@ -87,7 +87,7 @@ def main() -> int:
     )
     add_options(parser)
     options = parser.parse_args()
-    micros = quickest(parts(), 1 if options.quick else BLOCKS)
+    micros = fastest_blocks(parts(), 1 if options.quick else BLOCKS)
     results = []
     for name, spent in micros.items():
         goal = WHOLE_RATIO if name == WHOLE else None

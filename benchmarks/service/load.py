@@ -46,7 +46,7 @@ from harness.results import Result, add_options, finish
 
 HERE = Path(__file__).parent
 API_KEY = "the-api-key-of-the-benchmark"
-SLICES, CROWD = 8, 64
+SLICES, MANY_CONNECTIONS = 8, 64
 OLDER_RATIO = 42 / 0.59  # in the older service, CPU of a decision divided by that of a replay
 MARKETS = 256  # different candles in turn: more than the service keeps of those it has seen
 KEEP_ALIVE = "60"  # s: longer than the older design needs to open 64 connections
@@ -191,7 +191,7 @@ def answers(connection: socket.socket, path: str) -> bool:
     return connection.recv(64).startswith(b"HTTP/1.1 200")
 
 
-async def decided(server: Server) -> int:
+async def count_decisions(server: Server) -> int:
     """Return the number of decisions, from the service's metrics."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
@@ -203,13 +203,13 @@ async def decided(server: Server) -> int:
 
 
 async def compare(
-    ours: Server, older: Server, seconds: float, *, crowds: tuple[int, ...], turns: int
+    ours: Server, older: Server, seconds: float, *, connection_counts: tuple[int, ...], turns: int
 ) -> tuple[dict[str, tuple[Measured, Measured]], int]:
     for market in range(MARKETS if turns > 1 else 2):
         if await signals(ours, market) != await signals(older, market):
             raise RuntimeError("the services give different signals for the same candles: fix older.py")
     table: dict[str, tuple[Measured, Measured]] = {}
-    for connections in crowds:
+    for connections in connection_counts:
         for name, key, markets in (
             ("decision", None, MARKETS),
             ("decision, one market", None, 1),
@@ -222,13 +222,13 @@ async def compare(
                 for server, measured in slices.items():
                     one = await load(server, connections, seconds / turns, key=key, markets=markets)
                     measured.append(one)
-            table[f"{name}, {connections}"] = (quietest(slices[ours]), quietest(slices[older]))
-    before = await decided(ours)
+            table[f"{name}, {connections}"] = (best_of(slices[ours]), best_of(slices[older]))
+    before = await count_decisions(ours)
     await duplicates(ours, 50)
-    return table, await decided(ours) - before
+    return table, await count_decisions(ours) - before
 
 
-def quietest(slices: list[Measured]) -> Measured:
+def best_of(slices: list[Measured]) -> Measured:
     """Return the best value of each figure, because other work on the machine only makes them worse."""
     return Measured(
         max(one.per_second for one in slices),
@@ -245,7 +245,7 @@ def show(
     empty: Measured,
     runs: int,
     *,
-    crowd: int,
+    many: int,
 ) -> None:
     console = Console(width=120)
     rows = Table(title="requests over HTTP, Redis beside it; ours / older")
@@ -263,22 +263,22 @@ def show(
     console.print(f"first answer after   {ours.start:.2f} s / {older.start:.2f} s")
     console.print(f"resident memory      {ours.rss():.0f} MiB / {older.rss():.0f} MiB")
     console.print(f"50 duplicates decided     {runs} time(s)")
-    decision, replay = table[f"decision, {crowd}"][1].cpu, table[f"replay, {crowd}"][1].cpu
+    decision, replay = table[f"decision, {many}"][1].cpu, table[f"replay, {many}"][1].cpu
     console.print(
         f"older: a decision costs {decision / replay:.0f} times the CPU of a replay "
         f"({OLDER_RATIO:.0f} in the older service), {decision / empty.cpu:.0f} times that of an empty handler"
     )
 
 
-def judged(
-    table: dict[str, tuple[Measured, Measured]], ours: Server, older: Server, runs: int, *, crowd: int
+def results_of(
+    table: dict[str, tuple[Measured, Measured]], ours: Server, older: Server, runs: int, *, many: int
 ) -> list[Result]:
     """Return the results of the run: ratios to the older design, and figures of the service alone."""
     results = []
     for name, (new, old) in table.items():
         kind, _, connections = name.rpartition(", ")
         title = f"{kind}, {connections} connection{'s' * (connections != '1')}"
-        replays = name == f"replay, {crowd}"
+        replays = name == f"replay, {many}"
         less = None if kind == "replay" else 40.0
         results += [
             _times(title, "× less CPU than the older shape", old.cpu / new.cpu, less),
@@ -287,7 +287,7 @@ def judged(
             ),
             _times(title, "× less p99", old.p99 / new.p99, 10.0 if replays else None),
         ]
-    weight = table[f"decision, {crowd}"][1].cpu / table[f"replay, {crowd}"][1].cpu
+    weight = table[f"decision, {many}"][1].cpu / table[f"replay, {many}"][1].cpu
     results += [
         Result(name="first answer after the start", value=ours.start, unit="s", goal=1.0),
         Result(name="first answer after the start, the older shape", value=older.start, unit="s"),
@@ -319,7 +319,7 @@ def main() -> int:
         "--seconds", type=float, default=12.0, help="seconds per measurement (default %(default)s)"
     )
     options = parser.parse_args()
-    crowds, turns = ((1, 4), 1) if options.quick else ((1, CROWD), SLICES)
+    connection_counts, turns = ((1, 4), 1) if options.quick else ((1, MANY_CONNECTIONS), SLICES)
     if options.quick:
         options.seconds = 1.0
     with ExitStack() as stack:
@@ -338,7 +338,7 @@ def main() -> int:
             "ML_SERVICE_KEEP_ALIVE_TIMEOUT": KEEP_ALIVE,
         }
         command = [sys.executable, "-m", "ml_api", "serve", "--port", str(first)]
-        shape = [
+        older_command = [
             "-m",
             "uvicorn",
             "--app-dir",
@@ -352,16 +352,18 @@ def main() -> int:
         older_settings = bytecode | {"REDIS_PORT": str(redis)}
         services = (
             ("ours", command, first, settings),
-            ("older", [sys.executable, *shape], second, older_settings),
+            ("older", [sys.executable, *older_command], second, older_settings),
         )
         for service in services:  # start each once, to compile its bytecode
             with running(*service, "/health"):
                 pass
         ours, older = (stack.enter_context(running(*service, "/health")) for service in services)
-        table, runs = asyncio.run(compare(ours, older, options.seconds, crowds=crowds, turns=turns))
-        empty = asyncio.run(load(older, crowds[-1], 2.0, key="empty", path="/empty"))
-        show(table, ours, older, empty, runs, crowd=crowds[-1])
-        results = judged(table, ours, older, runs, crowd=crowds[-1])
+        table, runs = asyncio.run(
+            compare(ours, older, options.seconds, connection_counts=connection_counts, turns=turns)
+        )
+        empty = asyncio.run(load(older, connection_counts[-1], 2.0, key="empty", path="/empty"))
+        show(table, ours, older, empty, runs, many=connection_counts[-1])
+        results = results_of(table, ours, older, runs, many=connection_counts[-1])
     for result in results:
         if result.goal is not None:
             print(f"{result.name}: {result.value:.3g} {result.unit}  {result.verdict}")

@@ -45,11 +45,11 @@ forest = RandomForestClassifier(100, random_state=0).fit(
 )
 
 
-class Wire(BaseModel):
+class CamelModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
 
 
-class Candle(Wire):
+class Candle(CamelModel):
     symbol: str
     timestamp: datetime
     open: float
@@ -59,7 +59,7 @@ class Candle(Wire):
     volume: float
 
 
-class Body(Wire):
+class Body(CamelModel):
     request_id: str
     agent_id: str
     portfolio: dict[str, Any]
@@ -67,14 +67,14 @@ class Body(Wire):
     instructions: str = ""
 
 
-class Order(Wire):
+class Order(CamelModel):
     asset_symbol: str
     side: str
     quantity: float
     limit_price: float | None
 
 
-class Signal(Wire):
+class Signal(CamelModel):
     feature: str
     value: float
     rule: str
@@ -82,7 +82,7 @@ class Signal(Wire):
     contribution: str
 
 
-class Answer(Wire):
+class Answer(CamelModel):
     schema_version: str = "1.0"
     model_version: str = "1.0.0"
     request_id: str
@@ -93,12 +93,12 @@ class Answer(Wire):
     reasoning: str
 
 
-def key_checked(x_api_key: str = Header("")) -> None:
+def check_api_key(x_api_key: str = Header("")) -> None:
     if x_api_key != API_KEY:
         raise HTTPException(401)
 
 
-class LookFirst(BaseHTTPMiddleware):
+class CacheMiddleware(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         key = request.headers.get("Idempotency-Key")
         if key is None:
@@ -117,7 +117,7 @@ class LookFirst(BaseHTTPMiddleware):
 
 
 app = FastAPI()
-app.add_middleware(LookFirst)
+app.add_middleware(CacheMiddleware)
 app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
 
 
@@ -131,16 +131,16 @@ async def empty(request: Request) -> dict[str, int]:
     return {"bytes": len(await request.body())}
 
 
-@app.post("/predict", dependencies=[Depends(key_checked)])
+@app.post("/predict", dependencies=[Depends(check_api_key)])
 async def predict(body: Body) -> Answer:
     frame = pd.DataFrame([candle.model_dump() for candle in body.candles])
     orders, signals, lines = [], [], []
     for asset in ("BTC", "ETH"):
         rows = indicators(frame[frame["symbol"] == asset].sort_values("timestamp"))
         newest = rows[FEATURES].iloc[[-1]]
-        chances = forest.predict_proba(newest)[0]
-        side, confidence = ("SELL", "HOLD", "BUY")[chances.argmax()], float(chances.max())
-        signals += judged(newest.iloc[0])
+        probabilities = forest.predict_proba(newest)[0]
+        side, confidence = ("SELL", "HOLD", "BUY")[probabilities.argmax()], float(probabilities.max())
+        signals += signals_of(newest.iloc[0])
         if side != "HOLD":
             stake = float(body.portfolio["totalValue"]) * 0.1 * min(confidence, 0.9)
             quantity = round(stake / float(rows["close"].iloc[-1]), 8)
@@ -188,7 +188,7 @@ RULES: tuple[tuple[str, str, float, str, str], ...] = (
 )
 
 
-def judged(row: pd.Series) -> list[Signal]:
+def signals_of(row: pd.Series) -> list[Signal]:
     found = []
     for feature, than, limit, rule, contribution in RULES:
         value = float(row[feature])
