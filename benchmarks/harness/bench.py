@@ -195,11 +195,12 @@ def main() -> int:
     if options.plots:
         return redraw(check=options.check)
     names = options.names or list(BENCHMARKS)
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     if options.quick:
         with tempfile.TemporaryDirectory() as scratch:
             return run(names, options.folder or Path(scratch), runs=1, add=False, quick=True)
     folder = options.folder or FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     code = run(names, folder, runs=options.runs, add=options.add, quick=False)
     if folder == FOLDER:  # also if some benchmarks failed
         redraw(check=False)
