@@ -1,5 +1,5 @@
 """
-A Django project of one process, which the tests start: the last command prints what the test looks at.
+A Django project that the tests run in a process of its own; its last command prints JSON for the test.
 
     python django_commands.py DATABASE COMMAND ...      DATABASE: JSON of settings.DATABASES["default"]
 """
@@ -78,7 +78,7 @@ def race() -> None:
 
 
 def transactions() -> None:
-    store, told = SyncDjangoStore(), {}
+    store, results = SyncDjangoStore(), {}
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS charge_django")
         cursor.execute("CREATE TABLE charge_django (cents INTEGER)")
@@ -100,35 +100,37 @@ def transactions() -> None:
             assert store.complete_in(connection, claim, b'{"n":1}', retention=60.0)
             raise RuntimeError
     except RuntimeError:
-        told["rolled back"] = [charges(), store.get(claim.key).outcome is None]
+        results["rolled back"] = [charges(), store.get(claim.key).outcome is None]
     with transaction.atomic():
         charge()
-        told["seen inside"] = store.complete_in(connections["default"], claim, b'{"n":1}', retention=60.0)
-    told["committed"] = [charges(), store.get(claim.key).outcome == b'{"n":1}']
+        results["seen inside"] = store.complete_in(connections["default"], claim, b'{"n":1}', retention=60.0)
+    results["committed"] = [charges(), store.get(claim.key).outcome == b'{"n":1}']
     other = claimed(store, f"{key}-other")
     try:
         store.complete_in(connection, other, b"{}", retention=60.0)
     except ValueError as error:
-        told["autocommit"] = str(error)
+        results["autocommit"] = str(error)
     with transaction.atomic():
         try:
             with transaction.atomic():
                 store.complete_in(connection, other, b"{}", retention=60.0)
         except ValueError as error:
-            told["savepoint"] = str(error)
-    told["untouched"] = store.get(other.key).outcome is None
+            results["savepoint"] = str(error)
+    results["untouched"] = store.get(other.key).outcome is None
     driver = connection.connection
-    if connection.vendor == "postgresql":  # the driver's own connection, with the cursors that Django gave it
+    if connection.vendor == "postgresql":  # the driver's own connection, which has Django's cursor class
         from idempotency.stores._sql.callers import sync_caller
 
         with transaction.atomic():
             caller = sync_caller(driver, "postgresql")
-            told["driver"] = caller.drive(
+            results["driver"] = caller.drive(
                 store._records.complete_in(caller, other, b"{}", retention=60.0)  # type: ignore[arg-type]
             )
-    told["logged"] = any('"n":1' in str(query) for query in connections["default"].queries[-3:])
+    logged = [query["sql"].lower().replace("\\", "") for query in connections["default"].queries]
+    results["statements logged"] = any("insert into charge_django" in sql for sql in logged)
+    results["outcome logged"] = any(shown in sql for sql in logged for shown in ('"n":1', b'"n":1'.hex()))
     store.close()
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 def testcase() -> None:

@@ -1,4 +1,4 @@
-"""The Django store: its migration, its contract, its race, and `complete_in` in Django's transactions."""
+"""The Django store: migration, store contract, races, and `complete_in` in Django's transactions."""
 
 from __future__ import annotations
 
@@ -39,28 +39,31 @@ def manage(database: dict[str, Any], command: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_eight_threads_at_two_hundred_keys_run_each_once(database: dict[str, Any]) -> None:
+def test_eight_threads_racing_for_two_hundred_keys_run_each_once(database: dict[str, Any]) -> None:
     assert manage(database, "race") == {"keys": 200, "runs": 200}
 
 
-def test_effect_and_record_are_one_commit_of_djangos(database: dict[str, Any]) -> None:
-    told = manage(database, "transactions")
-    assert told["rolled back"] == [0, True]
-    assert told["seen inside"] is True
-    assert told["committed"] == [1, True]
-    assert "commits every statement" in told["autocommit"]
-    assert "savepoint" in told["savepoint"]
-    assert told["untouched"] is True
-    assert told.get("driver", True) is True
+def test_effect_and_record_are_committed_together_in_djangos_transactions(database: dict[str, Any]) -> None:
+    results = manage(database, "transactions")
+    assert results["rolled back"] == [0, True]
+    assert results["seen inside"] is True
+    assert results["committed"] == [1, True]
+    assert "commits every statement" in results["autocommit"]
+    assert "savepoint" in results["savepoint"]
+    assert results["untouched"] is True
+    assert results.get("driver", True) is True
+    assert (results["statements logged"], results["outcome logged"]) == (True, False)
 
 
-def test_the_blocks_that_a_test_case_opens_are_no_savepoints(database: dict[str, Any]) -> None:
+def test_complete_in_accepts_a_test_cases_transaction_and_refuses_a_savepoint_in_it(
+    database: dict[str, Any],
+) -> None:
     if "sqlite" in database["ENGINE"]:
         pytest.skip("a TestCase holds SQLite's one write lock, so that no other connection can claim")
     assert manage(database, "testcase") == {"failures": []}
 
 
-def test_the_migration_can_be_undone(database: dict[str, Any], tmp_path: Path) -> None:
+def test_unapplying_the_migration_drops_the_tables(database: dict[str, Any], tmp_path: Path) -> None:
     if "sqlite" not in database["ENGINE"]:
         pytest.skip("the other tests need their table")
     assert not [
@@ -92,8 +95,8 @@ class TestDjangoStore(StoreContract):
 """
 
 
-def test_the_shipped_contract_holds(database: dict[str, Any], tmp_path: Path) -> None:
-    """In a process of its own: Django's settings are one for a process."""
+def test_the_store_contract_holds(database: dict[str, Any], tmp_path: Path) -> None:
+    """In a process of its own, since Django is configured once a process."""
     test = tmp_path / "test_contract.py"
     test.write_text(CONTRACT.replace("DATABASE)", f"{json.dumps(database)!r})", 1))
     done = subprocess.run(

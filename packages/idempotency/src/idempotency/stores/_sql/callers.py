@@ -233,7 +233,11 @@ class _Django:
 
         text, params = render(query.sql, query.values, "format")
         try:
-            with self._connection.cursor() as cursor:
+            # Django's wrapper would write values, such as recorded answers, into its debug log. The statement runs on
+            # the inner cursor instead, after the same check and with the same errors.
+            with self._connection.cursor() as wrapped, self._connection.wrap_database_errors:
+                self._connection.validate_no_broken_transaction()
+                cursor = wrapped.cursor
                 cursor.execute(text, params)
                 rows = [tuple(row) for row in cursor.fetchall()] if cursor.description else []
                 return Result(rows, cursor.rowcount)
