@@ -1,7 +1,7 @@
 """
-`complete_in` through SQLAlchemy, Django, asyncpg and aiosqlite: one commit for effect and record, or none.
+`complete_in` through SQLAlchemy, asyncpg and aiosqlite: effect and record are committed together, or neither is.
 
-Each *way* opens a transaction, makes an effect in it, and hands what it has to the store.
+Each *way* opens a transaction, makes an effect in it, and yields the connection or session for `complete_in`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from idempotency.stores.threaded import ThreadedStore
 
 pytestmark = pytest.mark.anyio
 
-ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 OUTCOME = b'{"n":1}'
 INSERT = "INSERT INTO charge_in (cents) VALUES (500)"
 
@@ -69,7 +69,7 @@ class Database:
 
     def __init__(self, backend: str, url: str) -> None:
         self.backend = backend
-        self.url = url  # of SQLAlchemy's, without a driver
+        self.url = url  # in SQLAlchemy's form, without a driver
         with self.engine().begin() as connection:
             connection.exec_driver_sql("DROP TABLE IF EXISTS charge_in")
             connection.exec_driver_sql("CREATE TABLE charge_in (cents INTEGER)")
@@ -135,13 +135,13 @@ async def async_store(
 
 
 def claimed(store: Any, key: StorageKey) -> Claim:
-    reply = store.acquire(key, owner=owner(), **ASK)
+    reply = store.acquire(key, owner=owner(), **ACQUIRE)
     assert isinstance(reply, Acquired)
     return reply.claim
 
 
 async def claimed_async(store: Any, key: StorageKey) -> Claim:
-    reply = await store.acquire(key, owner=owner(), **ASK)
+    reply = await store.acquire(key, owner=owner(), **ACQUIRE)
     assert isinstance(reply, Acquired)
     return reply.claim
 
@@ -176,7 +176,7 @@ def by_connection(database: Database) -> Iterator[Any]:
 
 @contextmanager
 def by_record_first(database: Database) -> Iterator[Any]:
-    """The record is the first statement of the transaction: it must not be committed alone."""
+    """The record is the first statement of the transaction, and must not be committed alone."""
     with Session(database.engine()) as session, session.begin():
         yield session
         session.execute(sa.text(INSERT))
@@ -187,7 +187,7 @@ SYNC_WAYS: list[Callable[[Database], Any]] = [by_session, by_scoped_session, by_
 
 class TestSQLAlchemy:
     @pytest.mark.parametrize("way", SYNC_WAYS, ids=lambda way: way.__name__)
-    def test_one_commit_for_both_or_none(
+    def test_effect_and_record_are_committed_or_rolled_back_together(
         self, database: Database, sync_store: Any, key: StorageKey, way: Callable[[Database], Any]
     ) -> None:
         granted = claimed(sync_store, key)
@@ -204,7 +204,9 @@ class TestSQLAlchemy:
             assert sync_store.complete_in(handle, granted, OUTCOME, retention=60.0) is True
         assert (database.charges, sync_store.get(key).outcome) == (1, OUTCOME)
 
-    def test_a_lost_claim_is_false(self, database: Database, sync_store: Any, key: StorageKey) -> None:
+    def test_complete_in_returns_false_for_a_lost_claim(
+        self, database: Database, sync_store: Any, key: StorageKey
+    ) -> None:
         granted = claimed(sync_store, key)
         assert sync_store.forget(key)
         with Session(database.engine()) as session:
@@ -219,7 +221,7 @@ class TestSQLAlchemy:
                 sync_store.complete_in(connection, granted, OUTCOME, retention=60.0)
         assert sync_store.get(key).outcome is None
 
-    def test_so_is_an_option_of_one_connection(
+    def test_autocommit_set_on_one_connection_is_refused(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         granted = claimed(sync_store, key)
@@ -244,7 +246,7 @@ class TestSQLAlchemy:
             assert sync_store.complete_in(handle, granted, OUTCOME, retention=60.0) is True
             handle.rollback()
 
-    def test_a_session_that_a_test_joined_to_its_own_transaction_is_not(
+    def test_a_session_joined_to_an_outer_transaction_by_a_savepoint_is_accepted(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         granted = claimed(sync_store, key)
@@ -254,12 +256,12 @@ class TestSQLAlchemy:
                 assert sync_store.complete_in(session, granted, OUTCOME, retention=60.0) is True
                 session.commit()
             outer.rollback()
-        # SQLite's driver has begun no transaction round the savepoint, so the outer rollback comes to nothing, with us
-        # or without; the two still go together.
+        # SQLite's driver begins no transaction around the savepoint, so that the outer rollback undoes nothing, neither
+        # the effect nor the record.
         together = {"postgresql": (0, None), "sqlite": (1, OUTCOME)}[database.backend]
         assert (database.charges, sync_store.get(key).outcome) == together
 
-    def test_another_kind_of_database_is_refused(
+    def test_a_connection_to_another_kind_of_database_is_refused(
         self, database: Database, sync_store: Any, key: StorageKey, tmp_path: Path, postgres_url: str
     ) -> None:
         other = "postgresql+psycopg" if database.backend == "sqlite" else "sqlite"
@@ -271,20 +273,22 @@ class TestSQLAlchemy:
         with engine.connect() as connection, pytest.raises(ValueError, match="must be in the same database"):
             sync_store.complete_in(connection, claimed(sync_store, key), OUTCOME, retention=60.0)
 
-    def test_an_engine_is_no_connection(self, database: Database, sync_store: Any, key: StorageKey) -> None:
+    def test_an_engine_or_a_session_factory_is_refused(
+        self, database: Database, sync_store: Any, key: StorageKey
+    ) -> None:
         for wrong in (database.engine(), sessionmaker(database.engine()), None, "x"):
             with pytest.raises(TypeError, match=r"SQLAlchemy's Session or Connection.*Django's connection"):
                 sync_store.complete_in(
                     wrong, claimed(sync_store, StorageKey(f"{key}-{id(wrong)}")), OUTCOME, retention=60.0
                 )
 
-    def test_a_session_of_an_event_loop_is_refused_with_the_other_store(
+    def test_an_async_session_is_refused_and_the_error_names_the_async_store(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         with pytest.raises(TypeError, match=r"(PostgresStore|SQLiteStore) takes"):
             sync_store.complete_in(AsyncSession(), claimed(sync_store, key), OUTCOME, retention=60.0)
 
-    def test_an_effect_that_fails_at_the_flush_is_its_own_error(
+    def test_an_integrity_error_at_the_flush_is_raised_unchanged(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         granted = claimed(sync_store, key)
@@ -296,7 +300,7 @@ class TestSQLAlchemy:
                 sync_store.complete_in(session, granted, OUTCOME, retention=60.0)
         assert sync_store.get(key).outcome is None
 
-    def test_a_session_in_which_nothing_may_begin_says_so_itself(
+    def test_a_session_with_autobegin_off_raises_sqlalchemys_own_error(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         with (
@@ -305,7 +309,7 @@ class TestSQLAlchemy:
         ):
             sync_store.complete_in(session, claimed(sync_store, key), OUTCOME, retention=60.0)
 
-    def test_a_session_with_a_bind_for_each_mapper_is_refused_with_what_to_give(
+    def test_a_session_with_binds_by_mapper_is_refused_and_its_connection_is_accepted(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         granted = claimed(sync_store, key)
@@ -329,16 +333,14 @@ class TestSQLAlchemy:
             session.commit()
         assert sync_store.get(key).outcome is None
 
-    def test_a_snapshot_that_is_too_old_is_a_conflict(
+    def test_a_snapshot_older_than_the_last_renewal_raises_isolation_conflict(
         self, database: Database, sync_store: Any, key: StorageKey
     ) -> None:
         granted = claimed(sync_store, key)
         options = {} if database.backend == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         with database.engine(**options).connect() as connection:
             if database.backend == "sqlite":
-                connection.exec_driver_sql(
-                    "BEGIN"
-                )  # the driver begins at a write; this is its recipe for earlier
+                connection.exec_driver_sql("BEGIN")  # the driver itself begins only at a write
             connection.exec_driver_sql("SELECT count(*) FROM charge_in").all()
             assert sync_store.renew(granted, lease=60.0)
             with pytest.raises(IsolationConflict):
@@ -415,12 +417,12 @@ class TestEventLoop:
     def driver(self, request: pytest.FixtureRequest, database: Database) -> str:
         if request.param == "psycopg":
             if database.backend == "sqlite":
-                pytest.skip("a driver of PostgreSQL's")
+                pytest.skip("psycopg is a driver for PostgreSQL")
             return "psycopg"
         return {"postgresql": "asyncpg", "sqlite": "aiosqlite"}[database.backend]
 
     @pytest.mark.parametrize("way", ASYNC_WAYS, ids=lambda way: way.__name__)
-    async def test_one_commit_for_both_or_none(
+    async def test_effect_and_record_are_committed_or_rolled_back_together(
         self, database: Database, async_store: Any, key: StorageKey, way: Any, driver: str
     ) -> None:
         granted = await claimed_async(async_store, key)
@@ -451,7 +453,7 @@ class TestEventLoop:
                     await async_store.complete_in(session, granted, OUTCOME, retention=60.0)
         assert (await async_store.get(key)).outcome is None
 
-    async def test_an_effect_that_fails_at_the_flush_is_its_own_error(
+    async def test_an_integrity_error_at_the_flush_is_raised_unchanged(
         self, database: Database, async_store: Any, key: StorageKey, driver: str
     ) -> None:
         granted = await claimed_async(async_store, key)
@@ -461,7 +463,7 @@ class TestEventLoop:
                 await async_store.complete_in(session, granted, OUTCOME, retention=60.0)
         assert (await async_store.get(key)).outcome is None
 
-    async def test_inside_run_sync_the_plain_session_does(
+    async def test_complete_in_accepts_the_sync_session_inside_run_sync(
         self, database: Database, async_store: Any, sync_store: Any, key: StorageKey, driver: str
     ) -> None:
         granted = claimed(sync_store, key)
@@ -475,7 +477,7 @@ class TestEventLoop:
             await session.commit()
         assert (database.charges, sync_store.get(key).outcome) == (1, OUTCOME)
 
-    async def test_a_driver_without_a_transaction_is_refused(
+    async def test_a_driver_connection_without_a_transaction_is_refused(
         self, database: Database, async_store: Any, key: StorageKey
     ) -> None:
         granted = await claimed_async(async_store, key)
@@ -493,7 +495,7 @@ class TestEventLoop:
                     assert await async_store.complete_in(connection, granted, OUTCOME, retention=60.0) is True
             await pool.close()
 
-    async def test_an_answer_that_nobody_awaited_is_not_taken_for_a_yes(self, tmp_path: Path) -> None:
+    async def test_an_unawaited_complete_in_has_no_truth_value(self, tmp_path: Path) -> None:
         database = Database("sqlite", f"sqlite:///{tmp_path}/shop.db")
         store = SQLiteStore(tmp_path / "shop.db")
         granted = await claimed_async(store, StorageKey("k"))
@@ -502,7 +504,7 @@ class TestEventLoop:
                 bool(store.complete_in(session, granted, OUTCOME, retention=60.0))
         await store.aclose()
 
-    async def test_a_blocking_session_is_refused_with_the_other_store(
+    async def test_a_sync_session_is_refused_and_the_error_names_the_sync_store(
         self, database: Database, async_store: Any, key: StorageKey
     ) -> None:
         if database.backend == "sqlite":
@@ -512,7 +514,7 @@ class TestEventLoop:
             await async_store.complete_in(Session(database.engine()), granted, OUTCOME, retention=60.0)
 
 
-async def test_a_store_in_threads_completes_where_the_transaction_runs(
+async def test_a_store_in_threads_completes_in_the_callers_transaction(
     database: Database, request: pytest.FixtureRequest, key: StorageKey
 ) -> None:
     if database.backend == "sqlite":

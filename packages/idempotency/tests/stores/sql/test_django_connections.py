@@ -1,4 +1,4 @@
-"""The Django store keeps connections of its own, whatever Django closes with each request."""
+"""The Django store has its own connections, which Django does not close at the end of a request."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ KEY = StorageKey("nobody-has-it")
 
 
 class Clock:
-    """The machine's clock, put forward by hand."""
+    """The machine's clock, which a test can set forward."""
 
-    ahead = 0.0
+    offset = 0.0
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return time.monotonic() + self.offset
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def connection_of(store: SyncDjangoStore) -> Any:
     return wrapper.connection
 
 
-def test_calls_one_after_another_use_one_connection(store: SyncDjangoStore) -> None:
+def test_consecutive_calls_use_one_connection(store: SyncDjangoStore) -> None:
     store.get(KEY)
     first = connection_of(store)
     for _ in range(3):
@@ -71,13 +71,13 @@ def test_calls_one_after_another_use_one_connection(store: SyncDjangoStore) -> N
         assert connection_of(store) is first
 
 
-def test_a_connection_that_was_idle_for_a_minute_is_opened_anew(store: SyncDjangoStore, clock: Clock) -> None:
+def test_a_connection_that_was_idle_for_a_minute_is_replaced(store: SyncDjangoStore, clock: Clock) -> None:
     store.get(KEY)
     first = connection_of(store)
-    clock.ahead += 59
+    clock.offset += 59
     store.get(KEY)
     assert connection_of(store) is first
-    clock.ahead += 61
+    clock.offset += 61
     store.get(KEY)
     assert connection_of(store) is not first
 
@@ -87,15 +87,17 @@ def test_a_positive_max_age_bounds_the_age_of_a_connection(store: SyncDjangoStor
     [(wrapper, _)] = store._connections._idle
     store.get(KEY)
     first = wrapper.connection
-    wrapper.close_at = time.monotonic()  # as Django sets it when it connects: now it is as old as it may be
+    wrapper.close_at = (
+        time.monotonic()
+    )  # which Django sets when it connects; now the connection has reached its maximum age
     store.get(KEY)
     assert wrapper.connection is not first
 
 
-def test_a_claim_that_would_wait_for_its_callers_own_transaction_says_so_at_once(
+def test_a_claim_that_would_wait_for_the_callers_own_transaction_is_refused(
     store: SyncDjangoStore, max_age: Any
 ) -> None:
-    """SQLite has one writer; elsewhere, and in another file, a claim may be made in the middle of a transaction."""
+    """SQLite has one writer for a file; during a transaction in another database a claim may be made."""
 
     def claim() -> object:
         return store.acquire(
@@ -132,8 +134,8 @@ def on_postgres(url: str, **settings: Any) -> Iterator[str]:
         del connections.settings[alias]
 
 
-def test_a_call_is_committed_where_the_project_commits_by_itself(postgres_url: str) -> None:
-    """`AUTOCOMMIT: False` is for the project's own transactions; a claim that nobody commits is none."""
+def test_a_call_is_committed_although_the_projects_autocommit_is_off(postgres_url: str) -> None:
+    """`AUTOCOMMIT: False` is for the project's own transactions; an uncommitted claim would protect nothing."""
     options = {"options": "-c lock_timeout=2000"}
     with on_postgres(postgres_url, AUTOCOMMIT=False, OPTIONS=options) as alias:
         store, other = SyncDjangoStore(alias), SyncDjangoStore(alias)
@@ -147,8 +149,8 @@ def test_a_call_is_committed_where_the_project_commits_by_itself(postgres_url: s
             other.close()
 
 
-def test_a_connection_of_djangos_pool_goes_back_to_it_after_the_call(postgres_url: str) -> None:
-    """Else the store would keep it from the project's requests."""
+def test_a_connection_of_djangos_pool_is_returned_after_the_call(postgres_url: str) -> None:
+    """Otherwise the store would withhold it from the project's requests."""
     options = {"pool": {"min_size": 1, "max_size": 1, "timeout": 2}}
     with on_postgres(postgres_url, OPTIONS=options) as alias:
         store = SyncDjangoStore(alias)

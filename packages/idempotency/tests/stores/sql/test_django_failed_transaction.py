@@ -1,4 +1,4 @@
-"""`complete_in` in a transaction of Django's that can only be rolled back any more."""
+"""`complete_in` in a Django transaction that can only be rolled back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[SyncDjangoStore]:
     del connections.settings["failed"]
 
 
-def test_the_record_is_refused_by_an_error_of_the_store_and_not_by_what_failed_before(
+def test_complete_in_a_failed_transaction_raises_store_error_and_records_nothing(
     store: SyncDjangoStore,
 ) -> None:
     reply = store.acquire(KEY, fingerprint=Fingerprint(b"f"), owner=Owner(b"o" * 16), lease=30, retention=60)

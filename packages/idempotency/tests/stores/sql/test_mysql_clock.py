@@ -1,4 +1,4 @@
-"""The clock of a MySQL store counts what passed while a statement waited, and no change of the session's time zone."""
+"""The clock of a MySQL store counts the time that a statement waited, and ignores the session's time zone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def add_zone(connection: sa.Connection, changed: float, change: Change) -> str:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_change_of_the_sessions_zone_during_a_statement_adds_no_time(
+def test_a_change_of_the_session_zones_offset_does_not_shift_the_clock(
     engine: sa.Engine, change: Change
 ) -> None:
     clock = next(MysqlRecords("t")._delete_expired(1, but=StorageKey("")))
@@ -74,12 +74,12 @@ def test_a_change_of_the_sessions_zone_during_a_statement_adds_no_time(
         connection.exec_driver_sql(
             "SET timestamp = %s", (now - change.began,)
         )  # SYSDATE is not changed by it
-        told = int(connection.exec_driver_sql(clock.sql).scalar_one()) / 1e6
-        connection.invalidate()  # its zone and its clock go with it
-    assert told == pytest.approx(now, abs=TOLERANCE)
+        measured = int(connection.exec_driver_sql(clock.sql).scalar_one()) / 1e6
+        connection.invalidate()  # which discards its zone and its clock
+    assert measured == pytest.approx(now, abs=TOLERANCE)
 
 
-def test_a_live_lease_is_kept_by_a_statement_that_began_before_summer_time(engine: sa.Engine) -> None:
+def test_a_statement_that_began_before_summer_time_does_not_take_over_a_live_lease(engine: sa.Engine) -> None:
     change = CHANGES["to summer time"]
     key = StorageKey(f"summer-{secrets.token_hex(6)}")
     store = SyncSQLAlchemyStore(engine)

@@ -1,4 +1,4 @@
-"""What a MySQL server's refusals are told as, and that none is tried again which would only take longer."""
+"""Which errors the refusals of a MySQL server raise, and that a lock wait timeout is not retried."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from idempotency.stores.sqlalchemy import SyncSQLAlchemyStore
 
 T = TypeVar("T")
 
-IMPATIENT = "SET innodb_lock_wait_timeout = 0"  # the server says at once that it waited too long
+NO_LOCK_WAIT = "SET innodb_lock_wait_timeout = 0"  # a lock that is held is a timeout at once
 
 
 @pytest.fixture
 def engine(mariadb_server_url: str) -> Iterator[sa.Engine]:
     url = f"mysql+pymysql://{mariadb_server_url}"
-    engine = sa.create_engine(url, connect_args={"init_command": IMPATIENT})
+    engine = sa.create_engine(url, connect_args={"init_command": NO_LOCK_WAIT})
     yield engine
     engine.dispose()
 
@@ -53,7 +53,7 @@ def lock(connection: sa.Connection, claim: Claim) -> None:
     assert found.scalars().all() == [1]
 
 
-def test_a_wait_for_a_lock_that_was_too_long_is_not_repeated(engine: sa.Engine) -> None:
+def test_a_lock_wait_timeout_is_not_retried(engine: sa.Engine) -> None:
     store = SyncSQLAlchemyStore(engine)
     store.create_schema()
     claim = granted(store)
@@ -71,12 +71,10 @@ def test_a_wait_for_a_lock_that_was_too_long_is_not_repeated(engine: sa.Engine) 
     assert store.complete(claim, b"{}", retention=60.0)
 
 
-def test_a_wait_for_a_lock_that_was_too_long_is_not_repeated_over_django(
-    engine: sa.Engine, mariadb_server_url: str
-) -> None:
+def test_a_lock_wait_timeout_is_not_retried_over_django(engine: sa.Engine, mariadb_server_url: str) -> None:
     django_project.configure()
     django_project.add_database("mysql", mariadb_server_url, alias="impatient")
-    connections.settings["impatient"]["OPTIONS"] = {"init_command": IMPATIENT}
+    connections.settings["impatient"]["OPTIONS"] = {"init_command": NO_LOCK_WAIT}
     tries = []
 
     class Counted(Connections):
@@ -102,7 +100,7 @@ def packets_of_one_mebibyte(engine: sa.Engine) -> Iterator[None]:
     with engine.connect() as connection:
         usual = connection.exec_driver_sql("SELECT @@global.max_allowed_packet").scalar_one()
         connection.exec_driver_sql("SET GLOBAL max_allowed_packet = 1048576")
-        engine.dispose()  # a connection keeps the value that it began with
+        engine.dispose()  # an open connection keeps its earlier value
         try:
             yield
         finally:
@@ -110,12 +108,12 @@ def packets_of_one_mebibyte(engine: sa.Engine) -> Iterator[None]:
             engine.dispose()
 
 
-def test_an_outcome_larger_than_the_servers_packets_is_refused_for_good(engine: sa.Engine) -> None:
+def test_an_outcome_over_max_allowed_packet_raises_a_permanent_store_error(engine: sa.Engine) -> None:
     store = SyncSQLAlchemyStore(engine)
     store.create_schema()
     claim = granted(store)
-    told = r"nothing was written.*max_allowed_packet, 1048576"
-    with packets_of_one_mebibyte(engine), pytest.raises(StoreError, match=told) as caught:
+    message = r"nothing was written.*max_allowed_packet, 1048576"
+    with packets_of_one_mebibyte(engine), pytest.raises(StoreError, match=message) as caught:
         store.complete(claim, b"x" * 1_500_000, retention=60.0)
     assert not isinstance(caught.value, StoreUnavailable), "repeating does not help"
     record = store.get(claim.key)
@@ -123,8 +121,8 @@ def test_an_outcome_larger_than_the_servers_packets_is_refused_for_good(engine: 
     assert record.outcome is None
 
 
-def test_a_statement_that_the_server_hangs_up_on_is_told_to_be_large(engine: sa.Engine) -> None:
-    """The driver writes a quote as two bytes, so only the statement is larger than a packet."""
+def test_a_statement_over_max_allowed_packet_raises_a_store_error_that_names_it(engine: sa.Engine) -> None:
+    """The driver escapes each quote with a second byte, so that only the statement exceeds a packet."""
     store = SyncSQLAlchemyStore(engine)
     store.create_schema()
     claim = granted(store)
@@ -135,7 +133,7 @@ def test_a_statement_that_the_server_hangs_up_on_is_told_to_be_large(engine: sa.
 @pytest.mark.parametrize(
     ("number", "advice"), [(1153, "max_allowed_packet"), (1665, "set it to ROW or MIXED")]
 )
-def test_a_refusal_that_no_repeat_cures_is_told_with_what_does(number: int, advice: str) -> None:
+def test_a_permanent_refusal_is_a_store_error_that_says_what_to_do(number: int, advice: str) -> None:
     error = Exception(number, "the server's text")
     for meaning in (to_store_error("mysql", error), conflict_of("mysql", error)):
         assert type(meaning) is StoreError

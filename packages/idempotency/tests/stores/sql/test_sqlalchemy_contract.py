@@ -1,4 +1,4 @@
-"""Every rule of the store contract, and the race, over SQLAlchemy's engines to four databases and their drivers."""
+"""The store contract, and what else holds, over SQLAlchemy engines for PostgreSQL, MariaDB and SQLite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore, 
 from idempotency.stores.sqlite import SyncSQLiteStore
 from idempotency.testing import Clock, RealClock, StoreContract
 
-ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 SYNC = ["postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite"]
 ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy", "sqlite+aiosqlite"]
 
@@ -70,7 +70,7 @@ async def opened_async(url: sa.URL) -> AsyncIterator[SQLAlchemyStore]:
 
 
 class _InRealTime(StoreContract):
-    """The server keeps the time, or the machine does."""
+    """The clock is the server's or the machine's, so that the contract runs in real time."""
 
     max_examples = 3
     steps = 15
@@ -123,7 +123,9 @@ class TestAiosqliteContract(_Async):
 
 
 @pytest.mark.parametrize("kind", SYNC)
-def test_eight_threads_at_two_hundred_keys_run_each_once(url_of: Callable[[str], sa.URL], kind: str) -> None:
+def test_eight_threads_racing_for_two_hundred_keys_run_each_once(
+    url_of: Callable[[str], sa.URL], kind: str
+) -> None:
     batch = secrets.token_hex(6)
     keys = [StorageKey(f"race-{batch}-{number}") for number in range(200)]
     completed = {key: threading.Event() for key in keys}
@@ -133,7 +135,7 @@ def test_eight_threads_at_two_hundred_keys_run_each_once(url_of: Callable[[str],
             won = []
             for key in keys:
                 while True:
-                    reply = store.acquire(key, owner=owner(), **ASK)
+                    reply = store.acquire(key, owner=owner(), **ACQUIRE)
                     if isinstance(reply, Completed):
                         break
                     if isinstance(reply, Running):
@@ -149,15 +151,15 @@ def test_eight_threads_at_two_hundred_keys_run_each_once(url_of: Callable[[str],
     assert sorted(runs) == sorted(keys)
 
 
-async def _claim_at_once(url: sa.URL) -> list[Any]:
+async def _claim_concurrently(url: sa.URL) -> list[Any]:
     key = StorageKey(f"once-{secrets.token_hex(6)}")
     async with opened_async(url) as store:
-        return await asyncio.gather(*(store.acquire(key, owner=owner(), **ASK) for _ in range(10)))
+        return await asyncio.gather(*(store.acquire(key, owner=owner(), **ACQUIRE) for _ in range(10)))
 
 
 @pytest.mark.parametrize("kind", ASYNC)
-def test_ten_tasks_grant_a_key_once(url_of: Callable[[str], sa.URL], kind: str) -> None:
-    replies = asyncio.run(_claim_at_once(url_of(kind)))
+def test_one_of_ten_concurrent_tasks_is_granted_a_key(url_of: Callable[[str], sa.URL], kind: str) -> None:
+    replies = asyncio.run(_claim_concurrently(url_of(kind)))
     assert [type(reply) for reply in replies].count(Acquired) == 1
 
 
@@ -166,7 +168,7 @@ def test_the_fence_rises_across_release_and_forgetting(url_of: Callable[[str], s
     key, fences = StorageKey(f"fence-{secrets.token_hex(6)}"), []
     with opened(url_of(kind)) as store:
         for turn in range(6):
-            reply = store.acquire(key, owner=owner(), **ASK)
+            reply = store.acquire(key, owner=owner(), **ACQUIRE)
             assert isinstance(reply, Acquired)
             fences.append(reply.claim.fence)
             if turn % 2:
@@ -185,7 +187,7 @@ def test_operators_can_list_and_purge(url_of: Callable[[str], sa.URL], kind: str
         assert isinstance(store, SyncPurgeable)
         keys = [StorageKey(f"k-{number:02}") for number in range(12)]
         for key in keys:
-            store.acquire(key, owner=owner(), **ASK)
+            store.acquire(key, owner=owner(), **ACQUIRE)
         seen, cursor, first = [], None, True
         while first or cursor is not None:
             page = store.scan(limit=5, cursor=cursor)
@@ -194,18 +196,22 @@ def test_operators_can_list_and_purge(url_of: Callable[[str], sa.URL], kind: str
         assert seen == keys
         old = [StorageKey(f"old-{number}") for number in range(7)]
         for name in old:
-            store.acquire(name, fingerprint=ASK["fingerprint"], owner=owner(), lease=0.001, retention=0.001)
+            store.acquire(
+                name, fingerprint=ACQUIRE["fingerprint"], owner=owner(), lease=0.001, retention=0.001
+            )
         until_forgotten_sync(store, *old)
         assert store.purge(limit=5) == 5
         assert store.purge(limit=5) == 2
 
 
 @pytest.mark.parametrize("kind", SYNC)
-def test_the_effect_and_the_record_are_one_commit(url_of: Callable[[str], sa.URL], kind: str) -> None:
+def test_effect_and_record_are_committed_or_rolled_back_together(
+    url_of: Callable[[str], sa.URL], kind: str
+) -> None:
     key, table = StorageKey(f"in-{secrets.token_hex(6)}"), f"t_{secrets.token_hex(6)}"
     engine = sa.create_engine(url_of(kind), poolclass=sa.NullPool)
     with opened(url_of(kind)) as store:
-        reply = store.acquire(key, owner=owner(), **ASK)
+        reply = store.acquire(key, owner=owner(), **ACQUIRE)
         with engine.begin() as connection:
             connection.exec_driver_sql(f"CREATE TABLE {table} (n INTEGER)")
         for end in ("rollback", "commit"):
@@ -223,14 +229,14 @@ def test_the_effect_and_the_record_are_one_commit(url_of: Callable[[str], sa.URL
 
 @pytest.mark.parametrize("settle", ["commit", "complete", "release", "forget"])
 @pytest.mark.parametrize("kind", SYNC)
-def test_a_claim_that_is_settled_takes_no_second_effect(
+def test_complete_in_returns_false_for_a_settled_claim(
     url_of: Callable[[str], sa.URL], kind: str, settle: str
 ) -> None:
-    """Whoever kept it, or repeats a transaction whose commit was not answered, is told to roll back."""
+    """False tells a caller that repeats a transaction whose commit was not answered to roll back."""
     key = StorageKey(f"settled-{secrets.token_hex(6)}")
     engine = sa.create_engine(url_of(kind), poolclass=sa.NullPool)
     with opened(url_of(kind)) as store:
-        claim = store.acquire(key, owner=owner(), **ASK).claim
+        claim = store.acquire(key, owner=owner(), **ACQUIRE).claim
         if settle == "commit":
             with engine.begin() as connection:
                 assert store.complete_in(connection, claim, b'{"n":1}', retention=60.0) is True
@@ -250,22 +256,22 @@ def test_a_claim_that_is_settled_takes_no_second_effect(
         )
 
 
-def test_mariadb_completes_in_a_transaction_whose_snapshot_is_old(url_of: Callable[[str], sa.URL]) -> None:
+def test_mariadb_completes_in_a_transaction_with_an_old_snapshot(url_of: Callable[[str], sa.URL]) -> None:
     key = StorageKey(f"old-{secrets.token_hex(6)}")
     engine = sa.create_engine(
         url_of("mysql+pymysql"), isolation_level="REPEATABLE READ", poolclass=sa.NullPool
     )
     with opened(url_of("mysql+pymysql")) as store, engine.connect() as connection:
         connection.exec_driver_sql("SELECT count(*) FROM idempotency_record").all()
-        reply = store.acquire(key, owner=owner(), **ASK)
+        reply = store.acquire(key, owner=owner(), **ACQUIRE)
         assert store.renew(reply.claim, lease=40.0)
         assert store.complete_in(connection, reply.claim, b"{}", retention=60.0) is True
         connection.commit()
-        assert isinstance(store.acquire(key, owner=owner(), **ASK), Completed)
+        assert isinstance(store.acquire(key, owner=owner(), **ACQUIRE), Completed)
 
 
 @pytest.mark.parametrize("kind", ["postgresql+psycopg", "sqlite+pysqlite"])
-def test_the_drivers_own_store_has_the_same_records(
+def test_the_drivers_own_store_shares_its_records_with_the_sqlalchemy_store(
     url_of: Callable[[str], sa.URL], kind: str, postgres_url: str, tmp_path: Path
 ) -> None:
     from psycopg_pool import ConnectionPool
@@ -280,10 +286,10 @@ def test_the_drivers_own_store_has_the_same_records(
             if "postgres" in kind
             else SyncSQLiteStore(tmp_path / "records.db")
         )
-        reply = own.acquire(key, owner=owner(), **ASK)
-        assert isinstance(store.acquire(key, owner=owner(), **ASK), Running)
+        reply = own.acquire(key, owner=owner(), **ACQUIRE)
+        assert isinstance(store.acquire(key, owner=owner(), **ACQUIRE), Running)
         assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
-        assert own.acquire(key, owner=owner(), **ASK).outcome == b'{"n":1}'
+        assert own.acquire(key, owner=owner(), **ACQUIRE).outcome == b'{"n":1}'
         own.close()
 
 
@@ -294,12 +300,14 @@ def test_a_key_is_granted_once_under_every_isolation_level(
 ) -> None:
     key = StorageKey(f"level-{secrets.token_hex(6)}")
     with opened(url_of(kind), isolation_level=level) as store, ThreadPoolExecutor(6) as threads:
-        replies = list(threads.map(lambda _: store.acquire(key, owner=owner(), **ASK), range(6)))
+        replies = list(threads.map(lambda _: store.acquire(key, owner=owner(), **ACQUIRE), range(6)))
         (won,) = [reply for reply in replies if isinstance(reply, Acquired)]
         assert store.complete(won.claim, b"{}", retention=60.0)
         untouched = sa.create_engine(url_of(kind), isolation_level=level, poolclass=sa.NullPool)
         with store._engine.connect() as connection, untouched.connect() as fresh:
-            assert connection.get_isolation_level() == fresh.get_isolation_level(), "the engine's own is left"
+            assert connection.get_isolation_level() == fresh.get_isolation_level(), (
+                "the engine's own level is unchanged"
+            )
 
 
 @pytest.mark.parametrize(
@@ -319,36 +327,36 @@ def test_a_key_is_granted_once_under_every_isolation_level(
         ),
     ],
 )
-def test_connections_that_died_are_replaced(
+def test_a_connection_that_the_server_closed_is_replaced(
     url_of: Callable[[str], sa.URL], kind: str, own: str, end: str, left: str
 ) -> None:
     key = StorageKey(f"dead-{secrets.token_hex(6)}")
     with opened(url_of(kind)) as store:
-        reply = store.acquire(key, owner=owner(), **ASK)
+        reply = store.acquire(key, owner=owner(), **ACQUIRE)
         with store._engine.connect() as pooled:
             number = pooled.exec_driver_sql(own).scalar_one()
         killer = sa.create_engine(url_of(kind), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
         with killer.connect() as connection:
             connection.exec_driver_sql(end.format(number))
             until_sync(lambda: connection.exec_driver_sql(left.format(number)).scalar_one() == 0)
-        assert store._engine.pool.checkedin() == 1, "the store still has it"
+        assert store._engine.pool.checkedin() == 1, "the pool still holds it"
         assert store.renew(reply.claim, lease=30.0) is True
 
 
-def test_a_connection_of_a_driver_that_cannot_be_joined_is_refused_by_what_is_taken(
+def test_the_error_for_an_unsupported_connection_lists_the_supported_ones(
     url_of: Callable[[str], sa.URL],
 ) -> None:
     with opened(url_of("mysql+pymysql")) as store:
-        granted = store.acquire(StorageKey(f"raw-{secrets.token_hex(6)}"), owner=owner(), **ASK).claim
+        granted = store.acquire(StorageKey(f"raw-{secrets.token_hex(6)}"), owner=owner(), **ACQUIRE).claim
         raw = store._engine.raw_connection()
         with pytest.raises(TypeError, match=r"Session or Connection or Django's connection, not pymysql"):
             store.complete_in(raw.driver_connection, granted, b"{}", retention=60.0)
         raw.close()
 
 
-def test_a_transaction_that_may_not_write_is_said_to_be_read_only(url_of: Callable[[str], sa.URL]) -> None:
+def test_the_error_in_a_read_only_transaction_says_read_only(url_of: Callable[[str], sa.URL]) -> None:
     with opened(url_of("mysql+pymysql")) as store:
-        granted = store.acquire(StorageKey(f"read-{secrets.token_hex(6)}"), owner=owner(), **ASK).claim
+        granted = store.acquire(StorageKey(f"read-{secrets.token_hex(6)}"), owner=owner(), **ACQUIRE).claim
         with sa.create_engine(url_of("mysql+pymysql"), poolclass=sa.NullPool).connect() as connection:
             connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
             connection.rollback()
@@ -356,7 +364,7 @@ def test_a_transaction_that_may_not_write_is_said_to_be_read_only(url_of: Callab
                 store.complete_in(connection, granted, b"{}", retention=60.0)
 
 
-def test_a_missing_table_is_said_to_be_missing(url_of: Callable[[str], sa.URL]) -> None:
+def test_the_error_for_a_missing_table_names_create_schema(url_of: Callable[[str], sa.URL]) -> None:
     for kind in ("postgresql+psycopg", "mysql+pymysql"):
         store = SyncSQLAlchemyStore(sa.create_engine(url_of(kind), poolclass=sa.NullPool), table="nowhere")
         with pytest.raises(StoreUnavailable, match="create_schema"):
@@ -364,7 +372,7 @@ def test_a_missing_table_is_said_to_be_missing(url_of: Callable[[str], sa.URL]) 
 
 
 @pytest.mark.parametrize("kind", SYNC)
-def test_a_server_that_is_not_there_is_unavailable(kind: str, tmp_path: Path) -> None:
+def test_an_unreachable_database_raises_store_error_without_its_password(kind: str, tmp_path: Path) -> None:
     place = f"/{tmp_path}/no/such/directory/x.db" if "sqlite" in kind else "u:hidden@127.0.0.1:1/x"
     store = SyncSQLAlchemyStore(sa.create_engine(f"{kind}://{place}", poolclass=sa.NullPool))
     with pytest.raises(StoreError) as caught:
@@ -397,9 +405,18 @@ def test_a_second_event_loop_is_refused(url_of: Callable[[str], sa.URL]) -> None
 
 
 @pytest.mark.parametrize("dialect", ["postgresql", "mysql", "mariadb", "sqlite"])
-def test_a_migration_has_the_statements(dialect: str) -> None:
-    assert all("IF NOT EXISTS" in statement or "INSERT" in statement for statement in schema_of(dialect, "t"))
+def test_schema_of_gives_repeatable_statements(dialect: str) -> None:
+    statements = schema_of(dialect, "t")
+    assert any("CREATE TABLE" in statement for statement in statements)
+    assert all("IF NOT EXISTS" in statement or "INSERT" in statement for statement in statements)
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mysql", "mariadb", "sqlite"])
+def test_schema_of_refuses_an_invalid_table_name(dialect: str) -> None:
     with pytest.raises(ValueError, match="table must be"):
         schema_of(dialect, "a;b")
+
+
+def test_schema_of_refuses_an_unknown_dialect() -> None:
     with pytest.raises(ValueError, match="not in oracle"):
         schema_of("oracle")

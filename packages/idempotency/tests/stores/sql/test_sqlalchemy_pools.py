@@ -1,4 +1,4 @@
-"""Which pools a store may share with the application: those that give each of the two a connection of its own."""
+"""A store may share a pool with the application if the pool gives each of them its own connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFUSED = "would commit what your session has begun"
 
 @pytest.mark.parametrize("pool", [SingletonThreadPool, StaticPool])
 def test_a_pool_that_shares_the_sessions_connection_is_refused(pool: type[sa.Pool]) -> None:
-    """The store's commit would be the session's: what that rolls back later would be there all the same."""
+    """The store's commit would also commit the session's work, which could not be rolled back any more."""
     engine = sa.create_engine("sqlite://", poolclass=pool)
     with pytest.raises(ValueError, match=REFUSED):
         SyncSQLAlchemyStore(engine)
@@ -33,7 +33,7 @@ def test_a_pool_that_shares_the_async_sessions_connection_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", ["", "/:memory:"])
-def test_a_store_url_of_a_database_in_memory_is_refused(path: str) -> None:
+def test_a_url_of_an_in_memory_database_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="path of a file"):
         open_sync_store(f"sqlite+pysqlite://{path}")
     with pytest.raises(ValueError, match="path of a file"):
@@ -41,7 +41,7 @@ def test_a_store_url_of_a_database_in_memory_is_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize("pool", [NullPool, AssertionPool])
-def test_a_pool_with_a_connection_for_each_call_is_taken(tmp_path: Path, pool: type[sa.Pool]) -> None:
+def test_a_pool_with_a_connection_for_each_call_is_accepted(tmp_path: Path, pool: type[sa.Pool]) -> None:
     engine = sa.create_engine(f"sqlite:///{tmp_path}/records.db", poolclass=pool)
     store = SyncSQLAlchemyStore(engine, owns_engine=True)
     store.create_schema()

@@ -17,7 +17,7 @@ from idempotency.stores.sqlalchemy import SyncSQLAlchemyStore
 
 
 class Autocommitting(sqlite3.Connection):
-    """What `autocommit=True` makes of a connection from Python 3.12 on."""
+    """A connection as `autocommit=True` makes it from Python 3.12 on."""
 
     def commit(self) -> None:
         """Do nothing."""
@@ -50,7 +50,7 @@ def acquire(store: SyncSQLAlchemyStore) -> object:
     )
 
 
-def test_what_the_store_wrote_is_there_for_other_connections(engine: sa.Engine) -> None:
+def test_writes_of_the_store_are_visible_to_other_connections(engine: sa.Engine) -> None:
     store = SyncSQLAlchemyStore(engine)
     store.create_schema()
     reply = acquire(store)
@@ -60,7 +60,7 @@ def test_what_the_store_wrote_is_there_for_other_connections(engine: sa.Engine) 
     assert isinstance(acquire(store), Completed)
 
 
-def test_a_call_that_failed_leaves_nothing_behind_and_no_lock(engine: sa.Engine) -> None:
+def test_a_failed_call_writes_nothing_and_holds_no_lock(engine: sa.Engine) -> None:
     store = SyncSQLAlchemyStore(engine)
     store.create_schema()
     reply = acquire(store)
@@ -71,3 +71,6 @@ def test_a_call_that_failed_leaves_nothing_behind_and_no_lock(engine: sa.Engine)
         for connection in (first, second):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             connection.exec_driver_sql("ROLLBACK")
+    record = store.get(StorageKey("k"))
+    assert record is not None
+    assert record.outcome is None

@@ -1,4 +1,4 @@
-"""Stores over SQLAlchemy, and the other names of old ones, from a URL; typed so that the schema can be created."""
+"""SQLAlchemy stores, and alternative scheme names of other stores, opened by a URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from idempotency.stores.redis import RedisStore, SyncRedisStore
 from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
 from idempotency.stores.url import open_store, open_sync_store
 
-ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 
 
 @pytest.fixture
@@ -52,14 +52,14 @@ SCHEMES = {
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_url_opens_either_kind(scheme: str, urls: Callable[[str], str]) -> None:
+def test_a_url_opens_the_async_and_the_sync_store(scheme: str, urls: Callable[[str], str]) -> None:
     key = StorageKey(f"url-{secrets.token_hex(6)}")
 
     async def live() -> None:
         store = open_store(with_long_deadline(urls(scheme)))
         assert type(store) is SCHEMES[scheme][0]
         await store.create_schema()
-        reply = await store.acquire(key, owner=Owner(b"o" * 16), **ASK)
+        reply = await store.acquire(key, owner=Owner(b"o" * 16), **ACQUIRE)
         assert isinstance(reply, Acquired)
         assert await store.complete(reply.claim, b"{}", retention=60.0)
         await store.aclose()
@@ -68,13 +68,13 @@ def test_a_url_opens_either_kind(scheme: str, urls: Callable[[str], str]) -> Non
     store = open_sync_store(with_long_deadline(urls(scheme)))
     assert type(store) is SCHEMES[scheme][1]
     store.create_schema()
-    assert isinstance(store.acquire(key, owner=Owner(b"x" * 16), **ASK), Completed)
+    assert isinstance(store.acquire(key, owner=Owner(b"x" * 16), **ACQUIRE), Completed)
     assert store.forget(key)
     store.close()
 
 
 @pytest.mark.parametrize("url", ["memory:", "sqlite:///{}/a.db"])
-def test_a_schema_can_be_created_everywhere(url: str, tmp_path: Path) -> None:
+def test_create_schema_may_be_called_on_stores_that_need_none(url: str, tmp_path: Path) -> None:
     async def main() -> None:
         store = open_store(url.format(tmp_path))
         await store.create_schema()
@@ -87,7 +87,7 @@ def test_a_schema_can_be_created_everywhere(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("mysql+nothing://u:hidden@h/d", "names the driver 'nothing'"),
         ("mysql://u:hidden@a,b/d", "one host"),
@@ -95,8 +95,8 @@ def test_a_schema_can_be_created_everywhere(url: str, tmp_path: Path) -> None:
         ("postgresql+pg8000://u:hidden@h/d", "async for a sync store|needs the driver"),
     ],
 )
-def test_a_url_that_cannot_be_opened_is_refused_without_its_password(url: str, told: str) -> None:
-    with pytest.raises((ValueError, ImportError), match=told) as caught:
+def test_the_error_for_a_url_that_cannot_be_opened_hides_its_password(url: str, message: str) -> None:
+    with pytest.raises((ValueError, ImportError), match=message) as caught:
         open_store(url)
     error: BaseException | None = caught.value
     while error is not None:
@@ -104,39 +104,41 @@ def test_a_url_that_cannot_be_opened_is_refused_without_its_password(url: str, t
         error = error.__context__
 
 
-def test_options_reach_the_store(urls: Callable[[str], str]) -> None:
+def test_options_of_a_mysql_url_reach_the_store(urls: Callable[[str], str]) -> None:
     table = f"t_{secrets.token_hex(6)}"
     store = open_sync_store(f"{urls('mysql')}?table={table}&pool_size=2&deadline=30&connect_timeout=30")
     store.create_schema()
+    assert isinstance(store, SyncSQLAlchemyStore)
+    assert (store._records.table, store._engine.pool.size()) == (table, 2)
     assert store.get(StorageKey("k")) is None
     store.close()
 
 
 @pytest.mark.parametrize("scheme", ["mysql", "postgres", "valkey", "sqlite+pysqlite"])
-def test_the_command_and_its_doctor_take_them(
+def test_the_command_works_on_each_scheme(
     scheme: str, urls: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = with_long_deadline(urls(scheme))
     store = open_sync_store(url)
     store.create_schema()
     key = StorageKey(f"cli-{secrets.token_hex(6)}")
-    assert isinstance(store.acquire(key, owner=Owner(b"o" * 16), **ASK), Acquired)
+    assert isinstance(store.acquire(key, owner=Owner(b"o" * 16), **ACQUIRE), Acquired)
     assert main(["show", key, "--stored", "--store", url]) == 0
     assert main(["release", key, "--stored", "--force", "--store", url]) == 0
     assert store.get(key) is None
     assert main(["purge", "--store", url]) == 0
     assert main(["doctor", "--store", url]) in {0, 3}
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    assert "secret" not in said.out + said.err
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err
+    assert "secret" not in printed.out + printed.err
     store.close()
 
 
-def test_a_missing_driver_is_named_with_what_to_install() -> None:
+def test_the_error_for_a_missing_driver_says_what_to_install() -> None:
     with pytest.raises(ImportError, match=r"needs the driver pg8000, .*: pip install pg8000$"):
         open_sync_store("postgresql+pg8000://h/d")
 
 
-def test_a_driver_that_does_not_work_is_refused_before_it_is_looked_for() -> None:
+def test_an_unsupported_driver_is_refused_before_it_is_imported() -> None:
     with pytest.raises(ValueError, match=r"use mysql\+asyncmy://"):
         open_store("mysql+aiomysql://h/d")
