@@ -1,4 +1,4 @@
-"""A store whose driver needs asyncio says so under trio, and what to use there."""
+"""Stores whose driver needs asyncio refuse calls under trio, and the error names the store to use there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from idempotency.stores.postgres import PostgresStore
 from idempotency.stores.redis import RedisStore, SyncRedisStore
 from idempotency.stores.threaded import ThreadedStore
 
-ASK: dict[str, Any] = {
+ACQUIRE: dict[str, Any] = {
     "fingerprint": Fingerprint(b"f" * 32),
     "owner": Owner(b"o" * 16),
     "lease": 5.0,
@@ -26,7 +26,7 @@ ASK: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ["RedisStore", "PostgresStore"])
-def test_under_trio_the_store_is_refused_with_a_way_out(name: str) -> None:
+def test_a_call_under_trio_raises_and_names_the_sync_store(name: str) -> None:
     def store() -> Store:
         if name == "RedisStore":
             return RedisStore(redis.asyncio.Redis(port=1), deadline=PATIENCE)
@@ -36,16 +36,16 @@ def test_under_trio_the_store_is_refused_with_a_way_out(name: str) -> None:
 
     async def main() -> None:
         with pytest.raises(RuntimeError, match=rf"{name} needs a running asyncio loop.*Sync{name}"):
-            await store().acquire(StorageKey("k"), **ASK)
+            await store().acquire(StorageKey("k"), **ACQUIRE)
 
     trio.run(main)
 
 
-def test_under_trio_redis_is_reached_in_threads(redis_url: str, tmp_path: Path) -> None:
+def test_a_sync_redis_store_in_threads_works_under_trio(redis_url: str, tmp_path: Path) -> None:
     async def main() -> None:
         client = redis.Redis.from_url(redis_url)
         store = ThreadedStore(SyncRedisStore(client, prefix=f"{tmp_path.name}:", deadline=PATIENCE))
-        assert isinstance(await store.acquire(StorageKey("k"), **ASK), Acquired)
+        assert isinstance(await store.acquire(StorageKey("k"), **ACQUIRE), Acquired)
         await store.aclose()
         client.close()
 

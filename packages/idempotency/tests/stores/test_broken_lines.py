@@ -1,7 +1,7 @@
 """
-Connections lost between request and answer: what sixteen callers saw is still explained by the rules.
+Connections lost between request and answer: the histories of sixteen callers are still linearizable.
 
-The driver finds its connection gone, and the store asks again: nothing may have happened twice or be denied.
+The driver loses its connection and the store repeats the call: no effect may happen twice, and none may be denied.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def over_asyncmy(url: str) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def over_pymysql(url: str) -> AsyncIterator[Store]:
-    # Without TLS: PyMySQL reads all certificates of the machine for each connection, and here each is soon lost.
+    # Without TLS: PyMySQL reads all certificates of the machine for each connection, and here connections are short.
     engine = create_engine(f"mysql+pymysql://{url}", pool_size=8, connect_args={"ssl_disabled": True})
     inner = SyncSQLAlchemyStore(engine, owns_engine=True)
     inner._runner = RetoldRunner("mysql", engine.dialect.paramstyle)
@@ -102,29 +102,29 @@ async def over_django(url: str) -> AsyncIterator[Store]:
     await store.aclose()
 
 
-def storm(chance: random.Random, share: float) -> Iterator[Break | None]:
+def random_breaks(rng: random.Random, share: float) -> Iterator[Break | None]:
     while True:
-        yield chance.choice(list(Break)) if chance.random() < share else None
+        yield rng.choice(list(Break)) if rng.random() < share else None
 
 
 async def check_histories(
     line: BreakingProxy, opened: AbstractAsyncContextManager[Store], *, share: float
 ) -> None:
-    """Let *share* of all pieces that are sent break the line."""
+    """Break the connection at this *share* of all chunks that are sent."""
     async with opened as store:
-        line.faults = storm(random.Random(1), share)
+        line.faults = random_breaks(random.Random(1), share)
         found = await histories(store, seed=3, rounds=12)
-        # How many pieces are sent depends on how the callers meet.
+        # How many chunks are sent depends on how the callers interleave.
         while any(line.breaks[kind] <= 5 for kind in Break):
             found += await histories(store, seed=len(found), rounds=2)
         line.faults = iter(())
     for history in found:
-        told = "\n".join(map(repr, history))
-        assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True), told
-        assert fences_increase(history), told
+        history_text = "\n".join(map(repr, history))
+        assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True), history_text
+        assert fences_increase(history), history_text
 
 
-async def test_histories_over_a_line_to_postgresql_are_linearizable(
+async def test_histories_over_breaking_connections_to_postgresql_are_linearizable(
     postgres_line: tuple[BreakingProxy, str],
 ) -> None:
     line, url = postgres_line
@@ -134,7 +134,7 @@ async def test_histories_over_a_line_to_postgresql_are_linearizable(
 @pytest.mark.parametrize(
     "opened", [over_asyncmy, over_pymysql, over_django], ids=lambda opened: opened.__name__
 )
-async def test_histories_over_a_line_to_mariadb_are_linearizable(
+async def test_histories_over_breaking_connections_to_mariadb_are_linearizable(
     mariadb_line: tuple[BreakingProxy, str], opened: Callable[[str], AbstractAsyncContextManager[Store]]
 ) -> None:
     line, url = mariadb_line

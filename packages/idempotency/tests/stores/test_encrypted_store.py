@@ -1,15 +1,12 @@
-"""Encryption at rest: the promises hold, nothing readable is stored, and a sealed outcome opens in its place only."""
+"""Encrypted stores: the contract holds, no outcome is readable, and a sealed outcome opens only in its own record."""
 
 from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +46,15 @@ def acquire(store: Any, key: StorageKey = KEY, owner: bytes = b"o" * 16) -> Any:
     return store.acquire(key, fingerprint=FINGERPRINT, owner=Owner(owner), lease=30.0, retention=60.0)
 
 
-def completed(store: Any, key: StorageKey = KEY) -> Claim:
-    """Run one operation under *key* to its end."""
+def complete_one(store: Any, key: StorageKey = KEY) -> Claim:
+    """Claim *key* and complete it."""
     claim: Claim = acquire(store, key).claim
     assert store.complete(claim, OUTCOME, retention=60.0)
     return claim
 
 
 class Tampered(SyncMemoryStore):
-    """A store whose owner changes what it hands back."""
+    """A store whose completed records were tampered with."""
 
     def __init__(self, change: Callable[[Completed], Completed]) -> None:
         super().__init__()
@@ -68,7 +65,7 @@ class Tampered(SyncMemoryStore):
         return self.change(reply) if isinstance(reply, Completed) else reply
 
 
-# The promises.
+# The contract.
 
 
 class TestEncryptedMemoryStore(StoreContract):
@@ -82,7 +79,7 @@ class TestEncryptedMemoryStore(StoreContract):
         return opened()
 
 
-class TestEncryptedMemoryStoreForCoroutines(StoreContract):
+class TestAsyncEncryptedMemoryStore(StoreContract):
     max_examples = 25
 
     def open_store(self, clock: Clock) -> OpenStore:
@@ -116,7 +113,9 @@ class TestAsync:
     def anyio_backend(self) -> str:
         return "asyncio"
 
-    async def test_a_replay_through_the_middleware_is_the_first_answer(self, tmp_path: Path) -> None:
+    async def test_a_replay_through_the_middleware_is_the_first_answer_and_is_stored_encrypted(
+        self, tmp_path: Path
+    ) -> None:
         runs = 0
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -172,14 +171,14 @@ class TestAsync:
         assert not await store.complete(reply.claim._replace(owner=Owner(b"x" * 16)), b"{}", retention=60.0)
 
 
-def test_over_redis_a_replay_is_the_outcome_and_the_value_is_still_json(redis_url: str) -> None:
+def test_a_replay_over_redis_is_the_outcome_and_the_stored_value_is_sealed_json(redis_url: str) -> None:
     import redis
 
     from idempotency.stores.redis import SyncRedisStore
 
     with redis.Redis.from_url(redis_url) as client:
         store = SyncEncryptedStore(SyncRedisStore(client, prefix="sealed:", deadline=PATIENCE), RING)
-        completed(store)
+        complete_one(store)
         reply = acquire(store, owner=b"p" * 16)
         stored = client.get("sealed:k-1")
         store.close()
@@ -192,12 +191,12 @@ def test_over_redis_a_replay_is_the_outcome_and_the_value_is_still_json(redis_ur
     assert b"a secret" not in stored
 
 
-def test_over_postgres_a_replay_is_the_outcome(postgres_url: str) -> None:
+def test_a_replay_over_postgres_is_the_outcome(postgres_url: str) -> None:
     from idempotency.stores.url import open_sync_store
 
     store: Any = SyncEncryptedStore(open_sync_store(with_long_deadline(postgres_url)), RING)
     key = StorageKey("sealed-k-1")
-    completed(store, key)
+    complete_one(store, key)
     reply = acquire(store, key, owner=b"p" * 16)
     store.forget(key)
     store.close()
@@ -206,7 +205,7 @@ def test_over_postgres_a_replay_is_the_outcome(postgres_url: str) -> None:
     assert reply.outcome == OUTCOME
 
 
-def test_a_store_offers_what_its_inner_store_offers() -> None:
+def test_an_encrypted_store_has_the_capabilities_of_its_inner_store() -> None:
     plain, sealed = MemoryStore(), EncryptedStore(MemoryStore(), RING)
 
     for capability in (Purgeable, Inspectable, Waitable):
@@ -216,9 +215,9 @@ def test_a_store_offers_what_its_inner_store_offers() -> None:
 # What is stored.
 
 
-def test_the_inner_store_sees_one_json_object_that_names_the_key_and_hides_the_outcome() -> None:
+def test_the_inner_store_holds_a_json_object_that_names_the_sealing_key_and_hides_the_outcome() -> None:
     inner = SyncMemoryStore()
-    completed(SyncEncryptedStore(inner, RING))
+    complete_one(SyncEncryptedStore(inner, RING))
 
     record = inner.get(KEY)
     assert record is not None
@@ -232,14 +231,14 @@ def test_the_inner_store_sees_one_json_object_that_names_the_key_and_hides_the_o
     assert b"secret" not in b64decode(members["sealed"])
 
 
-def test_the_same_outcome_is_never_sealed_the_same_way_twice() -> None:
+def test_sealing_the_same_outcome_again_gives_different_bytes() -> None:
     sealed = {RING.seal(OUTCOME, key=KEY, fingerprint=FINGERPRINT) for _ in range(100)}
 
     assert len(sealed) == 100
 
 
 @given(outcome=st.binary(max_size=200), key=st.text(max_size=20), fingerprint=st.binary(max_size=40))
-def test_a_sealed_outcome_opens_in_its_place_byte_for_byte(
+def test_an_outcome_sealed_for_a_record_is_unsealed_there_byte_for_byte(
     outcome: bytes, key: str, fingerprint: bytes
 ) -> None:
     place = {"key": StorageKey(key), "fingerprint": Fingerprint(fingerprint)}
@@ -247,9 +246,9 @@ def test_a_sealed_outcome_opens_in_its_place_byte_for_byte(
     assert RING.unseal(RING.seal(outcome, **place), **place) == outcome
 
 
-def test_a_scan_needs_no_key() -> None:
+def test_a_scan_without_the_sealing_key_lists_records_and_shows_no_outcome() -> None:
     inner = SyncMemoryStore()
-    completed(SyncEncryptedStore(inner, RING))
+    complete_one(SyncEncryptedStore(inner, RING))
     stranger: Any = SyncEncryptedStore(inner, KeyRing({"other": bytes(32)}, current="other"))
 
     (record,) = stranger.scan().records
@@ -261,7 +260,7 @@ def test_a_scan_needs_no_key() -> None:
 
 
 @given(st.integers(min_value=0, max_value=11 + 16 + len(OUTCOME)), st.integers(min_value=1, max_value=255))
-def test_one_changed_byte_anywhere_in_a_sealed_outcome_is_a_corrupt_record(at: int, flip: int) -> None:
+def test_any_changed_byte_in_a_sealed_outcome_raises_corrupt_record(at: int, flip: int) -> None:
     members = json.loads(RING.seal(OUTCOME, key=KEY, fingerprint=FINGERPRINT))
     sealed = bytearray(b64decode(members["sealed"]))
     sealed[at] ^= flip
@@ -276,26 +275,26 @@ def test_one_changed_byte_anywhere_in_a_sealed_outcome_is_a_corrupt_record(at: i
     [
         {"key": OTHER_KEY, "fingerprint": FINGERPRINT},
         {"key": KEY, "fingerprint": OTHER_FINGERPRINT},
-        # The same bytes, cut elsewhere.
+        # The same bytes, split elsewhere between key and fingerprint.
         {"key": StorageKey("k"), "fingerprint": Fingerprint(b"-1" + FINGERPRINT)},
     ],
 )
-def test_an_outcome_moved_to_another_record_is_a_corrupt_record(place: dict[str, Any]) -> None:
+def test_an_outcome_moved_to_another_record_raises_corrupt_record(place: dict[str, Any]) -> None:
     sealed = RING.seal(OUTCOME, key=KEY, fingerprint=FINGERPRINT)
 
     with pytest.raises(CorruptRecord, match="moved here from another record"):
         RING.unseal(sealed, **place)
 
 
-def test_a_record_whose_fingerprint_was_exchanged_in_the_store_is_not_replayed() -> None:
+def test_a_record_whose_fingerprint_was_changed_in_the_store_raises_corrupt_record() -> None:
     store = SyncEncryptedStore(Tampered(lambda reply: reply._replace(fingerprint=OTHER_FINGERPRINT)), RING)
-    completed(store)
+    complete_one(store)
 
     with pytest.raises(CorruptRecord):
         acquire(store, owner=b"p" * 16)
 
 
-def test_relabelling_a_record_with_another_key_of_the_ring_is_a_corrupt_record() -> None:
+def test_a_record_relabelled_with_another_key_of_the_ring_raises_corrupt_record() -> None:
     sealed = RING.seal(OUTCOME, key=KEY, fingerprint=FINGERPRINT).replace(b'"new"', b'"old"')
 
     with pytest.raises(CorruptRecord):
@@ -319,12 +318,12 @@ def test_relabelling_a_record_with_another_key_of_the_ring_is_a_corrupt_record()
         b"[" * 100_000,
     ],
 )
-def test_an_outcome_that_is_not_sealed_is_a_corrupt_record(outcome: bytes) -> None:
+def test_an_outcome_that_is_not_sealed_raises_corrupt_record(outcome: bytes) -> None:
     with pytest.raises(CorruptRecord):
         RING.unseal(outcome, key=KEY, fingerprint=FINGERPRINT)
 
 
-def test_a_newer_format_is_an_unknown_version_and_not_a_corrupt_record() -> None:
+def test_a_newer_format_raises_unknown_record_version_and_not_corrupt_record() -> None:
     sealed = RING.seal(OUTCOME, key=KEY, fingerprint=FINGERPRINT).replace(b'"format":1', b'"format":2')
 
     with pytest.raises(UnknownRecordVersion, match="format 2"):
@@ -334,11 +333,11 @@ def test_a_newer_format_is_an_unknown_version_and_not_a_corrupt_record() -> None
 # Keys.
 
 
-def test_after_a_rotation_old_records_open_and_new_ones_are_sealed_with_the_new_key() -> None:
+def test_a_rotated_key_ring_unseals_old_records_and_seals_new_ones_with_the_new_key() -> None:
     inner = SyncMemoryStore()
-    completed(SyncEncryptedStore(inner, KeyRing({"old": OLD}, current="old")))
+    complete_one(SyncEncryptedStore(inner, KeyRing({"old": OLD}, current="old")))
     rotated = SyncEncryptedStore(inner, RING)
-    completed(rotated, OTHER_KEY)
+    complete_one(rotated, OTHER_KEY)
 
     assert acquire(rotated, owner=b"p" * 16).outcome == OUTCOME
     record = inner.get(OTHER_KEY)
@@ -346,14 +345,14 @@ def test_after_a_rotation_old_records_open_and_new_ones_are_sealed_with_the_new_
     assert b'"sealed_by":"new"' in (record.outcome or b"")
 
 
-def test_a_key_that_is_missing_here_is_named_and_nothing_runs() -> None:
+def test_a_record_sealed_with_an_unknown_key_raises_missing_sealing_key_with_its_name() -> None:
     inner = SyncMemoryStore()
-    completed(SyncEncryptedStore(inner, RING))
+    complete_one(SyncEncryptedStore(inner, RING))
     behind = SyncEncryptedStore(inner, KeyRing({"old": OLD}, current="old"))
 
     with pytest.raises(MissingSealingKey, match="sealed with key 'new'") as caught:
         acquire(behind, owner=b"p" * 16)
-    # An outage may be bypassed by policy; a record that cannot be opened is a fact, and is not.
+    # No StoreUnavailable, since a policy may bypass that one: here a record exists.
     assert isinstance(caught.value, UnknownRecordVersion)
     assert (caught.value.status, caught.value.sealed_by) == (503, "new")
     assert pickle.loads(pickle.dumps(caught.value)).sealed_by == "new"
@@ -369,12 +368,14 @@ def test_a_key_that_is_missing_here_is_named_and_nothing_runs() -> None:
         ({}, "a", "no key 'a'"),
     ],
 )
-def test_a_key_ring_that_cannot_work_is_refused(keys: dict[str, bytes], current: str, wrong: str) -> None:
+def test_a_key_ring_with_an_invalid_or_missing_key_is_refused(
+    keys: dict[str, bytes], current: str, wrong: str
+) -> None:
     with pytest.raises(ValueError, match=wrong):
         KeyRing(keys, current=current)
 
 
-def test_keys_in_place_of_a_key_ring_are_refused() -> None:
+def test_a_dict_of_keys_in_place_of_a_key_ring_is_refused() -> None:
     with pytest.raises(TypeError, match="KeyRing"):
         SyncEncryptedStore(SyncMemoryStore(), {"a": bytes(32)})  # type: ignore[arg-type]
 
@@ -389,23 +390,23 @@ def test_a_key_ring_never_shows_its_keys() -> None:
 # Records from before the encryption.
 
 
-def test_a_plain_outcome_is_refused_unless_it_is_accepted_by_word() -> None:
+def test_a_plain_outcome_is_refused_unless_accept_plain_is_set() -> None:
     inner = SyncMemoryStore()
-    completed(inner)
+    complete_one(inner)
 
     with pytest.raises(CorruptRecord, match="accept_plain=True"):
         acquire(SyncEncryptedStore(inner, RING), owner=b"p" * 16)
     accepting = SyncEncryptedStore(inner, RING, accept_plain=True)
     assert acquire(accepting, owner=b"p" * 16).outcome == OUTCOME
-    completed(accepting, OTHER_KEY)
+    complete_one(accepting, OTHER_KEY)
     assert acquire(accepting, OTHER_KEY, owner=b"p" * 16).outcome == OUTCOME
 
 
-def test_a_corrupt_outcome_is_refused_also_where_plain_ones_are_accepted() -> None:
+def test_accept_plain_passes_an_unsealed_outcome_on_unchanged() -> None:
     store = SyncEncryptedStore(
         Tampered(lambda reply: reply._replace(outcome=b"not json")), RING, accept_plain=True
     )
-    completed(store)
+    complete_one(store)
 
     assert acquire(store, owner=b"p" * 16).outcome == b"not json"  # the outcome codec refuses it
 
@@ -413,7 +414,7 @@ def test_a_corrupt_outcome_is_refused_also_where_plain_ones_are_accepted() -> No
 # Claims.
 
 
-def test_a_claim_completes_in_another_process() -> None:
+def test_a_pickled_claim_completes() -> None:
     inner = SyncMemoryStore()
     store = SyncEncryptedStore(inner, RING)
     claim = acquire(store).claim
@@ -424,7 +425,7 @@ def test_a_claim_completes_in_another_process() -> None:
     assert acquire(store, owner=b"p" * 16).outcome == OUTCOME
 
 
-def test_a_claim_rebuilt_by_hand_completes_at_the_price_of_a_read() -> None:
+def test_a_claim_rebuilt_from_its_fields_completes() -> None:
     store = SyncEncryptedStore(SyncMemoryStore(), RING)
     claim = acquire(store).claim
 
@@ -434,16 +435,16 @@ def test_a_claim_rebuilt_by_hand_completes_at_the_price_of_a_read() -> None:
     assert not store.complete(Claim(*claim)._replace(key=OTHER_KEY), b"{}", retention=60.0)
 
 
-def test_a_running_record_has_nothing_to_open() -> None:
+def test_a_running_record_has_no_outcome() -> None:
     store = SyncEncryptedStore(SyncMemoryStore(), RING)
     acquire(store)
 
     record = store.get(KEY)
     assert record is not None
-    assert record == replace(record, outcome=None)
+    assert record.outcome is None
 
 
-def test_an_outcome_completed_in_the_callers_transaction_is_sealed_too(tmp_path: Path) -> None:
+def test_an_outcome_of_complete_in_is_sealed_too(tmp_path: Path) -> None:
     import sqlite3
 
     path = tmp_path / "records.db"
@@ -465,13 +466,3 @@ def test_an_outcome_completed_in_the_callers_transaction_is_sealed_too(tmp_path:
     assert b'"sealed_by":"new"' in (record.outcome or b"")
     assert acquire(store, owner=b"p" * 16).outcome == OUTCOME
     store.close()
-
-
-def test_without_cryptography_the_import_error_names_the_extra() -> None:
-    program = "import sys; sys.modules['cryptography'] = None; import idempotency.stores.encrypted"
-    run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=30
-    )
-
-    assert run.returncode == 1
-    assert "pip install 'asgi-idempotency[encryption]'" in run.stderr

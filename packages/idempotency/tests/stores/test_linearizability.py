@@ -1,8 +1,8 @@
 """
-Sixteen callers, faults and leases of milliseconds: what they saw is explained by the rules, on every store.
+Sixteen callers, faults and leases of milliseconds: the histories of every store are linearizable.
 
-Takeovers, expiries and lost replies are frequent here, so that each history holds some of them; the test that nothing
-of the kind was missing is part of it. A checker counts only if it finds broken stores out: those are at the end.
+Takeovers, expiries and lost replies are frequent, and each run must contain enough of them. The checker itself must
+reject the histories of broken stores, which are at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.anyio
 ENGINES = ("postgresql+asyncpg", "mysql+asyncmy", "sqlite+aiosqlite")
 SYNC_ENGINES = ("postgresql+psycopg", "mysql+pymysql", "sqlite+pysqlite")
 DJANGO = ("django", "django on postgresql", "django on mysql")
-# They read the clock at another instant than they take effect: see `stores._sql.postgresql_statements`, and
+# Their calls take effect at another instant than they read the clock: see `stores._sql.postgresql_statements`, and
 # `stores.dynamodb`, where it is the caller's clock.
 SEPARATE_CLOCK_READ = frozenset({"postgres", *ENGINES, *SYNC_ENGINES, *DJANGO, "dynamodb"})
 
@@ -127,7 +127,7 @@ async def over_dynamodb(request: pytest.FixtureRequest, _: Path) -> AsyncIterato
     client.close()
 
 
-def scarcest(found: list[list[ObservedCall]]) -> int:
+def rarest_event_count(found: list[list[ObservedCall]]) -> int:
     """The count of the rarest of the events that a history must hold."""
     replies = [seen.reply for history in found for seen in history]
     kinds = Counter("lost" if reply is None else type(reply).__name__ for reply in replies)
@@ -141,18 +141,20 @@ async def test_histories_of_sixteen_callers_are_linearizable(
 ) -> None:
     kind = request.node.callspec.params["store"]
     found: list[list[ObservedCall]] = []
-    for seed in range(7, 11):  # on a busy machine most leases lapse before their work is done: then once more
-        rounds, pace = (4, 20.0) if kind == "dynamodb" else (16, 1.0)  # moto takes its time
+    for seed in range(
+        7, 11
+    ):  # on a busy machine most leases lapse before their work is done: then another round
+        rounds, pace = (4, 20.0) if kind == "dynamodb" else (16, 1.0)  # moto is slow
         found += await histories(store, seed=seed, rounds=rounds, pace=pace)
-        if scarcest(found) > 10:
+        if rarest_event_count(found) > 10:
             break
-    assert scarcest(found) > 10, "these histories say too little"
+    assert rarest_event_count(found) > 10, "these histories have too few events of some kind"
     for history in found:
-        told = "\n".join(map(repr, history))
+        history_text = "\n".join(map(repr, history))
         assert is_linearizable(
             history, resolution=RESOLUTION, separate_clock_read=kind in SEPARATE_CLOCK_READ
-        ), told
-        assert fences_increase(history), told
+        ), history_text
+        assert fences_increase(history), history_text
 
 
 # Broken stores.
@@ -172,11 +174,11 @@ class _ReleaseRemovesCompleted(SyncMemoryStore):
 
 
 class _GrantsUnderALease(SyncMemoryStore):
-    def acquire(self, key: StorageKey, **asked: Any) -> Reply:
-        reply = super().acquire(key, **asked)
+    def acquire(self, key: StorageKey, **options: Any) -> Reply:
+        reply = super().acquire(key, **options)
         if isinstance(reply, Running) and reply.lease_left > 0.002:
             self.forget(key)
-            reply = super().acquire(key, **asked)
+            reply = super().acquire(key, **options)
         return reply
 
 
@@ -190,14 +192,14 @@ class _LastOutcomeStays(SyncMemoryStore):
 
 
 class _ForgetsAnothersFingerprint(SyncMemoryStore):
-    def acquire(self, key: StorageKey, *, fingerprint: Fingerprint, **asked: Any) -> Reply:
-        reply = super().acquire(key, fingerprint=fingerprint, **asked)
+    def acquire(self, key: StorageKey, *, fingerprint: Fingerprint, **options: Any) -> Reply:
+        reply = super().acquire(key, fingerprint=fingerprint, **options)
         return reply._replace(fingerprint=fingerprint) if isinstance(reply, Completed) else reply
 
 
 class _FenceStandsStill(SyncMemoryStore):
-    def acquire(self, key: StorageKey, **asked: Any) -> Reply:
-        reply = super().acquire(key, **asked)
+    def acquire(self, key: StorageKey, **options: Any) -> Reply:
+        reply = super().acquire(key, **options)
         return Acquired(reply.claim._replace(fence=1)) if isinstance(reply, Acquired) else reply
 
 
@@ -213,7 +215,9 @@ class _FenceStandsStill(SyncMemoryStore):
     ],
 )
 @pytest.mark.parametrize("separate_clock_read", [False, True])
-async def test_a_broken_store_is_found_out(broken: type[SyncMemoryStore], separate_clock_read: bool) -> None:
+async def test_histories_of_a_broken_store_are_not_linearizable(
+    broken: type[SyncMemoryStore], separate_clock_read: bool
+) -> None:
     store = MemoryStore()
     store._store = broken()
     for seed in range(5):
@@ -224,46 +228,44 @@ async def test_a_broken_store_is_found_out(broken: type[SyncMemoryStore], separa
                 and fences_increase(history)
             ):
                 return
-    pytest.fail("every history of it was explained")
+    pytest.fail("every history of the broken store was linearizable")
 
 
 KEY, LEASE = StorageKey("k"), 0.1
 OURS, OTHER, THIRD = (Owner(bytes([number])) for number in range(3))
 
 
-def asked(owner: Owner, reply: Reply, began: float, ended: float) -> ObservedCall:
+def observed_acquire(owner: Owner, reply: Reply, began: float, ended: float) -> ObservedCall:
     return ObservedCall(Acquire(KEY, FINGERPRINTS[0], owner, LEASE, 1.0, takeover=True), reply, began, ended)
 
 
-def test_a_renewal_that_would_change_nothing_at_first_may_take_effect_later() -> None:
-    """For 50 ms it reaches beyond the lease of 100 ms at 70 ms, and not at 31 ms, when two others have asked."""
+def test_a_renewal_may_take_effect_at_any_time_between_its_call_and_its_answer() -> None:
+    """It asks for 50 ms. Only where it takes effect after 50 ms does it extend the lease, which ends at 100 ms."""
     history = [
-        asked(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
+        observed_acquire(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
         ObservedCall(Renew(KEY, OURS, 0.05), True, 0.02, 0.08),
-        asked(OTHER, Running(FINGERPRINTS[0], 0.07), 0.03, 0.0301),
-        asked(THIRD, Running(FINGERPRINTS[0], 0.069), 0.031, 0.0311),
-        asked(THIRD, Running(FINGERPRINTS[0], 0.0345), 0.085, 0.0851),
+        observed_acquire(OTHER, Running(FINGERPRINTS[0], 0.07), 0.03, 0.0301),
+        observed_acquire(THIRD, Running(FINGERPRINTS[0], 0.069), 0.031, 0.0311),
+        observed_acquire(THIRD, Running(FINGERPRINTS[0], 0.0345), 0.085, 0.0851),
     ]
     assert is_linearizable(history, resolution=RESOLUTION)
     assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True)
-    history[-1] = asked(THIRD, Running(FINGERPRINTS[0], 0.055), 0.085, 0.0851)
-    assert not is_linearizable(history, resolution=RESOLUTION), (
-        "not before it was asked for, nor after it was answered"
-    )
+    history[-1] = observed_acquire(THIRD, Running(FINGERPRINTS[0], 0.055), 0.085, 0.0851)
+    assert not is_linearizable(history, resolution=RESOLUTION), "neither before its call nor after its answer"
     assert not is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True)
 
 
-def test_a_store_may_read_the_clock_before_its_write_is_seen_and_after_what_it_read() -> None:
+def test_separate_clock_read_allows_a_write_to_become_visible_after_its_clock_reading() -> None:
     """A renewal reads the clock at 51 ms and is committed at 89 ms; at 80 ms another caller finds the old lease."""
     history = [
-        asked(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
+        observed_acquire(OURS, Acquired(Claim(KEY, OURS, 1, 1)), 0.0, 0.001),
         ObservedCall(Renew(KEY, OURS, LEASE), True, 0.05, 0.09),
-        asked(OTHER, Running(FINGERPRINTS[0], 0.0195), 0.08, 0.081),
-        asked(THIRD, Running(FINGERPRINTS[0], 0.0555), 0.095, 0.096),
+        observed_acquire(OTHER, Running(FINGERPRINTS[0], 0.0195), 0.08, 0.081),
+        observed_acquire(THIRD, Running(FINGERPRINTS[0], 0.0555), 0.095, 0.096),
     ]
     assert is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True)
     assert not is_linearizable(history, resolution=RESOLUTION)
-    history[-1] = asked(THIRD, Running(FINGERPRINTS[0], 0.02), 0.095, 0.096)
+    history[-1] = observed_acquire(THIRD, Running(FINGERPRINTS[0], 0.02), 0.095, 0.096)
     assert not is_linearizable(history, resolution=RESOLUTION, separate_clock_read=True), (
         "nobody read the clock before 50 ms"
     )

@@ -1,10 +1,10 @@
 """
-Records that somebody else wrote: a replay checks what a recording checks, on every store.
+Records that this library did not write: a replay checks what recording checks, on every store.
 
 | what is wrong | where |
 | --- | --- |
 | a status, a body, a header, a size, a number that this library does not record | in the outcome, whatever the store |
-| a time without end, a number that no store writes | in the columns or members of each store |
+| an infinite time, a number that no store writes | in the columns or members of each store |
 
 Each is the problem `corrupt-record`: nothing runs, nothing is sent as it is, and it is never an internal error.
 """
@@ -109,7 +109,7 @@ def is_refused_as_corrupt(answer: Answer) -> bool:
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)
-async def test_an_outcome_that_is_never_recorded_is_never_replayed(
+async def test_an_outcome_that_this_library_would_not_record_is_refused_as_corrupt(
     store: Any, key: str, outcome: bytes
 ) -> None:
     charges = Charges()
@@ -122,7 +122,7 @@ async def test_an_outcome_that_is_never_recorded_is_never_replayed(
 
 
 async def overwrite(store: Any, key: StorageKey, outcome: bytes) -> None:
-    """Put *outcome* where the record of the same request is."""
+    """Replace the outcome in the record of *key*."""
     record = await store.get(key)
     await store.forget(key)
     granted = await store.acquire(
@@ -150,7 +150,7 @@ async def test_a_recordable_response_is_replayed(outcome: bytes) -> None:
     assert (answer.status, answer.replayed) == (json.loads(outcome)["status_code"], True)
 
 
-async def test_a_header_that_a_policy_drops_by_its_own_choice_is_left_out_of_older_records() -> None:
+async def test_a_header_that_the_policy_drops_now_is_left_out_of_replays_of_older_records() -> None:
     store = MemoryStore()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -164,7 +164,7 @@ async def test_a_header_that_a_policy_drops_by_its_own_choice_is_left_out_of_old
 
 
 @pytest.mark.parametrize("status", [199, 600, 999])
-async def test_an_answer_with_a_status_that_ends_no_exchange_is_recorded_as_done(status: int) -> None:
+async def test_an_answer_with_a_status_outside_200_to_599_is_recorded_as_not_replayable(status: int) -> None:
     charges = Charges(status=status)
     app = guard(charges, MemoryStore())
     assert (await call(app, key="k")).status == status
@@ -174,14 +174,14 @@ async def test_an_answer_with_a_status_that_ends_no_exchange_is_recorded_as_done
 
 
 @pytest.mark.parametrize("status", [204, 304])
-async def test_a_body_that_no_server_sends_is_not_recorded(status: int) -> None:
+async def test_the_body_of_a_204_or_304_answer_is_not_recorded(status: int) -> None:
     app = guard(Charges(status=status), MemoryStore())
     await call(app, key="k")
     answer = await call(app, key="k")
     assert (answer.status, answer.body, answer.replayed) == (status, b"", True)
 
 
-async def test_a_redaction_that_shortens_the_body_leaves_a_length_that_is_true() -> None:
+async def test_a_redaction_that_shortens_the_body_corrects_its_content_length() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"8")]})
         await send({"type": "http.response.body", "body": b"card 424"})
@@ -196,12 +196,16 @@ async def test_a_redaction_that_shortens_the_body_leaves_a_length_that_is_true()
 
 
 @pytest.mark.parametrize("version", [b"2", b'"secret \\u001b"', b"1e999", b"[1]", b"true.", b"9" * 4_000])
-async def test_a_format_of_another_version_is_left_alone_and_not_quoted(version: bytes) -> None:
-    store = MemoryStore()
-    app = guard(Charges(), store)
+async def test_a_record_with_another_format_version_is_left_unchanged_and_not_quoted(version: bytes) -> None:
+    store, charges = MemoryStore(), Charges()
+    app = guard(charges, store)
     await call(app, key="k")
-    await overwrite(store, StorageKey("k"), forged().replace(b'"format": 1', b'"format": ' + version))
+    outcome = forged().replace(b'"format": 1', b'"format": ' + version)
+    await overwrite(store, StorageKey("k"), outcome)
     answer = await call(app, key="k")
+    record = await store.get(StorageKey("k"))
+    assert record is not None
+    assert (record.outcome, len(charges.bodies)) == (outcome, 1)
     assert answer.status in {500, 503}
     assert b"secret" not in answer.body
     assert len(answer.body) < 500
@@ -222,7 +226,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("outcome", VALUES.values(), ids=VALUES)
-async def test_a_value_that_is_never_recorded_is_never_returned(outcome: bytes) -> None:
+async def test_a_value_that_this_library_would_not_record_raises_corrupt_record(outcome: bytes) -> None:
     runs: list[str] = []
     once = {"operation": "op", "key": lambda name: name, "policy": POLICY}
     store, sync_store = MemoryStore(), SyncMemoryStore()
@@ -274,9 +278,7 @@ async def test_a_value_that_is_never_recorded_is_never_returned(outcome: bytes) 
         "completed_at = NULL",
     ],
 )
-async def test_a_row_of_sqlite_with_a_number_that_no_store_writes_is_corrupt(
-    tmp_path: Path, change: str
-) -> None:
+async def test_a_sqlite_row_with_an_invalid_column_is_corrupt(tmp_path: Path, change: str) -> None:
     charges = Charges()
     async with open_store("sqlite", str(tmp_path / "r.db")) as store:
         app = guard(charges, store)
@@ -293,7 +295,7 @@ async def test_a_row_of_sqlite_with_a_number_that_no_store_writes_is_corrupt(
 
 
 @pytest.mark.parametrize("last", ["9223372036854775807", "9e999"])
-async def test_a_fence_of_sqlite_that_cannot_rise_is_corrupt(tmp_path: Path, last: str) -> None:
+async def test_a_sqlite_fence_counter_that_cannot_increase_is_corrupt(tmp_path: Path, last: str) -> None:
     charges = Charges()
     async with open_store("sqlite", str(tmp_path / "r.db")) as store:
         app = guard(charges, store)
@@ -309,7 +311,7 @@ async def test_a_fence_of_sqlite_that_cannot_rise_is_corrupt(tmp_path: Path, las
     "change",
     ["expires_at = 'infinity'", "completed_at = '-infinity', expires_at = 'infinity'"],
 )
-async def test_a_row_of_postgresql_with_a_time_without_end_is_corrupt(
+async def test_a_postgresql_row_with_an_infinite_time_is_corrupt(
     postgres_url: str, key: str, change: str
 ) -> None:
     charges = Charges()
@@ -323,7 +325,7 @@ async def test_a_row_of_postgresql_with_a_time_without_end_is_corrupt(
     assert len(charges.bodies) == 1
 
 
-async def test_a_claim_of_postgresql_that_never_ends_is_corrupt(postgres_url: str, key: str) -> None:
+async def test_a_postgresql_claim_with_an_infinite_lease_is_corrupt(postgres_url: str, key: str) -> None:
     charges = Charges()
     async with open_store("postgres", postgres_url) as store:
         app = guard(charges, store)
@@ -341,7 +343,7 @@ async def test_a_claim_of_postgresql_that_never_ends_is_corrupt(postgres_url: st
 
 @pytest.mark.parametrize("member", ["attempt", "fence", "lease_until_ms", "retention_ms"])
 @pytest.mark.parametrize("digits", [30, 5_000])
-async def test_a_claim_of_redis_with_a_number_that_no_store_writes_is_corrupt(
+async def test_a_redis_claim_with_an_invalid_number_is_corrupt(
     redis_url: str, key: str, member: str, digits: int
 ) -> None:
     charges = Charges()
@@ -370,7 +372,7 @@ async def test_a_claim_of_redis_with_a_number_that_no_store_writes_is_corrupt(
 
 
 @pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e300])
-async def test_a_store_of_ones_own_that_gives_such_times_is_answered_like_a_record(seconds: float) -> None:
+async def test_an_invalid_time_in_the_reply_of_a_custom_store_is_corrupt(seconds: float) -> None:
     class Odd(MemoryStore):
         async def acquire(self, *args: Any, **kwargs: Any) -> Any:
             reply = await super().acquire(*args, **kwargs)

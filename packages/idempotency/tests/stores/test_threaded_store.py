@@ -1,4 +1,4 @@
-"""Any blocking store in threads: the same contract, bounded, under either loop."""
+"""A blocking store in threads: the store contract, a bound on threads, asyncio and trio."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ class TestThreadedStoreContract(StoreContract):
 
 
 class Counting(SyncMemoryStore):
-    """Counts the calls inside at once, and the threads they come from."""
+    """Counts the calls that run at once, and the threads that they run in."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside = self.most = 0
+        self.running = self.most_running = 0
         self.threads: set[int] = set()
         self.closed = False
         self.gate = threading.Event()
 
     def get(self, key: StorageKey) -> Record | None:
         with self._lock:
-            self.inside += 1
-            self.most = max(self.most, self.inside)
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
             self.threads.add(threading.get_ident())
         self.gate.wait(30)
         with self._lock:
-            self.inside -= 1
+            self.running -= 1
         return None
 
     def close(self) -> None:
@@ -58,16 +58,16 @@ class Counting(SyncMemoryStore):
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 class TestThreads:
-    async def test_calls_run_at_once_but_no_more_than_allowed(self) -> None:
+    async def test_calls_run_concurrently_up_to_max_threads(self) -> None:
         inner = Counting()
         store = ThreadedStore(inner, max_threads=3)
         async with anyio.create_task_group() as tasks:
             for _ in range(9):
                 tasks.start_soon(store.get, StorageKey("k"))
             with anyio.fail_after(30):
-                await until(lambda: inner.inside >= 3)
+                await until(lambda: inner.running >= 3)
             inner.gate.set()
-        assert inner.most == 3
+        assert inner.most_running == 3
         assert threading.get_ident() not in inner.threads
         await store.aclose()
         assert inner.closed
@@ -78,28 +78,28 @@ class TestThreads:
         with anyio.move_on_after(0.01) as scope:
             await store.get(StorageKey("k"))
         assert scope.cancelled_caught
-        assert inner.inside == 1, "the call itself goes on"
+        assert inner.running == 1, "the call itself continues in its thread"
         inner.gate.set()
         await store.aclose()
 
-    async def test_replies_come_back_as_they_are(self) -> None:
-        store = ThreadedStore(SyncMemoryStore())
-        reply = await store.acquire(
-            StorageKey("k"), fingerprint=Fingerprint(b"f"), owner=Owner(b"o"), lease=1, retention=1
-        )
+    async def test_a_reply_is_that_of_the_inner_store(self) -> None:
+        inner = SyncMemoryStore()
+        store, ask = ThreadedStore(inner), {"fingerprint": Fingerprint(b"f"), "owner": Owner(b"o")}
+        reply = await store.acquire(StorageKey("k"), **ask, lease=30, retention=60)
         assert isinstance(reply, Acquired)
+        assert reply == inner.acquire(StorageKey("k"), **ask, lease=30, retention=60)
         await store.aclose()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_store_used_before_a_fork_has_threads_in_the_child_too() -> None:
+def test_a_store_used_before_a_fork_works_in_the_child() -> None:
     script = """
         import asyncio, os, time
         from idempotency.stores.memory import SyncMemoryStore
         from idempotency.stores.threaded import ThreadedStore
         store = ThreadedStore(SyncMemoryStore())
         asyncio.run(store.get("k"))
-        time.sleep(0.1)  # until its thread is idle: that is the one the child would wait for
+        time.sleep(0.1)  # until its thread is idle: the child has no such thread and would wait for it
         child = os.fork()
         if child == 0:
             asyncio.run(asyncio.wait_for(store.get("k"), 30))
@@ -112,6 +112,6 @@ def test_a_store_used_before_a_fork_has_threads_in_the_child_too() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_pool_of_no_threads_is_refused() -> None:
+def test_max_threads_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="max_threads"):
         ThreadedStore(SyncMemoryStore(), max_threads=0)

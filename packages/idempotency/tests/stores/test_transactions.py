@@ -33,7 +33,7 @@ def anyio_backend() -> str:
 
 
 class Shop:
-    """Money in a database file, which has the records too."""
+    """A database file that has charges and records."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class Shop:
             return int(count)
 
     def application(self, store: Any, answer: Any) -> Any:
-        """Charges in one transaction with *answer* as the record, and returns it."""
+        """Charges and records *answer* in one transaction, and sends it."""
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             claim = current_claim()
@@ -87,9 +87,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
 
 
 @pytest.mark.parametrize("length", [7, 10, 11])
-async def test_the_record_of_the_transaction_is_the_one_that_the_middleware_would_make(
-    length: int, shop: Shop
-) -> None:
+async def test_complete_in_writes_the_record_that_the_middleware_would_write(length: int, shop: Shop) -> None:
     answer = Response(201, HEADERS, b"x" * length)
     limit = 10
 
@@ -108,7 +106,7 @@ async def test_the_record_of_the_transaction_is_the_one_that_the_middleware_woul
     await store.aclose()
 
 
-async def test_an_answer_too_large_to_keep_is_recorded_as_done_with_its_effect(shop: Shop) -> None:
+async def test_complete_in_records_an_answer_over_the_limit_as_not_replayable(shop: Shop) -> None:
     store = shop.store()
     app = guard(shop.application(store, Response(201, [], b"x" * 11)), store, max_response_bytes=10)
     first, again = await call(app, key="k"), await call(app, key="k")
@@ -116,7 +114,7 @@ async def test_an_answer_too_large_to_keep_is_recorded_as_done_with_its_effect(s
     await store.aclose()
 
 
-async def test_redaction_holds_for_the_record_of_a_transaction(shop: Shop) -> None:
+async def test_redaction_applies_to_the_record_of_complete_in(shop: Shop) -> None:
     store = shop.store()
     app = shop.application(store, Response(201, [], b"secret"))
     redacting = guard(app, store, redact=lambda response: response._replace(body=b"[redacted]"))
@@ -125,7 +123,7 @@ async def test_redaction_holds_for_the_record_of_a_transaction(shop: Shop) -> No
     await store.aclose()
 
 
-async def test_an_outcome_that_is_no_response_is_refused_and_rolls_the_effect_back(shop: Shop) -> None:
+async def test_an_outcome_that_is_no_response_is_refused_and_the_effect_rolled_back(shop: Shop) -> None:
     store = shop.store()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -140,7 +138,7 @@ async def test_an_outcome_that_is_no_response_is_refused_and_rolls_the_effect_ba
     await store.aclose()
 
 
-async def test_a_coroutine_function_records_its_value_in_its_transaction(shop: Shop) -> None:
+async def test_complete_in_records_the_value_of_a_coroutine_function(shop: Shop) -> None:
     store = shop.store()
 
     @idempotent(store=store, operation="charge", key=lambda order: order, policy=Policy(retention=60.0))
@@ -160,8 +158,8 @@ async def test_a_coroutine_function_records_its_value_in_its_transaction(shop: S
     await store.aclose()
 
 
-def test_a_function_that_fails_after_its_record_leaves_neither(shop: Shop) -> None:
-    store, mishaps = shop.sync_store(), [OSError("the plug was pulled")]
+def test_a_function_that_fails_after_complete_in_leaves_neither_effect_nor_record(shop: Shop) -> None:
+    store, failures = shop.sync_store(), [OSError("the disk failed")]
 
     @idempotent(store=store, operation="charge", key=lambda order: order)
     def charge(order: str) -> int:
@@ -169,11 +167,11 @@ def test_a_function_that_fails_after_its_record_leaves_neither(shop: Shop) -> No
         assert claim is not None
         with shop.transaction() as connection:
             assert store.complete_in(connection, claim.claim, claim.outcome(500), retention=claim.retention)
-            if mishaps:
-                raise mishaps.pop()
+            if failures:
+                raise failures.pop()
         return 500
 
-    with pytest.raises(OSError, match="plug"):
+    with pytest.raises(OSError, match="disk"):
         charge("o-1")
     assert shop.charges == 0
     assert charge("o-1") == charge("o-1") == 500
@@ -181,7 +179,7 @@ def test_a_function_that_fails_after_its_record_leaves_neither(shop: Shop) -> No
     store.close()
 
 
-def test_a_value_that_the_codec_refuses_is_recorded_as_done_with_its_effect(shop: Shop) -> None:
+def test_complete_in_records_a_value_that_the_codec_refuses_as_not_replayable(shop: Shop) -> None:
     store = shop.sync_store()
 
     @idempotent(store=store, operation="charge", key=lambda order: order)

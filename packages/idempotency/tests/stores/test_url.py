@@ -1,4 +1,4 @@
-"""Stores named by a URL: what is understood, what is refused, and that no password shows."""
+"""Stores opened by a URL: accepted and refused URLs, and that no password is shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from idempotency.stores.url import open_store, open_sync_store
 
 pytestmark = pytest.mark.anyio
 
-ASK = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 
 
 @pytest.fixture
@@ -23,69 +23,69 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def lives_a_life(url: str) -> bool:
-    """Whether a record can be claimed, completed and replayed through the store that *url* names."""
+async def completes_and_replays(url: str) -> bool:
+    """Whether a record is claimed, completed and replayed through the store of *url*."""
     store = open_store(url)
     try:
         key = StorageKey(f"url-{secrets.token_hex(8)}")
-        reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ACQUIRE)
         assert isinstance(reply, Acquired)
         assert await store.complete(reply.claim, b'{"n":1}', retention=60.0)
-        again = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        again = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ACQUIRE)
         return isinstance(again, Completed) and again.outcome == b'{"n":1}'
     finally:
         await store.aclose()
 
 
-def lives_a_sync_life(url: str) -> bool:
+def completes_and_replays_sync(url: str) -> bool:
     store = open_sync_store(url)
     try:
         key = StorageKey(f"url-{secrets.token_hex(8)}")
-        reply = store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        reply = store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ACQUIRE)
         assert isinstance(reply, Acquired)
         assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
-        again = store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+        again = store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ACQUIRE)
         return isinstance(again, Completed) and again.outcome == b'{"n":1}'
     finally:
         store.close()
 
 
-async def test_memory_needs_nothing() -> None:
-    assert await lives_a_life("memory:?max_records=5")
-    assert lives_a_sync_life("memory:")
+async def test_a_memory_url_opens_both_stores() -> None:
+    assert await completes_and_replays("memory:?max_records=5")
+    assert completes_and_replays_sync("memory:")
 
 
-async def test_sqlite_takes_three_slashes_and_a_path(tmp_path: Path) -> None:
+async def test_a_sqlite_url_opens_the_file_at_its_path(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/records.db?busy_timeout=2"
-    assert await lives_a_life(url)
-    assert lives_a_sync_life(url)
+    assert await completes_and_replays(url)
+    assert completes_and_replays_sync(url)
     assert (tmp_path / "records.db").exists()
 
 
-async def test_redis_takes_the_stores_options(redis_url: str) -> None:
+async def test_a_redis_url_accepts_options_of_the_store(redis_url: str) -> None:
     url = f"{redis_url}?prefix=url:&deadline=30&on_eviction=refuse"
-    assert await lives_a_life(url)
-    assert lives_a_sync_life(url)
+    assert await completes_and_replays(url)
+    assert completes_and_replays_sync(url)
 
 
-async def test_sentinel_takes_hosts_and_a_service(redis_sentinels: Sentinels) -> None:
+async def test_a_sentinel_url_names_hosts_and_a_service(redis_sentinels: Sentinels) -> None:
     port, name = redis_sentinels.sentinel.port, redis_sentinels.name
     url = f"redis+sentinel://127.0.0.1:{port}/{name}/0?wait_replicas=1&deadline=30"
-    assert await lives_a_life(url)
-    assert lives_a_sync_life(url)
+    assert await completes_and_replays(url)
+    assert completes_and_replays_sync(url)
 
 
-async def test_cluster_takes_any_of_its_nodes(redis_cluster: Cluster) -> None:
+async def test_a_cluster_url_may_name_any_of_its_nodes(redis_cluster: Cluster) -> None:
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[1:])
-    assert await lives_a_life(with_long_deadline(f"redis+cluster://{hosts}"))
-    assert lives_a_sync_life(with_long_deadline(f"redis+cluster://{hosts}"))
+    assert await completes_and_replays(with_long_deadline(f"redis+cluster://{hosts}"))
+    assert completes_and_replays_sync(with_long_deadline(f"redis+cluster://{hosts}"))
 
 
-async def test_postgresql_keeps_libpqs_own_options(postgres_url: str) -> None:
+async def test_a_postgresql_url_accepts_options_of_the_store_and_of_libpq(postgres_url: str) -> None:
     mark = "&" if "?" in postgres_url else "?"
     url = f"{postgres_url}{mark}pool_size=2&deadline=30&application_name=records"
-    assert await lives_a_life(url)
-    assert lives_a_sync_life(url)
+    assert await completes_and_replays(url)
+    assert completes_and_replays_sync(url)
 
 
 @pytest.mark.parametrize("open_any", [open_store, open_sync_store])
@@ -112,7 +112,7 @@ async def test_postgresql_keeps_libpqs_own_options(postgres_url: str) -> None:
         ("postgresql://localhost/db?table=Drop%20it", "plain lower-case name"),
     ],
 )
-def test_a_url_that_cannot_be_read_is_refused_with_a_hint(open_any, url: str, hint: str) -> None:
+def test_an_invalid_url_is_refused_with_a_hint(open_any, url: str, hint: str) -> None:
     with pytest.raises(ValueError, match=r".") as refused:
         open_any(url)
     assert hint in str(refused.value)
@@ -128,26 +128,26 @@ def test_a_url_that_cannot_be_read_is_refused_with_a_hint(open_any, url: str, hi
         "nope://user:hunter2@localhost",
     ],
 )
-def test_no_password_is_quoted(url: str) -> None:
+def test_the_error_for_an_invalid_url_does_not_show_its_password(url: str) -> None:
     with pytest.raises(ValueError, match=r".") as refused:
         open_store(url)
     printed = "".join(traceback.format_exception(refused.value))
     assert "hunter2" not in printed.replace(url, "")  # the traceback quotes this test's own lines
 
 
-def test_an_opened_store_does_not_show_its_password() -> None:
+def test_the_repr_of_an_opened_store_does_not_show_its_password() -> None:
     for url in ("redis://user:hunter2@localhost/0", "postgresql://user:hunter2@localhost/db"):
         assert "hunter2" not in repr(open_store(url))
 
 
-async def test_redis_adopts_what_it_is_told_to_and_nothing_else_has_values_of_others(
+async def test_adopt_converts_foreign_values_in_redis_and_is_refused_by_other_stores(
     redis_server: Server,
 ) -> None:
     store = open_store(with_long_deadline(redis_server.url), adopt=lambda value: b'{"n":%b}' % value)
     with redis_server.client() as client:
         key = StorageKey(f"url-{secrets.token_hex(8)}")
         client.set(f"idempotency:{key}", "7", ex=60)
-    reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ASK)
+    reply = await store.acquire(key, owner=Owner(secrets.token_bytes(16)), **ACQUIRE)
     await store.aclose()
     assert isinstance(reply, Completed)
     assert reply.outcome == b'{"n":7}'

@@ -1,8 +1,8 @@
 """
 No message holds a URL's credentials, whatever the URL.
 
-Doors: open_store, open_sync_store, the command (list, doctor, and a URL typed in a wrong place). Looked at: the error,
-all errors behind it (also those that a traceback does not print), standard output and error, and the log.
+The URL is given to open_store, open_sync_store and the command (list, doctor, and as a wrong argument). The password is
+searched in the error and all errors in its chain, in standard output and error, and in the log.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from idempotency.stores.store_url import hide_urls, parse_store_url
 from idempotency.stores.url import open_store, open_sync_store, postgres_conninfo
 
 SECRET = "hunter2"
-# Where a password that is not percent-encoded may end up: in the port, the path, the query, the fragment, the host.
-ODD = [
+# A password that is not percent-encoded may be parsed as part of the port, path, query, fragment or host.
+URLS = [
     f"redis://user:{SECRET}@localhost:x/0",
     f"redis://user:{SECRET}@localhost:999999/0",
     f"redis://user:{SECRET}@localhost/zero",
@@ -73,8 +73,8 @@ def errors_behind(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @pytest.mark.parametrize("open_any", [open_store, open_sync_store])
-@pytest.mark.parametrize("url", ODD)
-def test_an_error_of_opening_and_all_behind_it_hide_the_password(open_any, url: str) -> None:
+@pytest.mark.parametrize("url", URLS)
+def test_no_error_of_opening_a_store_shows_the_password(open_any, url: str) -> None:
     try:
         opened = open_any(url)
     except (ValueError, StoreError) as refused:
@@ -85,7 +85,7 @@ def test_an_error_of_opening_and_all_behind_it_hide_the_password(open_any, url: 
 
 
 @pytest.mark.parametrize("command", ["list", "doctor", "purge"])
-@pytest.mark.parametrize("url", ODD)
+@pytest.mark.parametrize("url", URLS)
 def test_the_command_hides_the_password(
     url: str, command: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,7 +110,7 @@ def test_the_command_hides_the_password(
 @pytest.mark.parametrize(
     "url", [f"redis://user:{SECRET}@localhost/0", f"redis://user:a {SECRET} b@localhost/0"]
 )
-def test_a_url_typed_in_a_wrong_place_is_not_repeated(
+def test_a_url_given_as_another_argument_is_not_shown(
     arguments: list[str], url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([argument.replace("URL", url) for argument in arguments]) == 64
@@ -133,10 +133,10 @@ PASSWORDS = st.text(
     st.sampled_from(["localhost", "localhost:6379", "a:1,b:2", "[::1]:5", "", "localhost:x"]),
     st.sampled_from(["", "/0", "/service/0", "/db", "/db?nope=1", "?table=x"]),
 )
-def test_any_password_written_as_it_is_is_read_or_hidden(
+def test_no_piece_of_an_unencoded_password_is_shown(
     password: str, scheme: str, hosts: str, rest: str
 ) -> None:
-    """Of a password that is written without percent-encoding no piece of four characters is shown."""
+    """No four characters of a password without percent-encoding are shown."""
     url = f"{scheme}://user:{password}@{hosts}{rest}"
     pieces = {"Zq7" + password[3], password[-4:]}
     try:
@@ -147,13 +147,13 @@ def test_any_password_written_as_it_is_is_read_or_hidden(
 
 
 @given(PASSWORDS)
-def test_a_percent_encoded_password_is_read_as_it_was_meant(password: str) -> None:
+def test_a_percent_encoded_password_is_decoded_and_not_shown(password: str) -> None:
     parts = parse_store_url(f"redis://user:{quote(password, safe='')}@localhost:6379/0")
     assert (parts.password, parts.hosts) == (password, (("localhost", 6379),))
     assert password not in repr(parts)
 
 
-def test_libpq_is_told_the_password_that_this_library_read() -> None:
+def test_libpq_gets_the_password_as_this_library_parsed_it() -> None:
     parts = parse_store_url("postgresql://user:a@b:c@localhost:5433/db?sslmode=prefer&table=t")
     assert parts.password == "a@b:c"
     conninfo = postgres_conninfo(parts, without={"table"})
@@ -168,7 +168,7 @@ def test_libpq_is_told_the_password_that_this_library_read() -> None:
     }
 
 
-def test_several_hosts_and_a_socket_are_told_to_libpq() -> None:
+def test_libpq_gets_several_hosts_or_a_socket_directory() -> None:
     several = postgres_conninfo(parse_store_url("postgresql://u@a:1,b/db"), without=())
     assert several is not None
     assert {"host=a,b", "port=1,"} <= set(several.split())
@@ -180,5 +180,5 @@ def test_several_hosts_and_a_socket_are_told_to_libpq() -> None:
     )
 
 
-def test_text_that_is_no_url_stays_in_a_message() -> None:
+def test_hide_urls_keeps_text_without_a_url() -> None:
     assert hide_urls("argument --limit: invalid int value: 'x'") == "argument --limit: invalid int value: 'x'"
