@@ -1,4 +1,4 @@
-"""The one connection that all callers of a Redis store share: what they may do to each other, and how it ends."""
+"""The connection that all callers of a Redis store share: callers do not disturb each other, and closing ends it."""
 
 from __future__ import annotations
 
@@ -50,51 +50,51 @@ async def proxied(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
     await store.aclose()
 
 
-async def ask(store: RedisStore, key: StorageKey) -> object:
+async def acquire(store: RedisStore, key: StorageKey) -> object:
     owner = Owner(secrets.token_bytes(16))
     return await store.acquire(key, fingerprint=FINGERPRINT, owner=owner, lease=30.0, retention=60.0)
 
 
 async def claim(store: RedisStore, key: StorageKey) -> Claim:
-    reply = await ask(store, key)
+    reply = await acquire(store, key)
     assert isinstance(reply, Acquired)
     return reply.claim
 
 
 def connections(server: Server) -> int:
-    """The number of connections since the statistics were reset; ours is one of them."""
+    """The number of connections since the statistics were reset, that of this query included."""
     with server.client() as client:
         return int(client.info("stats")["total_connections_received"])
 
 
 def assert_none_is_open(server: Server) -> None:
-    """No connection but ours: the server is given a moment to notice."""
+    """Waits until the server has no connection but that of this query."""
     with server.client() as client:
         until_sync(lambda: len(client.client_list()) == 1)
 
 
 class TestSharing:
-    async def test_a_caller_who_gives_up_costs_the_others_no_connection(self, own_redis: Server, key) -> None:
+    async def test_a_cancelled_call_keeps_the_shared_connection_open(self, own_redis: Server, key) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
         await claim(store, key)
         before = connections(own_redis)
         for number in range(50):
-            doomed = asyncio.create_task(ask(store, StorageKey(f"doomed-{number}")))
+            cancelled = asyncio.create_task(acquire(store, StorageKey(f"cancelled-{number}")))
             for _ in range(number % 5):
                 await asyncio.sleep(0)
-            doomed.cancel()
+            cancelled.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await doomed
+                await cancelled
             assert (await store.get(key)).key == key
-        assert connections(own_redis) == before + 1, "the one that asks"
+        assert connections(own_redis) == before + 1, "the connection of this query"
         await store.aclose()
 
-    async def test_a_cancelled_first_caller_leaves_the_connection_to_the_second(
+    async def test_a_cancelled_first_caller_does_not_cancel_the_connecting_for_the_second(
         self, own_redis: Server, key
     ) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
-        first = asyncio.create_task(ask(store, key))
-        second = asyncio.create_task(ask(store, key))
+        first = asyncio.create_task(acquire(store, key))
+        second = asyncio.create_task(acquire(store, key))
         await asyncio.sleep(0)
         first.cancel()
         assert isinstance(await second, Acquired)
@@ -102,20 +102,22 @@ class TestSharing:
         await store.aclose()
 
     @pytest.mark.parametrize("anyio_backend", [movable("asyncio")])
-    async def test_a_silent_connection_is_left_by_who_still_has_time(self, redis_proxy: Proxy, key) -> None:
+    async def test_a_caller_with_time_left_replaces_a_silent_connection(
+        self, redis_proxy: Proxy, key
+    ) -> None:
         store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=4.0, owns_client=True)
         await claim(store, StorageKey(f"{key}-warm-up"))
         redis_proxy.fail_next("EVALSHA", "hang")
-        early = asyncio.create_task(ask(store, StorageKey(f"{key}-early")))
+        early = asyncio.create_task(acquire(store, StorageKey(f"{key}-early")))
         await advance(2.0)
-        late = asyncio.create_task(ask(store, StorageKey(f"{key}-late")))
+        late = asyncio.create_task(acquire(store, StorageKey(f"{key}-late")))
         await advance(2.0)
         with pytest.raises(StoreUnavailable, match="may be repeated"):
             await early
         assert isinstance(await late, Acquired)
         await store.aclose()
 
-    async def test_a_caller_short_of_time_does_not_end_a_connection_that_answers(
+    async def test_one_callers_timeout_does_not_close_a_connection_that_still_answers(
         self, own_redis: Server, key
     ) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
@@ -128,27 +130,29 @@ class TestSharing:
             await connection.send(_get(store, key), loop.time() + 0.05)
         own_redis.thaw()
         assert await patient is not None
-        assert connections(own_redis) == 1 + 2, "the fixture's, the store's, and the one that asks"
+        assert connections(own_redis) == 1 + 2, "the fixture's, the store's, and that of this query"
         await store.aclose()
 
-    async def test_a_reply_that_nobody_asked_for_ends_the_connection(
+    async def test_an_unexpected_reply_never_reaches_a_later_caller(
         self, proxied: RedisStore, redis_proxy: Proxy, key
     ) -> None:
         redis_proxy.fail_next("EVALSHA", b":1\r\n:2\r\n")
         with contextlib.suppress(Exception):
-            await ask(proxied, key)  # of what it was told nothing can be believed
+            await acquire(proxied, key)  # either reply may be the answer, so neither counts
         for number in range(20):
             other = StorageKey(f"{key}-{number}")
             assert (await claim(proxied, other)).key == other
             assert (await proxied.get(other)).key == other
 
-    async def test_ten_thousand_callers_at_once_are_all_served_in_time(self, own_redis: Server) -> None:
+    async def test_ten_thousand_concurrent_callers_are_all_served(self, own_redis: Server) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
-        replies = await asyncio.gather(*(ask(store, StorageKey(f"k-{number}")) for number in range(10_000)))
+        replies = await asyncio.gather(
+            *(acquire(store, StorageKey(f"k-{number}")) for number in range(10_000))
+        )
         assert {type(reply) for reply in replies} == {Acquired}
         await store.aclose()
 
-    async def test_a_server_that_does_not_read_is_not_written_to_without_end(
+    async def test_a_request_waits_unsent_while_the_server_does_not_read(
         self, own_redis: Server, key
     ) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
@@ -157,7 +161,7 @@ class TestSharing:
         outcome = b'{"body":"' + b"x" * 16_000_000 + b'"}'
         big = asyncio.create_task(store.complete(granted, outcome, retention=60.0))
         await anyio.wait_all_tasks_blocked()
-        queued = asyncio.create_task(ask(store, StorageKey("queued")))
+        queued = asyncio.create_task(acquire(store, StorageKey("queued")))
         await anyio.wait_all_tasks_blocked()
         queued.cancel()
         own_redis.thaw()
@@ -165,14 +169,14 @@ class TestSharing:
         assert await store.get(StorageKey("queued")) is None, "cancelled before it was written"
         await store.aclose()
 
-    def test_it_works_under_uvloop(self, redis_server: Server, key) -> None:
+    def test_a_store_works_under_uvloop(self, redis_server: Server, key) -> None:
         async def use() -> list[object]:
             store = RedisStore(
                 redis.asyncio.Redis(port=redis_server.port), owns_client=True, deadline=PATIENCE
             )
             granted = await claim(store, key)
             await store.complete(granted, b'{"body":"' + b"x" * 500_000 + b'"}', retention=60.0)
-            replies = await asyncio.gather(*(ask(store, key) for _ in range(64)))
+            replies = await asyncio.gather(*(acquire(store, key) for _ in range(64)))
             await store.aclose()
             return replies
 
@@ -183,11 +187,11 @@ class TestSharing:
 
 
 class TestClosing:
-    async def test_a_closed_store_refuses_and_opens_nothing(self, own_redis: Server, key) -> None:
+    async def test_a_closed_store_refuses_calls_and_opens_no_connection(self, own_redis: Server, key) -> None:
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
         granted = await claim(store, key)
         await store.aclose()
-        for call in (store.release(granted), store.get(key), ask(store, key)):
+        for call in (store.release(granted), store.get(key), acquire(store, key)):
             with pytest.raises(StoreUnavailable, match="closed; open a new one"):
                 await call
         await store.aclose()
@@ -196,7 +200,7 @@ class TestClosing:
     async def test_closing_while_connecting_leaves_no_connection(self, own_redis: Server, key) -> None:
         own_redis.freeze()
         store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
-        callers = [asyncio.create_task(ask(store, key)) for _ in range(3)]
+        callers = [asyncio.create_task(acquire(store, key)) for _ in range(3)]
         await anyio.wait_all_tasks_blocked()
         await store.aclose()
         answers = await asyncio.gather(*callers, return_exceptions=True)
@@ -204,11 +208,11 @@ class TestClosing:
         own_redis.thaw()
         assert_none_is_open(own_redis)
 
-    async def test_a_release_in_the_background_outlives_the_store_without_a_noise(
+    async def test_a_background_release_after_closing_logs_nothing_and_leaves_no_connection(
         self, own_redis: Server, key, caplog
     ) -> None:
-        """An application that shuts down: the claim nobody heard of is the lease's, and one event says so."""
-        gc.collect()  # what earlier tests left is logged here, not below
+        """As when an application shuts down: the lease ends the claim whose reply was lost."""
+        gc.collect()  # so that what earlier tests left is logged now
         caplog.clear()
         unhandled: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
@@ -236,7 +240,7 @@ class TestClosing:
         assert all(isinstance(event, StoreFailed) for event in events)
         assert_none_is_open(own_redis)
 
-    def test_a_closed_store_without_an_event_loop_refuses(self, own_redis: Server, key) -> None:
+    def test_a_closed_sync_store_refuses_calls(self, own_redis: Server, key) -> None:
         with redis.Redis(port=own_redis.port) as client:
             store = SyncRedisStore(client, deadline=PATIENCE)
             assert store.get(key) is None
@@ -245,7 +249,9 @@ class TestClosing:
                 store.get(key)
             assert_none_is_open(own_redis)
 
-    def test_a_thread_in_a_call_takes_its_connection_with_it(self, own_redis: Server, key) -> None:
+    def test_closing_a_sync_store_during_a_call_closes_its_connection_after_the_call(
+        self, own_redis: Server, key
+    ) -> None:
         with redis.Redis(port=own_redis.port) as client:
             store = SyncRedisStore(client, deadline=PATIENCE)
             assert store.get(key) is None

@@ -1,4 +1,4 @@
-"""A connection that is slow to open, because its server's name is slow to look up: late, and then there."""
+"""A connection that is slow to open, because the lookup of its server's name is slow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def anyio_backend() -> str:
 
 
 class Resolver:
-    """Finds every name on the loopback, each lookup once the test lets it."""
+    """Resolves every name to the loopback, each lookup when the test lets it."""
 
     def __init__(self) -> None:
         self.lookups: list[asyncio.Future[None]] = []
@@ -39,7 +39,7 @@ class Resolver:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
     @property
-    def going_on(self) -> int:
+    def pending(self) -> int:
         return sum(not lookup.done() for lookup in self.lookups)
 
 
@@ -58,13 +58,13 @@ async def store(resolver: Resolver, redis_server: Server) -> AsyncIterator[Redis
     await store.aclose()
 
 
-async def miss(store: RedisStore) -> None:
+async def expect_timeout(store: RedisStore) -> None:
     with pytest.raises(StoreUnavailable, match="no answer"):
         await store.get(KEY)
 
 
-async def answered(store: RedisStore) -> None:
-    """Ask until there is an answer."""
+async def call_until_answered(store: RedisStore) -> None:
+    """Repeat a call until it is answered."""
     async with asyncio.timeout(PATIENCE):
         while True:
             with contextlib.suppress(StoreUnavailable):
@@ -72,42 +72,40 @@ async def answered(store: RedisStore) -> None:
                 return
 
 
-async def test_the_lookup_outlives_the_call_and_its_connection_serves_a_later_one(
+async def test_a_lookup_continues_after_its_call_timed_out_and_serves_a_later_call(
     store, resolver: Resolver
 ) -> None:
-    await miss(store)
-    resolver.lookups[0].set_result(None)  # and no other lookup is ever answered
-    await answered(store)
+    await expect_timeout(store)
+    resolver.lookups[0].set_result(None)  # and no other lookup ends
+    await call_until_answered(store)
 
 
-async def test_many_calls_leave_one_lookup_behind(store, resolver: Resolver) -> None:
+async def test_calls_that_timed_out_share_one_pending_lookup(store, resolver: Resolver) -> None:
     for _ in range(3):
-        await miss(store)
-    await asyncio.gather(*(miss(store) for _ in range(5)))
+        await expect_timeout(store)
+    await asyncio.gather(*(expect_timeout(store) for _ in range(5)))
     await asyncio.sleep(0)
-    assert resolver.going_on == 1
+    assert resolver.pending == 1
     resolver.lookups[0].set_result(None)
-    await answered(store)
+    await call_until_answered(store)
 
 
-async def test_a_lookup_that_fails_behind_its_caller_leaves_its_place_to_the_next(
-    store, resolver: Resolver
-) -> None:
-    await miss(store)
+async def test_a_lookup_that_fails_after_its_call_timed_out_is_replaced(store, resolver: Resolver) -> None:
+    await expect_timeout(store)
     resolver.lookups[0].set_exception(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
-    await miss(store)
-    assert resolver.going_on == 1
+    await expect_timeout(store)
+    assert resolver.pending == 1
     resolver.lookups[-1].set_result(None)
-    await answered(store)
+    await call_until_answered(store)
 
 
-async def test_closing_the_store_gives_the_lookup_up(store, resolver: Resolver) -> None:
-    await miss(store)
+async def test_closing_the_store_cancels_the_lookup(store, resolver: Resolver) -> None:
+    await expect_timeout(store)
     await store.aclose()
-    assert resolver.going_on == 0
+    assert resolver.pending == 0
 
 
-async def test_a_name_that_no_resolver_can_be_asked_for_is_an_outage_and_no_crash(
+async def test_a_host_name_that_cannot_be_looked_up_raises_store_unavailable(
     redis_server: Server,
 ) -> None:
     client = redis.asyncio.Redis(host="a" * 70 + ".test", port=redis_server.port)

@@ -1,4 +1,4 @@
-"""The parts of redis-py that the Redis stores rely on are where they are expected, private ones included."""
+"""The parts of redis-py that the Redis stores rely on exist, private ones included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import redis.asyncio
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis_servers import Server
 
-MOVED = (
+MISSING = (
     "redis-py {version} no longer has {part}, which idempotency.stores.redis uses: adapt the store and docs/adr/0002, "
     "or exclude this version in pyproject.toml"
 )
@@ -23,7 +23,7 @@ def anyio_backend() -> str:
 
 def require(holds: bool, part: str) -> None:
     if not holds:
-        pytest.fail(MOVED.format(version=redis.__version__, part=part), pytrace=False)
+        pytest.fail(MISSING.format(version=redis.__version__, part=part), pytrace=False)
 
 
 def takes(function: object, parameter: str) -> bool:
@@ -52,14 +52,14 @@ def test_a_connection_sends_packed_commands_without_a_health_check(connection: t
     require(hasattr(connection, "read_response"), f"{connection.__module__}.Connection.read_response")
 
 
-def test_the_drivers_differ_where_the_stores_know_it() -> None:
+def test_disconnect_takes_nowait_and_can_read_takes_a_timeout() -> None:
     disconnect = redis.asyncio.Connection.disconnect
     require(takes(disconnect, "nowait"), "redis.asyncio.Connection.disconnect(nowait=)")
     require(takes(redis.Connection.can_read, "timeout"), "redis.Connection.can_read(timeout=)")
 
 
 @pytest.mark.parametrize("client", [redis.Redis, redis.asyncio.Redis], ids=["sync", "async"])
-def test_a_client_says_how_its_connections_are_made(client: type) -> None:
+def test_a_client_has_the_class_and_arguments_of_its_connections(client: type) -> None:
     pool = getattr(client(host="localhost"), "connection_pool", None)
     require(
         inspect.isclass(getattr(pool, "connection_class", None)), "Redis.connection_pool.connection_class"
@@ -70,13 +70,13 @@ def test_a_client_says_how_its_connections_are_made(client: type) -> None:
 
 
 @pytest.mark.parametrize("cluster", [redis.RedisCluster, redis.asyncio.RedisCluster], ids=["sync", "async"])
-def test_a_cluster_says_who_serves_a_key(cluster: type) -> None:
+def test_a_cluster_client_finds_the_node_of_a_key(cluster: type) -> None:
     for part in ("get_node_from_key", "get_node", "get_default_node", "get_primaries"):
         require(hasattr(cluster, part), f"{cluster.__module__}.RedisCluster.{part}")
     manager = inspect.getmodule(cluster).NodesManager  # type: ignore[union-attr]
     require(callable(getattr(manager, "initialize", None)), f"{cluster.__module__}.NodesManager.initialize")
 
 
-def test_a_sentinels_pool_names_the_clients_that_found_the_primary() -> None:
+def test_a_sentinel_pool_keeps_its_sentinel_manager() -> None:
     source = inspect.getsource(SentinelConnectionPool)
     require("self.sentinel_manager" in source, "SentinelConnectionPool.sentinel_manager")

@@ -1,4 +1,4 @@
-"""The fence rises from one run of a key to the next, also where the server's clock was set back in between."""
+"""The fence rises from one run of a key to the next, also if the server's clock was set back in between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from idempotency.stores.redis import RedisStore, SyncRedisStore
 
 pytestmark = pytest.mark.anyio
 
-ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 AN_HOUR = 3_600_000_000  # in the fence's unit, microseconds
 
 
@@ -50,14 +50,14 @@ def new_owner() -> Owner:
     return Owner(secrets.token_bytes(16))
 
 
-async def fence_of_next(store: Any, key: StorageKey) -> int:
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
+async def next_fence(store: Any, key: StorageKey) -> int:
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
     assert isinstance(reply, Acquired)
     return reply.claim.fence
 
 
-def as_if_granted_an_hour_ahead(client: Any, name: str) -> int:
-    """The record as a server would have written it whose clock was an hour ahead, and has been set back since."""
+def move_fence_one_hour_ahead(client: Any, name: str) -> int:
+    """Rewrite the record as a server would have written it whose clock was an hour ahead then."""
     value = client.get(name)
     fence = int(re.search(rb'"fence":(\d+)', value)[1]) + AN_HOUR
     client.set(name, re.sub(rb'"fence":\d+', b'"fence":%d' % fence, value), keepttl=True)
@@ -65,9 +65,11 @@ def as_if_granted_an_hour_ahead(client: Any, name: str) -> int:
 
 
 @pytest.mark.parametrize("end", ["release", "forget running", "forget completed"])
-async def test_it_rises_past_a_clock_that_was_set_back(store, client, key, end: str) -> None:
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
-    before = as_if_granted_an_hour_ahead(client, f"idempotency:{key}")
+async def test_the_fence_rises_after_a_release_or_forget_although_the_clock_was_set_back(
+    store, client, key, end: str
+) -> None:
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
+    before = move_fence_one_hour_ahead(client, f"idempotency:{key}")
     if end == "release":
         assert await store.release(reply.claim)
     else:
@@ -75,36 +77,36 @@ async def test_it_rises_past_a_clock_that_was_set_back(store, client, key, end: 
             assert await store.complete(reply.claim, b"{}", retention=60.0)
         assert await store.forget(key)
     assert not client.exists(f"idempotency:{key}"), "the record itself is gone"
-    assert await fence_of_next(store, key) > before
+    assert await next_fence(store, key) > before
     assert await store.forget(key)
-    assert await fence_of_next(store, key) > before + 1
+    assert await next_fence(store, key) > before + 1
 
 
-def test_the_same_without_an_event_loop(client: redis.Redis, key: StorageKey) -> None:
+def test_the_fence_of_a_sync_store_rises_although_the_clock_was_set_back(
+    client: redis.Redis, key: StorageKey
+) -> None:
     store = SyncRedisStore(client, deadline=PATIENCE)
-    reply = store.acquire(key, owner=new_owner(), **ASK)
-    before = as_if_granted_an_hour_ahead(client, f"idempotency:{key}")
+    reply = store.acquire(key, owner=new_owner(), **ACQUIRE)
+    before = move_fence_one_hour_ahead(client, f"idempotency:{key}")
     assert store.release(reply.claim)
-    again = store.acquire(key, owner=new_owner(), **ASK)
+    again = store.acquire(key, owner=new_owner(), **ACQUIRE)
     assert again.claim.fence > before
     assert store.forget(key)
-    assert store.acquire(key, owner=new_owner(), **ASK).claim.fence > before + 1
+    assert store.acquire(key, owner=new_owner(), **ACQUIRE).claim.fence > before + 1
     store.close()
 
 
-async def test_the_fence_kept_of_a_released_key_is_readable_and_ends_with_the_retention(
-    store, client, key
-) -> None:
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
+async def test_the_fence_of_a_released_key_is_kept_until_its_retention_ends(store, client, key) -> None:
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
     await store.release(reply.claim)
     kept = f"idempotency:fence:{{idempotency:{key}}}"
     assert int(client.get(kept)) == reply.claim.fence
-    assert 0 < client.ttl(kept) <= ASK["retention"]
+    assert 0 < client.ttl(kept) <= ACQUIRE["retention"]
 
 
-async def test_a_kept_fence_is_not_a_record(store, client, key) -> None:
-    """Neither listed nor found: an operator sees records alone."""
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
+async def test_a_kept_fence_is_not_listed_by_a_scan(store, client, key) -> None:
+    """An operator sees records only."""
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
     await store.release(reply.claim)
     seen, cursor = [], None
     while True:
@@ -116,7 +118,7 @@ async def test_a_kept_fence_is_not_a_record(store, client, key) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["idempotency:", "{shop}:", "app:{shop}:", "", "a}b{c}"])
-async def test_on_a_cluster_it_is_kept_beside_the_record(
+async def test_a_cluster_keeps_the_fence_in_the_slot_of_its_record(
     redis_cluster: Cluster, prefix: str, key: StorageKey
 ) -> None:
     prefix = f"{prefix}{secrets.token_hex(3)}:"
@@ -129,15 +131,15 @@ async def test_on_a_cluster_it_is_kept_beside_the_record(
     with redis_cluster.client() as client:
         for number in range(6):
             name = StorageKey(f"{key}-{number}")
-            reply = await store.acquire(name, owner=new_owner(), **ASK)
-            before = as_if_granted_an_hour_ahead(client, f"{prefix}{name}")
+            reply = await store.acquire(name, owner=new_owner(), **ACQUIRE)
+            before = move_fence_one_hour_ahead(client, f"{prefix}{name}")
             assert await store.release(reply.claim)
-            assert await fence_of_next(store, name) > before
+            assert await next_fence(store, name) > before
     await store.aclose()
 
 
 @pytest.mark.parametrize("prefix", ["a{b:", "{}", "a}b"])
-async def test_a_prefix_whose_braces_make_no_tag_works_without(
+async def test_a_prefix_whose_braces_form_no_hash_tag_works_on_a_cluster(
     redis_cluster: Cluster, prefix: str, key: StorageKey
 ) -> None:
     store = RedisStore(
@@ -148,16 +150,16 @@ async def test_a_prefix_whose_braces_make_no_tag_works_without(
     )
     for number in range(6):
         name = StorageKey(f"{key}-{number}")
-        first = await fence_of_next(store, name)
+        first = await next_fence(store, name)
         assert await store.forget(name)
-        assert await fence_of_next(store, name) > first
+        assert await next_fence(store, name) > first
     await store.aclose()
 
 
-async def test_a_server_that_is_full_still_lets_a_claim_go(own_redis: Server, key: StorageKey) -> None:
+async def test_a_release_succeeds_on_a_server_out_of_memory(own_redis: Server, key: StorageKey) -> None:
     store = RedisStore(redis.asyncio.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
-    await store.release((await store.acquire(StorageKey("w"), owner=new_owner(), **ASK)).claim)
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
+    await store.release((await store.acquire(StorageKey("w"), owner=new_owner(), **ACQUIRE)).claim)
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
         assert await store.release(reply.claim) is True
@@ -165,11 +167,11 @@ async def test_a_server_that_is_full_still_lets_a_claim_go(own_redis: Server, ke
     await store.aclose()
 
 
-async def test_it_costs_no_round_trip(redis_proxy: Proxy, key: StorageKey) -> None:
+async def test_keeping_the_fence_costs_no_round_trip(redis_proxy: Proxy, key: StorageKey) -> None:
     store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), owns_client=True, deadline=PATIENCE)
-    for _ in range(2):  # the first turn teaches the server the scripts
+    for _ in range(2):  # the first turn loads the scripts
         redis_proxy.commands.clear()
-        reply = await store.acquire(key, owner=new_owner(), **ASK)
+        reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
         await store.release(reply.claim)
     assert redis_proxy.commands == ["EVALSHA", "EVALSHA"]
     await store.aclose()

@@ -1,4 +1,4 @@
-"""Records in Redis: readable, byte for byte, alive as long as they should be, and granted once."""
+"""Records in Redis: readable JSON, outcomes unchanged byte for byte, their lifetimes, and claims granted once."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def claim(store: RedisStore, key: StorageKey, *, lease: float = 30.0, rete
 
 
 class TestLayout:
-    async def test_a_running_record_is_json_that_says_who_and_until_when(self, store, server, key) -> None:
+    async def test_a_running_record_is_json_with_its_owner_fence_and_lease(self, store, server, key) -> None:
         granted = await claim(store, key)
         record = json.loads(server.get(f"idempotency:{key}"))
         seconds, micros = server.time()
@@ -89,7 +89,7 @@ class TestLayout:
         assert (record["state"], record["status_code"], record["body"]) == ("completed", 201, "café")
         assert 3590 < server.ttl(f"idempotency:{key}") <= 3600
 
-    async def test_a_running_record_outlives_its_lease_and_never_its_retention(
+    async def test_the_ttl_of_a_running_record_is_its_lease_plus_its_retention(
         self, store, server, key
     ) -> None:
         granted = await claim(store, key, lease=10.0, retention=100.0)
@@ -104,7 +104,9 @@ class TestLayout:
         await store.complete(await claim(store, key), outcome, retention=60.0)
         assert json.loads(server.get(f"idempotency:{key}")).items() >= json.loads(outcome).items()
 
-    async def test_the_fence_rises_though_the_servers_clock_was_set_back(self, store, server, key) -> None:
+    async def test_the_fence_of_a_takeover_rises_although_the_clock_was_set_back(
+        self, store, server, key
+    ) -> None:
         granted = await claim(store, key)
         name = f"idempotency:{key}"
         record = json.loads(server.get(name))
@@ -118,7 +120,7 @@ class TestLayout:
         successor = await claim(store, key)
         assert (successor.attempt, successor.fence) == (2, ahead + 1)
 
-    async def test_an_outcome_is_never_of_the_future_though_the_clock_was_set_back(
+    async def test_the_age_of_an_outcome_is_zero_where_the_clock_was_set_back(
         self, store, server, key
     ) -> None:
         await store.complete(await claim(store, key), b'{"n":1}', retention=60.0)
@@ -140,7 +142,7 @@ class TestLayout:
         assert second.fence > first.fence
         assert await store.complete(first, b"{}", retention=60.0) is False
 
-    async def test_fences_of_one_microsecond_apart_still_rise(self, store, key) -> None:
+    async def test_fences_of_claims_in_quick_succession_rise(self, store, key) -> None:
         fences = []
         for _ in range(200):
             granted = await claim(store, key)
@@ -148,7 +150,7 @@ class TestLayout:
             fences.append(granted.fence)
         assert fences == sorted(set(fences))
 
-    def test_a_client_that_decodes_changes_nothing(self, redis_server: Server, key) -> None:
+    def test_a_client_with_decode_responses_reads_the_same_records(self, redis_server: Server, key) -> None:
         with redis.Redis(port=redis_server.port, decode_responses=True, protocol=3) as client:
             store = SyncRedisStore(client, deadline=PATIENCE)
             reply = store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=9.0, retention=9.0)
@@ -165,7 +167,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-# Outcomes that try to look like a head, or to end one.
+# Names of members that the head of a record has too, or that contain text of a head.
 NAMES = (
     st.sampled_from(["state", "v", "owner", "fence", "completed_at_ms", 'x","state":"running']) | st.text()
 )
@@ -191,15 +193,17 @@ def test_any_outcome_comes_back_byte_for_byte(sync_store, members, indent, ascii
 
 
 @pytest.mark.parametrize("outcome", [b"", b"[]", b"null", b'{"a":1', b' {"a":1}', b'"{}"'])
-async def test_an_outcome_that_is_no_object_is_refused_before_it_is_sent(store, key, outcome: bytes) -> None:
+async def test_an_outcome_that_is_no_json_object_is_refused_before_it_is_sent(
+    store, key, outcome: bytes
+) -> None:
     granted = await claim(store, key)
     with pytest.raises(ValueError, match="one JSON object"):
         await store.complete(granted, outcome, retention=60.0)
     assert await store.renew(granted, lease=30.0), "the claim is untouched"
 
 
-async def test_eight_tasks_at_a_hundred_keys_run_each_once(store) -> None:
-    """Check-then-act races: every key is asked for by all, until it is done; somebody ran it, and only one."""
+async def test_eight_tasks_racing_for_a_hundred_keys_run_each_once(store) -> None:
+    """Every task asks for every key until it is completed, and exactly one task runs it."""
     runs: dict[StorageKey, int] = {}
     keys = [StorageKey(f"race-{secrets.token_hex(6)}") for _ in range(100)]
 
@@ -222,7 +226,7 @@ async def test_eight_tasks_at_a_hundred_keys_run_each_once(store) -> None:
 
 
 class TestLeases:
-    async def test_a_lease_holds_to_its_last_milliseconds(self, store) -> None:
+    async def test_a_lease_of_18_ms_holds_until_it_ends(self, store) -> None:
         for _ in range(50):
             key = StorageKey(f"lease-{secrets.token_hex(6)}")
             started = time.monotonic()
@@ -235,7 +239,9 @@ class TestLeases:
                 return
         pytest.fail("two calls never fitted into 18 ms")
 
-    async def test_an_owner_that_asks_again_for_less_loses_nothing(self, store, key) -> None:
+    async def test_a_repeated_acquire_with_a_shorter_lease_and_retention_shortens_neither(
+        self, store, key
+    ) -> None:
         granted = await claim(store, key, lease=30.0)
         reply = await store.acquire(
             key, fingerprint=FINGERPRINT, owner=granted.owner, lease=1.0, retention=1.0
@@ -248,7 +254,7 @@ class TestLeases:
 
 
 class TestOperators:
-    async def test_a_scan_meets_every_record_and_nothing_else(self, redis_server: Server, server) -> None:
+    async def test_a_scan_lists_every_record_and_nothing_else(self, redis_server: Server, server) -> None:
         prefix = f"scan*[{secrets.token_hex(4)}]:"
         store = RedisStore(
             redis.asyncio.Redis(port=redis_server.port), prefix=prefix, owns_client=True, deadline=PATIENCE
@@ -268,7 +274,9 @@ class TestOperators:
         assert {record.key for record in seen} == keys
         await store.aclose()
 
-    async def test_a_scan_of_a_cluster_visits_every_primary(self, redis_cluster: Cluster) -> None:
+    async def test_a_scan_of_a_cluster_lists_the_records_of_every_primary(
+        self, redis_cluster: Cluster
+    ) -> None:
         prefix = f"scan-{secrets.token_hex(4)}:"
         client = redis.asyncio.RedisCluster.from_url(redis_cluster.url)
         store = RedisStore(client, prefix=prefix, owns_client=True, deadline=PATIENCE)
@@ -282,7 +290,7 @@ class TestOperators:
         assert {record.key for record in seen} == keys
         await store.aclose()
 
-    def test_the_same_without_an_event_loop(self, sync_store: SyncRedisStore, key) -> None:
+    def test_a_sync_scan_lists_a_record(self, sync_store: SyncRedisStore, key) -> None:
         assert isinstance(sync_store, SyncInspectable)
         sync_store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=9.0, retention=9.0)
         seen, cursor, first = [], None, True
@@ -292,14 +300,18 @@ class TestOperators:
             cursor, first = page.cursor, False
         assert key in seen
 
-    async def test_forgetting_frees_a_key_whatever_its_state(self, store, key) -> None:
+    @pytest.mark.parametrize("completed", [False, True])
+    async def test_forgetting_a_running_or_completed_record_frees_its_key(
+        self, store, key, completed: bool
+    ) -> None:
         granted = await claim(store, key)
-        await store.complete(granted, b"{}", retention=60.0)
+        if completed:
+            await store.complete(granted, b"{}", retention=60.0)
         assert await store.forget(key) is True
         assert await store.forget(key) is False
         assert (await claim(store, key)).fence > granted.fence
 
     @pytest.mark.parametrize("cursor", ["", "1", "x:0", "7:0", "0:x"])
-    async def test_a_cursor_of_something_else_is_refused(self, store, cursor: str) -> None:
+    async def test_an_invalid_cursor_is_refused(self, store, cursor: str) -> None:
         with pytest.raises(ValueError, match="cursor"):
             await store.scan(cursor=cursor)

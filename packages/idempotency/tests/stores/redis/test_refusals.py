@@ -1,4 +1,4 @@
-"""Refusals of a real server, in its own words: the caller is told at once what to do, and nothing was claimed."""
+"""Refusals by a real server: the error says at once what to do, and nothing is claimed."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
-    """A store whose connection is open and whose scripts are known."""
+    """A store that is connected and has loaded its scripts."""
     store = RedisStore(redis.asyncio.Redis(port=own_redis.port), deadline=PATIENCE, owns_client=True)
-    assert isinstance(await ask(store, StorageKey("warm-up")), Acquired)
+    assert isinstance(await acquire(store, StorageKey("warm-up")), Acquired)
     yield store
     await store.aclose()
 
 
-def question() -> dict[str, object]:
+def acquire_arguments() -> dict[str, object]:
     owner = Owner(secrets.token_bytes(16))
     return {"fingerprint": Fingerprint(b"f" * 32), "owner": owner, "lease": 30.0, "retention": 60.0}
 
 
-async def ask(store: RedisStore, key: StorageKey = KEY) -> object:
-    return await store.acquire(key, **question())
+async def acquire(store: RedisStore, key: StorageKey = KEY) -> object:
+    return await store.acquire(key, **acquire_arguments())
 
 
 def no_memory(client: redis.Redis) -> None:
@@ -81,7 +81,7 @@ def no_rights(client: redis.Redis) -> None:
         (no_rights, r"allow EVALSHA.*\(NOPERM\)"),
     ],
 )
-async def test_a_refusal_says_what_to_do_and_claims_nothing(
+async def test_the_error_for_a_refusal_says_what_to_do_and_nothing_is_claimed(
     store: RedisStore, own_redis: Server, refuse: Callable[[redis.Redis], None], advice: str
 ) -> None:
     sync_store = SyncRedisStore(redis.Redis(port=own_redis.port), owns_client=True, deadline=PATIENCE)
@@ -89,20 +89,20 @@ async def test_a_refusal_says_what_to_do_and_claims_nothing(
         refuse(client)
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match=advice):
-            await ask(store)
+            await acquire(store)
         assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
         with pytest.raises(StoreUnavailable, match=advice):
-            sync_store.acquire(KEY, **question())
+            sync_store.acquire(KEY, **acquire_arguments())
         client.replicaof("NO", "ONE")
         client.execute_command("ACL SETUSER default +@all")
         client.config_set("maxmemory", "0")
         client.config_set("min-replicas-to-write", "0")
         assert client.exists(f"idempotency:{KEY}") == 0
-    assert isinstance(await ask(store), Acquired), "it goes on by itself"
+    assert isinstance(await acquire(store), Acquired), "the store recovers by itself"
     sync_store.close()
 
 
-async def test_a_server_that_runs_a_long_script_is_busy_and_its_script_is_left_alone(
+async def test_a_call_to_a_busy_server_raises_store_unavailable_and_its_script_runs_on(
     store: RedisStore, own_redis: Server
 ) -> None:
     ended: list[str] = []
@@ -122,22 +122,21 @@ async def test_a_server_that_runs_a_long_script_is_busy_and_its_script_is_left_a
             while True:
                 client.ping()
         with pytest.raises(StoreUnavailable, match=r"long script.*\(BUSY\)"):
-            await ask(store)
+            await acquire(store)
         assert ended == []
         client.script_kill()
         await asyncio.to_thread(thread.join)
-    assert "killed" in ended[0], "it ran until then"
-    assert isinstance(await ask(store), Acquired)
+    assert "killed" in ended[0], "the script ran until it was killed"
+    assert isinstance(await acquire(store), Acquired)
 
 
-async def test_a_user_whose_rights_are_just_enough_needs_no_more(own_redis: Server) -> None:
-    """The list that the advice gives."""
+async def test_the_rights_that_the_error_lists_suffice(own_redis: Server) -> None:
     with own_redis.client() as client:
         rights = "+evalsha +eval +get +set +del +pttl +pexpireat +pexpiretime +time ~idempotency:*"
         client.execute_command(f"ACL SETUSER keeper on >s3cret resetkeys nocommands {rights}")
     keeper = redis.asyncio.Redis(port=own_redis.port, username="keeper", password="s3cret")
     store = RedisStore(keeper, owns_client=True, deadline=PATIENCE)
-    reply = await ask(store)
+    reply = await acquire(store)
     assert isinstance(reply, Acquired)
     assert await store.renew(reply.claim, lease=30.0)
     assert await store.complete(reply.claim, b"{}", retention=60.0)
@@ -147,14 +146,14 @@ async def test_a_user_whose_rights_are_just_enough_needs_no_more(own_redis: Serv
     await store.aclose()
 
 
-async def test_nodes_that_send_each_other_the_same_key_are_not_followed_for_ever(
+async def test_a_redirection_loop_between_two_nodes_raises_store_unavailable(
     redis_cluster: Cluster,
 ) -> None:
-    """Two nodes that each say that the other has the slot, as while a layout spreads."""
+    """Each of the two nodes says that the other has the slot, as may happen while a slot moves."""
     client = redis.asyncio.RedisCluster.from_url(redis_cluster.url)
     store = RedisStore(client, deadline=PATIENCE, owns_client=True)
     key = StorageKey(f"moving-{secrets.token_hex(6)}")
-    reply = await ask(store, key)
+    reply = await acquire(store, key)
     assert isinstance(reply, Acquired)
     slot = key_slot(f"idempotency:{key}".encode())
     number = slot * 3 // 16384
@@ -162,15 +161,17 @@ async def test_nodes_that_send_each_other_the_same_key_are_not_followed_for_ever
     with source.client() as at_source, target.client() as at_target:
         ids = [each.execute_command("CLUSTER MYID").decode() for each in (at_source, at_target)]
         try:
-            # The source sends whoever asks for what it has not got to the target, which was not told, and sends back.
+            # The source redirects calls for missing keys to the target, which does not know of the move and sends back.
             at_source.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[1])
             at_source.delete(f"idempotency:{key}")
             started = time.monotonic()
             with pytest.raises(StoreUnavailable, match="keeps redirecting"):
-                await ask(store, key)
+                await acquire(store, key)
             assert time.monotonic() - started < PATIENCE / 2, "long before the deadline"
         finally:
             at_source.execute_command("CLUSTER SETSLOT", slot, "STABLE")
-    assert isinstance(await ask(store, key), Acquired), "nothing was claimed, and it goes on by itself"
+    assert isinstance(await acquire(store, key), Acquired), (
+        "nothing was claimed, and the store recovers by itself"
+    )
     await store.forget(key)
     await store.aclose()

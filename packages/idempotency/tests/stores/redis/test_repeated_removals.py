@@ -1,4 +1,4 @@
-"""A removal whose first reply was lost is not denied by its own repeat."""
+"""A removal whose reply was lost raises StoreUnavailable: its repeat cannot tell whether the first one took effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from idempotency.stores.redis import RedisStore, SyncRedisStore
 
 pytestmark = pytest.mark.anyio
 
-ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def key() -> StorageKey:
 @pytest.fixture
 async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
     store = RedisStore(redis.asyncio.Redis(port=redis_proxy.port), deadline=PATIENCE, owns_client=True)
-    warm = await store.acquire(StorageKey("warm"), owner=new_owner(), **ASK)
+    warm = await store.acquire(StorageKey("warm"), owner=new_owner(), **ACQUIRE)
     if isinstance(warm, Acquired):
         await store.release(warm.claim)
     await store.forget(StorageKey("warm"))
@@ -47,7 +47,7 @@ async def store(redis_proxy: Proxy) -> AsyncIterator[RedisStore]:
 def sync_store(redis_proxy: Proxy) -> Iterator[SyncRedisStore]:
     with redis.Redis(port=redis_proxy.port) as client:
         store = SyncRedisStore(client, deadline=PATIENCE)
-        warm = store.acquire(StorageKey("warm"), owner=new_owner(), **ASK)
+        warm = store.acquire(StorageKey("warm"), owner=new_owner(), **ACQUIRE)
         if isinstance(warm, Acquired):
             store.release(warm.claim)
         store.forget(StorageKey("warm"))
@@ -60,12 +60,14 @@ def new_owner() -> Owner:
 
 
 async def claimed(store: RedisStore, key: StorageKey) -> Claim:
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
     assert isinstance(reply, Acquired)
     return reply.claim
 
 
-async def test_a_release_that_was_made_unheard_is_unknown_and_then_false(store, redis_proxy, key) -> None:
+async def test_a_release_whose_reply_was_lost_raises_store_unavailable_and_a_second_one_returns_false(
+    store, redis_proxy, key
+) -> None:
     granted = await claimed(store, key)
     redis_proxy.fail_next("EVALSHA", "lose reply")
     with pytest.raises(StoreUnavailable, match="may or may not"):
@@ -74,13 +76,15 @@ async def test_a_release_that_was_made_unheard_is_unknown_and_then_false(store, 
     assert await store.get(key) is None
 
 
-async def test_a_release_that_did_not_arrive_is_made(store, redis_proxy, key) -> None:
+async def test_a_release_whose_request_was_lost_is_repeated(store, redis_proxy, key) -> None:
     granted = await claimed(store, key)
     redis_proxy.fail_next("EVALSHA", "lose request")
     assert await store.release(granted) is True
 
 
-async def test_forgetting_unheard_is_unknown_and_then_false(store, redis_proxy, key) -> None:
+async def test_a_forget_whose_reply_was_lost_raises_store_unavailable_and_a_second_one_returns_false(
+    store, redis_proxy, key
+) -> None:
     await claimed(store, key)
     redis_proxy.fail_next("EVALSHA", "lose reply")
     with pytest.raises(StoreUnavailable, match="may or may not"):
@@ -88,7 +92,9 @@ async def test_forgetting_unheard_is_unknown_and_then_false(store, redis_proxy, 
     assert await store.forget(key) is False
 
 
-async def test_a_renewal_and_a_completion_unheard_are_repeated_and_true(store, redis_proxy, key) -> None:
+async def test_a_renewal_or_completion_whose_reply_was_lost_is_repeated_and_returns_true(
+    store, redis_proxy, key
+) -> None:
     granted = await claimed(store, key)
     redis_proxy.fail_next("EVALSHA", "lose reply")
     assert await store.renew(granted, lease=30.0) is True
@@ -96,8 +102,8 @@ async def test_a_renewal_and_a_completion_unheard_are_repeated_and_true(store, r
     assert await store.complete(granted, b'{"n":1}', retention=60.0) is True
 
 
-async def test_a_connection_that_was_lost_before_the_call_leaves_no_doubt(store, redis_proxy, key) -> None:
-    """Nothing had been sent, so a record that is not there was not there."""
+async def test_a_forget_on_a_connection_lost_before_the_call_returns_false(store, redis_proxy, key) -> None:
+    """Nothing was sent on it, so that the repeat's answer is certain."""
     connection = store._to(store._only)._connection
     assert connection is not None
     redis_proxy.cut()
@@ -105,58 +111,58 @@ async def test_a_connection_that_was_lost_before_the_call_leaves_no_doubt(store,
     assert await store.forget(key) is False
 
 
-class TestWithoutAnEventLoop:
-    def test_a_release_that_was_made_unheard_is_unknown_and_then_false(
+class TestSyncStore:
+    def test_a_release_whose_reply_was_lost_raises_store_unavailable_and_a_second_one_returns_false(
         self, sync_store: SyncRedisStore, redis_proxy: Proxy, key: StorageKey
     ) -> None:
-        granted = sync_store.acquire(key, owner=new_owner(), **ASK)
+        granted = sync_store.acquire(key, owner=new_owner(), **ACQUIRE)
         redis_proxy.fail_next("EVALSHA", "lose reply")
         with pytest.raises(StoreUnavailable, match="may or may not"):
             sync_store.release(granted.claim)
         assert sync_store.release(granted.claim) is False
 
-    def test_forgetting_unheard_is_unknown_and_then_false(
+    def test_a_forget_whose_reply_was_lost_raises_store_unavailable_and_a_second_one_returns_false(
         self, sync_store: SyncRedisStore, redis_proxy: Proxy, key: StorageKey
     ) -> None:
-        sync_store.acquire(key, owner=new_owner(), **ASK)
+        sync_store.acquire(key, owner=new_owner(), **ACQUIRE)
         redis_proxy.fail_next("EVALSHA", "lose reply")
         with pytest.raises(StoreUnavailable, match="may or may not"):
             sync_store.forget(key)
         assert sync_store.forget(key) is False
 
-    def test_a_removal_that_did_not_arrive_is_made(
+    def test_a_release_whose_request_was_lost_is_repeated(
         self, sync_store: SyncRedisStore, redis_proxy: Proxy, key: StorageKey
     ) -> None:
-        granted = sync_store.acquire(key, owner=new_owner(), **ASK)
+        granted = sync_store.acquire(key, owner=new_owner(), **ACQUIRE)
         redis_proxy.fail_next("EVALSHA", "lose request")
         assert sync_store.release(granted.claim) is True
 
 
-def test_the_command_does_not_say_that_nothing_was_freed(
+def test_the_command_reports_that_a_release_may_or_may_not_have_taken_effect(
     redis_proxy: Proxy, redis_url: str, key: StorageKey, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with redis.Redis.from_url(redis_url) as client:
         store = SyncRedisStore(client, deadline=PATIENCE)
-        reply = store.acquire(key, owner=new_owner(), **ASK)
+        reply = store.acquire(key, owner=new_owner(), **ACQUIRE)
         assert isinstance(reply, Acquired)
         store.complete(reply.claim, b'{"format":1,"outcome":"value","value":1}', retention=60.0)
         url = with_long_deadline(f"redis://127.0.0.1:{redis_proxy.port}/0")
-        assert main(["show", key, "--stored", "--store", url]) == 0  # get.lua is known from here on
-        store.forget(StorageKey(f"{key}-none"))  # and so is forget.lua
+        assert main(["show", key, "--stored", "--store", url]) == 0  # which loads get.lua
+        store.forget(StorageKey(f"{key}-none"))  # which loads forget.lua
         capsys.readouterr()
         redis_proxy.commands.clear()
-        truly = redis_proxy._take_fault
+        take_fault = redis_proxy._take_fault
         seen: list[str] = []
 
         def second_call_loses_its_reply(name: str) -> Any:
             seen.append(name)
-            return "lose reply" if name == "EVALSHA" and seen.count("EVALSHA") == 2 else truly(name)
+            return "lose reply" if name == "EVALSHA" and seen.count("EVALSHA") == 2 else take_fault(name)
 
         redis_proxy._take_fault = second_call_loses_its_reply  # type: ignore[method-assign]
         code = main(["release", key, "--stored", "--force", "--store", url])
-        told = capsys.readouterr()
+        printed = capsys.readouterr()
         assert store.get(key) is None
         assert code == 2
-        assert "may or may not have taken effect" in told.err
-        assert "changed while" not in told.err
+        assert "may or may not have taken effect" in printed.err
+        assert "changed while" not in printed.err
         store.close()

@@ -1,4 +1,4 @@
-"""Replies of Redis however the network cuts them up, and what is no reply at all."""
+"""Parsing Redis replies, wherever the network splits them, and refusing invalid ones."""
 
 from __future__ import annotations
 
@@ -33,31 +33,35 @@ def written(value: Reply) -> bytes:
     return b"*%d\r\n%b" % (len(value), b"".join(map(written, value)))
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    ends = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+def split(data: bytes, positions: list[int]) -> list[bytes]:
+    ends = sorted({0, len(data), *(position % (len(data) + 1) for position in positions)})
     return [data[start:end] for start, end in pairwise(ends)]
 
 
-@given(values=st.lists(VALUES, min_size=1, max_size=5), places=st.lists(st.integers(0, 10_000), max_size=12))
-def test_replies_do_not_depend_on_where_the_network_cuts_them(values: list[Reply], places: list[int]) -> None:
+@given(
+    values=st.lists(VALUES, min_size=1, max_size=5), positions=st.lists(st.integers(0, 10_000), max_size=12)
+)
+def test_replies_are_the_same_wherever_the_network_splits_them(
+    values: list[Reply], positions: list[int]
+) -> None:
     replies = Replies()
     seen: list[Reply] = []
-    for piece in cut(b"".join(map(written, values)), places):
+    for piece in split(b"".join(map(written, values)), positions):
         seen += replies.feed(piece)
     assert seen == values
 
 
-@given(data=st.binary(max_size=300), places=st.lists(st.integers(0, 300), max_size=5))
-def test_any_input_is_read_or_refused(data: bytes, places: list[int]) -> None:
+@given(data=st.binary(max_size=300), positions=st.lists(st.integers(0, 300), max_size=5))
+def test_any_input_is_parsed_or_refused_with_invalid_response(data: bytes, positions: list[int]) -> None:
     replies = Replies()
     try:
-        for piece in cut(data, places):
+        for piece in split(data, positions):
             assert isinstance(replies.feed(piece), list)
     except failures.InvalidResponse:
         pass
 
 
-def test_a_reply_is_there_as_soon_as_its_last_byte_is() -> None:
+def test_a_reply_is_returned_with_its_last_byte_and_not_before() -> None:
     replies = Replies()
     data = written([b"completed", b"x" * 50, 1, None])
     for byte in data[:-1]:
@@ -76,13 +80,13 @@ def test_a_reply_is_there_as_soon_as_its_last_byte_is() -> None:
         ("", failures.ResponseError),
     ],
 )
-def test_an_error_is_a_value_so_that_it_fails_one_caller(text: str, kind: type[Exception]) -> None:
+def test_an_error_reply_is_a_value_and_the_next_reply_is_parsed_too(text: str, kind: type[Exception]) -> None:
     first, second = Replies().feed(f"-{text}\r\n:1\r\n".encode())
     assert type(first) is kind
     assert second == 1
 
 
-def test_a_redirection_says_where_to() -> None:
+def test_a_redirection_has_a_slot_and_an_address() -> None:
     moved, ask = Replies().feed(b"-MOVED 3999 127.0.0.1:6381\r\n-ASK 7 ::1:6382\r\n")
     assert isinstance(moved, failures.MovedError)
     assert (moved.slot_id, moved.host, moved.port) == (3999, "127.0.0.1", 6381)
@@ -106,7 +110,7 @@ def test_an_invalid_reply_is_refused(data: bytes) -> None:
         Replies().feed(data)
 
 
-def test_no_memory_is_used_for_a_string_that_was_only_announced() -> None:
+def test_no_memory_is_allocated_for_a_string_before_it_arrives() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     replies = Replies()
     assert replies.feed(b"$4000000000\r\nx") == []

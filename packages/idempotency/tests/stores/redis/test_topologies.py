@@ -19,8 +19,8 @@ from idempotency.stores.redis import RedisStore, SyncRedisStore
 
 pytestmark = [pytest.mark.real_time("replicas and Sentinels act by their own timers"), pytest.mark.anyio]
 
-DEADLINE = 6.0  # s; a third of it is waited for replicas
-ASK = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+DEADLINE = 6.0  # s; up to a third of it is spent waiting for replicas
+ACQUIRE = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def new_owner() -> Owner:
 
 
 async def claim(store: RedisStore, key: StorageKey) -> Claim:
-    reply = await store.acquire(key, owner=new_owner(), **ASK)
+    reply = await store.acquire(key, owner=new_owner(), **ACQUIRE)
     assert isinstance(reply, Acquired)
     return reply.claim
 
 
-class Move:
-    """A slot on its way from the node that has it to another."""
+class SlotMove:
+    """Moves a slot from its node to another."""
 
     def __init__(self, cluster: Cluster, key: StorageKey) -> None:
         self.slot = key_slot(f"idempotency:{key}".encode())
@@ -60,12 +60,12 @@ class Move:
         self._set(self.target, "IMPORTING", self._id(self.source))
         self._set(self.source, "MIGRATING", self._id(self.target))
 
-    def carry(self) -> None:
+    def migrate_key(self) -> None:
         with self.source.client() as client:
             client.execute_command("MIGRATE", "127.0.0.1", self.target.port, self.name, 0, 1000)
 
-    def empty(self) -> None:
-        """A node that still has keys of a slot does not give it away: also the fence that a record left behind."""
+    def delete_keys(self) -> None:
+        """Delete the slot's keys, kept fences too: a node with keys of a slot does not give it away."""
         with self.target.client() as client:
             for name in client.execute_command("CLUSTER GETKEYSINSLOT", self.slot, 100):
                 client.delete(name)
@@ -84,65 +84,69 @@ class Move:
 
 
 class TestCluster:
-    async def test_keys_of_every_node_are_served_at_once(self, cluster_store: RedisStore) -> None:
+    async def test_keys_of_every_node_are_claimed_and_completed_concurrently(
+        self, cluster_store: RedisStore
+    ) -> None:
         keys = [StorageKey(f"spread-{secrets.token_hex(6)}") for _ in range(60)]
         claims = await asyncio.gather(*(claim(cluster_store, key) for key in keys))
         done = await asyncio.gather(*(cluster_store.complete(each, b"{}", retention=60.0) for each in claims))
         assert all(done)
 
-    async def test_a_slot_that_moves_is_followed(
+    async def test_calls_follow_a_slot_that_moves_to_another_node(
         self, redis_cluster: Cluster, cluster_store: RedisStore
     ) -> None:
         key = StorageKey(f"moving-{secrets.token_hex(6)}")
         granted = await claim(cluster_store, key)
-        move = Move(redis_cluster, key)
+        move = SlotMove(redis_cluster, key)
         try:
             move.begin()
-            move.carry()  # from here on the source answers ASK, for this key
+            move.migrate_key()  # now the source answers ASK for this key
             assert await cluster_store.renew(granted, lease=30.0)
-            move.end(move.target)  # and from here on MOVED
+            move.end(move.target)  # and now MOVED
             assert await cluster_store.complete(granted, b'{"n":1}', retention=60.0)
-            reply = await cluster_store.acquire(key, owner=new_owner(), **ASK)
+            reply = await cluster_store.acquire(key, owner=new_owner(), **ACQUIRE)
             assert isinstance(reply, Completed)
         finally:
-            move.empty()
+            move.delete_keys()
             move.end(move.source)
 
-    def test_the_same_without_an_event_loop(self, redis_cluster: Cluster) -> None:
+    def test_sync_calls_follow_a_slot_that_moves_to_another_node(self, redis_cluster: Cluster) -> None:
         with redis_cluster.client() as client:
             store = SyncRedisStore(client, deadline=PATIENCE)
             key = StorageKey(f"moving-{secrets.token_hex(6)}")
-            reply = store.acquire(key, owner=new_owner(), **ASK)
+            reply = store.acquire(key, owner=new_owner(), **ACQUIRE)
             assert isinstance(reply, Acquired)
-            move = Move(redis_cluster, key)
+            move = SlotMove(redis_cluster, key)
             try:
                 move.begin()
-                move.carry()
+                move.migrate_key()
                 assert store.renew(reply.claim, lease=30.0)
                 move.end(move.target)
                 assert store.complete(reply.claim, b'{"n":1}', retention=60.0)
             finally:
-                move.empty()
+                move.delete_keys()
                 move.end(move.source)
                 store.close()
 
 
 class TestSentinel:
-    async def test_a_failover_is_survived_with_the_record(self, redis_sentinels: Sentinels) -> None:
+    async def test_a_claim_that_a_replica_confirmed_survives_a_failover(
+        self, redis_sentinels: Sentinels
+    ) -> None:
         sentinel = redis.asyncio.Sentinel([("127.0.0.1", redis_sentinels.sentinel.port)])
         client = sentinel.master_for(redis_sentinels.name)
         store = RedisStore(client, deadline=PATIENCE, wait_replicas=1, owns_client=True)
         granted = await claim(store, StorageKey("survives"))
         redis_sentinels.primary.stop()
-        lonely = RedisStore(client, deadline=2.0)
-        reply = await retry_unavailable(lambda: lonely.renew(granted, lease=30.0))
+        without_replicas = RedisStore(client, deadline=2.0)
+        reply = await retry_unavailable(lambda: without_replicas.renew(granted, lease=30.0))
         assert reply is True, "the claim that a replica confirmed outlived its primary"
-        await lonely.aclose()
+        await without_replicas.aclose()
         await store.aclose()
 
 
 class TestReplicas:
-    async def test_a_write_counts_once_a_replica_has_it(self, redis_sentinels: Sentinels) -> None:
+    async def test_a_write_returns_after_a_replica_has_it(self, redis_sentinels: Sentinels) -> None:
         store = self.open(redis_sentinels)
         granted = await claim(store, StorageKey("copied"))
         with redis_sentinels.replica.client() as replica:
@@ -151,13 +155,15 @@ class TestReplicas:
         assert await store.complete(granted, b"{}", retention=60.0), "a repeat is confirmed anew"
         await store.aclose()
 
-    async def test_a_claim_that_too_few_have_is_given_back(self, redis_sentinels: Sentinels) -> None:
+    async def test_a_claim_confirmed_by_too_few_replicas_is_released(
+        self, redis_sentinels: Sentinels
+    ) -> None:
         store = self.open(redis_sentinels)
         first = await claim(store, StorageKey("known"))
         redis_sentinels.replica.stop()
         with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
-            await claim(store, StorageKey("lonely"))
-        assert await store.get(StorageKey("lonely")) is None
+            await claim(store, StorageKey("unconfirmed"))
+        assert await store.get(StorageKey("unconfirmed")) is None
         with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
             await store.complete(first, b'{"n":1}', retention=60.0)
         await store.aclose()
@@ -167,17 +173,17 @@ class TestReplicas:
         granted = await claim(store, StorageKey("done"))
         await store.complete(granted, b'{"n":1}', retention=60.0)
         redis_sentinels.replica.stop()
-        reply = await store.acquire(granted.key, owner=new_owner(), **ASK)
+        reply = await store.acquire(granted.key, owner=new_owner(), **ACQUIRE)
         assert isinstance(reply, Completed)
         await store.aclose()
 
-    def test_the_same_without_an_event_loop(self, redis_sentinels: Sentinels) -> None:
+    def test_a_sync_claim_confirmed_by_too_few_replicas_is_released(self, redis_sentinels: Sentinels) -> None:
         with redis_sentinels.primary.client() as client:
             store = SyncRedisStore(client, deadline=DEADLINE, wait_replicas=1)
-            assert isinstance(store.acquire(StorageKey("a"), owner=new_owner(), **ASK), Acquired)
+            assert isinstance(store.acquire(StorageKey("a"), owner=new_owner(), **ACQUIRE), Acquired)
             redis_sentinels.replica.stop()
             with pytest.raises(StoreUnavailable, match="0 of the 1 replicas"):
-                store.acquire(StorageKey("b"), owner=new_owner(), **ASK)
+                store.acquire(StorageKey("b"), owner=new_owner(), **ACQUIRE)
             assert store.get(StorageKey("b")) is None
             store.close()
 
