@@ -1,4 +1,4 @@
-"""The memory store: the contract, and what is its own: bounds, sweeping, threads."""
+"""The memory store: the contract, its bound on records, deletion of expired records, scanning, threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TestMemoryStoreContract(StoreContract):
 
 
 class TestMemoryStoreContractInRealTime(StoreContract):
-    """The contract's own path for stores whose clock cannot be moved."""
+    """The contract as it runs for stores whose clock cannot be moved."""
 
     max_examples = 4
     steps = 20
@@ -72,7 +72,7 @@ def keys(store: SyncMemoryStore) -> list[str]:
 
 
 class TestBounds:
-    def test_a_full_store_forgets_a_completed_record_nearest_to_its_expiry(self, clock: FakeClock) -> None:
+    def test_a_full_store_evicts_the_completed_record_that_expires_first(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=3, clock=clock)
         complete(store, "late", retention=3600)
         complete(store, "soon", retention=60)
@@ -80,7 +80,7 @@ class TestBounds:
         claim(store, "new")
         assert keys(store) == ["late", "new", "running"]
 
-    def test_a_record_that_was_taken_over_is_not_forgotten_by_the_expiry_of_the_run_before(
+    def test_a_record_that_was_taken_over_is_evicted_by_its_new_expiry_not_by_its_old_one(
         self, clock: FakeClock
     ) -> None:
         store = SyncMemoryStore(max_records=2, clock=clock)
@@ -93,15 +93,15 @@ class TestBounds:
         claim(store, "new")
         assert keys(store) == ["new", "retried"]
 
-    def test_a_full_store_forgets_the_oldest_of_records_made_together(self, clock: FakeClock) -> None:
-        """The newest is the one whose answer may still be on its way, and its client about to ask again."""
+    def test_a_full_store_evicts_the_oldest_of_records_that_expire_together(self, clock: FakeClock) -> None:
+        """The client of the newest record is the most likely to retry."""
         store = SyncMemoryStore(max_records=3, clock=clock)
         for key in "abc":
             complete(store, key)
         claim(store, "d")
         assert keys(store) == ["b", "c", "d"]
 
-    def test_a_full_store_never_forgets_a_running_record(self, clock: FakeClock) -> None:
+    def test_a_full_store_never_evicts_a_running_record(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=2, clock=clock)
         claims = [claim(store, "a"), claim(store, "b")]
         with pytest.raises(StoreUnavailable, match="all 2 records"):
@@ -110,7 +110,7 @@ class TestBounds:
         store.release(claims[0])
         assert isinstance(acquire(store, "c"), Acquired)
 
-    def test_a_full_store_still_answers_for_the_keys_it_has(self, clock: FakeClock) -> None:
+    def test_a_full_store_still_answers_for_its_own_keys(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=1, clock=clock)
         held = claim(store, "a")
         assert acquire(store, "a") == Acquired(held)
@@ -118,16 +118,16 @@ class TestBounds:
         assert isinstance(acquire(store, "a"), Completed)
 
     @pytest.mark.parametrize("late", [0.0, 1.0, 40.0])
-    def test_an_abandoned_claim_makes_room_as_soon_as_it_has_expired(
-        self, clock: FakeClock, late: float
-    ) -> None:
+    def test_an_abandoned_claim_makes_room_once_it_has_expired(self, clock: FakeClock, late: float) -> None:
         store = SyncMemoryStore(max_records=1, clock=clock)
         claim(store, "abandoned", lease=5, retention=5)
         clock.advance(10 + late)
         assert isinstance(acquire(store, "new"), Acquired)
         assert keys(store) == ["new"]
 
-    def test_a_run_skipped_by_an_eviction_is_deleted_after_it_expires(self, clock: FakeClock) -> None:
+    def test_a_running_record_skipped_by_an_eviction_is_deleted_after_it_expires(
+        self, clock: FakeClock
+    ) -> None:
         store = SyncMemoryStore(max_records=2, clock=clock)
         held = claim(store, "a", lease=5, retention=5)
         claim(store, "abandoned", lease=5, retention=5)
@@ -136,9 +136,9 @@ class TestBounds:
         store.release(held)
         clock.advance(60)
         claim(store, "c")
-        assert set(store._entries) == {"c"}, "not only where space is short"
+        assert set(store._entries) == {"c"}, "also where the store is not full"
 
-    def test_a_bound_of_nothing_is_refused(self) -> None:
+    def test_max_records_of_zero_is_refused(self) -> None:
         with pytest.raises(ValueError, match="max_records"):
             MemoryStore(max_records=0)
 
@@ -166,7 +166,7 @@ class TestBounds:
                 except StoreUnavailable:
                     assert len(live) == 4
                 else:
-                    if isinstance(reply, Acquired):  # of one owner: who asks again gets its own claim (R2)
+                    if isinstance(reply, Acquired):  # all of one owner, which gets its own claim again (R2)
                         _, end, kept = held or (None, 0.0, seconds)
                         live[key] = (reply.claim, max(end, clock() + seconds), kept)
             elif step == "complete" and held:
@@ -188,7 +188,7 @@ class TestBounds:
 
 
 class TestSweeping:
-    def test_expired_records_leave_a_few_at_a_time_and_all_in_the_end(self, clock: FakeClock) -> None:
+    def test_each_acquire_deletes_four_expired_records_until_none_is_left(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         for number in range(1_000):
             complete(store, f"done-{number}", retention=60)
@@ -198,10 +198,12 @@ class TestSweeping:
         for number in range(500):
             acquire(store, f"new-{number}")
             sizes.append(len(store._entries))
-        assert {before - after for before, after in pairwise(sizes)} == {3}, "four go for each that comes"
+        assert {before - after for before, after in pairwise(sizes)} == {3}, (
+            "four records are deleted for each new one"
+        )
         assert sizes[-1] == 500
 
-    def test_a_renewed_record_survives_the_sweep_of_its_old_slot(self, clock: FakeClock) -> None:
+    def test_a_renewed_record_is_not_purged_at_its_old_expiry(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         held = claim(store, "long", lease=10, retention=10)
         for _ in range(10):
@@ -211,7 +213,7 @@ class TestSweeping:
         clock.advance(40)
         assert store.purge() == 1
 
-    def test_a_record_kept_for_less_than_its_claim_said_leaves_on_its_own_time(
+    def test_a_record_completed_with_a_shorter_retention_is_purged_by_that_retention(
         self, clock: FakeClock
     ) -> None:
         store = SyncMemoryStore(clock=clock)
@@ -220,9 +222,7 @@ class TestSweeping:
         clock.advance(60 + 16)
         assert store.purge() == 1
 
-    def test_a_completed_record_outstays_its_expiry_by_little_more_than_a_minute(
-        self, clock: FakeClock
-    ) -> None:
+    def test_completed_records_are_purged_within_80_s_of_their_expiry(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         for number, lease in enumerate((1, 30, 60, 70, 300)):
             held = claim(store, str(number), lease=lease, retention=60)
@@ -230,26 +230,26 @@ class TestSweeping:
         clock.advance(60 + 5 * 16)
         assert store.purge() == 5
 
-    def test_a_running_record_that_was_passed_over_leaves_like_any_other_once_it_is_done(
+    def test_a_record_skipped_by_an_eviction_can_be_evicted_after_its_completion(
         self, clock: FakeClock
     ) -> None:
         store = SyncMemoryStore(max_records=2, clock=clock)
-        passed = claim(store, "passed", lease=10, retention=10)
+        skipped = claim(store, "skipped", lease=10, retention=10)
         complete(store, "done")
         claim(store, "new", lease=10, retention=10)
-        assert keys(store) == ["new", "passed"]
-        assert store.complete(passed, b"{}", retention=10)
+        assert keys(store) == ["new", "skipped"]
+        assert store.complete(skipped, b"{}", retention=10)
         claim(store, "newer")
         assert keys(store) == ["new", "newer"]
 
-    def test_purge_keeps_to_its_limit(self, clock: FakeClock) -> None:
+    def test_a_purge_deletes_up_to_its_limit(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         for number in range(5):
             complete(store, str(number), retention=1)
         clock.advance(60)
         assert [store.purge(limit=3), store.purge(limit=3), store.purge(limit=3)] == [3, 2, 0]
 
-    def test_expired_records_leave_nothing_in_memory(self, clock: FakeClock) -> None:
+    def test_expired_records_leave_no_entries_in_the_expiry_wheels(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(max_records=10, clock=clock)
         for number in range(10_000):
             complete(store, f"k{number}", retention=60 + number % 7)
@@ -267,7 +267,7 @@ class TestSweeping:
 
 
 class TestInspecting:
-    def test_a_scan_pages_through_the_live_records_in_key_order(self, clock: FakeClock) -> None:
+    def test_a_scan_lists_live_records_in_key_order(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         for key in "gfedcba":
             claim(store, key)
@@ -278,7 +278,7 @@ class TestInspecting:
             pages.append(store.scan(limit=3, cursor=pages[-1].cursor))
         assert [record.key for page in pages for record in page.records] == list("abcdefg")
 
-    def test_forget_removes_any_record_and_says_whether_it_was_there(self, clock: FakeClock) -> None:
+    def test_forget_removes_any_record_and_returns_whether_it_existed(self, clock: FakeClock) -> None:
         store = SyncMemoryStore(clock=clock)
         before = claim(store, "k").fence
         complete(store, "done")
@@ -297,7 +297,7 @@ class TestInspecting:
 
     @pytest.mark.anyio
     @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-    async def test_the_async_store_offers_the_same(self) -> None:
+    async def test_the_async_store_can_scan_purge_and_forget(self) -> None:
         store = MemoryStore()
         await store.acquire(
             StorageKey("k"), fingerprint=Fingerprint(b"f"), owner=Owner(b"o"), lease=30, retention=60
@@ -307,7 +307,7 @@ class TestInspecting:
         assert await store.forget(StorageKey("k")) is True
 
 
-def test_threads_see_one_grant_for_each_key_and_no_fence_twice() -> None:
+def test_eight_threads_are_granted_each_key_once_with_distinct_fences() -> None:
     store = SyncMemoryStore()
 
     def work(thread: int) -> list[Reply]:
@@ -325,6 +325,6 @@ def test_threads_see_one_grant_for_each_key_and_no_fence_twice() -> None:
     )
 
 
-def test_a_new_process_starts_above_the_fences_of_the_last() -> None:
+def test_a_new_store_starts_above_the_fences_of_an_earlier_one() -> None:
     before = claim(SyncMemoryStore(), "k").fence
     assert claim(SyncMemoryStore(), "k").fence > before

@@ -1,4 +1,4 @@
-"""A table that was made before it told how long a claim has been held."""
+"""A table of an earlier version, without the column for the age of a claim."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def table(postgres_url: str) -> Iterator[str]:
         connection.execute(f"DROP TABLE {name}; DROP SEQUENCE {name}_fence".encode())
 
 
-def test_it_is_refused_with_advice_and_completed_by_create_schema(postgres_url: str, table: str) -> None:
+def test_a_table_of_an_earlier_version_is_refused_until_create_schema_adds_its_column(
+    postgres_url: str, table: str
+) -> None:
     with ConnectionPool(postgres_url, min_size=1, open=False) as pool:
         pool.open(wait=True)
         store = SyncPostgresStore(pool, table=table, deadline=60.0)
@@ -41,6 +43,6 @@ def test_it_is_refused_with_advice_and_completed_by_create_schema(postgres_url: 
         again = store.acquire(KEY, fingerprint=FINGERPRINT, owner=OWNER, lease=60.0, retention=60.0)
         record = store.get(KEY)
         store.close()
-    assert isinstance(again, Acquired), "the claim that was there before"
+    assert isinstance(again, Acquired), "the claim that the table had before"
     assert record is not None
     assert record.age >= 0.0

@@ -1,4 +1,4 @@
-"""PostgreSQL cut off in the middle, by lost replies, other transactions and administrators."""
+"""The PostgreSQL store when replies are lost, transactions conflict, or an administrator ends its connections."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def key() -> StorageKey:
     return StorageKey(f"faults-{secrets.token_hex(8)}")
 
 
-async def ask(store: PostgresStore, key: StorageKey, owner: Owner | None = None) -> Reply:
+async def acquire(store: PostgresStore, key: StorageKey, owner: Owner | None = None) -> Reply:
     owner = owner or Owner(secrets.token_bytes(16))
     return await store.acquire(key, fingerprint=FINGERPRINT, owner=owner, lease=30.0, retention=60.0)
 
 
 async def granted(store: PostgresStore, key: StorageKey) -> Claim:
-    reply = await ask(store, key)
+    reply = await acquire(store, key)
     assert isinstance(reply, Acquired)
     return reply.claim
 
 
 class TestLostReplies:
-    """The statement is carried out and the connection breaks before its answer."""
+    """The connection breaks after a statement took effect and before its reply, or before the statement arrived."""
 
     @pytest.fixture
     async def store(self, postgres_line: tuple[BreakingProxy, str]) -> AsyncIterator[PostgresStore]:
@@ -57,19 +57,23 @@ class TestLostReplies:
             yield store
             await store.aclose()
 
-    async def test_a_claim_is_asked_for_again_and_is_the_same(self, store, postgres_line, key) -> None:
+    async def test_an_acquire_whose_reply_was_lost_is_repeated_and_gets_the_same_claim(
+        self, store, postgres_line, key
+    ) -> None:
         postgres_line[0].faults = iter([Break.AFTER])
-        reply = await ask(store, key)
+        reply = await acquire(store, key)
         assert isinstance(reply, Acquired)
         assert reply.claim.attempt == 1
         assert postgres_line[0].breaks == {Break.AFTER: 1}
 
-    async def test_an_outcome_is_recorded_once(self, store, postgres_line, key) -> None:
+    async def test_a_complete_whose_reply_was_lost_is_repeated_and_returns_true(
+        self, store, postgres_line, key
+    ) -> None:
         claim = await granted(store, key)
         postgres_line[0].faults = iter([Break.AFTER])
         assert await store.complete(claim, b"{}", retention=60.0) is True
 
-    async def test_a_release_that_may_have_been_made_before_is_not_denied(
+    async def test_a_release_whose_reply_was_lost_raises_store_unavailable_and_a_second_one_returns_false(
         self, store, postgres_line, key
     ) -> None:
         claim = await granted(store, key)
@@ -79,26 +83,28 @@ class TestLostReplies:
         assert await store.release(claim) is False
         assert await store.get(key) is None
 
-    async def test_a_release_that_did_not_arrive_is_made(self, store, postgres_line, key) -> None:
+    async def test_a_release_whose_request_was_lost_is_repeated(self, store, postgres_line, key) -> None:
         claim = await granted(store, key)
         postgres_line[0].faults = iter([Break.BEFORE])
         assert await store.release(claim) is True
 
-    def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
+    def test_a_sync_release_whose_reply_was_lost_raises_store_unavailable(
+        self, postgres_url: str, key
+    ) -> None:
         with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
             store = SyncPostgresStore(pool, deadline=PATIENCE)
-            asked: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
-            reply = store.acquire(key, owner=Owner(b"o" * 16), **asked)
+            arguments: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
+            reply = store.acquire(key, owner=Owner(b"o" * 16), **arguments)
             assert isinstance(reply, Acquired)
-            truly, lost = store._execute_once, [True]
+            execute_once, lost = store._execute_once, [True]
 
-            def losing(statement: str, values: Any) -> Any:
-                rows = truly(statement, values)
+            def execute_and_lose_the_reply(statement: str, values: Any) -> Any:
+                rows = execute_once(statement, values)
                 if lost and lost.pop():
                     raise psycopg.OperationalError("the connection was lost")
                 return rows
 
-            store._execute_once = losing  # type: ignore[method-assign]
+            store._execute_once = execute_and_lose_the_reply  # type: ignore[method-assign]
             with pytest.raises(StoreUnavailable, match="may or may not"):
                 store.release(reply.claim)
             assert store.release(reply.claim) is False
@@ -110,8 +116,8 @@ class TestLostReplies:
     ) -> None:
         claim = await granted(store, key)
         table = f"effect_{secrets.token_hex(6)}"
-        async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as hand:
-            await hand.execute(f"CREATE TABLE {table} (x int)".encode())
+        async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
+            await admin.execute(f"CREATE TABLE {table} (x int)".encode())
             connection = await psycopg.AsyncConnection.connect(postgres_line[1])
             backend = connection.info.backend_pid
             await connection.execute(f"INSERT INTO {table} VALUES (1)".encode())
@@ -120,12 +126,12 @@ class TestLostReplies:
             with pytest.raises(psycopg.OperationalError):
                 await connection.commit()
             await connection.close()
-            # A backend that was cut off commits what has arrived, rolls back the rest, and is gone.
+            # A backend that lost its connection commits what has arrived, rolls back the rest, and exits.
             gone = f"SELECT count(*) = 0 FROM pg_stat_activity WHERE pid = {backend}"
-            await until(lambda: scalar(hand, gone))
-            reply, effects = await ask(store, key), await scalar(hand, f"SELECT count(*) FROM {table}")
+            await until(lambda: scalar(admin, gone))
+            reply, effects = await acquire(store, key), await scalar(admin, f"SELECT count(*) FROM {table}")
             assert (type(reply), effects) == ((Completed, 1) if lost is Break.AFTER else (Running, 0))
-            await hand.execute(f"DROP TABLE {table}".encode())
+            await admin.execute(f"DROP TABLE {table}".encode())
 
 
 async def scalar(connection: psycopg.AsyncConnection[Any], query: str) -> Any:
@@ -136,13 +142,13 @@ async def scalar(connection: psycopg.AsyncConnection[Any], query: str) -> Any:
 
 class TestOtherTransactions:
     @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-    async def test_under_any_isolation_each_key_is_granted_once(
+    async def test_each_key_is_granted_once_above_read_committed(
         self, level: str, postgres_url: str, key
     ) -> None:
-        """A serialization failure has had no effect and is tried again; a caller that is told of it asks again."""
+        """A serialization failure had no effect and is retried; a caller that gets one retries the call."""
         runs: list[StorageKey] = []
 
-        async def insisting(call: Callable[[], Awaitable[T]]) -> T:
+        async def retry_serialization_failures(call: Callable[[], Awaitable[T]]) -> T:
             while True:
                 try:
                     return await call()
@@ -152,12 +158,17 @@ class TestOtherTransactions:
 
         async def worker(store: PostgresStore) -> None:
             for name in keys:
-                while not isinstance(reply := await insisting(lambda name=name: ask(store, name)), Completed):
+                while not isinstance(
+                    reply := await retry_serialization_failures(lambda name=name: acquire(store, name)),
+                    Completed,
+                ):
                     if isinstance(reply, Running):
                         continue
                     runs.append(name)
                     claim = reply.claim
-                    assert await insisting(lambda claim=claim: store.complete(claim, b"{}", retention=60.0))
+                    assert await retry_serialization_failures(
+                        lambda claim=claim: store.complete(claim, b"{}", retention=60.0)
+                    )
 
         keys = [StorageKey(f"{key}-{number}") for number in range(15)]
         options = f"-c default_transaction_isolation={level.replace(' ', chr(92) + ' ')}"
@@ -169,7 +180,7 @@ class TestOtherTransactions:
             await store.aclose()
         assert sorted(runs) == sorted(keys)
 
-    async def test_a_claim_made_after_the_snapshot_of_a_transaction_is_a_conflict_in_it(
+    async def test_complete_in_raises_isolation_conflict_for_a_claim_made_after_the_snapshot(
         self, postgres_url: str, key
     ) -> None:
         async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
@@ -184,29 +195,31 @@ class TestOtherTransactions:
                 assert await store.complete_in(connection, claim, b"{}", retention=60.0) is True
                 await connection.commit()
                 await connection.set_isolation_level(None)
-            assert isinstance(await ask(store, key), Completed)
+            assert isinstance(await acquire(store, key), Completed)
             await store.aclose()
 
-    async def test_the_victim_of_a_deadlock_tries_again(self, postgres_url: str, key) -> None:
+    async def test_a_call_is_retried_after_deadlocks(self, postgres_url: str, key) -> None:
         async with AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool:
             store = PostgresStore(pool, deadline=PATIENCE)
-            truly, fail = (
+            execute_once, fail = (
                 store._execute_once,
                 [psycopg.errors.DeadlockDetected(), psycopg.errors.DeadlockDetected()],
             )
 
-            async def unlucky(statement: str, values: Any) -> Any:
+            async def deadlock_twice(statement: str, values: Any) -> Any:
                 if fail:
                     raise fail.pop()
-                return await truly(statement, values)
+                return await execute_once(statement, values)
 
-            store._execute_once = unlucky  # type: ignore[method-assign]
-            assert isinstance(await ask(store, key), Acquired)
+            store._execute_once = deadlock_twice  # type: ignore[method-assign]
+            assert isinstance(await acquire(store, key), Acquired)
             await store.aclose()
 
-    async def test_a_call_that_an_administrator_ends_is_made_again(self, postgres_url: str, key) -> None:
+    async def test_a_call_whose_connection_an_administrator_terminates_is_repeated(
+        self, postgres_url: str, key
+    ) -> None:
         async with (
-            await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as hand,
+            await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
             AsyncConnectionPool(postgres_url, min_size=2, max_size=2, open=False) as pool,
         ):
             store = PostgresStore(pool, deadline=PATIENCE)
@@ -218,7 +231,7 @@ class TestOtherTransactions:
                 async with asyncio.timeout(30):
                     while not ended:
                         ended = await scalar(
-                            hand,
+                            admin,
                             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
                             "WHERE wait_event_type = 'Lock'",
                         )
@@ -226,28 +239,28 @@ class TestOtherTransactions:
             await store.aclose()
 
 
-def test_two_loops_one_after_the_other_have_a_pool_and_a_store_each(postgres_url: str, key) -> None:
+def test_stores_in_two_consecutive_event_loops_see_the_same_claim(postgres_url: str, key) -> None:
 
     async def use() -> Reply:
         async with AsyncConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
             store = PostgresStore(pool, deadline=PATIENCE)
-            reply = await ask(store, key, Owner(b"o" * 16))
+            reply = await acquire(store, key, Owner(b"o" * 16))
             await store.aclose()
             return reply
 
     assert asyncio.run(use()) == asyncio.run(use())
 
 
-def test_thirty_two_threads_grant_a_key_once(postgres_url: str, key) -> None:
+def test_thirty_two_threads_racing_for_ten_keys_are_granted_each_once(postgres_url: str, key) -> None:
     with ConnectionPool(postgres_url, min_size=4, max_size=8, open=False) as pool:
         store = SyncPostgresStore(pool, deadline=PATIENCE)
 
         def work(thread: int) -> int:
             owner, won = Owner(bytes([thread]) * 16), 0
             for number in range(10):
-                asked: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
+                arguments: dict[str, Any] = {"fingerprint": FINGERPRINT, "lease": 30.0, "retention": 60.0}
                 won += isinstance(
-                    store.acquire(StorageKey(f"{key}-{number}"), owner=owner, **asked), Acquired
+                    store.acquire(StorageKey(f"{key}-{number}"), owner=owner, **arguments), Acquired
                 )
             return won
 

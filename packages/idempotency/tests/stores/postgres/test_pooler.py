@@ -1,5 +1,5 @@
 """
-The PostgreSQL store behind PgBouncer in transaction mode: each statement may meet another server process.
+The PostgreSQL store behind PgBouncer in transaction mode: each statement may run in another server process.
 
 Nothing may rest on a session: no prepared statement, no setting, no lock that outlives its transaction.
 """
@@ -64,7 +64,7 @@ def new_key() -> StorageKey:
     return StorageKey(f"pooled-{secrets.token_hex(8)}")
 
 
-async def ask(store: Store, key: StorageKey) -> Reply:
+async def acquire(store: Store, key: StorageKey) -> Reply:
     owner = Owner(secrets.token_bytes(16))
     return await store.acquire(
         key, fingerprint=Fingerprint(b"f" * 32), owner=owner, lease=30.0, retention=60.0
@@ -74,7 +74,7 @@ async def ask(store: Store, key: StorageKey) -> Reply:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 class TestManyClients:
-    async def test_each_key_is_granted_once_and_no_lock_is_left_behind(
+    async def test_each_key_is_granted_once_and_no_advisory_lock_is_left(
         self, pgbouncer_url: str, postgres_url: str
     ) -> None:
         keys = [new_key() for _ in range(40)]
@@ -82,7 +82,7 @@ class TestManyClients:
 
         async def worker(store: Store) -> None:
             for key in keys:
-                while not isinstance(reply := await ask(store, key), Completed):
+                while not isinstance(reply := await acquire(store, key), Completed):
                     if isinstance(reply, Running):
                         continue
                     runs.append(key)
@@ -98,14 +98,14 @@ class TestManyClients:
         with psycopg.connect(postgres_url, autocommit=True) as server:
             left = server.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone()
             assert left == (0,)
-            # Backends of connections that earlier tests closed may still be about to go; the pooler keeps its own.
+            # Backends of connections that earlier tests closed may still exit; those of the pooler stay.
             used = (
                 f"SELECT count(*) <= {SERVERS} FROM pg_stat_activity WHERE backend_type = 'client backend' "
                 "AND pid <> pg_backend_pid()"
             )
             await until(lambda: server.execute(used.encode()).fetchone() == (True,))
 
-    async def test_the_effect_of_a_transaction_is_committed_with_its_record(self, pgbouncer_url: str) -> None:
+    async def test_complete_in_commits_or_rolls_back_with_its_transaction(self, pgbouncer_url: str) -> None:
         async with AsyncConnectionPool(
             pgbouncer_url, min_size=2, max_size=2, open=False, kwargs=UNPREPARED
         ) as pool:
@@ -113,34 +113,34 @@ class TestManyClients:
             await store.create_schema()
             for commit in (False, True):
                 key = new_key()
-                reply = await ask(store, key)
+                reply = await acquire(store, key)
                 assert isinstance(reply, Acquired)
                 async with pool.connection() as connection, connection.transaction(force_rollback=not commit):
                     assert await store.complete_in(connection, reply.claim, b"{}", retention=60.0)
-                assert isinstance(await ask(store, key), Completed if commit else Running)
+                assert isinstance(await acquire(store, key), Completed if commit else Running)
             await store.aclose()
 
-    async def test_a_url_can_say_that_nothing_is_to_be_prepared(self, pgbouncer_url: str) -> None:
+    async def test_a_url_can_switch_prepared_statements_off(self, pgbouncer_url: str) -> None:
         given = psycopg.conninfo.conninfo_to_dict(pgbouncer_url)
         url = (
             f"postgresql:///{given['dbname']}?host={given['host']}&port={given['port']}&user={given['user']}"
         )
         store = open_store(with_long_deadline(f"{url}&prepare_threshold=none&pool_size=4"))
         for _ in range(8):
-            replies = await asyncio.gather(*(ask(store, new_key()) for _ in range(4)))
+            replies = await asyncio.gather(*(acquire(store, new_key()) for _ in range(4)))
             assert all(isinstance(reply, Acquired) for reply in replies)
         await store.aclose()
 
-    async def test_statements_prepared_behind_an_old_pooler_are_refused_with_the_remedy(
+    async def test_prepared_statements_through_an_old_pgbouncer_raise_store_unavailable_with_advice(
         self, pgbouncer_url: str, pgbouncer_version: tuple[int, ...]
     ) -> None:
-        """Since 1.21 PgBouncer follows them (`max_prepared_statements`, which Debian's 1.18 does not know)."""
+        """From 1.21 on PgBouncer supports them (`max_prepared_statements`, which Debian's 1.18 does not know)."""
         async with AsyncConnectionPool(pgbouncer_url, min_size=6, max_size=6, open=False) as pool:
             store = PostgresStore(pool, deadline=PATIENCE)
             outcomes: list[object] = []
             for _ in range(12):
                 outcomes += await asyncio.gather(
-                    *(ask(store, new_key()) for _ in range(6)), return_exceptions=True
+                    *(acquire(store, new_key()) for _ in range(6)), return_exceptions=True
                 )
             failed = [outcome for outcome in outcomes if not isinstance(outcome, Acquired)]
             await store.aclose()

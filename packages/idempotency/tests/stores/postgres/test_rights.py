@@ -20,7 +20,7 @@ from idempotency.stores.postgres import PostgresStore, SyncPostgresStore, schema
 
 pytestmark = pytest.mark.anyio
 
-ASK: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
+ACQUIRE: dict[str, Any] = {"fingerprint": Fingerprint(b"f" * 32), "lease": 30.0, "retention": 60.0}
 DOCUMENTED = Path(__file__).parents[5] / "docs" / "stores.md"
 
 
@@ -30,8 +30,8 @@ def anyio_backend() -> str:
 
 
 @dataclass
-class Place:
-    """A schema of its owner's, and a role that may do no more than it is granted."""
+class RestrictedRole:
+    """A schema, and a role with only the rights that it is granted."""
 
     schema: str
     role: str
@@ -39,7 +39,7 @@ class Place:
     url: str
 
     def grant(self) -> None:
-        """Grants the rights exactly as docs/stores.md prints them, with these names."""
+        """Grant the rights exactly as docs/stores.md prints them, with these names."""
         text = (
             DOCUMENTED.read_text().partition("<!-- grants -->")[2].partition("```sql")[2].partition("```")[0]
         )
@@ -53,90 +53,97 @@ class Place:
 
 
 @pytest.fixture
-def place(postgres_url: str) -> Iterator[Place]:
+def restricted(postgres_url: str) -> Iterator[RestrictedRole]:
     suffix = secrets.token_hex(6)
     schema, role = f"s_{suffix}", f"r_{suffix}"
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         admin.execute(f"CREATE SCHEMA {schema}; CREATE ROLE {role} LOGIN PASSWORD 'p'".encode())
-        yield Place(schema, role, admin, make_conninfo(postgres_url, user=role, password="p"))
+        yield RestrictedRole(schema, role, admin, make_conninfo(postgres_url, user=role, password="p"))
         admin.execute(f"DROP SCHEMA {schema} CASCADE; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
-def use(store: SyncPostgresStore, key: str = "k") -> None:
-    """Every call."""
+def call_everything(store: SyncPostgresStore, key: str = "k") -> None:
+    """Make every call of the store."""
     name = StorageKey(key)
-    reply = store.acquire(name, owner=Owner(b"o" * 16), **ASK)
+    reply = store.acquire(name, owner=Owner(b"o" * 16), **ACQUIRE)
     assert isinstance(reply, Acquired)
     assert store.renew(reply.claim, lease=30.0)
     assert store.complete(reply.claim, b"{}", retention=60.0)
-    assert isinstance(store.acquire(name, owner=Owner(b"x" * 16), **ASK), Completed)
+    assert isinstance(store.acquire(name, owner=Owner(b"x" * 16), **ACQUIRE), Completed)
     assert [record.key for record in store.scan().records] == [name]
     assert store.get(name) is not None
     assert store.purge() == 0
     assert store.forget(name)
-    reply = store.acquire(name, owner=Owner(b"o" * 16), **ASK)
+    reply = store.acquire(name, owner=Owner(b"o" * 16), **ACQUIRE)
     assert store.release(reply.claim)
 
 
 @pytest.mark.parametrize("found_by", ["its schema", "the search path"])
-def test_a_role_without_create_uses_a_table_that_is_there(place: Place, found_by: str) -> None:
-    table = f"{place.schema}.idempotency_record"
-    place.admin.execute(schema_sql(table).encode())
-    place.grant()
+def test_a_role_without_create_can_use_an_existing_table(restricted: RestrictedRole, found_by: str) -> None:
+    table = f"{restricted.schema}.idempotency_record"
+    restricted.admin.execute(schema_sql(table).encode())
+    restricted.grant()
     kwargs: dict[str, Any] = {}
     if found_by == "the search path":
-        table, kwargs = "idempotency_record", {"options": f"-c search_path={place.schema}"}
-    with ConnectionPool(place.url, min_size=1, max_size=2, open=False, kwargs=kwargs) as pool:
+        table, kwargs = "idempotency_record", {"options": f"-c search_path={restricted.schema}"}
+    with ConnectionPool(restricted.url, min_size=1, max_size=2, open=False, kwargs=kwargs) as pool:
         store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         store.create_schema()
-        use(store)
+        call_everything(store)
         with pool.connection() as connection:
-            reply = store.acquire(StorageKey("in"), owner=Owner(b"o" * 16), **ASK)
+            reply = store.acquire(StorageKey("in"), owner=Owner(b"o" * 16), **ACQUIRE)
             assert store.complete_in(connection, reply.claim, b"{}", retention=60.0)
         store.close()
 
 
-async def test_the_same_in_an_event_loop(place: Place) -> None:
-    table = f"{place.schema}.idempotency_record"
-    place.admin.execute(schema_sql(table).encode())
-    place.grant()
-    async with AsyncConnectionPool(place.url, min_size=1, max_size=2, open=False) as pool:
+async def test_a_role_without_create_can_use_an_existing_table_through_the_async_store(
+    restricted: RestrictedRole,
+) -> None:
+    table = f"{restricted.schema}.idempotency_record"
+    restricted.admin.execute(schema_sql(table).encode())
+    restricted.grant()
+    async with AsyncConnectionPool(restricted.url, min_size=1, max_size=2, open=False) as pool:
         store = PostgresStore(pool, table=table, deadline=PATIENCE)
         await store.create_schema()
-        assert isinstance(await store.acquire(StorageKey("k"), owner=Owner(b"o" * 16), **ASK), Acquired)
+        assert isinstance(await store.acquire(StorageKey("k"), owner=Owner(b"o" * 16), **ACQUIRE), Acquired)
         await store.aclose()
 
 
-def test_a_table_of_another_schema_is_not_taken_for_ours(place: Place) -> None:
-    """One of the same name in `public`, which the search path also has: the qualified one is missing all the same."""
-    with ConnectionPool(place.url, min_size=1, max_size=1, open=False) as pool:
-        store = SyncPostgresStore(pool, table=f"{place.schema}.idempotency_record", deadline=PATIENCE)
-        place.admin.execute(f"GRANT USAGE ON SCHEMA {place.schema} TO {place.role}".encode())
+def test_a_table_of_the_same_name_in_another_schema_is_not_used(restricted: RestrictedRole) -> None:
+    """The search path finds a table of that name in `public`, but the qualified one is missing."""
+    with ConnectionPool(restricted.url, min_size=1, max_size=1, open=False) as pool:
+        store = SyncPostgresStore(pool, table=f"{restricted.schema}.idempotency_record", deadline=PATIENCE)
+        restricted.admin.execute(f"GRANT USAGE ON SCHEMA {restricted.schema} TO {restricted.role}".encode())
         with pytest.raises(StoreUnavailable, match=r"may not create.*schema_sql"):
             store.create_schema()
         store.close()
 
 
 @pytest.mark.parametrize("without", ["INSERT", "UPDATE", "DELETE", "SELECT", "sequence", "schema"])
-def test_a_right_that_is_missing_is_said_to_be_missing(place: Place, without: str) -> None:
-    table = f"{place.schema}.idempotency_record"
-    place.admin.execute(schema_sql(table).encode())
-    place.grant()
-    what = {"sequence": f"USAGE ON SEQUENCE {table}_fence", "schema": f"USAGE ON SCHEMA {place.schema}"}.get(
-        without, f"{without} ON {table}"
-    )
-    place.admin.execute(f"REVOKE {what} FROM {place.role}".encode())
-    with ConnectionPool(place.url, min_size=1, max_size=1, open=False) as pool:
+def test_the_error_for_a_missing_right_lists_the_needed_grants(
+    restricted: RestrictedRole, without: str
+) -> None:
+    table = f"{restricted.schema}.idempotency_record"
+    restricted.admin.execute(schema_sql(table).encode())
+    restricted.grant()
+    what = {
+        "sequence": f"USAGE ON SEQUENCE {table}_fence",
+        "schema": f"USAGE ON SCHEMA {restricted.schema}",
+    }.get(without, f"{without} ON {table}")
+    restricted.admin.execute(f"REVOKE {what} FROM {restricted.role}".encode())
+    with ConnectionPool(restricted.url, min_size=1, max_size=1, open=False) as pool:
         store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         with pytest.raises(StoreUnavailable, match=r"GRANT SELECT, INSERT, UPDATE, DELETE"):
-            use(store)
+            call_everything(store)
         store.close()
 
 
-def test_create_schema_changes_nothing_where_all_is_there(place: Place, postgres_url: str) -> None:
-    """It takes no lock that another transaction could hold up."""
-    table = f"{place.schema}.idempotency_record"
-    place.admin.execute(schema_sql(table).encode())
+def test_create_schema_takes_no_lock_where_the_schema_exists(
+    restricted: RestrictedRole, postgres_url: str
+) -> None:
+    """Another transaction holds locks that creating the table would wait for."""
+    table = f"{restricted.schema}.idempotency_record"
+    restricted.admin.execute(schema_sql(table).encode())
     with (
         psycopg.connect(postgres_url) as other,
         ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool,
@@ -149,13 +156,13 @@ def test_create_schema_changes_nothing_where_all_is_there(place: Place, postgres
         other.rollback()
 
 
-def test_an_index_that_is_missing_is_made(place: Place, postgres_url: str) -> None:
-    table = f"{place.schema}.idempotency_record"
-    place.admin.execute(schema_sql(table).encode())
-    place.admin.execute(f"DROP INDEX {table}_expires_at".encode())
+def test_create_schema_creates_a_missing_index(restricted: RestrictedRole, postgres_url: str) -> None:
+    table = f"{restricted.schema}.idempotency_record"
+    restricted.admin.execute(schema_sql(table).encode())
+    restricted.admin.execute(f"DROP INDEX {table}_expires_at".encode())
     with ConnectionPool(postgres_url, min_size=1, max_size=1, open=False) as pool:
         store = SyncPostgresStore(pool, table=table, deadline=PATIENCE)
         store.create_schema()
         store.close()
-    row = place.admin.execute("SELECT to_regclass(%s)", [f"{table}_expires_at"]).fetchone()
+    row = restricted.admin.execute("SELECT to_regclass(%s)", [f"{table}_expires_at"]).fetchone()
     assert row != (None,)

@@ -1,4 +1,4 @@
-"""PostgreSQL alone: the effect's transaction, races of many connections, locks, and servers that go away."""
+"""The PostgreSQL store: complete_in, races, locks, clocks, lost connections, the schema, purging and scanning."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def store(pool: AsyncConnectionPool) -> AsyncIterator[PostgresStore]:
 
 @pytest.fixture
 async def own_table(pool: AsyncConnectionPool) -> AsyncIterator[PostgresStore]:
-    """A store whose table is this test's alone."""
+    """A store with a table for one test."""
     table = f"t_{secrets.token_hex(6)}"
     store = PostgresStore(pool, table=table, deadline=PATIENCE)
     await store.create_schema()
@@ -95,20 +95,20 @@ class TestCompleteIn:
             row = await (await connection.execute(f"SELECT count(*) FROM {ledger}".encode())).fetchone()
         return int(row[0])
 
-    async def test_the_effect_and_the_record_are_committed_together(self, store, pool, key, ledger) -> None:
+    async def test_effect_and_record_are_committed_together(self, store, pool, key, ledger) -> None:
         granted = await claim(store, key)
         async with pool.connection() as connection, connection.transaction():
             await connection.execute(f"INSERT INTO {ledger} VALUES ('once')".encode())
             assert await store.complete_in(connection, granted, OUTCOME, retention=60.0)
             record = await store.get(key)
             assert record is not None
-            assert record.outcome is None, "nobody sees it before the commit"
+            assert record.outcome is None, "other connections see no outcome before the commit"
         record = await store.get(key)
         assert record is not None
         assert record.outcome == OUTCOME
         assert await self.entries(pool, ledger) == 1
 
-    async def test_or_neither_is(self, store, pool, key, ledger) -> None:
+    async def test_effect_and_record_are_rolled_back_together(self, store, pool, key, ledger) -> None:
         granted = await claim(store, key)
         async with pool.connection() as connection, connection.transaction(force_rollback=True):
             await connection.execute(f"INSERT INTO {ledger} VALUES ('once')".encode())
@@ -118,15 +118,17 @@ class TestCompleteIn:
         assert record.outcome is None
         assert await self.entries(pool, ledger) == 0
 
-    async def test_a_stale_owner_is_told_to_roll_back(self, store, pool, key) -> None:
-        stale = await claim(store, key, lease=0.01)
+    async def test_complete_in_returns_false_for_a_claim_that_was_taken_over(self, store, pool, key) -> None:
+        lost = await claim(store, key, lease=0.01)
         await until_lapsed(store, key)
         await claim(store, key)
         async with pool.connection() as connection, connection.transaction():
-            assert not await store.complete_in(connection, stale, OUTCOME, retention=60.0)
+            assert not await store.complete_in(connection, lost, OUTCOME, retention=60.0)
 
-    async def test_a_takeover_waits_for_the_transaction_and_then_replays(self, store, pool, key) -> None:
-        """The late owner holds the row: whoever would take over must see how that ends."""
+    async def test_an_acquire_waits_for_the_transaction_of_complete_in_and_then_replays(
+        self, store, pool, key
+    ) -> None:
+        """The late owner's transaction holds the row until it ends."""
         granted = await claim(store, key, lease=0.01)
         await until_lapsed(store, key)
         async with pool.connection() as connection, connection.transaction():
@@ -138,7 +140,7 @@ class TestCompleteIn:
             assert not done
         assert isinstance(await successor, Completed)
 
-    async def test_a_connection_without_a_transaction_is_refused(self, store, pool, key) -> None:
+    async def test_complete_in_without_a_transaction_is_refused(self, store, pool, key) -> None:
         granted = await claim(store, key)
         async with pool.connection() as connection:
             await connection.set_autocommit(True)
@@ -146,7 +148,9 @@ class TestCompleteIn:
                 await store.complete_in(connection, granted, OUTCOME, retention=60.0)
             await connection.set_autocommit(False)
 
-    def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
+    def test_sync_complete_in_records_the_outcome_in_the_callers_transaction(
+        self, postgres_url: str, key
+    ) -> None:
         with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
             store = SyncPostgresStore(pool, deadline=PATIENCE)
             reply = store.acquire(key, fingerprint=FINGERPRINT, owner=new_owner(), lease=30.0, retention=60.0)
@@ -161,7 +165,7 @@ class TestCompleteIn:
 
 
 class TestRaces:
-    async def test_eight_tasks_at_a_hundred_keys_run_each_once(self, store: PostgresStore) -> None:
+    async def test_eight_tasks_racing_for_a_hundred_keys_run_each_once(self, store: PostgresStore) -> None:
         runs: dict[StorageKey, int] = {}
         keys = [StorageKey(f"race-{secrets.token_hex(6)}") for _ in range(100)]
 
@@ -182,18 +186,18 @@ class TestRaces:
         assert runs == dict.fromkeys(keys, 1)
 
     async def test_fences_rise_in_the_order_of_the_grants(self, store: PostgresStore) -> None:
-        """Leases of a few milliseconds: takeovers, releases and expiries, by ten connections at once."""
+        """Ten tasks with leases of a few milliseconds cause takeovers, releases and expiries."""
         key = StorageKey(f"fence-{secrets.token_hex(6)}")
         grants: list[tuple[float, float, int]] = []
 
         async def contender(number: int) -> None:
             for turn in range(40):
-                asked = time.monotonic()
+                started = time.monotonic()
                 reply = await store.acquire(
                     key, fingerprint=FINGERPRINT, owner=new_owner(), lease=0.002, retention=0.003
                 )
                 if isinstance(reply, Acquired):
-                    grants.append((asked, time.monotonic(), reply.claim.fence))
+                    grants.append((started, time.monotonic(), reply.claim.fence))
                     if (number + turn) % 3 == 0:
                         await store.release(reply.claim)
 
@@ -201,12 +205,12 @@ class TestRaces:
         assert len(grants) > 40
         assert len({fence for *_, fence in grants}) == len(grants)
         for _, answered, fence in grants:
-            later = [other for asked, _, other in grants if asked > answered]
+            later = [other for started, _, other in grants if started > answered]
             assert all(other > fence for other in later)
 
 
 class TestLocksAndClocks:
-    async def test_a_completion_that_waited_for_a_lock_counts_from_when_it_got_it(
+    async def test_a_completion_that_waited_for_a_lock_counts_from_when_it_was_granted(
         self, store, pool, key
     ) -> None:
         granted = await claim(store, key)
@@ -220,7 +224,7 @@ class TestLocksAndClocks:
             completed_at = f"SELECT completed_at FROM idempotency_record WHERE key = '{key}'"
             assert await scalar(connection, completed_at) >= freed
 
-    async def test_a_call_gives_up_at_its_deadline(self, pool, key) -> None:
+    async def test_a_call_that_waits_for_a_lock_gives_up_at_its_deadline(self, pool, key) -> None:
         patient, store = PostgresStore(pool, deadline=PATIENCE), PostgresStore(pool, deadline=0.2)
         granted = await claim(patient, key)
         async with pool.connection() as connection:
@@ -233,7 +237,7 @@ class TestLocksAndClocks:
         await store.aclose()
         await patient.aclose()
 
-    def test_the_same_without_an_event_loop(self, postgres_url: str, key) -> None:
+    def test_a_sync_call_that_waits_for_a_lock_gives_up_at_its_deadline(self, postgres_url: str, key) -> None:
         with ConnectionPool(postgres_url, min_size=2, max_size=3, open=False) as pool:
             patient, store = SyncPostgresStore(pool, deadline=PATIENCE), SyncPostgresStore(pool, deadline=0.2)
             reply = patient.acquire(
@@ -249,7 +253,9 @@ class TestLocksAndClocks:
             store.close()
             patient.close()
 
-    async def test_an_owner_that_asks_again_for_less_loses_nothing(self, store, key) -> None:
+    async def test_a_repeated_acquire_with_a_shorter_lease_and_retention_shortens_neither(
+        self, store, key
+    ) -> None:
         granted = await claim(store, key)
         reply = await store.acquire(
             key, fingerprint=FINGERPRINT, owner=granted.owner, lease=1.0, retention=1.0
@@ -260,7 +266,7 @@ class TestLocksAndClocks:
         assert record.lease_left > 25
         assert record.expires_in > 85
 
-    async def test_a_replay_waits_for_nobody(self, store, pool, key) -> None:
+    async def test_a_replay_does_not_wait_for_a_row_lock(self, store, pool, key) -> None:
         granted = await claim(store, key)
         await store.complete(granted, OUTCOME, retention=60.0)
         async with pool.connection() as connection:
@@ -271,8 +277,8 @@ class TestLocksAndClocks:
         assert isinstance(reply, Completed)
 
 
-class TestServerThatGoesAway:
-    async def test_connections_that_were_ended_are_replaced(
+class TestLostConnections:
+    async def test_connections_that_the_server_terminated_are_replaced(
         self, store, pool, postgres_url: str, key
     ) -> None:
         granted = await claim(store, key)
@@ -283,7 +289,7 @@ class TestServerThatGoesAway:
             )
         assert await store.complete(granted, OUTCOME, retention=60.0)
 
-    async def test_a_server_that_is_not_there_is_reported_in_time(self, key) -> None:
+    async def test_an_unreachable_server_raises_store_unavailable_in_time(self, key) -> None:
         async with AsyncConnectionPool("host=127.0.0.1 port=1", min_size=0, max_size=1, open=False) as pool:
             store = PostgresStore(pool, deadline=0.3)
             started = time.monotonic()
@@ -292,24 +298,24 @@ class TestServerThatGoesAway:
             assert time.monotonic() - started < PATIENCE
             await store.aclose()
 
-    async def test_a_cancelled_call_leaves_the_pool_whole(self, store, pool) -> None:
+    async def test_the_pool_works_after_calls_are_cancelled(self, store, pool) -> None:
         for turn in range(20):
-            doomed = [
-                asyncio.create_task(claim(store, StorageKey(f"doomed-{secrets.token_hex(6)}")))
+            cancelled = [
+                asyncio.create_task(claim(store, StorageKey(f"cancelled-{secrets.token_hex(6)}")))
                 for _ in range(3)
             ]
             for _ in range(turn):
                 await asyncio.sleep(0)
-            for task in doomed:
+            for task in cancelled:
                 task.cancel()
-            await asyncio.gather(*doomed, return_exceptions=True)
+            await asyncio.gather(*cancelled, return_exceptions=True)
             key = StorageKey(f"alive-{secrets.token_hex(6)}")
             granted = await claim(store, key)
             assert await store.complete(granted, OUTCOME, retention=60.0)
 
 
 class TestSchema:
-    async def test_it_may_be_created_by_many_at_once(self, pool) -> None:
+    async def test_create_schema_may_run_concurrently(self, pool) -> None:
         table = f"t_{secrets.token_hex(6)}"
         stores = [PostgresStore(pool, table=table, deadline=PATIENCE) for _ in range(8)]
         await asyncio.gather(*(store.create_schema() for store in stores))
@@ -317,21 +323,23 @@ class TestSchema:
         async with pool.connection() as connection:
             await connection.execute(f"DROP TABLE {table}; DROP SEQUENCE {table}_fence".encode())
 
-    async def test_a_missing_table_is_said_to_be_missing(self, pool, key) -> None:
+    async def test_the_error_for_a_missing_table_names_create_schema(self, pool, key) -> None:
         store = PostgresStore(pool, table="nowhere", deadline=PATIENCE)
         with pytest.raises(StoreUnavailable, match="create_schema"):
             await store.get(key)
 
     @pytest.mark.parametrize("table", ["", "Upper", "a b", "a;b", 'a"b', "a.b.c", "1a"])
-    def test_a_name_that_is_not_plain_is_refused(self, table: str) -> None:
+    def test_a_table_name_that_is_not_plain_lower_case_is_refused(self, table: str) -> None:
         with pytest.raises(ValueError, match="plain lower-case name"):
             schema_sql(table)
 
-    def test_a_schema_may_qualify_it(self) -> None:
+    def test_a_table_name_may_have_a_schema(self) -> None:
         assert 'CREATE TABLE IF NOT EXISTS "app"."records"' in schema_sql("app.records")
 
-    async def test_the_pools_own_habits_change_nothing(self, postgres_url: str, key) -> None:
-        """Rows as dicts, no prepared statements (a pooler of transactions), autocommit either way."""
+    async def test_a_store_works_with_a_pools_row_factory_and_autocommit_setting(
+        self, postgres_url: str, key
+    ) -> None:
+        """Rows as dicts, no prepared statements (as for PgBouncer), autocommit on and off."""
         for autocommit in (False, True):
             kwargs = {"row_factory": dict_row, "prepare_threshold": None, "autocommit": autocommit}
             async with AsyncConnectionPool(
@@ -347,7 +355,7 @@ class TestSchema:
 
 
 class TestHousekeeping:
-    async def test_a_purge_deletes_what_has_expired_and_nothing_else(self, own_table: PostgresStore) -> None:
+    async def test_a_purge_deletes_only_expired_records(self, own_table: PostgresStore) -> None:
         assert isinstance(own_table, Purgeable)
         for number in range(7):
             await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
@@ -357,14 +365,14 @@ class TestHousekeeping:
         assert await own_table.purge(limit=5) == 2
         assert await own_table.renew(granted, lease=30.0)
 
-    async def test_purges_by_many_at_once_count_each_record_once(self, own_table: PostgresStore) -> None:
+    async def test_concurrent_purges_count_each_record_once(self, own_table: PostgresStore) -> None:
         for number in range(20):
             await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
         await until_forgotten(own_table, *(StorageKey(f"old-{number}") for number in range(20)))
         purged = await asyncio.gather(*(own_table.purge(limit=10) for _ in range(6)))
         assert sum(purged) == 20
 
-    async def test_a_completion_sweeps_two_that_have_expired(self, own_table: PostgresStore) -> None:
+    async def test_a_completion_deletes_two_expired_records(self, own_table: PostgresStore) -> None:
         for number in range(5):
             await claim(own_table, StorageKey(f"old-{number}"), lease=0.001, retention=0.001)
         granted = await claim(own_table, StorageKey("young"))
@@ -372,7 +380,7 @@ class TestHousekeeping:
         await own_table.complete(granted, OUTCOME, retention=60.0)
         assert await own_table.purge() == 3
 
-    async def test_a_scan_goes_through_the_keys_in_order(self, own_table: PostgresStore) -> None:
+    async def test_a_scan_lists_live_records_in_key_order(self, own_table: PostgresStore) -> None:
         assert isinstance(own_table, Inspectable)
         keys = [StorageKey(f"k{number:02}") for number in range(25)]
         await asyncio.gather(*(claim(own_table, key) for key in keys))
@@ -385,14 +393,18 @@ class TestHousekeeping:
             cursor, first = page.cursor, False
         assert seen == keys
 
-    async def test_forgetting_frees_a_key_whatever_its_state(self, store, key) -> None:
+    @pytest.mark.parametrize("completed", [False, True])
+    async def test_forgetting_a_running_or_completed_record_frees_its_key(
+        self, store, key, completed: bool
+    ) -> None:
         granted = await claim(store, key)
-        await store.complete(granted, OUTCOME, retention=60.0)
+        if completed:
+            await store.complete(granted, OUTCOME, retention=60.0)
         assert await store.forget(key) is True
         assert await store.forget(key) is False
         assert (await claim(store, key)).fence > granted.fence
 
-    def test_the_store_without_an_event_loop_can_all_that(self, postgres_url: str, key) -> None:
+    def test_the_sync_store_can_scan_forget_and_purge(self, postgres_url: str, key) -> None:
         with ConnectionPool(postgres_url, min_size=1, max_size=2, open=False) as pool:
             store = SyncPostgresStore(pool, deadline=PATIENCE)
             store.create_schema()
@@ -417,7 +429,7 @@ async def test_any_outcome_comes_back_byte_for_byte(store, key, outcome: bytes) 
 
 
 @pytest.mark.parametrize("deadline", [0.0, -1.0, float("inf")])
-async def test_a_deadline_that_is_none_is_refused(pool: AsyncConnectionPool, deadline: float) -> None:
+async def test_an_invalid_deadline_is_refused(pool: AsyncConnectionPool, deadline: float) -> None:
     with pytest.raises(ValueError, match="deadline"):
         PostgresStore(pool, deadline=deadline)
 

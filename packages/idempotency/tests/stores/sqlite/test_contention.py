@@ -1,4 +1,4 @@
-"""One SQLite file under many: threads, processes, event loops, forks and kills."""
+"""One SQLite file with many users: threads, processes, event loops, forks, and killed processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def store(path: Path) -> Iterator[SyncSQLiteStore]:
 
 
 class TestContention:
-    def test_a_lock_held_too_long_is_unavailable_and_had_no_effect(
+    def test_a_lock_held_past_busy_timeout_raises_store_unavailable_and_nothing_is_claimed(
         self, store: SyncSQLiteStore, path: Path
     ) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -57,7 +57,7 @@ class TestContention:
             other.execute("BEGIN IMMEDIATE")
             assert isinstance(acquire(store), Completed)
 
-    def test_a_file_that_has_its_tables_is_opened_beside_a_writer(
+    def test_a_file_that_has_its_tables_can_be_opened_during_a_write(
         self, store: SyncSQLiteStore, path: Path
     ) -> None:
         store.complete(claim(store), b"{}", retention=60)
@@ -66,7 +66,9 @@ class TestContention:
             with closing(SyncSQLiteStore(path)) as second:
                 assert isinstance(acquire(second), Completed)
 
-    def test_a_thread_that_holds_the_store_too_long_is_not_waited_for(self, store: SyncSQLiteStore) -> None:
+    def test_a_call_gives_up_while_another_thread_holds_the_store_too_long(
+        self, store: SyncSQLiteStore
+    ) -> None:
         held, done = threading.Event(), threading.Event()
 
         def hold(connection: sqlite3.Connection) -> None:
@@ -81,7 +83,7 @@ class TestContention:
         done.set()
         thread.join()
 
-    def test_threads_take_turns_on_one_store(self, path: Path) -> None:
+    def test_eight_threads_on_one_store_are_granted_each_key_once(self, path: Path) -> None:
         with closing(SyncSQLiteStore(path, busy_timeout=PATIENCE)) as store:
             granted: list[Reply] = []
 
@@ -95,14 +97,14 @@ class TestContention:
                 thread.join()
             assert sum(isinstance(reply, Acquired) for reply in granted) == 25
 
-    def test_eight_processes_open_one_new_file_and_grant_each_key_once(self, path: Path) -> None:
+    def test_eight_processes_that_open_a_new_file_are_granted_each_key_once(self, path: Path) -> None:
         script = f"""
             import secrets, sys
             from idempotency.stores.sqlite import SyncSQLiteStore
             sys.stdin.readline()  # all start together
             store = SyncSQLiteStore({str(path)!r}, busy_timeout={PATIENCE})
-            ask = dict(fingerprint=b"f" * 32, lease=30.0, retention=60.0)
-            replies = [store.acquire(f"k{{n}}", owner=secrets.token_bytes(16), **ask) for n in range(100)]
+            acquire_async = dict(fingerprint=b"f" * 32, lease=30.0, retention=60.0)
+            replies = [store.acquire(f"k{{n}}", owner=secrets.token_bytes(16), **acquire_async) for n in range(100)]
             print(sum(type(reply).__name__ == "Acquired" for reply in replies))
         """
         workers = [
@@ -122,7 +124,7 @@ class TestContention:
         assert sum(granted) == 100
 
     @pytest.mark.real_time("a killed process leaves a lease that runs out")
-    def test_a_killed_process_leaves_a_claim_that_lapses(self, path: Path) -> None:
+    def test_the_claim_of_a_killed_process_is_taken_over_after_its_lease(self, path: Path) -> None:
         script = f"""
             import time
             from idempotency.stores.sqlite import SyncSQLiteStore
@@ -156,15 +158,15 @@ class TestContention:
             from idempotency.stores.sqlite import file
             from idempotency.stores.sqlite import SyncSQLiteStore
             store = SyncSQLiteStore({str(path)!r})
-            ask = dict(fingerprint=b"f" * 32, lease=30.0, retention=60.0)
+            acquire_async = dict(fingerprint=b"f" * 32, lease=30.0, retention=60.0)
             parents = store._file._connection
             child = os.fork()
             if child == 0:
-                reply = store.acquire("from-child", owner=b"c" * 16, **ask)
+                reply = store.acquire("from-child", owner=b"c" * 16, **acquire_async)
                 own = store._file._connection
                 ok = type(reply).__name__ == "Acquired" and own is not parents
                 os._exit(0 if ok and file._INHERITED == [parents] else 1)
-            store.acquire("from-parent", owner=b"p" * 16, **ask)
+            store.acquire("from-parent", owner=b"p" * 16, **acquire_async)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
             assert store._file._connection is parents
             print(*(record.key for record in store.scan().records))
@@ -184,34 +186,34 @@ class TestLoop:
         yield store
         await store.aclose()
 
-    async def ask(self, store: SQLiteStore) -> Reply:
+    async def acquire_async(self, store: SQLiteStore) -> Reply:
         owner = Owner(secrets.token_bytes(16))
         return await store.acquire(KEY, fingerprint=FINGERPRINT, owner=owner, lease=30, retention=60)
 
-    async def test_a_free_file_needs_no_thread(
+    async def test_calls_to_an_unlocked_file_use_no_thread(
         self, store: SQLiteStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(store._patient, "run", lambda call: pytest.fail("moved to a thread"))
-        reply = await self.ask(store)
+        reply = await self.acquire_async(store)
         assert isinstance(reply, Acquired)
         assert await store.complete(reply.claim, b"{}", retention=60)
-        assert isinstance(await self.ask(store), Completed)
+        assert isinstance(await self.acquire_async(store), Completed)
 
-    async def test_a_locked_file_is_waited_for_without_stopping_the_loop(
+    async def test_a_call_to_a_locked_file_waits_without_blocking_the_event_loop(
         self, store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         waiting = threading.Event()
         wait_in_a_thread = store._patient.run
 
-        def told(call: Any) -> Any:
+        def record_and_run(call: Any) -> Any:
             waiting.set()
             return wait_in_a_thread(call)
 
-        monkeypatch.setattr(store._patient, "run", told)
+        monkeypatch.setattr(store._patient, "run", record_and_run)
         replies: list[Reply] = []
 
         async def claim_it() -> None:
-            replies.append(await self.ask(store))
+            replies.append(await self.acquire_async(store))
 
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -224,42 +226,44 @@ class TestLoop:
                 other.execute("COMMIT")
         assert isinstance(replies[0], Acquired)
 
-    async def test_a_lock_that_stays_is_unavailable(self, path: Path, store: SQLiteStore) -> None:
-        impatient = SQLiteStore(path, busy_timeout=0.05)
+    async def test_a_lock_held_past_busy_timeout_raises_store_unavailable(
+        self, path: Path, store: SQLiteStore
+    ) -> None:
+        short_timeout = SQLiteStore(path, busy_timeout=0.05)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreUnavailable, match="locked"):
-                await self.ask(impatient)
-        await impatient.aclose()
+                await self.acquire_async(short_timeout)
+        await short_timeout.aclose()
         with pytest.raises(StoreUnavailable, match="closed"):
-            await self.ask(impatient)
+            await self.acquire_async(short_timeout)
 
-    async def test_operators_may_scan_forget_and_purge(self, store: SQLiteStore) -> None:
-        assert isinstance(await self.ask(store), Acquired)
+    async def test_the_async_store_can_scan_forget_and_purge(self, store: SQLiteStore) -> None:
+        assert isinstance(await self.acquire_async(store), Acquired)
         assert [record.key for record in (await store.scan()).records] == [KEY]
         assert await store.forget(KEY) is True
         assert await store.forget(KEY) is False
         assert await store.purge() == 0
 
 
-def test_importing_the_store_imports_no_loop_that_is_not_there() -> None:
+def test_importing_the_store_imports_neither_trio_nor_anyio() -> None:
     code = "import sys, idempotency.stores.sqlite; assert 'trio' not in sys.modules and 'anyio' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_one_store_serves_two_loops_one_after_the_other(path: Path) -> None:
+def test_one_store_works_in_two_consecutive_event_loops(path: Path) -> None:
     store = SQLiteStore(path)
     owner = Owner(b"o" * 16)
 
-    async def ask() -> Reply:
+    async def acquire_async() -> Reply:
         return await store.acquire(KEY, fingerprint=FINGERPRINT, owner=owner, lease=30, retention=60)
 
-    assert asyncio.run(ask()) == asyncio.run(ask())
+    assert asyncio.run(acquire_async()) == asyncio.run(acquire_async())
     asyncio.run(store.aclose())
 
 
-def test_effects_committed_with_their_record_happen_once_whatever_is_killed(path: Path) -> None:
-    """Three workers fight over the same keys and die at every step of a run; each effect is there once."""
+def test_effects_committed_with_their_record_happen_once_although_workers_are_killed(path: Path) -> None:
+    """Three workers compete for the same keys and are killed at every step of a run; each effect happens once."""
     with closing(SyncSQLiteStore(path)), closing(sqlite3.connect(path)) as app:
         app.execute("CREATE TABLE effect (key TEXT)")
         app.commit()

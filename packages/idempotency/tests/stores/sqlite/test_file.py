@@ -1,4 +1,4 @@
-"""The file of a SQLite store: made once, kept safe, and refused where it cannot be trusted."""
+"""The file of a SQLite store: created once, never replaced, and refused where it cannot be trusted."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def sql(path: Path, statement: str, *parameters: object) -> list[tuple[object, .
 
 
 class TestFile:
-    def test_the_file_is_made_on_first_use_and_found_again(self, path: Path, clock: FakeClock) -> None:
+    def test_the_file_is_created_on_first_use_and_reopened(self, path: Path, clock: FakeClock) -> None:
         with closing(SyncSQLiteStore(path, clock=clock)) as first:
             first.complete(claim(first), b"{}", retention=60)
         with closing(SyncSQLiteStore(path, clock=clock)) as second:
             assert isinstance(acquire(second), Completed)
 
-    def test_every_commit_is_synced_unless_told_otherwise(self, store: SyncSQLiteStore, path: Path) -> None:
+    def test_synchronous_is_full_unless_set_otherwise(self, store: SyncSQLiteStore, path: Path) -> None:
         def settings(connection: sqlite3.Connection) -> list[object]:
             return [
                 connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")
@@ -58,7 +58,7 @@ class TestFile:
             assert relaxed._file.run(settings) == [1, "wal"]
 
     @pytest.mark.parametrize("damage", ["delete", "replace", "directory"])
-    def test_a_file_that_is_gone_is_never_made_anew(
+    def test_a_deleted_or_replaced_file_raises_store_unavailable_and_is_not_created_again(
         self, store: SyncSQLiteStore, path: Path, damage: str
     ) -> None:
         claim(store)
@@ -72,16 +72,16 @@ class TestFile:
             acquire(store)
         assert path.exists() == (damage == "replace")
 
-    def test_a_file_that_is_put_back_is_used_again(self, store: SyncSQLiteStore, path: Path) -> None:
-        held = claim(store)
+    def test_a_file_that_is_moved_back_is_used_again(self, store: SyncSQLiteStore, path: Path) -> None:
+        claimed = claim(store)
         away = path.with_name("away.db")
         path.rename(away)
         with pytest.raises(StoreUnavailable):
-            store.renew(held, lease=30)
+            store.renew(claimed, lease=30)
         away.rename(path)
-        assert store.renew(held, lease=30) is True
+        assert store.renew(claimed, lease=30) is True
 
-    def test_a_missing_directory_is_named_as_such(self, tmp_path: Path) -> None:
+    def test_the_error_for_a_missing_directory_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable, match="directory exists"):
             SyncSQLiteStore(tmp_path / "nowhere" / "records.db")
 
@@ -90,7 +90,9 @@ class TestFile:
         with pytest.raises(StoreUnavailable, match="not a SQLite database"):
             SyncSQLiteStore(path)
 
-    def test_a_damaged_file_is_unavailable_and_left_alone(self, store: SyncSQLiteStore, path: Path) -> None:
+    def test_a_damaged_file_raises_store_unavailable_and_is_left_unchanged(
+        self, store: SyncSQLiteStore, path: Path
+    ) -> None:
         for number in range(50):
             claim(store, f"k{number}")
         store.close()
@@ -102,26 +104,28 @@ class TestFile:
             acquire(reopened, "k7")
         assert path.read_bytes() == before
 
-    def test_a_full_disk_is_unavailable_and_nothing_is_claimed(self, store: SyncSQLiteStore) -> None:
-        held = claim(store)
+    def test_a_full_database_raises_store_unavailable_and_the_connection_stays_usable(
+        self, store: SyncSQLiteStore
+    ) -> None:
+        claimed = claim(store)
         pages = store._file.run(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
         store._file.run(lambda c: c.execute(f"PRAGMA max_page_count={pages}"))
         with pytest.raises(StoreUnavailable, match="disk is full"):
-            store.complete(held, b"x" * 100_000, retention=60)
+            store.complete(claimed, b"x" * 100_000, retention=60)
         assert store.get(KEY) is not None
-        assert store.complete(held, b"{}", retention=60) is True, "the connection must be usable again"
+        assert store.complete(claimed, b"{}", retention=60) is True, "the connection must be usable again"
 
-    def test_a_read_only_file_is_unavailable(self, store: SyncSQLiteStore) -> None:
+    def test_a_read_only_file_raises_store_unavailable(self, store: SyncSQLiteStore) -> None:
         store._file.run(lambda c: c.execute("PRAGMA query_only=ON"))
         with pytest.raises(StoreUnavailable, match="read-only"):
             acquire(store)
 
-    def test_a_closed_store_says_so(self, store: SyncSQLiteStore) -> None:
+    def test_the_error_of_a_closed_store_says_so(self, store: SyncSQLiteStore) -> None:
         store.close()
         with pytest.raises(StoreUnavailable, match="closed"):
             acquire(store)
 
-    def test_a_network_file_system_is_refused_before_a_file_is_made(
+    def test_a_network_file_system_is_refused_before_a_file_is_created(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(file, "_file_system", lambda path: "nfs4")
@@ -129,7 +133,7 @@ class TestFile:
             SyncSQLiteStore(tmp_path / "records.db")
         assert not list(tmp_path.iterdir())
 
-    def test_the_file_system_is_read_from_the_innermost_mount(self, tmp_path: Path) -> None:
+    def test_the_file_system_is_that_of_the_innermost_mount(self, tmp_path: Path) -> None:
         mounts = tmp_path / "mountinfo"
         share = tmp_path / "a share"
         share.mkdir()
@@ -142,19 +146,19 @@ class TestFile:
         assert file._file_system(tmp_path, tmp_path / "absent") is None
 
     @pytest.mark.parametrize("table", ["", "a b", "a;drop", "sqlite_x", "1a", "é", "a" * 64])
-    def test_a_table_name_is_an_identifier(self, path: Path, table: str) -> None:
+    def test_a_table_name_that_is_no_identifier_is_refused(self, path: Path, table: str) -> None:
         with pytest.raises(ValueError, match="identifier"):
             SyncSQLiteStore(path, table=table)
 
-    def test_synchronous_is_one_of_sqlites_own_words(self, path: Path) -> None:
+    def test_an_unknown_value_of_synchronous_is_refused(self, path: Path) -> None:
         with pytest.raises(ValueError, match="synchronous"):
             SyncSQLiteStore(path, synchronous="full; DROP TABLE x")
 
-    def test_a_negative_patience_is_refused(self, path: Path) -> None:
+    def test_a_negative_busy_timeout_is_refused(self, path: Path) -> None:
         with pytest.raises(ValueError, match="busy_timeout"):
             SyncSQLiteStore(path, busy_timeout=-1)
 
-    def test_a_table_of_other_columns_is_refused(self, path: Path) -> None:
+    def test_a_table_with_other_columns_is_refused(self, path: Path) -> None:
         sql(path, "CREATE TABLE idempotency_record (key TEXT, expires_at REAL)")
         with pytest.raises(StoreError, match="another table"):
             SyncSQLiteStore(path)
@@ -169,12 +173,14 @@ class TestFile:
         with pytest.raises(StoreError, match="journal mode 'delete'"):
             SyncSQLiteStore(path)
 
-    def test_a_sqlite_without_returning_is_refused(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_sqlite_version_without_returning_is_refused(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
         with pytest.raises(StoreError, match="too old"):
             SyncSQLiteStore(path)
 
-    def test_a_new_file_that_another_opener_holds_is_waited_for(self, path: Path) -> None:
+    def test_opening_waits_for_another_process_that_locks_the_new_file(self, path: Path) -> None:
         with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
             other.execute("CREATE TABLE t (x)")
             other.execute("BEGIN EXCLUSIVE")
@@ -184,7 +190,7 @@ class TestFile:
                 assert isinstance(acquire(store), Acquired)
             release.join()
 
-    def test_errors_name_no_key_and_keep_sqlites_own_as_their_cause(
+    def test_errors_do_not_show_the_key_and_have_sqlites_error_as_cause(
         self, store: SyncSQLiteStore, path: Path
     ) -> None:
         sql(path, "DROP TABLE idempotency_record")

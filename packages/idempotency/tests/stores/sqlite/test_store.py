@@ -1,4 +1,4 @@
-"""The SQLite store: the contract, its records, its clocks, and outcomes in the transaction of an effect."""
+"""The SQLite store: the contract, its records, its clocks, and complete_in."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ def sql(path: Path, statement: str, *parameters: object) -> list[tuple[object, .
 
 
 class TestRecords:
-    def test_an_unknown_version_is_neither_run_nor_deleted(
+    def test_a_record_of_an_unknown_version_raises_and_is_never_deleted(
         self, store: SyncSQLiteStore, path: Path, clock: FakeClock
     ) -> None:
-        held = claim(store, retention=1)
+        claimed = claim(store, retention=1)
         sql(path, "UPDATE idempotency_record SET version = 2")
         clock.advance(1_000)
         for call in (
             lambda: acquire(store),
-            lambda: store.renew(held, lease=30),
-            lambda: store.complete(held, b"{}", retention=60),
-            lambda: store.release(held),
+            lambda: store.renew(claimed, lease=30),
+            lambda: store.complete(claimed, b"{}", retention=60),
+            lambda: store.release(claimed),
             lambda: store.get(KEY),
         ):
             with pytest.raises(UnknownRecordVersion) as raised:
@@ -90,12 +90,12 @@ class TestRecords:
         "damage",
         ["owner = 'text'", "fingerprint = 7", "outcome = x'00'", "completed_at = 5", "lease_until = 'soon'"],
     )
-    def test_an_unreadable_record_is_neither_run_nor_deleted(
+    def test_a_corrupt_record_raises_and_stays_until_it_is_forgotten(
         self, store: SyncSQLiteStore, path: Path, damage: str
     ) -> None:
-        held = claim(store)
+        claimed = claim(store)
         sql(path, f"UPDATE idempotency_record SET {damage}")
-        for call in (lambda: acquire(store), lambda: store.complete(held, b"{}", retention=60)):
+        for call in (lambda: acquire(store), lambda: store.complete(claimed, b"{}", retention=60)):
             with pytest.raises(CorruptRecord):
                 call()
         assert store.scan().records == ()
@@ -103,7 +103,7 @@ class TestRecords:
         assert store.forget(KEY) is True
         assert isinstance(acquire(store), Acquired)
 
-    def test_expired_records_are_deleted_by_purge_up_to_its_limit(
+    def test_a_purge_deletes_only_expired_records_up_to_its_limit(
         self, store: SyncSQLiteStore, path: Path, clock: FakeClock
     ) -> None:
         for number in range(5):
@@ -113,7 +113,7 @@ class TestRecords:
         assert [store.purge(limit=3), store.purge(limit=3), store.purge(limit=3)] == [3, 2, 0]
         assert sql(path, "SELECT key FROM idempotency_record") == [("alive",)]
 
-    def test_each_complete_deletes_a_few_expired_records(
+    def test_each_completion_deletes_expired_records(
         self, store: SyncSQLiteStore, path: Path, clock: FakeClock
     ) -> None:
         for number in range(30):
@@ -121,9 +121,7 @@ class TestRecords:
             clock.advance(2)
         assert sql(path, "SELECT count(*) FROM idempotency_record") == [(1,)]
 
-    def test_a_scan_pages_through_the_live_records_in_key_order(
-        self, store: SyncSQLiteStore, clock: FakeClock
-    ) -> None:
+    def test_a_scan_lists_live_records_in_key_order(self, store: SyncSQLiteStore, clock: FakeClock) -> None:
         for number in range(7):
             claim(store, f"k{number}")
         claim(store, "expired", lease=1, retention=1)
@@ -136,9 +134,7 @@ class TestRecords:
         ]
         assert third.cursor is None
 
-    def test_the_fence_rises_past_an_emptied_table_and_past_a_new_file(
-        self, path: Path, tmp_path: Path
-    ) -> None:
+    def test_the_fence_rises_in_an_emptied_table_and_in_a_new_file(self, path: Path, tmp_path: Path) -> None:
         with closing(SyncSQLiteStore(path)) as store:
             before = claim(store).fence
             sql(path, "DELETE FROM idempotency_record")
@@ -146,7 +142,7 @@ class TestRecords:
         with closing(SyncSQLiteStore(tmp_path / "new.db")) as other:
             assert claim(other).fence > again
 
-    def test_a_lost_counter_stops_new_claims(self, store: SyncSQLiteStore, path: Path) -> None:
+    def test_a_missing_fence_counter_refuses_claims(self, store: SyncSQLiteStore, path: Path) -> None:
         sql(path, "DELETE FROM idempotency_record_fence")
         with pytest.raises(StoreUnavailable, match="counter"):
             acquire(store)
@@ -156,9 +152,9 @@ class TestRecords:
 class TestClocks:
     @pytest.mark.skipif(sys.platform != "linux", reason="the clock since boot is Linux's")
     @pytest.mark.parametrize("hours", [-1, 1, 48])
-    def test_a_step_of_the_wall_clock_moves_no_lease(self, path: Path, hours: int) -> None:
+    def test_a_step_of_the_wall_clock_changes_no_lease(self, path: Path, hours: int) -> None:
         with closing(SyncSQLiteStore(path)) as store:
-            held = claim(store, lease=60, retention=60)
+            claimed = claim(store, lease=60, retention=60)
             with time_machine.travel(datetime.now(UTC) + timedelta(hours=hours)):
                 reply = acquire(store)
                 assert isinstance(reply, Running)
@@ -166,15 +162,15 @@ class TestClocks:
                 record = store.get(KEY)
                 assert record is not None
                 assert record.expires_in == pytest.approx(120 - 3600 * hours, abs=1), (
-                    "wall time judges retention"
+                    "retention counts in wall time"
                 )
                 assert store.purge() == 0
-                assert store.complete(held, b"{}", retention=60) is True
+                assert store.complete(claimed, b"{}", retention=60) is True
 
     @pytest.mark.skipif(sys.platform != "linux", reason="the clock since boot is Linux's")
-    def test_a_lease_of_another_boot_has_lapsed(self, path: Path) -> None:
+    def test_a_lease_from_before_a_reboot_has_lapsed(self, path: Path) -> None:
         with closing(SyncSQLiteStore(path)) as store:
-            held = claim(store, lease=3600, retention=3600)
+            claimed = claim(store, lease=3600, retention=3600)
             sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e9")
             record = store.get(KEY)
             assert record is not None
@@ -183,21 +179,21 @@ class TestClocks:
                 record = store.get(KEY)
                 assert record is not None
                 assert record.lease_left == pytest.approx(-1800, abs=5), (
-                    "by the wall clock: there is no other"
+                    "by the wall clock, since the boot clock started anew"
                 )
             successor = claim(store)
-            assert (successor.attempt, store.complete(held, b"{}", retention=60)) == (2, False)
+            assert (successor.attempt, store.complete(claimed, b"{}", retention=60)) == (2, False)
 
-    def test_the_owner_itself_may_go_on_after_a_reboot(self, path: Path) -> None:
+    def test_the_owner_can_renew_its_claim_after_a_reboot(self, path: Path) -> None:
         with closing(SyncSQLiteStore(path)) as store:
-            held = claim(store)
+            claimed = claim(store)
             sql(path, "UPDATE idempotency_record SET boot = x'00', lease_until = 1e9")
-            assert store.renew(held, lease=30) is True
+            assert store.renew(claimed, lease=30) is True
             reply = acquire(store)
             assert isinstance(reply, Running)
-            assert 0 < reply.lease_left <= 30, "what was left of a lease in another boot says nothing in this"
+            assert 0 < reply.lease_left <= 30, "the lease from before the reboot no longer counts"
 
-    def test_without_a_name_for_the_boot_wall_time_serves(
+    def test_leases_use_wall_time_where_there_is_no_boot_id(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def absent(path: Path) -> bytes:
@@ -222,55 +218,57 @@ class TestCompleteIn:
     def test_effect_and_record_are_committed_together(
         self, store: SyncSQLiteStore, app: sqlite3.Connection
     ) -> None:
-        held = claim(store)
+        claimed = claim(store)
         with app:
             app.execute("INSERT INTO charge VALUES (5)")
-            assert store.complete_in(app, held, b'{"n":1}', retention=60) is True
+            assert store.complete_in(app, claimed, b'{"n":1}', retention=60) is True
         reply = acquire(store)
         assert isinstance(reply, Completed)
         assert reply.outcome == b'{"n":1}'
-        assert store.complete(held, b'{"n":2}', retention=60) is True
+        assert store.complete(claimed, b'{"n":2}', retention=60) is True
 
-    def test_a_rollback_undoes_both(self, store: SyncSQLiteStore, app: sqlite3.Connection) -> None:
-        held = claim(store)
+    def test_effect_and_record_are_rolled_back_together(
+        self, store: SyncSQLiteStore, app: sqlite3.Connection
+    ) -> None:
+        claimed = claim(store)
         app.execute("INSERT INTO charge VALUES (5)")
-        store.complete_in(app, held, b"{}", retention=60)
+        store.complete_in(app, claimed, b"{}", retention=60)
         app.rollback()
         assert isinstance(acquire(store), Running)
         assert app.execute("SELECT count(*) FROM charge").fetchone()[0] == 0
 
-    def test_a_claim_that_was_taken_over_is_told_so(
+    def test_complete_in_returns_false_for_a_claim_that_was_taken_over(
         self, store: SyncSQLiteStore, app: sqlite3.Connection, clock: FakeClock
     ) -> None:
-        stale = claim(store, lease=1)
+        lost = claim(store, lease=1)
         clock.advance(1)
         claim(store)
         app.execute("INSERT INTO charge VALUES (5)")
-        assert store.complete_in(app, stale, b"{}", retention=60) is False
+        assert store.complete_in(app, lost, b"{}", retention=60) is False
 
-    def test_without_a_transaction_it_is_refused(
+    def test_complete_in_without_a_transaction_is_refused(
         self, store: SyncSQLiteStore, app: sqlite3.Connection
     ) -> None:
         with pytest.raises(ValueError, match="transaction"):
             store.complete_in(app, claim(store), b"{}", retention=60)
 
-    def test_on_another_file_it_is_refused(self, store: SyncSQLiteStore, tmp_path: Path) -> None:
+    def test_complete_in_on_another_file_is_refused(self, store: SyncSQLiteStore, tmp_path: Path) -> None:
         with closing(sqlite3.connect(tmp_path / "other.db")) as other:
             other.execute("CREATE TABLE t (x)")
             other.execute("INSERT INTO t VALUES (1)")
             with pytest.raises(ValueError, match="not to"):
                 store.complete_in(other, claim(store), b"{}", retention=60)
 
-    def test_a_stale_snapshot_is_a_conflict_not_a_driver_error(
+    def test_another_claim_after_the_snapshot_raises_isolation_conflict(
         self, store: SyncSQLiteStore, app: sqlite3.Connection
     ) -> None:
-        held = claim(store)
+        claimed = claim(store)
         app.isolation_level = None
         app.execute("BEGIN")
         app.execute("SELECT count(*) FROM charge").fetchone()
         claim(store, "another")  # commits after the snapshot of `app`
         with pytest.raises(IsolationConflict, match="BEGIN IMMEDIATE"):
-            store.complete_in(app, held, b"{}", retention=60)
+            store.complete_in(app, claimed, b"{}", retention=60)
 
 
 def test_both_stores_are_inspectable_and_purgeable() -> None:
