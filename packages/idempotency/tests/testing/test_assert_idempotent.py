@@ -1,4 +1,4 @@
-"""`assert_idempotent` passes what is idempotent, and names the mistakes that hand-rolled middlewares make."""
+"""`assert_idempotent` accepts idempotent applications, and reports the mistakes of hand-rolled middlewares."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 
 
 class Charges:
-    """An ASGI application that charges once for each request it serves, in the middle of some waiting."""
+    """An ASGI application that charges once for each request, and yields to the loop before and after."""
 
     def __init__(self, waits: int = 2) -> None:
         self.charged = 0
@@ -44,11 +44,11 @@ class Charges:
         await send({"type": "http.response.body", "body": body})
 
 
-class Handmade:
+class HandRolledMiddleware:
     """
-    A hand-rolled middleware, right but for what a test breaks: `answers` by key, None while the first runs.
+    A hand-rolled middleware, correct by default, that keeps `answers` by key, None while the first request runs.
 
-    Everything around it is a setting, so that each test shows the one mistake that it makes.
+    Each option makes one mistake.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ async def check(app: Any, charges: Any, **more: Any) -> Checked:
     return await assert_idempotent(app, "POST", "/charges", effects=lambda: charges.charged, **more)
 
 
-# What is idempotent passes.
+# Idempotent applications are accepted.
 
 
 async def test_the_middleware_over_a_handler_that_waits_is_idempotent_at_every_step() -> None:
@@ -172,19 +172,17 @@ async def test_a_fastapi_route_in_a_thread_is_idempotent() -> None:
     assert set(charges) == {3}
 
 
-async def test_duplicates_that_wait_for_the_first_answer_are_idempotent_and_retries_end_with_patience() -> (
-    None
-):
+async def test_duplicates_that_wait_for_the_first_answer_are_idempotent() -> None:
     charges = Charges()
     app = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=one_tenant(), policy=Policy(wait=60.0))
 
     await check(app, charges, interruptions=4, patience=0.05)
 
 
-async def test_a_right_middleware_of_another_kind_passes_too() -> None:
+async def test_a_correct_hand_rolled_middleware_passes() -> None:
     charges = Charges()
 
-    checked = await check(Handmade(charges), charges, twins=3)
+    checked = await check(HandRolledMiddleware(charges), charges, twins=3)
 
     assert checked.twins == 3
 
@@ -192,22 +190,22 @@ async def test_a_right_middleware_of_another_kind_passes_too() -> None:
 async def test_a_request_may_have_several_effects() -> None:
     charges = Charges()
 
-    await assert_idempotent(Handmade(charges), "POST", "/", effects=lambda: 3 * charges.charged)
+    await assert_idempotent(HandRolledMiddleware(charges), "POST", "/", effects=lambda: 3 * charges.charged)
 
 
-async def test_long_runs_are_interrupted_at_steps_spread_over_them() -> None:
+async def test_a_long_run_is_interrupted_at_the_given_number_of_steps() -> None:
     charges = Charges(waits=100)
 
-    checked = await check(Handmade(charges), charges, interruptions=7)
+    checked = await check(HandRolledMiddleware(charges), charges, interruptions=7)
 
     assert checked.steps > 200
     assert checked.disconnects == 7
 
 
-# What is not is named.
+# Mistakes are reported.
 
 
-async def test_an_unprotected_route_runs_twice() -> None:
+async def test_an_unprotected_route_is_reported_as_run_twice() -> None:
     charges = Charges()
 
     with pytest.raises(
@@ -216,69 +214,69 @@ async def test_an_unprotected_route_runs_twice() -> None:
         await check(charges, charges)
 
 
-async def test_a_replay_that_says_something_else_is_found() -> None:
+async def test_a_replay_with_another_body_is_reported() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match="answered 201 1 again, expected the first answer, 201 1"):
-        await check(Handmade(charges, change=lambda body: body + b" again"), charges)
+        await check(HandRolledMiddleware(charges, change=lambda body: body + b" again"), charges)
 
 
-async def test_a_check_before_the_act_lets_concurrent_duplicates_run() -> None:
+async def test_concurrent_duplicates_that_all_run_are_reported() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match="5 requests at once under one key, answered 5 x 201: 5 effects"):
-        await check(Handmade(charges, claims=False), charges)
+        await check(HandRolledMiddleware(charges, claims=False), charges)
 
 
-async def test_a_run_that_stops_with_its_client_leaves_the_key_in_progress() -> None:
+async def test_a_key_left_in_progress_after_a_disconnect_is_reported() -> None:
     charges = Charges()
 
     with pytest.raises(
         AssertionError, match=r"left at step \d of \d .* was answered 409 running when it came back"
     ):
-        await check(Handmade(charges, stop_on_disconnect=True), charges)
+        await check(HandRolledMiddleware(charges, stop_on_disconnect=True), charges)
 
 
-async def test_a_run_that_stops_with_its_client_and_frees_the_key_runs_twice() -> None:
+async def test_a_key_freed_by_a_disconnect_after_the_effect_is_reported_as_run_twice() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match=r"left at step \d of \d \(1 effects by then\).*: 2 effects"):
-        await check(Handmade(charges, stop_on_disconnect=True, free_on_cancel=True), charges)
+        await check(HandRolledMiddleware(charges, stop_on_disconnect=True, free_on_cancel=True), charges)
 
 
-async def test_a_cancelled_run_that_frees_its_key_runs_twice() -> None:
+async def test_a_key_freed_by_a_cancellation_after_the_effect_is_reported() -> None:
     charges = Charges()
 
     with pytest.raises(
         AssertionError, match=r"cancelled at step \d of \d \(1 effects .*must not be free before"
     ):
-        await check(Handmade(charges, free_on_cancel=True), charges)
+        await check(HandRolledMiddleware(charges, free_on_cancel=True), charges)
 
 
-async def test_an_answer_without_its_effect_is_found() -> None:
+async def test_an_answer_without_its_effect_is_reported() -> None:
     charges = Charges()
 
     with pytest.raises(
         AssertionError, match=r"cancelled at step .*: 0 effects, expected 1; the answer tells of"
     ):
-        await check(Handmade(charges, when_cancelled=(200, b"done")), charges)
+        await check(HandRolledMiddleware(charges, when_cancelled=(200, b"done")), charges)
 
 
-async def test_duplicates_answered_with_anything_but_409_or_the_first_answer_are_found() -> None:
+async def test_a_duplicate_answered_neither_409_nor_with_the_first_answer_is_reported() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match="answered 500 running, expected the first answer, 201"):
-        await check(Handmade(charges, running=500), charges)
+        await check(HandRolledMiddleware(charges, running=500), charges)
 
 
-async def test_a_retry_that_fails_for_good_after_a_cancellation_is_found() -> None:
+async def test_a_retry_that_always_fails_after_a_cancellation_is_reported() -> None:
     charges = Charges()
 
     with pytest.raises(AssertionError, match=r"cancelled at .* answered 500: expected the answer, or 409"):
-        await check(Handmade(charges, when_cancelled=(500, b"")), charges)
+        await check(HandRolledMiddleware(charges, when_cancelled=(500, b"")), charges)
 
 
-async def test_starlettes_base_class_around_the_middleware_does_no_harm() -> None:
+async def test_the_middleware_below_starlettes_base_http_middleware_is_idempotent() -> None:
     charges = Charges()
     protected = IdempotencyMiddleware(charges, store=MemoryStore(), tenant=one_tenant())
 
@@ -288,7 +286,7 @@ async def test_starlettes_base_class_around_the_middleware_does_no_harm() -> Non
     await check(BaseHTTPMiddleware(protected, dispatch), charges)
 
 
-async def test_a_request_that_fails_to_begin_with_is_no_test() -> None:
+async def test_a_first_request_that_fails_is_refused_as_a_test() -> None:
     async def refuses(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})
         await send({"type": "http.response.body", "body": b"no such route"})
@@ -305,12 +303,12 @@ async def test_an_application_that_raises_is_reported_with_its_exception() -> No
         await assert_idempotent(raises, "POST", "/", effects=lambda: 0)
 
 
-async def test_effects_that_do_not_count_the_request_are_no_test() -> None:
+async def test_effects_that_do_not_change_with_the_request_are_refused_as_a_test() -> None:
     with pytest.raises(AssertionError, match="count something that the request adds to"):
         await assert_idempotent(Charges(), "POST", "/", effects=lambda: 7)
 
 
-async def test_a_request_that_is_never_answered_is_found() -> None:
+async def test_a_request_that_is_never_answered_is_reported_after_the_timeout() -> None:
     async def hangs(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.Event().wait()
 
@@ -318,6 +316,6 @@ async def test_a_request_that_is_never_answered_is_found() -> None:
         await assert_idempotent(hangs, "POST", "/", effects=lambda: 0, timeout=0.01)
 
 
-async def test_two_bodies_are_refused() -> None:
+async def test_json_and_body_together_are_refused() -> None:
     with pytest.raises(TypeError, match="json or body"):
         await assert_idempotent(Charges(), "POST", "/", effects=lambda: 0, json={}, body=b"{}")

@@ -1,4 +1,4 @@
-"""A contract counts only if wrong stores fail it: each mutant of the memory store breaks one rule, and is caught."""
+"""The store contract fails wrong stores: each mutant of the memory store breaks one rule, and is caught."""
 
 from __future__ import annotations
 
@@ -151,45 +151,47 @@ def history_is_broken(contract: StoreContract) -> bool:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_named_rule_catches_the_mutant_in_which(name: str) -> None:
+def test_a_rules_own_test_catches_the_mutant(name: str) -> None:
     assert first_broken_rule(contract_of(mutated(*MUTANTS[name]))) is not None
 
 
-# Rare in a random history: a takeover with another retention, then a renewal, then a look before the record is settled.
+# Rare in a random history: a takeover with another retention, then a renewal, then a read before the record is settled.
 RARE = {"a takeover keeps the old retention"}
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - RARE))
-def test_random_histories_catch_the_mutant_in_which(name: str) -> None:
+def test_random_histories_catch_the_mutant(name: str) -> None:
     assert history_is_broken(contract_of(mutated(*MUTANTS[name])))
 
 
-# What a database does to what it is given, if it is told the wrong column types.
+# What a database does to values if its columns have the wrong types.
 
 
-def kept_whole(anything: Any) -> Any:
+def unchanged(anything: Any) -> Any:
     return anything
 
 
 COLUMNS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "keys are compared without their case": {"key": lambda key: StorageKey(key.lower())},
     "keys are cut": {"key": lambda key: StorageKey(key[:255])},
-    "fingerprints are text": {"fingerprint": lambda it: Fingerprint(it.decode(errors="replace").encode())},
-    "fingerprints are cut": {"fingerprint": lambda it: Fingerprint(it[:16])},
+    "fingerprints are text": {
+        "fingerprint": lambda value: Fingerprint(value.decode(errors="replace").encode())
+    },
+    "fingerprints are cut": {"fingerprint": lambda value: Fingerprint(value[:16])},
     "outcomes are cut": {"outcome": lambda outcome: outcome[:65_535]},
 }
 
 
 class LossyStore:
-    """A memory store behind columns that do not hold what they are given."""
+    """A memory store behind columns that change the values that they store."""
 
     def __init__(
         self,
         clock: Clock,
         *,
-        key: Callable[[Any], Any] = kept_whole,
-        fingerprint: Callable[[Any], Any] = kept_whole,
-        outcome: Callable[[Any], Any] = kept_whole,
+        key: Callable[[Any], Any] = unchanged,
+        fingerprint: Callable[[Any], Any] = unchanged,
+        outcome: Callable[[Any], Any] = unchanged,
     ) -> None:
         self._store = memory.SyncMemoryStore(clock=clock)
         self._key, self._fingerprint, self._outcome = key, fingerprint, outcome
@@ -207,7 +209,7 @@ class LossyStore:
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_a_named_rule_catches_the_column_in_which(name: str) -> None:
+def test_the_tests_of_r1_catch_a_lossy_column(name: str) -> None:
     class LossyContract(StoreContract):
         @contextmanager
         def open_store(self, clock: Clock) -> Iterator[SyncStore]:
@@ -216,7 +218,7 @@ def test_a_named_rule_catches_the_column_in_which(name: str) -> None:
     assert (first_broken_rule(LossyContract()) or "").startswith("test_r1_")
 
 
-def test_the_store_as_it_is_breaks_no_rule() -> None:
+def test_the_unchanged_store_breaks_no_rule() -> None:
     contract = contract_of(mutated("", ""))
     assert first_broken_rule(contract) is None
     assert not history_is_broken(contract)

@@ -1,4 +1,4 @@
-"""The store that fails on request fails as it says, sync and async alike."""
+"""`FaultyStore` and `SyncFaultyStore` cause the faults that a test injects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def faulty(request: pytest.FixtureRequest) -> FaultyStore | SyncFaultyStore:
     return FaultyStore(MemoryStore()) if request.param == "async" else SyncFaultyStore(SyncMemoryStore())
 
 
-async def done(result: Any) -> Any:
+async def resolve(result: Any) -> Any:
     return await result if isinstance(result, Awaitable) else result
 
 
@@ -32,49 +32,55 @@ async def done(result: Any) -> Any:
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 class TestFaults:
     async def claim(self, store: FaultyStore | SyncFaultyStore) -> Claim:
-        reply = await done(store.acquire(KEY, **ASK))  # type: ignore[arg-type]
+        reply = await resolve(store.acquire(KEY, **ASK))  # type: ignore[arg-type]
         assert isinstance(reply, Acquired)
         return reply.claim
 
-    async def test_fail_before_changes_nothing(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+    async def test_fail_before_raises_and_leaves_the_store_unchanged(
+        self, faulty: FaultyStore | SyncFaultyStore
+    ) -> None:
         faulty.inject("acquire", [Fault.FAIL_BEFORE])
         with pytest.raises(StoreUnavailable):
             await self.claim(faulty)
-        assert await done(faulty.get(KEY)) is None
+        assert await resolve(faulty.get(KEY)) is None
         assert faulty.calls == [("acquire", KEY), ("get", KEY)]
 
-    async def test_fail_after_has_taken_effect(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+    async def test_fail_after_raises_although_the_call_took_effect(
+        self, faulty: FaultyStore | SyncFaultyStore
+    ) -> None:
         claim = await self.claim(faulty)
         faulty.inject("complete", [Fault.FAIL_AFTER])
         with pytest.raises(StoreUnavailable):
-            await done(faulty.complete(claim, b"{}", retention=60))
-        assert (await done(faulty.get(KEY))).state is State.COMPLETED
+            await resolve(faulty.complete(claim, b"{}", retention=60))
+        assert (await resolve(faulty.get(KEY))).state is State.COMPLETED
 
-    async def test_drop_answers_and_loses_the_record(self, faulty: FaultyStore | SyncFaultyStore) -> None:
+    async def test_drop_answers_normally_and_loses_the_record(
+        self, faulty: FaultyStore | SyncFaultyStore
+    ) -> None:
         faulty.inject("acquire", [Fault.DROP])
         claim = await self.claim(faulty)
-        assert await done(faulty.renew(claim, lease=30)) is False
+        assert await resolve(faulty.renew(claim, lease=30)) is False
 
-    async def test_faults_are_met_in_order_and_then_no_more(
+    async def test_injected_faults_apply_in_order_and_then_calls_succeed(
         self, faulty: FaultyStore | SyncFaultyStore
     ) -> None:
         claim = await self.claim(faulty)
         faulty.inject("renew", [None, Fault.FAIL_BEFORE])
-        assert await done(faulty.renew(claim, lease=30)) is True
+        assert await resolve(faulty.renew(claim, lease=30)) is True
         with pytest.raises(StoreUnavailable):
-            await done(faulty.renew(claim, lease=30))
-        assert await done(faulty.renew(claim, lease=30)) is True
+            await resolve(faulty.renew(claim, lease=30))
+        assert await resolve(faulty.renew(claim, lease=30)) is True
 
-    async def test_a_broken_store_stays_broken_until_it_is_mended(
+    async def test_an_endless_fault_lasts_until_it_is_replaced(
         self, faulty: FaultyStore | SyncFaultyStore
     ) -> None:
         claim = await self.claim(faulty)
         faulty.inject("release", itertools.repeat(Fault.FAIL_BEFORE))
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
-                await done(faulty.release(claim))
+                await resolve(faulty.release(claim))
         faulty.inject("release", [])
-        assert await done(faulty.release(claim)) is True
+        assert await resolve(faulty.release(claim)) is True
 
     async def test_a_delayed_call_takes_effect(self, faulty: FaultyStore | SyncFaultyStore) -> None:
         faulty.inject("acquire", [0.001])
@@ -91,7 +97,7 @@ class TestFaults:
         assert await store.get(KEY) is not None
 
 
-def test_a_hung_thread_goes_on_when_the_store_resumes() -> None:
+def test_a_hung_call_in_a_thread_takes_effect_when_the_store_resumes() -> None:
     store = SyncFaultyStore(SyncMemoryStore())
     store.inject("acquire", [Fault.HANG])
     thread = threading.Thread(target=lambda: store.acquire(KEY, **ASK))  # type: ignore[arg-type]
@@ -104,7 +110,7 @@ def test_a_hung_thread_goes_on_when_the_store_resumes() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_closing_closes_what_is_inside() -> None:
+async def test_closing_a_faulty_store_closes_its_inner_store() -> None:
     closed: list[str] = []
 
     class Inner(MemoryStore):

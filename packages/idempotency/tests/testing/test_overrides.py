@@ -44,7 +44,7 @@ class SyncDownStore(SyncMemoryStore):
 
 
 class Shop:
-    """A route, or a function, over a store that a unit test cannot reach; `post` says how it was answered."""
+    """A route in one framework, over a store that a unit test cannot reach; `post` returns the status."""
 
     def __init__(self, framework: str) -> None:
         self.runs = 0
@@ -117,14 +117,14 @@ def shop(request: pytest.FixtureRequest) -> Shop:
     return Shop(request.param)
 
 
-def test_protection_that_is_off_asks_for_no_key_and_calls_no_store(shop: Shop) -> None:
+def test_protection_off_requires_no_key_and_calls_no_store(shop: Shop) -> None:
     assert (shop.post(), shop.post("k"), shop.runs) == (400, 503, 0)
     with protection_off():
         assert (shop.post(), shop.post("k"), shop.post("k"), shop.runs) == (200, 200, 200, 3)
     assert (shop.post(), shop.post("k"), shop.runs) == (400, 503, 3)
 
 
-def test_swapped_stores_protect_in_memory_and_begin_empty_each_time(shop: Shop) -> None:
+def test_swapped_stores_protect_in_memory_and_start_empty_each_time(shop: Shop) -> None:
     for runs in (1, 2):
         with swapped_stores():
             assert (shop.post("k"), shop.post("k"), shop.post()) == (200, 200, 400)
@@ -132,7 +132,7 @@ def test_swapped_stores_protect_in_memory_and_begin_empty_each_time(shop: Shop) 
     assert shop.post("k") == 503
 
 
-def test_functions_are_switched_and_swapped_too() -> None:
+def test_protection_off_and_swapped_stores_apply_to_decorated_functions() -> None:
     runs: list[str] = []
     pay = idempotent(store=SyncDownStore(), operation="pay", key=lambda order: order)(runs.append)
     with protection_off():
@@ -147,7 +147,7 @@ def test_functions_are_switched_and_swapped_too() -> None:
         pay("o-1")
 
 
-def test_users_of_one_store_share_its_replacement_and_others_do_not() -> None:
+def test_functions_with_one_store_share_its_replacement_and_others_do_not() -> None:
     shared, own = SyncMemoryStore(), SyncMemoryStore()
     runs: list[str] = []
 
@@ -165,7 +165,7 @@ def test_users_of_one_store_share_its_replacement_and_others_do_not() -> None:
     assert len(shared.scan().records) == 1
 
 
-def test_stores_are_swapped_once_and_given_back_after_an_error() -> None:
+def test_swapping_twice_is_refused_and_stores_are_restored_after_an_error() -> None:
     with swapped_stores(), pytest.raises(RuntimeError, match="already swapped"), swapped_stores():
         pass
     runs: list[str] = []
@@ -176,7 +176,7 @@ def test_stores_are_swapped_once_and_given_back_after_an_error() -> None:
         pay("o-1")
 
 
-def test_a_replacement_of_the_wrong_kind_is_refused_and_leaves_everything_as_it_was() -> None:
+def test_a_replacement_of_the_wrong_kind_is_refused_and_no_store_is_swapped() -> None:
     runs: list[str] = []
     pay = idempotent(store=SyncDownStore(), operation="pay", key=lambda order: order)(runs.append)
     with pytest.raises(TypeError, match="cannot be replaced"), swapped_stores(make_sync=MemoryStore):  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_a_replacement_of_the_wrong_kind_is_refused_and_leaves_everything_as_it_
     assert runs == ["o-1"]
 
 
-def test_the_fixtures_are_asked_for_by_name_and_installed_by_nobody(tmp_path: Path) -> None:
+def test_the_fixtures_work_by_name_and_only_where_the_plugin_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["idempotency.testing.fixtures"]\n')
     (tmp_path / "test_pay.py").write_text(
         "from idempotency import idempotent\n"
