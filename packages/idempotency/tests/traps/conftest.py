@@ -1,4 +1,4 @@
-"""Fixtures of the traps' tests: every store, a key nobody else uses, and an event loop."""
+"""Fixtures of the traps' tests: every store, a key for one test, and an event loop."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from idempotency.store import Store
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Servers and network drivers run on asyncio; tests for trio say so themselves."""
+    """Servers and network drivers run on asyncio."""
     return "asyncio"
 
 
 @pytest.fixture
 def key() -> str:
-    """A key of this test alone: servers outlive tests."""
+    """A key for one test, since tests share the servers."""
     return f"k-{secrets.token_hex(8)}"
 
 
 @pytest.fixture
 def locate(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """The location of a kind of store: a file of this test's, or the session's server."""
+    """A function from a kind of store to its location: a file for one test, or the session's server."""
 
     def location(kind: str) -> str:
         match kind:

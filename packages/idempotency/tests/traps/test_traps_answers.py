@@ -1,4 +1,4 @@
-"""Traps 18 to 23: a replay is the first answer, and a record that cannot be made hides nothing."""
+"""Traps 18 to 23: a replay equals the first answer, and an answer is sent also if it cannot be recorded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answering(status: int = 200, headers: Any = (), body: bytes | list[bytes] = 
 
 @pytest.mark.trap(18)
 @pytest.mark.rule("E7")
-async def test_repeated_headers_stay_repeated_and_in_order(any_store: Store, key: str) -> None:
+async def test_repeated_headers_are_replayed_in_order(any_store: Store, key: str) -> None:
     headers = [
         (b"link", b"</a>; rel=next"),
         (b"x-between", b"1"),
@@ -53,11 +53,11 @@ async def test_repeated_headers_stay_repeated_and_in_order(any_store: Store, key
     assert first.values("set-cookie") == [b"a=1", b"b=2"]
     assert first.kept_headers == headers, "the first caller gets what the application sent"
     kept = [(name.lower(), value) for name, value in headers if name != b"set-cookie"]
-    assert again.kept_headers == [*kept, (b"content-length", b"0")], "cookies are the first caller's alone"
+    assert again.kept_headers == [*kept, (b"content-length", b"0")], "only the first caller gets cookies"
 
 
 @pytest.mark.trap(18)
-async def test_repeated_cookies_are_replayed_where_the_policy_wants_them(any_store: Store, key: str) -> None:
+async def test_repeated_cookies_are_replayed_where_the_policy_keeps_them(any_store: Store, key: str) -> None:
     app = guard(
         answering(headers=[(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]),
         any_store,
@@ -68,8 +68,8 @@ async def test_repeated_cookies_are_replayed_where_the_policy_wants_them(any_sto
 
 
 @pytest.mark.trap(18)
-async def test_headers_given_as_an_iterator_reach_the_first_caller_and_every_other(key: str) -> None:
-    """ASGI asks for an iterable, so one that can be read but once is allowed."""
+async def test_headers_given_as_an_iterator_are_sent_and_replayed(key: str) -> None:
+    """ASGI asks for an iterable, so that one which can be read only once is allowed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         def headers() -> Iterator[tuple[bytes, bytes]]:
@@ -85,7 +85,7 @@ async def test_headers_given_as_an_iterator_reach_the_first_caller_and_every_oth
 
 @pytest.mark.trap(19)
 @pytest.mark.rule("E7")
-async def test_header_bytes_beyond_ascii_survive(any_store: Store, key: str) -> None:
+async def test_header_bytes_beyond_ascii_are_replayed_unchanged(any_store: Store, key: str) -> None:
     value = bytes([0xE9, 0xFF, 0x80, 0x22, 0x5C])
     app = guard(answering(headers=[(b"x-name", value)]), any_store)
     first, again = await call(app, key=key), await call(app, key=key)
@@ -108,7 +108,7 @@ async def test_header_bytes_beyond_ascii_survive(any_store: Store, key: str) -> 
         (422, b"no"),
     ],
 )
-async def test_any_body_and_any_status_is_replayed_as_it_was(
+async def test_any_status_and_body_is_replayed_unchanged(
     status: int, body: bytes, any_store: Store, key: str
 ) -> None:
     app = guard(answering(status, [(b"x-one", b"1")], body), any_store)
@@ -124,7 +124,7 @@ async def test_any_body_and_any_status_is_replayed_as_it_was(
 @pytest.mark.trap(20)
 @pytest.mark.parametrize("status", [204, 303, 304])
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_bodiless_answer_is_replayed_over_a_socket(server: str, status: int, key: str) -> None:
+async def test_an_answer_without_a_body_is_replayed_over_a_socket(server: str, status: int, key: str) -> None:
     async with serve(guard(answering(status, [(b"location", b"/x")]), MemoryStore()), server) as port:
         first, again = await post(port, key=key), await post(port, key=key)
     assert (again.status, again.body, again.replayed) == (status, b"", True)
@@ -135,7 +135,7 @@ async def test_a_bodiless_answer_is_replayed_over_a_socket(server: str, status: 
 
 @pytest.mark.trap(21)
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_replay_of_a_chunked_answer_has_one_framing_and_a_date_of_its_own(
+async def test_a_replay_of_a_chunked_answer_has_its_own_framing_and_date(
     server: str, any_store: Store, key: str
 ) -> None:
     headers = [
@@ -160,7 +160,7 @@ async def test_a_replay_of_a_chunked_answer_has_one_framing_and_a_date_of_its_ow
 
 
 @pytest.mark.trap(21)
-async def test_a_wrong_content_length_is_not_replayed(key: str) -> None:
+async def test_a_wrong_content_length_is_corrected_in_the_replay(key: str) -> None:
     app = guard(answering(headers=[(b"content-length", b"99")], body=b"short"), MemoryStore())
     await call(app, key=key)
     assert (await call(app, key=key)).header("content-length") == b"5"
@@ -169,7 +169,7 @@ async def test_a_wrong_content_length_is_not_replayed(key: str) -> None:
 @pytest.mark.trap(22)
 @pytest.mark.parametrize("error", [unavailable, "a driver's error"], ids=["unavailable", "bug"])
 @pytest.mark.rule("E8")
-async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_store: Store, key: str) -> None:
+async def test_an_answer_is_sent_although_recording_it_fails(error: Any, any_store: Store, key: str) -> None:
     events: list[Event] = []
 
     async def broken(store: Store, *args: Any, **kwargs: Any) -> Any:
@@ -182,15 +182,15 @@ async def test_a_record_that_fails_does_not_hide_the_answer(error: Any, any_stor
     )
     first = await call(app, key=key)
     assert (first.status, first.body) == (201, b'{"charge": 1}')
-    assert first.header("idempotency-expires-in") is None, "what is not recorded does not say it is"
+    assert first.header("idempotency-expires-in") is None, "an answer that is not recorded has no expiry"
     assert [event.action for event in events if isinstance(event, StoreFailed)] == ["unrecorded"]
-    assert (await call(app, key=key)).status == 409, "its lease decides"
+    assert (await call(app, key=key)).status == 409, "the key is held until its lease lapses"
     assert charges.runs == 1
 
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(22)
-async def test_an_unrecorded_run_is_repeated_once_its_lease_is_over(any_store: Store, key: str) -> None:
+async def test_an_unrecorded_run_is_repeated_after_its_lease(any_store: Store, key: str) -> None:
     charges = Charges()
     await call(guard(charges, PatchedStore(any_store, complete=unavailable), lease=LEASE), key=key)
     await until_lapsed(any_store, StorageKey(key))
@@ -198,7 +198,7 @@ async def test_an_unrecorded_run_is_repeated_once_its_lease_is_over(any_store: S
 
 
 @pytest.mark.trap(22)
-async def test_a_record_that_fails_once_is_made_by_the_second_try(any_store: Store, key: str) -> None:
+async def test_a_completion_that_fails_once_is_retried(any_store: Store, key: str) -> None:
     failures = iter([True])
 
     async def once(store: Store, *args: Any, **kwargs: Any) -> Any:
@@ -213,7 +213,7 @@ async def test_a_record_that_fails_once_is_made_by_the_second_try(any_store: Sto
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(23)
-async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_for_a_day(
+async def test_a_key_whose_outcome_cannot_be_stored_is_free_after_its_lease(
     any_store: Store, key: str
 ) -> None:
     async def refuse(store: Store, *args: Any, **kwargs: Any) -> Any:
@@ -228,7 +228,7 @@ async def test_an_outcome_that_the_store_cannot_take_leaves_no_key_in_progress_f
 
 
 @pytest.mark.trap(23)
-async def test_a_return_type_that_cannot_be_kept_is_refused_at_decoration(any_store: Store) -> None:
+async def test_a_return_type_that_cannot_be_recorded_is_refused_at_decoration(any_store: Store) -> None:
     async def charge(name: str) -> datetime:
         return datetime.now(UTC)
 
@@ -237,7 +237,9 @@ async def test_a_return_type_that_cannot_be_kept_is_refused_at_decoration(any_st
 
 
 @pytest.mark.trap(23)
-async def test_a_result_that_cannot_be_kept_is_recorded_as_done(any_store: Store, key: str) -> None:
+async def test_a_value_that_cannot_be_recorded_is_returned_once_and_then_not_replayable(
+    any_store: Store, key: str
+) -> None:
     charged: list[str] = []
 
     @idempotent(store=any_store, operation="charge", key=lambda name: name)

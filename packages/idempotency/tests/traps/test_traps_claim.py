@@ -1,4 +1,4 @@
-"""Traps 1 to 7: who may run. Races, leases, and owners that come back too late."""
+"""Traps 1 to 7: races, leases, and owners that come back after their lease."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from idempotency.store import Store
 pytestmark = pytest.mark.anyio
 
 LEASE = 0.3
-KEPT_LEASE = 1.5  # s: of a run that is to keep its key, also where the machine stands still for a second
+KEPT_LEASE = 1.5  # s: for a run that must keep its key, also if the machine stalls for a second
 WORKER = Path(__file__).parents[1] / "support" / "worker.py"
 
 
-async def _frozen(store: Store, *args: Any, **kwargs: Any) -> bool:
-    """A replacement for `renew`: no sign of life reaches the store."""
+async def _skip_renewal(store: Store, *args: Any, **kwargs: Any) -> bool:
+    """Replaces `renew`: no renewal reaches the store."""
     return True
 
 
 @pytest.mark.trap(1)
-async def test_duplicates_spread_over_the_completion_instant_run_once_for_each_key(
+async def test_duplicates_around_the_moment_of_completion_run_once_for_each_key(
     any_store: Store, key: str
 ) -> None:
     async def work(number: int) -> None:
-        await asyncio.sleep(0.002)  # what real stores take for a few calls
+        await asyncio.sleep(0.002)  # as long as a few calls of a real store
 
     charges = Charges(work)
     app = guard(charges, any_store)
 
     async def duplicate(name: str, delay: float) -> int | None:
-        await asyncio.sleep(delay)  # before, at and after the end of that
+        await asyncio.sleep(delay)  # to before, at and after the completion
         return (await call(app, key=name, body=name.encode())).status
 
     keys = [f"{key}-{number}" for number in range(100)]
@@ -54,7 +54,7 @@ async def test_duplicates_spread_over_the_completion_instant_run_once_for_each_k
 
 
 @pytest.mark.trap(2)
-async def test_four_processes_with_one_key_run_it_once(
+async def test_four_processes_with_one_key_run_the_handler_once(
     shared_kind: str, locate: Any, key: str, tmp_path: Path
 ) -> None:
     ledger = tmp_path / "ledger"
@@ -66,11 +66,11 @@ async def test_four_processes_with_one_key_run_it_once(
             for _ in range(4)
         ]
         assert [await worker.wait() for worker in workers] == [0, 0, 0, 0]
-    assert ledger.read_bytes() == b"1", "208 requests in 4 processes are one effect"
+    assert ledger.read_bytes() == b"1", "208 requests in 4 processes have one effect"
 
 
 @pytest.mark.trap(3)
-async def test_a_killed_process_frees_its_key_when_its_lease_is_over_and_not_when_results_expire(
+async def test_the_key_of_a_killed_process_is_free_after_its_lease_and_not_only_after_the_retention(
     shared_kind: str, locate: Any, key: str, tmp_path: Path
 ) -> None:
     ledger = tmp_path / "ledger"
@@ -91,7 +91,7 @@ async def test_a_killed_process_frees_its_key_when_its_lease_is_over_and_not_whe
         record = await store.get(StorageKey(key))
     assert record is not None
     assert (record.attempt, record.state) == (2, State.COMPLETED)
-    assert record.expires_in > 86_000, "the result outlives the lease by far"
+    assert record.expires_in > 86_000, "the result lives much longer than the lease"
 
 
 @pytest.mark.trap(3)
@@ -101,7 +101,9 @@ def test_the_lease_is_short_and_the_retention_long_by_default() -> None:
 
 
 @pytest.mark.trap(4)
-async def test_a_running_record_has_a_lease_of_its_own_and_an_end(any_store: Store, key: str) -> None:
+async def test_a_running_record_has_a_lease_and_expires_after_lease_and_retention(
+    any_store: Store, key: str
+) -> None:
     seen = []
 
     async def work(number: int) -> None:
@@ -117,7 +119,7 @@ async def test_a_running_record_has_a_lease_of_its_own_and_an_end(any_store: Sto
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(5)
-async def test_a_handler_that_outlives_its_lease_keeps_its_key(any_store: Store, key: str) -> None:
+async def test_a_handler_that_runs_longer_than_its_lease_keeps_its_key(any_store: Store, key: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -138,7 +140,7 @@ async def test_a_handler_that_outlives_its_lease_keeps_its_key(any_store: Store,
 async def _stalled_owner(
     store: Store, key: str, **policy: Any
 ) -> tuple[Charges, asyncio.Task[Any], asyncio.Event]:
-    """A run whose signs of life stop, and whose lease is over."""
+    """A run that is no longer renewed, and whose lease is over."""
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -146,7 +148,7 @@ async def _stalled_owner(
             await go_on.wait()
 
     charges = Charges(work, **policy)
-    stalled = guard(charges, PatchedStore(store, renew=_frozen), lease=LEASE)
+    stalled = guard(charges, PatchedStore(store, renew=_skip_renewal), lease=LEASE)
     task = asyncio.create_task(call(stalled, key=key))
     await until(lambda: charges.runs != 0)
     await until_lapsed(store, StorageKey(key))
@@ -155,7 +157,9 @@ async def _stalled_owner(
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(6)
-async def test_a_late_writer_does_not_overwrite_its_successor(any_store: Store, key: str) -> None:
+async def test_a_late_completion_does_not_overwrite_its_successors_outcome(
+    any_store: Store, key: str
+) -> None:
     charges, late, go_on = await _stalled_owner(any_store, key)
     app = guard(charges, any_store, lease=LEASE)
     assert (await call(app, key=key)).body == b'{"charge": 2}'
@@ -168,7 +172,7 @@ async def test_a_late_writer_does_not_overwrite_its_successor(any_store: Store, 
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(6)
-async def test_a_late_writer_is_refused_while_its_successor_runs(any_store: Store, key: str) -> None:
+async def test_a_late_completion_gets_409_while_its_successor_runs(any_store: Store, key: str) -> None:
     charges, late, go_on = await _stalled_owner(any_store, key)
     hold = asyncio.Event()
 
@@ -188,7 +192,7 @@ async def test_a_late_writer_is_refused_while_its_successor_runs(any_store: Stor
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(6)
-async def test_a_late_writer_that_nobody_followed_still_records(any_store: Store, key: str) -> None:
+async def test_a_late_completion_without_a_successor_is_recorded(any_store: Store, key: str) -> None:
     charges, late, go_on = await _stalled_owner(any_store, key)
     go_on.set()
     assert (await late).body == b'{"charge": 1}'
@@ -197,7 +201,7 @@ async def test_a_late_writer_that_nobody_followed_still_records(any_store: Store
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(7)
-async def test_a_late_release_does_not_free_its_successors_key(any_store: Store, key: str) -> None:
+async def test_a_late_release_does_not_remove_its_successors_record(any_store: Store, key: str) -> None:
     charges, late, go_on = await _stalled_owner(any_store, key, status=503)
     charges.status = 201
     app = guard(charges, any_store, lease=LEASE)
@@ -211,7 +215,7 @@ async def test_a_late_release_does_not_free_its_successors_key(any_store: Store,
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(7)
-async def test_a_late_release_does_not_free_a_key_that_its_successor_still_runs(
+async def test_a_late_release_does_not_free_the_key_while_its_successor_runs(
     any_store: Store, key: str
 ) -> None:
     charges, late, go_on = await _stalled_owner(any_store, key, status=503)

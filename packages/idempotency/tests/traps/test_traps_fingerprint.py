@@ -1,4 +1,4 @@
-"""Traps 28 to 34: the same request is a replay, another one is a mismatch, and nothing lies between."""
+"""Traps 28 to 34: the same request gets a replay, and another request is a mismatch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.trap(28)
-async def test_the_fingerprint_outlives_completion(any_store: Store, key: str) -> None:
+async def test_the_fingerprint_is_kept_in_a_completed_record(any_store: Store, key: str) -> None:
     charges = Charges()
     app = guard(charges, any_store)
     await call(app, key=key, body=b'{"sum": 5}')
@@ -35,7 +35,7 @@ async def test_the_fingerprint_outlives_completion(any_store: Store, key: str) -
 
 @pytest.mark.trap(29)
 @pytest.mark.parametrize("wait", [0.0, 60.0])
-async def test_another_request_is_refused_at_once_while_the_first_runs(
+async def test_another_request_under_the_key_of_a_running_one_is_a_mismatch_at_once(
     wait: float, any_store: Store, key: str
 ) -> None:
     go_on = asyncio.Event()
@@ -57,7 +57,9 @@ async def test_another_request_is_refused_at_once_while_the_first_runs(
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(29)
-async def test_another_request_is_refused_after_the_first_ones_lease_too(any_store: Store, key: str) -> None:
+async def test_another_request_is_a_mismatch_also_after_the_lease_of_the_first(
+    any_store: Store, key: str
+) -> None:
     async def work(number: int) -> None:
         await asyncio.Event().wait()
 
@@ -73,7 +75,7 @@ async def test_another_request_is_refused_after_the_first_ones_lease_too(any_sto
 
 
 @pytest.mark.trap(30)
-async def test_the_query_is_part_of_the_request(any_store: Store, key: str) -> None:
+async def test_the_query_is_part_of_the_fingerprint(any_store: Store, key: str) -> None:
     charges = Charges()
     app = guard(charges, any_store)
     await call(app, key=key, query=b"x=1")
@@ -86,7 +88,7 @@ async def test_the_query_is_part_of_the_request(any_store: Store, key: str) -> N
 @pytest.mark.parametrize(
     "fingerprint", [canonical_json, ignoring("requestId"), lambda view: digest(b"constant")]
 )
-async def test_the_operation_counts_whatever_the_fingerprint_function_says(
+async def test_method_path_and_query_count_under_every_fingerprint_function(
     fingerprint: object, key: str
 ) -> None:
     app = guard(Charges(), MemoryStore(), fingerprint=fingerprint)
@@ -98,7 +100,9 @@ async def test_the_operation_counts_whatever_the_fingerprint_function_says(
 
 
 @pytest.mark.trap(31)
-async def test_headers_that_change_with_every_attempt_do_not_count(any_store: Store, key: str) -> None:
+async def test_headers_that_change_with_every_attempt_are_not_part_of_the_fingerprint(
+    any_store: Store, key: str
+) -> None:
     app = guard(Charges(), any_store)
     for attempt in range(2):
         answer = await call(
@@ -145,7 +149,7 @@ DIFFERENT = [
 @pytest.mark.trap(32)
 @pytest.mark.parametrize("fingerprint", [canonical_json, ignoring("other")], ids=["canonical", "ignoring"])
 @pytest.mark.parametrize(("one", "two"), DIFFERENT)
-async def test_canonical_json_never_joins_what_a_handler_could_tell_apart(
+async def test_canonical_json_differs_for_bodies_that_a_handler_could_tell_apart(
     one: bytes, two: bytes, fingerprint: object, key: str
 ) -> None:
     charges = Charges()
@@ -164,7 +168,9 @@ async def test_canonical_json_never_joins_what_a_handler_could_tell_apart(
         (rb'{"a": "\u00e9\n"}', '{"a": "\u00e9\\u000a"}'.encode()),
     ],
 )
-async def test_canonical_json_joins_what_no_handler_can_tell_apart(one: bytes, two: bytes, key: str) -> None:
+async def test_canonical_json_is_the_same_for_bodies_that_no_handler_can_tell_apart(
+    one: bytes, two: bytes, key: str
+) -> None:
     app = guard(Charges(), MemoryStore(), fingerprint=canonical_json)
     await call(app, key=key, body=one)
     assert (await call(app, key=key, body=two)).replayed
@@ -177,14 +183,14 @@ JSON = st.recursive(
 )
 
 
-def _told_apart(one: object, two: object) -> bool:
+def _distinguishable(one: object, two: object) -> bool:
     """Whether a handler that reads Python's JSON values can tell two of them apart."""
     if type(one) is not type(two):
         return True
     if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() != two.keys() or any(_told_apart(one[name], two[name]) for name in one)
+        return one.keys() != two.keys() or any(_distinguishable(one[name], two[name]) for name in one)
     if isinstance(one, list) and isinstance(two, list):
-        return len(one) != len(two) or any(map(_told_apart, one, two))
+        return len(one) != len(two) or any(map(_distinguishable, one, two))
     if isinstance(one, float) and isinstance(two, float):
         return (one, math.copysign(1, one)) != (two, math.copysign(1, two))
     return one != two
@@ -193,19 +199,19 @@ def _told_apart(one: object, two: object) -> bool:
 @pytest.mark.trap(32)
 @settings(max_examples=200, deadline=None)
 @given(JSON, JSON)
-def test_canonical_json_is_injective_on_values(one: object, two: object) -> None:
+def test_canonical_json_is_equal_exactly_for_equal_values(one: object, two: object) -> None:
     prints = [
         canonical_json(RequestView("POST", "/", b"", [], json.dumps(value).encode(), ""))
         for value in (one, two)
     ]
-    if _told_apart(one, two):
+    if _distinguishable(one, two):
         assert prints[0] != prints[1]
     else:
         assert prints[0] == prints[1]
 
 
 @pytest.mark.trap(33)
-async def test_parts_of_a_request_do_not_run_together(key: str) -> None:
+async def test_path_query_and_body_are_not_concatenated_in_the_fingerprint(key: str) -> None:
     app = guard(Charges(), MemoryStore())
     await call(app, path="/ab", key=key, query=b"c", body=b"d")
     for path, query, body in [
@@ -220,7 +226,7 @@ async def test_parts_of_a_request_do_not_run_together(key: str) -> None:
 @pytest.mark.trap(33)
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(max_size=4), max_size=4), st.lists(st.binary(max_size=4), max_size=4))
-def test_a_digest_of_parts_depends_on_where_they_end(one: list[bytes], two: list[bytes]) -> None:
+def test_digests_are_equal_exactly_for_equal_lists_of_parts(one: list[bytes], two: list[bytes]) -> None:
     assert (digest(*one) == digest(*two)) == (one == two)
 
 
@@ -234,7 +240,7 @@ def _multipart(boundary: str, *parts: bytes) -> tuple[list[tuple[str, str]], byt
 
 
 @pytest.mark.trap(34)
-async def test_a_repeated_upload_may_have_a_new_boundary(any_store: Store, key: str) -> None:
+async def test_multipart_parts_ignores_the_boundary_of_a_repeated_upload(any_store: Store, key: str) -> None:
     app = guard(Charges(), any_store, fingerprint=multipart_parts)
     for number, boundary in enumerate(("boundary-1", "boundary-2")):
         headers, body = _multipart(boundary, b"one", b"two")
@@ -245,7 +251,7 @@ async def test_a_repeated_upload_may_have_a_new_boundary(any_store: Store, key: 
 
 
 @pytest.mark.trap(34)
-async def test_without_the_multipart_mode_a_new_boundary_is_another_request(key: str) -> None:
+async def test_a_new_boundary_is_a_mismatch_under_the_default_fingerprint(key: str) -> None:
     app = guard(Charges(), MemoryStore())
     for boundary, status in (("boundary-1", 201), ("boundary-2", 422)):
         headers, body = _multipart(boundary, b"one")

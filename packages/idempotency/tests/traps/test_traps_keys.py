@@ -1,4 +1,4 @@
-"""Traps 35 to 42: whose key it is, how it is spelled, and what becomes of it in a store and in a log."""
+"""Traps 35 to 42: the tenant of a key, the spellings of a key, and keys in stores and logs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_user(name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.trap(35)
-async def test_one_key_of_two_principals_is_two_operations(any_store: Store, key: str) -> None:
+async def test_the_same_key_of_two_principals_is_two_operations(any_store: Store, key: str) -> None:
     charges = Charges()
     app = per_user(charges, any_store)
     alice = await call(app, key=key, headers=as_user("alice"))
@@ -46,16 +46,20 @@ async def test_one_key_of_two_principals_is_two_operations(any_store: Store, key
 
 
 @pytest.mark.trap(35)
-async def test_another_principals_key_tells_nothing_by_its_answer(any_store: Store, key: str) -> None:
+async def test_a_key_that_another_principal_used_is_answered_like_an_unused_one(
+    any_store: Store, key: str
+) -> None:
     app = per_user(Charges(status=202), any_store)
     await call(app, key=key, headers=as_user("alice"), body=b"secret")
     used = await call(app, key=key, headers=as_user("bob"), body=b"guess")
     unused = await call(app, key=f"{key}-unused", headers=as_user("carol"), body=b"guess")
     assert used.status == unused.status == 202
+    assert not used.replayed
+    assert {name for name, _ in used.headers} == {name for name, _ in unused.headers}
 
 
 @pytest.mark.trap(35)
-def test_a_middleware_without_a_tenant_does_not_start() -> None:
+def test_a_middleware_without_a_tenant_function_is_refused() -> None:
     with pytest.raises(TypeError, match="tenant"):
         IdempotencyMiddleware(Charges(), store=MemoryStore())  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="one_tenant"):
@@ -63,7 +67,7 @@ def test_a_middleware_without_a_tenant_does_not_start() -> None:
 
 
 @pytest.mark.trap(35)
-async def test_a_stranger_without_the_header_shares_no_bucket(key: str) -> None:
+async def test_requests_without_the_tenants_header_are_refused(key: str) -> None:
     charges = Charges()
     for headers in ([], [("authorization", "")], [("authorization", " "), ("authorization", "")]):
         answer = await call(per_user(charges, MemoryStore()), key=key, headers=headers)
@@ -72,7 +76,7 @@ async def test_a_stranger_without_the_header_shares_no_bucket(key: str) -> None:
 
 
 @pytest.mark.trap(36)
-async def test_users_behind_one_proxy_are_apart_and_a_user_who_moves_is_one(key: str) -> None:
+async def test_the_tenant_does_not_depend_on_the_clients_address(key: str) -> None:
     charges = Charges()
     app = per_user(charges, MemoryStore())
     proxy, home = ("203.0.113.1", 1), ("198.51.100.7", 2)
@@ -84,7 +88,7 @@ async def test_users_behind_one_proxy_are_apart_and_a_user_who_moves_is_one(key:
 
 @pytest.mark.trap(37)
 @pytest.mark.parametrize("wrong", [None, b"alice", 7])
-async def test_a_tenant_that_is_no_text_is_an_error_and_nothing_runs(wrong: Any, key: str) -> None:
+async def test_a_tenant_that_is_not_a_string_raises_and_runs_nothing(wrong: Any, key: str) -> None:
     charges, store = Charges(), MemoryStore()
     app = IdempotencyMiddleware(charges, store=store, tenant=lambda scope: wrong)
     with pytest.raises(TypeError, match="tenant"):
@@ -94,7 +98,7 @@ async def test_a_tenant_that_is_no_text_is_an_error_and_nothing_runs(wrong: Any,
 
 
 @pytest.mark.trap(37)
-async def test_a_tenant_callable_that_raises_is_a_500_and_nothing_runs(key: str) -> None:
+async def test_a_tenant_function_that_raises_gives_a_500_and_runs_nothing(key: str) -> None:
     def broken(scope: Any) -> str:
         raise KeyError("user")
 
@@ -108,7 +112,7 @@ async def test_a_tenant_callable_that_raises_is_a_500_and_nothing_runs(key: str)
 
 
 @pytest.mark.trap(37)
-async def test_a_tenant_callable_may_refuse_in_its_own_words(key: str) -> None:
+async def test_a_tenant_function_may_refuse_with_its_own_message(key: str) -> None:
     def nobody(scope: Any) -> str:
         raise MissingTenant("sign in first")
 
@@ -124,7 +128,9 @@ async def with_key(app: Any, *lines: bytes) -> Any:
 
 @pytest.mark.trap(38)
 @pytest.mark.parametrize("spelling", [b"%b", b' "%b" ', b'"%b";a=1;b', b'\t"%b"'])
-async def test_a_key_is_one_key_in_every_spelling(spelling: bytes, any_store: Store, key: str) -> None:
+async def test_every_valid_spelling_of_a_key_is_the_same_key(
+    spelling: bytes, any_store: Store, key: str
+) -> None:
     charges = Charges()
     app = guard(charges, any_store)
     assert (await with_key(app, b'"%b"' % key.encode())).status == 201
@@ -133,7 +139,7 @@ async def test_a_key_is_one_key_in_every_spelling(spelling: bytes, any_store: St
 
 
 @pytest.mark.trap(38)
-async def test_a_strict_policy_refuses_the_bare_spelling(key: str) -> None:
+async def test_strict_keys_refuses_a_key_without_quotes(key: str) -> None:
     charges = Charges()
     app = guard(charges, MemoryStore(), strict_keys=True)
     assert (await with_key(app, key.encode())).status == 400
@@ -166,7 +172,7 @@ MALFORMED = [
 
 @pytest.mark.trap(39)
 @pytest.mark.parametrize("line", MALFORMED, ids=lambda line: ascii(line[:16]))
-async def test_a_malformed_key_is_an_error_and_never_no_key(line: bytes) -> None:
+async def test_a_malformed_key_is_refused_and_not_ignored(line: bytes) -> None:
     charges = Charges()
     answer = await with_key(guard(charges, MemoryStore()), line)
     assert (answer.status, charges.runs) == (400, 0)
@@ -177,7 +183,7 @@ async def test_a_malformed_key_is_an_error_and_never_no_key(line: bytes) -> None
 @pytest.mark.trap(39)
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=24))
-def test_any_bytes_are_one_key_or_an_error(line: bytes) -> None:
+def test_any_header_value_is_a_printable_key_or_refused(line: bytes) -> None:
     from idempotency import parse_key
     from idempotency.errors import InvalidKey
 
@@ -186,7 +192,7 @@ def test_any_bytes_are_one_key_or_an_error(line: bytes) -> None:
     except InvalidKey:
         return
     assert key is not None
-    assert key.strip(), "a blank key is no key"
+    assert key.strip(), "a key is not blank"
     assert key.isascii()
     assert key.isprintable()
 
@@ -205,14 +211,14 @@ def test_any_bytes_are_one_key_or_an_error(line: bytes) -> None:
         (b"", b'"a"'),
     ],
 )
-async def test_more_or_less_than_one_key_is_an_error(lines: tuple[bytes, ...]) -> None:
+async def test_several_keys_or_an_empty_key_are_refused(lines: tuple[bytes, ...]) -> None:
     charges = Charges()
     answer = await with_key(guard(charges, MemoryStore()), *lines)
     assert (answer.status, charges.runs) == (400, 0)
 
 
 @pytest.mark.trap(41)
-async def test_the_longest_key_of_the_longest_tenant_fits(any_store: Store, key: str) -> None:
+async def test_the_longest_key_of_a_long_tenant_is_stored_whole(any_store: Store, key: str) -> None:
     long_key = (key + "/" * 255)[:255]  # each slash takes three characters in a record's name
     app = IdempotencyMiddleware(Charges(), store=any_store, tenant=lambda scope: key + "\u00e9" * 100)
     assert (await call(app, key=long_key)).status == 201
@@ -223,8 +229,8 @@ async def test_the_longest_key_of_the_longest_tenant_fits(any_store: Store, key:
 
 
 @pytest.mark.trap(41)
-async def test_a_tenant_of_any_length_fits(any_store: Store, key: str) -> None:
-    """Such as a whole token, which does not compress: more than a database's index takes."""
+async def test_tenants_of_8_kb_are_stored_and_distinct(any_store: Store, key: str) -> None:
+    """Such as a whole token, which does not compress and is longer than a database index allows."""
     tenants = iter(["token-" + token_bytes(4000).hex(), "token-" + token_bytes(4000).hex()] * 2)
     app = IdempotencyMiddleware(Charges(), store=any_store, tenant=lambda scope: next(tenants))
     answers = [await call(app, key=key) for _ in range(4)]
@@ -232,14 +238,27 @@ async def test_a_tenant_of_any_length_fits(any_store: Store, key: str) -> None:
     assert answers[0].body != answers[1].body
 
 
-AWKWARD = ["a:b", "a%3Ab", "{a}", "a*", "a'b", "a/../b", "a;DROP", "a\\", 'a"b', "A", "a", "a\u0020b".strip()]
+SPECIAL_KEYS = [
+    "a:b",
+    "a%3Ab",
+    "{a}",
+    "a*",
+    "a'b",
+    "a/../b",
+    "a;DROP",
+    "a\\",
+    'a"b',
+    "A",
+    "a",
+    "a\u0020b".strip(),
+]
 
 
 @pytest.mark.trap(42)
-async def test_awkward_keys_never_meet_in_a_store(any_store: Store, key: str) -> None:
+async def test_keys_with_special_characters_are_distinct_in_a_store(any_store: Store, key: str) -> None:
     charges = Charges()
     app = guard(charges, any_store)
-    spelled = [key + text.replace("\\", "\\\\").replace('"', '\\"') for text in AWKWARD]
+    spelled = [key + text.replace("\\", "\\\\").replace('"', '\\"') for text in SPECIAL_KEYS]
     for text in spelled:
         assert (await call(app, key=text)).status == 201
     assert charges.runs == len(spelled)
@@ -252,7 +271,9 @@ async def test_awkward_keys_never_meet_in_a_store(any_store: Store, key: str) ->
 @given(
     st.tuples(st.text(max_size=6), st.text(max_size=6)), st.tuples(st.text(max_size=6), st.text(max_size=6))
 )
-def test_no_two_pairs_of_tenant_and_key_share_a_name(one: tuple[str, str], two: tuple[str, str]) -> None:
+def test_storage_keys_are_equal_exactly_for_equal_pairs_of_tenant_and_key(
+    one: tuple[str, str], two: tuple[str, str]
+) -> None:
     assert (storage_key(*one) == storage_key(*two)) == (one == two)
     assert storage_key(*one).isascii()
     assert storage_key(*one).isprintable()
@@ -277,7 +298,7 @@ async def test_no_log_line_event_or_answer_shows_a_key_or_a_credential(
                 assert key.encode() not in answer.body
     app = IdempotencyMiddleware(Charges(), store=MemoryStore(), tenant=one_tenant())
     assert key.encode() not in (await with_key(app, b'"%b' % key.encode())).body
-    told = caplog.text + repr(events)
+    logged = caplog.text + repr(events)
     assert len(events) > 4
     for secret in (key, "the-secret", "the-body", "another-body"):
-        assert secret not in told
+        assert secret not in logged

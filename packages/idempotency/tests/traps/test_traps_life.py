@@ -1,4 +1,4 @@
-"""Traps 8 to 17: what happens to a run, its client and its answer on the way."""
+"""Traps 8 to 17: blocked and cancelled runs, disconnected clients, streams, and large bodies."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from idempotency.stores.memory import MemoryStore
 pytestmark = pytest.mark.anyio
 
 LEASE = 0.3
-KEPT_LEASE = 1.5  # s: of a run that is to keep its key, also where the machine stands still for a second
+KEPT_LEASE = 1.5  # s: for a run that must keep its key, also if the machine stalls for a second
 
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(8)
-async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_is_told_so(
+async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_fires_claim_lost(
     shared_kind: str, locate: Any, key: str
 ) -> None:
-    """The documented outcome: nothing can renew from a loop that stands still, and both callers get one answer."""
+    """As documented: a blocked loop cannot renew the lease, but both callers get the same answer."""
     blocked, go_on, events = threading.Event(), threading.Event(), list[Event]()
 
     async def blocking(number: int) -> None:
         blocked.set()
-        go_on.wait(PATIENCE)  # what an async handler must not do: its loop stands still
+        go_on.wait(PATIENCE)  # what an async handler must not do: it blocks its loop
 
     charges = Charges(blocking)
 
@@ -66,12 +66,12 @@ async def test_a_handler_that_blocks_its_loop_past_its_lease_may_run_twice_and_i
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(8)
-async def test_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, key: str) -> None:
+async def test_the_lease_of_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, key: str) -> None:
     runs, go_on = [], threading.Event()
 
     def charge(request: Request) -> PlainTextResponse:
         runs.append(1)
-        go_on.wait(PATIENCE)  # in a thread of the pool: harmless
+        go_on.wait(PATIENCE)  # in a thread of the pool, which does not block the loop
         return PlainTextResponse("charged", 201)
 
     inner = Starlette(routes=[Route("/charges", charge, methods=["POST"])])
@@ -87,7 +87,7 @@ async def test_a_sync_handler_in_the_thread_pool_is_renewed(any_store: Store, ke
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(9)
-async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key: str) -> None:
+async def test_a_cancelled_run_holds_its_key_until_its_lease_lapses(any_store: Store, key: str) -> None:
     async def work(number: int) -> None:
         if number == 1:
             await asyncio.Event().wait()
@@ -106,7 +106,7 @@ async def test_a_cancelled_run_leaves_its_key_to_the_lease(any_store: Store, key
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(9)
-async def test_a_cancelled_run_is_never_repeated_at_most_once(any_store: Store, key: str) -> None:
+async def test_at_most_once_never_repeats_a_cancelled_run(any_store: Store, key: str) -> None:
     async def work(number: int) -> None:
         await asyncio.Event().wait()
 
@@ -143,7 +143,7 @@ async def test_a_request_cancelled_before_its_run_frees_its_key_at_once(any_stor
 
 @pytest.mark.trap(10)
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_client_that_closes_its_socket_mid_handler_finds_its_answer_later(
+async def test_a_retry_of_a_client_that_closed_its_socket_gets_the_recorded_answer(
     server: str, any_store: Store, key: str
 ) -> None:
     go_on, done = asyncio.Event(), asyncio.Event()
@@ -158,7 +158,7 @@ async def test_a_client_that_closes_its_socket_mid_handler_finds_its_answer_late
             await wire.send(request("/charges", key, b"{}"))
             await until(lambda: charges.runs != 0)
             wire.reset()
-        await asyncio.sleep(0.05)  # until the server has noticed: it tells nobody while the run goes on
+        await asyncio.sleep(0.05)  # until the server sees the reset, which no event shows
         go_on.set()
         await done.wait()
         again = await post(port, key=key)
@@ -184,7 +184,7 @@ async def _stream(request: Request) -> StreamingResponse:
 )  # before 2.4 Starlette listens for a disconnect itself
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_streaming_response_is_whole_and_sees_no_invented_disconnect(
+async def test_a_streaming_response_is_complete_and_sees_no_false_disconnect(
     method: str, keyed: bool, spec_version: str, key: str
 ) -> None:
     inner = Starlette(routes=[Route("/charges", _stream, methods=["GET", "POST"])])
@@ -200,7 +200,7 @@ async def test_a_streaming_response_is_whole_and_sees_no_invented_disconnect(
 @pytest.mark.trap(12)
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_client_that_leaves_an_event_stream_ends_its_generator(
+async def test_a_disconnect_from_an_event_stream_ends_its_generator(
     server: str, keyed: bool, key: str
 ) -> None:
     ended = asyncio.Event()
@@ -226,8 +226,8 @@ async def test_a_client_that_leaves_an_event_stream_ends_its_generator(
             await ended.wait()
 
 
-class _Drip:
-    """An application that sends a chunk, and the next one only when it is told to."""
+class _TwoChunks:
+    """An application that sends a chunk, and the next one when the test lets it."""
 
     def __init__(self) -> None:
         self.go_on = anyio.Event()
@@ -241,22 +241,22 @@ class _Drip:
 
 
 @pytest.mark.trap(13)
-async def test_a_keyless_stream_is_not_held_back() -> None:
-    drip = _Drip()
-    driver = RequestDriver(guard(drip, MemoryStore()), http_scope())
+async def test_a_stream_without_a_key_is_not_buffered() -> None:
+    two_chunks = _TwoChunks()
+    driver = RequestDriver(guard(two_chunks, MemoryStore()), http_scope())
     driver.send_body(b"{}")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(driver.run)
         await anyio.wait_all_tasks_blocked()
         assert [message.get("body") for message in driver.messages] == [None, b"first"]
-        drip.go_on.set()
-    assert len(driver.messages) == 3, "the chunks are the application's"
+        two_chunks.go_on.set()
+    assert len(driver.messages) == 3, "the chunks are those of the application"
 
 
 @pytest.mark.trap(13)
-async def test_a_keyed_stream_is_held_no_longer_than_the_policy_says(any_store: Store, key: str) -> None:
-    drip = _Drip()
-    driver = RequestDriver(guard(drip, any_store, max_hold=0.1), http_scope(headers=key_header(key)))
+async def test_a_keyed_stream_is_buffered_for_max_hold_at_most(any_store: Store, key: str) -> None:
+    two_chunks = _TwoChunks()
+    driver = RequestDriver(guard(two_chunks, any_store, max_hold=0.1), http_scope(headers=key_header(key)))
     driver.send_body(b"{}")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(driver.run)
@@ -264,18 +264,18 @@ async def test_a_keyed_stream_is_held_no_longer_than_the_policy_says(any_store: 
         with anyio.fail_after(30):
             await driver.first_message.wait()
         assert anyio.current_time() - began >= 0.09
-        drip.go_on.set()
+        two_chunks.go_on.set()
     assert [message.get("body") for message in driver.messages] == [None, b"first", b"second"]
-    again = await call(guard(drip, any_store), key=key)
+    again = await call(guard(two_chunks, any_store), key=key)
     assert again.status == 409
     assert b"not-replayable" in again.body
 
 
 @pytest.mark.trap(14)
-async def test_a_stream_that_breaks_off_is_not_kept_as_a_success(any_store: Store, key: str) -> None:
+async def test_a_stream_that_raises_is_not_recorded_as_a_success(any_store: Store, key: str) -> None:
     runs = []
 
-    async def stump(scope: Any, receive: Any, send: Any) -> None:
+    async def failing_stream(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         runs.append(1)
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -285,25 +285,25 @@ async def test_a_stream_that_breaks_off_is_not_kept_as_a_success(any_store: Stor
             raise RuntimeError("the generator failed")
         await send({"type": "http.response.body", "body": b"three"})
 
-    app = guard(stump, any_store)
+    app = guard(failing_stream, any_store)
     driver = RequestDriver(app, http_scope(headers=key_header(key)))
     driver.send_body(b"{}")
     with pytest.raises(RuntimeError, match="the generator failed"):
         await driver.run()
-    assert driver.messages == [], "no byte left, so the server can say 500"
+    assert driver.messages == [], "nothing was sent, so that the server can answer 500"
     again = await call(app, key=key)
     assert (again.status, again.body, again.replayed) == (200, b"onetwothree", False)
 
 
 @pytest.mark.trap(14)
-async def test_a_stream_that_breaks_off_is_kept_as_a_failure_at_most_once(any_store: Store, key: str) -> None:
-    async def stump(scope: Any, receive: Any, send: Any) -> None:
+async def test_at_most_once_records_a_stream_that_raises_as_a_failure(any_store: Store, key: str) -> None:
+    async def failing_stream(scope: Any, receive: Any, send: Any) -> None:
         await read_body(receive)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"one", "more_body": True})
         raise RuntimeError("the generator failed")
 
-    app = guard(stump, any_store, policy=Policy.at_most_once())
+    app = guard(failing_stream, any_store, policy=Policy.at_most_once())
     with pytest.raises(RuntimeError):
         await call(app, key=key)
     again = await call(app, key=key)
@@ -313,7 +313,7 @@ async def test_a_stream_that_breaks_off_is_kept_as_a_failure_at_most_once(any_st
 
 @pytest.mark.trap(15)
 @pytest.mark.parametrize("chunks", [1, 32])
-async def test_an_answer_over_the_limit_goes_out_whole_and_never_runs_again(
+async def test_an_answer_over_the_limit_is_sent_whole_and_its_retry_gets_409(
     chunks: int, any_store: Store, key: str
 ) -> None:
     runs, events = [], list[Event]()
@@ -326,7 +326,7 @@ async def test_an_answer_over_the_limit_goes_out_whole_and_never_runs_again(
     app = IdempotencyMiddleware(large, store=any_store, tenant=one_tenant(), hooks=[events.append])
     first = await call(app, key=key)
     assert (first.status, first.body) == (200, b"".join(whole))
-    assert first.header("idempotency-expires-in") is None, "it is not replayable, and does not say it is"
+    assert first.header("idempotency-expires-in") is None, "an answer that is not replayable has no expiry"
     again = await call(app, key=key)
     assert again.status == 409
     assert b"not-replayable" in again.body
@@ -335,13 +335,13 @@ async def test_an_answer_over_the_limit_goes_out_whole_and_never_runs_again(
 
 
 @pytest.mark.trap(16)
-@pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])
-async def test_a_keyed_body_over_the_limit_is_refused_and_nothing_runs(
-    told: bool, any_store: Store, key: str
+@pytest.mark.parametrize("has_length", [True, False], ids=["content-length", "chunked"])
+async def test_a_keyed_body_over_the_limit_is_refused_and_runs_nothing(
+    has_length: bool, any_store: Store, key: str
 ) -> None:
     charges = Charges()
     app = guard(charges, any_store, max_request_bytes=1000)
-    headers = [("content-length", "1001")] if told else []
+    headers = [("content-length", "1001")] if has_length else []
     answer = await call(app, key=key, headers=headers, body=[b"x" * 500, b"x" * 501])
     assert answer.status == 413
     assert charges.runs == 0
@@ -352,7 +352,7 @@ async def test_a_keyed_body_over_the_limit_is_refused_and_nothing_runs(
 
 
 @pytest.mark.trap(17)
-async def test_a_large_keyless_upload_is_handed_through_chunk_by_chunk() -> None:
+async def test_a_large_upload_without_a_key_is_passed_on_chunk_by_chunk() -> None:
     chunk, sizes, held = b"x" * 65_536, [], []
 
     async def count(scope: Any, receive: Any, send: Any) -> None:
@@ -368,7 +368,7 @@ async def test_a_large_keyless_upload_is_handed_through_chunk_by_chunk() -> None
     async def receive() -> Any:
         nonlocal remaining
         remaining -= 1
-        held.append(1600 - remaining - len(sizes))  # what was read and has not reached the application
+        held.append(1600 - remaining - len(sizes))  # chunks read, and not yet passed on
         return {"type": "http.request", "body": chunk, "more_body": remaining > 0}
 
     async def send(message: Any) -> None:

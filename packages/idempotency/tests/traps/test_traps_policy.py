@@ -1,4 +1,4 @@
-"""Traps 43 to 48: failures, short cuts, waiters, background work, and how a replay is known."""
+"""Traps 43 to 48: failures, refusals before the handler, waiters, background tasks, and the mark of a replay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.trap(43)
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-async def test_a_transient_failure_frees_the_key_at_least_once(
+async def test_the_default_policy_frees_the_key_after_a_transient_failure(
     status: int, any_store: Store, key: str
 ) -> None:
     charges = Charges(status=status)
@@ -39,7 +39,9 @@ async def test_a_transient_failure_frees_the_key_at_least_once(
 
 @pytest.mark.trap(43)
 @pytest.mark.parametrize("status", [400, 402, 404, 409, 410, 418, 422, 501])
-async def test_a_lasting_failure_is_kept(status: int, any_store: Store, key: str) -> None:
+async def test_the_default_policy_records_a_permanent_failure(
+    status: int, any_store: Store, key: str
+) -> None:
     app = guard(Charges(status=status), any_store)
     await call(app, key=key)
     again = await call(app, key=key)
@@ -48,7 +50,7 @@ async def test_a_lasting_failure_is_kept(status: int, any_store: Store, key: str
 
 @pytest.mark.trap(43)
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
-async def test_every_failure_is_kept_at_most_once(status: int, any_store: Store, key: str) -> None:
+async def test_at_most_once_records_every_failure(status: int, any_store: Store, key: str) -> None:
     charges = Charges(status=status)
     app = guard(charges, any_store, policy=Policy.at_most_once())
     await call(app, key=key)
@@ -57,7 +59,7 @@ async def test_every_failure_is_kept_at_most_once(status: int, any_store: Store,
 
 
 @pytest.mark.trap(43)
-async def test_successes_alone_are_kept_where_the_policy_says_so(key: str) -> None:
+async def test_keep_successes_records_successes_only(key: str) -> None:
     charges = Charges(status=422)
     app = guard(charges, MemoryStore(), keep=successes)
     await call(app, key=key)
@@ -75,16 +77,16 @@ class _Failing(Charges):
 
 
 @pytest.mark.trap(43)
-async def test_a_handler_that_raises_frees_its_key_at_least_once(any_store: Store, key: str) -> None:
+async def test_the_default_policy_frees_the_key_after_an_exception(any_store: Store, key: str) -> None:
     failing, charges = _Failing(), Charges()
     with pytest.raises(LookupError):
         await call(guard(failing, any_store), key=key)
-    assert (await call(guard(charges, any_store), key=key)).status == 201, "at once: it is stuck for no lease"
+    assert (await call(guard(charges, any_store), key=key)).status == 201, "at once, not only after the lease"
 
 
 @pytest.mark.trap(43)
 @pytest.mark.parametrize("preset", [Policy.at_most_once, Policy.stripe_v1])
-async def test_a_handler_that_raises_uses_its_key_up_at_most_once(
+async def test_at_most_once_and_stripe_v1_record_an_exception_as_failed(
     preset: Any, any_store: Store, key: str
 ) -> None:
     failing = _Failing()
@@ -100,10 +102,8 @@ async def test_a_handler_that_raises_uses_its_key_up_at_most_once(
 
 @pytest.mark.trap(44)
 @pytest.mark.parametrize("status", [401, 403, 405])
-async def test_a_refusal_before_the_handler_does_not_use_the_key_up(
-    status: int, any_store: Store, key: str
-) -> None:
-    """An authentication layer inside the middleware says no first, and yes to the next try."""
+async def test_a_refusal_by_an_inner_layer_frees_the_key(status: int, any_store: Store, key: str) -> None:
+    """An authentication layer inside the middleware refuses the first try and accepts the second."""
     charges = Charges(status=status)
     app = guard(charges, any_store)
     assert (await call(app, key=key, headers=[("authorization", "bad")])).status == status
@@ -113,7 +113,7 @@ async def test_a_refusal_before_the_handler_does_not_use_the_key_up(
 
 
 @pytest.mark.trap(44)
-async def test_a_refusal_by_a_layer_outside_is_never_kept(any_store: Store, key: str) -> None:
+async def test_a_refusal_by_an_outer_layer_is_never_recorded(any_store: Store, key: str) -> None:
     charges = Charges()
     inside = IdempotencyMiddleware(charges, store=any_store, tenant=by_header("Authorization", stable=True))
 
@@ -128,7 +128,7 @@ async def test_a_refusal_by_a_layer_outside_is_never_kept(any_store: Store, key:
 
 @pytest.mark.trap(44)
 @pytest.mark.parametrize("path", ["/nowhere", "/charges/"])
-async def test_an_answer_of_the_router_itself_frees_the_key(path: str, key: str) -> None:
+async def test_a_refusal_by_the_router_frees_the_key(path: str, key: str) -> None:
     runs = []
 
     async def charge(request: Request) -> PlainTextResponse:
@@ -145,8 +145,8 @@ async def test_an_answer_of_the_router_itself_frees_the_key(path: str, key: str)
 @pytest.mark.trap(44)
 @pytest.mark.parametrize("guarded", ["outside", "mount", "mounted"])
 @pytest.mark.parametrize("kind", [Starlette, Router])
-async def test_an_answer_of_a_mounted_router_itself_frees_the_key(kind: Any, guarded: str, key: str) -> None:
-    """A mount has matched then, and left its mark as the endpoint."""
+async def test_a_refusal_by_a_mounted_router_frees_the_key(kind: Any, guarded: str, key: str) -> None:
+    """The mount has matched by then, and is in the scope as the endpoint."""
 
     async def charge(request: Request) -> PlainTextResponse:
         return PlainTextResponse("charged", 201)
@@ -156,13 +156,13 @@ async def test_an_answer_of_a_mounted_router_itself_frees_the_key(kind: Any, gua
     mounted = kind(middleware=at["mounted"])
     app = Starlette(routes=[Mount("/v1", mounted, middleware=at["mount"])], middleware=at["outside"])
     assert (await call(app, path="/v1/charges", key=key)).status == 404
-    mounted.routes.append(Route("/charges", charge, methods=["POST"]))  # the next release has it
+    mounted.routes.append(Route("/charges", charge, methods=["POST"]))  # as in the next release
     assert (await call(app, path="/v1/charges", key=key)).status == 201
     assert (await call(app, path="/v1/charges", key=key)).replayed
 
 
 @pytest.mark.trap(44)
-async def test_a_404_of_the_handler_itself_is_kept(key: str) -> None:
+async def test_a_404_of_the_handler_is_recorded(key: str) -> None:
     async def missing(request: Request) -> PlainTextResponse:
         return PlainTextResponse("no such account", 404)
 
@@ -173,18 +173,16 @@ async def test_a_404_of_the_handler_itself_is_kept(key: str) -> None:
 
 @pytest.mark.trap(45)
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_one_waiter_takes_over_from_an_owner_that_failed(
-    processes: int, any_store: Store, key: str
-) -> None:
+async def test_one_waiter_runs_after_an_owner_that_failed(processes: int, any_store: Store, key: str) -> None:
     async def work(number: int) -> None:
-        if number == 1:  # all wait: for the owner, or in another process for who asks the store again
+        if number == 1:  # until all wait: for the owner, or in the other process for the one that polls
             await until(lambda: sum(followers(app.engine) for app in apps) == 6 - processes)
         charges.status = 500 if number == 1 else 201
 
     charges = Charges(work)
     apps = [
         guard(charges, any_store, wait=PATIENCE) for _ in range(processes)
-    ]  # an engine for each stands for a process
+    ]  # each has its own engine, as in a process of its own
     owner = asyncio.create_task(call(apps[0], key=key))
     await until(lambda: charges.runs != 0)
     async with asyncio.timeout(30):
@@ -196,7 +194,7 @@ async def test_one_waiter_takes_over_from_an_owner_that_failed(
 
 
 @pytest.mark.trap(45)
-async def test_a_waiter_whose_patience_ends_is_told_to_come_back(any_store: Store, key: str) -> None:
+async def test_a_waiter_whose_wait_ends_gets_409_with_retry_after(any_store: Store, key: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -215,7 +213,7 @@ async def test_a_waiter_whose_patience_ends_is_told_to_come_back(any_store: Stor
 
 
 @pytest.mark.trap(45)
-async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
+async def test_a_waiter_cancelled_while_it_becomes_leader_hands_over_to_another(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = asyncio.Event()
@@ -237,7 +235,7 @@ async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
 
     def hand_over_and_cancel(*args: Any) -> None:
         hand_over(*args)
-        waiters[0].cancel()  # in the very moment that promotes it
+        waiters[0].cancel()  # at the moment that makes it the leader
 
     monkeypatch.setattr(app.engine.single_flight, "hand_over", hand_over_and_cancel)
     go_on.set()
@@ -246,11 +244,11 @@ async def test_a_waiter_that_is_cancelled_as_it_is_to_lead_hands_the_lead_on(
     assert isinstance(results[0], asyncio.CancelledError)
     assert [answer.body for answer in results[1:]] == [b'{"charge": 2}'] * 2
     assert (await owner).status == 500
-    assert not app.engine.single_flight, "nobody leads when nobody is left"
+    assert not app.engine.single_flight, "no flight is left when all are done"
 
 
 @pytest.mark.trap(46)
-async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: Store, key: str) -> None:
+async def test_five_hundred_waiters_make_at_most_five_acquire_calls(any_store: Store, key: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -270,9 +268,9 @@ async def test_five_hundred_waiters_ask_the_store_a_handful_of_times(any_store: 
     assert store.calls["acquire"] <= 5
 
 
-@pytest.mark.real_time("the pauses between questions grow in real time")
+@pytest.mark.real_time("the pauses between polls grow in real time")
 @pytest.mark.trap(46)
-async def test_waiters_for_another_process_poll_with_growing_pauses(key: str) -> None:
+async def test_one_of_a_hundred_waiters_polls_for_all_at_growing_intervals(key: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -284,15 +282,15 @@ async def test_waiters_for_another_process_poll_with_growing_pauses(key: str) ->
     await until(lambda: charges.runs == 1)
     app = guard(charges, store, wait=PATIENCE)
     waiters = [asyncio.create_task(call(app, key=key)) for _ in range(100)]
-    await asyncio.sleep(0.6)  # how often is asked meanwhile is what is counted
-    assert store.calls["acquire"] <= 100 + 10, "each asks once, then one watches for all"
+    await asyncio.sleep(0.6)  # the calls during this time are counted
+    assert store.calls["acquire"] <= 100 + 10, "each asks once, then one polls for all"
     go_on.set()
     assert {answer.status for answer in await asyncio.gather(*waiters)} == {201}
     await owner
 
 
 @pytest.mark.trap(47)
-async def test_background_work_runs_once_and_does_not_hold_the_key(any_store: Store, key: str) -> None:
+async def test_a_background_task_runs_once_and_does_not_hold_the_key(any_store: Store, key: str) -> None:
     started, go_on, tasks = asyncio.Event(), asyncio.Event(), []
 
     async def mail() -> None:
@@ -333,7 +331,7 @@ async def test_a_background_task_that_fails_does_not_undo_the_record(key: str) -
 @pytest.mark.trap(48)
 @pytest.mark.parametrize("spelling", [b"idempotency-replayed", b"Idempotency-Replayed"])
 @pytest.mark.parametrize("preset", [Policy, Policy.stripe_v1])
-async def test_only_a_replay_is_marked_and_the_applications_own_mark_is_dropped(
+async def test_only_a_replay_has_the_replay_header_and_the_applications_own_is_dropped(
     preset: Any, spelling: bytes, key: str
 ) -> None:
     policy = preset()
@@ -355,7 +353,7 @@ async def test_only_a_replay_is_marked_and_the_applications_own_mark_is_dropped(
 
 
 @pytest.mark.trap(48)
-async def test_a_replay_tells_its_age_and_its_end_and_cors_exposes_them(any_store: Store, key: str) -> None:
+async def test_a_replay_has_headers_for_age_and_expiry_that_cors_exposes(any_store: Store, key: str) -> None:
     inner = guard(Charges(), any_store, retention=100)
     app = CORSMiddleware(inner, allow_origins=["*"], expose_headers=EXPOSED_HEADERS)
     first = await call(app, key=key, headers=[("origin", "https://shop.example")])
@@ -370,6 +368,6 @@ async def test_a_replay_tells_its_age_and_its_end_and_cors_exposes_them(any_stor
 
 
 @pytest.mark.trap(48)
-async def test_refusals_are_not_marked_as_replays(key: str) -> None:
+async def test_a_refusal_has_no_replay_header(key: str) -> None:
     app = guard(Charges(), PatchedStore(MemoryStore(), acquire=unavailable))
     assert (await call(app, key=key)).header("idempotency-replayed") is None

@@ -1,4 +1,4 @@
-"""Traps 53 to 56 and 59: mounts, methods, nesting, requests without a key, and functions of the wrong colour."""
+"""Traps 53 to 56 and 59: mounts, methods, nested layers, requests without a key, and sync and async functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.trap(53)
 @pytest.mark.rule("E9")
-async def test_one_key_under_two_mounts_is_a_mismatch_and_never_a_replay(any_store: Store, key: str) -> None:
+async def test_the_same_key_under_two_mounts_is_a_mismatch(any_store: Store, key: str) -> None:
     charges = Charges()
 
     def version() -> Any:
@@ -48,7 +48,7 @@ async def test_one_key_under_two_mounts_is_a_mismatch_and_never_a_replay(any_sto
         ("/pay", b"/v2/pay", "/v2"),
     ],
 )
-async def test_a_mounts_prefix_counts_however_the_server_tells_of_it(
+async def test_a_mounts_prefix_is_part_of_the_path_however_the_server_passes_it(
     path: str, raw_path: bytes, root_path: str, key: str
 ) -> None:
     app = guard(Charges(), MemoryStore())
@@ -60,7 +60,7 @@ async def test_a_mounts_prefix_counts_however_the_server_tells_of_it(
 
 
 @pytest.mark.trap(53)
-async def test_a_trailing_slash_is_another_path(key: str) -> None:
+async def test_a_path_with_a_trailing_slash_is_another_path(key: str) -> None:
     app = guard(Charges(), MemoryStore())
     await call(app, path="/charges", key=key)
     assert (await call(app, path="/charges/", key=key)).status == 422
@@ -68,7 +68,7 @@ async def test_a_trailing_slash_is_another_path(key: str) -> None:
 
 @pytest.mark.trap(54)
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"])
-async def test_a_key_on_another_method_is_ignored(method: str, key: str) -> None:
+async def test_a_key_is_ignored_on_methods_that_the_policy_does_not_name(method: str, key: str) -> None:
     store, charges = MemoryStore(), Charges()
     app = guard(charges, store)
     for number in (1, 2):
@@ -79,7 +79,7 @@ async def test_a_key_on_another_method_is_ignored(method: str, key: str) -> None
 
 
 @pytest.mark.trap(54)
-async def test_a_head_request_may_be_keyed_and_has_no_body(key: str) -> None:
+async def test_a_keyed_head_request_is_replayed_without_a_body(key: str) -> None:
     app = guard(Charges(), MemoryStore(), methods=frozenset({"HEAD"}))
     await call(app, "HEAD", key=key)
     again = await call(app, "HEAD", key=key)
@@ -88,14 +88,14 @@ async def test_a_head_request_may_be_keyed_and_has_no_body(key: str) -> None:
 
 @pytest.mark.trap(54)
 @pytest.mark.parametrize("kind", ["websocket", "lifespan", "something-new"])
-async def test_other_kinds_of_scope_reach_the_application_as_they_are(kind: str) -> None:
+async def test_scopes_other_than_http_reach_the_application_unchanged(kind: str) -> None:
     seen: list[Any] = []
 
     async def app(*triple: Any) -> None:
         seen.append(triple)
 
     async def receive() -> Any:
-        raise AssertionError("nobody asked")
+        raise AssertionError("the middleware must not receive")
 
     scope = http_scope(headers=[("idempotency-key", '"malformed')]) | {"type": kind}
     await guard(app, MemoryStore(), required=True)(scope, receive, receive)
@@ -105,7 +105,7 @@ async def test_other_kinds_of_scope_reach_the_application_as_they_are(kind: str)
 
 @pytest.mark.trap(55)
 @pytest.mark.rule("E10")
-async def test_two_middlewares_on_one_route_are_one_claim(any_store: Store, key: str) -> None:
+async def test_two_middlewares_on_one_route_share_one_claim(any_store: Store, key: str) -> None:
     charges = Charges()
     app = guard(guard(charges, any_store), any_store)
     async with asyncio.timeout(30):
@@ -115,7 +115,7 @@ async def test_two_middlewares_on_one_route_are_one_claim(any_store: Store, key:
 
 
 @pytest.mark.trap(55)
-async def test_a_middleware_and_a_decorator_on_one_route_do_not_wait_for_each_other(
+async def test_a_middleware_and_a_decorator_on_one_route_are_two_operations(
     any_store: Store, key: str
 ) -> None:
     charged = []
@@ -137,7 +137,7 @@ async def test_a_middleware_and_a_decorator_on_one_route_do_not_wait_for_each_ot
 
 
 @pytest.mark.trap(55)
-async def test_a_request_that_a_handler_makes_with_its_own_key_is_a_request_of_its_own(key: str) -> None:
+async def test_a_request_that_a_handler_sends_with_its_own_key_is_refused(key: str) -> None:
     answers = []
 
     async def work(number: int) -> None:
@@ -152,8 +152,8 @@ async def test_a_request_that_a_handler_makes_with_its_own_key_is_a_request_of_i
 
 
 @pytest.mark.trap(55)
-async def test_a_scope_that_is_served_twice_is_covered_once(key: str) -> None:
-    """A dispatcher that tries one application after the other hands both the same scope."""
+async def test_a_scope_that_is_served_twice_claims_each_time(key: str) -> None:
+    """A dispatcher that tries one application after the other gives both the same scope."""
     charges = Charges(status=503)
     app = guard(guard(charges, MemoryStore()), MemoryStore())
 
@@ -180,7 +180,7 @@ async def test_a_scope_that_is_served_twice_is_covered_once(key: str) -> None:
 
 
 @pytest.mark.trap(56)
-async def test_two_equal_requests_without_a_key_are_two_operations(any_store: Store) -> None:
+async def test_two_equal_requests_without_a_key_are_both_run(any_store: Store) -> None:
     charges = Charges()
     app = guard(charges, any_store)
     first, second = await call(app, body=b"same"), await call(app, body=b"same")
@@ -196,7 +196,7 @@ async def test_a_request_without_a_key_is_refused_where_one_is_required(key: str
 
 
 @pytest.mark.trap(59)
-async def test_a_function_and_a_store_of_different_colours_do_not_meet() -> None:
+async def test_a_sync_function_with_an_async_store_is_refused_and_the_reverse() -> None:
     async def coroutine_function(name: str) -> int:
         return 1
 

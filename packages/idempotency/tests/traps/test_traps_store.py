@@ -1,4 +1,4 @@
-"""Traps 24 to 27, 49 to 52, 57, 58 and 60: stores that are away, slow, shared, full, old or tampered with."""
+"""Traps 24 to 27, 49 to 52, 57, 58 and 60: stores that are down, slow, shared, full, old or tampered with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LEASE = 0.3
 
 
 @pytest.mark.trap(24)
-async def test_a_claim_whose_grant_was_never_heard_of_is_freed(any_store: Store, key: str) -> None:
+async def test_a_claim_whose_reply_was_lost_is_released(any_store: Store, key: str) -> None:
     store = FaultyStore(any_store)
     store.inject("acquire", [Fault.FAIL_AFTER])
     charges = Charges()
@@ -43,7 +43,7 @@ async def test_a_claim_whose_grant_was_never_heard_of_is_freed(any_store: Store,
 
 
 @pytest.mark.trap(24)
-async def test_a_frozen_redis_that_thaws_leaves_no_orphan(own_redis: Server, key: str) -> None:
+async def test_a_claim_granted_while_redis_was_frozen_is_released(own_redis: Server, key: str) -> None:
     from redis.asyncio import Redis
 
     from idempotency.stores.redis import RedisStore
@@ -53,7 +53,7 @@ async def test_a_frozen_redis_that_thaws_leaves_no_orphan(own_redis: Server, key
         store = RedisStore(client, deadline=1.0)
         app = guard(
             charges, store, lease=3600.0
-        )  # an orphan would hold the key for longer than the test waits
+        )  # an unreleased claim would hold the key for longer than the test waits
         while (await call(app, key=f"{key}-warm")).status != 201:
             pass
         runs_before = charges.runs
@@ -71,7 +71,7 @@ async def test_a_frozen_redis_that_thaws_leaves_no_orphan(own_redis: Server, key
 
 
 @pytest.mark.trap(25)
-async def test_a_frozen_redis_is_given_up_within_the_deadline(own_redis: Server, key: str) -> None:
+async def test_a_call_to_a_frozen_redis_ends_at_the_deadline_with_503(own_redis: Server, key: str) -> None:
     from redis.asyncio import Redis
 
     from idempotency.stores.redis import RedisStore
@@ -94,10 +94,12 @@ async def test_a_frozen_redis_is_given_up_within_the_deadline(own_redis: Server,
 
 @pytest.mark.trap(25)
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
-async def test_a_server_that_accepts_and_never_answers_is_given_up(kind: str, key: str) -> None:
+async def test_a_call_to_a_server_that_never_answers_ends_at_the_deadline_with_503(
+    kind: str, key: str
+) -> None:
     held = []
-    black_hole = await asyncio.start_server(lambda reader, writer: held.append(writer), "127.0.0.1", 0)
-    port = black_hole.sockets[0].getsockname()[1]
+    silent_server = await asyncio.start_server(lambda reader, writer: held.append(writer), "127.0.0.1", 0)
+    port = silent_server.sockets[0].getsockname()[1]
     charges = Charges()
     if kind == "redis":
         from redis.asyncio import Redis
@@ -125,7 +127,7 @@ async def test_a_server_that_accepts_and_never_answers_is_given_up(kind: str, ke
     assert took < PATIENCE
     for writer in held:
         writer.close()
-    black_hole.close()
+    silent_server.close()
 
 
 async def _timed(answer: Any) -> tuple[Any, float]:
@@ -140,7 +142,7 @@ def _down(any_store: Store) -> FaultyStore:
 
 
 @pytest.mark.trap(26)
-async def test_without_its_store_a_keyed_request_is_refused(any_store: Store, key: str) -> None:
+async def test_a_keyed_request_gets_503_while_the_store_is_down(any_store: Store, key: str) -> None:
     charges = Charges()
     app = guard(charges, _down(any_store))
     answer = await call(app, key=key)
@@ -148,13 +150,11 @@ async def test_without_its_store_a_keyed_request_is_refused(any_store: Store, ke
     assert answer.header("content-type") == b"application/problem+json"
     assert int(answer.header("retry-after") or 0) >= 1
     assert b"store-unavailable" in answer.body
-    assert (await call(app)).status == 201, "keyless requests do not need it"
+    assert (await call(app)).status == 201, "requests without a key do not need the store"
 
 
 @pytest.mark.trap(26)
-async def test_without_its_store_a_request_runs_unprotected_where_the_policy_says_so(
-    any_store: Store, key: str
-) -> None:
+async def test_on_store_error_bypass_runs_a_keyed_request_unprotected(any_store: Store, key: str) -> None:
     charges, events = Charges(), list[Event]()
     app = IdempotencyMiddleware(
         charges,
@@ -170,11 +170,11 @@ async def test_without_its_store_a_request_runs_unprotected_where_the_policy_say
     assert [event.action for event in events if isinstance(event, StoreFailed)] == ["bypassed"] * 2
 
 
-@pytest.mark.real_time("how often is asked in a time")
+@pytest.mark.real_time("the calls during a time are counted")
 @pytest.mark.trap(26)
-async def test_a_wait_hint_that_fails_costs_a_little_time_and_nothing_else(key: str) -> None:
+async def test_a_store_whose_wait_fails_is_polled_instead(key: str) -> None:
     async def work(number: int) -> None:
-        await asyncio.sleep(0.3)  # how often is asked meanwhile is what is counted
+        await asyncio.sleep(0.3)  # the calls during this time are counted
 
     class Waiting(PatchedStore):
         async def wait(self, key: StorageKey, *, timeout: float) -> None:
@@ -192,7 +192,7 @@ async def test_a_wait_hint_that_fails_costs_a_little_time_and_nothing_else(key: 
 
 
 @pytest.mark.trap(27)
-async def test_scripts_that_the_server_forgot_are_sent_again(own_redis: Server, key: str) -> None:
+async def test_scripts_that_the_server_lost_are_loaded_again(own_redis: Server, key: str) -> None:
     from redis.asyncio import Redis
 
     from idempotency.stores.redis import RedisStore
@@ -213,7 +213,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(own_redis: Server, 
 
 
 @pytest.mark.trap(49)
-async def test_a_key_is_free_once_its_record_expired_and_a_replay_does_not_extend_it(
+async def test_a_key_is_free_after_its_retention_and_replays_do_not_extend_it(
     any_store: Store, key: str
 ) -> None:
     charges = Charges()
@@ -231,7 +231,9 @@ async def test_a_key_is_free_once_its_record_expired_and_a_replay_does_not_exten
 
 @pytest.mark.real_time("a lease runs out by the store's own clock")
 @pytest.mark.trap(49)
-async def test_nothing_brings_an_expired_claim_back(any_store: Store, key: str) -> None:
+async def test_an_expired_claim_can_be_neither_renewed_completed_nor_released(
+    any_store: Store, key: str
+) -> None:
     async def acquire() -> Any:
         reply = await any_store.acquire(
             StorageKey(key),
@@ -254,8 +256,8 @@ async def test_nothing_brings_an_expired_claim_back(any_store: Store, key: str) 
 
 
 @pytest.mark.trap(50, store="memory")
-def test_a_miss_among_many_records_costs_what_it_costs_among_none() -> None:
-    """The best of several batches each, in turn: what the machine can do, whatever else it is doing."""
+def test_the_time_of_a_miss_does_not_grow_with_the_number_of_records() -> None:
+    """Compares the best of several alternating batches, which other load on the machine affects least."""
 
     def batch(store: SyncMemoryStore, turn: int) -> float:
         began = time.perf_counter()
@@ -287,7 +289,7 @@ def test_a_miss_among_many_records_costs_what_it_costs_among_none() -> None:
 
 
 @pytest.mark.trap(50, store="memory")
-async def test_a_full_memory_store_forgets_answers_and_never_a_running_claim(key: str) -> None:
+async def test_a_full_memory_store_evicts_answers_and_never_a_running_claim(key: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -309,7 +311,7 @@ async def test_a_full_memory_store_forgets_answers_and_never_a_running_claim(key
 
 @pytest.mark.trap(51)
 @pytest.mark.parametrize("step", [-3600, 3600], ids=["back", "ahead"])
-async def test_a_wall_clock_that_steps_an_hour_moves_no_lease(step: int, any_store: Store, key: str) -> None:
+async def test_a_step_of_the_wall_clock_changes_no_lease(step: int, any_store: Store, key: str) -> None:
     go_on = asyncio.Event()
 
     async def work(number: int) -> None:
@@ -325,12 +327,12 @@ async def test_a_wall_clock_that_steps_an_hour_moves_no_lease(step: int, any_sto
         go_on.set()
         assert (await first).status == 201
         assert (await call(app, key=key)).replayed
-    assert (await call(app, key=key)).replayed, "a day of retention outlives the step back, too"
+    assert (await call(app, key=key)).replayed, "the retention of a day is longer than the step"
     assert charges.runs == 1
 
 
 @pytest.mark.trap(52, store="sqlite")
-async def test_eight_writers_on_one_file_meet_no_locked_database(tmp_path: Path, key: str) -> None:
+async def test_eight_concurrent_writers_of_one_file_all_succeed(tmp_path: Path, key: str) -> None:
     def writer(number: int) -> list[int | None]:
         async def write() -> list[int | None]:
             store = SQLiteStore(tmp_path / "records.db", busy_timeout=PATIENCE)
@@ -346,7 +348,7 @@ async def test_eight_writers_on_one_file_meet_no_locked_database(tmp_path: Path,
 
 
 @pytest.mark.trap(52, store="sqlite")
-async def test_a_purge_of_a_file_is_bounded(tmp_path: Path, key: str) -> None:
+async def test_a_purge_of_a_file_deletes_no_more_than_its_limit(tmp_path: Path, key: str) -> None:
     store = SQLiteStore(tmp_path / "records.db", synchronous="NORMAL")
     app = guard(Charges(), store, lease=0.01, retention=0.01)
     claims = [
@@ -360,7 +362,7 @@ async def test_a_purge_of_a_file_is_bounded(tmp_path: Path, key: str) -> None:
         for number in range(30)
     ]
     await until_forgotten(store, *(StorageKey(f"{key}-{number}") for number in range(30)))
-    assert len(claims) == 30
+    assert all(isinstance(claim, Acquired) for claim in claims)
     assert await store.purge(limit=7) == 7
     await call(app, key=key)  # a complete deletes a few more
     assert 0 < await store.purge(limit=1000) < 30 - 7 + 1
@@ -368,7 +370,7 @@ async def test_a_purge_of_a_file_is_bounded(tmp_path: Path, key: str) -> None:
 
 
 def _with_outcome(any_store: Store, change: Any) -> PatchedStore:
-    """A store that records what *change* makes of each outcome."""
+    """A store that applies *change* to each outcome that it records."""
 
     async def complete(store: Store, claim: Any, outcome: bytes, **kwargs: Any) -> bool:
         return await store.complete(claim, change(outcome), **kwargs)
@@ -388,9 +390,7 @@ TAMPERED = {
 
 @pytest.mark.trap(57)
 @pytest.mark.parametrize("how", TAMPERED)
-async def test_a_tampered_record_is_refused_and_kept_as_evidence(
-    how: str, any_store: Store, key: str
-) -> None:
+async def test_a_tampered_record_is_refused_as_corrupt_and_kept(how: str, any_store: Store, key: str) -> None:
     charges = Charges()
     await call(guard(charges, _with_outcome(any_store, TAMPERED[how])), key=key)
     app = guard(charges, any_store)
@@ -402,7 +402,7 @@ async def test_a_tampered_record_is_refused_and_kept_as_evidence(
 
 
 @pytest.mark.trap(57)
-def test_no_module_can_run_code_from_a_record() -> None:
+def test_no_module_uses_eval_exec_or_pickle() -> None:
     package = Path(idempotency.__file__).parent
     files = list(package.rglob("*.py"))
     assert len(files) > 20
@@ -420,7 +420,7 @@ def test_no_module_can_run_code_from_a_record() -> None:
 
 
 @pytest.mark.trap(58)
-async def test_a_record_of_a_newer_version_is_left_alone_and_asked_for_again_later(
+async def test_a_record_of_a_newer_version_gets_503_with_retry_after_and_is_kept(
     any_store: Store, key: str
 ) -> None:
     def newer(outcome: bytes) -> bytes:
@@ -437,9 +437,7 @@ async def test_a_record_of_a_newer_version_is_left_alone_and_asked_for_again_lat
 
 
 @pytest.mark.trap(58)
-async def test_a_record_of_this_version_is_read_with_members_that_a_later_one_added(
-    any_store: Store, key: str
-) -> None:
+async def test_unknown_members_of_a_record_are_ignored(any_store: Store, key: str) -> None:
     golden = (
         b'{"format":1,"outcome":"response","status_code":201,"headers":[["x-one","caf\xc3\xa9"]],'
         b'"body":"d\xc3\xa9j\xc3\xa0 vu","added":{"later":[1]}}'
@@ -456,7 +454,7 @@ async def test_a_record_of_this_version_is_read_with_members_that_a_later_one_ad
 
 
 @pytest.mark.trap(60)
-async def test_two_configurations_of_one_store_are_both_honoured(any_store: Store, key: str) -> None:
+async def test_two_policies_on_one_store_are_both_applied(any_store: Store, key: str) -> None:
     short, long = guard(Charges(), any_store, retention=100), guard(Charges(), any_store, retention=1000)
     for app, name, retention in ((short, f"{key}-short", 100), (long, f"{key}-long", 1000)):
         await call(app, key=name)
