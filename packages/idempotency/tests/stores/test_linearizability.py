@@ -143,7 +143,7 @@ async def test_histories_of_sixteen_callers_are_linearizable(
     found: list[list[ObservedCall]] = []
     for seed in range(
         7, 11
-    ):  # on a busy machine most leases lapse before their work is done: then another round
+    ):  # on a busy machine, where most leases lapse before the work is done, more rounds
         rounds, pace = (4, 20.0) if kind == "dynamodb" else (16, 1.0)  # moto is slow
         found += await histories(store, seed=seed, rounds=rounds, pace=pace)
         if rarest_event_count(found) > 10:
