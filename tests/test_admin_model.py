@@ -1,4 +1,4 @@
-"""POST /admin/model reads regular files of one directory alone, tells nothing of them, and delays no stop."""
+"""POST /admin/model reads only regular files of one directory, reveals nothing of them, and delays no shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MANIFEST = ".manifest.json"
 
 
 def copy_of(directory: Path, name: str, **changes: Any) -> Path:
-    """The shipped model as another file, with *changes* to its manifest."""
+    """A copy of the bundled model with *changes* to its manifest."""
     path = directory / name
     shutil.copy(BUNDLED_MODEL, path)
     manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
@@ -33,7 +33,7 @@ def copy_of(directory: Path, name: str, **changes: Any) -> Path:
 
 
 def houses(path: Path, features: list[str], outputs: int = 1) -> None:
-    """A small model of *features*, which it was trained on in this order."""
+    """Write a small model, trained on *features* in this order."""
     random = np.random.default_rng(7)
     values = {name: random.normal(size=300) for name in sorted(features)}
     rows = np.column_stack([values[name] for name in features])
@@ -72,7 +72,7 @@ def swap(service: Any, path: str | Path, **more: Any) -> httpx.Response:
     return service.client.post("/admin/model", json={"path": str(path)} | more, headers={"X-API-Key": ADMIN})
 
 
-def test_a_path_that_is_no_regular_file_of_the_directory_is_refused_without_naming_it(
+def test_admin_model_reads_only_regular_files_of_its_directory_and_reveals_nothing(
     service: Any, models: Path, tmp_path: Path
 ) -> None:
     outside = copy_of(tmp_path, "outside.txt")
@@ -141,7 +141,7 @@ def test_a_path_that_is_no_regular_file_of_the_directory_is_refused_without_nami
     assert all(line["client"] == "127.0.0.1" and line["reason"] for line in audit)
     assert "SECRET" not in service.log.replace("models/secret", "")
 
-    # Relative and absolute names, and links that stay inside, as Kubernetes mounts a ConfigMap.
+    # Relative and absolute paths are accepted, and links inside the directory, as Kubernetes mounts a ConfigMap.
     data = models / "..data"
     data.mkdir()
     copy_of(data, "mounted.txt", version="1.2.0")
@@ -154,7 +154,7 @@ def test_a_path_that_is_no_regular_file_of_the_directory_is_refused_without_nami
     assert time.monotonic() - begun < 60
 
 
-def test_a_model_that_means_another_row_is_refused_unless_the_request_says_so(
+def test_a_model_with_another_signature_is_refused_unless_other_signature_is_true(
     service: Any, models: Path
 ) -> None:
     houses(models / "permuted.txt", ["age", "size"])
@@ -171,22 +171,20 @@ def test_a_model_that_means_another_row_is_refused_unless_the_request_says_so(
         assert refused.status_code == 422
         assert "other_signature" in refused.json()["detail"]
         assert answer() == before
-    for odd in ("true", 1, None):
-        assert swap(service, "permuted.txt", model="houses", other_signature=odd).status_code == 422
+    for not_boolean in ("true", 1, None):
+        assert swap(service, "permuted.txt", model="houses", other_signature=not_boolean).status_code == 422
     allowed = swap(service, "permuted.txt", model="houses", other_signature=True)
     assert allowed.json()["version"] == "age-size-1"
     assert answer() != before
 
 
-def test_the_trading_model_keeps_its_question_even_if_the_request_says_otherwise(
-    service: Any, models: Path
-) -> None:
+def test_the_trading_model_keeps_its_classes_even_with_other_signature(service: Any, models: Path) -> None:
     manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
     copy_of(models, "classes.txt", classes=manifest.classes[::-1])
     assert swap(service, "classes.txt", other_signature=True).status_code == 422
 
 
-def test_without_a_directory_nothing_is_taken(serve: Callable[..., Any], models: Path) -> None:
+def test_without_a_model_directory_every_swap_is_refused(serve: Callable[..., Any], models: Path) -> None:
     service = serve(ML_SERVICE_ADMIN_KEY=ADMIN)
     refused = swap(service, copy_of(models, "good.txt"))
     assert refused.status_code == 422

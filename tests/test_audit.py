@@ -1,4 +1,4 @@
-"""`scripts/audit` tells apart: no advisory is known, one is, and the service could not be asked."""
+"""`scripts/audit` distinguishes no known advisory, a known one, and an unreachable service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADVISORY = {
 
 
 class Service(ThreadingHTTPServer):
-    """Speaks as much of OSV's protocol as the scan uses; *affected* is the package that it has an advisory of."""
+    """Serves the part of the OSV protocol that the scan uses, with an advisory for the package *affected*."""
 
     affected = ""
 
@@ -72,20 +72,20 @@ def audit(port: int) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_known_advisory_is_success(service: Service) -> None:
+def test_audit_succeeds_without_a_known_advisory(service: Service) -> None:
     done = audit(service.server_port)
     assert done.returncode == 0, done.stderr
     assert "no known vulnerabilities" in done.stdout + done.stderr
 
 
-def test_a_known_advisory_is_shown_and_fails(service: Service) -> None:
+def test_audit_shows_a_known_advisory_and_fails(service: Service) -> None:
     service.affected = "numpy"
     done = audit(service.server_port)
     assert done.returncode == 1, done.stderr
     assert "TEST-2026-1" in done.stdout + done.stderr
 
 
-def test_a_service_out_of_reach_is_neither() -> None:
+def test_audit_with_an_unreachable_service_exits_with_75() -> None:
     with Service(("127.0.0.1", 0), Handler) as taken:
         port = taken.server_port
     done = audit(port)

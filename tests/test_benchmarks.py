@@ -1,4 +1,4 @@
-"""Results of benchmarks are kept with command and machine, and shown as they were: missed goals as missed."""
+"""Benchmark results are stored with command and machine, and shown unchanged, with missed goals marked."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def ratio(value: float, *, name: str = "replay", goal: float | None = 1.5, binds
     return Result(name=name, value=value, unit="× one GET", goal=goal, binds=binds)
 
 
-def texts(picture: str) -> list[str]:
-    """The words in a picture."""
-    return [element.text or "" for element in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
+def texts(chart: str) -> list[str]:
+    """The texts of a chart."""
+    return [element.text or "" for element in ET.fromstring(chart).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_pictures_and_page_are_those_of_the_results_that_are_kept() -> None:
+def test_charts_and_page_match_the_stored_results() -> None:
     stale = {path.name for path, text in bench.drawn().items() if path.read_text(encoding="utf-8") != text}
     assert stale == set()
 
 
-def test_every_benchmark_is_run_by_the_command_and_has_a_place_on_the_page() -> None:
+def test_every_benchmark_has_a_command_and_a_section_of_the_page() -> None:
     scripts = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "benchmarks").rglob("*.py")
@@ -62,7 +62,7 @@ def test_every_benchmark_is_run_by_the_command_and_has_a_place_on_the_page() -> 
 
 
 @pytest.mark.parametrize("key", [middleware_parts.new_key, lambda: b"replayed"], ids=["first run", "replay"])
-def test_each_function_of_a_request_has_a_place_in_the_table_of_parts(key: Callable[[], bytes]) -> None:
+def test_the_table_of_parts_counts_every_function_call_of_a_request(key: Callable[[], bytes]) -> None:
     _, guarded, _ = middleware_parts.applications()
     functions = asyncio.run(middleware_parts.count(guarded, key, middleware_parts.LIBRARY))
     parts = middleware_parts.by_part(functions)
@@ -70,8 +70,8 @@ def test_each_function_of_a_request_has_a_place_in_the_table_of_parts(key: Calla
     assert parts.keys() >= {"compute the fingerprint (E9)", "the memory store: claim, record, expiry"}
 
 
-def test_the_benchmarks_run(tmp_path: Path) -> None:
-    names = ["decision", "store_redis"]  # `.ci/run` tries them all
+def test_two_benchmarks_run_and_write_results_and_charts(tmp_path: Path) -> None:
+    names = ["decision", "store_redis"]  # `.ci/run` runs them all
     done = subprocess.run(
         [ROOT / "scripts/bench", "--quick", "--folder", tmp_path, *names],
         capture_output=True,
@@ -97,14 +97,14 @@ def test_the_benchmarks_run(tmp_path: Path) -> None:
         ([1.6, 1.7], "1.6 - 1.7", "missed"),
     ],
 )
-def test_a_figure_tells_its_spread_and_in_how_many_runs_its_goal_was_missed(
+def test_a_figure_has_its_spread_and_the_number_of_runs_that_missed_the_goal(
     values: list[float], spread: str, verdict: str
 ) -> None:
     figure = Figure(tuple(ratio(value) for value in values))
     assert (figure.spread, figure.verdict) == (spread, verdict)
 
 
-def test_a_missed_goal_is_seen_as_missed_in_the_picture_and_in_the_table() -> None:
+def test_a_missed_goal_is_marked_in_the_chart_and_in_the_table() -> None:
     found = measured([ratio(1.7)], [ratio(1.2)])
     assert "1.2 - 1.7  (≤ 1.5 missed in 1 of 2 runs)" in texts(draw(found))
     assert "var(--missed)" in draw(found).partition("</style>")[2]
@@ -112,38 +112,38 @@ def test_a_missed_goal_is_seen_as_missed_in_the_picture_and_in_the_table() -> No
     assert "| replay | 1.2 - 1.7 | × one GET | ≤ 1.5 | **missed in 1 of 2 runs** |" in page
 
 
-def test_a_goal_that_is_held_is_not_drawn_as_missed() -> None:
+def test_a_met_goal_is_not_marked_as_missed() -> None:
     assert "var(--missed)" not in draw(measured([ratio(1.2)])).partition("</style>")[2]
 
 
-def test_a_goal_that_was_set_for_another_processor_is_below_and_does_not_fail_a_check() -> None:
+def test_a_missed_goal_that_does_not_bind_is_below_and_does_not_fail() -> None:
     result = ratio(1.7, binds=False)
     assert Figure((result,)).verdict == "below"
     assert not result.missed
 
 
-def test_a_goal_may_be_held_by_something_else_than_the_figure() -> None:
+def test_a_goal_may_be_met_by_an_alternative() -> None:
     result = replace(ratio(1.7), also="or 20 ms more", held=True)
     assert (Figure((result,)).goal, Figure((result,)).verdict) == ("≤ 1.5, or 20 ms more", "held")
     assert "replay (goal ≤ 1.5, or 20 ms more)" in texts(draw(measured([result])))
 
 
-def test_the_picture_names_the_command_the_machine_and_the_runs() -> None:
+def test_the_chart_names_the_command_the_machine_and_the_runs() -> None:
     said = " ".join(texts(draw(measured([ratio(1.2)], [ratio(1.3)]))))
     assert "uv run python benchmarks/sample.py" in said
     assert "2 runs, 2026-01-02, load average before them 0.5; 2 cores of A processor, Linux x86_64" in said
 
 
-def test_the_same_figures_give_the_same_picture() -> None:
+def test_the_same_figures_give_the_same_chart() -> None:
     found = measured([ratio(1.2), ratio(40.0, name="first run", goal=None)], [ratio(1.3)])
     assert draw(found) == draw(found)
 
 
-def test_the_picture_follows_the_readers_scheme() -> None:
+def test_the_chart_has_a_dark_color_scheme() -> None:
     assert "@media(prefers-color-scheme:dark)" in draw(measured([ratio(1.2)]))
 
 
-def test_results_keep_their_values_when_they_are_written_and_read(tmp_path: Path) -> None:
+def test_measurements_round_trip_through_json(tmp_path: Path) -> None:
     found = measured([ratio(1.25), ratio(3.0, name="first run", goal=None)])
     found.write(tmp_path / "sample.json")
     assert Measurements.read(tmp_path / "sample.json") == found
@@ -165,9 +165,7 @@ def test_a_further_run_is_added_only_on_the_same_machine(
     assert len(Measurements.read(tmp_path / "decision.json").runs) == 1
 
 
-def test_a_benchmark_that_fails_keeps_what_was_measured_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_benchmark_keeps_the_stored_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.BENCHMARKS, "gone", bench.Benchmark(("benchmarks/gone.py",)))
     measured([ratio(1.2)]).write(tmp_path / "gone.json")
     before = (tmp_path / "gone.json").read_text(encoding="utf-8")
@@ -175,13 +173,13 @@ def test_a_benchmark_that_fails_keeps_what_was_measured_before(
     assert (tmp_path / "gone.json").read_text(encoding="utf-8") == before
 
 
-def test_a_place_of_which_nothing_is_kept_stays_as_it_is() -> None:
+def test_a_section_without_stored_results_is_unchanged() -> None:
     text = "<!-- figures of other -->\nby hand\n<!-- end of figures -->\n"
     assert with_figures(text, {"sample": measured([ratio(1.2)])}) == text
 
 
 @pytest.mark.parametrize(("value", "code"), [(1.2, 0), (1.7, 1), (np.float64(1.2), 0), (np.float64(1.7), 1)])
-def test_a_benchmark_writes_its_results_and_fails_where_a_goal_is_missed(
+def test_finish_writes_the_results_and_fails_if_a_goal_is_missed(
     tmp_path: Path, value: float, code: int
 ) -> None:
     parser = argparse.ArgumentParser()
@@ -195,5 +193,5 @@ def test_a_benchmark_writes_its_results_and_fails_where_a_goal_is_missed(
     ("value", "text"),
     [(0, "0"), (1.234, "1.23"), (41.26, "41.3"), (234.5, "234"), (12_345.6, "12,346"), (1.6e-13, "2e-13")],
 )
-def test_a_number_has_the_digits_that_count(value: float, text: str) -> None:
+def test_numbers_are_rounded_to_significant_digits(value: float, text: str) -> None:
     assert number(value) == text

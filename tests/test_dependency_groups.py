@@ -1,4 +1,4 @@
-"""Tests are left out only where what they need is not installed, and each place with tests says what that is."""
+"""Tests are left out only if their dependency group is not installed, and every area has its group."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 
-def test_here_everything_is_installed_and_nothing_left_out() -> None:
+def test_every_dependency_of_the_dev_group_is_installed() -> None:
     assert dependency_groups.missing("dev") == ()
     assert dependency_groups.left_out(Path(__file__)) is None
 
 
-def test_what_is_not_installed_is_named_through_included_groups(tmp_path: Path) -> None:
+def test_missing_distributions_of_included_groups_are_named(tmp_path: Path) -> None:
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text(
         '[dependency-groups]\ninner = ["no-such-distribution>=1", "other-system; sys_platform == \'none\'"]\n'
@@ -34,7 +34,7 @@ def test_what_is_not_installed_is_named_through_included_groups(tmp_path: Path) 
 
 
 def installed_with(group: str) -> set[str]:
-    """The distributions that `uv sync --only-group` installs for *group*, by the lock file."""
+    """The distributions that `uv sync --only-group` installs for *group*, from the lock file."""
     packages: dict[str, list[Any]] = {}
     for package in tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]:
         packages.setdefault(package["name"], []).append(package)
@@ -64,12 +64,12 @@ def imported(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize("area", ["packages/idempotency", "packages/predictor", "services/ml-api"])
-def test_a_packages_group_has_all_that_its_files_import(area: str) -> None:
+def test_a_dependency_group_installs_every_import_of_its_area(area: str) -> None:
     there, distributions = installed_with(dependency_groups.AREAS[area]), packages_distributions()
     lacking = {
         (module, path.relative_to(ROOT).as_posix())
         for module, path in imported(ROOT / area)
-        if path.name != "test_in_a_browser.py"  # another group's
+        if path.name != "test_in_a_browser.py"  # of another group
         and module in distributions
         and not {canonicalize_name(name) for name in distributions[module]} & there
     }
@@ -77,13 +77,13 @@ def test_a_packages_group_has_all_that_its_files_import(area: str) -> None:
 
 
 @pytest.mark.parametrize("area", dependency_groups.AREAS)
-def test_every_area_is_there(area: str) -> None:
+def test_every_area_exists(area: str) -> None:
     assert (ROOT / area).exists()
 
 
 @pytest.mark.parametrize("ci", ["", "true"])
 def test_a_missing_group_leaves_its_tests_out_and_fails_in_ci(tmp_path: Path, ci: str) -> None:
-    """A distribution is hidden from the run by a finder that knows all others."""
+    """A plugin hides one installed distribution from the run."""
     (tmp_path / "hide.py").write_text(
         "import importlib.metadata as metadata\n"
         "real = metadata.distribution\n"

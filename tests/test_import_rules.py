@@ -1,4 +1,4 @@
-"""The service uses the libraries as anybody could: public modules, exported names (import-linter checks the rest)."""
+"""The service imports only public modules and exported names of the libraries; import-linter checks the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every link between the pages of the repository leads somewhere: files and anchors alike."""
+"""Every link between the pages of the repository has an existing file and anchor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_OURS = {"build", "node_modules", "site-packages", "venv"}
+FOREIGN = {"build", "node_modules", "site-packages", "venv"}
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
@@ -21,17 +21,17 @@ ANCHOR = re.compile(r"<a\s+(?:id|name)=\"([^\"]+)\"", re.IGNORECASE)
 
 
 def pages() -> list[Path]:
-    """Every Markdown file of the project's own: none of tools, caches and installed packages."""
+    """Every Markdown file of the project, without those of tools, caches and installed packages."""
     found = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in NOT_OURS)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in FOREIGN)
         found += [Path(folder, name) for name in sorted(files) if name.endswith(".md")]
     return found
 
 
 def slug(heading: str) -> str:
-    """The anchor that a heading gets where Markdown is shown (GitHub's rule)."""
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # of a link, its text
+    """The anchor of a heading, by the rule of GitHub."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # the text of a link
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
@@ -47,7 +47,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Its links within the repository; no test of ours may depend on another site."""
+    """The links of *page* within the repository, without those to other sites."""
     text = CODE.sub("", page.read_text(encoding="utf-8"))
     every = [inline or reference for inline, reference in LINK.findall(text)]
     return [link for link in every if not re.match(r"[a-z][a-z0-9+.-]*:", link)]
@@ -66,18 +66,18 @@ def broken_links(page: Path) -> list[str]:
 
 
 def missing_paths(page: Path) -> list[str]:
-    """Paths that its text or its commands name, from the root of the repository, where nothing is."""
+    """The paths in the text and commands of *page* that do not exist."""
     text = re.sub(r"\]\([^)]*\)", "]", page.read_text(encoding="utf-8"))
     named = sorted(set(NAMED_PATH.findall(text)))
     return [path for path in named if not any(ROOT.glob(path)) and not any(page.parent.glob(path))]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_path_that_the_page_names_exists(page: Path) -> None:
+def test_every_path_named_on_the_page_exists(page: Path) -> None:
     assert missing_paths(page) == []
 
 
-def test_a_path_that_leads_nowhere_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_path_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "page.md"
@@ -88,11 +88,11 @@ def test_a_path_that_leads_nowhere_is_found(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
+def test_every_link_of_the_page_has_a_target(page: Path) -> None:
     assert broken_links(page) == []
 
 
-def test_every_page_of_the_documentation_is_in_its_index() -> None:
+def test_the_documentation_index_links_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     listed = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
     documentation = {page for page in pages() if page.is_relative_to(index.parent)}
@@ -112,7 +112,7 @@ def test_every_page_of_the_documentation_is_in_its_index() -> None:
         ("[site](https://example.org/x) [mail](mailto:a@example.org)", []),
     ],
 )
-def test_a_broken_link_is_found(
+def test_a_broken_link_is_reported(
     text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)

@@ -1,4 +1,4 @@
-"""The main job end to end, over real sockets and with each store: decide once, replay to every retry."""
+"""Decisions and replays end to end, over real sockets and with each store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Body = Callable[..., bytes]
 Serve = Callable[..., Any]
 
 
-def test_a_retry_gets_the_first_answer_also_after_a_restart(
+def test_a_retry_gets_the_first_answer_before_and_after_a_restart(
     serve: Serve, body: Body, store_variables: Mapping[str, str]
 ) -> None:
     service = serve(**store_variables)
@@ -30,7 +30,7 @@ def test_a_retry_gets_the_first_answer_also_after_a_restart(
     assert successor.predict(body(), "agent-1-202602201400").content == first.content
 
 
-def test_duplicates_are_one_run_and_a_wrong_key_sees_nothing(
+def test_concurrent_duplicates_run_once_and_wrong_keys_are_refused(
     serve: Serve, body: Body, store_variables: Mapping[str, str]
 ) -> None:
     service = serve(**store_variables)
@@ -43,7 +43,7 @@ def test_duplicates_are_one_run_and_a_wrong_key_sees_nothing(
     assert service.predict(body("agent-2"), "duplicates").status_code == 422
 
 
-def test_several_workers_share_one_decision_and_one_set_of_numbers(serve: Serve, body: Body) -> None:
+def test_several_workers_share_decisions_and_metrics(serve: Serve, body: Body) -> None:
     service = serve(workers=2)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: service.predict(body(), "shared"), range(40)))
@@ -54,7 +54,7 @@ def test_several_workers_share_one_decision_and_one_set_of_numbers(serve: Serve,
     assert service.stop() == 0
 
 
-def test_a_stop_lets_the_request_under_way_finish_and_then_ends(serve: Serve, body: Body) -> None:
+def test_a_stop_waits_for_the_running_request(serve: Serve, body: Body) -> None:
     service = serve()
     content = body()
     head = (
@@ -73,7 +73,7 @@ def test_a_stop_lets_the_request_under_way_finish_and_then_ends(serve: Serve, bo
     assert serve().predict(body(), "k").headers["idempotency-replayed"] == "true"
 
 
-def test_the_log_is_json_lines_that_name_each_step_and_no_key(serve: Serve, body: Body) -> None:
+def test_the_log_has_a_json_line_per_step_without_the_key(serve: Serve, body: Body) -> None:
     service = serve()
     for _ in range(2):
         service.predict(body(), "raw-key-of-the-client", traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
@@ -91,7 +91,7 @@ def test_the_log_is_json_lines_that_name_each_step_and_no_key(serve: Serve, body
     assert "raw-key-of-the-client" not in service.log
 
 
-def test_the_demo_shows_a_decision_and_its_replay_before_and_after_the_service_is_killed(
+def test_the_demo_shows_a_decision_and_its_replays_before_and_after_a_kill(
     command: Callable[..., Any],
 ) -> None:
     shown = command("demo")

@@ -1,4 +1,4 @@
-"""A hot swap over several real workers: all or none, and a worker that starts later serves the new model too."""
+"""A model swap with several real workers: all or none swap, and a later worker serves the new model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Swap = Callable[..., httpx.Response]
 
 
 def model_of(tmp_path: Path, version: str, **changes: Any) -> Path:
-    """The shipped model as another version of itself, or with other *changes* to its manifest."""
+    """A copy of the bundled model with another version and *changes* to its manifest."""
     model = tmp_path / f"model-{version}.txt"
     shutil.copy(BUNDLED_MODEL, model)
     manifest = Manifest.read(manifest_path(BUNDLED_MODEL))
@@ -34,7 +34,9 @@ def model_of(tmp_path: Path, version: str, **changes: Any) -> Path:
 @pytest.fixture
 def service(serve: Callable[..., Any], eventually: Callable[..., None], tmp_path: Path) -> Any:
     service = serve(workers=WORKERS, ML_SERVICE_ADMIN_KEY=ADMIN, ML_SERVICE_ADMIN_MODEL_DIR=str(tmp_path))
-    eventually(lambda: service.log.count("Application startup complete") == WORKERS, "all workers are there")
+    eventually(
+        lambda: service.log.count("Application startup complete") == WORKERS, "all workers have started"
+    )
     return service
 
 
@@ -49,15 +51,15 @@ def swap(service: Any) -> Swap:
 
 
 def versions(service: Any) -> set[str]:
-    """The versions that fresh connections, spread over the workers, are told."""
+    """The model versions that new connections, spread over the workers, report."""
     with ThreadPoolExecutor(8) as pool:
         url = f"http://127.0.0.1:{service.port}/health"
-        # `verify=False`: each of these clients would read the machine's certificates, which nothing here needs.
+        # `verify=False`: otherwise each client would load the certificates of the machine, which are not needed.
         answers = pool.map(lambda _: httpx.get(url, verify=False), range(40))
         return {answer.json()["modelVersion"] for answer in answers}
 
 
-def test_every_worker_serves_the_new_model_and_the_answer_lists_them(
+def test_a_swap_reaches_every_worker_and_the_answer_lists_them(
     service: Any, swap: Swap, tmp_path: Path, body: Callable[..., bytes]
 ) -> None:
     answer = swap(model_of(tmp_path, "1.1.0"))
@@ -71,14 +73,14 @@ def test_every_worker_serves_the_new_model_and_the_answer_lists_them(
     assert service.metric('ml_service_model_workers{model="btc-eth",version="1.0.0"}') == 0.0
 
 
-def test_a_worker_that_dies_comes_back_with_the_new_model_though_its_file_is_gone(
+def test_a_restarted_worker_serves_the_new_model_without_its_file(
     service: Any, swap: Swap, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     model = model_of(tmp_path, "1.1.0")
     workers = swap(model).json()["workers"]
     model.unlink()
     os.kill(workers[0]["pid"], signal.SIGKILL)
-    # A later swap is answered by all workers again, one of them new.
+    # A later swap reaches all workers again, one of them new.
     later = model_of(tmp_path, "1.2.0")
 
     def all_again() -> bool:
@@ -86,14 +88,14 @@ def test_a_worker_that_dies_comes_back_with_the_new_model_though_its_file_is_gon
             assert versions(service) <= {"1.1.0", "1.2.0"}
             return len(swap(later).json()["workers"]) == WORKERS
         except httpx.TransportError:
-            return False  # a connection that the killed worker had
+            return False  # a connection of the killed worker
 
     eventually(all_again, "all workers again")
     assert versions(service) == {"1.2.0"}
     assert service.metric('ml_service_model_workers{model="btc-eth",version="1.2.0"}') == WORKERS
 
 
-def test_a_model_that_is_not_fit_changes_nothing(service: Any, swap: Swap, tmp_path: Path) -> None:
+def test_an_unsuitable_model_changes_no_worker(service: Any, swap: Swap, tmp_path: Path) -> None:
     altered = model_of(tmp_path, "1.1.0")
     altered.write_bytes(altered.read_bytes().replace(b"1", b"2", 1))
     other_name = model_of(tmp_path, "1.1.1", name="houses")
@@ -114,7 +116,7 @@ def test_a_model_that_is_not_fit_changes_nothing(service: Any, swap: Swap, tmp_p
     assert versions(service) == {"1.0.0"}
 
 
-def test_the_route_has_a_key_of_its_own(service: Any, swap: Swap, tmp_path: Path) -> None:
+def test_the_swap_route_accepts_only_the_admin_key(service: Any, swap: Swap, tmp_path: Path) -> None:
     model = model_of(tmp_path, "1.1.0")
     assert swap(model, key=service.client.headers["x-api-key"]).status_code == 401
     assert service.client.post("/predict", headers={"X-API-Key": ADMIN}).status_code == 401
@@ -122,5 +124,5 @@ def test_the_route_has_a_key_of_its_own(service: Any, swap: Swap, tmp_path: Path
     assert versions(service) == {"1.0.0"}
 
 
-def test_without_an_admin_key_there_is_no_such_route(serve: Callable[..., Any]) -> None:
+def test_the_swap_route_does_not_exist_without_an_admin_key(serve: Callable[..., Any]) -> None:
     assert serve().client.post("/admin/model", json={"path": "/x"}).status_code == 404

@@ -1,4 +1,4 @@
-"""Redis away, killed or frozen: bounded answers, a health check that never waits, recovery without a restart."""
+"""Redis killed, frozen or full: answers in time, health checks that do not wait, recovery without a restart."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Body = Callable[..., bytes]
 Eventually = Callable[[Callable[[], object], str], None]
 
 HURRIED = {"ML_SERVICE_STORE_DEADLINE": "1"}
-"""The default: a request waits for the store for a second. The machine may stand still for as long."""
+"""The default: a request waits one second for the store."""
 
 IN_TIME = 5.0  # s: the shortest of three; the older service took 7.5 s (down) and 117 s (frozen)
 
 
 def shortest(call: Callable[[], httpx.Response], *, status: int) -> tuple[float, httpx.Response]:
-    """The shortest of three calls in seconds, and its answer; each has *status*."""
+    """Call three times, each with *status*; return the shortest time in seconds and its answer."""
     timed = []
     for _ in range(3):
         begun = time.monotonic()
@@ -31,7 +31,7 @@ def shortest(call: Callable[[], httpx.Response], *, status: int) -> tuple[float,
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_a_keyed_request_is_refused_in_time_and_the_rest_goes_on(
+def test_during_an_outage_only_requests_with_a_key_are_refused_and_in_time(
     serve: Serve, body: Body, redis_server: Any, eventually: Eventually, fault: str
 ) -> None:
     service = serve(**redis_server.variables, **HURRIED)
@@ -41,14 +41,14 @@ def test_a_keyed_request_is_refused_in_time_and_the_rest_goes_on(
     assert refused.headers["content-type"] == "application/problem+json"
     assert int(refused.headers["retry-after"]) >= 1
     assert took < IN_TIME
-    assert service.predict(body()).status_code == 200  # without a key there is nothing to protect
+    assert service.predict(body()).status_code == 200  # requests without a key do not need the store
     took, _ = shortest(lambda: service.client.get("/health"), status=200)
-    assert took < float(HURRIED["ML_SERVICE_STORE_DEADLINE"]), "it waits for nothing"
+    assert took < float(HURRIED["ML_SERVICE_STORE_DEADLINE"]), "health does not wait for the store"
     assert service.client.get("/ready").status_code == 200
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
-def test_with_bypass_a_keyed_request_is_decided_unprotected_logged_and_counted(
+def test_bypass_decides_requests_with_a_key_during_an_outage_and_counts_them(
     serve: Serve, body: Body, redis_server: Any, fault: str
 ) -> None:
     service = serve(**redis_server.variables, **HURRIED, ML_SERVICE_ON_STORE_ERROR="bypass")
@@ -59,7 +59,7 @@ def test_with_bypass_a_keyed_request_is_decided_unprotected_logged_and_counted(
     assert '"ERROR"' in service.log
 
 
-def test_it_recovers_from_a_restart_and_from_a_freeze_without_one_of_its_own(
+def test_the_service_recovers_from_a_redis_restart_and_freeze(
     serve: Serve, body: Body, redis_server: Any, eventually: Eventually
 ) -> None:
     service = serve(**redis_server.variables, **HURRIED)
@@ -75,7 +75,7 @@ def test_it_recovers_from_a_restart_and_from_a_freeze_without_one_of_its_own(
     )
 
 
-def test_it_starts_before_redis_does_and_says_when_it_is_there(
+def test_the_service_starts_without_redis_and_logs_when_it_connects(
     serve: Serve, body: Body, redis_server: Any, eventually: Eventually
 ) -> None:
     redis_server.kill()
@@ -90,7 +90,7 @@ def test_it_starts_before_redis_does_and_says_when_it_is_there(
     assert service.metric("ml_service_redis_up") == 1.0
 
 
-def test_a_redis_that_answers_and_refuses_is_an_outage_in_log_and_metrics_too(
+def test_redis_out_of_memory_is_logged_and_counted_as_an_outage(
     serve: Serve, body: Body, redis_server: Any
 ) -> None:
     service = serve(**redis_server.variables)

@@ -1,4 +1,4 @@
-"""Each library installs alone from its wheel and needs no more than it says."""
+"""The wheels: their content, their dependencies, their descriptions and the repository address."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {wheel.name.partition("-")[0]: wheel for wheel in out.glob("*.whl")}
 
 
-def test_importing_idempotency_needs_the_standard_library_alone() -> None:
+def test_importing_idempotency_needs_only_the_standard_library() -> None:
     source = ROOT / "packages" / "idempotency" / "src"
     code = (
         f"import sys; sys.path.insert(0, {str(source)!r}); before = set(sys.modules)\n"
@@ -50,7 +50,7 @@ def test_importing_idempotency_needs_the_standard_library_alone() -> None:
     assert run(sys.executable, "-I", "-S", "-c", code).strip() == "[]"
 
 
-def test_the_idempotency_wheel_works_alone(wheels: dict[str, Path], tmp_path: Path) -> None:
+def test_the_idempotency_wheel_works_without_dependencies(wheels: dict[str, Path], tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
     uv = shutil.which("uv")
@@ -83,7 +83,7 @@ def test_the_idempotency_wheel_works_alone(wheels: dict[str, Path], tmp_path: Pa
         ),
     ],
 )
-def test_a_wheel_carries_its_types_its_data_and_its_licence(
+def test_a_wheel_contains_type_marker_data_and_licence(
     wheels: dict[str, Path], wheel: str, files: list[str]
 ) -> None:
     names = ZipFile(wheels[wheel]).namelist()
@@ -91,13 +91,13 @@ def test_a_wheel_carries_its_types_its_data_and_its_licence(
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_the_predictors_wheel_has_the_kernel_and_not_its_source(wheels: dict[str, Path]) -> None:
+def test_the_predictor_wheel_contains_the_kernel_without_its_source(wheels: dict[str, Path]) -> None:
     names = ZipFile(wheels["lightgbm_predictor"]).namelist()
     assert [name for name in names if name.endswith((".c", ".h")) or "/tests/" in name] == []
     assert ("predictor/_kernel.abi3.so" in names) == (shutil.which("cc") is not None)
 
 
-def test_a_wheel_made_without_a_compiler_serves_through_lightgbm(tmp_path: Path) -> None:
+def test_a_wheel_built_without_a_compiler_predicts_with_lightgbm(tmp_path: Path) -> None:
     uv = shutil.which("uv")
     assert uv
     copy = tmp_path / "predictor"
@@ -112,26 +112,35 @@ def test_a_wheel_made_without_a_compiler_serves_through_lightgbm(tmp_path: Path)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    names = ZipFile(next((tmp_path / "out").glob("*.whl"))).namelist()
-    assert "predictor/model.py" in names
+    wheel = ZipFile(next((tmp_path / "out").glob("*.whl")))
+    names = wheel.namelist()
     assert [name for name in names if name.endswith(".so")] == []
+    wheel.extractall(tmp_path / "installed")
+    model = ROOT / "services/ml-api/src/ml_api/models/btc-eth.txt"
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r}); import predictor\n"
+        f"model = predictor.Model.load({str(model)!r})\n"
+        "print(predictor.__file__, model.info.engine, len(model.predict([[1.0] * 11])), sep='\\n')"
+    )
+    file, engine, answered = run(sys.executable, "-c", code).splitlines()
+    assert file.startswith(str(tmp_path))
+    assert engine.startswith("LightGBM")
+    assert answered == "1"
 
 
-def test_the_model_in_the_package_is_small(wheels: dict[str, Path]) -> None:
+def test_the_bundled_model_is_smaller_than_a_megabyte(wheels: dict[str, Path]) -> None:
     sizes = {info.filename: info.file_size for info in ZipFile(wheels["ml_api"]).infolist()}
     assert sizes["ml_api/models/btc-eth.txt"] < 1_000_000
 
 
 def relative_links(description: str) -> list[str]:
-    """Links that would lead nowhere on a package index, as its renderer finds them."""
+    """The links of *description* that a package index cannot resolve."""
     html = MarkdownIt("commonmark").enable("table").render(description)
     return [link for link in re.findall(r'(?:href|src)="([^"]*)"', html) if not link.startswith("https://")]
 
 
 @pytest.mark.parametrize("wheel", ["asgi_idempotency", "lightgbm_predictor", "ml_api"])
-def test_a_long_description_has_no_link_that_leads_nowhere_from_an_index(
-    wheels: dict[str, Path], wheel: str
-) -> None:
+def test_a_package_description_has_only_absolute_links(wheels: dict[str, Path], wheel: str) -> None:
     with ZipFile(wheels[wheel]) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
@@ -143,7 +152,7 @@ def test_a_long_description_has_no_link_that_leads_nowhere_from_an_index(
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
-    """The files that the address is written into, of a project that has one."""
+    """A copy of the files that contain the address, with an address set."""
     for member in ("packages/idempotency", "packages/predictor", "services/ml-api"):
         (tmp_path / member).mkdir(parents=True)
         for file in ("pyproject.toml", "README.md"):
@@ -160,8 +169,8 @@ def address(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_project_urls_and_links_are_made_of_the_address(released: Path) -> None:
-    assert address("--released", "--root", released).returncode == 1, "nothing was written yet"
+def test_project_urls_and_links_use_the_repository_address(released: Path) -> None:
+    assert address("--released", "--root", released).returncode == 1, "the address is not written yet"
     assert address("--root", released).returncode == 0
     assert address("--released", "--root", released).returncode == 0
     for member in ("packages/idempotency", "packages/predictor", "services/ml-api"):
@@ -177,7 +186,7 @@ def test_project_urls_and_links_are_made_of_the_address(released: Path) -> None:
         assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-def test_an_address_that_is_taken_back_leaves_nothing_behind(released: Path) -> None:
+def test_removing_the_address_restores_the_files(released: Path) -> None:
     assert address("--root", released).returncode == 0
     shutil.copy(ROOT / "pyproject.toml", released / "pyproject.toml")
     assert address("--root", released).returncode == 0
@@ -188,7 +197,7 @@ def test_an_address_that_is_taken_back_leaves_nothing_behind(released: Path) -> 
 
 
 @pytest.mark.parametrize("wrong", ["http://forge.example.org/a/b", "https://forge.example.org/a/b/", "a/b"])
-def test_what_is_no_address_is_refused(released: Path, wrong: str) -> None:
+def test_an_invalid_address_is_refused(released: Path, wrong: str) -> None:
     settings = released / "pyproject.toml"
     settings.write_text(settings.read_text(encoding="utf-8").replace(REPOSITORY, wrong), encoding="utf-8")
     done = address("--root", released)
@@ -196,7 +205,7 @@ def test_what_is_no_address_is_refused(released: Path, wrong: str) -> None:
     assert "give an https address without a slash at its end" in done.stderr
 
 
-def test_a_release_without_an_address_is_refused_and_told_what_to_set(released: Path) -> None:
+def test_a_release_without_an_address_is_refused_with_the_setting(released: Path) -> None:
     settings = released / "pyproject.toml"
     settings.write_text(settings.read_text(encoding="utf-8").replace(REPOSITORY, ""), encoding="utf-8")
     done = address("--released", "--root", released)
@@ -205,10 +214,10 @@ def test_a_release_without_an_address_is_refused_and_told_what_to_set(released: 
     release = (ROOT / "scripts/release").read_text(encoding="utf-8")
     asked = re.search(r"--check\) .*scripts/address --released", release)
     assert asked is not None
-    assert asked.end() < release.index('"== build"'), "it is asked before anything is built"
+    assert asked.end() < release.index('"== build"'), "the check comes before the build"
 
 
-def test_no_declared_version_lies_below_an_advisory_that_is_known() -> None:
+def test_declared_versions_exclude_known_advisories() -> None:
     page = (ROOT / "docs/releasing.md").read_text(encoding="utf-8")
     table = page[page.index("| | lowest | because of |") :].partition("\n\n")[0]
     known = {
@@ -229,4 +238,4 @@ def test_no_declared_version_lies_below_an_advisory_that_is_known() -> None:
             if not floors or max(floors) < known[name]:
                 below.append(f"{member}: {text}")
     assert below == []
-    assert seen == set(known), "the table names what nothing declares"
+    assert seen == set(known), "the table names undeclared distributions"

@@ -1,4 +1,4 @@
-"""The library's own client against the service: lost answers, an outage in the middle, one decision throughout."""
+"""The client of the library against the service: lost answers, outages and restarts, always one decision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from patience import until_sync
 
 from idempotency.client import IdempotencyTransport, Retry
 
-pytestmark = pytest.mark.real_time("a server goes away and comes back")
+pytestmark = pytest.mark.real_time("a server stops and starts again")
 
 Serve = Callable[..., Any]
 Body = Callable[..., bytes]
@@ -25,37 +25,37 @@ def client_of(service: Any, port: int) -> httpx.Client:
     )
 
 
-def test_a_lost_answer_is_found_again_and_was_decided_once(
-    serve: Serve, body: Body, lossy: Callable[[int], int]
+def test_a_lost_answer_is_replayed_and_decided_once(
+    serve: Serve, body: Body, lossy_proxy: Callable[[int], int]
 ) -> None:
     service = serve()
-    with client_of(service, lossy(service.port)) as client:
+    with client_of(service, lossy_proxy(service.port)) as client:
         answer = client.post("/predict", content=body())
     assert answer.status_code == 200
     assert answer.headers["idempotency-replayed"] == "true"
     assert service.metric('ml_service_cache_requests_total{result="miss"}') == 1.0
 
 
-def test_a_call_outlives_an_outage_of_redis(serve: Serve, body: Body, redis_server: Any) -> None:
+def test_a_call_succeeds_despite_a_redis_outage(serve: Serve, body: Body, redis_server: Any) -> None:
     service = serve(**redis_server.variables)
     redis_server.kill()
 
     refused = 'ml_service_requests_total{method="POST",route="/predict",status="503"}'
 
-    def heal() -> None:
+    def restart_redis() -> None:
         until_sync(lambda: service.metric(refused) >= 1.0)
         redis_server.start()
 
-    healer = threading.Thread(target=heal)
-    healer.start()
+    restarting = threading.Thread(target=restart_redis)
+    restarting.start()
     with client_of(service, service.port) as client:
         answer = client.post("/predict", content=body())
-    healer.join()
+    restarting.join()
     assert answer.status_code == 200
     assert service.metric(refused) >= 1.0
 
 
-def test_a_call_outlives_a_restart_of_the_service(serve: Serve, body: Body) -> None:
+def test_a_call_succeeds_despite_a_restart_of_the_service(serve: Serve, body: Body) -> None:
     service = serve()
     first = service.predict(body(), "k")
     successors: list[Any] = []

@@ -1,4 +1,4 @@
-"""Real waits in tests are few, marked where they are long, and become fewer."""
+"""Real waits in tests are limited in number, have a reason, and are marked if they are long."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TESTS = ("packages/idempotency/tests", "packages/predictor/tests", "services/ml-
 
 MOST_SLEEPS = 26
 """
-Calls of `sleep` in tests and in the programs that they start, but for `sleep(0)`.
+Calls of `sleep`, except `sleep(0)`, in tests and in the programs that they start.
 
-Lower it when there are fewer; it does not rise.
+Lower it when there are fewer; never raise it.
 """
 
 LONG = 0.5  # seconds
@@ -28,7 +28,7 @@ def modules(folder: str) -> list[tuple[Path, ast.Module]]:
 
 
 def sleeps(folder: str) -> Iterator[tuple[Path, ast.Call, ast.Module]]:
-    """Every call of some `sleep` below *folder* that waits."""
+    """Every call of a `sleep` below *folder*, except `sleep(0)`."""
     for path, module in modules(folder):
         for node in ast.walk(module):
             if not isinstance(node, ast.Call):
@@ -39,7 +39,7 @@ def sleeps(folder: str) -> Iterator[tuple[Path, ast.Call, ast.Module]]:
 
 
 def sleeps_in_programs(folder: str) -> Iterator[tuple[Path, int]]:
-    """The sleeps in the text of a program that a test gives to another process."""
+    """The sleeps in the text of programs that tests run in other processes."""
     for path, module in modules(folder):
         for node in ast.walk(module):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -47,23 +47,23 @@ def sleeps_in_programs(folder: str) -> Iterator[tuple[Path, int]]:
                     yield path, node.lineno
 
 
-def test_the_number_of_sleeps_only_falls() -> None:
-    """Wait for an event, for `until`, or move the clock (`loop_time`, `FakeClock`); else say why beside the call."""
+def test_the_number_of_sleeps_does_not_rise() -> None:
+    """Wait for an event or with `until`, or move the clock (`loop_time`, `FakeClock`), instead of sleeping."""
     found = sum(1 for folder in TESTS for _ in (*sleeps(folder), *sleeps_in_programs(folder)))
-    assert found == MOST_SLEEPS, "fewer: lower the ceiling; more: wait for something"
+    assert found == MOST_SLEEPS, "fewer: lower MOST_SLEEPS; more: wait for an event instead"
 
 
-def test_each_sleep_says_why_beside_it() -> None:
-    silent = [
+def test_each_sleep_has_a_comment_with_its_reason() -> None:
+    uncommented = [
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for folder in TESTS
         for path, call, _ in sleeps(folder)
         if "#" not in path.read_text().splitlines()[(call.end_lineno or call.lineno) - 1]
     ]
-    assert silent == []
+    assert uncommented == []
 
 
-def test_a_long_sleep_is_in_a_test_that_is_marked() -> None:
+def test_a_long_sleep_is_in_a_marked_test() -> None:
     unmarked = []
     for folder in TESTS:
         for path, call, module in sleeps(folder):
@@ -83,9 +83,9 @@ def test_a_long_sleep_is_in_a_test_that_is_marked() -> None:
     assert unmarked == []
 
 
-def test_a_mark_gives_its_reason_in_the_file_of_the_test() -> None:
-    """`-m real_time` reads no file that does not have the mark (conftest.py)."""
-    odd = []
+def test_a_real_time_mark_has_a_reason_in_the_file_of_the_test() -> None:
+    """`-m real_time` collects only files that contain the mark (conftest.py)."""
+    without_reason = []
     for folder in TESTS:
         for path, module in modules(folder):
             marks = {
@@ -98,5 +98,5 @@ def test_a_mark_gives_its_reason_in_the_file_of_the_test() -> None:
                     case ast.Call(args=[ast.Constant(value=str(reason))], keywords=[]) if reason.strip():
                         marks.discard(node.func)
             if marks or ("real_time(" in path.read_text() and not path.name.startswith("test_")):
-                odd.append(str(path.relative_to(ROOT)))
-    assert odd == []
+                without_reason.append(str(path.relative_to(ROOT)))
+    assert without_reason == []

@@ -1,4 +1,4 @@
-"""The view of an operator with redis-cli: the deployment guide's four commands, and the older service's records."""
+"""The keys and values that an operator sees with redis-cli, and the records of the older service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Serve = Callable[..., Any]
 Body = Callable[..., bytes]
 
 
-def test_a_record_is_readable_under_the_clients_own_key_and_expires(
+def test_a_record_is_json_under_the_key_of_the_client_and_expires(
     serve: Serve, body: Body, redis_server: Any
 ) -> None:
     service = serve(**redis_server.variables, ML_SERVICE_REDIS_TTL_SECONDS="120")
@@ -25,9 +25,7 @@ def test_a_record_is_readable_under_the_clients_own_key_and_expires(
         assert 110 <= client.ttl("idempotency:test-request-001") <= 120
 
 
-def test_deleting_a_record_makes_the_next_request_decide_again(
-    serve: Serve, body: Body, redis_server: Any
-) -> None:
+def test_a_deleted_record_is_decided_again(serve: Serve, body: Body, redis_server: Any) -> None:
     service = serve(**redis_server.variables)
     first = service.predict(body(), "k")
     with redis_server.client() as client:
@@ -37,7 +35,7 @@ def test_deleting_a_record_makes_the_next_request_decide_again(
     assert again.json()["requestId"] != first.json()["requestId"]
 
 
-def test_a_named_key_is_in_the_records_name(
+def test_the_record_name_contains_the_caller_name(
     serve: Serve, body: Body, redis_server: Any, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -48,15 +46,15 @@ def test_a_named_key_is_in_the_records_name(
         assert client.keys("*") == ["idempotency:backend:k"]
 
 
-def test_nothing_but_success_is_kept(serve: Serve, redis_server: Any) -> None:
+def test_a_refused_request_leaves_only_its_fence(serve: Serve, redis_server: Any) -> None:
     service = serve(**redis_server.variables)
     assert service.predict(b'{"agentId": 7}', "k").status_code == 422
     with redis_server.client() as client:
-        # No record; what stays for the retention is the last fence, so that the key's next one is higher (R9).
+        # No record; the last fence of the key is kept for the retention, so that its next one is higher (R9).
         assert client.keys("*") == ["idempotency:fence:{idempotency:k}"]
 
 
-def test_a_record_of_the_older_service_replays_to_those_who_may_call(
+def test_a_legacy_record_is_replayed_to_authenticated_callers(
     serve: Serve, body: Body, redis_server: Any
 ) -> None:
     service = serve(**redis_server.variables)

@@ -1,4 +1,4 @@
-"""The rules of stores (R1 ...) and of the engine (E1 ...): each is defined once, and a test shows it."""
+"""The rules of stores (R1 ...) and of the engine (E1 ...): each is defined once and cited by a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CITED = re.compile(r"(?<![\w.-])([RE]\d{1,2})(?![\w-])")
 
 
 def defined() -> list[str]:
-    """Every number that a page defines, in the order of the pages."""
+    """The numbers of the defined rules, in the order of the pages."""
     return [number for page in PAGES.values() for number in _DEFINED.findall(page.read_text())]
 
 
@@ -30,7 +30,7 @@ def texts() -> Iterator[tuple[Path, str]]:
 
 
 def cited_by_tests() -> set[str]:
-    """Rules that a test is marked with, or that a class of the shipped store contract is named after."""
+    """The rules in `rule` marks of tests and in class names of the published store contract."""
     numbers = set()
     for path in (*(PACKAGE / "tests").rglob("*.py"), *CONTRACT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -48,7 +48,7 @@ def test_rules_are_numbered_without_gaps_and_defined_once() -> None:
     assert numbers == [f"R{n}" for n in range(1, 10)] + [f"E{n}" for n in range(1, 11)]
 
 
-def test_every_rule_that_is_cited_is_defined() -> None:
+def test_every_cited_rule_is_defined() -> None:
     known = set(defined())
     unknown = [
         f"{path.relative_to(ROOT)}: {number}"
@@ -59,11 +59,11 @@ def test_every_rule_that_is_cited_is_defined() -> None:
     assert unknown == []
 
 
-def test_every_rule_that_is_defined_is_cited_by_a_test() -> None:
+def test_every_defined_rule_is_cited_by_a_test() -> None:
     cited = cited_by_tests()
     assert [number for number in defined() if number not in cited] == []
 
 
-def test_the_page_on_wsgi_says_of_every_engine_rule_whether_it_holds() -> None:
+def test_the_wsgi_page_lists_every_engine_rule() -> None:
     rows = re.findall(r"^\| (E\d+) ", (ROOT / "docs" / "wsgi.md").read_text(), re.MULTILINE)
     assert rows == [number for number in defined() if number.startswith("E")]

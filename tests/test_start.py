@@ -1,4 +1,4 @@
-"""Mistakes that keep the service from starting, each with one clear line and exit code 2; and the time to start."""
+"""Mistakes that prevent a start, each with a clear message and exit code 2; `check`; and light imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = {"ML_SERVICE_API_KEY": "the-api-key-of-the-system-tests"}
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a refusal."""
+    """The message of a refused command."""
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     return result.stderr.strip()
@@ -28,18 +28,18 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A copy of the shipped model with its manifest."""
+    """A copy of the bundled model with its manifest."""
     copy = tmp_path / BUNDLED_MODEL.name
     shutil.copy(BUNDLED_MODEL, copy)
     shutil.copy(manifest_path(BUNDLED_MODEL), manifest_path(copy))
     return copy
 
 
-def test_no_api_key(command: Command) -> None:
+def test_serve_without_an_api_key_is_refused(command: Command) -> None:
     assert "ML_SERVICE_API_KEY: an API key is required" in refused(command("serve", "--port", "0"))
 
 
-def test_a_model_altered_by_one_byte(command: Command, model: Path) -> None:
+def test_serve_with_an_altered_model_is_refused_in_one_line(command: Command, model: Path) -> None:
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 1
     model.write_bytes(content)
@@ -49,26 +49,30 @@ def test_a_model_altered_by_one_byte(command: Command, model: Path) -> None:
     assert "sha256" in line.lower() or "sha-256" in line.lower()
 
 
-def test_a_model_without_a_manifest(command: Command, model: Path) -> None:
+def test_check_with_a_model_without_manifest_is_refused(command: Command, model: Path) -> None:
     manifest_path(model).unlink()
     assert "manifest" in refused(command("check", ML_SERVICE_MODEL_PATH=str(model), **KEY))
 
 
-def test_a_store_path_that_cannot_be_written(command: Command) -> None:
+def test_serve_with_an_unwritable_store_path_is_refused(command: Command) -> None:
     line = refused(command("serve", "--port", "0", ML_SERVICE_STORE_PATH="/proc/no/store.sqlite3", **KEY))
     assert "ML_SERVICE_STORE_PATH" in line
 
 
-def test_a_file_that_is_no_database(command: Command, tmp_path: Path) -> None:
+def test_serve_with_a_store_file_that_is_no_database_is_refused_and_keeps_it(
+    command: Command, tmp_path: Path
+) -> None:
     file = tmp_path / "store.sqlite3"
     file.write_text("not a database, whatever its name says\n" * 100)
     assert str(file) in refused(command("serve", "--port", "0", ML_SERVICE_STORE_PATH=str(file), **KEY))
     assert file.read_text().startswith("not a database")
 
 
-def test_a_redis_that_refuses_the_password(command: Command, make_redis: Callable[..., Any]) -> None:
+def test_serve_with_a_wrong_redis_password_is_refused_without_the_password(
+    command: Command, make_redis: Callable[..., Any]
+) -> None:
     server = make_redis("--requirepass", "right")
-    # A Redis that is not heard in time may be away, and then the service starts.
+    # A long deadline: if Redis does not answer in time, the service starts without it.
     patient = {**server.variables, "ML_SERVICE_STORE_DEADLINE": "60"}
     wrong = {**patient, "ML_SERVICE_REDIS_PASSWORD": "wrong-one"}
     line = refused(command("serve", "--port", "0", **wrong, **KEY))
@@ -78,14 +82,14 @@ def test_a_redis_that_refuses_the_password(command: Command, make_redis: Callabl
     assert "Redis answers" in command("check", **right, **KEY).stdout
 
 
-def test_check_fails_where_redis_is_away_and_says_so(command: Command, redis_server: Any) -> None:
+def test_check_reports_an_unreachable_redis_and_fails(command: Command, redis_server: Any) -> None:
     redis_server.kill()
     shown = command("check", **redis_server.variables, **KEY)
     assert shown.returncode == 1
     assert "store     away: Redis is not reachable yet" in shown.stdout
 
 
-def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tmp_path: Path) -> None:
+def test_check_lists_settings_models_and_store(command: Command, tmp_path: Path) -> None:
     shown = command("check", ML_SERVICE_STORE_PATH=str(tmp_path / "s.sqlite3"), **KEY)
     assert shown.returncode == 0, shown.stderr
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["settings", "models", "store"]
@@ -104,7 +108,7 @@ def test_check_says_what_would_be_served_and_serves_nothing(command: Command, tm
         (("train", "--out", "/dev/null/models"), "/dev/null/models cannot be written: Not a directory"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_in_one_line(
+def test_invalid_arguments_are_refused_in_one_line(
     command: Command, arguments: tuple[str, ...], said: str
 ) -> None:
     refusal = command(*arguments, **KEY)
@@ -112,7 +116,7 @@ def test_arguments_that_make_no_sense_are_refused_in_one_line(
     assert said in refusal.stderr.splitlines()[-1]
 
 
-def test_nothing_heavy_is_imported_to_serve(environment: dict[str, str], tmp_path: Path) -> None:
+def test_the_application_imports_no_heavy_package(environment: dict[str, str], tmp_path: Path) -> None:
     code = (
         "import sys; from ml_api.app import create_app; create_app();"
         "print({'scipy', 'pandas', 'lightgbm', 'sklearn', 'matplotlib', 'rich'} & set(sys.modules) or 'none')"

@@ -1,4 +1,4 @@
-"""The drawn states are, byte for byte, those of the code."""
+"""The page of state diagrams equals what the script generates from the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "state_diagrams"
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, at work on a copy of its page."""
+    """The script, working on a copy of its page."""
     loader = importlib.machinery.SourceFileLoader("state_diagrams_script", str(SCRIPT))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
@@ -35,17 +35,17 @@ def check(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> int:
     return code
 
 
-def test_the_page_is_up_to_date(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_diagrams_are_up_to_date(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(script, monkeypatch) == 0
 
 
-@pytest.mark.parametrize("spoil", ["cut short", "edited", "extended", "deleted"])
-def test_a_page_that_differs_anywhere_is_found_and_written_anew(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spoil: str
+@pytest.mark.parametrize("change", ["cut short", "edited", "extended", "deleted"])
+def test_a_changed_page_fails_the_check_and_is_regenerated(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     page: Path = script.ROOT / script.PAGE
     text = page.read_text()
-    match spoil:
+    match change:
         case "cut short":
             page.write_text(text[: len(text) // 2])
         case "edited":

@@ -1,4 +1,4 @@
-"""OpenTelemetry end to end: a collector that is a plain HTTP server, and the spans that it was sent."""
+"""OpenTelemetry end to end: the spans that a plain HTTP collector receives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 class Collector:
-    """Keeps every span that is sent to it."""
+    """A collector that keeps every received span."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -51,7 +51,7 @@ def collector() -> Iterator[Collector]:
     collector.server.server_close()
 
 
-def test_a_request_is_a_span_of_the_callers_trace_and_a_replay_links_to_its_run(
+def test_a_request_span_continues_the_trace_of_the_caller_and_a_replay_links_to_its_run(
     serve: Callable[..., Any],
     body: Callable[..., bytes],
     collector: Collector,

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol with a client that others wrote: tritonclient, over HTTP, in JSON and in bytes."""
+"""The Open Inference Protocol with tritonclient over HTTP, with JSON and binary tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW = [65800.0, 65500.0, 55.0, 40.0, 35.0, 5.0, 0.05, 0.001, 0.01, 0.008, 1.1]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tritonclient_reads_metadata_infers_and_gets_errors_that_it_understands(
+def test_tritonclient_reads_metadata_infers_and_raises_server_errors(
     serve: Callable[..., Any],
 ) -> None:
     from tritonclient import http
@@ -56,7 +56,7 @@ def test_tritonclient_reads_metadata_infers_and_gets_errors_that_it_understands(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tritonclient_sends_and_gets_bytes_as_it_does_by_default(
+def test_tritonclient_infers_with_binary_tensors_by_default(
     serve: Callable[..., Any], tmp_path: Path
 ) -> None:
     from tritonclient import http

@@ -1,4 +1,4 @@
-"""The generated sync modules are, byte for byte, what their async sources give."""
+"""The generated sync modules equal what the script generates from their async sources."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "unasync"
 
 @pytest.fixture
 def unasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, at work on a copy of the package."""
+    """The script, working on a copy of the package."""
     loader = importlib.machinery.SourceFileLoader("unasync_script", str(SCRIPT))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, loader.name, module)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, loader.name, module)  # dataclasses look up their module
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     loader.exec_module(module)
     copy = tmp_path / module.PACKAGE.relative_to(module.ROOT)
@@ -42,13 +42,13 @@ def test_every_generated_file_is_up_to_date(unasync: ModuleType, monkeypatch: py
     assert check(unasync, monkeypatch) == 0
 
 
-@pytest.mark.parametrize("spoil", ["cut short", "edited", "extended", "deleted"])
-def test_a_generated_file_that_differs_anywhere_is_found(
-    unasync: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], spoil: str
+@pytest.mark.parametrize("change", ["cut short", "edited", "extended", "deleted"])
+def test_a_changed_generated_file_fails_the_check(
+    unasync: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     target: Path = unasync.PACKAGE / unasync.FILES[0].target
     text = target.read_text()
-    match spoil:
+    match change:
         case "cut short":
             target.write_text(text[: len(text) // 2])
         case "edited":
@@ -62,7 +62,7 @@ def test_a_generated_file_that_differs_anywhere_is_found(
     assert str(target.name) in capsys.readouterr().err
 
 
-def test_writing_restores_a_generated_file_and_says_where_it_is_from(
+def test_a_missing_generated_file_is_written_with_its_source(
     unasync: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = unasync.FILES[0]

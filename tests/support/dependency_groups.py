@@ -1,7 +1,7 @@
 """
-Leaves out the tests whose dependency group is not installed, and says so; in CI nothing may be left out.
+Leaves out the tests whose dependency group is not installed, with a message; in CI that is an error.
 
-Who works on one package installs its group alone: CONTRIBUTING.md.
+CONTRIBUTING.md says how to install the group of one package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AREAS = {
     "CHANGELOG.md": "test",
     "CONTRIBUTING.md": "test",
 }
-"""Where tests are, and which group they need; a place inside another comes first."""
+"""The paths with tests, and the group that each needs; a path inside another comes first."""
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def missing(group: str, pyproject: Path = ROOT / "pyproject.toml") -> tuple[str,
 
 
 def left_out(path: Path) -> str | None:
-    """The group that *path* needs and that is not whole, or None."""
+    """The group that *path* needs if some of it is not installed, else None."""
     if not path.is_relative_to(ROOT):
         return None
     place = path.relative_to(ROOT).as_posix()

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over a socket, byte by byte: what a test sends is what it wrote, and what it reads is parsed strictly."""
+"""HTTP/1.1 over a socket: requests are sent as written, byte by byte, and answers are parsed strictly."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 __all__ = ["PATIENCE", "Answer", "Client", "chunk", "head"]
 
-PATIENCE = 30.0  # s: a bound for a busy machine, never the expected time
+PATIENCE = 30.0  # s: a limit for a busy machine, not the expected time
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it was read from a connection."""
+    """One answer, read from a connection."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -29,13 +29,13 @@ class Answer:
 
     @property
     def problem(self) -> str:
-        """The last part of the problem document's type."""
+        """The last part of the type of the problem document."""
         assert self.header("content-type") == "application/problem+json", self
         return str(json.loads(self.body)["type"]).rpartition(":")[2]
 
 
 class Client:
-    """One TCP connection, from *source*; what is read is parsed strictly, and nothing is repeated."""
+    """One TCP connection from the address *source*."""
 
     def __init__(self, port: int, *, receive_buffer: int | None = None, source: str = "127.0.0.1") -> None:
         self.socket = socket.socket()
@@ -52,13 +52,13 @@ class Client:
         self._read = b""
 
     def send(self, *parts: bytes) -> Client:
-        """Send each part by a call of its own."""
+        """Send each part by a separate call."""
         for part in parts:
             self.socket.sendall(part)
         return self
 
     def send_until_closed(self, part: bytes, *, at_most: int) -> int:
-        """Send *part* again and again until the service has closed, or *at_most* bytes; return how many were sent."""
+        """Send *part* repeatedly until the service closes or *at_most* bytes are sent; return the number of bytes."""
         sent = 0
         try:
             while sent < at_most:
@@ -69,7 +69,7 @@ class Client:
         return sent
 
     def answer(self) -> Answer:
-        """Read one final answer, behind interim ones."""
+        """Read one final answer, after any interim ones."""
         while True:
             while b"\r\n\r\n" not in self._read:
                 self._more()
@@ -89,7 +89,7 @@ class Client:
         return Answer(int(status), headers, body)
 
     def closes(self, within: float = PATIENCE) -> bytes:
-        """Wait until the service closes; return what it still said. Fails where it stays open."""
+        """Wait until the service closes, and return the remaining bytes; fail if it stays open."""
         self.socket.settimeout(within)
         try:
             while True:

@@ -1,10 +1,9 @@
 """
-`ml-api serve` as it is shipped, spoken to over raw sockets.
+`ml-api serve` over raw sockets.
 
-Most tests share one service, whose time limits a busy machine does not reach: `wire`. A test that wants other limits
-starts a service of its own with `start_wire`; a file whose subject is the limits may put `hurried` in place of `wire`.
-The fixture `client` is one connection to the shared service, once new and once after a request was answered on it:
-every guard has to hold for both.
+Most tests share the service `wire`, whose time limits are too long to be reached. A test that needs other limits starts
+a service with `start_wire`, and a file about the limits overrides `wire`. The fixture `client` is a connection to the
+shared service: once a new one, and once one on which a request was answered, because every limit applies to both.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ LIMITS = {
         "STORE_DEADLINE",
     )
 }
-"""Seconds, of every service that is not told otherwise: none is reached, also where the machine stands still."""
+"""The default time limits in seconds, too long to be reached."""
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Wire:
         return Client(self.port, **options)
 
     def ask(self, *parts: bytes) -> Answer:
-        """Send *parts* on a connection of their own and read one answer."""
+        """Send *parts* on a new connection and read one answer."""
         client = self.connect()
         try:
             return client.send(*parts).answer()
@@ -72,7 +71,7 @@ class Wire:
             return False
 
     def post(self, *lines: str, path: str = "/predict", key: str | None = API_KEY) -> bytes:
-        """The head of a POST that may be answered with a decision, but for what frames its body."""
+        """The head of a valid POST, without the headers that frame its body."""
         given = (f"X-API-Key: {key}",) if key is not None else ()
         return head("POST", path, *given, "Content-Type: application/json", *lines)
 
@@ -81,14 +80,14 @@ class Wire:
         return self.post(f"Content-Length: {len(self.body)}", *lines, path=path) + self.body
 
     def resident(self) -> int:
-        """Bytes of memory that the process has resident."""
+        """The resident memory of the process in bytes."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
 
     def metric(self, name: str) -> float:
-        """One sample of /metrics, 0.0 where it is not there; *name* with its labels as they are exposed."""
+        """The value of the sample *name* with its labels, or 0.0 if there is none."""
         for line in self.ask(head("GET", "/metrics")).body.decode().splitlines():
             if line.startswith(name + " "):
                 return float(line.rpartition(" ")[2])
@@ -99,7 +98,7 @@ class Wire:
 def start_wire(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., contextlib.AbstractContextManager[Wire]]:
-    """Start a service: `with start_wire(ML_SERVICE_MAX_CONNECTIONS="8") as wire`; long limits unless named."""
+    """Start a service: `with start_wire(ML_SERVICE_MAX_CONNECTIONS="8") as wire`; other limits are long."""
     pycache = tmp_path_factory.mktemp("pycache")
     example = json.dumps(json.loads(EXAMPLE.read_bytes())).encode()
 
@@ -133,7 +132,7 @@ def start_wire(
         try:
             until_sync(
                 lambda: wire.healthy() or process.poll() is not None,
-                f"the service starts; {wire.log_file} has what it says",
+                f"the service starts; {wire.log_file} has its log",
                 patience=PATIENCE,
             )
             assert process.poll() is None, wire.log_file.read_text()
@@ -159,7 +158,7 @@ def wire(start_wire: Callable[..., contextlib.AbstractContextManager[Wire]]) -> 
 
 @pytest.fixture
 def own_address(numbers: Iterator[int]) -> str:
-    """An address of one test's own: answers to an address that has failed to authenticate too often come late."""
+    """A client address of one test alone, because addresses with many failed authentications are delayed."""
     number = next(numbers)
     return f"127.0.{1 + number // 250}.{1 + number % 250}" if sys.platform == "linux" else "127.0.0.1"
 

@@ -1,4 +1,4 @@
-"""Attacks on `ml-api serve` over raw sockets, by callers with a key, without one, or with a weak one."""
+"""Attacks on `ml-api serve` over raw sockets: keys, expensive bodies, quotas, rates and invalid values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def infer(wire: Any, *inputs: dict[str, Any], name: str = "btc-eth", lines: tupl
     return wire.ask(start + content)
 
 
-# Whose key opens what
+# Keys and routes
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +56,15 @@ def with_admin(start_wire: Start) -> Iterator[Any]:
         "http://service/admin/model",
     ],
 )
-def test_a_callers_key_opens_no_spelling_of_the_admin_path(with_admin: Any, target: str) -> None:
+def test_a_caller_key_is_refused_for_every_spelling_of_the_admin_path(with_admin: Any, target: str) -> None:
     content = b'{"path":"x.txt"}'
     answer = with_admin.ask(with_admin.post(f"Content-Length: {len(content)}", path=target) + content)
     assert answer.status in {401, 404, 405}
     asked = with_admin.ask(with_admin.post("Content-Length: 0", path="/admin/model", key=ADMIN))
-    assert asked.status == 422  # the right key is read, and the empty body refused
+    assert asked.status == 422  # the admin key is accepted, and the empty body refused
 
 
-def test_nor_does_it_behind_a_prefix_that_the_server_was_told_of(start_wire: Start) -> None:
+def test_a_caller_key_is_refused_for_the_admin_path_under_a_root_path(start_wire: Start) -> None:
     command = ("uvicorn", "--factory", "ml_api.app:create_app", "--root-path", "/ml")
     with start_wire(command=command, ML_SERVICE_ADMIN_KEY=ADMIN) as running:
         for path in ("/admin/model", "/ml/admin/model", "/ml/ml/admin/model"):
@@ -74,18 +74,18 @@ def test_nor_does_it_behind_a_prefix_that_the_server_was_told_of(start_wire: Sta
         assert running.ask(head("GET", "/health")).status == 200
 
 
-def test_two_keys_in_one_request_open_nothing(with_admin: Any) -> None:
+def test_a_request_with_two_api_keys_is_401(with_admin: Any) -> None:
     for lines in (("X-API-Key: " + ADMIN,), ("x-api-key: " + with_admin.api_key,)):
         answer = with_admin.ask(with_admin.post("Content-Length: 0", *lines, path="/admin/model"))
         assert answer.status == 401
 
 
-# The event loop stays free
+# Expensive bodies
 
 
 @pytest.mark.parametrize("unit", [b"[],", b"0,"])
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/btc-eth/infer", "/v2/models/btc-eth/explain"])
-def test_eight_bodies_of_a_mebibyte_leave_health_answered(wire: Any, path: str, unit: bytes) -> None:
+def test_health_answers_during_eight_bodies_of_a_megabyte(wire: Any, path: str, unit: bytes) -> None:
     begin = b'{"inputs":[{"name":"rows","shape":[1,11],"datatype":"FP64","data":['
     content = begin + unit * ((1_000_000 - len(begin)) // len(unit)) + b"0]}]}"
     with contextlib.ExitStack() as opened:
@@ -96,16 +96,16 @@ def test_eight_bodies_of_a_mebibyte_leave_health_answered(wire: Any, path: str, 
             clients.append(client.send(wire.post(*lines, path=path), content[:-1]))
         probe = opened.enter_context(wire.connect())
         for client in clients:
-            client.send(content[-1:])  # all are whole at once
-        # How long each may hold the loop is measured in CPU time, in services/ml-api/tests/http/test_event_loop.py.
+            client.send(content[-1:])  # all bodies are complete at about the same time
+        # services/ml-api/tests/http/test_event_loop.py measures how long each body blocks the loop.
         assert probe.send(head("GET", "/health")).answer().status == 200
         assert {client.answer().status for client in clients} == {422}
 
 
-# What one caller may occupy
+# Quotas and rates per caller
 
 
-def test_a_caller_over_its_quota_is_told_so_and_others_go_on(start_wire: Start, tmp_path: Path) -> None:
+def test_only_the_caller_over_its_quota_is_429(start_wire: Start, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("greedy = the-key-of-the-greedy\nmodest = the-key-of-the-modest\n")
     with start_wire(ML_SERVICE_QUOTA_BYTES="6000", ML_SERVICE_API_KEYS_FILE=str(keys)) as wire:
@@ -121,12 +121,12 @@ def test_a_caller_over_its_quota_is_told_so_and_others_go_on(start_wire: Start, 
         assert {answer.problem for answer in refused} == {"answer-quota-used-up"}
         assert all(int(answer.header("retry-after") or 0) > 0 for answer in refused)
         assert decide("the-key-of-the-modest", 0).status == 200
-        assert decide("the-key-of-the-greedy").status == 200  # unrecorded, it occupies nothing
+        assert decide("the-key-of-the-greedy").status == 200  # not recorded without a key
         replayed = decide("the-key-of-the-greedy", 0)
         assert (replayed.status, replayed.header("idempotency-replayed")) == (200, "true")
 
 
-def test_a_rate_limit_holds_for_a_name_over_all_its_connections_and_keys(
+def test_the_rate_limit_applies_per_caller_name_across_keys_and_connections(
     start_wire: Start, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -142,7 +142,7 @@ def test_a_rate_limit_holds_for_a_name_over_all_its_connections_and_keys(
         assert status("the-only-key-of-two") == 422
 
 
-# Keys that can be guessed
+# Weak and wrong keys
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_rate_limit_holds_for_a_name_over_all_its_connections_and_keys(
         ({"API_KEY": " \t "}, "API_KEY"),
     ],
 )
-def test_a_key_that_can_be_guessed_starts_no_service(
+def test_the_service_does_not_start_with_a_weak_key(
     variables: dict[str, str], named: str, tmp_path: Path
 ) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ML_SERVICE_")}
@@ -174,7 +174,7 @@ def test_a_key_that_can_be_guessed_starts_no_service(
     assert not any(f" {value}\n" in done.stderr for value in variables.values() if value.strip())
 
 
-def test_wrong_keys_are_counted_and_slowed_and_the_right_one_is_not(start_wire: Start) -> None:
+def test_wrong_keys_are_counted_and_delayed_and_a_valid_key_is_accepted(start_wire: Start) -> None:
     with start_wire() as wire:
         for number in range(25):
             start = wire.post("Content-Length: 2", key=f"wrong-key-number-{number}")
@@ -184,11 +184,11 @@ def test_wrong_keys_are_counted_and_slowed_and_the_right_one_is_not(start_wire: 
         assert wire.ask(wire.predict()).status == 200
 
 
-# One policy for every door of /v2
+# The same policy for all forms of /v2 requests
 
 
 @pytest.mark.parametrize("value", [" 1_20 ", "120", True, 2**53 + 1, {}])
-def test_a_value_that_columns_refuse_the_matrix_refuses_too(wire: Any, value: object) -> None:
+def test_an_invalid_value_is_422_as_matrix_and_as_columns(wire: Any, value: object) -> None:
     row = [*ROW[:-1], value]
     names = json.loads(wire.ask(head("GET", "/v2/models/btc-eth", f"X-API-Key: {wire.api_key}")).body)
     matrix = {"name": "rows", "shape": [1, 11], "datatype": "FP64", "data": row}
@@ -200,7 +200,7 @@ def test_a_value_that_columns_refuse_the_matrix_refuses_too(wire: Any, value: ob
     assert infer(wire, *columns).status == 422
 
 
-def test_a_row_that_overflows_costs_the_others_nothing(start_wire: Start, tmp_path: Path) -> None:
+def test_an_overflowing_row_does_not_affect_the_other_rows(start_wire: Start, tmp_path: Path) -> None:
     sample = np.linspace(-1, 1, 200).reshape(-1, 1)
     estimator = lightgbm.LGBMRegressor(n_estimators=2, linear_tree=True, verbose=-1)
     estimator.fit(sample, 1e30 * sample[:, 0])

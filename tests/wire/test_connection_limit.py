@@ -1,4 +1,4 @@
-"""The limit on open connections: a client that holds too many loses only its own."""
+"""The limit on open connections: idle connections are closed for new ones, running requests are not."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ pytestmark = pytest.mark.real_time("a service in another process closes connecti
 Start = Callable[..., AbstractContextManager[Any]]
 
 BRIEF_STOP = {"ML_SERVICE_SHUTDOWN_TIMEOUT": "2"}
-"""A stop waits for no connection that is held. Each lasts until the service closes it: no timer does within a test."""
+"""A short shutdown, because held connections stay open until then: the other timers are longer than a test."""
 
 HOLDS = {
-    "say nothing": b"\r\n",
-    "say half a request": b"GET /health HTTP/1.1\r\n",
-    "have been answered": head("GET", "/health"),
-    "do not read a large answer": head("GET", "/docs/swagger-ui-bundle.js") * 3,
-    "were refused and go on sending": head("POST", "/predict", "Content-Length: 100"),
+    "silent": b"\r\n",
+    "half a request": b"GET /health HTTP/1.1\r\n",
+    "answered": head("GET", "/health"),
+    "unread large answer": head("GET", "/docs/swagger-ui-bundle.js") * 3,
+    "refused and still sending": head("POST", "/predict", "Content-Length: 100"),
 }
 
 
 @pytest.mark.parametrize("kind", HOLDS)
-def test_health_answers_while_a_stranger_holds_connections_that(start_wire: Start, kind: str) -> None:
+def test_health_answers_while_a_client_holds_too_many_connections(start_wire: Start, kind: str) -> None:
     with start_wire(**BRIEF_STOP, ML_SERVICE_MAX_CONNECTIONS="20") as wire:
         held = [wire.connect(receive_buffer=4096) for _ in range(60)]
         for client in held:
@@ -43,7 +43,7 @@ def test_health_answers_while_a_stranger_holds_connections_that(start_wire: Star
             client.close()
 
 
-def test_a_request_that_runs_is_never_closed_for_a_new_connection(start_wire: Start) -> None:
+def test_a_running_request_is_not_closed_for_a_new_connection(start_wire: Start) -> None:
     with start_wire(**BRIEF_STOP, ML_SERVICE_MAX_CONNECTIONS="3") as wire:
         running = [wire.connect() for _ in range(3)]
         for client in running:
@@ -60,7 +60,7 @@ def test_a_request_that_runs_is_never_closed_for_a_new_connection(start_wire: St
         assert wire.healthy()
 
 
-def test_the_connection_that_is_idle_for_longest_is_closed_first(start_wire: Start) -> None:
+def test_the_longest_idle_connection_is_closed_first(start_wire: Start) -> None:
     with start_wire(**BRIEF_STOP, ML_SERVICE_MAX_CONNECTIONS="3") as wire:
         first, second, third = (wire.connect() for _ in range(3))
         for client in (second, third, first):
@@ -74,7 +74,7 @@ def test_the_connection_that_is_idle_for_longest_is_closed_first(start_wire: Sta
 
 
 @pytest.mark.parametrize("descriptors", [64, 128, 256])
-def test_a_service_with_few_descriptors_outlives_a_stranger_who_opens_more(
+def test_a_service_with_few_file_descriptors_survives_more_connections(
     start_wire: Start, descriptors: int
 ) -> None:
     with start_wire(**BRIEF_STOP, descriptors=descriptors) as wire:
@@ -86,14 +86,14 @@ def test_a_service_with_few_descriptors_outlives_a_stranger_who_opens_more(
         assert wire.ask(wire.predict()).status == 200
         key = "kept"
         first, second = (wire.ask(wire.predict(f"Idempotency-Key: {key}")) for _ in range(2))
-        assert (first.status, second.status) == (200, 200)  # the store has descriptors, too
+        assert (first.status, second.status) == (200, 200)  # the store needs file descriptors too
         assert second.header("idempotency-replayed") == "true"
         for client in held:
             client.close()
         assert wire.healthy()
 
 
-def test_connections_that_end_are_counted_out(wire: Any) -> None:
+def test_closed_connections_are_no_longer_counted(wire: Any) -> None:
     before = wire.metric("ml_service_open_connections")
     clients = [wire.connect() for _ in range(5)]
     for client in clients:

@@ -1,4 +1,4 @@
-"""Blanks and tabs around a header's value are no part of it (RFC 9110, 5.5)."""
+"""Spaces and tabs around the value of a header are not part of it (RFC 9110, 5.5)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ AROUND = ["{}", " {}", "{} ", "{}\t", "\t {} \t ", "{}    "]
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_an_api_key_is_the_same_whatever_blanks_surround_it(client: Client, wire: Any, around: str) -> None:
+def test_white_space_around_an_api_key_is_ignored(client: Client, wire: Any, around: str) -> None:
     lines = (f"X-API-Key:{around.format(wire.api_key)}", "Content-Type: application/json")
     request = head("POST", "/predict", *lines, f"Content-Length: {len(wire.body)}") + wire.body
     assert client.send(request).answer().status == 200
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_an_idempotency_key_is_the_same_whatever_blanks_surround_it(
-    client: Client, wire: Any, around: str
-) -> None:
+def test_white_space_around_an_idempotency_key_is_ignored(client: Client, wire: Any, around: str) -> None:
     key = f"blanks-{AROUND.index(around)}-{id(client)}"
     first = client.send(wire.predict(f"Idempotency-Key: {key}")).answer()
     second = client.send(wire.predict(f"Idempotency-Key:{around.format(key)}")).answer()
@@ -37,19 +35,19 @@ def test_an_idempotency_key_is_the_same_whatever_blanks_surround_it(
         ("Content-Type: text/plain ", 415),
     ],
 )
-def test_a_media_type_is_the_same_whatever_blanks_surround_it(
+def test_white_space_around_a_media_type_is_ignored(
     client: Client, wire: Any, line: str, status: int
 ) -> None:
     lines = (f"X-API-Key: {wire.api_key}", line, f"Content-Length: {len(wire.body)} ")
     assert client.send(head("POST", "/predict", *lines) + wire.body).answer().status == status
 
 
-def test_a_request_id_comes_back_without_the_blanks(client: Client) -> None:
+def test_white_space_around_a_request_id_is_removed(client: Client) -> None:
     answer = client.send(head("GET", "/health", "X-Request-ID:  mine \t")).answer()
     assert answer.header("x-request-id") == "mine"
 
 
-def test_an_expectation_is_understood_with_blanks_behind_it(client: Client, wire: Any) -> None:
+def test_white_space_after_an_expectation_is_ignored(client: Client, wire: Any) -> None:
     client.send(wire.post(f"Content-Length: {len(wire.body)}", "Expect: 100-continue \t"))
     assert client.socket.recv(12) == b"HTTP/1.1 100"
     client._read = b"HTTP/1.1 100"
@@ -59,6 +57,6 @@ def test_an_expectation_is_understood_with_blanks_behind_it(client: Client, wire
 
 
 @pytest.mark.parametrize("value", [" close", "close ", "\tclose\t", "Close"])
-def test_close_is_understood_with_blanks_around_it(client: Client, value: str) -> None:
+def test_white_space_around_connection_close_is_ignored(client: Client, value: str) -> None:
     assert client.send(head("GET", "/health", f"Connection:{value}")).answer().status == 200
     client.closes()

@@ -1,4 +1,4 @@
-"""Requests without end, requests that are too large, and bytes that are no request: refused, bounded, told in order."""
+"""Endless, oversized and malformed requests are refused with bounded memory, after the answers to earlier requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("kind", TOO_LARGE)
-def test_headers_over_the_limit_are_refused_with_what_to_do(client: Client, kind: str) -> None:
+def test_headers_over_the_limit_are_431_and_close_the_connection(client: Client, kind: str) -> None:
     answer = client.send(TOO_LARGE[kind]).answer()
     assert (answer.status, answer.problem) == (431, "headers-too-large")
     assert answer.header("connection") == "close"
@@ -29,7 +29,7 @@ def test_headers_over_the_limit_are_refused_with_what_to_do(client: Client, kind
     client.closes()
 
 
-def test_a_hundred_headers_and_thirty_kilobytes_are_read(client: Client) -> None:
+def test_a_hundred_headers_of_thirty_kilobytes_are_accepted(client: Client) -> None:
     lines = [f"x-{number}: {'v' * 280}" for number in range(99)]
     assert client.send(head("GET", "/health", *lines)).answer().status == 200
 
@@ -50,7 +50,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_an_endless_head_is_cut_off_and_not_buffered(client: Client, wire: Any, kind: str) -> None:
+def test_an_endless_request_head_is_cut_off_and_not_buffered(client: Client, wire: Any, kind: str) -> None:
     first, more = ENDLESS[kind]
     before = wire.resident()
     client.send(first)
@@ -87,32 +87,32 @@ def test_bytes_that_are_not_http_get_400_and_a_closed_connection(client: Client,
 
 
 @pytest.mark.parametrize("version", ["2.0", "0.9", "1.2"])
-def test_other_versions_are_refused(client: Client, version: str) -> None:
+def test_other_http_versions_are_refused(client: Client, version: str) -> None:
     answer = client.send(head("GET", "/health", version=version)).answer()
     assert answer.status in {400, 505}
     client.closes()
 
 
-def test_a_request_of_http_1_0_is_answered_and_its_connection_closed(client: Client) -> None:
+def test_an_http_1_0_request_is_answered_and_its_connection_closed(client: Client) -> None:
     assert client.send(head("GET", "/health", version="1.0", host=None)).answer().status == 200
     client.closes()
 
 
-def test_a_blank_line_before_a_request_is_read_over(client: Client) -> None:
+def test_a_blank_line_before_a_request_is_ignored(client: Client) -> None:
     for _ in range(2):
         assert client.send(b"\r\n" + head("GET", "/health")).answer().status == 200
 
 
-def test_a_refusal_comes_behind_the_answers_to_the_requests_before_it(client: Client, wire: Any) -> None:
+def test_a_refusal_is_sent_after_the_answers_to_earlier_requests(client: Client, wire: Any) -> None:
     key = f"refused-behind-{id(client)}"
     client.send(wire.predict(f"Idempotency-Key: {key}") + head("GET", "/health") + b"nonsense\r\n\r\n")
     assert [client.answer().status for _ in range(3)] == [200, 200, 400]
     client.closes()
     again = wire.ask(wire.predict(f"Idempotency-Key: {key}"))
-    assert again.header("idempotency-replayed") == "true"  # it was finished, and recorded
+    assert again.header("idempotency-replayed") == "true"  # it was decided and recorded
 
 
-def test_a_body_that_turns_out_malformed_is_400_and_nothing_is_decided(client: Client, wire: Any) -> None:
+def test_a_malformed_chunked_body_is_400_and_not_decided(client: Client, wire: Any) -> None:
     key = f"malformed-{id(client)}"
     post = wire.post("Transfer-Encoding: chunked", f"Idempotency-Key: {key}")
     client.send(post, chunk(wire.body[:100]), b"nonsense\r\n")
@@ -121,9 +121,7 @@ def test_a_body_that_turns_out_malformed_is_400_and_nothing_is_decided(client: C
     assert wire.ask(wire.predict(f"Idempotency-Key: {key}")).header("idempotency-replayed") is None
 
 
-def test_a_malformed_body_behind_a_request_that_runs_costs_that_one_nothing(
-    client: Client, wire: Any
-) -> None:
+def test_a_malformed_body_does_not_affect_the_request_before_it(client: Client, wire: Any) -> None:
     bad = wire.post("Transfer-Encoding: chunked") + b"nonsense\r\n"
     client.send(wire.predict() + bad)
     assert [client.answer().status for _ in range(2)] == [200, 400]
@@ -137,7 +135,7 @@ def test_refusals_are_counted_by_reason(wire: Any) -> None:
     assert wire.metric(name) == before + 1
 
 
-def test_a_stranger_cannot_fill_the_log_with_refusals(wire: Any) -> None:
+def test_refusals_write_almost_nothing_to_the_log(wire: Any) -> None:
     before = wire.log_file.stat().st_size
     for _ in range(100):
         wire.ask(b"nonsense\r\n\r\n")

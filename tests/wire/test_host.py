@@ -1,4 +1,4 @@
-"""One Host, and one that can be a host (RFC 9112, 3.2)."""
+"""A request needs exactly one valid Host (RFC 9112, 3.2)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ BAD = [
 
 
 @pytest.mark.parametrize("host", GOOD)
-def test_a_host_that_can_be_is_answered(client: Client, host: str) -> None:
+def test_a_valid_host_is_answered(client: Client, host: str) -> None:
     assert client.send(head("GET", "/health", host=host)).answer().status == 200
 
 
 @pytest.mark.parametrize("host", BAD)
-def test_a_host_that_cannot_be_is_400(client: Client, host: str) -> None:
+def test_an_invalid_host_is_400(client: Client, host: str) -> None:
     answer = client.send(head("GET", "/health", host=host)).answer()
     assert answer.status == 400
     client.closes()
@@ -53,7 +53,7 @@ def test_a_host_that_cannot_be_is_400(client: Client, host: str) -> None:
     [(), ("Host: service", "Host: service"), ("Host: service", "host: other"), ("Host: service", "HOST:")],
     ids=["none", "two that are equal", "two that differ", "one of two empty"],
 )
-def test_no_host_or_two_are_400_whatever_is_asked_for(
+def test_a_missing_or_repeated_host_is_400_for_every_path(
     client: Client, path: str, lines: tuple[str, ...]
 ) -> None:
     answer = client.send(head("GET", path, *lines, host=None)).answer()
@@ -61,12 +61,12 @@ def test_no_host_or_two_are_400_whatever_is_asked_for(
     client.closes()
 
 
-def test_two_hosts_are_400_in_http_1_0_too(client: Client) -> None:
+def test_a_repeated_host_is_400_in_http_1_0(client: Client) -> None:
     answer = client.send(head("GET", "/health", "Host: a", "Host: b", host=None, version="1.0")).answer()
     assert answer.status == 400
 
 
-def test_no_decision_is_made_for_a_request_without_a_host(client: Client, wire: Any) -> None:
+def test_a_request_without_a_host_is_not_decided(client: Client, wire: Any) -> None:
     key = f"hostless-{id(client)}"
     lines = (f"X-API-Key: {wire.api_key}", f"Idempotency-Key: {key}", f"Content-Length: {len(wire.body)}")
     assert client.send(head("POST", "/predict", *lines, host=None) + wire.body).answer().status == 400

@@ -1,4 +1,4 @@
-"""Requests that are sent before the answers to those before them."""
+"""Pipelined requests: sent before the answers to earlier requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from raw_http import Client, head
 
 
-def test_requests_may_be_pipelined_up_to_a_limit_and_are_answered_in_order(client: Client) -> None:
+def test_sixteen_pipelined_requests_are_answered_in_order(client: Client) -> None:
     client.send(b"".join(head("GET", "/health", f"X-Request-ID: {number}") for number in range(16)))
     assert [client.answer().header("x-request-id") for _ in range(16)] == [
         str(number) for number in range(16)
@@ -15,7 +15,7 @@ def test_requests_may_be_pipelined_up_to_a_limit_and_are_answered_in_order(clien
     assert client.send(head("GET", "/health")).answer().status == 200
 
 
-def test_more_pipelined_requests_than_that_are_refused_behind_their_answers(
+def test_too_many_pipelined_requests_are_503_after_the_answers_to_earlier_ones(
     client: Client, wire: Any
 ) -> None:
     client.send(head("GET", "/health") * 5_000)
@@ -27,7 +27,7 @@ def test_more_pipelined_requests_than_that_are_refused_behind_their_answers(
     client.closes()
 
 
-def test_pipelined_requests_of_many_connections_take_no_memory(wire: Any) -> None:
+def test_pipelined_requests_of_many_connections_take_little_memory(wire: Any) -> None:
     before = wire.resident()
     clients = [wire.connect() for _ in range(20)]
     for client in clients:

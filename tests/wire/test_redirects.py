@@ -1,4 +1,4 @@
-"""No path is redirected: a redirect would name any Host that was sent, and clients send the key and the body there."""
+"""No path is redirected: a redirect would name the Host of the request, and clients would send key and body there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_slash_too_many_is_not_redirected(client: Client, wire: Any, method: str, path: str) -> None:
+def test_a_path_with_a_superfluous_slash_is_not_redirected(
+    client: Client, wire: Any, method: str, path: str
+) -> None:
     lines = (f"X-API-Key: {wire.api_key}", "Content-Type: application/json", "Content-Length: 0")
     answer = client.send(head(method, path, *lines, host="evil.example")).answer()
     assert answer.status in {404, 405}
@@ -43,7 +45,9 @@ def test_a_slash_too_many_is_not_redirected(client: Client, wire: Any, method: s
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("root_path", ["", "/ml"])
 @pytest.mark.parametrize("path", PATHS)
-async def test_nor_is_it_below_a_root_path(root_path: str, path: str, tmp_path: Any) -> None:
+async def test_a_path_with_a_superfluous_slash_is_not_redirected_under_a_root_path(
+    root_path: str, path: str, tmp_path: Any
+) -> None:
     settings = Settings.model_validate(
         {"api_key": "a-key-of-some-length", "admin_key": "an-other-key-of-some-length"}
         | {"store_path": tmp_path / "store.sqlite3"}

@@ -1,4 +1,4 @@
-"""A body that is still on its way when its request is refused: read for a while, so that the refusal is read too."""
+"""The rest of the body of a refused request is read up to a limit, so that the client can read the refusal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNKED = "Transfer-Encoding: chunked"
 
 @pytest.mark.parametrize("declared", ["Content-Length: 1000000000000", CHUNKED])
 @pytest.mark.parametrize("key", [None, "wrong"])
-def test_after_a_refusal_the_body_is_not_swallowed(
+def test_the_body_of_a_refused_request_is_read_only_up_to_a_limit(
     client: Client, wire: Any, declared: str, key: str | None
 ) -> None:
     part = chunk(b"x" * 65_536) if declared == CHUNKED else b"x" * 65_536
@@ -22,7 +22,7 @@ def test_after_a_refusal_the_body_is_not_swallowed(
 
 
 @pytest.mark.parametrize("size", [10_000, 1_000_000])
-def test_a_client_that_sends_all_of_its_body_before_it_reads_still_reads_its_refusal(
+def test_a_client_that_sends_its_whole_body_first_reads_the_refusal(
     client: Client, wire: Any, size: int
 ) -> None:
     client.send(wire.post(f"Content-Length: {size}", key=None), b"x" * size)
@@ -30,7 +30,7 @@ def test_a_client_that_sends_all_of_its_body_before_it_reads_still_reads_its_ref
     assert answer.status == 401
 
 
-def test_a_request_that_was_whole_when_it_was_refused_keeps_its_connection(client: Client, wire: Any) -> None:
+def test_a_refused_complete_request_keeps_its_connection(client: Client, wire: Any) -> None:
     for _ in range(2):
         request = wire.post(f"Content-Length: {len(wire.body)}", key="wrong")
         assert client.send(request + wire.body).answer().status == 401

@@ -1,7 +1,7 @@
 """
-Clients that take their time: a timer runs whenever no request does, and another whenever an answer is not read.
+Slow clients: one timer limits the wait for a request, another the wait for a client to read its answer.
 
-The service under test gives one second for each; a test that fails waits much longer.
+Both are one second here; a failing test waits much longer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECOND = {
     f"ML_SERVICE_{name}": "1"
     for name in ("HEADER_TIMEOUT", "BODY_TIMEOUT", "KEEP_ALIVE_TIMEOUT", "WRITE_TIMEOUT")
 }
-SOON = 30.0  # s: the service's limits are 1 s, the rest is for a busy machine
+SOON = 30.0  # s: the limits of the service are 1 s, the rest is for a busy machine
 CHUNKED = "Transfer-Encoding: chunked"
 
 
@@ -35,19 +35,19 @@ def wire(start_wire: Start) -> Iterator[Any]:
 
 
 def asset(wire: Any) -> bytes:
-    """A request for the largest answer that needs no key: more than a megabyte."""
+    """A request for the largest answer without a key, more than a megabyte."""
     return head("GET", "/docs/swagger-ui-bundle.js")
 
 
 @pytest.mark.parametrize(
     "said", [b"", b"\r\n", b"\r\n\r\n\r\n", b"\n"], ids=["nothing", "a line", "lines", "a feed"]
 )
-def test_a_connection_on_which_no_request_begins_is_closed(client: Client, said: bytes) -> None:
+def test_a_connection_without_a_request_is_closed_without_an_answer(client: Client, said: bytes) -> None:
     client.send(said)
     assert client.closes(SOON) == b""
 
 
-def test_blank_lines_do_not_wind_the_timer_up_again(client: Client) -> None:
+def test_blank_lines_do_not_restart_the_timer(client: Client) -> None:
     client.socket.settimeout(0.1)
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:
@@ -55,7 +55,7 @@ def test_blank_lines_do_not_wind_the_timer_up_again(client: Client) -> None:
             client.send(b"\r\n")
             client._more()
         except TimeoutError:
-            continue  # a tenth of a second without an answer; a blank line more
+            continue  # no answer for a tenth of a second: send another blank line
         except OSError:
             return
     pytest.fail("the connection is still open")
@@ -68,7 +68,7 @@ def test_headers_that_stop_are_408(client: Client, part: bytes) -> None:
     client.closes(SOON)
 
 
-def test_headers_of_one_byte_at_a_time_are_408(client: Client) -> None:
+def test_headers_sent_byte_by_byte_are_408(client: Client) -> None:
     client.socket.settimeout(0.1)
     for byte in head("GET", "/health", "a: " + "v" * 1000):
         try:
@@ -97,9 +97,7 @@ UNFINISHED = {
 
 @pytest.mark.parametrize("kind", UNFINISHED)
 @pytest.mark.parametrize("to", ["/health", "/docs", "/predict", "/no-such-path"])
-def test_after_an_answer_to_a_request_that_is_not_whole_the_connection_is_closed(
-    client: Client, kind: str, to: str
-) -> None:
+def test_an_answer_to_an_incomplete_request_closes_the_connection(client: Client, kind: str, to: str) -> None:
     declared, part = UNFINISHED[kind]
     answer = client.send(head("GET", to, declared), part).answer()
     assert answer.status in {200, 401, 404}
@@ -108,13 +106,13 @@ def test_after_an_answer_to_a_request_that_is_not_whole_the_connection_is_closed
 
 
 @pytest.mark.parametrize("kind", UNFINISHED)
-def test_a_body_that_stops_while_it_is_read_is_408(client: Client, wire: Any, kind: str) -> None:
+def test_an_incomplete_body_is_408(client: Client, wire: Any, kind: str) -> None:
     declared, part = UNFINISHED[kind]
     assert client.send(wire.post(declared), part).answer().status == 408
     client.closes(SOON)
 
 
-def test_a_client_that_does_not_read_a_large_answer_is_cut_off(wire: Any) -> None:
+def test_a_client_that_does_not_read_a_large_answer_is_disconnected(wire: Any) -> None:
     name = 'ml_service_http_refusals_total{reason="answer-not-read"}'
     before = wire.metric(name)
     with wire.connect(receive_buffer=4096) as client:
@@ -123,7 +121,7 @@ def test_a_client_that_does_not_read_a_large_answer_is_cut_off(wire: Any) -> Non
 
 
 @pytest.mark.parametrize("times", [8, 40])
-def test_a_client_that_asks_again_and_again_and_reads_nothing_is_cut_off(wire: Any, times: int) -> None:
+def test_a_client_that_sends_many_requests_and_reads_nothing_is_disconnected(wire: Any, times: int) -> None:
     before = wire.metric("ml_service_open_connections")
     with wire.connect(receive_buffer=4096) as client:
         client.send_until_closed(asset(wire), at_most=times * len(asset(wire)))
@@ -140,11 +138,11 @@ def test_a_client_that_reads_slowly_gets_the_whole_answer(start_wire: Start) -> 
         received = bytearray()
         while whole not in received:
             received += client.socket.recv(65_536)
-            time.sleep(0.01)  # slower than the keep-alive timer, quicker than the write timer
+            time.sleep(0.01)  # slower than the keep-alive timer, faster than the write timer
         assert received.endswith(whole)
 
 
-def test_health_is_quick_while_many_clients_dawdle(wire: Any) -> None:
+def test_health_answers_while_many_clients_are_slow(wire: Any) -> None:
     clients = [wire.connect() for _ in range(100)]
     for number, client in enumerate(clients):
         client.send([b"GET /", wire.post(CHUNKED) + b"5\r\n", asset(wire)][number % 3])

@@ -1,8 +1,8 @@
 """
-Trailers, and whatever else stands around a chunked body: counted to a limit, and never taken for headers.
+Trailers and chunk framing: limited in size, and trailers are never read as headers.
 
-RFC 9110, 6.5.1: a recipient must not merge a trailer into the headers unless it knows that field to allow it. None
-that this service reads does.
+RFC 9110, 6.5.1: a recipient must not merge a trailer into the headers unless the field allows it. No field that this
+service reads does.
 """
 
 from __future__ import annotations
@@ -25,42 +25,40 @@ def together(*parts: bytes) -> list[bytes]:
     return [b"".join(parts)]
 
 
-def apart(*parts: bytes) -> list[bytes]:
+def separately(*parts: bytes) -> list[bytes]:
     return list(parts)
 
 
-@pytest.fixture(params=[together, apart], ids=["in one segment", "in segments of their own"])
+@pytest.fixture(params=[together, separately], ids=["in one segment", "in segments of their own"])
 def sent(request: pytest.FixtureRequest) -> Callable[..., list[bytes]]:
-    """Whether the parts of a request leave in one call or in several."""
+    """Sends the parts of a request in one call or in several."""
     chosen: Callable[..., list[bytes]] = request.param
     return chosen
 
 
-def test_trailers_are_read_over(client: Client, wire: Any, sent: Callable[..., list[bytes]]) -> None:
+def test_trailers_are_ignored(client: Client, wire: Any, sent: Callable[..., list[bytes]]) -> None:
     parts = sent(wire.post(CHUNKED), chunk(wire.body), b"0\r\n", b"x-checksum: 1\r\n\r\n")
     assert client.send(*parts).answer().status == 200
     assert client.send(head("GET", "/health")).answer().status == 200
 
 
-def test_an_api_key_in_a_trailer_lets_nobody_in(
-    client: Client, wire: Any, sent: Callable[..., list[bytes]]
-) -> None:
+def test_an_api_key_in_a_trailer_is_401(client: Client, wire: Any, sent: Callable[..., list[bytes]]) -> None:
     trailer = f"X-API-Key: {wire.api_key}\r\n\r\n".encode()
     parts = sent(wire.post(CHUNKED, key=None), chunk(wire.body), b"0\r\n", trailer)
     assert client.send(*parts).answer().status == 401
 
 
-def test_an_idempotency_key_in_a_trailer_is_none(
+def test_an_idempotency_key_in_a_trailer_is_ignored(
     client: Client, wire: Any, sent: Callable[..., list[bytes]]
 ) -> None:
     parts = sent(wire.post(CHUNKED), chunk(wire.body), b"0\r\n", b"Idempotency-Key: in-a-trailer\r\n\r\n")
     answers = [client.send(*parts).answer() for _ in range(2)]
     assert [answer.status for answer in answers] == [200, 200]
-    assert answers[0].body != answers[1].body  # each was decided, and has a request id of its own
+    assert answers[0].body != answers[1].body  # each was decided, with its own request id
     assert answers[1].header("idempotency-replayed") is None
 
 
-def test_a_second_value_of_a_header_in_a_trailer_counts_for_nothing(client: Client, wire: Any) -> None:
+def test_trailers_do_not_override_headers(client: Client, wire: Any) -> None:
     key = f"once-{time.monotonic_ns()}"
     trailers = "X-API-Key: wrong\r\nIdempotency-Key: other\r\nContent-Type: text/plain\r\nHost: other\r\n\r\n"
     parts = (wire.post(CHUNKED, f"Idempotency-Key: {key}"), chunk(wire.body), b"0\r\n" + trailers.encode())
@@ -70,13 +68,13 @@ def test_a_second_value_of_a_header_in_a_trailer_counts_for_nothing(client: Clie
     assert second.header("idempotency-replayed") == "true"
 
 
-def test_a_host_in_a_trailer_is_none(client: Client, wire: Any) -> None:
+def test_a_host_in_a_trailer_does_not_replace_the_header(client: Client, wire: Any) -> None:
     lines = (f"X-API-Key: {wire.api_key}", "Content-Type: application/json", CHUNKED)
     parts = (head("POST", "/predict", *lines, host=None), chunk(wire.body), b"0\r\nHost: service\r\n\r\n")
     assert client.send(*parts).answer().status == 400
 
 
-def test_a_trailer_does_not_change_the_type_of_a_body(client: Client, wire: Any) -> None:
+def test_a_content_type_in_a_trailer_does_not_replace_the_header(client: Client, wire: Any) -> None:
     lines = (f"X-API-Key: {wire.api_key}", "Content-Type: text/plain", CHUNKED)
     trailer = b"0\r\nContent-Type: application/json\r\n\r\n"
     parts = (head("POST", "/predict", *lines), chunk(wire.body), trailer)
@@ -84,7 +82,7 @@ def test_a_trailer_does_not_change_the_type_of_a_body(client: Client, wire: Any)
 
 
 @pytest.mark.parametrize("field", ["X-Request-ID: from-a-trailer", "Origin: http://a.trailer"])
-def test_no_answer_depends_on_a_trailer(client: Client, field: str) -> None:
+def test_a_request_id_and_an_origin_in_a_trailer_are_ignored(client: Client, field: str) -> None:
     request = head("GET", "/health", CHUNKED) + f"0\r\n{field}\r\n\r\n".encode()
     answer = client.send(request).answer()
     assert answer.header("x-request-id") != "from-a-trailer"
@@ -121,7 +119,7 @@ def test_endless_framing_around_a_body_is_cut_off_and_not_buffered(
     assert wire.resident() - before < 16 * MEGABYTE
 
 
-def test_framing_over_the_limit_is_told(client: Client, wire: Any) -> None:
+def test_trailers_over_the_limit_are_431_and_close_the_connection(client: Client, wire: Any) -> None:
     client.send(wire.post(CHUNKED), chunk(wire.body), b"0\r\n")
     client.send(b"a: " + b"v" * 1_000_000 + b"\r\n")
     answer = client.answer()
@@ -130,24 +128,24 @@ def test_framing_over_the_limit_is_told(client: Client, wire: Any) -> None:
     client.closes()
 
 
-def test_a_body_in_the_smallest_chunks_is_cut_off_by_what_frames_it(client: Client, wire: Any) -> None:
+def test_a_body_in_one_byte_chunks_is_cut_off(client: Client, wire: Any) -> None:
     client.send(wire.post(CHUNKED), b"1\r\n[\r\n" * 4_000)
     sent = client.send_until_closed(b"1\r\n[\r\n" * 4_000, at_most=64 * MEGABYTE)
     assert sent < 64 * MEGABYTE
 
 
 @pytest.mark.parametrize("size", [7, 100, 4096])
-def test_a_body_in_small_chunks_is_a_body(client: Client, wire: Any, size: int) -> None:
+def test_a_body_in_small_chunks_is_read(client: Client, wire: Any, size: int) -> None:
     chunks = b"".join(chunk(wire.body[at : at + size]) for at in range(0, len(wire.body), size))
     assert client.send(wire.post(CHUNKED), chunks + b"0\r\n\r\n").answer().status == 200
 
 
-def test_extensions_and_zeros_within_the_limit_change_nothing(client: Client, wire: Any) -> None:
+def test_chunk_extensions_and_leading_zeros_within_the_limit_are_ignored(client: Client, wire: Any) -> None:
     framed = b'000%x;name="va;lue";other\r\n%b\r\n000\r\n\r\n' % (len(wire.body), wire.body)
     assert client.send(wire.post(CHUNKED), framed).answer().status == 200
 
 
-def test_trailers_of_many_connections_take_no_memory(
+def test_trailers_of_many_connections_take_little_memory(
     start_wire: Callable[..., AbstractContextManager[Any]],
 ) -> None:
     with start_wire() as wire:
@@ -161,7 +159,7 @@ def test_trailers_of_many_connections_take_no_memory(
             one.close()
 
 
-def test_trailers_cut_off_are_counted(wire: Any) -> None:
+def test_trailers_over_the_limit_are_counted(wire: Any) -> None:
     name = 'ml_service_http_refusals_total{reason="framing-too-large"}'
     before = wire.metric(name)
     with wire.connect() as client:
@@ -170,7 +168,7 @@ def test_trailers_cut_off_are_counted(wire: Any) -> None:
     assert wire.metric(name) == before + 1
 
 
-def test_a_request_behind_trailers_is_its_own(client: Client, wire: Any) -> None:
+def test_a_request_after_trailers_is_answered(client: Client, wire: Any) -> None:
     first = wire.post(CHUNKED) + chunk(wire.body) + b"0\r\nx-a: 1\r\n\r\n"
     answers = client.send(first + head("GET", "/health"))
     assert answers.answer().status == 200

@@ -29,7 +29,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "cell",
     [
         "-0",
         "-0.0",
@@ -43,13 +43,13 @@ def same(a, b):
         "9" * 400,
     ],
 )
-def test_special_cells_have_the_same_value_in_a_column_as_alone(odd):
-    assert same(read([*PLAIN, odd]), one_by_one([*PLAIN, odd]))
+def test_special_cells_have_the_same_value_in_a_column_as_alone(cell):
+    assert same(read([*PLAIN, cell]), one_by_one([*PLAIN, cell]))
 
 
-@pytest.mark.parametrize("odd", ["", "nan", "NaN", " 7 ", "+5", "1e5", "007", "9007199254740991"])
-def test_plain_cells_have_the_same_value_in_a_column_as_alone(odd):
-    together, alone = read([*PLAIN, odd]), one_by_one([*PLAIN, odd])
+@pytest.mark.parametrize("cell", ["", "nan", "NaN", " 7 ", "+5", "1e5", "007", "9007199254740991"])
+def test_plain_cells_have_the_same_value_in_a_column_as_alone(cell):
+    together, alone = read([*PLAIN, cell]), one_by_one([*PLAIN, cell])
     assert [cell is None or math.isnan(cell) for cell in together] == [
         cell is None or math.isnan(cell) for cell in alone
     ]
@@ -57,11 +57,11 @@ def test_plain_cells_have_the_same_value_in_a_column_as_alone(odd):
     assert together[-1] == alone[-1] or together[-1] is None
 
 
-@pytest.mark.parametrize("odd", ["1_000", "\u0661\u0662", "x", "0x10", "1,5"])
+@pytest.mark.parametrize("cell", ["1_000", "\u0661\u0662", "x", "0x10", "1,5"])
 @pytest.mark.parametrize("cells", [PLAIN, ["1", "2"] * 25], ids=["varied", "repeated"])
-def test_cells_that_are_not_numbers_are_refused_with_feature_and_row(odd, cells):
+def test_cells_that_are_not_numbers_are_refused_with_feature_and_row(cell, cells):
     with pytest.raises(SchemaError, match="is not a number") as refused:
-        read([*cells, odd, *cells, odd], first=8_192)
+        read([*cells, cell, *cells, cell], first=8_192)
     assert (refused.value.feature, refused.value.row) == ("x", 8_192 + len(cells))
 
 
