@@ -9,14 +9,14 @@ draft-ietf-httpapi-idempotency-key-header-07, 2.1: the value is an Item Structur
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from urllib.parse import quote
 
 from idempotency._core.errors import InvalidKey
 from idempotency._core.types import StorageKey
 
-__all__ = ["parse_key", "parse_key_fields", "storage_key"]
+__all__ = ["key_lines", "parse_key", "parse_key_fields", "parse_line", "storage_key"]
 
 # Visible ASCII without the characters of a string, a list or parameters: " , ; \
 _is_bare = re.compile(rb"[!#-+\--:<-\[\]-~]+").fullmatch
@@ -58,7 +58,12 @@ def parse_key(
         return None
     if len(values) > 1:
         raise InvalidKey(f"there is more than one {header} header; send exactly one")
-    value = values[0].strip(b" \t")
+    return parse_line(values[0], max_chars, strict, header)
+
+
+def parse_line(line: bytes, max_chars: int, strict: bool, header: str) -> str:
+    """The key in the only Idempotency-Key field line of a request; see `parse_key`."""
+    value = line.strip(b" \t")
     if not value:
         raise InvalidKey(f"the {header} header is empty; send a new UUID for each new operation")
     if _is_bare(value):
@@ -72,6 +77,17 @@ def parse_key(
     if len(key) > max_chars:
         raise InvalidKey(f"the key has {len(key)} characters; at most {max_chars} are accepted")
     return key
+
+
+def key_lines(
+    headers: Iterable[tuple[bytes, bytes]], key_fields: Iterable[tuple[str, bytes]]
+) -> list[tuple[str, list[bytes]]]:
+    """The `fields` of `parse_key_fields`: of each header in *key_fields* that is present, its name and its lines."""
+    return [
+        (header, lines)
+        for header, wanted in key_fields
+        if (lines := [value for name, value in headers if name == wanted])
+    ]
 
 
 def parse_key_fields(

@@ -118,6 +118,8 @@ class Policy:
     key_fields: tuple[tuple[str, bytes], ...] = field(
         init=False, repr=False, compare=False
     )  # of `key_headers`
+    key_names: frozenset[bytes] = field(init=False, repr=False, compare=False)  # in lower case
+    only_key_name: bytes | None = field(init=False, repr=False, compare=False)  # None if there are several
 
     def __post_init__(self) -> None:
         wrong = [
@@ -178,6 +180,8 @@ class Policy:
         object.__setattr__(self, "ignored_query", frozenset(self.ignored_query))
         fields = tuple((name, name.lower().encode("ascii")) for name in self.key_headers)
         object.__setattr__(self, "key_fields", fields)
+        object.__setattr__(self, "key_names", frozenset(name for _, name in fields))
+        object.__setattr__(self, "only_key_name", fields[0][1] if len(fields) == 1 else None)
 
     @property
     def promise(self) -> Literal["at least once", "at most once"]:

@@ -27,8 +27,9 @@ from idempotency._core.fingerprint import (
     exact_operation_digest,
     operation_digest,
     representation,
+    unrepeated_representation,
 )
-from idempotency._core.key import parse_key_fields, storage_key
+from idempotency._core.key import key_lines, parse_key_fields, parse_line, storage_key
 from idempotency._core.outcome import Headers
 from idempotency._core.policy import Policy
 from idempotency._core.printable import printable
@@ -129,7 +130,10 @@ class IdempotencyMiddleware:
         self.app = app
         self.engine: Engine = Engine(store, hooks=hooks)
         self.tenant = tenant
-        self._policy = policy
+        self._policy: Policy | None = policy if isinstance(policy, Policy) else None
+        self._policy_of: Callable[[Scope], Policy | None] | None = (
+            None if isinstance(policy, Policy) else policy
+        )
         promise = policy.promise if isinstance(policy, Policy) else "set by each route's policy"
         _log.info("idempotency: %s, in %s", promise, type(store).__name__)
 
@@ -140,22 +144,21 @@ class IdempotencyMiddleware:
                 return await self(scope, receive, send)
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        policy = self._policy if isinstance(self._policy, Policy) else self._policy(scope)
+        policy = self._policy
+        if policy is None and self._policy_of is not None:
+            policy = self._policy_of(scope)
         if policy is None or scope["method"] not in policy.methods or overrides.off:
             return await self.app(scope, receive, send)
-        fields: list[tuple[str, list[bytes]]] = []
-        for header, wanted in policy.key_fields:
-            lines: list[bytes] = []
-            for name, value in scope["headers"]:
-                if name == wanted:
-                    lines.append(value)
-            if lines:
-                fields.append((header, lines))
-        if not fields and not policy.required:
-            return await self.app(scope, receive, send)
+        key_names = policy.key_names
+        for name, _ in scope["headers"]:
+            if name in key_names:
+                break
+        else:
+            if not policy.required:
+                return await self.app(scope, receive, send)
         if LITESTAR in scope:
             warn_of_hooks(scope)
-        return await _RequestHandler(self, policy, scope, receive, send).serve(fields)
+        return await _RequestHandler(self, policy, scope, receive, send).serve()
 
 
 class _RequestHandler:
@@ -191,16 +194,24 @@ class _RequestHandler:
         self.scope = scope
         self.send = send
 
-    async def serve(self, fields: list[tuple[str, list[bytes]]]) -> None:
+    async def serve(self) -> None:
         """Check the request, read it, ask the engine and act on the verdict."""
         policy, scope, middleware = self.policy, self.scope, self._middleware
-        content_type, content_encoding, declared = representation(scope["headers"])
+        headers = scope["headers"]
+        fields = dict(headers)
+        if len(fields) == len(headers):
+            line = fields.get(policy.only_key_name)
+            content_type, content_encoding, declared = unrepeated_representation(fields)
+        else:  # a name is repeated: all lines have to be looked at
+            line = None
+            content_type, content_encoding, declared = representation(headers)
         try:
-            if not declared:  # a request with a Content-Length cannot have trailers
+            if not declared and b"trailer" in fields:  # a request with a Content-Length cannot have trailers
                 drop_announced_trailers(scope, policy.key_fields)
-            key = parse_key_fields(fields, max_chars=policy.max_key_chars, strict=policy.strict_keys)
-            if key is None:
-                raise missing_key(policy)
+            if line is not None:
+                key = parse_line(line, policy.max_key_chars, policy.strict_keys, policy.key_headers[0])
+            else:
+                key = _key_of_many_lines(headers, policy)
             tenant = middleware.tenant(scope)
             if not isinstance(tenant, str):
                 raise TypeError(f"the tenant callable must return a str, not {type(tenant).__name__}")
@@ -244,7 +255,8 @@ class _RequestHandler:
             drop_late_trailers(headers, sent)
         method, path, query = scope["method"], self.path, scope.get("query_string", b"")
         if policy.fingerprint is exact_bytes:
-            query = counted_query(query, policy.ignored_query)
+            if policy.ignored_query:
+                query = counted_query(query, policy.ignored_query)
             self.fingerprint = exact_operation_digest(
                 method, path, query, content_type, content_encoding, body
             )
@@ -339,6 +351,15 @@ class _RequestHandler:
         await self.send({"type": "http.response.body", "body": body})
 
 
+def _key_of_many_lines(headers: Headers, policy: Policy) -> str:
+    """The key of a request that repeats a header, may carry the key in several headers, or lacks it."""
+    lines = key_lines(headers, policy.key_fields)
+    key = parse_key_fields(lines, max_chars=policy.max_key_chars, strict=policy.strict_keys)
+    if key is None:
+        raise missing_key(policy)
+    return key
+
+
 def _body_first(body: bytes, receive: Receive) -> Receive:
     """A `receive` that first gives *body*, which was already read, and then calls *receive*."""
     pending = [body]
@@ -353,7 +374,7 @@ def _body_first(body: bytes, receive: Receive) -> Receive:
 
 def full_path(scope: Scope) -> str:
     """The path as the client sent it, with the prefix of a mounted application, which some mounts remove."""
-    root: str = scope.get("root_path", "")
     raw: bytes | None = scope.get("raw_path")
     path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
-    return path if path.startswith(root) else root + path
+    root: str = scope.get("root_path", "")
+    return path if not root or path.startswith(root) else root + path
