@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from idempotency import RequestView, canonical_json, exact_bytes, ignoring, multipart_parts
-from idempotency._core.fingerprint import operation_digest, representation
+from idempotency._core.fingerprint import operation_digest, representation, unrepeated_representation
 from idempotency._core.media_type import MediaType, media_type, spelled_once
 
 ALL: dict[str, Callable[[RequestView], Any]] = {
@@ -143,6 +143,21 @@ def test_usual_content_types_are_their_own_canonical_spelling() -> None:
 
 def test_content_length_of_thousands_of_digits_is_read_as_a_large_number() -> None:
     assert representation([(b"content-length", b"9" * 5_000)])[2] >= 10**20
+
+
+FIELDS = st.dictionaries(
+    st.sampled_from([b"content-type", b"content-encoding", b"content-length", b"accept"]),
+    st.sampled_from(
+        [b"", b" ", b"a/b", b" A/b;Charset=UTF-8\t", b"gzip,  BR", b"12", b" 12 ", b"-1", b"9" * 5_000]
+    ),
+)
+
+
+@given(FIELDS)
+def test_headers_without_repetition_are_read_by_name_as_they_are_line_by_line(
+    fields: dict[bytes, bytes],
+) -> None:
+    assert unrepeated_representation(fields) == representation(fields.items())
 
 
 TOKEN = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=8)

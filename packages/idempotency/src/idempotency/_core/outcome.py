@@ -24,6 +24,8 @@ from typing import Any, NamedTuple, TypeAlias
 from idempotency._core.errors import CorruptRecord, UnknownRecordVersion
 
 __all__ = [
+    "BODILESS",
+    "FINAL",
     "Headers",
     "Outcome",
     "Response",
@@ -34,8 +36,6 @@ __all__ = [
     "encode_response",
     "encode_unreplayable",
     "encode_value",
-    "has_no_body",
-    "is_final",
     "is_safe",
     "recorded_headers",
     "use_msgspec",
@@ -45,7 +45,12 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 """Ordered pairs, names in lower case; repeated names stay repeated (E7)."""
 
 _FORMAT = 1
-_BODILESS = frozenset({204, 304})  # and 1xx, which are never final
+FINAL = frozenset(range(200, 600))
+"""The statuses that can end an exchange (RFC 9110, 15); 1xx announce another one."""
+
+BODILESS = frozenset({204, 304})
+"""The final statuses whose answers never have a body (RFC 9110, 6.4.1)."""
+
 _find_unsafe = re.compile(
     rb"[\x00-\x08\x0a-\x1f\x7f]"
 ).search  # control characters but the tab (RFC 9110, 5.5)
@@ -105,7 +110,7 @@ def encode_response(response: Response) -> bytes:
 def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
     """The same as `recorded_headers`, then `encode_response`, but in one pass over the headers of most answers."""
     status, headers, body, traceparent = answer
-    if body and status in _BODILESS:
+    if body and status in BODILESS:
         body = b""  # no server sends it (RFC 9110, 6.4.1)
     lines = []
     for name, value in headers:
@@ -266,13 +271,3 @@ def _safe(headers: Headers) -> Headers:
 def is_safe(values: Iterable[bytes]) -> bool:
     """Whether a server can send each of *values* in a header: no control character but the tab."""
     return _find_unsafe(b"".join(values)) is None
-
-
-def is_final(status: int) -> bool:
-    """Whether *status* can end an exchange: 200 to 599 (RFC 9110, 15); 1xx announce another one."""
-    return 200 <= status <= 599
-
-
-def has_no_body(status: int) -> bool:
-    """Whether an answer with *status* never has a body (RFC 9110, 6.4.1)."""
-    return status in _BODILESS

@@ -21,6 +21,8 @@ from idempotency._core.errors import (
 )
 from idempotency._core.headers import HeaderRules
 from idempotency._core.outcome import (
+    BODILESS,
+    FINAL,
     Headers,
     Response,
     Unreplayable,
@@ -28,8 +30,6 @@ from idempotency._core.outcome import (
     decode,
     encode_answer,
     encode_unreplayable,
-    has_no_body,
-    is_final,
     is_safe,
     recorded_headers,
 )
@@ -42,7 +42,6 @@ LONGEST: Final = 1e12
 """Seconds, some 30,000 years: no store writes a longer duration."""
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
 
 
@@ -50,8 +49,12 @@ def check_seconds(*durations: float) -> StoreError | None:
     """The error for impossible durations (infinite, not a number, tens of thousands of years), or None."""
     for seconds in durations:
         if not -LONGEST <= seconds <= LONGEST:  # true for NaN
-            return CorruptRecord("the stored record has an impossible time; look at it before deleting it")
+            return _impossible_time()
     return None
+
+
+def _impossible_time() -> CorruptRecord:
+    return CorruptRecord("the stored record has an impossible time; look at it before deleting it")
 
 
 def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None]:
@@ -62,7 +65,9 @@ def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None
     """
     drop = policy.header_rules.never_recorded
     reason = _unrecordable(answer, policy)
-    if reason is None and policy.redact is not None:
+    if reason is None:
+        if policy.redact is None:
+            return encode_answer(answer, drop), None
         kept = recorded_headers(answer.headers, drop=drop, length=len(answer.body))
         try:
             answer = policy.redact(answer._replace(headers=kept))
@@ -71,13 +76,11 @@ def encode_recorded(answer: Response, policy: Policy) -> tuple[bytes, str | None
                 return encode_answer(answer, drop), None
         except Exception as error:
             reason = f"redaction raised {type(error).__name__}"  # no message: it may quote the body
-    if reason is None:
-        return encode_answer(answer, drop), None
     return encode_unreplayable(reason, answer.status), reason
 
 
 def _unrecordable(answer: Response, policy: Policy) -> str | None:
-    if not is_final(answer.status):
+    if answer.status not in FINAL:
         return f"status {answer.status} ends no exchange"
     if len(answer.body) > policy.max_response_bytes:
         return f"larger than {policy.max_response_bytes} bytes"
@@ -99,17 +102,17 @@ def read_response(completed: Completed, key: StorageKey, *, policy: Policy) -> R
         raise CorruptRecord(
             "the record is the value of a decorated function, not a response: a decorator and a middleware share a key"
         )
-    status, headers, body, traceparent = outcome
-    if not is_final(status):
+    status, headers, body, _ = outcome
+    if status not in FINAL:
         raise _corrupt("a status that ends no exchange")
-    bodiless = has_no_body(status)
-    if body and bodiless:
+    length = None if status in BODILESS else b"%d" % len(body)
+    if body and length is None:
         raise _corrupt(f"a body with status {status}")
     limit = policy.max_response_bytes
     if len(body) > limit:
         raise _corrupt(f"a body above this policy's max_response_bytes ({limit}; raise it if it was lowered)")
-    headers = _checked(headers, policy.header_rules, None if bodiless else b"%d" % len(body))
-    return _new(Response, (status, headers, body, traceparent))
+    _check(headers, policy.header_rules, length)
+    return outcome
 
 
 def read_value(completed: Completed, key: StorageKey, *, max_bytes: int) -> Value:
@@ -137,9 +140,8 @@ def read_value(completed: Completed, key: StorageKey, *, max_bytes: int) -> Valu
 
 
 def _decoded(completed: Completed, key: StorageKey) -> Response | Value:
-    wrong = check_seconds(completed.age, completed.expires_in)
-    if wrong is not None:
-        raise wrong
+    if not (-LONGEST <= completed.age <= LONGEST and -LONGEST <= completed.expires_in <= LONGEST):
+        raise _impossible_time()
     outcome = decode(completed.outcome)
     if isinstance(outcome, Unreplayable):
         if not _WORDS.fullmatch(outcome.reason):
@@ -148,42 +150,43 @@ def _decoded(completed: Completed, key: StorageKey) -> Response | Value:
     return outcome
 
 
-def _checked(headers: Headers, rules: HeaderRules, length: bytes | None) -> Headers:
+def _check(headers: Headers, rules: HeaderRules, length: bytes | None) -> None:
     """
-    The headers that may be sent. A header that this library never records shows that the record is not its own.
+    Check that *headers* may be sent; remove those that the policy drops, and add a Content-Length if there is none.
+
+    A header that this library never records shows that the record is not its own.
 
     Args:
-        length: The Content-Length to add if there is none; None if the status allows no body.
+        length: The Content-Length; None if the status allows no body.
     """
     never_recorded = rules.never_recorded
     values: list[bytes] = []
     has_length = drops = False
     for name, value in headers:
         values.append(value)
-        if not _is_name(name):
-            raise _corrupt("a header that no server can send")
         if name == b"content-length":
             if has_length or value != (length or b"0"):
                 raise _corrupt("a Content-Length that differs from the length of its body")
             has_length = True
-        if name in never_recorded:
+        if not _is_replayed(name, never_recorded):
+            if not _NAME.fullmatch(name):
+                raise _corrupt("a header that no server can send")
             if name in rules.forbidden:
                 raise _corrupt("a header that is never recorded")
             drops = True
     if not is_safe(values):  # one check of all values: it looks at single characters only
         raise _corrupt("a header that no server can send")
     if drops:
-        headers = [pair for pair in headers if pair[0] not in never_recorded]
+        headers[:] = [pair for pair in headers if pair[0] not in never_recorded]
         has_length = has_length and b"content-length" not in never_recorded
-    if has_length or length is None:
-        return headers
-    return [*headers, (b"content-length", length)]
+    if length is not None and not has_length:
+        headers.append((b"content-length", length))
 
 
 @lru_cache(maxsize=256)  # an application uses few names, the same in each record
-def _is_name(name: bytes) -> bool:
-    """Whether *name* is a header name in lower case, as names are recorded (RFC 9110, 5.1 and 5.6.2)."""
-    return _NAME.fullmatch(name) is not None
+def _is_replayed(name: bytes, never_recorded: frozenset[bytes]) -> bool:
+    """Whether *name* is a header name in lower case, as names are recorded (RFC 9110, 5.1 and 5.6.2), and kept."""
+    return name not in never_recorded and _NAME.fullmatch(name) is not None
 
 
 def _corrupt(what: str) -> CorruptRecord:

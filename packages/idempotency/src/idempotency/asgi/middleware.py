@@ -147,7 +147,7 @@ class IdempotencyMiddleware:
         policy = self._policy
         if policy is None and self._policy_of is not None:
             policy = self._policy_of(scope)
-        if policy is None or scope["method"] not in policy.methods or overrides.off:
+        if policy is None or scope["method"] not in policy.methods:
             return await self.app(scope, receive, send)
         key_names = policy.key_names
         for name, _ in scope["headers"]:
@@ -156,6 +156,8 @@ class IdempotencyMiddleware:
         else:
             if not policy.required:
                 return await self.app(scope, receive, send)
+        if overrides.off:
+            return await self.app(scope, receive, send)
         if LITESTAR in scope:
             warn_of_hooks(scope)
         return await _RequestHandler(self, policy, scope, receive, send).serve()
@@ -301,7 +303,11 @@ class _RequestHandler:
                     traceparent=answer.traceparent,
                 )
             )
-        return await self._send_response(answer.status, answer.headers, answer.body)
+        status, headers, body, _ = answer
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        if self.scope["method"] == "HEAD":
+            body = b""
+        return await self.send({"type": "http.response.body", "body": body})
 
     async def _refuse_unread(self, error: IdempotencyError, declared: int, *, named: bool = True) -> None:
         """Refuse a request before its body was read; read and drop the body if the client would see a reset else."""
@@ -336,19 +342,13 @@ class _RequestHandler:
             answer.headers.append(
                 (b"connection", b"close")
             )  # the application never reads the rest of the body
-        await self._send_response(answer.status, answer.headers, answer.body, body)
-
-    async def _send_response(
-        self, status: int, headers: Headers, body: bytes, unread: RequestBody | None = None
-    ) -> None:
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        if self.scope["method"] == "HEAD":
-            body = b""
-        if unread is not None:
-            await self.send({"type": "http.response.body", "body": body, "more_body": True})
-            await unread.discard()
-            body = b""
-        await self.send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        document = b"" if self.scope["method"] == "HEAD" else answer.body
+        if body is not None:
+            await self.send({"type": "http.response.body", "body": document, "more_body": True})
+            await body.discard()
+            document = b""
+        await self.send({"type": "http.response.body", "body": document})
 
 
 def _key_of_many_lines(headers: Headers, policy: Policy) -> str:
@@ -375,6 +375,8 @@ def _body_first(body: bytes, receive: Receive) -> Receive:
 def full_path(scope: Scope) -> str:
     """The path as the client sent it, with the prefix of a mounted application, which some mounts remove."""
     raw: bytes | None = scope.get("raw_path")
-    path: str = raw.decode("latin-1").partition("?")[0] if raw else scope["path"]
+    path: str = raw.decode("latin-1") if raw else scope["path"]
+    if raw and "?" in path:
+        path = path.partition("?")[0]
     root: str = scope.get("root_path", "")
     return path if not root or path.startswith(root) else root + path
