@@ -415,7 +415,7 @@ async def test_ended_run_leaves_no_heartbeat_entry() -> None:
         ended = getattr(run, end)(*([b"done"] if end == "keep" else []))
         if ended is not None:
             await ended
-        assert len(run._heartbeat._ticks) == 0
+        assert len(run._heartbeat.ticks) == 0
         await engine.store.forget(run.claim.key)  # type: ignore[attr-defined]
 
 

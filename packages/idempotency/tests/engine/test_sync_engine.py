@@ -114,7 +114,7 @@ class Async:
 
     async def renew_lease(self, run: Run) -> None:
         """Renew the lease if the heartbeat is due."""
-        for registered in list(run._heartbeat._ticks):
+        for registered in list(run._heartbeat.ticks):
             await registered.renew_lease()
 
     async def renew_now(self, run: Run) -> None:

@@ -67,15 +67,14 @@ class Engine(AsyncEngineBase):
             `Run`: run the operation, under a heartbeat, and end it by `keep`, `release` or `abandon`. `Replay`: answer
             with the outcome. `Refuse`: answer with the error. `Bypass`: run it unprotected.
         """
-        owner, fingerprint = new_owner(), request.fingerprint
-        if protocol.follows_duplicate(request.wait) and request.key in self.single_flight:
+        owner, key, fingerprint, policy = new_owner(), request.key, request.fingerprint, request.policy
+        if protocol.follows_duplicate(request.wait) and key in self.single_flight:
             runtime = running()  # slow, but needed only here: duplicates are rare
-            if self.single_flight.find(request.key, fingerprint, runtime.loop) is not None:
+            if self.single_flight.find(key, fingerprint, runtime.loop) is not None:
                 return await Acquisition(self, self.start, request, runtime, owner).drive(None)
-        policy = request.policy
         try:
             reply: Event = await self.store.acquire(
-                request.key,
+                key,
                 fingerprint=fingerprint,
                 owner=owner,
                 lease=policy.lease,
@@ -85,7 +84,7 @@ class Engine(AsyncEngineBase):
         except StoreError as error:
             reply = error
         except BaseException:
-            self.spawn_release(protocol.unconfirmed(request.key, owner), request.operation)
+            self.spawn_release(protocol.unconfirmed(key, owner), request.operation)
             raise
         decided = protocol.verdict_of(reply, fingerprint)
         if decided is None:
@@ -113,15 +112,11 @@ class Engine(AsyncEngineBase):
             in_flight = self.single_flight.lead(request.key, request.fingerprint, runtime.loop)
         if self.hooks:
             self.claimed(request, claim, waited)
-        return Run(self, request, claim, in_flight, self._heartbeat(runtime, policy.lease))
-
-    def _heartbeat(self, runtime: Runtime, lease: float) -> Heartbeat:
-        """The heartbeat that renews leases of *lease* seconds in the running loop."""
         loop, heartbeats = self._heartbeats
         if loop is not runtime.loop:  # the heartbeats of another loop live on in its timers
             heartbeats = {}
             self._heartbeats = (runtime.loop, heartbeats)
-        heartbeat = heartbeats.get(lease)
+        heartbeat = heartbeats.get(policy.lease)
         if heartbeat is None:
-            heartbeat = heartbeats[lease] = Heartbeat(runtime, lease)
-        return heartbeat
+            heartbeat = heartbeats[policy.lease] = Heartbeat(runtime, policy.lease)
+        return Run(self, request, claim, in_flight, heartbeat)

@@ -28,33 +28,32 @@ class Heartbeat:
 
     The timer ticks every lease/6 and stops by itself once nothing is registered. A run registers between two ticks, so
     its first renewal comes after lease/6 to lease/3.
+
+    Attributes:
+        ticks: How many ticks each registered run has seen. Remove a run from it to stop renewing its lease.
     """
 
-    __slots__ = ("_armed", "_half", "_runtime", "_ticks")
+    __slots__ = ("_armed", "_half", "_runtime", "ticks")
 
     def __init__(self, runtime: Runtime, lease: float) -> None:
         self._runtime = runtime
         self._half = delays.renew_interval(lease) / 2
-        self._ticks: dict[Renewable, int] = {}
+        self.ticks: dict[Renewable, int] = {}
         self._armed = False
 
     def add(self, run: Renewable) -> None:
         """Renew the lease of *run*, each time in a new task, until the run is removed."""
-        self._ticks[run] = 0
+        self.ticks[run] = 0
         if not self._armed:
             self._armed = True
             self._runtime.after(self._half, self._tick)
 
-    def remove(self, run: Renewable) -> None:
-        """Stop renewing the lease of *run*; no effect if it was removed before."""
-        self._ticks.pop(run, None)
-
     async def _tick(self) -> None:
-        if not self._ticks:
+        if not self.ticks:
             self._armed = False
             return
         self._runtime.after(self._half, self._tick)
-        for run, ticks in list(self._ticks.items()):
-            self._ticks[run] = ticks + 1
+        for run, ticks in list(self.ticks.items()):
+            self.ticks[run] = ticks + 1
             if ticks % 2:
                 self._runtime.spawn(run.renew_lease)

@@ -54,17 +54,21 @@ class Run(RunBase[InFlight]):
             give the caller's own answer, which retries will not get.
         """
         self._stop()
-        engine = self._engine
+        retention = self.request.policy.retention
         try:
-            answer: actions.Event = await engine.store.complete(
-                self.claim, outcome, retention=self.request.policy.retention
+            answer: actions.Event = await self._engine.store.complete(
+                self.claim, outcome, retention=retention
             )
         except Exception as error:
             answer = as_store_error(error)
         except BaseException:  # cancelled during the call
             self.abandon()
             raise
-        ending = protocol.recorded(answer) or await self._walk_record(answer, outcome)
+        ending: Ending | None = protocol.recorded(answer)
+        if ending is None:
+            ending = await self._walk_record(answer, outcome)
+        elif self._in_flight is None and not self._engine.hooks:
+            return ending  # nobody to tell
         return self._conclude(ending, outcome, result)
 
     async def _walk_record(self, answer: actions.Event, outcome: bytes) -> Ending:
@@ -146,10 +150,10 @@ class Run(RunBase[InFlight]):
     def _renewed(self, result: Literal["held", "lost", "settled"]) -> None:
         if self._over or result == "held":
             return
-        self._heartbeat.remove(self)
+        self._heartbeat.ticks.pop(self, None)
         if result == "lost":
             self._claim_lost()  # the run goes on, since its effect may be done; `keep` finds out what to answer
 
     def _stop(self) -> None:
         self._over = True
-        self._heartbeat.remove(self)
+        self._heartbeat.ticks.pop(self, None)

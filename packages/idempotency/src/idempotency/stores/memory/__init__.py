@@ -79,16 +79,15 @@ class SyncMemoryStore:
     ) -> Reply:
         """See `Store.acquire`. Raises `StoreUnavailable` if *max_records* records are running."""
         with self._lock:
-            now = self._clock()
-            entry = self._entries.get(key)
+            now, entries = self._clock(), self._entries
+            entry = entries.get(key)
             if entry is None or now >= entry.expires_at:
                 if entry is not None:
                     self._remove(entry)
-                if now >= self._wheel.due or now >= self._aside.due or len(self._entries) >= self.max_records:
+                if now >= self._wheel.due or now >= self._aside.due or len(entries) >= self.max_records:
                     self._make_room(now)
                 self._fence = fence = self._fence + 1
-                entry = self._entries[key] = Entry(key, fingerprint, owner, fence, now + lease, retention)
-                entry.since = now
+                entries[key] = entry = Entry(key, fingerprint, owner, fence, now, lease, retention)
                 self._wheel.put(entry)
                 return _new(Acquired, (_new(Claim, (key, owner, 1, fence)),))
             if entry.outcome is not None:

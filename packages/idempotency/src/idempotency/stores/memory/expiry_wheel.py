@@ -51,7 +51,8 @@ class Entry(_Node):
         fingerprint: Fingerprint,
         owner: Owner,
         fence: int,
-        until: float,
+        now: float,
+        lease: float,
         retention: float,
     ) -> None:
         self.key: StorageKey = key
@@ -59,13 +60,13 @@ class Entry(_Node):
         self.owner: Owner = owner
         self.attempt: int = 1
         self.fence: int = fence
-        self.until: float = until
+        self.since: float = now  # the time of its claim while it runs, later of its completion
+        self.until: float = now + lease
         self.retention: float = retention
-        self.expires_at: float = until + retention
+        self.expires_at: float = self.until + retention
         self.outcome: bytes | None = None
-        self.since: float  # the time of its claim while it runs, later of its completion
         self.aside: bool = False  # in the second wheel, because a search for space found it running
-        self.slot: int
+        self.slot: float
 
 
 class ExpiryWheel:
@@ -82,13 +83,13 @@ class ExpiryWheel:
     __slots__ = ("_buckets", "_slots", "due")
 
     def __init__(self) -> None:
-        self._buckets: dict[int, _Node] = {}
-        self._slots: list[int] = []
+        self._buckets: dict[float, _Node] = {}
+        self._slots: list[float] = []
         self.due: float = math.inf
 
     def put(self, entry: Entry) -> None:
         """Add *entry* at the end of the bucket of its expiry."""
-        entry.slot = slot = int(entry.expires_at / SLOT_SECONDS)
+        entry.slot = slot = entry.expires_at // SLOT_SECONDS
         bucket = self._buckets.get(slot)
         if bucket is None:
             bucket = self._buckets[slot] = _Node()
