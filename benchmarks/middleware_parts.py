@@ -75,7 +75,6 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
         "_core/policy.py",
     ),
     "write its record (E7)": (
-        "asgi/recorder.py:ResponseRecorder._encode",
         "_http/recorded_answer.py",
         "_core/recorded.py:encode_recorded",
         "_core/recorded.py:_unrecordable",
@@ -94,7 +93,6 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
         "_core/recorded.py",
         "_core/_speedups.py",
         "_core/outcome.py:decode",
-        "_core/outcome.py:has_no_body",
         "_core/outcome.py:is_safe",
     ),
     "mark the replay and send it": (

@@ -211,6 +211,9 @@ _BEFORE_THE_HANDLER = frozenset({401, 403, 405})
 NOT_ROUTED = frozenset({307, 404})
 """The router's own answers: not found, or a redirect to add a slash, which a client follows with the same key."""
 
+# What the default policy keeps, whoever gave the answer.
+_ALWAYS_KEPT = frozenset(filter(unless_transient, range(200, 600))) - _BEFORE_THE_HANDLER - NOT_ROUTED
+
 
 def settle(
     status: int, *, policy: Policy, routed: bool = True, handled: bool = True, accepted: bool = True
@@ -223,9 +226,12 @@ def settle(
         handled: False if no handler began: then no answer is an outcome, under any policy.
         accepted: False if the framework refused the input when the handler asked for it, usually before any effect.
     """
-    if not handled or not policy.keep(status):
+    keep = policy.keep
+    if keep is unless_transient and status in _ALWAYS_KEPT and handled and accepted:
+        return "keep"
+    if not handled or not keep(status):
         return "release"
-    if policy.keep is unless_transient and (
+    if keep is unless_transient and (
         not accepted or status in _BEFORE_THE_HANDLER or (status in NOT_ROUTED and not routed)
     ):
         return "release"

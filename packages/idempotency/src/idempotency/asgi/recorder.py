@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable
-from typing import Any, Literal
+from typing import Any
 
 from idempotency._core.actions import RECORDED, Ending, Refuse, Superseded
-from idempotency._core.outcome import Headers, Response, encode_response, encode_unreplayable
+from idempotency._core.outcome import Response, encode_response, encode_unreplayable
 from idempotency._core.protocol import NOT_ROUTED, settle
 from idempotency._core.types import Claim
-from idempotency._http.recorded_answer import record_of, require_response
+from idempotency._http.recorded_answer import AnswerEncoder, record_of
 from idempotency._http.refusal import first_run_failed
 from idempotency._runtime.event_loop import Signal, Timer, running
 from idempotency.asgi.before_handler import (
@@ -164,8 +164,7 @@ class ResponseRecorder:
 
     def outcome(self, answer: Any, _: Claim) -> bytes:
         """*answer*, a `Response`, as it would be recorded."""
-        whole = require_response(answer)
-        return self._encode(whole.status, whole.headers, whole.body)[0]
+        return AnswerEncoder(self._policy, self._handler.engine.traceparent).outcome(answer, self.claim)
 
     # What the application receives and sends.
 
@@ -204,26 +203,30 @@ class ResponseRecorder:
     def _buffer(self, message: Message) -> Awaitable[None] | None:
         """Hold a message back; returns what has to be done now because of it, if anything."""
         kind = message["type"]
-        if kind == "http.response.body" and self._start is not None:
-            chunk, more_body = message.get("body", b""), message.get("more_body", False)
-            self._chunks.append(chunk)
-            self._size += len(chunk)
-            policy = self._policy
-            if self._size > policy.max_response_bytes:
-                reason = f"larger than {policy.max_response_bytes} bytes"
-                return self._start_streaming(reason, more_body=more_body)
-            if more_body:
-                if self._hold is None:
-                    self._arm_hold()
-                return None
-            if policy.record == "answer":
-                return self._record_answer()
-            self._hold_until_return()
-            return None
-        if kind != "http.response.start":
+        if self._start is None:
+            return self._begin(message) if kind == "http.response.start" else self._handler.send(message)
+        if kind != "http.response.body":
+            if kind == "http.response.start":  # a server refuses it too; two answers are not recorded as one
+                raise RuntimeError("the application sent http.response.start twice")
             return self._handler.send(message)
-        if self._start is not None:  # a server refuses it too; two answers must not be recorded as one
-            raise RuntimeError("the application sent http.response.start twice")
+        chunk, more_body = message.get("body", b""), message.get("more_body", False)
+        self._chunks.append(chunk)
+        self._size = size = self._size + len(chunk)
+        policy = self._policy
+        if size > policy.max_response_bytes:
+            reason = f"larger than {policy.max_response_bytes} bytes"
+            return self._start_streaming(reason, more_body=more_body)
+        if more_body:
+            if self._hold is None:
+                self._arm_hold()
+            return None
+        if policy.record == "answer":
+            return self._record_answer()
+        self._hold_until_return()
+        return None
+
+    def _begin(self, message: Message) -> Awaitable[None] | None:
+        """Hold the start of the answer back, unless it is an event stream; returns what `_buffer` does."""
         headers = message.get("headers")
         if type(headers) is not list:  # any iterable is allowed, but it is read more than once here
             headers = list(headers or ())
@@ -233,7 +236,10 @@ class ResponseRecorder:
         if status >= 300 or error is not self._ambient or BEFORE_HANDLER in self._scope:
             error = None if error is self._ambient else error
             self._handled = not answered_before_handler(self._scope, status, error)
-        return self._start_event_stream() if _is_event_stream(headers) else None
+        for name, value in headers:
+            if name == b"content-type":
+                return self._start_event_stream() if value[:17].lower() == b"text/event-stream" else None
+        return None
 
     def _send_late(self, message: Message) -> Awaitable[None] | None:
         """Handle a message that comes after the answer was recorded or replaced."""
@@ -265,20 +271,15 @@ class ResponseRecorder:
         if not self._is_kept(status):
             await self._take_run().release()
             return await self._flush()
-        outcome, result = self._encode(status, start["headers"], b"".join(self._chunks))
+        engine = self._handler.engine
+        traceparent = engine.traceparent() if engine.hooks else None
+        answer: Response = _new(Response, (status, start["headers"], b"".join(self._chunks), traceparent))
+        outcome, result = record_of(answer, self._policy, self.claim)
         ending = await self._take_run().keep(outcome, result=result)
         if ending is RECORDED:
             self._result = result
             return await self._flush(stored=result == "kept")
         return await self._answer(ending)
-
-    def _encode(
-        self, status: int, headers: Headers, body: bytes
-    ) -> tuple[bytes, Literal["kept", "unreplayable"]]:
-        engine = self._handler.engine
-        traceparent = engine.traceparent() if engine.hooks else None
-        answer: Response = _new(Response, (status, headers, body, traceparent))
-        return record_of(answer, self._policy, self.claim)
 
     async def _start_streaming(self, reason: str, *, more_body: bool = True) -> None:
         """Record that the answer cannot be kept, then forward it as it comes (E2)."""
@@ -367,7 +368,8 @@ class ResponseRecorder:
         send, rules, start = self._handler.send, self._policy.header_rules, self._start
         assert start is not None
         self._state = _FORWARDING
-        self._let_disconnects_pass()
+        if self._recorded is not None:
+            self._recorded.set()
         headers, ours = start["headers"], rules.ours
         for name, _ in headers:
             if name.lower() in ours:
@@ -403,10 +405,3 @@ class ResponseRecorder:
     def _let_disconnects_pass(self) -> None:
         if self._recorded is not None:
             self._recorded.set()
-
-
-def _is_event_stream(headers: Headers) -> bool:
-    for name, value in headers:
-        if name == b"content-type":
-            return value[:17].lower() == b"text/event-stream"
-    return False

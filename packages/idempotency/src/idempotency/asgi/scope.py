@@ -57,7 +57,7 @@ def enter(scope: Scope, frame: Frame) -> Hidden:
     Returns:
         The hidden extensions, for `leave`.
     """
-    scope[RUNS] = (*scope.get(RUNS, ()), frame)
+    scope[RUNS] = (*scope[RUNS], frame) if RUNS in scope else (frame,)
     return hide_bypasses(scope) if scope.get("extensions") else None
 
 
