@@ -38,9 +38,10 @@ def keys(many: int) -> list[StorageKey]:
 
 
 def counts(client: redis.Redis) -> tuple[int, int]:
-    """Counts the EVALSHA calls that failed for a missing script, and the EVAL calls that carried its text."""
-    failed = int(client.info("errorstats").get("errorstat_NOSCRIPT", {"count": 0})["count"])
-    evals = client.info("commandstats").get("cmdstat_eval", {"calls": 0})["calls"]
+    """Counts the EVALSHA calls that failed, for a missing script, and the EVAL calls that carried its text."""
+    stats = client.info("commandstats")
+    failed = stats.get("cmdstat_evalsha", {"failed_calls": 0})["failed_calls"]
+    evals = stats.get("cmdstat_eval", {"calls": 0})["calls"]
     return failed, evals
 
 
