@@ -6,17 +6,19 @@ The long form, with more faults and figures, is `benchmarks/failover.py`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE, until_sync
+from patience import PATIENCE, retry_unavailable, until_sync
 from redis_failover import DEADLINE, cluster_url, fail_over, sentinel_url
 from redis_servers import start_cluster, start_sentinels
 
 from idempotency import StorageKey
 from idempotency.errors import StoreUnavailable
-from idempotency.stores.url import open_sync_store
+from idempotency.stores.url import open_store, open_sync_store
 
 pytestmark = [pytest.mark.real_time("Redis servers fail over by their own timers"), pytest.mark.anyio]
 
@@ -45,6 +47,19 @@ async def test_a_cluster_serves_every_slot_again_after_a_primary_froze(redis_bin
         seen = await fail_over(url, cluster.nodes[0], "freeze", before=0.5, down=None, after=0.0)
     assert seen.refused > 0, "some calls failed"
     assert seen.longest < DEADLINE + seen.late + SLACK
+
+
+async def test_callers_of_a_cluster_that_was_silent_from_the_first_call_on_are_served(
+    redis_binary: Path,
+) -> None:
+    """The nodes and slots are read for the first time while calls are given up and other calls follow."""
+    with start_cluster(redis_binary, replicas=1) as cluster:
+        store = open_store(cluster_url(cluster, wait_replicas=0))
+        keys = [StorageKey(f"first-{number}") for number in range(12)]  # of every node
+        cluster.nodes[0].freeze()
+        found = await asyncio.gather(*(retry_unavailable(partial(store.get, key)) for key in keys))
+        await store.aclose()
+    assert found == [None] * 12
 
 
 def test_a_sync_store_is_served_again_after_a_primary_froze(redis_binary: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import redis
 import redis.asyncio
 from patience import PATIENCE
+from ports import free_port
 from redis.crc import key_slot
 from redis_servers import Cluster, Server
 
@@ -174,4 +175,13 @@ async def test_a_redirection_loop_between_two_nodes_raises_store_unavailable(
         "nothing was claimed, and the store recovers by itself"
     )
     await store.forget(key)
+    await store.aclose()
+
+
+async def test_a_cluster_that_cannot_be_reached_is_unavailable_to_readers_of_its_records_too() -> None:
+    client = redis.asyncio.RedisCluster(host="127.0.0.1", port=free_port())
+    store = RedisStore(client, deadline=PATIENCE, owns_client=True)
+    for call in (store.get(KEY), store.scan()):
+        with pytest.raises(StoreUnavailable, match="no answer from Redis"):
+            await call
     await store.aclose()

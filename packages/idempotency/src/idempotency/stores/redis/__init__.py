@@ -153,9 +153,10 @@ class RedisStore:
 
         It reads the server's whole keyspace in steps (SCAN), in a cluster one primary after another.
         """
-        places = await self._places()
+        due = self._due()
+        places = await self._places(due)
         at, position = records.read_cursor(cursor, len(places))
-        found = await self._call(records.scan(self._prefix, position, limit), self._due(), places[at])
+        found = await self._call(records.scan(self._prefix, position, limit), due, places[at])
         next_position, names = found.reply
         keys = self._names.keys(names)
         seen = await asyncio.gather(*map(self._get_or_none, keys))
@@ -246,7 +247,7 @@ class RedisStore:
     async def _deliver_in_cluster(
         self, command: Command, route: Route | None, due: float, unheard: list[Exception]
     ) -> Answer:
-        await self._client.initialize()
+        await self._topology.learn()
         asking = False
         for _ in range(_REDIRECTS):
             try:
@@ -274,10 +275,14 @@ class RedisStore:
         settings = {**node.connection_kwargs, "host": host, "port": port}
         return route_of_node(node.connection_class, settings, **self._ours)
 
-    async def _places(self) -> list[Route]:
+    async def _places(self, due: float) -> list[Route]:
         if self._only is not None:
             return [self._only]
-        await self._client.initialize()
+        try:
+            async with asyncio.timeout_at(due):
+                await self._topology.learn()
+        except (failures.RedisError, failures.RedisClusterException, OSError) as error:  # also TimeoutError
+            raise to_store_error(error) from error
         nodes = sorted(self._client.get_primaries(), key=lambda node: str(node.name))
         return [route_of_node(node.connection_class, node.connection_kwargs, **self._ours) for node in nodes]
 
