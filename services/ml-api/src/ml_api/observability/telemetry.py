@@ -86,10 +86,6 @@ class Telemetry:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._requests(route, method, str(seen.status)).inc()
         self._response_seconds(route, seen.cache).observe(seconds)
-        # A hit has the line `Cache HIT` already, and health checks come every few seconds.
-        level = logging.DEBUG if route in _QUIET or seen.cache == "hit" else logging.INFO
-        if not _log.isEnabledFor(level):
-            return
         fields = {
             "method": method,
             "route": route,
@@ -97,10 +93,11 @@ class Telemetry:
             "duration_ms": round(seconds * 1000, 3),
             "cache": seen.cache,
         }
-        if level == logging.INFO:
-            log_info(_log, "request", fields)
-        else:
+        # A hit has the line `Cache HIT` already, and health checks come every few seconds.
+        if route in _QUIET or seen.cache == "hit":
             _log.debug("request", extra=fields)
+        else:
+            log_info(_log, "request", fields)
 
 
 # The client disconnected before its request was complete, so nothing is sent. Only for logs and metrics; nginx uses it.
