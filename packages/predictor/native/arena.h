@@ -15,23 +15,19 @@
 
 typedef struct arena_block {
     struct arena_block *next;
-    char padding[64 - sizeof(void *)]; /* so that the data after it begins at a cache line */
+    size_t used, size; /* bytes, this header included */
+    char padding[64 - 2 * sizeof(size_t) - sizeof(void *)]; /* so that the data after it begins at a cache line */
 } arena_block;
 
 typedef struct {
     arena_block *blocks;
     size_t bytes;
+    size_t least;  /* bytes of a block, at least; 0: each request has its own */
     int too_large; /* a request failed because of ARENA_MOST, not because the machine has no memory */
 } arena;
 
-/* Zeroed memory for *count* items of *size* bytes, or NULL. */
-static inline void *arena_get(arena *from, size_t count, size_t size) {
+static inline arena_block *arena_block_of(size_t bytes) {
     void *block;
-    if (size != 0 && count > (ARENA_MOST - from->bytes) / size) {
-        from->too_large = 1;
-        return NULL;
-    }
-    size_t bytes = sizeof(arena_block) + (count * size + 63) / 64 * 64;
     size_t alignment = bytes >= LARGE_PAGE ? LARGE_PAGE : 64;
     bytes = (bytes + alignment - 1) / alignment * alignment;
     if (posix_memalign(&block, alignment, bytes) != 0) return NULL;
@@ -39,11 +35,28 @@ static inline void *arena_get(arena *from, size_t count, size_t size) {
     /* A row reads a few cache lines all over a large table. With small pages, each would cost an address translation. */
     if (alignment == LARGE_PAGE) madvise(block, bytes, MADV_HUGEPAGE);
 #endif
-    memset(block, 0, bytes);
-    ((arena_block *)block)->next = from->blocks;
-    from->blocks = block;
+    *(arena_block *)block = (arena_block){.used = sizeof(arena_block), .size = bytes};
+    return block;
+}
+
+/* Zeroed memory for *count* items of *size* bytes, or NULL. */
+static inline void *arena_get(arena *from, size_t count, size_t size) {
+    if (size != 0 && count > (ARENA_MOST - from->bytes) / size) {
+        from->too_large = 1;
+        return NULL;
+    }
+    const size_t bytes = (count * size + 63) / 64 * 64;
+    arena_block *block = from->blocks;
+    if (block == NULL || bytes > block->size - block->used) {
+        const size_t whole = sizeof(arena_block) + bytes;
+        if ((block = arena_block_of(whole > from->least ? whole : from->least)) == NULL) return NULL;
+        block->next = from->blocks;
+        from->blocks = block;
+    }
+    char *data = (char *)block + block->used;
+    block->used += bytes;
     from->bytes += count * size;
-    return (char *)block + sizeof(arena_block);
+    return memset(data, 0, bytes);
 }
 
 static inline void arena_free(arena *from) {

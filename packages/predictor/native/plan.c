@@ -5,6 +5,7 @@
 
 #include "plan_parts.h"
 
+#define LARGE_PAGE_LEAVES 4096 /* the tables of so many leaves fill a large page about */
 #define MOST_LEAVES ((size_t)1 << 27)
 
 const char *plan_refusal_name(plan_refusal refusal) {
@@ -83,7 +84,7 @@ plan_refusal plan_check_trees(making *m) {
 }
 
 plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan **made) {
-    arena kept = {0};
+    arena kept = {.least = trees->n_leaves >= LARGE_PAGE_LEAVES ? LARGE_PAGE : 0};
     plan *to = arena_get(&kept, 1, sizeof *to);
     arena *owner = arena_get(&kept, 1, sizeof *owner);
     making m = {.from = trees, .to = to, .kept = &kept};
