@@ -24,6 +24,8 @@ typedef struct {
     int release;        /* whether to release the GIL for a single row */
     PyObject *cells;    /* a Cells, or NULL before bind */
     PyObject *copy;     /* the `copy` method of the template array; each answer is such a copy */
+    PyObject *empty;    /* numpy.empty, for the answers of `matrix` */
+    Py_ssize_t most_rows; /* of `matrix`, which keeps the GIL */
     Py_buffer answer;   /* the memory of the template array */
 } engine_object;
 
@@ -33,18 +35,23 @@ static void engine_dealloc(PyObject *self) {
     plan_free(engine->plan);
     Py_XDECREF(engine->cells);
     Py_XDECREF(engine->copy);
+    Py_XDECREF(engine->empty);
     if (engine->answer.obj != NULL) PyBuffer_Release(&engine->answer);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
     Py_DECREF(type);
 }
 
-/* bind(cells, template, release): how `row` reads cells, and the float64 array [n_outputs] of which each answer is a copy. */
+/*
+ * bind(cells, template, release, empty, most_rows): how `row` and `matrix` read cells; the float64 array [n_outputs] of which each
+ * answer of `row` is a copy; and what makes those of `matrix`.
+ */
 static PyObject *engine_bind(PyObject *self, PyObject *args) {
     engine_object *engine = (engine_object *)self;
     module_state *state = PyType_GetModuleState(Py_TYPE(self));
-    PyObject *own_cells, *template;
+    PyObject *own_cells, *template, *empty;
+    Py_ssize_t most_rows;
     int release;
-    if (!PyArg_ParseTuple(args, "O!Op", state->cells_type, &own_cells, &template, &release)) return NULL;
+    if (!PyArg_ParseTuple(args, "O!OpOn", state->cells_type, &own_cells, &template, &release, &empty, &most_rows)) return NULL;
     if (engine->cells != NULL || ((cells_object *)own_cells)->own.width != (Py_ssize_t)engine->plan->n_features) {
         PyErr_SetString(PyExc_ValueError, "bind once, with cells of the model's width");
         return NULL;
@@ -60,6 +67,8 @@ static PyObject *engine_bind(PyObject *self, PyObject *args) {
         return NULL;
     }
     engine->cells = Py_NewRef(own_cells);
+    engine->empty = Py_NewRef(empty);
+    engine->most_rows = most_rows;
     engine->release = release;
     Py_RETURN_NONE;
 }
@@ -116,6 +125,44 @@ static PyObject *read_and_answer(engine_object *engine, PyObject *row, int encod
 
 static PyObject *engine_row(PyObject *self, PyObject *row) { return read_and_answer((engine_object *)self, row, 0); }
 static PyObject *engine_numbers(PyObject *self, PyObject *row) { return read_and_answer((engine_object *)self, row, 1); }
+
+/* Predict *n* plain rows into a new array. */
+static PyObject *answer_matrix(engine_object *engine, const double *rows, Py_ssize_t n) {
+    const plan *p = engine->plan;
+    Py_buffer out;
+    PyObject *answer = p->n_outputs == 1 ? PyObject_CallFunction(engine->empty, "n", n)
+                                         : PyObject_CallFunction(engine->empty, "((nn))", n, (Py_ssize_t)p->n_outputs);
+    if (answer == NULL || PyObject_GetBuffer(answer, &out, PyBUF_WRITABLE) < 0) {
+        Py_XDECREF(answer);
+        return NULL;
+    }
+    int failed = engine->level->batch(p, rows, (size_t)n, out.buf);
+    if (!failed) finish_scores(engine->finish, engine->scale, out.buf, (size_t)n, p->n_outputs);
+    PyBuffer_Release(&out);
+    if (failed) {
+        Py_DECREF(answer);
+        return PyErr_NoMemory();
+    }
+    return answer;
+}
+
+/* matrix(rows) -> the answers of a small float64 array [n, width] of plain cells; None for everything else. */
+static PyObject *engine_matrix(PyObject *self, PyObject *rows) {
+    engine_object *engine = (engine_object *)self;
+    PyObject *answer = Py_None;
+    Py_buffer buffer;
+    if (engine->cells == NULL || (PyObject *)Py_TYPE(rows) != ((cells_object *)engine->cells)->own.array_type) Py_RETURN_NONE;
+    if (PyObject_GetBuffer(rows, &buffer, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) { /* not contiguous, or of objects that have none */
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    const int is_small = buffer.ndim == 2 && strcmp(buffer.format, "d") == 0 && (uintptr_t)buffer.buf % sizeof(double) == 0
+                         && buffer.shape[1] == (Py_ssize_t)engine->plan->n_features && buffer.shape[0] <= engine->most_rows;
+    if (is_small && cells_are_plain(&((cells_object *)engine->cells)->own, buffer.buf, (size_t)buffer.shape[0]))
+        answer = answer_matrix(engine, buffer.buf, buffer.shape[0]);
+    PyBuffer_Release(&buffer);
+    return answer == Py_None ? Py_NewRef(answer) : answer;
+}
 
 /* predict, raw, leaves and explain: take rows, and write *per_row* items of *size* bytes for each row. */
 typedef enum { CALL_RAW, CALL_FINISHED, CALL_LEAVES, CALL_SHARES } call_kind;
@@ -175,6 +222,7 @@ static PyMethodDef engine_methods[] = {
     {"bind", engine_bind, METH_VARARGS, NULL},
     {"row", engine_row, METH_O, NULL},
     {"numbers", engine_numbers, METH_O, NULL},
+    {"matrix", engine_matrix, METH_O, NULL},
     {"predict", engine_predict, METH_VARARGS, NULL},
     {"raw", engine_raw, METH_VARARGS, NULL},
     {"leaves", engine_leaves, METH_VARARGS, NULL},

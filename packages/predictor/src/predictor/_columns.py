@@ -29,11 +29,11 @@ class ColumnReader:
         """Use *cells*, the extension's reader of plain cells, or None without the extension."""
         self._rules = rules
         self._cells = cells
-        self._take_codes = len(rules.own_codes) == len(rules.codes)  # in every category, labels are the codes
+        self.takes_codes = len(rules.own_codes) == len(rules.codes)  # in every category, labels are the codes
 
     def plain_matrix(self, rows: NDArray[Any]) -> NDArray[np.float64] | None:
         """Return float *rows* [n, width] unchanged if every cell is plain; None: `matrix` must check them."""
-        if self._cells is None or not self._take_codes or type(rows) is not np.ndarray:
+        if self._cells is None or not self.takes_codes or type(rows) is not np.ndarray:
             return None
         if rows.ndim != 2 or rows.shape[1] != self._rules.width or not _is_float(rows):
             return None

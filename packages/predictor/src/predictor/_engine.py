@@ -101,6 +101,7 @@ class Kernel:
         self.bytes: int = about["bytes"]
         self.row = engine.row
         self.numbers = engine.numbers
+        self.matrix = engine.matrix
         self._engine = engine
         self._calls = {NORMAL: engine.predict, RAW: engine.raw, CONTRIB: engine.explain}
         self._width, self._outputs, self._trees = width, outputs, trees
@@ -117,9 +118,16 @@ class Kernel:
         """Return the estimated nanoseconds per row of a batch; decides on threads and on releasing the GIL."""
         return self._explain_ns if kind == CONTRIB else self._batch_ns
 
-    def bind(self, cells: Any, *, release: bool) -> None:
-        """Set, once, how `row` reads cells, and whether it releases the GIL."""
-        self._engine.bind(cells, np.zeros(self._outputs), release)
+    def bind(self, cells: Any, *, release: bool, most_rows: int) -> None:
+        """
+        Set, once, how `row` and `matrix` read cells.
+
+        Args:
+            cells: The result of `cells_of`.
+            release: Whether `row` releases the GIL.
+            most_rows: For more rows `matrix` returns None.
+        """
+        self._engine.bind(cells, np.zeros(self._outputs), release, np.empty, most_rows)
 
     def predict(self, rows: NDArray[np.float64], kind: int, *, release: bool) -> NDArray[Any]:
         """

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from predictor._engine import Kernel, Refusal, make_kernel
 from predictor._model_file import ParsedModel
-from predictor._native import CONTRIB, Booster, RowCall
+from predictor._native import CONTRIB, NORMAL, Booster, RowCall
 from predictor._self_check import agrees
 from predictor.errors import EngineError, ModelTextError
 
@@ -40,7 +40,13 @@ class Runtime:
     """Predicts encoded rows; safe to share among threads."""
 
     def __init__(
-        self, parsed: ParsedModel, *, parse: Callable[[], ParsedModel], cells: Any, threads: int
+        self,
+        parsed: ParsedModel,
+        *,
+        parse: Callable[[], ParsedModel],
+        cells: Any,
+        takes_codes: bool,
+        threads: int,
     ) -> None:
         """
         Load the engines of *parsed*.
@@ -49,6 +55,7 @@ class Runtime:
             parsed: The checked model.
             parse: Returns *parsed* again; called in a forked child.
             cells: The extension's reader of plain cells, or None.
+            takes_codes: Whether the numbers of an array are the codes of its categories.
             threads: The most threads to split one large batch over, >= 1.
 
         Raises:
@@ -64,7 +71,13 @@ class Runtime:
         self._start(parsed)
         self.plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
         """Predicts one row if its cells are plain; returns None if the schema must read it. None without a kernel."""
-        self.kernel = self._checked(self.kernel, parsed, cells)
+        self.plain_matrix: Callable[[Any], NDArray[np.float64] | None] | None = None
+        """The same for the rows of a small array."""
+        self.kernel = self._checked(self.kernel, parsed)
+        if isinstance(self.kernel, Kernel):
+            most_rows = int(_HOLD_GIL_BELOW / self.kernel.cost(NORMAL)) if takes_codes else 0
+            self.kernel.bind(cells, release=self.kernel.row_ns >= _HOLD_GIL_BELOW, most_rows=most_rows)
+            self.plain_row, self.plain_matrix = self.kernel.row, self.kernel.matrix
         _runtimes.add(self)
 
     def row(self, values: Sequence[float]) -> NDArray[np.float64]:
@@ -121,7 +134,7 @@ class Runtime:
         self._pool_guard = threading.Lock()
         self._is_stale = False
 
-    def _checked(self, kernel: Kernel | Refusal, parsed: ParsedModel, cells: Any) -> Kernel | Refusal:
+    def _checked(self, kernel: Kernel | Refusal, parsed: ParsedModel) -> Kernel | Refusal:
         """Return the kernel if it gives LightGBM's numbers on this machine, else the reason why it does not serve."""
         if isinstance(kernel, Refusal):
             return kernel
@@ -129,8 +142,6 @@ class Runtime:
             if kernel.explains:
                 _fill_tables(self._booster, self._outputs)
             return Refusal("self_check")
-        kernel.bind(cells, release=kernel.row_ns >= _HOLD_GIL_BELOW)
-        self.plain_row = kernel.row
         return kernel
 
     def _new_row_call(self) -> RowCall:

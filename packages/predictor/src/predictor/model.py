@@ -73,9 +73,13 @@ class Model:
         )
         self._parse = _parser(data, num_iteration)
         self._runtime = Runtime(
-            parsed, parse=self._parse, cells=self._schema.cells, threads=min(threads, available_cpus())
+            parsed,
+            parse=self._parse,
+            cells=self._schema.cells,
+            takes_codes=self._schema.takes_codes,
+            threads=min(threads, available_cpus()),
         )
-        self._plain_row = self._runtime.plain_row
+        self._plain_row, self._plain_matrix = self._runtime.plain_row, self._runtime.plain_matrix
         self.info: ModelInfo = model_info(
             digest or sha256_of(data), text, self._schema, manifest, self._runtime.kernel
         )
@@ -178,6 +182,10 @@ class Model:
         Raises:
             SchemaError: A name or cell does not fit the manifest; nothing was predicted.
         """
+        if self._plain_matrix is not None and not raw:
+            answers = self._plain_matrix(rows)
+            if answers is not None:
+                return answers
         if is_sparse(rows) and rows.shape[0]:
             pieces = (self._schema.encode(block) for block in dense_blocks(rows))
             return np.concatenate([self.predict_encoded(piece, raw=raw) for piece in pieces])
