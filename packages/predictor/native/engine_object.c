@@ -73,7 +73,25 @@ static PyObject *engine_bind(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* Predict one row: compute in own memory, then, with the GIL, write into the template array and copy that. */
+/* A copy of the template array that holds *scores*. */
+static PyObject *answer_of(engine_object *engine, const double *scores) {
+    const size_t n = engine->plan->n_outputs;
+    if (n <= ON_STACK) { /* NumPy keeps the GIL while it copies so few, so no other thread can write into the template */
+        memcpy(engine->answer.buf, scores, n * sizeof *scores);
+        return PyObject_CallNoArgs(engine->copy);
+    }
+    Py_buffer own;
+    PyObject *answer = PyObject_CallNoArgs(engine->copy);
+    if (answer == NULL || PyObject_GetBuffer(answer, &own, PyBUF_WRITABLE) < 0) {
+        Py_XDECREF(answer);
+        return NULL;
+    }
+    memcpy(own.buf, scores, n * sizeof *scores);
+    PyBuffer_Release(&own);
+    return answer;
+}
+
+/* Predict one row: compute in own memory, then make the answer, with the GIL. */
 static PyObject *answer_row(engine_object *engine, const double *row) {
     const plan *p = engine->plan;
     double on_stack[ON_STACK], *scores = on_stack;
@@ -86,12 +104,10 @@ static PyObject *answer_row(engine_object *engine, const double *row) {
     } else {
         failed = engine->level->row(p, row, scores);
     }
-    if (!failed) {
-        finish_scores(engine->finish, engine->scale, scores, 1, p->n_outputs);
-        memcpy(engine->answer.buf, scores, p->n_outputs * sizeof *scores);
-    }
+    if (!failed) finish_scores(engine->finish, engine->scale, scores, 1, p->n_outputs);
+    PyObject *answer = failed ? PyErr_NoMemory() : answer_of(engine, scores);
     if (scores != on_stack) free(scores);
-    return failed ? PyErr_NoMemory() : PyObject_CallNoArgs(engine->copy);
+    return answer;
 }
 
 /* Read a row, of plain cells or (*encoded*) of numbers that Python has encoded, and predict it. None if it is not plain. */

@@ -9,10 +9,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lightgbm as lgb
 import numpy as np
 import pytest
 
-from predictor import ModelSlot, available_cpus
+from predictor import ModelSlot, RowPolicy, available_cpus
+from predictor._engine import Kernel, make_kernel
+from predictor._features import features_of
+from predictor._model_file import parse_model_text
+from predictor.schema import RowSchema
 
 LINUX = sys.platform == "linux"
 
@@ -37,6 +42,38 @@ def run(script: str, *arguments: object, timeout: float = 60.0) -> str:
     )
     assert child.returncode == 0, f"exit {child.returncode}: {child.stderr[-2000:]}"
     return child.stdout.strip()
+
+
+def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes():
+    """NumPy releases the GIL while it copies more than 500 numbers, so another row may be answered in the middle."""
+    pytest.importorskip("predictor._kernel", reason="the extension is not built")
+    x = np.arange(1_200.0)[:, None]
+    booster = lgb.train(
+        {"objective": "multiclass", "num_class": 300, "min_data_in_leaf": 1, "num_threads": 1, "verbose": -1},
+        lgb.Dataset(x, x[:, 0] // 4),
+        1,
+    )
+    kernel = make_kernel(parse_model_text(booster.model_to_string().encode()))
+    assert isinstance(kernel, Kernel)
+    expected = booster.predict(x, num_threads=1)
+
+    class Interrupted(np.ndarray):
+        def copy(self) -> np.ndarray:  # type: ignore[override]
+            nonlocal waiting
+            if waiting:
+                waiting = False
+                kernel.numbers([900.0])
+            return np.array(self)
+
+    template = np.zeros(300).view(Interrupted)
+    cells = RowSchema(
+        features_of(parse_model_text(booster.model_to_string().encode()).summary), RowPolicy()
+    ).cells
+    kernel._engine.bind(cells, template, False)
+    for row in (5, 700):
+        waiting = True
+        assert kernel.row([float(row)]).tolist() == expected[row].tolist()
+        assert not waiting
 
 
 def test_every_thread_gets_its_own_rows_answer(trained):
