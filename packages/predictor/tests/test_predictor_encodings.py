@@ -225,6 +225,45 @@ def test_a_model_continued_on_other_data_predicts_like_lightgbm(tmp_path, rng, s
     assert sorted(Model.load(path).info.categories["Column_0"]) == list(range(6))
 
 
+@pytest.mark.parametrize("number", [7, 7.5, -3, -0.5, 2.5, 2**53, -(2**40), 1e300])
+def test_an_unseen_number_is_passed_as_it_is_where_training_read_the_column_both_ways(tmp_path, rng, number):
+    x = np.column_stack([rng.integers(0, 6, 600), rng.normal(size=600)])
+    y = x[:, 1] + np.array([0, 4, -3, 2, 7, -5])[x[:, 0].astype(int)]
+    first = lgb.train(SETTINGS, lgb.Dataset(x, y), 5)  # as a number
+    booster = lgb.train(SETTINGS, lgb.Dataset(x, y, categorical_feature=[0]), 5, init_model=first)
+    path = tmp_path / "m.txt"
+    booster.save_model(path)
+    made = write_manifest(path, x, name="m", version="1", policy=RowPolicy(unseen="allow"))
+    model, names = Model.load(path), [feature.name for feature in made.features]
+    answer = booster.predict(np.array([[number, 0.5]], dtype=float), num_threads=1).tolist()
+    frame = pd.DataFrame([[number, 0.5]], columns=names)
+    rows = [[number, 0.5]]
+    for many in (rows, np.array(rows, dtype=float), frame, [dict(zip(names, *rows, strict=True))]):
+        assert model.predict(many).tolist() == answer
+    assert model.predict_row(rows[0]).tolist() == answer
+    with pytest.raises(SchemaError, match="is str, not a number"):
+        model.predict([["seven", 0.5]])
+    write_manifest(path, x, name="m", version="1")
+    with pytest.raises(SchemaError, match="a category that training did not have"):
+        Model.load(path).predict(rows)
+
+
+def test_an_unseen_label_is_missing_where_training_read_a_pandas_category_both_ways(tmp_path, rng):
+    kind = rng.integers(0, 6, 600)
+    frame = pd.DataFrame({"kind": pd.Categorical(kind), "x": rng.normal(size=600)})
+    y = frame["x"] + np.array([0, 4, -3, 2, 7, -5])[kind]
+    ordered = frame.assign(kind=frame["kind"].cat.as_ordered())
+    first = lgb.train(SETTINGS, lgb.Dataset(ordered, y), 5)  # the codes as numbers
+    booster = lgb.train(SETTINGS, lgb.Dataset(frame, y), 5, init_model=first)
+    path = tmp_path / "m.txt"
+    booster.save_model(path)
+    write_manifest(path, frame, name="m", version="1", policy=RowPolicy(unseen="allow", null="allow"))
+    asked = pd.DataFrame({"kind": pd.Categorical([7], categories=range(8)), "x": [0.5]})
+    answer = booster.predict(asked, num_threads=1).tolist()
+    assert Model.load(path).predict(asked).tolist() == answer
+    assert Model.load(path).predict([[7, 0.5]]).tolist() == answer
+
+
 def test_format_v3_is_loaded_and_v2_is_refused_with_a_remedy(trained):
     text = trained("binary").path.read_bytes()
     old = text.replace(b"version=v4", b"version=v3").replace(b"feature_importances:", b"feature importances:")

@@ -27,6 +27,7 @@ class CellRules:
         policy: RowPolicy,
         *,
         ordered: Collection[int] = (),
+        as_numbers: Collection[int] = (),
         unlabelled: Collection[int] = (),
     ) -> None:
         """Take the same arguments as `RowSchema`."""
@@ -41,6 +42,7 @@ class CellRules:
         }
         self.integers = [i for i, feature in enumerate(self.features) if feature.kind == "integer"]
         self.ordered = frozenset(ordered)
+        self.as_numbers = frozenset(as_numbers)
         self.unlabelled = frozenset(unlabelled)
         # If the labels are LightGBM's own codes, no translation is needed, and the fast path can be used.
         self.own_codes = {
@@ -66,6 +68,9 @@ class CellRules:
             value = int(value)
         if index in self.codes:
             return self._code(index, value, row)
+        return self._number(feature, value, row)
+
+    def _number(self, feature: Feature, value: Any, row: int | None) -> float:
         if type(value) is int:
             return self._exact(feature, value, row)
         if isinstance(value, float):
@@ -100,16 +105,22 @@ class CellRules:
         code = self.codes[index].get(value)
         if code is not None:
             return code
-        if index in self.own_codes and index not in self.ordered and _is_negative(value):
+        if self.drops_negative(index) and _is_negative(value):
             return math.nan  # LightGBM reads a negative code as missing; encoders use -1 for unknown labels
         if self.policy.unseen == "refuse":
             shown = repr(value)[:40]
             reason = f"{shown} is a category that training did not have"
             raise by_policy("unseen", reason, feature=feature.name, row=row)
+        if index in self.as_numbers and not isinstance(value, float):
+            return self._number(feature, value, row)
         if isinstance(value, str) or index not in self.own_codes or index in self.ordered:
             return UNSEEN
         # The labels are LightGBM's codes: pass the number on, so that LightGBM reads it as Booster.predict would.
         return value if isinstance(value, float) else float(value) if abs(value) < EXACT else UNSEEN
+
+    def drops_negative(self, index: int) -> bool:
+        """Whether a negative code of category feature *index* is a missing value."""
+        return index in self.own_codes and index not in self.ordered and index not in self.as_numbers
 
     def _shown(self, index: int) -> str:
         return ", ".join(repr(label)[:20] for label in list(self.codes[index])[:3]) or "none"

@@ -162,7 +162,7 @@ class ColumnReader:
             if index not in self._rules.own_codes or column.dtype.itemsize > 8:
                 return None
             cells = column.astype(np.float64)
-            if index not in self._rules.ordered:
+            if self._rules.drops_negative(index):
                 cells[(cells <= -1) & np.isfinite(cells)] = math.nan
             known = np.isin(cells, list(codes.values())) | np.isnan(cells)
             return cells if known.all() else None

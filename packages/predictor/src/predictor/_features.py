@@ -8,7 +8,7 @@ from predictor._model_file import ModelText
 from predictor.errors import ManifestError
 from predictor.manifest import Feature, Label, named_members
 
-__all__ = ["features_of", "labels_of", "ordered_categories"]
+__all__ = ["category_reads", "features_of", "labels_of"]
 
 
 def labels_of(
@@ -99,13 +99,20 @@ def features_of(
     )
 
 
-def ordered_categories(features: Sequence[Feature], text: ModelText) -> list[int]:
-    """Return the indices of the category features whose codes some split reads as plain numbers."""
-    return [
-        index
-        for index, feature in enumerate(features)
-        if feature.kind == "category" and (index not in text.codes or index in text.mixed)
-    ]
+def category_reads(features: Sequence[Feature], text: ModelText) -> dict[str, list[int]]:
+    """
+    Return the arguments `ordered` and `as_numbers` of `RowSchema`: category features that some split reads as numbers.
+
+    If the feature was a pandas category in training, LightGBM's package passes an unseen label as a missing value. If
+    it was a column of numbers, named in `categorical_feature` for a part of the training, LightGBM gets the number
+    itself.
+    """
+    reads: dict[str, list[int]] = {"ordered": [], "as_numbers": []}
+    for index, feature in enumerate(features):
+        if feature.kind == "category" and (index not in text.codes or index in text.mixed):
+            is_label = feature.categories != feature.codes or feature.categories in text.pandas_categories
+            reads["ordered" if is_label or index not in text.mixed else "as_numbers"].append(index)
+    return reads
 
 
 def _may_hide_a_category(text: ModelText) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from predictor._features import features_of, labels_of, ordered_categories
+from predictor._features import category_reads, features_of, labels_of
 from predictor._model_file import ModelText, parse_model_text, read_model
 from predictor.errors import ManifestError, SchemaError
 from predictor.integrity import Comparison, sha256_of
@@ -122,7 +122,7 @@ def write_manifest(
     )
     drafts = features_of(text, names=names, integers=integers, nullable=nullable, labels=labels)
     reads = {
-        "ordered": ordered_categories(drafts, text),
+        **category_reads(drafts, text),
         "unlabelled": [index for index in text.codes if names[index] not in labels],
     }
     sample = RowSchema(drafts, _SAMPLE, **reads).encode(rows)

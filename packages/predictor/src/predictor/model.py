@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor._features import features_of, labels_of, ordered_categories
+from predictor._features import category_reads, features_of, labels_of
 from predictor._info import ModelInfo, model_info
 from predictor._model_file import ParsedModel, parse_model_text, read_model
 from predictor._native import CONTRIB, LEAF, NORMAL, RAW, Booster
@@ -66,7 +66,7 @@ class Model:
         self._schema = RowSchema(
             features,
             manifest.policy if manifest is not None else RowPolicy(),
-            ordered=ordered_categories(features, text),
+            **category_reads(features, text),
             unlabelled=(
                 [i for i in text.codes if text.feature_names[i] not in labels] if manifest is None else ()
             ),

@@ -39,6 +39,7 @@ class RowSchema:
         policy: RowPolicy,
         *,
         ordered: Collection[int] = (),
+        as_numbers: Collection[int] = (),
         unlabelled: Collection[int] = (),
     ) -> None:
         """
@@ -47,10 +48,14 @@ class RowSchema:
             policy: What to do with a cell that does not fit.
             ordered: Indices of category features whose codes the model reads as plain numbers. For these, LightGBM's
                 package passes an unseen category as a missing value; a negative code would count as a small number.
+            as_numbers: Indices of category features whose labels are numbers that the model also reads as numbers.
+                There an unseen one is passed as it is.
             unlabelled: Indices of category features of which only LightGBM's codes are known. A category column of a
                 data frame is refused there, because the code of each of its labels is not known.
         """
-        self._rules = rules = CellRules(features, policy, ordered=ordered, unlabelled=unlabelled)
+        self._rules = rules = CellRules(
+            features, policy, ordered=ordered, as_numbers=as_numbers, unlabelled=unlabelled
+        )
         self.features: tuple[Feature, ...] = rules.features
         self.policy: RowPolicy = policy
         self.names: tuple[str, ...] = rules.names

@@ -15,7 +15,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from predictor._features import features_of, labels_of, ordered_categories
+from predictor._features import category_reads, features_of, labels_of
 from predictor._model_file import parse_model_text, read_model
 from predictor._outputs import output_names
 from predictor._system import available_cpus
@@ -160,7 +160,8 @@ def manifest(args: argparse.Namespace) -> int:
     labels = labels_of(text, names=names, categories=categories)
     # There is no manifest yet: the model file and --categories say how to read a column.
     features = features_of(text, names=names, integers=tuple(_listed(args.integers)), labels=labels)
-    schema = partial(RowSchema, features, ordered=ordered_categories(features, text))
+    reads = category_reads(features, text)
+    schema = partial(RowSchema, features, ordered=reads["ordered"], as_numbers=reads["as_numbers"])
     expected_columns = tuple(_listed(args.expected or ""))
     sample = CoveringSample(schema, args.sample, aside=expected_columns)
     expected = Expected(data, text, features, expected_columns) if expected_columns else None
