@@ -135,18 +135,24 @@ typedef struct {
     size_t count, room;
 } word_list;
 
-/* Append the category sets of one tree to *words*, and set each categorical split's start and size. 0, or -1 if no memory. */
+/*
+ * Append the category sets of one tree to *words*, and set each categorical split's start and size. A set has one split, so that
+ * all splits together have no more words than the text. *seen* has room for a mark for each set. Returns 0, or -1 if no memory.
+ */
 static int read_sets(const tree_arrays *out, span limits_text, span words_text, size_t node, size_t nodes, size_t n_sets, size_t before,
-                     word_list *words, int64_t *room, int *usual) {
+                     word_list *words, int64_t *room, uint8_t *seen, int *usual) {
     *usual = 0;
     if (!read_ints(limits_text, n_sets + 1, 0, INT32_LARGEST, room) || room[0] != 0) return 0;
     for (size_t i = 0; i < n_sets; i++)
         if (room[i + 1] < room[i]) return 0;
     const size_t length = (size_t)room[n_sets];
     if (length > size_of(words_text)) return 0; /* each number needs a character, so it cannot be */
+    memset(seen, 0, n_sets);
     for (size_t i = 0; i < nodes; i++)
         if (out->decision[node + i] & CATEGORICAL) {
             const size_t set = (size_t)out->threshold[node + i]; /* in range: checked by the caller */
+            if (seen[set]) return 0;
+            seen[set] = 1;
             out->set_start[node + i] = (int64_t)(before + words->count) + room[set];
             out->set_size[node + i] = (int32_t)(room[set + 1] - room[set]);
         }
@@ -245,8 +251,8 @@ static int read_tree(span block, int32_t number, int32_t leaves, int32_t width, 
     const char *const k4_end = rest.at;
     if (size_of(rest) != 2 || rest.at[0] != '\n' || rest.at[1] != '\n') return 0;
     if (n_sets > 0) {
-        if ((size_t)n_sets >= size_of(block)) return 0; /* each set needs a character; so `room` is large enough */
-        if (read_sets(out, limits, set_words, node, nodes, (size_t)n_sets, before, words, work->room, usual) < 0) return -1;
+        if ((size_t)n_sets >= size_of(block)) return 0; /* each set needs a character; so `room` and `seen` are large enough */
+        if (read_sets(out, limits, set_words, node, nodes, (size_t)n_sets, before, words, work->room, work->seen, usual) < 0) return -1;
         if (!*usual) return 0;
     }
     put(text, k1, k1_end);
@@ -284,9 +290,13 @@ PyObject *tree_heads(PyObject *module, PyObject *args) {
     usual = start >= 0 && start <= size && n > 0 && at.len == (n + 1) * (Py_ssize_t)sizeof(int64_t);
     for (Py_ssize_t tree = 0; usual && tree < n; tree++) {
         const Py_ssize_t own = left.at == NULL ? -1 : next_size(&left);
+        if (own < 2 || own > size - start) {
+            usual = 0;
+            break;
+        }
         span block = {data + start, data + start + own}, line;
         int32_t number, count = 0;
-        if (own < 2 || own > size - start || block.end[-1] != '\n' || block.end[-2] != '\n') usual = 0;
+        if (block.end[-1] != '\n' || block.end[-2] != '\n') usual = 0;
         else if (!take_line(&block, "Tree", &line) || (*line.at == '0' && size_of(line) > 1)) usual = 0;
         else if (!count_of(line, &number) || number != tree) usual = 0;
         else if (!take_line(&block, "num_leaves", &line) || !count_of(line, &count) || count < 1) usual = 0;

@@ -177,6 +177,21 @@ def test_hostile_text_is_refused_with_a_reason(good, attack):
     assert re.search(reason, complaint), complaint
 
 
+@pytest.mark.parametrize("engine", ["", "lightgbm"])
+def test_splits_that_share_a_category_set_are_refused(good, engine, monkeypatch):
+    """Each such split would take memory for the whole set: a text of 250 KB once took 6 GB."""
+    monkeypatch.setenv("PREDICTOR_ENGINE", engine)
+    block = next(block for block in good.split(b"\n\n\n") if b"\nnum_cat=2\n" in block)
+    kinds = re.search(rb"(?m)^decision_type=(.*)$", block)[1].split(b" ")
+    old = re.search(rb"(?m)^threshold=(.*)$", block)[1].split(b" ")
+    one, other = (index for index, kind in enumerate(kinds) if int(kind) & 1)
+    assert {old[one], old[other]} == {b"0", b"1"}
+    new = [old[one] if index == other else number for index, number in enumerate(old)]
+    changed = good.replace(block, block.replace(b" ".join(old), b" ".join(new)))
+    assert changed != good
+    assert "two splits name the same category set" in refused(changed)
+
+
 def test_wrong_tree_sizes_are_refused(good):
     assert "tree_sizes" in refused(edit(good, r"^tree_sizes=\d+", "tree_sizes=10", resize=False))
 

@@ -272,6 +272,11 @@ def _categories(
         raise ModelTextError(
             "a categorical split names a category set that does not exist", tree=int(tree_of[~right][0])
         )
+    # LightGBM writes a set for each split. If splits could share one, the file's text would not limit their memory.
+    order = np.lexsort((chosen, tree_of))
+    again = (np.diff(tree_of[order]) == 0) & (np.diff(chosen[order]) == 0)
+    if again.any():
+        raise ModelTextError("two splits name the same category set", tree=int(tree_of[order][1:][again][0]))
     with_sets = [tree for tree, count in enumerate(num_cat) if count]
     if not with_sets:
         return start, size, np.empty(0, np.uint32)
