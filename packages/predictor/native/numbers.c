@@ -120,7 +120,8 @@ double number_value(const char *at, const char *end, last_slow *last) {
         exponent += is_below ? -stated : stated;
     }
     if (digits == 0 && counted == 0) return is_negative ? -0.0 : 0.0;
-    if (counted > 19 || exponent < -MOST_FIVES || exponent > MOST_FIVES)
+    /* If the loop above left digits of the exponent, they might make up for as many zeros: at < end. */
+    if (counted > 19 || exponent < -MOST_FIVES || exponent > MOST_FIVES || at < end)
         return slow_number(start, end, last);
     double value = scaled(digits, exponent);
     return is_negative ? -value : value;

@@ -66,6 +66,13 @@ def test_decimals_with_an_exponent_equal_python_floats(
     assert values(text, text, "1").tolist() == [float(text), float(text), 1.0]
 
 
+@pytest.mark.parametrize("zeros", [0, 9_990, 10_000, 100_000])
+@pytest.mark.parametrize("exponent", [9_999, 10_000, 10_001, 99_999, 100_000, 100_010])
+def test_a_long_exponent_is_read_to_its_end(zeros: int, exponent: int) -> None:
+    for text in (f"0.{'0' * zeros}1e{exponent}", f"1{'0' * zeros}e-{exponent}"):
+        assert values(text).tolist() == [float(text)]
+
+
 @given(st.integers(2**53, 2**62), st.integers(0, 9))
 def test_halfway_cases_equal_python_floats(base: int, zeros: int) -> None:
     step = 2 ** (base.bit_length() - 53)
