@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
@@ -172,6 +173,20 @@ def test_rare_training_options_match_lightgbm(name, kernel_of, hard_rows):
     text = lgb.train(common | options, data, 4).model_to_string()
     booster = lgb.Booster(model_str=text)
     assert_parity(kernel_of(text.encode()), booster, np.concatenate([x[:60], hard_rows(booster, count=200)]))
+
+
+@pytest.mark.parametrize(
+    "sigmoid", ["3.64029", "6.63069", "18.7599", "2.00572e-06", "1.23457e+03", "0.7", "12"]
+)
+@pytest.mark.parametrize("kind", ["binary", "one_vs_all"])
+def test_a_sigmoid_parameter_is_read_as_lightgbm_reads_it(kind, sigmoid, trained, kernel_of, hard_rows):
+    subject = trained(kind)
+    text = re.sub(r"(?m)^(objective=.*sigmoid):1$", rf"\1:{sigmoid}", subject.path.read_text())
+    assert f"sigmoid:{sigmoid}\n" in text
+    booster = lgb.Booster(model_str=text)
+    assert_parity(
+        kernel_of(text.encode()), booster, np.concatenate([subject.rows, hard_rows(booster, count=200)])
+    )
 
 
 def test_more_thresholds_than_a_byte_holds_take_several_columns_and_match_lightgbm(kernel_of, hard_rows):

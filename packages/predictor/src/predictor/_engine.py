@@ -302,5 +302,24 @@ def _finish_of(objective: str | None) -> tuple[int, float] | None:
         if option == "sqrt":
             finish = _SIGNED_SQUARE
         if option.startswith("sigmoid:") and name != "cross_entropy":
-            scale = float(option.removeprefix("sigmoid:"))
+            scale = _as_lightgbm_reads(option.removeprefix("sigmoid:"))
     return finish, scale
+
+
+def _as_lightgbm_reads(text: str) -> float:
+    """
+    Return a positive number as LightGBM reads it from an objective's options.
+
+    LightGBM adds the whole part and the fraction, and scales by powers of ten. Each step may round, so that for some
+    numbers, such as 3.64029, the last bit is not that of `float(text)`.
+    """
+    mantissa, _, exponent = text.partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    value = float(int(whole or "0")) + int(fraction or "0") / float(10 ** len(fraction))
+    powers, is_below = abs(int(exponent or "0")), exponent.startswith("-")
+    scale = 1.0
+    for power in (50, 8, 1):
+        times, powers = divmod(powers, power)
+        for _ in range(times):
+            scale *= float(10**power)
+    return value / scale if is_below else value * scale
