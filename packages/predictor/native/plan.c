@@ -61,7 +61,7 @@ plan_refusal plan_check_trees(making *m) {
     for (int32_t t = 0; t < f->n_trees; t++) {
         int32_t count = f->leaves[t] - 1;
         starts[t] = (uint32_t)m->trees[t].first_leaf;
-        memset(seen, 0, 2 * (size_t)m->to->max_leaves);
+        memset(seen, 0, 2 * (size_t)f->leaves[t]);
         for (int32_t i = 0; i < count; i++) {
             size_t at = m->trees[t].first_split + (size_t)i;
             uint8_t decision = f->decision[at];
