@@ -87,8 +87,8 @@ MUTANTS = {
         "        pass",
     ),
     "a running record dies with its lease": (
-        "owner, fence, now + lease, retention)",
-        "owner, fence, now + lease, 0.0)",
+        "owner, fence, now, lease, retention)",
+        "owner, fence, now, lease, 0.0)",
     ),
     "a replay extends the record": (
         "if entry.outcome is not None:\n                age",
