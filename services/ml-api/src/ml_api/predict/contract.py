@@ -164,7 +164,7 @@ def parse_request(body: bytes) -> DecisionRequest:
         by_symbol[candle.symbol].append(candle)
     try:
         series = {symbol: _series(candles) for symbol, candles in by_symbol.items()}
-    except ValueError:
+    except _UNREADABLE:
         raise _first_violation(sent.candles, _TIMESTAMP, _CLOSE) from None
     return DecisionRequest(sent.request_id or str(uuid4()), sent.agent_id, sent.portfolio, series)
 
@@ -199,6 +199,7 @@ _request = msgspec.json.Decoder(PredictRequest, dec_hook=to_money, float_hook=Di
 _short = msgspec.json.Decoder(_Projection).decode
 _candle_times = msgspec.json.Decoder(list[_CandleTime]).decode
 _prices = msgspec.json.Decoder(list[Price]).decode
+_UNREADABLE = (ValueError, msgspec.MsgspecError)  # before msgspec 0.21, its errors are no ValueErrors
 
 
 def _read(decode: Callable[[bytes], T], body: bytes) -> T:
@@ -255,7 +256,7 @@ def _first_violation(candles: Sequence[Any], *members: tuple[str, Callable[[Any]
         for place, candle in enumerate(candles):
             try:
                 read(candle)
-            except ValueError:
+            except _UNREADABLE:
                 return MalformedBody(_violation(["candles", place, name], ""))
     raise AssertionError("every candle can be read")
 
