@@ -208,7 +208,6 @@ void plan_free(plan *made);
 #define WORDS_BLOCK_BYTES 128          /* so many bytes of one code's words are in registers at a time */
 #define WORDS_MOST_BYTES (16u << 20)   /* a larger table does not fit into the caches, and the walk is faster */
 #define WORDS_FAR_BYTES (1u << 20)     /* what many processors have as a second-level cache of a core */
-#define WORDS_JOINT_BYTES (512u << 10) /* up to this size, or by a quarter, the table may grow so that features share words */
 #define WORDS_MOST_FEATURES 512
 
 #endif

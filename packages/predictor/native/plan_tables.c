@@ -45,7 +45,7 @@ static plan_refusal group_features(making *m, size_t bytes_a_code) {
         codes += drafts[u].n_codes;
     }
     qsort(order, n, sizeof *order, compare_drafts);
-    const size_t usual = WORDS_JOINT_BYTES / bytes_a_code, grown = codes + codes / 4, most = grown > usual ? grown : usual;
+    const size_t usual = WORDS_FAR_BYTES / bytes_a_code, grown = codes + codes / 4, most = grown > usual ? grown : usual;
     uint32_t left = n;
     for (; left > 1; left--, order++) {
         draft *a = order[0], *b = order[1];
