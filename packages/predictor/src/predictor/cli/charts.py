@@ -108,9 +108,9 @@ class Charts:
             for index, style in zip(counted.shown, self._styles(len(counted.shown)), strict=True):
                 predicted, share, low, high, _ = counted.calibration(index).T
                 name = _short(counted.classes[index])
-                axes.errorbar(
-                    predicted, share, (share - low, high - share), fmt="o", **style, ms=4, label=name
-                )
+                # As lists: of arrays with one element matplotlib asks what NumPy before 2.4 warns of.
+                errors = (share - low).tolist(), (high - share).tolist()
+                axes.errorbar(predicted, share, errors, fmt="o", **style, ms=4, label=name)
             axes.set(xlabel="mean probability", ylabel="observed frequency", title="Calibration")
             self._legend(axes, len(counted.shown))
 
