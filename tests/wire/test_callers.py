@@ -200,6 +200,7 @@ def test_an_invalid_value_is_422_as_matrix_and_as_columns(wire: Any, value: obje
     assert infer(wire, *columns).status == 422
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")  # of LightGBM 4.6
 def test_an_overflowing_row_does_not_affect_the_other_rows(start_wire: Start, tmp_path: Path) -> None:
     sample = np.linspace(-1, 1, 200).reshape(-1, 1)
     estimator = lightgbm.LGBMRegressor(n_estimators=2, linear_tree=True, verbose=-1)

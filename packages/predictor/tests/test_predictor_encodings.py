@@ -138,6 +138,7 @@ def test_write_manifest_compares_predictions_with_the_expected_answers(without_l
     assert not path.with_name("m.txt.manifest.json").exists()
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names:UserWarning")  # of LightGBM 4.6
 @pytest.mark.parametrize("classes", [2, 3])
 def test_expected_answers_may_be_the_probabilities_of_a_classifier(tmp_path, rng, classes):
     x = rng.normal(size=(300, 3))

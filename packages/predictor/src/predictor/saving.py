@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,15 @@ def _answers(estimator: Any, booster: Any, sample: Any) -> Any:
         ManifestError: It does not accept the sample.
     """
     has_own_loss = callable(getattr(estimator, "objective", None))
+    was_given_names = any(name != f"Column_{i}" for i, name in enumerate(booster.feature_name()))
     try:
-        if hasattr(estimator, "predict_proba") and not has_own_loss:
-            return estimator.predict_proba(sample, num_threads=1)
-        trained = estimator if estimator is not booster and not has_own_loss else booster
-        return trained.predict(sample, num_threads=1)
+        with warnings.catch_warnings():
+            if not was_given_names:  # LightGBM 4.6 says that it was, after training with an array
+                warnings.filterwarnings("ignore", "X does not have valid feature names", UserWarning)
+            if hasattr(estimator, "predict_proba") and not has_own_loss:
+                return estimator.predict_proba(sample, num_threads=1)
+            trained = estimator if estimator is not booster and not has_own_loss else booster
+            return trained.predict(sample, num_threads=1)
     except Exception as error:
         raise ManifestError(
             f"the estimator itself does not accept the sample ({str(error).partition(chr(10))[0]}): pass its training"
