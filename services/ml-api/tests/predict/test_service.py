@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -95,6 +96,18 @@ def test_decisions_and_model_calls_are_timed_in_seconds(body: Callable[..., byte
     for name in ("ml_service_decision_seconds", "ml_service_model_seconds"):
         assert float(lines[f"{name}_count"]) == 2
         assert 0 < float(lines[f"{name}_sum"]) < 60
+
+
+def test_a_decision_whose_answer_fails_is_not_counted(body: Callable[..., bytes]) -> None:
+    def broken_clock() -> datetime:
+        raise OSError("no time")
+
+    metrics = Metrics()
+    predictions = PredictionService(ModelSlot(Model.load(BUNDLED_MODEL)), metrics, now=broken_clock)
+    before = counted(metrics, "predictions")
+    with pytest.raises(OSError, match="no time"):
+        predictions.decide(body())
+    assert counted(metrics, "predictions") == before
 
 
 def test_skipped_assets_are_counted(body: Callable[..., bytes]) -> None:

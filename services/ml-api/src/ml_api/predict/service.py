@@ -100,7 +100,6 @@ class PredictionService:
             self._predictor(model) if model is not None else None,
             cap_to_portfolio=self._cap_orders,
         )
-        self._count(decision, model)
         answer = encode_answer(
             decision,
             model_version=self._name(model),
@@ -109,6 +108,7 @@ class PredictionService:
             created_at=self._now(),
             contributions=self._contributions(decision, model),
         )
+        self._count(decision, model)  # only of answers: a request that fails is sent again
         self._metrics.decision_seconds.observe(time.perf_counter() - begun)
         return answer
 
