@@ -22,7 +22,7 @@ typedef struct arena_block {
 typedef struct {
     arena_block *blocks;
     size_t bytes;
-    size_t least;  /* bytes of a block, at least; 0: each request has its own */
+    size_t least;  /* bytes of a block, at least; 0: a block is as large as the request for which it is made */
     int too_large; /* a request failed because of ARENA_MOST, not because the machine has no memory */
 } arena;
 

@@ -2,7 +2,8 @@
  * Codes and columns: how a value is converted to a small number, and how splits test it.
  *
  * All numbers between two neighbouring cuts of a feature, in (cut[c - 1], cut[c]], go the same way at every split. So they
- * have one code, c, and cut[c] can represent them. NaN has its own code. If a split takes zero as missing, the two ends of
+ * have one code, c, and cut[c] can represent them. NaN has its own code, or that of the numbers that go the same way as it
+ * at every split (`find_plain`). If a split takes zero as missing, the two ends of
  * LightGBM's range of zero are cuts too, so that either all numbers of a code are zero, or none.
  *
  * Splits of one feature that treat missing values alike share a column: a byte with the number of *their* thresholds below

@@ -52,6 +52,7 @@ def test_small_array_is_predicted_in_one_call_with_the_same_bits(name, n, traine
 OTHER_ARRAYS: dict[str, Callable[[np.ndarray], Any]] = {
     "one dimension": lambda rows: rows[0],
     "three dimensions": lambda rows: rows[None],
+    "three dimensions, the second as wide as a row": lambda rows: rows[:, :, None],
     "too narrow": lambda rows: np.ascontiguousarray(rows[:, 1:]),
     "too wide": lambda rows: np.ascontiguousarray(np.concatenate([rows, rows], axis=1)),
     "float32": lambda rows: rows.astype(np.float32),
@@ -70,7 +71,14 @@ OTHER_ARRAYS: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
-REFUSED = {"one dimension", "three dimensions", "too narrow", "too wide", "dates"}
+REFUSED = {
+    "one dimension",
+    "three dimensions",
+    "three dimensions, the second as wide as a row",
+    "too narrow",
+    "too wide",
+    "dates",
+}
 
 
 @pytest.mark.parametrize("kind", OTHER_ARRAYS)
