@@ -31,6 +31,18 @@ def test_401_403_and_405_free_the_key_unless_everything_is_kept(status: int) -> 
     assert settle(status, policy=Policy(keep=always)) == "keep"
 
 
+@pytest.mark.parametrize("status", [200, 400, 404, 422])
+@pytest.mark.parametrize("policy", [Policy(), Policy(keep=always)])
+def test_an_answer_before_the_handler_frees_the_key_under_every_policy(status: int, policy: Policy) -> None:
+    assert settle(status, policy=policy, handled=False) == "release"
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 422])
+def test_input_that_the_framework_refused_frees_the_key_unless_everything_is_kept(status: int) -> None:
+    assert settle(status, policy=Policy(), accepted=False) == "release"
+    assert settle(status, policy=Policy(keep=always), accepted=False) == "keep"
+
+
 def test_404_frees_the_key_if_no_route_matched() -> None:
     assert settle(404, policy=Policy(), routed=False) == "release"
     assert settle(404, policy=Policy(keep=always), routed=False) == "keep"
