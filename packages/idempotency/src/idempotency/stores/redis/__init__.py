@@ -59,7 +59,8 @@ class RedisStore:
         prefix: The beginning of every key.
         deadline: Seconds for a whole call: connecting, sending, one repeat after a lost connection. If connecting takes
             longer, because a name is slow to look up, it goes on in the background for a later call. Queries to
-            Sentinels and to the nodes of a cluster do not go on, so give these by address.
+            Sentinels do not go on, and those to the nodes of a cluster only within the client's own timeouts, so give
+            these by address.
         wait_replicas: How many replicas must confirm a write (WAIT) before it counts. If fewer confirm within a third
             of the deadline, the call raises `StoreUnavailable`, and a claim that was just granted is released.
         on_eviction: What to do if the server's maxmemory-policy, read at the first connection, is not noeviction:
