@@ -326,7 +326,11 @@ class Model:
         return tuple(self._schema.encode_row(row))
 
     def importances(self) -> dict[str, tuple[int, float]]:
-        """Return for each feature the number of its splits and their total gain; parses the model text again."""
+        """
+        Return for each feature the number of its splits and their total gain; parses the model text again.
+
+        LightGBM's own count, `feature_importance`, leaves out splits whose gain in the file is 0.
+        """
         gains = self._parse().split_gains()
         pairs = zip(self._text.split_counts, gains, strict=True)
         return dict(zip(self.info.features, pairs, strict=True))
