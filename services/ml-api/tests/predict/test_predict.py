@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import logging
 import re
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +15,7 @@ import pytest
 
 from idempotency.stores.memory import MemoryStore
 from ml_api.observability.metrics import Metrics
+from ml_api.predict.service import PredictionService
 from ml_api.stores.backend import Backend
 from ml_api.stores.redis_monitor import RedisMonitor
 
@@ -194,6 +196,30 @@ class TestBadRequests:
             answer = await client.post("/predict", content=bad, headers=headers())
         assert answer.status_code == 422
         assert len(answer.content) < 10_000
+
+    async def test_a_large_body_over_the_deadline_is_504_and_releases_its_key(
+        self, service: Service, body: Body, headers: Headers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done = threading.Event()
+        large = body(text="x" * 70_000)
+
+        def stuck(*_: object) -> bytes:
+            done.wait(5)  # less than the default of the setting
+            return b""
+
+        shared = Backend("sqlite", MemoryStore())
+        async with (
+            service(backend=shared, handler_timeout=0.05) as hurried,
+            service(backend=shared) as patient,
+        ):
+            monkeypatch.setattr(PredictionService, "decide", stuck)
+            cut = await hurried.post("/predict", content=large, headers=headers("k"))
+            monkeypatch.undo()
+            done.set()
+            again = await patient.post("/predict", content=large, headers=headers("k"))
+        assert (cut.status_code, again.status_code) == (504, 200)
+        assert cut.json()["type"].endswith("handler-timeout")
+        assert "idempotency-replayed" not in again.headers
 
     @pytest.mark.parametrize("key", [None, "k"])
     async def test_a_body_over_the_size_limit_is_413(

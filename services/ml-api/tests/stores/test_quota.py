@@ -11,7 +11,7 @@ import pytest
 from idempotency import StoreUnavailable
 from idempotency.stores.memory import MemoryStore
 from ml_api.stores.backend import Backend
-from ml_api.stores.quota import StoredBytes
+from ml_api.stores.quota import AnswerQuota, StoredBytes
 
 pytestmark = pytest.mark.anyio
 
@@ -57,6 +57,55 @@ async def test_a_caller_over_its_quota_is_429_except_for_replays_and_requests_wi
     assert int(refused.headers["retry-after"]) >= 1
     assert (replay.content, replay.headers["idempotency-replayed"]) == (first.content, "true")
     assert keyless.status_code == 200
+
+
+def quota_app(limit: int, start: dict[str, Any], *chunks: bytes) -> tuple[StoredBytes, Callable[[], Any]]:
+    """The quota around an application that sends *start* and *chunks*; and a call of it, which returns the messages."""
+    stored = StoredBytes(limit, retention=60.0, clock=lambda: 0.0)
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", **start})
+        for place, chunk in enumerate(chunks, 1):
+            await send({"type": "http.response.body", "body": chunk, "more_body": place < len(chunks)})
+
+    async def call() -> list[dict[str, Any]]:
+        sent: list[dict[str, Any]] = []
+        scope = {"type": "http", "headers": [(b"idempotency-key", b"k")], "ml_api.caller": "one"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        await AnswerQuota(app, stored=stored)(scope, receive=None, send=send)  # type: ignore[arg-type]
+        return sent
+
+    return stored, call
+
+
+async def test_an_answer_counts_with_its_body_and_the_rest_of_its_record_up_to_the_limit() -> None:
+    start = {"status": 200, "headers": [(b"content-length", b"4")]}
+    stored, call = quota_app(2 * (512 + 4), start, b"an", b"sw")
+    for used in (516, 1032):
+        messages = await call()
+        assert [messages[0]["status"], *(message["body"] for message in messages[1:])] == [200, b"an", b"sw"]
+        assert stored.used("one") == used
+    assert (await call())[0]["status"] == 429
+
+
+async def test_an_answer_that_is_larger_than_the_rest_of_the_quota_is_replaced_and_not_counted() -> None:
+    start = {"status": 200, "headers": [(b"content-length", b"4")]}
+    stored, call = quota_app(515, start, b"an", b"sw")
+    messages = await call()
+    assert [message["type"] for message in messages] == ["http.response.start", "http.response.body"]
+    assert messages[0]["status"] == 429
+    assert b"answer-quota-used-up" in messages[1]["body"]
+    assert stored.used("one") == 0
+
+
+async def test_a_refusal_counts_nothing() -> None:
+    stored, call = quota_app(10_000, {"status": 422, "headers": [(b"content-length", b"4")]}, b"no!!")
+    start, body = await call()
+    assert (start["status"], body["body"]) == (422, b"no!!")
+    assert stored.used("one") == 0
 
 
 class FullStore(MemoryStore):
