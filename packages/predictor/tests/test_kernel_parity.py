@@ -176,7 +176,7 @@ def test_rare_training_options_match_lightgbm(name, kernel_of, hard_rows):
 
 
 @pytest.mark.parametrize(
-    "sigmoid", ["3.64029", "6.63069", "18.7599", "2.00572e-06", "1.23457e+03", "0.7", "12"]
+    "sigmoid", ["3.64029", "6.63069", "18.7599", "2.00572e-06", "1.23457e+03", "0.7", "12", "+.5"]
 )
 @pytest.mark.parametrize("kind", ["binary", "one_vs_all"])
 def test_a_sigmoid_parameter_is_read_as_lightgbm_reads_it(kind, sigmoid, trained, kernel_of, hard_rows):

@@ -313,7 +313,7 @@ def _as_lightgbm_reads(text: str) -> float:
     LightGBM adds the whole part and the fraction, and scales by powers of ten. Each step may round, so that for some
     numbers, such as 3.64029, the last bit is not that of `float(text)`.
     """
-    mantissa, _, exponent = text.partition("e")
+    mantissa, _, exponent = text.removeprefix("+").partition("e")
     whole, _, fraction = mantissa.partition(".")
     value = float(int(whole or "0")) + int(fraction or "0") / float(10 ** len(fraction))
     powers, is_below = abs(int(exponent or "0")), exponent.startswith("-")
