@@ -6,7 +6,7 @@
  *   doubles, longs            the same as float64 and int64
  *   bytes_all(x)              x in every byte
  *   add_bytes(a, b)           per byte, without carry
- *   FEW_ROWS                  so many rows are quicker one by one than as a tile
+ *   TILE_COST                 what a tile costs, compared with AVX-512
  *   choose_top(s, a, b)       per byte: the top bit of s ? a : b
  *   count_if_above(n, x, y)   per float64: x > y ? n + 1 : n
  *   count_in_block(block, x)  how many of the CUT_BLOCK cuts lie below x
@@ -168,8 +168,6 @@ static int few_rows(const plan *p, const double *rows, size_t n, double *scores,
     return 0;
 }
 
-static int level_row(const plan *p, const double *row, double *scores) { return few_rows(p, row, 1, scores, NULL); }
-
 /* ---- batches --------------------------------------------------------------------------------------------------- */
 
 #include "blend.h"
@@ -182,10 +180,17 @@ static void large_tile(const plan *p, const double *rows, uint32_t n, uint8_t *w
     tile_rows(p, rows, n, LARGE_TILE, work, scores, leaves);
 }
 
+/* So many rows are quicker one by one than as a tile. */
+static size_t rows_before_tile(const plan *p) {
+    const double rows = TILE_COST * p->tile_ns / p->row_ns;
+    return !p->has_blend ? SIZE_MAX : rows > 1.0 ? (size_t)rows : 1;
+}
+
 /* *scores* [n][n_outputs], or *leaves* [n][n_trees]; the other is NULL. */
 static int many_rows(const plan *p, const double *rows, size_t n, double *scores, int32_t *leaves) {
+    const size_t few = rows_before_tile(p);
     size_t done = 0;
-    if (p->has_blend && n > FEW_ROWS) {
+    if (n > few) {
         uint32_t most = n >= LARGE_TILE ? LARGE_TILE : SMALL_TILE;
         const size_t size = UNIT_LEAVES * BYTES + ((size_t)p->n_columns + p->n_slots) * most;
         void *memory;
@@ -193,7 +198,7 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
         uint8_t *work = memory;
         memset(work, 0, size); /* the rows that fill up a tile are zeros at first */
         for (uint32_t leaf = 0; leaf < UNIT_LEAVES; leaf++) memset(work + leaf * BYTES, (int)leaf, BYTES);
-        while (n - done > FEW_ROWS) {
+        while (n - done > few) {
             uint32_t tile = n - done >= LARGE_TILE ? LARGE_TILE : SMALL_TILE, count = n - done < tile ? (uint32_t)(n - done) : tile;
             (tile == LARGE_TILE ? large_tile : small_tile)(p, rows + done * p->n_features, count, work,
                 scores ? scores + done * p->n_outputs : NULL, leaves ? leaves + done * p->n_trees : NULL);
@@ -211,6 +216,7 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
     return failed ? -1 : 0;
 }
 
+static int level_row(const plan *p, const double *row, double *scores) { return few_rows(p, row, 1, scores, NULL); }
 static int level_batch(const plan *p, const double *rows, size_t n, double *scores) { return many_rows(p, rows, n, scores, NULL); }
 static int level_leaves(const plan *p, const double *rows, size_t n, int32_t *leaves) { return many_rows(p, rows, n, NULL, leaves); }
 

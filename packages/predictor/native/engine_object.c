@@ -224,14 +224,14 @@ static PyObject *engine_explain(PyObject *self, PyObject *args) {
     return run_batch(self, args, CALL_SHARES, (size_t)PLAN(self)->n_outputs * (PLAN(self)->n_features + 1), sizeof(double));
 }
 
-/* describe() -> {"level", "row", "batch", "nodes", "bytes", "columns", "groups"}; see _kernel.pyi. */
+/* describe() -> {"level", "row", "batch", "nodes", "bytes", "columns", "groups", "row_ns", "tile_ns"}; see _kernel.pyi. */
 static PyObject *engine_describe(PyObject *self, PyObject *ignored) {
     static const char *const rows[] = {[ROW_WORDS32] = "words32", [ROW_WORDS64] = "words64", [ROW_WALK] = "walk"};
     const plan *p = PLAN(self);
     (void)ignored;
-    return Py_BuildValue("{s:s,s:s,s:s,s:i,s:n,s:I,s:I}", "level", ((engine_object *)self)->level->name, "row", rows[p->row], "batch",
+    return Py_BuildValue("{s:s,s:s,s:s,s:i,s:n,s:I,s:I,s:d,s:d}", "level", ((engine_object *)self)->level->name, "row", rows[p->row], "batch",
                          p->has_blend ? "blend" : rows[p->row], "nodes", p->has_contributions ? (int)p->n_nodes : 0, "bytes",
-                         (Py_ssize_t)p->bytes, "columns", (unsigned)p->n_columns, "groups", (unsigned)p->n_groups);
+                         (Py_ssize_t)p->bytes, "columns", (unsigned)p->n_columns, "groups", (unsigned)p->n_groups, "row_ns", p->row_ns, "tile_ns", p->tile_ns);
 }
 
 static PyMethodDef engine_methods[] = {

@@ -11,7 +11,7 @@
 #endif
 
 #define BYTES 32
-#define FEW_ROWS 16
+#define TILE_COST 1.33
 typedef __m256i bytes;
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));

@@ -11,7 +11,7 @@
 #endif
 
 #define BYTES 64
-#define FEW_ROWS 12
+#define TILE_COST 1.0
 typedef __m512i bytes;
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));

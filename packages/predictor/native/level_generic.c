@@ -2,7 +2,7 @@
 #include "plan.h"
 
 #define BYTES 16
-#define FEW_ROWS 20
+#define TILE_COST 1.67
 typedef uint8_t bytes __attribute__((vector_size(BYTES), may_alias));
 typedef int8_t signed_bytes __attribute__((vector_size(BYTES), may_alias)); /* below 0: the top bit is set */
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));

@@ -83,6 +83,22 @@ plan_refusal plan_check_trees(making *m) {
     return PLAN_OK;
 }
 
+/*
+ * Estimate what a row and a tile cost, so that few rows are predicted the quicker way. Measured on an AMD EPYC (Zen 4), on models
+ * of 60 to 3,000 trees; within a factor of two of what was measured.
+ */
+static void estimate_costs(plan *p, size_t n_splits) {
+    const double trees = p->n_trees, walked_bytes = (double)(n_splits * sizeof(split));
+    double codes_ns = 0.0;
+    for (uint32_t u = 0; u < p->n_used; u++) codes_ns += p->features[p->used[u]].n_cuts > 32 ? 130.0 : 50.0;
+    p->tile_ns = 1000.0 + 1.0 * (double)n_splits + codes_ns + 8.0 * p->n_columns;
+    if (p->row == ROW_WALK)
+        p->row_ns = trees * 2.5 * (log2(p->max_leaves) + 2.5) * (walked_bytes > 512 << 10 ? 2.0 : 1.0);
+    else
+        p->row_ns = trees * (0.75 + (p->row == ROW_WORDS64 ? 0.22 : 0.11) * p->n_groups);
+    p->row_ns += 40.0 + 15.0 * p->n_used;
+}
+
 plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan **made) {
     arena kept = {.least = trees->n_leaves >= LARGE_PAGE_LEAVES ? LARGE_PAGE : 0};
     plan *to = arena_get(&kept, 1, sizeof *to);
@@ -105,6 +121,7 @@ plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan
         refusal = plan_make_edges(&m, lanes);
         if (refusal == PLAN_LARGE_TABLES) refusal = PLAN_OK; /* then only contributions are computed by LightGBM */
     }
+    if (refusal == PLAN_OK) estimate_costs(to, trees->n_splits);
     arena_free(&m.scratch);
     if (refusal != PLAN_OK) {
         arena_free(&kept);

@@ -188,6 +188,8 @@ typedef struct {
     int words_are_far;        /* the table is larger than most second-level caches */
     const void *words;
 
+    double row_ns, tile_ns;   /* estimates with AVX-512: one of a few rows; a tile of at most 32 rows */
+
     int has_contributions;    /* the file has the row counts, all above zero, and the nodes suffice */
     uint32_t n_nodes;         /* quadrature nodes, rounded up to whole vectors */
     const double *node, *node_weight;

@@ -108,7 +108,7 @@ def test_array_with_a_cell_that_the_policy_refuses_is_left_to_the_schema(cell, t
 def test_array_of_too_many_rows_is_left_to_python_which_releases_the_gil(trained):
     subject = trained("regression")
     model = subject.load()
-    most = int(45_000 / model._runtime.kernel.cost(0))
+    most = model._runtime.kernel.most_rows(45_000)
     rows = np.resize(subject.rows, (most + 1, 5))
     assert in_one_call(model, rows[:most]) is not None
     assert in_one_call(model, rows) is None

@@ -24,7 +24,7 @@ from predictor._self_check import hard_rows as self_check_rows
 
 _kernel = pytest.importorskip("predictor._kernel", reason="the extension is not built")
 ARCHIVES = sorted(Path(__file__).with_name("models").glob("*.txt.xz"))
-SIZES = (1, 12, 13, 63, 64, 65, 255, 256, 257)
+SIZES = (1, 2, 6, 12, 13, 63, 64, 65, 255, 256, 257)
 LEVELS = _kernel.levels()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from predictor._engine import Kernel, make_kernel
 from predictor._model_file import parse_model_text
-from predictor._native import NORMAL
+from predictor._native import CONTRIB, NORMAL
 
 _kernel = pytest.importorskip("predictor._kernel", reason="the extension is not built")
 
@@ -34,7 +34,24 @@ def test_cost_of_a_batch_grows_with_splits_and_columns_and_of_a_row_with_trees()
     # The first two have 100 trees of 30 splits, with 6 and 313 columns; the third has 120 trees of 4 splits.
     assert few_columns.cost(NORMAL) == pytest.approx(20 + 0.0165 * 3_000 + 0.3 * 6 + 5)
     assert many_columns.cost(NORMAL) > 2 * few_columns.cost(NORMAL) > 3 * few_splits.cost(NORMAL)
-    assert few_columns.row_ns == many_columns.row_ns < few_splits.row_ns
+    assert 0 < few_columns.row_ns < many_columns.row_ns < kernel_of("mtpl2").row_ns
+
+
+def test_few_rows_are_estimated_by_rows_until_a_tile_costs_less():
+    kernel = kernel_of("NYC_taxi")
+    tile, row, batch = kernel._engine.describe()["tile_ns"], kernel.row_ns, kernel.cost(NORMAL)
+    assert kernel.estimate(2, NORMAL) == pytest.approx(2 * (row + batch))
+    assert 2 * row < tile < 1_000 * row
+    assert kernel.estimate(1_000, NORMAL) == pytest.approx(1_000 * batch + tile)
+    assert kernel.estimate(3, CONTRIB) == 3 * kernel.cost(CONTRIB)
+
+
+@pytest.mark.parametrize("nanoseconds", [1_000, 45_000, 10_000_000])
+@pytest.mark.parametrize("name", ["NYC_taxi", "mtpl2"])
+def test_most_rows_of_a_time_take_less_than_it(name, nanoseconds):
+    kernel = kernel_of(name)
+    most = kernel.most_rows(nanoseconds)
+    assert kernel.estimate(most, NORMAL) <= nanoseconds < kernel.estimate(most + 2, NORMAL)
 
 
 def test_building_a_plan_releases_the_gil(monkeypatch):

@@ -106,17 +106,30 @@ class Kernel:
         self._calls = {NORMAL: engine.predict, RAW: engine.raw, CONTRIB: engine.explain}
         self._width, self._outputs, self._trees = width, outputs, trees
         # A split has two edges; four quadrature nodes take about 10 ns per edge.
-        self._explain_ns = 100.0 + 20.0 * splits * max(about["nodes"], 4) / 4
+        self._explain_ns: float = 100.0 + 20.0 * splits * max(about["nodes"], 4) / 4
         # A batch does one step per split, fills each column, and turns each feature that splits read into codes. This
         # estimate is 0.8 to 1.5 times the measured time (models of 100 to 1,000 trees, 1,024 rows, AVX2 and AVX-512).
         blend_ns = 20.0 + 0.0165 * splits + 0.3 * about["columns"] + 1.0 * features
-        self._batch_ns = blend_ns if self.batch_path == "blend" else 20.0 + 8.0 * trees
-        self.row_ns: float = 20.0 + (8.0 if self.row_path == "walk" else 1.5) * trees
-        """Estimated nanoseconds for a single row; see `cost`."""
+        self.row_ns: float = about["row_ns"]
+        """Estimated nanoseconds for a single row; see `estimate`."""
+        is_blend = self.batch_path == "blend"
+        self._batch_ns: float = blend_ns if is_blend else self.row_ns
+        self._tile_ns: float = about["tile_ns"] if is_blend else 0.0
 
     def cost(self, kind: int) -> float:
-        """Return the estimated nanoseconds per row of a batch; decides on threads and on releasing the GIL."""
+        """Return the estimated nanoseconds per row of a large batch; decides on threads."""
         return self._explain_ns if kind == CONTRIB else self._batch_ns
+
+    def estimate(self, rows: int, kind: int) -> float:
+        """Return the estimated nanoseconds of a call; decides on releasing the GIL. Few rows take as long as a tile."""
+        if kind == CONTRIB:
+            return rows * self._explain_ns
+        return rows * self._batch_ns + min(rows * self.row_ns, self._tile_ns)
+
+    def most_rows(self, nanoseconds: float) -> int:
+        """Return the most rows whose prediction takes less than so many nanoseconds, by `estimate`."""
+        one_by_one = nanoseconds / (self._batch_ns + self.row_ns)
+        return int(max(one_by_one, (nanoseconds - self._tile_ns) / self._batch_ns))
 
     def bind(self, cells: Any, *, release: bool, most_rows: int) -> None:
         """

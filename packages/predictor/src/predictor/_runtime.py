@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from predictor._engine import Kernel, Refusal, make_kernel
 from predictor._model_file import ParsedModel
-from predictor._native import CONTRIB, NORMAL, Booster, RowCall
+from predictor._native import CONTRIB, Booster, RowCall
 from predictor._self_check import agrees
 from predictor.errors import EngineError, ModelTextError
 
@@ -75,7 +75,7 @@ class Runtime:
         """The same for the rows of a small array."""
         self.kernel = self._checked(self.kernel, parsed)
         if isinstance(self.kernel, Kernel):
-            most_rows = int(_HOLD_GIL_BELOW / self.kernel.cost(NORMAL)) if takes_codes else 0
+            most_rows = self.kernel.most_rows(_HOLD_GIL_BELOW) if takes_codes else 0
             self.kernel.bind(cells, release=self.kernel.row_ns >= _HOLD_GIL_BELOW, most_rows=most_rows)
             self.plain_row, self.plain_matrix = self.kernel.row, self.kernel.matrix
         _runtimes.add(self)
@@ -95,7 +95,7 @@ class Runtime:
         kernel = self.kernel
         if isinstance(kernel, Kernel) and (kind != CONTRIB or kernel.explains):
             cost = kernel.cost(kind)
-            if (estimate := len(matrix) * cost) < self.split_above:  # the usual case, with the least overhead
+            if (estimate := kernel.estimate(len(matrix), kind)) < self.split_above:  # the usual case
                 return kernel.predict(matrix, kind, release=estimate >= _HOLD_GIL_BELOW)
             answer: _Call = partial(kernel.predict, kind=kind)
         else:
