@@ -21,6 +21,7 @@ from idempotency import (
 from idempotency._core.actions import Refuse
 from idempotency._core.errors import MissingKey
 from idempotency._core.types import key_id
+from idempotency.asgi.middleware import full_path
 from idempotency.events import Event, Refused
 from idempotency.stores.memory import MemoryStore
 
@@ -45,6 +46,25 @@ async def test_disconnect_before_the_body_sends_nothing_and_runs_nothing(store: 
     driver.disconnect()
     answer = await driver.run()
     assert (answer.messages, charges.runs, await store.get(KEY)) == ([], 0, None)
+
+
+@pytest.mark.parametrize(
+    ("scope", "path"),
+    [
+        ({"path": "/a b"}, "/a b"),
+        ({"path": "/a b", "raw_path": None}, "/a b"),
+        ({"path": "/a b", "raw_path": b"/a%20b"}, "/a%20b"),
+        ({"path": "/a", "raw_path": b"/a?x=1"}, "/a"),
+        ({"path": "/a?b"}, "/a?b"),
+        ({"path": "/a", "root_path": "/api"}, "/api/a"),
+        ({"path": "/api/a", "root_path": "/api"}, "/api/a"),
+        ({"path": "/a", "raw_path": b"/a?/api", "root_path": "/api"}, "/api/a"),
+    ],
+)
+def test_path_is_the_sent_one_without_its_query_and_with_the_prefix_of_a_mount(
+    scope: dict[str, Any], path: str
+) -> None:
+    assert full_path(scope) == path
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -407,6 +407,17 @@ def test_engine_renews_leases_in_each_of_several_event_loops() -> None:
         anyio.run(serve, f"k-{number}")
 
 
+async def test_lease_of_a_lost_claim_is_not_renewed_again() -> None:
+    store = MemoryStore()
+    run = await Engine(store).begin(ask())
+    assert isinstance(run, Run)
+    await run.renew_lease()
+    assert list(run._heartbeat.ticks) == [run]
+    await store.forget(run.claim.key)
+    await run.renew_lease()
+    assert not run._heartbeat.ticks
+
+
 async def test_ended_run_leaves_no_heartbeat_entry() -> None:
     engine = Engine(MemoryStore())
     for end in ("keep", "release", "abandon"):

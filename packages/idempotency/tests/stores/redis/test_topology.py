@@ -8,6 +8,7 @@ import pytest
 from patience import until
 
 from idempotency.errors import StoreUnavailable
+from idempotency.stores.redis.wire import topology as wire_topology
 from idempotency.stores.redis.wire.topology import ClusterTopology
 
 pytestmark = pytest.mark.anyio
@@ -89,3 +90,18 @@ async def test_callers_that_wait_for_the_nodes_of_a_store_that_is_closed_are_tol
     with pytest.raises(StoreUnavailable, match="closed"):
         await caller
     assert client.nodes_manager.under_way == 0
+
+
+async def test_a_reading_without_an_answer_ends_and_the_next_caller_begins_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client()
+    topology = ClusterTopology(client)
+    monkeypatch.setattr(wire_topology, "_LIMIT", 0.0)
+    caller = asyncio.create_task(topology.learn())
+    await until(caller.done)
+    assert isinstance(caller.exception(), TimeoutError)
+    monkeypatch.undo()
+    client.nodes_manager.answering.set()
+    await topology.learn()
+    assert client.nodes_manager.read == 1
