@@ -69,7 +69,7 @@ def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes():
     cells = RowSchema(
         features_of(parse_model_text(booster.model_to_string().encode()).summary), RowPolicy()
     ).cells
-    kernel._engine.bind(cells, template, False)
+    kernel._engine.bind(cells, template, False, np.empty, 0)
     for row in (5, 700):
         waiting = True
         assert kernel.row([float(row)]).tolist() == expected[row].tolist()
