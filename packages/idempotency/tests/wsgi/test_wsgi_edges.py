@@ -20,6 +20,7 @@ from idempotency.events import Event as IdempotencyEvent
 from idempotency.events import FailedAfterRecord
 from idempotency.stores.memory import SyncMemoryStore
 from idempotency.wsgi import IdempotencyMiddleware, LateClaim, by_environ, claim
+from idempotency.wsgi.handler import status_line
 
 App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
@@ -90,7 +91,7 @@ def test_oversized_body_is_drained_up_to_its_length_or_the_bound_after_the_refus
     begun: list[str] = []
     body = iter(protected(environ, lambda status, headers, exc_info=None: begun.append(status) or print))
     assert b"request-too-large" in next(iter(body))
-    assert (begun, stream.tell() <= 11) == (["413 Request Entity Too Large"], True)
+    assert (begun, stream.tell() <= 11) == (["413 Content Too Large"], True)
     assert list(body) == []
     assert (stream.tell(), app.effects) == (read, 0)
 
@@ -396,3 +397,16 @@ def test_failure_of_an_unreplayable_stream_emits_an_event_and_logs_no_key(
     assert [record.name for record in caplog.records] == ["idempotency"]
     assert "secret-key" not in caplog.text
     assert call(protected, key="secret-key").status == 409
+
+
+@pytest.mark.parametrize(
+    ("status", "phrase"),
+    [
+        (413, "Content Too Large"),
+        (414, "URI Too Long"),
+        (416, "Range Not Satisfiable"),
+        (422, "Unprocessable Content"),
+    ],
+)
+def test_phrases_are_those_of_rfc_9110_on_every_version_of_python(status: int, phrase: str) -> None:
+    assert status_line(status) == f"{status} {phrase}"

@@ -80,7 +80,13 @@ class RequestHandler(KeyedRequest[SyncRun]):
         return RequestView(environ["REQUEST_METHOD"], self._path, query, headers_of(environ), body, tenant)
 
 
-_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+# Of these four, Python before 3.13 has older phrases than RFC 9110.
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus} | {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
 
 
 def status_line(status: int) -> str:
