@@ -44,7 +44,8 @@ def run(script: str, *arguments: object, timeout: float = 60.0) -> str:
     return child.stdout.strip()
 
 
-def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes():
+def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes(monkeypatch):
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     """NumPy releases the GIL while it copies more than 500 numbers, so another row may be answered in the middle."""
     pytest.importorskip("predictor._kernel", reason="the extension is not built")
     x = np.arange(1_200.0)[:, None]
