@@ -50,6 +50,10 @@ class Effects:
             self.store.forget(record.key)
         self._file.write_text("")
 
+    def close(self) -> None:
+        """Close the store of the records."""
+        self.store.close()
+
 
 class Held:
     """A request that is held at the gate."""
@@ -84,9 +88,9 @@ class Gate:
 class Gunicorn:
     """A running server, its effects, and its gate."""
 
-    def __init__(self, port: int, data: Path, gate: Gate) -> None:
+    def __init__(self, port: int, effects: Effects, gate: Gate) -> None:
         self.port = port
-        self.effects = Effects(data)
+        self.effects = effects
         self.gate = gate
 
     def send(
@@ -114,6 +118,7 @@ def start_gunicorn(kind: str, data: Path) -> Iterator[Gunicorn]:
     with (
         socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
         socket.create_server(("127.0.0.1", 0)) as gate,
+        closing(Effects(data)) as effects,
     ):
         port, gate_port = listener.getsockname()[1], gate.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", "wsgi_site:from_environment()"]
@@ -123,7 +128,7 @@ def start_gunicorn(kind: str, data: Path) -> Iterator[Gunicorn]:
         with (data / "log").open("wb") as log:
             server = subprocess.Popen(command, env=environment, pass_fds=[listener.fileno()], stderr=log)
         try:
-            running = Gunicorn(port, data, Gate(gate))
+            running = Gunicorn(port, effects, Gate(gate))
             running.send("/", method="GET")  # waits in the queue of the socket until a worker accepts it
             yield running
         finally:

@@ -52,12 +52,12 @@ OTHERS = Policy(max_request_bytes=100_000)
 
 def from_environment() -> App:
     """The application, as the environment says."""
-    return build(Path(os.environ["SITE_DATA"]), gate=int(os.environ["SITE_GATE"]))
+    data = Path(os.environ["SITE_DATA"])
+    return build(data, SyncSQLiteStore(data / RECORDS), gate=int(os.environ["SITE_GATE"]))
 
 
-def build(data: Path, *, gate: int = 0) -> App:
-    """The application with its records and effects in *data*."""
-    store = SyncSQLiteStore(data / RECORDS)
+def build(data: Path, store: SyncSQLiteStore, *, gate: int = 0) -> App:
+    """The application with its records in *store* and its effects in *data*."""
     routes = Routes(data, gate)
     options: dict[str, Any] = {"store": store, "tenant": by_environ("REMOTE_USER"), "policy": _policy}
     early = validated(IdempotencyMiddleware(validated(routes), **options))

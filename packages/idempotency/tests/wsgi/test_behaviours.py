@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from wsgi_site import build
 class InProcess:
     """The application called as a server calls it: an exception becomes a 500 response."""
 
-    def __init__(self, data: Path) -> None:
-        self.effects = Effects(data)
-        self._app = build(data)
+    def __init__(self, data: Path, effects: Effects) -> None:
+        self.effects = effects
+        self._app = build(data, effects.store)
 
     def send(
         self,
@@ -55,7 +56,8 @@ Site = InProcess | Gunicorn
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     data = tmp_path_factory.mktemp("site")
     if request.param == "in process":
-        yield InProcess(data)
+        with closing(Effects(data)) as effects:
+            yield InProcess(data, effects)
     else:
         with start_gunicorn(request.param, data) as server:
             yield server
