@@ -52,8 +52,12 @@ async def test_a_path_with_a_superfluous_slash_is_not_redirected_under_a_root_pa
         {"api_key": "a-key-of-some-length", "admin_key": "an-other-key-of-some-length"}
         | {"store_path": tmp_path / "store.sqlite3"}
     )
-    transport = httpx.ASGITransport(create_app(settings), root_path=root_path)
-    async with httpx.AsyncClient(transport=transport, base_url="http://evil.example") as client:
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, root_path=root_path)
+    async with (
+        app.router.lifespan_context(app),  # closes the store
+        httpx.AsyncClient(transport=transport, base_url="http://evil.example") as client,
+    ):
         for method in ("GET", "POST"):
             headers = {"X-API-Key": "a-key-of-some-length"}
             answer = await client.request(method, root_path + path, headers=headers)

@@ -270,6 +270,7 @@ def test_purge_deletes_expired_records_and_is_audited(tmp_path: Any) -> None:
     assert token
     assert client.post("/purge", data={"token": token[1]}).status_code == 200
     assert [(event.action, event.count) for event in audited] == [("purge", 3)]
+    asyncio.run(store.aclose())
 
 
 @pytest.mark.parametrize(

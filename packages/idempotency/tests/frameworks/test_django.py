@@ -371,6 +371,7 @@ def test_the_management_command_opens_the_store_url_of_the_settings(
 
     stored = SyncSQLiteStore(tmp_path / "records.db")
     stored.acquire(StorageKey("1:k"), fingerprint=b"f", owner=b"o" * 16, lease=30, retention=60)
+    stored.close()
     with override_settings(IDEMPOTENCY={"STORE": f"sqlite:///{tmp_path}/records.db"}):
         call_command("idempotency", "list")
         assert "1:k" in capsys.readouterr().out

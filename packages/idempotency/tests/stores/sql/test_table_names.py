@@ -7,6 +7,7 @@ import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,11 +83,9 @@ def test_sqlite_accepts_a_reserved_word_as_table_name(tmp_path: Path, word: str)
     store = SyncSQLiteStore(tmp_path / "records.db", table=word)
     call_everything(store)
     store.close()
-    call_everything(
-        SyncSQLAlchemyStore(
-            sa.create_engine(f"sqlite:///{tmp_path}/records.db"), table=word, owns_engine=True
-        )
-    )
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/records.db")
+    with closing(SyncSQLAlchemyStore(engine, table=word, owns_engine=True)) as store_of_sqlalchemy:
+        call_everything(store_of_sqlalchemy)
 
 
 @pytest.mark.parametrize("word", WORDS)
