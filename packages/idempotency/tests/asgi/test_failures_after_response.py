@@ -53,6 +53,17 @@ class Bank:
             "policy": Policy(record=record, **policy),  # type: ignore[arg-type]
         }
 
+    async def cancel_request(self, app: Any, *, when: anyio.Event) -> None:
+        """Send a request to *app* behind the middleware, and cancel it once *when* is set."""
+        middleware = IdempotencyMiddleware(app, **self.settings)
+        driver = RequestDriver(middleware, http_scope(headers=key_header("k")))
+        driver.send_body(b"{}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(driver.run)
+            with anyio.fail_after(30):
+                await when.wait()
+            tasks.cancel_scope.cancel()
+
     async def has_recorded(self) -> bool:
         """Whether an outcome was recorded under the key that `send` uses."""
         record = await self.store.get(StorageKey("k"))
@@ -295,13 +306,7 @@ async def test_cancellation_after_response_is_reported_only_if_the_response_was_
         begun.set()
         await anyio.sleep_forever()
 
-    driver = RequestDriver(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
-    driver.send_body(b"{}")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(driver.run)
-        with anyio.fail_after(30):
-            await begun.wait()
-        tasks.cancel_scope.cancel()
+    await bank.cancel_request(app, when=begun)
     results = [event.result for event in bank.events if isinstance(event, Settled)]
     failures = [event for event in bank.events if isinstance(event, FailedAfterRecord)]
     assert (results, len(failures)) == ((["kept"], 1) if record == "answer" else (["abandoned"], 0))
@@ -331,13 +336,7 @@ async def test_client_disconnect_during_stream_is_not_reported_as_app_failure(
         flowing.set()
         await anyio.sleep_forever()
 
-    driver = RequestDriver(IdempotencyMiddleware(app, **bank.settings), http_scope(headers=key_header("k")))
-    driver.send_body(b"{}")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(driver.run)
-        with anyio.fail_after(30):
-            await flowing.wait()
-        tasks.cancel_scope.cancel()
+    await bank.cancel_request(app, when=flowing)
     assert [type(event).__name__ for event in bank.events] == ["Claimed", "Settled"]
     assert not [
         record for record in caplog.records if record.name == "idempotency" and record.levelname == "ERROR"

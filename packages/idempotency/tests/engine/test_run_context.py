@@ -174,31 +174,23 @@ class ContextInheritance:
         self.pending.append(asyncio.create_task(self._later(function)))
 
     async def call_soon(self, function: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def poll() -> None:
-            if self.gate.is_set():
-                function()
-                done.set_result(None)
-            else:
-                loop.call_soon(poll)
-
-        loop.call_soon(poll)
-        self.pending.append(done)
+        self._poll(function, asyncio.get_running_loop().call_soon)
 
     async def call_later(self, function: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
+        self._poll(function, functools.partial(asyncio.get_running_loop().call_later, 0.001))
+
+    def _poll(self, function: Callable[[], None], schedule: Callable[[Callable[[], None]], object]) -> None:
+        """Schedule a look at the gate, and again until it is open; then call *function*."""
+        done = asyncio.get_running_loop().create_future()
 
         def poll() -> None:
             if self.gate.is_set():
                 function()
                 done.set_result(None)
             else:
-                loop.call_later(0.001, poll)
+                schedule(poll)
 
-        loop.call_later(0, poll)
+        schedule(poll)
         self.pending.append(done)
 
     async def done_callback(self, function: Callable[[], None]) -> None:
