@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -428,6 +430,26 @@ async def test_ended_run_leaves_no_heartbeat_entry() -> None:
             await ended
         assert len(run._heartbeat.ticks) == 0
         await engine.store.forget(run.claim.key)  # type: ignore[attr-defined]
+
+
+def test_heartbeat_due_in_the_last_turn_of_a_loop_leaves_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one_run() -> None:
+        run = await Engine(MemoryStore()).begin(ask(lease=60))
+        assert isinstance(run, Run)
+        await run.keep(b"done")
+
+    async def nothing() -> None:
+        pass
+
+    with asyncio.Runner() as runner:
+        runner.run(one_run())
+        loop, turns = runner.get_loop(), itertools.count()
+        now = loop.time()
+        # asyncio asks for the time once a turn, and runs `nothing` in two: the timer is due in the second one.
+        monkeypatch.setattr(loop, "time", lambda: now + 60 * next(turns))
+        loop.run_until_complete(nothing())
+        assert next(turns) == 2
+        assert not asyncio.all_tasks(loop)
 
 
 async def test_follower_that_times_out_leaves_the_leader_in_place() -> None:

@@ -58,8 +58,13 @@ class Runtime(Protocol):
     def loop(self) -> object:
         """The identity of the running loop: objects of one loop must not be used in another."""
 
-    def after(self, seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Timer:
-        """Run *function* in a new task after *seconds*."""
+    def after(self, seconds: float, function: Callable[[], None]) -> Timer:
+        """
+        Call *function* after *seconds*, in the loop and outside any task; its exceptions are logged.
+
+        A function that has to await something calls `spawn`. A task made for each call would be lost, with a warning,
+        whenever the timer is due in the last turn of a loop that is being closed.
+        """
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run *function* in a new task, which outlives the caller; its exceptions are logged."""
@@ -111,8 +116,8 @@ class _Asyncio:
         self.loop = loop
         self._tasks: set[asyncio.Task[None]] = set()  # a loop keeps only weak references to its tasks
 
-    def after(self, seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Timer:
-        return self.loop.call_later(seconds, self.spawn, function)
+    def after(self, seconds: float, function: Callable[[], None]) -> Timer:
+        return self.loop.call_later(seconds, function)
 
     def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = self.loop.create_task(_logged(function))
@@ -173,18 +178,19 @@ class _Trio:
 
         return trio.lowlevel.current_trio_token()
 
-    def after(self, seconds: float, function: Callable[[], Coroutine[Any, Any, None]]) -> Timer:
+    def after(self, seconds: float, function: Callable[[], None]) -> Timer:
         import trio
 
-        scope = (
-            trio.CancelScope()
-        )  # covers the sleep only: cancelling must not stop a function that has begun
+        scope = trio.CancelScope()
 
         async def later() -> None:
             with scope:
                 await trio.sleep(seconds)
             if not scope.cancelled_caught:
-                await _logged(function)
+                try:
+                    function()
+                except Exception:
+                    _log.exception("a timer of the idempotency engine failed")
 
         trio.lowlevel.spawn_system_task(later)
         return scope

@@ -303,7 +303,7 @@ class ResponseRecorder:
         """Start the timer that ends the buffering of an answer in parts after `max_hold`."""
         runtime = running()
         self._lock = runtime.lock()
-        self._hold = runtime.after(self._policy.max_hold, self._end_hold)
+        self._hold = runtime.after(self._policy.max_hold, lambda: runtime.spawn(self._end_hold))
 
     async def _end_hold(self) -> None:
         async with self._lock:

@@ -48,7 +48,7 @@ class Heartbeat:
             self._armed = True
             self._runtime.after(self._half, self._tick)
 
-    async def _tick(self) -> None:
+    def _tick(self) -> None:
         if not self.ticks:
             self._armed = False
             return
