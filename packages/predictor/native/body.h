@@ -6,6 +6,7 @@
  *   doubles, longs            the same as float64 and int64
  *   bytes_all(x)              x in every byte
  *   add_bytes(a, b)           per byte, without carry
+ *   reciprocal(x)             per float64: 1 / x, to the last bit or two
  *   TILE_COST                 what a tile costs, compared with AVX-512
  *   choose_top(s, a, b)       per byte: the top bit of s ? a : b
  *   count_if_above(n, x, y)   per float64: x > y ? n + 1 : n

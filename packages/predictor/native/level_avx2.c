@@ -19,6 +19,7 @@ typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi8((char)x); }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm256_blendv_epi8(b, a, sum); }
 static inline bytes add_bytes(bytes a, bytes b) { return _mm256_add_epi8(a, b); }
+static inline doubles reciprocal(doubles x) { return 1.0 / x; }
 
 static inline longs count_if_above(longs count, doubles x, doubles y) { return count - (longs)(x > y); }
 

@@ -11,6 +11,7 @@ typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 static inline bytes bytes_all(uint8_t x) { return (bytes){0} + x; }
 static inline bytes choose_top(bytes sum, bytes a, bytes b) { return b ^ ((a ^ b) & (bytes)((signed_bytes)sum < 0)); }
 static inline bytes add_bytes(bytes a, bytes b) { return a + b; }
+static inline doubles reciprocal(doubles x) { return 1.0 / x; }
 
 static inline longs count_if_above(longs count, doubles x, doubles y) { return count - (longs)(x > y); }
 

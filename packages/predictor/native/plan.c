@@ -41,8 +41,7 @@ plan_refusal plan_check_trees(making *m) {
     m->to->trees = m->trees;
     for (int32_t t = 0; t < f->n_trees; t++) {
         if (f->leaves[t] < 1 || (size_t)f->leaves[t] > f->n_leaves - n_leaves) return PLAN_BAD_SHAPE;
-        m->trees[t] = (tree){.n_leaves = (uint32_t)f->leaves[t], .first_split = n_splits, .first_leaf = n_leaves,
-                             .first_edge = n_splits + n_leaves};
+        m->trees[t] = (tree){.n_leaves = (uint32_t)f->leaves[t], .first_split = n_splits, .first_leaf = n_leaves};
         n_leaves += (size_t)f->leaves[t];
         n_splits += (size_t)f->leaves[t] - 1;
         if (m->trees[t].n_leaves > m->to->max_leaves) m->to->max_leaves = m->trees[t].n_leaves;
@@ -118,7 +117,7 @@ plan_refusal plan_build(const forest *trees, uint32_t lanes, int walk_only, plan
     if (refusal == PLAN_OK && !walk_only) refusal = plan_make_words(&m);
     if (refusal == PLAN_OK && !walk_only) refusal = plan_make_chains(&m);
     if (refusal == PLAN_OK) {
-        refusal = plan_make_edges(&m, lanes);
+        refusal = plan_make_shap(&m, lanes);
         if (refusal == PLAN_LARGE_TABLES) refusal = PLAN_OK; /* then only contributions are computed by LightGBM */
     }
     if (refusal == PLAN_OK) estimate_costs(to, trees->n_splits);

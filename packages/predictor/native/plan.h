@@ -130,19 +130,21 @@ typedef struct {
     uint8_t first_leaf[UNIT_TREES];
 } blend_unit;
 
-/* An edge of a tree, for the contributions. It has the number of the split or leaf to which it leads; see shap_body.h. */
+/*
+ * A split, for the contributions; see shap_body.h. An edge of a tree has the number of the node to which it leads: split i has
+ * number i, leaf l has n_splits + l.
+ */
 typedef struct {
-    uint32_t parent;     /* the split from which it comes */
-    uint32_t prior;      /* the nearest edge above with the same feature, or 0 */
+    uint32_t child[2];       /* the edges to the left and to the right */
+    uint32_t prior;          /* the nearest edge above whose split tests the same feature, or 0 */
     uint32_t feature;
-    uint32_t is_left;
-    double share;        /* the share of the parent's training rows that go here, times that of `prior` */
-} edge;
+    double share[2];         /* the share of the split's training rows that go left or right, times that of `prior` */
+    double inverse_share[2]; /* one divided by it */
+} shap_split;
 
 typedef struct {
     uint32_t n_leaves;
-    size_t first_split, first_leaf; /* in `splits`, in `leaf_value` */
-    size_t first_edge;              /* in `edges`: splits first, then leaves */
+    size_t first_split, first_leaf; /* in `splits` and `shap_splits`, in `leaf_value` */
 } tree;
 
 /*
@@ -193,7 +195,7 @@ typedef struct {
     int has_contributions;    /* the file has the row counts, all above zero, and the nodes suffice */
     uint32_t n_nodes;         /* quadrature nodes, rounded up to whole vectors */
     const double *node, *node_weight;
-    const edge *edges;
+    const shap_split *shap_splits;
     const double *expected;   /* per output: the mean raw score over the training rows */
 
     size_t bytes;             /* the size of all tables */

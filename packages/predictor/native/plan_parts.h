@@ -28,7 +28,7 @@ plan_refusal plan_number_codes(making *m);    /* plan_codes.c: cuts and categori
 plan_refusal plan_make_columns(making *m);    /* plan_codes.c: columns, and the test of each split */
 plan_refusal plan_make_words(making *m);      /* plan_tables.c: for one row */
 plan_refusal plan_make_chains(making *m);     /* plan_chains.c: for batches */
-plan_refusal plan_make_edges(making *m, uint32_t lanes); /* plan_edges.c: for contributions */
+plan_refusal plan_make_shap(making *m, uint32_t lanes); /* plan_shap.c: for contributions */
 
 /* How many of the ascending *cuts* are below *value*; 0 for NaN. `value <= cuts[i]`, the test of a split, is `rank <= i`. */
 static inline uint32_t rank_of(const double *cuts, uint32_t n_cuts, double value) {

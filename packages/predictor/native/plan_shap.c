@@ -46,46 +46,57 @@ static void expect(const plan *p, const forest *f, double *expected) {
     }
 }
 
+/* What is known of an edge while the paths of its tree are followed. */
+typedef struct {
+    uint32_t from;     /* the split where it begins */
+    uint32_t distinct; /* different features on the path down to it */
+    double share;      /* as in shap_split; 1 of edge 0, which stands for "none" */
+} path_edge;
+
 /*
- * Fill the edges of one tree, depth first from the root: `last[feature]` is the nearest edge above with that feature. Returns
- * the largest number of different features on a path.
+ * Fill *own*, the splits of one tree, depth first from the root: `last[feature]` is the nearest edge above with that feature.
+ * Returns the largest number of different features on a path.
  */
-static uint32_t follow_edges(making *m, const tree *t, edge *edges, uint32_t *last, int32_t *stack, uint32_t *distinct) {
+static uint32_t follow_paths(making *m, const tree *t, shap_split *own, path_edge *edges, uint32_t *last, int32_t *stack) {
     const forest *f = m->from;
-    uint32_t n_splits = t->n_leaves - 1, most = 0;
+    const uint32_t n_splits = t->n_leaves - 1;
+    uint32_t most = 0;
     size_t depth = 0;
-    distinct[0] = 0;
+    edges[0] = (path_edge){.share = 1.0};
     stack[depth++] = 0;
     while (depth > 0) {
-        int32_t at = stack[--depth];
+        const int32_t at = stack[--depth];
         if (at < 0) { /* all edges below edge ~at are done */
-            last[edges[~at].feature] = edges[~at].prior;
+            const shap_split *from = own + edges[~at].from;
+            last[from->feature] = from->prior;
             continue;
         }
         if (at > 0) {
-            edge *e = edges + at;
-            e->prior = last[e->feature];
-            e->share *= e->prior ? edges[e->prior].share : 1.0;
-            distinct[at] = distinct[e->parent] + (e->prior == 0);
-            if (distinct[at] > most) most = distinct[at];
-            last[e->feature] = (uint32_t)at;
+            last[own[edges[at].from].feature] = (uint32_t)at;
             stack[depth++] = ~at;
         }
         if ((uint32_t)at >= n_splits) continue;
-        const split *s = m->splits + t->first_split + at;
+        const size_t number = t->first_split + (size_t)at;
+        shap_split *s = own + at;
+        s->feature = (uint32_t)f->feature[number];
+        s->prior = last[s->feature];
         for (int side = 0; side < 2; side++) {
-            int32_t child = s->child[side];
-            uint32_t to = child < 0 ? n_splits + (uint32_t)~child : (uint32_t)child;
-            double count = child < 0 ? f->leaf_count[t->first_leaf + (size_t)~child] : f->split_count[t->first_split + (size_t)child];
-            edges[to] = (edge){.parent = (uint32_t)at, .feature = (uint32_t)f->feature[t->first_split + (size_t)at],
-                               .is_left = side == 0, .share = count / f->split_count[t->first_split + (size_t)at]};
+            const int32_t child = m->splits[number].child[side];
+            const uint32_t to = child < 0 ? n_splits + (uint32_t)~child : (uint32_t)child;
+            const double count = child < 0 ? f->leaf_count[t->first_leaf + (size_t)~child] : f->split_count[t->first_split + (size_t)child];
+            const double share = count / f->split_count[number] * edges[s->prior].share;
+            s->child[side] = to;
+            s->share[side] = share;
+            s->inverse_share[side] = 1.0 / share;
+            edges[to] = (path_edge){(uint32_t)at, edges[at].distinct + (s->prior == 0), share};
+            if (edges[to].distinct > most) most = edges[to].distinct;
             stack[depth++] = (int32_t)to;
         }
     }
     return most;
 }
 
-plan_refusal plan_make_edges(making *m, uint32_t lanes) {
+plan_refusal plan_make_shap(making *m, uint32_t lanes) {
     const forest *f = m->from;
     plan *p = m->to;
     size_t room = 2 * (size_t)p->max_leaves;
@@ -96,14 +107,15 @@ plan_refusal plan_make_edges(making *m, uint32_t lanes) {
     for (uint32_t t = 0; t < p->n_trees; t++) /* without training rows a leaf has the share 0, and factors could be 0 */
         for (uint32_t l = 0; l < p->trees[t].n_leaves && p->trees[t].n_leaves > 1; l++)
             if (!(f->leaf_count[p->trees[t].first_leaf + l] > 0.0)) return PLAN_OK;
-    edge *edges = KEEP(m, f->n_splits + f->n_leaves, edge);
+    shap_split *splits = KEEP(m, f->n_splits, shap_split);
     double *expected = KEEP(m, p->n_outputs, double);
-    uint32_t *last = BORROW(m, p->n_features, uint32_t), *distinct = BORROW(m, room, uint32_t);
+    uint32_t *last = BORROW(m, p->n_features, uint32_t);
+    path_edge *edges = BORROW(m, room, path_edge);
     int32_t *stack = BORROW(m, 2 * room, int32_t);
-    if (edges == NULL || expected == NULL || last == NULL || distinct == NULL || stack == NULL) return no_room(m);
+    if (splits == NULL || expected == NULL || last == NULL || edges == NULL || stack == NULL) return no_room(m);
     for (uint32_t t = 0; t < p->n_trees; t++)
         if (p->trees[t].n_leaves > 1) {
-            uint32_t found = follow_edges(m, p->trees + t, edges + p->trees[t].first_edge, last, stack, distinct);
+            const uint32_t found = follow_paths(m, p->trees + t, splits + p->trees[t].first_split, edges, last, stack);
             if (found > most) most = found;
         }
     /* The integrand has a factor for each feature of the path but one, so its degree is most - 1: n nodes suffice. */
@@ -114,7 +126,7 @@ plan_refusal plan_make_edges(making *m, uint32_t lanes) {
     if (node == NULL || weight == NULL) return no_room(m);
     gauss_legendre(n, node, weight);
     expect(p, f, expected);
-    p->edges = edges;
+    p->shap_splits = splits;
     p->expected = expected;
     p->node = node;
     p->node_weight = weight;
