@@ -10,6 +10,7 @@ from typing import Any
 
 import django_project
 import pytest
+from asgiref.sync import sync_to_async
 
 django_project.configure()
 
@@ -17,7 +18,7 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, connections
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
@@ -159,6 +160,8 @@ def send(request: pytest.FixtureRequest, alice: User) -> Iterator[Send]:
     with override_settings(MIDDLEWARE=MIDDLEWARE, IDEMPOTENCY={"STORE": store}):
         yield send
         connection.close()
+        # Under ASGI, Django's own thread has a connection of its own, which the test client leaves open.
+        loop.run_until_complete(sync_to_async(connections.close_all)())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -25,12 +26,14 @@ def configure() -> None:
         return
     sys.modules[URLS] = ModuleType(URLS)
     set_urls([])
+    folder = TemporaryDirectory(prefix="django-tests-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
     settings.configure(
         ALLOWED_HOSTS=["*"],
         DATABASES={
             "default": {
                 "ENGINE": "django.db.backends.sqlite3",
-                "NAME": Path(mkdtemp(prefix="django-tests-"), "project.db"),
+                "NAME": Path(folder.name, "project.db"),
                 "OPTIONS": {"timeout": 20},
             }
         },
@@ -94,10 +97,8 @@ def add_database(vendor: str, url: str, *, alias: str = "") -> None:
 def migrate() -> None:
     """Make the tables of the installed applications."""
     from django.core.management import call_command
-    from django.db import connection
 
     call_command("migrate", verbosity=0)
-    connection.inc_thread_sharing()  # a test under ASGI uses it from Django's own thread, and closes it
 
 
 def set_urls(patterns: list[Any]) -> None:

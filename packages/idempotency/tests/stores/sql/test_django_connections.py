@@ -106,6 +106,7 @@ def test_a_claim_that_would_wait_for_the_callers_own_transaction_is_refused(
 
     with transaction.atomic("default"):
         assert isinstance(claim(), Acquired)
+    connections["default"].close()
     store.forget(KEY)
     with transaction.atomic(f"kept_{max_age}"), pytest.raises(RuntimeError, match="a separate file"):
         claim()
