@@ -163,6 +163,12 @@ def own_address(numbers: Iterator[int]) -> str:
     return f"127.0.{1 + number // 250}.{1 + number % 250}" if sys.platform == "linux" else "127.0.0.1"
 
 
+@pytest.fixture
+def own_key(numbers: Iterator[int]) -> str:
+    """An idempotency key of one test alone, because the shared service remembers keys."""
+    return f"own-key-{next(numbers)}"
+
+
 @pytest.fixture(scope="session")
 def numbers() -> Iterator[int]:
     return itertools.count()

@@ -103,22 +103,22 @@ def test_a_blank_line_before_a_request_is_ignored(client: Client) -> None:
         assert client.send(b"\r\n" + head("GET", "/health")).answer().status == 200
 
 
-def test_a_refusal_is_sent_after_the_answers_to_earlier_requests(client: Client, wire: Any) -> None:
-    key = f"refused-behind-{id(client)}"
-    client.send(wire.predict(f"Idempotency-Key: {key}") + head("GET", "/health") + b"nonsense\r\n\r\n")
+def test_a_refusal_is_sent_after_the_answers_to_earlier_requests(
+    client: Client, wire: Any, own_key: str
+) -> None:
+    client.send(wire.predict(f"Idempotency-Key: {own_key}") + head("GET", "/health") + b"nonsense\r\n\r\n")
     assert [client.answer().status for _ in range(3)] == [200, 200, 400]
     client.closes()
-    again = wire.ask(wire.predict(f"Idempotency-Key: {key}"))
+    again = wire.ask(wire.predict(f"Idempotency-Key: {own_key}"))
     assert again.header("idempotency-replayed") == "true"  # it was decided and recorded
 
 
-def test_a_malformed_chunked_body_is_400_and_not_decided(client: Client, wire: Any) -> None:
-    key = f"malformed-{id(client)}"
-    post = wire.post("Transfer-Encoding: chunked", f"Idempotency-Key: {key}")
+def test_a_malformed_chunked_body_is_400_and_not_decided(client: Client, wire: Any, own_key: str) -> None:
+    post = wire.post("Transfer-Encoding: chunked", f"Idempotency-Key: {own_key}")
     client.send(post, chunk(wire.body[:100]), b"nonsense\r\n")
     assert client.answer().status == 400
     client.closes()
-    assert wire.ask(wire.predict(f"Idempotency-Key: {key}")).header("idempotency-replayed") is None
+    assert wire.ask(wire.predict(f"Idempotency-Key: {own_key}")).header("idempotency-replayed") is None
 
 
 def test_a_malformed_body_does_not_affect_the_request_before_it(client: Client, wire: Any) -> None:

@@ -90,10 +90,9 @@ def test_an_upgrade_offer_does_not_replace_the_api_key(
 
 
 def test_a_request_with_an_offer_is_replayed_by_its_key(
-    client: Client, wire: Any, offer: tuple[str, ...]
+    client: Client, wire: Any, offer: tuple[str, ...], own_key: str
 ) -> None:
-    key = f"offer-{id(client)}-{id(offer)}"
-    request = wire.post(f"Content-Length: {len(wire.body)}", f"Idempotency-Key: {key}", *offer)
+    request = wire.post(f"Content-Length: {len(wire.body)}", f"Idempotency-Key: {own_key}", *offer)
     first, second = (client.send(request, wire.body).answer() for _ in range(2))
     assert (first.status, second.status) == (200, 200)
     assert second.header("idempotency-replayed") == "true"
