@@ -150,9 +150,8 @@ def main() -> int:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             url, fill = stack.enter_context(STORES[options.store](folder))
             fill_store(url, fill, records)
-            clients[records] = stack.enter_context(
-                TestClient(dashboard(open_store(url)))
-            )  # one event loop per client
+            # Each client has its own event loop.
+            clients[records] = stack.enter_context(TestClient(dashboard(open_store(url))))
         for name, page in PAGES.items():
             for client in clients.values():
                 client.get(page)  # the first request connects to the store

@@ -45,10 +45,8 @@ OUTCOME = b'{"status":201,"headers":[],"body":"' + b"x" * 300 + b'"}'
 DAY = 86_400.0  # s
 BOUND, KEYS = 100_000, 1_000_000
 GROWTH_MIB = 32.0  # goal: growth of a full memory store for nine times as many further keys
-LARGE_TABLE, LARGE_TABLE_GOAL = (
-    20_000,
-    2.0,
-)  # records; goal: a first run among them takes at most this many times that in an empty table
+# Records; goal: a first run among them takes at most this many times that in an empty table.
+LARGE_TABLE, LARGE_TABLE_GOAL = 20_000, 2.0
 # Goal during a purge: the 99th percentile is at most this many times that without, or this many milliseconds more.
 PURGED, PURGED_MS = 2.0, 20.0
 BLOCKS, CALLS = 15, 20
@@ -138,9 +136,8 @@ def purging(name: str, store: SyncStore, purge: Callable[[], int], *, expired: i
             began = time.perf_counter()
             try:
                 count = purge()
-            except (
-                StoreUnavailable
-            ):  # SQLite's writers do not queue, so one may wait until its deadline: try again
+            except StoreUnavailable:
+                # SQLite's writers do not queue, so one may wait until its deadline: try again.
                 locked += 1
                 continue
             if count == 0:

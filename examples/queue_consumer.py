@@ -120,9 +120,8 @@ def _handle_all(spool: Path, charge: Callable[..., Receipt]) -> Iterator[str]:
             message.rename(message.with_suffix(".dead"))  # for a person to look at
             yield f"dead letter: {error}"
         else:
-            message.unlink(
-                missing_ok=True
-            )  # acknowledge; a crash before this line is what all of this is for
+            # Acknowledge. A crash before this line is what all of this is for.
+            message.unlink(missing_ok=True)
             yield f"charged: order {receipt.order}, {receipt.cents} cents"
 
 

@@ -24,12 +24,8 @@ from harness.figures import Figure, Measurements, number
 __all__ = ["draw"]
 
 WIDTH, LABEL, CAPTION = 4.7, 62, 76  # inches; characters per line of a row, and of the caption
-LINE, HEAD, ROW, AXIS = (
-    0.18,
-    0.34,
-    0.2,
-    0.3,
-)  # height in inches of a line of text, a heading, a row's chart, an axis
+# Height in inches of a line of text, a heading, a row's chart, an axis.
+LINE, HEAD, ROW, AXIS = 0.18, 0.34, 0.2, 0.3
 # Placeholder colours for matplotlib, and the colours that replace them in the light and in the dark scheme.
 TEXT, MUTED, GRID, HELD, MISSED, GROUND = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 COLOURS = {

@@ -36,9 +36,8 @@ class Result:
     def __post_init__(self) -> None:
         if self.held is None and self.goal is not None:
             reached = self.value >= self.goal if self.at_least else self.value <= self.goal
-            object.__setattr__(
-                self, "held", bool(reached)
-            )  # a comparison of NumPy numbers gives a NumPy bool
+            # A comparison of NumPy numbers gives a NumPy bool.
+            object.__setattr__(self, "held", bool(reached))
 
     @property
     def missed(self) -> bool:

@@ -32,9 +32,8 @@ if not settings.configured:
         INSTALLED_APPS=["rest_framework"],
         REST_FRAMEWORK={"UNAUTHENTICATED_USER": None},
         MIDDLEWARE=["idempotency.django.IdempotencyMiddleware"],
-        IDEMPOTENCY={
-            "STORE": "sqlite:///charges.sqlite3"
-        },  # a key belongs to the primary key of request.user
+        # A key belongs to the primary key of request.user.
+        IDEMPOTENCY={"STORE": "sqlite:///charges.sqlite3"},
     )
 
 from rest_framework import serializers

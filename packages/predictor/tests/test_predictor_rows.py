@@ -337,9 +337,8 @@ def test_large_integers_beside_nulls_are_refused_and_not_rounded(dtype):
 
 
 def test_columns_without_a_numpy_dtype_are_read_cell_by_cell():
-    batch = pa.record_batch(
-        {name: pa.array([value] * 2) for name, value in GOOD.items()}
-    )  # with a column of text
+    # Among them a column of text.
+    batch = pa.record_batch({name: pa.array([value] * 2) for name, value in GOOD.items()})
     assert schema().encode(batch).tolist() == [ENCODED, ENCODED]
     flags = pa.record_batch({"a": pa.array([True]), "b": pa.array([1.0]), "c": pa.array([1.0])})
     with pytest.raises(SchemaError, match="row 0: feature 'a': is a boolean"):

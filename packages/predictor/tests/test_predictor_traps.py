@@ -48,9 +48,8 @@ async def test_interleaved_coroutines_do_not_share_a_row(trained):
 
 def test_a_signal_handler_that_predicts_changes_no_answer(trained, monkeypatch):
     """The handler shares buffers with the interrupted call; a tracer calls it between every two lines."""
-    monkeypatch.setenv(
-        "PREDICTOR_ENGINE", "lightgbm"
-    )  # the kernel predicts a row without running Python lines
+    # The kernel predicts a row without running Python lines.
+    monkeypatch.setenv("PREDICTOR_ENGINE", "lightgbm")
     subject = trained("multiclass")
     model, rows = subject.load(), subject.rows
     expected = model.predict(rows[:2])

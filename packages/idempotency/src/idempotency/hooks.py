@@ -178,13 +178,11 @@ class PrometheusHook:
     def _start_at_zero(self) -> None:
         for begun in ("first", "takeover"):
             self._claimed.labels(begun)
+        # Base classes, and an error that only code inside a run gets.
+        never_sent = {errors.IdempotencyError, errors.StoreError, errors.RunEnded}
         for name in errors.__all__:
             kind = getattr(errors, name)
-            if issubclass(kind, errors.IdempotencyError) and kind not in {
-                errors.IdempotencyError,
-                errors.StoreError,
-                errors.RunEnded,
-            }:  # base classes, and an error that only code inside a run gets
+            if issubclass(kind, errors.IdempotencyError) and kind not in never_sent:
                 self._refused.labels(kind.slug)
         for result in get_args(get_type_hints(Settled)["result"]):
             self._settled.labels(result)

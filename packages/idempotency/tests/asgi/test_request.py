@@ -141,9 +141,8 @@ async def test_request_fingerprint_is_stable_across_releases(
     headers = [("content-type", "application/json")]
     settings = {} if function is None else {"fingerprint": function}
     await call(guard(Charges(), store, **settings), key="k", headers=headers, query=b"x=1", body=b'{"a":1}')
-    if (
-        function is not None
-    ):  # JSON, content type, content encoding, and the canonical form of an object with one member
+    # JSON, content type, content encoding, and the canonical form of an object with one member.
+    if function is not None:
         json_parts = [b"json", b"application/json", b"", b"o1:s1:an1:1"]
         parts[-1] = _digest(json_parts)
     record = await store.get(KEY)

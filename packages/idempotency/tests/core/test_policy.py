@@ -144,9 +144,8 @@ def test_errors_survive_pickle_and_copy() -> None:
 def test_every_error_has_a_unique_slug_and_a_known_status() -> None:
     public = [cls for name in error_module.__all__ if isinstance(cls := getattr(error_module, name), type)]
     classes = [cls for cls in public if issubclass(cls, error_module.IdempotencyError)]
-    assert [cls.__name__ for cls in public if cls not in classes] == [
-        "Answered"
-    ]  # ends a handler, and is not an error
+    # `Answered` ends a handler, and is not an error.
+    assert [cls.__name__ for cls in public if cls not in classes] == ["Answered"]
     assert len({cls.slug for cls in classes}) == len(classes)
     assert {cls.status for cls in classes} <= {400, 408, 409, 411, 413, 422, 500, 503}
 

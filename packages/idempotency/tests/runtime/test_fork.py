@@ -26,9 +26,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 def is_true_in_child(check: Callable[[], bool]) -> bool:
     """Whether *check* is true in a forked child, which is killed after five seconds."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Python warns of a fork beside threads, which these tests need
+        # Python warns of a fork beside threads, which these tests need.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout's handler would report and go on

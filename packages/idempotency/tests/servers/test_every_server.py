@@ -211,9 +211,8 @@ async def test_a_kept_alive_connection_serves_the_next_request_after_a_refusal(s
         assert (await wire.response()).status == 201
 
 
-@pytest.mark.parametrize(
-    "server", ["uvicorn-h11", "hypercorn", "granian", *WORKERS], indirect=True
-)  # httptools passes a trailer on as a header
+# httptools passes a trailer on as a header.
+@pytest.mark.parametrize("server", ["uvicorn-h11", "hypercorn", "granian", *WORKERS], indirect=True)
 async def test_a_key_in_a_trailer_is_ignored(site: Site) -> None:
     head = request("/charges", None, b"").replace(b"content-length: 0", b"transfer-encoding: chunked")
     for number in (1, 2):

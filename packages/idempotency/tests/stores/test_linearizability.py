@@ -141,9 +141,8 @@ async def test_histories_of_sixteen_callers_are_linearizable(
 ) -> None:
     kind = request.node.callspec.params["store"]
     found: list[list[ObservedCall]] = []
-    for seed in range(
-        7, 11
-    ):  # on a busy machine, where most leases lapse before the work is done, more rounds
+    # More rounds for a busy machine, where most leases lapse before the work is done.
+    for seed in range(7, 11):
         rounds, pace = (4, 20.0) if kind == "dynamodb" else (16, 1.0)  # moto is slow
         found += await histories(store, seed=seed, rounds=rounds, pace=pace)
         if rarest_event_count(found) > 10:

@@ -73,9 +73,8 @@ class _Caller:
             owner = Owner(secrets.token_bytes(16))
             reply = await self.acquire(owner)
             if reply is None and self.chance.random() < 0.5:
-                reply = await self.acquire(
-                    owner
-                )  # its reply was lost: the same owner is granted the same claim (R2)
+                # Its reply was lost: the same owner is granted the same claim (R2).
+                reply = await self.acquire(owner)
             if isinstance(reply, Acquired):
                 await self.run(reply.claim)
             elif reply is None:
@@ -139,9 +138,8 @@ class _Caller:
         except StoreUnavailable:
             reply = None
         self.history.append(ObservedCall(call, reply, began, time.monotonic()))
-        if not isinstance(
-            call, Release
-        ):  # a release that is retried may not reply as if its first try had no effect
+        # A release that is retried may not reply as if its first try had no effect.
+        if not isinstance(call, Release):
             self.history += [ObservedCall(call, None, *tried) for tried in failed_tries]
         return reply
 

@@ -179,9 +179,8 @@ async def _stream(request: Request) -> StreamingResponse:
 
 
 @pytest.mark.trap(11)
-@pytest.mark.parametrize(
-    "spec_version", ["2.0", "2.4"]
-)  # before 2.4 Starlette listens for a disconnect itself
+# Before 2.4 Starlette listens for a disconnect itself.
+@pytest.mark.parametrize("spec_version", ["2.0", "2.4"])
 @pytest.mark.parametrize("keyed", [True, False])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_streaming_response_is_complete_and_sees_no_false_disconnect(

@@ -180,9 +180,8 @@ async def test_one_waiter_runs_after_an_owner_that_failed(processes: int, any_st
         charges.status = 500 if number == 1 else 201
 
     charges = Charges(work)
-    apps = [
-        guard(charges, any_store, wait=PATIENCE) for _ in range(processes)
-    ]  # each has its own engine, as in a process of its own
+    # Each has its own engine, as in a process of its own.
+    apps = [guard(charges, any_store, wait=PATIENCE) for _ in range(processes)]
     owner = asyncio.create_task(call(apps[0], key=key))
     await until(lambda: charges.runs != 0)
     async with asyncio.timeout(30):

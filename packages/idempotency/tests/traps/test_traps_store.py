@@ -51,9 +51,8 @@ async def test_a_claim_granted_while_redis_was_frozen_is_released(own_redis: Ser
     charges = Charges()
     async with Redis.from_url(own_redis.url) as client:
         store = RedisStore(client, deadline=1.0)
-        app = guard(
-            charges, store, lease=3600.0
-        )  # an unreleased claim would hold the key for longer than the test waits
+        # An unreleased claim would hold the key for longer than the test waits.
+        app = guard(charges, store, lease=3600.0)
         while (await call(app, key=f"{key}-warm")).status != 201:
             pass
         runs_before = charges.runs

@@ -261,7 +261,6 @@ def test_response_iterable_is_closed_exactly_once(site: Site, path: str, key: st
 def test_file_wrapper_is_offered_only_without_a_key(site: Site) -> None:
     assert [site.send("/bare/file", key=key).body for key in ("k", None)] == [b"a file"] * 2
     seen = [note for note in site.effects.notes if note.endswith("wrapped")]
-    offered = (
-        "not wrapped" if isinstance(site, InProcess) else "wrapped"
-    )  # the in-process driver offers no wrapper
+    # The in-process driver offers no wrapper.
+    offered = "not wrapped" if isinstance(site, InProcess) else "wrapped"
     assert seen == ["not wrapped", offered]

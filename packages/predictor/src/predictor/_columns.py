@@ -29,9 +29,8 @@ class ColumnReader:
         """Use *cells*, the extension's reader of plain cells, or None without the extension."""
         self._rules = rules
         self._cells = cells
-        self.takes_codes: bool = len(rules.own_codes) == len(
-            rules.codes
-        )  # each category's labels are its codes
+        # Whether the labels of each category are its codes.
+        self.takes_codes: bool = len(rules.own_codes) == len(rules.codes)
 
     def plain_matrix(self, rows: NDArray[Any]) -> NDArray[np.float64] | None:
         """Return float *rows* [n, width] unchanged if every cell is plain; None: `matrix` must check them."""

@@ -41,9 +41,8 @@ _NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|inf|nan)"
 _NUMERIC_INFO = re.compile(rf"\[({_NUMBER}):({_NUMBER})\]")
 _CATEGORY_INFO = re.compile(r"-?[0-9]{1,10}(?::-?[0-9]{1,10})*")
 _MAX_BYTES = 1 << 30
-_MOST_CODES = (
-    1 << 22
-)  # most categories that splits may name, over all features; each takes about 100 bytes here
+# Most categories that splits may name, over all features; each takes about 100 bytes here.
+_MOST_CODES = 1 << 22
 _NO_TREES = "the model has no trees"
 
 
@@ -57,14 +56,12 @@ class ModelText:
     n_outputs: int
     n_trees: int
     feature_names: tuple[str, ...]
-    codes: Mapping[
-        int, tuple[int, ...]
-    ]  # categorical feature -> the codes of feature_infos and of its splits
+    # Categorical feature -> the codes of feature_infos and of its splits.
+    codes: Mapping[int, tuple[int, ...]]
     listed: frozenset[int]  # categorical features whose codes feature_infos lists
     mixed: frozenset[int]  # categorical features that some splits read as plain numbers (continued training)
-    ranges: Mapping[
-        int, tuple[float, float]
-    ]  # numeric feature -> smallest and largest value seen in training
+    # Numeric feature -> smallest and largest value seen in training.
+    ranges: Mapping[int, tuple[float, float]]
     missing: frozenset[int]  # features with missing values in training, as their splits show
     pandas_categories: tuple[tuple[Any, ...], ...]
     is_linear: bool
@@ -367,9 +364,8 @@ def _tail(text: str) -> tuple[tuple[Any, ...], ...]:
     """Check what follows the trees and return the pandas categories, one tuple per category column."""
     if not text.startswith("end of trees\n"):
         raise ModelTextError("'end of trees' is missing (cut off, or trees were added)")
-    if (
-        "\nfeature_importances:\n" not in text and "\nfeature importances:\n" not in text
-    ):  # LightGBM 2.3's heading
+    # The second is LightGBM 2.3's heading.
+    if "\nfeature_importances:\n" not in text and "\nfeature importances:\n" not in text:
         raise ModelTextError("feature_importances is missing (cut off)")
     if "\nTree=" in text:
         raise ModelTextError("a tree after 'end of trees'")

@@ -128,13 +128,11 @@ def _values(column: Any) -> Any:
     if labelled is not None:
         return labelled
     if getattr(column, "hasnans", False) and not isinstance(column.dtype, np.dtype):
-        return column.to_numpy(
-            dtype=object, na_value=None
-        )  # pandas would turn whole numbers with nulls into floats
+        # pandas would turn whole numbers with nulls into floats.
+        return column.to_numpy(dtype=object, na_value=None)
     nulls = getattr(column, "null_count", 0)  # a number in Arrow, a method in Polars
-    if (
-        nulls() if callable(nulls) else nulls
-    ):  # Arrow and Polars would turn whole numbers with nulls into floats
+    # Arrow and Polars would turn whole numbers with nulls into floats.
+    if nulls() if callable(nulls) else nulls:
         return _listed(column)
     try:
         return column.to_numpy()
@@ -150,10 +148,7 @@ def _labelled(column: Any) -> Labelled | None:
     """Return a dictionary-encoded column of pandas, Polars or Arrow, or None if it is another kind of column."""
     if hasattr(column, "cat") and hasattr(getattr(column.dtype, "categories", None), "tolist"):  # pandas
         return Labelled(np.asarray(column.cat.codes, np.int64), column.cat.categories.tolist())
-    if hasattr(column, "to_physical") and str(column.dtype).split("(")[0] in (
-        "Categorical",
-        "Enum",
-    ):  # Polars
+    if hasattr(column, "to_physical") and str(column.dtype).startswith(("Categorical", "Enum")):  # Polars
         used = column.drop_nulls().unique()
         order = used.to_physical().arg_sort()  # the numbers may have gaps, because Polars columns share them
         numbers = used.to_physical().cast(int).to_numpy()[order.to_numpy()]

@@ -148,15 +148,15 @@ def _read_blocks(blocks: Iterable[bytes], *, width: int) -> Trees:
     node_start, leaf_start = _starts(table.nodes), _starts(table.leaves)
     leaf_value = _finite(to_floats(read_floats(table.lines("leaf_value", table.leaves))), leaf_start)
     read_floats(table.lines("shrinkage", [1] * len(table)))
+    # LightGBM does not get these lines, but a wrong length shows that the file is damaged.
     for name, sizes in (
         ("leaf_weight", table.leaves),
         ("internal_value", table.nodes),
         ("internal_weight", table.nodes),
-    ):  # LightGBM does not get these lines, but a wrong length shows that the file is damaged
+    ):
         table.lines(name, sizes, optional=True).joined()
-    decision_type = table.ints(
-        "decision_type", table.nodes, low=0, high=0b1011
-    )  # missing type 3 does not exist
+    # Missing type 3 does not exist.
+    decision_type = table.ints("decision_type", table.nodes, low=0, high=0b1011)
     threshold = to_floats(read_floats(table.lines("threshold", table.nodes)))
     left = table.ints("left_child", table.nodes, low=-_INT32, high=_INT32)
     right = table.ints("right_child", table.nodes, low=-_INT32, high=_INT32)

@@ -120,9 +120,8 @@ class Batcher:
                 encoded.append(model.encode_row(request.row))
             except PredictorError as error:
                 request.answer.set_exception(error)
-            except (
-                Exception
-            ) as error:  # code of the row itself may raise anything; other rows must still be answered
+            except Exception as error:
+                # Code of the row itself may raise anything; other rows must still be answered.
                 unreadable = SchemaError(
                     f"the row cannot be read: it raises {type(error).__name__}",
                     remedy="send a plain mapping or list",
@@ -138,9 +137,8 @@ class Batcher:
         try:
             answers = model.predict_encoded(np.array(encoded, dtype=np.float64)).reshape(len(requests), -1)
         except Exception as error:  # also MemoryError and the like
-            for (
-                request
-            ) in requests:  # each waiter raises its own copy: a shared one would collect all tracebacks
+            # Each waiter raises its own copy: a shared one would collect all tracebacks.
+            for request in requests:
                 request.answer.set_exception(copy.copy(error))
             return
         for request, values in zip(requests, answers, strict=True):

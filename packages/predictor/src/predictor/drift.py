@@ -39,9 +39,8 @@ class FeatureDrift:
     below: int  # values less than the smallest of the sample rows; negative infinity included
     above: int  # values greater than the largest of the sample rows; infinity included
     unseen: int  # values that are a category which training did not have
-    psi: (
-        float | None
-    )  # population stability index; None before any row or without a reference in the manifest
+    # Population stability index; None before any row, or without a reference in the manifest.
+    psi: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

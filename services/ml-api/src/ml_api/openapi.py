@@ -328,9 +328,8 @@ def _schemas() -> Schema:
     schemas: Schema = generated["$defs"] | read
     for schema in schemas.values():
         for member in schema.get("properties", {}).values():
-            member.pop(
-                "title", None
-            )  # pydantic's generated title, such as "Agentid", adds nothing to the name
+            # pydantic's generated title, such as "Agentid", adds nothing to the name.
+            member.pop("title", None)
     _publish(read)
     document: Schema = {
         "type": "object",

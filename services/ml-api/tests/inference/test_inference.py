@@ -114,9 +114,8 @@ def test_the_configured_trading_model_is_loaded_or_refused_with_the_reason(
 ) -> None:
     def loaded(path: Path, **more: object) -> ModelRegistry:
         given = {"api_key": "the-key-of-the-tests", "model_path": path} | more
-        return load_models(
-            Settings.model_construct(**given)
-        )  # not validated: a file may vanish after validation
+        # Not validated: a file may vanish after validation.
+        return load_models(Settings.model_construct(**given))
 
     named, altered, absent = tmp_path / "named.txt", tmp_path / "altered.txt", tmp_path / "absent.txt"
     manifest = Manifest.read(manifest_path(BUNDLED_MODEL))

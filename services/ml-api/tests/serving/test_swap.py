@@ -81,9 +81,8 @@ async def joined(*workers: Worker) -> AsyncIterator[None]:
             await stack.enter_async_context(worker.peers.joined())
         yield
         async with asyncio.timeout(30):
-            await until(
-                lambda: asyncio.all_tasks() <= before
-            )  # until every connection between workers is closed
+            # Until every connection between workers is closed.
+            await until(lambda: asyncio.all_tasks() <= before)
 
 
 async def test_all_workers_and_later_ones_serve_the_new_model(

@@ -17,9 +17,8 @@ __all__ = ["Plan", "json_misfit", "plain", "plan", "resolve", "show", "signature
 
 _EMPTY = inspect.Signature.empty
 _SCALARS: frozenset[Any] = frozenset({str, int, float, bool, None, type(None)})
-_UNKNOWN: frozenset[Any] = frozenset(
-    {_EMPTY, Any, object, typing.Never, typing.NoReturn}
-)  # only a value shows whether JSON can hold it
+# With these, only a value shows whether JSON can hold it.
+_UNKNOWN: frozenset[Any] = frozenset({_EMPTY, Any, object, typing.Never, typing.NoReturn})
 _SEQUENCES = {list, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Iterable}
 _MAPPINGS = {dict, collections.abc.Mapping, collections.abc.MutableMapping}
 

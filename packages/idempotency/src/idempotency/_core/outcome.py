@@ -51,9 +51,8 @@ FINAL = frozenset(range(200, 600))
 BODILESS = frozenset({204, 304})
 """The final statuses whose answers never have a body (RFC 9110, 6.4.1)."""
 
-_find_unsafe = re.compile(
-    rb"[\x00-\x08\x0a-\x1f\x7f]"
-).search  # control characters but the tab (RFC 9110, 5.5)
+# Control characters but the tab (RFC 9110, 5.5).
+_find_unsafe = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 
 

@@ -115,9 +115,8 @@ class Policy:
     replay_header: str = "Idempotency-Replayed"
     redact: Callable[[Response], Response] | None = None
     header_rules: HeaderRules = field(init=False, repr=False, compare=False)  # derived from the others
-    key_fields: tuple[tuple[str, bytes], ...] = field(
-        init=False, repr=False, compare=False
-    )  # of `key_headers`
+    # Of `key_headers`: each name as written, and in lower case.
+    key_fields: tuple[tuple[str, bytes], ...] = field(init=False, repr=False, compare=False)
     key_names: frozenset[bytes] = field(init=False, repr=False, compare=False)  # in lower case
     only_key_name: bytes | None = field(init=False, repr=False, compare=False)  # None if there are several
 

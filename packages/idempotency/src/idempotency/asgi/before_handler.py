@@ -114,9 +114,8 @@ def is_routed(scope: Scope) -> bool:
     endpoint: Any = scope.get("endpoint")
     while hasattr(endpoint, "app") and not hasattr(endpoint, "routes"):  # the middleware of a mount
         endpoint = endpoint.app
-    return endpoint is not None and not hasattr(
-        endpoint, "routes"
-    )  # with routes, it is only a mounted router
+    # An endpoint with routes is only a mounted router.
+    return endpoint is not None and not hasattr(endpoint, "routes")
 
 
 def _is_sent_by_router() -> bool:

@@ -226,9 +226,8 @@ class _RequestHandler:
         headers = scope["headers"]
         sent = len(headers)
         try:
-            if (
-                declared > policy.max_request_bytes
-            ):  # before reading, which makes a server send 100 (Continue)
+            # Before reading, which makes a server send 100 (Continue).
+            if declared > policy.max_request_bytes:
                 raise RequestTooLarge(limit=policy.max_request_bytes)
             arrived, message = poll_once(self._receive())
             if arrived and message["type"] == "http.request" and not message.get("more_body", False):
@@ -242,9 +241,8 @@ class _RequestHandler:
                 read = partial(self._body.read, arrived, message)
                 body = await running().within(policy.body_timeout, read)
                 if body is None:
-                    return (
-                        None  # the client left before the end of its body: nothing was claimed, nothing runs
-                    )
+                    # The client left before the end of its body: nothing was claimed, nothing runs.
+                    return None
             if not body:
                 require_body(scope, declared)
         except TimeoutError:
@@ -339,9 +337,8 @@ class _RequestHandler:
             )
         answer = refusal(error, self.policy)
         if isinstance(error, RequestTooLarge | RequestTimeout) and not is_http2(self.scope):
-            answer.headers.append(
-                (b"connection", b"close")
-            )  # the application never reads the rest of the body
+            # The application never reads the rest of the body.
+            answer.headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         document = b"" if self.scope["method"] == "HEAD" else answer.body
         if body is not None:

@@ -175,9 +175,8 @@ class ResponseRecorder:
             return {"type": "http.request", "body": body, "more_body": False}
         state = self._state
         if state is _BUFFERING or state is _RECORDING or state is _FAILED:
-            if (
-                self._recorded is None
-            ):  # the application sees no disconnect before the outcome is recorded (E5)
+            # The application sees no disconnect before the outcome is recorded (E5).
+            if self._recorded is None:
                 self._recorded = running().signal()
             await self._recorded.wait()
         if self._state is _WHOLE:

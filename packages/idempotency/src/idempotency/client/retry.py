@@ -17,10 +17,8 @@ __all__ = ["Answer", "Retry", "next_delay", "parse_date", "parse_retry_after", "
 
 _NOT_REPLAYABLE = problem_type(NotReplayable.slug)
 _SECONDS = re.compile(r"[0-9]+")
-_SHOULD_RETRY = (
-    "stripe-should-retry",
-    "x-should-retry",
-)  # headers by which a server allows or forbids a retry
+# Headers by which a server allows or forbids a retry.
+_SHOULD_RETRY = ("stripe-should-retry", "x-should-retry")
 
 
 class Answer(NamedTuple):

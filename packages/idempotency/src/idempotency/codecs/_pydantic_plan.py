@@ -47,9 +47,8 @@ _WRAPPERS: Final = frozenset(
     if (kind := getattr(typing, name, None)) is not None
 )
 _LISTS: Final = frozenset({collections.abc.Sequence, collections.abc.Collection})
-_ONCE: Final = frozenset(
-    {collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator}
-)  # can be iterated only once
+# Values of these can be iterated only once.
+_ONCE: Final = frozenset({collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator})
 _DICTS: Final = frozenset({collections.abc.Mapping, collections.abc.MutableMapping})
 _COLLECTIONS: Final[dict[Any, Any]] = {
     list: list,
@@ -294,9 +293,8 @@ class _Planner:
         self._known[kind, given] = Plan(encode, decode)
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
             plans[name] = self.of(hint, names)
-            if (
-                get_origin(hint) is typing.NotRequired
-            ):  # `__required_keys__` is wrong for annotations given as text
+            # `__required_keys__` is wrong for annotations given as text.
+            if get_origin(hint) is typing.NotRequired:
                 required.discard(name)
         return self._known[kind, given]
 

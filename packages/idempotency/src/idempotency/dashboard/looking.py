@@ -60,9 +60,8 @@ class Looking:
         prefix = storage_key(tenant, "") if tenant else ""
         found: list[Record] = []
         looked_at = 0
-        for _ in range(
-            LOOKED_AT
-        ):  # limits the pages too, since a page may be empty if its records are unreadable
+        # The number of pages is limited too, since a page may be empty if its records are unreadable.
+        for _ in range(LOOKED_AT):
             if len(found) >= PAGE_RECORDS or looked_at >= LOOKED_AT:
                 break
             page = await self._desk.store.scan(limit=PAGE_RECORDS, cursor=cursor)

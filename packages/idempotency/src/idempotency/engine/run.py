@@ -116,9 +116,8 @@ class Run(RunBase[InFlight]):
                 return await store.get(claim.key)
             if action is actions.RELEASE:
                 return await store.release(claim)
-        except (
-            Exception
-        ) as error:  # after a run, any failure means that the effect of the call is unknown (E8)
+        except Exception as error:
+            # After a run, any failure means that the effect of the call is unknown (E8).
             return as_store_error(error)
         if isinstance(action, actions.Sleep):
             await running().sleep(action.seconds)

@@ -30,9 +30,8 @@ from idempotency.store import SyncStore
 
 __all__ = ["SyncEngine", "SyncRun"]
 
-_MAX_LATE_RELEASES = (
-    64  # at once, per engine, as they share its thread; further claims stay until their leases end
-)
+# At most so many at once per engine, because they share its thread; further claims stay until their leases end.
+_MAX_LATE_RELEASES = 64
 
 
 class SyncEngine(EngineBase[SyncInFlight]):
@@ -283,9 +282,8 @@ class SyncRun(RunBase[SyncInFlight]):
                 return store.get(claim.key)
             if action is actions.RELEASE:
                 return store.release(claim)
-        except (
-            Exception
-        ) as error:  # after a run, any failure means that the effect of the call is unknown (E8)
+        except Exception as error:
+            # After a run, any failure means that the effect of the call is unknown (E8).
             return as_store_error(error)
         if isinstance(action, actions.Sleep):
             self._engine.sleep(action.seconds)

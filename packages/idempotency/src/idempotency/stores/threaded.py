@@ -36,9 +36,8 @@ class ThreadedStore:
             raise ValueError(f"max_threads must be at least 1, not {max_threads}")
         self._store = store
         self._threads = Threads(max_threads, "idempotency-store")
-        for (
-            name
-        ) in _IN_A_THREAD:  # on the instance, so that this store is Inspectable only if the inner one is
+        # On the instance, so that this store is Inspectable only if the inner one is.
+        for name in _IN_A_THREAD:
             if hasattr(store, name):
                 setattr(self, name, partial(self._call, getattr(store, name)))
         if hasattr(store, "complete_in"):

@@ -217,12 +217,12 @@ def _sentinel(parts: StoreURL, options: dict[str, Any], sync: bool) -> Any:
     service, _, database = parts.path.removeprefix("/").partition("/")
     if not parts.hosts or not service:
         refuse(parts, "takes hosts and the name of the service: redis+sentinel://host:26379/service/0")
+    timeout = options["socket_timeout"] / len(parts.hosts)  # leaves time to ask the next Sentinel
     guard = {
         "username": options.pop("sentinel_username", None),
         "password": options.pop("sentinel_password", None),
-        "socket_timeout": options["socket_timeout"]
-        / len(parts.hosts),  # leaves time to ask the next Sentinel
-        "socket_connect_timeout": options["socket_timeout"] / len(parts.hosts),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
         "retry": (Retry if sync else AsyncRetry)(NoBackoff(), 0),
     }
     # A Sentinel says where the primary is, so its certificate is verified like the primary's.

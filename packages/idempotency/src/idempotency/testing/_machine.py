@@ -65,9 +65,8 @@ class _History(RuleBasedStateMachine):
         call = Acquire(
             self._keys[key],
             Fingerprint(bytes([what]) * 32),
-            Owner(
-                f"owner {who} asks {what} ".encode()
-            ),  # an owner is drawn for one request, so for one `what`
+            # An owner is drawn for one request, so for one `what`.
+            Owner(f"owner {who} asks {what} ".encode()),
             lease * self._unit,
             retention * self._unit,
             takeover,

@@ -253,9 +253,8 @@ class ResponseRecorder:
 
     def _next(self, chunks: Iterator[bytes]) -> None:
         chunk = next(chunks, None)
-        if not self._is(
-            State.BUFFERING
-        ):  # nothing was claimed, or a write() of the application began the stream
+        # Nothing was claimed, or a write() of the application began the stream.
+        if not self._is(State.BUFFERING):
             self._chunks = [] if chunk is None else [chunk]
         elif chunk is None:
             self._finish()

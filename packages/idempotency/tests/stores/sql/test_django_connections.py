@@ -87,9 +87,8 @@ def test_a_positive_max_age_bounds_the_age_of_a_connection(store: SyncDjangoStor
     [(wrapper, _)] = store._connections._idle
     store.get(KEY)
     first = wrapper.connection
-    wrapper.close_at = (
-        time.monotonic()
-    )  # which Django sets when it connects; now the connection has reached its maximum age
+    # Django sets it when it connects; now the connection has reached its maximum age.
+    wrapper.close_at = time.monotonic()
     store.get(KEY)
     assert wrapper.connection is not first
 

@@ -71,9 +71,8 @@ def test_a_change_of_the_session_zones_offset_does_not_shift_the_clock(
         now = time.time()
         zone = add_zone(connection, now - change.changed, change)
         connection.exec_driver_sql("SET SESSION time_zone = %s", (zone,))
-        connection.exec_driver_sql(
-            "SET timestamp = %s", (now - change.began,)
-        )  # SYSDATE is not changed by it
+        # SYSDATE is not changed by it.
+        connection.exec_driver_sql("SET timestamp = %s", (now - change.began,))
         measured = int(connection.exec_driver_sql(clock.sql).scalar_one()) / 1e6
         connection.invalidate()  # which discards its zone and its clock
     assert measured == pytest.approx(now, abs=TOLERANCE)

@@ -77,9 +77,8 @@ def test_complete_in_works_with_any_row_and_text_factory(
         with caller:
             caller.execute("INSERT INTO charge VALUES (1)")
             assert store.complete_in(caller, granted, OUTCOME, retention=60.0) is True
-            assert (
-                store.complete_in(caller, granted, b'{"n":2}', retention=60.0) is False
-            )  # one effect a claim
+            # A claim has one effect.
+            assert store.complete_in(caller, granted, b'{"n":2}', retention=60.0) is False
     assert store.get(KEY).outcome == OUTCOME
 
 

@@ -28,9 +28,8 @@ __all__ = ["EXTENSIONS", "inference_routes"]
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration"]
 """The supported extensions of the protocol, by Triton's names."""
 
-_INLINE_BYTES = (
-    16_384  # a larger body is parsed and answered in a thread, so that it does not block the event loop
-)
+# A larger body is parsed and answered in a thread, so that it does not block the event loop.
+_INLINE_BYTES = 16_384
 
 Asked: TypeAlias = tuple[InferRequest, list[InputTensor]]
 

@@ -23,9 +23,8 @@ __all__ = ["MAX_DEPTH", "NotJson", "depth", "plain_body"]
 MAX_DEPTH = 201
 """Levels of objects and arrays that a body may have."""
 
-_BEYOND_FLOAT = (
-    "9e999"  # as a string, which a price may be; as float64 it is infinite, like the number itself
-)
+# As a string, which a price may be; as float64 it is infinite, like the number itself.
+_BEYOND_FLOAT = "9e999"
 
 
 class NotJson(ValueError):

@@ -21,9 +21,8 @@ from ml_api.predict.types import Name
 __all__ = ["SeenCandles"]
 
 _MAX_BYTES = 65_536  # of candles that are remembered; twice the usual size
-_BEGIN_BYTES = (
-    128  # the first bytes of the candles, by which they are looked up; they contain prices of the market
-)
+# The first bytes of the candles, by which they are looked up; they contain prices of the market.
+_BEGIN_BYTES = 128
 _find_candles = re.compile(rb'"candles"[ \t\r\n]*:[ \t\r\n]*(?=\[)').search
 _FIND_WITHIN = 4_096  # bytes; if the candles begin later in the body, it is parsed as a whole
 

@@ -27,9 +27,8 @@ __all__ = ["RULES_VERSION", "PredictionService"]
 RULES_VERSION = "rules"
 """The model version in answers if fixed rules decide instead of a model."""
 
-_INLINE_BYTES = (
-    65_536  # twice the usual body, which takes a fraction of a millisecond: a thread would cost more
-)
+# A larger body is processed in a thread, which for a usual body (half of this) would cost more than it takes.
+_INLINE_BYTES = 65_536
 
 
 class PredictionService:

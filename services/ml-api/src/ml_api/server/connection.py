@@ -81,9 +81,8 @@ class Connection(HttpToolsProtocol):
         self.events: ConnectionEvents = self.app_state.get(EVENTS) or ConnectionEvents()
         self.timeout_keep_alive = self.settings.keep_alive_timeout
         self.reading = Reading.NOTHING
-        self._running: Any = (
-            None  # the request cycle that is being answered; uvicorn's `cycle` is the newest one
-        )
+        # The request cycle that is being answered; uvicorn's `cycle` is the newest one.
+        self._running: Any = None
         self._raw: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None

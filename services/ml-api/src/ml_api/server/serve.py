@@ -80,9 +80,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         if workers == 1:
             uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
             return
-        load_models(
-            settings
-        )  # so that an unusable model gives one error line here, not a traceback per worker
+        # So that an unusable model gives one error line here, not a traceback per worker.
+        load_models(settings)
         config = ServiceConfig(
             "ml_api.app:create_app", settings, factory=True, host=host, port=port, workers=workers
         )

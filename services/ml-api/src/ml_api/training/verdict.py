@@ -8,9 +8,8 @@ from predictor import Metric
 
 __all__ = ["verdict"]
 
-_HARDLY = (
-    0.01  # if the log loss is lower than the baseline's by less than this share, the skill is "hardly any"
-)
+# If the log loss is lower than the baseline's by less than this share, the skill is "hardly any".
+_HARDLY = 0.01
 
 
 def verdict(metrics: Mapping[str, Metric]) -> str:

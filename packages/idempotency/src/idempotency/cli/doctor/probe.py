@@ -21,9 +21,8 @@ __all__ = ["probe"]
 
 _LEASE: Final = 30.0
 _PAUSE: Final = 0.25
-_CLOCK_TOLERANCE: Final = (
-    0.1  # a share of the pause: a clock that is 10 % off makes leases 10 % shorter or longer
-)
+# A share of the pause: a clock that is 10 % off makes leases 10 % shorter or longer.
+_CLOCK_TOLERANCE: Final = 0.1
 _SAMPLES: Final = 20
 _OUTCOME: Final = b'{"format":1,"outcome":"unreplayable","reason":"doctor","status_code":200}'
 

@@ -287,9 +287,8 @@ class _Sqlite3:
         return drive(steps, self._run)
 
     def _run(self, step: Query | Begin) -> Result:
-        if (
-            not self._connection.in_transaction
-        ):  # raises if the connection is closed; the error is translated here
+        # `in_transaction` raises if the connection is closed; the error is translated here.
+        if not self._connection.in_transaction:
             raise autocommitting()
         query = step.lock if isinstance(step, Begin) else step
         if query is None:

@@ -181,9 +181,8 @@ class SyncDjangoStore:
                 if tries_left and is_transient(records.backend, error):
                     time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that two victims do not meet again
                 elif may_have_been_lost and type(meaning) is StoreUnavailable and not removes:
-                    may_have_been_lost = (
-                        False  # an idle connection may have died; a removal is not repeated (R5)
-                    )
+                    # An idle connection may have died, so try once more; a removal is not repeated (R5).
+                    may_have_been_lost = False
                 else:
                     raise meaning from error
         raise AssertionError("the last try returns or raises")

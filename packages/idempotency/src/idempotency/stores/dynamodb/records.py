@@ -146,9 +146,8 @@ class Records:
             return True
         if parts is not None and found.parts != parts:
             self._delete_parts(parts)
-        return found.state == "completed" and self._holds(
-            claim, found, now
-        )  # a repeat; the first outcome stays (R3)
+        # If it is completed, this is a repeat; the first outcome stays (R3).
+        return found.state == "completed" and self._holds(claim, found, now)
 
     def release(self, claim: Claim) -> bool:
         """See `Store.release`."""

@@ -156,9 +156,8 @@ class SealingStore:
             raise TypeError("keys must be a KeyRing")
         self._keys = keys
         self._accept_plain = accept_plain
-        for (
-            name
-        ) in _PASSED_THROUGH:  # on the instance, so that this store is Waitable only if the inner one is
+        # On the instance, so that this store is Waitable only if the inner one is.
+        for name in _PASSED_THROUGH:
             if hasattr(store, name):
                 setattr(self, name, getattr(store, name))
         if hasattr(store, "complete_in"):

@@ -33,9 +33,8 @@ from idempotency.stores.memory.expiry_wheel import SLOT_SECONDS, Entry, ExpiryWh
 __all__ = ["MemoryStore", "SyncMemoryStore"]
 
 _SWEEP = 4  # expired records removed by one acquire: more than it can add, so that memory shrinks under load
-_LATE_SLOTS = (
-    4  # slots that a completed record may stay after its expiry; saves a second scheduling of each run
-)
+# Slots that a completed record may stay after its expiry; this saves a second scheduling of each run.
+_LATE_SLOTS = 4
 
 _new = tuple.__new__  # builds a named tuple in half the time of its constructor, a Python function
 

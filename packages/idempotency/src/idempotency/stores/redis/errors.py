@@ -27,9 +27,8 @@ _ADVICE = {
     "PEXPIREAT, PEXPIRETIME and TIME on the prefix",
 }
 
-_OF_CLASS: tuple[
-    tuple[type[Exception], str], ...
-] = (  # redis-py removes the word from errors of these classes
+# redis-py removes the word from errors of these classes.
+_OF_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (failures.BusyLoadingError, "LOADING"),
     (failures.MasterDownError, "MASTERDOWN"),
     (failures.ClusterDownError, "CLUSTERDOWN"),

@@ -26,9 +26,8 @@ from idempotency.stores.redis.wire.replies import Replies, Reply
 __all__ = ["Connection", "is_open"]
 
 _WINDOW = 256  # the most commands under way: after a lost connection their effects are unknown
-_SHARE = (
-    16  # waiting commands that are written at once, so that the server works while the loop prepares more
-)
+# So many waiting commands are written at once, so that the server works while the loop prepares more.
+_SHARE = 16
 
 
 class _Extra(Enum):
