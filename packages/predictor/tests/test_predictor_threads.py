@@ -45,8 +45,8 @@ def run(script: str, *arguments: object, timeout: float = 60.0) -> str:
 
 
 def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes(monkeypatch):
-    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     """NumPy releases the GIL while it copies more than 500 numbers, so another row may be answered in the middle."""
+    monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     pytest.importorskip("predictor._kernel", reason="the extension is not built")
     x = np.arange(1_200.0)[:, None]
     booster = lgb.train(
@@ -63,7 +63,7 @@ def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes(monke
             nonlocal waiting
             if waiting:
                 waiting = False
-                kernel.numbers([900.0])
+                kernel.encoded_row([900.0])
             return np.array(self)
 
     template = np.zeros(300).view(Interrupted)
@@ -73,7 +73,7 @@ def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes(monke
     kernel._engine.bind(cells, template, False, np.empty, 0)
     for row in (5, 700):
         waiting = True
-        assert kernel.row([float(row)]).tolist() == expected[row].tolist()
+        assert kernel.plain_row([float(row)]).tolist() == expected[row].tolist()
         assert not waiting
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from idempotency import StoreError
 from idempotency.cli import main
-from idempotency.stores.store_url import hide_urls, parse_store_url
+from idempotency.stores.parse_url import hide_urls, parse_store_url
 from idempotency.stores.url import open_store, open_sync_store, postgres_conninfo
 
 SECRET = "hunter2"

@@ -99,9 +99,9 @@ class Kernel:
         self.batch_path: str = about["batch"]  # blend, or as row_path
         self.explains: bool = about["nodes"] > 0
         self.bytes: int = about["bytes"]
-        self.row = engine.row
-        self.numbers = engine.numbers
-        self.matrix = engine.matrix
+        self.plain_row = engine.row
+        self.plain_matrix = engine.matrix
+        self.encoded_row = engine.numbers
         self._engine = engine
         self._calls = {NORMAL: engine.predict, RAW: engine.raw, CONTRIB: engine.explain}
         self._width, self._outputs, self._trees = width, outputs, trees
@@ -133,12 +133,12 @@ class Kernel:
 
     def bind(self, cells: Any, *, release: bool, most_rows: int) -> None:
         """
-        Set, once, how `row` and `matrix` read cells.
+        Set, once, how `plain_row` and `plain_matrix` read cells.
 
         Args:
             cells: The result of `cells_of`.
-            release: Whether `row` releases the GIL.
-            most_rows: For more rows `matrix` returns None.
+            release: Whether `plain_row` and `encoded_row` release the GIL.
+            most_rows: For more rows `plain_matrix` returns None.
         """
         self._engine.bind(cells, np.zeros(self._outputs), release, np.empty, most_rows)
 

@@ -77,13 +77,13 @@ class Runtime:
         if isinstance(self.kernel, Kernel):
             most_rows = self.kernel.most_rows(_HOLD_GIL_BELOW) if takes_codes else 0
             self.kernel.bind(cells, release=self.kernel.row_ns >= _HOLD_GIL_BELOW, most_rows=most_rows)
-            self.plain_row, self.plain_matrix = self.kernel.row, self.kernel.matrix
+            self.plain_row, self.plain_matrix = self.kernel.plain_row, self.kernel.plain_matrix
         _runtimes.add(self)
 
     def row(self, values: Sequence[float]) -> NDArray[np.float64]:
         """Return float64 [n_outputs] for one encoded row."""
         if isinstance(self.kernel, Kernel):
-            return cast("NDArray[np.float64]", self.kernel.numbers(values))
+            return cast("NDArray[np.float64]", self.kernel.encoded_row(values))
         try:
             call = self._local.call
         except AttributeError:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from predictor._outputs import output_names
+from predictor._output_names import output_names
 from predictor.errors import SchemaError
 from predictor.manifest import Manifest, manifest_path
 from predictor.model import Model

@@ -74,7 +74,7 @@ class RowSchema:
         self._columns = ColumnReader(rules, self.cells)
         self.takes_codes: bool = self._columns.takes_codes
         """Whether the numbers of an array are the codes of its categories: true unless labels are other than codes."""
-        self._has_short_way = len(rules.own_codes) == len(rules.codes) and not rules.integers
+        self._has_short_way = self.takes_codes and not rules.integers
 
     def encode_row(self, row: Any) -> Sequence[float]:
         """

@@ -31,6 +31,7 @@ from idempotency.hooks import OpenTelemetryHook
 from ml_api.http.api_keys import ApiKeys
 from ml_api.http.auth import Authentication, GuardedRoute, caller
 from ml_api.http.browser_headers import CORS, SecurityHeaders
+from ml_api.http.connection_refusals import EVENTS, ConnectionEvents
 from ml_api.http.docs_page import docs_routes
 from ml_api.http.endpoints import Endpoint, openapi_endpoint
 from ml_api.http.failed_attempts import FailedAttempts
@@ -39,7 +40,6 @@ from ml_api.http.json_fingerprint import json_fingerprint
 from ml_api.http.limits import BodyLimit
 from ml_api.http.problems import Problem, render_http_exception, render_problem
 from ml_api.http.rate_limit import RateLimit, TokenBuckets
-from ml_api.http.refusals import EVENTS, ConnectionEvents
 from ml_api.inference.errors import InferenceErrors
 from ml_api.inference.requests import HEADER_LENGTH
 from ml_api.inference.routes import inference_routes

@@ -91,7 +91,7 @@ def _existing(url: str | None) -> str:
         ValueError: No URL was given.
         StoreUnavailable: The URL names a file that does not exist.
     """
-    from idempotency.stores.store_url import hide_urls, parse_store_url
+    from idempotency.stores.parse_url import hide_urls, parse_store_url
 
     if not url:
         raise ValueError("which store? give --store URL, or set IDEMPOTENCY_STORE")
@@ -296,7 +296,7 @@ def _fail(code: int, message: str) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 64; argparse would exit with 2, which means here that the store is unavailable."""
-        from idempotency.stores.store_url import hide_urls
+        from idempotency.stores.parse_url import hide_urls
 
         self.print_usage(sys.stderr)
         raise SystemExit(_fail(USAGE, hide_urls(message)))  # the message may quote a store's URL

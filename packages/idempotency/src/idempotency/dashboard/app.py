@@ -18,10 +18,10 @@ from idempotency._core.errors import StoreError
 from idempotency._core.policy import Policy
 from idempotency.counts import Counts
 from idempotency.dashboard.audit import AuditEvent, log_audit
-from idempotency.dashboard.changing import Changing
-from idempotency.dashboard.desk import Desk
-from idempotency.dashboard.looking import Looking
+from idempotency.dashboard.change_pages import ChangePages
+from idempotency.dashboard.context import DashboardContext
 from idempotency.dashboard.rates import Rates
+from idempotency.dashboard.read_pages import ReadPages
 from idempotency.dashboard.tokens import FormTokens
 from idempotency.dashboard.totals import Totals
 from idempotency.store import Inspectable, ManagedStore
@@ -77,23 +77,23 @@ def dashboard(
             f"the dashboard needs an Inspectable store, but a {type(store).__name__} cannot list its records"
         )
     tokens = FormTokens(secret or secrets.token_bytes(32))
-    desk = Desk(store, writable, policy or Policy(), actor, audit, tokens)
-    looking, changing = Looking(desk), Changing(desk)
+    context = DashboardContext(store, writable, policy or Policy(), actor, audit, tokens)
+    read, change = ReadPages(context), ChangePages(context)
     changes = [
-        Route("/release", changing.confirm_release, methods=["GET"]),
-        Route("/release", changing.release, methods=["POST"]),
-        Route("/forget", changing.confirm_forget, methods=["GET"]),
-        Route("/forget", changing.forget, methods=["POST"]),
-        Route("/purge", changing.confirm_purge, methods=["GET"]),
-        Route("/purge", changing.purge, methods=["POST"]),
+        Route("/release", change.confirm_release, methods=["GET"]),
+        Route("/release", change.release, methods=["POST"]),
+        Route("/forget", change.confirm_forget, methods=["GET"]),
+        Route("/forget", change.forget, methods=["POST"]),
+        Route("/purge", change.confirm_purge, methods=["GET"]),
+        Route("/purge", change.purge, methods=["POST"]),
     ]
     return Starlette(
         routes=[
-            Route("/", looking.index, methods=["GET"]),
-            Route("/find", looking.find, methods=["GET"]),
-            Route("/record", looking.record, methods=["GET"]),
-            Route("/totals", Totals(desk).totals, methods=["GET"]),
-            Route("/rates", Rates(desk, counts).rates, methods=["GET"]),
+            Route("/", read.index, methods=["GET"]),
+            Route("/find", read.find, methods=["GET"]),
+            Route("/record", read.record, methods=["GET"]),
+            Route("/totals", Totals(context).totals, methods=["GET"]),
+            Route("/rates", Rates(context, counts).rates, methods=["GET"]),
             Route("/style.css", _style, methods=["GET"]),
             *(changes if writable else []),
         ],

@@ -145,11 +145,11 @@ def answer(response: Response) -> str:
     return f'<h2>Recorded answer</h2><pre tabindex="0">{shown}</pre>'
 
 
-def shown_of(root: str, counts: Mapping[StateName, int], looked_at: int, *, whole: bool) -> str:
+def shown_of(root: str, counts: Mapping[StateName, int], scanned: int, *, whole: bool) -> str:
     """The line below a list: how much of the store it covers, and a link to the rest."""
     shown = sum(counts.values())
     states = f": {_by_state(counts)}" if shown else ""
-    of = f"all {looked_at:,}" if whole else f"{looked_at:,} records that this page read; there may be more"
+    of = f"all {scanned:,}" if whole else f"{scanned:,} records that this page read; there may be more"
     return (
         f'<p class="soft">Shown: {shown}{states}. Of {of}. {link(root + "/totals", "Count all by state")}</p>'
     )

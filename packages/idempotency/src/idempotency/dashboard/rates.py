@@ -8,7 +8,7 @@ from starlette.responses import Response
 from idempotency.counts import SERIES, Counts
 from idempotency.counts.reader import CountsReader
 from idempotency.dashboard import markup
-from idempotency.dashboard.desk import Desk
+from idempotency.dashboard.context import DashboardContext
 
 __all__ = ["Rates"]
 
@@ -26,10 +26,10 @@ class Rates:
         own: The counts of this process, if it counts.
     """
 
-    def __init__(self, desk: Desk, own: Counts | None) -> None:
-        self._desk = desk
+    def __init__(self, context: DashboardContext, own: Counts | None) -> None:
+        self._context = context
         self._own = own
-        self._shared = CountsReader(desk.store)
+        self._shared = CountsReader(context.store)
 
     async def rates(self, request: Request) -> Response:
         """The last hour."""
@@ -50,4 +50,4 @@ class Rates:
         if self._own is not None:
             own = {series: self._own.per_minute(series) for series in SERIES}
             body.append(markup.counts_table("In this process", own))
-        return self._desk.page(request, "Rates", body)
+        return self._context.page(request, "Rates", body)

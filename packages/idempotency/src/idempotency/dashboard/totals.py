@@ -14,7 +14,7 @@ from idempotency._core.description import StateName, state_name
 from idempotency._core.errors import StoreError
 from idempotency.counts.record import is_count
 from idempotency.dashboard import markup
-from idempotency.dashboard.desk import Desk
+from idempotency.dashboard.context import DashboardContext
 from idempotency.dashboard.requests import fields, is_from_elsewhere, root
 
 __all__ = ["Totals"]
@@ -28,15 +28,15 @@ _TITLE: Final = "Totals by state"
 class Totals:
     """The view of the totals. Only one count runs at a time, because it keeps the store busy."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: DashboardContext) -> None:
+        self._context = context
         self._counting = False
 
     async def totals(self, request: Request) -> Response:
         """Says what a count costs, or counts, if the query asks for it."""
         if fields(request.url.query).get("count") != "all" or is_from_elsewhere(request):
             link = markup.link(root(request) + "/totals", "Count all records", count="all")
-            return self._desk.page(
+            return self._context.page(
                 request,
                 _TITLE,
                 [
@@ -46,7 +46,7 @@ class Totals:
                 ],
             )
         if self._counting:
-            return self._desk.page(
+            return self._context.page(
                 request,
                 "Not now",
                 ["<p>Another count is running. Try again when it is over.</p>"],
@@ -63,11 +63,11 @@ class Totals:
         ended, cursor = "", None
         began = told = time.monotonic()
         try:
-            top, bottom = self._desk.around(request, _TITLE)
+            top, bottom = self._context.around(request, _TITLE)
             yield f'{top}<ul aria-label="So far">'
             while True:
                 try:
-                    page = await self._desk.store.scan(limit=STEP, cursor=cursor)
+                    page = await self._context.store.scan(limit=STEP, cursor=cursor)
                 except StoreError as error:
                     ended = f"The count ended early, since the store did not answer: {error}"
                     break

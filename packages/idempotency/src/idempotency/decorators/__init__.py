@@ -142,20 +142,20 @@ def idempotent(
         )
         if is_async_store(store):
             engine = Engine(store, hooks=hooks)  # type: ignore[arg-type]
-            return _guard_async(function, engine, _Shell(engine, reader, operation, bound, policy))
+            return _guard_async(function, engine, _CallHandler(engine, reader, operation, bound, policy))
         sync_engine = SyncEngine(store, hooks=hooks)  # type: ignore[arg-type]
-        return _guard_sync(function, sync_engine, _Shell(sync_engine, reader, operation, bound, policy))
+        return _guard_sync(function, sync_engine, _CallHandler(sync_engine, reader, operation, bound, policy))
 
     return decorate
 
 
-def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Shell) -> Callable[..., Any]:
+def _guard_async(function: Callable[..., Any], engine: Engine, shared: _CallHandler) -> Callable[..., Any]:
     @wraps(function)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         if overrides.off:
             return await function(*args, **kwargs)
-        ask = shell_of_all.read(args, kwargs)
-        shell = shell_of_all.under(ask.policy)
+        ask = shared.read(args, kwargs)
+        handler = shared.under(ask.policy)
         enclosing = active.get()
         if (joins := covering(ask.key, enclosing)) is not None:
             with joined(joins):
@@ -164,34 +164,34 @@ def _guard_async(function: Callable[..., Any], engine: Engine, shell_of_all: _Sh
         if isinstance(run, Bypass):
             return await function(*args, **kwargs)
         if isinstance(run, Replay | Refuse):
-            return shell.answer(ask, run)
-        frame = Frame(run.claim, shell, enclosing)
+            return handler.answer(ask, run)
+        frame = Frame(run.claim, handler, enclosing)
         try:
             with inside(frame):
                 value = await function(*args, **kwargs)
                 require_begun(value, ask.operation)
         except Exception as error:
-            if shell.keeps_exceptions:
-                await run.keep(shell.encode_failure(error))
+            if handler.keeps_exceptions:
+                await run.keep(handler.encode_failure(error))
             else:
                 await run.release()
             raise
         except BaseException:
             run.abandon()  # cancelled: the outcome is unknown, so the claim stays (E4)
             raise
-        outcome, result = shell.encode(value, ask.key)
-        return shell.conclude(ask, await run.keep(outcome, result=result), value)
+        outcome, result = handler.encode(value, ask.key)
+        return handler.conclude(ask, await run.keep(outcome, result=result), value)
 
     return guarded
 
 
-def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: _Shell) -> Callable[..., Any]:
+def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shared: _CallHandler) -> Callable[..., Any]:
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if overrides.off:
             return function(*args, **kwargs)
-        ask = shell_of_all.read(args, kwargs)
-        shell = shell_of_all.under(ask.policy)
+        ask = shared.read(args, kwargs)
+        handler = shared.under(ask.policy)
         enclosing = active.get()
         if (joins := covering(ask.key, enclosing)) is not None:
             with joined(joins):
@@ -200,29 +200,33 @@ def _guard_sync(function: Callable[..., Any], engine: SyncEngine, shell_of_all: 
         if isinstance(run, Bypass):
             return function(*args, **kwargs)
         if isinstance(run, Replay | Refuse):
-            return shell.answer(ask, run)
-        frame = Frame(run.claim, shell, enclosing)
+            return handler.answer(ask, run)
+        frame = Frame(run.claim, handler, enclosing)
         try:
             with inside(frame):
                 value = function(*args, **kwargs)
                 require_done(value, ask.operation)
         except Exception as error:
-            if shell.keeps_exceptions:
-                run.keep(shell.encode_failure(error))
+            if handler.keeps_exceptions:
+                run.keep(handler.encode_failure(error))
             else:
                 run.release()
             raise
         except BaseException:
             run.abandon()  # interrupted: the outcome is unknown, so the claim stays (E4)
             raise
-        outcome, result = shell.encode(value, ask.key)
-        return shell.conclude(ask, run.keep(outcome, result=result), value)
+        outcome, result = handler.encode(value, ask.key)
+        return handler.conclude(ask, run.keep(outcome, result=result), value)
 
     return guarded
 
 
-class _Shell:
-    """The code that both guards share: reads calls, encodes records, and answers calls that do not run."""
+class _CallHandler:
+    """
+    Handles the calls of one decorated function: reads them, encodes records, and answers calls that do not run.
+
+    Both guards use it. `under` makes a copy for a call whose policy is its own.
+    """
 
     def __init__(
         self,
@@ -260,7 +264,7 @@ class _Shell:
         key, fingerprint = self._reader.read(args, kwargs, max_key_chars=policy.max_key_chars)
         return Ask(key, fingerprint, policy, self._operation, policy.wait)
 
-    def under(self, policy: Policy) -> _Shell:
+    def under(self, policy: Policy) -> _CallHandler:
         """A copy of this object for a call with *policy*, or itself if it has that policy."""
         if policy is self._policy:
             return self

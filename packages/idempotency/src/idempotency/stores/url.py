@@ -28,7 +28,7 @@ from urllib.parse import unquote
 
 from idempotency._runtime.extras import missing
 from idempotency.store import ManagedStore, SyncManagedStore
-from idempotency.stores.store_url import StoreURL, parse_store_url, read_options, refuse
+from idempotency.stores.parse_url import StoreURL, parse_store_url, read_options, refuse
 
 __all__ = ["open_store", "open_sync_store", "postgres_conninfo", "redis_primaries"]
 

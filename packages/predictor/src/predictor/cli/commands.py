@@ -17,7 +17,7 @@ from typing import Any
 
 from predictor._features import category_reads, features_of, labels_of
 from predictor._model_file import parse_model_text, read_model
-from predictor._outputs import output_names
+from predictor._output_names import output_names
 from predictor._system import available_cpus
 from predictor.cli.expected import Expected
 from predictor.cli.progress import ending_cleanly, shown

@@ -24,8 +24,8 @@ from prometheus_client import (
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ml_api.http.connection_refusals import REASONS
 from ml_api.http.endpoints import Endpoint
-from ml_api.http.refusals import REASONS
 from ml_api.settings import METRICS_DIRECTORY
 
 __all__ = ["Metrics", "metrics_endpoint"]

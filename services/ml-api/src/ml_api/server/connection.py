@@ -17,7 +17,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ml_api.http.auth import is_authenticated
-from ml_api.http.refusals import EVENTS, ConnectionEvents, Refusal
+from ml_api.http.connection_refusals import EVENTS, ConnectionEvents, Refusal
 from ml_api.server.connection_table import ConnectionTable
 from ml_api.server.one_write import OneWrite
 from ml_api.settings import Settings

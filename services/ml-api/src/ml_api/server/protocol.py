@@ -13,8 +13,8 @@ from typing import Any
 
 import httptools
 
+from ml_api.http.connection_refusals import Refusal
 from ml_api.http.limits import BODY_COMPLETE
-from ml_api.http.refusals import Refusal
 from ml_api.server.connection import Connection, Reading
 from ml_api.server.upgrade import ContinuedParser
 

@@ -14,7 +14,7 @@ from idempotency.cli.doctor.principals import principals
 from idempotency.cli.doctor.probe import probe
 from idempotency.cli.doctor.settings import postgres_settings, redis_settings, sqlite_settings
 from idempotency.store import SyncStore
-from idempotency.stores.store_url import StoreURL, parse_store_url
+from idempotency.stores.parse_url import StoreURL, parse_store_url
 from idempotency.stores.url import postgres_conninfo, redis_primaries
 
 __all__ = ["Finding", "examine"]

@@ -9,7 +9,7 @@ from botocore.config import Config
 from botocore.exceptions import NoRegionError
 
 from idempotency.stores.dynamodb import DynamoDBStore, SyncDynamoDBStore
-from idempotency.stores.store_url import StoreURL, read_options, refuse
+from idempotency.stores.parse_url import StoreURL, read_options, refuse
 
 __all__ = ["open_dynamodb"]
 

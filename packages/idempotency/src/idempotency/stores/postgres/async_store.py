@@ -178,7 +178,7 @@ class PostgresStore:
     async def _execute(
         self, statement: str, values: Mapping[str, Any], removes: bool
     ) -> list[tuple[Any, ...]]:
-        unheard: psycopg.Error | None = None
+        uncertain: psycopg.Error | None = None  # of an earlier try, which may have had an effect
         for tries_left in reversed(range(TRIES)):
             try:
                 rows = await self._execute_once(statement, values)
@@ -186,12 +186,12 @@ class PostgresStore:
                 if not (tries_left and (is_gone(error) or is_transient(error))):
                     raise to_store_error(error) from error
                 if is_gone(error):
-                    unheard = error
+                    uncertain = error
                     await self._pool.check()  # the other connections are most likely lost too
             else:
-                if removes and unheard is not None and rows in ([], [(0,)]):
+                if removes and uncertain is not None and rows in ([], [(0,)]):
                     # An earlier try may have removed the record, so this does not mean that there was none.
-                    raise to_store_error(unheard) from unheard
+                    raise to_store_error(uncertain) from uncertain
                 return rows
         raise AssertionError("the last try returns or raises")
 

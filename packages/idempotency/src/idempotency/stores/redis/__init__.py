@@ -215,45 +215,47 @@ class RedisStore:
         return self._bind().time() + self._settings.deadline
 
     async def _call(self, command: Command, due: float, route: Route | None = None) -> Answer:
-        """Deliver *command* to the node of its key, or to *route*, until *due*."""
-        unheard: list[Exception] = []
+        """Deliver *command* to the node of its key, or to *route*, until *due*; again after a lost connection (R8)."""
+        uncertain: list[Exception] = []  # of earlier tries, which may have had an effect
         try:
             if self._only is not None:
-                answer = await self._deliver(command, self._only, due, unheard)
+                answer = await self._deliver(command, self._only, due, uncertain)
             else:
                 async with asyncio.timeout_at(due):  # also covers the client's own calls to the cluster
-                    answer = await self._deliver_in_cluster(command, route, due, unheard)
+                    answer = await self._deliver_in_cluster(command, route, due, uncertain)
         except TimeoutError as error:
             if self._only is None:
                 self._topology.renew_in_background()
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise to_store_error(error) from error
-        if command.removes and not answer.reply and unheard:
-            raise unreachable(unheard[-1])  # an earlier try may have removed the record: not a "no"
+        if command.removes and not answer.reply and uncertain:
+            # An earlier try may have removed the record, so this is not a "no".
+            raise unreachable(uncertain[-1])
         return answer
 
     async def _deliver(
-        self, command: Command, route: Route, due: float, unheard: list[Exception], *, asking: bool = False
+        self, command: Command, route: Route, due: float, uncertain: list[Exception], *, asking: bool = False
     ) -> Answer:
         try:
             return await self._to(route).send(command, due, asking=asking)
         except failures.RedisError as error:
             if not is_gone(error):
                 raise
-            unheard += may_have_worked(error)
+            if may_have_worked(error):
+                uncertain.append(error)
         # Every call may be repeated (R8), and the connection may have been lost long before this call.
         return await self._to(route).send(command, due, asking=asking)
 
     async def _deliver_in_cluster(
-        self, command: Command, route: Route | None, due: float, unheard: list[Exception]
+        self, command: Command, route: Route | None, due: float, uncertain: list[Exception]
     ) -> Answer:
         await self._topology.learn()
         asking = False
         for _ in range(_REDIRECTS):
             try:
                 return await self._deliver(
-                    command, route or self._route(command.key), due, unheard, asking=asking
+                    command, route or self._route(command.key), due, uncertain, asking=asking
                 )
             except failures.MovedError:
                 route, asking = None, False
@@ -263,7 +265,8 @@ class RedisStore:
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
-                unheard += may_have_worked(error)
+                if may_have_worked(error):
+                    uncertain.append(error)
                 await self._topology.renew()  # finds the new primary after a failover
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 

@@ -95,9 +95,9 @@ class NeverSent(failures.ConnectionError):
     """The connection was lost before the command was written: it had no effect."""
 
 
-def may_have_worked(error: Exception) -> list[Exception]:
-    """[*error*] if the command may have had an effect; [] if it was never sent, or a former primary refused it."""
-    return [] if isinstance(error, (NeverSent, failures.ReadOnlyError)) else [error]
+def may_have_worked(error: Exception) -> bool:
+    """Whether the command may have had an effect: not if it was never sent, or a former primary refused it."""
+    return not isinstance(error, (NeverSent, failures.ReadOnlyError))
 
 
 def _refused_certificate(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

@@ -136,7 +136,7 @@ class Names:
 
     def __init__(self, prefix: str, *, cluster: bool) -> None:
         self._prefix = prefix
-        self._keeps_fences = True
+        self._keeps_fences = True  # for the comparison below
         self._keeps_fences = not cluster or key_slot(self.record("k")) == key_slot(self.fence("k"))
 
     def record(self, key: str) -> bytes:

@@ -26,7 +26,7 @@ from idempotency.stores.redis.wire.sockets import Sockets
 
 __all__ = ["SyncRedisStore"]
 
-_REDIRECTS = 5
+_REDIRECTS = 5  # as in `RedisStore`
 
 
 class SyncRedisStore:
@@ -187,34 +187,37 @@ class SyncRedisStore:
         return time.monotonic() + self._settings.deadline
 
     def _call(self, command: Command, end: float, route: Route | None = None) -> Answer:
-        unheard: list[Exception] = []
+        """See `RedisStore._call`."""
+        uncertain: list[Exception] = []  # of earlier tries, which may have had an effect
         try:
             if self._only is not None:
-                answer = self._deliver(command, self._only, end, unheard)
+                answer = self._deliver(command, self._only, end, uncertain)
             else:
-                answer = self._deliver_in_cluster(command, route, end, unheard)
+                answer = self._deliver_in_cluster(command, route, end, uncertain)
         except failures.TimeoutError as error:
             self._has_stalled = True
             raise unreachable(error) from error
         except (failures.RedisError, failures.RedisClusterException, OSError) as error:
             raise to_store_error(error) from error
-        if command.removes and not answer.reply and unheard:
-            raise unreachable(unheard[-1])  # an earlier try may have removed the record: not a "no"
+        if command.removes and not answer.reply and uncertain:
+            # An earlier try may have removed the record, so this is not a "no".
+            raise unreachable(uncertain[-1])
         return answer
 
     def _deliver(
-        self, command: Command, route: Route, end: float, unheard: list[Exception], *, asking: bool = False
+        self, command: Command, route: Route, end: float, uncertain: list[Exception], *, asking: bool = False
     ) -> Answer:
         try:
             return self._to(route).send(command, end, asking=asking)
         except failures.RedisError as error:
             if not is_gone(error):
                 raise
-            unheard += may_have_worked(error)
+            if may_have_worked(error):
+                uncertain.append(error)
         return self._to(route).send(command, end, asking=asking)
 
     def _deliver_in_cluster(
-        self, command: Command, route: Route | None, end: float, unheard: list[Exception]
+        self, command: Command, route: Route | None, end: float, uncertain: list[Exception]
     ) -> Answer:
         asking = False
         if self._has_stalled:  # that call had no time left to look for a new primary
@@ -222,7 +225,9 @@ class SyncRedisStore:
             self._client.nodes_manager.initialize()
         for _ in range(_REDIRECTS):
             try:
-                return self._deliver(command, route or self._route(command.key), end, unheard, asking=asking)
+                return self._deliver(
+                    command, route or self._route(command.key), end, uncertain, asking=asking
+                )
             except failures.MovedError:
                 route, asking = None, False
                 self._client.nodes_manager.initialize()
@@ -231,7 +236,8 @@ class SyncRedisStore:
             except failures.RedisError as error:
                 if not is_gone(error) or route is not None:
                     raise
-                unheard += may_have_worked(error)
+                if may_have_worked(error):
+                    uncertain.append(error)
                 self._client.nodes_manager.initialize()
         raise StoreUnavailable("the cluster keeps redirecting; wait until its nodes agree on the slots")
 

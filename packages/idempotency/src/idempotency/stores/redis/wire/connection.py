@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         self.lost: bool = False
         self._connection = connection  # kept, because its streams close the transport when they are collected
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
+        # Seconds of silence after which a call that is overdue closes the connection.
         self._patience = settings.deadline / 2
         self._wait = wait_command(settings) if settings.replicas else b""
         self._loop = asyncio.get_running_loop()

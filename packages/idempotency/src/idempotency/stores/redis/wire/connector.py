@@ -28,7 +28,7 @@ class Connector:
 
     def __init__(self, connect: Callable[[], Any], late: Callable[[Any], None]) -> None:
         self._connect, self._late = connect, late
-        self._left: asyncio.Task[Any] | None = None
+        self._abandoned: asyncio.Task[Any] | None = None
 
     async def open(self) -> Any:
         """An open connection. If the caller is cancelled, opening goes on in the background, for one at a time."""
@@ -36,14 +36,14 @@ class Connector:
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            self._leave(opening)
+            self._abandon(opening)
             raise
 
     async def aclose(self) -> None:
         """Stop opening in the background."""
-        if self._left is not None:
-            self._left.cancel()
-            await asyncio.wait({self._left})
+        if self._abandoned is not None:
+            self._abandoned.cancel()
+            await asyncio.wait({self._abandoned})
 
     async def _open(self) -> Any:
         connection = self._connect()
@@ -55,16 +55,16 @@ class Connector:
             raise
         return connection
 
-    def _leave(self, opening: asyncio.Task[Any]) -> None:
+    def _abandon(self, opening: asyncio.Task[Any]) -> None:
         opening.add_done_callback(self._done)
-        if self._left is None:
-            self._left = opening
+        if self._abandoned is None:
+            self._abandoned = opening
         else:
             opening.cancel()
 
     def _done(self, opening: asyncio.Task[Any]) -> None:
-        if self._left is opening:
-            self._left = None
+        if self._abandoned is opening:
+            self._abandoned = None
         # Nobody waits for an error here; the next call gets its own.
         if not opening.cancelled() and opening.exception() is None:
             self._late(opening.result())

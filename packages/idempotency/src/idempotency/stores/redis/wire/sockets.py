@@ -57,7 +57,7 @@ class Sockets:
         self._drop_idle()
 
     def _drop_idle(self) -> None:
-        with contextlib.suppress(IndexError):  # another thread may take the last one one
+        with contextlib.suppress(IndexError):  # another thread may take the last one
             while True:
                 self._idle.pop().disconnect()
 

@@ -1,4 +1,4 @@
-"""The base of every page of the dashboard: the store, the audit hook, and the rendering of an answer."""
+"""What all pages of the dashboard share: its settings, the report to the audit, and the layout of a page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from idempotency.dashboard.requests import root
 from idempotency.dashboard.tokens import COOKIE, FormTokens
 from idempotency.store import ManagedStore, Purgeable
 
-__all__ = ["Desk"]
+__all__ = ["DashboardContext"]
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """The settings of one dashboard; see `dashboard`."""
+class DashboardContext:
+    """The settings of one dashboard (see `dashboard`), and what its pages do with them."""
 
     store: ManagedStore
     writable: bool

@@ -18,20 +18,20 @@ from idempotency._core.description import state_name
 from idempotency._core.types import Claim, Record, StorageKey, key_id
 from idempotency.dashboard import markup
 from idempotency.dashboard.audit import AuditEvent
-from idempotency.dashboard.desk import Desk
+from idempotency.dashboard.context import DashboardContext
 from idempotency.dashboard.requests import fields, form, root
 from idempotency.store import Purgeable
 
-__all__ = ["PURGED", "Changing"]
+__all__ = ["PURGE_LIMIT", "ChangePages"]
 
-PURGED: Final = 1_000  # records at most, in one step
+PURGE_LIMIT: Final = 1_000  # records at most, in one step
 
 
-class Changing:
+class ChangePages:
     """The views that change records."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: DashboardContext) -> None:
+        self._context = context
 
     async def confirm_release(self, request: Request) -> Response:
         """The page that asks for confirmation before a release."""
@@ -45,19 +45,19 @@ class Changing:
         self, request: Request, action: str, consequences: Mapping[str, Sequence[str]]
     ) -> Response:
         key = StorageKey(fields(request.url.query).get("key", ""))
-        record = await self._desk.store.get(key)
+        record = await self._context.store.get(key)
         if record is None:
             return self._answered(request, AuditEvent(action="release", key_id=key_id(key), result="absent"))
         state = state_name(record)
         if state not in consequences:
             text = f"<p>The record is {state}. {markup.link(root(request) + '/record', 'Look at it', key=key)}</p>"
-            return self._desk.page(request, f"Cannot {action} this key", [text], status=409)
-        browser = self._desk.tokens.browser(request)
+            return self._context.page(request, f"Cannot {action} this key", [text], status=409)
+        browser = self._context.tokens.browser(request)
         seen = _stamp(record) if action == "release" else ""
         hidden = {
             "key": quote(key, errors="surrogateescape"),  # a key may contain bytes that HTML cannot
             "seen": seen,
-            "token": self._desk.tokens.make(browser, action, key, seen),
+            "token": self._context.tokens.make(browser, action, key, seen),
         }
         body = [
             markup.record_details(record),
@@ -70,10 +70,10 @@ class Changing:
                 back=markup.address(root(request) + "/record", key=key),
             ),
         ]
-        return self._desk.page(request, f"{action.capitalize()} {key}?", body, browser=browser)
+        return self._context.page(request, f"{action.capitalize()} {key}?", body, browser=browser)
 
     def _told(self, request: Request) -> list[str]:
-        actor = self._desk.actor(request)
+        actor = self._context.actor(request)
         return [
             f"The audit will say that {actor} did this."
             if actor
@@ -84,15 +84,15 @@ class Changing:
         """Free the key of the run that was shown, and of no other."""
         sent = await form(request)
         key, seen = _key(sent), sent.get("seen", "")
-        if not self._desk.tokens.fits(request, sent.get("token", ""), "release", key, seen):
+        if not self._context.tokens.fits(request, sent.get("token", ""), "release", key, seen):
             return self._refused(request)
-        record = await self._desk.store.get(key)
+        record = await self._context.store.get(key)
         if record is None:
             return await self._done(
                 request, AuditEvent(action="release", key_id=key_id(key), result="absent")
             )
         claim = Claim(key, record.owner, record.attempt, record.fence)
-        done = _stamp(record) == seen and await self._desk.store.release(claim)
+        done = _stamp(record) == seen and await self._context.store.release(claim)
         result = AuditEvent(
             action="release",
             key_id=key_id(key),
@@ -105,9 +105,9 @@ class Changing:
         """Delete a completed record."""
         sent = await form(request)
         key = _key(sent)
-        if not self._desk.tokens.fits(request, sent.get("token", ""), "forget", key, ""):
+        if not self._context.tokens.fits(request, sent.get("token", ""), "forget", key, ""):
             return self._refused(request)
-        done = await self._desk.store.forget(key)
+        done = await self._context.store.forget(key)
         result = AuditEvent(
             action="forget",
             key_id=key_id(key),
@@ -118,15 +118,15 @@ class Changing:
 
     async def confirm_purge(self, request: Request) -> Response:
         """The page that asks for confirmation before a purge."""
-        if not isinstance(self._desk.store, Purgeable):
+        if not isinstance(self._context.store, Purgeable):
             return self._no_purge(request)
-        browser = self._desk.tokens.browser(request)
+        browser = self._context.tokens.browser(request)
         consequences = [
-            f"Up to {PURGED:,} records that have expired are deleted, to give back their space.",
+            f"Up to {PURGE_LIMIT:,} records that have expired are deleted, to give back their space.",
             "No answer to any request changes: an expired record counts as absent already.",
             *self._told(request),
         ]
-        hidden = {"token": self._desk.tokens.make(browser, "purge")}
+        hidden = {"token": self._context.tokens.make(browser, "purge")}
         body = markup.confirmation(
             root(request),
             "purge",
@@ -135,29 +135,29 @@ class Changing:
             label="Purge expired records",
             back=root(request) + "/",
         )
-        return self._desk.page(request, "Purge expired records?", [body], browser=browser)
+        return self._context.page(request, "Purge expired records?", [body], browser=browser)
 
     async def purge(self, request: Request) -> Response:
-        """Delete expired records, at most `PURGED` of them."""
-        if not isinstance(self._desk.store, Purgeable):
+        """Delete expired records, at most `PURGE_LIMIT` of them."""
+        if not isinstance(self._context.store, Purgeable):
             return self._no_purge(request)
-        if not self._desk.tokens.fits(request, (await form(request)).get("token", ""), "purge"):
+        if not self._context.tokens.fits(request, (await form(request)).get("token", ""), "purge"):
             return self._refused(request)
-        count = await self._desk.store.purge(limit=PURGED)
+        count = await self._context.store.purge(limit=PURGE_LIMIT)
         return await self._done(request, AuditEvent(action="purge", key_id="", result="done", count=count))
 
     def _no_purge(self, request: Request) -> Response:
-        return self._desk.page(
+        return self._context.page(
             request, "Nothing to purge", ["<p>This store deletes expired records by itself.</p>"], status=404
         )
 
     def _refused(self, request: Request) -> Response:
-        return self._desk.page(
+        return self._context.page(
             request, "Not done", ["<p>The form is not valid any more. Open the page again.</p>"], status=403
         )
 
     async def _done(self, request: Request, event: AuditEvent) -> Response:
-        await self._desk.tell(request, event)
+        await self._context.tell(request, event)
         return self._answered(request, event)
 
     def _answered(self, request: Request, event: AuditEvent) -> Response:
@@ -167,7 +167,7 @@ class Changing:
             "absent": "Not done: there is no such record any more.",
         }[event.result]
         body = f"<p>{said}</p><p>{markup.link(root(request) + '/', 'All keys')}</p>"
-        return self._desk.page(
+        return self._context.page(
             request, said.partition(":")[0], [body], status=200 if event.result == "done" else 409
         )
 

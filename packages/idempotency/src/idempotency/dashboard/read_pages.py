@@ -1,4 +1,4 @@
-"""The pages that read: the list, the search, one record."""
+"""The pages that show records: the list, the search, one record."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from idempotency._core.types import Record, StorageKey, key_id
 from idempotency.counts.record import is_count
 from idempotency.dashboard import markup
 from idempotency.dashboard.audit import AuditEvent
-from idempotency.dashboard.desk import Desk
+from idempotency.dashboard.context import DashboardContext
 from idempotency.dashboard.requests import fields, root
 
-__all__ = ["Looking"]
+__all__ = ["ReadPages"]
 
 PAGE_RECORDS: Final = 50
-LOOKED_AT: Final = 2_000  # records that one page may read while it searches for a tenant or a state
+MAX_SCANNED: Final = 2_000  # records that one page may read while it searches for a tenant or a state
 
 
-class Looking:
-    """The views that read records."""
+class ReadPages:
+    """The views that show records and change nothing."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: DashboardContext) -> None:
+        self._context = context
 
     async def index(self, request: Request) -> Response:
         """A page of records."""
         query = fields(request.url.query)
         tenant, state = query.get("tenant", ""), query.get("state", "")
-        found, looked_at, cursor = await self._matching(tenant, state, query.get("cursor"))
+        found, scanned, cursor = await self._matching(tenant, state, query.get("cursor"))
         here = root(request)
         body = [
             markup.search_forms(here, tenant=tenant, state=state),
@@ -44,7 +44,7 @@ class Looking:
             markup.shown_of(
                 here,
                 Counter(map(state_name, found)),
-                looked_at,
+                scanned,
                 whole=cursor is None and "cursor" not in query,
             ),
         ]
@@ -52,20 +52,20 @@ class Looking:
             body.append(
                 f'<p class="next">{markup.link(here + "/", "Go on", tenant=tenant, state=state, cursor=cursor)}</p>'
             )
-        return self._desk.page(request, "Idempotency keys", body)
+        return self._context.page(request, "Idempotency keys", body)
 
     async def _matching(
         self, tenant: str, state: str, cursor: str | None
     ) -> tuple[list[Record], int, str | None]:
         prefix = storage_key(tenant, "") if tenant else ""
         found: list[Record] = []
-        looked_at = 0
+        scanned = 0
         # The number of pages is limited too, since a page may be empty if its records are unreadable.
-        for _ in range(LOOKED_AT):
-            if len(found) >= PAGE_RECORDS or looked_at >= LOOKED_AT:
+        for _ in range(MAX_SCANNED):
+            if len(found) >= PAGE_RECORDS or scanned >= MAX_SCANNED:
                 break
-            page = await self._desk.store.scan(limit=PAGE_RECORDS, cursor=cursor)
-            looked_at += len(page.records)
+            page = await self._context.store.scan(limit=PAGE_RECORDS, cursor=cursor)
+            scanned += len(page.records)
             found += [
                 record
                 for record in page.records
@@ -76,7 +76,7 @@ class Looking:
             cursor = page.cursor
             if cursor is None:
                 break
-        return found, looked_at, cursor
+        return found, scanned, cursor
 
     async def find(self, request: Request) -> Response:
         """Redirect from a client's key, or from a key as the list shows it, to the page of its record."""
@@ -87,9 +87,9 @@ class Looking:
                 key = parse_key([key.encode()]) or ""
             found = storage_key(query.get("tenant", "").strip(), key)
         except (IdempotencyError, ValueError) as error:
-            return self._desk.page(request, "No such key", [f"<p>{markup.text(error)}</p>"], status=400)
+            return self._context.page(request, "No such key", [f"<p>{markup.text(error)}</p>"], status=400)
         if not query.get("tenant", "").strip():
-            get, as_shown = self._desk.store.get, StorageKey(shown)
+            get, as_shown = self._context.store.get, StorageKey(shown)
             if await get(found) is None and await get(as_shown) is not None:
                 found = as_shown
         return RedirectResponse(markup.address(root(request) + "/record", key=found), 303)
@@ -98,9 +98,9 @@ class Looking:
         """One record, its answer on request, and a link to change it."""
         query = fields(request.url.query)
         key = StorageKey(query.get("key", ""))
-        record = await self._desk.store.get(key)
+        record = await self._context.store.get(key)
         if record is None:
-            return self._desk.page(
+            return self._context.page(
                 request,
                 "No such record",
                 ["<p>It never existed, has expired, or was released.</p>"],
@@ -111,17 +111,17 @@ class Looking:
         if record.outcome is not None:
             if query.get("show") == "outcome":
                 event = AuditEvent(action="show-outcome", key_id=key_id(key), result="done")
-                await self._desk.tell(request, event)
+                await self._context.tell(request, event)
                 body.append(self._answer(record.outcome))
             else:
                 body.append(
                     f"<p>{markup.link(here + '/record', 'Show the answer', key=key, show='outcome')}"
                     ' <span class="soft">Headers and body. Showing them is logged.</span></p>'
                 )
-        if self._desk.writable:
+        if self._context.writable:
             action, label = _CHANGE[state_name(record)]
             body.append(f"<p>{markup.link(f'{here}/{action}', label, key=key)}</p>")
-        return self._desk.page(request, record.key, body)
+        return self._context.page(request, record.key, body)
 
     def _answer(self, outcome: bytes) -> str:
         try:
@@ -130,7 +130,7 @@ class Looking:
             return f"<p>{markup.text(error)}</p>"
         if not isinstance(decoded, Recorded):
             return '<p class="soft">The value of a decorated function, or an answer that was not kept.</p>'
-        redact = self._desk.policy.redact
+        redact = self._context.policy.redact
         return markup.answer(redact(decoded) if redact else decoded)
 
 
