@@ -56,6 +56,8 @@ from ml_api.stores.quota import AnswerQuota, StoredBytes
 from ml_api.stores.unrecorded import RefuseUnrecorded, note_unrecorded
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from ml_api.serving.workers import WorkerGroup
 
 __all__ = ["create_app", "document_of", "inference_policy", "prediction_policy"]
@@ -101,7 +103,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
         hooks.append(OpenTelemetryHook())
     if refuse_unrecorded:
         hooks.append(note_unrecorded)
-    rules = predictions is not None and models.trading is None
+    model_loaded = predictions is None or models.trading is not None  # else fixed rules decide
 
     def version() -> str:
         return predictions.version if predictions is not None else models.version
@@ -140,7 +142,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
             keyed=keyed(inference_policy(settings)),
             timeout=settings.handler_timeout,
         ),
-        Route("/health", health_endpoint(version, loaded=not rules, schema_version=SCHEMA_VERSION)),
+        Route("/health", health_endpoint(version, loaded=model_loaded, schema_version=SCHEMA_VERSION)),
         Route("/ready", ready_endpoint(version, store=backend.kind, store_up=lambda: backend.up)),
         Route("/metrics", metrics_endpoint(metrics)),
         Route("/openapi.json", openapi_endpoint(lambda: document_of(settings))),
@@ -160,7 +162,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, object]]:
-        _log_start(settings, models, version=version(), loaded=not rules, store=backend.kind)
+        _log_start(settings, models, version=version(), loaded=model_loaded, store=backend.kind)
         monitoring = asyncio.create_task(backend.monitor.run()) if backend.monitor is not None else None
         try:
             async with workers.joined() if workers is not None else contextlib.nullcontext():
@@ -173,20 +175,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
 
     app = Starlette(
         routes=routes,
-        middleware=[
-            Middleware(SecurityHeaders),
-            Middleware(
-                CORS,
-                allow_origins=settings.origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=_ALLOWED_HEADERS,
-                expose_headers=[*EXPOSED_HEADERS, REQUEST_ID_HEADER],
-            ),
-            *([Middleware(Tracing, tracer=tracer)] if tracer is not None else ()),
-            Middleware(InferenceErrors),
-            Middleware(Telemetry, metrics=metrics),
-            Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
-        ],
+        middleware=_layers_of_every_request(settings, metrics, tracer),
         exception_handlers={Problem: render_problem, HTTPException: render_http_exception},
         lifespan=lifespan,
     )
@@ -195,6 +184,24 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     # A path without a route needs a key too, so that strangers do not learn which paths exist.
     app.router.default = callers(_not_found)
     return app
+
+
+def _layers_of_every_request(settings: Settings, metrics: Metrics, tracer: Tracer | None) -> list[Middleware]:
+    """Return the layers around all routes, outermost first."""
+    return [
+        Middleware(SecurityHeaders),
+        Middleware(
+            CORS,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_ALLOWED_HEADERS,
+            expose_headers=[*EXPOSED_HEADERS, REQUEST_ID_HEADER],
+        ),
+        *([Middleware(Tracing, tracer=tracer)] if tracer is not None else ()),
+        Middleware(InferenceErrors),
+        Middleware(Telemetry, metrics=metrics),
+        Middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout=settings.body_timeout),
+    ]
 
 
 async def _not_found(_scope: Scope, _receive: Receive, _send: Send) -> None:

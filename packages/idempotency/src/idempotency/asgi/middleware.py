@@ -198,7 +198,10 @@ class _RequestHandler:
 
     async def serve(self) -> None:
         """Check the request, read it, ask the engine and act on the verdict."""
+        # One long function, because it runs for every replay, where each further call costs time.
         policy, scope, middleware = self.policy, self.scope, self._middleware
+
+        # The key, and whose it is.
         headers = scope["headers"]
         fields = dict(headers)
         if len(fields) == len(headers):
@@ -223,8 +226,10 @@ class _RequestHandler:
         if RUNS in scope and (joins := joined_run(scope, self.key)) is not None:
             with joined(joins):  # this request already has a claim of this key (E10)
                 return await middleware.app(scope, self._receive, self.send)
-        headers = scope["headers"]
-        sent = len(headers)
+
+        # The body.
+        headers = scope["headers"]  # perhaps another list now, without trailers
+        header_count = len(headers)
         try:
             # Before reading, which makes a server send 100 (Continue).
             if declared > policy.max_request_bytes:
@@ -251,8 +256,10 @@ class _RequestHandler:
             return await self._refuse_unread(error, declared)
         except BodyLost as error:
             return await self.refuse(error)
-        if len(headers) != sent:
-            drop_late_trailers(headers, sent)
+        if len(headers) != header_count:
+            drop_late_trailers(headers, header_count)
+
+        # The fingerprint.
         method, path, query = scope["method"], self.path, scope.get("query_string", b"")
         if policy.fingerprint is exact_bytes:
             if policy.ignored_query:
@@ -263,6 +270,8 @@ class _RequestHandler:
         else:
             view = RequestView(method, path, query, headers, body, tenant)
             self.fingerprint = operation_digest(view, policy.fingerprint, ignored_query=policy.ignored_query)
+
+        # The verdict.
         self.wait = policy.wait
         if policy.prefer_wait > 0:
             lines = (value for name, value in scope["headers"] if name == b"prefer")

@@ -137,7 +137,7 @@ class PredictionService:
         ranges = self._ranges_of(model.manifest if model is not None else None)
         for one in decision.asset_decisions:
             self._predictions[one.asset, one.action].inc()
-            for (feature, least, most), value in zip(ranges, one.row, strict=False):
+            for (feature, least, most), value in zip(ranges, one.row, strict=False):  # ranges may be empty
                 if not least <= value <= most:
                     self._metrics.out_of_range.labels(feature).inc()
         for asset in decision.skipped:
