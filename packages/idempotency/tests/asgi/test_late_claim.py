@@ -22,6 +22,7 @@ from starlette.routing import Mount, Route
 from idempotency import IdempotencyMiddleware, Policy, current_claim, one_tenant
 from idempotency.asgi import LateClaim, claim
 from idempotency.errors import Answered, MissingTenant
+from idempotency.events import Event
 from idempotency.stores.memory import MemoryStore, SyncMemoryStore
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,24 @@ async def test_client_disconnect_before_complete_body_runs_and_claims_nothing() 
     driver.disconnect()
     await driver.run()
     assert (app.effects, (await store.scan()).records) == (0, ())
+
+
+async def test_line_feed_in_the_path_does_not_begin_another_log_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events: list[Event] = []
+    charge = ClaimingApp()
+
+    async def fail_after_charge(scope: Any, receive: Any, send: Any) -> None:
+        await charge(scope, receive, send)
+        raise LookupError
+
+    late = LateClaim(fail_after_charge, store=MemoryStore(), hooks=[events.append])
+    with pytest.raises(LookupError):
+        await call(late, path="/pay\nERROR forged", key="k")
+    assert {event.operation for event in events} == {r"POST /pay\nERROR forged"}
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert line.startswith(r"POST /pay\nERROR forged raised LookupError")
 
 
 async def test_request_without_key_runs_unclaimed_unless_the_key_is_required() -> None:

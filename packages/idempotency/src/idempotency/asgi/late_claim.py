@@ -237,10 +237,10 @@ class PendingClaim:
             raise RuntimeError("claim a request once, and before its answer begins")
         require_known_headers(policy, self._middleware.key_names)
         self.policy: Policy = policy
-        self.operation: str = f"{self.scope['method']} {full_path(self.scope)}"
         self.request: KeyedRequest[Run] = KeyedRequest(
             self.engine, self, method=self.scope["method"], path=full_path(self.scope)
         )
+        self.operation: str = self.request.operation
         if self._keyed and not self._whole and self.scope["method"] in policy.methods:
             await self._read_rest(policy)
         verdict: Run | Response | bool | None = self.request.prepare(principal, policy)

@@ -23,7 +23,7 @@ class RequestHandler(Protocol):
 
     @property
     def operation(self) -> str:
-        """The name of the operation in events."""
+        """The name of the operation in events, escaped so that a path cannot forge log lines."""
 
     async def replay(self, completed: Completed, waited: float) -> None:
         """Answer with a recorded outcome."""
