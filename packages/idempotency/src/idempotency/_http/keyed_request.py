@@ -1,6 +1,8 @@
 """
-One keyed HTTP request outside ASGI: the request to the engine, and the answers that the library gives itself, replays
-and refusals. Shared by `idempotency.wsgi` and `idempotency.django`; it performs no I/O.
+One keyed HTTP request: what the engine is asked, and the library's own answers, which are replays and refusals.
+
+WSGI, Django and late claims under ASGI use it. The ASGI middleware has the same steps in a faster form
+(`idempotency.asgi.middleware`). It performs no I/O.
 """
 
 from __future__ import annotations

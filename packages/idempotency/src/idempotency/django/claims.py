@@ -28,15 +28,15 @@ def claim(
     if policy is None:
         return None
     require_known_headers(policy, pending.key_names)
-    prepared = pending.operation.prepare(principal, policy)
+    prepared = pending.keyed.prepare(principal, policy)
     if isinstance(prepared, Response):
         return pending.replace(prepared)
     if not prepared:
         return None
     pending.require_open()
     begin = pending.engine.begin
-    verdict = (async_to_sync(begin) if iscoroutinefunction(begin) else begin)(pending.operation)
-    return pending.begin(pending.operation.conclude(verdict))
+    verdict = (async_to_sync(begin) if iscoroutinefunction(begin) else begin)(pending.keyed)
+    return pending.begin(pending.keyed.conclude(verdict))
 
 
 async def aclaim(
@@ -48,12 +48,12 @@ async def aclaim(
     require_known_headers(policy, pending.key_names)
     if not (pending.may_have_key or policy.required):
         return None
-    prepared = await sync_to_async(pending.operation.prepare)(principal, policy)
+    prepared = await sync_to_async(pending.keyed.prepare)(principal, policy)
     if isinstance(prepared, Response):
         return pending.replace(prepared)
     if not prepared:
         return None
     pending.require_open()
     begin = pending.engine.begin
-    verdict = await (begin if iscoroutinefunction(begin) else sync_to_async(begin))(pending.operation)
-    return pending.begin(pending.operation.conclude(verdict))
+    verdict = await (begin if iscoroutinefunction(begin) else sync_to_async(begin))(pending.keyed)
+    return pending.begin(pending.keyed.conclude(verdict))

@@ -201,5 +201,5 @@ async def _until_settled(
         if (error := answering.exception()) is None:
             await sync_to_async(drop)(answering.result())
         else:
-            _log.error("%s failed after its client had left", pending.operation.operation, exc_info=error)
+            _log.error("%s failed after its client had left", pending.keyed.operation, exc_info=error)
         raise

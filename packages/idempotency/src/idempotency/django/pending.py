@@ -41,14 +41,14 @@ class PendingRequest(Generic[RunT]):
     """
     One request, from before its view to its response.
 
-    It uses no clock and no store: the middleware passes `operation` to its engine, and ends the run with the outcome
+    It uses no clock and no store: the middleware passes `keyed` to its engine, and ends the run with the outcome
     that `outcome_of` returns.
     """
 
     def __init__(self, engine: Any, request: HttpRequest, key_names: Collection[bytes]) -> None:
         self.request = request
         self.engine = engine
-        self.operation: KeyedRequest[RunT] = KeyedRequest(
+        self.keyed: KeyedRequest[RunT] = KeyedRequest(
             engine, self, method=request.method or "", path=request.get_full_path().partition("?")[0]
         )
         self.key_names = key_names
@@ -151,7 +151,7 @@ class PendingRequest(Generic[RunT]):
                 verdict.abandon()
                 self.require_open()
             self.run = verdict
-            self._encoder = AnswerEncoder(self.operation.policy, self.engine.traceparent)
+            self._encoder = AnswerEncoder(self.keyed.policy, self.engine.traceparent)
             self._frame = Frame(verdict.claim, self._encoder, None)
             active.set(self._frame)
         return None
@@ -168,7 +168,7 @@ class PendingRequest(Generic[RunT]):
         drop(response)
         if self._too_large and hasattr(self.request, "environ"):
             return to_django(
-                self.replacement, _RefusedUnread(self.request, self.operation.policy, self.engine.monotonic)
+                self.replacement, _RefusedUnread(self.request, self.keyed.policy, self.engine.monotonic)
             )
         return to_django(self.replacement)
 
@@ -207,12 +207,12 @@ class PendingRequest(Generic[RunT]):
 
     def failure(self) -> bytes | None:
         """The outcome to record for a view that raised; None: free the key."""
-        policy = self.operation.policy
+        policy = self.keyed.policy
         return None if policy.on_exception == "release" else encode_response(first_run_failed(policy))
 
     def _outcome_of(self, response: HttpResponseBase, run: RunT) -> tuple[bytes, Any] | None:
         assert self._encoder is not None
-        policy, status = self.operation.policy, response.status_code
+        policy, status = self.keyed.policy, response.status_code
         if self.raised and status >= 500:
             return None if (failure := self.failure()) is None else (failure, "kept")
         refused = self.not_accepted if status >= 400 else None
@@ -227,19 +227,19 @@ class PendingRequest(Generic[RunT]):
         """The response to send after recording, by how that ended (E8)."""
         if isinstance(ending, Superseded):
             drop(response)
-            return to_django(self.operation.replay(ending.completed))
+            return to_django(self.keyed.replay(ending.completed))
         if isinstance(ending, Refuse):
             drop(response)
-            return to_django(self.operation.refuse(ending.error))
+            return to_django(self.keyed.refuse(ending.error))
         response = self.own(response)
         if ending is RECORDED and result == "kept":
-            name, value = self.operation.policy.header_rules.expires_in
+            name, value = self.keyed.policy.header_rules.expires_in
             response.headers[name.decode("latin-1")] = value.decode("latin-1")
         return response
 
     def own(self, response: HttpResponseBase) -> HttpResponseBase:
         """The view's own response, without the headers that only this library may set."""
-        for name in self.operation.policy.header_rules.ours:
+        for name in self.keyed.policy.header_rules.ours:
             del response.headers[name.decode("ascii")]
         return response
 
