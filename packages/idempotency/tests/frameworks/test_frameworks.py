@@ -153,8 +153,7 @@ async def test_a_retry_after_an_http2_stream_reset_gets_the_recorded_answer(fram
         async with asyncio.timeout(PATIENCE):
             await ledger.begun.wait()
         http2.reset(stream)
-        # For the server to read the reset: no event shows that, since the run continues.
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # for the server to read the reset, which no event shows
         ledger.go_on.set()
         async with asyncio.timeout(30):
             await ledger.closed.wait()
