@@ -68,7 +68,7 @@ class Runtime:
         self._pool: ThreadPoolExecutor | None = None
         self.split_above = _SPLIT_ABOVE  # nanoseconds
         self.kernel = make_kernel(parsed)
-        self._start(parsed)
+        self._start(parsed)  # the check of the kernel, below, needs LightGBM
         self.plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
         """Predicts one row if its cells are plain; returns None if the schema must read it. None without a kernel."""
         self.plain_matrix: Callable[[Any], NDArray[np.float64] | None] | None = None

@@ -1,4 +1,4 @@
-"""Precomputes a policy's rules for response headers, once per policy instead of once per request."""
+"""Names the response headers that are not recorded, and computes the rules of a policy for headers, once."""
 
 from __future__ import annotations
 

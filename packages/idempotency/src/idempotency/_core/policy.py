@@ -121,6 +121,20 @@ class Policy:
     only_key_name: bytes | None = field(init=False, repr=False, compare=False)  # None if there are several
 
     def __post_init__(self) -> None:
+        if wrong := self._mistakes():
+            raise ValueError("; ".join(wrong))
+        derived = header_rules(
+            replay_header=self.replay_header, drop_headers=self.drop_headers, retention=self.retention
+        )
+        object.__setattr__(self, "header_rules", derived)  # a frozen dataclass allows no plain assignment
+        object.__setattr__(self, "ignored_query", frozenset(self.ignored_query))
+        fields = tuple((name, name.lower().encode("ascii")) for name in self.key_headers)
+        object.__setattr__(self, "key_fields", fields)
+        object.__setattr__(self, "key_names", frozenset(name for _, name in fields))
+        object.__setattr__(self, "only_key_name", fields[0][1] if len(fields) == 1 else None)
+
+    def _mistakes(self) -> list[str]:
+        """What is wrong with the settings, one sentence for each."""
         wrong = [
             f"{name} must be > 0"
             for name in ("lease", "retention", "max_key_chars", "max_hold", "body_timeout")
@@ -170,17 +184,7 @@ class Policy:
             wrong.append("replay_header must be the name of a header")
         if self.documentation_url is not None and not _URI.fullmatch(self.documentation_url):
             wrong.append("documentation_url must be a URI, in ASCII")
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        derived = header_rules(
-            replay_header=self.replay_header, drop_headers=self.drop_headers, retention=self.retention
-        )
-        object.__setattr__(self, "header_rules", derived)  # a frozen dataclass allows no plain assignment
-        object.__setattr__(self, "ignored_query", frozenset(self.ignored_query))
-        fields = tuple((name, name.lower().encode("ascii")) for name in self.key_headers)
-        object.__setattr__(self, "key_fields", fields)
-        object.__setattr__(self, "key_names", frozenset(name for _, name in fields))
-        object.__setattr__(self, "only_key_name", fields[0][1] if len(fields) == 1 else None)
+        return wrong
 
     @property
     def promise(self) -> Literal["at least once", "at most once"]:

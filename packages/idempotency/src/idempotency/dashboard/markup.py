@@ -1,4 +1,4 @@
-"""The pages as text: everything that comes from a record or a request is escaped here."""
+"""Renders the dashboard's HTML: everything that comes from a record or a request is escaped here."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class PredictionService:
     ) -> None:
         self._slot, self._metrics = slot, metrics
         self._version, self._cap_orders, self._now = version, cap_orders, now
-        self._first = slot.current if slot is not None else None
+        self._start_model = slot.current if slot is not None else None
         self._explain_top, self._timeout = explain_top, timeout
         # Looked up once. It also makes each counter start at zero, so that the first decision counts as an increase.
         self._predictions = {
@@ -119,7 +119,7 @@ class PredictionService:
         )
 
     def _name(self, model: Model | None) -> str:
-        if self._version is not None and model is self._first:
+        if self._version is not None and model is self._start_model:
             return self._version
         return model.info.version if model is not None else RULES_VERSION
 

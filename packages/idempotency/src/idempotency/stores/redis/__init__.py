@@ -35,9 +35,9 @@ from idempotency._runtime.fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores.redis import records
 from idempotency.stores.redis.errors import closed, is_gone, may_have_worked, to_store_error, unreachable
-from idempotency.stores.redis.records import Adopt, Command, Names
+from idempotency.stores.redis.records import Adopt, Answer, Command, Names
 from idempotency.stores.redis.routes import Route, route_of_node, route_of_pool, sentinels_of
-from idempotency.stores.redis.settings import Answer, OnEviction, Settings, too_few_acked_replicas
+from idempotency.stores.redis.settings import OnEviction, Settings, too_few_acked_replicas
 from idempotency.stores.redis.sync_store import SyncRedisStore
 from idempotency.stores.redis.wire.node import NodeConnection
 from idempotency.stores.redis.wire.topology import ClusterTopology

@@ -42,6 +42,7 @@ from idempotency._core.types import (
 
 __all__ = [
     "Adopt",
+    "Answer",
     "Command",
     "Names",
     "acquire",
@@ -100,6 +101,18 @@ class Command(NamedTuple):
             return pack(*self.args)
         begin = self.script.eval if whole else self.script.evalsha
         return b"*%d\r\n%b%b" % (4 + len(self.args), begin, _bulk(self.key, *self.args))
+
+
+class Answer(NamedTuple):
+    """
+    The reply to a command.
+
+    Attributes:
+        acked_replicas: How many replicas had confirmed every write of the connection; 0 if none is required.
+    """
+
+    reply: Any
+    acked_replicas: int
 
 
 def pack(*parts: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The settings of a Redis store, and a check of the server's eviction policy."""
+"""The settings of a Redis store, and what follows from them: the WAIT command, and a check of the eviction policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis import exceptions as failures
 from idempotency._core.errors import StoreUnavailable
 from idempotency.stores.redis.records import pack
 
-__all__ = ["Answer", "OnEviction", "Settings", "judge_eviction", "too_few_acked_replicas", "wait_command"]
+__all__ = ["OnEviction", "Settings", "judge_eviction", "too_few_acked_replicas", "wait_command"]
 
 OnEviction: TypeAlias = Literal["warn", "refuse"]
 """What to do about a server that may evict live records."""
@@ -51,18 +51,6 @@ class Settings(NamedTuple):
                 f"on_eviction must be one of {', '.join(get_args(OnEviction))}, not {on_eviction!r}"
             )
         return cls(deadline, replicas, on_eviction)
-
-
-class Answer(NamedTuple):
-    """
-    A script's reply.
-
-    Attributes:
-        acked_replicas: How many replicas had confirmed every write of the connection; 0 if none is required.
-    """
-
-    reply: Any
-    acked_replicas: int
 
 
 _POLICY = re.compile(rb"maxmemory_policy:(\S+)")

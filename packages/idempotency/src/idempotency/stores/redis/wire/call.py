@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from itertools import chain
 
-from idempotency.stores.redis.records import Command, pack
-from idempotency.stores.redis.settings import Answer
+from idempotency.stores.redis.records import Answer, Command, pack
 from idempotency.stores.redis.wire.replies import Reply
 
 __all__ = ["Call", "Scripts"]

@@ -18,8 +18,8 @@ from typing import Any
 from redis import exceptions as failures
 
 from idempotency.stores.redis.errors import NeverSent
-from idempotency.stores.redis.records import Command
-from idempotency.stores.redis.settings import Answer, Settings, wait_command
+from idempotency.stores.redis.records import Answer, Command
+from idempotency.stores.redis.settings import Settings, wait_command
 from idempotency.stores.redis.wire.call import Call, Scripts
 from idempotency.stores.redis.wire.replies import Replies, Reply
 

@@ -9,8 +9,8 @@ from typing import Any
 from redis import exceptions as failures
 
 from idempotency.stores.redis.errors import NeverSent, closed, is_gone
-from idempotency.stores.redis.records import Command, pack
-from idempotency.stores.redis.settings import Answer, Settings, judge_eviction
+from idempotency.stores.redis.records import Answer, Command, pack
+from idempotency.stores.redis.settings import Settings, judge_eviction
 from idempotency.stores.redis.wire.connection import Connection, is_open
 from idempotency.stores.redis.wire.connector import Connector
 

@@ -12,8 +12,8 @@ from redis import exceptions as failures
 
 from idempotency._runtime.fork import forget_in_child
 from idempotency.stores.redis.errors import NeverSent, is_gone
-from idempotency.stores.redis.records import Command, pack
-from idempotency.stores.redis.settings import Answer, Settings, judge_eviction, wait_command
+from idempotency.stores.redis.records import Answer, Command, pack
+from idempotency.stores.redis.settings import Settings, judge_eviction, wait_command
 
 __all__ = ["Sockets"]
 
