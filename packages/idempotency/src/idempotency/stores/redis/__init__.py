@@ -250,6 +250,7 @@ class RedisStore:
     async def _deliver_in_cluster(
         self, command: Command, route: Route | None, due: float, uncertain: list[Exception]
     ) -> Answer:
+        """Deliver *command* by the slots that the client knows; follow MOVED and ASK, and a failover."""
         await self._topology.learn()
         asking = False
         for _ in range(_REDIRECTS):

@@ -1,8 +1,9 @@
 """
-Finds the node that holds the record of a key, and connects to it: one node, Sentinel, or a cluster.
+Says where commands go, and how to connect there: to one node, to the primary of a Sentinel, or to nodes of a cluster.
 
-The store opens its own connections, with the settings of the client's pool (address, credentials, TLS), but without the
-driver's retries and decoding: a claim must not depend on a hidden retry, or on a pool that other callers have used up.
+In a cluster the store asks the client which node holds a key. The store opens its own connections, with the settings of
+the client's pool (address, credentials, TLS), but without the driver's retries and decoding: a claim must not depend on
+a hidden retry, or on a pool that other callers have used up.
 """
 
 from __future__ import annotations

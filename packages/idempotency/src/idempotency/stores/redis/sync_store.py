@@ -219,6 +219,7 @@ class SyncRedisStore:
     def _deliver_in_cluster(
         self, command: Command, route: Route | None, end: float, uncertain: list[Exception]
     ) -> Answer:
+        """See `RedisStore._deliver_in_cluster`."""
         asking = False
         if self._has_stalled:  # that call had no time left to look for a new primary
             self._has_stalled = False
