@@ -28,8 +28,20 @@ static inline void finish_scores(finish_kind kind, double scale, double *scores,
     case FINISH_SOFTMAX:
         for (double *row = scores; row < scores + all; row += n_outputs) {
             double most = row[0], sum = 0.0;
-            for (uint32_t k = 1; k < n_outputs; k++) most = row[k] > most ? row[k] : most;
-            for (uint32_t k = 0; k < n_outputs; k++) sum += row[k] = exp(row[k] - most);
+            uint32_t at = 0;
+            for (uint32_t k = 1; k < n_outputs; k++) {
+                at = row[k] > most ? k : at;
+                most = row[k] > most ? row[k] : most;
+            }
+            /* The largest one's is exp(0), which is 1 (C11, F.10.3.1); but infinity less itself is NaN. No branch depends on
+               where it is. */
+            const double at_most = most - most == 0.0 ? 1.0 : exp(most - most);
+            for (uint32_t j = 0; j + 1 < n_outputs; j++) {
+                const uint32_t k = j + (j >= at);
+                row[k] = exp(row[k] - most);
+            }
+            row[at] = at_most;
+            for (uint32_t k = 0; k < n_outputs; k++) sum += row[k];
             for (uint32_t k = 0; k < n_outputs; k++) row[k] /= sum;
         }
         break;
