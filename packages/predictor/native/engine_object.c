@@ -21,11 +21,10 @@ typedef struct {
     plan *plan;
     finish_kind finish;
     double scale;
-    int release;        /* whether to release the GIL for a single row */
     PyObject *cells;    /* a Cells, or NULL before bind */
     PyObject *copy;     /* the `copy` method of the template array; each answer is such a copy */
     PyObject *empty;    /* numpy.empty, for the answers of `matrix` */
-    Py_ssize_t most_rows; /* of `matrix`, which keeps the GIL */
+    Py_ssize_t hold_rows, most_rows; /* for more rows `row` and `matrix` release the GIL; for yet more `matrix` returns None */
     Py_buffer answer;   /* the memory of the template array */
 } engine_object;
 
@@ -42,16 +41,15 @@ static void engine_dealloc(PyObject *self) {
 }
 
 /*
- * bind(cells, template, release, empty, most_rows): how `row` and `matrix` read cells; the float64 array [n_outputs] of which each
- * answer of `row` is a copy; and what makes those of `matrix`.
+ * bind(cells, template, empty, hold_rows, most_rows): how `row` and `matrix` read cells; the float64 array [n_outputs] of which
+ * each answer of `row` is a copy; what makes those of `matrix`; and two limits.
  */
 static PyObject *engine_bind(PyObject *self, PyObject *args) {
     engine_object *engine = (engine_object *)self;
     module_state *state = PyType_GetModuleState(Py_TYPE(self));
     PyObject *own_cells, *template, *empty;
-    Py_ssize_t most_rows;
-    int release;
-    if (!PyArg_ParseTuple(args, "O!OpOn", state->cells_type, &own_cells, &template, &release, &empty, &most_rows)) return NULL;
+    Py_ssize_t hold_rows, most_rows;
+    if (!PyArg_ParseTuple(args, "O!OOnn", state->cells_type, &own_cells, &template, &empty, &hold_rows, &most_rows)) return NULL;
     if (engine->cells != NULL || ((cells_object *)own_cells)->own.width != (Py_ssize_t)engine->plan->n_features) {
         PyErr_SetString(PyExc_ValueError, "bind once, with cells of the model's width");
         return NULL;
@@ -68,8 +66,8 @@ static PyObject *engine_bind(PyObject *self, PyObject *args) {
     }
     engine->cells = Py_NewRef(own_cells);
     engine->empty = Py_NewRef(empty);
+    engine->hold_rows = hold_rows;
     engine->most_rows = most_rows;
-    engine->release = release;
     Py_RETURN_NONE;
 }
 
@@ -97,7 +95,7 @@ static PyObject *answer_row(engine_object *engine, const double *row) {
     double on_stack[ON_STACK], *scores = on_stack;
     int failed;
     if (p->n_outputs > ON_STACK && (scores = malloc(p->n_outputs * sizeof *scores)) == NULL) return PyErr_NoMemory();
-    if (engine->release) {
+    if (engine->hold_rows < 1) {
         Py_BEGIN_ALLOW_THREADS
         failed = engine->level->row(p, row, scores);
         Py_END_ALLOW_THREADS
@@ -152,8 +150,10 @@ static PyObject *answer_matrix(engine_object *engine, const double *rows, Py_ssi
         Py_XDECREF(answer);
         return NULL;
     }
+    PyThreadState *thread = n > engine->hold_rows ? PyEval_SaveThread() : NULL;
     int failed = engine->level->batch(p, rows, (size_t)n, out.buf);
     if (!failed) finish_scores(engine->finish, engine->scale, out.buf, (size_t)n, p->n_outputs);
+    if (thread != NULL) PyEval_RestoreThread(thread);
     PyBuffer_Release(&out);
     if (failed) {
         Py_DECREF(answer);
@@ -162,7 +162,7 @@ static PyObject *answer_matrix(engine_object *engine, const double *rows, Py_ssi
     return answer;
 }
 
-/* matrix(rows) -> the answers of a small float64 array [n, width] of plain cells; None for everything else. */
+/* matrix(rows) -> the answers of a float64 array [n, width] of plain cells, of not too many rows; None for everything else. */
 static PyObject *engine_matrix(PyObject *self, PyObject *rows) {
     engine_object *engine = (engine_object *)self;
     PyObject *answer = Py_None;
@@ -172,10 +172,14 @@ static PyObject *engine_matrix(PyObject *self, PyObject *rows) {
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    const int is_small = buffer.ndim == 2 && strcmp(buffer.format, "d") == 0 && (uintptr_t)buffer.buf % sizeof(double) == 0
+    const int is_ours = buffer.ndim == 2 && strcmp(buffer.format, "d") == 0 && (uintptr_t)buffer.buf % sizeof(double) == 0
                          && buffer.shape[1] == (Py_ssize_t)engine->plan->n_features && buffer.shape[0] <= engine->most_rows;
-    if (is_small && cells_are_plain(&((cells_object *)engine->cells)->own, buffer.buf, (size_t)buffer.shape[0]))
-        answer = answer_matrix(engine, buffer.buf, buffer.shape[0]);
+    if (is_ours) {
+        PyThreadState *thread = buffer.shape[0] > engine->hold_rows ? PyEval_SaveThread() : NULL;
+        const int plain = cells_are_plain(&((cells_object *)engine->cells)->own, buffer.buf, (size_t)buffer.shape[0]);
+        if (thread != NULL) PyEval_RestoreThread(thread);
+        if (plain) answer = answer_matrix(engine, buffer.buf, buffer.shape[0]);
+    }
     PyBuffer_Release(&buffer);
     return answer == Py_None ? Py_NewRef(answer) : answer;
 }

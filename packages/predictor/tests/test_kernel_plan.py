@@ -1,25 +1,34 @@
-"""Building a plan releases the GIL, and a plan estimates the cost of its predictions."""
+"""A plan estimates the cost of its predictions, and what takes long releases the GIL."""
 
 from __future__ import annotations
 
 import lzma
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from predictor import RowPolicy
 from predictor._engine import Kernel, make_kernel
-from predictor._model_file import parse_model_text
+from predictor._features import features_of
+from predictor._model_file import ParsedModel, parse_model_text
 from predictor._native import CONTRIB, NORMAL
+from predictor.schema import RowSchema
 
 _kernel = pytest.importorskip("predictor._kernel", reason="the extension is not built")
 
 
+def parsed(name: str) -> ParsedModel:
+    packed = Path(__file__).with_name("models") / f"{name}.txt.xz"
+    return parse_model_text(lzma.decompress(packed.read_bytes()))
+
+
 def kernel_of(name: str) -> Kernel:
     """The kernel of a public model, at the default level."""
-    packed = Path(__file__).with_name("models") / f"{name}.txt.xz"
-    kernel = make_kernel(parse_model_text(lzma.decompress(packed.read_bytes())))
+    kernel = make_kernel(parsed(name))
     assert isinstance(kernel, Kernel), kernel
     return kernel
 
@@ -54,16 +63,8 @@ def test_most_rows_of_a_time_take_less_than_it(name, nanoseconds):
     assert kernel.estimate(most, NORMAL) <= nanoseconds < kernel.estimate(most + 2, NORMAL)
 
 
-def test_building_a_plan_releases_the_gil(monkeypatch):
-    build, arrays = _kernel.build, {}
-
-    def recorded(**arguments):
-        arrays.update(arguments)
-        return build(**arguments)
-
-    monkeypatch.setattr(_kernel, "build", recorded)
-    kernel_of("NYC_taxi")
-
+def lets_other_threads_run(call: Callable[[], object]) -> bool:
+    """Whether another thread runs while *call* is repeated, although no thread is asked for the GIL."""
     lock, has_run = threading.Lock(), threading.Event()
     lock.acquire()
 
@@ -80,9 +81,69 @@ def test_building_a_plan_releases_the_gil(monkeypatch):
         for _ in range(500):  # the system may wake the other thread late
             if has_run.is_set():
                 break
-            build(**arrays)
+            call()
         has_run_meanwhile = has_run.is_set()
     finally:
         sys.setswitchinterval(usual)
     other.join()
-    assert has_run_meanwhile
+    return has_run_meanwhile
+
+
+def test_building_a_plan_releases_the_gil(monkeypatch):
+    build, arrays = _kernel.build, {}
+
+    def recorded(**arguments):
+        arrays.update(arguments)
+        return build(**arguments)
+
+    monkeypatch.setattr(_kernel, "build", recorded)
+    kernel_of("NYC_taxi")
+    assert lets_other_threads_run(lambda: build(**arrays))
+
+
+@pytest.mark.parametrize(("rows", "released"), [(1, False), (4, False), (20_000, True)])
+def test_array_predicted_in_one_call_releases_the_gil_if_it_takes_long(rows, released, trained):
+    subject = trained("regression")
+    model = subject.load()
+    matrix = np.resize(subject.rows, (rows, 5))
+    assert model._plain_matrix(matrix) is not None
+    assert lets_other_threads_run(lambda: model._plain_matrix(matrix)) == released
+
+
+@pytest.mark.parametrize(("rows", "released"), [(4, False), (20_000, True)])
+def test_check_for_plain_cells_releases_the_gil_if_there_are_many(rows, released):
+    cells = RowSchema(features_of(parsed("NYC_taxi").summary), RowPolicy()).cells
+    matrix = np.ones((rows, 5))
+    assert cells.plain(matrix)
+    assert lets_other_threads_run(lambda: cells.plain(matrix)) == released
+
+
+@pytest.mark.parametrize(("columns", "path"), [(32_000, "blend"), (32_001, "walk")])
+def test_model_of_more_columns_than_a_batch_can_number_is_walked(columns, path):
+    values = np.random.default_rng(0).normal(size=2 * columns)
+    engine = _kernel.build(
+        level=_kernel.levels()[0],
+        n_features=columns,
+        n_outputs=1,
+        leaves=np.full(columns, 2, np.int32),
+        feature=np.arange(columns, dtype=np.int32),
+        threshold=np.full(columns, 0.5),
+        decision=np.zeros(columns, np.uint8),
+        left=np.full(columns, ~0, np.int32),
+        right=np.full(columns, ~1, np.int32),
+        set_start=np.zeros(columns, np.int64),
+        set_size=np.zeros(columns, np.int32),
+        set_words=np.zeros(0, np.uint32),
+        leaf_value=values,
+        split_count=None,
+        leaf_count=None,
+        finish=0,
+        scale=1.0,
+        walk_only=False,
+    )
+    assert engine.describe()["batch"] == path
+    rows = np.random.default_rng(1).integers(0, 2, (40, columns)).astype(float)
+    scores = np.empty(40)
+    engine.raw(rows, scores, False)
+    taken = values.reshape(columns, 2)[np.arange(columns), rows.astype(int)]
+    assert (scores == taken.cumsum(axis=1)[:, -1]).all()  # in the order of the trees

@@ -70,7 +70,7 @@ def test_an_answer_of_many_classes_is_written_where_no_other_thread_writes(monke
     cells = RowSchema(
         features_of(parse_model_text(booster.model_to_string().encode()).summary), RowPolicy()
     ).cells
-    kernel._engine.bind(cells, template, False, np.empty, 0)
+    kernel._engine.bind(cells, template, np.empty, 1, 0)
     for row in (5, 700):
         waiting = True
         assert kernel.plain_row([float(row)]).tolist() == expected[row].tolist()
@@ -162,7 +162,7 @@ import os, sys, threading, time
 import numpy as np
 from predictor import Model
 model = Model.load(sys.argv[1], threads=2)
-model._runtime.threads, model._runtime.split_above = 2, 1_000
+model._runtime.threads, model._runtime.split_above, model._plain_matrix = 2, 1_000, None
 rows = np.random.default_rng(0).normal(size=(4000, 5))
 expected = model.predict(rows)
 stop = threading.Event()

@@ -131,16 +131,16 @@ class Kernel:
         one_by_one = nanoseconds / (self._batch_ns + self.row_ns)
         return int(max(one_by_one, (nanoseconds - self._tile_ns) / self._batch_ns))
 
-    def bind(self, cells: Any, *, release: bool, most_rows: int) -> None:
+    def bind(self, cells: Any, *, hold_rows: int, most_rows: int) -> None:
         """
         Set, once, how `plain_row` and `plain_matrix` read cells.
 
         Args:
             cells: The result of `cells_of`.
-            release: Whether `plain_row` and `encoded_row` release the GIL.
+            hold_rows: For more rows they, and `encoded_row`, release the GIL.
             most_rows: For more rows `plain_matrix` returns None.
         """
-        self._engine.bind(cells, np.zeros(self._outputs), release, np.empty, most_rows)
+        self._engine.bind(cells, np.zeros(self._outputs), np.empty, hold_rows, most_rows)
 
     def predict(self, rows: NDArray[np.float64], kind: int, *, release: bool) -> NDArray[Any]:
         """

@@ -56,9 +56,9 @@ class Cells:
 class Engine:
     # One model's plan. Immutable after `bind`; any number of threads may call it.
 
-    # Call once. Sets how `row` and `matrix` read cells; the array [n_outputs] of which each answer of `row` is a copy,
-    # and whether it releases the GIL; numpy.empty, and for how many rows, at most, `matrix` may keep the GIL.
-    def bind(self, cells: Cells, template: Any, release: bool, empty: Any, most_rows: int, /) -> None: ...
+    # Call once. Sets how `row` and `matrix` read cells; the array [n_outputs] of which each answer of `row` is a copy;
+    # numpy.empty; for how many rows, at most, they keep the GIL; and for how many `matrix` gives an answer.
+    def bind(self, cells: Cells, template: Any, empty: Any, hold_rows: int, most_rows: int, /) -> None: ...
     # Predict one row of plain cells: float64 [n_outputs], or None if a cell is not plain.
     def row(self, row: Any, /) -> Any | None: ...
     # Predict a float64 array [n, width] of plain cells: float64 [n] or [n, n_outputs]. None if a cell is not plain,

@@ -30,6 +30,7 @@ __all__ = ["Runtime"]
 # Estimated nanoseconds per call. A shorter call keeps the GIL: in a busy process, to get the GIL back costs more than
 # other threads lose by waiting 50 us for it.
 _HOLD_GIL_BELOW = 45_000
+_ONE_CALL_BELOW = 1_000_000  # a longer call is made from Python, which then takes less than a hundredth of it
 _SPLIT_ABOVE = 4_500_000  # a longer call is split over several threads
 _WALK_NS = 30  # in LightGBM, one row through one tree
 _CONTRIB_COST = 50  # in LightGBM, how many times a row's contributions cost more than its prediction
@@ -72,11 +73,12 @@ class Runtime:
         self.plain_row: Callable[[Any], NDArray[np.float64] | None] | None = None
         """Predicts one row if its cells are plain; returns None if the schema must read it. None without a kernel."""
         self.plain_matrix: Callable[[Any], NDArray[np.float64] | None] | None = None
-        """The same for the rows of a small array."""
+        """The same for the rows of an array, if there are not too many."""
         self.kernel = self._checked(self.kernel, parsed)
         if isinstance(self.kernel, Kernel):
-            most_rows = self.kernel.most_rows(_HOLD_GIL_BELOW) if takes_codes else 0
-            self.kernel.bind(cells, release=self.kernel.row_ns >= _HOLD_GIL_BELOW, most_rows=most_rows)
+            hold_rows = self.kernel.most_rows(_HOLD_GIL_BELOW) if self.kernel.row_ns < _HOLD_GIL_BELOW else 0
+            most_rows = self.kernel.most_rows(_ONE_CALL_BELOW) if takes_codes else 0
+            self.kernel.bind(cells, hold_rows=hold_rows, most_rows=most_rows)
             self.plain_row, self.plain_matrix = self.kernel.plain_row, self.kernel.plain_matrix
         _runtimes.add(self)
 
