@@ -1,21 +1,27 @@
 /* Batches: the leaves of all trees for a tile of rows, by the programs of plan_chains.c, and the sums of their values. */
 
 #define FEW_SUMS 16 /* of so few rows the leaves are read one by one */
+#define ANY_LENGTH UINT32_MAX
 #define WIDE 8 /* vectors of leaf numbers that a chain keeps in registers */
 
-/* Run *count* chains over a tile. `numbers` has a vector of each leaf number, then the slots; `deep`: slots may be operands. */
+/*
+ * Run *count* chains over a tile. `numbers` has a vector of each leaf number, then the slots; `deep`: slots may be operands;
+ * *length*: the steps of every one, or ANY_LENGTH.
+ */
 INLINE void run_chains(const chain *chains, uint32_t count, const chain_step *steps, const uint8_t *columns, uint8_t *numbers,
-                       uint32_t tile, int deep, int has_sets) {
+                       uint32_t tile, int deep, int has_sets, uint32_t length) {
     enum { AT_A_TIME = WIDE * BYTES };
     const uint32_t wide = tile < AT_A_TIME ? tile / BYTES : WIDE;
     uint8_t *slots = numbers + UNIT_LEAVES * BYTES;
     for (uint32_t c = 0; c < count; c++) {
         const chain own = chains[c];
+        const uint32_t n_steps = length == ANY_LENGTH ? own.n_steps : length;
         for (size_t row = 0; row < tile; row += AT_A_TIME) {
             bytes leaf[WIDE];
             for (uint32_t v = 0; v < wide; v++) leaf[v] = bytes_all(own.start);
-            for (const chain_step *s = steps; s < steps + own.n_steps; s++) {
-                const bytes add = bytes_all(s->add), mask = bytes_all(s->mask), number = bytes_all((uint8_t)s->other);
+            for (uint32_t i = 0; i < n_steps; i++) {
+                const chain_step *s = steps + i;
+                const bytes limit = limit_of(s->bound), mask = bytes_all(s->mask), number = bytes_all((uint8_t)s->other);
                 const bytes *column = (const bytes *)(columns + (size_t)s->column * tile + row);
                 /* A slot has a vector for each of the tile's, a leaf number the same for all: a stride of 0, and no branch. */
                 const uint32_t is_slot = s->other >= UNIT_LEAVES;
@@ -25,21 +31,29 @@ INLINE void run_chains(const chain *chains, uint32_t count, const chain_step *st
                 for (uint32_t v = 0; v < wide; v++) {
                     bytes byte = column[v];
                     if (has_sets) byte &= mask;
-                    leaf[v] = choose_top(add_bytes(byte, add), deep ? *(const bytes *)(other + v * stride) : number, leaf[v]);
+                    leaf[v] = choose_above(byte, limit, deep ? *(const bytes *)(other + v * stride) : number, leaf[v]);
                 }
             }
             bytes *out = (bytes *)(slots + (size_t)own.out * tile + row);
             for (uint32_t v = 0; v < wide; v++) out[v] = leaf[v];
         }
-        steps += own.n_steps;
+        steps += n_steps;
     }
 }
 
 INLINE void run_unit(const plan *p, const blend_unit *u, const uint8_t *columns, uint8_t *numbers, uint32_t tile, int has_sets) {
     const chain *chains = p->chains + u->first_chain;
     const chain_step *steps = p->steps + u->first_step;
-    run_chains(chains, u->n_flat, steps, columns, numbers, tile, 0, has_sets);
-    run_chains(chains + u->n_flat, u->n_chains - u->n_flat, steps + u->n_flat_steps, columns, numbers, tile, 1, has_sets);
+    uint32_t done = 0;
+#pragma GCC unroll 4
+    for (uint32_t length = 0; length < SHORT_CHAIN; length++) { /* without loops, whose ends would have to be guessed */
+        run_chains(chains + done, u->n_short[length], steps, columns, numbers, tile, 0, has_sets, length);
+        done += u->n_short[length];
+        steps += u->n_short[length] * length;
+    }
+    run_chains(chains + done, u->n_flat - done, steps, columns, numbers, tile, 0, has_sets, ANY_LENGTH);
+    steps = p->steps + u->first_step + u->n_flat_steps;
+    run_chains(chains + u->n_flat, u->n_chains - u->n_flat, steps, columns, numbers, tile, 1, has_sets, ANY_LENGTH);
 }
 
 /* Each row's sum grows by the values of its leaves in *count* trees, in the order of the model. */
@@ -62,12 +76,23 @@ INLINE void look_up_leaves(const plan *p, const blend_unit *u, uint32_t n, const
     }
 }
 
-/* At most *tile* rows. `work` is a vector of each leaf number, the slots, and the columns. */
+/* The complements of the columns, after the columns. */
+INLINE void complement_columns(const plan *p, uint8_t *columns, uint32_t tile) {
+    const bytes most = bytes_all(MOST_OF_BYTE);
+    bytes *out = (bytes *)(columns + (size_t)p->n_columns * tile);
+    for (uint32_t c = 0; c < p->n_complements; c++) {
+        const bytes *column = (const bytes *)(columns + (size_t)p->complements[c] * tile);
+        for (uint32_t v = 0; v < tile / BYTES; v++) *out++ = subtract_bytes(most, column[v]);
+    }
+}
+
+/* At most *tile* rows. `work` is a vector of each leaf number, the slots, the columns, and their complements. */
 INLINE void tile_rows(const plan *p, const double *rows, uint32_t n, uint32_t tile, uint8_t *work, double *scores, int32_t *leaves) {
     uint8_t *slots = work + UNIT_LEAVES * BYTES, *columns = slots + (size_t)p->n_slots * tile;
     const int looks_up = LOOKS_UP && p->leaf_room > 0 && n > FEW_SUMS;
     double sums[LARGE_TILE] __attribute__((aligned(BYTES)));
     tile_bytes(p, rows, n, tile, columns);
+    complement_columns(p, columns, tile);
     for (const blend_unit *u = p->units; u < p->units + p->n_units; u++) {
         const uint32_t k = u->first_tree % p->n_outputs, next = u->first_tree + u->n_trees * p->n_outputs;
         const double *values = p->unit_values + u->first_value;

@@ -5,10 +5,11 @@
  *   BYTES, bytes              bytes a vector, and its type
  *   doubles, longs            the same as float64 and int64
  *   bytes_all(x)              x in every byte
- *   add_bytes(a, b)           per byte, without carry
+ *   subtract_bytes(a, b)      per byte, without borrow
  *   reciprocal(x)             per float64: 1 / x, to the last bit or two
  *   TILE_COST                 what a tile costs, compared with AVX-512
- *   choose_top(s, a, b)       per byte: the top bit of s ? a : b
+ *   limit_of(bound)           a bound of at most 127, for choose_above, in every byte
+ *   choose_above(x, l, a, b)  per byte: x > bound ? a : b, where x is at most 127, or is 0 or bound + 1
  *   count_if_above(n, x, y)   per float64: x > y ? n + 1 : n
  *   count_in_block(block, x)  how many of the CUT_BLOCK cuts lie below x
  *   LOOKS_UP                  whether it has these two; else they are never called
@@ -193,7 +194,7 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
     size_t done = 0;
     if (n > few) {
         uint32_t most = n >= LARGE_TILE ? LARGE_TILE : SMALL_TILE;
-        const size_t size = UNIT_LEAVES * BYTES + ((size_t)p->n_columns + p->n_slots) * most;
+        const size_t size = UNIT_LEAVES * BYTES + ((size_t)p->n_columns + p->n_complements + p->n_slots) * most;
         void *memory;
         if (posix_memalign(&memory, 64, size) != 0) return -1;
         uint8_t *work = memory;

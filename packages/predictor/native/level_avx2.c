@@ -16,9 +16,12 @@ typedef __m256i bytes;
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 
-static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi8((char)x); }
-static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm256_blendv_epi8(b, a, sum); }
-static inline bytes add_bytes(bytes a, bytes b) { return _mm256_add_epi8(a, b); }
+static inline bytes bytes_all(uint8_t x) { return _mm256_set1_epi32((int)byte_four_times[x]); }
+
+/* There is no comparison without sign. But x + (127 - bound) has its top bit, by which the choice is made, if x > bound. */
+static inline bytes limit_of(uint8_t bound) { return bytes_all((uint8_t)(127 - bound)); }
+static inline bytes choose_above(bytes x, bytes limit, bytes a, bytes b) { return _mm256_blendv_epi8(b, a, _mm256_add_epi8(x, limit)); }
+static inline bytes subtract_bytes(bytes a, bytes b) { return _mm256_sub_epi8(a, b); }
 static inline doubles reciprocal(doubles x) { return 1.0 / x; }
 
 static inline longs count_if_above(longs count, doubles x, doubles y) { return count - (longs)(x > y); }

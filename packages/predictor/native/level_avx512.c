@@ -16,9 +16,12 @@ typedef __m512i bytes;
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 
-static inline bytes bytes_all(uint8_t x) { return _mm512_set1_epi8((char)x); }
-static inline bytes choose_top(bytes sum, bytes a, bytes b) { return _mm512_mask_blend_epi8(_mm512_movepi8_mask(sum), b, a); }
-static inline bytes add_bytes(bytes a, bytes b) { return _mm512_add_epi8(a, b); }
+static inline bytes bytes_all(uint8_t x) { return _mm512_set1_epi32((int)byte_four_times[x]); }
+static inline bytes limit_of(uint8_t bound) { return bytes_all(bound); }
+static inline bytes choose_above(bytes x, bytes limit, bytes a, bytes b) {
+    return _mm512_mask_blend_epi8(_mm512_cmplt_epu8_mask(limit, x), b, a);
+}
+static inline bytes subtract_bytes(bytes a, bytes b) { return _mm512_sub_epi8(a, b); }
 
 /* An approximation to 14 bits, and two steps of Newton's method, each of which doubles them: faster than a division. */
 static inline doubles reciprocal(doubles x) {

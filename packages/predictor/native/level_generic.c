@@ -1,16 +1,22 @@
 /* Any processor: vectors of 16 bytes, which compilers turn into SSE2 on x86-64 and NEON on ARM64. */
-#include "plan.h"
+#include "level.h"
 
 #define BYTES 16
 #define TILE_COST 1.67
 typedef uint8_t bytes __attribute__((vector_size(BYTES), may_alias));
-typedef int8_t signed_bytes __attribute__((vector_size(BYTES), may_alias)); /* below 0: the top bit is set */
+typedef int8_t signed_bytes __attribute__((vector_size(BYTES), may_alias));
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
 
-static inline bytes bytes_all(uint8_t x) { return (bytes){0} + x; }
-static inline bytes choose_top(bytes sum, bytes a, bytes b) { return b ^ ((a ^ b) & (bytes)((signed_bytes)sum < 0)); }
-static inline bytes add_bytes(bytes a, bytes b) { return a + b; }
+static inline bytes bytes_all(uint8_t x) {
+    typedef uint32_t quads __attribute__((vector_size(BYTES)));
+    return (bytes)((quads){0} + byte_four_times[x]);
+}
+
+/* x + (127 - bound) has its top bit if x > bound; as a signed byte it is then below 0. */
+static inline bytes limit_of(uint8_t bound) { return bytes_all((uint8_t)(127 - bound)); }
+static inline bytes choose_above(bytes x, bytes limit, bytes a, bytes b) { return b ^ ((a ^ b) & (bytes)((signed_bytes)(x + limit) < 0)); }
+static inline bytes subtract_bytes(bytes a, bytes b) { return a - b; }
 static inline doubles reciprocal(doubles x) { return 1.0 / x; }
 
 static inline longs count_if_above(longs count, doubles x, doubles y) { return count - (longs)(x > y); }

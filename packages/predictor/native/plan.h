@@ -12,8 +12,8 @@
  *                      the bits of one word. The AND of a row's words over all features has one bit left: the leaf.
  *                      (QuickScorer, Lucchese et al., SIGIR 2015, with all splits of a feature combined in one word.)
  *   blend  (batches)   A tile of rows has one byte per row for each *column*, a group of tests on one feature. A split is one
- *                      addition of bytes (for category sets after a mask), whose top bit is the result of the test, and one
- *                      choice between two bytes, the leaf numbers of its children, from the bottom of the tree up.
+ *                      comparison of bytes (for category sets after a mask), and one choice between two bytes, the leaf
+ *                      numbers of its children, from the bottom of the tree up.
  *
  * The third method, *walk*, steps down sixteen trees at a time. It serves if a tree has more leaves than a method can take
  * (64 for words, 256 for blend); for one row also if the table would not fit into the caches, or has more than 512 features.
@@ -83,7 +83,7 @@ typedef struct {
 
 /*
  * One byte per row, made from the code of one feature: a count of at most 127, or one bit for each of up to eight category
- * sets. A row goes left at a split if `(byte & mask) <= bound`.
+ * sets. A row goes to the first child of a split if `(byte & mask) <= bound`.
  */
 typedef struct {
     uint32_t feature;
@@ -96,19 +96,22 @@ typedef struct {
 /* A split, as the walk and the contributions use it. */
 typedef struct {
     uint16_t column;
-    uint8_t mask, bound; /* WHOLE_BYTE and a bound below 127, or the bit of a category set and 0 */
-    int32_t child[2]; /* left, right: a split of the same tree, or ~leaf */
+    uint8_t mask, bound; /* WHOLE_BYTE and a bound below 127, or the bit of a category set and that less one */
+    int32_t child[2]; /* left, right, or, of some category splits, right, left: a split of the same tree, or ~leaf */
 } split;
 
 /*
  * The blend programs. A tree is divided into *chains*, see plan_chains.c. A chain holds one leaf number per row, at first the
  * same leaf for all rows. Each step, from the bottom of the tree up, replaces that number by its operand in the rows where
- * `(byte & mask) + add` has its top bit set: these rows go to the split's other child. The operand is a leaf, or the result
- * of an earlier chain, which is in a slot.
+ * `(byte & mask) > bound`: these rows go to the split's other child. The operand is a leaf, or the result of an earlier chain,
+ * which is in a slot.
+ *
+ * If the other child is the first one, the step reads the *complement* of its split's column, 127 - byte: the same comparison
+ * then holds for all steps.
  */
 typedef struct {
-    uint16_t column, other; /* other: the operand: a leaf of the unit, or UNIT_LEAVES + a slot */
-    uint8_t mask, add;
+    uint16_t column, other; /* column: or n_columns + the index of a complement; other: a leaf of the unit, or UNIT_LEAVES + a slot */
+    uint8_t mask, bound;
 } chain_step;
 typedef struct {
     uint16_t n_steps, out; /* out: the slot of its result */
@@ -121,10 +124,12 @@ typedef struct {
  */
 #define UNIT_TREES 8
 #define UNIT_LEAVES 256
+#define SHORT_CHAIN 4 /* a chain of fewer steps is short */
 typedef struct {
     uint32_t first_tree, n_trees; /* the trees are n_outputs apart; the leaves of tree g go to slot g */
     uint32_t n_chains, n_flat;    /* in the first n_flat chains all operands are leaves */
     uint32_t n_flat_steps;        /* the steps of these */
+    uint32_t n_short[SHORT_CHAIN]; /* how many of these have 0, 1, ... steps; they come first */
     uint32_t has_sets;            /* whether a step tests a category, and so needs its mask */
     size_t first_chain, first_step, first_value;
     uint8_t first_leaf[UNIT_TREES];
@@ -135,10 +140,10 @@ typedef struct {
  * number i, leaf l has n_splits + l.
  */
 typedef struct {
-    uint32_t child[2];       /* the edges to the left and to the right */
+    uint32_t child[2];       /* the edges to the two children, in the order of `split` */
     uint32_t prior;          /* the nearest edge above whose split tests the same feature, or 0 */
     uint32_t feature;
-    double share[2];         /* the share of the split's training rows that go left or right, times that of `prior` */
+    double share[2];         /* the share of the split's training rows that go to each, times that of `prior` */
     double inverse_share[2]; /* one divided by it */
 } shap_split;
 
@@ -176,6 +181,8 @@ typedef struct {
     const blend_unit *units;
     const chain *chains;
     const chain_step *steps;
+    uint32_t n_complements;
+    const uint16_t *complements; /* the columns whose complements the steps read */
     const double *unit_values; /* the leaf values, unit by unit */
     uint32_t leaf_room;        /* 32 or 64: what every tree takes in `unit_values`; 0 if a tree has more leaves */
     const uint32_t *value_halves; /* with leaf_room: the same values; of each tree first the low halves, then the high ones */

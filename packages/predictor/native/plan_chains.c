@@ -9,6 +9,8 @@
 
 #include "plan_parts.h"
 
+#define BLEND_MOST_COLUMNS 32000 /* that steps can number with all complements */
+
 /* A chain while its unit is put together; its splits are found from theirs. */
 typedef struct {
     uint32_t tree, level, n_steps, first_step; /* level 1: all its operands are leaves */
@@ -58,13 +60,18 @@ static int compare_chains(const void *a, const void *b) {
 }
 
 /*
- * The number to add, so that the sum has its top bit where the row goes to the other child. Counts are below 128, bounds below 127:
- * byte + (127 - bound) reaches 128 where byte > bound, and byte + (255 - bound), cut to a byte, where byte <= bound.
- * Of a category's byte the mask leaves one bit, up to 128 (right), or 0 (left): with the bit less one as bound the same sums hold.
+ * The step of one split, but its operand. A row goes to the second child if byte > bound; and to the first if byte <= bound,
+ * that is 127 - byte > 126 - bound. Of a category split the second child is always the other one. *complement_of* has for each
+ * column the index of its complement plus 1, or 0.
  */
-static uint8_t addend(const split *s, int deeper_is_right) {
-    const int bound = s->mask == WHOLE_BYTE ? s->bound : s->mask - 1;
-    return (uint8_t)((deeper_is_right ? 255 : 127) - bound);
+static chain_step step_of(plan *p, const split *s, int other_is_second, uint16_t *complements, uint16_t *complement_of) {
+    if (other_is_second) return (chain_step){.column = s->column, .mask = s->mask, .bound = s->bound};
+    if (complement_of[s->column] == 0) {
+        complements[p->n_complements++] = s->column;
+        complement_of[s->column] = (uint16_t)p->n_complements;
+    }
+    return (chain_step){.column = (uint16_t)(p->n_columns + complement_of[s->column] - 1), .mask = s->mask,
+                        .bound = (uint8_t)(MOST_OF_BYTE - 1 - s->bound)};
 }
 
 static void cut_in_two(const double *values, uint32_t n, uint32_t *halves) {
@@ -78,7 +85,7 @@ static void cut_in_two(const double *values, uint32_t n, uint32_t *halves) {
 
 plan_refusal plan_make_chains(making *m) {
     plan *p = m->to;
-    if (p->max_leaves > UNIT_LEAVES || p->n_columns == 0) return PLAN_OK; /* the walk serves */
+    if (p->max_leaves > UNIT_LEAVES || p->n_columns == 0 || p->n_columns > BLEND_MOST_COLUMNS) return PLAN_OK; /* the walk serves */
     size_t n_units = 0, n_chains = 0, n_steps = 0, n_values = 0;
     chain_step *steps = KEEP(m, m->from->n_splits, chain_step);
     chain *chains = KEEP(m, m->from->n_leaves, chain);
@@ -90,8 +97,9 @@ plan_refusal plan_make_chains(making *m) {
     /* A unit has at most as many chains, and fewer splits, than leaves: a tree that would not fit is not cut for it. */
     draft *drafts = BORROW(m, UNIT_LEAVES, draft), **order = BORROW(m, UNIT_LEAVES, draft *);
     placed *places = BORROW(m, UNIT_LEAVES, placed);
+    uint16_t *complements = KEEP(m, p->n_columns, uint16_t), *complement_of = BORROW(m, p->n_columns, uint16_t);
     if (steps == NULL || chains == NULL || units == NULL || values == NULL || halves == NULL || drafts == NULL || order == NULL
-        || places == NULL)
+        || places == NULL || complements == NULL || complement_of == NULL)
         return no_room(m);
     for (uint32_t k = 0; k < p->n_outputs; k++)
         for (uint32_t first = k; first < p->n_trees;) {
@@ -121,6 +129,7 @@ plan_refusal plan_make_chains(making *m) {
                 own_steps += d->n_steps;
                 if (d->level == 1) {
                     u->n_flat++;
+                    if (d->n_steps < SHORT_CHAIN) u->n_short[d->n_steps]++;
                     u->n_flat_steps = own_steps;
                 }
                 chains[n_chains++] = (chain){(uint16_t)d->n_steps, d->out, (uint8_t)(u->first_leaf[d->tree] + d->start)};
@@ -133,8 +142,9 @@ plan_refusal plan_make_chains(making *m) {
                     const int32_t other = s->child[!place[i].deeper];
                     const uint32_t source = other < 0 ? u->first_leaf[g] + (uint32_t)~other
                                                       : UNIT_LEAVES + (uint32_t)own_drafts[g][place[other].chain].out;
-                    steps[n_steps + own_drafts[g][place[i].chain].first_step + place[i].step] = (chain_step){
-                        .column = s->column, .other = (uint16_t)source, .mask = s->mask, .add = addend(s, place[i].deeper)};
+                    chain_step *step = steps + n_steps + own_drafts[g][place[i].chain].first_step + place[i].step;
+                    *step = step_of(p, s, !place[i].deeper, complements, complement_of);
+                    step->other = (uint16_t)source;
                     u->has_sets |= s->mask != WHOLE_BYTE;
                 }
             }
@@ -149,6 +159,7 @@ plan_refusal plan_make_chains(making *m) {
     p->value_halves = halves;
     p->chains = chains;
     p->steps = steps;
+    p->complements = complements;
     p->has_blend = 1;
     return PLAN_OK;
 }

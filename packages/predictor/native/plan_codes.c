@@ -9,7 +9,10 @@
  * Splits of one feature that treat missing values alike share a column: a byte with the number of *their* thresholds below
  * the value. A missing value gets the smallest or the largest such number, so that it goes in the same direction at all of
  * them. More than 127 thresholds need several columns, each with its part of the count. A category set is one bit of a
- * column, eight sets in a byte: a batch masks the set's bit before it tests the top bit of a sum.
+ * column, eight sets in a byte: a batch masks the set's bit, and compares what is left.
+ *
+ * A batch follows the deeper child of each split, and asks which rows go to the other one. So a category split is turned, if
+ * necessary, until its deeper child comes first, and the set's bit is 1 for the categories of the other one.
  */
 #include <math.h>
 
@@ -186,7 +189,28 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
     return PLAN_OK;
 }
 
-/* The columns of a category feature: one bit for each set, which is 1 if the category goes right. Equal sets share a bit. */
+/* Turn each category split whose right child is the deeper one; deeper is what needs more results at a time, see plan_chains.c. */
+static plan_refusal turn_categories(making *m) {
+    uint8_t *level = BORROW(m, m->to->max_leaves, uint8_t);
+    m->turned = BORROW(m, m->from->n_splits, uint8_t);
+    if (level == NULL || m->turned == NULL) return no_room(m);
+    for (uint32_t t = 0; t < m->to->n_trees; t++) {
+        const size_t first = m->trees[t].first_split;
+        for (uint32_t i = m->trees[t].n_leaves - 1; i-- > 0;) {
+            int32_t *child = m->splits[first + i].child;
+            const int left = child[0] < 0 ? 0 : level[child[0]], right = child[1] < 0 ? 0 : level[child[1]];
+            level[i] = (uint8_t)((left > right ? left : right) + (left == right));
+            if (right <= left || !(m->from->decision[first + i] & DECISION_CATEGORY)) continue;
+            const int32_t deeper = child[1];
+            child[1] = child[0];
+            child[0] = deeper;
+            m->turned[first + i] = 1;
+        }
+    }
+    return PLAN_OK;
+}
+
+/* The columns of a category feature: one bit for each set, 1 if the category goes to the second child. Equal sets share a bit. */
 static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) {
     const forest *f = m->from;
     const feature_codes *codes = m->features + feature;
@@ -209,6 +233,10 @@ static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) 
                 uint16_t code = codes->code_of[w * 32 + (size_t)__builtin_ctz(rest)];
                 own[code / 8] |= (uint8_t)(1 << code % 8);
             }
+        if (m->turned[at]) {
+            for (size_t b = 0; b < size; b++) own[b] ^= 0xFF;
+            if (codes->n_codes % 8 != 0) own[size - 1] &= (uint8_t)((1 << codes->n_codes % 8) - 1);
+        }
         for (size_t b = 0; b < size; b++) hash = (hash ^ own[b]) * 1099511628211u;
         size_t at_place = (size_t)(hash ^ hash >> 32) & (places - 1);
         while (place[at_place] && memcmp(members + (place[at_place] - 1) * size, own, size) != 0)
@@ -224,8 +252,8 @@ static plan_refusal set_columns(making *m, column_list *list, uint32_t feature) 
         }
         uint32_t index = place[at_place] - 1;
         m->splits[at].column = (uint16_t)(base + index / SETS_A_COLUMN);
-        m->splits[at].bound = 0;
         m->splits[at].mask = (uint8_t)(1 << index % SETS_A_COLUMN);
+        m->splits[at].bound = (uint8_t)(m->splits[at].mask - 1);
     }
     return PLAN_OK;
 }
@@ -253,6 +281,8 @@ plan_refusal plan_make_columns(making *m) {
     column_list list = {0};
     uint32_t *below = BORROW(m, MOST_CODES + 1, uint32_t);
     if (below == NULL) return no_room(m);
+    plan_refusal turning = turn_categories(m);
+    if (turning != PLAN_OK) return turning;
     for (uint32_t i = 0; i < m->to->n_used; i++) {
         uint32_t feature = m->to->used[i];
         if (m->features[feature].is_category) {

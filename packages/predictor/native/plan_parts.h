@@ -13,6 +13,7 @@ typedef struct {
     split *splits;
     feature_codes *features;
     uint32_t *by_feature;       /* the splits, grouped by feature */
+    uint8_t *turned;            /* per split: whether `splits` has its right child first */
     size_t *feature_start;      /* [n_features + 1]: the index in by_feature where each feature begins */
 } making;
 

@@ -14,11 +14,11 @@ static int compare_drafts(const void *a, const void *b) {
     return x->feature < y->feature ? -1 : 1;
 }
 
-static int goes_left(const plan *p, const split *s, uint32_t code) {
+static int goes_first(const plan *p, const split *s, uint32_t code) {
     return (p->columns[s->column].byte_of[code] & s->mask) <= s->bound;
 }
 
-/* For each child of each split of *t* the leaves below it, as bits: [2 * split + side], side 0 left, 1 right. */
+/* For each child of each split of *t* the leaves below it, as bits: [2 * split + side], side 0 the first child, 1 the second. */
 static void leaves_below(const plan *p, const tree *t, uint64_t *below) {
     for (uint32_t i = t->n_leaves - 1; i-- > 0;)
         for (int side = 0; side < 2; side++) {
@@ -80,7 +80,7 @@ static plan_refusal group_features(making *m, size_t bytes_a_code) {
 
 /*
  * possible[start[feature] + code], *codes* in all: the leaves of one tree that are possible for a row whose feature has this
- * code. A split where the row goes left excludes the leaves below its right child, and the other way round. Over all features
+ * code. A split where the row goes to one child excludes the leaves below the other. Over all features
  * one leaf remains.
  */
 static void possible_leaves(const plan *p, const tree *own, const uint32_t *start, uint64_t *possible, size_t codes) {
@@ -91,7 +91,7 @@ static void possible_leaves(const plan *p, const tree *own, const uint32_t *star
         const split *s = p->splits + own->first_split + i;
         const uint32_t feature = p->columns[s->column].feature;
         for (uint32_t code = 0; code < p->features[feature].n_codes; code++)
-            possible[start[feature] + code] &= ~below[2 * i + goes_left(p, s, code)];
+            possible[start[feature] + code] &= ~below[2 * i + goes_first(p, s, code)];
     }
 }
 
