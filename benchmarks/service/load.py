@@ -3,6 +3,7 @@ The service and one of the older design, in one run: decisions and replays over 
 
     uv run python benchmarks/service/load.py             # prints the table, about five minutes
     uv run python benchmarks/service/load.py --check     # exits 1 if a goal is missed
+    uv run python benchmarks/service/load.py --floor     # compares with the least around a decision, `floor.py`
 
 Both services run with one worker and get the same bodies: 100 candles of each of two assets, and a new requestId each
 time, also for replays, as the .NET client sends it. Each decision has a new key, and candles that were not seen
@@ -238,17 +239,8 @@ def best_of(slices: list[Measured]) -> Measured:
     )
 
 
-def show(
-    table: dict[str, tuple[Measured, Measured]],
-    ours: Server,
-    older: Server,
-    empty: Measured,
-    runs: int,
-    *,
-    many: int,
-) -> None:
-    console = Console(width=120)
-    rows = Table(title="requests over HTTP, Redis beside it; ours / older")
+def show_table(console: Console, table: dict[str, tuple[Measured, Measured]], beside: str) -> None:
+    rows = Table(title=f"requests over HTTP, Redis beside it; ours / {beside}")
     for column in ("", "requests a second", "p50 ms", "p99 ms", "server CPU ms"):
         rows.add_column(column, justify="left" if not column else "right")
     for name, (new, old) in table.items():
@@ -260,6 +252,19 @@ def show(
             f"{new.cpu:.2f} / {old.cpu:.2f}",
         )
     console.print(rows)
+
+
+def show(
+    table: dict[str, tuple[Measured, Measured]],
+    ours: Server,
+    older: Server,
+    empty: Measured,
+    runs: int,
+    *,
+    many: int,
+) -> None:
+    console = Console(width=120)
+    show_table(console, table, "older")
     console.print(f"first answer after   {ours.start:.2f} s / {older.start:.2f} s")
     console.print(f"resident memory      {ours.rss():.0f} MiB / {older.rss():.0f} MiB")
     console.print(f"50 duplicates decided     {runs} time(s)")
@@ -318,6 +323,7 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=12.0, help="seconds per measurement (default %(default)s)"
     )
+    parser.add_argument("--floor", action="store_true", help="measure beside floor.py; no goals")
     options = parser.parse_args()
     connection_counts, turns = ((1, 4), 1) if options.quick else ((1, MANY_CONNECTIONS), SLICES)
     if options.quick:
@@ -347,9 +353,9 @@ def main() -> int:
             str(second),
             "--timeout-keep-alive",
             KEEP_ALIVE,
-            "older:app",
+            *(("--no-access-log", "floor:app") if options.floor else ("older:app",)),
         ]
-        older_settings = bytecode | {"REDIS_PORT": str(redis)}
+        older_settings = (settings if options.floor else bytecode) | {"REDIS_PORT": str(redis)}
         services = (
             ("ours", command, first, settings),
             ("older", [sys.executable, *older_command], second, older_settings),
@@ -361,6 +367,9 @@ def main() -> int:
         table, runs = asyncio.run(
             compare(ours, older, options.seconds, connection_counts=connection_counts, turns=turns)
         )
+        if options.floor:
+            show_table(Console(width=120), table, "floor")
+            return 0
         empty = asyncio.run(load(older, connection_counts[-1], 2.0, key="empty", path="/empty"))
         show(table, ours, older, empty, runs, many=connection_counts[-1])
         results = results_of(table, ours, older, runs, many=connection_counts[-1])
