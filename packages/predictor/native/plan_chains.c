@@ -36,7 +36,7 @@ static uint32_t cut_tree(const plan *p, const tree *t, uint32_t number, draft *c
         const int left = child[0] < 0 ? 0 : places[child[0]].level, right = child[1] < 0 ? 0 : places[child[1]].level;
         placed *own = places + i;
         own->deeper = right > left;
-        own->level = (uint8_t)((own->deeper ? right : left) + (left == right));
+        own->level = level_above(left, right);
         const int32_t from = child[own->deeper];
         if (from < 0) { /* both are leaves */
             own->chain = n;

@@ -189,7 +189,7 @@ static plan_refusal number_columns(making *m, column_list *list, uint32_t featur
     return PLAN_OK;
 }
 
-/* Turn each category split whose right child is the deeper one; deeper is what needs more results at a time, see plan_chains.c. */
+/* Turn each category split whose right child is the deeper one: that of the higher level. */
 static plan_refusal turn_categories(making *m) {
     uint8_t *level = BORROW(m, m->to->max_leaves, uint8_t);
     m->turned = BORROW(m, m->from->n_splits, uint8_t);
@@ -199,7 +199,7 @@ static plan_refusal turn_categories(making *m) {
         for (uint32_t i = m->trees[t].n_leaves - 1; i-- > 0;) {
             int32_t *child = m->splits[first + i].child;
             const int left = child[0] < 0 ? 0 : level[child[0]], right = child[1] < 0 ? 0 : level[child[1]];
-            level[i] = (uint8_t)((left > right ? left : right) + (left == right));
+            level[i] = level_above(left, right);
             if (right <= left || !(m->from->decision[first + i] & DECISION_CATEGORY)) continue;
             const int32_t deeper = child[1];
             child[1] = child[0];

@@ -31,6 +31,12 @@ plan_refusal plan_make_words(making *m);      /* plan_tables.c: for one row */
 plan_refusal plan_make_chains(making *m);     /* plan_chains.c: for batches */
 plan_refusal plan_make_shap(making *m, uint32_t lanes); /* plan_shap.c: for contributions */
 
+/*
+ * The level of a split (its Strahler number): how many results are needed at a time to find its leaf. A leaf has level 0. Chains
+ * follow the child of the higher level; plan_codes.c turns category splits by the same rule.
+ */
+static inline uint8_t level_above(int first, int second) { return (uint8_t)((first > second ? first : second) + (first == second)); }
+
 /* How many of the ascending *cuts* are below *value*; 0 for NaN. `value <= cuts[i]`, the test of a split, is `rank <= i`. */
 static inline uint32_t rank_of(const double *cuts, uint32_t n_cuts, double value) {
     if (n_cuts == 0) return 0;
