@@ -11,22 +11,27 @@ INLINE uint32_t category_code(const feature_codes *f, double value) {
     return value > -1.0 && value < (double)f->n_categories ? f->code_of[(uint32_t)value] : f->n_codes - 1;
 }
 
-/* How many cuts lie below *value*: by halving, down to one block that is counted. */
-INLINE uint32_t rank_by_blocks(const double *cuts, uint32_t n_cuts, double value) {
-    if (n_cuts < CUT_BLOCK) return rank_of(cuts, n_cuts, value);
-    uint32_t block = 0, left = n_cuts / CUT_BLOCK + 1;
-    while (left > 1) {
-        const uint32_t half = left / 2;
-        block += cuts[(block + half) * CUT_BLOCK - 1] < value ? half : 0;
-        left -= half;
+/*
+ * How many cuts lie below *value*: as many blocks as have their last cut below it, and some cuts of the next one. Of up to 256 cuts
+ * the two are counted, one after the other. Of more, the block of last cuts is found first, by halving.
+ */
+INLINE uint32_t rank_by_blocks(const feature_codes *f, double value) {
+    uint32_t block = 0, left = f->n_cuts / (CUT_BLOCK * CUT_BLOCK) + 1;
+    if (f->n_cuts >= CUT_BLOCK) {
+        while (left > 1) {
+            const uint32_t half = left / 2;
+            block += f->last_cuts[(block + half) * CUT_BLOCK - 1] < value ? half : 0;
+            left -= half;
+        }
+        block = block * CUT_BLOCK + count_in_block(f->last_cuts + block * CUT_BLOCK, value);
     }
-    return block * CUT_BLOCK + count_in_block(cuts + (size_t)block * CUT_BLOCK, value);
+    return block * CUT_BLOCK + count_in_block(f->cuts + (size_t)block * CUT_BLOCK, value);
 }
 
 INLINE uint32_t value_code(const feature_codes *f, double value) {
     if (f->is_category) return category_code(f, value);
     if (isnan(value)) return f->nan_code;
-    return rank_by_blocks(f->cuts, f->n_cuts, fabs(value) <= ZERO_THRESHOLD ? 0.0 : value);
+    return rank_by_blocks(f, fabs(value) <= ZERO_THRESHOLD ? 0.0 : value);
 }
 
 static void row_bytes(const plan *p, const double *row, uint8_t *bytes_of_row) {
@@ -47,12 +52,12 @@ static void row_bytes(const plan *p, const double *row, uint8_t *bytes_of_row) {
 #endif
 #define AT_ONCE (4 * LANES)  /* values that are counted together */
 
-/* counts[r]: how many of the *n* cuts, *apart* from each other, lie below values[r]; NaN has none below. */
-INLINE void count_below(const double *cuts, uint32_t n, uint32_t apart, const double *values, int64_t *counts) {
+/* counts[r]: how many of the *n* cuts lie below values[r]; NaN has none below. */
+INLINE void count_below(const double *cuts, uint32_t n, const double *values, int64_t *counts) {
     const doubles *value = (const doubles *)values;
     longs count[4] = {{0}, {0}, {0}, {0}};
     for (uint32_t c = 0; c < n; c++) {
-        const doubles cut = doubles_all(cuts[(size_t)c * apart]);
+        const doubles cut = doubles_all(cuts[c]);
 #pragma GCC unroll 4
         for (int v = 0; v < 4; v++) count[v] = count_if_above(count[v], value[v], cut);
     }
@@ -75,9 +80,9 @@ INLINE void search_below(const double *cuts, uint32_t n, const double *values, i
 INLINE void count_cuts(const feature_codes *f, const double *values, int64_t *counts) {
     const uint32_t blocks = f->n_cuts / CUT_BLOCK;
     if (f->n_cuts <= COUNT_CUTS) {
-        count_below(f->cuts, f->n_cuts, 1, values, counts);
+        count_below(f->cuts, f->n_cuts, values, counts);
     } else if (blocks <= COUNT_BLOCKS) {
-        count_below(f->cuts + CUT_BLOCK - 1, blocks, CUT_BLOCK, values, counts);
+        count_below(f->last_cuts, blocks, values, counts);
         for (uint32_t r = 0; r < AT_ONCE; r++)
             counts[r] = counts[r] * CUT_BLOCK + count_in_block(f->cuts + counts[r] * CUT_BLOCK, values[r]);
     } else {

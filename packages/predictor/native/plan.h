@@ -74,6 +74,7 @@ typedef struct {
     uint32_t n_cuts;          /* numbers: how many cuts (different thresholds) */
     uint32_t nan_code;        /* numbers: the code of NaN, n_cuts + 1 or that of the numbers that go the same way */
     const double *cuts;       /* ascending, then CUT_BLOCK infinities */
+    const double *last_cuts;  /* the last cut of each whole block of CUT_BLOCK, then CUT_BLOCK infinities */
     uint32_t n_categories;    /* categories: one more than the largest category that a set could have */
     const uint16_t *code_of;  /* [n_categories]: their codes; n_codes - 1 is the code of every other value */
     uint8_t is_category;

@@ -55,7 +55,12 @@ static plan_refusal number_cuts(making *m, feature_codes *codes, const uint32_t 
         if (kept == 0 || cuts[i] != cuts[kept - 1]) cuts[kept++] = cuts[i];
     if (kept > MOST_CODES) return PLAN_MANY_CODES;
     for (size_t i = kept; i < kept + CUT_BLOCK; i++) cuts[i] = INFINITY;
+    const size_t blocks = kept / CUT_BLOCK;
+    double *last_cuts = KEEP(m, blocks + CUT_BLOCK, double);
+    if (last_cuts == NULL) return no_room(m);
+    for (size_t b = 0; b < blocks + CUT_BLOCK; b++) last_cuts[b] = b < blocks ? cuts[b * CUT_BLOCK + CUT_BLOCK - 1] : INFINITY;
     codes->cuts = cuts;
+    codes->last_cuts = last_cuts;
     codes->n_cuts = (uint32_t)kept;
     codes->nan_code = (uint32_t)kept + 1;
     codes->n_codes = (uint32_t)kept + 2;
