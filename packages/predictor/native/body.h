@@ -65,12 +65,9 @@ INLINE void find_words(const plan *p, const double *row, const char **words_of, 
         size_t code = 0;
         for (; member < end; member++) code += (size_t)value_code(p->features + member->feature, row[member->feature]) * member->factor;
         words_of[g] = (const char *)p->words + group->table * size + code * bytes_a_code;
-        /* Ask for its lines now, and find the next group's code meanwhile: from far away into the second-level cache, because
-           those of all groups may be too many for the first; else into the first. */
-        if (p->words_are_far)
-            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[g] + at, 0, 2);
-        else
-            for (size_t at = 0; at < bytes_a_code; at += 64) __builtin_prefetch(words_of[g] + at);
+        /* Ask for its first lines now, and find the next group's code meanwhile. The processor itself fetches the lines that
+           follow: to ask for all of them took longer. */
+        for (size_t at = 0; at < WORDS_BLOCK_BYTES; at += 64) __builtin_prefetch(words_of[g] + at);
     }
 }
 

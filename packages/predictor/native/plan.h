@@ -195,7 +195,6 @@ typedef struct {
     const word_feature *members;
     uint32_t words_codes;     /* combinations of codes, in all groups */
     uint32_t words_stride;    /* words per code: one per tree, rounded up to whole blocks */
-    int words_are_far;        /* the table is larger than most second-level caches */
     const void *words;
 
     double row_ns, tile_ns;   /* estimates with AVX-512: one of a few rows; a tile of at most 32 rows */

@@ -136,7 +136,6 @@ plan_refusal plan_make_words(making *m) {
         }
     }
     p->words = words;
-    p->words_are_far = p->words_codes * stride * size > WORDS_FAR_BYTES;
     p->row = size == 4 ? ROW_WORDS32 : ROW_WORDS64;
     return PLAN_OK;
 }
