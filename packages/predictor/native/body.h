@@ -14,6 +14,7 @@
  *   count_in_block(block, x)  how many of the CUT_BLOCK cuts lie below x
  *   LOOKS_UP                  whether it has these two; else they are never called
  *   add_looked_up(...)        BYTES rows' sums grow by the values of their leaves, tree by tree
+ *   places_of_words(...)      where the values of the leaves are that a block of words says; see level.h
  *   sum_of_row(r)             where row r of these has its sum
  */
 #include <math.h>
@@ -37,23 +38,52 @@ INLINE doubles doubles_all(double x) { return x - (doubles){0}; }
 /* ---- one row --------------------------------------------------------------------------------------------------- */
 
 /*
- * Add the leaves' values, tree by tree in the order of the model: any other order would give other bits. Each output's sum stays
- * in a register, and the processor works on several of them at once.
+ * The values of leaves are added tree by tree in the order of the model: any other order would give other bits. The sums stay in
+ * registers, and the processor works on those of several outputs at once. The first tree is one of *output*.
+ *
+ * For up to MOST_IN_TURN outputs, whose number the compiler knows, one loop adds to all sums in turn.
  */
-INLINE void add_values(const double *values, uint32_t first, uint32_t n, uint32_t n_outputs, double *scores) {
-    if (n_outputs == 1) {
-        double sum = scores[0];
-        for (uint32_t j = 0; j < n; j++) sum += values[j];
-        scores[0] = sum;
-        return;
+#define MOST_IN_TURN 8
+INLINE void add_in_turn(const double *leaf_value, const uint32_t *places, uint32_t output, uint32_t n, uint32_t n_outputs, double *scores) {
+    double sum[MOST_IN_TURN];
+    uint32_t j = 0;
+#pragma GCC unroll 8
+    for (uint32_t k = 0; k < n_outputs; k++) sum[k] = scores[(output + k) % n_outputs];
+    for (; j + n_outputs <= n; j += n_outputs)
+#pragma GCC unroll 8
+        for (uint32_t k = 0; k < n_outputs; k++) sum[k] += leaf_value[places[j + k]];
+#pragma GCC unroll 8
+    for (uint32_t k = 0; k + 1 < n_outputs; k++)
+        if (j + k < n) sum[k] += leaf_value[places[j + k]];
+#pragma GCC unroll 8
+    for (uint32_t k = 0; k < n_outputs; k++) scores[(output + k) % n_outputs] = sum[k];
+}
+
+/* Add the values of the leaves at *places*, of *n* trees from *first* on. */
+INLINE void add_values(const plan *p, const uint32_t *places, uint32_t first, uint32_t n, double *scores) {
+    uint32_t output = first % p->n_outputs;
+    switch (p->n_outputs) {
+    case 1: add_in_turn(p->leaf_value, places, output, n, 1, scores); return;
+    case 2: add_in_turn(p->leaf_value, places, output, n, 2, scores); return;
+    case 3: add_in_turn(p->leaf_value, places, output, n, 3, scores); return;
+    case 4: add_in_turn(p->leaf_value, places, output, n, 4, scores); return;
+    case 5: add_in_turn(p->leaf_value, places, output, n, 5, scores); return;
+    case 6: add_in_turn(p->leaf_value, places, output, n, 6, scores); return;
+    case 7: add_in_turn(p->leaf_value, places, output, n, 7, scores); return;
+    case 8: add_in_turn(p->leaf_value, places, output, n, 8, scores); return;
+    default: break;
     }
-    uint32_t output = first % n_outputs;
-    for (uint32_t begin = 0; begin < n_outputs && begin < n; begin++) {
+    for (uint32_t begin = 0; begin < p->n_outputs && begin < n; begin++) {
         double sum = scores[output];
-        for (uint32_t j = begin; j < n; j += n_outputs) sum += values[j];
+        for (uint32_t j = begin; j < n; j += p->n_outputs) sum += p->leaf_value[places[j]];
         scores[output] = sum;
-        if (++output == n_outputs) output = 0;
+        if (++output == p->n_outputs) output = 0;
     }
+}
+
+/* The leaves themselves: their numbers within their trees. */
+INLINE void number_leaves(const plan *p, const uint32_t *places, uint32_t first, uint32_t n, int32_t *leaves) {
+    for (uint32_t j = 0; j < n; j++) leaves[first + j] = (int32_t)(places[j] - p->leaf_start[first + j]);
 }
 
 /* Where the words of the row's codes begin, of each group of features. */
@@ -77,34 +107,22 @@ INLINE void and_words(const plan *p, const char *const *words_of, double *scores
     enum { PER_BLOCK = WORDS_BLOCK_BYTES / BYTES };
     const uint32_t per_block = WORDS_BLOCK_BYTES / size;
     for (uint32_t first = 0; first < p->n_trees; first += per_block) {
-        words possible[PER_BLOCK];
-        union {
-            words vectors[PER_BLOCK];
-            uint32_t of32[WORDS_BLOCK_BYTES / 4];
-            uint64_t of64[WORDS_BLOCK_BYTES / 8];
-        } left;
-        double values[WORDS_BLOCK_BYTES / 4];
+        words left[PER_BLOCK];
+        uint32_t places[WORDS_BLOCK_BYTES / 4];
         const size_t offset = (size_t)first * size;
         const uint32_t n = p->n_trees - first < per_block ? p->n_trees - first : per_block;
-        for (int v = 0; v < PER_BLOCK; v++) possible[v] = ((const words *)(words_of[0] + offset))[v];
+        for (int v = 0; v < PER_BLOCK; v++) left[v] = ((const words *)(words_of[0] + offset))[v];
         for (uint32_t g = 1; g < p->n_groups; g++)
-            for (int v = 0; v < PER_BLOCK; v++) possible[v] &= ((const words *)(words_of[g] + offset))[v];
-        for (int v = 0; v < PER_BLOCK; v++) left.vectors[v] = possible[v];
-        if (leaves == NULL && p->n_outputs == 1) { /* one sum needs no list of values */
+            for (int v = 0; v < PER_BLOCK; v++) left[v] &= ((const words *)(words_of[g] + offset))[v];
+        if (leaves == NULL && p->n_outputs == 1) { /* one sum is all that is waited for: its leaves are found meanwhile */
             double sum = scores[0];
-            for (uint32_t j = 0; j < n; j++) {
-                int leaf = size == 4 ? __builtin_ctz(left.of32[j]) : __builtin_ctzll(left.of64[j]);
-                sum += p->leaf_value[p->leaf_start[first + j] + (uint32_t)leaf];
-            }
+            for (uint32_t j = 0; j < n; j++) sum += p->leaf_value[place_of_word(left, size, p->leaf_start + first, j)];
             scores[0] = sum;
             continue;
         }
-        for (uint32_t j = 0; j < n; j++) {
-            int leaf = size == 4 ? __builtin_ctz(left.of32[j]) : __builtin_ctzll(left.of64[j]);
-            if (leaves != NULL) leaves[first + j] = leaf;
-            values[j] = p->leaf_value[p->leaf_start[first + j] + (uint32_t)leaf];
-        }
-        add_values(values, first, n, p->n_outputs, scores);
+        places_of_words(left, size, p->leaf_start + first, n, places);
+        if (leaves != NULL) number_leaves(p, places, first, n, leaves);
+        else add_values(p, places, first, n, scores);
     }
 }
 
@@ -114,7 +132,7 @@ INLINE void rows_by_words(const plan *p, const double *rows, size_t n, double *s
     find_words(p, rows, words_of[0], size);
     for (size_t r = 0; r < n; r++) {
         if (r + 1 < n) find_words(p, rows + (r + 1) * p->n_features, words_of[(r + 1) % 2], size);
-        and_words(p, words_of[r % 2], scores + (leaves ? 0 : r * p->n_outputs), leaves ? leaves + r * p->n_trees : NULL, size);
+        and_words(p, words_of[r % 2], scores ? scores + r * p->n_outputs : NULL, leaves ? leaves + r * p->n_trees : NULL, size);
     }
 }
 
@@ -124,7 +142,7 @@ INLINE void row_by_walk(const plan *p, const uint8_t *bytes_of_row, double *scor
     for (uint32_t first = 0; first < p->n_trees; first += 16) {
         const split *splits[16];
         int32_t at[16], going;
-        double values[16];
+        uint32_t places[16];
         uint32_t n = p->n_trees - first < 16 ? p->n_trees - first : 16;
         for (uint32_t j = 0; j < 16; j++) {
             int has_splits = j < n && p->trees[first + j].n_leaves > 1;
@@ -140,17 +158,15 @@ INLINE void row_by_walk(const plan *p, const uint8_t *bytes_of_row, double *scor
                 going &= at[j];
             }
         } while (going >= 0); /* until every one is negative: a leaf */
-        for (uint32_t j = 0; j < n; j++) {
-            if (leaves != NULL) leaves[first + j] = ~at[j];
-            values[j] = p->leaf_value[p->leaf_start[first + j] + (uint32_t)~at[j]];
-        }
-        add_values(values, first, n, p->n_outputs, scores);
+        for (uint32_t j = 0; j < n; j++) places[j] = p->leaf_start[first + j] + (uint32_t)~at[j];
+        if (leaves != NULL) number_leaves(p, places, first, n, leaves);
+        else add_values(p, places, first, n, scores);
     }
 }
 
-/* *scores* [n][n_outputs], or, with *leaves* [n][n_trees], only [n_outputs]. */
+/* *scores* [n][n_outputs], or *leaves* [n][n_trees]; the other is NULL. */
 static int few_rows(const plan *p, const double *rows, size_t n, double *scores, int32_t *leaves) {
-    memset(scores, 0, (leaves != NULL ? 1 : n) * p->n_outputs * sizeof *scores);
+    if (scores != NULL) memset(scores, 0, n * p->n_outputs * sizeof *scores);
     if (p->row == ROW_WORDS32) {
         rows_by_words(p, rows, n, scores, leaves, 4);
     } else if (p->row == ROW_WORDS64) {
@@ -160,7 +176,7 @@ static int few_rows(const plan *p, const double *rows, size_t n, double *scores,
         if (p->n_columns > STACK_COLUMNS && (own = malloc(p->n_columns)) == NULL) return -1;
         for (size_t r = 0; r < n; r++) {
             row_bytes(p, rows + r * p->n_features, own);
-            row_by_walk(p, own, scores + (leaves ? 0 : r * p->n_outputs), leaves ? leaves + r * p->n_trees : NULL);
+            row_by_walk(p, own, scores ? scores + r * p->n_outputs : NULL, leaves ? leaves + r * p->n_trees : NULL);
         }
         if (own != on_stack) free(own);
     }
@@ -206,13 +222,8 @@ static int many_rows(const plan *p, const double *rows, size_t n, double *scores
         free(memory);
     }
     if (done == n) return 0;
-    double *ignored = leaves != NULL ? malloc(p->n_outputs * sizeof *ignored) : NULL;
-    int failed = leaves != NULL && ignored == NULL;
-    if (!failed)
-        failed = few_rows(p, rows + done * p->n_features, n - done, leaves ? ignored : scores + done * p->n_outputs,
-                          leaves ? leaves + done * p->n_trees : NULL);
-    free(ignored);
-    return failed ? -1 : 0;
+    return few_rows(p, rows + done * p->n_features, n - done, scores ? scores + done * p->n_outputs : NULL,
+                    leaves ? leaves + done * p->n_trees : NULL);
 }
 
 static int level_row(const plan *p, const double *row, double *scores) { return few_rows(p, row, 1, scores, NULL); }

@@ -27,7 +27,7 @@ static void find_features(int *avx2, int *avx512) {
     if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !has(c, bit_LZCNT)) return;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     *avx2 = has(saved, SAVES_YMM) && has(b, bit_AVX2 | bit_BMI | bit_BMI2);
-    *avx512 = *avx2 && has(saved, SAVES_ZMM) && has(b, bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL);
+    *avx512 = *avx2 && has(saved, SAVES_ZMM) && has(b, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL);
 }
 #endif
 

@@ -11,7 +11,7 @@
 #endif
 
 #define BYTES 32
-#define TILE_COST 1.33
+#define TILE_COST 1.5
 typedef __m256i bytes;
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
 typedef int64_t longs __attribute__((vector_size(BYTES), may_alias));
@@ -35,6 +35,8 @@ static inline uint32_t count_in_block(const double *block, double value) {
         below |= _mm256_movemask_pd(_mm256_cmp_pd(_mm256_load_pd(block + 4 * v), all, _CMP_LT_OQ)) << 4 * v;
     return (uint32_t)__builtin_popcount((unsigned)below);
 }
+
+#define places_of_words places_one_by_one
 
 /* A vector holds too few values for look-ups. */
 #define LOOKS_UP 0

@@ -1,13 +1,13 @@
-/* x86-64 with AVX-512 F, BW, DQ and VL: vectors of 64 bytes, and choices by a mask of one bit a byte. */
+/* x86-64 with AVX-512 F, BW, CD, DQ and VL: vectors of 64 bytes, and choices by a mask of one bit a byte. */
 #include "level.h"
 #ifdef PREDICTOR_HAS_X86_LEVELS
 #include <immintrin.h>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,lzcnt,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,lzcnt,popcnt"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2,lzcnt,popcnt")
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,bmi,bmi2,lzcnt,popcnt")
 #endif
 
 #define BYTES 64
@@ -41,6 +41,26 @@ static inline uint32_t count_in_block(const double *block, double value) {
     const __mmask8 low = _mm512_cmp_pd_mask(_mm512_load_pd(block), all, _CMP_LT_OQ);
     const __mmask8 high = _mm512_cmp_pd_mask(_mm512_load_pd(block + 8), all, _CMP_LT_OQ);
     return (uint32_t)__builtin_popcount(_mm512_kunpackb(high, low));
+}
+
+/*
+ * As places_one_by_one, for a whole block, of which only *n* places are read: `leaf_start` has room for that. There is no count
+ * of trailing zeros, so the leading ones of 16 or 8 words are counted at once.
+ */
+ALWAYS_INLINE void places_of_words(const void *words, uint32_t size, const uint32_t *starts, uint32_t n, uint32_t *places) {
+    (void)n;
+    for (const bytes *w = words; w < (const bytes *)words + WORDS_BLOCK_BYTES / BYTES; w++) {
+        if (size == 4) {
+            const __m512i leaf = _mm512_sub_epi32(_mm512_set1_epi32(31), _mm512_lzcnt_epi32(*w));
+            _mm512_storeu_si512(places, _mm512_add_epi32(leaf, _mm512_loadu_si512(starts)));
+        } else {
+            const __m512i leaf = _mm512_sub_epi64(_mm512_set1_epi64(63), _mm512_lzcnt_epi64(*w));
+            const __m256i start = _mm256_loadu_si256((const __m256i *)starts);
+            _mm256_storeu_si256((__m256i *)places, _mm256_add_epi32(_mm512_cvtepi64_epi32(leaf), start));
+        }
+        places += BYTES / size;
+        starts += BYTES / size;
+    }
 }
 
 /*

@@ -2,7 +2,7 @@
 #include "level.h"
 
 #define BYTES 16
-#define TILE_COST 1.67
+#define TILE_COST 2.0
 typedef uint8_t bytes __attribute__((vector_size(BYTES), may_alias));
 typedef int8_t signed_bytes __attribute__((vector_size(BYTES), may_alias));
 typedef double doubles __attribute__((vector_size(BYTES), may_alias));
@@ -28,6 +28,8 @@ static inline uint32_t count_in_block(const double *block, double value) {
     for (int v = 0; v < CUT_BLOCK / 2; v++) count = count_if_above(count, all, ((const doubles *)block)[v]);
     return (uint32_t)(count[0] + count[1]);
 }
+
+#define places_of_words places_one_by_one
 
 /* A vector holds too few values for look-ups. */
 #define LOOKS_UP 0

@@ -174,7 +174,7 @@ typedef struct {
     const tree *trees;
     const split *splits;
     const double *leaf_value;
-    const uint32_t *leaf_start; /* per tree: the index of its first leaf in leaf_value */
+    const uint32_t *leaf_start; /* per tree: the index of its first leaf in leaf_value; then zeros, for a block of words */
 
     row_path row;
     int has_blend;
@@ -218,7 +218,8 @@ void plan_free(plan *made);
 
 #define WORDS_BLOCK_BYTES 128          /* so many bytes of one code's words are in registers at a time */
 #define WORDS_MOST_BYTES (16u << 20)   /* a larger table does not fit into the caches, and the walk is faster */
-#define WORDS_FAR_BYTES (1u << 20)     /* what many processors have as a second-level cache of a core */
+#define WORDS_NEAR_BYTES (1u << 20)    /* what many processors have as a second-level cache of a core */
+#define WORDS_FAR_BYTES (4u << 20)     /* of a larger table, most words come from beyond it */
 #define WORDS_MOST_FEATURES 512
 
 #endif

@@ -45,7 +45,7 @@ static plan_refusal group_features(making *m, size_t bytes_a_code) {
         codes += drafts[u].n_codes;
     }
     qsort(order, n, sizeof *order, compare_drafts);
-    const size_t usual = WORDS_FAR_BYTES / bytes_a_code, grown = codes + codes / 4, most = grown > usual ? grown : usual;
+    const size_t usual = WORDS_NEAR_BYTES / bytes_a_code, grown = codes + codes / 4, most = grown > usual ? grown : usual;
     uint32_t left = n;
     for (; left > 1; left--, order++) {
         draft *a = order[0], *b = order[1];
@@ -86,7 +86,7 @@ static plan_refusal group_features(making *m, size_t bytes_a_code) {
 static void possible_leaves(const plan *p, const tree *own, const uint32_t *start, uint64_t *possible, size_t codes) {
     uint64_t below[128];
     leaves_below(p, own, below);
-    for (size_t c = 0; c < codes; c++) possible[c] = own->n_leaves == 1 ? 1 : UINT64_MAX;
+    for (size_t c = 0; c < codes; c++) possible[c] = UINT64_MAX >> (64 - own->n_leaves);
     for (uint32_t i = 0; i + 1 < own->n_leaves; i++) {
         const split *s = p->splits + own->first_split + i;
         const uint32_t feature = p->columns[s->column].feature;

@@ -13,7 +13,18 @@ _kernel = pytest.importorskip("predictor._kernel", reason="the extension is not 
 LEVELS = _kernel.levels()
 # What native/level_avx2.c and level_avx512.c are compiled for, by the names of Linux.
 INSTRUCTIONS = {
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "bmi1", "bmi2", "abm", "popcnt"},
+    "avx512": {
+        "avx512f",
+        "avx512bw",
+        "avx512cd",
+        "avx512dq",
+        "avx512vl",
+        "avx2",
+        "bmi1",
+        "bmi2",
+        "abm",
+        "popcnt",
+    },
     "avx2": {"avx2", "bmi1", "bmi2", "abm", "popcnt"},
     "generic": set(),
 }

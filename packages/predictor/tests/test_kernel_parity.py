@@ -325,6 +325,21 @@ def test_models_with_trees_of_different_sizes_match_lightgbm(leaves, outputs, ke
     assert_parity(kernel_of(text), own, np.concatenate([x[:200], hard_rows(own, count=200)]))
 
 
+@pytest.mark.parametrize("outputs", [2, 3, 4, 5, 6, 7, 8, 9, 20])
+def test_sums_of_each_number_of_outputs_match_lightgbm(outputs, kernel_of, hard_rows):
+    rng = np.random.default_rng(outputs)
+    x = rng.normal(size=(600, 4))
+    booster = lgb.train(
+        {"objective": "multiclass", "num_class": outputs, "num_leaves": 9, "min_data_in_leaf": 1}
+        | {"verbose": -1, "num_threads": 1},
+        lgb.Dataset(x, np.arange(600) % outputs),
+        70 // outputs + 1,
+    )
+    data = booster.model_to_string().encode()
+    own = lgb.Booster(model_str=data.decode())
+    assert_parity(kernel_of(data), own, np.concatenate([x[:100], hard_rows(own, count=100)]))
+
+
 def test_contributions_of_paths_with_many_features_match_lightgbm(kernel_of):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3_000, 40))
