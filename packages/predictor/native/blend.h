@@ -4,9 +4,26 @@
 #define ANY_LENGTH UINT32_MAX
 #define WIDE 8 /* vectors of leaf numbers that a chain keeps in registers */
 
+/* One step of a chain over *wide* vectors of rows, from *row* on. `deep`: the operand may be a slot. */
+INLINE void take_step(const chain_step *s, const uint8_t *columns, const uint8_t *numbers, uint32_t tile, size_t row, uint32_t wide, int deep,
+                      int has_sets, bytes *leaf) {
+    const bytes limit = limit_of(s->bound), mask = bytes_all(s->mask), number = bytes_all((uint8_t)s->other);
+    const bytes *column = (const bytes *)(columns + (size_t)s->column * tile + row);
+    /* A slot has a vector for each of the tile's, a leaf number the same for all: a stride of 0, and no branch. */
+    const uint32_t is_slot = s->other >= UNIT_LEAVES;
+    const size_t slot = (size_t)(s->other - UNIT_LEAVES) & -(size_t)is_slot, stride = BYTES & -(size_t)is_slot;
+    const uint8_t *other = numbers + (s->other - slot) * BYTES + slot * tile + (row & -(size_t)is_slot);
+#pragma GCC unroll 8
+    for (uint32_t v = 0; v < wide; v++) {
+        bytes byte = column[v];
+        if (has_sets) byte &= mask;
+        leaf[v] = choose_above(byte, limit, deep ? *(const bytes *)(other + v * stride) : number, leaf[v]);
+    }
+}
+
 /*
  * Run *count* chains over a tile. `numbers` has a vector of each leaf number, then the slots; `deep`: slots may be operands;
- * *length*: the steps of every one, or ANY_LENGTH.
+ * *length*: the steps of every one; or ANY_LENGTH, then they are long ones, which have an even number of steps.
  */
 INLINE void run_chains(const chain *chains, uint32_t count, const chain_step *steps, const uint8_t *columns, uint8_t *numbers,
                        uint32_t tile, int deep, int has_sets, uint32_t length) {
@@ -19,20 +36,12 @@ INLINE void run_chains(const chain *chains, uint32_t count, const chain_step *st
         for (size_t row = 0; row < tile; row += AT_A_TIME) {
             bytes leaf[WIDE];
             for (uint32_t v = 0; v < wide; v++) leaf[v] = bytes_all(own.start);
-            for (uint32_t i = 0; i < n_steps; i++) {
-                const chain_step *s = steps + i;
-                const bytes limit = limit_of(s->bound), mask = bytes_all(s->mask), number = bytes_all((uint8_t)s->other);
-                const bytes *column = (const bytes *)(columns + (size_t)s->column * tile + row);
-                /* A slot has a vector for each of the tile's, a leaf number the same for all: a stride of 0, and no branch. */
-                const uint32_t is_slot = s->other >= UNIT_LEAVES;
-                const size_t slot = (size_t)(s->other - UNIT_LEAVES) & -(size_t)is_slot, stride = BYTES & -(size_t)is_slot;
-                const uint8_t *other = numbers + (s->other - slot) * BYTES + slot * tile + (row & -(size_t)is_slot);
-#pragma GCC unroll 8
-                for (uint32_t v = 0; v < wide; v++) {
-                    bytes byte = column[v];
-                    if (has_sets) byte &= mask;
-                    leaf[v] = choose_above(byte, limit, deep ? *(const bytes *)(other + v * stride) : number, leaf[v]);
-                }
+            if (length == ANY_LENGTH) {
+                for (uint32_t first = 0; first < n_steps; first += 2)
+#pragma GCC unroll 2
+                    for (uint32_t i = first; i < first + 2; i++) take_step(steps + i, columns, numbers, tile, row, wide, deep, has_sets, leaf);
+            } else {
+                for (uint32_t i = 0; i < length; i++) take_step(steps + i, columns, numbers, tile, row, wide, deep, has_sets, leaf);
             }
             bytes *out = (bytes *)(slots + (size_t)own.out * tile + row);
             for (uint32_t v = 0; v < wide; v++) out[v] = leaf[v];

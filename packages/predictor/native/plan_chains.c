@@ -15,7 +15,7 @@
 typedef struct {
     uint32_t tree, level, n_steps, first_step; /* level 1: all its operands are leaves */
     uint16_t out;
-    uint8_t start, is_root;
+    uint8_t start, is_root, repeats; /* repeats: whether its last step is there twice */
 } draft;
 
 /* Where a split went: its chain, its step of that, and the child that the chain comes from. */
@@ -50,6 +50,12 @@ static uint32_t cut_tree(const plan *p, const tree *t, uint32_t number, draft *c
     chains[places[0].chain].is_root = 1;
     return n;
 }
+
+/*
+ * A long chain takes two steps at a time. If their number is odd, its last step is taken twice, which changes nothing. So there are
+ * fewer lengths, and the processor guesses wrong less often where a loop ends.
+ */
+static int chain_is_long(uint32_t level, uint32_t n_steps) { return level > 1 || n_steps >= SHORT_CHAIN; }
 
 /* By level, then by length; then as they were made, so that every machine makes the same plan. */
 static int compare_chains(const void *a, const void *b) {
@@ -87,7 +93,7 @@ plan_refusal plan_make_chains(making *m) {
     plan *p = m->to;
     if (p->max_leaves > UNIT_LEAVES || p->n_columns == 0 || p->n_columns > BLEND_MOST_COLUMNS) return PLAN_OK; /* the walk serves */
     size_t n_units = 0, n_chains = 0, n_steps = 0, n_values = 0;
-    chain_step *steps = KEEP(m, m->from->n_splits, chain_step);
+    chain_step *steps = KEEP(m, m->from->n_splits + m->from->n_splits / 3, chain_step); /* a chain that repeats one has three or more */
     chain *chains = KEEP(m, m->from->n_leaves, chain);
     blend_unit *units = KEEP(m, p->n_trees, blend_unit);
     p->leaf_room = p->max_leaves <= 32 ? 32 : p->max_leaves <= 64 ? 64 : 0;
@@ -119,7 +125,11 @@ plan_refusal plan_make_chains(making *m) {
                 n_values += room;
                 n_leaves += room;
             }
-            for (uint32_t c = 0; c < n; c++) order[c] = drafts + c;
+            for (uint32_t c = 0; c < n; c++) {
+                draft *d = order[c] = drafts + c;
+                d->repeats = chain_is_long(d->level, d->n_steps) && d->n_steps % 2 == 1;
+                d->n_steps += d->repeats;
+            }
             qsort(order, n, sizeof *order, compare_chains);
             uint32_t slots = u->n_trees;
             for (uint32_t c = 0; c < n; c++) {
@@ -147,6 +157,10 @@ plan_refusal plan_make_chains(making *m) {
                     step->other = (uint16_t)source;
                     u->has_sets |= s->mask != WHOLE_BYTE;
                 }
+            }
+            for (uint32_t c = 0; c < n; c++) {
+                chain_step *end = steps + n_steps + drafts[c].first_step + drafts[c].n_steps;
+                if (drafts[c].repeats) end[-1] = end[-2];
             }
             u->n_chains = n;
             n_steps += own_steps;
