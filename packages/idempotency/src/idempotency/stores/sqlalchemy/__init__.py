@@ -52,7 +52,8 @@ class SQLAlchemyStore:
         owns_engine: Whether `aclose` also disposes of *engine*.
 
     Every method raises `StoreUnavailable` if there was no answer, and `RuntimeError` in another event loop. Each call
-    is one transaction. In MySQL and MariaDB a claim takes four round trips and its commit, a replay one round trip.
+    is one transaction. In SQLite a call that has its connection goes on if its caller is cancelled or its deadline is
+    over. In MySQL and MariaDB a claim takes four round trips and its commit, a replay one round trip.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SQLAlchemyStore:
         self._deadline = deadline
         self._owns_engine = owns_engine
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._calls: set[asyncio.Task[object]] = set()  # of SQLite, see `_to_its_end`
 
     async def create_schema(self) -> None:
         """Create the table if it is missing. For migrations, see `schema_of`."""
@@ -146,7 +148,9 @@ class SQLAlchemyStore:
         return await self._run(lambda: self._records.forget(key), removes=True)
 
     async def aclose(self) -> None:
-        """Dispose of the engine if the store owns it."""
+        """Wait for abandoned calls; dispose of the engine if the store owns it."""
+        if self._calls:
+            await asyncio.wait(self._calls)
         if self._owns_engine:
             await self._engine.dispose()
 
@@ -160,9 +164,36 @@ class SQLAlchemyStore:
             async with asyncio.timeout(self._deadline):
                 while True:
                     try:
+                        if self._records.backend == "sqlite":
+                            return await self._to_its_end(make)
                         async with self._engine.connect() as connection:
                             return await connection.run_sync(self._runner.run, make)
                     except Exception as error:
                         await asyncio.sleep(tries.failed(error))
         except TimeoutError as error:
             raise tries.too_late(self._deadline) from error
+
+    async def _to_its_end(self, make: Callable[[], Steps[T]]) -> T:
+        """
+        Run the steps in a task that ends even if the caller is cancelled once it has a connection.
+
+        A statement that is cancelled between its execution and the reading of its rows keeps SQLite's write lock, for
+        every process, until Python's garbage collector finds its cursor: closing the connection does not end it.
+        """
+        has_connection = False
+
+        async def call() -> T:
+            nonlocal has_connection
+            async with self._engine.connect() as connection:
+                has_connection = True
+                return await connection.run_sync(self._runner.run, make)
+
+        task = asyncio.get_running_loop().create_task(call())
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not has_connection:
+                task.cancel()
+            raise
