@@ -319,6 +319,16 @@ def test_record_arrays_are_read_by_name():
         assert numbers().encode(rows).tolist() == [[1.0, 2.0, 3.0]]
 
 
+def test_a_record_without_dimensions_is_one_row():
+    record = np.array((1.0, 2.0, 3.0), dtype=[("c", "f8"), ("b", "f8"), ("a", "f8")])
+    for row in (record, record[()], record.view(np.recarray)):
+        assert list(numbers().encode_row(row)) == [3.0, 2.0, 1.0]
+    with pytest.raises(SchemaError, match="this one has 0; for one row use predict_row"):
+        numbers().encode(record)
+    with pytest.raises(SchemaError, match="this array has 0"):
+        numbers().encode_row(np.ma.array(record, mask=(False, True, False)))
+
+
 def test_a_column_of_several_values_per_row_is_refused():
     for wide in (
         np.zeros(2, dtype=[("a", "f8"), ("b", "f8"), ("c", "f8", (2,))]),

@@ -336,6 +336,17 @@ def test_sparse_rows_are_checked_by_the_same_policy(strict):
             model.predict(rows)
     with pytest.raises(SchemaError, match="4 columns for 5 features"):
         model.predict(sp.csr_matrix((2, 4)))
+    for cells, reason in (
+        (np.array([[1, 2**53 + 1, 0, 0, 0]]), "'b': 9007199254740993 is not exact as float64"),
+        (np.array([[True, True, False, False, False]]), "'a': is a boolean"),
+        (np.array([[1, 2j, 0, 0, 0]]), "'a': is complex"),
+        (np.array([[1, 0.5, 0, 0, 0]], dtype=np.longdouble), "'a': is longdouble"),
+    ):
+        for call in (model.predict, model.predict_proba, model.predict_row, model.explain):
+            with pytest.raises(SchemaError, match=reason):
+                call(sp.csr_matrix(cells))
+    whole = np.array([[1, 2**53, 0, 3, 0]])
+    assert model.predict(sp.csr_matrix(whole)).tolist() == model.predict(whole.astype(float)).tolist()
     twice = sp.csr_matrix((np.array([1.0, 2.0]), np.array([1, 1]), np.array([0, 2])), shape=(1, 5))
     with pytest.raises(SchemaError, match=r"there twice; call its sum_duplicates"):
         model.predict(twice)

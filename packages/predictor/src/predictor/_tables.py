@@ -39,7 +39,7 @@ class Labelled:
 def is_table(rows: Any) -> bool:
     """Whether `columns_of` can read *rows*."""
     if isinstance(rows, np.ndarray):
-        return rows.dtype.names is not None
+        return rows.dtype.names is not None and rows.ndim > 0
     is_frame = hasattr(rows, "to_numpy") and hasattr(rows, "columns")
     return is_frame or (hasattr(rows, "column_names") and hasattr(rows, "to_pylist"))
 
@@ -87,11 +87,12 @@ def is_sparse(rows: Any) -> bool:
     return hasattr(rows, "tocsr") and hasattr(rows, "nnz") and len(getattr(rows, "shape", ())) == 2
 
 
-def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[np.float64]]:
+def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[Any]]:
     """
-    Yield a sparse matrix as dense float64 pieces [rows, width] of at most *cells* cells each, but at least one row.
+    Yield a sparse matrix as dense pieces [rows, width] of at most *cells* cells each, but at least one row.
 
-    As in LightGBM, an entry that is not stored is 0.0, and an explicit NaN is missing.
+    As in LightGBM, an entry that is not stored is 0, and an explicit NaN is missing. The pieces have the matrix's
+    dtype, so that its cells are held to the same rules as those of an array.
 
     Raises:
         SchemaError: An entry is stored twice: SciPy would add the two, LightGBM would use the last.
@@ -108,7 +109,7 @@ def dense_blocks(rows: Any, *, cells: int = 1 << 22) -> Iterator[NDArray[np.floa
             raise SchemaError(
                 "the sparse matrix has an entry that is there twice", remedy="call its sum_duplicates()"
             )
-        dense = np.zeros((len(starts) - 1) * width, np.float64)
+        dense = np.zeros((len(starts) - 1) * width, rows.dtype)
         dense[places] = rows.data[within]
         yield dense.reshape(-1, width)
 

@@ -133,7 +133,7 @@ class RowSchema:
         Raises:
             SchemaError: A name, width or cell does not fit. If several do not, it may name any one of them.
         """
-        if isinstance(rows, np.ndarray) and rows.dtype.names is None:
+        if isinstance(rows, np.ndarray) and (rows.dtype.names is None or rows.ndim == 0):
             return self._from_array(rows)
         if (floats := matrix_of(rows, self.names)) is not None:
             return self._from_array(floats)
@@ -210,6 +210,8 @@ class RowSchema:
                 else:
                     return found
             return self._by_name(row, index)
+        elif isinstance(row, np.ndarray) and row.ndim == 0 and isinstance(row[()], np.void):  # one record
+            return self._in_order(row[()], index)
         elif isinstance(row, np.ndarray):
             if row.ndim != 1:
                 raise SchemaError(
