@@ -222,7 +222,7 @@ def test_csv_cells_get_the_type_of_their_feature(train_model, tmp_path):
     (row,) = next(read_rows(path, subject.load().features))
     assert row == {"a": 1, "b": 2.5, "c": None, "d": 1000.0, "e": 7, "note": "hello"}
     path.write_text("e\n7.0\n99.0\n7_0\nx\n")  # pandas writes whole numbers beside nulls as 7.0
-    assert [row["e"] for row in next(read_rows(path, subject.load().features))] == [7, "99.0", "7_0", "x"]
+    assert [row["e"] for row in next(read_rows(path, subject.load().features))] == [7, 99.0, "7_0", "x"]
 
 
 def test_an_empty_csv_cell_is_the_empty_label_unless_the_feature_is_nullable(tmp_path):

@@ -82,3 +82,37 @@ def test_cell_table_converts_selects_and_drops_rows_and_columns():
     assert table.drop_columns({"x", "label"}).to_pylist() == [{}, {}, {}]
     with pytest.raises(KeyError):
         table.column("y")
+
+
+def category(*labels):
+    return Feature(name="x", model_name="x", kind="category", categories=labels, codes=range(len(labels)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "cell", "value"),
+    [
+        ((0, 1, 2), "-1", -1),  # an encoder's unknown, a missing value to LightGBM
+        ((0, 1, 2), "-1.0", -1.0),
+        ((0, 1, 2), "7", 7),
+        ((0, 1, 2), "2.0", 2),
+        ((0, 1, 2), "nan", math.nan),
+        ((0, 1), "True", True),
+        ((0, 1), "false", False),
+        ((0, 1), "x", "x"),
+        (("nan", "True"), "nan", "nan"),
+        (("nan", "True"), "True", "True"),
+        (("0", "1"), "-1", "-1"),
+        (("0", "1"), "true", "true"),
+        ((1, "a"), "1.0", 1),
+    ],
+)
+def test_a_cell_of_a_category_is_its_label_or_what_python_would_send(labels, cell, value):
+    assert same(read([cell], category(*labels)), [value])
+
+
+@pytest.mark.parametrize("labels", [(1, "1"), ("a", 2.5, "2.5")])
+def test_a_cell_that_means_two_labels_is_refused(labels):
+    with pytest.raises(
+        SchemaError, match=r"row 3: feature 'x': .* can be the label .* or '.*'; use JSON lines"
+    ):
+        read([str(labels[-1])], category(*labels), first=3)

@@ -154,13 +154,28 @@ def _number(text: str) -> int | float | None:
 
 def _label(text: str, feature: Feature) -> Any:
     """
-    Return the label that *text* means, or *text* itself if it is none; the policy decides about that.
+    Return the label that *text* means. If it is none, return what a cell of Python would be; the policy decides.
 
-    `2.0` means the label 2, because a column of whole numbers with nulls is often written so.
+    `2.0` means the label 2, because a column of whole numbers with nulls is often written so. Where all labels are
+    numbers, -1 or nan may be a missing value, and pandas writes the labels 1 and 0 of booleans as True and False.
+
+    Raises:
+        SchemaError: *text* may be a number or text, and both are labels.
     """
     labels = feature.categories or ()
+    same = [label for label in labels if str(label) == text]
+    if len(same) > 1:
+        raise SchemaError(
+            f"{text[:40]!r} can be the label {same[0]!r} or {same[1]!r}",
+            remedy="use JSON lines or Parquet",
+            feature=feature.name,
+        )
     number = _number(text)
-    return next(
-        (label for label in labels if str(label) == text),
-        next((label for label in labels if label == number), text),
-    )
+    same += [label for label in labels if label == number]
+    if same:
+        return same[0]
+    if any(isinstance(label, str) for label in labels):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return text if number is None else number
