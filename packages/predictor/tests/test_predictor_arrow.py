@@ -71,6 +71,19 @@ def test_duckdb_arrow_function_matches_lightgbm(subject):
     assert np.array_equal(np.array([p for _, p in found]).reshape(len(rows), -1), truth(subject, rows))
 
 
+def test_duckdb_function_answers_rows_with_nulls(trained):
+    subject = trained("binary_missing")
+    rows = pa.table({name: pa.array(subject.rows[:, i], from_pandas=True) for i, name in enumerate("abcde")})
+    assert rows.column("a").null_count
+    scorer = Scorer(subject.path)
+    with duckdb.connect() as connection:
+        connection.create_function(
+            "score", scorer.columns, None, "DOUBLE", type="arrow", null_handling="special"
+        )
+        found = connection.sql("SELECT score(a, b, c, d, e) FROM rows").fetchall()
+    assert [p for (p,) in found] == subject.truth(subject.rows).tolist()
+
+
 def test_dask_map_partitions_matches_lightgbm(subject):
     rows, scorer = table().to_pandas(), Scorer(subject.path)
     meta = rows.head(0).assign(**dict.fromkeys(scorer.names, 0.0))

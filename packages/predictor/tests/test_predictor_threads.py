@@ -225,6 +225,65 @@ def test_a_forked_child_predicts_after_lightgbm_started_openmp_threads(trained):
     assert run(FORK_AFTER_LIGHTGBM, trained("multiclass").path) == "ok"
 
 
+FORK_DURING_A_SWAP = """
+import os, signal, sys, threading
+import numpy as np
+import predictor.arrow
+from predictor import DriftMonitor, Manifest, Model, ModelSlot, manifest_path
+
+path, inside, go_on = sys.argv[1], threading.Semaphore(0), threading.Event()
+slot, rows = ModelSlot(Model.load(path)), np.zeros((3, 5))
+monitor = DriftMonitor(slot.current.manifest)
+scorer = predictor.arrow.Scorer(path)
+parent, load = os.getpid(), Model.load
+
+
+def slow_load(*args, **options):
+    if os.getpid() == parent:
+        inside.release()
+        go_on.wait()
+    return load(*args, **options)
+
+
+class SlowCounts(list):
+    def __setitem__(self, index, value):
+        if os.getpid() == parent:
+            inside.release()
+            go_on.wait()
+        super().__setitem__(index, value)
+
+
+def score():
+    predictor.arrow._load(path, scorer.sha256)
+
+
+Model.load = slow_load
+predictor.arrow._load_once.cache_clear()
+monitor._bins = SlowCounts(monitor._bins)
+calls = (lambda: slot.swap(path), score, lambda: monitor.observe(rows))
+threads = [threading.Thread(target=call) for call in calls]
+for thread in threads:
+    thread.start()
+    inside.acquire()  # now this thread holds its lock
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends a child that hangs
+    for call in calls:
+        call()
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+go_on.set()
+for thread in threads:
+    thread.join()
+print("ok" if status == 0 else f"the child ended with {status}")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_child_forked_while_threads_hold_locks_can_swap_score_and_count(trained):
+    assert run(FORK_DURING_A_SWAP, trained("multiclass").path) == "ok"
+
+
 SPAWN = """
 import multiprocessing, sys
 import numpy as np

@@ -9,13 +9,13 @@ can use it: docs/predictor/scale-out.md has an example of each.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from predictor._fork_lock import ForkLock
 from predictor._output_names import output_names
 from predictor.errors import SchemaError
 from predictor.manifest import Manifest, manifest_path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Scorer"]
 
-_loading = threading.Lock()
+_loading = ForkLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class Scorer:
         """
         Return one Arrow array of answers to *columns*: Arrow arrays in the order of the model's features.
 
-        For a user-defined function of DuckDB, whose arguments have no names. If a row has several answers, they are one
-        list per row.
+        For a user-defined function of DuckDB, whose arguments have no names; create it with `null_handling="special"`,
+        or DuckDB answers NULL for each row that has a null. If a row has several answers, they are one list per row.
 
         Raises:
             SchemaError: There are more or fewer columns than features, or a cell does not fit.
@@ -145,5 +145,5 @@ def _load_once(path: str, sha256: str) -> Model:
 
 
 def _load(path: str, sha256: str) -> Model:
-    with _loading:  # threads that come at the same time load the model once
+    with _loading.held():  # threads that come at the same time load the model once
         return _load_once(path, sha256)

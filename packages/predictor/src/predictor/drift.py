@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor._fork_lock import ForkLock
 from predictor.errors import ManifestError, SchemaError
 from predictor.manifest import Feature, Label, Manifest, Reference, RowPolicy
 from predictor.schema import RowSchema
@@ -68,12 +68,12 @@ class DriftMonitor:
         self._schema = RowSchema(
             [feature.model_copy(update={"kind": _kind(feature)}) for feature in manifest.features], _COUNT_ALL
         )
-        self._guard = threading.Lock()
+        self._guard = ForkLock()
         self.reset()
 
     def reset(self) -> None:
         """Set all counts to 0."""
-        with self._guard:
+        with self._guard.held():
             self._rows = 0
             self._counts = np.zeros((len(self._features), 4), dtype=np.int64)  # null, below, above, unseen
             self._bins = [np.zeros(_bin_count(feature), dtype=np.int64) for feature in self._features]
@@ -97,7 +97,7 @@ class DriftMonitor:
             checked = _checked_answers(answers, rows=len(matrix), outputs=self._outputs)
             answered = _count_answers(self._answers, checked)
         found = [_count(feature, matrix[:, index]) for index, feature in enumerate(self._features)]
-        with self._guard:
+        with self._guard.held():
             self._rows += len(matrix)
             for index, (counts, bins) in enumerate(found):
                 self._counts[index] += counts
@@ -107,7 +107,7 @@ class DriftMonitor:
 
     def answers(self) -> tuple[AnswerDrift, ...]:
         """Return one `AnswerDrift` per output, in order; empty if the manifest has no distribution of answers."""
-        with self._guard:
+        with self._guard.held():
             counts = [array.copy() for array in self._answered]
         return tuple(
             AnswerDrift(
@@ -120,7 +120,7 @@ class DriftMonitor:
 
     def report(self) -> tuple[FeatureDrift, ...]:
         """Return one `FeatureDrift` per feature, in model order."""
-        with self._guard:
+        with self._guard.held():
             rows, counts = self._rows, self._counts.tolist()
             bins = [array.copy() for array in self._bins]
         return tuple(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from predictor._fork_lock import ForkLock
 from predictor.errors import ModelError
 from predictor.manifest import Manifest
 from predictor.model import Model, ModelInfo
@@ -34,7 +34,7 @@ class ModelSlot:
     def __init__(self, model: Model) -> None:
         self._current = model
         self._previous: tuple[bytes, Manifest | None, int, int | None] | None = None
-        self._swapping = threading.Lock()
+        self._swapping = ForkLock()
 
     @property
     def current(self) -> Model:
@@ -67,7 +67,7 @@ class ModelSlot:
 
         One swap runs at a time; readers never wait. Cost: as `Model.load`, on the calling thread.
         """
-        with self._swapping:
+        with self._swapping.held():
             new = Model.load(path, manifest=manifest, sha256=sha256, threads=self._current.threads)
             if not other_signature:
                 self.check_signature(new)
@@ -92,7 +92,7 @@ class ModelSlot:
 
         For swaps in two steps: all processes load the model before any of them serves it.
         """
-        with self._swapping:
+        with self._swapping.held():
             return self._replace(model)
 
     def rollback(self) -> ModelInfo:
@@ -102,7 +102,7 @@ class ModelSlot:
         Raises:
             ModelError: There was no swap, or the previous model fails a check.
         """
-        with self._swapping:
+        with self._swapping.held():
             if self._previous is None:
                 raise ModelError("nothing to roll back to: this slot has held one model only; use swap")
             data, manifest, threads, iterations = self._previous
