@@ -29,6 +29,7 @@ from predictor import (
     write_manifest,
 )
 from predictor._cell_rules import CellRules
+from predictor._objectives import most_probable
 from predictor.schema import RowSchema
 
 SETTINGS = {"verbose": -1, "num_threads": 1, "min_data_per_group": 5, "min_data_in_leaf": 5}
@@ -577,6 +578,26 @@ def test_every_classifier_has_a_probability_for_each_class(trained, kind):
     assert model.predict_label(rows).tolist() == [labels[k] for k in told.argmax(axis=1)]
     assert model.predict_proba(rows[:0]).shape == (0, proba.shape[1])
     assert model.predict_label(rows[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("no", "yes"),
+        (False, True),
+        (1, "a"),
+        (-1, 2**63),
+        (-1, 2**63 + 1),
+        (0.5, 2),
+        ("a", "b\0"),
+        (1, 2**70),
+    ],
+    ids=str,
+)
+def test_labels_are_returned_as_the_manifest_has_them(classes):
+    first, second = most_probable(np.array([[0.9, 0.1], [0.2, 0.8]]), classes).tolist()
+    assert (first, second) == classes
+    assert (type(first), type(second)) == tuple(map(type, classes))
 
 
 @pytest.mark.parametrize("kind", ["regression", "poisson", "linear"])

@@ -616,6 +616,7 @@ def test_pandas_categories_that_match_no_feature_must_be_passed(trained, tmp_pat
             "first row 0, by up to 0.25 or NaN against a number: the file",
         ),
         ([1.0, 2.0], [np.inf, 2.0], "first row 0, by up to inf: the file"),
+        ([np.inf, 2.0], [np.inf, 2.5], "first row 1, by up to 0.5: the file"),
     ],
 )
 def test_comparison_error_distinguishes_differing_numbers_from_nan(answers, expected, told):

@@ -99,7 +99,9 @@ def most_probable(scores: NDArray[np.float64], classes: Sequence[Any]) -> NDArra
             row=int(not_finite.argmax()),
         )
     labels = np.array(classes or range(scores.shape[1]))
-    if len({type(label) for label in classes}) > 1:  # NumPy would turn 1 and "a" into text
+    # NumPy would turn 1 and "a" into text, -1 and 2**63 into floats, and would drop NUL at the end of text.
+    kept: list[Any] = labels.tolist()
+    if classes and (kept != [*classes] or [*map(type, kept)] != [*map(type, classes)]):
         labels = np.empty(len(classes), dtype=object)
         labels[:] = classes
     chosen: NDArray[Any] = labels[scores.argmax(axis=1)]

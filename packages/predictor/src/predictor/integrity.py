@@ -130,7 +130,7 @@ class Comparison:
             if not self._wrong:
                 self._first = self._rows + int(rows.argmax())
             self._wrong += int(rows.sum())
-            apart = np.abs(expected - answers)[wrong]
+            apart = np.abs(expected[wrong] - answers[wrong])
             is_nan = np.isnan(apart)  # one of the two is NaN, so there is no difference
             self._has_nan |= bool(is_nan.any())
             self._most = max(self._most, float(apart[~is_nan].max(initial=0.0)))
