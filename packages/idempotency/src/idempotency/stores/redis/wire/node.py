@@ -69,7 +69,8 @@ class NodeConnection:
         """A new connection, the same for all that wait for it; opening it goes on if they are cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            if self._opening is None:
+            # Asked, and not reset by the task: an eager task may be done before it is assigned here.
+            if self._opening is None or self._opening.done():
                 self._opening = loop.create_task(self._connected())
                 self._opening.add_done_callback(_hear)
             opening = self._opening
@@ -83,18 +84,15 @@ class NodeConnection:
             # It timed out for an earlier caller; this caller still has time, so begin again.
 
     async def _connected(self) -> Connection:
-        try:
-            async with asyncio.timeout(self._settings.deadline):
-                connection = await self._take_late() or await self._connector.open()
-                try:
-                    if self._may_evict is None:
-                        self._may_evict = await self._ask_eviction(connection)
-                    self._connection = Connection(connection, self._settings)
-                except BaseException:
-                    await connection.disconnect(nowait=True)
-                    raise
-        finally:
-            self._opening = None
+        async with asyncio.timeout(self._settings.deadline):
+            connection = await self._take_late() or await self._connector.open()
+            try:
+                if self._may_evict is None:
+                    self._may_evict = await self._ask_eviction(connection)
+                self._connection = Connection(connection, self._settings)
+            except BaseException:
+                await connection.disconnect(nowait=True)
+                raise
         return self._connection
 
     async def _take_late(self) -> Any:
