@@ -700,6 +700,28 @@ class TestScheduler:
         assert len(scheduler) == 1
         scheduler._start_anew()
 
+    def test_a_job_that_is_due_in_a_thousand_years_does_not_end_the_thread(self) -> None:
+        """Longer than a thread can wait in one go; a renewal of an endless lease is such a job."""
+        waited: list[float] = []
+
+        class Changed(threading.Condition):
+            def wait(self, timeout: float | None = None) -> bool:
+                assert timeout is not None
+                waited.append(timeout)
+                return super().wait(timeout)
+
+        scheduler = Scheduler()
+        scheduler._changed = Changed()
+        scheduler.after(3e10, lambda: None)
+        until_sync(lambda: waited)
+        assert waited == [threading.TIMEOUT_MAX]
+        thread = scheduler._thread
+        ran = threading.Event()
+        scheduler.after(0.0, ran.set)
+        assert ran.wait(PATIENCE)
+        assert scheduler._thread is thread
+        scheduler._start_anew()
+
     def test_error_in_a_job_is_logged_and_the_next_job_runs(self, caplog: pytest.LogCaptureFixture) -> None:
         clock, ran = FakeClock(), []
         scheduler = Scheduler(monotonic=clock, threaded=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from patience import until_sync
+from patience import PATIENCE, until_sync
 
 from idempotency import Completed, Fingerprint, FingerprintMismatch, InProgress, Policy, StorageKey
 from idempotency._core.actions import Refuse, Replay
@@ -49,9 +50,9 @@ class Duplicates:
     def ask(self, *, wait: float = 0.0, fingerprint: Fingerprint = SAME) -> Any:
         return self.engine.begin(Ask(KEY, fingerprint, self.policy, "orders", wait))
 
-    def followers(self, count: int) -> list[Future[Any]]:
+    def followers(self, count: int, *, wait: float = 30.0) -> list[Future[Any]]:
         """The calls of *count* threads, once all of them follow the run that is in flight."""
-        calls = [self.threads.submit(self.ask, wait=30.0) for _ in range(count)]
+        calls = [self.threads.submit(self.ask, wait=wait) for _ in range(count)]
         in_flight = self.engine.single_flight.find(KEY, SAME)
         assert in_flight is not None
         until_sync(lambda: in_flight.followers == count)
@@ -89,6 +90,13 @@ def test_one_thread_runs_and_the_others_replay_without_calling_the_store(
         assert verdict.completed.outcome == OUTCOME
         assert verdict.waited > 0
     assert duplicates.store.acquires == 1
+
+
+def test_a_thread_may_wait_for_ever(duplicates: Duplicates) -> None:
+    run = duplicates.ask()
+    (other,) = duplicates.followers(1, wait=math.inf)
+    run.keep(OUTCOME)
+    assert isinstance(other.result(PATIENCE), Replay)
 
 
 @pytest.mark.parametrize("failures", [1, 3])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Literal
 
 from idempotency._core.callables import is_plain
@@ -18,6 +17,7 @@ from idempotency._core.types import Fingerprint
 __all__ = ["HOP_BY_HOP", "Policy", "always", "successes", "unless_transient"]
 
 _URI = re.compile(r"[!-;=?-~]+")  # characters allowed between the angle brackets of a Link (RFC 8288, 3)
+_LONGEST = 1e11  # s, some 3,000 years: no store can keep times that are much further away
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -140,8 +140,11 @@ class Policy:
             for name in ("lease", "retention", "max_key_chars", "max_hold", "body_timeout")
             if not getattr(self, name) > 0
         ]
-        # Stores keep durations as milliseconds or as a date; neither can be infinite.
-        wrong += [f"{name} must be finite" for name in ("lease", "retention") if getattr(self, name) == inf]
+        wrong += [
+            f"{name} must be at most {_LONGEST:.0f} seconds"
+            for name in ("lease", "retention")
+            if getattr(self, name) > _LONGEST
+        ]
         wrong += [
             f"{name} must be >= 0"
             for name in (

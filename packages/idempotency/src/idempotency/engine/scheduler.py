@@ -84,4 +84,4 @@ class Scheduler:
                 if not self._jobs:
                     self._thread = None  # under the lock, so that the next `after` starts a new thread
                     return
-                self._changed.wait(self._jobs[0][0] - self._monotonic())
+                self._changed.wait(min(self._jobs[0][0] - self._monotonic(), threading.TIMEOUT_MAX))

@@ -58,7 +58,8 @@ class SyncSingleFlight:
             try:
                 if self._by_key.get(key) is in_flight:  # otherwise it was resolved, or ended, since `find`
                     in_flight.changed.wait_for(
-                        lambda: in_flight.vacant or in_flight.completed is not None, limit
+                        lambda: in_flight.vacant or in_flight.completed is not None,
+                        min(limit, threading.TIMEOUT_MAX),  # `Policy.wait` may be infinite
                     )
                 promoted, in_flight.vacant = in_flight.vacant, False
                 return in_flight.completed, promoted

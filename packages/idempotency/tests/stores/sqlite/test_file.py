@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import secrets
 import sqlite3
 import threading
@@ -154,9 +155,10 @@ class TestFile:
         with pytest.raises(ValueError, match="synchronous"):
             SyncSQLiteStore(path, synchronous="full; DROP TABLE x")
 
-    def test_a_negative_busy_timeout_is_refused(self, path: Path) -> None:
+    @pytest.mark.parametrize("seconds", [-1, 1e10, math.inf, math.nan])
+    def test_a_busy_timeout_that_sqlite_cannot_keep_is_refused(self, path: Path, seconds: float) -> None:
         with pytest.raises(ValueError, match="busy_timeout"):
-            SyncSQLiteStore(path, busy_timeout=-1)
+            SyncSQLiteStore(path, busy_timeout=seconds)
 
     def test_a_table_with_other_columns_is_refused(self, path: Path) -> None:
         sql(path, "CREATE TABLE idempotency_record (key TEXT, expires_at REAL)")

@@ -30,6 +30,7 @@ _NETWORK = frozenset(
     ("afp", "afs", "ceph", "cifs", "gfs2", "glusterfs", "lustre", "nfs", "nfs4", "smb3", "smbfs")
 )
 _NOTHING = Result([], 0)
+_LONGEST = 2_000_000.0  # s; SQLite has 31 bits for milliseconds, and takes a larger number as 0
 
 
 class DatabaseFile:
@@ -54,8 +55,8 @@ class DatabaseFile:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; use 3.35 or newer")
         if synchronous not in SYNCHRONOUS:
             raise ValueError(f"synchronous must be one of {', '.join(SYNCHRONOUS)}, not {synchronous!r}")
-        if busy_timeout < 0:
-            raise ValueError(f"busy_timeout must not be negative: {busy_timeout}")
+        if not 0 <= busy_timeout <= _LONGEST:
+            raise ValueError(f"busy_timeout must be from 0 to {_LONGEST:g} seconds, not {busy_timeout}")
         self.path: Path = Path(path).absolute()
         self._busy_timeout = busy_timeout
         self._synchronous = synchronous
