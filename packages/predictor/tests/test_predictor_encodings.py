@@ -136,6 +136,8 @@ def test_write_manifest_compares_predictions_with_the_expected_answers(without_l
         write_manifest(path, codes, name="m", version="1", expected=last)
     with pytest.raises(ManifestError, match="expected has the shape"):
         write_manifest(path, codes, name="m", version="1", expected=expected[:-1])
+    with pytest.raises(ManifestError, match=r"expected must be .* an array of numbers"):
+        write_manifest(path, codes, name="m", version="1", expected=["yes"] * 600)
     assert not path.with_name("m.txt.manifest.json").exists()
 
 

@@ -456,6 +456,10 @@ def test_an_ordered_pandas_category_needs_the_training_frame_or_categories(tmp_p
     for sample, options in ((frame, {}), (frame[["rating", "x"]], {}), (rows, {"categories": labels})):
         write_manifest(path, sample, name="x", version="1", **options)
         assert Model.load(path).predict(frame).tolist() == expected.tolist()
+    # A label that training did not have is no null, after which rows with nulls would be answered.
+    for strange, feature in (({**labels, "x": ["a", "b"]}, "x"), ({"rating": [1, 2, 3, 4, 5]}, "rating")):
+        with pytest.raises(SchemaError, match=f"'{feature}': a sample row has a category that training did"):
+            write_manifest(path, rows, name="x", version="1", categories=strange)
 
 
 @pytest.fixture

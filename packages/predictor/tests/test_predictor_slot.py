@@ -15,6 +15,7 @@ from predictor import (
     Golden,
     GoldenRowMismatch,
     Manifest,
+    ManifestError,
     ModelError,
     ModelSlot,
     manifest_path,
@@ -109,6 +110,10 @@ def test_golden_rows_passed_to_swap_are_checked(two_models):
     right = [[score] for score in b.truth(a.rows[:3], raw_score=True)]
     with pytest.raises(GoldenRowMismatch):
         slot.swap(b.path, golden=Golden(rows=rows, raw=[[0.0]] * 3))
+    assert slot.current.info.name == "a"
+    for wrong in (right[:2], [[1.0], [2.0, 3.0], [4.0]], [["x"]] * 3):
+        with pytest.raises(ManifestError, match="golden rows do not fit"):
+            slot.swap(b.path, golden=Golden(rows=rows, raw=wrong))
     assert slot.current.info.name == "a"
     assert slot.swap(b.path, golden=Golden(rows=rows, raw=right)).name == "b"
 

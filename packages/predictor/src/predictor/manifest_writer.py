@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from predictor._cell_rules import UNSEEN
 from predictor._features import category_reads, features_of, labels_of
 from predictor._model_file import ModelText, parse_model_text, read_model
 from predictor.errors import ManifestError, SchemaError
@@ -128,6 +129,11 @@ def write_manifest(
     sample = RowSchema(drafts, _SAMPLE, **reads).encode(rows)
     if len(sample) == 0:
         raise ManifestError("a manifest needs at least one sample row")
+    if reads["ordered"]:  # in `sample`, an unseen label of these looks like a null
+        told = RowSchema(drafts, _SAMPLE, **{**reads, "ordered": ()}).encode(rows)
+        for index in reads["ordered"]:
+            if (told[:, index] == UNSEEN).any():
+                raise _unseen_in_sample(drafts[index])
     policy = _allowing(policy, lambda strict: RowSchema(drafts, strict, **reads).encode(rows))
     if expected is None:
         _refuse_foreign_codes(drafts, text, sample)
@@ -198,8 +204,14 @@ def _refuse_foreign_codes(drafts: Sequence[Feature], text: ModelText, sample: ND
 
 def _check_expected(model: Model, sample: NDArray[np.float64], expected: Any) -> None:
     """Refuse the model unless it gives *expected* for *sample*, bit for bit."""
+    try:
+        told = np.asarray(expected, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            f"expected must be the trained model's answers, an array of numbers ({error})"
+        ) from error
     comparison = Comparison()
-    comparison.add(model.predict_encoded(sample), np.asarray(expected, dtype=np.float64))
+    comparison.add(model.predict_encoded(sample), told)
     comparison.check("sample rows")
 
 
@@ -266,13 +278,17 @@ def _with_rare_categories(feature: Feature, seen: NDArray[np.float64]) -> Featur
     if not rare:
         return feature
     if feature.categories != known or any(code < 0 or code != int(code) for code in rare):
-        raise SchemaError(
-            "a sample row has a category that training did not have",
-            remedy="name all labels in categories={...}, or leave such rows out of the sample",
-            feature=feature.name,
-        )
+        raise _unseen_in_sample(feature)
     codes = (*known, *map(int, rare))
     return feature.model_copy(update={"categories": codes, "codes": codes})
+
+
+def _unseen_in_sample(feature: Feature) -> SchemaError:
+    return SchemaError(
+        "a sample row has a category that training did not have",
+        remedy="name all labels in categories={...}, or leave such rows out of the sample",
+        feature=feature.name,
+    )
 
 
 def _distribution(column: NDArray[np.float64], codes: Sequence[int] | None = None) -> Reference:

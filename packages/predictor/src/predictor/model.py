@@ -362,22 +362,19 @@ class Model:
 
         Raises:
             GoldenRowMismatch: A number differs, or single rows give other numbers than the batch.
-            ManifestError: A golden row does not fit the manifest's own features.
+            ManifestError: A golden row does not fit the manifest's own features, or *raw* the rows and outputs.
         """
         try:
             matrix = self._schema.encode(rows)
             singles = np.array([self.predict_row(row) for row in rows])
+            shape = (len(matrix), self._text.n_outputs)
+            scores = np.array(raw, dtype=np.float64).reshape(shape)
         except ValueError as error:
             raise ManifestError(f"golden rows do not fit the manifest: {error}") from error
-        shape = (len(matrix), self._text.n_outputs)
         if shape[0] == 0:
             return
         batch = self._runtime.run(matrix, NORMAL, shape[1])
-        check_bits(
-            "raw scores",
-            self._runtime.run(matrix, RAW, shape[1]),
-            np.array(raw, dtype=np.float64).reshape(shape),
-        )
+        check_bits("raw scores", self._runtime.run(matrix, RAW, shape[1]), scores)
         check_bits("one row against batch", singles, batch)
         if output is not None:
             check_ulps("outputs", batch, np.array(output, dtype=np.float64).reshape(shape))
