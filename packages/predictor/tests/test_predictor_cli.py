@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -320,7 +321,11 @@ def test_rows_are_read_from_standard_input(subject, frame, tmp_path, command, su
         line = [sys.executable, "-c", PROGRAM, command, str(subject.path), str(rows)]
         return subprocess.run(line, capture_output=True, check=True, **given).stdout
 
-    assert answers("-", input=path.read_bytes()) == answers(path)
+    expected = answers(path)
+    assert answers("-", input=path.read_bytes()) == expected
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())  # as some Windows programs begin a file
+    assert answers(path) == expected
+    assert answers("-", input=path.read_bytes()) == expected
 
 
 def test_a_closed_output_pipe_is_not_an_error(subject, rows_file):

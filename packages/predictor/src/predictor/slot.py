@@ -65,7 +65,9 @@ class ModelSlot:
         Raises:
             ModelError, OSError: Any check failed; the old model is still served, untouched.
 
-        One swap runs at a time; readers never wait. Cost: as `Model.load`, on the calling thread.
+        The new model uses all its iterations, also if the old one was loaded with `num_iteration`; for fewer, load it
+        and call `check_signature` and `adopt`. One swap runs at a time; readers never wait. Cost: as `Model.load`, on
+        the calling thread.
         """
         with self._swapping.held():
             new = Model.load(path, manifest=manifest, sha256=sha256, threads=self._current.threads)

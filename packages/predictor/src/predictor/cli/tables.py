@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[_AnyPiece]]:
     if path != STDIN:
         return _READERS[path.suffix.lower()]
     stdin: Any = sys.stdin.buffer  # a BufferedReader, which can look ahead
-    is_json = stdin.peek(1)[:1] == b"{"
+    is_json = stdin.peek(1).removeprefix(BOM_UTF8).startswith(b"{")
     return _read_jsonl if is_json else _read_csv
 
 
@@ -262,7 +263,7 @@ class _JsonPiece:
 
 
 def _read_jsonl(path: Path) -> Iterator[_JsonPiece]:
-    with _opened(path, "utf-8") as file:
+    with _opened(path, "utf-8-sig") as file:
         first, block = 0, list[tuple[int, str]]()
         for number, line in enumerate(file, 1):
             if not line.strip():
