@@ -321,6 +321,11 @@ async def test_a_postgresql_row_with_an_infinite_time_is_corrupt(
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute(f"UPDATE idempotency_record SET {change} WHERE key = %s", (key,))  # type: ignore[arg-type]
         answer = await call(app, key=key)
+        with pytest.raises(CorruptRecord):
+            await store.get(StorageKey(key))
+        page = await store.scan(limit=1, cursor=key[:-1])
+        assert (page.records, page.cursor) == ((), key)
+        assert await store.forget(StorageKey(key))
     assert is_refused_as_corrupt(answer), answer
     assert len(charges.bodies) == 1
 

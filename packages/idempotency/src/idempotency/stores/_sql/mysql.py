@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from idempotency._core.errors import StoreError
+from idempotency._core.errors import CorruptRecord, StoreError
 from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
@@ -159,7 +160,7 @@ class MysqlRecords:
         if found is not None:
             return found
         yield Begin()
-        yield Query(self._ensure, {"key": key.encode()})
+        yield Query(self._ensure, {"key": _bytes(key)})
         row, now = yield from self._hold(key)
         assert row is not None, "the row exists and is locked"
         reply = _standing_reply(row, now, fingerprint, owner, takeover)
@@ -227,9 +228,13 @@ class MysqlRecords:
         return _record(key, row, now) if row is not None and row.alive(now) else None
 
     def forget(self, key: StorageKey) -> Steps[bool]:
-        """Delete a record in any state."""
+        """Delete a record in any state; of one that cannot be read the fence is not kept."""
         yield Begin()
-        row, now = yield from self._hold(key)
+        try:
+            row, now = yield from self._hold(key)
+        except CorruptRecord:
+            yield Query(f"DELETE FROM {self._quoted} WHERE record_key = %(key)s", {"key": _bytes(key)})  # noqa: S608
+            return True
         if row is None or not row.owner:
             return False
         yield from self._put(key, _gone(row, now))
@@ -248,21 +253,22 @@ class MysqlRecords:
         return deleted
 
     def scan(self, limit: int, cursor: str | None) -> Steps[Page]:
-        """One page in key order."""
-        rows = (yield Query(self._page, {"after": (cursor or "").encode(), "limit": limit})).rows
+        """One page in key order, without records that cannot be read."""
+        rows = (yield Query(self._page, {"after": _bytes(cursor or ""), "limit": limit})).rows
         records = []
         for key, *columns, now in rows:
-            row = _row(columns)
-            if row.alive(int(now)):
-                records.append(_record(StorageKey(bytes(key).decode()), row, int(now)))
-        return Page(tuple(records), bytes(rows[-1][0]).decode() if len(rows) == limit else None)
+            with suppress(CorruptRecord):
+                row = _row(columns)
+                if row.alive(int(now)):
+                    records.append(_record(StorageKey(_text(key)), row, int(now)))
+        return Page(tuple(records), _text(rows[-1][0]) if len(rows) == limit else None)
 
     def _look(self, key: StorageKey) -> Steps[tuple[_Row | None, int]]:
-        return _only((yield Query(self._read, {"key": key.encode()})).rows)
+        return _only((yield Query(self._read, {"key": _bytes(key)})).rows)
 
     def _hold(self, key: StorageKey) -> Steps[tuple[_Row | None, int]]:
         """The latest row, locked until the transaction ends."""
-        return _only((yield Query(self._locked, {"key": key.encode()})).rows)
+        return _only((yield Query(self._locked, {"key": _bytes(key)})).rows)
 
     def _held(self, claim: Claim) -> Steps[tuple[_Row | None, int]]:
         """The row if its record is the owner's."""
@@ -293,7 +299,7 @@ class MysqlRecords:
             )
 
     def _put(self, key: StorageKey, row: _Row) -> Steps[None]:
-        values: Mapping[str, Any] = {"key": key.encode(), **row._asdict()}
+        values: Mapping[str, Any] = {"key": _bytes(key), **row._asdict()}
         yield Query(self._write, values)
 
     def _delete_expired(self, limit: int, *, but: StorageKey) -> Steps[int]:
@@ -318,7 +324,7 @@ def _only(rows: list[tuple[Any, ...]]) -> tuple[_Row | None, int]:
 
 def _row(columns: list[Any]) -> _Row:
     fingerprint, owner, attempt, fence, lease_until, retention, completed_at, outcome, expires_at = columns
-    instants = (lease_until, retention, expires_at, completed_at or 0)
+    instants = (fence, lease_until, retention, expires_at, completed_at or 0)  # a fence is a time at first
     wrong = check_seconds(*(int(instant) / 1e6 for instant in instants))
     if wrong is not None:
         raise wrong
@@ -378,6 +384,15 @@ def _record(key: StorageKey, row: _Row, now: int) -> Record:
         age=max(now - (row.fence if row.completed_at is None else row.completed_at), 0) / 1e6,
         expires_in=(row.expires_at - now) / 1e6,
     )
+
+
+def _text(key: Any) -> str:
+    """A key as text; another program may have written one that is not UTF-8."""
+    return bytes(key).decode("utf-8", "surrogateescape")
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _us(seconds: float) -> int:

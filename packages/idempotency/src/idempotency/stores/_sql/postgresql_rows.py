@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from idempotency._core.errors import IsolationConflict
+from idempotency._core.errors import CorruptRecord, IsolationConflict
 from idempotency._core.recorded import check_seconds
 from idempotency._core.types import (
     Acquired,
@@ -28,6 +29,7 @@ __all__ = [
     "overtaken",
     "read_acquired",
     "read_completed_in",
+    "read_live_records",
     "read_record",
 ]
 
@@ -120,8 +122,16 @@ def overtaken() -> IsolationConflict:
 
 
 def read_record(row: tuple[Any, ...]) -> Record:
-    """A row as a record."""
+    """
+    A row as a record.
+
+    Raises:
+        CorruptRecord: It has an impossible time.
+    """
     key, fingerprint, owner, attempt, fence, outcome, lease_left, age, expires_in = row
+    wrong = check_seconds(lease_left, age, expires_in)
+    if wrong is not None:
+        raise wrong
     running = outcome is None
     return Record(
         key=StorageKey(key),
@@ -135,3 +145,12 @@ def read_record(row: tuple[Any, ...]) -> Record:
         age=max(float(age), 0.0),  # negative if the server's clock was set back
         expires_in=float(expires_in),
     )
+
+
+def read_live_records(rows: list[tuple[Any, ...]]) -> tuple[Record, ...]:
+    """The live records among *rows*; those that cannot be read are left out."""
+    records = []
+    for row in rows:
+        with suppress(CorruptRecord):
+            records.append(read_record(row))
+    return tuple(record for record in records if record.expires_in > 0)

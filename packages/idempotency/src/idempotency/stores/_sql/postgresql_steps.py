@@ -12,6 +12,7 @@ from idempotency.stores._sql.postgresql_rows import (
     complete_values,
     read_acquired,
     read_completed_in,
+    read_live_records,
     read_record,
 )
 from idempotency.stores._sql.postgresql_statements import PURGE_BATCH, SWEEP, Statements
@@ -122,5 +123,4 @@ class PostgresRecords:
     def scan(self, limit: int, cursor: str | None) -> Steps[Page]:
         """One page in key order."""
         rows = (yield Query(self._sql.scan, {"after": cursor or "", "limit": limit})).rows
-        records = tuple(record for record in map(read_record, rows) if record.expires_in > 0)
-        return Page(records, rows[-1][0] if len(rows) == limit else None)
+        return Page(read_live_records(rows), rows[-1][0] if len(rows) == limit else None)

@@ -22,6 +22,7 @@ from idempotency.stores._sql.postgresql_rows import (
     claim_values,
     complete_values,
     read_acquired,
+    read_live_records,
     read_record,
 )
 from idempotency.stores._sql.postgresql_statements import PURGE_BATCH, SWEEP, Statements
@@ -158,10 +159,9 @@ class SyncPostgresStore:
         return purged
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
-        """See `Inspectable.scan`. In key order."""
+        """See `Inspectable.scan`. In key order; records that cannot be read are left out."""
         rows = self._run(self._sql.scan, {"after": cursor or "", "limit": limit})
-        records = tuple(record for record in map(read_record, rows) if record.expires_in > 0)
-        return Page(records, rows[-1][0] if len(rows) == limit else None)
+        return Page(read_live_records(rows), rows[-1][0] if len(rows) == limit else None)
 
     def forget(self, key: StorageKey) -> bool:
         """See `Inspectable.forget`."""
