@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from predictor import Feature, SchemaError, manifest_path, save, sha256_of
+from predictor import Feature, RowPolicy, SchemaError, manifest_path, save, sha256_of, write_manifest
 from predictor.cli import main
 from predictor.cli.tables import BLOCK, TableError, read_rows
 
@@ -482,6 +482,25 @@ def test_unreadable_input_and_unwritable_output_are_reported_before_any_output(
         said = capsys.readouterr()
         assert reason in said.err
         assert said.out == ""
+
+
+def test_a_sample_that_lacks_a_feature_is_refused_with_advice_that_helps(trained, tmp_path, capsys):
+    subject, rows = trained("binary"), tmp_path / "rows.csv"
+    renamed = pd.DataFrame(subject.rows, columns=["v", "w", "x", "y", "z"])
+    renamed.to_csv(rows, index=False)
+    advice = "'a': is missing; give each sample row every feature, .* pass names="
+    with pytest.raises(SchemaError, match=advice):
+        write_manifest(subject.path, renamed, name="m", version="1", policy=RowPolicy(missing="null"))
+    line = ["manifest", str(subject.path), str(rows), "--name", "m", "--version", "1", "--allow", "missing"]
+    line += ["-o", str(tmp_path / "m.json")]
+    assert main(line) == 1
+    said = capsys.readouterr().err
+    assert re.search(advice, said)
+    assert "--allow" not in said
+    write_manifest(
+        subject.path, renamed, name="m", version="1", names=list(renamed), path=tmp_path / "library.json"
+    )
+    assert main([*line, "--names", "v,w,x,y,z"]) == 0
 
 
 def test_manifest_options_set_categories_nullability_and_policy(trained, tmp_path, capsys):

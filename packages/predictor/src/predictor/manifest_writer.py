@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from predictor._cell_rules import UNSEEN
 from predictor._features import category_reads, features_of, labels_of
 from predictor._model_file import ModelText, parse_model_text, read_model
+from predictor._refusals import of_sample
 from predictor.errors import ManifestError, SchemaError
 from predictor.integrity import Comparison, sha256_of
 from predictor.manifest import (
@@ -126,7 +127,12 @@ def write_manifest(
         **category_reads(drafts, text),
         "unlabelled": [index for index in text.codes if names[index] not in labels],
     }
-    sample = RowSchema(drafts, _SAMPLE, **reads).encode(rows)
+    try:
+        sample = RowSchema(drafts, _SAMPLE, **reads).encode(rows)
+    except SchemaError as error:
+        if error.policy != "missing":
+            raise
+        raise of_sample(error) from error
     if len(sample) == 0:
         raise ManifestError("a manifest needs at least one sample row")
     if reads["ordered"]:  # in `sample`, an unseen label of these looks like a null

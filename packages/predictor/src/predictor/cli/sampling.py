@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor._refusals import of_sample
 from predictor.cli.tables import Row
 from predictor.errors import SchemaError
 from predictor.manifest import RowPolicy
@@ -129,6 +130,8 @@ class CoveringSample:
             try:
                 return self._schema.encode(plain)
             except SchemaError as error:
+                if error.policy == "missing":
+                    raise of_sample(error) from error
                 if error.policy not in _HELD or error.row is None:
                     raise
                 self._cover(("policy", error.policy), 0.0, error.row, rows, first)
