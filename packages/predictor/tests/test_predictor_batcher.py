@@ -128,6 +128,31 @@ async def test_a_row_that_raises_when_read_fails_without_affecting_others(slot, 
     assert answers[1].__cause__ is error
 
 
+class CancellingRow(UnreadableRow):
+    """A row that cancels tasks when it is read."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.tasks = error, []
+
+    def __getitem__(self, name: str) -> float:
+        for task in self.tasks:
+            task.cancel()
+        if self.error is not None:
+            raise self.error
+        return 1.0
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError()], ids=repr)
+async def test_a_row_that_cancels_tasks_when_read_does_not_keep_others_waiting(slot, strict, error):
+    row, batcher = CancellingRow(error), Batcher(slot)
+    rows = [strict.rows[0], row, strict.rows[1]]
+    tasks = [asyncio.ensure_future(batcher.predict(row)) for row in rows]
+    row.tasks = tasks[:2]
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer).__name__ for answer in answers] == ["CancelledError", "CancelledError", "Prediction"]
+
+
 @pytest.mark.parametrize("error", [EngineError("LightGBM refused: a test"), MemoryError()], ids=repr)
 async def test_an_engine_error_reaches_each_caller_as_a_separate_exception(slot, strict, monkeypatch, error):
     def broken(self, matrix, **options):

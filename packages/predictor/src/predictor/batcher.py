@@ -35,6 +35,11 @@ class _Request:
     row: Any
     answer: asyncio.Future[Prediction]
 
+    def fail(self, error: Exception) -> None:
+        """Raise *error* where the answer is awaited, unless that was cancelled."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
 
 class Batcher:
     """
@@ -96,10 +101,7 @@ class Batcher:
             self._timer.cancel()
         while batch := self._waiting.take():
             for request in batch:
-                if not request.answer.done():
-                    request.answer.set_exception(
-                        BatcherClosed("the batcher was closed before this row's turn")
-                    )
+                request.fail(BatcherClosed("the batcher was closed before this row's turn"))
 
     def _flush_at(self, loop: asyncio.AbstractEventLoop, delay: float) -> None:
         if self._timer is not None:
@@ -119,7 +121,7 @@ class Batcher:
             try:
                 encoded.append(model.encode_row(request.row))
             except PredictorError as error:
-                request.answer.set_exception(error)
+                request.fail(error)
             except Exception as error:
                 # Code of the row itself may raise anything; other rows must still be answered.
                 unreadable = SchemaError(
@@ -127,7 +129,7 @@ class Batcher:
                     remedy="send a plain mapping or list",
                 )
                 unreadable.__cause__ = error
-                request.answer.set_exception(unreadable)
+                request.fail(unreadable)
             else:
                 requests.append(request)
         if len(self._waiting):
@@ -139,7 +141,8 @@ class Batcher:
         except Exception as error:  # also MemoryError and the like
             # Each waiter raises its own copy: a shared one would collect all tracebacks.
             for request in requests:
-                request.answer.set_exception(copy.copy(error))
+                request.fail(copy.copy(error))
             return
         for request, values in zip(requests, answers, strict=True):
-            request.answer.set_result(Prediction(values.copy(), model.info.version))
+            if not request.answer.done():  # code of a later row may have cancelled it
+                request.answer.set_result(Prediction(values.copy(), model.info.version))
