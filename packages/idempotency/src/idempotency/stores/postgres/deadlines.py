@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency._runtime.asyncio_only import asyncio_loop, other_loop
+from idempotency._runtime.fork import forget_in_child
 from idempotency.stores.postgres.errors import too_late
 
 __all__ = ["AsyncCalls", "SyncCalls"]
@@ -84,19 +85,31 @@ class SyncCalls:
     network ends it.
 
     Args:
+        store: The store, named in errors.
         pool: The store's connections.
         deadline: Seconds for each call.
     """
 
-    def __init__(self, _store: object, pool: ConnectionPool[Any], deadline: float) -> None:
+    def __init__(self, store: object, pool: ConnectionPool[Any], deadline: float) -> None:
+        self._name = type(store).__name__
+        self._pool = pool
         self._deadline = deadline
-        self._threads = ThreadPoolExecutor(max(pool.max_size, 1), thread_name_prefix="idempotency-postgres")
+        self._is_of_parent = False  # whether the pool was open when this process was forked
+        self._start_anew()
+        forget_in_child(self, SyncCalls._start_in_child)
 
     def bind(self) -> None:
-        """Do nothing: threads belong to no event loop."""
+        """Refuse the pool of the parent process: both would read from the same sockets, each the other's replies."""
+        if self._is_of_parent:
+            raise RuntimeError(
+                f"this {self._name} was in use when this process was forked, and its connections belong to the parent: "
+                "make a pool and a store in each process, after the fork (with gunicorn without --preload, or in "
+                "post_fork)"
+            )
 
     def within_deadline(self, call: Callable[[], T]) -> T:
         """The result of *call*, or `StoreUnavailable` after the deadline."""
+        self.bind()
         future = self._threads.submit(call)
         try:
             return future.result(self._deadline)
@@ -107,3 +120,13 @@ class SyncCalls:
     def close(self) -> None:
         """Let the threads end once they are idle; does not wait for them."""
         self._threads.shutdown(wait=False)
+
+    def _start_anew(self) -> None:
+        self._threads = ThreadPoolExecutor(
+            max(self._pool.max_size, 1), thread_name_prefix="idempotency-postgres"
+        )
+
+    def _start_in_child(self) -> None:
+        """Called in a forked child, which has none of its parent's threads."""
+        self._is_of_parent = self._is_of_parent or not self._pool.closed
+        self._start_anew()

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from idempotency._core.types import Claim, Fingerprint, Owner, Record, Reply, StorageKey
+from idempotency._runtime.fork import forget_in_child
 from idempotency.store import Page
 from idempotency.stores._sql.caller_errors import sync_kinds, translated, wrong_kind
 from idempotency.stores._sql.callers import sync_caller
@@ -17,6 +18,7 @@ from idempotency.stores.sqlalchemy.run import Runner, check_driver, check_pool
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
+    from sqlalchemy.pool import Pool
 
     from idempotency.stores._sql.caller_types import SyncFramework
 
@@ -27,7 +29,8 @@ T = TypeVar("T")
 
 class SyncSQLAlchemyStore:
     """
-    A store over an `Engine`, for threads and processes. After a fork call `engine.dispose(close=False)` in the child.
+    A store over an `Engine`, for threads and processes. After a fork call `engine.dispose(close=False)` in the child,
+    unless the store owns the engine.
 
     Args:
         engine: For PostgreSQL (psycopg, psycopg2), MySQL or MariaDB (PyMySQL, mysqlclient), or a SQLite file; it
@@ -45,6 +48,9 @@ class SyncSQLAlchemyStore:
         self._records = records_for(engine.dialect.name, table)
         self._runner = Runner(self._records.backend, engine.dialect.paramstyle)
         self._owns_engine = owns_engine
+        self._of_parent: list[Pool] = []
+        if owns_engine:
+            forget_in_child(self, SyncSQLAlchemyStore._forget_connections)
 
     def create_schema(self) -> None:
         """See `SQLAlchemyStore.create_schema`."""
@@ -123,3 +129,8 @@ class SyncSQLAlchemyStore:
                     return self._runner.run(connection, make)
             except Exception as error:
                 time.sleep(tries.failed(error))
+
+    def _forget_connections(self) -> None:
+        """Called in a forked child: keep the parent's connections unused and unclosed; the next call opens others."""
+        self._of_parent.append(self._engine.pool)
+        self._engine.dispose(close=False)
