@@ -267,3 +267,18 @@ def test_thirty_two_threads_racing_for_ten_keys_are_granted_each_once(postgres_u
         with ThreadPoolExecutor(32) as threads:
             assert sum(threads.map(work, range(32))) == 10
         store.close()
+
+
+async def test_closed_stores_raise_store_unavailable(postgres_url: str, key) -> None:
+    """As other stores do: a late release of the engine may come after the end."""
+    async with AsyncConnectionPool(postgres_url, min_size=1, open=False) as pool:
+        store = PostgresStore(pool, deadline=PATIENCE)
+        assert await store.get(key) is None
+    with pytest.raises(StoreUnavailable, match="not open"):
+        await store.get(key)
+    with ConnectionPool(postgres_url, min_size=1, open=True) as sync_pool:
+        sync_store = SyncPostgresStore(sync_pool, deadline=PATIENCE)
+        assert sync_store.get(key) is None
+        sync_store.close()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            sync_store.get(key)

@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from idempotency._runtime.asyncio_only import asyncio_loop, other_loop
 from idempotency._runtime.fork import forget_in_child
-from idempotency.stores.postgres.errors import too_late
+from idempotency.stores.postgres.errors import not_begun, too_late
 
 __all__ = ["AsyncCalls", "SyncCalls"]
 
@@ -110,7 +110,10 @@ class SyncCalls:
     def within_deadline(self, call: Callable[[], T]) -> T:
         """The result of *call*, or `StoreUnavailable` after the deadline."""
         self.bind()
-        future = self._threads.submit(call)
+        try:
+            future = self._threads.submit(call)
+        except RuntimeError as error:  # after `close`, or the system has no more threads
+            raise not_begun() from error
         try:
             return future.result(self._deadline)
         except TimeoutError:

@@ -9,7 +9,7 @@ from idempotency._core.errors import StoreError, StoreUnavailable
 from idempotency.stores._sql import postgresql_errors
 from idempotency.stores._sql.postgresql_errors import cannot_create, is_transient
 
-__all__ = ["cannot_create", "is_gone", "is_transient", "to_store_error", "too_late"]
+__all__ = ["cannot_create", "is_gone", "is_transient", "not_begun", "to_store_error", "too_late"]
 
 _POOL: tuple[tuple[type[Exception], str], ...] = (
     (
@@ -42,3 +42,8 @@ def too_late(deadline: float) -> StoreUnavailable:
         f"no answer from PostgreSQL within {deadline:g} s; the call may or may not have taken effect, "
         "and may be repeated"
     )
+
+
+def not_begun() -> StoreUnavailable:
+    """The error for a call for which there is no thread; nothing was sent."""
+    return StoreUnavailable("PostgreSQL: the store is closed, or no thread can be started for the call")
