@@ -137,6 +137,17 @@ def test_cells_that_do_not_fit_are_refused_with_feature_and_row(change, reason):
     assert "row 2: feature" in str(many.value)
 
 
+@pytest.mark.parametrize(("feature", "sign"), [("price", 1), ("price", -1), ("side", 1), ("venue", 1)])
+def test_a_whole_number_too_large_for_python_to_write_is_refused(feature, sign):
+    row = GOOD | {feature: sign * 10**5_000}
+    for call in (lambda: schema().encode_row(row), lambda: schema().encode([row])):
+        with pytest.raises(
+            SchemaError, match=r"larger than any float64|a huge whole number is a category"
+        ) as caught:
+            call()
+        assert caught.value.feature == feature
+
+
 @pytest.mark.parametrize(
     ("value", "reason"), [(float("nan"), "null"), (float("inf"), "infinite"), (-float("inf"), "infinite")]
 )

@@ -108,7 +108,8 @@ class CellRules:
         if self.drops_negative(index) and _is_negative(value):
             return math.nan  # LightGBM reads a negative code as missing; encoders use -1 for unknown labels
         if self.policy.unseen == "refuse":
-            shown = repr(value)[:40]
+            is_huge = isinstance(value, int) and value.bit_length() > 1_000  # Python may refuse to write it
+            shown = "a huge whole number" if is_huge else repr(value)[:40]
             reason = f"{shown} is a category that training did not have"
             raise by_policy("unseen", reason, feature=feature.name, row=row)
         if index in self.as_numbers and not isinstance(value, float):
