@@ -7,13 +7,14 @@ import shutil
 
 import dask.dataframe as dd
 import duckdb
+import lightgbm as lgb
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
 
-from predictor import IntegrityError, ManifestError, Model, SchemaError, arrow, manifest_path
+from predictor import IntegrityError, ManifestError, Model, SchemaError, arrow, manifest_path, save
 from predictor.arrow import Scorer
 
 
@@ -82,6 +83,24 @@ def test_duckdb_function_answers_rows_with_nulls(trained):
         )
         found = connection.sql("SELECT score(a, b, c, d, e) FROM rows").fetchall()
     assert [p for (p,) in found] == subject.truth(subject.rows).tolist()
+
+
+def test_duckdb_enum_columns_are_read_by_label(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"x": rng.normal(size=300), "side": pd.Categorical(rng.choice(["buy", "hold", "sell"], 300))}
+    )
+    booster = lgb.train(
+        {"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, frame["side"].cat.codes * 2 + frame["x"]), 5
+    )
+    save(booster, tmp_path / "m.txt", sample=frame, name="m", version="1")
+    with duckdb.connect() as connection:
+        connection.register("rows", pa.table({"x": frame["x"], "side": frame["side"].astype(str)}))
+        connection.sql("CREATE TYPE sides AS ENUM ('sell', 'buy', 'hold')")
+        scorer = Scorer(tmp_path / "m.txt")
+        connection.create_function("score", scorer.columns, ["DOUBLE", "sides"], "DOUBLE", type="arrow")
+        found = connection.sql("SELECT score(x, side::sides) FROM rows").fetchall()
+    assert [p for (p,) in found] == booster.predict(frame, num_threads=1).tolist()
 
 
 def test_dask_map_partitions_matches_lightgbm(subject):

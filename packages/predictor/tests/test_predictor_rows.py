@@ -448,6 +448,32 @@ def test_pandas_categories_are_read_by_label_and_not_by_code():
     assert schema().encode(alone).tolist() == [ENCODED]
 
 
+SIDES = ["sell", None, "buy", "sell"]
+LABELLED = {
+    "polars": lambda: pl.DataFrame({"side": pl.Series(SIDES, dtype=pl.Categorical)}).to_arrow(),
+    "polars enum": lambda: pl.DataFrame(
+        {"side": pl.Series(SIDES, dtype=pl.Enum(["sell", "buy"]))}
+    ).to_arrow(),
+    "pandas": lambda: pa.Table.from_pandas(pd.DataFrame({"side": pd.Categorical(SIDES)})),
+    **{
+        str(kind): lambda kind=kind: pa.table(
+            {"side": pa.DictionaryArray.from_arrays(pa.array([1, None, 0, 1], kind), ["buy", "sell"])}
+        )
+        for kind in (pa.int8(), pa.uint8(), pa.int32(), pa.uint32(), pa.uint64())
+    },
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_arrow_dictionaries_with_positions_of_any_type_are_read_by_label(name):
+    table = LABELLED[name]()
+    side = (FEATURES[3].model_copy(update={"nullable": True}),)
+    for rows in (table, table.to_batches()[0], table.slice(1), pa.concat_tables([table, table])):
+        told = [[{"buy": 0.0, "sell": 1.0, None: None}[cell]] for cell in rows.column("side").to_pylist()]
+        found = RowSchema(side, RowPolicy()).encode(rows)
+        assert np.where(np.isnan(found), None, found).tolist() == told
+
+
 def test_encoding_one_row_rows_and_columns_agree():
     """encode_row has a fast path for plain numbers; encode of a frame never takes it."""
 

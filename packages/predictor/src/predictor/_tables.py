@@ -160,6 +160,8 @@ def _labelled(column: Any) -> Labelled | None:
         column = column.unify_dictionaries() if hasattr(column, "unify_dictionaries") else column
         column = column.combine_chunks()
     if hasattr(column, "dictionary") and hasattr(column, "indices"):  # Arrow
-        positions = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        positions = (
+            column.indices.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False)
+        )  # some are unsigned
         return Labelled(positions.astype(np.int64), column.dictionary.to_pylist())
     return None
