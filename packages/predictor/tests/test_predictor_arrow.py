@@ -98,7 +98,7 @@ def test_duckdb_enum_columns_are_read_by_label(tmp_path):
         connection.register("rows", pa.table({"x": frame["x"], "side": frame["side"].astype(str)}))
         connection.sql("CREATE TYPE sides AS ENUM ('sell', 'buy', 'hold')")
         scorer = Scorer(tmp_path / "m.txt")
-        connection.create_function("score", scorer.columns, ["DOUBLE", "sides"], "DOUBLE", type="arrow")
+        connection.create_function("score", scorer.columns, None, "DOUBLE", type="arrow")
         found = connection.sql("SELECT score(x, side::sides) FROM rows").fetchall()
     assert [p for (p,) in found] == booster.predict(frame, num_threads=1).tolist()
 
