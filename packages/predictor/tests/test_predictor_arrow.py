@@ -148,6 +148,13 @@ def test_batches_that_do_not_fit_the_model_are_refused(trained, tmp_path):
         scorer(table().drop_columns(["c"]))
     with pytest.raises(SchemaError, match="the name of an answer"):
         scorer(scorer(table()))
+    with pytest.raises(SchemaError, match="feature 'a': a name is repeated"):
+        scorer(table().append_column("a", table()["a"]))
+    twice = table().append_column("id", table()["id"])  # not a feature
+    assert scorer(twice)["p_yes"].equals(scorer(table())["p_yes"])
+    for rows in ([{"a": 1.0}], table()["a"], np.zeros((2, 5)), pl.from_arrow(table()).lazy()):
+        with pytest.raises(SchemaError, match="are not understood; pass an Arrow table"):
+            scorer(rows)
     with pytest.raises(SchemaError, match="4 columns for 5 features; pass a, b, c, d, e"):
         scorer.columns(*table().columns[:4])
     with pytest.raises(ManifestError):

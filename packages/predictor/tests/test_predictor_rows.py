@@ -106,7 +106,7 @@ def test_many_rows_in_any_form_give_the_same_matrix(rows):
         ({"price": -float("inf")}, "infinite"),
         ({"price": 2**53 + 1}, "not exact"),
         ({"price": 10**400}, "larger than any"),
-        ({"price": decimal.Decimal("1.5")}, "Decimal, not a number"),
+        ({"price": decimal.Decimal("1.5")}, "Decimal, not a number; convert decimal numbers to float"),
         ({"price": dt.datetime(2024, 1, 1, tzinfo=dt.UTC)}, "datetime, not a number"),
         ({"price": np.datetime64("2024-01-01", "ns")}, "datetime64, not a number"),
         ({"price": np.timedelta64(5, "ns")}, "timedelta64, not a number"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from predictor._refusals import AS_NUMBER, by_policy
+from predictor._refusals import AS_FLOAT, AS_NUMBER, by_policy
 from predictor.errors import SchemaError
 from predictor.manifest import Feature, Label, RowPolicy
 
@@ -75,9 +75,9 @@ class CellRules:
             return self._exact(feature, value, row)
         if isinstance(value, float):
             return float(value)
-        raise SchemaError(
-            f"is {type(value).__name__}, not a number", remedy=AS_NUMBER, feature=feature.name, row=row
-        )
+        kind = type(value).__name__
+        remedy = AS_FLOAT if kind == "Decimal" else AS_NUMBER
+        raise SchemaError(f"is {kind}, not a number", remedy=remedy, feature=feature.name, row=row)
 
     def _exact(self, feature: Feature, value: int, row: int | None) -> float:
         try:

@@ -6,8 +6,10 @@ from predictor.errors import SchemaError
 
 __all__ = [
     "ADD_COLUMNS",
+    "AS_FLOAT",
     "AS_NUMBER",
     "AS_ROWS",
+    "AS_TABLE",
     "LET_IN",
     "ONE_NAME",
     "SAY_LABELS",
@@ -27,7 +29,9 @@ LET_IN = {
 """For each field of `RowPolicy`, the setting that accepts the cell."""
 
 AS_NUMBER = "send a number; if the text is a label, name the labels in write_manifest(categories={...})"
+AS_FLOAT = "convert decimal numbers to float, in SQL by CAST(... AS DOUBLE)"
 AS_ROWS = "pass an array [n, features], a frame or table with named columns, or a list of rows"
+AS_TABLE = "pass an Arrow table or record batch, or a Polars or pandas frame"
 ADD_COLUMNS = "send one value for each feature in the manifest's order, or rows with names"
 ONE_NAME = "rename or drop one of the two"
 NAME_ALL = (

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from predictor._fork_lock import ForkLock
 from predictor._output_names import output_names
+from predictor._refusals import AS_TABLE, ONE_NAME
+from predictor._tables import is_table
 from predictor.errors import SchemaError
 from predictor.manifest import Manifest, manifest_path
 from predictor.model import Model
@@ -129,6 +131,9 @@ class Scorer:
         model = _load(str(self.path), self.sha256)
         known = frozenset(model.info.features)
         kept = [name for name in _names(rows) if str(name) in known]
+        if len(set(kept)) < len(kept):
+            repeated = next(name for name in kept if kept.count(name) > 1)
+            raise SchemaError("a name is repeated", remedy=ONE_NAME, feature=str(repeated))
         return model.predict(
             rows.select(kept) if hasattr(rows, "select") else rows[kept], raw=self.raw
         ).reshape(-1, len(self.names))
@@ -136,6 +141,8 @@ class Scorer:
 
 def _names(rows: Any) -> list[Any]:
     """Return the column names of *rows*; Arrow has them in its schema, frames in `columns`."""
+    if not (is_table(rows) and hasattr(rows, "columns")):
+        raise SchemaError(f"rows of type {type(rows).__name__} are not understood", remedy=AS_TABLE)
     return list(rows.schema.names if hasattr(rows, "num_columns") else rows.columns)
 
 
