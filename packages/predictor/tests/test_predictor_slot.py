@@ -186,6 +186,16 @@ def test_adopt_serves_a_model_that_is_already_loaded(two_models):
     assert slot.rollback().name == "a"
 
 
+def test_adopt_of_a_path_is_refused_and_the_old_model_still_serves(two_models):
+    a, b = two_models
+    slot = ModelSlot(a.load())
+    with pytest.raises(TypeError, match=r"adopt takes a loaded Model, not .*Path; to serve a file, use swap"):
+        slot.adopt(b.path)
+    assert slot.current.info.name == "a"
+    with pytest.raises(ModelError, match="nothing to roll back to"):
+        slot.rollback()
+
+
 def test_rollback_needs_no_file_and_can_be_undone(two_models):
     a, b = two_models
     slot = ModelSlot(a.load())

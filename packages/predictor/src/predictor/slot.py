@@ -93,7 +93,14 @@ class ModelSlot:
         Serve *model*, which the caller has loaded and checked, from now on; its signature is not checked.
 
         For swaps in two steps: all processes load the model before any of them serves it.
+
+        Raises:
+            TypeError: *model* is no `Model`, for example a path; the old model is still served.
         """
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"adopt takes a loaded Model, not {type(model).__name__}; to serve a file, use swap"
+            )
         with self._swapping.held():
             return self._replace(model)
 
