@@ -298,6 +298,26 @@ def test_a_forked_child_keeps_the_number_of_iterations(trained):
     child.join()
 
 
+@pytest.mark.parametrize("given", [["b", "a", "c d"], ["b", "c_d", "a"], ["x", "a", "c d"]])
+def test_names_of_the_model_in_another_order_are_refused(given, tmp_path):
+    """LightGBM reads a frame by position, so its own answers would not show that columns have changed places."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(200, 3)), columns=["a", "b", "c d"])
+    estimator = lgb.LGBMRegressor(**QUIET).fit(frame, frame["a"] * 3 - frame["b"])
+    path = tmp_path / "m.txt"
+    moved = frame.set_axis(given, axis=1)
+    with pytest.raises(
+        ManifestError, match=r"names: '\w+' is the name of feature \d in the model file, not of"
+    ):
+        save(estimator, path, sample=moved, name="m", version="1", names=given)
+    assert not path.exists()
+    for names in (["a", "b", "c d"], ["a", "b", "c_d"], ["x", "y", "z"], ["x", "b", "z"]):
+        moved = frame.set_axis(names, axis=1)
+        save(estimator, path, sample=moved, name="m", version="1", names=names)
+        shuffled = moved[sorted(names, reverse=True)]
+        assert Model.load(path).predict(shuffled).tolist() == estimator.predict(frame, num_threads=1).tolist()
+
+
 FORMS = [
     "csr_matrix",
     "csr_array",

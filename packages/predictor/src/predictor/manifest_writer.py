@@ -77,8 +77,8 @@ def write_manifest(
         name: What the model is for, such as `trading-signal`.
         version: The version that every prediction states.
         classes: Class labels in output order: two for a binary model, one per output for a multiclass one.
-        names: The features' names in rows, in model order. Default: the names in the model file; where LightGBM
-            replaced spaces by underscores, the names of *rows*.
+        names: The features' names in rows, in model order, not in that of *rows*. Default: the names in the model
+            file; where LightGBM replaced spaces by underscores, the names of *rows*.
         integers: Features that must be whole numbers.
         nullable: Features that may be missing; default those that are missing somewhere in *rows*.
         categories: Labels by feature name, in code order. Default: the pandas categories in the model file; without
@@ -115,7 +115,11 @@ def write_manifest(
             raise ManifestError(f"{what}: pass a list, not the text {given[:40]!r}")
     data = read_model(model)
     text = parse_model_text(data).summary
-    names = tuple(names) if names is not None else _spelled(rows, text.feature_names)
+    names = (
+        _in_model_order(names, text.feature_names)
+        if names is not None
+        else _spelled(rows, text.feature_names)
+    )
     labels = labels_of(
         text,
         names=names,
@@ -219,6 +223,27 @@ def _check_expected(model: Model, sample: NDArray[np.float64], expected: Any) ->
     comparison = Comparison()
     comparison.add(model.predict_encoded(sample), told)
     comparison.check("sample rows")
+
+
+def _in_model_order(names: Sequence[str], found: tuple[str, ...]) -> tuple[str, ...]:
+    """
+    Return the caller's *names* if none is the name of another feature in the file, *found*.
+
+    Names in the order of a frame, instead of the model's, would make each row's cells change places. A comparison with
+    LightGBM's answers for that frame does not show it, because LightGBM reads columns by position.
+
+    Raises:
+        ManifestError: A name belongs to a feature at another position.
+    """
+    positions = {name: index for index, name in enumerate(found)}
+    for index, name in enumerate(names):
+        at = positions.get(name, positions.get(str(name).replace(" ", "_"), index))
+        if at != index:
+            raise ManifestError(
+                f"names: {name!r} is the name of feature {at} in the model file, not of feature {index}; give names in"
+                " the model's order, or none, if rows have the model's names"
+            )
+    return tuple(names)
 
 
 def _spelled(rows: Any, found: tuple[str, ...]) -> tuple[str, ...]:
