@@ -318,6 +318,31 @@ def test_names_of_the_model_in_another_order_are_refused(given, tmp_path):
         assert Model.load(path).predict(shuffled).tolist() == estimator.predict(frame, num_threads=1).tolist()
 
 
+@pytest.mark.parametrize("labels", [["BUY", "HOLD", "SELL"], [0, 1, 2], [-1, 0, 1]])
+def test_class_labels_of_the_estimator_in_another_order_are_refused(labels, tmp_path):
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    y = np.array(labels)[np.digitize(x[:, 0], [-0.5, 0.5])]
+    estimator = lgb.LGBMClassifier(**QUIET).fit(pd.DataFrame(x, columns=["a", "b"]), y)
+    sample, path = pd.DataFrame(x, columns=["a", "b"]), tmp_path / "m.txt"
+    turned = labels[::-1]
+    for wrong in (turned, np.array(turned), list(map(str, turned)), [labels[1], "x", "y"]):
+        with pytest.raises(
+            ManifestError, match=r"classes: .* is class \d of the estimator, not \d; its order"
+        ):
+            save(estimator, path, sample=sample, name="m", version="1", classes=wrong)
+    assert not path.exists()
+    for given, told in (
+        (None, labels),
+        ([], [0, 1, 2]),
+        (labels, labels),
+        (["low", "middle", "high"], ["low", "middle", "high"]),
+    ):
+        save(estimator, path, sample=sample, name="m", version="1", classes=given)
+        model = Model.load(path)
+        asked = [labels.index(label) for label in estimator.predict(sample, num_threads=1).tolist()]
+        assert model.predict_label(sample).tolist() == [told[index] for index in asked]
+
+
 FORMS = [
     "csr_matrix",
     "csr_array",

@@ -31,7 +31,7 @@ def save(
         name: What the model is for.
         version: The version that every prediction states.
         options: Further arguments of `write_manifest`, such as `policy`, `provenance` and `metrics`. `classes` default
-            to the estimator's.
+            to the estimator's `classes_`; others are new names for these, in the same order.
 
     Returns:
         The manifest that was written.
@@ -60,7 +60,10 @@ def save(
                 raise Unsupported(
                     f"the classifier was trained on one class, {str(estimator.classes_[0])!r}: train it on rows of two"
                 )
-            options.setdefault("classes", _labels(estimator.classes_))
+            if options.setdefault("classes", None) is None:
+                options["classes"] = _labels(estimator.classes_)
+            else:
+                _refuse_other_order(options["classes"], estimator.classes_)
         if "expected" not in options:
             options["expected"] = _answers(estimator, booster, sample)
         # `path` among the options raises TypeError here, because this call passes it already.
@@ -105,6 +108,23 @@ def _booster(estimator: Any) -> Any:
             "; a model file holds only trees: save the LightGBM estimator inside it, if that alone is enough"
         )
     raise Unsupported(reason)
+
+
+def _refuse_other_order(given: Any, own: Any) -> None:
+    """
+    Refuse class labels of which one is the estimator's own label of another class.
+
+    Raises:
+        ManifestError: Rows of that class would get the label of another one.
+    """
+    positions = {str(label): index for index, label in enumerate(own)}
+    for index, label in enumerate(given):
+        at = positions.get(str(label), index)
+        if at != index:
+            raise ManifestError(
+                f"classes: {str(label)!r} is class {at} of the estimator, not {index}; its order is"
+                f" {', '.join(map(str, own))}: give new names in that order, or leave classes out"
+            )
 
 
 def _labels(classes: Any) -> list[Any]:
