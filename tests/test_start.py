@@ -82,6 +82,14 @@ def test_serve_with_a_wrong_redis_password_is_refused_without_the_password(
     assert "Redis answers" in command("check", **right, **KEY).stdout
 
 
+def test_serve_with_a_redis_database_that_is_not_there_is_refused(
+    command: Command, redis_server: Any
+) -> None:
+    variables = {**redis_server.variables, "ML_SERVICE_STORE_DEADLINE": "60", "ML_SERVICE_REDIS_DB": "99"}
+    line = refused(command("serve", "--port", "0", **variables, **KEY))
+    assert "Redis has no database of this number" in line
+
+
 def test_check_reports_an_unreachable_redis_and_fails(command: Command, redis_server: Any) -> None:
     redis_server.kill()
     shown = command("check", **redis_server.variables, **KEY)

@@ -266,6 +266,7 @@ class TestRefusals:
             (b"-NOAUTH Authentication required.\r\n", "password"),
             (b"-NOPERM this user has no permissions\r\n", "allow EVALSHA"),
             (b"-MISCONF Redis is configured to save RDB snapshots\r\n", "disk"),
+            (b"-ERR DB index is out of range\r\n", "no database of this number"),
             (b"-ERR something else\r\n", "refused the command"),
         ],
     )

@@ -86,10 +86,11 @@ def _open_redis(url: str, deadline: float, metrics: Metrics) -> Backend:
 
 
 def _is_refusal(error: StoreError) -> bool:
-    """Whether Redis answered that the password is wrong, or that this user may not run the commands."""
+    """Whether Redis refuses the password, the user or the number of the database."""
     from redis.exceptions import AuthenticationError, NoPermissionError
 
-    return isinstance(error.__cause__, AuthenticationError | NoPermissionError)
+    cause = error.__cause__
+    return isinstance(cause, AuthenticationError | NoPermissionError) or "DB index" in str(cause)
 
 
 def _open_sqlite(settings: Settings) -> Store:

@@ -61,6 +61,8 @@ def to_store_error(error: Exception) -> StoreError:
     if isinstance(error, failures.ResponseError):
         if "non deterministic" in str(error) or "PEXPIRETIME" in str(error):
             return StoreUnavailable("this Redis is older than 7.0, the first version the store works with")
+        if "DB index" in str(error):
+            return StoreUnavailable("Redis has no database of this number; correct it in the URL")
         return StoreUnavailable(
             f"Redis refused the command ({word or 'ERR'}); look at the error this one was raised from"
         )
