@@ -98,6 +98,20 @@ async def test_a_whole_answer_is_sent_before_the_application_returns() -> None:
     assert received[0].endswith(b"hello")
 
 
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip\r\ntransfer-encoding: chunked"])
+async def test_a_transfer_coding_that_is_not_undone_is_501(coding: bytes) -> None:
+    async with serving() as port:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: "
+        answer = await talk(port, head + coding + b"\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 501")
+
+
+async def test_the_name_of_the_chunked_coding_may_be_in_capitals() -> None:
+    async with serving() as port:
+        head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: Chunked\r\n\r\n"
+        assert (await talk(port, head + b"1\r\nx\r\n0\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
 async def test_headers_over_the_limit_are_431() -> None:
     async with serving() as port:
         filler = b"".join(b"x-%d: %b\r\n" % (number, b"y" * 100) for number in range(30))

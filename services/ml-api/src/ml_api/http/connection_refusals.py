@@ -21,6 +21,7 @@ REASONS = (
     "malformed",
     "host",
     "version",
+    "transfer-coding",
     "headers-too-large",
     "framing-too-large",
     "headers-late",

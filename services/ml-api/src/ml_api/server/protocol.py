@@ -23,6 +23,12 @@ __all__ = ["LimitedProtocol"]
 _MALFORMED = Refusal(400, "malformed", "bad-request", "The request is not valid HTTP/1.1; correct it")
 _HOST = Refusal(400, "host", "bad-request", "Send one Host header, with a host name and perhaps a port")
 _VERSION = Refusal(505, "version", "http-version-not-supported", "Send the request as HTTP/1.1")
+_CODING = Refusal(
+    501,
+    "transfer-coding",
+    "not-implemented",
+    "Of the transfer codings, only chunked is known; send the body so",
+)
 _HEADERS_TOO_LARGE = Refusal(
     431,
     "headers-too-large",
@@ -140,7 +146,9 @@ class LimitedProtocol(Connection):
             case b"host":
                 self._hosts, self._host = self._hosts + 1, value
             case b"transfer-encoding":
-                self._framing = (name, b"chunked")
+                if value.lower() != b"chunked":
+                    self._stop(_CODING)
+                self._framing = (name, value)
             case b"content-length" if value != b"0":
                 self._framing = (name, value)
         super().on_header(name, value)
