@@ -154,6 +154,8 @@ class TestTimestamps:
             *(
                 "2026-02-20T14:00:60Z",
                 "2026-02-20T14:00:00+25:00",
+                "2026-02-20T14:00:00+05:99",
+                "2026-02-20T14:00:00-2400",
                 "2026-02-20T14:00:00Z\n",
                 "0000-01-01T00:00Z",
             ),
@@ -236,6 +238,11 @@ class TestNames:
     def test_each_required_member_is_named_when_missing(self, name: str) -> None:
         error = refusal(dump({key: value for key, value in document().items() if key != name}))
         assert error.detail == ({"type": "missing", "loc": ["body", name], "msg": "Field required"},)
+
+    def test_a_byte_order_mark_is_ignored(self, make_body: Callable[..., bytes]) -> None:
+        sent = make_body(count=20)
+        assert parse_request(b"\xef\xbb\xbf" + sent).portfolio == parse_request(sent).portfolio
+        assert projection(b"\xef\xbb\xbf" + sent) == projection(sent)
 
 
 class TestRefusals:

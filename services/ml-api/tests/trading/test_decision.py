@@ -304,6 +304,19 @@ class TestSkipping:
 
         assert "too extreme" in decide_body(edited(make_body(assets=["BTC"]), stretch)).reasoning
 
+    @pytest.mark.parametrize(("age", "close"), [(0, "1e40"), (0, "1e300"), (7, "1e-30")])
+    def test_an_indicator_that_a_dotnet_decimal_cannot_hold_skips_the_asset(
+        self, make_body: Make, age: int, close: str
+    ) -> None:
+        """The client reads every signal's value as a decimal, and would lose the whole answer."""
+
+        def leap(document: dict[str, Any]) -> None:
+            document["candles"][age]["close"] = close
+
+        decision = decide_body(edited(make_body(assets=["BTC"]), leap))
+        assert "BTC skipped: prices or volumes too extreme" in decision.reasoning
+        assert decision.signals == ()
+
     def test_an_asset_without_any_volume_is_decided(self, make_body: Make) -> None:
         decision = decide_body(make_body(assets=["BTC"], volumes=[0.0] * 100), SELL)
         assert decision.asset_decisions[0].row[FEATURES.index("volume_ratio")] == 1

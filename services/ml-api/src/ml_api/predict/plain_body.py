@@ -2,13 +2,14 @@
 Rewrites a JSON body in a plain form: each known member once, by its camelCase name.
 
 The typed parser needs this for bodies with snake_case names, unknown members, repeated members (the last one counts),
-or numbers beyond float64. Numbers keep all their digits.
+numbers beyond float64, or a byte order mark, which a parser may ignore (RFC 8259, 8.1). Numbers keep all their digits.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from codecs import BOM_UTF8
 from functools import cache
 from itertools import accumulate
 from typing import Any, get_args, get_origin
@@ -39,7 +40,7 @@ def plain_body(body: bytes, kind: type[Struct]) -> bytes:
         NotJson: The body is not JSON, or not UTF-8.
     """
     try:
-        document = _decode(body)
+        document = _decode(body.removeprefix(BOM_UTF8))
     except UnicodeDecodeError:
         raise NotJson("it is not UTF-8") from None
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -47,6 +47,7 @@ _STAKE = Decimal("0.1")  # share of the portfolio's total value at a confidence 
 _MAX_CONFIDENCE = 0.9
 _MIN_QUANTITY, _MAX_QUANTITY = Decimal("0.00001"), Decimal(MAX_QUANTITY)  # the client drops orders outside
 _PLACES = Decimal(1).scaleb(-QUANTITY_PLACES)
+_LARGEST_INDICATOR = 7.9e28  # signals show indicators, which the client reads as .NET decimals
 _NOT_FINITE = "the model has no finite answer to its indicators"
 _MONEY = Context(prec=60)  # enough digits to round a quotient of money and price only once
 
@@ -196,7 +197,7 @@ def _newest_row(series: CandleSeries) -> tuple[Row, Decimal]:
     if not (min(volumes) >= 0 and _are_finite(volumes)):
         raise _Unusable("a volume is negative or not finite")
     row = compute(closes, volumes)
-    if not all(map(math.isfinite, row)):
+    if not all(map(_LARGEST_INDICATOR.__gt__, map(abs, row))):
         raise _Unusable("prices or volumes too extreme for the indicators")
     return row, series.exact_close(newest)
 
