@@ -124,6 +124,15 @@ def test_any_redis_host_gives_a_url_with_that_host(monkeypatch: pytest.MonkeyPat
     assert unquote(urlsplit(url).netloc.rpartition(":")[0]) == host
 
 
+@pytest.mark.parametrize("host", ["localhost:6379", "redis://localhost", "rediss://cache:6380/1", "[::1]"])
+def test_a_redis_host_with_a_scheme_or_a_port_is_refused_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("ML_SERVICE_REDIS_HOST", host)
+    with pytest.raises(SettingsError, match="ML_SERVICE_REDIS_HOST: should be a host name or an IP address"):
+        load_settings()
+
+
 def test_an_unused_redis_address_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_REDIS_HOST", "localhost")  # the value of the template
     assert load_settings().unused is None
@@ -178,6 +187,20 @@ def test_a_trailing_line_feed_of_the_admin_key_is_removed(monkeypatch: pytest.Mo
     key = load_settings().admin_key
     assert key is not None
     assert key.get_secret_value() == "adm1n-of-the-test"
+
+
+@pytest.mark.parametrize("name", ["API_KEY", "ADMIN_KEY"])
+@pytest.mark.parametrize(
+    "key", ["two-keys-of-the-test\nin-one-secret", "a-key-of-the\ttest", "a-key-of-the-test\x7f"]
+)
+def test_a_key_that_no_header_can_carry_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
+    monkeypatch.setenv(f"ML_SERVICE_{name}", key)
+    with pytest.raises(
+        SettingsError, match=f"1 mistake:\n  ML_SERVICE_{name}: should be one line of printable"
+    ):
+        load_settings()
 
 
 @pytest.mark.parametrize("name", ["STORE_DEADLINE", "HANDLER_TIMEOUT", "BODY_TIMEOUT", "HEADER_TIMEOUT"])
@@ -248,6 +271,27 @@ def test_variables_that_kubernetes_injects_are_ignored(
 def test_origins_are_split_and_stripped_of_spaces_and_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", "https://a.example/, ,https://b.example,")
     assert load_settings().origins == ("https://a.example", "https://b.example")
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["https://a.example:8443", "http://localhost,capacitor://app", "null", "*", "https://a.example,*"],
+)
+def test_every_origin_that_a_browser_can_send_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, origins: str
+) -> None:
+    monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", origins)
+    assert load_settings().origins == tuple(origins.split(","))
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["a.example", "https://a.example/app", "https://a.example https://b.example", "https://*.a.example"],
+)
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
+    monkeypatch.setenv("ML_SERVICE_ALLOWED_ORIGIN", f"https://b.example,{origins}")
+    with pytest.raises(SettingsError, match="ALLOWED_ORIGIN: should be origins such as"):
+        load_settings()
 
 
 def test_the_dotenv_template_gives_the_defaults_once_it_has_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

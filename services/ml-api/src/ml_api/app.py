@@ -293,7 +293,7 @@ def _log_start(settings: Settings, models: ModelRegistry, *, version: str, loade
         _log.warning("no model file: fixed rules decide, because %sRULE_FALLBACK is set", PREFIX)
     if (name := settings.unused) is not None:
         _log.warning("%s is set but not used: set %sREDIS_ENABLED to true, or unset it", name, PREFIX)
-    if settings.origins == ("*",):
+    if "*" in settings.origins:
         _log.warning(f"{PREFIX}ALLOWED_ORIGIN is *: pages of any origin may call this service; name yours")
     if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 16:
         _log.warning(f"{PREFIX}API_KEY is short: make a longer one with `openssl rand -hex 32`")

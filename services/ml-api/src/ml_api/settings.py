@@ -64,6 +64,10 @@ this variable when it is imported.
 _SERVICE_LINK = re.compile(r"ML_SERVICE_(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)\Z")
 
 
+# What a browser sends in `Origin`: scheme, host and perhaps a port; `null` for a page without an origin.
+_ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#*\s]+")
+
+
 class SettingsError(Unusable):
     """The settings cannot be used; the message lists every mistake on its own line, without secrets."""
 
@@ -91,6 +95,25 @@ def _usable_keys(path: Path) -> Path:
     except KeysFileError as error:
         raise ValueError(str(error)) from None
     return path
+
+
+def _host_alone(host: str) -> str:
+    if "://" in host or host.startswith("[") or host.count(":") == 1:  # an IPv6 address has more colons
+        raise ValueError(
+            f"should be a host name or an IP address alone; {PREFIX}REDIS_PORT is for the port, {PREFIX}REDIS_URL for "
+            "a URL"
+        )
+    return host
+
+
+def _origins_or_any(text: str) -> str:
+    if not all(_ORIGIN.fullmatch(origin) for origin in _split_origins(text)):
+        raise ValueError("should be origins such as https://app.example or http://localhost:3000, or *")
+    return text
+
+
+def _split_origins(text: str) -> tuple[str, ...]:
+    return tuple(origin for part in text.split(",") if (origin := part.strip().rstrip("/")))
 
 
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -154,13 +177,13 @@ class Settings(BaseSettings):
     api_keys_file: Annotated[FilePath, AfterValidator(_usable_keys)] | None = None
     api_key: SecretStr | None = Field(default=None, validate_default=True)
     admin_key: SecretStr | None = None
-    allowed_origin: str = ""
+    allowed_origin: Annotated[str, AfterValidator(_origins_or_any)] = ""
     admin_model_dir: DirectoryPath | None = None
     admin_timeout: _Seconds = 60.0
     max_model_bytes: PositiveInt = 67_108_864
 
     redis_enabled: bool = False
-    redis_host: str = Field(default="localhost", min_length=1)
+    redis_host: Annotated[str, AfterValidator(_host_alone)] = Field(default="localhost", min_length=1)
     redis_port: int = Field(default=6379, ge=1, le=65535)
     redis_db: NonNegativeInt = 0
     redis_password: SecretStr | None = None
@@ -257,9 +280,7 @@ class Settings(BaseSettings):
     @property
     def origins(self) -> tuple[str, ...]:
         """The allowed CORS origins; `("*",)` for any."""
-        return tuple(
-            origin for part in self.allowed_origin.split(",") if (origin := part.strip().rstrip("/"))
-        )
+        return _split_origins(self.allowed_origin)
 
 
 def load_settings(**given: object) -> Settings:

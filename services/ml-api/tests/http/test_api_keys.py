@@ -53,6 +53,12 @@ def test_two_keys_may_share_a_name(tmp_path: Path) -> None:
     ]
 
 
+def test_a_byte_order_mark_of_the_keys_file_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("backend = the-new-key-2\n", "utf-8-sig")
+    assert ApiKeys(file=file).name_of(b"the-new-key-2") == "backend"
+
+
 def test_a_changed_keys_file_is_read_within_a_second_and_not_on_every_request(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

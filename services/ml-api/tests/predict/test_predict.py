@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
@@ -348,6 +349,21 @@ async def test_an_allowed_origin_may_send_the_key_and_read_the_replay_header(
     assert refused.status_code == 401
     assert refused.headers["access-control-allow-origin"] == "https://app.example"
     assert "Idempotency-Replayed" in refused.headers["access-control-expose-headers"]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "warnings"), [("https://app.example", 0), ("*", 1), ("https://app.example, *", 1)]
+)
+async def test_the_log_warns_if_any_origin_may_call(
+    service: Service, caplog: pytest.LogCaptureFixture, allowed: str, warnings: int
+) -> None:
+    async with service(allowed_origin=allowed) as client:
+        application: Any = client._transport.app  # type: ignore[attr-defined]
+        async with application.router.lifespan_context(application):
+            pass
+    assert (
+        len([record for record in caplog.records if "pages of any origin" in record.getMessage()]) == warnings
+    )
 
 
 async def test_without_allowed_origins_no_cors_headers_are_sent(

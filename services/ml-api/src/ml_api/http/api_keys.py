@@ -31,7 +31,9 @@ _Stamp = tuple[int, int, int]
 
 
 def weakness_of(key: str) -> str | None:
-    """Return why *key* is too easy to guess, as the end of a sentence that does not contain it; None if it is good."""
+    """Return why *key* is of no use as a key, as the end of a sentence that does not contain it; None if it is good."""
+    if not key.isprintable():
+        return "should be one line of printable characters, because a header cannot contain others"
     if len(key) < MIN_KEY_CHARS:
         return f"should have at least {MIN_KEY_CHARS} characters; openssl rand -hex 32 makes a good one"
     if len(set(key)) < _MIN_DIFFERENT_CHARS:
@@ -118,7 +120,8 @@ def _stamp(file: Path) -> _Stamp | None:
 
 def _read(file: Path) -> tuple[tuple[bytes, str], ...]:
     try:
-        lines = file.read_text("utf-8").splitlines()
+        # Without the byte order mark that some editors on Windows write.
+        lines = file.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise KeysFileError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
