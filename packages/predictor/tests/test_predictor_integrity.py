@@ -462,6 +462,32 @@ def test_an_ordered_pandas_category_needs_the_training_frame_or_categories(tmp_p
             write_manifest(path, rows, name="x", version="1", categories=strange)
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["one column", "two columns, one ordered"])
+@pytest.mark.parametrize("form", [lambda frame: frame, lambda frame: frame.astype(object).to_dict("records")])
+def test_labels_of_the_file_in_another_order_are_refused(tmp_path, ordered, form):
+    rng = np.random.default_rng(0)
+    labels = ["c", "a", "b"]  # a caller's sorted ones would exchange their codes
+    frame = pd.DataFrame({"x": rng.normal(size=300), "kind": pd.Categorical(rng.choice(labels, 300), labels)})
+    right = {"kind": labels}
+    if ordered:
+        frame["rank"] = pd.Categorical(rng.choice([30, 10, 20], 300), [30, 10, 20], ordered=True)
+        right["rank"] = [30, 10, 20]
+    target = frame["x"] + frame["kind"].cat.codes
+    booster = lgb.train({"verbose": -1, "num_threads": 1}, lgb.Dataset(frame, target), 5)
+    path = tmp_path / "m.txt"
+    booster.save_model(path)
+    made = {"name": "m", "version": "1"}
+    for name in right:
+        wrong = right | {name: sorted(right[name])}
+        with pytest.raises(ManifestError, match=f"labels of '{name}' have another order in the model file: "):
+            write_manifest(path, form(frame), categories=wrong, **made)
+    for longer in (right, right | {"kind": [*labels, "d"]}):
+        write_manifest(path, form(frame), categories=longer, **made)
+        assert Model.load(path).predict(frame).tolist() == booster.predict(frame, num_threads=1).tolist()
+    with pytest.raises(ManifestError, match="categories"):
+        write_manifest(path, form(frame), categories=right | {"kind": [["c"], "a", "b"]}, **made)
+
+
 @pytest.fixture
 def ambiguous(tmp_path):
     """A model with a pandas category that is trained as numbers, and a categorical feature of plain integers."""

@@ -29,18 +29,19 @@ def labels_of(
             are derived from the file, if it is unambiguous.
 
     Raises:
-        ManifestError: The file has labels, and does not tell to which features they belong.
+        ManifestError: The file has labels, and does not tell to which features they belong; or it has the caller's in
+            another order.
     """
     labels = dict(categories or {})
     columns = [index for index in range(len(names)) if index in text.codes]
+    if pandas is None and len(text.pandas_categories) == len(columns) and not _may_hide_a_category(text):
+        pandas = {names[i]: found for i, found in zip(columns, text.pandas_categories, strict=True)}
+    _refuse_other_order(labels, text.pandas_categories, pandas or {})
     if pandas is not None:
         return {**pandas, **labels}
-    if len(text.pandas_categories) == len(columns) and not _may_hide_a_category(text):
-        for index, found in zip(columns, text.pandas_categories, strict=True):
-            labels.setdefault(names[index], found)
     # LightGBM trains on the codes of an ordered pandas category as plain numbers, and the file does not say which
     # column that was. If a row's labels were read as those numbers, the answers would be silently wrong.
-    elif text.pandas_categories and (
+    if text.pandas_categories and (
         len(labels) < len(text.pandas_categories) or not all(names[index] in labels for index in columns)
     ):
         raise ManifestError(
@@ -113,6 +114,39 @@ def category_reads(features: Sequence[Feature], text: ModelText) -> dict[str, li
             is_label = feature.categories != feature.codes or feature.categories in text.pandas_categories
             reads["ordered" if is_label or index not in text.mixed else "as_numbers"].append(index)
     return reads
+
+
+def _refuse_other_order(
+    given: Mapping[str, Sequence[Label]],
+    found: Sequence[Sequence[Label]],
+    pandas: Mapping[str, Sequence[Label]],
+) -> None:
+    """
+    Refuse *given* labels of a feature that are those of the file in another order: labels would change places.
+
+    Args:
+        given: The caller's labels by feature.
+        found: The pandas categories in the file, of which it may not be known to which features they belong.
+        pandas: Those of which it is known.
+    """
+    told = list(map(list, given.values()))
+    unclaimed = [list(labels) for labels in found if list(labels) not in told]
+    for name, labels in given.items():
+        if not all(isinstance(label, str | int | float) for label in labels):
+            continue  # `Feature` refuses other labels
+        for own in [pandas[name]] if name in pandas else unclaimed:
+            positions = {label: index for index, label in enumerate(own)}
+            is_moved = any(positions.get(label, index) != index for index, label in enumerate(labels))
+            if is_moved and (name in pandas or set(labels) == set(own)):
+                raise ManifestError(
+                    f"categories: the labels of {name!r} have another order in the model file: {_few(own)}; pass them"
+                    " in that order, or leave them out"
+                )
+
+
+def _few(labels: Sequence[Label]) -> str:
+    shown = ", ".join(repr(label)[:40] for label in labels[:10])
+    return shown if len(labels) <= 10 else f"{shown}, ..."
 
 
 def _may_hide_a_category(text: ModelText) -> bool:
