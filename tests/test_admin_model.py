@@ -189,3 +189,19 @@ def test_without_a_model_directory_every_swap_is_refused(serve: Callable[..., An
     refused = swap(service, copy_of(models, "good.txt"))
     assert refused.status_code == 422
     assert "no model directory is configured" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "client"), [("*", "203.0.113.7"), ("127.0.0.1", "203.0.113.7"), ("192.0.2.1", "127.0.0.1")]
+)
+def test_a_proxy_that_is_trusted_says_who_asks(
+    serve: Callable[..., Any], tmp_path: Path, trusted: str, client: str
+) -> None:
+    service = serve(
+        ML_SERVICE_ADMIN_KEY=ADMIN, ML_SERVICE_ADMIN_MODEL_DIR=str(tmp_path), FORWARDED_ALLOW_IPS=trusted
+    )
+    sender = {"X-API-Key": ADMIN, "X-Forwarded-For": "203.0.113.7"}
+    assert service.client.post("/admin/model", json={"path": "none.txt"}, headers=sender).status_code == 422
+    service.stop()
+    lines = [json.loads(line) for line in service.log.splitlines()]
+    assert [line["client"] for line in lines if line["message"] == "model swap requested"] == [client]

@@ -111,6 +111,13 @@ def test_ports_are_published_on_the_loopback_address_only() -> None:
     )
 
 
+def test_the_load_balancer_tells_the_replicas_who_asks() -> None:
+    """Else one stranger's wrong API keys count for every caller behind it, and all get 429."""
+    assert "http-request set-header X-Forwarded-For %[src]" in (DOCKER / "haproxy/haproxy.cfg").read_text()
+    replica = compose("compose.replicas.yaml")["services"]["ml-service"]
+    assert replica["environment"] == {"FORWARDED_ALLOW_IPS": "*"}
+
+
 def test_origins_and_external_ingress_are_closed_by_default() -> None:
     assert compose("compose.yaml")["services"]["ml-service"]["environment"]["ML_SERVICE_ALLOWED_ORIGIN"] == (
         "${ML_SERVICE_ALLOWED_ORIGIN:-}"
