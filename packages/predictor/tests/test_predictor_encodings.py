@@ -126,7 +126,7 @@ def test_write_manifest_compares_predictions_with_the_expected_answers(without_l
             frame.assign(kind=frame["kind"].astype(int)),
             r"of 600 sample rows have another answer than expected",
         ),
-        (codes.assign(kind=0), "check categories and names"),
+        (codes.assign(kind=0), "check categories, names and the order of columns"),
     ):
         with pytest.raises(GoldenRowMismatch, match=reason):
             write_manifest(path, rows, name="m", version="1", expected=form(expected))

@@ -150,5 +150,6 @@ class Comparison:
                 f"{self._wrong} of {self._rows} {what} have another answer than expected, first row {self._first},"
                 f" {' or '.join(by)}: the file is not the trained model (save it with all its rounds), or the trained"
                 " object changes the answers of its trees (pred_early_stop, a subclass), or rows are not read as in"
-                " training (check categories and names), or the expected answers were rounded (write all 17 digits)"
+                " training (check categories, names and the order of columns), or the expected answers were rounded"
+                " (write all 17 digits)"
             )
