@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,53 @@ def test_serve_with_a_redis_database_that_is_not_there_is_refused(
     variables = {**redis_server.variables, "ML_SERVICE_STORE_DEADLINE": "60", "ML_SERVICE_REDIS_DB": "99"}
     line = refused(command("serve", "--port", "0", **variables, **KEY))
     assert "Redis has no database of this number" in line
+
+
+@pytest.fixture
+def without_tracing(tmp_path: Path) -> dict[str, str]:
+    """Tracing is wanted, but its libraries cannot be imported."""
+    (tmp_path / "hidden" / "opentelemetry").mkdir(parents=True)
+    (tmp_path / "hidden" / "opentelemetry" / "__init__.py").write_text("raise ImportError('not installed')")
+    return {
+        "PYTHONPATH": str(tmp_path / "hidden"),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        "ML_SERVICE_STORE_PATH": str(tmp_path / "s.sqlite3"),
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [("serve", "--port", "0"), ("serve", "--port", "0", "--workers", "2"), ("check",)]
+)
+def test_tracing_without_its_libraries_is_refused(
+    command: Command, without_tracing: dict[str, str], arguments: tuple[str, ...]
+) -> None:
+    line = refused(command(*arguments, **without_tracing, **KEY))
+    assert line == "ml-api: OTEL_EXPORTER_OTLP_ENDPOINT is set: install ml-api[otel], or unset it"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_on_an_address_in_use_is_refused_in_one_line_that_names_it(
+    command: Command, tmp_path: Path, workers: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        variables = {"ML_SERVICE_STORE_PATH": str(tmp_path / "s.sqlite3"), **KEY}
+        line = refused(command("serve", "--port", str(port), "--workers", workers, **variables))
+    assert line.startswith(f"ml-api: cannot listen on 127.0.0.1, port {port}: Address already in use")
+    assert line.count("\n") == 0
+
+
+def test_serve_on_a_host_that_does_not_exist_is_refused(command: Command, tmp_path: Path) -> None:
+    variables = {"ML_SERVICE_STORE_PATH": str(tmp_path / "s.sqlite3"), **KEY}
+    line = refused(command("serve", "--host", "300.1.1.1", "--port", "0", **variables))
+    assert line.startswith("ml-api: cannot listen on 300.1.1.1, port 0: ")
+
+
+def test_a_metrics_directory_in_the_environment_is_not_used(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    service = serve(PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "not-there"))
+    assert service.client.get("/metrics").status_code == 200
 
 
 def test_check_reports_an_unreachable_redis_and_fails(command: Command, redis_server: Any) -> None:

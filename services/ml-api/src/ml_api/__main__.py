@@ -86,7 +86,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _check(_: argparse.Namespace) -> int:
-    """Check whether the service would start: settings, models, store."""
+    """Check whether the service would start: settings, models, tracing, store."""
+    from ml_api.observability.tracing import check_tracing
     from ml_api.serving.registry import load_models
     from ml_api.settings import load_settings
 
@@ -94,6 +95,7 @@ def _check(_: argparse.Namespace) -> int:
     print("settings  ok")
     models = load_models(settings)
     print(f"models    ok: {models.described or 'fixed rules'}")
+    check_tracing()
     answered, found = _check_store(settings)
     print(f"store     {'ok' if answered else 'away'}: {found}")
     return 0 if answered else 1  # the service would start also without its store
@@ -110,6 +112,10 @@ def _openapi(_: argparse.Namespace) -> int:
 
 
 def _check_store(settings: Settings) -> tuple[bool, str]:
+    from ml_api.settings import METRICS_DIRECTORY
+
+    # Before prometheus-client is imported: the numbers of earlier processes in such a directory would be added to ours.
+    os.environ.pop(METRICS_DIRECTORY, None)
     from ml_api.observability.metrics import Metrics
     from ml_api.stores.backend import check_store
 

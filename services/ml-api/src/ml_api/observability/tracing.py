@@ -18,7 +18,7 @@ from ml_api.observability.logs import trace_id
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-__all__ = ["TracingUnusable", "Tracing", "start_tracing", "tracing_wanted"]
+__all__ = ["TracingUnusable", "Tracing", "check_tracing", "start_tracing", "tracing_wanted"]
 
 
 class TracingUnusable(Unusable):
@@ -33,6 +33,24 @@ def tracing_wanted() -> bool:
     return bool(named) and os.environ.get("OTEL_SDK_DISABLED", "").lower() != "true"
 
 
+def check_tracing() -> None:
+    """
+    Check that the libraries for tracing are installed, if it is wanted.
+
+    Raises:
+        TracingUnusable: They are not.
+    """
+    if not tracing_wanted():
+        return
+    try:
+        import opentelemetry.exporter.otlp.proto.http.trace_exporter
+        import opentelemetry.sdk.trace.export  # noqa: F401
+    except ImportError as error:
+        raise TracingUnusable(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set: install ml-api[otel], or unset it"
+        ) from error
+
+
 def start_tracing() -> Tracer:
     """
     Set up the OpenTelemetry SDK from the standard environment variables; call it once per process.
@@ -40,16 +58,13 @@ def start_tracing() -> Tracer:
     Raises:
         TracingUnusable: The libraries are not installed.
     """
-    try:
-        from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise TracingUnusable(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set: install ml-api[otel], or unset it"
-        ) from error
+    check_tracing()
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     name = os.environ.get("OTEL_SERVICE_NAME", "ml-api")
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

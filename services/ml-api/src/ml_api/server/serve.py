@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,18 +17,24 @@ from typing import Any
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from ml_api import Unusable
 from ml_api.observability.logs import configure_logging
+from ml_api.observability.tracing import check_tracing
 from ml_api.server.connection_table import ConnectionTable
 from ml_api.server.descriptor_limit import raise_descriptor_limit
 from ml_api.server.protocol import LimitedProtocol
 from ml_api.settings import BASE_URL, METRICS_DIRECTORY, RUNTIME_DIRECTORY, Settings
 
-__all__ = ["ServiceConfig", "serve"]
+__all__ = ["AddressUnusable", "ServiceConfig", "serve"]
 
 
 # s for a worker to start. uvicorn's 5 s are too short for several workers on half a processor: a worker that is too
 # slow is killed and started again, for ever.
 _WORKER_PATIENCE = 20
+
+
+class AddressUnusable(Unusable):
+    """The service cannot listen on its address; the message says why."""
 
 
 class ServiceConfig(uvicorn.Config):
@@ -67,8 +75,9 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
     Args:
         port: 0 chooses a free port; the log says which.
     Raises:
-        ModelUnusable, StoreUnusable: The service could not start.
+        AddressUnusable, ModelUnusable, StoreUnusable, TracingUnusable: The service could not start.
     """
+    _check_address(host, port)
     from ml_api.app import create_app
     from ml_api.serving.registry import load_models
 
@@ -80,12 +89,28 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         if workers == 1:
             uvicorn.Server(ServiceConfig(create_app(settings), settings, host=host, port=port)).run()
             return
-        # So that an unusable model gives one error line here, not a traceback per worker.
+        # So that what no worker can use gives one error line here, not a traceback for each of endless new workers.
         load_models(settings)
+        check_tracing()
         config = ServiceConfig(
             "ml_api.app:create_app", settings, factory=True, host=host, port=port, workers=workers
         )
         Multiprocess(config, sockets=[config.bind_socket()]).run()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Try to listen, before anything else is started; uvicorn would do it last, and may not name the address."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, *_, address in found:
+            try:
+                socket.create_server(address, family=family).close()
+            except OSError as error:
+                # A name may also have an address that this machine has not, such as ::1 without IPv6.
+                if error.errno != errno.EADDRNOTAVAIL or len(found) == 1:
+                    raise
+    except OSError as error:
+        raise AddressUnusable(f"cannot listen on {host}, port {port}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
