@@ -14,7 +14,9 @@ import sysconfig
 import lightgbm as lgb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from predictor import Feature, RowPolicy, SchemaError, manifest_path, save, sha256_of, write_manifest
 from predictor.cli import main
@@ -233,6 +235,18 @@ def test_an_empty_csv_cell_is_the_empty_label_unless_the_feature_is_nullable(tmp
     assert [row["kind"] for row in next(read_rows(path, [kind]))] == ["", "a", ""]
     with pytest.raises(SchemaError, match="row 0: feature 'kind': an empty cell can be the label '' or null"):
         next(read_rows(path, [kind.model_copy(update={"nullable": True})]))
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "bench", "report", "manifest"])
+def test_a_repeated_feature_in_parquet_is_refused(subject, frame, tmp_path, command, capsys):
+    path = tmp_path / "rows.parquet"
+    table = pa.Table.from_pandas(frame)
+    parquet.write_table(table.append_column("b", table["a"]), path)
+    more = ["--name", "x", "--version", "1"] if command == "manifest" else []
+    assert main([command, str(subject.path), str(path), *more]) == 2
+    assert "the Parquet file: the column name 'b' is repeated" in capsys.readouterr().err
+    parquet.write_table(table.append_column("id", table["a"]).append_column("id", table["b"]), path)
+    assert main(["predict", str(subject.path), str(path)]) == 0
 
 
 @pytest.mark.parametrize(

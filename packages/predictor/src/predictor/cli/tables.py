@@ -212,9 +212,7 @@ def _read_csv(path: Path) -> Iterator[_CsvPiece]:
         names = next(reader, [])
         if not names:
             raise TableError(f"{path.name} is empty: its first line names the columns")
-        if len(set(names)) != len(names):
-            repeated = next(name for name in names if names.count(name) > 1)
-            raise TableError(f"{path.name}: the column name {repeated[:80]!r} is repeated")
+        _refuse_repeated(names, path.name)
         for separator in (";", "\t"):
             if len(names) == 1 and separator in names[0]:
                 raise TableError(f"{path.name}: columns are separated by {separator!r}; write it with commas")
@@ -231,6 +229,12 @@ def _read_csv(path: Path) -> Iterator[_CsvPiece]:
                 first, block = first + BLOCK, []
         if block:
             yield _CsvPiece(names, block, first, _position(file))
+
+
+def _refuse_repeated(names: Sequence[str], source: str) -> None:
+    if len(set(names)) != len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise TableError(f"{source}: the column name {repeated[:80]!r} is repeated")
 
 
 def _position(file: TextIOWrapper) -> int:
@@ -295,7 +299,9 @@ class _ArrowPiece:
         return len(self.table)
 
     def rows(self, features: Sequence[Feature], names: Collection[str] | None = None) -> Any:  # noqa: ARG002
-        return self.table.select([name for name in self.table.column_names if _is_wanted(name, names)])
+        wanted = [name for name in self.table.column_names if _is_wanted(name, names)]
+        _refuse_repeated(wanted, "the Parquet file")
+        return self.table.select(wanted)
 
 
 def _read_parquet(path: Path) -> Iterator[_ArrowPiece]:
