@@ -21,7 +21,7 @@ ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs and ssl_check_hostname.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import closing
 from typing import Any
 from urllib.parse import unquote
@@ -302,71 +302,10 @@ def postgres_conninfo(parts: StoreURL, *, without: Collection[str]) -> str | Non
         return None
 
 
-# The sync driver for each async driver, and the reverse; other drivers serve both kinds, or only one.
-_DRIVERS = {"asyncmy": "pymysql", "asyncpg": "psycopg", "aiosqlite": "pysqlite"}
-_DISTRIBUTIONS = {"MySQLdb": "mysqlclient", "pymysql": "PyMySQL", "psycopg2": "psycopg2-binary"}
-_ASYNC_DRIVERS = {"pymysql": "asyncmy", "mysqldb": "asyncmy", "psycopg2": "psycopg", "pysqlite": "aiosqlite"}
-
-
 def _open_sqlalchemy(parts: StoreURL, sync: bool) -> Any:
-    from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
+    from idempotency.stores.sqlalchemy.url import open_sqlalchemy
 
-    import sqlalchemy  # isort: skip - the store says which extra is missing
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    readers: dict[str, Callable[[str], Any]] = {"table": str, "deadline": float, "pool_size": int}
-    options = read_options(
-        parts._replace(query=tuple(pair for pair in parts.query if pair[0] in readers)), readers
-    )
-    if len(parts.hosts) > 1:
-        refuse(parts, "takes one host")
-    dialect, _, driver = parts.scheme.partition("+")
-    driver = driver or "pymysql"
-    driver = (_DRIVERS if sync else _ASYNC_DRIVERS).get(driver, driver)
-    if driver == "aiomysql":  # before it is looked for: who has it not shall not install it
-        refuse(
-            parts,
-            "cannot use aiomysql, which does not bind bytes with a current PyMySQL: use mysql+asyncmy://",
-        )
-    host, port = parts.hosts[0] if parts.hosts else (None, None)
-    database = unquote(parts.path.removeprefix("/")) or None
-    if dialect == "sqlite" and database in {None, ":memory:"}:  # each connection would have its own database
-        refuse(parts, f"takes the path of a file, such as {parts.scheme}:///records.db")
-    url = sqlalchemy.URL.create(
-        f"{dialect}+{driver}",
-        username=parts.user,
-        password=parts.password,
-        host=host,
-        port=port,
-        database=database,
-        query={name: value for name, value in parts.query if name not in readers},
-    )
-    deadline = options.pop("deadline", 5.0)
-    pool = {"pool_size": options.pop("pool_size", 8), "max_overflow": 0, "pool_timeout": deadline}
-    try:
-        engine: Any = _engine(sqlalchemy.create_engine if sync else create_async_engine, url, pool)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"a {parts.scheme}: store needs the driver {error.name}, which is not installed: pip install "
-            f"{_DISTRIBUTIONS.get(error.name or '', error.name)}"
-        ) from error
-    if engine is None:  # raised here: SQLAlchemy's own error quotes the URL
-        refuse(
-            parts,
-            f"names the driver {driver!r}: SQLAlchemy does not know it, or it is async for a sync store or the reverse",
-        )
-    if sync:
-        return SyncSQLAlchemyStore(engine, owns_engine=True, **options)
-    return SQLAlchemyStore(engine, owns_engine=True, deadline=deadline, **options)
-
-
-def _engine(create: Callable[..., Any], url: Any, pool: Mapping[str, Any]) -> Any:
-    from sqlalchemy.exc import ArgumentError, InvalidRequestError
-
-    try:
-        return create(url, **pool)
-    except (ArgumentError, InvalidRequestError):
-        return None
+    return open_sqlalchemy(parts, sync)
 
 
 def _open_dynamodb(parts: StoreURL, sync: bool) -> Any:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import with_long_deadline
+from patience import PATIENCE, with_long_deadline
 from psycopg.conninfo import conninfo_to_dict
 
 from idempotency import Acquired, Completed, Fingerprint, Owner, StorageKey
 from idempotency.cli import main
+from idempotency.errors import StoreUnavailable
 from idempotency.stores.postgres import PostgresStore, SyncPostgresStore
 from idempotency.stores.redis import RedisStore, SyncRedisStore
 from idempotency.stores.sqlalchemy import SQLAlchemyStore, SyncSQLAlchemyStore
@@ -142,3 +146,24 @@ def test_the_error_for_a_missing_driver_says_what_to_install() -> None:
 def test_an_unsupported_driver_is_refused_before_it_is_imported() -> None:
     with pytest.raises(ValueError, match=r"use mysql\+asyncmy://"):
         open_store("mysql+aiomysql://h/d")
+
+
+def test_the_deadline_of_a_url_ends_a_sync_call_to_a_mysql_server_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as threads:
+        port = silent.getsockname()[1]
+        with closing(
+            open_sync_store(f"mysql+pymysql://user:secret@127.0.0.1:{port}/x?deadline=0.2")
+        ) as store:
+            call = threads.submit(store.get, StorageKey("k"))
+            try:
+                with pytest.raises(StoreUnavailable):
+                    call.result(PATIENCE)
+            finally:
+                silent.shutdown(socket.SHUT_RDWR)  # or a call without a limit would wait for ever
+
+
+@pytest.mark.parametrize("deadline", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("opened", [open_store, open_sync_store])
+def test_a_deadline_that_is_no_time_is_refused(opened: Callable[[str], object], deadline: str) -> None:
+    with pytest.raises(ValueError, match="deadline"):
+        opened(f"mysql+asyncmy://user@host/database?deadline={deadline}")
