@@ -26,6 +26,8 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int = LIMIT) -> bytes:
 
 PREDICT = {
     "empty lists for candles": filled(MARKET, b"[],", b"[]]}"),
+    "empty objects for candles": filled(MARKET, b"{},", b"{}]}"),
+    "candles of one unknown member": filled(MARKET, b'{"":0},', b"{}]}"),
     "candles of one time": filled(MARKET, CANDLE + b",", CANDLE + b"]}"),
     "an unknown member of empty lists": filled(MARKET + b'],"x":[', b"[],", b"[]]}"),
     "empty lists in as much as is canonicalized": filled(MARKET + b'],"x":[', b"[],", b"[]]}", 65_536),

@@ -17,9 +17,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from idempotency.stores.memory import MemoryStore
-from ml_api.http.problems import problem_response
+from ml_api.http.endpoints import read_model
+from ml_api.http.problems import Problem, problem_response
 from ml_api.inference.errors import InferenceErrors
 from ml_api.inference.routes import EXTENSIONS
+from ml_api.serving.admin import SwapRequest
 from ml_api.serving.registry import (
     BUNDLED_MODEL,
     ModelRegistry,
@@ -226,17 +228,24 @@ async def test_tensors_that_do_not_fit_are_422_with_the_reason_and_no_values(
     assert b"SECRET" not in answer.content
 
 
-async def test_at_most_twenty_violations_are_listed(service: Service, headers: Headers) -> None:
+async def test_of_many_wrong_tensors_the_first_is_reported(service: Service, headers: Headers) -> None:
     async with service() as client:
         answer = await client.post(INFER, content=request(*[tensor([], [-1])] * 1000), headers=headers())
     problem = answer.json()
     assert problem["type"].endswith("malformed-body")
-    assert len(problem["detail"]) == 20
-    assert problem["detail"][1] == {
-        "type": "greater_than_equal",
-        "loc": ["body", "inputs", 1, "shape", 0],
-        "msg": "Input should be greater than or equal to 0",
-    }
+    assert problem["detail"] == [
+        {
+            "type": "greater_than_equal",
+            "loc": ["body", "inputs", 0, "shape", 0],
+            "msg": "Input should be greater than or equal to 0",
+        }
+    ]
+
+
+def test_at_most_twenty_violations_are_listed() -> None:
+    with pytest.raises(Problem) as refused:
+        read_model(SwapRequest, json.dumps({f"unknown-{number}": 1 for number in range(1000)}).encode())
+    assert len(refused.value.detail) == 20
 
 
 async def test_a_request_without_rows_or_id_has_an_empty_answer_without_id(

@@ -48,6 +48,42 @@ async def test_requested_labels_and_probabilities_are_returned(service: Service,
     assert found["probabilities"]["data"] == model.predict_proba(ROWS).ravel().tolist()
 
 
+async def test_a_repeated_output_is_refused(service: Service, headers: Headers) -> None:
+    """A request of 50 kB could ask for an answer of 80 MB."""
+    wanted = [
+        {"name": "predict"},
+        {"name": "label"},
+        {"name": "predict", "parameters": {"classification": 1}},
+    ]
+    sent = json.dumps({"inputs": [MATRIX], "outputs": wanted}).encode()
+    async with service() as client:
+        answer = await client.post(f"{MODEL}/infer", content=sent, headers=headers())
+    assert answer.status_code == 422
+    (violation,) = answer.json()["detail"]
+    assert violation["loc"] == ["body", "outputs"]
+    assert "Each output may be requested once" in violation["msg"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "first"),
+    [
+        ({"inputs": [{}, {}]}, ["inputs", 0]),
+        ({"inputs": [MATRIX], "outputs": [{}, {}]}, ["outputs", 0]),
+        ({"inputs": [MATRIX | {"shape": ["2", "11"]}]}, ["inputs", 0, "shape", 0]),
+    ],
+)
+async def test_only_the_first_wrong_item_of_a_list_is_reported(
+    service: Service, headers: Headers, sent: dict[str, Any], first: list[str | int]
+) -> None:
+    """The errors of a body of empty objects took a gigabyte, and the lock of the interpreter for seconds."""
+    async with service() as client:
+        answer = await client.post(f"{MODEL}/infer", content=json.dumps(sent).encode(), headers=headers())
+    assert answer.status_code == 422
+    places = [violation["loc"][1 : 1 + len(first)] for violation in answer.json()["detail"]]
+    assert places
+    assert all(place == first for place in places)
+
+
 async def test_classification_lists_the_most_probable_classes_first(
     service: Service, headers: Headers
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ml_api.http.endpoints import read_model
 from ml_api.http.problems import Problem
@@ -44,7 +44,7 @@ class Tensor(_Part):
     """One tensor: its values row by row, flat or nested like its shape; or as bytes after the JSON."""
 
     name: Annotated[str, Field(max_length=256)]
-    shape: Annotated[list[Size], Field(min_length=1, max_length=2)]
+    shape: Annotated[list[Size], Field(min_length=1, max_length=2, fail_fast=True)]
     datatype: Datatype
     data: list[Any] | None = None
     parameters: TensorParameters = TensorParameters()
@@ -71,6 +71,13 @@ class RequestedOutput(_Part):
     parameters: OutputParameters = OutputParameters()
 
 
+def _each_once(outputs: list[RequestedOutput]) -> list[RequestedOutput]:
+    """Refuse a repeated output: a small request could ask for any number of large answers."""
+    if len({output.name for output in outputs}) < len(outputs):
+        raise ValueError("Each output may be requested once")
+    return outputs
+
+
 class RequestParameters(_Part):
     """The parameters of the whole request; others are ignored."""
 
@@ -92,10 +99,11 @@ class InferRequest(_Part):
     """A request of the protocol."""
 
     id: Annotated[str, Field(max_length=256)] | None = None
-    inputs: Annotated[list[Tensor], Field(min_length=1)]
+    # fail_fast: a body of empty objects would give a million errors, which take a gigabyte.
+    inputs: Annotated[list[Tensor], Field(min_length=1, fail_fast=True)]
     outputs: Annotated[
-        list[RequestedOutput] | None,
-        Field(description="Default: `predict`; for explain, `contributions` and `bias`."),
+        Annotated[list[RequestedOutput], Field(fail_fast=True), AfterValidator(_each_once)] | None,
+        Field(description="Each at most once. Default: `predict`; for explain, `contributions` and `bias`."),
     ] = None
     parameters: RequestParameters = RequestParameters()
 

@@ -62,17 +62,28 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 _decode = msgspec.json.Decoder(float_hook=as_written).decode
 _encode = msgspec.json.Encoder().encode
-_fields = cache(msgspec.structs.fields)
+
+
+@cache
+def _known_members(kind: type[Struct]) -> dict[str, tuple[str, Any]]:
+    """Return the camelCase name and the type of each member, by both of its names."""
+    return {
+        name: (field.encode_name, field.type)
+        for field in msgspec.structs.fields(kind)
+        for name in (field.name, field.encode_name)
+    }
 
 
 def _plain(value: Any, kind: Any) -> Any:
     if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Struct):
-        return {
-            field.encode_name: _plain(value[name], field.type)
-            for field in _fields(kind)
-            for name in [field.encode_name if field.encode_name in value else field.name]
-            if name in value
-        }
+        known = _known_members(kind)
+        plain: dict[str, Any] = {}
+        for sent, member in value.items():  # not for each known member: 340,000 empty objects fit into a body
+            if sent in known:
+                name, type_ = known[sent]
+                if sent == name or name not in value:
+                    plain[name] = _plain(member, type_)
+        return plain
     if isinstance(value, list) and get_origin(kind) is list:
         return [_plain(item, get_args(kind)[0]) for item in value]
     if type(value) in {Raw, int} and float in get_args(kind) and not _fits(value):
