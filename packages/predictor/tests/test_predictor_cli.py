@@ -178,6 +178,8 @@ def test_manifest_command_reports_unsuitable_classes_in_one_line(subject, rows_f
         ("r.txt", "a\n1\n", "the known suffixes are"),
         ("r.csv", "a,a\n1,2\n", "repeated"),
         ("r.csv", "a,b\n1\n", "line 2 has 1 cells, the first line names 2"),
+        ("r.csv", 'a,note\n1,"never closed\n2,x\n3,y\n', "cannot be read: unexpected end of data"),
+        ("r.csv", 'a,note\n1,"x\n2,"y\n3,z\n', "cannot be read: ',' expected after '\"'"),
         ("r.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("r.jsonl", '{"a": 1, "a": 2}\n', "line 1 is not a JSON object"),
         ("r.jsonl", "{\n", "line 1 is not a JSON object"),
@@ -226,6 +228,14 @@ def test_csv_cells_get_the_type_of_their_feature(train_model, tmp_path):
     assert row == {"a": 1, "b": 2.5, "c": None, "d": 1000.0, "e": 7, "note": "hello"}
     path.write_text("e\n7.0\n99.0\n7_0\nx\n")  # pandas writes whole numbers beside nulls as 7.0
     assert [row["e"] for row in next(read_rows(path, subject.load().features))] == [7, 99.0, "7_0", "x"]
+
+
+def test_quotes_are_read_as_rfc_4180_writes_them(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'a,note\r\n1,"said ""x"", and\r\nleft"\r\n2,5" pipe\r\n3,""\r\n')
+    rows = next(read_rows(path))
+    assert [row["a"] for row in rows] == [1, 2, 3]
+    assert [row["note"] for row in rows] == ['said "x", and\r\nleft', '5" pipe', None]
 
 
 def test_an_empty_csv_cell_is_the_empty_label_unless_the_feature_is_nullable(tmp_path):

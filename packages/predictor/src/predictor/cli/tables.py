@@ -208,7 +208,8 @@ class _CsvPiece:
 
 def _read_csv(path: Path) -> Iterator[_CsvPiece]:
     with _opened(path, "utf-8-sig") as file:
-        reader = csv.reader(file)
+        # Not strict, a quote that is never closed would take the rest of the file as one cell.
+        reader = csv.reader(file, strict=True)
         names = next(reader, [])
         if not names:
             raise TableError(f"{path.name} is empty: its first line names the columns")
