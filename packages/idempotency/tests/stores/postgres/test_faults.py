@@ -282,3 +282,19 @@ async def test_closed_stores_raise_store_unavailable(postgres_url: str, key) -> 
         sync_store.close()
         with pytest.raises(StoreUnavailable, match="closed"):
             sync_store.get(key)
+
+
+async def test_a_lock_timeout_is_not_taken_for_a_lost_connection(
+    postgres_url: str, key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has answered, and nothing has taken effect."""
+    settings = {"options": "-c lock_timeout=20"}  # ms
+    async with AsyncConnectionPool(postgres_url, min_size=1, open=False, kwargs=settings) as pool:
+        monkeypatch.setattr(pool, "check", None)  # called after a lost connection
+        store = PostgresStore(pool, deadline=PATIENCE)
+        claim = await granted(store, key)
+        with psycopg.connect(postgres_url) as holder:
+            holder.execute("SELECT 1 FROM idempotency_record WHERE key = %s FOR UPDATE", (key,))
+            with pytest.raises(StoreUnavailable, match="lock_timeout"):
+                await store.renew(claim, lease=30.0)
+        assert await store.renew(claim, lease=30.0)

@@ -37,6 +37,7 @@ ADVICE: Final = {
     "42P05": _UNPREPARED,
     "53100": "the server's disk is full",
     "53300": "the server has no connection left; use a smaller pool, or a pooler",
+    "55P03": "another transaction held the record's lock for longer than this role's lock_timeout; try again",
     "57014": "the server cancelled the statement; look at its statement_timeout",
 }
 """SQLSTATE -> what to do (PostgreSQL documentation, appendix A)."""
