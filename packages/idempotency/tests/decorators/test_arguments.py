@@ -23,6 +23,7 @@ from decorated import Harness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, ConfigDict, HttpUrl, PostgresDsn, SecretStr, create_model
+from pydantic_core import Url
 
 from idempotency import FingerprintMismatch
 from idempotency._core.json import canonical
@@ -275,7 +276,7 @@ class Endpoint:
     """Has the private attribute of pydantic's URLs, and another attribute."""
 
     def __init__(self, url: str, cents: int) -> None:
-        self._url = HttpUrl(url)._url
+        self._url = Url(url)
         self.cents = cents
 
 

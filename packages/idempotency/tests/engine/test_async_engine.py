@@ -441,7 +441,8 @@ def test_heartbeat_due_in_the_last_turn_of_a_loop_leaves_no_task(monkeypatch: py
     async def nothing() -> None:
         pass
 
-    with asyncio.Runner() as runner:
+    # asyncio's own loop, also if a server has made uvloop the default.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         runner.run(one_run())
         loop, turns = runner.get_loop(), itertools.count()
         now = loop.time()

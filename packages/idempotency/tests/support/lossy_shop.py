@@ -101,8 +101,9 @@ class Shop:
 def serving(shop: Shop) -> Iterator[str]:
     """The URL of *shop* on a server of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
+    # With another loop, versions of uvicorn before 0.36 make uvloop the default of this process.
     config = uvicorn.Config(
-        shop, http="h11", lifespan="off", log_config=None, access_log=False, date_header=False
+        shop, http="h11", loop="asyncio", lifespan="off", log_config=None, access_log=False, date_header=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

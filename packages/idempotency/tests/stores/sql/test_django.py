@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django_project import database_settings
 
+WAL = {"init_command": "PRAGMA journal_mode=WAL"} if django.VERSION >= (5, 1) else {}
 PROJECT = Path(__file__).with_name("django_commands.py")
 
 
@@ -20,7 +22,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         return {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": str(tmp_path / "db.sqlite3"),
-            "OPTIONS": {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL"},
+            "OPTIONS": {"timeout": 20} | WAL,
         }
     server = "postgres_url" if request.param == "postgresql" else "mariadb_server_url"
     return database_settings(request.param, request.getfixturevalue(server))
