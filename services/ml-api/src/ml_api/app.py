@@ -37,7 +37,7 @@ from ml_api.http.endpoints import Endpoint, openapi_endpoint
 from ml_api.http.failed_attempts import FailedAttempts
 from ml_api.http.health import health_endpoint, ready_endpoint
 from ml_api.http.json_fingerprint import json_fingerprint
-from ml_api.http.limits import BodyLimit
+from ml_api.http.limits import BodyLimit, limit_threads
 from ml_api.http.problems import Problem, render_http_exception, render_problem
 from ml_api.http.rate_limit import RateLimit, TokenBuckets
 from ml_api.inference.errors import InferenceErrors
@@ -162,6 +162,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[dict[str, object]]:
+        limit_threads()
         _log_start(settings, models, version=version(), loaded=model_loaded, store=backend.kind)
         monitoring = asyncio.create_task(backend.monitor.run()) if backend.monitor is not None else None
         try:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
+from anyio import to_thread
+from patience import PATIENCE, until
+
+from ml_api.http.limits import run_within
 
 pytestmark = pytest.mark.anyio
 
@@ -79,3 +85,28 @@ async def test_the_most_expensive_bodies_block_the_event_loop_for_less_than_a_qu
             assert answer.status_code in {200, 400, 422}
         turning.cancel()
     assert longest < LONGEST
+
+
+async def test_two_threads_work_at_once_and_the_rest_of_the_work_waits(
+    service: Callable[..., httpx.AsyncClient],
+) -> None:
+    """With more, the event loop waits too long for the lock of the interpreter."""
+    begun: list[None] = []
+    go_on = threading.Event()
+
+    def work() -> None:
+        begun.append(None)
+        go_on.wait(PATIENCE)
+
+    async with service() as client:
+        application: Any = client._transport.app  # type: ignore[attr-defined]
+        async with application.router.lifespan_context(application), asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(run_within(PATIENCE, work))
+            threads = to_thread.current_default_thread_limiter()
+            try:
+                await until(lambda: len(begun) == threads.borrowed_tokens > 1)
+                assert (threads.borrowed_tokens, threads.statistics().tasks_waiting) == (2, 3)
+            finally:
+                go_on.set()
+    assert len(begun) == 5

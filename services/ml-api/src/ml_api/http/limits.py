@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ml_api.http.problems import Problem, problem_response
 
-__all__ = ["BODY_COMPLETE", "BodyLimit", "run_within"]
+__all__ = ["BODY_COMPLETE", "BodyLimit", "limit_threads", "run_within"]
 
 BODY_COMPLETE = "ml_api.body_complete"
 """
@@ -28,6 +28,8 @@ that time is lost.
 _DRAIN_BYTES = 8  # times the limit: so much is read and dropped, so that the client gets 413 and not a reset
 _DRAIN_SECONDS = 2.0
 _CLOSE = {"Connection": "close"}
+
+_THREADS = 2
 
 T = TypeVar("T")
 
@@ -100,6 +102,16 @@ class _Body:
     def _note(self, message: Message) -> None:
         self._arrived += len(message.get("body", b""))
         self._whole = message["type"] != "http.request" or not message.get("more_body", False)
+
+
+def limit_threads() -> None:
+    """
+    Limit how many threads of this event loop work at once; further work waits for one of them.
+
+    The work only computes, so more threads finish it hardly sooner. But each of them delays the event loop, which waits
+    for the lock of the interpreter like any thread: with the default of 40, a health check took seconds.
+    """
+    to_thread.current_default_thread_limiter().total_tokens = _THREADS
 
 
 async def run_within(seconds: float, function: Callable[[], T]) -> T:
