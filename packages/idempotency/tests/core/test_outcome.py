@@ -216,7 +216,19 @@ def test_headers_of_one_connection_or_one_caller_are_not_recorded() -> None:
 
 
 NAMES = st.sampled_from(
-    [b"Content-Length", b"connection", b"x", b"X-Y", b"set-cookie", b"etag", b"date", b"a\n"]
+    [
+        b"Content-Length",
+        b"connection",
+        b"x",
+        b"X-Y",
+        b"set-cookie",
+        b"etag",
+        b"date",
+        b"a\n",
+        b"a b",
+        b"\xdc",
+        b"",
+    ]
 )
 VALUES = st.sampled_from([b"3", b"x, close", b'"e"', b"1\r\n2", b"\xe9", b"\\", b""])
 
@@ -228,6 +240,25 @@ def test_encode_answer_equals_encoding_the_recorded_headers(
     kept = recorded_headers(headers, drop=DROP, length=len(body))
     written = encode_answer(Response(201, headers, body, "00-1"), DROP)
     assert written == encode_response(Response(201, kept, body, "00-1"))
+
+
+@given(st.lists(st.tuples(NAMES | st.binary(max_size=4), VALUES), max_size=5), st.sampled_from([b"abc", b""]))
+def test_whatever_headers_an_application_sends_its_record_can_be_replayed(
+    headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    written = encode_answer(Response(201, headers, body), DROP)
+    completed = Completed(Fingerprint(b"f"), written, 0.0, 60.0)
+    assert read_response(completed, StorageKey("k"), policy=Policy()).body == body
+
+
+@pytest.mark.parametrize("name", [b"x y", b"x:", b"", b"x-\xdc"])
+def test_header_whose_name_no_server_can_send_is_not_recorded(name: bytes) -> None:
+    assert recorded_headers([(name, b"1"), (b"x", b"2")], drop=DROP, length=0) == [(b"x", b"2")]
+
+
+def test_repeated_content_length_is_recorded_once() -> None:
+    headers = [(b"Content-Length", b"3"), (b"content-length", b"3")]
+    assert recorded_headers(headers, drop=DROP, length=3) == [(b"content-length", b"3")]
 
 
 def test_wrong_content_length_is_not_recorded() -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "encode_response",
     "encode_unreplayable",
     "encode_value",
+    "is_name",
     "is_safe",
     "recorded_headers",
     "use_msgspec",
@@ -111,13 +112,16 @@ def encode_answer(answer: Response, drop: frozenset[bytes]) -> bytes:
     status, headers, body, traceparent = answer
     if body and status in BODILESS:
         body = b""  # no server sends it (RFC 9110, 6.4.1)
-    lines = []
+    lines, has_length = [], False
     for name, value in headers:
         begun = _recorded_name(name, drop)
         if begun is None:
             if name.lower() == b"connection":
                 break  # its value names other headers that are not recorded: take the general way below
-        elif begun != _CONTENT_LENGTH or value == b"%d" % len(body):
+        elif begun != _CONTENT_LENGTH:
+            lines.append(f"{begun}{_ascii(value.decode('latin-1'))}]")
+        elif not has_length and value == b"%d" % len(body):
+            has_length = True
             lines.append(f"{begun}{_ascii(value.decode('latin-1'))}]")
     else:
         text = ",".join(lines)
@@ -132,9 +136,9 @@ _CONTENT_LENGTH = '["content-length",'
 
 @lru_cache(maxsize=256)  # an application uses few names, the same in each answer
 def _recorded_name(name: bytes, drop: frozenset[bytes]) -> str | None:
-    """The beginning of a header's line in a record, up to its value; None if *name* is in *drop*."""
+    """The beginning of a header's line in a record, up to its value; None if it is not recorded."""
     name = name.lower()
-    return None if name in drop else f"[{_ascii(name.decode('latin-1'))},"
+    return None if name in drop or not is_name(name) else f"[{_ascii(name.decode('latin-1'))},"
 
 
 # Written member by member: a general encoder takes five times as long, and the client waits for it.
@@ -243,15 +247,21 @@ def recorded_headers(
     """
     The headers of a response that are recorded.
 
-    Left out: those in *drop*, those that `Connection` names (RFC 9110, 7.6.1), those with a control character, which
-    could split a message, and a Content-Length other than *length* (the size of the body in bytes).
+    Left out: those in *drop*, those that `Connection` names (RFC 9110, 7.6.1), those whose name is no token, those with
+    a control character, which could split a message, a Content-Length other than *length* (the size of the body in
+    bytes), and a repeated one.
     """
     kept: Headers = []
+    has_length = False
     nominated: set[bytes] = set()
     for name, value in headers:
         name = name.lower()  # noqa: PLW2901
         if name not in drop:
-            if name != b"content-length" or value == b"%d" % length:
+            if name != b"content-length":
+                if is_name(name):
+                    kept.append((name, value))
+            elif not has_length and value == b"%d" % length:
+                has_length = True
                 kept.append((name, value))
         elif name == b"connection":
             nominated.update(token.strip().lower() for token in value.split(b","))
@@ -265,6 +275,10 @@ def _safe(headers: Headers) -> Headers:
     if not is_safe([name + value for name, value in headers]):
         return [(name, value) for name, value in headers if _find_unsafe(name + value) is None]
     return headers
+
+
+is_name = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+").fullmatch
+"""Whether these bytes are the name of a header (a token, RFC 9110, 5.1) in lower case, as names are recorded."""
 
 
 def is_safe(values: Iterable[bytes]) -> bool:

@@ -30,6 +30,7 @@ from idempotency._core.outcome import (
     decode,
     encode_answer,
     encode_unreplayable,
+    is_name,
     is_safe,
     recorded_headers,
 )
@@ -41,7 +42,6 @@ __all__ = ["check_seconds", "encode_recorded", "read_response", "read_value"]
 LONGEST: Final = 1e12
 """Seconds, some 30,000 years: no store writes a longer duration."""
 
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _WORDS = re.compile(r"[^\x00-\x1f\x7f]{1,500}")  # a reason, or the name of an exception
 
 
@@ -169,7 +169,7 @@ def _check(headers: Headers, rules: HeaderRules, length: bytes | None) -> None:
                 raise _corrupt("a Content-Length that differs from the length of its body")
             has_length = True
         if not _is_replayed(name, never_recorded):
-            if not _NAME.fullmatch(name):
+            if not is_name(name):
                 raise _corrupt("a header that no server can send")
             if name in rules.forbidden:
                 raise _corrupt("a header that is never recorded")
@@ -186,7 +186,7 @@ def _check(headers: Headers, rules: HeaderRules, length: bytes | None) -> None:
 @lru_cache(maxsize=256)  # an application uses few names, the same in each record
 def _is_replayed(name: bytes, never_recorded: frozenset[bytes]) -> bool:
     """Whether *name* is a header name in lower case, as names are recorded (RFC 9110, 5.1 and 5.6.2), and kept."""
-    return name not in never_recorded and _NAME.fullmatch(name) is not None
+    return name not in never_recorded and is_name(name) is not None
 
 
 def _corrupt(what: str) -> CorruptRecord:
