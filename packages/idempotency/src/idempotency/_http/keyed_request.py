@@ -80,15 +80,16 @@ class KeyedRequest(Generic[RunT]):
         self, tenant: str | Callable[[], str], policy: Policy, *, shared: bool = False
     ) -> Response | bool:
         """
-        Reads the key, the wait, the tenant and the fingerprint.
+        Read the key, the wait, the tenant and the fingerprint.
 
         Args:
             tenant: If it is callable, it is called only when there is a key. An `IdempotencyError` that it raises
                 becomes the answer; other exceptions pass through.
             shared: Whether "" stands for one tenant that all share, and not for nobody.
         Returns:
-            True: ask the engine. False: run without protection, because the request has no key and needs none, or is
-            inside a run under the same key. A `Response`: answer with it.
+            True: ask the engine. A `Response`: answer with it. False: run without a claim, because the policy does not
+            protect the method, the request has no key and needs none, a test switched protection off, or the request
+            is inside a run under the same key.
         Raises:
             TypeError: *tenant* is not a str, or does not return one.
         """

@@ -1,4 +1,4 @@
-"""The ASGI middleware: reads the request, asks the engine, runs the application once, records, then sends."""
+"""Idempotency for any ASGI application: the middleware, `LateClaim` with `claim`, and `tenant` callables for both."""
 
 from __future__ import annotations
 

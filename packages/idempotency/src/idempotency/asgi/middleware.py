@@ -317,7 +317,12 @@ class _RequestHandler:
         return await self.send({"type": "http.response.body", "body": body})
 
     async def _refuse_unread(self, error: IdempotencyError, declared: int, *, named: bool = True) -> None:
-        """Refuse a request before its body was read; read and drop the body if the client would see a reset else."""
+        """
+        Refuse a request whose body was not read to its end.
+
+        If the client may still be sending, the rest is read and dropped; otherwise the client could see a connection
+        reset instead of the refusal.
+        """
         asked = isinstance(error, RequestTooLarge) and declared <= self.policy.max_request_bytes
         if is_still_sent(self.scope, asked=asked):
             body = self._body or RequestBody(self._receive, self.policy)

@@ -78,7 +78,9 @@ class RequestBody:
 
 def is_still_sent(scope: Scope, *, asked: bool) -> bool:
     """
-    Whether the client may still be sending its body: unless the body is read, the client sees a reset, no refusal.
+    Whether the client may still be sending its body.
+
+    If so, the body has to be read: otherwise the client may see a connection reset instead of the refusal.
 
     Args:
         asked: Whether the body was asked for: then a client that waits for 100 (Continue) sends it.

@@ -46,7 +46,7 @@ F = TypeVar("F")
 F_contra = TypeVar("F_contra", contravariant=True)
 
 
-class _Flights(Protocol[F_contra]):
+class _SingleFlight(Protocol[F_contra]):
     def resolve(self, key: StorageKey, in_flight: F_contra, completed: Completed) -> None: ...
     def hand_over(self, key: StorageKey, in_flight: F_contra) -> None: ...
 
@@ -56,7 +56,7 @@ class EngineBase(Generic[F]):
 
     hooks: tuple[Hook, ...]
     monotonic: Callable[[], float]
-    single_flight: _Flights[F]
+    single_flight: _SingleFlight[F]
 
     @property
     def is_off(self) -> bool:
@@ -147,6 +147,7 @@ class RunBase(Generic[F]):
         return ending
 
     def _resolve_followers(self, completed: Completed | None) -> None:
+        """Replay *completed* to the duplicates that wait in this process; None: let one of them lead the others."""
         in_flight, self._in_flight = self._in_flight, None
         if in_flight is None:
             return
