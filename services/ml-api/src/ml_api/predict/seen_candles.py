@@ -56,7 +56,7 @@ class SeenCandles:
 
     def __init__(self, most: int = 16) -> None:
         self._most = most
-        # By their first bytes, the latest last. None: sent once; then nothing else is kept.
+        # By their first bytes, the latest last. None: sent only once so far, or too large or odd to be remembered.
         self._seen: dict[bytes, _Candles | None] = {}
 
     def projection(self, body: bytes) -> tuple[str, int | None]:
