@@ -187,12 +187,12 @@ def make_kernel(parsed: ParsedModel, *, walk_only: bool = False) -> Kernel | Ref
         return Refusal("level_not_here")
     if not _exp_agrees():
         return Refusal("other_exp")
-    text = parsed.summary
-    if text.is_linear:
+    summary = parsed.summary
+    if summary.is_linear:
         return Refusal("linear_trees")
-    if text.average_output:
+    if summary.average_output:
         return Refusal("averaged_trees")
-    finish = _finish_of(text.objective)
+    finish = _finish_of(summary.objective)
     if finish is None:
         return Refusal("objective")
     return _build(parsed, setting or default_level(), finish, walk_only=walk_only)
@@ -206,11 +206,11 @@ def default_level() -> str:
 def _build(
     parsed: ParsedModel, level: str, finish: tuple[int, float], *, walk_only: bool
 ) -> Kernel | Refusal:
-    text, trees, width = parsed.summary, parsed.trees, len(parsed.summary.feature_names)
+    summary, trees, width = parsed.summary, parsed.trees, len(parsed.summary.feature_names)
     made: Any = _kernel.build(
         level=level,
         n_features=width,
-        n_outputs=text.n_outputs,
+        n_outputs=summary.n_outputs,
         finish=finish[0],
         scale=finish[1],
         walk_only=walk_only,
@@ -232,8 +232,8 @@ def _build(
     return Kernel(
         made,
         width=width,
-        outputs=text.n_outputs,
-        trees=text.n_trees,
+        outputs=summary.n_outputs,
+        trees=summary.n_trees,
         splits=len(trees.split_feature),
         features=len(np.unique(trees.split_feature)),
     )

@@ -96,7 +96,9 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.model_seconds = histogram(
-            "ml_service_model_seconds", "Time of one model call.", buckets=_MODEL_SECONDS
+            "ml_service_model_seconds",
+            "Time to predict all rows of one request; under /v2 also to encode the outputs.",
+            buckets=_MODEL_SECONDS,
         )
         self.predictions = counter(
             "ml_service_predictions", "Decisions by asset and class.", ("asset", "action")

@@ -135,9 +135,10 @@ class PredictionService:
 
     def _count(self, decision: Decision, model: Model | None) -> None:
         ranges = self._ranges_of(model.manifest if model is not None else None)
-        for one in decision.asset_decisions:
-            self._predictions[one.asset, one.action].inc()
-            for (feature, least, most), value in zip(ranges, one.row, strict=False):  # ranges may be empty
+        for decided in decision.asset_decisions:
+            self._predictions[decided.asset, decided.action].inc()
+            # Not strict, because there are no ranges without a manifest.
+            for (feature, least, most), value in zip(ranges, decided.row, strict=False):
                 if not least <= value <= most:
                     self._metrics.out_of_range.labels(feature).inc()
         for asset in decision.skipped:
