@@ -157,7 +157,7 @@ def create_app(settings: Settings | None = None, *, backend: Backend | None = No
     workers = None
     if settings.admin_key is not None:
         admins = partial(guard, keys=ApiKeys(single=settings.admin_key.get_secret_value()))
-        workers, endpoint = _admin(settings, models, metrics)
+        workers, endpoint = _swap_endpoint(settings, models, metrics)
         routes.append(GuardedRoute("/admin/model", endpoint, methods=["POST"], guard=admins))
 
     @contextlib.asynccontextmanager
@@ -241,7 +241,9 @@ def document_of(settings: Settings) -> dict[str, Any]:
     )
 
 
-def _admin(settings: Settings, models: ModelRegistry, metrics: Metrics) -> tuple[WorkerGroup, Endpoint]:
+def _swap_endpoint(
+    settings: Settings, models: ModelRegistry, metrics: Metrics
+) -> tuple[WorkerGroup, Endpoint]:
     """Return the group of workers, which swaps models together, and the endpoint that starts a swap."""
     from ml_api.serving.admin import admin_endpoint
     from ml_api.serving.model_files import ModelDirectory

@@ -155,7 +155,7 @@ class RedisStore:
         It reads the server's whole keyspace in steps (SCAN), in a cluster one primary after another.
         """
         due = self._due()
-        places = await self._places(due)
+        places = await self._nodes_to_scan(due)
         at, position = records.read_cursor(cursor, len(places))
         found = await self._call(records.scan(self._prefix, position, limit), due, places[at])
         next_position, names = found.reply
@@ -280,7 +280,7 @@ class RedisStore:
         settings = {**node.connection_kwargs, "host": host, "port": port}
         return route_of_node(node.connection_class, settings, **self._ours)
 
-    async def _places(self, due: float) -> list[Route]:
+    async def _nodes_to_scan(self, due: float) -> list[Route]:
         if self._only is not None:
             return [self._only]
         try:

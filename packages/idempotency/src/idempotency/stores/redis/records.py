@@ -95,11 +95,11 @@ class Command(NamedTuple):
     writes: bool = True
     removes: bool = False
 
-    def pack(self, *, whole: bool = False) -> bytes:
-        """The command in the Redis protocol; *whole* sends the script's text."""
+    def pack(self, *, with_text: bool = False) -> bytes:
+        """The command in the Redis protocol; *with_text*: with the text of the script, not its digest."""
         if self.script is None:
             return pack(*self.args)
-        begin = self.script.eval if whole else self.script.evalsha
+        begin = self.script.eval if with_text else self.script.evalsha
         return b"*%d\r\n%b%b" % (4 + len(self.args), begin, _bulk(self.key, *self.args))
 
 

@@ -122,7 +122,7 @@ class SyncRedisStore:
 
     def scan(self, *, limit: int = 100, cursor: str | None = None) -> Page:
         """See `RedisStore.scan`."""
-        places = self._places()
+        places = self._nodes_to_scan()
         at, position = records.read_cursor(cursor, len(places))
         next_position, names = self._call(
             records.scan(self._prefix, position, limit), self._end(), places[at]
@@ -255,7 +255,7 @@ class SyncRedisStore:
         pool = self._client.get_redis_connection(node).connection_pool
         return route_of_node(pool.connection_class, pool.connection_kwargs, **self._ours)
 
-    def _places(self) -> list[Route]:
+    def _nodes_to_scan(self) -> list[Route]:
         if self._only is not None:
             return [self._only]
         nodes = sorted(self._client.get_primaries(), key=lambda node: str(node.name))

@@ -17,20 +17,20 @@ _ASKING = pack(b"ASKING")
 class Call:
     """One command, until its caller gets the answer."""
 
-    __slots__ = ("answer", "asking", "command", "due", "reply", "unconfirmed", "whole")
+    __slots__ = ("answer", "asking", "command", "due", "reply", "unconfirmed", "with_text")
 
     def __init__(self, command: Command, due: float, asking: bool, answer: asyncio.Future[Answer]) -> None:
         self.command: Command = command
         self.due: float = due
         self.asking: bool = asking
         self.answer: asyncio.Future[Answer] = answer
-        self.whole: bool = False  # whether the script's text has to be sent
+        self.with_text: bool = False  # whether the script's text has to be sent
         self.unconfirmed: bool = False  # whether a WAIT was sent after it and is not answered
         self.reply: Reply = None
 
     def pack(self) -> bytes:
         """The bytes to write for this call."""
-        packed = self.command.pack(whole=self.whole)
+        packed = self.command.pack(with_text=self.with_text)
         return _ASKING + packed if self.asking else packed
 
     def settle(self, acked_replicas: int) -> None:
@@ -77,8 +77,8 @@ class Scripts:
         script = call.command.script
         assert script is not None, "only a script can be missing"
         self._known.discard(script.sha)
-        call.whole = self._ahead.setdefault(script.sha, call) is call
-        return call.whole
+        call.with_text = self._ahead.setdefault(script.sha, call) is call
+        return call.with_text
 
     def answered(self, call: Call, *, worked: bool) -> Iterable[Call]:
         """Note that *call* is over; returns the calls that waited for it, the last one first."""

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(reply, failures.ReadOnlyError):
             call.fail(reply)
             raise reply
-        elif isinstance(reply, failures.NoScriptError) and not call.whole:
+        elif isinstance(reply, failures.NoScriptError) and not call.with_text:
             # A server lacks the script after a restart, a failover or a flush.
             if self._scripts.missing(call):
                 self._waiting.appendleft(call)

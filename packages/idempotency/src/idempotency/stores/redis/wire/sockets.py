@@ -83,11 +83,11 @@ class Sockets:
         """
         script = command.script
         if script is None:
-            return self._run(connection, command, end, asking=asking, whole=False)
+            return self._run(connection, command, end, asking=asking, with_text=False)
         loads = self._loads.get(script.sha, 0)
         missing = False
         if loads:
-            answer = self._run(connection, command, end, asking=asking, whole=False)
+            answer = self._run(connection, command, end, asking=asking, with_text=False)
             missing = isinstance(answer.reply, failures.NoScriptError)
             if not missing:
                 return answer
@@ -95,18 +95,18 @@ class Sockets:
         mine = loading.acquire(timeout=max(0.0, (end - time.monotonic()) / 2))
         try:
             if self._loads.get(script.sha, 0) == loads:  # no other thread has found or sent the script since
-                answer = self._run(connection, command, end, asking=asking, whole=missing)
+                answer = self._run(connection, command, end, asking=asking, with_text=missing)
                 if isinstance(answer.reply, failures.NoScriptError):
-                    answer = self._run(connection, command, end, asking=asking, whole=True)
+                    answer = self._run(connection, command, end, asking=asking, with_text=True)
                 if not isinstance(answer.reply, Exception):
                     self._loads[script.sha] = loads + 1
                 return answer
         finally:
             if mine:
                 loading.release()
-        answer = self._run(connection, command, end, asking=asking, whole=False)
+        answer = self._run(connection, command, end, asking=asking, with_text=False)
         if isinstance(answer.reply, failures.NoScriptError):
-            answer = self._run(connection, command, end, asking=asking, whole=True)
+            answer = self._run(connection, command, end, asking=asking, with_text=True)
         return answer
 
     def _forget_parents(self) -> None:
@@ -114,9 +114,9 @@ class Sockets:
         self._drop_idle()
         self._loading = {}  # no thread of the child would release a lock that was held
 
-    def _run(self, connection: Any, command: Command, end: float, *, asking: bool, whole: bool) -> Answer:
+    def _run(self, connection: Any, command: Command, end: float, *, asking: bool, with_text: bool) -> Answer:
         confirm = self._settings.replicas > 0 and command.writes
-        packed = [command.pack(whole=whole)]
+        packed = [command.pack(with_text=with_text)]
         if asking:
             packed.insert(0, pack(b"ASKING"))
         if confirm:  # WAIT covers only the writes of its own connection
