@@ -14,4 +14,5 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
 ROOT_URLCONF = "urls"
 INSTALLED_APPS = ["orders"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA / "shop.sqlite3"}}
+USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -104,7 +104,9 @@ DIFFERENT: list[Any] = [
     *(Order(number="1", lines=[Line("a")]), Order(number="1", more=1), Order(number="1", more=2)),
     *(Parcel("a"), Parcel("a", 2), Parcel("b"), Parcel("a", 1, ["x"]), Parcel("a", label="x")),
     *(Item("a"), Item("a", 2), Item("b"), Item("a", 1, ["x"]), Item("a", gift=True), Item("a", gift=False)),
-    *(HttpUrl("https://a.example"), AnyUrl("https://a.example"), HttpUrl("https://a.example/b"), "https://a.example/"),
+    # Before pydantic 2.10 both have one class.
+    *{type(url): url for url in (HttpUrl("https://a.example"), AnyUrl("https://a.example"))}.values(),
+    *(HttpUrl("https://a.example/b"), "https://a.example/"),
     *(PostgresDsn("postgresql://a/b"), PostgresDsn("postgresql://a/c"), msgspec.UNSET),
     *(BERLIN, ZoneInfo("Europe/Paris"), "Europe/Berlin"),
     *(UTC, timezone(timedelta(0), "GMT"), timezone(timedelta(hours=1))),
