@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor.errors import Unsupported
 from predictor.manifest import Label
 
-__all__ = ["Contribution", "Explanation"]
+__all__ = ["Contribution", "Explanation", "check_sums"]
+
+_SUM_ERROR = 1e-9  # relative to the row's largest contribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +71,29 @@ class Explanation:
             return output
         raise IndexError(
             f"no output {output!r}; the outputs are {', '.join(map(repr, labels or range(outputs)))}"
+        )
+
+
+def check_sums(shares: NDArray[np.float64], raw: NDArray[np.float64]) -> None:
+    """
+    Check that *shares* [n, outputs, features + 1], the bias last, add up to the scores *raw* [n, outputs].
+
+    LightGBM's do not on branches that test many different features: its rounding errors grow with their number. From
+    about 20 features on they can be noticed, and beyond 50 no digit may be right.
+
+    Raises:
+        Unsupported: They are not finite, or do not add up.
+    """
+    if not np.isfinite(shares).all():
+        raise Unsupported(
+            "contributions are not finite: the model file lacks leaf_count and internal_count; save it again with"
+            " LightGBM"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.abs(shares.sum(axis=-1) - raw)
+    if not (off <= _SUM_ERROR * np.abs(shares).max(axis=-1)).all():
+        raise Unsupported(
+            "LightGBM's contributions do not add up to the raw score: its rounding errors are too large on branches"
+            " that test many different features. The native kernel's are not; `info.engine_reason` says why it does"
+            " not run"
         )

@@ -15,7 +15,7 @@ from predictor.cli.evaluation import Classified, Compared, Estimated, numbers_of
 from predictor.cli.ranking import Ranked
 from predictor.cli.sampling import Sample
 from predictor.drift import AnswerDrift, DriftMonitor
-from predictor.errors import PredictorError, SchemaError
+from predictor.errors import PredictorError, SchemaError, Unsupported
 from predictor.manifest import Manifest
 from predictor.model import Model
 
@@ -259,10 +259,11 @@ class Report:
         gains = self._charts.bars(
             [name for name, _ in ranked], [gain for _, (_, gain) in ranked], "total gain of splits"
         )
-        if self._model.is_linear:
-            return page + _grid(gains) + "<p>LightGBM has no contributions for linear trees.</p>"
         rows = self._sample.rows()
-        explained = self._model.explain(rows)
+        try:
+            explained = self._model.explain(rows)
+        except Unsupported as error:
+            return page + _grid(gains) + f"<p>{escape(str(error))}</p>"
         matrix = self._model.encode(rows)
         shares = explained.contributions
         several = shares.ndim == 3
