@@ -139,6 +139,10 @@ def _values(column: Any) -> Any:
         return column.to_numpy()
     except Exception:  # each library raises its own: for text in an Arrow batch, or a type that NumPy lacks
         return _listed(column)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Polars before 2.1, for Int128; not an Exception
+            raise
+        return _listed(column)
 
 
 def _listed(column: Any) -> Any:
