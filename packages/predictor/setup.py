@@ -15,9 +15,13 @@ from setuptools import Extension, setup
 
 NATIVE = Path("native")  # builds run in this folder
 
-# One binary for Python 3.11 and later. Without fused multiply-add, and with sums in the order of the code, results are
-# the same bit for bit. The compiler's own vectorization is off: it makes the kernel's look-ups 1.5 times slower. The
-# code has its vectors written by hand.
+# Without fused multiply-add, and with sums in the order of the code, results are the same bit for bit. CFLAGS of the
+# environment come before these flags, for the linker too. If -ffast-math is among them, checks for NaN would find none,
+# and the whole process would lose subnormal numbers; so it is undone.
+EXACT = ["-O3", "-ffp-contract=off", "-fno-fast-math", "-fno-unsafe-math-optimizations"]
+
+# One binary for Python 3.11 and later. The compiler's own vectorization is off: it makes the kernel's look-ups 1.5
+# times slower. The code has its vectors written by hand.
 kernel = Extension(
     "predictor._kernel",
     sources=sorted(map(str, NATIVE.glob("*.c"))),
@@ -25,9 +29,11 @@ kernel = Extension(
     include_dirs=[str(NATIVE)],
     define_macros=[("Py_LIMITED_API", "0x030B0000")],
     extra_compile_args=[
-        *("-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden"),
+        *EXACT,
+        *("-std=gnu11", "-fvisibility=hidden"),
         *("-fno-tree-vectorize", "-fno-tree-slp-vectorize"),
     ],
+    extra_link_args=EXACT,
     py_limited_api=True,
     optional=True,
 )

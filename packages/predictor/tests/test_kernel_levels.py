@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,3 +68,34 @@ def test_the_best_available_level_is_used_by_default(best, trained, monkeypatch)
     monkeypatch.delenv("PREDICTOR_ENGINE", raising=False)
     monkeypatch.setattr(_kernel, "levels", lambda: LEVELS[best:])
     assert trained("binary").load().info.engine == f"native kernel ({LEVELS[best]})"
+
+
+NOT_EXACT = r"""
+#include <stdio.h>
+int main(void) {
+    volatile double nan = 0.0 / 0.0, smallest = 5e-324, large = 1e16, one = 1.0;
+    double x = nan, sum = large + one - large;
+    if (x == x) puts("NaN is a number");
+    if (smallest * one == 0.0) puts("subnormal numbers are zero");
+    if (sum != 0.0) puts("sums have another order");
+    return 0;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(
+    "flag", ["-ffast-math", "-Ofast", "-ffinite-math-only", "-funsafe-math-optimizations"]
+)
+def test_compiler_flags_of_the_environment_do_not_change_arithmetic(flag, tmp_path, monkeypatch):
+    # setuptools puts CFLAGS before the extension's own flags.
+    stub = SimpleNamespace(
+        Extension=lambda _name, **options: SimpleNamespace(**options), setup=lambda **_: None
+    )
+    monkeypatch.setitem(sys.modules, "setuptools", stub)
+    kernel = runpy.run_path(str(Path(__file__).parents[1] / "setup.py"))["kernel"]
+    source, compiled, program = tmp_path / "exact.c", tmp_path / "exact.o", tmp_path / "exact"
+    source.write_text(NOT_EXACT)
+    subprocess.run(["cc", flag, "-c", source, "-o", compiled, *kernel.extra_compile_args], check=True)
+    subprocess.run(["cc", flag, compiled, "-o", program, *kernel.extra_link_args], check=True)
+    assert subprocess.run([program], check=True, capture_output=True, text=True).stdout == ""
