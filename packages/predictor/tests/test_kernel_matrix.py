@@ -105,6 +105,16 @@ def test_array_with_a_cell_that_the_policy_refuses_is_left_to_the_schema(cell, t
         model.predict(rows)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+def test_one_refused_cell_is_found_at_any_place_of_an_array(rows, train_model):
+    model = train_model("strict", {"objective": "regression"}, policy=None).load()
+    for place in np.ndindex(rows, 5):
+        matrix = np.zeros((rows, 5))
+        assert in_one_call(model, matrix) is not None
+        matrix[place] = np.nan
+        assert in_one_call(model, matrix) is None, place
+
+
 def test_array_of_too_many_rows_is_left_to_python(trained):
     subject = trained("regression")
     model = subject.load()
