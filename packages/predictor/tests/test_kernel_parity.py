@@ -340,6 +340,20 @@ def test_sums_of_each_number_of_outputs_match_lightgbm(outputs, kernel_of, hard_
     assert_parity(kernel_of(data), own, np.concatenate([x[:100], hard_rows(own, count=100)]))
 
 
+def test_softmax_of_an_infinite_score_is_lightgbms(kernel_of, trained):
+    subject = trained("multiclass")
+    booster = lgb.Booster(model_file=subject.path)
+    for tree in (0, 3):  # of the first class: together they are infinity
+        for leaf in range(int(np.diff(parse_model_text(subject.path.read_bytes()).trees.leaf_start)[tree])):
+            booster.set_leaf_output(tree, leaf, 1.7e308)
+    data, rows = booster.model_to_string().encode(), subject.rows[:70]
+    truth = np.asarray(lgb.Booster(model_str=data.decode()).predict(rows, num_threads=1))
+    assert np.isnan(truth[:, 0]).all()
+    kernel = kernel_of(data)
+    for n in (1, 70):
+        assert np.array_equal(kernel.predict(rows[:n], NORMAL, release=False), truth[:n], equal_nan=True)
+
+
 def test_contributions_of_paths_with_many_features_match_lightgbm(kernel_of):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(3_000, 40))
