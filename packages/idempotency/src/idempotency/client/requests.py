@@ -73,7 +73,7 @@ class IdempotencyAdapter(BaseAdapter):
     Cost: the bodies of request and answer in memory, and a thread for each call, because a blocking read cannot be
     ended when `Retry.timeout` is over. If that happens before the headers have arrived, the thread closes the answer
     when they arrive, or ends with the adapter's own timeout. If it happens during the body, the thread ends at once
-    (urllib3 2.3 or newer), otherwise with the body.
+    (with urllib3 2.3 or newer, which the extra requires), otherwise with the body.
     """
 
     def __init__(
