@@ -196,7 +196,7 @@ def answers(received: bytes, heads: list[bool]) -> list[tuple[int, str, bool]]:
             raise RuleBroken(f"not an answer: {head[:200]!r}")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         status, length = int(first[9:12]), int(fields.get("content-length", "0"))
-        if status >= 500 and status not in {503, 505}:
+        if status >= 500 and status not in {501, 503, 505}:  # 501 is for an unknown transfer coding
             raise RuleBroken(f"answered {status}")
         bodiless = len(found) < len(heads) and heads[len(found)] and "x-request-id" in fields
         if not bodiless:

@@ -409,7 +409,9 @@ def test_manifest_command_says_if_expected_answers_are_missing_or_unreadable(lab
 
 def test_manifest_command_compares_every_row_with_the_expected_answers(labelled, tmp_path, capsys):
     path, rows, _ = labelled
-    whole = pd.read_csv(rows, dtype={"kind of it": str}, keep_default_na=False, float_precision="round_trip")
+    # As text: pandas before 3 rounds some numbers when it reads them.
+    whole = pd.read_csv(rows, dtype=str, keep_default_na=False)
+    whole["answer"] = whole["answer"].map(float)
     whole = pd.concat([whole] * 40, ignore_index=True)
     made = ["--name", "m", "--version", "1", "--expected", "answer", "--sample", "50"]
     for wrong in ([], [BLOCK + 7, 20_000]):
