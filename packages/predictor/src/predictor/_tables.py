@@ -164,8 +164,7 @@ def _labelled(column: Any) -> Labelled | None:
         column = column.unify_dictionaries() if hasattr(column, "unify_dictionaries") else column
         column = column.combine_chunks()
     if hasattr(column, "dictionary") and hasattr(column, "indices"):  # Arrow
-        positions = (
-            column.indices.cast("int64").fill_null(-1).to_numpy(zero_copy_only=False)
-        )  # some are unsigned
+        indices = column.indices.cast("int64")  # some are unsigned, and cannot hold -1
+        positions = indices.fill_null(-1).to_numpy(zero_copy_only=False)
         return Labelled(positions.astype(np.int64), column.dictionary.to_pylist())
     return None

@@ -197,7 +197,7 @@ def _newest_row(series: CandleSeries) -> tuple[Row, Decimal]:
     if not (min(volumes) >= 0 and _are_finite(volumes)):
         raise _Unusable("a volume is negative or not finite")
     row = compute(closes, volumes)
-    if not all(map(_LARGEST_INDICATOR.__gt__, map(abs, row))):
+    if not all(abs(indicator) < _LARGEST_INDICATOR for indicator in row):  # nor NaN
         raise _Unusable("prices or volumes too extreme for the indicators")
     return row, series.exact_close(newest)
 
